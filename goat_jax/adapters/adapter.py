@@ -1,0 +1,97 @@
+"""The three functions every method is: init, apply, merge. Arrays in, arrays out."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from goat_jax.adapters.context import Context, dropout
+from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.core.aux_losses import expert_load
+from goat_jax.errors import UserError
+from goat_jax.typing import Array, Factors, Key
+
+
+class AdapterStart(NamedTuple):
+    """What `init_adapter` makes of a pretrained kernel.
+
+    Attributes:
+        kernel: the frozen kernel (I, O), pretrained minus what the adapter starts with.
+        factors: the trained arrays by name, float32.
+        scale: (E,) float32, frozen.
+    """
+
+    kernel: Array
+    factors: Factors
+    scale: Array
+
+
+class Report(NamedTuple):
+    """What one adapter tells of a forward pass.
+
+    Attributes:
+        aux_loss: its auxiliary loss, a scalar, not yet weighted.
+        load: (E,) share of the real tokens that select each expert; sums to K.
+        entropy: mean entropy of the router's probabilities in nats, a scalar.
+    """
+
+    aux_loss: Array
+    load: Array
+    entropy: Array
+
+
+def init_adapter(kernel: Array, spec: AdapterSpec, key: Key) -> AdapterStart:
+    """Start of an adapter on a pretrained kernel (I, O) of any float dtype.
+
+    >>> from goat_jax.adapters.methods import METHODS
+    >>> kernel = jax.random.normal(jax.random.key(0), (16, 8))
+    >>> start = init_adapter(kernel, METHODS["goat"].spec, jax.random.key(1))
+    >>> {name: array.shape for name, array in start.factors.items()}
+    {'a': (8, 16, 1), 'b': (8, 1, 8), 'router': (16, 8)}
+    """
+    segment_key, factor_key, router_key = jax.random.split(key, 3)
+    segments = spec.initializer.segments(kernel, spec, segment_key)
+    scale = spec.scale(kernel.shape[0], segments, spec)
+    factors = spec.initializer.factors(kernel, segments, scale, spec, factor_key)
+    frozen = spec.base_edit(kernel, factors, scale, spec)
+    return AdapterStart(
+        frozen, factors | spec.router.init(kernel.shape[0], spec, router_key), scale
+    )
+
+
+def apply_adapter(
+    x: Array, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec, ctx: Context
+) -> tuple[Array, Report]:
+    """What the adapter adds to ``x @ kernel``: (..., O) in x's dtype, and its report.
+
+    Args:
+        x: tokens (..., I).
+        kernel: the frozen kernel (I, O); most methods do not look at it.
+        factors: the trained arrays.  scale: (E,).
+        ctx: dropout key (None in eval mode) and padding mask.
+    """
+    routing = spec.router(x, factors, spec)
+    copies = spec.num_experts if spec.dropout_per_expert else None
+    dropped = dropout(x, spec.dropout, ctx.key, copies)
+    delta = spec.combine(dropped, kernel, factors, scale, routing)
+    probs = jnp.maximum(routing.probs, 1e-30)
+    report = Report(
+        aux_loss=spec.aux_loss(routing, factors, ctx),
+        load=expert_load(routing, ctx.mask),
+        entropy=-(routing.probs * jnp.log(probs)).sum(-1).mean(),
+    )
+    return delta, report
+
+
+def merge_adapter(kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:
+    """One kernel (I, O) that does what frozen kernel and adapter do together.
+
+    Raises:
+        UserError: when the experts' weights differ by token, so that no such kernel exists.
+    """
+    if not spec.router.mergeable:
+        raise UserError(
+            f"{type(spec.router).__name__} weighs the experts token by token, so no single kernel "
+            "equals this adapter: keep it as an adapter"
+        )
+    return spec.combine.merge(kernel, factors, scale, spec)

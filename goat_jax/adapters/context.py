@@ -1,0 +1,54 @@
+"""What a forward pass tells every adapter besides x: the dropout key and the padding mask."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from goat_jax.typing import Array, Key
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """Passed down through the model, never stored: a step stays a pure function.
+
+    Attributes:
+        key: PRNG key of the dropout masks; None is eval mode, no dropout anywhere.
+        mask: non-zero where a token is real, the shape of x without its feature axis; None if all
+            are. Balance losses and the expert load leave masked tokens out.
+    """
+
+    key: Key | None = None
+    mask: Array | None = None
+
+    def fold(self, number: Array | int) -> Context:
+        """The context of a part of the model: an independent key, the same mask."""
+        if self.key is None:
+            return self
+        return dataclasses.replace(self, key=jax.random.fold_in(self.key, number))
+
+    def unmasked(self) -> Context:
+        """For layers that do not see tokens one by one, such as a pooled classification head."""
+        return dataclasses.replace(self, mask=None)
+
+
+EVAL = Context()
+
+
+def dropout(x: Array, rate: float, key: Key | None, copies: int | None = None) -> Array:
+    """Inverted dropout of x (..., I); unchanged when the rate is 0 or there is no key (eval).
+
+    Args:
+        copies: with E, returns (E, ..., I): one mask per expert instead of a shared one.
+
+    >>> dropout(jnp.ones(2), 0.5, None)
+    Array([1., 1.], dtype=float32)
+    """
+    if rate == 0.0 or key is None:
+        return x
+    shape = x.shape if copies is None else (copies, *x.shape)
+    keep = jax.random.bernoulli(key, 1.0 - rate, shape)
+    return jnp.where(keep, jnp.broadcast_to(x, shape) / jnp.asarray(1.0 - rate, x.dtype), 0)

@@ -1,0 +1,73 @@
+"""Scale rules as parts: what `goat_jax.core.scaling` computes, with their options."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from goat_jax.adapters.spec import AdapterSpec, ScaleRule
+from goat_jax.core import scaling
+from goat_jax.core.svd import Svd
+from goat_jax.typing import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class AlphaOverRank:
+    """alpha / R: LoRA, and what the published GOAT code runs."""
+
+    def __call__(self, in_features: int, segments: Svd | None, spec: AdapterSpec) -> Array:
+        del in_features, segments
+        return scaling.alpha_over_rank(spec.num_experts, spec.rank, spec.alpha)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlphaOverRootRank:
+    """alpha / sqrt(R): rsLoRA."""
+
+    def __call__(self, in_features: int, segments: Svd | None, spec: AdapterSpec) -> Array:
+        del in_features, segments
+        return scaling.alpha_over_root_rank(spec.num_experts, spec.rank, spec.alpha)
+
+
+@dataclasses.dataclass(frozen=True)
+class Theory:
+    """sqrt(3 I eta / R), Theorem 3.5 of the paper.
+
+    Attributes:
+        eta: full fine-tuning learning rate divided by the adapter's.
+    """
+
+    eta: float = 1.0
+
+    def __call__(self, in_features: int, segments: Svd | None, spec: AdapterSpec) -> Array:
+        del segments
+        return scaling.theory(spec.num_experts, spec.rank, in_features, self.eta)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """A constant.
+
+    Attributes:
+        value: the scale, or one scale per expert.
+    """
+
+    value: float | tuple[float, ...] = 2.0
+
+    def __call__(self, in_features: int, segments: Svd | None, spec: AdapterSpec) -> Array:
+        del in_features, segments
+        return jnp.broadcast_to(jnp.asarray(self.value, jnp.float32), (spec.num_experts,))
+
+
+@dataclasses.dataclass(frozen=True)
+class BySpectrum:
+    """GOAT+ (GOAT-s in v4): the first expert's scale by another rule, the others by their spectrum.
+
+    Attributes:
+        first: the rule that gives s_1.
+    """
+
+    first: ScaleRule = Theory()
+
+    def __call__(self, in_features: int, segments: Svd | None, spec: AdapterSpec) -> Array:
+        assert segments is not None, "GOAT+ needs an initializer with SVD segments"
+        return scaling.by_spectrum(self.first(in_features, segments, spec), segments.s)

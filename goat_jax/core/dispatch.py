@@ -1,0 +1,41 @@
+"""Expert dispatch: every expert's projection in rank space, gated there, one contraction back.
+
+``delta = sum_i g_i x a_i b_i`` is computed as ``h_i = g_i (x a_i)`` by a vmap over the experts and
+then a single contraction of ``h`` with ``b`` over (expert, rank). Nothing of shape (E, S, O) ever
+exists; XLA sees two matrix products of plain LoRA's size at the same total rank.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from goat_jax.typing import Array
+
+
+def project(x: Array, a: Array, gate: Array) -> Array:
+    """One expert in rank space: ``(x @ a) * gate``.
+
+    Args:
+        x: (..., I).  a: (I, R).  gate: (...,) float32.
+
+    Returns:
+        (..., R) float32: it is tiny, so the gate is applied before any rounding to x's dtype.
+    """
+    hidden = jnp.dot(x, a.astype(x.dtype), preferred_element_type=jnp.float32)
+    return hidden * gate[..., None]
+
+
+def dispatch(x: Array, a: Array, b: Array, gate: Array) -> Array:
+    """Sum over experts of ``gate_i * x a_i b_i``: (..., O) in x's dtype.
+
+    Args:
+        x: (..., I), or (E, ..., I) when every expert sees its own (dropped-out) copy.
+        a: (E, I, R).  b: (E, R, O).
+        gate: (..., E) float32: routing weight times the expert's scale.
+
+    >>> x, a, b = jnp.ones((3, 4)), jnp.ones((2, 4, 1)), jnp.ones((2, 1, 5))
+    >>> dispatch(x, a, b, jnp.array([[0.5, 0.0]] * 3))[0]
+    Array([2., 2., 2., 2., 2.], dtype=float32)
+    """
+    own_copies = x.ndim == gate.ndim + 1
+    hidden = jax.vmap(project, in_axes=(0 if own_copies else None, 0, -1))(x, a, gate)
+    return jnp.einsum("E...R,ERO->...O", hidden.astype(x.dtype), b.astype(x.dtype))

@@ -1,0 +1,31 @@
+"""The frozen kernel after the adapter's start has been taken off it."""
+
+import jax.numpy as jnp
+
+from goat_jax.typing import Array
+
+
+def delta_weight(a: Array, b: Array, scale: Array, weights: Array | float = 1.0) -> Array:
+    """``sum_i weights_i scale_i a_i @ b_i`` (I, O) in float32 at the highest precision.
+
+    Args:
+        a: (E, I, R).  b: (E, R, O).  scale: (E,).  weights: a number, or (E,) gates.
+    """
+    gain = scale * weights
+    return jnp.einsum("EIR,ERO->IO", a * gain[:, None, None], b, precision="highest")
+
+
+def residual_kernel(kernel: Array, a: Array, b: Array, scale: Array, weight: float) -> Array:
+    """``kernel - weight * sum_i scale_i a_i @ b_i`` (I, O), cast once to the kernel's dtype.
+
+    With weight = 1/E this is W0 - W_res of Theorem 3.4: the subtracted part is the expectation of
+    the experts' output over a balanced router, so training starts aligned with the pretrained
+    kernel. With E = 1 and weight 1 it is the exact residual of PiSSA and MiLoRA.
+
+    >>> k = jnp.ones((2, 3)); a = jnp.ones((2, 2, 1)); b = jnp.ones((2, 1, 3))
+    >>> residual_kernel(k, a, b, jnp.array([1.0, 1.0]), 0.5)
+    Array([[0., 0., 0.],
+           [0., 0., 0.]], dtype=float32)
+    """
+    residual = kernel.astype(jnp.float32) - delta_weight(a, b, scale, weight)
+    return residual.astype(kernel.dtype)

@@ -1,0 +1,122 @@
+"""Singular value decomposition of a kernel, and the segments of it that the experts start from."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from goat_jax.errors import UserError
+from goat_jax.typing import Array, Key
+
+
+class Svd(NamedTuple):
+    """Thin SVD ``kernel = u @ diag(s) @ vt`` in float32, singular values descending.
+
+    Attributes:
+        u: left singular vectors (..., I, H), H = min(I, O).
+        s: singular values (..., H).
+        vt: right singular vectors, transposed (..., H, O).
+    """
+
+    u: Array
+    s: Array
+    vt: Array
+
+
+def svd_of_kernel(kernel: Array) -> Svd:
+    """Decomposes a kernel (..., I, O) of any float dtype in float32 (leading axes are batched).
+
+    >>> k = jnp.array([[3.0, 0.0], [0.0, 4.0]], jnp.bfloat16)
+    >>> svd_of_kernel(k).s
+    Array([4., 3.], dtype=float32)
+    """
+    return Svd(*jnp.linalg.svd(kernel.astype(jnp.float32), full_matrices=False))
+
+
+Segments = Callable[[int, int, int, Key], Array]
+"""(h, num_experts, rank, key) -> the index (E, R) of the singular triplets of every expert."""
+
+
+def _runs(starts: Array, rank: int) -> Array:
+    return starts[:, None] + jnp.arange(rank)[None, :]
+
+
+def block_heads(h: int, num_experts: int, rank: int, key: Key) -> Array:
+    """GOAT's choice O (paper eq. 13): the first R of each of E equal blocks of the spectrum.
+
+    >>> block_heads(24, 4, 2, jax.random.key(0))[:, 0]
+    Array([ 0,  6, 12, 18], dtype=int32)
+    """
+    del key
+    return _runs(jnp.arange(num_experts) * (h // num_experts), rank)
+
+
+def block_tails(h: int, num_experts: int, rank: int, key: Key) -> Array:
+    """The last R of each of E equal blocks (published code: ``goat_mini``)."""
+    del key
+    return _runs((jnp.arange(num_experts) + 1) * (h // num_experts) - rank, rank)
+
+
+def principal(h: int, num_experts: int, rank: int, key: Key) -> Array:
+    """Choice P: expert j takes the triplets j * R onwards, the largest first."""
+    del h, key
+    return _runs(jnp.arange(num_experts) * rank, rank)
+
+
+def minor(h: int, num_experts: int, rank: int, key: Key) -> Array:
+    """Choice M as in the paper: expert j starts at h - (j + 1) * R, the smallest first."""
+    del key
+    return _runs(h - (jnp.arange(num_experts) + 1) * rank, rank)
+
+
+def minor_descending(h: int, num_experts: int, rank: int, key: Key) -> Array:
+    """The triplets of `minor`, experts in the published code's order (``milora``)."""
+    del key
+    return _runs(h - (num_experts - jnp.arange(num_experts)) * rank, rank)
+
+
+def principal_and_minor(h: int, num_experts: int, rank: int, key: Key) -> Array:
+    """Half of all triplets from each end of the spectrum (published code: ``pissa_milora``)."""
+    del key
+    total = num_experts * rank
+    ends = jnp.concatenate([jnp.arange(total // 2), jnp.arange(h - (total - total // 2), h)])
+    return ends.reshape(num_experts, rank)
+
+
+def random_blocks(h: int, num_experts: int, rank: int, key: Key) -> Array:
+    """Choice R: E distinct runs of R triplets, drawn from the h // R aligned ones.
+
+    The paper prints k_j = j * t' with a random t', which leaves the range for large j; distinct
+    aligned runs are the reading of it that always exists and never gives two experts one triplet.
+    """
+    starts = jax.random.choice(key, h // rank, (num_experts,), replace=False) * rank
+    return _runs(starts, rank)
+
+
+def check_segments(h: int, num_experts: int, rank: int) -> None:
+    """Raises `UserError` when a spectrum of h values cannot hold E disjoint segments of R."""
+    if num_experts * rank > h:
+        raise UserError(
+            f"total rank {num_experts * rank} is above the layer's smaller side {h}: "
+            f"choose a total rank of at most {h}"
+        )
+
+
+def take_segments(svd: Svd, index: Array) -> Svd:
+    """The triplets of every expert: u (E, I, R), s (E, R), vt (E, R, O), from an index (E, R).
+
+    >>> svd = svd_of_kernel(jnp.diag(jnp.array([4.0, 3.0, 2.0, 1.0])))
+    >>> take_segments(svd, jnp.array([[0], [2]])).s
+    Array([[4.],
+           [2.]], dtype=float32)
+    """
+    u = jnp.moveaxis(svd.u[:, index], 0, 1)
+    return Svd(u, svd.s[index], svd.vt[index, :])
+
+
+def share_of_spectrum(s: Array, index: Array) -> np.ndarray:
+    """Share of the squared singular values (H,) that each expert's segment (E, R) holds: (E,)."""
+    energy = np.asarray(s, np.float64) ** 2
+    return energy[np.asarray(index)].sum(-1) / energy.sum()

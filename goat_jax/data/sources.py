@@ -1,0 +1,120 @@
+"""Where rows come from: every source gives a list of plain dictionaries.
+
+A source is a string. `tfds:NAME` (or `tfds:NAME@SPLIT`) reads a TFDS data set and `reviews:train`
+the demo task's package; anything else is the path of a file.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from goat_jax.data.formats import FORMATS, Row, first_line
+from goat_jax.data.reviews import read_reviews
+from goat_jax.errors import UserError
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """All rows of one file, its format chosen by the suffix (a key of `FORMATS`).
+
+    Raises UserError with one line for a missing file, an unknown suffix, a file without rows and
+    the first line that cannot be read (`file:line`).
+
+    >>> read_rows("nowhere.jsonl")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: nowhere.jsonl: no such file
+    """
+    path = Path(path)
+    suffix = next((s for s in FORMATS if path.name.lower().endswith(s)), None)
+    if suffix is None:
+        raise UserError(f"{path}: unknown file type: use one of {', '.join(FORMATS)}")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        rows = FORMATS[suffix](path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or first_line(error)})") from None
+    if not rows:
+        raise UserError(f"{path}: the file has no rows")
+    return rows
+
+
+def read_tfds(
+    name: str, split: str, data_dir: str | Path | None = None, download: bool = True
+) -> list[Row]:
+    """Rows of a TFDS data set stored as array_record, read without TensorFlow.
+
+    Args:
+      name: as TFDS writes it, `glue/rte` or `glue/rte:2.0.0`; or any data set prepared in data_dir.
+      split: `train`, `validation`, `train[:10%]` ...
+      data_dir: TFDS's data folder (its own default if None).
+      download: whether TFDS may fetch and prepare what is not in data_dir.
+
+    Returns text as str, integers as int, other features as TFDS gives them (numpy arrays). Raises
+    UserError with the first line of TFDS's complaint (unknown name or split, no network, data
+    stored as TFRecord).
+
+    >>> read_tfds("no_such_set", "train", download=False)
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: tfds:no_such_set@train: Dataset no_such_set not found.
+    """
+    tfds = importlib.import_module("tensorflow_datasets")
+    # Builders of the older kind are registered only once their module has been imported.
+    legacy = f"tensorflow_datasets.text.{name.partition('/')[0].partition(':')[0]}"
+    try:
+        if importlib.util.find_spec(legacy):
+            importlib.import_module(legacy)
+        folder = None if data_dir is None else str(data_dir)
+        source = tfds.data_source(name, split=split, data_dir=folder, download=download)
+        return [_plain(row) for row in source]
+    except (ValueError, NotImplementedError, OSError, ImportError, RuntimeError) as error:
+        raise UserError(f"tfds:{name}@{split}: {first_line(error)}") from None
+
+
+def _plain(value: Any) -> Any:
+    """TFDS's bytes and numpy scalars as str and Python numbers, in nested features too."""
+    match value:
+        case dict():
+            return {key: _plain(item) for key, item in value.items()}
+        case bytes():
+            return value.decode("utf-8", errors="replace")
+        case np.generic():
+            return value.item()
+    return value
+
+
+def _tfds(rest: str, split: str, data_dir: str | Path | None) -> list[Row]:
+    name, _, chosen = rest.partition("@")
+    return read_tfds(name, chosen or split, data_dir)
+
+
+def _reviews(rest: str, split: str, data_dir: str | Path | None) -> list[Row]:
+    return read_reviews(rest, data_dir)
+
+
+SCHEMES: dict[str, Callable[[str, str, str | Path | None], list[Row]]] = {
+    "tfds": _tfds,
+    "reviews": _reviews,
+}
+
+
+def read_source(source: str, split: str, data_dir: str | Path | None = None) -> list[Row]:
+    """Rows of a source string: `SCHEME:...` with a key of `SCHEMES`, else a file's path.
+
+    Args:
+      source: `tfds:glue/rte`, `tfds:glue/mnli@validation_matched`, `reviews:test`, `data/dev.csv`.
+      split: the TFDS split if the source does not name one after `@`.
+      data_dir: TFDS's folder, the package cache, or the folder relative paths start from.
+
+    >>> read_source("dev.json", "train")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: dev.json: unknown file type: use one of .jsonl, .jsonl.gz, .csv, \
+.csv.gz, .tsv, .tsv.gz, .npz, .parquet
+    """
+    scheme, _, rest = source.partition(":")
+    if rest and scheme in SCHEMES:
+        return SCHEMES[scheme](rest, split, data_dir)
+    return read_rows((Path(data_dir) if data_dir else Path()) / Path(source).expanduser())

@@ -1,0 +1,117 @@
+"""Texts to token ids: ragged, so that padding is decided batch by batch."""
+
+import importlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from goat_jax.data.examples import Examples
+from goat_jax.data.formats import first_line
+from goat_jax.errors import UserError
+
+# Any of these can hold a vocabulary; the configuration files alone cannot.
+VOCABULARY_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """N tokenised rows, not padded.
+
+    Attributes:
+      input_ids: N int32 arrays of their own lengths.
+      token_type_ids: N int32 arrays beside them (0 first text, 1 second), or None.
+      lengths: [N] int32.
+      labels: [N] int32 class ids or float32 values.
+      pad_id: the token that fills a row up.
+      truncated: how many rows were longer than `max_length` and lost their end.
+
+    >>> ids = [np.array([2, 7, 3], np.int32)]
+    >>> len(Encoded(ids, None, np.array([3], np.int32), np.array([1], np.int32)))
+    1
+    """
+
+    input_ids: list[np.ndarray] = field(repr=False)
+    token_type_ids: list[np.ndarray] | None = field(repr=False)
+    lengths: np.ndarray = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+    pad_id: int = 0
+    truncated: int = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The Hugging Face tokenizer stored in a folder; the network is never asked.
+
+    Raises UserError if the folder is missing, holds no vocabulary, or cannot be read.
+
+    >>> load_tokenizer("nowhere")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: nowhere: no such tokenizer folder
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such tokenizer folder")
+    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+        raise UserError(f"{folder}: no tokenizer in it: needs one of {', '.join(VOCABULARY_FILES)}")
+    transformers = importlib.import_module("transformers")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # what transformers raises depends on the file that is damaged
+        raise UserError(f"{folder}: the tokenizer cannot be loaded: {first_line(error)}") from None
+
+
+def encode(tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
+    """Tokenise every row with its special tokens, cut to at most `max_length` tokens.
+
+    Of a pair the longer text is cut first. `token_type_ids` are kept for pairs, if the tokenizer
+    gives them.
+
+    Raises UserError if `max_length` leaves no room beside the special tokens or is more than the
+    tokenizer's model takes.
+
+    >>> from tokenizers import Tokenizer, models, pre_tokenizers
+    >>> from transformers import PreTrainedTokenizerFast
+    >>> words = Tokenizer(models.WordLevel({"[PAD]": 0, "fine": 1, "film": 2}, "[PAD]"))
+    >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+    >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]")
+    >>> examples = Examples((("fine film", "film"),), np.array([1, 0], np.int32))
+    >>> [ids.tolist() for ids in encode(tokenizer, examples, max_length=8).input_ids]
+    [[1, 2], [2]]
+    """
+    pair = len(examples.texts) == 2
+    special = tokenizer.num_special_tokens_to_add(pair=pair)
+    if not special + len(examples.texts) <= max_length <= tokenizer.model_max_length:
+        raise UserError(
+            f"max_length {max_length} does not fit this tokenizer: choose"
+            f" {special + len(examples.texts)} to {tokenizer.model_max_length}"
+        )
+    out = tokenizer(
+        *(list(column) for column in examples.texts),
+        truncation=True,
+        max_length=max_length,
+        padding=False,
+        return_attention_mask=False,
+    )
+    types = out.get("token_type_ids") if pair else None
+    input_ids = [np.array(ids, np.int32) for ids in out["input_ids"]]
+    pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return Encoded(
+        input_ids=input_ids,
+        token_type_ids=None if types is None else [np.array(ids, np.int32) for ids in types],
+        lengths=np.array([len(ids) for ids in input_ids], np.int32),
+        labels=examples.labels,
+        # Padding is masked, so a tokenizer without a pad token may use any id it has.
+        pad_id=next(pad for pad in pads if pad is not None),
+        truncated=sum(1 for encoding in out.encodings or () if encoding.overflowing),
+    )

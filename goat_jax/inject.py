@@ -1,0 +1,266 @@
+"""Attaches adapters to the `Dense` modules of a model, and reports what was adapted and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+from flax import nnx
+
+from goat_jax.adapters.adapter import AdapterStart, init_adapter
+from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.errors import UserError, nearest
+from goat_jax.layers import Adapter, Dense, Factor, Head
+from goat_jax.sites import Site, find_sites, find_stacks
+from goat_jax.typing import Key
+
+ALL_LINEAR = "all-linear"
+
+Targets = str | Sequence[str]
+"""A regular expression over full names, a list of names or suffixes (PEFT), or "all-linear"."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Override:
+    """Other sizes or options for some modules.
+
+    Attributes:
+        modules: a regular expression, list of suffixes, as for targets. Layers are named by their
+            number, so a range of layers is ``r".*layer\\.[0-5]\\..*"``.
+        options: what `AdapterSpec.replace` takes: total_rank, num_experts, top_k, alpha, eta, ...
+    """
+
+    modules: Targets
+    options: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the report: a module (of several layers, if stacked) and what became of it."""
+
+    name: str
+    layers: range | None
+    shape: tuple[int, int]
+    trained: int
+    what: str
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class InjectReport:
+    """What `inject` did.
+
+    Attributes:
+        rows: one per module or run of layers; `what` is "adapter", "trained in full" or "frozen".
+        adapter_parameters, head_parameters, total_parameters: counts; total has all of the model.
+    """
+
+    rows: tuple[Row, ...]
+    adapter_parameters: int
+    head_parameters: int
+    total_parameters: int
+
+    @property
+    def trained_parameters(self) -> int:
+        """Everything that is optimised."""
+        return self.adapter_parameters + self.head_parameters
+
+
+def matches(name: str, targets: Targets) -> bool:
+    """Whether a full module name is among the targets.
+
+    >>> matches("bert.encoder.layer.0.output.dense", ["dense"])
+    True
+    >>> matches("bert.encoder.layer.0.output.dense", r".*layer\\.[12]\\..*")
+    False
+    """
+    if targets == ALL_LINEAR:
+        return True
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == target or name.endswith("." + target) for target in targets)
+
+
+def inject(
+    model: nnx.Module,
+    spec: AdapterSpec,
+    targets: Targets = ALL_LINEAR,
+    *,
+    key: Key,
+    overrides: Sequence[Override] = (),
+    train: Targets = (),
+) -> InjectReport:
+    """Attaches an adapter to every target, in place; edits its kernel as the method says.
+
+    Stacked layers are initialised together. Where overrides make layers of a stack differ, the
+    stack is cut into runs of equal layers.
+
+    Args:
+        model: pretrained, without adapters.
+        spec: the method.
+        targets: which `Dense` modules get one, by their Hugging Face names.
+        key: every module derives its own key from its name, whatever else is adapted.
+        overrides: the first that matches a module applies.
+        train: modules trained in full (the task head); they get no adapter.
+
+    Raises:
+        UserError: a target or override that matches nothing, or nothing that could be adapted.
+
+    >>> from goat_jax.adapters.methods import method_spec
+    >>> from goat_jax.models.encoder import Encoder, tiny_config
+    >>> model = Encoder(tiny_config(), rngs=nnx.Rngs(0))
+    >>> spec = method_spec("goat", total_rank=8)
+    >>> report = inject(model, spec, ["query"], key=jax.random.key(0), train=["classifier"])
+    >>> report.adapter_parameters == 3 * (2 * 8 * 32 + 8 * 32), report.head_parameters
+    (True, 66)
+    """
+    _check_all_match(model, targets, overrides, train)
+    _cut_stacks(model, spec, targets, overrides, train)
+    rows = []
+    for site in find_sites(model):
+        name = site.names()[0]
+        if matches(name, train):
+            what, reason = "trained in full", ""
+        else:
+            chosen, reason = _choose(site.module, name, spec, targets, overrides)  # type: ignore
+            what = "frozen" if chosen is None else "adapter"
+            if chosen is not None:
+                attach(site, chosen, key)
+        rows.append((site, what, reason))
+    if not any(what == "adapter" for _, what, _ in rows):
+        reasons = {reason for _, _, reason in rows if reason}
+        raise UserError(f"no module could be adapted: {'; '.join(sorted(reasons))}")
+    train_in_full(model, train)
+    return _report(model, rows)
+
+
+def _resolve(name: str, spec: AdapterSpec, overrides: Sequence[Override]) -> AdapterSpec:
+    for override in overrides:
+        if matches(name, override.modules):
+            return spec.replace(**override.options)
+    return spec
+
+
+def _choose(
+    module: Dense, name: str, spec: AdapterSpec, targets: Targets, overrides: Sequence[Override]
+) -> tuple[AdapterSpec | None, str]:
+    """The spec of a module, or None and why it stays as it is."""
+    if not matches(name, targets):
+        return None, "not a target"
+    own = _resolve(name, spec, overrides)
+    smaller = min(module.kernel.shape[-2:])
+    if own.total_rank > smaller:
+        return None, f"total rank {own.total_rank} is above its smaller side {smaller}"
+    return own, ""
+
+
+def _cut_stacks(
+    model: nnx.Module,
+    spec: AdapterSpec,
+    targets: Targets,
+    overrides: Sequence[Override],
+    train: Targets,
+) -> None:
+    """Cuts every stack where the choice for any of its modules changes from layer to layer."""
+    for stack in find_stacks(model):
+        inside = [s for s in find_sites(model) if s.layers is not None and _is_part(stack, s)]
+        choices: dict[int, list[Any]] = {}
+        for site in inside:
+            for layer, name in zip(site.layers or (), site.names(), strict=True):
+                chosen = _choose(site.module, name, spec, targets, overrides)  # type: ignore
+                choices.setdefault(layer, []).append((matches(name, train), *chosen))
+        order = sorted(choices)
+        pairs = zip(order, order[1:], strict=False)
+        stack.cut([later for sooner, later in pairs if choices[sooner] != choices[later]])
+
+
+def _is_part(stack: Any, site: Site) -> bool:
+    modules = (module for run in stack.runs for _, module in nnx.iter_modules(run))
+    return any(module is site.module for module in modules)
+
+
+def attach(site: Site, spec: AdapterSpec, key: Key) -> None:
+    """Initialises an adapter from the site's kernel and hangs it there."""
+    dense: Dense = site.module  # type: ignore[assignment]
+    start = start_adapter(dense.kernel[...], spec, key, site)
+    dense.kernel[...] = start.kernel
+    dense.adapter = Adapter(start.factors, start.scale, spec, _number(site.pattern))
+
+
+def start_adapter(kernel: jax.Array, spec: AdapterSpec, key: Key, site: Site) -> AdapterStart:
+    """`init_adapter` of a site; layers of a stack one by one, each with the key of its own name."""
+    keys = [jax.random.fold_in(key, _number(name)) for name in site.names()]
+    if site.layers is None:
+        return _start(kernel, spec, keys[0])
+    return _start_stacked(kernel, spec, jax.numpy.stack(keys))
+
+
+@partial(jax.jit, static_argnums=1)
+def _start(kernel: jax.Array, spec: AdapterSpec, key: Key) -> AdapterStart:
+    return init_adapter(kernel, spec, key)
+
+
+@partial(jax.jit, static_argnums=1)
+def _start_stacked(kernels: jax.Array, spec: AdapterSpec, keys: Key) -> AdapterStart:
+    # A map, not a vmap: one layer's SVD is in memory at a time, and its result does not depend on
+    # which layers are stacked with it.
+    return jax.lax.map(lambda layer: init_adapter(layer[0], spec, layer[1]), (kernels, keys))
+
+
+def _number(name: str) -> int:
+    """A number that a name always has (Python's own hash changes from run to run)."""
+    return zlib.crc32(name.encode()) & 0x7FFFFFFF
+
+
+def train_in_full(model: nnx.Module, modules: Targets) -> None:
+    """Turns the parameters of these modules into `Head`: trained, not frozen."""
+    for site in find_sites(model, nnx.Module):
+        if matches(site.names()[0], modules):
+            for name, value in vars(site.module).items():
+                if type(value) is nnx.Param:
+                    setattr(site.module, name, Head(value[...]))
+
+
+def _check_all_match(
+    model: nnx.Module, targets: Targets, overrides: Sequence[Override], train: Targets
+) -> None:
+    names = [name for site in find_sites(model) for name in site.names()]
+    wanted = [("target", targets), ("module to train", train)]
+    wanted += [("override", override.modules) for override in overrides]
+    for kind, patterns in wanted:
+        for one in [patterns] if isinstance(patterns, str) else [[p] for p in patterns]:
+            if not any(matches(name, one) for name in names):
+                shown = one if isinstance(one, str) else one[0]
+                suffixes = sorted({name.rsplit(".", 1)[-1] for name in names})
+                raise UserError(
+                    f"{kind} {shown!r} matches no linear layer{nearest(shown, suffixes)}; "
+                    f"they end in: {', '.join(suffixes)}"
+                )
+
+
+def _size(model: nnx.Module, *kinds: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, *kinds)))
+
+
+def _report(model: nnx.Module, chosen: list[tuple[Site, str, str]]) -> InjectReport:
+    rows = []
+    for site, what, reason in chosen:
+        module: Dense = site.module  # type: ignore[assignment]
+        rows.append(
+            Row(
+                name=site.pattern,
+                layers=site.layers,
+                shape=(module.kernel.shape[-2], module.kernel.shape[-1]),
+                trained=_size(module, (Factor, Head)) if what != "frozen" else 0,
+                what=what,
+                reason=reason,
+            )
+        )
+    return InjectReport(
+        tuple(rows), _size(model, Factor), _size(model, Head), _size(model, nnx.Param)
+    )

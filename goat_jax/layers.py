@@ -1,0 +1,120 @@
+"""The seam: a `Dense` that an adapter can be attached to, and the variable types that tell the
+trained pytrees from the frozen one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from goat_jax.adapters.adapter import apply_adapter
+from goat_jax.adapters.context import Context
+from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.typing import Array, Factors, PyTree
+
+
+class Factor(nnx.Param):
+    """A trained array of an adapter."""
+
+
+class Head(nnx.Param):
+    """A parameter of a task head (or of any other module) that is trained in full."""
+
+
+class Frozen(nnx.Variable):
+    """A constant of an adapter, such as its scales."""
+
+
+class Sown(nnx.Intermediate):
+    """What adapters report of a forward pass; captured, never stored."""
+
+
+def sow(module: nnx.Module, name: str, value: Any) -> None:
+    """Hands a value to `run_model`; does nothing in a plain call, which so leaves no trace."""
+    if hasattr(module, "__captures__"):  # set by nnx.capture, which `Module.sow` asks for
+        module.sow(Sown, name, value)
+
+
+class Adapter(nnx.Module):
+    """The arrays of one adapter, hanging at the `Dense` that it changes.
+
+    Args:
+        factors: trained arrays by name; in a stack each has a leading layer axis.
+        scale: (E,), or (L, E) in a stack.
+        spec: the method; static.
+        salt: a number of its own for the dropout key, the same wherever the layer runs.
+    """
+
+    def __init__(self, factors: Factors, scale: Array, spec: AdapterSpec, salt: int):
+        self.names = tuple(factors)
+        for name, value in factors.items():
+            setattr(self, name, Factor(value))
+        self.scale = Frozen(scale)
+        self.spec = spec
+        self.salt = salt
+
+    def factors(self) -> Factors:
+        """The trained arrays by name."""
+        return {name: getattr(self, name)[...] for name in self.names}
+
+    def __call__(self, x: Array, kernel: Array, ctx: Context) -> Array:
+        scale = self.scale[...]
+        delta, report = apply_adapter(
+            x, kernel, self.factors(), scale, self.spec, ctx.fold(self.salt)
+        )
+        sow(self, "report", report)
+        return delta
+
+
+class Dense(nnx.Module):
+    """``x @ kernel + bias``, plus the adapter's delta if one is attached.
+
+    Computes in x's dtype; the kernel (I, O) may be stored in another one.
+
+    >>> layer = Dense(4, 3, rngs=nnx.Rngs(0))
+    >>> layer(jnp.ones((2, 4)), Context()).shape
+    (2, 3)
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, *, use_bias: bool = True, rngs: nnx.Rngs
+    ):
+        std = in_features**-0.5
+        kernel = jax.random.normal(rngs.params(), (in_features, out_features), jnp.float32) * std
+        self.kernel = nnx.Param(kernel)
+        self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if use_bias else None
+        self.adapter: Adapter | None = nnx.data(None)
+
+    def __call__(self, x: Array, ctx: Context) -> Array:
+        kernel = self.kernel[...]
+        y = jnp.dot(x, kernel.astype(x.dtype))
+        if self.bias is not None:
+            y = y + self.bias[...].astype(x.dtype)
+        return y if self.adapter is None else y + self.adapter(x, kernel, ctx)
+
+
+def split_model(model: nnx.Module) -> tuple[Any, dict[str, PyTree], PyTree]:
+    """The model as (graph, trainable, base): static structure and two pytrees with the same paths.
+
+    ``trainable = {"adapter": ..., "head": ...}`` is all that is optimised; ``base`` is everything
+    frozen: residual kernels, embeddings, norms, scales.
+    """
+    graph, adapter, head, base = nnx.split(model, Factor, Head, ...)
+    pure = nnx.to_pure_dict
+    return graph, {"adapter": pure(adapter), "head": pure(head)}, pure(base)
+
+
+def merge_model(graph: Any, trainable: dict[str, PyTree], base: PyTree) -> Any:
+    """The model again, from the three things `split_model` gave."""
+    return nnx.merge(graph, trainable["adapter"], trainable["head"], base)
+
+
+def run_model(model: nnx.Module, *args: Any, **kwargs: Any) -> tuple[Any, PyTree]:
+    """Calls the model and returns its output and all that its adapters reported.
+
+    The second value is a nested dict of lists of `Report`, see `goat_jax.sites.reports_by_name`.
+    """
+    output, sown = nnx.capture(model, Sown)(*args, **kwargs)
+    return output, nnx.to_pure_dict(sown)

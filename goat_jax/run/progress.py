@@ -1,0 +1,171 @@
+"""The progress of a training run: a live bar in a terminal, a few plain lines everywhere else."""
+
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+_LINE_SECONDS = 10.0  # plain lines are at least this far apart,
+_LINE_SHARE = 0.05  # and one is due after this share of the run
+_QUIET_SECONDS = 60.0  # or after this long, whichever is first
+_SPEED_SECONDS = 600.0  # the rate behind the ETA is averaged over this long: steps may be slow
+
+
+class TrainProgress:
+    """Shows step, loss, last evaluation metric, tokens/s, elapsed time and ETA; a context manager.
+
+    In a terminal this is a bar that prints nothing twice. In a pipe, a file or a CI log it prints
+    the first and the last step and between them a plain line after every 5 % of the run or every
+    minute, never two within 10 seconds.
+
+    Args:
+        total_steps: step at which the run ends.
+        start_step: step at which it starts, more than 0 for a run that goes on.
+        enabled: False prints nothing at all (quiet runs, all but the first process).
+        stream: where to print; standard error if None, so that results piped from standard output
+            stay clean.
+        clock: seconds, for tests.
+
+    >>> with TrainProgress(total_steps=2, stream=sys.stdout, clock=lambda: 0.0) as progress:
+    ...     progress.update(1, loss=0.70)
+    ...     progress.message("saved at step 1")
+    ...     progress.update(2, loss=0.65, accuracy=0.5)
+    step 1/2 (50%) | loss 0.7000 | elapsed 0:00:00
+    saved at step 1
+    step 2/2 (100%) | loss 0.6500 | accuracy 0.5000 | elapsed 0:00:00
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        start_step: int = 0,
+        enabled: bool = True,
+        *,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._enabled = enabled
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._step, self._total = start_step, total_steps
+        self._values: dict[str, float] = {}
+        self._live = False
+        self._line_time = -float("inf")
+        self._line_step: int | None = None
+        if enabled:
+            self._make_bar()
+
+    def _make_bar(self) -> None:
+        from rich.console import Console
+
+        # Not `Console.is_terminal`: FORCE_COLOR, which CI systems set, makes that true for a file.
+        is_tty = self._stream.isatty()
+        console = Console(file=self._stream, force_terminal=is_tty)
+        self._live = is_tty and not console.is_dumb_terminal
+        # Without `start` it draws nothing, and still keeps the rate and the ETA of plain lines.
+        self._bar = _make_rich_bar(console, self._clock)
+        self._task = self._bar.add_task("", total=self._total, completed=self._step, status="")
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._bar.stop()
+        elif self._line_step is not None and self._line_step != self._step:
+            self._print_line()  # a run stopped early says where
+
+    def update(
+        self,
+        step: int,
+        *,
+        loss: Any = None,
+        tokens_per_second: Any = None,
+        **metrics: Any,
+    ) -> None:
+        """Moves to `step`; what is not given keeps its last value.
+
+        Args:
+            step: optimizer updates made so far.
+            loss: training loss. A JAX array is waited for: give numbers already fetched.
+            tokens_per_second: of the run on all its devices.
+            metrics: evaluation metrics, shown under their names.
+        """
+        if not self._enabled:
+            return
+        given = {"loss": loss} | metrics | {"tokens_per_second": tokens_per_second}
+        self._values |= {name: float(value) for name, value in given.items() if value is not None}
+        self._step = step
+        self._bar.update(self._task, completed=step, status=_status(self._values))
+        if not self._live and self._line_is_due():
+            self._print_line()
+
+    def message(self, text: str) -> None:
+        """Prints a line of its own, above the bar if there is one."""
+        if self._live:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        elif self._enabled:
+            print(text, file=self._stream, flush=True)
+
+    def _line_is_due(self) -> bool:
+        if self._line_step is None or self._step >= self._total:
+            return self._line_step != self._step
+        waited = self._clock() - self._line_time
+        far = self._step - self._line_step >= _LINE_SHARE * self._total
+        return waited >= _LINE_SECONDS and (far or waited >= _QUIET_SECONDS)
+
+    def _print_line(self) -> None:
+        task = self._bar.tasks[self._task]
+        share = self._step / max(self._total, 1)
+        parts = [f"step {self._step}/{self._total} ({share:.0%})", _status(self._values)]
+        parts.append(f"elapsed {_clock_time(task.elapsed or 0.0)}")
+        if task.time_remaining is not None and not task.finished:
+            parts.append(f"eta {_clock_time(task.time_remaining)}")
+        print(" | ".join(part for part in parts if part), file=self._stream, flush=True)
+        self._line_time, self._line_step = self._clock(), self._step
+
+
+def _make_rich_bar(console: Any, clock: Callable[[], float]) -> Any:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        MofNCompleteColumn(),
+        BarColumn(bar_width=16),
+        TextColumn("{task.fields[status]}", markup=False),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        console=console,
+        get_time=clock,
+        speed_estimate_period=_SPEED_SECONDS,
+        # Redirecting a piped standard output would send the pipe's lines to the terminal.
+        redirect_stdout=sys.stdout.isatty(),
+    )
+
+
+def _status(values: dict[str, float]) -> str:
+    """Such as `loss 0.7000 | accuracy 0.8120 | 12,345 tokens/s`."""
+    parts = [f"{name} {value:.4f}" for name, value in values.items() if name != "tokens_per_second"]
+    if "tokens_per_second" in values:
+        parts.append(f"{values['tokens_per_second']:,.0f} tokens/s")
+    return " | ".join(parts)
+
+
+def _clock_time(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,236 @@
+"""What a run wrote down about itself: `metrics.jsonl`, one JSON object a line.
+
+Every record has `kind` and `step` (optimizer updates made so far); the other fields by kind:
+
+- train: `loss`, `task_loss`, `aux_loss`, `grad_norm`, `learning_rate`, `tokens_per_second`,
+  `padding_share` (0 to 1), `seconds`
+- eval: `split`, `loss`, the task's metrics such as `accuracy`, `seconds`
+- load: `modules`, {path pattern: a row for each layer of the share of each expert}; `{}` in the
+  pattern stands for the layer, and the shares of a row sum to 1
+
+JSON has no NaN: a number that is not finite is written as `null` and read back as None. The JSON
+file is the record; TensorBoard gets a copy of its finite scalars, tagged `train/loss`,
+`eval/validation/accuracy`, and may lose the last seconds of a run that is killed.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import numpy as np
+
+from goat_jax.errors import UserError
+
+FILE_NAME = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+KINDS = ("train", "eval", "load")
+
+
+class Records:
+    """Writes the records of one run; a context manager, for one process of a run.
+
+    Each record is on its way to the disk when `write` returns: a killed run loses half a line at
+    most. A run that restarts calls `resume` first. In a run of several processes only one of them
+    may write.
+
+    Args:
+        folder: the run's folder, made if it is not there.
+        tensorboard: whether to mirror the scalars to `folder/tensorboard`.
+
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> with Records(folder, tensorboard=False) as records:
+    ...     records.write("train", 1, loss=np.float32(0.7), grad_norm=np.nan)
+    {'kind': 'train', 'step': 1, 'loss': 0.7, 'grad_norm': None}
+    >>> read_records(folder, "train")[0]["loss"]
+    0.7
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, tensorboard: bool = True):
+        self.folder = Path(folder)
+        self.path = self.folder / FILE_NAME
+        self._tensorboard = tensorboard
+        self._purge_step: int | None = None
+        self._file: IO[str] | None = None
+        self._events: Any = None  # tensorboardX.SummaryWriter, made at the first scalar
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if _ends_in_half_a_line(self.path):
+            _rewrite(self.path, last_step=None)
+        self._file = self.path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def write(self, kind: str, step: int, **values: Any) -> dict[str, Any]:
+        """Appends one record and returns it as it will be read back.
+
+        Args:
+            kind: one of `KINDS`.
+            step: optimizer updates made so far.
+            values: numbers (Python, NumPy or JAX; a JAX array is waited for), strings, None, and
+                lists, arrays and mappings of them.
+
+        Raises:
+            UserError: unknown kind, a value that JSON cannot hold, or not inside `with`.
+        """
+        if kind not in KINDS:
+            raise UserError(f"unknown kind of record {kind!r}: choose one of {', '.join(KINDS)}")
+        if self._file is None:
+            raise UserError(f"{self.path} is not open: write inside `with Records(folder) as ...`")
+        record = {"kind": kind, "step": int(step)}
+        record |= {name: _to_json(value, name) for name, value in values.items()}
+        # One call with the newline in it, so that a kill can only cut the last line.
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+        if self._tensorboard:
+            self._mirror(record)
+        return record
+
+    def resume(self, step: int) -> None:
+        """Forgets what a killed run wrote after the state it goes on from.
+
+        Drops the records of steps after `step` and half a last line, by writing the rest aside and
+        renaming; tells TensorBoard to hide the same steps. Call it before the first `write` of a
+        restart; with nothing written yet it does nothing.
+
+        Args:
+            step: the restored step; 0 for a run that was killed before its first checkpoint.
+        """
+        reopen = self._file is not None
+        self._close()
+        if self.path.exists():
+            _rewrite(self.path, last_step=step)
+        if any((self.folder / TENSORBOARD_FOLDER).glob("*.tfevents.*")):
+            self._purge_step = step + 1  # TensorBoard hides this step and those after it
+        if reopen:
+            self.__enter__()
+
+    def _mirror(self, record: Mapping[str, Any]) -> None:
+        step, split = record["step"], record.get("split")
+        prefix = f"{record['kind']}/{split}" if split else record["kind"]
+        for name, value in record.items():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if is_number and name != "step":
+                if self._events is None:
+                    self._events = self._open_events()
+                self._events.add_scalar(f"{prefix}/{name}", value, step)
+
+    def _open_events(self) -> Any:
+        from tensorboardX import SummaryWriter
+
+        folder = self.folder / TENSORBOARD_FOLDER
+        # The file's name has the time in seconds only and is opened with "w": without a count, a
+        # restart within the second would overwrite the events of the run before.
+        count = len(list(folder.glob("*.tfevents.*")))
+        return SummaryWriter(
+            str(folder),
+            purge_step=self._purge_step,
+            flush_secs=10,
+            filename_suffix=f".{count:04d}",
+        )
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+
+def read_records(folder: str | os.PathLike[str], kind: str | None = None) -> list[dict[str, Any]]:
+    """The records of a run in the order written, only those of one kind if given.
+
+    Half a last line, as a run leaves that is killed or still writing, is passed over.
+
+    Args:
+        folder: the run's folder.
+        kind: one of `KINDS`, or None for all.
+
+    Raises:
+        UserError: unknown kind, no records there, or a broken line before the last (named as
+            `file:line`).
+    """
+    if kind is not None and kind not in KINDS:
+        raise UserError(f"unknown kind of record {kind!r}: choose one of {', '.join(KINDS)}")
+    path = Path(folder) / FILE_NAME
+    if not path.is_file():
+        raise UserError(f"no {FILE_NAME} in {folder}: give the folder of a run that has started")
+    return [record for _, record in _lines(path) if kind in (None, record["kind"])]
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Whole lines, newline included, with the records on them."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            record = _parse(line)
+            if record is not None:
+                yield line.rstrip(b"\n") + b"\n", record
+            elif line.endswith(b"\n"):
+                raise UserError(f"{path}:{number}: not a record: mend or delete that line")
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:  # bad JSON and bad UTF-8 alike
+        return None
+    whole = isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record
+    return record if whole else None
+
+
+def _ends_in_half_a_line(path: Path) -> bool:
+    if not path.is_file() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+def _rewrite(path: Path, last_step: int | None) -> None:
+    """Keeps the whole lines, up to `last_step` if given."""
+    aside = path.with_name(path.name + ".aside")
+    with aside.open("wb") as file:
+        for line, record in _lines(path):
+            if last_step is None or record["step"] <= last_step:
+                file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def _to_json(value: Any, name: str) -> Any:
+    """Python values that JSON can hold; `name` is only for the error."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _to_json(part, f"{name}.{key}") for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(part, name) for part in value]
+    array = np.asarray(value)
+    if array.ndim:
+        return [_to_json(part, name) for part in array]
+    if array.dtype == bool or np.issubdtype(array.dtype, np.integer):
+        return array.item()
+    try:
+        number = float(array)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"record field {name} is a {type(value).__name__}: give numbers, strings or lists"
+        ) from None
+    if not math.isfinite(number):
+        return None
+    # The shortest decimal of a narrow float (0.1, not 0.10000000149011612) reads back as the same.
+    return number if array.dtype.itemsize >= 8 else float(str(array[()]))

@@ -1,0 +1,87 @@
+"""Layers of one shape, stored stacked on a leading axis and run by a scan: compile time stays the
+same whatever the depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+
+from goat_jax.adapters.context import Context
+from goat_jax.errors import UserError
+from goat_jax.layers import Sown, sow
+from goat_jax.typing import Array
+
+REMAT: dict[str, Callable[[Callable], Callable]] = {
+    "none": lambda body: body,
+    "full": jax.checkpoint,
+    "save_matmuls": lambda body: jax.checkpoint(
+        body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    ),
+}
+"""What the backward pass recomputes: nothing, everything, or all but the matrix products."""
+
+
+class Stack(nnx.Module):
+    """A run of L equal layers ``layer(x, ctx, *args) -> x``.
+
+    Normally it is one run. Where adapters differ between layers it is cut into several runs, each
+    with its own scan.
+
+    Attributes:
+        runs: the stacked layers; every array of run i has a leading axis of sizes[i].
+        sizes: layers per run.
+        remat: a key of `REMAT`.
+
+    >>> from goat_jax.layers import Dense
+    >>> stack = Stack(lambda rngs: Dense(4, 4, rngs=rngs), 3, rngs=nnx.Rngs(0))
+    >>> stack.runs[0].kernel.shape
+    (3, 4, 4)
+    """
+
+    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], length: int, *, rngs: nnx.Rngs):
+        stacked = nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(length))
+        self.runs = nnx.List([stacked])
+        self.sizes = (length,)
+        self.remat = "none"
+
+    def ranges(self) -> list[range]:
+        """The layers of every run."""
+        stops = [sum(self.sizes[: i + 1]) for i in range(len(self.sizes))]
+        return [range(stop - size, stop) for size, stop in zip(self.sizes, stops, strict=True)]
+
+    def cut(self, starts: Sequence[int]) -> None:
+        """Cuts the stack so that a run begins at each of these layers, too."""
+        runs, sizes = [], []
+        for run, layers in zip(self.runs, self.ranges(), strict=True):
+            graph, state = nnx.split(run)
+            inner = sorted(start for start in set(starts) if layers.start < start < layers.stop)
+            edges = [0, *(start - layers.start for start in inner), len(layers)]
+            for low, high in zip(edges, edges[1:], strict=False):
+                piece = jax.tree.map(lambda a, low=low, high=high: a[low:high], state)
+                runs.append(nnx.merge(graph, piece))
+                sizes.append(high - low)
+        self.runs, self.sizes = nnx.List(runs), tuple(sizes)
+
+    def __call__(self, x: Array, ctx: Context, *args: Any) -> Array:
+        for number, (run, layers) in enumerate(zip(self.runs, self.ranges(), strict=True)):
+            x, sown = self._scan(run, layers, x, ctx, args)
+            sow(self, f"run_{number}", sown)
+        return x
+
+    def _scan(
+        self, run: nnx.Module, layers: range, x: Array, ctx: Context, args: tuple
+    ) -> tuple[Array, Any]:
+        graph, state = nnx.split(run)
+
+        def body(x: Array, layer: tuple[Any, Array]) -> tuple[Array, Any]:
+            state, index = layer
+            y, sown = nnx.capture(nnx.merge(graph, state), Sown)(x, ctx.fold(index), *args)
+            return y, nnx.to_pure_dict(sown)
+
+        if self.remat not in REMAT:
+            raise UserError(f"remat {self.remat!r} is not one of {', '.join(REMAT)}")
+        indices = jax.numpy.arange(layers.start, layers.stop)
+        return jax.lax.scan(REMAT[self.remat](body), x, (state, indices))

@@ -1,0 +1,26 @@
+"""Strict settings for every test, and the fixtures they share."""
+
+import os
+from pathlib import Path
+
+# Eight CPU devices so that sharding can be tested anywhere; must be set before jax starts.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The development data beside the repository; tests that need it skip visibly without it."""
+    path = ROOT.parent / "shared"
+    if not (path / "golden").is_dir():
+        pytest.skip("needs the development data folder ../shared")
+    return path
