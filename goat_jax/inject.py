@@ -13,6 +13,7 @@ import jax
 from flax import nnx
 
 from goat_jax.adapters.adapter import AdapterStart, init_adapter
+from goat_jax.adapters.methods import with_options
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError, nearest
 from goat_jax.layers import Adapter, Dense, Factor, Head
@@ -32,7 +33,7 @@ class Override:
     Attributes:
         modules: a regular expression, list of suffixes, as for targets. Layers are named by their
             number, so a range of layers is ``r".*layer\\.[0-5]\\..*"``.
-        options: what `AdapterSpec.replace` takes: total_rank, num_experts, top_k, alpha, eta, ...
+        options: what `methods.method_spec` takes: total_rank, num_experts, alpha, eta, scale, ...
     """
 
     modules: Targets
@@ -142,7 +143,7 @@ def inject(
 def _resolve(name: str, spec: AdapterSpec, overrides: Sequence[Override]) -> AdapterSpec:
     for override in overrides:
         if matches(name, override.modules):
-            return spec.replace(**override.options)
+            return with_options(spec, override.options)
     return spec
 
 
@@ -233,14 +234,27 @@ def _check_all_match(
     wanted = [("target", targets), ("module to train", train)]
     wanted += [("override", override.modules) for override in overrides]
     for kind, patterns in wanted:
+        _check_regex(kind, patterns)
         for one in [patterns] if isinstance(patterns, str) else [[p] for p in patterns]:
             if not any(matches(name, one) for name in names):
                 shown = one if isinstance(one, str) else one[0]
                 suffixes = sorted({name.rsplit(".", 1)[-1] for name in names})
+                hint = nearest(shown, suffixes)
+                if shown in suffixes:
+                    hint = f" as a regular expression over full names (did you mean [{shown!r}]?)"
                 raise UserError(
-                    f"{kind} {shown!r} matches no linear layer{nearest(shown, suffixes)}; "
+                    f"{kind} {shown!r} matches no linear layer{hint}; "
                     f"they end in: {', '.join(suffixes)}"
                 )
+
+
+def _check_regex(kind: str, patterns: Targets) -> None:
+    if not isinstance(patterns, str):
+        return
+    try:
+        re.compile(patterns)
+    except re.error as error:
+        raise UserError(f"{kind} {patterns!r} is not a regular expression: {error}") from None
 
 
 def _size(model: nnx.Module, *kinds: Any) -> int:

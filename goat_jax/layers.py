@@ -91,7 +91,7 @@ class Dense(nnx.Module):
         kernel = self.kernel[...]
         y = jnp.dot(x, kernel.astype(x.dtype))
         if self.bias is not None:
-            y = y + self.bias[...].astype(x.dtype)
+            y = y + jnp.broadcast_to(self.bias[...].astype(x.dtype), y.shape)
         return y if self.adapter is None else y + self.adapter(x, kernel, ctx)
 
 

@@ -56,9 +56,11 @@ def find_sites(model: nnx.Module, kind: type[nnx.Module] | tuple = Dense) -> lis
     found = []
     for path, module in _modules(model):
         if isinstance(module, kind):
-            inner, layers = _place_in_stack(path, stacks)
-            own = ".".join(str(part) for part in inner)
-            found.append(Site(module, path, table.get(own, _default_name(inner, layers)), layers))
+            stack, inner, layers = _place_in_stack(path, stacks)
+            own = ".".join(str(part) for part in (*stack, *inner))
+            number = () if layers is None else ("{}",)
+            default = ".".join(str(part) for part in (*stack, *number, *inner))
+            found.append(Site(module, path, table.get(own, default), layers))
     order = {pattern: place for place, pattern in enumerate(table.values())}
     return sorted(found, key=lambda site: order.get(site.pattern, len(order)))
 
@@ -67,19 +69,14 @@ def _modules(model: nnx.Module) -> Iterator[tuple[tuple[Any, ...], nnx.Module]]:
     return ((tuple(path), module) for path, module in nnx.iter_modules(model))
 
 
-def _place_in_stack(path: tuple, stacks: dict[tuple, Stack]) -> tuple[tuple, range | None]:
-    """The path without the stack's inner parts, and the layers it stands for."""
+def _place_in_stack(path: tuple, stacks: dict[tuple, Stack]) -> tuple[tuple, tuple, range | None]:
+    """The path of the stack a module is in, its path in a layer, and the layers it stands for."""
     for length in range(len(path)):
         if path[:length] in stacks and len(path) > length + 1:
             run = path[length + 1]
             ranges = stacks[path[:length]].ranges()
-            return (*path[:length], *path[length + 2 :]), ranges[run]
-    return path, None
-
-
-def _default_name(inner: tuple, layers: range | None) -> str:
-    parts = [str(part) for part in inner]
-    return ".".join(parts if layers is None else [*parts[:1], "{}", *parts[1:]])
+            return path[:length], path[length + 2 :], ranges[run]
+    return (), path, None
 
 
 def find_stacks(model: nnx.Module) -> list[Stack]:

@@ -3,11 +3,10 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from goat_jax.adapters.context import Context, dropout
 from goat_jax.adapters.spec import AdapterSpec
-from goat_jax.core.aux_losses import expert_load
+from goat_jax.core.aux_losses import expert_load, router_entropy
 from goat_jax.errors import UserError
 from goat_jax.typing import Array, Factors, Key
 
@@ -32,7 +31,7 @@ class Report(NamedTuple):
     Attributes:
         aux_loss: its auxiliary loss, a scalar, not yet weighted.
         load: (E,) share of the real tokens that select each expert; sums to K.
-        entropy: mean entropy of the router's probabilities in nats, a scalar.
+        entropy: mean entropy of the router's probabilities over the real tokens, in nats, a scalar.
     """
 
     aux_loss: Array
@@ -74,11 +73,10 @@ def apply_adapter(
     copies = spec.num_experts if spec.dropout_per_expert else None
     dropped = dropout(x, spec.dropout, ctx.key, copies)
     delta = spec.combine(dropped, kernel, factors, scale, routing)
-    probs = jnp.maximum(routing.probs, 1e-30)
     report = Report(
         aux_loss=spec.aux_loss(routing, factors, ctx),
         load=expert_load(routing, ctx.mask),
-        entropy=-(routing.probs * jnp.log(probs)).sum(-1).mean(),
+        entropy=router_entropy(routing, ctx.mask),
     )
     return delta, report
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax.numpy as jnp
+
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core.dispatch import dispatch
 from goat_jax.core.residual import delta_weight
@@ -17,7 +19,8 @@ class SumOfExperts:
         self, x: Array, kernel: Array, factors: Factors, scale: Array, routing: Routing
     ) -> Array:
         del kernel
-        return dispatch(x, factors["a"], factors["b"], routing.weights * scale)
+        gate = routing.weights * jnp.broadcast_to(scale, routing.weights.shape)
+        return dispatch(x, factors["a"], factors["b"], gate)
 
     def merge(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:
         del spec

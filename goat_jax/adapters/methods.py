@@ -1,6 +1,7 @@
 """METHODS: every method by name, each a choice of parts. The only place that knows their names."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from goat_jax.adapters.combines import SumOfExperts
@@ -108,10 +109,16 @@ def method_spec(name: str, **options: Any) -> AdapterSpec:
         raise UserError(
             f"unknown method {name!r}{nearest(name, METHODS)}; there are: {', '.join(METHODS)}"
         )
-    resolved = {option: _resolve(option, value) for option, value in options.items()}
-    parts = {option: value for option, value in resolved.items() if option in CHOICES}
-    spec = METHODS[name].spec.replace(**parts)
-    return spec.replace(**{k: v for k, v in resolved.items() if k not in CHOICES})
+    return with_options(METHODS[name].spec, options)
+
+
+def with_options(spec: AdapterSpec, options: Mapping[str, Any]) -> AdapterSpec:
+    """`AdapterSpec.replace`, with the names of `CHOICES` standing for what they name.
+
+    >>> with_options(METHODS["goat"].spec, {"scale": "alpha_over_rank", "alpha": 8.0}).scale
+    AlphaOverRank()
+    """
+    return spec.replace(**{option: _resolve(option, value) for option, value in options.items()})
 
 
 def _resolve(option: str, value: Any) -> Any:

@@ -18,6 +18,10 @@ class NoRouter:
         del in_features, spec, key
         return {}
 
+    def mean_weight(self, spec: AdapterSpec) -> float:
+        del spec
+        return 1.0
+
     def __call__(self, x: Array, factors: Factors, spec: AdapterSpec) -> Routing:
         del factors
         return route_all(x.shape[:-1], spec.num_experts)
@@ -32,6 +36,9 @@ class TopK:
     def init(self, in_features: int, spec: AdapterSpec, key: Key) -> Factors:
         shape = (in_features, spec.num_experts)
         return {"router": kaiming_uniform(key, shape, fan_in=in_features)}
+
+    def mean_weight(self, spec: AdapterSpec) -> float:
+        return 1 / spec.num_experts
 
     def __call__(self, x: Array, factors: Factors, spec: AdapterSpec) -> Routing:
         return route_top_k(router_logits(x, factors["router"]), spec.top_k)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from goat_jax.adapters.spec import AdapterSpec, ScaleRule
 from goat_jax.core import scaling
 from goat_jax.core.svd import Svd
+from goat_jax.errors import UserError
 from goat_jax.typing import Array
 
 
@@ -69,5 +70,9 @@ class BySpectrum:
     first: ScaleRule = Theory()
 
     def __call__(self, in_features: int, segments: Svd | None, spec: AdapterSpec) -> Array:
-        assert segments is not None, "GOAT+ needs an initializer with SVD segments"
+        if segments is None:
+            raise UserError(
+                "scale by_spectrum needs experts that start from SVD segments: choose another "
+                "scale, or a method whose initializer is SvdSegments"
+            )
         return scaling.by_spectrum(self.first(in_features, segments, spec), segments.s)

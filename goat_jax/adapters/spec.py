@@ -44,6 +44,10 @@ class Router(Protocol):
         """The router's own trained arrays."""
         ...
 
+    def mean_weight(self, spec: AdapterSpec) -> float:
+        """An expert's expected weight, E[w_i] of Lemma 3.3: what the residual is taken with."""
+        ...
+
     def __call__(self, x: Array, factors: Factors, spec: AdapterSpec) -> Routing:
         """Routing of the tokens x (..., I)."""
         ...
@@ -129,14 +133,12 @@ class AdapterSpec:
         5.0
         """
         own = {f.name for f in dataclasses.fields(self)}
-        changes = {name: options[name] for name in options if name in own}
-        for name in options.keys() - own:
-            part = self._part_with(name)
-            changed = dataclasses.replace(
-                changes.get(part, getattr(self, part)), **{name: options[name]}
-            )
-            changes[part] = changed
-        return dataclasses.replace(self, **changes)
+        changed = dataclasses.replace(self, **{n: v for n, v in options.items() if n in own})
+        for name in sorted(options.keys() - own):
+            part = changed._part_with(name)
+            value = _set_option(getattr(changed, part), name, options[name])
+            changed = dataclasses.replace(changed, **{part: value})
+        return changed
 
     def _part_with(self, option: str) -> str:
         by_option = self.part_options()
@@ -149,12 +151,28 @@ class AdapterSpec:
         return by_option[option]
 
     def part_options(self) -> dict[str, str]:
-        """Name of every option of a part -> the part that has it."""
-        return {
-            field.name: part
-            for part in PARTS
-            for field in dataclasses.fields(getattr(self, part))  # type: ignore[arg-type]
-        }
+        """Name of every option of a part, or of a part inside it -> the part that has it."""
+        return {option: part for part in PARTS for option in _options(getattr(self, part))}
+
+
+def _options(part: Any) -> list[str]:
+    """Names of a part's fields and of those of parts it holds, as GOAT+ holds the first scale."""
+    names = []
+    for field in dataclasses.fields(part):
+        inner = getattr(part, field.name)
+        names += [field.name, *(_options(inner) if dataclasses.is_dataclass(inner) else [])]
+    return names
+
+
+def _set_option(part: Any, name: str, value: Any) -> Any:
+    """The part with one of its `_options` changed."""
+    for field in dataclasses.fields(part):
+        inner = getattr(part, field.name)
+        if field.name == name:
+            return dataclasses.replace(part, **{name: value})
+        if dataclasses.is_dataclass(inner) and name in _options(inner):
+            return dataclasses.replace(part, **{field.name: _set_option(inner, name, value)})
+    raise AssertionError(f"{type(part).__name__} has no option {name}")
 
 
 def check_sizes(total_rank: int, num_experts: int, top_k: int) -> None:

@@ -64,7 +64,7 @@ class KeepBase:
 class SubtractMean:
     """Takes the experts' expected start off the kernel: W0 - (1/E) sum s_i a_i b_i (Thm 3.4).
 
-    With one expert it is PiSSA's residual.
+    Without a router the experts' weight is 1, not 1/E, which gives PiSSA's residual.
 
     Attributes:
         with_first_scale: use s_1 for every expert, as the published code does with unequal scales;
@@ -76,4 +76,5 @@ class SubtractMean:
     def __call__(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:
         if self.with_first_scale:
             scale = scale[:1].repeat(spec.num_experts)
-        return residual_kernel(kernel, factors["a"], factors["b"], scale, 1 / spec.num_experts)
+        weight = spec.router.mean_weight(spec)
+        return residual_kernel(kernel, factors["a"], factors["b"], scale, weight)

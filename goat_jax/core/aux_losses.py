@@ -20,6 +20,13 @@ def expert_load(routing: Routing, mask: Array | None = None) -> Array:
     return _mean_over_tokens(routing.selected.astype(jnp.float32), mask)
 
 
+def router_entropy(routing: Routing, mask: Array | None = None) -> Array:
+    """Mean entropy in nats of the tokens' softmax over all experts: log E when undecided."""
+    probs = jnp.maximum(routing.probs, 1e-30)
+    entropy = -(routing.probs * jnp.log(probs)).sum(-1, keepdims=True)
+    return _mean_over_tokens(entropy, mask)[0]
+
+
 def balance_loss_published(routing: Routing, mask: Array | None = None) -> Array:
     """The published code's ``E sum_i f_i P_i``, f_i = share of tokens selecting i: a scalar.
 

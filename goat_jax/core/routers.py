@@ -24,24 +24,27 @@ class Routing(NamedTuple):
 
 def router_logits(x: Array, router: Array) -> Array:
     """``x @ router`` (..., E) in float32, whatever the dtype of x (..., I); router is (I, E)."""
-    return jnp.dot(x.astype(jnp.float32), router.astype(jnp.float32))
+    # Accelerators multiply float32 in fewer bits unless asked, and that can change the choice.
+    return jnp.dot(x.astype(jnp.float32), router.astype(jnp.float32), precision="highest")
 
 
 def route_top_k(logits: Array, top_k: int) -> Routing:
     """Keeps the k most probable experts of each token, weights renormalised to sum to 1.
 
-    Softmax over all experts, top-k, division by the selected sum: the same numbers as a softmax
-    over the selected logits (paper eq. 10).
+    A softmax over the selected logits (paper eq. 10): the same numbers as softmax over all experts,
+    top-k, division by the selected sum.
 
     >>> r = route_top_k(jnp.log(jnp.array([[0.6, 0.2, 0.2]])), top_k=1)
     >>> r.weights
     Array([[1., 0., 0.]], dtype=float32)
     """
     probs = jax.nn.softmax(logits, axis=-1)
-    chosen, experts = jax.lax.top_k(probs, top_k)
+    chosen, experts = jax.lax.top_k(logits, top_k)
     # one-hot instead of a scatter: its transpose is a product too, which every backend likes.
     one_hot = jax.nn.one_hot(experts, probs.shape[-1], dtype=probs.dtype)
-    share = chosen / chosen.sum(-1, keepdims=True)
+    # A second softmax, not a division of the probabilities: with k = 1 its gradient is exactly 0,
+    # where the quotient's is rounding noise that Adam would blow up to whole steps of the router.
+    share = jax.nn.softmax(chosen, axis=-1)
     weights = jnp.einsum("...K,...KE->...E", share, one_hot, precision="highest")
     return Routing(weights, probs, one_hot.sum(-2) > 0)
 

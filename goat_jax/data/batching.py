@@ -1,9 +1,9 @@
 """Which rows share a batch, and how long the batch is padded: pure functions of the row lengths.
 
 Every new padded length T is one more compilation of the step, so batches are padded to a few
-bucket lengths only; rows of similar length share a batch so that little of it is padding. With
-five lengths the padding of sentences is near 20 % (24 % of one length for all would be 66 %); no
-choice of five lengths can do much better, because a bucket must span a fifth of all lengths.
+bucket lengths only, and rows of similar length share a batch. Measured on four text tasks, one
+length for all makes 66 to 76 % of the places padding, two 41 to 46 %, five 19 to 27 %; that is the
+least that any five multiples of 8 allow.
 """
 
 from dataclasses import dataclass
@@ -61,8 +61,8 @@ def _training_rows(lengths: np.ndarray, batch_size: int, rng: np.random.Generato
             f"{len(lengths)} rows do not fill one batch of {batch_size}: lower the batch size"
         )
     order = rng.permutation(len(lengths))[: count * batch_size]
-    pools = np.array_split(order, range(POOL * batch_size, len(order), POOL * batch_size))
-    ordered = [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
+    pools = np.array_split(order.reshape(count, batch_size), -(-count // POOL))
+    ordered = [rows.ravel()[np.argsort(lengths[rows.ravel()], kind="stable")] for rows in pools]
     return rng.permutation(np.concatenate(ordered).reshape(count, batch_size))
 
 
@@ -120,14 +120,14 @@ def choose_buckets(
         )
     size = min(batch_size, len(lengths))
     batches = _training_rows(lengths, size, np.random.default_rng(0))
-    # The longest row may be one of those left out of this epoch, but not of the next.
+    # The longest row may be left out of this epoch, but not of the next: it is always covered.
     longest = np.append(lengths[batches].max(axis=1), lengths.max())
     ceilings = np.minimum(-(-longest // multiple) * multiple, max_length)
-    sizes, counts = np.unique(ceilings, return_counts=True)
-    filled = size * counts.sum() * lengths[batches].mean()
+    sizes, place = np.unique(ceilings, return_inverse=True)
+    counts = np.bincount(place[:-1], minlength=len(sizes))
     cost, choice = _best_buckets(sizes, counts, 1)
     for shapes in range(2, min(max_shapes, len(sizes)) + 1):
-        if 1 - filled / (cost * size) < padding:
+        if 1 - lengths[batches].sum() / (cost * size) < padding:
             break
         cost, choice = _best_buckets(sizes, counts, shapes)
     return tuple(int(sizes[i]) for i in choice)

@@ -114,6 +114,8 @@ def load_examples(task: TextTask, split: str) -> Examples:
     source = task.train if split == "train" else task.evaluation
     limit = task.train_limit if split == "train" else task.evaluation_limit
     rows = read_source(source, DEFAULT_SPLITS[split], task.data_dir)
+    if not rows:
+        raise UserError(f"{source}: no rows")
     chosen = _spaced(len(rows), limit)
     texts: list[tuple[str, ...]] = []
     labels: list[float] = []

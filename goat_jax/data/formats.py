@@ -132,7 +132,8 @@ def read_npz(path: Path) -> list[Row]:
     {'sentence': 'poor', 'label': 0}
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here because numpy leaves a file open whose archive it cannot read.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             columns = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, TypeError) as error:
         raise UserError(

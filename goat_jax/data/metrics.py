@@ -7,60 +7,64 @@ class ids, regression takes values. `weights` [N] >= 0 count a row that many tim
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from goat_jax.errors import UserError
 
 Array = np.ndarray
 
 
-def _rows(predictions: Array, labels: Array, weights: Array | None) -> tuple[Array, Array, Array]:
+def _rows(
+    predictions: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
+) -> tuple[Array, Array, Array]:
     """The rows that count, as flat arrays with float64 weights."""
-    predictions, labels = np.asarray(predictions), np.asarray(labels)
-    weights = np.ones(labels.shape) if weights is None else np.asarray(weights, np.float64)
-    if predictions.ndim != 1 or not predictions.shape == labels.shape == weights.shape:
+    guessed, true = np.asarray(predictions), np.asarray(labels)
+    counts = np.ones(true.shape) if weights is None else np.asarray(weights, np.float64)
+    if guessed.ndim != 1 or not guessed.shape == true.shape == counts.shape:
         raise UserError(
-            f"metrics need three arrays of one length, got predictions {predictions.shape},"
-            f" labels {labels.shape}, weights {weights.shape}"
+            f"metrics need three arrays of one length, got predictions {guessed.shape},"
+            f" labels {true.shape}, weights {counts.shape}"
         )
-    keep = weights > 0
+    keep = counts > 0
     if not keep.any():
         raise UserError("no row to score: all weights are zero")
-    return predictions[keep], labels[keep], weights[keep]
+    return guessed[keep], true[keep], counts[keep]
 
 
-def accuracy(predictions: Array, labels: Array, weights: Array | None = None) -> float:
+def accuracy(predictions: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
     """The share of rows whose class is right.
 
     >>> accuracy([1, 0, 1, 1], [1, 0, 0, 1])
     0.75
     """
-    predictions, labels, weights = _rows(predictions, labels, weights)
-    return float(np.average(predictions == labels, weights=weights))
+    guessed, true, counts = _rows(predictions, labels, weights)
+    return float(np.average(guessed == true, weights=counts))
 
 
-def matthews(predictions: Array, labels: Array, weights: Array | None = None) -> float:
+def matthews(predictions: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Matthews correlation, for any number of classes; 0 if either side has one class only.
 
-    The multi-class form of Gorodkin (2004), "Comparing two K-category assignments", eq. 8.
+    The multi-class form of Gorodkin (2004), "Comparing two K-category assignments by a K-category
+    correlation coefficient".
 
     >>> round(matthews([1, 0, 1, 1], [1, 0, 0, 1]), 4)
     0.5774
     """
-    predictions, labels, weights = _rows(predictions, labels, weights)
-    classes = np.union1d(predictions, labels)
-    is_predicted = predictions[:, None] == classes
-    is_label = labels[:, None] == classes
-    total = weights.sum()
-    predicted, true = weights @ is_predicted, weights @ is_label
-    right = weights @ (predictions == labels)
-    spread = (total**2 - predicted @ predicted) * (total**2 - true @ true)
+    guessed, true, counts = _rows(predictions, labels, weights)
+    classes = np.union1d(guessed, true)
+    total = counts.sum()
+    # How often each class was guessed, and how often it was right to.
+    in_guesses = counts @ (guessed[:, None] == classes)
+    in_truth = counts @ (true[:, None] == classes)
+    right = counts @ (guessed == true)
+    spread = (total**2 - in_guesses @ in_guesses) * (total**2 - in_truth @ in_truth)
     # Weights are floats, so the zero of a one-class side is only zero up to rounding.
     if spread <= 1e-12 * total**4:
         return 0.0
-    return float((right * total - predicted @ true) / np.sqrt(spread))
+    return float((right * total - in_guesses @ in_truth) / np.sqrt(spread))
 
 
-def f1(predictions: Array, labels: Array, weights: Array | None = None) -> float:
+def f1(predictions: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
     """F1 of class 1 in a two-class task: 2 TP / (2 TP + FP + FN); 0 if class 1 never occurs.
 
     Raises UserError for class ids other than 0 and 1.
@@ -68,38 +72,38 @@ def f1(predictions: Array, labels: Array, weights: Array | None = None) -> float
     >>> f1([1, 0, 1, 1], [1, 0, 0, 1])
     0.8
     """
-    predictions, labels, weights = _rows(predictions, labels, weights)
-    classes = np.union1d(predictions, labels)
+    guessed, true, counts = _rows(predictions, labels, weights)
+    classes = np.union1d(guessed, true)
     if not np.isin(classes, (0, 1)).all():
         raise UserError(f"f1 is for two classes, got class ids {classes.tolist()}: use accuracy")
-    hits = weights @ ((predictions == 1) & (labels == 1))
-    marked = weights @ (predictions == 1) + weights @ (labels == 1)
+    hits = counts @ ((guessed == 1) & (true == 1))
+    marked = counts @ (guessed == 1) + counts @ (true == 1)
     return float(2 * hits / marked) if marked else 0.0
 
 
-def pearson(predictions: Array, labels: Array, weights: Array | None = None) -> float:
+def pearson(predictions: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Pearson correlation; 0 if either side is constant.
 
     >>> round(pearson([1.0, 2.0, 4.0], [1.0, 3.0, 5.0]), 4)
     0.982
     """
-    predictions, labels, weights = _rows(predictions, labels, weights)
+    guessed, true, counts = _rows(predictions, labels, weights)
     # Asked of the values: a constant minus its own mean need not be exactly zero.
-    if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
+    if np.ptp(guessed) == 0 or np.ptp(true) == 0:
         return 0.0
-    x = predictions - np.average(predictions.astype(np.float64), weights=weights)
-    y = labels - np.average(labels.astype(np.float64), weights=weights)
-    return float(weights @ (x * y) / np.sqrt((weights @ x**2) * (weights @ y**2)))
+    x = guessed - np.average(guessed.astype(np.float64), weights=counts)
+    y = true - np.average(true.astype(np.float64), weights=counts)
+    return float(counts @ (x * y) / np.sqrt((counts @ x**2) * (counts @ y**2)))
 
 
-def spearman(predictions: Array, labels: Array, weights: Array | None = None) -> float:
+def spearman(predictions: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Spearman correlation: Pearson of the ranks, equal values sharing their mean rank.
 
     >>> spearman([0.1, 0.2, 0.9], [1.0, 3.0, 100.0])
     1.0
     """
-    predictions, labels, weights = _rows(predictions, labels, weights)
-    return pearson(_ranks(predictions, weights), _ranks(labels, weights), weights)
+    guessed, true, counts = _rows(predictions, labels, weights)
+    return pearson(_ranks(guessed, counts), _ranks(true, counts), counts)
 
 
 def _ranks(values: Array, weights: Array) -> Array:
@@ -120,7 +124,10 @@ REGRESSION_METRICS = frozenset({"pearson", "spearman"})
 
 
 def score(
-    names: Sequence[str], predictions: Array, labels: Array, weights: Array | None = None
+    names: Sequence[str],
+    predictions: ArrayLike,
+    labels: ArrayLike,
+    weights: ArrayLike | None = None,
 ) -> dict[str, float]:
     """Several metrics at once, in the order of their names.
 

@@ -5,7 +5,6 @@ follows from i alone. So the iterator's state is one number, and resuming costs 
 the same batches, whatever was prefetched when the state was saved.
 """
 
-import importlib
 import sys
 from collections.abc import Sequence
 from functools import lru_cache, partial
@@ -136,7 +135,8 @@ def train_iterator(
     >>> next(batches)["weights"].tolist()
     [1.0, 1.0]
     """
-    grain = importlib.import_module("grain")
+    import grain
+
     source = TrainBatches(
         encoded, batch_size, seed, max_length, process_index, process_count, buckets
     )

@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 
 def read_snippets(package: Path) -> str:
-    """The text of the snippet file inside the package's zip; bytes that are not UTF-8 become U+FFFD.
+    """The snippet file's text inside the package's zip; bytes that are not UTF-8 become U+FFFD.
 
     >>> read_snippets(Path("nowhere.zip"))
     Traceback (most recent call last):

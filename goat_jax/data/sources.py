@@ -4,8 +4,6 @@ A source is a string. `tfds:NAME` (or `tfds:NAME@SPLIT`) reads a TFDS data set a
 the demo task's package; anything else is the path of a file.
 """
 
-import importlib
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,17 +59,15 @@ def read_tfds(
     Traceback (most recent call last):
     goat_jax.errors.UserError: tfds:no_such_set@train: Dataset no_such_set not found.
     """
-    tfds = importlib.import_module("tensorflow_datasets")
-    # Builders of the older kind are registered only once their module has been imported.
-    legacy = f"tensorflow_datasets.text.{name.partition('/')[0].partition(':')[0]}"
+    import tensorflow_datasets as tfds
+    import tensorflow_datasets.text  # noqa: F401  builders of the older kind, glue, register here
+
     try:
-        if importlib.util.find_spec(legacy):
-            importlib.import_module(legacy)
         folder = None if data_dir is None else str(data_dir)
         source = tfds.data_source(name, split=split, data_dir=folder, download=download)
         return [_plain(row) for row in source]
-    except (ValueError, NotImplementedError, OSError, ImportError, RuntimeError) as error:
-        raise UserError(f"tfds:{name}@{split}: {first_line(error)}") from None
+    except Exception as error:  # TFDS raises from ValueError to AssertionError on bad input
+        raise UserError(f"tfds:{name}@{split}: {first_line(error)}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,5 @@
 """Texts to token ids: ragged, so that padding is decided batch by batch."""
 
-import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,11 +63,12 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise UserError(f"{folder}: no such tokenizer folder")
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         raise UserError(f"{folder}: no tokenizer in it: needs one of {', '.join(VOCABULARY_FILES)}")
-    transformers = importlib.import_module("transformers")
+    from transformers import AutoTokenizer
+
     try:
-        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # what transformers raises depends on the file that is damaged
-        raise UserError(f"{folder}: the tokenizer cannot be loaded: {first_line(error)}") from None
+        raise UserError(f"{folder}: the tokenizer cannot be loaded: {first_line(error)}") from error
 
 
 def encode(tokenizer: Any, examples: Examples, max_length: int) -> Encoded:

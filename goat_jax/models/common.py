@@ -1,4 +1,4 @@
-"""Small parts every model uses: embeddings, layer norm, activations."""
+"""Small parts every model uses: embeddings, layer norm, activations, pooling."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class Embedding(nnx.Module):
-    """A table (V, D) of vectors, looked up by number."""
+    """A table (V, D) of vectors, looked up by number; a number outside the table gives NaN."""
 
     def __init__(self, size: int, features: int, *, rngs: nnx.Rngs):
         self.table = nnx.Param(jax.random.normal(rngs.params(), (size, features)) * 0.02)
@@ -45,5 +45,24 @@ class LayerNorm(nnx.Module):
         centred = wide - wide.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
         normal = centred * jax.lax.rsqrt(variance + self.epsilon)
-        scaled = normal * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
-        return scaled.astype(x.dtype)
+        scale = jnp.broadcast_to(self.scale[...].astype(jnp.float32), x.shape)
+        bias = jnp.broadcast_to(self.bias[...].astype(jnp.float32), x.shape)
+        return (normal * scale + bias).astype(x.dtype)
+
+
+def _first_token(x: Array, mask: Array) -> Array:
+    del mask
+    return x[:, 0]
+
+
+def _mean_of_tokens(x: Array, mask: Array) -> Array:
+    weight = mask[..., None].astype(jnp.float32)
+    total = (x.astype(jnp.float32) * weight).sum(1)
+    return (total / jnp.maximum(weight.sum(1), 1.0)).astype(x.dtype)
+
+
+POOLING: dict[str, Callable[[Array, Array], Array]] = {
+    "cls": _first_token,
+    "mean": _mean_of_tokens,
+}
+"""One vector (B, D) of hidden states (B, T, D) and the attention mask (B, T)."""

@@ -8,18 +8,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes  # noqa: F401  (teaches numpy the name "bfloat16")
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from goat_jax.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """A JSON object from a file; one clear line if it is missing or broken."""
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} is not a folder here: give the path of {what}")
     if not path.is_file():
-        raise UserError(f"{path.parent} has no {path.name}: it is not {what}")
+        raise UserError(f"{path.parent} has no {path.name}: give the path of {what}")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -30,29 +34,41 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Entry:
+    """What the header of a weight file says of a tensor.
+
+    Attributes:
+        file: the file it is in.
+        dtype: how it is stored, in the format's own words: "F32", "BF16", ...
+        shape: as torch has it.
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class WeightFiles(Mapping[str, np.ndarray]):
     """Tensor name -> array, read from disk at each access, so that one tensor is held at a time.
 
     Attributes:
-        files: tensor name -> the file it is in.
+        folder: where the files are, for messages.
+        entries: tensor name -> `Entry`.
     """
 
-    files: Mapping[str, Path]
+    folder: Path
+    entries: Mapping[str, Entry]
 
     def __getitem__(self, name: str) -> np.ndarray:
-        with _open(self.files[name]) as file:
+        with _open(self.entries[name].file) as file:
             return file.get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.files)
+        return iter(self.entries)
 
     def __len__(self) -> int:
-        return len(self.files)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, from the header alone."""
-        with _open(self.files[name]) as file:
-            return tuple(file.get_slice(name).get_shape())
+        return len(self.entries)
 
 
 def _open(path: Path) -> Any:
@@ -67,33 +83,52 @@ def _open(path: Path) -> Any:
         ) from None
 
 
-def _names(path: Path) -> list[str]:
+def _read_header(path: Path) -> dict[str, Entry]:
     with _open(path) as file:
-        return list(file.keys())
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        return {
+            name: Entry(path, view.get_dtype(), tuple(view.get_shape()))
+            for name, view in slices.items()
+        }
 
 
 def open_weights(folder: Path) -> WeightFiles:
-    """The weights of a checkpoint folder.
+    """The weights of a checkpoint folder; a single file goes before an index, as in transformers.
 
     Raises:
         UserError: no safetensors there, a missing shard, a damaged file.
     """
     folder = Path(folder)
-    if (folder / INDEX).is_file():
-        index = read_json(folder / INDEX, "an index of weights")
-        files = {name: folder / file for name, file in index.get("weight_map", {}).items()}
-        for path in sorted(set(files.values())):
-            absent = sorted({name for name in files if files[name] == path} - set(_names(path)))
-            if absent:
-                raise UserError(
-                    f"{path} lacks {absent[0]}, which the index promises: fetch it again"
-                )
-        return WeightFiles(files)
     if (folder / SINGLE).is_file():
-        return WeightFiles({name: folder / SINGLE for name in _names(folder / SINGLE)})
-    if list(folder.glob("*.bin")):
+        return WeightFiles(folder, _read_header(folder / SINGLE))
+    if (folder / INDEX).is_file():
+        return WeightFiles(folder, _read_index(folder / INDEX))
+    pickled = sorted(path.name for kind in PICKLED for path in folder.glob(kind))
+    if pickled:
         raise UserError(
-            f"{folder} has only pickled weights (*.bin), which are never opened: "
+            f"{folder} has only pickled weights ({pickled[0]}), which are never opened: "
             "save the model with safetensors"
         )
-    raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}")
+    raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}: fetch the whole checkpoint")
+
+
+def _read_index(path: Path) -> dict[str, Entry]:
+    """The entries of all shards; an index must not lead out of its folder."""
+    places = read_json(path, "an index of weights").get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise UserError(f"{path} has no weight_map: fetch it again")
+    entries: dict[str, Entry] = {}
+    for shard in sorted(set(map(str, places.values()))):
+        if Path(shard).name != shard:
+            raise UserError(
+                f"{path} names {shard!r}, which is not a file beside it: fetch it again"
+            )
+        header = _read_header(path.parent / shard)
+        promised = [name for name, file in places.items() if file == shard]
+        absent = [name for name in promised if name not in header]
+        if absent:
+            raise UserError(
+                f"{path.parent / shard} lacks {absent[0]}, which the index promises: fetch it again"
+            )
+        entries |= {name: header[name] for name in promised}
+    return entries

@@ -39,10 +39,11 @@ def plot_expert_load(
         UserError: no load record, no shares in it, or another file type.
 
     >>> import pathlib, tempfile
-    >>> path = pathlib.Path(tempfile.mkdtemp(), "load.png")
     >>> modules = {"model.layers.{}.self_attn.q_proj": [[0.5, 0.5], [0.9, 0.1]]}
-    >>> plot_expert_load({"kind": "load", "step": 10, "modules": modules}, path)
-    >>> path.is_file()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "load.png")
+    ...     plot_expert_load({"kind": "load", "step": 10, "modules": modules}, path)
+    ...     path.is_file()
     True
     """
     save_figure(expert_load_figure(records, title), path)

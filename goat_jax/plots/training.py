@@ -31,7 +31,7 @@ def plot_training(
 
     The training loss is the task's part (`task_loss`) where the records have it, since that is
     what the evaluation loss can be compared with. The best value of a metric is its highest.
-    Without such metrics there is one panel only.
+    Without losses or without such metrics there is one panel only.
 
     Args:
         records: as `read_records` gives them; kinds other than train and eval are passed over.
@@ -42,10 +42,11 @@ def plot_training(
         UserError: nothing to draw, or another file type.
 
     >>> import pathlib, tempfile
-    >>> folder = pathlib.Path(tempfile.mkdtemp())
     >>> records = [{"kind": "train", "step": step, "loss": 1 / step} for step in (1, 2, 3)]
-    >>> plot_training(records, folder / "loss.png")
-    >>> (folder / "loss.png").is_file()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "loss.png")
+    ...     plot_training(records, path)
+    ...     path.is_file()
     True
     """
     save_figure(training_figure(records, title), path)
@@ -58,16 +59,18 @@ def training_figure(records: Sequence[Record], title: str) -> Figure:
 
     train = [record for record in records if record["kind"] == "train"]
     evals = [record for record in records if record["kind"] == "eval"]
-    if not train and not evals:
-        raise UserError("no train or eval records to plot: give those of a run that made a step")
+    has_losses = any("loss" in record or "task_loss" in record for record in [*train, *evals])
     metrics = _metric_series(evals)
-    panels = 2 if metrics else 1
+    panels = bool(has_losses) + bool(metrics)
+    if not panels:
+        raise UserError("no train or eval records to plot: give those of a run that made a step")
     figure = Figure(figsize=(10, 3.2 * panels + 0.6), layout="constrained")
     figure.suptitle(title, fontsize=13, wrap=True)
     axes = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
-    _draw_losses(axes[0], train, evals)
+    if has_losses:
+        _draw_losses(axes[0], train, evals)
     if metrics:
-        _draw_metrics(axes[1], metrics)
+        _draw_metrics(axes[-1], metrics)
     for ax in axes:
         ax.grid(alpha=0.3, linewidth=0.6)
         ax.spines[["top", "right"]].set_visible(False)

@@ -143,14 +143,18 @@ def _make_rich_bar(console: Any, clock: Callable[[], float]) -> Any:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
+
+    def whole() -> Column:  # in a narrow terminal only the status may wrap, not the times
+        return Column(no_wrap=True)
 
     return Progress(
-        MofNCompleteColumn(),
-        BarColumn(bar_width=16),
-        TextColumn("{task.fields[status]}", markup=False),
-        TimeElapsedColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
+        MofNCompleteColumn(table_column=whole()),
+        BarColumn(bar_width=24 if console.width >= 110 else 8, table_column=whole()),
+        TextColumn("{task.fields[status]}", markup=False, table_column=Column()),
+        TimeElapsedColumn(table_column=whole()),
+        TextColumn("eta", table_column=whole()),
+        TimeRemainingColumn(table_column=whole()),
         console=console,
         get_time=clock,
         speed_estimate_period=_SPEED_SECONDS,

@@ -42,12 +42,14 @@ class Records:
         tensorboard: whether to mirror the scalars to `folder/tensorboard`.
 
     >>> import tempfile
-    >>> folder = tempfile.mkdtemp()
+    >>> scratch = tempfile.TemporaryDirectory()
+    >>> folder = scratch.name
     >>> with Records(folder, tensorboard=False) as records:
     ...     records.write("train", 1, loss=np.float32(0.7), grad_norm=np.nan)
     {'kind': 'train', 'step': 1, 'loss': 0.7, 'grad_norm': None}
     >>> read_records(folder, "train")[0]["loss"]
     0.7
+    >>> scratch.cleanup()
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, tensorboard: bool = True):

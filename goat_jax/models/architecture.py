@@ -1,0 +1,76 @@
+"""Which model a config.json asks for: the table of everything that can be loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from goat_jax.errors import UserError, nearest
+from goat_jax.models import encoder
+from goat_jax.models.encoder_families import FAMILIES
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """How to build and fill a family of models.
+
+    Attributes:
+        config: config.json as a dict, and overrides -> our config.
+        build: our config -> model with fresh parameters.
+        prefix: what a checkpoint without the head leaves off its names ("bert.").
+        ignored: names in a checkpoint that the model does not need, a regular expression.
+        head: names of modules a checkpoint may lack: they start fresh. The last one has an
+            output per label.
+    """
+
+    config: Callable[..., Any]
+    build: Callable[..., nnx.Module]
+    prefix: str
+    ignored: str
+    head: tuple[str, ...]
+
+
+def _encoder(name: str, ignored: str) -> Architecture:
+    family = FAMILIES[name]
+    return Architecture(
+        config=encoder.EncoderConfig.from_hf,
+        build=encoder.Encoder,
+        prefix=family.prefix + ".",
+        ignored=ignored,
+        head=family.head,
+    )
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "bert": _encoder("bert", r"cls\..*|.*position_ids"),
+    "roberta": _encoder("roberta", r"lm_head\..*|.*pooler\.dense\..*|.*position_ids"),
+    "distilbert": _encoder("distilbert", r"vocab_\w+\..*|.*position_ids"),
+}
+
+
+def architecture_of(hf: Mapping[str, Any], where: Path) -> Architecture:
+    """The architecture a config.json asks for.
+
+    Args:
+        hf: the config as a dict.  where: its folder, for the message.
+
+    Raises:
+        UserError: no model_type, or one that is not in `ARCHITECTURES`.
+
+    >>> architecture_of({"model_type": "roberta"}, Path(".")).prefix
+    'roberta.'
+    """
+    kind, known = hf.get("model_type"), ", ".join(ARCHITECTURES)
+    if kind is None:
+        raise UserError(f"{where / 'config.json'} has no model_type: add one of {known}")
+    if kind not in ARCHITECTURES:
+        hint = nearest(str(kind), ARCHITECTURES)
+        raise UserError(
+            f"{where}: model_type {kind!r} is not supported{hint}: use a checkpoint of one of "
+            f"{known}"
+        )
+    return ARCHITECTURES[kind]

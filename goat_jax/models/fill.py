@@ -1,0 +1,191 @@
+"""Fills an abstract model from weight files: every parameter from its tensor, or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from goat_jax.errors import UserError
+from goat_jax.layers import Dense
+from goat_jax.models.architecture import Architecture
+from goat_jax.models.common import Embedding, LayerNorm
+from goat_jax.models.safetensors import WeightFiles
+from goat_jax.sites import Site, find_sites
+from goat_jax.typing import Key
+
+TORCH_NAMES: dict[type[nnx.Module], dict[str, tuple[str, bool]]] = {
+    Dense: {"kernel": ("weight", True), "bias": ("bias", False)},
+    Embedding: {"table": ("weight", False)},
+    LayerNorm: {"scale": ("weight", False), "bias": ("bias", False)},
+}
+"""Module -> our parameter -> torch's name, and whether torch stores it transposed."""
+
+OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+"""Endings of names in checkpoints that were converted from TensorFlow long ago."""
+
+STORED = ("F64", "F32", "F16", "BF16")
+"""How a tensor may be stored; everything else is quantised or no weight."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slot:
+    """One parameter of the model and the tensors (one per layer) that fill it."""
+
+    site: Site
+    parameter: str
+    names: tuple[str, ...]
+    transposed: bool
+
+    @property
+    def stacked(self) -> bool:
+        return self.site.layers is not None
+
+    def shape(self) -> tuple[int, ...]:
+        """Of one layer, as we have it."""
+        return tuple(getattr(self.site.module, self.parameter).shape[1 if self.stacked else 0 :])
+
+    def torch_shape(self) -> tuple[int, ...]:
+        return self.shape()[::-1] if self.transposed else self.shape()
+
+    def set(self, layers: np.ndarray | jax.Array) -> None:
+        """Takes the values of all layers, stacked also if there is just one."""
+        value = jnp.asarray(layers if self.stacked else layers[0])
+        getattr(self.site.module, self.parameter).set_value(value)
+
+
+def fill(
+    model: nnx.Module,
+    weights: WeightFiles,
+    architecture: Architecture,
+    key: Key,
+    dtype: Any,
+    new_head: bool = False,
+) -> tuple[str, ...]:
+    """Gives every parameter of an abstract model its value; returns the names of fresh ones.
+
+    One tensor at a time is read, into the place that its layer has in the stacked parameter.
+
+    Args: as for `goat_jax.models.load.load_model`.
+
+    Raises:
+        UserError: tensors that do not fit; the model is then untouched.
+    """
+    stored = _canonical_names(weights, architecture)
+    if new_head:
+        last = architecture.head[-1] + "."
+        stored = {name: own for name, own in stored.items() if not name.startswith(last)}
+    slots = [slot for site in find_sites(model, tuple(TORCH_NAMES)) for slot in _slots(site)]
+    _check(slots, stored, weights, architecture)
+    fresh: list[str] = []
+    for slot in slots:
+        if slot.names[0] in stored:
+            keep = isinstance(slot.site.module, LayerNorm) or _is_head(slot.names[0], architecture)
+            slot.set(_read(slot, stored, weights, jnp.float32 if keep else dtype))
+        else:
+            slot.set(_start(slot, key))
+            fresh += slot.names
+    return tuple(fresh)
+
+
+def _canonical_names(weights: WeightFiles, architecture: Architecture) -> dict[str, str]:
+    """The name of today, with the prefix -> the name in the file."""
+    bare = not any(name.startswith(architecture.prefix) for name in weights)
+    names = {}
+    for own in weights:
+        prefix = architecture.prefix if bare and not _is_head(own, architecture) else ""
+        name = prefix + own
+        for old, new in OLD_NAMES.items():
+            name = name.removesuffix(old) + new if name.endswith(old) else name
+        names[name] = own
+    return names
+
+
+def _is_head(name: str, architecture: Architecture) -> bool:
+    return any(name.startswith(module + ".") for module in architecture.head)
+
+
+def _slots(site: Site) -> list[_Slot]:
+    found = []
+    for parameter, (torch_name, transposed) in TORCH_NAMES[type(site.module)].items():
+        if getattr(site.module, parameter) is not None:
+            names = tuple(f"{name}.{torch_name}" for name in site.names())
+            found.append(_Slot(site, parameter, names, transposed))
+    return found
+
+
+def _read(slot: _Slot, stored: Mapping[str, str], weights: WeightFiles, dtype: Any) -> np.ndarray:
+    layers = np.empty((len(slot.names), *slot.shape()), dtype)
+    for place, name in zip(layers, slot.names, strict=True):
+        tensor = weights[stored[name]]
+        place[...] = tensor.T if slot.transposed else tensor
+    return layers
+
+
+def _start(slot: _Slot, key: Key) -> jax.Array:
+    """torch's start of a new head: normal(0.02) kernels, zero biases; a key for every name."""
+    shape = (len(slot.names), *slot.shape())
+    if slot.parameter == "bias":
+        return jnp.zeros(shape, jnp.float32)
+    own = jax.random.fold_in(key, zlib.crc32(slot.names[0].encode()))
+    return 0.02 * jax.random.normal(own, shape, jnp.float32)
+
+
+def _check(
+    slots: list[_Slot],
+    stored: Mapping[str, str],
+    weights: WeightFiles,
+    architecture: Architecture,
+) -> None:
+    """Lists everything that does not fit, in one line."""
+    wanted = {name: slot.torch_shape() for slot in slots for name in slot.names}
+    found = {name: weights.entries[stored[name]] for name in wanted if name in stored}
+    extra = [name for name in stored if name not in wanted]
+    misshapen = [name for name, entry in found.items() if entry.shape != wanted[name]]
+    lists = {
+        "missing": _missing(wanted, stored, architecture),
+        "unexpected": [n for n in extra if not re.fullmatch(architecture.ignored, n)],
+        "wrong shape": [
+            f"{name} is {found[name].shape}, the config says {wanted[name]}" for name in misshapen
+        ],
+        f"not stored as {', '.join(STORED)}": [
+            f"{name} is {entry.dtype}" for name, entry in found.items() if entry.dtype not in STORED
+        ],
+    }
+    problems = {kind: names for kind, names in lists.items() if names}
+    if problems:
+        last = architecture.head[-1] + "."
+        only_labels = list(problems) == ["wrong shape"] and all(
+            name.startswith(last) for name in misshapen
+        )
+        fix = "new_head=True starts it afresh" if only_labels else "take both from one checkpoint"
+        told = "; ".join(f"{kind}: {_some(names)}" for kind, names in problems.items())
+        raise UserError(f"{weights.folder}: the weights do not fit config.json; {told}; {fix}")
+
+
+def _missing(
+    wanted: Iterable[str], stored: Mapping[str, str], architecture: Architecture
+) -> list[str]:
+    """A head may be absent, but only as a whole: half a module would be half trained."""
+    present = {_module(name) for name in stored}
+    return [
+        name
+        for name in wanted
+        if name not in stored and (not _is_head(name, architecture) or _module(name) in present)
+    ]
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    shown = ", ".join(sorted(names)[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,0 +1,73 @@
+"""The optimizer of a run: clip, AdamW, schedule, as one optax chain."""
+
+import dataclasses
+
+import jax
+import optax
+
+from goat_jax.errors import UserError
+from goat_jax.optim.schedules import make_schedule
+from goat_jax.typing import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW as the paper runs it.
+
+    Attributes:
+        learning_rate: peak rate.
+        schedule: "cosine", "linear" or "constant", each after a linear warm-up.
+        warmup_steps: optimizer steps of warm-up.
+        weight_decay: decoupled, not on biases.
+        clip: largest global norm of the gradient; None does not clip.
+        beta1, beta2, epsilon: Adam's.
+    """
+
+    learning_rate: float = 1e-4
+    schedule: str = "cosine"
+    warmup_steps: int = 100
+    weight_decay: float = 0.0
+    clip: float | None = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise UserError(f"learning rate {self.learning_rate} must be above 0")
+        if self.clip is not None and self.clip <= 0:
+            raise UserError(f"clip {self.clip} must be above 0, or none to switch it off")
+
+
+def make_optimizer(
+    config: OptimizerConfig,
+    total_steps: int,
+    transform: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformation:
+    """The optax chain of a run.
+
+    Args:
+        config: rates and constants.
+        total_steps: length of the schedule in optimizer steps.
+        transform: a method's own transform of the updates, before the learning rate.
+
+    >>> tx = make_optimizer(OptimizerConfig(warmup_steps=0), total_steps=10)
+    >>> one, zero = {"a": jax.numpy.ones(())}, {"a": jax.numpy.zeros(())}
+    >>> updates, _ = tx.update(one, tx.init(zero), zero)
+    >>> round(float(updates["a"]), 8)
+    -0.0001
+    """
+    rate = make_schedule(config.schedule, config.learning_rate, config.warmup_steps, total_steps)
+    return optax.chain(
+        optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip),
+        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
+        transform or optax.identity(),
+        optax.add_decayed_weights(config.weight_decay, mask=_is_no_bias),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def _is_no_bias(params: PyTree) -> PyTree:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: getattr(path[-1], "key", None) != "bias", params
+    )

@@ -1,0 +1,142 @@
+"""The published code's names: which parts of ours each of its init types is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from goat_jax.adapters.combines import SumOfExperts
+from goat_jax.adapters.losses import Balance
+from goat_jax.adapters.routing import TopK
+from goat_jax.adapters.scales import AlphaOverRank, AlphaOverRootRank, Fixed, Theory
+from goat_jax.adapters.spec import AdapterSpec, BaseEdit, ScaleRule
+from goat_jax.adapters.start import KeepBase, SubtractMean, SvdSegments, ZeroDelta
+from goat_jax.core import svd
+from goat_jax.core.residual import residual_kernel
+from goat_jax.core.svd import Segments
+from goat_jax.errors import UserError, nearest
+from goat_jax.typing import Array, Factors
+
+STARTS: dict[str, Segments | None] = {
+    "goat": svd.block_heads,
+    "goat_mini": svd.block_tails,
+    "pissa": svd.principal,
+    "milora": svd.minor_descending,
+    "pissa_milora": svd.principal_and_minor,
+    "lora": None,
+    "mole": None,
+}
+"""Published init type without its scale -> the choice of SVD segments, None for a zero start."""
+
+OWN_SCALE = {"pissa": 2.0}
+"""Names that, exactly so, bring a constant scale with them."""
+
+SPANS_WHOLE_RANK = ("pissa", "milora", "pissa_milora")
+"""Starts that take r triplets off the kernel even where the experts hold only E * (r // E)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedType:
+    """What an `init_type` of a bundle means.
+
+    Attributes:
+        start: key of `STARTS`.
+        scale: the rule its name stands for.
+        fixed: whether the name alone settles the scale. Otherwise the published code lets an
+            environment variable replace alpha / R.
+    """
+
+    start: str
+    scale: ScaleRule
+    fixed: bool
+
+    @property
+    def choice(self) -> Segments | None:
+        """The choice of SVD segments, None for a zero start."""
+        return STARTS[self.start]
+
+
+def read_init_type(name: str, eta: float = 1.0) -> PublishedType:
+    """Reads a published name: a key of `STARTS`, with ``rs`` or ``scale`` as an affix.
+
+    The scale goes by the first rule that applies, as there: "scale" in the name is the theory's
+    sqrt(3 n eta / d); "pissa" alone is 2; "rs" is alpha / sqrt(d); all others alpha / d.
+
+    Raises:
+        UserError: a name that is none of these.
+
+    >>> read_init_type("lora_scale", eta=0.1)
+    PublishedType(start='lora', scale=Theory(eta=0.1), fixed=True)
+    """
+    affixes = re.fullmatch(r"(rs_?)?(.*?)((?:_rs|_scale)*)", name)
+    assert affixes is not None
+    before, start, after = (part or "" for part in affixes.groups())
+    if start not in STARTS:
+        raise UserError(
+            f"init_type {name!r} is not known{nearest(name, STARTS)}; there are: "
+            f"{', '.join(STARTS)}, each also with _scale or _rs"
+        )
+    if "scale" in after:
+        return PublishedType(start, Theory(eta), True)
+    if name in OWN_SCALE:
+        return PublishedType(start, Fixed(OWN_SCALE[name]), True)
+    rule = AlphaOverRootRank() if before or after else AlphaOverRank()
+    return PublishedType(start, rule, False)
+
+
+@dataclasses.dataclass(frozen=True)
+class SubtractShare:
+    """`SubtractMean` with a weight of its own in place of 1/E: W0 - share * s_1 sum_i a_i b_i."""
+
+    share: float
+
+    def __call__(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:
+        first = scale[:1].repeat(spec.num_experts)
+        return residual_kernel(kernel, factors["a"], factors["b"], first, self.share)
+
+
+def published_spec(
+    kind: PublishedType,
+    *,
+    rank: int,
+    num_experts: int,
+    top_k: int,
+    alpha: float,
+    scale: ScaleRule,
+    rho: float,
+    init_cof: float,
+) -> AdapterSpec:
+    """The published layer as parts.
+
+    Args:
+        kind: what the bundle's init type means.
+        rank: the bundle's total rank; what does not divide among the experts is dropped, as there.
+        num_experts, top_k, alpha: E, K, LoRA's alpha.
+        scale: the rule to run with (the file's numbers, usually).
+        rho, init_cof: damping, and the share of the start taken off the kernel; unused by a zero
+            start.
+
+    >>> spec = published_spec(read_init_type("goat"), rank=16, num_experts=8, top_k=2, alpha=32,
+    ...     scale=AlphaOverRank(), rho=10, init_cof=0.125)
+    >>> spec.rank, spec.base_edit
+    (2, SubtractMean(with_first_scale=True))
+    """
+    choice = kind.choice
+    return AdapterSpec(
+        initializer=ZeroDelta() if choice is None else SvdSegments(choice, rho),
+        base_edit=KeepBase() if choice is None else _residual(init_cof, num_experts),
+        router=TopK(),
+        combine=SumOfExperts(),
+        scale=scale,
+        aux_loss=Balance(published=True, count_padding=True),
+        total_rank=rank - rank % num_experts,
+        num_experts=num_experts,
+        top_k=top_k,
+        alpha=alpha,
+    )
+
+
+def _residual(init_cof: float, num_experts: int) -> BaseEdit:
+    if abs(init_cof * num_experts - 1.0) < 1e-9:
+        return SubtractMean(with_first_scale=True)
+    return SubtractShare(init_cof)

@@ -1,0 +1,141 @@
+"""The pure training and evaluation steps. `jit` is applied here and nowhere else in a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from goat_jax.adapters.adapter import Report
+from goat_jax.adapters.context import EVAL, Context
+from goat_jax.layers import Sown, merge_model
+from goat_jax.run.objectives import Objective
+from goat_jax.run.state import RunState
+from goat_jax.sites import reports_by_name
+from goat_jax.typing import Array, Batch, Key, PyTree
+
+Metrics = dict[str, Any]
+TrainStep = Callable[[RunState, PyTree, Batch], tuple[RunState, Metrics]]
+EvalStep = Callable[[dict[str, PyTree], PyTree, Batch], tuple[Metrics, Array]]
+
+
+def make_train_step(
+    graph: Any,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    aux_weight: float,
+    accumulate: int = 1,
+) -> TrainStep:
+    """One optimizer step as a jitted function ``(state, base, batch) -> (state, metrics)``.
+
+    The state is donated; the base is an argument, so it is neither copied nor compiled in. A batch
+    is cut into `accumulate` micro-batches along its first axis, run one after the other; losses are
+    sums divided by the whole batch's count, so the cut does not change the gradient (but for the
+    balance loss, which is averaged over the micro-batches).
+
+    Metrics: loss, task_loss, aux_loss, grad_norm (before clipping), the objective's own sums
+    divided by its count, reports (name -> `Report`), and finite_by_leaf: for every trained array
+    (and layer, if stacked) whether its gradient is finite.
+    """
+
+    def total_loss(
+        trainable: dict, base: PyTree, batch: Batch, key: Key, count: Array
+    ) -> tuple[Array, Metrics]:
+        ctx = Context(key, batch.get("attention_mask"))
+        loss, sums, reports = forward(graph, trainable, base, batch, objective, ctx)
+        task_loss = loss / count
+        aux_loss = aux_weight * sum_of_aux(reports) / accumulate
+        shares = {name: value / count for name, value in sums.items()}
+        metrics = {"task_loss": task_loss, "aux_loss": aux_loss, "reports": reports, **shares}
+        return task_loss + aux_loss, metrics
+
+    grad_of_loss = jax.value_and_grad(total_loss, has_aux=True)
+
+    @partial(jax.jit, donate_argnums=0)
+    def train_step(state: RunState, base: PyTree, batch: Batch) -> tuple[RunState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        count = objective.count(batch)
+        if accumulate == 1:
+            (loss, metrics), grads = grad_of_loss(state.trainable, base, batch, key, count)
+        else:
+            (loss, metrics), grads = _accumulated(
+                grad_of_loss, accumulate, state.trainable, base, batch, key, count
+            )
+        metrics |= {
+            "loss": loss,
+            "grad_norm": optax.global_norm(grads),
+            "finite_by_leaf": jax.tree.map(_finite, grads),
+        }
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        return RunState(state.step + 1, trainable, opt_state, state.key), metrics  # type: ignore
+
+    return train_step
+
+
+def make_eval_step(graph: Any, objective: Objective) -> EvalStep:
+    """A jitted ``(trainable, base, batch) -> (sums, outputs)``; dropout is off.
+
+    The sums (loss, count and the objective's own) add up over batches.
+    """
+
+    @jax.jit
+    def eval_step(trainable: dict, base: PyTree, batch: Batch) -> tuple[Metrics, Array]:
+        model = merge_model(graph, trainable, base)
+        loss, sums, outputs = objective.loss(model, batch, EVAL)
+        return {"loss": loss, "count": objective.count(batch), **sums}, outputs
+
+    return eval_step
+
+
+def forward(
+    graph: Any, trainable: dict, base: PyTree, batch: Batch, objective: Objective, ctx: Context
+) -> tuple[Array, dict[str, Array], dict[str, Report]]:
+    """Sum of losses, extra sums, and what the adapters report, by module name."""
+    model = merge_model(graph, trainable, base)
+    (loss, sums, _), sown = nnx.capture(objective.loss, Sown)(model, batch, ctx)
+    return loss, sums, reports_by_name(model, nnx.to_pure_dict(sown))
+
+
+def sum_of_aux(reports: dict[str, Report]) -> Array:
+    """The auxiliary losses of all modules and layers added up, unweighted."""
+    return sum((report.aux_loss.sum() for report in reports.values()), jnp.zeros(()))
+
+
+def _finite(gradient: Array) -> Array:
+    """Whether a gradient is finite, per entry of its first axis (the layer, in a stack)."""
+    finite = jnp.isfinite(gradient)
+    return finite.all(axis=tuple(range(1, finite.ndim)))
+
+
+def _accumulated(
+    grad_of_loss: Callable,
+    accumulate: int,
+    trainable: PyTree,
+    base: PyTree,
+    batch: Batch,
+    key: Key,
+    count: Array,
+) -> tuple[tuple[Array, Metrics], PyTree]:
+    """The gradient of the whole batch, one micro-batch in memory at a time."""
+    cut = jax.tree.map(lambda a: a.reshape(accumulate, -1, *a.shape[1:]), dict(batch))
+
+    def one(number: Array) -> Any:
+        micro = jax.tree.map(lambda a: a[number], cut)
+        own = jax.random.fold_in(key, number)
+        (loss, metrics), grads = grad_of_loss(trainable, base, micro, own, count)
+        reports = metrics.pop("reports")
+        return (loss, metrics), grads, jax.tree.map(lambda value: value / accumulate, reports)
+
+    def add(total: Any, number: Array) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, one(number)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, jnp.zeros((), jnp.int32)))
+    ((loss, metrics), grads, reports), _ = jax.lax.scan(add, zeros, jnp.arange(accumulate))
+    return (loss, {**metrics, "reports": reports}), grads

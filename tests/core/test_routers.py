@@ -1,0 +1,103 @@
+"""Routing: weights, which experts, in float32, and the statistics of Lemma 3.3."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from goat_jax.core.routers import route_all, route_softmax, route_top_k, router_logits
+from goat_jax.testing import assert_close
+
+EXPERTS = 8
+ROUTE = jax.jit(route_top_k, static_argnums=1)
+
+
+def random_logits(tokens=64, spread=1.0, seed=0):
+    logits = np.random.default_rng(seed).normal(size=(tokens, EXPERTS)) * spread
+    return jnp.asarray(logits, jnp.float32)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, EXPERTS])
+def test_weights_are_the_softmax_of_the_selected_logits(top_k):
+    logits = random_logits()
+    routing = ROUTE(logits, top_k)
+    exact = np.asarray(logits, np.float64)
+    chosen = exact >= np.sort(exact, -1)[:, [-top_k]]
+    powers = np.where(chosen, np.exp(exact), 0)
+    assert_close(routing.weights, powers / powers.sum(-1, keepdims=True), 1e-6)
+    assert_close(routing.probs, np.exp(exact) / np.exp(exact).sum(-1, keepdims=True), 1e-6)
+    np.testing.assert_array_equal(routing.selected, chosen)
+    assert ((np.asarray(routing.weights) > 0).sum(-1) == top_k).all()
+    np.testing.assert_allclose(routing.weights.sum(-1), 1.0, rtol=1e-6)
+
+
+def test_ties_still_select_exactly_k():
+    routing = ROUTE(jnp.zeros((64, EXPERTS)), 2)
+    assert (np.asarray(routing.selected).sum(-1) == 2).all()
+    np.testing.assert_allclose(routing.weights.sum(-1), 1.0, rtol=1e-6)
+
+
+def test_extreme_logits_stay_finite():
+    logits = random_logits(spread=1000.0)
+    weights, gradient = jax.jit(
+        jax.value_and_grad(lambda z: route_top_k(z, 2).weights[:, 0].sum())
+    )(logits)
+    assert np.isfinite(weights) and np.isfinite(gradient).all()
+    # Far behind experts underflow to probability 0; the ones that are kept still sum to 1.
+    np.testing.assert_allclose(ROUTE(logits, 2).weights.sum(-1), 1.0, rtol=1e-6)
+
+
+def test_gradient_reaches_only_the_selected_logits():
+    logits = random_logits()
+    weigh = np.random.default_rng(1).normal(size=logits.shape).astype(np.float32)
+    gradient = jax.jit(jax.grad(lambda z: (route_top_k(z, 2).weights * weigh).sum()))(logits)
+    selected = np.asarray(ROUTE(logits, 2).selected)
+    # Softmax over the selected: d w_i / d z_j = w_i (1[i = j] - w_j).
+    weights = np.asarray(ROUTE(logits, 2).weights, np.float64)
+    expected = weights * (weigh - (weights * weigh).sum(-1, keepdims=True))
+    assert_close(gradient, expected)
+    assert np.abs(np.asarray(gradient)[~selected]).max() < 1e-7
+
+
+def test_logits_of_bfloat16_tokens_are_float32():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(32, 256)), jnp.bfloat16)
+    router = jnp.asarray(rng.normal(size=(256, EXPERTS)), jnp.float32)
+    logits = router_logits(x, router)
+    assert logits.dtype == jnp.float32
+    exact = np.asarray(x, np.float64) @ np.asarray(router, np.float64)
+    assert_close(logits, exact, 1e-6)
+    rough = jnp.dot(x, router.astype(jnp.bfloat16))
+    with pytest.raises(AssertionError, match="relative error"):
+        assert_close(rough, exact, 1e-4)
+    # Not only accurate here: accelerators are told to use all of float32's bits.
+    assert "HIGHEST" in str(jax.make_jaxpr(router_logits)(x, router))
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+def test_lemma_3_3_mean_and_variance(top_k):
+    """E[w_i] = 1/E; Var(w_i) = (E - k) / (k E^2), exact as the logits become equal."""
+    weights = np.asarray(ROUTE(random_logits(100_000, 0.001, seed=2), top_k).weights, np.float64)
+    np.testing.assert_allclose(weights.mean(0), 1 / EXPERTS, rtol=0.03)
+    np.testing.assert_allclose(weights.mean(), 1 / EXPERTS, rtol=1e-6)
+    published = (EXPERTS - top_k) / (top_k * EXPERTS**2)
+    np.testing.assert_allclose(((weights - 1 / EXPERTS) ** 2).mean(), published, rtol=0.002)
+
+
+def test_lemma_3_3_is_a_lower_bound_for_spread_logits():
+    # methods.md 22.7: 0.0536 at standard deviation 1, against the lemma's 0.046875.
+    weights = np.asarray(ROUTE(random_logits(100_000, seed=3), 2).weights, np.float64)
+    np.testing.assert_allclose(((weights - 1 / EXPERTS) ** 2).mean(), 0.0536, rtol=0.01)
+
+
+def test_softmax_router_uses_every_expert():
+    routing = route_softmax(random_logits())
+    np.testing.assert_array_equal(routing.weights, routing.probs)
+    np.testing.assert_allclose(routing.weights.sum(-1), 1.0, rtol=1e-6)
+    assert routing.selected.all()
+
+
+def test_no_router_gives_every_expert_weight_one():
+    routing = route_all((2, 3), 4)
+    assert routing.weights.shape == (2, 3, 4) and (routing.weights == 1).all()
+    assert routing.selected.all() and (routing.probs == 0.25).all()

@@ -1,0 +1,151 @@
+"""Tiny random torch models as the oracle of `goat_jax.models`, and the same for our own models."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+
+from goat_jax.models.fill import TORCH_NAMES
+from goat_jax.sites import find_sites
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+SIZES = {
+    "bert": dict(
+        vocab_size=60,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=24,
+    ),
+    "distilbert": dict(
+        vocab_size=60, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=24
+    ),
+}
+SIZES["roberta"] = SIZES["bert"]
+CONFIGS = {
+    "bert": transformers.BertConfig,
+    "roberta": transformers.RobertaConfig,
+    "distilbert": transformers.DistilBertConfig,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A folder and the torch model that was saved there."""
+
+    folder: Path
+    torch: Any
+
+
+@pytest.fixture(scope="session")
+def save_torch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Checkpoint]:
+    """Makes a random model of a transformers class, every number in it random, and saves it."""
+
+    def save(
+        family: str,
+        kind: str = "ForSequenceClassification",
+        *,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        max_shard_size: str = "1GB",
+        model_options: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> Checkpoint:
+        config = CONFIGS[family](**{**SIZES[family], **settings})
+        name = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}[family] + kind
+        model = getattr(transformers, name)(config, **(model_options or {})).eval()
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            # torch starts with zero biases and norms of one: half the names could be mixed up.
+            for parameter in model.parameters():
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+        folder = tmp_path_factory.mktemp(name)
+        model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
+        return Checkpoint(folder, model.float())
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def make_batch() -> Callable[..., dict[str, np.ndarray]]:
+    """Six rows of nine tokens: one for every way in which padding and the mask can lie."""
+
+    def make(pad: int, types: int, vocab: int = 60, seed: int = 1) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        ids = rng.integers(pad + 1, vocab, (6, 9)).astype(np.int32)
+        mask = np.ones_like(ids)
+        mask[1, 6:] = 0  # on the right
+        mask[2, :4] = 0  # on the left
+        mask[3, 3:5] = 0  # inside
+        ids[mask == 0] = pad
+        ids[4, 4] = pad  # a pad token that counts
+        mask[5, 5:] = 0  # tokens that do not count but are no pad tokens
+        kinds = rng.integers(0, max(types, 1), ids.shape).astype(np.int32)
+        return {"input_ids": ids, "attention_mask": mask, "token_type_ids": kinds}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_torch() -> Callable[..., Any]:
+    """Calls a torch model with a batch of numpy arrays; DistilBERT takes no token types."""
+
+    def run(model: Any, batch: dict[str, np.ndarray], **options: Any) -> Any:
+        inputs = {name: torch.from_numpy(array).long() for name, array in batch.items()}
+        if model.config.model_type == "distilbert":
+            inputs.pop("token_type_ids", None)
+        return model(**inputs, **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def by_torch_name() -> Callable[[nnx.Module], dict[str, np.ndarray]]:
+    """All parameters of one of our models by torch's names, in torch's layout."""
+
+    def collect(model: nnx.Module) -> dict[str, np.ndarray]:
+        found = {}
+        for site in find_sites(model, tuple(TORCH_NAMES)):
+            for parameter, (torch_name, transposed) in TORCH_NAMES[type(site.module)].items():
+                value = np.asarray(getattr(site.module, parameter)[...])
+                layers = value if site.layers is not None else value[None]
+                for name, layer in zip(site.names(), layers, strict=True):
+                    found[f"{name}.{torch_name}"] = layer.T if transposed else layer
+        return found
+
+    return collect
+
+
+@pytest.fixture(scope="session")
+def jit() -> Callable[..., Any]:
+    """`jax.jit` that compiles in half the time: these programs run once, on tiny arrays."""
+    return partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@pytest.fixture(scope="session")
+def run_model(jit) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """The last hidden states and the logits of one of our models."""
+
+    def run(model: Any, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        graph, state = nnx.split(model)
+
+        def outputs(state: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+            model = nnx.merge(graph, state)
+            hidden = model.encode(**batch)
+            return hidden, model.classify(hidden, batch["attention_mask"])
+
+        hidden, logits = jit(outputs)(state, batch)
+        return np.asarray(hidden), np.asarray(logits)
+
+    return run
