@@ -21,3 +21,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     matches = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+class RunFailed(RuntimeError):
+    """A run that had to stop, with what happened and what was saved in one line; exit 1."""

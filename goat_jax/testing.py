@@ -66,7 +66,9 @@ def assert_close(got: PyTree, expected: PyTree, relative: float = 1e-5) -> None:
     worst, name = max(errors, default=(0.0, ""))
     # Not "worst > relative": a nan must not pass.
     if not all(error <= relative for error, _ in errors):
-        raise AssertionError(f"{name or 'array'}: relative error {worst:.1e} is above {relative:.0e}")
+        raise AssertionError(
+            f"{name or 'array'}: relative error {worst:.1e} is above {relative:.0e}"
+        )
 
 
 class TinyBlock(nnx.Module):

@@ -24,4 +24,5 @@ Key: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
 Factors: TypeAlias = dict[str, Array]
 """Trained arrays of one adapter by name: ``a`` (E, I, R), ``b`` (E, R, O), ``router`` (I, E)."""
-Batch: TypeAlias = Mapping[str, Array]
+Batch: TypeAlias = Mapping[str, Any]
+"""Arrays by name, of numpy or jax."""

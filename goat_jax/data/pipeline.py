@@ -8,7 +8,7 @@ the same batches, whatever was prefetched when the state was saved.
 import sys
 from collections.abc import Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
@@ -163,7 +163,13 @@ class EvalBatches(Sequence[Batch]):
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Batch]: ...
+
+    def __getitem__(self, index: int | slice) -> Batch | list[Batch]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         rows, length = self.plan.rows[index], int(self.plan.lengths[index])

@@ -8,7 +8,7 @@ from functools import partial
 
 from goat_jax.data.examples import Examples, TextTask, load_examples
 from goat_jax.data.glue import GLUE, glue
-from goat_jax.errors import UserError
+from goat_jax.errors import UserError, nearest
 
 __all__ = ["TASKS", "Examples", "TextTask", "files", "load_examples", "make_task", "reviews"]
 
@@ -84,11 +84,12 @@ def make_task(name: str, **options: object) -> TextTask:
 
     >>> make_task("rtee")
     Traceback (most recent call last):
-    goat_jax.errors.UserError: unknown task 'rtee': use one of files, reviews, cola, sst2, mrpc, \
-qqp, stsb, mnli, qnli, rte
+    goat_jax.errors.UserError: unknown task 'rtee' (did you mean 'rte'?): use one of files, \
+reviews, cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte
     """
     if name not in TASKS:
-        raise UserError(f"unknown task {name!r}: use one of {', '.join(TASKS)}")
+        known = ", ".join(TASKS)
+        raise UserError(f"unknown task {name!r}{nearest(name, TASKS)}: use one of {known}")
     try:
         return TASKS[name](**options)
     except TypeError as error:

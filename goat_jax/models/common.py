@@ -1,4 +1,4 @@
-"""Small parts every model uses: embeddings, layer norm, activations, pooling."""
+"""Small parts every model uses: embeddings, layer norm, activations, attention, pooling."""
 
 from collections.abc import Callable
 
@@ -48,6 +48,24 @@ class LayerNorm(nnx.Module):
         scale = jnp.broadcast_to(self.scale[...].astype(jnp.float32), x.shape)
         bias = jnp.broadcast_to(self.bias[...].astype(jnp.float32), x.shape)
         return (normal * scale + bias).astype(x.dtype)
+
+
+def attend(query: Array, key: Array, value: Array, keep: Array) -> Array:
+    """Scaled dot-product attention (B, T, N, H); the softmax is in float32.
+
+    A row that may attend to nothing gives the mean of all values, never NaN.
+
+    Args:
+        query: (B, T, N, H).  key, value: (B, T, N, H), or fewer heads that divide N.
+        keep: true where a query may attend to a key, broadcastable to (B, N, T, T).
+
+    >>> x = jnp.ones((1, 3, 2, 4), jnp.bfloat16)
+    >>> attend(x, x, x, jnp.array([True, True, False])[None, None, None]).dtype
+    dtype(bfloat16)
+    """
+    # Inside, jax mixes bfloat16 and float32; a caller's strict promotion must not reach it.
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.nn.dot_product_attention(query, key, value, mask=keep)
 
 
 def _first_token(x: Array, mask: Array) -> Array:

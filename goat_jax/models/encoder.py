@@ -6,14 +6,13 @@ attention and the head compute in float32.
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from goat_jax.adapters.context import EVAL, Context
 from goat_jax.errors import UserError
 from goat_jax.layers import Dense
-from goat_jax.models.common import ACTIVATIONS, POOLING, Embedding, LayerNorm
+from goat_jax.models.common import ACTIVATIONS, POOLING, Embedding, LayerNorm, attend
 from goat_jax.models.encoder_config import EncoderConfig, tiny_config
 from goat_jax.models.encoder_families import FAMILIES
 from goat_jax.stack import Stack
@@ -41,12 +40,9 @@ class EncoderBlock(nnx.Module):
     def __call__(self, x: Array, ctx: Context, keep: Array) -> Array:
         """x (B, T, D); keep (B, 1, 1, T) is true where a token may be attended to."""
         split = (*x.shape[:-1], self.heads, -1)
-        attended = jax.nn.dot_product_attention(
-            self.query(x, ctx).reshape(split),
-            self.key(x, ctx).reshape(split),
-            self.value(x, ctx).reshape(split),
-            mask=keep,
-        ).reshape(x.shape)
+        projections = (self.query, self.key, self.value)
+        query, key, value = (part(x, ctx).reshape(split) for part in projections)
+        attended = attend(query, key, value, keep).reshape(x.shape)
         x = self.attention_norm(x + self.attention_out(attended, ctx))
         inner = ACTIVATIONS[self.activation](self.up(x, ctx))
         return self.norm(x + self.down(inner, ctx))

@@ -57,14 +57,18 @@ def make_optimizer(
     >>> round(float(updates["a"]), 8)
     -0.0001
     """
-    rate = make_schedule(config.schedule, config.learning_rate, config.warmup_steps, total_steps)
     return optax.chain(
         optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip),
         optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
         transform or optax.identity(),
         optax.add_decayed_weights(config.weight_decay, mask=_is_no_bias),
-        optax.scale_by_learning_rate(rate),
+        optax.scale_by_learning_rate(schedule_of(config, total_steps)),
     )
+
+
+def schedule_of(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """The learning rate by the number of steps done before."""
+    return make_schedule(config.schedule, config.learning_rate, config.warmup_steps, total_steps)
 
 
 def _is_no_bias(params: PyTree) -> PyTree:

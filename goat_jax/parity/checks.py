@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -64,7 +64,26 @@ LAYER: Mapping[str, Tolerance] = {
     "adamw_losses": Tolerance(1e-4),
     "y_final": Tolerance(1e-4),
 }
-MODEL: Mapping[str, Tolerance] = {}
+MODEL: Mapping[str, Tolerance] = {
+    "trained parameters": Tolerance(0.0, absolute),
+    "lr": Tolerance(1e-6),
+    "scale": Tolerance(1e-6, of_each),
+    "W_res": Tolerance(1e-5, svd=0.5),
+    "init A": Tolerance(1e-5, svd=10.0),
+    "init B": Tolerance(1e-5, svd=10.0),
+    "logits_first": Tolerance(1e-4, absolute),
+    "task_loss": Tolerance(1e-4, of_each),
+    "aux_loss": Tolerance(1e-4, of_each),
+    "loss": Tolerance(1e-4, of_each),
+    "grad_norm": Tolerance(5e-4, of_each),
+    "logits_after": Tolerance(1e-3, absolute),
+    "loss_after": Tolerance(1e-4, of_each),
+    "final A": Tolerance(1e-3),
+    "final B": Tolerance(1e-3),
+    "final router": Tolerance(1e-3),
+    "final BA": Tolerance(1e-3),
+    "final head": Tolerance(1e-3),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,3 +137,8 @@ def compare(
     error = tolerance.measure(ours, theirs)
     extra = tolerance.svd * svd_noise if tolerance.svd else 0.0
     return Check(*label, quantity, error, tolerance.limit + extra, where)
+
+
+def worst(checks: Sequence[Check]) -> Check:
+    """The check that is furthest over its tolerance, or nearest to it."""
+    return max(checks, key=lambda check: (not check.ok, check.error / check.tolerance))

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from goat_jax.adapters.adapter import init_adapter
+from goat_jax.adapters.adapter import Report, init_adapter
 from goat_jax.adapters.context import EVAL
 from goat_jax.adapters.scales import Fixed
 from goat_jax.adapters.spec import AdapterSpec
@@ -228,6 +228,7 @@ class Seen(NamedTuple):
     y: Array
     aux: Array
     loss: Array
+    load: Array
     grad_x: Array
     grads: Factors
 
@@ -296,15 +297,15 @@ def _step(
 ) -> tuple[tuple[PyTree, Any], Seen]:
     """What a layer computes, and the state after one AdamW step on it."""
 
-    def loss_of(trainable: dict[str, PyTree], x: Array) -> tuple[Array, tuple[Array, Array]]:
+    def loss_of(trainable: dict[str, PyTree], x: Array) -> tuple[Array, tuple[Array, Report]]:
         y, sown = run_model(merge_model(graph, trainable, base), x, EVAL)
-        aux = sown["adapter"]["report"][0].aux_loss
-        return jnp.mean(jnp.square(y - target)) + aux_coef * aux, (y, aux)
+        report = sown["adapter"]["report"][0]
+        return jnp.mean(jnp.square(y - target)) + aux_coef * report.aux_loss, (y, report)
 
     trainable, opt_state = state
     grad_of_loss = jax.value_and_grad(loss_of, (0, 1), has_aux=True)
-    (loss, (y, aux)), (grads, grad_x) = grad_of_loss(trainable, x)
+    (loss, (y, report)), (grads, grad_x) = grad_of_loss(trainable, x)
     # The rate is constant, so the number of steps does not matter to the optimizer.
     updates, opt_state = make_optimizer(config, 1).update(grads, opt_state, trainable)
-    seen = Seen(y, aux, loss, grad_x, grads["adapter"]["adapter"])
+    seen = Seen(y, report.aux_loss, loss, report.load, grad_x, grads["adapter"]["adapter"])
     return (optax.apply_updates(trainable, updates), opt_state), seen

@@ -162,7 +162,10 @@ def test_the_development_copies(shared, name, train, evaluation):
 
 def test_make_task_names_unknown_tasks_and_options():
     assert isinstance(make_task("reviews"), TextTask)
-    with pytest.raises(UserError, match="unknown task 'review': use one of files, reviews"):
+    with pytest.raises(
+        UserError,
+        match="unknown task 'review' .did you mean 'reviews'.*: use one of files, reviews",
+    ):
         make_task("review")
     with pytest.raises(UserError, match="task reviews: .*colour"):
         make_task("reviews", colour="red")

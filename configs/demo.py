@@ -1,0 +1,35 @@
+"""The demo: GOAT on all linear layers of MiniLM-L6, sentiment of real movie-review sentences.
+
+    goat-jax train --config configs/demo.py --out runs/demo
+
+About 80% held-out accuracy from about 50%, in one or two minutes on two CPU cores.
+"""
+
+from goat_jax.config import AdapterConfig, ModelConfig, RunConfig, TrainConfig
+from goat_jax.data.tasks import reviews
+from goat_jax.optim.optimizer import OptimizerConfig
+
+
+def get_config(method: str = "goat", rank: int = 8, steps: int = 150, seed: int = 0) -> RunConfig:
+    return RunConfig(
+        # MiniLM was trained to put a sentence's meaning into the mean of its tokens.
+        model=ModelConfig("package:minilm", options={"pooling": "mean"}),
+        task=reviews(),
+        adapter=AdapterConfig(
+            method=method,
+            targets=r"bert\.encoder\..*",
+            train=("pooler.dense", "classifier"),
+            total_rank=rank,
+        ),
+        optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=10),
+        train=TrainConfig(
+            steps=steps,
+            batch_size=32,
+            max_length=64,
+            eval_every=50,
+            save_every=50,
+            log_every=5,
+            seed=seed,
+        ),
+        out="runs/demo",
+    )

@@ -1,0 +1,132 @@
+"""``goat-jax``: the one door. Each verb reads its arguments here and calls the library."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from goat_jax.errors import RunFailed, UserError
+
+STOPPED_BY_SIGNAL = 143
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit code: 0, 1 (failed or out of tolerance) or 2 (bad input)."""
+    parser = _parser()
+    known, rest = parser.parse_known_args(arguments)
+    if rest and not known.takes_overrides:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        return known.run(known, rest)
+    except UserError as error:
+        return _say(error, 2)
+    except RunFailed as error:
+        return _say(error, 1)
+    except OSError as error:
+        # A full disk or a missing permission. Nothing is half-written: files are renamed when whole.
+        return _say(f"{error.strerror or error}: {error.filename or 'while writing'}", 1)
+
+
+def _say(error: object, code: int) -> int:
+    print(f"goat-jax: error: {error}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="goat-jax", description="Fine-tuning with mixtures of LoRA experts in JAX."
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(
+        name: str, run: Callable[..., int], help_: str, example: str, overrides: bool = False
+    ) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(
+            name,
+            help=help_,
+            description=help_,
+            epilog=f"example: {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run, takes_overrides=overrides)
+        return sub
+
+    train = verb(
+        "train",
+        _train,
+        "Fine-tune; continues by itself a run that was begun in the same folder.",
+        "goat-jax train --config configs/glue.py:task=rte,method=goat --model.path roberta-large\n"
+        "         --optimizer.learning-rate 1e-4        (--help-fields lists every field)",
+        overrides=True,
+    )
+    train.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
+    train.add_argument("--help-fields", action="store_true", help="list every field and stop")
+    train.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    evaluate = verb(
+        "evaluate",
+        _evaluate,
+        "Score a run's best (or any) checkpoint on its task.",
+        "goat-jax evaluate runs/demo --step 150",
+    )
+    evaluate.add_argument("folder", metavar="RUN", type=Path)
+    evaluate.add_argument("--step", type=int, help="which checkpoint; the best if not given")
+    evaluate.add_argument("--data", metavar="SOURCE", help="other rows than the run's own")
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+
+    parity = verb(
+        "parity",
+        _parity,
+        "Replay parity bundles written with PyTorch and compare every number.",
+        "goat-jax parity ../shared/golden",
+    )
+    parity.add_argument("folders", metavar="DIR", nargs="+", type=Path)
+    parity.add_argument("--json", action="store_true", help="print JSON")
+
+    verb("methods", _methods, "List every method with its parts.", "goat-jax methods")
+    inspect = verb(
+        "inspect",
+        _inspect,
+        "Show a run: what is trained, singular spectra, expert load, scores.",
+        "goat-jax inspect runs/demo",
+    )
+    inspect.add_argument("folder", metavar="RUN", type=Path)
+    return parser
+
+
+def _train(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.commands.train import train
+
+    if options.help_fields:
+        rest = ["--help"]
+    return train(options.config, rest, progress=not options.quiet)
+
+
+def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.commands.evaluate import evaluate
+
+    return evaluate(options.folder, options.step, options.data, options.json)
+
+
+def _parity(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.parity.report import main as parity
+
+    return parity(options.folders, options.json)
+
+
+def _methods(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.commands.methods import methods
+
+    return methods()
+
+
+def _inspect(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.commands.inspect import inspect
+
+    return inspect(options.folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

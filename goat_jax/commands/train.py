@@ -1,0 +1,61 @@
+"""``goat-jax train``."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import tyro
+
+from goat_jax.config import RunConfig, load_config
+from goat_jax.plots import plot_expert_load, plot_training
+from goat_jax.run.fit import Summary, fit
+from goat_jax.run.records import read_records
+from goat_jax.tables import human_count, render_table
+
+
+def train(source: str, overrides: list[str], *, progress: bool = True) -> int:
+    """Trains from a config file and overrides; prints a summary, draws the plots."""
+    config = load_config(source)
+    config = tyro.cli(RunConfig, default=config, args=overrides, prog="goat-jax train")
+    summary = fit(config, progress=progress)
+    draw(summary.folder)
+    print(report(config, summary))
+    if summary.stopped.startswith("SIG"):
+        print(f"{summary.stopped}: saved step {summary.step}; the same command continues.")
+        return 128 + signal.Signals[summary.stopped]
+    return 0
+
+
+def draw(folder: Path) -> None:
+    """The run's two pictures, from its records."""
+    records = read_records(folder)
+    plot_training(records, folder / "training.png", title=f"Training run {folder.name}")
+    loads = [record for record in records if record["kind"] == "load"]
+    if loads:
+        plot_expert_load(loads, folder / "expert_load.png", title=f"Expert load, {folder.name}")
+
+
+def report(config: RunConfig, summary: Summary) -> str:
+    """What a person wants to know at the end."""
+    built = summary.built.inject_report
+    share = built.trained_parameters / built.total_parameters
+    names = ["loss", *config.task.metrics]
+    before = summary.before or {}
+    rows = [[name, _number(before.get(name)), _number(summary.after.get(name))] for name in names]
+    lines = [
+        "",
+        f"{config.adapter.method} on {config.task.name}: {summary.stopped} at step {summary.step}",
+        f"trained {human_count(built.trained_parameters)} of "
+        f"{human_count(built.total_parameters)} parameters ({share:.2%})",
+        "",
+        render_table(["held out", "before", "after"], rows),
+        "",
+        f"best step {summary.best_step} ({summary.best_score:.4f}); "
+        f"records, checkpoints, training.png, expert_load.png in {summary.folder}",
+    ]
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,240 @@
+"""`RunConfig`: everything a run is made of, and how config files and overrides become one."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from goat_jax.adapters.methods import method_spec
+from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.data.tasks import TextTask
+from goat_jax.errors import UserError, nearest
+from goat_jax.inject import ALL_LINEAR, Override
+from goat_jax.optim.optimizer import OptimizerConfig
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The pretrained model.
+
+    Attributes:
+        path: folder of a Hugging Face checkpoint.
+        dtype: of the frozen weights and the computation; adapters are always float32.
+        remat: what the backward pass recomputes: "none", "full" or "save_matmuls".
+        options: fields of the model's own config, such as {"pooling": "mean"}.
+    """
+
+    path: str
+    dtype: str = "float32"
+    remat: str = "none"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterConfig:
+    """The method and where it goes. What is None stays as the method has it.
+
+    Attributes:
+        method: a row of METHODS.
+        targets: "all-linear", a regular expression over module names, or a list of suffixes.
+        train: modules trained in full, by suffix: the task head.
+        total_rank, num_experts, top_k, alpha, dropout, dropout_per_expert, aux_weight: sizes.
+        scale: scale rule by name.  choice: SVD segments by name.
+        rho, eta, published, count_padding: options of the method's parts.
+        overrides: other options for some modules.
+    """
+
+    method: str = "goat"
+    targets: str | tuple[str, ...] = ALL_LINEAR
+    train: tuple[str, ...] = ("classifier",)
+    total_rank: int | None = None
+    num_experts: int | None = None
+    top_k: int | None = None
+    alpha: float | None = None
+    dropout: float | None = 0.05
+    dropout_per_expert: bool | None = None
+    aux_weight: float | None = None
+    scale: str | None = None
+    choice: str | None = None
+    rho: float | None = None
+    eta: float | None = None
+    published: bool | None = None
+    count_padding: bool | None = None
+    overrides: tuple[Override, ...] = ()
+
+    def spec(self) -> AdapterSpec:
+        """The method with these options; UserError if they do not fit it.
+
+        >>> AdapterConfig("goat", total_rank=32, rho=5.0).spec().rank
+        4
+        """
+        own = {"method", "targets", "train", "overrides"}
+        options = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in own and getattr(self, field.name) is not None
+        }
+        return method_spec(self.method, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The course of a run.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: examples per optimizer step, over all devices and micro-batches.
+        accumulate: micro-batches a batch is cut into, to save memory.
+        max_length: tokens per example; longer ones lose their end.
+        eval_batch_size: examples per evaluation step.
+        eval_every: steps between evaluations; each is followed by a checkpoint.
+        save_every: steps between checkpoints besides those.
+        log_every: steps between records.
+        patience: evaluations without a better score before the run stops early; None never stops.
+        best_by: the metric that marks the best checkpoint; the task's first if None.
+        seed: of the data's order, the head's and the adapters' start, and dropout.
+    """
+
+    steps: int = 150
+    batch_size: int = 32
+    accumulate: int = 1
+    max_length: int = 128
+    eval_batch_size: int = 64
+    eval_every: int = 100
+    save_every: int = 100
+    log_every: int = 10
+    patience: int | None = None
+    best_by: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)} must be at least 1")
+        for name in ("eval_every", "save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)} must be at least 1")
+        if self.batch_size % self.accumulate:
+            raise UserError(
+                f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One run.
+
+    Attributes:
+        model, task, adapter, optimizer, train: its parts.
+        out: the run folder; a run that exists there is continued.
+    """
+
+    model: ModelConfig
+    task: TextTask
+    adapter: AdapterConfig = AdapterConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    out: str = "runs/run"
+
+
+FREE_TO_CHANGE = (
+    "out",
+    "model.path",
+    "model.remat",
+    "task.data_dir",
+    "train.eval_every",
+    "train.save_every",
+    "train.log_every",
+    "train.eval_batch_size",
+    "train.patience",
+)
+"""Fields that a continued run may change, since its numbers do not depend on them."""
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every field of a config by its dotted name, as JSON values.
+
+    >>> flatten(OptimizerConfig())["schedule"]
+    'cosine'
+    """
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            values |= flatten(value, name + ".")
+        else:
+            values[name] = json.loads(json.dumps(value, default=_as_json))
+    return values
+
+
+def _as_json(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return dict(value)
+    return str(value)
+
+
+def load_config(source: str) -> RunConfig:
+    """Runs ``get_config(**options)`` of a config file.
+
+    Args:
+        source: ``FILE.py`` or ``FILE.py:option=value,...``; values are JSON where they can be.
+
+    Raises:
+        UserError: no such file, no ``get_config`` in it, or an option it does not have.
+    """
+    path, _, rest = source.partition(":")
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"config file {path} does not exist")
+    spec = importlib.util.spec_from_file_location(f"goat_jax_config_{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path} has no function get_config: see configs/ for examples")
+    return call_with_options(module.get_config, parse_options(rest), path)
+
+
+def parse_options(text: str) -> dict[str, Any]:
+    """``"task=rte,rank=8"`` as a dict; values are read as JSON, or else as strings.
+
+    >>> parse_options("task=rte,rank=8")
+    {'task': 'rte', 'rank': 8}
+    """
+    options = {}
+    for item in filter(None, text.split(",")):
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"config option {item!r} is not of the form name=value")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value
+    return options
+
+
+def call_with_options(function: Any, options: Mapping[str, Any], where: str) -> Any:
+    """``function(**options)``, with one clear line for an option it does not take."""
+    code = function.__code__
+    known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    for name in options:
+        if name not in known:
+            raise UserError(
+                f"{where} has no option {name!r}{nearest(name, known)}; "
+                f"it takes: {', '.join(known) or 'none'}"
+            )
+    return function(**options)

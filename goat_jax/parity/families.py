@@ -1,0 +1,77 @@
+"""What a parity replay must know of a model beyond loading it: its inputs, and its loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from goat_jax.errors import UserError
+from goat_jax.run.objectives import CLASSIFICATION, REGRESSION, Objective
+
+Inputs = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Models that take the same inputs.
+
+    Attributes:
+        inputs: the arrays a batch may have besides labels; the first must be there.
+        complete: adds to a batch what the PyTorch model fills in by itself, and row weights.
+        objective: config.json -> the loss PyTorch's model computes.
+    """
+
+    inputs: tuple[str, ...]
+    complete: Callable[[Inputs], Inputs]
+    objective: Callable[[Mapping[str, Any]], Objective]
+
+
+def _complete_tokens(batch: Inputs) -> Inputs:
+    ids = batch["input_ids"]
+    defaults = {
+        "attention_mask": np.ones_like(ids),
+        "token_type_ids": np.zeros_like(ids),
+        "weights": np.ones(ids.shape[:1], np.float32),
+    }
+    return defaults | batch
+
+
+def _sequence_classification(hf: Mapping[str, Any]) -> Objective:
+    """One label is a regression, as in transformers, unless problem_type says otherwise."""
+    labels = hf.get("num_labels") or len(hf.get("id2label") or (0, 1))
+    default = "regression" if labels == 1 else "single_label_classification"
+    problem = hf.get("problem_type") or default
+    known = {"regression": REGRESSION, "single_label_classification": CLASSIFICATION}
+    if problem not in known or (problem == "regression" and labels != 1):
+        raise UserError(f"config.json: problem_type {problem!r} with {labels} labels is not covered")
+    return known[problem]
+
+
+_ENCODER = Family(
+    inputs=("input_ids", "attention_mask", "token_type_ids"),
+    complete=_complete_tokens,
+    objective=_sequence_classification,
+)
+
+FAMILIES: dict[str, Family] = {"bert": _ENCODER, "roberta": _ENCODER, "distilbert": _ENCODER}
+"""model_type of config.json -> its family."""
+
+
+def complete_batch(batch: Inputs, family: Family, where: str) -> Inputs:
+    """A batch as the package's models take it.
+
+    Raises:
+        UserError: inputs that are missing or that the model does not take.
+    """
+    if family.inputs[0] not in batch:
+        raise UserError(f"{where} lacks the arrays {family.inputs[0]}_STEP")
+    unknown = sorted(set(batch) - {*family.inputs, "labels"})
+    if unknown:
+        raise UserError(f"{where} has {unknown[0]!r}, which is no input of this model")
+    rows = {name: array.shape[:1] for name, array in batch.items()}
+    if len(set(rows.values())) > 1:
+        raise UserError(f"{where}: the arrays of one step differ in their rows: {rows}")
+    return family.complete(batch)

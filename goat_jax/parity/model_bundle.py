@@ -1,0 +1,194 @@
+"""Reads a model run: its settings, batches, expected numbers, and trained tensors by module."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from goat_jax.adapters.scales import Fixed, Theory
+from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.errors import UserError, nearest
+from goat_jax.models.safetensors import read_json
+from goat_jax.optim.optimizer import OptimizerConfig
+from goat_jax.optim.schedules import SCHEDULES
+from goat_jax.parity.bundle import MODEL, Arrays, Record, read_npz, read_object, read_safetensors
+from goat_jax.parity.published import PublishedType, published_spec, read_init_type
+from goat_jax.typing import Factors
+
+Tensors = dict[str, Factors]
+"""Module name -> its trained arrays in our layout: a (E, I, R), b (E, R, O), router (I, E)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelRun:
+    """A model run, read and checked as far as that goes without the model.
+
+    Attributes:
+        name, folder: of the bundle.
+        kind: what its init type means.
+        spec: the adapters as parts.
+        scaling: the file's scale of every expert, None if it has none.
+        modules: names of the adapted modules.
+        optimizer, steps, aux_coef: how it was trained.
+        trained_parameters: how many PyTorch trained.
+        head: modules trained in full.
+        initial, final: tensors of `adapter_init` and `adapter_final`.
+        batches: one per step.
+        expected: what PyTorch computed.
+    """
+
+    name: str
+    folder: Path
+    kind: PublishedType
+    spec: AdapterSpec
+    scaling: tuple[float, ...] | None
+    modules: tuple[str, ...]
+    optimizer: OptimizerConfig
+    steps: int
+    aux_coef: float
+    trained_parameters: int
+    head: tuple[str, ...]
+    initial: Arrays
+    final: Arrays
+    batches: list[dict[str, np.ndarray]]
+    expected: dict[str, np.ndarray]
+
+
+def read_run(folder: Path) -> ModelRun:
+    """Reads and checks a folder with meta.json."""
+    record = Record(read_object(folder / MODEL), str(folder / MODEL))
+    steps = record.integer("steps")
+    kind = read_init_type(record.text("init_type"), record.number("eta", 1.0))
+    spec, scaling = _spec(record, kind)
+    modules = tuple(record.texts("modules"))
+    initial = read_safetensors(folder / "adapter_init.safetensors")
+    if not modules:
+        raise UserError(f"{folder / MODEL}: modules is empty: name the adapted modules")
+    return ModelRun(
+        name=record.text("name"),
+        folder=folder,
+        kind=kind,
+        spec=spec,
+        scaling=scaling,
+        modules=modules,
+        optimizer=_optimizer(record, steps),
+        steps=steps,
+        aux_coef=record.number("aux_coef"),
+        trained_parameters=record.integer("trainable_params"),
+        head=_head_modules(initial, modules, record),
+        initial=initial,
+        final=read_safetensors(folder / "adapter_final.safetensors"),
+        batches=_batches(read_npz(folder / "batches.npz"), steps),
+        expected=_expected(read_npz(folder / "expected.npz"), steps),
+    )
+
+
+def _spec(record: Record, kind: PublishedType) -> tuple[AdapterSpec, tuple[float, ...] | None]:
+    experts = record.integer("num_experts")
+    theory = isinstance(kind.scale, Theory)
+    # The theory's scale differs from layer to layer, so one number in the file cannot be all of it.
+    absent = theory and record.values.get("scaling") is None
+    scaling = None if absent else record.numbers("scaling", experts)
+    zero = kind.choice is None
+    spec = published_spec(
+        kind,
+        rank=record.integer("rank"),
+        num_experts=experts,
+        top_k=record.integer("top_k"),
+        alpha=record.number("alpha"),
+        scale=kind.scale if theory or scaling is None else Fixed(scaling),
+        rho=record.number("rho", 10.0 if zero else None),
+        init_cof=record.number("init_cof", 1 / experts if zero else None),
+    )
+    return spec, scaling
+
+
+def _optimizer(record: Record, steps: int) -> OptimizerConfig:
+    schedule = record.text("schedule")
+    word = re.match(r"[a-z]*", schedule.lower())
+    name = word.group() if word else ""
+    if name not in SCHEDULES:
+        raise UserError(
+            f"{record.where}: schedule {schedule!r} begins with none of {', '.join(SCHEDULES)}"
+        )
+    warmup = record.integer("warmup", least=0)
+    if warmup > steps:
+        raise UserError(f"{record.where}: warmup {warmup} is longer than the {steps} steps")
+    clip = record.number("clip", 0.0)
+    return OptimizerConfig(
+        learning_rate=record.number("lr"),
+        schedule=name,
+        warmup_steps=warmup,
+        weight_decay=record.number("weight_decay", 0.0),
+        clip=clip or None,
+    )
+
+
+def _head_modules(initial: Arrays, modules: tuple[str, ...], record: Record) -> tuple[str, ...]:
+    """Modules with trained tensors of their own; `adapter_init` lists them all."""
+    of_adapters = re.compile(r"(.+)\.(lora_[AB]\.\d+|lora_gating)\.weight")
+    head = set()
+    for name in initial.values:
+        match = of_adapters.fullmatch(name)
+        if match is None:
+            head.add(name.rpartition(".")[0])
+        elif match[1] not in modules:
+            raise UserError(
+                f"{initial.path} has {name!r}, but {match[1]!r} is not among the modules of "
+                f"{record.where}{nearest(match[1], modules)}"
+            )
+    for extra in record.texts("train_extra") if "train_extra" in record.values else []:
+        if not any(module == extra or extra in module for module in head):
+            raise UserError(f"{initial.path} has no tensor of {extra!r}, which train_extra lists")
+    return tuple(sorted(head))
+
+
+def adapter_tensors(arrays: Arrays, module: str, spec: AdapterSpec, shape: tuple) -> Factors:
+    """The factors of one module from its PyTorch tensors, experts stacked.
+
+    Args:
+        arrays: of `adapter_init` or `adapter_final`.
+        module: its name.
+        spec: says E and R.
+        shape: (I, O) of its kernel.
+    """
+    n, m = shape
+    d, experts = spec.rank, range(spec.num_experts)
+    a = [arrays.floats(f"{module}.lora_A.{i}.weight", (d, n)).T for i in experts]
+    b = [arrays.floats(f"{module}.lora_B.{i}.weight", (m, d)).T for i in experts]
+    router = arrays.floats(f"{module}.lora_gating.weight", (spec.num_experts, n)).T
+    return {"a": np.stack(a), "b": np.stack(b), "router": router}  # type: ignore[dict-item]
+
+
+def _batches(arrays: Arrays, steps: int) -> list[dict[str, np.ndarray]]:
+    """The inputs of every step by name; ``NAME_STEP`` is what an array is called."""
+    batches: list[dict[str, np.ndarray]] = [{} for _ in range(steps)]
+    kinds = sorted({name.rpartition("_")[0] for name in arrays.values})
+    for kind in kinds:
+        for step in range(steps):
+            batches[step][kind] = _narrow(arrays.get(f"{kind}_{step}"))
+    if "labels" not in kinds:
+        raise UserError(f"{arrays.path} lacks the array 'labels_0'")
+    return batches
+
+
+def _narrow(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
+
+
+def _expected(arrays: Arrays, steps: int) -> dict[str, np.ndarray]:
+    per_step = {name: (steps,) for name in ("task_loss", "aux_loss", "grad_norm", "lr")}
+    shapes = {**per_step, "loss_after": ()}
+    expected = {name: arrays.get(name, shape) for name, shape in shapes.items()}
+    expected["logits_first"] = arrays.get("logits_first")
+    expected["logits_after"] = arrays.get("logits_after", expected["logits_first"].shape)
+    return expected
+
+
+def hf_config(folder: Path) -> Mapping:
+    """The model's config.json."""
+    return read_json(folder / "config.json", "a model run")

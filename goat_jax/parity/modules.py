@@ -1,0 +1,115 @@
+"""Modules of a model by their torch name, one layer at a time: kernels, adapters and heads in and
+out, whatever is stacked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from goat_jax.errors import UserError, nearest
+from goat_jax.models.fill import TORCH_NAMES
+from goat_jax.parity.bundle import Arrays
+from goat_jax.sites import Site, find_sites
+
+
+class Start(NamedTuple):
+    """What an adapted module has.
+
+    Attributes:
+        kernel: (I, O), frozen.
+        factors: a (E, I, R), b (E, R, O), router (I, E).
+        scale: (E,).
+    """
+
+    kernel: np.ndarray
+    factors: dict[str, np.ndarray]
+    scale: np.ndarray
+
+
+def read_kernels(model: Any, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Kernels (I, O) of these modules.
+
+    Raises:
+        UserError: a name that no linear layer of the model has.
+    """
+    kernels = {}
+    for site in find_sites(model):
+        kernels |= dict(zip(site.names(), _layers(site, site.module.kernel), strict=True))
+    for name in names:
+        if name not in kernels:
+            raise UserError(f"the model has no linear layer {name!r}{nearest(name, kernels)}")
+    return {name: kernels[name] for name in names}
+
+
+def _layers(site: Site, variable: Any) -> np.ndarray:
+    value = np.asarray(variable[...])
+    return value if site.layers is not None else value[None]
+
+
+def _stack(site: Site, arrays: list[np.ndarray]) -> Any:
+    return jnp.asarray(np.stack(arrays) if site.layers is not None else arrays[0])
+
+
+def _adapted(model: Any) -> list[Site]:
+    return [site for site in find_sites(model) if site.module.adapter is not None]  # type: ignore
+
+
+def read_starts(model: Any) -> dict[str, Start]:
+    """All adapted modules by name."""
+    starts = {}
+    for site in _adapted(model):
+        adapter: Any = site.module.adapter  # type: ignore[attr-defined]
+        kernels, scales = _layers(site, site.module.kernel), _layers(site, adapter.scale)  # type: ignore
+        factors = {name: _layers(site, getattr(adapter, name)) for name in adapter.names}
+        for layer, name in enumerate(site.names()):
+            own = {key: value[layer] for key, value in factors.items()}
+            starts[name] = Start(kernels[layer], own, scales[layer])
+    return starts
+
+
+def write_starts(model: Any, starts: Mapping[str, Start]) -> None:
+    """Gives all adapted modules their kernels and factors, in place; scales stay."""
+    for site in _adapted(model):
+        module: Any = site.module
+        layers = [starts[name] for name in site.names()]
+        module.kernel.set_value(_stack(site, [start.kernel for start in layers]))
+        for key in module.adapter.names:
+            value = _stack(site, [start.factors[key] for start in layers])
+            getattr(module.adapter, key).set_value(value)
+
+
+def _head_parameters(model: Any, modules: Iterable[str]) -> dict[str, tuple[Any, bool]]:
+    """Torch's name of a head's parameter -> our variable, and whether torch has it transposed."""
+    found = {}
+    sites = {site.names()[0]: site for site in find_sites(model, tuple(TORCH_NAMES))}
+    for name in modules:
+        if name not in sites:
+            raise UserError(f"the model has no module {name!r} to train{nearest(name, sites)}")
+        site = sites[name]
+        if site.layers is not None:
+            raise UserError(f"{name!r} is one of a stack of layers: only a head is trained in full")
+        for parameter, (torch_name, transposed) in TORCH_NAMES[type(site.module)].items():
+            variable = getattr(site.module, parameter)
+            if variable is not None:
+                found[f"{name}.{torch_name}"] = (variable, transposed)
+    return found
+
+
+def write_head(model: Any, modules: Iterable[str], tensors: Arrays) -> None:
+    """Gives modules that are trained in full their values, in place."""
+    for name, (variable, transposed) in _head_parameters(model, modules).items():
+        shape = variable.shape[::-1] if transposed else variable.shape
+        value = tensors.floats(name, tuple(shape))
+        variable.set_value(jnp.asarray(value.T if transposed else value))
+
+
+def read_head(model: Any, modules: Iterable[str]) -> dict[str, np.ndarray]:
+    """Their values by torch's names and in its layout."""
+    parameters = _head_parameters(model, modules).items()
+    return {
+        name: np.asarray(variable[...]).T if transposed else np.asarray(variable[...])
+        for name, (variable, transposed) in parameters
+    }

@@ -1,0 +1,114 @@
+"""Trains a model on a bundle's batches with the package's own step, and keeps what it computes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from goat_jax.layers import merge_model, split_model
+from goat_jax.optim.optimizer import make_optimizer
+from goat_jax.parity.families import Inputs
+from goat_jax.parity.model_bundle import ModelRun
+from goat_jax.parity.modules import Start, read_head, read_starts, write_head, write_starts
+from goat_jax.run.objectives import Objective
+from goat_jax.run.state import RunState
+from goat_jax.run.step import (
+    EvalStep,
+    Metrics,
+    TrainStep,
+    make_eval_step,
+    make_train_step,
+    sum_of_aux,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a run gives.
+
+    Attributes:
+        per_step: loss, task_loss, aux_loss (unweighted), grad_norm, each (steps,).
+        loads: (steps, ...) share of the tokens at every expert of every module.
+        logits_first, logits_after: of batch 0 before the first and after the last step.
+        loss_after: the model's own loss on batch 0 after the last step.
+        starts, head: adapters and head after the last step.
+    """
+
+    per_step: dict[str, np.ndarray]
+    loads: np.ndarray
+    logits_first: np.ndarray
+    logits_after: np.ndarray
+    loss_after: np.ndarray
+    starts: dict[str, Start]
+    head: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """A model with adapters, and its compiled steps, to run from any start.
+
+    Attributes:
+        run: the bundle.
+        model: with adapters; every run overwrites their values.
+        batches: complete ones.
+        train_step, eval_step: shared by all runs, so that they compile once.
+    """
+
+    run: ModelRun
+    model: Any
+    batches: list[Inputs]
+    train_step: TrainStep
+    eval_step: EvalStep
+
+    @classmethod
+    def create(
+        cls, run: ModelRun, model: Any, objective: Objective, batches: list[Inputs]
+    ) -> Trainer:
+        """Makes the steps; nothing is compiled yet."""
+        graph, _, _ = split_model(model)
+        optimizer = make_optimizer(run.optimizer, run.steps)
+        step = make_train_step(graph, objective, optimizer, aux_weight=run.aux_coef)
+        return cls(run, model, batches, step, make_eval_step(graph, objective))
+
+    def train(self, starts: Mapping[str, Start]) -> Outcome:
+        """Trains from these adapters and the bundle's head on all batches, in order."""
+        write_starts(self.model, starts)
+        write_head(self.model, self.run.head, self.run.initial)
+        graph, trainable, base = split_model(self.model)
+        batches = [{k: jnp.asarray(v) for k, v in batch.items()} for batch in self.batches]
+        _, logits_first = self.eval_step(trainable, base, batches[0])
+        optimizer = make_optimizer(self.run.optimizer, self.run.steps)
+        state = RunState.create(trainable, optimizer, jax.random.key(0))
+        history = []
+        for batch in batches:
+            state, metrics = self.train_step(state, base, batch)
+            history.append(_numbers(metrics))
+        sums, logits_after = self.eval_step(state.trainable, base, batches[0])
+        trained = merge_model(graph, state.trainable, base)
+        return Outcome(
+            per_step={name: np.stack([one[name] for one in history]) for name in _PER_STEP},
+            loads=np.stack([one["loads"] for one in history]),
+            logits_first=np.asarray(logits_first),
+            logits_after=np.asarray(logits_after),
+            loss_after=np.asarray(sums["loss"] / sums["count"]),
+            starts=read_starts(trained),
+            head=read_head(trained, self.run.head),
+        )
+
+
+_PER_STEP = ("loss", "task_loss", "aux_loss", "grad_norm")
+
+
+def _numbers(metrics: Metrics) -> dict[str, np.ndarray]:
+    reports = metrics["reports"]
+    loads = [np.asarray(report.load).ravel() for report in reports.values()]
+    own = {name: np.asarray(metrics[name]) for name in _PER_STEP}
+    return own | {
+        "aux_loss": np.asarray(sum_of_aux(reports)),
+        "loads": np.concatenate(loads),
+    }

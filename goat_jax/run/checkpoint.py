@@ -1,0 +1,172 @@
+"""Checkpoints with Orbax: the run's state and the data iterator, never the frozen base.
+
+A checkpoint is complete or it does not exist: Orbax writes aside and renames, so a process that is
+killed at any moment leaves the last complete one to start from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from goat_jax.errors import UserError
+from goat_jax.run.state import RunState
+from goat_jax.typing import PyTree
+
+FOLDER = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a checkpoint gives back.
+
+    Attributes:
+        state: the run's state.
+        notes: the small JSON facts saved with it.
+    """
+
+    state: RunState
+    notes: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run folder: the latest two, and the best by a metric.
+
+    Args:
+        folder: the run folder.
+        best_by: name of the evaluation metric whose highest value marks the best checkpoint.
+        keep: how many of the latest are kept besides the best.
+        read_only: for evaluation: never tidies up, so another process may be training.
+    """
+
+    def __init__(self, folder: Path, best_by: str, *, keep: int = 2, read_only: bool = False):
+        self.best_by = best_by
+        policies = ocp.checkpoint_managers.preservation_policy
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(keep),
+                    policies.BestN(
+                        get_metric_fn=lambda metrics: metrics[best_by],
+                        n=1,
+                        keep_checkpoints_without_metrics=False,
+                    ),
+                ]
+            ),
+            enable_async_checkpointing=True,
+            create=not read_only,
+            read_only=read_only,
+        )
+        root = (Path(folder) / FOLDER).absolute()
+        if read_only and not root.is_dir():
+            raise UserError(f"{folder} has no checkpoints: train it first")
+        self._manager = ocp.CheckpointManager(root, options=options)
+
+    def latest_step(self) -> int | None:
+        """The step of the newest complete checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The step with the highest metric (the first of equals), else the latest."""
+        scored = [
+            (metrics[self.best_by], -step)
+            for step in self._manager.all_steps()
+            if (metrics := self._manager.metrics(step)) and self.best_by in metrics
+        ]
+        return -max(scored)[1] if scored else self.latest_step()
+
+    def save(
+        self, state: RunState, data: Any, notes: dict[str, Any], metrics: dict[str, float] | None
+    ) -> None:
+        """Starts writing a checkpoint and returns; the training goes on meanwhile.
+
+        Args:
+            state: copied before this returns, so it may be donated to the next step.
+            data: the grain iterator of training batches.
+            notes: small JSON facts.
+            metrics: of an evaluation at this step, None without one.
+        """
+        import grain
+
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(_plain(state)),
+            data=grain.checkpoint.CheckpointSave(data),  # type: ignore[call-arg]
+            notes=ocp.args.JsonSave(notes),
+        )
+        self._manager.save(int(state.step), args=items, metrics=metrics, force=True)
+
+    def restore(self, like: RunState, data: Any | None, step: int | None = None) -> Restored:
+        """Reads a checkpoint into the shapes, dtypes and shardings of a freshly made state.
+
+        Args:
+            like: a state of the same run; its arrays' contents do not matter.
+            data: the grain iterator to set to the saved position, None to leave data alone.
+            step: which checkpoint; the latest if None.
+
+        Raises:
+            UserError: the saved arrays are not those of this run.
+        """
+        import grain
+
+        step = self.latest_step() if step is None else step
+        if step is None:
+            raise UserError(f"{self._manager.directory} holds no complete checkpoint")
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
+        items: dict[str, Any] = {
+            "state": ocp.args.StandardRestore(abstract),
+            "notes": ocp.args.JsonRestore(),
+        }
+        if data is not None:
+            items["data"] = grain.checkpoint.CheckpointRestore(data)  # type: ignore[call-arg]
+        try:
+            found = self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{self._manager.directory}/{step} does not fit this run's settings ({reason}): "
+                "use another run folder"
+            ) from error
+        return Restored(_run_state(found["state"], like), found["notes"])
+
+    def wait(self) -> None:
+        """Returns when everything started has been written; raises what went wrong meanwhile."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and lets go of the folder."""
+        self._manager.close()
+
+
+def _plain(state: RunState) -> dict[str, PyTree]:
+    """The state as nested dicts and lists of plain arrays; typed keys become their data."""
+    return {
+        "step": state.step,
+        "trainable": _string_keys(state.trainable),
+        "opt_state": jax.tree.leaves(state.opt_state),
+        "key": jax.random.key_data(state.key),
+    }
+
+
+def _run_state(saved: dict[str, PyTree], like: RunState) -> RunState:
+    # The trees are rebuilt from the fresh state: orbax has sorted the dicts, as jax does.
+    rebuild = jax.tree.unflatten
+    return RunState(
+        step=saved["step"],
+        trainable=rebuild(jax.tree.structure(like.trainable), jax.tree.leaves(saved["trainable"])),
+        opt_state=rebuild(jax.tree.structure(like.opt_state), saved["opt_state"]),
+        key=jax.random.wrap_key_data(saved["key"]),
+    )
+
+
+def _string_keys(tree: PyTree) -> PyTree:
+    """Orbax names files by keys, so the run numbers of a stack become zero-padded strings."""
+    if isinstance(tree, dict):
+        return {
+            f"{key:04d}" if isinstance(key, int) else key: _string_keys(value)
+            for key, value in tree.items()
+        }
+    return tree

@@ -1,0 +1,36 @@
+"""Evaluation: every row once, the task's metrics over all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from goat_jax.data.metrics import score
+from goat_jax.run.step import EvalStep
+from goat_jax.typing import Batch, PyTree
+
+
+def evaluate(
+    eval_step: EvalStep,
+    trainable: dict[str, PyTree],
+    base: PyTree,
+    batches: Sequence[Batch],
+    metrics: Sequence[str],
+) -> dict[str, Any]:
+    """Loss, the named metrics (`goat_jax.data.metrics`) and the seconds it took.
+
+    Steps are dispatched for all batches before any result is fetched.
+    """
+    start = time.perf_counter()
+    pending = [(batch, eval_step(trainable, base, batch)) for batch in batches]
+    loss = sum(float(sums["loss"]) for _, (sums, _) in pending)
+    count = sum(float(sums["count"]) for _, (sums, _) in pending)
+    weights = np.concatenate([np.asarray(batch["weights"]) for batch, _ in pending])
+    labels = np.concatenate([np.asarray(batch["labels"]) for batch, _ in pending])
+    outputs = np.concatenate([np.asarray(logits) for _, (_, logits) in pending])
+    predictions = outputs[:, 0] if outputs.shape[-1] == 1 else outputs.argmax(-1)
+    scores = score(metrics, predictions, labels, weights)
+    return {"loss": loss / count, **scores, "seconds": time.perf_counter() - start}

@@ -1,0 +1,262 @@
+"""The training loop, top to bottom: build, restore, step, evaluate, save."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from goat_jax.config import RunConfig
+from goat_jax.errors import RunFailed
+from goat_jax.run.checkpoint import Checkpoints
+from goat_jax.run.evaluate import evaluate
+from goat_jax.run.folder import claim
+from goat_jax.run.meter import LoadMeter, Meter
+from goat_jax.run.progress import TrainProgress
+from goat_jax.run.records import Records
+from goat_jax.run.setup import Built, Data, build, load_data
+from goat_jax.run.signals import Signals
+from goat_jax.run.state import RunState
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """How a run ended.
+
+    Attributes:
+        folder: the run folder.
+        step: steps done.
+        stopped: "finished", "no better score for N evaluations" or the signal's name.
+        before, after: evaluation at step 0 and at the last step.
+        best_step, best_score: of the best checkpoint.
+        built: model and report.
+    """
+
+    folder: Path
+    step: int
+    stopped: str
+    before: dict[str, float] | None
+    after: dict[str, float]
+    best_step: int
+    best_score: float
+    built: Built
+
+
+def fit(config: RunConfig, *, progress: bool = True) -> Summary:
+    """Trains as the config says; continues a run that was begun in ``config.out``.
+
+    A run that was killed and started again ends with the same bits as one that was not.
+
+    Raises:
+        UserError: anything wrong with the config, the data, the model or the folder.
+        RunFailed: a loss or gradient that is not finite.
+    """
+    built, data = build(config), load_data(config)
+    folder = Path(config.out)
+    claim(folder, config, built)
+    best_by = config.train.best_by or config.task.metrics[0]
+    checkpoints = Checkpoints(folder, best_by)
+    try:
+        with Records(folder) as records:
+            loop = _Loop(config, built, data, records, checkpoints, best_by)
+            loop.restore()
+            with TrainProgress(config.train.steps, loop.step, progress) as loop.bar:
+                return loop.run()
+    finally:
+        checkpoints.close()
+
+
+@dataclasses.dataclass
+class _Best:
+    """The best evaluation so far; saved with every checkpoint, so that patience survives a kill."""
+
+    step: int = -1
+    score: float = -math.inf
+    worse: int = 0
+
+    def add(self, step: int, score: float) -> None:
+        if score > self.score:
+            self.step, self.score, self.worse = step, score, 0
+        else:
+            self.worse += 1
+
+
+class _Loop:
+    """The state of `fit` between steps."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        built: Built,
+        data: Data,
+        records: Records,
+        checkpoints: Checkpoints,
+        best_by: str,
+    ):
+        self.config, self.built, self.data = config, built, data
+        self.records, self.checkpoints, self.best_by = records, checkpoints, best_by
+        self.state: RunState = built.state
+        self.step = self.saved = 0
+        self.best = _Best()
+        self.before: dict[str, float] | None = None
+        self.after: dict[str, float] = {}
+        self.pending: tuple[int, dict[str, Any]] | None = None
+        self.meter, self.load = Meter(), LoadMeter()
+        self.bar: TrainProgress
+
+    def restore(self) -> None:
+        """Goes on from the newest checkpoint, or forgets what a run without one wrote."""
+        step = self.checkpoints.latest_step()
+        self.records.resume(-1 if step is None else step)
+        if step is None:
+            return
+        found = self.checkpoints.restore(self.state, self.data.train, step)
+        self.state, self.step, self.saved = found.state, step, step
+        self.best = _Best(**found.notes["best"])
+        self.before, self.after = found.notes["before"], found.notes["after"]
+
+    def run(self) -> Summary:
+        """All steps that are left."""
+        train = self.config.train
+        if self.step == 0:
+            self.before = self.evaluate()
+        stopped = "finished"
+        with Signals() as signals:
+            self.meter = Meter()
+            while self.step < train.steps:
+                if self.out_of_patience():
+                    stopped = f"no better {self.best_by} for {train.patience} evaluations"
+                    break
+                self.take_step()
+                if signals.caught:
+                    stopped = signals.caught
+                    break
+        if self.saved != self.step:
+            self.save(None)
+        self.checkpoints.wait()
+        return self.summary(stopped)
+
+    def take_step(self) -> None:
+        """One optimizer step, and what is due after it."""
+        train = self.config.train
+        batch = next(self.data.train)
+        self.state, metrics = self.built.train_step(self.state, self.built.base, batch)
+        self.meter.add(batch)
+        # The device works on this step while the host looks at the one before.
+        self.look_at_pending()
+        self.step += 1
+        self.pending = (self.step, metrics)
+        if self.step % train.eval_every == 0 or self.step == train.steps:
+            scores = self.evaluate()
+            self.after = scores
+            self.save(scores)
+        elif self.step % train.save_every == 0:
+            self.save(None)
+
+    def look_at_pending(self) -> None:
+        """Fetches the last step's numbers: stops if they are not finite, records them if due."""
+        if self.pending is None:
+            return
+        (step, metrics), self.pending = self.pending, None
+        loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise self.failure(step, loss, metrics["finite_by_leaf"])
+        if step % self.config.train.log_every == 0 or step == self.config.train.steps:
+            self.record(step, jax.device_get(metrics))
+
+    def record(self, step: int, metrics: dict[str, Any]) -> None:
+        """Writes a training record from the fetched numbers of a step."""
+        reports = metrics.pop("reports")
+        metrics.pop("finite_by_leaf")
+        self.load.add(reports)
+        values = {
+            **metrics,
+            "router_entropy": np.mean([report.entropy.mean() for report in reports.values()]),
+            "learning_rate": self.learning_rate(step),
+            **self.meter.read(),
+        }
+        self.records.write("train", step, **values)
+        self.bar.update(
+            step, loss=float(metrics["loss"]), tokens_per_second=values["tokens_per_second"]
+        )
+
+    def learning_rate(self, step: int) -> float:
+        """The rate that the step which led to `step` used."""
+        return float(jax.numpy.asarray(self.built.schedule(step - 1)))
+
+    def evaluate(self) -> dict[str, float]:
+        """Scores the current state; records and shows them."""
+        self.look_at_pending()
+        start = time.perf_counter()
+        scores = evaluate(
+            self.built.eval_step,
+            self.state.trainable,
+            self.built.base,
+            self.data.evaluation,
+            self.config.task.metrics,
+        )
+        self.records.write("eval", self.step, split="evaluation", **scores)
+        load = self.load.read()
+        if load:
+            self.records.write("load", self.step, modules=load)
+        if self.step > 0:
+            self.best.add(self.step, scores[self.best_by])
+        self.bar.update(self.step, **{name: scores[name] for name in self.config.task.metrics})
+        self.meter.pause(time.perf_counter() - start)
+        return scores
+
+    def out_of_patience(self) -> bool:
+        patience = self.config.train.patience
+        return patience is not None and self.best.worse >= patience
+
+    def save(self, scores: dict[str, float] | None) -> None:
+        """Starts a checkpoint of a state whose numbers have been looked at."""
+        self.look_at_pending()
+        notes = {
+            "best": dataclasses.asdict(self.best),
+            "before": self.before,
+            "after": self.after,
+        }
+        metrics = None if scores is None else {self.best_by: scores[self.best_by]}
+        self.checkpoints.save(self.state, self.data.train, notes, metrics)
+        self.saved = self.step
+
+    def failure(self, step: int, loss: float, finite_by_leaf: Any) -> RunFailed:
+        """Says what was not finite, where, and what is left."""
+        self.checkpoints.wait()
+        good = self.checkpoints.latest_step()
+        kept = "nothing was saved yet" if good is None else f"the checkpoint of step {good} is kept"
+        return RunFailed(
+            f"step {step}: the loss is {loss} and not finite are the gradients of "
+            f"{self.not_finite(finite_by_leaf)}; {kept} in {self.config.out}: "
+            f"lower the learning rate ({self.config.optimizer.learning_rate:g}) or check the data"
+        )
+
+    def not_finite(self, finite_by_leaf: Any) -> str:
+        """Names of the arrays (and layers) whose gradients are not finite."""
+        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(finite_by_leaf))
+        names = [
+            f"{'.'.join(str(entry.key) for entry in path[1:])}"
+            + (f" (layers {np.flatnonzero(~finite).tolist()})" if finite.ndim else "")
+            for path, finite in leaves
+            if not np.all(finite)
+        ]
+        shown = ", ".join(names[:3])
+        return (shown + f" and {len(names) - 3} more") if len(names) > 3 else shown or "none"
+
+    def summary(self, stopped: str) -> Summary:
+        return Summary(
+            folder=Path(self.config.out),
+            step=self.step,
+            stopped=stopped,
+            before=self.before,
+            after=self.after,
+            best_step=self.best.step,
+            best_score=self.best.score,
+            built=self.built,
+        )

@@ -1,0 +1,70 @@
+"""What is counted between two records: time, tokens, padding, and the experts' load."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from goat_jax.typing import Batch
+
+
+class Meter:
+    """Throughput since the last reading.
+
+    >>> meter = Meter(clock=iter([0.0, 2.0]).__next__)
+    >>> meter.add({"attention_mask": np.array([[1, 1, 1, 0]])})
+    >>> meter.read()
+    {'tokens_per_second': 1.5, 'padding_share': 0.25, 'seconds': 2.0}
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self._clock = clock
+        self._start()
+
+    def _start(self) -> None:
+        self._since, self._real, self._all = self._clock(), 0, 0
+
+    def add(self, batch: Batch) -> None:
+        """Counts a batch's tokens; attention_mask is (B, T), on the host."""
+        self._real += int(np.count_nonzero(batch["attention_mask"]))
+        self._all += int(np.size(batch["attention_mask"]))
+
+    def pause(self, seconds: float) -> None:
+        """Leaves out time that was not training, such as an evaluation."""
+        self._since += seconds
+
+    def read(self) -> dict[str, float]:
+        """tokens_per_second (real tokens), padding_share and seconds; starts again from zero."""
+        now = self._clock()
+        seconds = now - self._since
+        real, all_ = self._real, self._all
+        self._since, self._real, self._all = now, 0, 0
+        return {
+            "tokens_per_second": real / max(seconds, 1e-9),
+            "padding_share": 1 - real / max(all_, 1),
+            "seconds": seconds,
+        }
+
+
+class LoadMeter:
+    """Mean expert load over the steps that were looked at."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, np.ndarray] = {}
+
+    def add(self, reports: dict[str, Any]) -> None:
+        """Takes the reports of one step (name -> `Report`, fetched)."""
+        for name, report in reports.items():
+            self._sums[name] = self._sums.get(name, 0.0) + np.asarray(report.load, np.float64)
+
+    def read(self) -> dict[str, list[list[float]]]:
+        """Name -> per layer the share of routed tokens per expert, summing to 1; starts again."""
+        shares = {
+            name: (load / load.sum(-1, keepdims=True)).round(6).tolist()
+            for name, load in self._sums.items()
+        }
+        self._sums = {}
+        return shares

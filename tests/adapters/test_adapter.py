@@ -1,0 +1,172 @@
+"""init, apply and merge of an adapter: what it starts as, what it reports, what it folds into."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from goat_jax.adapters.adapter import apply_adapter, init_adapter, merge_adapter
+from goat_jax.adapters.context import EVAL, Context
+from goat_jax.adapters.methods import METHODS, method_spec
+from goat_jax.adapters.routing import NoRouter
+from goat_jax.errors import UserError
+from goat_jax.testing import assert_close
+
+IN, OUT, TOKENS = 12, 16, 9
+ROUTED = [name for name, row in METHODS.items() if not row.spec.router.mergeable]
+SINGLE = [name for name, row in METHODS.items() if row.spec.router.mergeable]
+START = jax.jit(init_adapter, static_argnums=1)
+APPLY = jax.jit(apply_adapter, static_argnums=4)
+KEY = jax.random.key(0)
+
+
+def random(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+KERNEL, X = random(IN, OUT), random(TOKENS, IN, seed=1)
+
+
+def exact(array):
+    return np.asarray(array, np.float64)
+
+
+def delta_of(start, weight):
+    """weight * sum_i s_i a_i b_i in float64."""
+    a, b, s = (exact(v) for v in (start.factors["a"], start.factors["b"], start.scale))
+    return weight * sum(s[i] * a[i] @ b[i] for i in range(len(s)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_start(name):
+    spec = METHODS[name].spec.replace(total_rank=8)
+    start = START(KERNEL, spec, KEY)
+    shapes = {"a": (spec.num_experts, IN, spec.rank), "b": (spec.num_experts, spec.rank, OUT)}
+    if name in ROUTED:
+        shapes["router"] = (IN, spec.num_experts)
+    assert {n: array.shape for n, array in start.factors.items()} == shapes
+    assert all(array.dtype == jnp.float32 for array in start.factors.values())
+    assert start.scale.shape == (spec.num_experts,) and start.scale.dtype == jnp.float32
+    # W0 = frozen kernel + the experts' expected contribution, for every method.
+    weight = 1 / spec.num_experts if name in ROUTED else 1.0
+    assert_close(exact(start.kernel) + delta_of(start, weight), KERNEL, 2e-6)
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_router_free_methods_start_and_merge_exactly(name):
+    spec = METHODS[name].spec
+    start = START(KERNEL, spec, KEY)
+    delta, _ = APPLY(X, start.kernel, start.factors, start.scale, spec, EVAL)
+    assert_close(X @ start.kernel + delta, exact(X) @ exact(KERNEL))
+    factors = {n: random(*array.shape, seed=2) for n, array in start.factors.items()}
+    delta, _ = APPLY(X, start.kernel, factors, start.scale, spec, EVAL)
+    merged = merge_adapter(start.kernel, factors, start.scale, spec)
+    assert_close(X @ merged, X @ start.kernel + delta)
+    assert np.abs(delta).max() > 0.1
+
+
+def test_several_experts_without_a_router_still_start_as_the_pretrained_layer():
+    """The ablation 'O segments, no MoE': all weights are 1, so the whole start is subtracted."""
+    spec = method_spec("goat", total_rank=8, num_experts=4, router=NoRouter())
+    start = START(KERNEL, spec, KEY)
+    delta, _ = APPLY(X, start.kernel, start.factors, start.scale, spec, EVAL)
+    assert_close(X @ start.kernel + delta, exact(X) @ exact(KERNEL))
+    merged = merge_adapter(start.kernel, start.factors, start.scale, spec)
+    assert_close(merged, KERNEL)
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_routed_methods_refuse_to_merge_and_say_why(name):
+    spec = METHODS[name].spec
+    factors = {"a": jnp.zeros((8, IN, 1)), "b": jnp.zeros((8, 1, OUT))}
+    with pytest.raises(UserError, match="weighs the experts token by token, so no single kernel"):
+        merge_adapter(KERNEL, factors, jnp.ones(8), spec)
+
+
+def test_uniform_router_over_all_experts_starts_as_the_pretrained_layer():
+    """methods.md 22.7: exact per token only if k = E and the router is uniform."""
+    spec = method_spec("goat", total_rank=8, num_experts=4, top_k=4)
+    start = START(KERNEL, spec, KEY)
+    factors = start.factors | {"router": jnp.zeros((IN, 4))}
+    delta, _ = APPLY(X, start.kernel, factors, start.scale, spec, EVAL)
+    assert_close(X @ start.kernel + delta, exact(X) @ exact(KERNEL))
+    uneven, _ = APPLY(X, start.kernel, start.factors, start.scale, spec, EVAL)
+    assert np.abs(uneven - delta).max() > 1e-3
+
+
+@pytest.mark.parametrize("with_first_scale", [False, True])
+def test_residual_of_unequal_scales(with_first_scale):
+    """Theorem 3.4 uses each expert's own scale; the published code uses the first for all."""
+    spec = method_spec(
+        "goat_plus",
+        total_rank=8,
+        num_experts=4,
+        with_first_scale=with_first_scale,
+    )
+    start = START(KERNEL, spec, KEY)
+    a, b, s = (exact(v) for v in (start.factors["a"], start.factors["b"], start.scale))
+    assert s[-1] > 1.2 * s[0], "the scales must differ for this test to say anything"
+    used = np.full(4, s[0]) if with_first_scale else s
+    subtracted = sum(used[i] * a[i] @ b[i] for i in range(4)) / 4
+    assert_close(exact(KERNEL) - exact(start.kernel), subtracted, 2e-5)
+    # The factors start from the first expert's scale, whatever their own (appendix E).
+    norms = [np.linalg.norm(s[0] * a[i] @ b[i]) for i in range(4)]
+    values = np.linalg.svd(exact(KERNEL), compute_uv=False)
+    np.testing.assert_allclose(norms, [np.hypot(*values[3 * i : 3 * i + 2]) / 10 for i in range(4)])
+
+
+def test_goat_plus_scales_follow_the_spectrum():
+    spec = method_spec("goat_plus", total_rank=8, num_experts=4, eta=0.5)
+    scale = exact(START(KERNEL, spec, KEY).scale)
+    values = np.linalg.svd(exact(KERNEL), compute_uv=False)
+    sums = np.array([values[3 * i : 3 * i + 2].sum() for i in range(4)])
+    np.testing.assert_allclose(scale[0], np.sqrt(3 * IN * 0.5 / 2), rtol=1e-6)
+    np.testing.assert_allclose(scale**2 * sums, scale[0] ** 2 * sums[0], rtol=1e-5)
+
+
+def test_bfloat16_kernel_keeps_its_dtype_and_float32_factors():
+    spec = method_spec("goat", total_rank=8, num_experts=4)
+    kernel = KERNEL.astype(jnp.bfloat16)
+    start = START(kernel, spec, KEY)
+    wide = START(kernel.astype(jnp.float32), spec, KEY)
+    assert start.kernel.dtype == jnp.bfloat16 and start.factors["a"].dtype == jnp.float32
+    assert_close(start.factors, wide.factors, 1e-6)
+    np.testing.assert_array_equal(start.kernel, wide.kernel.astype(jnp.bfloat16))
+
+
+def test_random_segments_depend_on_the_key_and_factors_on_nothing_else():
+    spec = method_spec("goat", total_rank=4, num_experts=4, choice="random")
+    first, again = (START(KERNEL, spec, jax.random.key(i)) for i in (1, 1))
+    other = START(KERNEL, spec, jax.random.key(2))
+    np.testing.assert_array_equal(first.factors["a"], again.factors["a"])
+    assert np.abs(first.factors["a"] - other.factors["a"]).max() > 1e-3
+    assert np.abs(first.factors["router"] - other.factors["router"]).max() > 1e-3
+
+
+def test_rank_above_the_smaller_side_is_refused():
+    spec = method_spec("goat", total_rank=16)
+    with pytest.raises(UserError, match="total rank 16 is above the layer's smaller side 12"):
+        init_adapter(KERNEL, spec, KEY)
+
+
+def test_report():
+    spec = method_spec("molora", total_rank=4, num_experts=4, published=True)
+    start = START(KERNEL, spec, KEY)
+    x, mask = random(2, 5, IN, seed=3), jnp.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
+    _, report = APPLY(x, KERNEL, start.factors, start.scale, spec, Context(mask=mask))
+    _, alone = APPLY(x[mask != 0], KERNEL, start.factors, start.scale, spec, EVAL)
+    assert report.load.shape == (4,) and report.aux_loss.shape == report.entropy.shape == ()
+    np.testing.assert_allclose(report.load.sum(), spec.top_k, rtol=1e-6)
+    assert_close(report, alone, 1e-6)
+    _, everything = APPLY(x, KERNEL, start.factors, start.scale, spec, EVAL)
+    assert abs(everything.aux_loss - report.aux_loss) > 1e-4
+    counted = spec.replace(count_padding=True)
+    _, padded = APPLY(x, KERNEL, start.factors, start.scale, counted, Context(mask=mask))
+    assert_close(padded.aux_loss, everything.aux_loss, 1e-6)
+
+
+def test_report_of_a_method_without_router():
+    spec = METHODS["lora"].spec
+    start = START(KERNEL, spec, KEY)
+    _, report = APPLY(X, KERNEL, start.factors, start.scale, spec, EVAL)
+    assert report.aux_loss == 0 and report.load.tolist() == [1.0] and report.entropy == 0

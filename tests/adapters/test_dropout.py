@@ -1,0 +1,135 @@
+"""Dropout: only on the experts' input, inverted, shared or per expert, off in eval mode."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from goat_jax.adapters.adapter import apply_adapter
+from goat_jax.adapters.context import EVAL, Context, dropout
+from goat_jax.adapters.methods import method_spec
+from goat_jax.testing import assert_close
+
+IN, OUT, TOKENS, EXPERTS, RATE = 6, 5, 4, 4, 0.5
+APPLY = jax.jit(apply_adapter, static_argnums=4)
+
+
+def random(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+KERNEL, X, SCALE = random(IN, OUT), random(TOKENS, IN, seed=1), jnp.full(EXPERTS, 2.0)
+FACTORS = {
+    "a": random(EXPERTS, IN, 2, seed=2),
+    "b": random(EXPERTS, 2, OUT, seed=3),
+    "router": random(IN, EXPERTS, seed=4),
+}
+
+
+def spec_of(rate=RATE, per_expert=False):
+    return method_spec(
+        "molora",
+        total_rank=2 * EXPERTS,
+        num_experts=EXPERTS,
+        top_k=3,
+        dropout=rate,
+        dropout_per_expert=per_expert,
+    )
+
+
+def delta_of(spec, ctx, x=X):
+    return APPLY(x, KERNEL, FACTORS, SCALE, spec, ctx)
+
+
+def test_mask_is_inverted_and_drops_at_its_rate():
+    ones = jnp.ones((100, 100))
+    dropped = np.asarray(jax.jit(lambda key: dropout(ones, 0.2, key))(jax.random.key(0)))
+    np.testing.assert_allclose(np.unique(dropped), [0.0, 1.25])
+    np.testing.assert_allclose((dropped == 0).mean(), 0.2, atol=0.015)
+    np.testing.assert_allclose(dropped.mean(), 1.0, atol=0.02)
+
+
+def test_dtype_is_kept():
+    x = jnp.ones((4, 4), jnp.bfloat16)
+    assert dropout(x, 0.5, jax.random.key(0)).dtype == jnp.bfloat16
+
+
+def test_copies_are_independent_masks():
+    copies = np.asarray(dropout(jnp.ones((100, 100)), 0.5, jax.random.key(0), copies=3))
+    assert copies.shape == (3, 100, 100)
+    agree = [(copies[i] == copies[j]).mean() for i, j in ((0, 1), (0, 2), (1, 2))]
+    np.testing.assert_allclose(agree, 0.5, atol=0.03)
+
+
+@pytest.mark.parametrize("per_expert", [False, True])
+def test_no_key_is_eval_mode(per_expert):
+    """Deterministic, and the same as a method without dropout, bit for bit."""
+    quiet, _ = delta_of(spec_of(0.0), EVAL)
+    for ctx in (EVAL, Context(mask=jnp.ones(TOKENS))):
+        np.testing.assert_array_equal(delta_of(spec_of(per_expert=per_expert), ctx)[0], quiet)
+    noisy, _ = delta_of(spec_of(per_expert=per_expert), Context(key=jax.random.key(0)))
+    assert np.abs(noisy - quiet).max() > 0.1
+
+
+def test_the_same_key_gives_the_same_masks():
+    first, again, other = (
+        delta_of(spec_of(), Context(key=jax.random.key(seed)))[0] for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.1
+
+
+@pytest.mark.parametrize("per_expert", [False, True])
+def test_the_router_sees_x_itself(per_expert):
+    _, quiet = delta_of(spec_of(0.0), EVAL)
+    _, noisy = delta_of(spec_of(per_expert=per_expert), Context(key=jax.random.key(0)))
+    np.testing.assert_array_equal(noisy.aux_loss, quiet.aux_loss)
+    np.testing.assert_array_equal(noisy.load, quiet.load)
+    np.testing.assert_array_equal(noisy.entropy, quiet.entropy)
+
+
+def test_expected_output_is_that_of_eval_mode_for_shared_and_own_masks():
+    """Different noise, one expectation: averaged over draws both are the output without dropout."""
+    draws = 8000
+    quiet = np.asarray(delta_of(spec_of(0.0), EVAL)[0], np.float64)
+    keys = jax.random.split(jax.random.key(0), draws)
+    samples = {}
+    for per_expert in (False, True):
+        spec = spec_of(per_expert=per_expert)
+
+        def one(key, spec=spec):
+            return apply_adapter(X, KERNEL, FACTORS, SCALE, spec, Context(key=key))[0]
+
+        values = np.asarray(jax.jit(jax.vmap(one))(keys), np.float64)
+        samples[per_expert] = values
+        error = values.std(0) / np.sqrt(draws)
+        assert (np.abs(values.mean(0) - quiet) < 5 * error).all()
+        assert (5 * error).max() < 0.1 * np.abs(quiet).max(), "the bound must mean something"
+    shared, own = (samples[flag] for flag in (False, True))
+    assert np.abs(shared[0] - own[0]).max() > 0.1
+    # Own masks average out over experts, a shared one does not: less variance overall.
+    assert own.var(0).sum() < 0.9 * shared.var(0).sum()
+
+
+def test_fold_gives_parts_of_a_model_their_own_masks():
+    ctx = Context(key=jax.random.key(0), mask=jnp.ones(3))
+    ones = jnp.ones((64, 64))
+    first, second, again = (dropout(ones, 0.5, ctx.fold(i).key) for i in (1, 2, 1))
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_allclose((first == second).mean(), 0.5, atol=0.05)
+    assert ctx.fold(1).mask is ctx.mask and EVAL.fold(1) is EVAL
+    assert ctx.unmasked().mask is None and ctx.unmasked().key is ctx.key
+
+
+def test_only_dropped_values_are_missing():
+    """One expert of weight 1: the delta is exactly that of the masked and rescaled input."""
+    spec = method_spec("lora", total_rank=2, dropout=RATE, alpha=4.0)
+    factors = {name: FACTORS[name][:1] for name in "ab"}
+    key = jax.random.key(7)
+    delta, _ = APPLY(X, KERNEL, factors, SCALE[:1], spec, Context(key=key))
+    masked = np.asarray(dropout(X, RATE, key), np.float64)
+    kept = masked != 0
+    np.testing.assert_allclose(masked[kept], np.asarray(X)[kept] / (1 - RATE), rtol=1e-6)
+    assert 0 < kept.mean() < 1
+    a, b = (np.asarray(factors[name][0], np.float64) for name in "ab")
+    assert_close(delta, 2.0 * masked @ a @ b)

@@ -1,0 +1,133 @@
+"""Methods as choices of parts: options, names, and what is refused at construction."""
+
+import dataclasses
+import re
+
+import pytest
+
+from goat_jax.adapters.losses import Balance
+from goat_jax.adapters.methods import CHOICES, METHODS, method_spec, with_options
+from goat_jax.adapters.routing import NoRouter, Softmax, TopK
+from goat_jax.adapters.scales import AlphaOverRank, BySpectrum, Fixed, Theory
+from goat_jax.adapters.spec import PARTS
+from goat_jax.adapters.start import KeepBase, SubtractMean, SvdSegments, ZeroDelta
+from goat_jax.core import svd
+from goat_jax.errors import UserError
+
+# Row -> initializer, base edit, router, scale: the matrix of methods.md 24.2.
+MATRIX = {
+    "lora": (ZeroDelta, KeepBase, NoRouter, "AlphaOverRank"),
+    "rslora": (ZeroDelta, KeepBase, NoRouter, "AlphaOverRootRank"),
+    "pissa": (svd.principal, SubtractMean, NoRouter, "AlphaOverRank"),
+    "milora": (svd.minor_descending, SubtractMean, NoRouter, "AlphaOverRank"),
+    "molora": (ZeroDelta, KeepBase, TopK, "AlphaOverRank"),
+    "goat": (svd.block_heads, SubtractMean, TopK, "Theory"),
+    "goat_plus": (svd.block_heads, SubtractMean, TopK, "BySpectrum"),
+}
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_rows_are_the_published_choices(name):
+    spec = METHODS[name].spec
+    start, edit, router, scale = MATRIX[name]
+    initializer = spec.initializer
+    segments = initializer.choice if isinstance(initializer, SvdSegments) else type(initializer)
+    assert (segments, type(spec.base_edit), type(spec.router)) == (start, edit, router)
+    assert type(spec.scale).__name__ == scale
+    assert isinstance(spec.aux_loss, Balance) == (router is TopK)
+
+
+def test_goat_has_the_papers_numbers():
+    spec = METHODS["goat"].spec
+    assert (spec.num_experts, spec.top_k, spec.aux_weight) == (8, 2, 1e-3)
+    assert spec.initializer.rho == 10.0 and spec.scale == Theory(eta=1.0)
+    assert spec.aux_loss == Balance(published=False)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_spec_is_static_under_jit(name):
+    spec = METHODS[name].spec
+    again = dataclasses.replace(spec)
+    assert again == spec and hash(again) == hash(spec)
+    assert spec.replace(dropout=0.25) != spec
+
+
+def test_options_reach_the_part_that_has_them():
+    spec = method_spec("goat", total_rank=32, rho=5.0, eta=0.1, published=True, choice="minor")
+    assert spec.rank == 4 and spec.initializer == SvdSegments(svd.minor, 5.0)
+    assert spec.scale == Theory(0.1) and spec.aux_loss.published
+
+
+def test_options_reach_a_part_inside_a_part():
+    spec = method_spec("goat_plus", eta=0.1)
+    assert spec.scale == BySpectrum(first=Theory(0.1))
+
+
+def test_a_new_part_and_its_option_can_be_given_together():
+    spec = METHODS["molora"].spec
+    assert spec.replace(scale=Theory(), eta=0.1).scale == Theory(0.1)
+    assert with_options(spec, {"scale": "theory", "eta": 0.1}).scale == Theory(0.1)
+
+
+@pytest.mark.parametrize(("option", "name"), [(o, n) for o in CHOICES for n in CHOICES[o]])
+def test_every_named_choice_is_taken(option, name):
+    spec = method_spec("goat", **{option: name})
+    holder = spec if option in PARTS else spec.initializer
+    assert getattr(holder, option) == CHOICES[option][name]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"total_rank": 7}, "total rank 7 is not divisible by 8 experts: choose 8 or another"),
+        ({"total_rank": 20}, "total rank 20 is not divisible by 8 experts: choose 16 or another"),
+        ({"top_k": 9}, "top_k 9 is not in 1..8, the number of experts"),
+        ({"top_k": 0}, "top_k 0 is not in 1..8"),
+        ({"num_experts": 0}, "experts 0 must be at least 1"),
+        ({"total_rank": 0}, "total rank 0 and experts 8 must be at least 1"),
+        ({"dropout": 1.0}, "dropout 1.0 is not in [0, 1)"),
+        ({"dropout": -0.1}, "dropout -0.1 is not in [0, 1)"),
+        ({"dropout": float("nan")}, "dropout nan is not in [0, 1)"),
+        ({"total_rnk": 8}, "no option 'total_rnk' (did you mean 'total_rank'?)"),
+        ({"rh": 1.0}, "no option 'rh' (did you mean 'rho'?)"),
+        ({"scale": "theorie"}, "scale 'theorie' is not known (did you mean 'theory'?)"),
+        ({"choice": "principle"}, "choice 'principle' is not known (did you mean 'principal'?)"),
+    ],
+)
+def test_bad_options_are_refused_in_one_line(options, message):
+    with pytest.raises(UserError, match=re.escape(message)) as raised:
+        method_spec("goat", **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_unknown_method_names_the_nearest_and_all():
+    with pytest.raises(UserError, match=r"unknown method 'gaot' \(did you mean 'goat'\?\)") as e:
+        method_spec("gaot")
+    assert all(name in str(e.value) for name in METHODS)
+
+
+def test_an_option_of_another_method_is_refused():
+    with pytest.raises(UserError, match="no option 'rho'"):
+        method_spec("lora", rho=5.0)
+
+
+def test_scale_rules_know_their_options():
+    assert Fixed(3.0)(8, None, METHODS["goat"].spec).tolist() == [3.0] * 8
+    spec = METHODS["goat"].spec.replace(num_experts=2)
+    assert Fixed((1.0, 2.0))(8, None, spec).tolist() == [1.0, 2.0]
+    assert AlphaOverRank()(8, None, spec).tolist() == [4.0, 4.0]
+
+
+def test_spectrum_scale_without_segments_is_refused():
+    spec = method_spec("molora", scale="by_spectrum")
+    with pytest.raises(UserError, match="by_spectrum needs experts that start from SVD segments"):
+        spec.scale(8, None, spec)
+
+
+def test_expected_weight_of_an_expert():
+    spec = METHODS["goat"].spec
+    assert [router.mean_weight(spec) for router in (NoRouter(), TopK(), Softmax())] == [
+        1.0,
+        1 / 8,
+        1 / 8,
+    ]
