@@ -26,6 +26,7 @@ def get_config(method: str = "goat", rank: int = 8, steps: int = 150, seed: int 
             steps=steps,
             batch_size=32,
             max_length=64,
+            shapes=3,
             eval_every=50,
             save_every=50,
             log_every=5,

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunFailed as error:
         return _say(error, 1)
     except OSError as error:
-        # A full disk or a missing permission. Nothing is half-written: files are renamed when whole.
+        # A full disk, a missing permission: nothing is half-written, files are renamed when whole.
         return _say(f"{error.strerror or error}: {error.filename or 'while writing'}", 1)
 
 

@@ -98,6 +98,7 @@ class TrainConfig:
         batch_size: examples per optimizer step, over all devices and micro-batches.
         accumulate: micro-batches a batch is cut into, to save memory.
         max_length: tokens per example; longer ones lose their end.
+        shapes: padded lengths in use: more of them waste less on padding, but each is compiled.
         eval_batch_size: examples per evaluation step.
         eval_every: steps between evaluations; each is followed by a checkpoint.
         save_every: steps between checkpoints besides those.
@@ -111,6 +112,7 @@ class TrainConfig:
     batch_size: int = 32
     accumulate: int = 1
     max_length: int = 128
+    shapes: int = 5
     eval_batch_size: int = 64
     eval_every: int = 100
     save_every: int = 100
@@ -238,3 +240,35 @@ def call_with_options(function: Any, options: Mapping[str, Any], where: str) -> 
                 f"it takes: {', '.join(known) or 'none'}"
             )
     return function(**options)
+
+
+def config_from_json(values: Mapping[str, Any]) -> RunConfig:
+    """The `RunConfig` that `flatten` wrote: dotted names -> JSON values.
+
+    >>> from goat_jax.data.tasks import reviews
+    >>> config = RunConfig(ModelConfig("m", options={"pooling": "mean"}), reviews())
+    >>> config_from_json(flatten(config)) == config
+    True
+    """
+    parts: dict[str, dict[str, Any]] = {}
+    own: dict[str, Any] = {}
+    for name, value in values.items():
+        part, dot, field = name.partition(".")
+        if dot:
+            parts.setdefault(part, {})[field] = _tuples(value)
+        else:
+            own[part] = value
+    adapter = parts["adapter"]
+    adapter["overrides"] = tuple(Override(**each) for each in adapter["overrides"])
+    return RunConfig(
+        model=ModelConfig(**parts["model"]),
+        task=TextTask(**parts["task"]),
+        adapter=AdapterConfig(**adapter),
+        optimizer=OptimizerConfig(**parts["optimizer"]),
+        train=TrainConfig(**parts["train"]),
+        **own,
+    )
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value

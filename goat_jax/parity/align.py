@@ -31,7 +31,7 @@ def svd_noise(kernel: np.ndarray, choice: Segments, num_experts: int, rank: int)
     a kernel that is off by about eps * s_1, so this is eps * s_1 / gap for the worst triplet.
 
     >>> from goat_jax.core.svd import principal
-    >>> round(svd_noise(np.diag([4.0, 3.0, 1.0]), principal, 1, 1) / np.finfo(np.float32).eps, 3)
+    >>> float(svd_noise(np.diag([4.0, 3.0, 1.0]), principal, 1, 1) / np.finfo(np.float32).eps)
     4.0
     """
     if not np.isfinite(kernel).all():
@@ -45,3 +45,23 @@ def svd_noise(kernel: np.ndarray, choice: Segments, num_experts: int, rank: int)
     gap = float(apart.min())
     noise = float(np.finfo(np.float32).eps * values[0])
     return noise / gap if gap > 0 else float("inf")
+
+
+LARGEST_NOISE = 1e-2
+"""Above this `svd_noise` singular vectors say nothing: the spectrum is as good as degenerate."""
+
+
+def agreeing_steps(loads: np.ndarray, reference: np.ndarray) -> int:
+    """The number of leading steps in which two runs send their tokens to the same experts.
+
+    Training from two starts that differ by rounding is one run until a token that sits between two
+    experts goes to one here and to the other there; from then on they are two.
+
+    Args:
+        loads, reference: (steps, ...) share of the tokens at every expert, of the two runs.
+
+    >>> agreeing_steps(np.array([[0.5, 0.5], [0.4, 0.6]]), np.array([[0.5, 0.5], [0.5, 0.5]]))
+    1
+    """
+    apart = np.abs(loads - reference).reshape(len(loads), -1).max(-1) > 1e-6
+    return int(apart.argmax()) if apart.any() else len(loads)

@@ -113,7 +113,7 @@ class Record:
         """A finite number; the default, if there is one, where it is absent or null."""
         value = self.get(key) if default is None else self.values.get(key)
         value = default if value is None else value
-        if not _is_number(value):
+        if value is None or not _is_number(value):
             raise self._refuse(key, "a finite number")
         return float(value)
 
@@ -184,7 +184,8 @@ def read_safetensors(path: Path) -> Arrays:
         raise UserError(f"{path} is missing: write the bundle again")
     try:
         with safe_open(path, framework="numpy") as file:
-            return Arrays({name: file.get_tensor(name) for name in file.keys()}, path)
+            names = list(file.keys())
+            return Arrays({name: file.get_tensor(name) for name in names}, path)
     except (SafetensorError, TypeError, OSError) as error:
         raise UserError(
             f"{path} cannot be read as safetensors ({_line(error)}): write it again"

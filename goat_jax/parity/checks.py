@@ -1,4 +1,4 @@
-"""One comparison (`Check`), the tolerances, and how errors are measured."""
+"""One comparison (`Check`), how errors are measured, and every tolerance."""
 
 from __future__ import annotations
 
@@ -7,31 +7,43 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from goat_jax.errors import UserError
+
 GIVEN, OWN = "given", "own"
-"""Starts: the bundle's factors; our own initialisation from the pretrained weight."""
+"""The two starts: the bundle's factors; our own initialisation of the pretrained weight."""
 
 
 def of_largest(ours: np.ndarray, theirs: np.ndarray) -> float:
     """max|a - b| / max|b|; max|a - b| where b is all zeros. NaN anywhere gives NaN.
 
-    >>> of_largest(np.array([1.0, 4.1]), np.array([1.0, 4.0]))
-    0.024999999999999911
+    >>> of_largest(np.array([1.0, 4.5]), np.array([1.0, 4.0]))
+    0.125
     """
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    ours, theirs = _wide(ours), _wide(theirs)
     largest = np.abs(theirs).max(initial=0.0)
     return float(np.abs(ours - theirs).max(initial=0.0) / (largest or 1.0))
 
 
 def of_each(ours: np.ndarray, theirs: np.ndarray) -> float:
     """max(|a - b| / |b|) entry by entry; |a - b| where b is zero. NaN anywhere gives NaN."""
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    ours, theirs = _wide(ours), _wide(theirs)
     size = np.where(theirs == 0, 1.0, np.abs(theirs))
     return float((np.abs(ours - theirs) / size).max(initial=0.0))
 
 
+def of_norm(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """|a - b| / |b| in the Euclidean norm; |a - b| where b is all zeros. NaN anywhere gives NaN."""
+    ours, theirs = _wide(ours), _wide(theirs)
+    return float(np.linalg.norm(ours - theirs) / (np.linalg.norm(theirs) or 1.0))
+
+
 def absolute(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """max|a - b|."""
-    return float(np.abs(np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)).max())
+    """max|a - b|. NaN anywhere gives NaN."""
+    return float(np.abs(_wide(ours) - _wide(theirs)).max(initial=0.0))
+
+
+def _wide(array: np.ndarray) -> np.ndarray:
+    return np.asarray(array, np.float64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,49 +53,66 @@ class Tolerance:
     Attributes:
         limit: the largest error allowed.
         measure: how the error is measured.
-        svd: in our own start, so many times `align.svd_noise` is added to the limit.
+        svd: from our own start, so many times `align.svd_noise` is added to the limit.
+        own: the limit from our own start, where it is another one.
     """
 
     limit: float
     measure: Callable[[np.ndarray, np.ndarray], float] = of_largest
     svd: float = 0.0
+    own: float | None = None
 
 
+# From the given factors, everything is held to float32 rounding.
+#
+# From our own start two float32 SVDs meet, torch's and ours. Their singular vectors differ by a few
+# times svd_noise = eps * s_1 / gap (measured: up to 5.2 times in 720 starts of random kernels), and
+# so do the factors and what is linear in one of them, their gradients: 10 times is allowed. In the
+# residual, the output and the loss only the part of a vector that leaves the experts' segment
+# counts, damped by rho and by E (measured: up to 0.07 times): 0.5 times is allowed.
+#
+# Adam divides a gradient by its own size, so where that is nearly zero, its sign, a matter of
+# rounding, makes a whole step. Losses do not feel it (the gradient is nearly zero), single outputs
+# do: from our own start, where gradients differ by 1e-5 and not 1e-7, y_final was off by up to 8e-3
+# in 175 random cases that were otherwise right, and by 0.3 and more with a wrong scale or segment.
 LAYER: Mapping[str, Tolerance] = {
-    "scale": Tolerance(1e-6, of_each),
-    "W_res": Tolerance(1e-5),
-    "init A": Tolerance(1e-5),
-    "init B": Tolerance(1e-5),
-    "y": Tolerance(1e-5),
-    "aux": Tolerance(1e-5),
-    "loss": Tolerance(1e-5),
-    "grad_x": Tolerance(1e-5),
-    "grad_A": Tolerance(1e-5),
-    "grad_B": Tolerance(1e-5),
-    "grad_router": Tolerance(1e-5),
-    "adamw_losses": Tolerance(1e-4),
-    "y_final": Tolerance(1e-4),
-}
-MODEL: Mapping[str, Tolerance] = {
-    "trained parameters": Tolerance(0.0, absolute),
-    "lr": Tolerance(1e-6),
     "scale": Tolerance(1e-6, of_each),
     "W_res": Tolerance(1e-5, svd=0.5),
     "init A": Tolerance(1e-5, svd=10.0),
     "init B": Tolerance(1e-5, svd=10.0),
+    "y": Tolerance(1e-5, svd=0.5),
+    "aux": Tolerance(1e-5),
+    "loss": Tolerance(1e-5, svd=0.5),
+    "grad_x": Tolerance(1e-5, svd=0.5),
+    "grad_A": Tolerance(1e-5, svd=10.0),
+    "grad_B": Tolerance(1e-5, svd=10.0),
+    "grad_router": Tolerance(1e-5, svd=10.0),
+    "adamw_losses": Tolerance(1e-4, svd=10.0),
+    "y_final": Tolerance(1e-4, own=2e-2),
+}
+"""Tolerances of layer cases by quantity."""
+
+MODEL: Mapping[str, Tolerance] = {
+    "trained parameters": Tolerance(0.0, absolute),
+    "scale": Tolerance(1e-6, of_each),
+    "lr": Tolerance(1e-6),
+    "W_res": Tolerance(1e-5, svd=0.5),
+    "init A": Tolerance(1e-5, svd=10.0),
+    "init B": Tolerance(1e-5, svd=10.0),
     "logits_first": Tolerance(1e-4, absolute),
+    "loss": Tolerance(1e-4, of_each),
     "task_loss": Tolerance(1e-4, of_each),
     "aux_loss": Tolerance(1e-4, of_each),
-    "loss": Tolerance(1e-4, of_each),
     "grad_norm": Tolerance(5e-4, of_each),
     "logits_after": Tolerance(1e-3, absolute),
     "loss_after": Tolerance(1e-4, of_each),
-    "final A": Tolerance(1e-3),
-    "final B": Tolerance(1e-3),
-    "final router": Tolerance(1e-3),
-    "final BA": Tolerance(1e-3),
-    "final head": Tolerance(1e-3),
+    "final A": Tolerance(1e-3, of_norm),
+    "final B": Tolerance(1e-3, of_norm),
+    "final BA": Tolerance(1e-3, of_norm),
+    "final router": Tolerance(1e-3, of_norm),
+    "final head": Tolerance(1e-3, of_norm),
 }
+"""Tolerances of model runs by quantity."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +125,7 @@ class Check:
         start: `GIVEN` or `OWN`.
         quantity: what was compared.
         error, tolerance: measured and allowed; an error that is not a number is never ok.
-        where: where the error is largest, if that says anything.
+        where: the module where the error is largest, if there are several.
     """
 
     bundle: str
@@ -113,32 +142,60 @@ class Check:
         return bool(self.error <= self.tolerance)
 
 
-def compare(
-    table: Mapping[str, Tolerance],
-    label: tuple[str, str, str],
-    quantity: str,
-    ours: np.ndarray,
-    theirs: np.ndarray,
-    *,
-    svd_noise: float = 0.0,
-    where: str = "",
-) -> Check:
-    """Compares one quantity.
+@dataclasses.dataclass(frozen=True)
+class Note:
+    """Something about a case that the reader must know: what was not compared, and why."""
 
-    Args:
-        table: `LAYER` or `MODEL`.
-        label: bundle, case and start.
-        quantity: key of the table.
-        ours, theirs: arrays of one shape.
-        svd_noise: see `Tolerance.svd`; 0 where the start was given.
-        where: of `Check`.
+    bundle: str
+    case: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Makes the checks of one case from one start.
+
+    >>> label = {"bundle": "golden", "case": "goat", "start": OWN}
+    >>> one = Comparison(LAYER, **label, svd_noise=1e-5)
+    >>> one.check("init A", np.array([1.0, 2.0]), np.array([1.0, 2.0001])).ok
+    True
     """
-    tolerance = table[quantity]
-    error = tolerance.measure(ours, theirs)
-    extra = tolerance.svd * svd_noise if tolerance.svd else 0.0
-    return Check(*label, quantity, error, tolerance.limit + extra, where)
+
+    table: Mapping[str, Tolerance]
+    bundle: str
+    case: str
+    start: str
+    svd_noise: float = 0.0
+
+    def check(self, quantity: str, ours: np.ndarray, theirs: np.ndarray, where: str = "") -> Check:
+        """Compares two arrays; `UserError` if their shapes differ."""
+        if np.shape(ours) != np.shape(theirs):
+            raise UserError(
+                f"{self.bundle}: {self.case}: {quantity} has shape {np.shape(theirs)}, the replay "
+                f"gives {np.shape(ours)}"
+            )
+        tolerance = self.table[quantity]
+        limit = tolerance.limit
+        if self.start == OWN:
+            limit = limit if tolerance.own is None else tolerance.own
+            limit += tolerance.svd * self.svd_noise if tolerance.svd else 0.0
+        error = tolerance.measure(ours, theirs)
+        return Check(self.bundle, self.case, self.start, quantity, error, limit, where)
+
+    def note(self, text: str) -> Note:
+        """A note on the case."""
+        return Note(self.bundle, self.case, text)
+
+    def with_noise(self, svd_noise: float) -> Comparison:
+        """The same with another `align.svd_noise`."""
+        return dataclasses.replace(self, svd_noise=svd_noise)
 
 
 def worst(checks: Sequence[Check]) -> Check:
-    """The check that is furthest over its tolerance, or nearest to it."""
-    return max(checks, key=lambda check: (not check.ok, check.error / check.tolerance))
+    """The check that is furthest over its tolerance, or nearest to it.
+
+    >>> checks = [Check("", "", "", "y", error, 1.0) for error in (0.5, float("nan"), 0.7)]
+    >>> worst(checks).error
+    nan
+    """
+    return max(checks, key=lambda one: (not one.ok, one.error / (one.tolerance or 1.0)))

@@ -46,7 +46,7 @@ def _sequence_classification(hf: Mapping[str, Any]) -> Objective:
     problem = hf.get("problem_type") or default
     known = {"regression": REGRESSION, "single_label_classification": CLASSIFICATION}
     if problem not in known or (problem == "regression" and labels != 1):
-        raise UserError(f"config.json: problem_type {problem!r} with {labels} labels is not covered")
+        raise UserError(f"config.json: {problem!r} with {labels} labels is not covered by parity")
     return known[problem]
 
 
@@ -71,7 +71,9 @@ def complete_batch(batch: Inputs, family: Family, where: str) -> Inputs:
     unknown = sorted(set(batch) - {*family.inputs, "labels"})
     if unknown:
         raise UserError(f"{where} has {unknown[0]!r}, which is no input of this model")
-    rows = {name: array.shape[:1] for name, array in batch.items()}
-    if len(set(rows.values())) > 1:
-        raise UserError(f"{where}: the arrays of one step differ in their rows: {rows}")
+    shape = batch[family.inputs[0]].shape
+    wanted = {name: shape for name in family.inputs} | {"labels": shape[:1]}
+    for name, array in batch.items():
+        if array.shape != wanted[name]:
+            raise UserError(f"{where}: {name} has shape {array.shape}, not {wanted[name]}")
     return family.complete(batch)

@@ -16,11 +16,7 @@ from goat_jax.models.safetensors import read_json
 from goat_jax.optim.optimizer import OptimizerConfig
 from goat_jax.optim.schedules import SCHEDULES
 from goat_jax.parity.bundle import MODEL, Arrays, Record, read_npz, read_object, read_safetensors
-from goat_jax.parity.published import PublishedType, published_spec, read_init_type
-from goat_jax.typing import Factors
-
-Tensors = dict[str, Factors]
-"""Module name -> its trained arrays in our layout: a (E, I, R), b (E, R, O), router (I, E)."""
+from goat_jax.parity.published import PublishedType, read_init_type, read_spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,23 +84,12 @@ def read_run(folder: Path) -> ModelRun:
 
 
 def _spec(record: Record, kind: PublishedType) -> tuple[AdapterSpec, tuple[float, ...] | None]:
-    experts = record.integer("num_experts")
     theory = isinstance(kind.scale, Theory)
     # The theory's scale differs from layer to layer, so one number in the file cannot be all of it.
     absent = theory and record.values.get("scaling") is None
-    scaling = None if absent else record.numbers("scaling", experts)
-    zero = kind.choice is None
-    spec = published_spec(
-        kind,
-        rank=record.integer("rank"),
-        num_experts=experts,
-        top_k=record.integer("top_k"),
-        alpha=record.number("alpha"),
-        scale=kind.scale if theory or scaling is None else Fixed(scaling),
-        rho=record.number("rho", 10.0 if zero else None),
-        init_cof=record.number("init_cof", 1 / experts if zero else None),
-    )
-    return spec, scaling
+    scaling = None if absent else record.numbers("scaling", record.integer("num_experts"))
+    scale = kind.scale if theory or scaling is None else Fixed(scaling)
+    return read_spec(record, kind, scale), scaling
 
 
 def _optimizer(record: Record, steps: int) -> OptimizerConfig:
@@ -147,8 +132,10 @@ def _head_modules(initial: Arrays, modules: tuple[str, ...], record: Record) -> 
     return tuple(sorted(head))
 
 
-def adapter_tensors(arrays: Arrays, module: str, spec: AdapterSpec, shape: tuple) -> Factors:
-    """The factors of one module from its PyTorch tensors, experts stacked.
+def adapter_tensors(
+    arrays: Arrays, module: str, spec: AdapterSpec, shape: tuple[int, ...]
+) -> dict[str, np.ndarray]:
+    """The factors of one module from its PyTorch tensors: a (E, I, R), b (E, R, O), router (I, E).
 
     Args:
         arrays: of `adapter_init` or `adapter_final`.
@@ -161,7 +148,7 @@ def adapter_tensors(arrays: Arrays, module: str, spec: AdapterSpec, shape: tuple
     a = [arrays.floats(f"{module}.lora_A.{i}.weight", (d, n)).T for i in experts]
     b = [arrays.floats(f"{module}.lora_B.{i}.weight", (m, d)).T for i in experts]
     router = arrays.floats(f"{module}.lora_gating.weight", (spec.num_experts, n)).T
-    return {"a": np.stack(a), "b": np.stack(b), "router": router}  # type: ignore[dict-item]
+    return {"a": np.stack(a), "b": np.stack(b), "router": router}
 
 
 def _batches(arrays: Arrays, steps: int) -> list[dict[str, np.ndarray]]:

@@ -37,7 +37,8 @@ def read_kernels(model: Any, names: Iterable[str]) -> dict[str, np.ndarray]:
     """
     kernels = {}
     for site in find_sites(model):
-        kernels |= dict(zip(site.names(), _layers(site, site.module.kernel), strict=True))
+        dense: Any = site.module
+        kernels |= dict(zip(site.names(), _layers(site, dense.kernel), strict=True))
     for name in names:
         if name not in kernels:
             raise UserError(f"the model has no linear layer {name!r}{nearest(name, kernels)}")
@@ -61,8 +62,9 @@ def read_starts(model: Any) -> dict[str, Start]:
     """All adapted modules by name."""
     starts = {}
     for site in _adapted(model):
-        adapter: Any = site.module.adapter  # type: ignore[attr-defined]
-        kernels, scales = _layers(site, site.module.kernel), _layers(site, adapter.scale)  # type: ignore
+        dense: Any = site.module
+        adapter = dense.adapter
+        kernels, scales = _layers(site, dense.kernel), _layers(site, adapter.scale)
         factors = {name: _layers(site, getattr(adapter, name)) for name in adapter.names}
         for layer, name in enumerate(site.names()):
             own = {key: value[layer] for key, value in factors.items()}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 
+import numpy as np
+
 from goat_jax.adapters.combines import SumOfExperts
 from goat_jax.adapters.losses import Balance
 from goat_jax.adapters.routing import TopK
@@ -15,6 +17,7 @@ from goat_jax.core import svd
 from goat_jax.core.residual import residual_kernel
 from goat_jax.core.svd import Segments
 from goat_jax.errors import UserError, nearest
+from goat_jax.parity.bundle import Record
 from goat_jax.typing import Array, Factors
 
 STARTS: dict[str, Segments | None] = {
@@ -95,44 +98,55 @@ class SubtractShare:
         return residual_kernel(kernel, factors["a"], factors["b"], first, self.share)
 
 
-def published_spec(
-    kind: PublishedType,
-    *,
-    rank: int,
-    num_experts: int,
-    top_k: int,
-    alpha: float,
-    scale: ScaleRule,
-    rho: float,
-    init_cof: float,
-) -> AdapterSpec:
-    """The published layer as parts.
+def read_spec(record: Record, kind: PublishedType, scale: ScaleRule) -> AdapterSpec:
+    """The published layer as parts, from the keys rank, num_experts, top_k, alpha, rho, init_cof.
+
+    A zero start needs neither rho nor init_cof. What of the rank does not divide among the experts
+    is dropped, as there.
 
     Args:
-        kind: what the bundle's init type means.
-        rank: the bundle's total rank; what does not divide among the experts is dropped, as there.
-        num_experts, top_k, alpha: E, K, LoRA's alpha.
-        scale: the rule to run with (the file's numbers, usually).
-        rho, init_cof: damping, and the share of the start taken off the kernel; unused by a zero
-            start.
+        record: an entry of layers.json, or meta.json.
+        kind: what its init type means.
+        scale: the rule to run with, usually the file's own numbers.
 
-    >>> spec = published_spec(read_init_type("goat"), rank=16, num_experts=8, top_k=2, alpha=32,
-    ...     scale=AlphaOverRank(), rho=10, init_cof=0.125)
+    >>> sizes = {"rank": 16, "num_experts": 8, "top_k": 2, "alpha": 32}
+    >>> record = Record({**sizes, "rho": 10, "init_cof": 0.125}, "layers.json")
+    >>> spec = read_spec(record, read_init_type("goat"), AlphaOverRank())
     >>> spec.rank, spec.base_edit
     (2, SubtractMean(with_first_scale=True))
     """
-    choice = kind.choice
-    return AdapterSpec(
-        initializer=ZeroDelta() if choice is None else SvdSegments(choice, rho),
-        base_edit=KeepBase() if choice is None else _residual(init_cof, num_experts),
-        router=TopK(),
-        combine=SumOfExperts(),
-        scale=scale,
-        aux_loss=Balance(published=True, count_padding=True),
-        total_rank=rank - rank % num_experts,
-        num_experts=num_experts,
-        top_k=top_k,
-        alpha=alpha,
+    rank, experts = record.integer("rank"), record.integer("num_experts")
+    zero = kind.choice is None
+    if rank % experts and kind.start in SPANS_WHOLE_RANK:
+        raise UserError(
+            f"{record.where}: rank {rank} does not divide among {experts} experts: PyTorch takes "
+            f"{rank} triplets off the weight and trains {rank - rank % experts}, which no replay "
+            "can make right: use a multiple"
+        )
+    init_cof = record.number("init_cof", 1 / experts if zero else None)
+    rho = record.number("rho", 10.0 if zero else None)
+    try:
+        return AdapterSpec(
+            initializer=ZeroDelta() if kind.choice is None else SvdSegments(kind.choice, rho),
+            base_edit=KeepBase() if zero else _residual(init_cof, experts),
+            router=TopK(),
+            combine=SumOfExperts(),
+            scale=scale,
+            aux_loss=Balance(published=True, count_padding=True),
+            total_rank=rank - rank % experts,
+            num_experts=experts,
+            top_k=record.integer("top_k"),
+            alpha=record.number("alpha"),
+        )
+    except UserError as error:
+        raise UserError(f"{record.where}: {error}") from None
+
+
+def scale_note(theirs: np.ndarray, rule: np.ndarray) -> str:
+    """What to say of a scale that the init type does not settle and that is not alpha / R."""
+    return (
+        f"scale {np.unique(theirs).tolist()} is not {rule[0]:g}, what rank and alpha give: taken "
+        "as the override that the published code allows"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from goat_jax.layers import merge_model, split_model
-from goat_jax.optim.optimizer import make_optimizer
+from goat_jax.optim.optimizer import OptimizerConfig, make_optimizer
 from goat_jax.parity.families import Inputs
 from goat_jax.parity.model_bundle import ModelRun
 from goat_jax.parity.modules import Start, read_head, read_starts, write_head, write_starts
@@ -56,7 +57,7 @@ class Trainer:
         run: the bundle.
         model: with adapters; every run overwrites their values.
         batches: complete ones.
-        train_step, eval_step: shared by all runs, so that they compile once.
+        train_step, eval_step: jitted, shared by all runs.
     """
 
     run: ModelRun
@@ -71,9 +72,8 @@ class Trainer:
     ) -> Trainer:
         """Makes the steps; nothing is compiled yet."""
         graph, _, _ = split_model(model)
-        optimizer = make_optimizer(run.optimizer, run.steps)
-        step = make_train_step(graph, objective, optimizer, aux_weight=run.aux_coef)
-        return cls(run, model, batches, step, make_eval_step(graph, objective))
+        steps = _make_steps(graph, objective, run.optimizer, run.steps, run.aux_coef)
+        return cls(run, model, batches, *steps)
 
     def train(self, starts: Mapping[str, Start]) -> Outcome:
         """Trains from these adapters and the bundle's head on all batches, in order."""
@@ -99,6 +99,16 @@ class Trainer:
             starts=read_starts(trained),
             head=read_head(trained, self.run.head),
         )
+
+
+@lru_cache(maxsize=4)
+def _make_steps(
+    graph: Any, objective: Objective, config: OptimizerConfig, total_steps: int, aux_coef: float
+) -> tuple[TrainStep, EvalStep]:
+    """The jitted steps; bundles that differ in their numbers only share them, compiled once."""
+    optimizer = make_optimizer(config, total_steps)
+    train_step = make_train_step(graph, objective, optimizer, aux_weight=aux_coef)
+    return train_step, make_eval_step(graph, objective)
 
 
 _PER_STEP = ("loss", "task_loss", "aux_loss", "grad_norm")

@@ -70,6 +70,10 @@ class Checkpoints:
         """The step of the newest complete checkpoint, None if there is none."""
         return self._manager.latest_step()
 
+    def all_steps(self) -> list[int]:
+        """The steps there are checkpoints of."""
+        return sorted(self._manager.all_steps())
+
     def best_step(self) -> int | None:
         """The step with the highest metric (the first of equals), else the latest."""
         scored = [

@@ -86,6 +86,27 @@ class _Best:
             self.worse += 1
 
 
+def not_finite(squares_by_leaf: Any, names: dict[tuple, list[str]], most: int = 3) -> str:
+    """Names the modules whose gradients are not finite, layer by layer.
+
+    Args:
+        squares_by_leaf: squared norms, as `run.step` gives them.
+        names: path of a module -> its full name per layer.
+    """
+    found: dict[str, None] = {}
+    for path, squares in jax.tree_util.tree_leaves_with_path(jax.device_get(squares_by_leaf)):
+        keys = tuple(entry.key for entry in path[1:])
+        owners = next((names[keys[:n]] for n in range(len(keys)) if keys[:n] in names), [])
+        bad = ~np.isfinite(squares)
+        if len(owners) == bad.size:
+            found |= dict.fromkeys(name for name, b in zip(owners, bad, strict=True) if b)
+        elif bad.any():
+            found |= dict.fromkeys(owners[:1] or [".".join(map(str, keys))])
+    listed = list(found)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more or "none"
+
+
 class _Loop:
     """The state of `fit` between steps."""
 
@@ -165,14 +186,14 @@ class _Loop:
         (step, metrics), self.pending = self.pending, None
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise self.failure(step, loss, metrics["finite_by_leaf"])
+            raise self.failure(step, loss, metrics["squares_by_leaf"])
         if step % self.config.train.log_every == 0 or step == self.config.train.steps:
             self.record(step, jax.device_get(metrics))
 
     def record(self, step: int, metrics: dict[str, Any]) -> None:
         """Writes a training record from the fetched numbers of a step."""
         reports = metrics.pop("reports")
-        metrics.pop("finite_by_leaf")
+        metrics.pop("squares_by_leaf")
         self.load.add(reports)
         values = {
             **metrics,
@@ -226,28 +247,16 @@ class _Loop:
         self.checkpoints.save(self.state, self.data.train, notes, metrics)
         self.saved = self.step
 
-    def failure(self, step: int, loss: float, finite_by_leaf: Any) -> RunFailed:
+    def failure(self, step: int, loss: float, squares_by_leaf: Any) -> RunFailed:
         """Says what was not finite, where, and what is left."""
         self.checkpoints.wait()
         good = self.checkpoints.latest_step()
         kept = "nothing was saved yet" if good is None else f"the checkpoint of step {good} is kept"
         return RunFailed(
             f"step {step}: the loss is {loss} and not finite are the gradients of "
-            f"{self.not_finite(finite_by_leaf)}; {kept} in {self.config.out}: "
+            f"{not_finite(squares_by_leaf, self.built.names)}; {kept} in {self.config.out}: "
             f"lower the learning rate ({self.config.optimizer.learning_rate:g}) or check the data"
         )
-
-    def not_finite(self, finite_by_leaf: Any) -> str:
-        """Names of the arrays (and layers) whose gradients are not finite."""
-        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(finite_by_leaf))
-        names = [
-            f"{'.'.join(str(entry.key) for entry in path[1:])}"
-            + (f" (layers {np.flatnonzero(~finite).tolist()})" if finite.ndim else "")
-            for path, finite in leaves
-            if not np.all(finite)
-        ]
-        shown = ", ".join(names[:3])
-        return (shown + f" and {len(names) - 3} more") if len(names) > 3 else shown or "none"
 
     def summary(self, stopped: str) -> Summary:
         return Summary(

@@ -11,7 +11,7 @@ import flax
 import jax
 import numpy as np
 
-from goat_jax.config import FREE_TO_CHANGE, RunConfig, flatten
+from goat_jax.config import FREE_TO_CHANGE, RunConfig, config_from_json, flatten
 from goat_jax.errors import UserError
 from goat_jax.run.setup import Built
 
@@ -59,6 +59,12 @@ def read_run(folder: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON ({error}): restore it or start anew") from None
+
+
+def load_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
+    """The config of a run folder, and all that run.json says."""
+    saved = read_run(folder)
+    return config_from_json(saved["config"]), saved
 
 
 def check_same_run(folder: Path, theirs: dict[str, Any], mine: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from goat_jax.config import DTYPES, RunConfig
+from goat_jax.data.batching import choose_buckets
 from goat_jax.data.packages import PACKAGED_MODELS
 from goat_jax.data.pipeline import batches_per_epoch, eval_batches, train_iterator
 from goat_jax.data.tasks import load_examples
@@ -43,6 +44,7 @@ class Built:
         schedule: optimizer steps done before -> learning rate.
         inject_report: what was adapted.
         layers: name pattern -> the layers that have an adapter.
+        names: path of a linear module -> its full name per layer.
         fresh: parameters the checkpoint did not have.
         base_fingerprint: sha256 of the pretrained weights.
         residual_norms: module name -> norm of its frozen kernel per layer.
@@ -56,6 +58,7 @@ class Built:
     schedule: optax.Schedule
     inject_report: InjectReport
     layers: dict[str, list[int]]
+    names: dict[tuple, list[str]]
     fresh: tuple[str, ...]
     base_fingerprint: str
     residual_norms: dict[str, list[float]]
@@ -123,6 +126,7 @@ def build(config: RunConfig) -> Built:
         schedule=schedule_of(config.optimizer, config.train.steps),
         inject_report=report,
         layers=adapted_layers(loaded.model),
+        names={site.path: site.names() for site in find_sites(loaded.model)},
         fresh=loaded.fresh,
         base_fingerprint=fingerprint(open_weights(folder)),
         residual_norms=norms,
@@ -169,15 +173,27 @@ class Data:
 def load_data(config: RunConfig) -> Data:
     """Reads, tokenises and batches the task."""
     train, evaluation = (encode_split(config, split) for split in ("train", "evaluation"))
-    size, length = config.train.batch_size, config.train.max_length
+    size, length, shapes = (
+        config.train.batch_size,
+        config.train.max_length,
+        config.train.shapes,
+    )
+    buckets = choose_buckets(train.lengths, size, length, max_shapes=shapes)
     return Data(
-        train=train_iterator(train, size, config.train.seed, length),
-        evaluation=eval_batches(evaluation, config.train.eval_batch_size, length),
+        train=train_iterator(train, size, config.train.seed, length, buckets=buckets),
+        evaluation=evaluation_batches(config, evaluation),
         train_rows=len(train),
         evaluation_rows=len(evaluation),
         batches_per_epoch=batches_per_epoch(train, size),
         truncated=train.truncated,
     )
+
+
+def evaluation_batches(config: RunConfig, rows: Encoded) -> Sequence[Batch]:
+    """Every row once, in batches of the run's evaluation size."""
+    size, length = config.train.eval_batch_size, config.train.max_length
+    buckets = choose_buckets(rows.lengths, size, length, max_shapes=config.train.shapes)
+    return eval_batches(rows, size, length, buckets=buckets)
 
 
 def encode_split(config: RunConfig, split: str) -> Encoded:

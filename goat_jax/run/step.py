@@ -40,8 +40,8 @@ def make_train_step(
     balance loss, which is averaged over the micro-batches).
 
     Metrics: loss, task_loss, aux_loss, grad_norm (before clipping), the objective's own sums
-    divided by its count, reports (name -> `Report`), and finite_by_leaf: for every trained array
-    (and layer, if stacked) whether its gradient is finite.
+    divided by its count, reports (name -> `Report`), and squares_by_leaf: the squared norm of every
+    gradient (per layer, if stacked), which tells where one is not finite.
     """
 
     def total_loss(
@@ -69,8 +69,8 @@ def make_train_step(
             )
         metrics |= {
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
-            "finite_by_leaf": jax.tree.map(_finite, grads),
+            "grad_norm": optax.tree.norm(grads),
+            "squares_by_leaf": jax.tree.map(_squares, grads),
         }
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
@@ -108,10 +108,9 @@ def sum_of_aux(reports: dict[str, Report]) -> Array:
     return sum((report.aux_loss.sum() for report in reports.values()), jnp.zeros(()))
 
 
-def _finite(gradient: Array) -> Array:
-    """Whether a gradient is finite, per entry of its first axis (the layer, in a stack)."""
-    finite = jnp.isfinite(gradient)
-    return finite.all(axis=tuple(range(1, finite.ndim)))
+def _squares(gradient: Array) -> Array:
+    """Squared norm of a gradient, per entry of its first axis (the layer, in a stack)."""
+    return jnp.square(gradient).sum(axis=tuple(range(1, gradient.ndim)))
 
 
 def _accumulated(

@@ -86,6 +86,8 @@ def test_a_fresh_head_is_decided_by_the_key_and_its_own_name(save_torch, by_torc
     np.testing.assert_array_equal(first, no_pooler)  # whatever else is fresh
     assert not np.array_equal(first, other)
     assert 0.01 < first.std() < 0.03  # torch's initializer_range
+    square = by_torch_name(load_model(bare, key=KEY, num_labels=32).model)
+    assert not np.array_equal(square["classifier.weight"], square["bert.pooler.dense.weight"])
 
 
 def test_a_head_of_another_task_can_be_left_behind(save_torch, by_torch_name):

@@ -1,0 +1,112 @@
+"""``goat-jax inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from goat_jax.core.svd import share_of_spectrum
+from goat_jax.inject import InjectReport
+from goat_jax.models.load import load_model
+from goat_jax.run.folder import load_run
+from goat_jax.run.records import read_records
+from goat_jax.run.setup import build, model_folder
+from goat_jax.sites import find_sites
+from goat_jax.tables import human_count, render_table
+
+
+def inspect(folder: Path) -> int:
+    """Prints what a run trains, what its kernels' spectra hold, its scores and expert load."""
+    config, saved = load_run(folder)
+    built = build(config)
+    print(trainable_table(built.inject_report))
+    print()
+    print(spectrum_table(config))
+    records = read_records(folder)
+    print()
+    print(score_table([record for record in records if record["kind"] == "eval"]))
+    loads = [record for record in records if record["kind"] == "load"]
+    if loads:
+        print()
+        print(load_table(loads[-1]))
+    return 0
+
+
+def trainable_table(report: InjectReport) -> str:
+    """What was adapted, trained in full or left frozen, and why."""
+    rows = [
+        [
+            row.name,
+            "-" if row.layers is None else f"{row.layers.start}-{row.layers.stop - 1}",
+            f"{row.shape[0]} x {row.shape[1]}",
+            row.what,
+            f"{row.trained:,}",
+            row.reason,
+        ]
+        for row in report.rows
+    ]
+    table = render_table(["module", "layers", "in x out", "is", "trained", "why"], rows)
+    total = (
+        f"adapters {report.adapter_parameters:,} + heads {report.head_parameters:,} of "
+        f"{human_count(report.total_parameters)} parameters "
+        f"({report.trained_parameters / report.total_parameters:.2%})"
+    )
+    return f"{table}\n{total}"
+
+
+def spectrum_table(config: Any) -> str:
+    """Largest, median and smallest singular value of every target, and what its segments hold."""
+    import jax
+
+    model = load_model(
+        model_folder(config.model.path),
+        key=jax.random.key(0),
+        num_labels=max(1, len(config.task.labels)),
+        **config.model.options,
+    ).model
+    rank = config.adapter.spec().total_rank
+    rows = []
+    for site in find_sites(model):
+        kernel = np.asarray(site.module.kernel[...], np.float32)  # type: ignore[attr-defined]
+        values = np.linalg.svd(kernel.reshape(-1, *kernel.shape[-2:]), compute_uv=False)
+        top = [share_of_spectrum(s, np.arange(min(rank, len(s)))[None]) for s in values]
+        rows.append(
+            [
+                site.pattern,
+                f"{values[:, 0].mean():.3f}",
+                f"{np.median(values):.3f}",
+                f"{values[:, -1].mean():.2e}",
+                f"{np.mean(top):.1%}",
+            ]
+        )
+    return render_table(
+        ["module (mean over layers)", "largest", "median", "smallest", f"energy in top {rank}"],
+        rows,
+    )
+
+
+def score_table(records: list[dict[str, Any]]) -> str:
+    """Every evaluation of the run."""
+    skipped = {"kind", "step", "split", "seconds"}
+    names = [name for name in (records[0] if records else {}) if name not in skipped]
+    rows = [[r["step"], *(f"{r[name]:.4f}" for name in names)] for r in records]
+    return render_table(["step", *names], rows)
+
+
+def load_table(record: dict[str, Any]) -> str:
+    """Share of tokens per expert, mean over layers, with the most uneven layer."""
+    rows = []
+    for name, layers in record["modules"].items():
+        shares = np.asarray(layers)
+        even = 1 / shares.shape[-1]
+        worst = int(np.argmax(shares.max(-1)))
+        rows.append(
+            [
+                name,
+                " ".join(f"{share:.0%}" for share in shares.mean(0)),
+                f"{shares.max() / even:.1f}x even share in layer {worst}",
+            ]
+        )
+    return render_table([f"expert load, step {record['step']}", "mean", "highest"], rows)

@@ -1,0 +1,142 @@
+"""Reads layer cases: an entry of layers.json and the arrays of ``layer_NAME.npz``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from goat_jax.adapters.scales import Fixed
+from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.errors import UserError
+from goat_jax.optim.optimizer import OptimizerConfig
+from goat_jax.parity.bundle import LAYERS, Arrays, Record, read_npz, read_object
+from goat_jax.parity.published import PublishedType, read_init_type, read_spec
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCase:
+    """One entry of layers.json.
+
+    Attributes:
+        name: of the case; its arrays are in ``layer_NAME.npz``.
+        folder: the bundle.
+        record: the entry.
+    """
+
+    name: str
+    folder: Path
+    record: Record
+
+
+def read_cases(folder: Path) -> list[LayerCase]:
+    """The cases of a folder with layers.json; their arrays are read later, one case at a time."""
+    path = folder / LAYERS
+    entries = read_object(path)
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{path} is not a list of layer cases")
+    cases: dict[str, LayerCase] = {}
+    for number, entry in enumerate(entries):
+        name = Record(entry, f"{path}: entry {number}").text("name")
+        if name in cases:
+            raise UserError(f"{path} has two cases named {name!r}")
+        cases[name] = LayerCase(name, folder, Record(entry, f"{path}: {name}"))
+    return list(cases.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that a case says, read and checked. Kernels are (I, O), as everywhere in the package.
+
+    Attributes:
+        kind: what its init type means.
+        spec: the layer as parts, at the file's scale.
+        optimizer, steps: its AdamW.
+        aux_coef: weight of the balance loss.
+        kernel, residual: pretrained and frozen kernel (I, O).
+        bias: (O,) or None.
+        factors: a (E, I, R), b (E, R, O), router (I, E) at the start.
+        x, target: (S, I), (S, O).
+        expected: what PyTorch computed, by quantity, in its own layout.
+    """
+
+    kind: PublishedType
+    spec: AdapterSpec
+    optimizer: OptimizerConfig
+    steps: int
+    aux_coef: float
+    kernel: np.ndarray
+    residual: np.ndarray
+    bias: np.ndarray | None
+    factors: dict[str, np.ndarray]
+    x: np.ndarray
+    target: np.ndarray
+    expected: dict[str, np.ndarray]
+
+
+def read_plan(case: LayerCase) -> Plan:
+    """Reads and checks a case and its arrays."""
+    record, adamw = case.record, case.record.record("adamw")
+    kind = read_init_type(record.text("init_type"), record.number("eta", 1.0))
+    spec = read_spec(record, kind, Fixed(record.numbers("scaling", record.integer("num_experts"))))
+    betas = adamw.numbers("betas", 2)
+    optimizer = OptimizerConfig(
+        learning_rate=adamw.number("lr"),
+        schedule="constant",
+        warmup_steps=0,
+        weight_decay=adamw.number("weight_decay"),
+        clip=None,
+        beta1=betas[0],
+        beta2=betas[1],
+        epsilon=adamw.number("eps"),
+    )
+    steps = adamw.integer("steps")
+    arrays = read_npz(case.folder / f"layer_{case.name}.npz")
+    sizes = (record.integer("out_features"), record.integer("in_features"), steps)
+    return Plan(
+        kind=kind,
+        spec=spec,
+        optimizer=optimizer,
+        steps=steps,
+        aux_coef=record.number("aux_coef"),
+        **_read_arrays(arrays, spec, *sizes),
+    )
+
+
+def _read_arrays(
+    arrays: Arrays, spec: AdapterSpec, out_features: int, in_features: int, steps: int
+) -> dict[str, Any]:
+    m, n, e, d = out_features, in_features, spec.num_experts, spec.rank
+    tokens = arrays.get("x").shape[:1]
+    bias = arrays.floats("bias", (0,) if arrays.get("bias").size == 0 else (m,))
+    shapes = {
+        "y": (*tokens, m),
+        "aux": (),
+        "loss": (),
+        "grad_x": (*tokens, n),
+        "grad_A": (e, d, n),
+        "grad_B": (e, m, d),
+        "grad_router": (e, n),
+        "adamw_losses": (steps,),
+        "y_final": (*tokens, m),
+    }
+    return {
+        "kernel": arrays.floats("W0", (m, n)).T,
+        "residual": arrays.floats("W_res", (m, n)).T,
+        "bias": bias if bias.size else None,
+        "factors": {
+            "a": swap(arrays.floats("A0", (e, d, n))),
+            "b": swap(arrays.floats("B0", (e, m, d))),
+            "router": arrays.floats("router0", (e, n)).T,
+        },
+        "x": arrays.floats("x", (*tokens, n)),
+        "target": arrays.floats("target", (*tokens, m)),
+        "expected": {name: arrays.get(name, shape) for name, shape in shapes.items()},
+    }
+
+
+def swap(factor: np.ndarray) -> np.ndarray:
+    """PyTorch's (E, out, in) of a factor to our (E, in, out), and back."""
+    return np.swapaxes(factor, 1, 2)

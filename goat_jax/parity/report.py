@@ -1,0 +1,203 @@
+"""`run_parity`: replays bundles and says, quantity by quantity, how near the numbers are."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from goat_jax.errors import UserError
+from goat_jax.parity.bundle import LAYERS, METHODS, MODEL, Found, find_bundles
+from goat_jax.parity.checks import Check, Note, worst
+from goat_jax.parity.layer_bundle import read_cases
+from goat_jax.parity.layers import replay_case
+from goat_jax.parity.models import replay_run
+from goat_jax.tables import render_table
+
+Paths = Sequence[Path | str]
+Replay = Callable[[], list[Check | Note]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What replaying some bundles gave.
+
+    Attributes:
+        checks: everything that was compared.
+        notes: what was not compared, and why.
+        errors: bundles or cases that could not be replayed, one line each.
+    """
+
+    checks: list[Check]
+    notes: list[Note]
+    errors: list[str]
+
+    @property
+    def failed(self) -> list[Check]:
+        """The checks that are out of tolerance."""
+        return [check for check in self.checks if not check.ok]
+
+    @property
+    def exit_code(self) -> int:
+        """2 if anything could not be replayed or nothing was, 1 if a check failed, or else 0."""
+        if self.errors or not self.checks:
+            return 2
+        return 1 if self.failed else 0
+
+
+def replay(paths: Paths) -> Report:
+    """Replays all bundles in these folders and below them; a broken one does not stop the others.
+
+    Raises:
+        UserError: a path without a bundle.
+    """
+    report = Report([], [], [])
+    for found in find_bundles(paths):
+        try:
+            for job in _jobs(found):
+                _run(job, found, report)
+        except UserError as error:
+            report.errors.append(_named(error, found))
+    return report
+
+
+def _jobs(found: Found) -> Iterator[Replay]:
+    """What there is to replay in a bundle: every layer case by itself, or the model run."""
+    if found.marker == LAYERS:
+        for case in read_cases(found.folder):
+            yield lambda case=case: replay_case(case)
+    elif found.marker == MODEL:
+        yield lambda: replay_run(found.folder)
+    elif found.marker == METHODS:
+        text = f"{METHODS}: cases of other methods are not replayed yet"
+        yield lambda: [Note(str(found.folder), METHODS, text)]
+
+
+def _run(job: Replay, found: Found, report: Report) -> None:
+    try:
+        for one in job():
+            (report.notes if isinstance(one, Note) else report.checks).append(one)  # type: ignore
+    except UserError as error:
+        report.errors.append(_named(error, found))
+
+
+def _named(error: UserError, found: Found) -> str:
+    """The message, with the bundle in front if it does not say it itself."""
+    text = " ".join(str(error).split())
+    return text if str(found.folder) in text else f"{found.folder}: {text}"
+
+
+def run_parity(paths: Paths) -> list[Check]:
+    """Every quantity of every bundle in these folders and below them, compared.
+
+    Raises:
+        UserError: a path without a bundle, a bundle that cannot be replayed, or nothing to compare.
+    """
+    report = replay(paths)
+    _refuse_if_empty(report, paths)
+    if report.errors:
+        raise UserError("; ".join(report.errors))
+    return report.checks
+
+
+def _refuse_if_empty(report: Report, paths: Paths) -> None:
+    if not report.checks:
+        where = ", ".join(map(str, paths)) or "no folder given"
+        reasons = report.errors or [note.text for note in report.notes]
+        raise UserError("; ".join(reasons) or f"nothing to compare: {where}")
+
+
+def main(paths: Paths, as_json: bool = False, stream: TextIO | None = None) -> int:
+    """Replays bundles, writes the report and returns the exit code (`Report.exit_code`).
+
+    Args:
+        paths: folders.
+        as_json: write one JSON object in place of the table.
+        stream: where to; standard output if not given.
+
+    Raises:
+        UserError: nothing could be compared at all.
+    """
+    report = replay(paths)
+    _refuse_if_empty(report, paths)
+    text = json.dumps(to_json(report), indent=1) if as_json else to_text(report)
+    (stream or sys.stdout).write(text + "\n")
+    return report.exit_code
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The report as plain values; an error that is not a finite number is a string."""
+    return {
+        "ok": report.exit_code == 0,
+        "checks": [
+            {**dataclasses.asdict(check), "error": _plain(check.error), "ok": check.ok}
+            | {"tolerance": _plain(check.tolerance)}
+            for check in report.checks
+        ],
+        "notes": [dataclasses.asdict(note) for note in report.notes],
+        "errors": report.errors,
+    }
+
+
+def _plain(number: float) -> float | str:
+    return number if math.isfinite(number) else str(number)
+
+
+def to_text(report: Report) -> str:
+    """The largest error of every quantity as a table, then notes, errors and what failed.
+
+    >>> check = Check("golden", "goat", "given", "y", 2e-3, 1e-5)
+    >>> print(to_text(Report([check], [], [])))
+    bundle  start  quantity  cases  max error  tolerance  worst case
+    ------  -----  --------  -----  ---------  ---------  ----------
+    golden  given  y             1      2e-03      1e-05  goat        FAILED
+    <BLANKLINE>
+    FAILED golden, goat, given start: y is off by 2.00e-03, tolerance 1.0e-05
+    1 of 1 checks is out of tolerance
+    """
+    lines = [_table(report.checks), ""]
+    lines += [f"note: {note.bundle}, {note.case}: {note.text}" for note in report.notes]
+    lines += [f"error: {error}" for error in report.errors]
+    lines += [_failure(check) for check in report.failed]
+    return "\n".join([*lines, _summary(report)])
+
+
+def _table(checks: Sequence[Check]) -> str:
+    groups: dict[tuple[str, str, str], list[Check]] = {}
+    for check in checks:
+        groups.setdefault((check.bundle, check.start, check.quantity), []).append(check)
+    rows = []
+    for group, members in groups.items():
+        most = worst(members)
+        largest = float(np.max([check.error for check in members]))  # NaN if any is
+        numbers = [f"{number:.1e}" for number in (largest, most.error, most.tolerance)]
+        verdict = "" if most.ok else "FAILED"
+        rows.append([*group, len(members), numbers[0], most.case, *numbers[1:], verdict])
+    headers = ["bundle", "start", "quantity", "cases", "max error", "nearest to its tolerance"]
+    return render_table([*headers, "error", "tolerance", ""], rows, "lllrrlrrl")
+
+
+def _failure(check: Check) -> str:
+    where = f" ({check.where})" if check.where else ""
+    return (
+        f"FAILED {check.bundle}, {check.case}, {check.start} start: {check.quantity}{where} is off "
+        f"by {check.error:.2e}, tolerance {check.tolerance:.1e}"
+    )
+
+
+def _summary(report: Report) -> str:
+    failed, count = len(report.failed), len(report.checks)
+    parts = [
+        f"{failed} of {count} checks {'is' if failed == 1 else 'are'} out of tolerance"
+        if failed
+        else f"{count} checks, all within tolerance"
+    ]
+    if report.errors:
+        parts.append(f"{len(report.errors)} could not be replayed")
+    return "; ".join(parts)
