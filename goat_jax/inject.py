@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,15 +14,11 @@ from flax import nnx
 from goat_jax.adapters.adapter import AdapterStart, init_adapter
 from goat_jax.adapters.methods import with_options
 from goat_jax.adapters.spec import AdapterSpec
-from goat_jax.errors import UserError, nearest
+from goat_jax.errors import UserError
 from goat_jax.layers import Adapter, Dense, Factor, Head
 from goat_jax.sites import Site, find_sites, find_stacks
+from goat_jax.targets import ALL_LINEAR, Targets, check_all_match, matches, trains
 from goat_jax.typing import Key
-
-ALL_LINEAR = "all-linear"
-
-Targets = str | Sequence[str]
-"""A regular expression over full names, a list of names or suffixes (PEFT), or "all-linear"."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,21 +67,6 @@ class InjectReport:
         return self.adapter_parameters + self.head_parameters
 
 
-def matches(name: str, targets: Targets) -> bool:
-    """Whether a full module name is among the targets.
-
-    >>> matches("bert.encoder.layer.0.output.dense", ["dense"])
-    True
-    >>> matches("bert.encoder.layer.0.output.dense", r".*layer\\.[12]\\..*")
-    False
-    """
-    if targets == ALL_LINEAR:
-        return True
-    if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    return any(name == target or name.endswith("." + target) for target in targets)
-
-
 def inject(
     model: nnx.Module,
     spec: AdapterSpec,
@@ -107,10 +87,11 @@ def inject(
         targets: which `Dense` modules get one, by their Hugging Face names.
         key: every module derives its own key from its name, whatever else is adapted.
         overrides: the first that matches a module applies.
-        train: modules trained in full (the task head); they get no adapter.
+        train: modules trained in full (the task head), with their parts; they get no adapter.
 
     Raises:
-        UserError: a target or override that matches nothing, or nothing that could be adapted.
+        UserError: a target or override that matches nothing, nothing that could be adapted, or a
+            module that has an adapter already.
 
     >>> from goat_jax.adapters.methods import method_spec
     >>> from goat_jax.models.encoder import Encoder, tiny_config
@@ -120,12 +101,16 @@ def inject(
     >>> report.adapter_parameters == 3 * (2 * 8 * 32 + 8 * 32), report.head_parameters
     (True, 66)
     """
-    _check_all_match(model, targets, overrides, train)
+    names = [name for site in find_sites(model) for name in site.names()]
+    check_all_match(names, "target", targets)
+    check_all_match(names, "module to train", train, trains)
+    for override in overrides:
+        check_all_match(names, "override", override.modules)
     _cut_stacks(model, spec, targets, overrides, train)
     rows = []
     for site in find_sites(model):
         name = site.names()[0]
-        if matches(name, train):
+        if trains(name, train):
             what, reason = "trained in full", ""
         else:
             chosen, reason = _choose(site.module, name, spec, targets, overrides)  # type: ignore
@@ -174,7 +159,7 @@ def _cut_stacks(
         for site in inside:
             for layer, name in zip(site.layers or (), site.names(), strict=True):
                 chosen = _choose(site.module, name, spec, targets, overrides)  # type: ignore
-                choices.setdefault(layer, []).append((matches(name, train), *chosen))
+                choices.setdefault(layer, []).append((trains(name, train), *chosen))
         order = sorted(choices)
         pairs = zip(order, order[1:], strict=False)
         stack.cut([later for sooner, later in pairs if choices[sooner] != choices[later]])
@@ -188,14 +173,16 @@ def _is_part(stack: Any, site: Site) -> bool:
 def attach(site: Site, spec: AdapterSpec, key: Key) -> None:
     """Initialises an adapter from the site's kernel and hangs it there."""
     dense: Dense = site.module  # type: ignore[assignment]
+    if dense.adapter is not None:
+        raise UserError(f"{site.names()[0]} has an adapter already: start from a new model")
     start = start_adapter(dense.kernel[...], spec, key, site)
     dense.kernel[...] = start.kernel
-    dense.adapter = Adapter(start.factors, start.scale, spec, _number(site.pattern))
+    dense.adapter = Adapter(start.factors, start.scale, spec, name_number(site.pattern))
 
 
 def start_adapter(kernel: jax.Array, spec: AdapterSpec, key: Key, site: Site) -> AdapterStart:
     """`init_adapter` of a site; layers of a stack one by one, each with the key of its own name."""
-    keys = [jax.random.fold_in(key, _number(name)) for name in site.names()]
+    keys = [jax.random.fold_in(key, name_number(name)) for name in site.names()]
     if site.layers is None:
         return _start(kernel, spec, keys[0])
     return _start_stacked(kernel, spec, jax.numpy.stack(keys))
@@ -213,48 +200,22 @@ def _start_stacked(kernels: jax.Array, spec: AdapterSpec, keys: Key) -> AdapterS
     return jax.lax.map(lambda layer: init_adapter(layer[0], spec, layer[1]), (kernels, keys))
 
 
-def _number(name: str) -> int:
-    """A number that a name always has (Python's own hash changes from run to run)."""
+def name_number(name: str) -> int:
+    """A number that a name always has (Python's own hash changes from run to run).
+
+    >>> name_number("abc")
+    891568578
+    """
     return zlib.crc32(name.encode()) & 0x7FFFFFFF
 
 
 def train_in_full(model: nnx.Module, modules: Targets) -> None:
     """Turns the parameters of these modules into `Head`: trained, not frozen."""
     for site in find_sites(model, nnx.Module):
-        if matches(site.names()[0], modules):
+        if trains(site.names()[0], modules):
             for name, value in vars(site.module).items():
                 if type(value) is nnx.Param:
-                    setattr(site.module, name, Head(value[...]))
-
-
-def _check_all_match(
-    model: nnx.Module, targets: Targets, overrides: Sequence[Override], train: Targets
-) -> None:
-    names = [name for site in find_sites(model) for name in site.names()]
-    wanted = [("target", targets), ("module to train", train)]
-    wanted += [("override", override.modules) for override in overrides]
-    for kind, patterns in wanted:
-        _check_regex(kind, patterns)
-        for one in [patterns] if isinstance(patterns, str) else [[p] for p in patterns]:
-            if not any(matches(name, one) for name in names):
-                shown = one if isinstance(one, str) else one[0]
-                suffixes = sorted({name.rsplit(".", 1)[-1] for name in names})
-                hint = nearest(shown, suffixes)
-                if shown in suffixes:
-                    hint = f" as a regular expression over full names (did you mean [{shown!r}]?)"
-                raise UserError(
-                    f"{kind} {shown!r} matches no linear layer{hint}; "
-                    f"they end in: {', '.join(suffixes)}"
-                )
-
-
-def _check_regex(kind: str, patterns: Targets) -> None:
-    if not isinstance(patterns, str):
-        return
-    try:
-        re.compile(patterns)
-    except re.error as error:
-        raise UserError(f"{kind} {patterns!r} is not a regular expression: {error}") from None
+                    setattr(site.module, name, Head(value[...].astype(jax.numpy.float32)))
 
 
 def _size(model: nnx.Module, *kinds: Any) -> int:

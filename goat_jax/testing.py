@@ -84,7 +84,7 @@ class TinyBlock(nnx.Module):
 
 
 class TinyModel(nnx.Module):
-    """A stack of `TinyBlock` and a head on the mean token, for tests of anything that takes a model.
+    """A stack of `TinyBlock` and a head on the mean token, to test what takes a model.
 
     >>> TinyModel(layers=2)(jnp.ones((3, 5, 8))).shape
     (3, 2)

@@ -5,12 +5,11 @@ from pathlib import Path
 
 # Must be set before jax starts. Eight CPU devices, so that sharding can be tested anywhere; and no
 # LLVM optimization: tests compile much and run little, and this halves the time of compiling.
-XLA_FLAGS = (
-    "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=8"
+    " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 )
-os.environ.setdefault("XLA_FLAGS", " ".join(XLA_FLAGS))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax

@@ -46,5 +46,5 @@ def evaluate_run(
         raise UserError(f"{folder} has no checkpoint of step {step}; there are: {known}")
     state = checkpoints.restore(built.state, None, step).state
     checkpoints.close()
-    scores = score(built.eval_step, state.trainable, built.base, rows, config.task.metrics)
+    scores = score(built.eval_step, state.trainable, built.base, rows, config.task.metrics).scores
     return scores, step

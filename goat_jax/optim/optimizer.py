@@ -6,6 +6,7 @@ import jax
 import optax
 
 from goat_jax.errors import UserError
+from goat_jax.optim.adam import scale_by_adam
 from goat_jax.optim.schedules import make_schedule
 from goat_jax.typing import PyTree
 
@@ -59,7 +60,7 @@ def make_optimizer(
     """
     return optax.chain(
         optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip),
-        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
+        scale_by_adam(config.beta1, config.beta2, config.epsilon),
         transform or optax.identity(),
         optax.add_decayed_weights(config.weight_decay, mask=_is_no_bias),
         optax.scale_by_learning_rate(schedule_of(config, total_steps)),

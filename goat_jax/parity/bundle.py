@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import zipfile
@@ -167,15 +168,18 @@ class Arrays:
 
 def read_npz(path: Path) -> Arrays:
     """All arrays of an npz file; pickled ones are refused."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing: write the bundle again")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return Arrays({name: file[name] for name in file.files}, path)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: write the bundle again") from None
+        # From memory: np.load leaves a file that it cannot read open.
+        file = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise UserError(f"{path} holds a single array, not an npz of named ones")
+        return Arrays({name: file[name] for name in file.files}, path)
+    except UserError:
+        raise
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} cannot be read as npz ({_line(error)}): write it again") from None
-    except AttributeError:  # a bare .npy array has no context manager
-        raise UserError(f"{path} holds a single array, not an npz of named ones") from None
 
 
 def read_safetensors(path: Path) -> Arrays:

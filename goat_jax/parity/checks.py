@@ -92,6 +92,10 @@ LAYER: Mapping[str, Tolerance] = {
 }
 """Tolerances of layer cases by quantity."""
 
+# What the format does not set: lr is float32 against float64. Trained tensors are measured in their
+# norm, so that the sign of one nearly zero gradient is not all there is to see. Measured in
+# eight runs: at most 1.4e-5 in logits_after, 1.8e-5 in the tensors, 8e-5 from our own start (whose
+# factors are 5e-5 off before the first step).
 MODEL: Mapping[str, Tolerance] = {
     "trained parameters": Tolerance(0.0, absolute),
     "scale": Tolerance(1e-6, of_each),
@@ -104,13 +108,13 @@ MODEL: Mapping[str, Tolerance] = {
     "task_loss": Tolerance(1e-4, of_each),
     "aux_loss": Tolerance(1e-4, of_each),
     "grad_norm": Tolerance(5e-4, of_each),
-    "logits_after": Tolerance(1e-3, absolute),
+    "logits_after": Tolerance(5e-4, absolute),
     "loss_after": Tolerance(1e-4, of_each),
-    "final A": Tolerance(1e-3, of_norm),
-    "final B": Tolerance(1e-3, of_norm),
-    "final BA": Tolerance(1e-3, of_norm),
-    "final router": Tolerance(1e-3, of_norm),
-    "final head": Tolerance(1e-3, of_norm),
+    "final A": Tolerance(2e-4, of_norm, own=1e-3),
+    "final B": Tolerance(2e-4, of_norm, own=1e-3),
+    "final BA": Tolerance(2e-4, of_norm, own=1e-3),
+    "final router": Tolerance(2e-4, of_norm, own=1e-3),
+    "final head": Tolerance(2e-4, of_norm, own=1e-3),
 }
 """Tolerances of model runs by quantity."""
 

@@ -20,17 +20,22 @@ class Family:
 
     Attributes:
         inputs: the arrays a batch may have besides labels; the first must be there.
-        complete: adds to a batch what the PyTorch model fills in by itself, and row weights.
+        complete: checks the shapes of a batch and adds what the PyTorch model fills in by itself,
+            and row weights. Its second argument is the file, for messages.
         objective: config.json -> the loss PyTorch's model computes.
     """
 
     inputs: tuple[str, ...]
-    complete: Callable[[Inputs], Inputs]
+    complete: Callable[[Inputs, str], Inputs]
     objective: Callable[[Mapping[str, Any]], Objective]
 
 
-def _complete_tokens(batch: Inputs) -> Inputs:
+def _complete_tokens(batch: Inputs, where: str) -> Inputs:
     ids = batch["input_ids"]
+    for name, array in batch.items():
+        wanted = ids.shape[:1] if name == "labels" else ids.shape
+        if array.shape != wanted or array.ndim > 2:
+            raise UserError(f"{where}: {name} has shape {array.shape}, not {wanted}")
     defaults = {
         "attention_mask": np.ones_like(ids),
         "token_type_ids": np.zeros_like(ids),
@@ -71,9 +76,4 @@ def complete_batch(batch: Inputs, family: Family, where: str) -> Inputs:
     unknown = sorted(set(batch) - {*family.inputs, "labels"})
     if unknown:
         raise UserError(f"{where} has {unknown[0]!r}, which is no input of this model")
-    shape = batch[family.inputs[0]].shape
-    wanted = {name: shape for name in family.inputs} | {"labels": shape[:1]}
-    for name, array in batch.items():
-        if array.shape != wanted[name]:
-            raise UserError(f"{where}: {name} has shape {array.shape}, not {wanted[name]}")
-    return family.complete(batch)
+    return family.complete(batch, where)

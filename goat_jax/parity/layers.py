@@ -196,8 +196,9 @@ def _step(
     trainable, opt_state = state
     grad_of_loss = jax.value_and_grad(loss_of, (0, 1), has_aux=True)
     (loss, (y, report)), (grads, grad_x) = grad_of_loss(trainable, x)
-    # The rate is constant, so the number of steps does not matter to the optimizer.
-    updates, opt_state = make_optimizer(config, 1).update(grads, opt_state, trainable)
+    with jax.numpy_dtype_promotion("standard"):  # optax takes powers by an integer count
+        # The rate is constant, so the number of steps does not matter to the optimizer.
+        updates, opt_state = make_optimizer(config, 1).update(grads, opt_state, trainable)
     factors = grads["adapter"]["adapter"]
     seen = Seen(y, report.aux_loss, loss, report.load, grad_x, factors)
     return (optax.apply_updates(trainable, updates), opt_state), seen

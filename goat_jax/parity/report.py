@@ -154,9 +154,9 @@ def to_text(report: Report) -> str:
 
     >>> check = Check("golden", "goat", "given", "y", 2e-3, 1e-5)
     >>> print(to_text(Report([check], [], [])))
-    bundle  start  quantity  cases  max error  tolerance  worst case
-    ------  -----  --------  -----  ---------  ---------  ----------
-    golden  given  y             1      2e-03      1e-05  goat        FAILED
+    bundle  start  quantity  cases  max error  closest call  its error  tolerance
+    ------  -----  --------  -----  ---------  ------------  ---------  ---------  ------
+    golden  given  y             1    2.0e-03  goat            2.0e-03    1.0e-05  FAILED
     <BLANKLINE>
     FAILED golden, goat, given start: y is off by 2.00e-03, tolerance 1.0e-05
     1 of 1 checks is out of tolerance
@@ -179,8 +179,8 @@ def _table(checks: Sequence[Check]) -> str:
         numbers = [f"{number:.1e}" for number in (largest, most.error, most.tolerance)]
         verdict = "" if most.ok else "FAILED"
         rows.append([*group, len(members), numbers[0], most.case, *numbers[1:], verdict])
-    headers = ["bundle", "start", "quantity", "cases", "max error", "nearest to its tolerance"]
-    return render_table([*headers, "error", "tolerance", ""], rows, "lllrrlrrl")
+    headers = ["bundle", "start", "quantity", "cases", "max error", "closest call"]
+    return render_table([*headers, "its error", "tolerance", ""], rows, "lllrrlrrl")
 
 
 def _failure(check: Check) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from goat_jax.errors import UserError
@@ -89,15 +90,17 @@ class Checkpoints:
         """Starts writing a checkpoint and returns; the training goes on meanwhile.
 
         Args:
-            state: copied before this returns, so it may be donated to the next step.
+            state: copied, so it may be donated to the next step at once.
             data: the grain iterator of training batches.
             notes: small JSON facts.
             metrics: of an evaluation at this step, None without one.
         """
         import grain
 
+        # A copy of our own: on a CPU orbax reads the very memory that the next step may reuse.
+        copied = jax.tree.map(jnp.copy, _plain(state))
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(_plain(state)),
+            state=ocp.args.StandardSave(copied),
             data=grain.checkpoint.CheckpointSave(data),  # type: ignore[call-arg]
             notes=ocp.args.JsonSave(notes),
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from goat_jax.errors import RunFailed
 from goat_jax.run.checkpoint import Checkpoints
 from goat_jax.run.evaluate import evaluate
 from goat_jax.run.folder import claim
-from goat_jax.run.meter import LoadMeter, Meter
+from goat_jax.run.meter import Meter
 from goat_jax.run.progress import TrainProgress
 from goat_jax.run.records import Records
 from goat_jax.run.setup import Built, Data, build, load_data
@@ -127,7 +126,7 @@ class _Loop:
         self.before: dict[str, float] | None = None
         self.after: dict[str, float] = {}
         self.pending: tuple[int, dict[str, Any]] | None = None
-        self.meter, self.load = Meter(), LoadMeter()
+        self.meter = Meter()
         self.bar: TrainProgress
 
     def restore(self) -> None:
@@ -194,7 +193,6 @@ class _Loop:
         """Writes a training record from the fetched numbers of a step."""
         reports = metrics.pop("reports")
         metrics.pop("squares_by_leaf")
-        self.load.add(reports)
         values = {
             **metrics,
             "router_entropy": np.mean([report.entropy.mean() for report in reports.values()]),
@@ -213,22 +211,20 @@ class _Loop:
     def evaluate(self) -> dict[str, float]:
         """Scores the current state; records and shows them."""
         self.look_at_pending()
-        start = time.perf_counter()
-        scores = evaluate(
+        found = evaluate(
             self.built.eval_step,
             self.state.trainable,
             self.built.base,
             self.data.evaluation,
             self.config.task.metrics,
         )
-        self.records.write("eval", self.step, split="evaluation", **scores)
-        load = self.load.read()
-        if load:
-            self.records.write("load", self.step, modules=load)
+        scores = found.scores
+        self.records.write("eval", self.step, split="evaluation", **scores, seconds=found.seconds)
+        self.records.write("load", self.step, modules=found.load)
         if self.step > 0:
             self.best.add(self.step, scores[self.best_by])
         self.bar.update(self.step, **{name: scores[name] for name in self.config.task.metrics})
-        self.meter.pause(time.perf_counter() - start)
+        self.meter.pause(found.seconds)
         return scores
 
     def out_of_patience(self) -> bool:

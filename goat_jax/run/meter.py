@@ -1,10 +1,9 @@
-"""What is counted between two records: time, tokens, padding, and the experts' load."""
+"""What is counted between two records: time, tokens, padding."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -47,24 +46,3 @@ class Meter:
             "padding_share": 1 - real / max(all_, 1),
             "seconds": seconds,
         }
-
-
-class LoadMeter:
-    """Mean expert load over the steps that were looked at."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, np.ndarray] = {}
-
-    def add(self, reports: dict[str, Any]) -> None:
-        """Takes the reports of one step (name -> `Report`, fetched)."""
-        for name, report in reports.items():
-            self._sums[name] = self._sums.get(name, 0.0) + np.asarray(report.load, np.float64)
-
-    def read(self) -> dict[str, list[list[float]]]:
-        """Name -> per layer the share of routed tokens per expert, summing to 1; starts again."""
-        shares = {
-            name: (load / load.sum(-1, keepdims=True)).round(6).tolist()
-            for name, load in self._sums.items()
-        }
-        self._sums = {}
-        return shares

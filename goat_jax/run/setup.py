@@ -90,6 +90,8 @@ def build(config: RunConfig) -> Built:
     folder = model_folder(config.model.path)
     spec = config.adapter.spec()
     head_key, adapter_key, run_key = jax.random.split(jax.random.key(config.train.seed), 3)
+    if "num_labels" in config.model.options:
+        raise UserError("model.options has num_labels: it follows from the task's labels, drop it")
     loaded = load_model(
         folder,
         key=head_key,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 
 from goat_jax.adapters.adapter import Report
-from goat_jax.adapters.context import EVAL, Context
+from goat_jax.adapters.context import Context
 from goat_jax.layers import Sown, merge_model
 from goat_jax.run.objectives import Objective
 from goat_jax.run.state import RunState
@@ -48,11 +48,11 @@ def make_train_step(
         trainable: dict, base: PyTree, batch: Batch, key: Key, count: Array
     ) -> tuple[Array, Metrics]:
         ctx = Context(key, batch.get("attention_mask"))
-        loss, sums, reports = forward(graph, trainable, base, batch, objective, ctx)
-        task_loss = loss / count
-        aux_loss = aux_weight * sum_of_aux(reports) / accumulate
-        shares = {name: value / count for name, value in sums.items()}
-        metrics = {"task_loss": task_loss, "aux_loss": aux_loss, "reports": reports, **shares}
+        result = forward(graph, trainable, base, batch, objective, ctx)
+        task_loss = result.loss / count
+        aux_loss = aux_weight * sum_of_aux(result.reports) / accumulate
+        metrics = {name: value / count for name, value in result.sums.items()}
+        metrics |= {"task_loss": task_loss, "aux_loss": aux_loss, "reports": result.reports}
         return task_loss + aux_loss, metrics
 
     grad_of_loss = jax.value_and_grad(total_loss, has_aux=True)
@@ -72,7 +72,8 @@ def make_train_step(
             "grad_norm": optax.tree.norm(grads),
             "squares_by_leaf": jax.tree.map(_squares, grads),
         }
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        with jax.numpy_dtype_promotion("standard"):  # optax takes powers by an integer count
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         return RunState(state.step + 1, trainable, opt_state, state.key), metrics  # type: ignore
 
@@ -82,25 +83,43 @@ def make_train_step(
 def make_eval_step(graph: Any, objective: Objective) -> EvalStep:
     """A jitted ``(trainable, base, batch) -> (sums, outputs)``; dropout is off.
 
-    The sums (loss, count and the objective's own) add up over batches.
+    The sums add up over batches: loss, count, the objective's own, tokens, and loads, which is name
+    -> tokens that selected each expert (L, E). Rows of weight 0 count nowhere.
     """
 
     @jax.jit
     def eval_step(trainable: dict, base: PyTree, batch: Batch) -> tuple[Metrics, Array]:
-        model = merge_model(graph, trainable, base)
-        loss, sums, outputs = objective.loss(model, batch, EVAL)
-        return {"loss": loss, "count": objective.count(batch), **sums}, outputs
+        mask = (batch["attention_mask"] != 0) & (batch["weights"] > 0)[:, None]
+        result = forward(graph, trainable, base, batch, objective, Context(None, mask))
+        tokens = mask.sum().astype(jnp.float32)
+        loads = {name: report.load * tokens for name, report in result.reports.items()}
+        sums = {"loss": result.loss, "count": objective.count(batch), **result.sums}
+        return {**sums, "tokens": tokens, "loads": loads}, result.outputs
 
     return eval_step
 
 
+class Forward(NamedTuple):
+    """What a forward pass gives.
+
+    Attributes:
+        loss: sum of losses.  sums: the objective's other sums.  outputs: what is scored.
+        reports: name -> `Report` of the adapters, layers first.
+    """
+
+    loss: Array
+    sums: dict[str, Array]
+    outputs: Array
+    reports: dict[str, Report]
+
+
 def forward(
     graph: Any, trainable: dict, base: PyTree, batch: Batch, objective: Objective, ctx: Context
-) -> tuple[Array, dict[str, Array], dict[str, Report]]:
-    """Sum of losses, extra sums, and what the adapters report, by module name."""
+) -> Forward:
+    """Runs the model under its objective and gathers what the adapters report."""
     model = merge_model(graph, trainable, base)
-    (loss, sums, _), sown = nnx.capture(objective.loss, Sown)(model, batch, ctx)
-    return loss, sums, reports_by_name(model, nnx.to_pure_dict(sown))
+    (loss, sums, outputs), sown = nnx.capture(objective.loss, Sown)(model, batch, ctx)
+    return Forward(loss, sums, outputs, reports_by_name(model, nnx.to_pure_dict(sown)))
 
 
 def sum_of_aux(reports: dict[str, Report]) -> Array:

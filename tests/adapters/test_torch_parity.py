@@ -53,12 +53,8 @@ class Case(NamedTuple):
 
 QUICK = [
     Case(24, 16, 1, 1, 3),
-    Case(16, 24, 2, 1, 2, bias=False),
-    Case(16, 16, 2, 2, 1, published=True),
     Case(16, 24, 4, 2, 2, unequal=True, published=True),
-    Case(24, 16, 4, 4, 1, unequal=True),
-    Case(16, 24, 8, 1, 1, published=True),
-    Case(24, 16, 8, 2, 2),
+    Case(24, 16, 8, 1, 1, published=True),
     Case(16, 16, 8, 8, 1, bias=False, unequal=True),
 ]
 SIZES = [(1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4), (8, 1), (8, 2), (8, 8)]
@@ -121,6 +117,10 @@ def run_ours(dense, x, target, spec, steps=STEPS):
     return found | {"losses": losses[:-1], "y_last": outputs[-1]}
 
 
+class Tie(Exception):
+    """The data comes so near to a tie that rounding could decide which expert is chosen."""
+
+
 def run_torch(torch_layer, arrays, top_k, published, dtype, routed=True, steps=STEPS):
     """The same by torch. `dtype` is that of x and weight; factors are float32, or x's if wider."""
     import torch
@@ -145,7 +145,8 @@ def run_torch(torch_layer, arrays, top_k, published, dtype, routed=True, steps=S
     x = x.detach()
     settings = {"steps": steps, "lr": RATE, "weight_decay": DECAY}
     losses, y_last, margin = torch_layer.train(layer, x, target, COEF, published, **settings)
-    assert margin > MARGIN, f"a tie in the data: margin {margin}, choose another seed"
+    if margin < MARGIN:
+        raise Tie(f"the k-th logit is only {margin} above the next: choose another seed")
     found |= {"losses": losses, "y_last": y_last}
     return {
         name: np.asarray(v if isinstance(v, list) else v.detach().to(width))
@@ -161,28 +162,32 @@ def compare(ours, theirs):
     assert change > 0.02, "training must have moved the output"
 
 
-def check_case(torch_layer, case, seed):
+def check_case(torch_layer, case, seed=0):
     import torch
 
     arrays = random_layer(case, seed)
     if not case.bias:
         arrays["bias"] = None
+    try:
+        theirs = run_torch(torch_layer, arrays, case.top_k, case.published, torch.float32)
+    except Tie:
+        return check_case(torch_layer, case, seed + 1)
     transposed = {name: arrays[name].swapaxes(-1, -2) for name in ("a", "b", "router")}
     spec = case.spec()
     dense = make_dense(arrays["weight"].T, arrays["bias"], transposed, arrays["scale"], spec)
     ours = run_ours(dense, jnp.asarray(arrays["x"]), arrays["target"], spec)
-    compare(ours, run_torch(torch_layer, arrays, case.top_k, case.published, torch.float32))
+    compare(ours, theirs)
 
 
 @pytest.mark.parametrize("case", QUICK, ids=Case.name)
 def test_layer(torch_layer, case):
-    check_case(torch_layer, case, seed=0)
+    check_case(torch_layer, case)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", FULL, ids=Case.name)
 def test_layer_on_the_full_grid(torch_layer, case):
-    check_case(torch_layer, case, seed=0)
+    check_case(torch_layer, case)
 
 
 # Row -> choice of segments (None: zero start), rho, scale rule, routed, by spectrum.
@@ -197,7 +202,11 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("row", ROWS)
+def slow_unless(row, quick=("pissa", "molora", "goat_plus")):
+    return row if row in quick else pytest.param(row, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("row", [slow_unless(row) for row in ROWS])
 def test_method(torch_layer, row):
     """From the pretrained weight: start, frozen weight, scales, forward, gradients, training."""
     import torch

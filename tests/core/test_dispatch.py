@@ -4,6 +4,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from goat_jax.core.routers import route_top_k, router_logits
 from goat_jax.testing import assert_close
 
 TOKENS, IN, OUT, EXPERTS, RANK = 41, 19, 31, 5, 2
+DISPATCH = jax.jit(dispatch)
 
 
 def random_inputs(dtype=np.float32, tokens=(TOKENS,), seed=0):
@@ -19,8 +21,7 @@ def random_inputs(dtype=np.float32, tokens=(TOKENS,), seed=0):
     x = rng.normal(size=(*tokens, IN))
     a, b = rng.normal(size=(EXPERTS, IN, RANK)), rng.normal(size=(EXPERTS, RANK, OUT))
     gate = rng.uniform(size=(*tokens, EXPERTS)) * (rng.uniform(size=(*tokens, EXPERTS)) < 0.4)
-    wide = [jnp.asarray(v, jnp.float32) for v in (x, a, b, gate)]
-    return [wide[0].astype(dtype), *wide[1:]]
+    return [jnp.asarray(x.astype(dtype)), *(v.astype(np.float32) for v in (a, b, gate))]
 
 
 def full_outputs(x, a, b, gate):
@@ -39,37 +40,32 @@ def exact(*arrays):
 @pytest.mark.parametrize("tokens", [(TOKENS,), (3, 4)])
 def test_equals_the_weighted_sum_of_full_expert_outputs(tokens):
     inputs = random_inputs(tokens=tokens)
-    assert_close(dispatch(*inputs), exact(*inputs), 1e-6)
-    assert_close(dispatch(*inputs), full_outputs(*inputs), 1e-6)
+    assert_close(DISPATCH(*inputs), exact(*inputs), 1e-6)
 
 
 def test_copies_of_x_go_to_their_own_expert():
     x, a, b, gate = random_inputs()
-    copies = jnp.stack([x * (i + 1) for i in range(EXPERTS)])
-    assert_close(dispatch(copies, a, b, gate), exact(copies, a, b, gate), 1e-6)
-    assert_close(dispatch(jnp.stack([x] * EXPERTS), a, b, gate), dispatch(x, a, b, gate), 1e-6)
+    copies = np.stack([x * (i + 1) for i in range(EXPERTS)])
+    assert_close(DISPATCH(copies, a, b, gate), exact(copies, a, b, gate), 1e-6)
 
 
 def test_gradients_equal_those_of_the_definition():
     inputs = random_inputs()
     weigh = np.random.default_rng(5).normal(size=(TOKENS, OUT)).astype(np.float32)
+    inputs[3][:, 2] = 0.0  # no token selects this one
     ours, theirs = (
         jax.jit(jax.grad(lambda *v, f=f: (f(*v) * weigh).sum(), argnums=(0, 1, 2, 3)))(*inputs)
         for f in (dispatch, full_outputs)
     )
     assert_close(ours, theirs, 2e-6)
-    idle = np.asarray(inputs[3]).sum(0) == 0
-    assert not idle.any(), "every expert is used by some token here"
-    # An expert that no token selects gets exactly nothing.
-    gate = inputs[3].at[:, 2].set(0.0)
-    a_gradient = jax.jit(jax.grad(lambda a: dispatch(inputs[0], a, inputs[2], gate).sum()))
-    gradient = np.asarray(a_gradient(inputs[1]))
-    assert not gradient[2].any() and gradient[[0, 1, 3, 4]].any((1, 2)).all()
+    for factor in ours[1:3]:
+        used = np.asarray(factor).any((1, 2))
+        np.testing.assert_array_equal(used, [True, True, False, True, True])
 
 
 def test_bfloat16_tokens_keep_their_dtype_and_accuracy():
-    inputs = random_inputs(jnp.bfloat16)
-    delta = dispatch(*inputs)
+    inputs = random_inputs(ml_dtypes.bfloat16)
+    delta = DISPATCH(*inputs)
     assert delta.dtype == jnp.bfloat16
     # Three roundings to 8 bits (b, the hidden values, the result), averaged over E * R terms.
     assert_close(delta, exact(*inputs), 2**-7)
@@ -86,7 +82,7 @@ def loss(function):
 def compiled(function):
     """The compiled value and all gradients of a routed layer built on a dispatch."""
     x, a, b, _ = random_inputs()
-    router = jnp.asarray(np.random.default_rng(1).normal(size=(IN, EXPERTS)), jnp.float32)
+    router = np.random.default_rng(1).normal(size=(IN, EXPERTS)).astype(np.float32)
     step = jax.value_and_grad(loss(function), argnums=(0, 1, 2, 3))
     return jax.jit(step).lower(x, a, b, router).compile()
 

@@ -1,7 +1,6 @@
 """Scale rules against the numbers of methods.md 22.4, and GOAT+'s invariant."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -24,9 +23,10 @@ from goat_jax.testing import assert_close
 )
 def test_theory_scale_of_known_layers(in_features, rank, published):
     scale = scaling.theory(2, rank, in_features, 1.0)
-    assert scale.dtype == jnp.float32
+    assert scale.dtype == np.float32
     np.testing.assert_allclose(scale, [published] * 2, atol=0.05)
-    np.testing.assert_allclose(scaling.theory(2, rank, in_features, 0.1) / scale, 0.1**0.5, 1e-6)
+    smaller = np.asarray(scaling.theory(2, rank, in_features, 0.1))
+    np.testing.assert_allclose(smaller / np.asarray(scale), 0.1**0.5, rtol=1e-6)
 
 
 def test_alpha_rules():
@@ -35,12 +35,12 @@ def test_alpha_rules():
 
 
 def test_goat_plus_equalises_the_spectrum():
-    values = jnp.array([[9.0, 8.0], [5.0, 4.0], [1.0, 0.5]])
-    scale = scaling.by_spectrum(jnp.full(3, 7.0), values)
-    np.testing.assert_allclose(scale, 7 * np.sqrt([17 / 17, 17 / 9, 17 / 1.5]), 1e-6)
+    values = np.float32([[9, 8], [5, 4], [1, 0.5]])
+    scale = np.asarray(jax.jit(scaling.by_spectrum)(np.float32([7, 7, 7]), values))
+    np.testing.assert_allclose(scale, 7 * np.sqrt([17 / 17, 17 / 9, 17 / 1.5]), rtol=1e-6)
     invariant = scale**2 * values.sum(1)
-    np.testing.assert_allclose(invariant, [invariant[0]] * 3, 1e-6)
-    assert scale[0] == 7.0 and (jnp.diff(scale) > 0).all()
+    np.testing.assert_allclose(invariant, [invariant[0]] * 3, rtol=1e-6)
+    assert scale[0] == 7.0 and (np.diff(scale) > 0).all()
 
 
 @pytest.mark.parametrize("eta", [1.0, 0.1])
@@ -48,7 +48,8 @@ def test_theory_scale_aligns_the_first_update(eta):
     """s^2 E[a a^T] = eta I, so that the adapter's first step is eta times full fine-tuning's."""
     draws, in_features, rank = 60_000, 8, 4
     a = kaiming_uniform(jax.random.key(0), (draws, in_features, rank), in_features)
-    scale = scaling.theory(1, rank, in_features, eta)[0]
-    second_moment = np.asarray(jnp.einsum("NIR,NJR->IJ", a, a) / draws * scale**2, np.float64)
+    a, scale = (np.asarray(v, np.float64) for v in (a, scaling.theory(1, rank, in_features, eta)))
+    rows = a.transpose(1, 0, 2).reshape(in_features, -1)
+    second_moment = scale**2 * rows @ rows.T / draws
     assert_close(np.diag(second_moment), np.full(in_features, eta), 0.01)
     assert_close(second_moment, eta * np.eye(in_features), 0.015)

@@ -123,8 +123,8 @@ def run_layer_case(case: dict, layer: PublishedLinear, x, target) -> dict[str, n
     return found
 
 
-def write_layer_bundle(folder: Path, cases: list[dict], seed: int = 0) -> Path:
-    """Writes layers.json and the arrays of these cases, drawn from a seed."""
+def write_layer_bundle(folder: Path, cases: list[dict], seed: int = 0, weight=None) -> Path:
+    """Writes layers.json and the arrays of these cases, drawn from a seed (or W0 from `weight`)."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, case in enumerate(cases):
         generator = torch.Generator().manual_seed(1000 * seed + number)
@@ -133,12 +133,12 @@ def write_layer_bundle(folder: Path, cases: list[dict], seed: int = 0) -> Path:
             return torch.randn(shape, generator=generator)
 
         m, n, tokens = case["out_features"], case["in_features"], case["tokens"]
-        weight = normal(m, n) * n**-0.5
+        kernel = normal(m, n) * n**-0.5 if weight is None else weight(m, n)
         bias = normal(m) * 0.1 if case["bias"] else None
-        layer = PublishedLinear(weight, bias, case, generator)
+        layer = PublishedLinear(kernel, bias, case, generator)
         x, target = normal(tokens, n), normal(tokens, m)
         arrays = {
-            "W0": weight, "bias": torch.zeros(0) if bias is None else bias,
+            "W0": kernel, "bias": torch.zeros(0) if bias is None else bias,
             "W_res": layer.residual, "A0": layer.a, "B0": layer.b, "router0": layer.router,
             "x": x, "target": target,
         }  # fmt: skip
@@ -159,3 +159,15 @@ def make_layer_case():
 def write_layers():
     """`write_layer_bundle`."""
     return write_layer_bundle
+
+
+@pytest.fixture(scope="session")
+def published_linear():
+    """`PublishedLinear`."""
+    return PublishedLinear
+
+
+@pytest.fixture(scope="session")
+def make_scale():
+    """`published_scale`."""
+    return published_scale

@@ -4,6 +4,7 @@ import json
 import random
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -70,12 +71,13 @@ def write_tokenizer(folder: Path, words: list[str]) -> None:
 
 
 def write_rows(path: Path, count: int, seed: int) -> Path:
-    """Sentences with one telling word each."""
+    """Sentences with three telling words each."""
     rng = random.Random(seed)
     rows = []
     for _ in range(count):
         label = rng.randrange(2)
-        words = rng.choices(PLAIN, k=rng.randrange(3, 14)) + [rng.choice(GOOD if label else BAD)]
+        words = rng.choices(PLAIN, k=rng.randrange(2, 9))
+        words += rng.choices(GOOD if label else BAD, k=3)
         rng.shuffle(words)
         rows.append({"sentence": " ".join(words), "label": label})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -95,14 +97,27 @@ def get_config(method="goat", steps=30, **none):
         adapter=AdapterConfig(
             method=method, targets=r"bert\\.encoder\\..*", train=("pooler.dense", "classifier")
         ),
-        optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=3),
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=3),
         train=TrainConfig(
-            steps=steps, batch_size=16, max_length=24, shapes=2, eval_batch_size=32,
+            steps=steps, batch_size=16, max_length=24, shapes=1, eval_batch_size=32,
             eval_every=10, save_every=5, log_every=2,
         ),
         out="unused",
     )
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory):
+    """Keeps what these tests compile, for each other and for the processes they start."""
+    cache = str(tmp_path_factory.mktemp("compiled"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", cache)
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        yield
+        jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def test_records_what_happened(finished):
     assert all(r["loss"] == pytest.approx(r["task_loss"] + r["aux_loss"], rel=1e-5) for r in train)
     assert 0 <= train[0]["padding_share"] < 0.7 and train[0]["tokens_per_second"] > 0
     # Hugging Face's rate: step 1 used rate 0, and step 3 is the second third of the warm-up.
-    assert train[0]["learning_rate"] == pytest.approx(5e-3 / 3)
+    assert train[0]["learning_rate"] == pytest.approx(1e-2 / 3)
     evals = read_records(summary.folder, "eval")
     assert [record["step"] for record in evals] == [0, 10, 20, 30]
     load = read_records(summary.folder, "load")[-1]["modules"]
@@ -165,4 +165,6 @@ def test_bfloat16_trains_with_float32_adapters(config, tmp_path):
     import jax
 
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(built.state.trainable)} == {"float32"}
-    assert fit(config, progress=False).after["accuracy"] > 0.8
+    # jax's own attention mixes dtypes when it is lowered, so the strict rule is lifted here.
+    with jax.numpy_dtype_promotion("standard"):
+        assert fit(config, progress=False).after["accuracy"] > 0.8

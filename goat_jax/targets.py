@@ -1,0 +1,69 @@
+"""Which modules are meant: a regular expression, a list of names or suffixes, or all of them."""
+
+import re
+from collections.abc import Callable, Sequence
+
+from goat_jax.errors import UserError, nearest
+
+ALL_LINEAR = "all-linear"
+
+Targets = str | Sequence[str]
+"""A regular expression over full names, a list of names or suffixes (PEFT), or "all-linear"."""
+
+
+def matches(name: str, targets: Targets) -> bool:
+    """Whether a full module name is among the targets.
+
+    >>> matches("bert.encoder.layer.0.output.dense", ["dense"])
+    True
+    >>> matches("bert.encoder.layer.0.output.dense", r".*layer\\.[12]\\..*")
+    False
+    """
+    if targets == ALL_LINEAR:
+        return True
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == target or name.endswith("." + target) for target in targets)
+
+
+def trains(name: str, modules: Targets) -> bool:
+    """Whether a module is to be trained in full: it, or a module it is a part of, is among these.
+
+    >>> trains("classifier.out_proj", ["classifier"])
+    True
+    """
+    parts = name.split(".")
+    return any(matches(".".join(parts[: i + 1]), modules) for i in range(len(parts)))
+
+
+def check_all_match(
+    names: Sequence[str],
+    kind: str,
+    targets: Targets,
+    match: Callable[[str, Targets], bool] = matches,
+) -> None:
+    """Raises `UserError`, naming the nearest, if one of the targets matches none of the names.
+
+    >>> check_all_match(["layer.0.query", "layer.0.key"], "target", ["quary"])
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: target 'quary' matches no linear layer (did you mean 'query'?); \
+they end in: key, query
+    """
+    if isinstance(targets, str):
+        _check_regex(kind, targets)
+    for one in [targets] if isinstance(targets, str) else [[target] for target in targets]:
+        if not any(match(name, one) for name in names):
+            shown = one if isinstance(one, str) else one[0]
+            suffixes = sorted({name.rsplit(".", 1)[-1] for name in names})
+            hint = nearest(shown, suffixes)
+            if shown in suffixes:
+                hint = f" as a regular expression over full names (did you mean [{shown!r}]?)"
+            known = ", ".join(suffixes)
+            raise UserError(f"{kind} {shown!r} matches no linear layer{hint}; they end in: {known}")
+
+
+def _check_regex(kind: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"{kind} {pattern!r} is not a regular expression: {error}") from None

@@ -1,0 +1,49 @@
+"""The published implementation's own numbers, from both starts."""
+
+import pytest
+
+from goat_jax.parity.layer_bundle import read_cases
+from goat_jax.parity.layers import replay_case
+from goat_jax.parity.models import replay_run
+
+CASES = ("goat", "goat_wide", "goat_mini", "principal_theory_scale", "minor", "molora",
+         "molora_theory_scale")  # fmt: skip
+
+GIVEN = {"W_res", "y", "aux", "loss", "grad_x", "grad_A", "grad_B", "grad_router", "adamw_losses",
+         "y_final"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_golden_layer_agrees_from_both_starts(shared, name):
+    cases = {case.name: case for case in read_cases(shared / "golden")}
+    checks = replay_case(cases[name])
+    assert [check for check in checks if not check.ok] == []
+    by_start = {s: {c.quantity for c in checks if c.start == s} for s in ("given", "own")}
+    assert by_start["given"] - {"scale"} == GIVEN
+    zero = name.startswith("molora")
+    assert by_start["own"] == ({"W_res", "init B"} if zero else GIVEN | {"init A", "init B"})
+    assert ("scale" in by_start["given"]) == name.endswith("theory_scale")
+
+
+def test_the_golden_cases_are_all_here(shared):
+    assert tuple(case.name for case in read_cases(shared / "golden")) == CASES
+
+
+def test_rounding_is_far_within_the_tolerances_from_the_given_factors(shared):
+    case = next(case for case in read_cases(shared / "golden") if case.name == "goat")
+    given = {c.quantity: c.error for c in replay_case(case) if c.start == "given"}
+    trained = {given.pop("adamw_losses"), given.pop("y_final")}
+    assert max(given.values()) < 1e-6
+    assert max(trained) < 5e-5
+
+
+@pytest.mark.slow
+def test_the_golden_encoder_agrees_from_both_starts(shared):
+    checks = replay_run(shared / "golden" / "tiny_roberta")
+    assert [check for check in checks if not check.ok] == []
+    for start in ("given", "own"):
+        quantities = {check.quantity for check in checks if check.start == start}
+        assert {"logits_first", "loss", "task_loss", "aux_loss", "grad_norm", "logits_after",
+                "loss_after", "final BA", "final router", "final head"} <= quantities  # fmt: skip
+    assert {"lr", "trained parameters"} <= {check.quantity for check in checks}
+    assert {"W_res", "init A", "init B"} <= {c.quantity for c in checks if c.start == "own"}
