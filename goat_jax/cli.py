@@ -15,7 +15,7 @@ STOPPED_BY_SIGNAL = 143
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code: 0, 1 (failed or out of tolerance) or 2 (bad input)."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of what is meant to be
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what orbax logs, it also raises
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
     if rest and not known.takes_overrides:

@@ -137,7 +137,8 @@ def test_every_adapter_draws_its_own_mask():
 
 def test_the_padding_mask_reaches_the_balance_loss_and_only_that(net):
     mask = np.arange(7) < np.array([[7], [3], [1], [5], [2]])
-    run = jax.jit(lambda mask: run_model(net.first, X, Context(mask=mask)))
+    parts = split_model(net.first)
+    run = jax.jit(lambda mask: run_model(merge_model(*parts), X, Context(mask=mask)))
     (masked, sown), (y, everything) = run(mask), run(np.ones_like(mask))
     np.testing.assert_array_equal(masked, y)
     report, full = (s["adapter"]["report"][0] for s in (sown, everything))

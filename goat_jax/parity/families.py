@@ -65,7 +65,11 @@ FAMILIES: dict[str, Family] = {"bert": _ENCODER, "roberta": _ENCODER, "distilber
 """model_type of config.json -> its family."""
 
 
-def complete_batch(batch: Inputs, family: Family, where: str) -> Inputs:
+LABELS = {CLASSIFICATION: np.int32, REGRESSION: np.float32}
+"""Objective -> the dtype of its labels."""
+
+
+def complete_batch(batch: Inputs, family: Family, objective: Objective, where: str) -> Inputs:
     """A batch as the package's models take it.
 
     Raises:
@@ -76,4 +80,7 @@ def complete_batch(batch: Inputs, family: Family, where: str) -> Inputs:
     unknown = sorted(set(batch) - {*family.inputs, "labels"})
     if unknown:
         raise UserError(f"{where} has {unknown[0]!r}, which is no input of this model")
-    return family.complete(batch, where)
+    labels, dtype = batch["labels"], LABELS[objective]
+    if dtype == np.int32 and labels.dtype.kind not in "iu":
+        raise UserError(f"{where}: labels are {labels.dtype}, but this model's are class numbers")
+    return family.complete(batch | {"labels": labels.astype(dtype)}, where)

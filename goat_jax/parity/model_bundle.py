@@ -116,20 +116,20 @@ def _optimizer(record: Record, steps: int) -> OptimizerConfig:
 def _head_modules(initial: Arrays, modules: tuple[str, ...], record: Record) -> tuple[str, ...]:
     """Modules with trained tensors of their own; `adapter_init` lists them all."""
     of_adapters = re.compile(r"(.+)\.(lora_[AB]\.\d+|lora_gating)\.weight")
-    head = set()
+    trained = []
     for name in initial.values:
         match = of_adapters.fullmatch(name)
         if match is None:
-            head.add(name.rpartition(".")[0])
+            trained.append(name)
         elif match[1] not in modules:
             raise UserError(
                 f"{initial.path} has {name!r}, but {match[1]!r} is not among the modules of "
                 f"{record.where}{nearest(match[1], modules)}"
             )
     for extra in record.texts("train_extra") if "train_extra" in record.values else []:
-        if not any(module == extra or extra in module for module in head):
+        if not any(extra in name for name in trained):
             raise UserError(f"{initial.path} has no tensor of {extra!r}, which train_extra lists")
-    return tuple(sorted(head))
+    return tuple(sorted({name.rpartition(".")[0] for name in trained}))
 
 
 def adapter_tensors(

@@ -43,14 +43,14 @@ def replay_run(folder: Path) -> list[Check | Note]:
         family = FAMILIES.get(str(hf.get("model_type")))
         if family is None:
             raise UserError(f"{folder}: parity does not cover model_type {hf.get('model_type')!r}")
-        where = str(folder / "batches.npz")
-        batches = [complete_batch(batch, family, where) for batch in run.batches]
+        objective, where = family.objective(hf), str(folder / "batches.npz")
+        batches = [complete_batch(batch, family, objective, where) for batch in run.batches]
         kernels = read_kernels(model, run.modules)
         inject(model, run.spec, run.modules, key=jax.random.key(0))
         train_in_full(model, run.head)
         own = read_starts(model)
         given = _given_starts(run, kernels, own)
-        trainer = Trainer.create(run, model, family.objective(hf), batches)
+        trainer = Trainer.create(run, model, objective, batches)
         first, second = (Comparison(MODEL, str(folder), run.name, s) for s in (GIVEN, OWN))
         found = list(_check_settings(trainer, own, first))
         outcome = trainer.train(given)

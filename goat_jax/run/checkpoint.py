@@ -6,7 +6,9 @@ killed at any moment leaves the last complete one to start from.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from goat_jax.errors import UserError
+from goat_jax.errors import RunFailed, UserError
 from goat_jax.run.state import RunState
 from goat_jax.typing import PyTree
 
@@ -65,6 +67,7 @@ class Checkpoints:
         root = (Path(folder) / FOLDER).absolute()
         if read_only and not root.is_dir():
             raise UserError(f"{folder} has no checkpoints: train it first")
+        self._root = root
         self._manager = ocp.CheckpointManager(root, options=options)
 
     def latest_step(self) -> int | None:
@@ -104,7 +107,8 @@ class Checkpoints:
             data=grain.checkpoint.CheckpointSave(data),  # type: ignore[call-arg]
             notes=ocp.args.JsonSave(notes),
         )
-        self._manager.save(int(state.step), args=items, metrics=metrics, force=True)
+        with self._said_clearly():
+            self._manager.save(int(state.step), args=items, metrics=metrics, force=True)
 
     def restore(self, like: RunState, data: Any | None, step: int | None = None) -> Restored:
         """Reads a checkpoint into the shapes, dtypes and shardings of a freshly made state.
@@ -141,11 +145,28 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when everything started has been written; raises what went wrong meanwhile."""
-        self._manager.wait_until_finished()
+        with self._said_clearly():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, and lets go of the folder."""
-        self._manager.close()
+        with self._said_clearly():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _said_clearly(self) -> Iterator[None]:
+        """Turns what goes wrong while writing, often long after `save` returned, into one line."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            reason = str(error).split("; ")[-1] if "; " in str(error) else str(error)
+            whole = [step for step in self.all_steps() if (self._root / str(step)).is_dir()]
+            kept = f"the checkpoint of step {whole[-1]} is kept" if whole else "none is kept"
+            short = " ".join(reason.split())[:160]
+            raise RunFailed(
+                f"a checkpoint could not be written to {self._root} ({short}); {kept}: "
+                "free some space and start the same command again"
+            ) from error
 
 
 def _plain(state: RunState) -> dict[str, PyTree]:

@@ -219,6 +219,30 @@ def test_an_unsupported_model_is_named(model_copy):
     assert "'funnel'" in refusal(model_copy)
 
 
+def test_labels_that_are_no_classes_are_refused(model_copy):
+    with np.load(model_copy / "batches.npz", allow_pickle=False) as file:
+        arrays = {key: np.array(file[key]) for key in file.files}
+    arrays["labels_2"] = arrays["labels_2"].astype(np.float32)
+    np.savez(model_copy / "batches.npz", **arrays)
+    assert "labels are float32" in refusal(model_copy)
+
+
+def test_a_batch_of_another_shape_is_refused(model_copy):
+    with np.load(model_copy / "batches.npz", allow_pickle=False) as file:
+        arrays = {key: np.array(file[key]) for key in file.files}
+    arrays["attention_mask_0"] = arrays["attention_mask_0"][:, :3]
+    np.savez(model_copy / "batches.npz", **arrays)
+    assert "attention_mask has shape (8, 3), not (8, 16)" in refusal(model_copy)
+
+
+def test_an_input_the_model_does_not_take_is_refused(model_copy):
+    with np.load(model_copy / "batches.npz", allow_pickle=False) as file:
+        arrays = {key: np.array(file[key]) for key in file.files}
+    arrays |= {f"position_ids_{i}": arrays["input_ids_0"] for i in range(30)}
+    np.savez(model_copy / "batches.npz", **arrays)
+    assert "has 'position_ids', which is no input of this model" in refusal(model_copy)
+
+
 def test_reading_a_run_needs_no_model(model_copy):
     (model_copy / "model.safetensors").unlink()
     run = read_run(model_copy)

@@ -24,7 +24,7 @@ MADE = {
     "other_residual": {"init_cof": 0.5, "rho": 4},
     "rank_remainder": {"rank": 10},
     "weight_decay": {
-        "adamw": {"lr": 0.003, "steps": 4, "betas": [0.8, 0.99], "eps": 1e-6, "weight_decay": 0.1}
+        "adamw": {"lr": 0.01, "steps": 6, "betas": [0.8, 0.99], "eps": 1e-6, "weight_decay": 2.0}
     },
     "no_balance_loss": {"aux_coef": 0.0, "tokens": 7},
 }

@@ -1,0 +1,174 @@
+"""The command line: help with examples, one clear line for bad input, exit codes."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from goat_jax.cli import main
+
+
+def write_tiny(root: Path) -> Path:
+    """The tiny run of tests/run, and its config file."""
+    path = Path(__file__).parent / "run" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("tiny_run", path)
+    assert spec is not None and spec.loader is not None
+    tools = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tools)
+    tools.write_checkpoint(root / "model")
+    tools.write_rows(root / "train.jsonl", 64, seed=1)
+    tools.write_rows(root / "test.jsonl", 20, seed=2)
+    names = {"model": "model", "train": "train.jsonl", "test": "test.jsonl"}
+    paths = {name: str(root / file) for name, file in names.items()}
+    (root / "config.py").write_text(tools.CONFIG.format(**paths))
+    return root / "config.py"
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("cli"))
+
+
+def error_of(capsys, *arguments: str) -> tuple[int, str]:
+    """The exit code and the only line on stderr."""
+    code = main(list(arguments))
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return code, lines[0]
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "parity", "methods", "inspect"])
+def test_every_verb_has_help_with_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    assert f"example: goat-jax {verb}" in capsys.readouterr().out
+
+
+def test_methods_lists_every_method(capsys):
+    from goat_jax.adapters.methods import METHODS
+
+    assert main(["methods"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n{name} " in printed for name in METHODS)
+
+
+def train(config: Path, out: Path, *more: str) -> list[str]:
+    return ["train", "--quiet", "--config", str(config), "--out", str(out), *more]
+
+
+def test_bad_settings_give_one_line(config_file, tmp_path, capsys):
+    """Each of these ends before anything is written."""
+    out = tmp_path / "run"
+    cases = {
+        ("--adapter.total-rank", "12"): "total rank 12 is not divisible by 8 experts: choose 8",
+        ("--adapter.top-k", "9"): "top_k 9 is not in 1..8",
+        ("--adapter.targets", "decoder"): "target 'decoder' matches no linear layer",
+        ("--adapter.method", "gaot"): "did you mean 'goat'?",
+        (
+            "--adapter.alpha",
+            "-1",
+            "--adapter.method",
+            "lora",
+            "--adapter.rho",
+            "2",
+        ): "no option 'rho'",
+        ("--model.path", str(tmp_path)): "has no config.json",
+        ("--task.label", "tone"): "tone",
+        ("--optimizer.schedule", "cosin"): "did you mean 'cosine'?",
+        ("--train.batch-size", "1000"): "64 rows do not fill one batch of 1000",
+    }
+    for arguments, expected in cases.items():
+        code, line = error_of(capsys, *train(config_file, out, *arguments))
+        assert code == 2 and expected in line, (arguments, line)
+        assert not out.exists(), arguments
+
+
+def test_an_unknown_key_names_the_nearest(config_file, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(train(config_file, tmp_path / "run", "--adapter.metod", "goat"))
+    assert stop.value.code == 2
+    assert "--adapter.method" in capsys.readouterr().err
+
+
+def test_an_unknown_config_option_names_the_nearest(config_file, tmp_path, capsys):
+    code, line = error_of(capsys, "train", "--config", f"{config_file}:metod=goat")
+    assert code == 2 and "did you mean 'method'?" in line
+
+
+def test_a_rank_above_the_smaller_side_is_reported(config_file, tmp_path, capsys):
+    code, line = error_of(
+        capsys, *train(config_file, tmp_path / "run", "--adapter.total-rank", "64")
+    )
+    assert code == 2 and "total rank 64 is above its smaller side 32" in line
+
+
+def test_a_row_without_its_label_is_named(config_file, tmp_path, capsys):
+    rows = (config_file.parent / "train.jsonl").read_text().splitlines()
+    rows[6] = json.dumps({"sentence": "no tone at all"})
+    (tmp_path / "broken.jsonl").write_text("\n".join(rows))
+    arguments = train(config_file, tmp_path / "run", "--task.train", str(tmp_path / "broken.jsonl"))
+    code, line = error_of(capsys, *arguments)
+    assert code == 2 and "broken.jsonl" in line and "7" in line and "label" in line
+
+
+def test_a_cut_weights_file_is_named(config_file, tmp_path, capsys):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in (config_file.parent / "model").iterdir():
+        data = file.read_bytes()
+        (folder / file.name).write_bytes(data[:-100] if file.suffix == ".safetensors" else data)
+    code, line = error_of(
+        capsys, *train(config_file, tmp_path / "run", "--model.path", str(folder))
+    )
+    assert code == 2 and "model.safetensors" in line and "fetch it again" in line
+
+
+def test_not_a_run_folder(tmp_path, capsys):
+    for verb in ("evaluate", "inspect"):
+        code, line = error_of(capsys, verb, str(tmp_path))
+        assert code == 2 and "not a run folder" in line
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_keeps_what_was_whole(config_file, tmp_path):
+    """A limit on file sizes stands for the disk; the run stops in its first checkpoint."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000));"
+        "from goat_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = train(
+        config_file, tmp_path / "run", "--train.steps", "6", "--train.save-every", "2"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("goat-jax: error:")]
+    assert done.returncode == 1 and len(lines) == 1, done.stderr
+    assert "could not be written" in lines[0] and "free some space" in lines[0]
+    # (A thread of orbax's own may still print what it saw; the process itself ends by our line.)
+    steps = [path.name for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*")]
+    assert not [name for name in steps if name.isdigit()]
+
+
+@pytest.mark.slow
+def test_train_evaluate_inspect(config_file, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(train(config_file, out, "--train.steps", "10")) == 0
+    printed = capsys.readouterr().out
+    assert "held out" in printed and "accuracy" in printed
+    assert (out / "training.png").stat().st_size > 10_000
+    assert (out / "expert_load.png").stat().st_size > 10_000
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    last = [record for record in records if record["kind"] == "eval"][-1]
+    assert main(["evaluate", str(out), "--step", "10", "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["accuracy"] == last["accuracy"]
+    assert scores["loss"] == pytest.approx(last["loss"], rel=1e-6)
+    assert main(["inspect", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "bert.encoder.layer.{}.output.dense" in printed and "energy in top 8" in printed
+    code, line = error_of(capsys, "evaluate", str(out), "--step", "7")
+    assert code == 2 and "no checkpoint of step 7" in line
