@@ -1,5 +1,6 @@
 """Texts to token ids: ragged, so that padding is decided batch by batch."""
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise UserError(f"{folder}: no such tokenizer folder")
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         raise UserError(f"{folder}: no tokenizer in it: needs one of {', '.join(VOCABULARY_FILES)}")
+    # It says at every import that torch is not there, which is as it should be.
+    logging.getLogger("transformers").setLevel(logging.ERROR)
     from transformers import AutoTokenizer
 
     try:
