@@ -10,7 +10,7 @@ from goat_jax.data.tasks import reviews
 from goat_jax.optim.optimizer import OptimizerConfig
 
 
-def get_config(method: str = "goat", rank: int = 8, steps: int = 150, seed: int = 0) -> RunConfig:
+def get_config(method: str = "goat", rank: int = 8, steps: int = 100, seed: int = 0) -> RunConfig:
     return RunConfig(
         # MiniLM was trained to put a sentence's meaning into the mean of its tokens.
         model=ModelConfig("package:minilm", options={"pooling": "mean"}),
