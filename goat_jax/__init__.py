@@ -1,0 +1,32 @@
+"""Fine-tuning with mixtures of LoRA experts (GOAT and its relatives) in JAX."""
+
+from goat_jax.adapters.adapter import apply_adapter, init_adapter, merge_adapter
+from goat_jax.adapters.context import Context
+from goat_jax.adapters.methods import METHODS, method_spec
+from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.errors import RunFailed, UserError
+from goat_jax.inject import InjectReport, Override, inject
+from goat_jax.layers import Dense, merge_model, run_model, split_model
+from goat_jax.models.load import load_model
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "METHODS",
+    "AdapterSpec",
+    "Context",
+    "Dense",
+    "InjectReport",
+    "Override",
+    "RunFailed",
+    "UserError",
+    "apply_adapter",
+    "init_adapter",
+    "inject",
+    "load_model",
+    "merge_adapter",
+    "merge_model",
+    "method_spec",
+    "run_model",
+    "split_model",
+]
