@@ -2,7 +2,8 @@
 
     goat-jax train --config configs/glue.py:task=rte,method=goat --model.path FOLDER
 
-Total rank 32, alpha 64, AdamW, 100 warm-up steps, cosine, dropout 0.05, batch 256, 10 epochs (RTE 50).
+Total rank 32, alpha 64, AdamW, 100 warm-up steps, cosine, dropout 0.05, batch 256, 10 epochs (RTE
+50).
 GOAT on RoBERTa-large there: CoLA 86.86, SST-2 96.21, MRPC 84.55, QQP 91.40, MNLI 89.55, QNLI 94.19,
 RTE 85.56. Data comes from a folder (``folder=...``) or from tensorflow_datasets.
 """

@@ -8,8 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-import jax
-import numpy as np
+import chex
 import pytest
 
 from goat_jax.run.checkpoint import Checkpoints
@@ -60,14 +59,6 @@ def final_state(out: Path):
     return state
 
 
-def leaves_equal(one, other) -> bool:
-    """Whether two trees hold the same bits."""
-    a, b = jax.tree.leaves(one), jax.tree.leaves(other)
-    return len(a) == len(b) and all(
-        np.array_equal(np.asarray(x), np.asarray(y)) for x, y in zip(a, b, strict=True)
-    )
-
-
 @pytest.mark.slow
 def test_killed_and_restarted_ends_with_the_same_bits(tiny, tmp_path):
     steps, whole, broken = 60, tmp_path / "whole", tmp_path / "broken"
@@ -84,6 +75,6 @@ def test_killed_and_restarted_ends_with_the_same_bits(tiny, tmp_path):
 
     one, other = final_state(whole), final_state(broken)
     assert int(one.step) == int(other.step) == steps
-    assert leaves_equal(one.trainable, other.trainable)
-    assert leaves_equal(one.opt_state, other.opt_state)
+    chex.assert_trees_all_equal(one.trainable, other.trainable)
+    chex.assert_trees_all_equal(one.opt_state, other.opt_state)
     assert without_times(whole) == without_times(broken)
