@@ -51,12 +51,12 @@ METHODS: dict[str, Method] = {
         _LORA.replace(scale=AlphaOverRootRank()), "Kalajdzievski 2023, arXiv 2312.03732"
     ),
     "pissa": Method(
-        _PISSA, "Meng et al. 2024, arXiv 2404.02948", "alpha = r as in its scripts, so scale 1"
+        _PISSA, "Meng et al. 2024, arXiv 2404.02948", "its scripts keep alpha = r, so scale 1: change both together"
     ),
     "milora": Method(
         _PISSA.replace(initializer=SvdSegments(svd.minor_descending, rho=1.0)),
         "Wang et al. 2024, arXiv 2406.09044",
-        "alpha = r as in its scripts, so scale 1",
+        "its scripts keep alpha = r, so scale 1: change both together",
     ),
     "molora": Method(
         _MOLORA,
