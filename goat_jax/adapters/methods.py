@@ -51,7 +51,9 @@ METHODS: dict[str, Method] = {
         _LORA.replace(scale=AlphaOverRootRank()), "Kalajdzievski 2023, arXiv 2312.03732"
     ),
     "pissa": Method(
-        _PISSA, "Meng et al. 2024, arXiv 2404.02948", "its scripts keep alpha = r, so scale 1: change both together"
+        _PISSA,
+        "Meng et al. 2024, arXiv 2404.02948",
+        "its scripts keep alpha = r, so scale 1: change both together",
     ),
     "milora": Method(
         _PISSA.replace(initializer=SvdSegments(svd.minor_descending, rho=1.0)),
