@@ -12,7 +12,7 @@ from flax import nnx
 from goat_jax.adapters.context import Context
 from goat_jax.errors import UserError
 from goat_jax.layers import Sown, sow
-from goat_jax.typing import Array
+from goat_jax.typing import Array, PyTree
 
 REMAT: dict[str, Callable[[Callable], Callable]] = {
     "none": lambda body: body,
@@ -66,22 +66,50 @@ class Stack(nnx.Module):
         self.runs, self.sizes = nnx.List(runs), tuple(sizes)
 
     def __call__(self, x: Array, ctx: Context, *args: Any) -> Array:
+        return self.scan(lambda layer, x, ctx, _: (layer(x, ctx, *args), None), x, ctx)[0]
+
+    def scan(
+        self,
+        call: Callable[[Any, Array, Context, Any], tuple[Array, Any]],
+        x: Array,
+        ctx: Context,
+        each: PyTree = None,
+    ) -> tuple[Array, PyTree]:
+        """Runs all layers, each with arrays of its own, such as its part of a KV cache.
+
+        Args:
+            call: (layer, x, ctx, its own) -> (x, kept); ``layer`` is a module of `runs`, unstacked.
+            each: a pytree of arrays with a leading axis of all L layers.
+
+        Returns:
+            x after the last layer, and what the calls kept, stacked again.
+        """
+        kept = []
         for number, (run, layers) in enumerate(zip(self.runs, self.ranges(), strict=True)):
-            x, sown = self._scan(run, layers, x, ctx, args)
+            own = jax.tree.map(lambda a, layers=layers: a[layers.start : layers.stop], each)
+            x, (sown, kept_here) = self._scan(run, layers, call, x, ctx, own)
             sow(self, f"run_{number}", sown)
-        return x
+            kept.append(kept_here)
+        return x, jax.tree.map(lambda *parts: jax.numpy.concatenate(parts), *kept)
 
     def _scan(
-        self, run: nnx.Module, layers: range, x: Array, ctx: Context, args: tuple
-    ) -> tuple[Array, Any]:
+        self,
+        run: nnx.Module,
+        layers: range,
+        call: Callable[..., tuple[Array, Any]],
+        x: Array,
+        ctx: Context,
+        each: PyTree,
+    ) -> tuple[Array, tuple[Any, Any]]:
         graph, state = nnx.split(run)
 
-        def body(x: Array, layer: tuple[Any, Array]) -> tuple[Array, Any]:
-            state, index = layer
-            y, sown = nnx.capture(nnx.merge(graph, state), Sown)(x, ctx.fold(index), *args)
-            return y, nnx.to_pure_dict(sown)
+        def body(x: Array, layer: tuple[Any, Array, Any]) -> tuple[Array, tuple[Any, Any]]:
+            state, index, own = layer
+            model = nnx.merge(graph, state)
+            (y, kept), sown = nnx.capture(call, Sown)(model, x, ctx.fold(index), own)
+            return y, (nnx.to_pure_dict(sown), kept)
 
         if self.remat not in REMAT:
             raise UserError(f"remat {self.remat!r} is not one of {', '.join(REMAT)}")
         indices = jax.numpy.arange(layers.start, layers.stop)
-        return jax.lax.scan(REMAT[self.remat](body), x, (state, indices))
+        return jax.lax.scan(REMAT[self.remat](body), x, (state, indices, each))

@@ -56,6 +56,80 @@ class LayerNorm(nnx.Module):
         return (normal * scale + bias).astype(x.dtype)
 
 
+class RMSNorm(nnx.Module):
+    """Divides by the root mean square of the last axis, in float32; returns x's dtype."""
+
+    def __init__(self, features: int, epsilon: float):
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Array) -> Array:
+        wide = x.astype(jnp.float32)
+        normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.epsilon)
+        scale = jnp.broadcast_to(self.scale[...].astype(jnp.float32), x.shape)
+        return (normal * scale).astype(x.dtype)
+
+
+class Projection(nnx.Module):
+    """A linear map that never takes an adapter: a vocabulary's output, a shared embedding space.
+
+    >>> Projection(4, 3, rngs=nnx.Rngs(0))(jnp.ones((2, 4))).shape
+    (2, 3)
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, *, use_bias: bool = False, rngs: nnx.Rngs
+    ):
+        kernel = jax.random.normal(rngs.params(), (in_features, out_features), jnp.float32)
+        self.kernel = nnx.Param(kernel * in_features**-0.5)
+        self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if use_bias else None
+
+    def __call__(self, x: Array) -> Array:
+        y = jnp.dot(x, self.kernel[...].astype(x.dtype))
+        if self.bias is None:
+            return y
+        return y + jnp.broadcast_to(self.bias[...].astype(x.dtype), y.shape)
+
+
+class PatchEmbedding(nnx.Module):
+    """Cuts images into square patches and maps each linearly: a convolution whose stride is its
+    width.
+
+    >>> PatchEmbedding(8, 3, 16, use_bias=False, rngs=nnx.Rngs(0))(jnp.ones((2, 32, 24, 3))).shape
+    (2, 4, 3, 16)
+    """
+
+    def __init__(self, patch: int, channels: int, features: int, *, use_bias: bool, rngs: nnx.Rngs):
+        shape = (patch, patch, channels, features)
+        std = (patch * patch * channels) ** -0.5
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32) * std)
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32)) if use_bias else None
+
+    def __call__(self, images: Array) -> Array:
+        """(B, rows, columns, features) for images (B, height, width, channels)."""
+        kernel = self.kernel[...]
+        patch, _, channels, features = kernel.shape
+        batch, height, width, _ = images.shape
+        rows, columns = height // patch, width // patch
+        cut = images.reshape(batch, rows, patch, columns, patch, channels)
+        flat = cut.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows, columns, -1)
+        y = jnp.dot(flat.astype(kernel.dtype), kernel.reshape(-1, features))
+        if self.bias is None:
+            return y
+        return y + jnp.broadcast_to(self.bias[...].astype(y.dtype), y.shape)
+
+
+class Constant(nnx.Module):
+    """A single array, such as the embedding of a class token."""
+
+    def __init__(self, shape: tuple[int, ...], *, rngs: nnx.Rngs):
+        self.value = nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32) * 0.02)
+
+    def __call__(self) -> Array:
+        """The array."""
+        return self.value[...]
+
+
 def attend(query: Array, key: Array, value: Array, keep: Array) -> Array:
     """Scaled dot-product attention (B, T, N, H); the softmax is in float32.
 

@@ -14,19 +14,12 @@ import numpy as np
 from flax import nnx
 
 from goat_jax.errors import UserError
-from goat_jax.layers import Dense
 from goat_jax.models.architecture import Architecture
-from goat_jax.models.common import Embedding, LayerNorm
+from goat_jax.models.common import LayerNorm, RMSNorm
 from goat_jax.models.safetensors import WeightFiles
-from goat_jax.sites import Site, find_sites
+from goat_jax.models.torch_names import Layout, parameters
+from goat_jax.sites import Site
 from goat_jax.typing import Key
-
-TORCH_NAMES: dict[type[nnx.Module], dict[str, tuple[str, bool]]] = {
-    Dense: {"kernel": ("weight", True), "bias": ("bias", False)},
-    Embedding: {"table": ("weight", False)},
-    LayerNorm: {"scale": ("weight", False), "bias": ("bias", False)},
-}
-"""Module -> our parameter -> torch's name, and whether torch stores it transposed."""
 
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 """Endings of names in checkpoints that were converted from TensorFlow long ago."""
@@ -42,7 +35,7 @@ class _Slot:
     site: Site
     parameter: str
     names: tuple[str, ...]
-    transposed: bool
+    layout: Layout
 
     @property
     def stacked(self) -> bool:
@@ -53,7 +46,7 @@ class _Slot:
         return tuple(getattr(self.site.module, self.parameter).shape[1 if self.stacked else 0 :])
 
     def torch_shape(self) -> tuple[int, ...]:
-        return self.shape()[::-1] if self.transposed else self.shape()
+        return self.layout.torch_shape(self.shape())
 
     def set(self, layers: np.ndarray | jax.Array) -> None:
         """Takes the values of all layers, stacked also if there is just one."""
@@ -82,12 +75,14 @@ def fill(
     if new_head:
         last = architecture.head[-1] + "."
         stored = {name: own for name, own in stored.items() if not name.startswith(last)}
-    slots = [slot for site in find_sites(model, tuple(TORCH_NAMES)) for slot in _slots(site)]
+    slots = [_slot(*parameter) for parameter in parameters(model)]
     _check(slots, stored, weights, architecture)
     fresh: list[str] = []
     for slot in slots:
         if slot.names[0] in stored:
-            keep = isinstance(slot.site.module, LayerNorm) or _is_head(slot.names[0], architecture)
+            keep = isinstance(slot.site.module, (LayerNorm, RMSNorm)) or _is_head(
+                slot.names[0], architecture
+            )
             slot.set(_read(slot, stored, weights, jnp.float32 if keep else dtype))
         else:
             slot.set(_start(slot, key))
@@ -112,20 +107,15 @@ def _is_head(name: str, architecture: Architecture) -> bool:
     return any(name.startswith(module + ".") for module in architecture.head)
 
 
-def _slots(site: Site) -> list[_Slot]:
-    found = []
-    for parameter, (torch_name, transposed) in TORCH_NAMES[type(site.module)].items():
-        if getattr(site.module, parameter) is not None:
-            names = tuple(f"{name}.{torch_name}" for name in site.names())
-            found.append(_Slot(site, parameter, names, transposed))
-    return found
+def _slot(site: Site, parameter: str, layout: Layout) -> _Slot:
+    return _Slot(site, parameter, tuple(map(layout.full_name, site.names())), layout)
 
 
 def _read(slot: _Slot, stored: Mapping[str, str], weights: WeightFiles, dtype: Any) -> np.ndarray:
     layers = np.empty((len(slot.names), *slot.shape()), dtype)
     for place, name in zip(layers, slot.names, strict=True):
         tensor = weights[stored[name]]
-        place[...] = tensor.T if slot.transposed else tensor
+        place[...] = slot.layout.from_torch(tensor)
     return layers
 
 

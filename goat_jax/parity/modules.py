@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from goat_jax.errors import UserError, nearest
-from goat_jax.models.fill import TORCH_NAMES
+from goat_jax.models.torch_names import Layout, parameters
 from goat_jax.parity.bundle import Arrays
 from goat_jax.sites import Site, find_sites
 
@@ -83,35 +83,35 @@ def write_starts(model: Any, starts: Mapping[str, Start]) -> None:
             getattr(module.adapter, key).set_value(value)
 
 
-def _head_parameters(model: Any, modules: Iterable[str]) -> dict[str, tuple[Any, bool]]:
-    """Torch's name of a head's parameter -> our variable, and whether torch has it transposed."""
-    found = {}
-    sites = {site.names()[0]: site for site in find_sites(model, tuple(TORCH_NAMES))}
+def _head_parameters(model: Any, modules: Iterable[str]) -> dict[str, tuple[Any, Layout]]:
+    """Torch's name of a head's parameter -> our variable and torch's form of it."""
+    found: dict[str, dict[str, tuple[Any, Layout]]] = {}
+    stacked = set()
+    for site, parameter, layout in parameters(model):
+        name = site.names()[0]
+        variable = getattr(site.module, parameter)
+        found.setdefault(name, {})[layout.full_name(name)] = (variable, layout)
+        stacked |= set() if site.layers is None else set(site.names())
+    chosen = {}
     for name in modules:
-        if name not in sites:
-            raise UserError(f"the model has no module {name!r} to train{nearest(name, sites)}")
-        site = sites[name]
-        if site.layers is not None:
+        if name in stacked:
             raise UserError(f"{name!r} is one of a stack of layers: only a head is trained in full")
-        for parameter, (torch_name, transposed) in TORCH_NAMES[type(site.module)].items():
-            variable = getattr(site.module, parameter)
-            if variable is not None:
-                found[f"{name}.{torch_name}"] = (variable, transposed)
-    return found
+        if name not in found:
+            raise UserError(f"the model has no module {name!r} to train{nearest(name, found)}")
+        chosen |= found[name]
+    return chosen
 
 
 def write_head(model: Any, modules: Iterable[str], tensors: Arrays) -> None:
     """Gives modules that are trained in full their values, in place."""
-    for name, (variable, transposed) in _head_parameters(model, modules).items():
-        shape = variable.shape[::-1] if transposed else variable.shape
-        value = tensors.floats(name, tuple(shape))
-        variable.set_value(jnp.asarray(value.T if transposed else value))
+    for name, (variable, layout) in _head_parameters(model, modules).items():
+        value = tensors.floats(name, layout.torch_shape(tuple(variable.shape)))
+        variable.set_value(jnp.asarray(layout.from_torch(value)))
 
 
 def read_head(model: Any, modules: Iterable[str]) -> dict[str, np.ndarray]:
     """Their values by torch's names and in its layout."""
-    parameters = _head_parameters(model, modules).items()
     return {
-        name: np.asarray(variable[...]).T if transposed else np.asarray(variable[...])
-        for name, (variable, transposed) in parameters
+        name: np.asarray(layout.to_torch(np.asarray(variable[...])))
+        for name, (variable, layout) in _head_parameters(model, modules).items()
     }

@@ -13,8 +13,7 @@ import torch
 import transformers
 from flax import nnx
 
-from goat_jax.models.fill import TORCH_NAMES
-from goat_jax.sites import find_sites
+from goat_jax.models.torch_names import torch_tensors
 
 torch.set_num_threads(1)  # tiny models; more threads only wait for each other
 transformers.logging.set_verbosity_error()
@@ -114,18 +113,7 @@ def run_torch() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def by_torch_name() -> Callable[[nnx.Module], dict[str, np.ndarray]]:
     """All parameters of one of our models by torch's names, in torch's layout."""
-
-    def collect(model: nnx.Module) -> dict[str, np.ndarray]:
-        found = {}
-        for site in find_sites(model, tuple(TORCH_NAMES)):
-            for parameter, (torch_name, transposed) in TORCH_NAMES[type(site.module)].items():
-                value = np.asarray(getattr(site.module, parameter)[...])
-                layers = value if site.layers is not None else value[None]
-                for name, layer in zip(site.names(), layers, strict=True):
-                    found[f"{name}.{torch_name}"] = layer.T if transposed else layer
-        return found
-
-    return collect
+    return torch_tensors
 
 
 @pytest.fixture(scope="session")

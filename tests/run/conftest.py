@@ -5,14 +5,12 @@ import random
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
 from goat_jax.models.encoder import Encoder, tiny_config
-from goat_jax.models.fill import TORCH_NAMES
-from goat_jax.sites import find_sites
+from goat_jax.models.torch_names import torch_tensors
 
 GOOD = ["fine", "bright", "warm", "sharp", "lovely"]
 BAD = ["dull", "flat", "cold", "muddled", "weak"]
@@ -24,16 +22,8 @@ def write_checkpoint(folder: Path, seed: int = 0) -> Path:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *GOOD, *BAD, *PLAIN]
     config = tiny_config(vocab_size=len(words), num_layers=2, hidden_size=32)
     model = Encoder(config, rngs=nnx.Rngs(seed))
-    tensors = {}
-    for site in find_sites(model, tuple(TORCH_NAMES)):
-        for parameter, (torch_name, transposed) in TORCH_NAMES[type(site.module)].items():
-            value = np.asarray(getattr(site.module, parameter)[...])
-            layers = value if site.layers is not None else value[None]
-            for name, layer in zip(site.names(), layers, strict=True):
-                stored = layer.T if transposed else layer
-                tensors[f"{name}.{torch_name}"] = np.ascontiguousarray(stored)
     folder.mkdir(parents=True)
-    save_file(tensors, folder / "model.safetensors")
+    save_file(torch_tensors(model), folder / "model.safetensors")
     hf = {
         "model_type": "bert",
         "vocab_size": config.vocab_size,
