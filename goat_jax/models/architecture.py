@@ -10,7 +10,7 @@ from typing import Any
 from flax import nnx
 
 from goat_jax.errors import UserError, nearest
-from goat_jax.models import encoder
+from goat_jax.models import decoder, decoder_config, encoder
 from goat_jax.models.encoder_families import FAMILIES
 
 
@@ -24,7 +24,7 @@ class Architecture:
         prefix: what a checkpoint without the head leaves off its names ("bert.").
         ignored: names in a checkpoint that the model does not need, a regular expression.
         head: names of modules a checkpoint may lack: they start fresh. The last one has an
-            output per label.
+            output per label. Empty for models that have nothing but what was pretrained.
     """
 
     config: Callable[..., Any]
@@ -45,10 +45,19 @@ def _encoder(name: str, ignored: str) -> Architecture:
     )
 
 
+_DECODER = Architecture(
+    config=decoder.DecoderConfig.from_hf,
+    build=decoder.Decoder,
+    prefix="model.",
+    ignored=r".*rotary_emb\.inv_freq|lm_head\.weight",  # a tied output may be stored all the same
+    head=(),
+)
+
 ARCHITECTURES: dict[str, Architecture] = {
     "bert": _encoder("bert", r"cls\..*|.*position_ids"),
     "roberta": _encoder("roberta", r"lm_head\..*|.*pooler\.dense\..*|.*position_ids"),
     "distilbert": _encoder("distilbert", r"vocab_\w+\..*|.*position_ids"),
+    **dict.fromkeys(decoder_config.FAMILIES, _DECODER),
 }
 
 

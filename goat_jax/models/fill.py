@@ -73,8 +73,7 @@ def fill(
     """
     stored = _canonical_names(weights, architecture)
     if new_head:
-        last = architecture.head[-1] + "."
-        stored = {name: own for name, own in stored.items() if not name.startswith(last)}
+        stored = {name: own for name, own in stored.items() if not _is_output(name, architecture)}
     slots = [_slot(*parameter) for parameter in parameters(model)]
     _check(slots, stored, weights, architecture)
     fresh: list[str] = []
@@ -105,6 +104,11 @@ def _canonical_names(weights: WeightFiles, architecture: Architecture) -> dict[s
 
 def _is_head(name: str, architecture: Architecture) -> bool:
     return any(name.startswith(module + ".") for module in architecture.head)
+
+
+def _is_output(name: str, architecture: Architecture) -> bool:
+    """Whether a parameter belongs to the head's last layer, whose size is the number of labels."""
+    return any(name.startswith(module + ".") for module in architecture.head[-1:])
 
 
 def _slot(site: Site, parameter: str, layout: Layout) -> _Slot:
@@ -151,9 +155,8 @@ def _check(
     }
     problems = {kind: names for kind, names in lists.items() if names}
     if problems:
-        last = architecture.head[-1] + "."
         only_labels = list(problems) == ["wrong shape"] and all(
-            name.startswith(last) for name in misshapen
+            _is_output(name, architecture) for name in misshapen
         )
         fix = "new_head=True starts it afresh" if only_labels else "take both from one checkpoint"
         told = "; ".join(f"{kind}: {_some(names)}" for kind, names in problems.items())

@@ -1,0 +1,172 @@
+"""Decoders against torch: logits of tiny random models with every setting that is easy to miss."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+
+from goat_jax.models.decoder import segment_positions
+from goat_jax.models.load import load_model
+
+TOLERANCE = 1e-4
+SIZES = dict(
+    vocab_size=60,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+)
+LLAMA3 = dict(
+    rope_type="llama3",
+    rope_theta=5e5,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=16,
+)
+YARN = dict(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=16)
+YARN_ALL = YARN | dict(beta_fast=8.0, beta_slow=2.0, truncate=False, attention_factor=1.3)
+CASES = {
+    "llama": ("Llama", {}),
+    "llama2 many heads": ("Llama", {"num_key_value_heads": 4, "rms_norm_eps": 0.1}),
+    "llama tied, biases": (
+        "Llama",
+        {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+    ),
+    "llama head size, theta": (
+        "Llama",
+        {"head_dim": 12, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+    ),
+    "llama3": ("Llama", {"rope_parameters": LLAMA3}),
+    "linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 3.0}}),
+    "dynamic": (
+        "Llama",
+        {
+            "rope_parameters": {"rope_type": "dynamic", "factor": 3.0},
+            "max_position_embeddings": 8,
+        },
+    ),
+    "yarn": ("Llama", {"rope_parameters": YARN}),
+    "yarn, all": ("Llama", {"rope_parameters": YARN_ALL}),
+    "yarn, mscale": ("Llama", {"rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 1.2}}),
+    "gelu": ("Llama", {"hidden_act": "gelu"}),
+    "qwen2": ("Qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+    "qwen2 windows": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    ),
+    "mistral": ("Mistral", {"sliding_window": 5, "head_dim": 16}),
+    "mistral, no window": ("Mistral", {"sliding_window": None}),
+}
+
+
+@pytest.fixture(scope="module")
+def save(tmp_path_factory):
+    def save(name: str, settings: dict, seed: int = 0, **options):
+        config = getattr(transformers, name + "Config")(**{**SIZES, **settings})
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(seed)
+            model = getattr(transformers, name + "ForCausalLM")(config).eval()
+            for parameter in model.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        folder = tmp_path_factory.mktemp(name)
+        model.save_pretrained(folder, **options)
+        return folder, model
+
+    return save
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict[str, np.ndarray]:
+    """Four rows of 14 tokens: full, padded on the right, on the left, and very short."""
+    ids = np.random.default_rng(1).integers(3, 60, (4, 14)).astype(np.int32)
+    mask = np.ones_like(ids)
+    mask[1, 9:], mask[2, :6], mask[3, :12] = 0, 0, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _torch_logits(model, batch, **more) -> np.ndarray:
+    inputs = {name: torch.from_numpy(array).long() for name, array in batch.items()}
+    with torch.no_grad():
+        return model(**inputs, **more).logits.numpy()
+
+
+def _ours(model, method: str, *args):
+    graph, state = nnx.split(model)
+    call = jax.jit(lambda state, *args: getattr(nnx.merge(graph, state), method)(*args))
+    with jax.default_matmul_precision("highest"):
+        return call(state, *args)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_are_torchs(case, save, batch):
+    folder, model = save(*CASES[case])
+    loaded = load_model(folder, key=jax.random.key(0))
+    assert loaded.fresh == ()
+    ours = np.asarray(_ours(loaded.model, "__call__", *batch.values()))
+    theirs = _torch_logits(model, batch)
+    real = batch["attention_mask"] != 0
+    assert np.abs(theirs).max() > 0.5
+    if case == "dynamic":  # positions that torch counts over the padding change its base
+        real[2:] = False
+    np.testing.assert_allclose(ours[real], theirs[real], rtol=0, atol=TOLERANCE)
+    assert np.isfinite(ours).all()
+
+
+@pytest.mark.parametrize("case", ["llama3", "qwen2 windows", "mistral", "llama tied, biases"])
+def test_a_cache_gives_the_logits_of_the_whole(case, save, batch):
+    """Prefill of five tokens, then one at a time; rows padded on the left."""
+    folder, _ = save(*CASES[case])
+    model = load_model(folder, key=jax.random.key(0)).model
+    ids, mask = (jnp.asarray(batch[name])[jnp.array([0, 2])] for name in batch)
+    whole = _ours(model, "__call__", ids, mask)
+    cache = model.empty_cache(2, 16)
+    parts = []
+    for start, stop in [(0, 5), *((i, i + 1) for i in range(5, 14))]:
+        hidden, cache = _ours(model, "extend", ids[:, start:stop], mask[:, start:stop], cache)
+        parts.append(_ours(model, "logits", hidden))
+    assert int(cache.length) == 14
+    real = np.asarray(mask) != 0
+    np.testing.assert_allclose(
+        np.concatenate(parts, axis=1)[real], np.asarray(whole)[real], rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("case", ["llama3", "mistral"])
+def test_packed_texts_do_not_see_each_other(case, save):
+    folder, _ = save(*CASES[case])
+    model = load_model(folder, key=jax.random.key(0)).model
+    ids = jnp.asarray(np.random.default_rng(2).integers(3, 60, (1, 12)).astype(np.int32))
+    segments = jnp.array([[1] * 5 + [2] * 6 + [0]])
+    packed = _ours(model, "__call__", ids, None, segments)
+    for start, stop in [(0, 5), (5, 11)]:
+        alone = _ours(model, "__call__", ids[:, start:stop])
+        np.testing.assert_allclose(packed[:, start:stop], alone, rtol=0, atol=1e-5)
+
+
+def test_positions_start_again_in_every_segment():
+    found = segment_positions(jnp.array([[0, 0, 3, 3, 1, 1, 1, 0], [2, 2, 2, 2, 2, 2, 2, 2]]))
+    assert found.tolist() == [[0, 1, 0, 1, 0, 1, 2, 0], list(range(8))]
+
+
+@pytest.mark.parametrize("scaling", [LLAMA3, YARN, {"rope_type": "linear", "factor": 3.0}])
+def test_both_spellings_of_rope_are_read(scaling, save, batch):
+    """transformers 4 wrote rope_theta beside rope_scaling, whose kind was once called `type`."""
+    theta = {"rope_theta": 700.0}
+    folder, model = save("Llama", {"rope_parameters": scaling | theta})
+    config = json.loads((folder / "config.json").read_text())
+    old = {k: v for k, v in config.pop("rope_parameters").items() if k != "rope_theta"}
+    old["type"] = old.pop("rope_type")
+    (folder / "config.json").write_text(json.dumps(config | theta | {"rope_scaling": old}))
+    ours = _ours(load_model(folder, key=jax.random.key(0)).model, "__call__", *batch.values())
+    real = batch["attention_mask"] != 0
+    np.testing.assert_allclose(
+        np.asarray(ours)[real], _torch_logits(model, batch)[real], rtol=0, atol=TOLERANCE
+    )
