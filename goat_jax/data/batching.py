@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from goat_jax.data.tokenize import Encoded
+from goat_jax.data.rows import FILLER
 from goat_jax.errors import UserError
 
 # Batches whose rows are sorted together: enough to make lengths even, few enough to keep chance.
 POOL = 50
-FILLER = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,35 +163,3 @@ def padding_share(lengths: np.ndarray, plan: Plan) -> float:
     """
     tokens = lengths[plan.rows[plan.rows != FILLER]].sum()
     return float(1 - tokens / (plan.lengths.sum() * plan.rows.shape[1]))
-
-
-def gather(encoded: Encoded, rows: np.ndarray, length: int) -> dict[str, np.ndarray]:
-    """One padded batch.
-
-    Args:
-      encoded: the data.
-      rows: [B] row numbers; a `FILLER` place repeats the last real row with weight 0.
-      length: T, at least the longest row.
-
-    Returns `input_ids`, `attention_mask`, `token_type_ids` [B, T] int32, `labels` [B] (the data's
-    dtype) and `weights` [B] float32. Padding is on the right.
-
-    >>> data = Encoded([np.array([4, 5])], None, np.array([2]), np.array([1]))
-    >>> gather(data, np.array([0, -1]), 3)["attention_mask"].tolist()
-    [[1, 1, 0], [1, 1, 0]]
-    """
-    weights = (rows != FILLER).astype(np.float32)
-    real = np.where(rows == FILLER, rows[rows != FILLER][-1] if weights.any() else 0, rows)
-    input_ids = np.full((len(rows), length), encoded.pad_id, np.int32)
-    token_type_ids = np.zeros((len(rows), length), np.int32)
-    for place, row in enumerate(real):
-        input_ids[place, : encoded.lengths[row]] = encoded.input_ids[row]
-        if encoded.token_type_ids is not None:
-            token_type_ids[place, : encoded.lengths[row]] = encoded.token_type_ids[row]
-    return {
-        "input_ids": input_ids,
-        "attention_mask": (np.arange(length) < encoded.lengths[real, None]).astype(np.int32),
-        "token_type_ids": token_type_ids,
-        "labels": encoded.labels[real],
-        "weights": weights,
-    }

@@ -116,7 +116,7 @@ def load_examples(task: TextTask, split: str) -> Examples:
     rows = read_source(source, DEFAULT_SPLITS[split], task.data_dir)
     if not rows:
         raise UserError(f"{source}: no rows")
-    chosen = _spaced(len(rows), limit)
+    chosen = spaced(len(rows), limit)
     texts: list[tuple[str, ...]] = []
     labels: list[float] = []
     for index in chosen:
@@ -127,8 +127,12 @@ def load_examples(task: TextTask, split: str) -> Examples:
     return Examples(tuple(zip(*texts, strict=True)), np.asarray(labels, dtype))
 
 
-def _spaced(count: int, limit: int | None) -> Sequence[int]:
-    """All indices, or `limit` evenly spaced ones: files are often sorted by label."""
+def spaced(count: int, limit: int | None) -> Sequence[int]:
+    """All indices below count, or `limit` evenly spaced ones: files are often sorted by label.
+
+    >>> spaced(10, 3)
+    [0, 3, 6]
+    """
     if limit is None or limit >= count:
         return range(count)
     return [i * count // limit for i in range(limit)]

@@ -10,36 +10,31 @@ from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, overload
 
-import numpy as np
-
 from goat_jax.data.batching import (
     Plan,
     choose_buckets,
     epoch_plan,
     evaluation_plan,
-    gather,
 )
-from goat_jax.data.tokenize import Encoded
+from goat_jax.data.rows import Batch, Rows
 from goat_jax.errors import UserError
 
 if TYPE_CHECKING:
     import grain
 
-Batch = dict[str, np.ndarray]
 
-
-def batches_per_epoch(encoded: Encoded, batch_size: int) -> int:
+def batches_per_epoch(rows: Rows, batch_size: int) -> int:
     """Full batches in one epoch. UserError if the rows do not fill one.
 
     >>> data = Encoded([np.array([4])] * 5, None, np.ones(5, int), np.zeros(5, int))
     >>> batches_per_epoch(data, 2)
     2
     """
-    if not 1 <= batch_size <= len(encoded):
+    if not 1 <= batch_size <= len(rows):
         raise UserError(
-            f"{len(encoded)} rows do not fill one batch of {batch_size}: choose 1 to {len(encoded)}"
+            f"{len(rows)} rows do not fill one batch of {batch_size}: choose 1 to {len(rows)}"
         )
-    return len(encoded) // batch_size
+    return len(rows) // batch_size
 
 
 def process_slice(batch_size: int, process_index: int, process_count: int) -> slice:
@@ -74,7 +69,7 @@ class TrainBatches:
 
     def __init__(
         self,
-        encoded: Encoded,
+        rows: Rows,
         batch_size: int,
         seed: int,
         max_length: int,
@@ -82,12 +77,12 @@ class TrainBatches:
         process_count: int = 1,
         buckets: Sequence[int] | None = None,
     ) -> None:
-        self.per_epoch = batches_per_epoch(encoded, batch_size)
+        self.per_epoch = batches_per_epoch(rows, batch_size)
         if seed < 0:
             raise UserError(f"seed {seed}: give 0 or more")
-        lengths = encoded.lengths
+        lengths = rows.lengths
         self.buckets = tuple(buckets or choose_buckets(lengths, batch_size, max_length))
-        self._encoded = encoded
+        self._rows, self._seed = rows, seed
         self._places = process_slice(batch_size, process_index, process_count)
         plan = partial(epoch_plan, lengths, batch_size, seed, buckets=self.buckets)
         # Two epochs: prefetching threads are already in the next one near an epoch's end.
@@ -100,11 +95,12 @@ class TrainBatches:
     def __getitem__(self, index: int) -> Batch:
         epoch, number = divmod(int(index), self.per_epoch)
         plan = self.plan(epoch)
-        return gather(self._encoded, plan.rows[number, self._places], int(plan.lengths[number]))
+        numbers, length = plan.rows[number, self._places], int(plan.lengths[number])
+        return self._rows.gather(numbers, length, (self._seed, int(index)))
 
 
 def train_iterator(
-    encoded: Encoded,
+    rows: Rows,
     batch_size: int,
     seed: int,
     max_length: int,
@@ -118,7 +114,7 @@ def train_iterator(
     """An endless iterator of training batches that Orbax can save and restore.
 
     Args:
-      encoded: the tokenised rows.
+      rows: what batches are made of.
       batch_size: B of the global batch; a process gets B / process_count rows of it.
       seed: fixes the order of all epochs.
       max_length: the longest a batch may be.
@@ -137,9 +133,7 @@ def train_iterator(
     """
     import grain
 
-    source = TrainBatches(
-        encoded, batch_size, seed, max_length, process_index, process_count, buckets
-    )
+    source = TrainBatches(rows, batch_size, seed, max_length, process_index, process_count, buckets)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))
 
@@ -155,9 +149,9 @@ class EvalBatches(Sequence[Batch]):
     [[1.0, 1.0], [1.0, 0.0]]
     """
 
-    def __init__(self, encoded: Encoded, plan: Plan, places: slice) -> None:
+    def __init__(self, rows: Rows, plan: Plan, places: slice) -> None:
         self.plan = plan
-        self._encoded = encoded
+        self._rows = rows
         self._places = places
 
     def __len__(self) -> int:
@@ -172,12 +166,12 @@ class EvalBatches(Sequence[Batch]):
     def __getitem__(self, index: int | slice) -> Batch | list[Batch]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        rows, length = self.plan.rows[index], int(self.plan.lengths[index])
-        return gather(self._encoded, rows[self._places], length)
+        numbers, length = self.plan.rows[index], int(self.plan.lengths[index])
+        return self._rows.gather(numbers[self._places], length)
 
 
 def eval_batches(
-    encoded: Encoded,
+    rows: Rows,
     batch_size: int,
     max_length: int,
     process_index: int = 0,
@@ -192,5 +186,5 @@ def eval_batches(
     places = process_slice(batch_size, process_index, process_count)
     if batch_size < 1:
         raise UserError(f"batch size {batch_size}: give 1 or more")
-    sizes = tuple(buckets or choose_buckets(encoded.lengths, batch_size, max_length))
-    return EvalBatches(encoded, evaluation_plan(encoded.lengths, batch_size, sizes), places)
+    sizes = tuple(buckets or choose_buckets(rows.lengths, batch_size, max_length))
+    return EvalBatches(rows, evaluation_plan(rows.lengths, batch_size, sizes), places)

@@ -9,6 +9,7 @@ import numpy as np
 
 from goat_jax.data.examples import Examples
 from goat_jax.data.formats import first_line
+from goat_jax.data.rows import Batch, Draw, fill_places, pad_right
 from goat_jax.errors import UserError
 
 # Any of these can hold a vocabulary; the configuration files alone cannot.
@@ -48,6 +49,29 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def gather(self, rows: np.ndarray, length: int, draw: Draw = None) -> Batch:
+        """One padded batch; padding is on the right.
+
+        Returns `input_ids`, `attention_mask`, `token_type_ids` [B, T] int32, `labels` [B] (the
+        data's dtype) and `weights` [B] float32.
+
+        >>> data = Encoded([np.array([4, 5])], None, np.array([2]), np.array([1]))
+        >>> data.gather(np.array([0, -1]), 3)["attention_mask"].tolist()
+        [[1, 1, 0], [1, 1, 0]]
+        """
+        del draw
+        numbers, weights = fill_places(rows)
+        types = self.token_type_ids
+        return {
+            "input_ids": pad_right([self.input_ids[i] for i in numbers], length, self.pad_id),
+            "attention_mask": (np.arange(length) < self.lengths[numbers, None]).astype(np.int32),
+            "token_type_ids": np.zeros((len(rows), length), np.int32)
+            if types is None
+            else pad_right([types[i] for i in numbers], length, 0),
+            "labels": self.labels[numbers],
+            "weights": weights,
+        }
 
 
 def load_tokenizer(folder: str | Path) -> Any:

@@ -127,15 +127,17 @@ class Decoder(nnx.Module):
             input_ids: (B, T) integers.
             attention_mask: (B, T), non-zero where a token is real; padding on either side.
             segments: (B, T) integers; tokens see only their own segment, whose positions start
-                at 0. 0 is padding. Takes the place of `attention_mask` for packed rows.
+                at 0. For packed rows, in the place of `attention_mask`.
             ctx: dropout key, and the mask the balance loss uses.
         """
-        if segments is None:
-            real = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
-            segments = (real != 0).astype(jnp.int32)
         slots = jnp.arange(input_ids.shape[1])
-        keep = (slots[None, :, None] >= slots[None, None]) & (segments[:, :, None] == segments[:, None, :])
-        rotation = self._rotation(segment_positions(segments))
+        keep, positions = slots[None, :, None] >= slots[None, None], slots[None]
+        if segments is not None:
+            keep &= segments[:, :, None] == segments[:, None, :]
+            positions = segment_positions(segments)
+        elif attention_mask is not None:
+            keep &= (attention_mask != 0)[:, None, :]
+        rotation = self._rotation(positions)
         x, _ = self._run(input_ids, ctx, rotation, keep, slots, slots, None)
         return self.norm(x)
 
@@ -185,11 +187,8 @@ class Decoder(nnx.Module):
         )
         slots = jnp.arange(mask.shape[1])
         keep = (own[None, :, None] >= slots[None, None]) & mask[:, None, :]
-        # Padding is on the left, so the number of real tokens so far is the next position.
-        positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-        rotation = self._rotation(
-            jax.lax.dynamic_slice_in_dim(positions, cache.length, tokens, axis=1)
-        )
+        # Only differences of positions matter, so rows may start at any slot.
+        rotation = self._rotation(own[None])
         x, kept = self._run(input_ids, ctx, rotation, keep, own, slots, cache)
         return self.norm(x), Cache(*kept, mask, cache.length + tokens)
 

@@ -8,8 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from goat_jax.adapters.context import Context
 from goat_jax.errors import UserError
-from goat_jax.run.objectives import CLASSIFICATION, REGRESSION, Objective
+from goat_jax.models import decoder_config, encoder_families
+from goat_jax.run.objectives import (
+    CLASSIFICATION,
+    LANGUAGE,
+    REGRESSION,
+    Objective,
+    language_loss,
+)
+from goat_jax.typing import Array, Batch
 
 Inputs = dict[str, np.ndarray]
 
@@ -55,17 +64,53 @@ def _sequence_classification(hf: Mapping[str, Any]) -> Objective:
     return known[problem]
 
 
+def _complete_language(batch: Inputs, where: str) -> Inputs:
+    """PyTorch is given what to predict beside what to read; here a mask says which is learnt."""
+    ids, labels = batch["input_ids"], batch["labels"]
+    for name, array in batch.items():
+        if array.shape != ids.shape or array.ndim != 2:
+            raise UserError(f"{where}: {name} has shape {array.shape}, not {ids.shape}")
+    learnt = labels != IGNORED
+    if (labels[learnt] != ids[learnt]).any():
+        raise UserError(f"{where}: labels differ from input_ids where they are not {IGNORED}")
+    made = {
+        "learnt": learnt.astype(np.int32),
+        "weights": np.ones(ids.shape[:1], np.float32),
+    }
+    return {"attention_mask": np.ones_like(ids)} | batch | made
+
+
+def _language_loss_and_logits(
+    model: Any, batch: Batch, ctx: Context
+) -> tuple[Array, dict[str, Array], Array]:
+    loss, sums, (_, hidden) = language_loss(model, batch, ctx)
+    return loss, sums, model.logits(hidden)
+
+
+IGNORED = -100
+"""torch's mark of a token that is not learnt."""
+
+_LANGUAGE = dataclasses.replace(LANGUAGE, loss=_language_loss_and_logits)
+
+_DECODER = Family(
+    inputs=("input_ids", "attention_mask"),
+    complete=_complete_language,
+    objective=lambda hf: _LANGUAGE,
+)
 _ENCODER = Family(
     inputs=("input_ids", "attention_mask", "token_type_ids"),
     complete=_complete_tokens,
     objective=_sequence_classification,
 )
 
-FAMILIES: dict[str, Family] = {"bert": _ENCODER, "roberta": _ENCODER, "distilbert": _ENCODER}
+FAMILIES: dict[str, Family] = {
+    **dict.fromkeys(encoder_families.FAMILIES, _ENCODER),
+    **dict.fromkeys(decoder_config.FAMILIES, _DECODER),
+}
 """model_type of config.json -> its family."""
 
 
-LABELS = {CLASSIFICATION: np.int32, REGRESSION: np.float32}
+LABELS = {CLASSIFICATION: np.int32, REGRESSION: np.float32, _LANGUAGE: np.int32}
 """Objective -> the dtype of its labels."""
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from goat_jax.adapters.context import Context
+from goat_jax.core.cross_entropy import chunked_cross_entropy
 from goat_jax.typing import Array, Batch
 
 
@@ -55,5 +56,47 @@ def _sum_of_weights(batch: Batch) -> Array:
     return jax.numpy.sum(batch["weights"])
 
 
+def language_loss(
+    model: Any, batch: Batch, ctx: Context
+) -> tuple[Array, dict[str, Array], tuple[Array, Array]]:
+    """Cross entropy of every learnt token given those before it.
+
+    Returns:
+        the sum of losses, the extra sums, and (losses (B, T) of the following token, 0 where it is
+        not learnt; hidden states (B, T, D)).
+    """
+    hidden = model.hidden(batch["input_ids"], batch["attention_mask"], batch.get("segments"), ctx)
+    following = jnp.roll(batch["input_ids"], -1, axis=1)
+    losses, correct = chunked_cross_entropy(
+        hidden.reshape(-1, hidden.shape[-1]), model.output_kernel(), following.reshape(-1)
+    )
+    counts = _learnt_next(batch)
+    losses = losses.reshape(counts.shape) * counts
+    hits = (correct.reshape(counts.shape) * counts).sum()
+    return losses.sum(), {"token_accuracy": hits}, (losses, hidden)
+
+
+def _learnt_next(batch: Batch) -> Array:
+    """(B, T) float32: 1 where the next token is learnt and belongs to the same text."""
+    learnt = batch["learnt"] != 0
+    if "segments" in batch:
+        segments = batch["segments"]
+        learnt &= segments == jnp.roll(segments, 1, axis=1)
+    weights = learnt.astype(jnp.float32).at[:, 0].set(0.0) * batch["weights"][:, None]
+    return jnp.roll(weights, -1, axis=1)
+
+
+def _language_loss_by_row(
+    model: Any, batch: Batch, ctx: Context
+) -> tuple[Array, dict[str, Array], Array]:
+    loss, sums, (losses, _) = language_loss(model, batch, ctx)
+    return loss, sums, losses.sum(axis=1)
+
+
+def _learnt_tokens(batch: Batch) -> Array:
+    return jnp.maximum(_learnt_next(batch).sum(), 1.0)
+
+
+LANGUAGE = Objective(_language_loss_by_row, _learnt_tokens)
 CLASSIFICATION = Objective(_classification_loss, _sum_of_weights)
 REGRESSION = Objective(_regression_loss, _sum_of_weights)

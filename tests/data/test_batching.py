@@ -12,7 +12,6 @@ from goat_jax.data.batching import (
     choose_buckets,
     epoch_plan,
     evaluation_plan,
-    gather,
     padding_share,
 )
 from goat_jax.data.tokenize import Encoded
@@ -146,7 +145,7 @@ def test_gather_pads_right_and_gives_fillers_weight_zero():
     ids = [np.array(x, np.int32) for x in ([5, 6], [7, 8, 9])]
     types = [np.array(x, np.int32) for x in ([0, 1], [0, 1, 1])]
     data = Encoded(ids, types, np.array([2, 3], np.int32), np.array([1, 0], np.int32), pad_id=1)
-    batch = gather(data, np.array([1, 0, FILLER]), 4)
+    batch = data.gather(np.array([1, 0, FILLER]), 4)
     assert batch["input_ids"].tolist() == [[7, 8, 9, 1], [5, 6, 1, 1], [5, 6, 1, 1]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 0, 0]]
     assert batch["token_type_ids"].tolist() == [[0, 1, 1, 0], [0, 1, 0, 0], [0, 1, 0, 0]]
@@ -154,6 +153,6 @@ def test_gather_pads_right_and_gives_fillers_weight_zero():
     assert batch["weights"].tolist() == [1.0, 1.0, 0.0]
     kinds = {name: array.dtype for name, array in batch.items()}
     assert kinds.pop("weights") == np.float32 and set(kinds.values()) == {np.dtype(np.int32)}
-    only_fillers = gather(data, np.array([FILLER, FILLER]), 3)
+    only_fillers = data.gather(np.array([FILLER, FILLER]), 3)
     assert only_fillers["weights"].tolist() == [0.0, 0.0]
     assert only_fillers["attention_mask"].sum(axis=1).min() > 0  # no softmax over nothing

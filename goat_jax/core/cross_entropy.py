@@ -1,0 +1,111 @@
+"""Cross entropy over a large vocabulary, without ever holding the logits of all tokens.
+
+The output layer is mostly frozen, so the forward pass computes a token's loss and, from the same
+logits, the loss's gradient with respect to its hidden state; the backward pass only scales it. That
+saves the second product with the (D, V) kernel that recomputation would cost.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from goat_jax.typing import Array
+
+LOGITS_AT_ONCE = 2**24
+"""Logits held in memory at a time: 64 MiB in float32."""
+
+
+def chunked_cross_entropy(
+    hidden: Array, kernel: Array, labels: Array, chunk: int | None = None
+) -> tuple[Array, Array]:
+    """Loss and correctness of every token.
+
+    Args:
+        hidden: (S, D).  kernel: (D, V).  labels: (S,) integers below V.
+        chunk: tokens at a time; chosen by `LOGITS_AT_ONCE` if None.
+
+    Returns:
+        -log softmax(hidden @ kernel)[labels], (S,) float32, and whether the label had the largest
+        logit, (S,) bool.
+
+    >>> losses, correct = chunked_cross_entropy(jnp.eye(2), 9 * jnp.eye(2), jnp.array([0, 0]), 1)
+    >>> correct.tolist(), [round(float(loss), 2) for loss in losses]
+    ([True, False], [0.0, 9.0])
+    """
+    if chunk is None:
+        chunk = max(16, LOGITS_AT_ONCE // kernel.shape[1])
+    chunk = min(chunk, hidden.shape[0])
+    return _cross_entropy(chunk, hidden, kernel, labels)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cross_entropy(chunk: int, hidden: Array, kernel: Array, labels: Array) -> tuple[Array, Array]:
+    def one(hidden: Array, labels: Array) -> tuple[Array, Array]:
+        losses, correct, _ = _losses(hidden, kernel, labels)
+        return losses, correct
+
+    return _by_chunks(one, chunk, hidden, labels)
+
+
+def _losses(hidden: Array, kernel: Array, labels: Array) -> tuple[Array, Array, Array]:
+    """Losses, correctness, and softmax - onehot: the gradient with respect to the logits."""
+    logits = _logits(hidden, kernel)
+    largest = logits.max(-1, keepdims=True)
+    shifted = logits - jnp.broadcast_to(largest, logits.shape)
+    total = jnp.exp(shifted).sum(-1, keepdims=True)
+    own = jnp.take_along_axis(shifted, labels[:, None], axis=-1)
+    gradient = jnp.exp(shifted) / jnp.broadcast_to(total, logits.shape)
+    onehot = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)
+    return (jnp.log(total) - own)[:, 0], logits.argmax(-1) == labels, gradient - onehot
+
+
+def _logits(hidden: Array, kernel: Array) -> Array:
+    return jnp.dot(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+def _forward(chunk: int, hidden: Array, kernel: Array, labels: Array) -> tuple[Any, Any]:
+    def one(hidden: Array, labels: Array) -> tuple[Array, Array, Array]:
+        losses, correct, gradient = _losses(hidden, kernel, labels)
+        back = jnp.dot(gradient.astype(hidden.dtype), kernel.astype(hidden.dtype).T)
+        return losses, correct, back
+
+    losses, correct, back = _by_chunks(one, chunk, hidden, labels)
+    return (losses, correct), (back, hidden, kernel, labels)
+
+
+def _backward(chunk: int, saved: Any, gradients: tuple[Array, Array]) -> tuple[Array, Array, None]:
+    back, hidden, kernel, labels = saved
+    weights = gradients[0]
+    for_hidden = back * jnp.broadcast_to(weights[:, None], back.shape).astype(back.dtype)
+
+    # Dropped by the compiler unless the kernel is trained.
+    def one(hidden: Array, labels: Array, weights: Array) -> Array:
+        _, _, gradient = _losses(hidden, kernel, labels)
+        weighted = gradient * jnp.broadcast_to(weights[:, None], gradient.shape)
+        return jnp.dot(hidden.T, weighted.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+    parts = _cut(chunk, hidden, labels, weights)
+    zeros = jnp.zeros(kernel.shape, jnp.float32)
+    for_kernel, _ = jax.lax.scan(lambda sum_, part: (sum_ + one(*part), None), zeros, parts)
+    return for_hidden, for_kernel.astype(kernel.dtype), None
+
+
+_cross_entropy.defvjp(_forward, _backward)
+
+
+def _cut(chunk: int, *arrays: Array) -> tuple[Array, ...]:
+    """(S, ...) -> (chunks, chunk, ...), filled up with zeros."""
+    count = arrays[0].shape[0]
+    missing = -count % chunk
+    padded = [jnp.pad(a, [(0, missing), *[(0, 0)] * (a.ndim - 1)]) for a in arrays]
+    return tuple(a.reshape(-1, chunk, *a.shape[1:]) for a in padded)
+
+
+def _by_chunks(one: Callable[..., tuple[Array, ...]], chunk: int, *arrays: Array) -> Any:
+    """`one` of every chunk, its results joined again."""
+    count = arrays[0].shape[0]
+    results = jax.lax.map(lambda parts: one(*parts), _cut(chunk, *arrays))
+    return tuple(result.reshape(-1, *result.shape[2:])[:count] for result in results)

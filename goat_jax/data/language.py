@@ -1,0 +1,215 @@
+"""What a language-modelling task is: rows in any of the usual formats, as pieces of text.
+
+A row becomes pieces, each learnt or only read: the prompt is read, the completion is learnt. Pieces
+are tokenised one by one, so a prompt has the same tokens here as when text is generated from it.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+from goat_jax.data.examples import DEFAULT_SPLITS, spaced
+from goat_jax.data.sources import Row, read_source
+from goat_jax.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A part of a text.
+
+    Attributes:
+      text: as it is tokenised.
+      learnt: whether its tokens count in the loss.
+    """
+
+    text: str
+    learnt: bool
+
+
+LANGUAGE_METRICS = ("perplexity", "token_accuracy")
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageTask:
+    """Language modelling on the rows of files, TFDS sets or packages.
+
+    Attributes:
+      name: how reports call it.
+      train, evaluation: source strings (`goat_jax.data.sources`).
+      format: a key of `FORMATS`.
+      prompt, completion: templates with a row's columns in braces, such as
+        ``"Question: {question}\\nAnswer:"``; only for the format "template".
+      learn: "completion", or "all" to learn the prompts too.
+      packing: several texts share a row of `max_length` tokens, without seeing each other.
+      metrics: names from `LANGUAGE_METRICS`, the first decides.
+      data_dir: TFDS's folder, the package cache, or where relative paths start.
+      train_limit, evaluation_limit: at most so many rows, evenly spaced over the source.
+
+    >>> LanguageTask("notes", "a.jsonl", "b.jsonl", format="txt")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: task notes: unknown format 'txt' (did you mean 'text'?): use one \
+of prompt_completion, messages, alpaca, text, template
+    """
+
+    name: str
+    train: str
+    evaluation: str
+    format: str = "prompt_completion"
+    prompt: str = ""
+    completion: str = ""
+    learn: str = "completion"
+    packing: bool = True
+    metrics: tuple[str, ...] = LANGUAGE_METRICS
+    data_dir: str | None = None
+    train_limit: int | None = None
+    evaluation_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        def fail(what: str) -> UserError:
+            return UserError(f"task {self.name}: {what}")
+
+        object.__setattr__(self, "metrics", tuple(self.metrics))  # lists come from JSON
+        if self.format not in FORMATS:
+            hint = nearest(self.format, FORMATS)
+            known = ", ".join(FORMATS)
+            raise fail(f"unknown format {self.format!r}{hint}: use one of {known}")
+        if self.learn not in ("completion", "all"):
+            raise fail(f"learn {self.learn!r}: use completion or all")
+        if (self.format == "template") != bool(self.completion):
+            raise fail("the format template, and only it, needs a completion template")
+        for metric in self.metrics:
+            if metric not in LANGUAGE_METRICS:
+                known = ", ".join(LANGUAGE_METRICS)
+                raise fail(f"unknown metric {metric!r}: language modelling has {known}")
+        if not self.metrics:
+            raise fail(f"no metric given: use {', '.join(LANGUAGE_METRICS)}")
+        for limit in (self.train_limit, self.evaluation_limit):
+            if limit is not None and limit < 1:
+                raise fail(f"a limit of {limit} rows leaves nothing: give 1 or more, or None")
+
+
+def load_pieces(task: LanguageTask, split: str, tokenizer: Any) -> list[list[Piece]]:
+    """The rows of a task's `train` or `evaluation` source as pieces.
+
+    Args:
+      tokenizer: its chat template turns messages into text.
+
+    Raises UserError naming source and row number (from 1) for a row that does not have the format.
+    """
+    if split not in DEFAULT_SPLITS:
+        raise UserError(f"task {task.name} has no split {split!r}: use train or evaluation")
+    source = task.train if split == "train" else task.evaluation
+    limit = task.train_limit if split == "train" else task.evaluation_limit
+    rows = read_source(source, DEFAULT_SPLITS[split], task.data_dir)
+    if not rows:
+        raise UserError(f"{source}: no rows")
+    texts = []
+    for index in spaced(len(rows), limit):
+        try:
+            pieces = FORMATS[task.format](rows[index], task, tokenizer)
+        except UserError as error:
+            raise UserError(f"{source}: row {index + 1}: {error}") from None
+        learn_all = task.learn == "all"
+        texts.append([Piece(p.text, p.learnt or learn_all) for p in pieces if p.text])
+    return texts
+
+
+def _text(row: Row, column: str) -> str:
+    value = row.get(column)
+    if not isinstance(value, str):
+        raise UserError(f"no text in column {column!r} (the row has {', '.join(row)})")
+    return value
+
+
+def _prompt_completion(row: Row, task: LanguageTask, tokenizer: Any) -> list[Piece]:
+    del task, tokenizer
+    return [Piece(_text(row, "prompt"), False), Piece(_text(row, "completion"), True)]
+
+
+def _plain_text(row: Row, task: LanguageTask, tokenizer: Any) -> list[Piece]:
+    del task, tokenizer
+    return [Piece(_text(row, "text"), True)]
+
+
+def _alpaca(row: Row, task: LanguageTask, tokenizer: Any) -> list[Piece]:
+    """Columns instruction, input (may be empty or missing) and output."""
+    del task, tokenizer
+    given = row.get("input") or ""
+    parts = [("Instruction", _text(row, "instruction")), *([("Input", given)] if given else [])]
+    prompt = "".join(f"### {title}:\n{text}\n\n" for title, text in parts) + "### Response:\n"
+    return [Piece(prompt, False), Piece(_text(row, "output"), True)]
+
+
+def _template(row: Row, task: LanguageTask, tokenizer: Any) -> list[Piece]:
+    del tokenizer
+    return [Piece(fill(task.prompt, row), False), Piece(fill(task.completion, row), True)]
+
+
+def fill(template: str, row: Row) -> str:
+    """A template with a row's columns put in.
+
+    >>> fill("Question: {question}", {"question": "why?"})
+    'Question: why?'
+    """
+    try:
+        return template.format_map(row)
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(
+            f"template {template!r} does not fit ({error}); the row has {', '.join(row)}"
+        ) from None
+
+
+def _messages(row: Row, task: LanguageTask, tokenizer: Any) -> list[Piece]:
+    """A list of {role, content}; what the assistant says is learnt, with the mark of its end."""
+    del task
+    messages = row.get("messages")
+    if isinstance(messages, str):
+        messages = json.loads(messages)
+    if not isinstance(messages, list) or not messages:
+        raise UserError("no list in column 'messages'")
+    if not any(message.get("role") == "assistant" for message in messages):
+        raise UserError("no message of the assistant: nothing could be learnt")
+    pieces, done = [], ""
+    for number, message in enumerate(messages):
+        if message.get("role") != "assistant":
+            continue
+        asked = chat_text(tokenizer, messages[:number], answer=True)
+        answered = chat_text(tokenizer, messages[: number + 1])
+        if not (asked.startswith(done) and answered.startswith(asked)):
+            raise UserError(
+                "the chat template rewrites earlier messages, so the answers cannot be told from "
+                "the prompts: give prompt and completion instead"
+            )
+        pieces += [Piece(asked[len(done) :], False), Piece(answered[len(asked) :], True)]
+        done = answered
+    return pieces
+
+
+def chat_text(tokenizer: Any, messages: list[dict[str, str]], answer: bool = False) -> str:
+    """Messages as the model's own chat template writes them.
+
+    Args:
+      answer: end with the mark that begins the assistant's turn.
+
+    Raises UserError if the tokenizer has no template or the template refuses the messages.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError("this tokenizer has no chat template: give prompt and completion instead")
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
+    except Exception as error:  # whatever the template's own language raises
+        raise UserError(f"the chat template refuses the messages ({error})") from None
+
+
+FORMATS: dict[str, Callable[[Row, LanguageTask, Any], list[Piece]]] = {
+    "prompt_completion": _prompt_completion,
+    "messages": _messages,
+    "alpaca": _alpaca,
+    "text": _plain_text,
+    "template": _template,
+}
+"""Format of a row -> its pieces."""
+
+ENDED_BY_TEMPLATE = frozenset({"messages"})
+"""Formats whose text ends with its own mark; the others get the tokenizer's end of text."""

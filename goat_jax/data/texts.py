@@ -1,0 +1,162 @@
+"""Texts as rows of tokens with a loss mask, one a row or several packed into one."""
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from goat_jax.data.language import ENDED_BY_TEMPLATE, LanguageTask, Piece, load_pieces
+from goat_jax.data.rows import Batch, Draw, fill_places, pad_right
+from goat_jax.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """N tokenised texts in M rows.
+
+    Attributes:
+      input_ids: N int32 arrays of their own lengths.
+      learnt: N bool arrays beside them: the tokens that count in the loss.
+      members: M lists of text numbers; the texts that share a row, in their order.
+      lengths: [M] int32, tokens in a row.
+      pad_id: the token that fills a row up; it is never learnt and never seen.
+      truncated: texts that lost their end.
+      dropped: texts left out because nothing that is learnt was left of them.
+
+    >>> ids, learnt = np.array([4, 5], np.int32), np.array([False, True])
+    >>> Texts([ids], [learnt], [[0]], np.array([2])).gather(np.array([0]), 3)["segments"].tolist()
+    [[1, 1, 0]]
+    """
+
+    input_ids: list[np.ndarray] = field(repr=False)
+    learnt: list[np.ndarray] = field(repr=False)
+    members: list[list[int]] = field(repr=False)
+    lengths: np.ndarray = field(repr=False)
+    pad_id: int = 0
+    truncated: int = 0
+    dropped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def gather(self, rows: np.ndarray, length: int, draw: Draw = None) -> Batch:
+        """One padded batch; padding is on the right.
+
+        Returns `input_ids`, `segments` (1, 2, ... for the texts of a row, 0 for padding),
+        `attention_mask` and `learnt` [B, T] int32, and `weights` [B] float32.
+        """
+        del draw
+        numbers, weights = fill_places(rows)
+        own = [self.members[number] for number in numbers]
+        input_ids = [np.concatenate([self.input_ids[text] for text in texts]) for texts in own]
+        learnt = [np.concatenate([self.learnt[text] for text in texts]) for texts in own]
+        segments = [
+            np.repeat(np.arange(1, len(texts) + 1), [len(self.input_ids[text]) for text in texts])
+            for texts in own
+        ]
+        padded = pad_right(segments, length, 0)
+        return {
+            "input_ids": pad_right(input_ids, length, self.pad_id),
+            "segments": padded,
+            "attention_mask": (padded > 0).astype(np.int32),
+            "learnt": pad_right(learnt, length, 0),
+            "weights": weights,
+        }
+
+
+def load_texts(task: LanguageTask, split: str, tokenizer: Any, max_length: int) -> Texts:
+    """The texts of a split, tokenised, cut to `max_length` tokens, and packed if the task says so.
+
+    Raises UserError if `max_length` is below 2, or if nothing is left that could be learnt.
+    """
+    if max_length < 2:
+        raise UserError(f"max_length {max_length}: a text needs 2 tokens or more")
+    ended = task.format in ENDED_BY_TEMPLATE
+    all_ids, all_learnt, truncated, dropped = [], [], 0, 0
+    for pieces in load_pieces(task, split, tokenizer):
+        ids, learnt = encode_pieces(tokenizer, pieces, end=not ended)
+        truncated += len(ids) > max_length
+        ids, learnt = ids[:max_length], learnt[:max_length]
+        if not learnt[1:].any():
+            dropped += 1
+            continue
+        all_ids.append(ids)
+        all_learnt.append(learnt)
+    if not all_ids:
+        raise UserError(
+            f"task {task.name}: nothing to learn is left of the {dropped} {split} texts within "
+            f"{max_length} tokens: raise max_length"
+        )
+    lengths = np.array([len(ids) for ids in all_ids], np.int32)
+    members = pack(lengths, max_length) if task.packing else [[i] for i in range(len(lengths))]
+    return Texts(
+        input_ids=all_ids,
+        learnt=all_learnt,
+        members=members,
+        lengths=np.array([lengths[texts].sum() for texts in members], np.int32),
+        pad_id=pad_id(tokenizer),
+        truncated=truncated,
+        dropped=dropped,
+    )
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The token that fills up; without one of its own, any that the tokenizer has will do."""
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(number for number in ids if number is not None)
+
+
+def encode_pieces(
+    tokenizer: Any, pieces: Sequence[Piece], end: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids [T] int32 and the mask [T] of those that are learnt.
+
+    Args:
+      end: close with the tokenizer's end of text, learnt if the last piece is.
+    """
+    parts = [np.array(start_tokens(tokenizer, pieces[0].text), np.int32)]
+    masks = [np.zeros(len(parts[0]), bool)]
+    for piece in pieces:
+        ids = tokenizer(piece.text, add_special_tokens=False)["input_ids"]
+        parts.append(np.array(ids, np.int32))
+        masks.append(np.full(len(ids), piece.learnt))
+    if end and tokenizer.eos_token_id is not None:
+        parts.append(np.array([tokenizer.eos_token_id], np.int32))
+        masks.append(np.array([pieces[-1].learnt]))
+    return np.concatenate(parts), np.concatenate(masks)
+
+
+def start_tokens(tokenizer: Any, text: str) -> list[int]:
+    """What the tokenizer puts before a text (Llama's <s>), unless the text has it already."""
+    first = tokenizer.bos_token_id
+    if first is None or text.startswith(tokenizer.bos_token):
+        return []
+    return [first] if tokenizer("a")["input_ids"][:1] == [first] else []
+
+
+def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
+    """Puts texts together so that few places stay empty: longest first, each where it fits best.
+
+    Args:
+      lengths: [N], none above `capacity`.
+
+    Returns lists of text numbers; the same lengths always give the same lists.
+
+    >>> pack(np.array([5, 3, 4, 2]), 8)
+    [[0, 1], [2, 3]]
+    """
+    bins: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (free places, number of the bin), sorted
+    for text in np.argsort(-lengths, kind="stable").tolist():
+        need = int(lengths[text])
+        place = bisect.bisect_left(room, (need, -1))
+        if place == len(room):
+            bins.append([])
+            free, number = capacity, len(bins) - 1
+        else:
+            free, number = room.pop(place)
+        bins[number].append(text)
+        bisect.insort(room, (free - need, number))
+    return bins

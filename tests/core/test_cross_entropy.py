@@ -1,0 +1,68 @@
+"""The chunked cross entropy against the plain one: values, gradients, and what is in memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from goat_jax.core.cross_entropy import chunked_cross_entropy
+
+
+def _arrays(tokens: int = 13, width: int = 6, words: int = 11, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 4)
+    hidden = jax.random.normal(keys[0], (tokens, width), dtype)
+    kernel = jax.random.normal(keys[1], (width, words), dtype)
+    labels = jax.random.randint(keys[2], (tokens,), 0, words)
+    return hidden, kernel, labels, jax.random.uniform(keys[3], (tokens,))
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 13, 100, None])
+def test_losses_and_gradients_are_those_of_the_plain_cross_entropy(chunk):
+    hidden, kernel, labels, weights = _arrays()
+
+    def chunked(hidden, kernel):
+        losses, _ = chunked_cross_entropy(hidden, kernel, labels, chunk)
+        return (losses * weights).sum()
+
+    def plain(hidden, kernel):
+        logits = hidden @ kernel
+        return (optax.softmax_cross_entropy_with_integer_labels(logits, labels) * weights).sum()
+
+    with jax.default_matmul_precision("highest"):
+        ours = jax.jit(jax.value_and_grad(chunked, argnums=(0, 1)))(hidden, kernel)
+        theirs = jax.value_and_grad(plain, argnums=(0, 1))(hidden, kernel)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
+
+
+def test_correct_tokens_are_those_whose_label_has_the_largest_logit():
+    hidden, kernel, labels, _ = _arrays(tokens=200)
+    _, correct = chunked_cross_entropy(hidden, kernel, labels, 4)
+    np.testing.assert_array_equal(correct, (hidden @ kernel).argmax(-1) == labels)
+    assert 0 < int(correct.sum()) < len(labels)
+
+
+def test_huge_logits_give_no_nan():
+    losses, _ = chunked_cross_entropy(jnp.eye(2) * 1e4, jnp.eye(2) * 1e4, jnp.array([0, 0]), 1)
+    np.testing.assert_allclose(losses, [0.0, 1e8])
+
+
+def test_losses_are_float32_for_bfloat16_states():
+    hidden, kernel, labels, _ = _arrays(dtype=jnp.bfloat16)
+    losses, _ = chunked_cross_entropy(hidden, kernel, labels, 4)
+    wide = hidden.astype(jnp.float32), kernel.astype(jnp.float32)
+    expected, _ = chunked_cross_entropy(*wide, labels, 4)
+    assert losses.dtype == jnp.float32
+    np.testing.assert_allclose(losses, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_the_logits_of_all_tokens_are_never_in_memory():
+    tokens, width, words = 2048, 8, 4096
+    hidden, kernel, labels, _ = _arrays(tokens, width, words)
+
+    def loss(hidden):
+        return chunked_cross_entropy(hidden, kernel, labels, 64)[0].sum()
+
+    compiled = jax.jit(jax.grad(loss)).lower(hidden).compile()
+    used = compiled.memory_analysis().temp_size_in_bytes
+    assert used < tokens * words * 4 / 4, used
