@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from goat_jax.adapters.methods import method_spec
 from goat_jax.adapters.spec import AdapterSpec
-from goat_jax.data.tasks import TextTask
+from goat_jax.data.tasks import KINDS, Task
 from goat_jax.errors import UserError, nearest
 from goat_jax.inject import ALL_LINEAR, Override
 from goat_jax.optim.optimizer import OptimizerConfig
@@ -144,7 +144,7 @@ class RunConfig:
     """
 
     model: ModelConfig
-    task: TextTask
+    task: Task
     adapter: AdapterConfig = AdapterConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
@@ -172,6 +172,8 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     'cosine'
     """
     values: dict[str, Any] = {}
+    if type(config) in KINDS.values():
+        values[prefix + "kind"] = next(k for k, kind in KINDS.items() if kind is type(config))
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), prefix + field.name
         if dataclasses.is_dataclass(value):
@@ -260,9 +262,10 @@ def config_from_json(values: Mapping[str, Any]) -> RunConfig:
             own[part] = value
     adapter = parts["adapter"]
     adapter["overrides"] = tuple(Override(**each) for each in adapter["overrides"])
+    task = KINDS[parts["task"].pop("kind")]
     return RunConfig(
         model=ModelConfig(**parts["model"]),
-        task=TextTask(**parts["task"]),
+        task=task(**parts["task"]),
         adapter=AdapterConfig(**adapter),
         optimizer=OptimizerConfig(**parts["optimizer"]),
         train=TrainConfig(**parts["train"]),

@@ -12,7 +12,7 @@ from goat_jax.errors import UserError
 from goat_jax.run.checkpoint import Checkpoints
 from goat_jax.run.evaluate import evaluate as score
 from goat_jax.run.folder import check_same_run, describe, load_run
-from goat_jax.run.setup import build, encode_split, evaluation_batches
+from goat_jax.run.setup import build, evaluation_batches, load_rows
 from goat_jax.tables import render_table
 
 
@@ -37,7 +37,7 @@ def evaluate_run(
         config = dataclasses.replace(
             config, task=dataclasses.replace(config.task, evaluation=data, evaluation_limit=None)
         )
-    rows = evaluation_batches(config, encode_split(config, "evaluation"))
+    rows = evaluation_batches(config, load_rows(config, "evaluation")[0])
     best_by = config.train.best_by or config.task.metrics[0]
     checkpoints = Checkpoints(folder, best_by, read_only=True)
     step = checkpoints.best_step() if step is None else step
@@ -46,5 +46,5 @@ def evaluate_run(
         raise UserError(f"{folder} has no checkpoint of step {step}; there are: {known}")
     state = checkpoints.restore(built.state, None, step).state
     checkpoints.close()
-    scores = score(built.eval_step, state.trainable, built.base, rows, config.task.metrics).scores
+    scores = score(built.eval_step, state.trainable, built.base, rows, config.task).scores
     return scores, step

@@ -10,9 +10,10 @@ import numpy as np
 from goat_jax.core.svd import share_of_spectrum
 from goat_jax.inject import InjectReport
 from goat_jax.models.load import load_model
+from goat_jax.models.sources import find_model
 from goat_jax.run.folder import load_run
 from goat_jax.run.records import read_records
-from goat_jax.run.setup import build, model_folder
+from goat_jax.run.setup import build, model_options
 from goat_jax.sites import find_sites
 from goat_jax.tables import human_count, render_table
 
@@ -61,10 +62,7 @@ def spectrum_table(config: Any) -> str:
     import jax
 
     model = load_model(
-        model_folder(config.model.path),
-        key=jax.random.key(0),
-        num_labels=max(1, len(config.task.labels)),
-        **config.model.options,
+        find_model(config.model.path), key=jax.random.key(0), **model_options(config)
     ).model
     rank = config.adapter.spec().total_rank
     rows = []

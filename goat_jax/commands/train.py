@@ -17,7 +17,13 @@ from goat_jax.tables import human_count, render_table
 def train(source: str, overrides: list[str], *, progress: bool = True) -> int:
     """Trains from a config file and overrides; prints a summary, draws the plots."""
     config = load_config(source)
-    config = tyro.cli(RunConfig, default=config, args=overrides, prog="goat-jax train")
+    config = tyro.cli(
+        RunConfig,
+        default=config,
+        args=overrides,
+        prog="goat-jax train",
+        config=(tyro.conf.AvoidSubcommands,),  # the kind of task is the config file's
+    )
     summary = fit(config, progress=progress)
     draw(summary.folder)
     print(report(config, summary))
@@ -46,6 +52,7 @@ def report(config: RunConfig, summary: Summary) -> str:
     lines = [
         "",
         f"{config.adapter.method} on {config.task.name}: {summary.stopped} at step {summary.step}",
+        "; ".join(summary.notes),
         f"trained {human_count(built.trained_parameters)} of "
         f"{human_count(built.total_parameters)} parameters ({share:.2%})",
         "",

@@ -6,7 +6,7 @@ import importlib
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +176,18 @@ FORMATS: dict[str, Callable[[Path], list[Row]]] = {
     ".npz": read_npz,
     ".parquet": read_parquet,
 }
+
+
+def find_split(folders: Sequence[Path], split: str) -> str:
+    """The file of a split, in any format, in the first of these folders that has one."""
+    for folder in folders:
+        for suffix in FORMATS:
+            if (path := folder / f"{split}{suffix}").is_file():
+                return str(path.resolve())
+    known = ", ".join(FORMATS)
+    raise UserError(f"{folders[0]}: no file named {split} with one of the endings {known}")
+
+
+def split_files(folder: str | Path, *splits: str) -> list[str]:
+    """The files of some splits in one folder."""
+    return [find_split([Path(folder).expanduser()], split) for split in splits]

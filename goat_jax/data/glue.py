@@ -4,12 +4,11 @@ Source of columns and classes: Wang et al., "GLUE: A Multi-Task Benchmark", ICLR
 and class order that TFDS gives them. The metric of each task is the one GLUE reports.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from goat_jax.data.examples import TextTask
-from goat_jax.data.formats import FORMATS
+from goat_jax.data.formats import find_split
 from goat_jax.errors import UserError
 
 
@@ -69,7 +68,7 @@ def glue(
         sources = [f"tfds:glue/{name}@{split}" for split in ("train", row.evaluation)]
     else:
         roots = [Path(folder).expanduser() / part for part in (name, *row.folders)]
-        sources = [_find(roots, split) for split in ("train", row.evaluation)]
+        sources = [find_split(roots, split) for split in ("train", row.evaluation)]
     return TextTask(
         name=name,
         train=sources[0],
@@ -82,12 +81,3 @@ def glue(
         train_limit=train_limit,
         evaluation_limit=evaluation_limit,
     )
-
-
-def _find(roots: Sequence[Path], split: str) -> str:
-    for root in roots:
-        for suffix in FORMATS:
-            if (path := root / f"{split}{suffix}").is_file():
-                return str(path.resolve())
-    known = ", ".join(FORMATS)
-    raise UserError(f"{roots[0]}: no file named {split} with one of the endings {known}")

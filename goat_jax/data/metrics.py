@@ -138,3 +138,15 @@ def score(
     if unknown:
         raise UserError(f"unknown metric {unknown[0]!r}: use one of {', '.join(METRICS)}")
     return {name: METRICS[name](predictions, labels, weights) for name in names}
+
+
+LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
+
+
+def goodness(metric: str, value: float) -> float:
+    """A number that is higher for a better score; its own inverse.
+
+    >>> goodness("accuracy", 0.9), goodness("perplexity", 7.0)
+    (0.9, -7.0)
+    """
+    return -value if metric in LOWER_IS_BETTER else value

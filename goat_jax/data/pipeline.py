@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 def batches_per_epoch(rows: Rows, batch_size: int) -> int:
     """Full batches in one epoch. UserError if the rows do not fill one.
 
+    >>> from goat_jax.data.tokenize import Encoded
     >>> data = Encoded([np.array([4])] * 5, None, np.ones(5, int), np.zeros(5, int))
     >>> batches_per_epoch(data, 2)
     2
@@ -61,6 +62,7 @@ class TrainBatches:
       per_epoch: batches in an epoch; batch i belongs to epoch `i // per_epoch`.
       buckets: the padded lengths in use.
 
+    >>> from goat_jax.data.tokenize import Encoded
     >>> data = Encoded([np.array([4])] * 5, None, np.ones(5, int), np.zeros(5, int))
     >>> stream = TrainBatches(data, batch_size=2, seed=0, max_length=8)
     >>> stream.per_epoch, stream.buckets, stream[7]["input_ids"].shape
@@ -126,6 +128,7 @@ def train_iterator(
     `grain.checkpoint.CheckpointSave` / `CheckpointRestore` put it into an Orbax checkpoint. A
     state means the same batches only for the same data, batch size, seed and buckets.
 
+    >>> from goat_jax.data.tokenize import Encoded
     >>> data = Encoded([np.array([4])] * 5, None, np.ones(5, int), np.zeros(5, int))
     >>> batches = train_iterator(data, batch_size=2, seed=0, max_length=8)
     >>> next(batches)["weights"].tolist()
@@ -144,6 +147,7 @@ class EvalBatches(Sequence[Batch]):
     Attributes:
       plan: `plan.rows[i]` are the row numbers of global batch i (-1 for a filler).
 
+    >>> from goat_jax.data.tokenize import Encoded
     >>> data = Encoded([np.array([4])] * 3, None, np.ones(3, int), np.zeros(3, int))
     >>> [batch["weights"].tolist() for batch in eval_batches(data, 2, max_length=8)]
     [[1.0, 1.0], [1.0, 0.0]]

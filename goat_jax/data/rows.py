@@ -19,10 +19,17 @@ class Rows(Protocol):
     Attributes:
       lengths: [N] int32; rows of similar length share a batch, padded to one length.
       truncated: how many rows lost their end.
+      dropped: how many were left out, nothing usable being in them.
     """
 
-    lengths: np.ndarray
-    truncated: int
+    @property
+    def lengths(self) -> np.ndarray: ...
+
+    @property
+    def truncated(self) -> int: ...
+
+    @property
+    def dropped(self) -> int: ...
 
     def __len__(self) -> int: ...
 

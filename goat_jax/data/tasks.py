@@ -1,16 +1,25 @@
 """The task table: every family adds its constructors here.
 
-A family is a file beside this one that gives rows of `TASKS`; today all are text tasks.
+A family is a file beside this one that gives rows of `TASKS`.
 """
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from goat_jax.data.examples import Examples, TextTask, load_examples
+from goat_jax.data.formats import split_files
 from goat_jax.data.glue import GLUE, glue
+from goat_jax.data.language import LanguageTask
 from goat_jax.errors import UserError, nearest
 
-__all__ = ["TASKS", "Examples", "TextTask", "files", "load_examples", "make_task", "reviews"]
+__all__ = ["KINDS", "TASKS", "Examples", "LanguageTask", "Task", "TextTask", "files", "gsm8k"]
+__all__ += ["language_files", "load_examples", "make_task", "reviews"]
+
+Task = TextTask | LanguageTask
+
+KINDS: dict[str, type[Task]] = {"text": TextTask, "language": LanguageTask}
+"""Kinds of tasks, as run.json tells them apart."""
 
 
 def files(
@@ -72,20 +81,58 @@ def reviews(
     )
 
 
-TASKS: dict[str, Callable[..., TextTask]] = {
+def language_files(
+    train: str, evaluation: str, format: str = "prompt_completion", **options: Any
+) -> LanguageTask:
+    """Language modelling over the user's own files; arguments as in `LanguageTask`.
+
+    >>> language_files("a.jsonl", "b.jsonl", "messages").packing
+    True
+    """
+    return LanguageTask(
+        options.pop("name", "language_files"), train, evaluation, format=format, **options
+    )
+
+
+def gsm8k(folder: str | None = None, **options: Any) -> LanguageTask:
+    """Grade-school mathematics (Cobbe et al., arXiv 2110.14168): the answer with its steps.
+
+    Args:
+      folder: holds train.* and test.*; None: the rows come from TFDS.
+      options: other fields of `LanguageTask`.
+
+    >>> gsm8k().evaluation
+    'tfds:gsm8k@test'
+    """
+    sources = split_files(folder, "train", "test") if folder else TFDS_GSM8K
+    settings: dict[str, Any] = {
+        "format": "template",
+        "prompt": "Question: {question}\nAnswer:",
+        "completion": " {answer}",
+    }
+    train, test = sources
+    return LanguageTask("gsm8k", train, test, **(settings | options))
+
+
+TFDS_GSM8K = ("tfds:gsm8k@train", "tfds:gsm8k@test")
+
+
+TASKS: dict[str, Callable[..., Task]] = {
     "files": files,
     "reviews": reviews,
     **{name: partial(glue, name) for name in GLUE},
+    "language_files": language_files,
+    "gsm8k": gsm8k,
 }
 
 
-def make_task(name: str, **options: object) -> TextTask:
+def make_task(name: str, **options: object) -> Task:
     """The task `TASKS[name](**options)`; UserError names an unknown task or option.
 
     >>> make_task("rtee")
     Traceback (most recent call last):
     goat_jax.errors.UserError: unknown task 'rtee' (did you mean 'rte'?): use one of files, \
-reviews, cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte
+reviews, cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, language_files, gsm8k
     """
     if name not in TASKS:
         known = ", ".join(TASKS)

@@ -34,6 +34,7 @@ class Encoded:
       labels: [N] int32 class ids or float32 values.
       pad_id: the token that fills a row up.
       truncated: how many rows were longer than `max_length` and lost their end.
+      dropped: none; every row has a label.
 
     >>> ids = [np.array([2, 7, 3], np.int32)]
     >>> len(Encoded(ids, None, np.array([3], np.int32), np.array([1], np.int32)))
@@ -46,6 +47,7 @@ class Encoded:
     labels: np.ndarray = field(repr=False)
     pad_id: int = 0
     truncated: int = 0
+    dropped: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -19,6 +19,7 @@ class Architecture:
     """How to build and fill a family of models.
 
     Attributes:
+        kind: what it takes and gives: "text encoder", "language model", ...
         config: config.json as a dict, and overrides -> our config.
         build: our config -> model with fresh parameters.
         prefix: what a checkpoint without the head leaves off its names ("bert.").
@@ -27,6 +28,7 @@ class Architecture:
             output per label. Empty for models that have nothing but what was pretrained.
     """
 
+    kind: str
     config: Callable[..., Any]
     build: Callable[..., nnx.Module]
     prefix: str
@@ -37,6 +39,7 @@ class Architecture:
 def _encoder(name: str, ignored: str) -> Architecture:
     family = FAMILIES[name]
     return Architecture(
+        kind="text encoder",
         config=encoder.EncoderConfig.from_hf,
         build=encoder.Encoder,
         prefix=family.prefix + ".",
@@ -46,6 +49,7 @@ def _encoder(name: str, ignored: str) -> Architecture:
 
 
 _DECODER = Architecture(
+    kind="language model",
     config=decoder.DecoderConfig.from_hf,
     build=decoder.Decoder,
     prefix="model.",

@@ -189,8 +189,8 @@ class Decoder(nnx.Module):
         keep = (own[None, :, None] >= slots[None, None]) & mask[:, None, :]
         # Only differences of positions matter, so rows may start at any slot.
         rotation = self._rotation(own[None])
-        x, kept = self._run(input_ids, ctx, rotation, keep, own, slots, cache)
-        return self.norm(x), Cache(*kept, mask, cache.length + tokens)
+        x, (keys, values) = self._run(input_ids, ctx, rotation, keep, own, slots, cache)
+        return self.norm(x), Cache(keys, values, mask, cache.length + tokens)
 
     def _rotation(self, positions: Array) -> tuple[Array, Array]:
         return self.config.rope.rotation(positions, self.config.head_size)

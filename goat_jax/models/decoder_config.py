@@ -94,10 +94,10 @@ class DecoderConfig:
             if name not in fields:
                 raise UserError(f"a decoder has no setting {name!r}{nearest(name, fields)}")
         family = FAMILIES[hf["model_type"]]
-        sizes = {ours: _size(hf, theirs) for ours, theirs in _KEYS.items()}
+        sizes: dict[str, Any] = {ours: _size(hf, theirs) for ours, theirs in _KEYS.items()}
         heads = sizes["num_heads"]
         context = hf.get("max_position_embeddings") or family.context
-        values = sizes | {
+        values: dict[str, Any] = sizes | {
             "num_kv_heads": hf.get("num_key_value_heads") or family.kv_heads or heads,
             "head_size": hf.get("head_dim") or sizes["hidden_size"] // max(1, heads),
             "context": context,
@@ -120,7 +120,7 @@ def tiny_decoder_config(**changes: Any) -> DecoderConfig:
     (None, None, None)
     """
     layers = changes.get("num_layers", 2)
-    values = dict(
+    values: dict[str, Any] = dict(
         vocab_size=64,
         hidden_size=32,
         num_layers=layers,
@@ -166,7 +166,7 @@ class Family:
     """
 
     windows: Callable[[Mapping[str, Any], int], Windows]
-    biases: Callable[[Mapping[str, Any]], dict[str, bool]]
+    biases: Callable[[Mapping[str, Any]], dict[str, Any]]
     kv_heads: int | None
     context: int
 
@@ -189,7 +189,7 @@ def _windows_by_layer(hf: Mapping[str, Any], layers: int) -> Windows:
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
-def _llama_biases(hf: Mapping[str, Any]) -> dict[str, bool]:
+def _llama_biases(hf: Mapping[str, Any]) -> dict[str, Any]:
     attention, mlp = bool(hf.get("attention_bias")), bool(hf.get("mlp_bias"))
     return {"qkv_bias": attention, "out_bias": attention, "mlp_bias": mlp}
 

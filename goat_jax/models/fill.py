@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,13 +17,16 @@ from flax import nnx
 from goat_jax.errors import UserError
 from goat_jax.models.architecture import Architecture
 from goat_jax.models.common import LayerNorm, RMSNorm
-from goat_jax.models.safetensors import WeightFiles
+from goat_jax.models.safetensors import Weights
 from goat_jax.models.torch_names import Layout, parameters
 from goat_jax.sites import Site
 from goat_jax.typing import Key
 
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 """Endings of names in checkpoints that were converted from TensorFlow long ago."""
+
+ShardingOf = Callable[[Site, str], Any]
+"""(module's site, name of its parameter) -> the sharding of the (stacked) parameter."""
 
 STORED = ("F64", "F32", "F16", "BF16")
 """How a tensor may be stored; everything else is quantised or no weight."""
@@ -48,19 +52,22 @@ class _Slot:
     def torch_shape(self) -> tuple[int, ...]:
         return self.layout.torch_shape(self.shape())
 
-    def set(self, layers: np.ndarray | jax.Array) -> None:
-        """Takes the values of all layers, stacked also if there is just one."""
-        value = jnp.asarray(layers if self.stacked else layers[0])
+    def full_shape(self) -> tuple[int, ...]:
+        """Of all layers, as the parameter has it."""
+        return tuple(getattr(self.site.module, self.parameter).shape)
+
+    def set(self, value: jax.Array) -> None:
         getattr(self.site.module, self.parameter).set_value(value)
 
 
 def fill(
     model: nnx.Module,
-    weights: WeightFiles,
+    weights: Weights,
     architecture: Architecture,
     key: Key,
     dtype: Any,
     new_head: bool = False,
+    sharding: ShardingOf | None = None,
 ) -> tuple[str, ...]:
     """Gives every parameter of an abstract model its value; returns the names of fresh ones.
 
@@ -82,14 +89,16 @@ def fill(
             keep = isinstance(slot.site.module, (LayerNorm, RMSNorm)) or _is_head(
                 slot.names[0], architecture
             )
-            slot.set(_read(slot, stored, weights, jnp.float32 if keep else dtype))
+            own = partial(_read, slot, stored, weights, jnp.float32 if keep else dtype)
         else:
-            slot.set(_start(slot, key))
+            own = partial(_start, slot, key)
             fresh += slot.names
+        where = None if sharding is None else sharding(slot.site, slot.parameter)
+        slot.set(_place(own, slot.full_shape(), where))
     return tuple(fresh)
 
 
-def _canonical_names(weights: WeightFiles, architecture: Architecture) -> dict[str, str]:
+def _canonical_names(weights: Weights, architecture: Architecture) -> dict[str, str]:
     """The name of today, with the prefix -> the name in the file."""
     bare = not any(name.startswith(architecture.prefix) for name in weights)
     names = {}
@@ -115,27 +124,45 @@ def _slot(site: Site, parameter: str, layout: Layout) -> _Slot:
     return _Slot(site, parameter, tuple(map(layout.full_name, site.names())), layout)
 
 
-def _read(slot: _Slot, stored: Mapping[str, str], weights: WeightFiles, dtype: Any) -> np.ndarray:
-    layers = np.empty((len(slot.names), *slot.shape()), dtype)
-    for place, name in zip(layers, slot.names, strict=True):
-        tensor = weights[stored[name]]
-        place[...] = slot.layout.from_torch(tensor)
-    return layers
+Index = tuple[slice, ...]
 
 
-def _start(slot: _Slot, key: Key) -> jax.Array:
+def _place(
+    read: Callable[[Index], np.ndarray], shape: tuple[int, ...], sharding: Any | None
+) -> jax.Array:
+    """The parameter on its devices; no more than one device's part of it is read at a time."""
+    if sharding is None:
+        return jnp.asarray(read((slice(None),) * len(shape)))
+    return jax.make_array_from_callback(shape, sharding, read)  # type: ignore[arg-type]
+
+
+def _read(
+    slot: _Slot, stored: Mapping[str, str], weights: Weights, dtype: Any, index: Index
+) -> np.ndarray:
+    """A part of a parameter, one layer's tensor at a time."""
+    layers, inner = (index[0], index[1:]) if slot.stacked else (slice(None), index)
+    names = slot.names[layers]
+    shape = tuple(
+        len(range(*cut.indices(size))) for cut, size in zip(inner, slot.shape(), strict=True)
+    )
+    parts = np.empty((len(names), *shape), dtype)
+    for place, name in zip(parts, names, strict=True):
+        place[...] = slot.layout.from_torch(weights[stored[name]])[inner]
+    return parts if slot.stacked else parts[0]
+
+
+def _start(slot: _Slot, key: Key, index: Index) -> np.ndarray:
     """torch's start of a new head: normal(0.02) kernels, zero biases; a key for every name."""
-    shape = (len(slot.names), *slot.shape())
     if slot.parameter == "bias":
-        return jnp.zeros(shape, jnp.float32)
+        return np.zeros(slot.full_shape(), np.float32)[index]
     own = jax.random.fold_in(key, zlib.crc32(slot.names[0].encode()))
-    return 0.02 * jax.random.normal(own, shape, jnp.float32)
+    return np.asarray(0.02 * jax.random.normal(own, slot.full_shape(), jnp.float32))[index]
 
 
 def _check(
     slots: list[_Slot],
     stored: Mapping[str, str],
-    weights: WeightFiles,
+    weights: Weights,
     architecture: Architecture,
 ) -> None:
     """Lists everything that does not fit, in one line."""

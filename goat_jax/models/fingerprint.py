@@ -5,16 +5,17 @@ import json
 
 import numpy as np
 
-from goat_jax.models.safetensors import WeightFiles
+from goat_jax.models.safetensors import Weights
 
 
-def fingerprint(weights: WeightFiles) -> str:
+def fingerprint(weights: Weights) -> str:
     """SHA-256 (64 hex digits) over name, stored dtype, shape and bytes of every tensor, by name.
 
     It does not depend on how the tensors are spread over files, only on what they are. One tensor
     is in memory at a time.
 
     >>> from pathlib import Path
+    >>> from goat_jax.models.safetensors import WeightFiles
     >>> fingerprint(WeightFiles(Path("."), {}))[:8]
     'e3b0c442'
     """

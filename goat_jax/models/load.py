@@ -11,8 +11,8 @@ from flax import nnx
 
 from goat_jax.errors import UserError
 from goat_jax.models.architecture import architecture_of
-from goat_jax.models.fill import fill
-from goat_jax.models.safetensors import open_weights, read_json
+from goat_jax.models.fill import ShardingOf, fill
+from goat_jax.models.sources import open_checkpoint
 from goat_jax.typing import Key
 
 
@@ -23,39 +23,50 @@ class Loaded:
     Attributes:
         model: with all parameters filled.
         fresh: names of parameters that the checkpoint does not have (a new head).
+        kind: "text encoder", "language model", ...
     """
 
     model: Any
     fresh: tuple[str, ...]
+    kind: str
 
 
 def load_model(
-    folder: Path, *, key: Key, dtype: Any = jnp.float32, new_head: bool = False, **overrides: Any
+    path: Path,
+    *,
+    key: Key,
+    dtype: Any = jnp.float32,
+    new_head: bool = False,
+    sharding: ShardingOf | None = None,
+    **overrides: Any,
 ) -> Loaded:
-    """Reads a Hugging Face checkpoint folder.
+    """Reads a Hugging Face checkpoint folder or a GGUF file.
 
     Nothing is built before everything is known to fit: config, names, shapes, stored types.
 
     Args:
-        folder: has config.json and safetensors, one file or shards with an index.
+        path: a folder with config.json and safetensors (one file or shards with an index), or a
+            .gguf file, whose weights are dequantised.
         key: for parameters the checkpoint does not have (a new classification head).
         dtype: of kernels, biases and embeddings, and so of the hidden states. Norms and heads are
             float32 always: they are small, and heads are trained.
         new_head: start the last layer of the head afresh even if the checkpoint has one, as when
             a model tuned on one task goes on to a task with other labels.
+        sharding: (module's site, name of the parameter) -> where its parts go; each part is read
+            straight to its device. None: everything on the default device.
         overrides: fields of the model's config, such as num_labels.
 
     Raises:
         UserError: no config, an unsupported model type or setting, no safetensors, a damaged
             file, missing, unexpected or misshapen tensors.
     """
-    folder = Path(folder)
-    hf = read_json(folder / "config.json", "a checkpoint folder")
-    architecture = architecture_of(hf, folder)
+    path = Path(path)
+    hf, weights = open_checkpoint(path)
+    architecture = architecture_of(hf, path)
     try:
         config = architecture.config(hf, **overrides)
     except UserError as error:
-        raise UserError(f"{folder}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
     model = nnx.eval_shape(lambda: architecture.build(config, rngs=nnx.Rngs(0)))
-    weights = open_weights(folder)
-    return Loaded(model, fill(model, weights, architecture, key, dtype, new_head))
+    fresh = fill(model, weights, architecture, key, dtype, new_head, sharding)
+    return Loaded(model, fresh, architecture.kind)

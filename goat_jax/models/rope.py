@@ -80,11 +80,13 @@ class Rope:
         original = hf.get("original_max_position_embeddings")
         original = original or values.get("original_max_position_embeddings") or context
         known = {field.name for field in dataclasses.fields(cls)} - {"kind", "theta", "context"}
+        numbers: dict[str, Any] = {name: values[name] for name in known & set(values)}
         return cls(
             kind=str(kind),
             theta=float(values.get("rope_theta", hf.get("rope_theta") or theta)),
             context=context,
-            **({"original_context": int(original)} | {k: values[k] for k in known & set(values)}),
+            original_context=int(original),
+            **numbers,
         )
 
     def frequencies(self, size: int) -> tuple[np.ndarray, float]:

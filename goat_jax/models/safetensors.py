@@ -49,7 +49,7 @@ class Entry:
 
 
 @dataclasses.dataclass(frozen=True)
-class WeightFiles(Mapping[str, np.ndarray]):
+class Weights(Mapping[str, np.ndarray]):
     """Tensor name -> array, read from disk at each access, so that one tensor is held at a time.
 
     Attributes:
@@ -60,15 +60,19 @@ class WeightFiles(Mapping[str, np.ndarray]):
     folder: Path
     entries: Mapping[str, Entry]
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        with _open(self.entries[name].file) as file:
-            return file.get_tensor(name)
-
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
 
     def __len__(self) -> int:
         return len(self.entries)
+
+
+class WeightFiles(Weights):
+    """The tensors of safetensors files."""
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        with _open(self.entries[name].file) as file:
+            return file.get_tensor(name)
 
 
 def _open(path: Path) -> Any:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from goat_jax.data.metrics import score
+from goat_jax.run.problems import Task, problem_of
 from goat_jax.run.step import EvalStep
 from goat_jax.typing import Batch, PyTree
 
@@ -33,7 +33,7 @@ def evaluate(
     trainable: dict[str, PyTree],
     base: PyTree,
     batches: Sequence[Batch],
-    metrics: Sequence[str],
+    task: Task,
 ) -> Evaluation:
     """The task's scores and the experts' load over all rows.
 
@@ -41,18 +41,18 @@ def evaluate(
     """
     start = time.perf_counter()
     pending = [(batch, eval_step(trainable, base, batch)) for batch in batches]
-    loss = sum(float(sums["loss"]) for _, (sums, _) in pending)
-    count = sum(float(sums["count"]) for _, (sums, _) in pending)
-    weights = np.concatenate([np.asarray(batch["weights"]) for batch, _ in pending])
-    labels = np.concatenate([np.asarray(batch["labels"]) for batch, _ in pending])
-    outputs = np.concatenate([np.asarray(logits) for _, (_, logits) in pending])
-    predictions = outputs[:, 0] if outputs.shape[-1] == 1 else outputs.argmax(-1)
-    scores = score(metrics, predictions, labels, weights)
+    totals = {
+        name: sum(float(sums[name]) for _, (sums, _) in pending)
+        for name in pending[0][1][0]
+        if name != "loads"
+    }
+    outputs = np.concatenate([np.asarray(output) for _, (_, output) in pending])
+    scores = problem_of(task).scores(task.metrics, totals, [batch for batch, _ in pending], outputs)
     loads = jax.tree.map(
         lambda *parts: sum(map(np.asarray, parts)), *(s["loads"] for _, (s, _) in pending)
     )
     return Evaluation(
-        scores={"loss": loss / count, **scores},
+        scores={"loss": totals["loss"] / totals["count"], **scores},
         load={name: (load / load.sum(-1, keepdims=True)).tolist() for name, load in loads.items()},
         seconds=time.perf_counter() - start,
     )

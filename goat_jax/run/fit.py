@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from goat_jax.config import RunConfig
+from goat_jax.data.metrics import goodness
 from goat_jax.errors import RunFailed
 from goat_jax.run.checkpoint import Checkpoints
 from goat_jax.run.evaluate import evaluate
@@ -33,6 +34,7 @@ class Summary:
         stopped: "finished", "no better score for N evaluations" or the signal's name.
         before, after: evaluation at step 0 and at the last step.
         best_step, best_score: of the best checkpoint.
+        notes: what is worth knowing of the rows.
         built: model and report.
     """
 
@@ -43,6 +45,7 @@ class Summary:
     after: dict[str, float]
     best_step: int
     best_score: float
+    notes: tuple[str, ...]
     built: Built
 
 
@@ -72,7 +75,8 @@ def fit(config: RunConfig, *, progress: bool = True) -> Summary:
 
 @dataclasses.dataclass
 class _Best:
-    """The best evaluation so far; saved with every checkpoint, so that patience survives a kill."""
+    """The best evaluation so far, by `goodness`; saved with every checkpoint, so that patience
+    survives a kill."""
 
     step: int = -1
     score: float = -math.inf
@@ -216,13 +220,13 @@ class _Loop:
             self.state.trainable,
             self.built.base,
             self.data.evaluation,
-            self.config.task.metrics,
+            self.config.task,
         )
         scores = found.scores
         self.records.write("eval", self.step, split="evaluation", **scores, seconds=found.seconds)
         self.records.write("load", self.step, modules=found.load)
         if self.step > 0:
-            self.best.add(self.step, scores[self.best_by])
+            self.best.add(self.step, goodness(self.best_by, scores[self.best_by]))
         self.bar.update(self.step, **{name: scores[name] for name in self.config.task.metrics})
         self.meter.pause(found.seconds)
         return scores
@@ -239,7 +243,9 @@ class _Loop:
             "before": self.before,
             "after": self.after,
         }
-        metrics = None if scores is None else {self.best_by: scores[self.best_by]}
+        metrics = None
+        if scores is not None:
+            metrics = {self.best_by: goodness(self.best_by, scores[self.best_by])}
         self.checkpoints.save(self.state, self.data.train, notes, metrics)
         self.saved = self.step
 
@@ -262,6 +268,7 @@ class _Loop:
             before=self.before,
             after=self.after,
             best_step=self.best.step,
-            best_score=self.best.score,
+            best_score=goodness(self.best_by, self.best.score),
+            notes=self.data.notes,
             built=self.built,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,24 +12,20 @@ import optax
 
 from goat_jax.config import DTYPES, RunConfig
 from goat_jax.data.batching import choose_buckets
-from goat_jax.data.packages import PACKAGED_MODELS
-from goat_jax.data.pipeline import batches_per_epoch, eval_batches, train_iterator
-from goat_jax.data.tasks import load_examples
-from goat_jax.data.tokenize import Encoded, encode, load_tokenizer
-from goat_jax.errors import UserError, nearest
+from goat_jax.data.pipeline import eval_batches, train_iterator
+from goat_jax.data.rows import Rows
+from goat_jax.errors import UserError
 from goat_jax.inject import InjectReport, inject
 from goat_jax.layers import split_model
 from goat_jax.models.fingerprint import fingerprint
 from goat_jax.models.load import load_model
-from goat_jax.models.safetensors import open_weights
+from goat_jax.models.sources import find_model, open_checkpoint
 from goat_jax.optim.optimizer import make_optimizer, schedule_of
-from goat_jax.run.objectives import CLASSIFICATION, REGRESSION, Objective
+from goat_jax.run.problems import check_model, problem_of
 from goat_jax.run.state import RunState
 from goat_jax.run.step import EvalStep, TrainStep, make_eval_step, make_train_step
-from goat_jax.sites import adapted_layers, find_sites, find_stacks
+from goat_jax.sites import find_sites, find_stacks
 from goat_jax.typing import Batch, PyTree
-
-PACKAGE = "package:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +38,6 @@ class Built:
         train_step, eval_step: jitted.
         schedule: optimizer steps done before -> learning rate.
         inject_report: what was adapted.
-        layers: name pattern -> the layers that have an adapter.
         names: path of a linear module -> its full name per layer.
         fresh: parameters the checkpoint did not have.
         base_fingerprint: sha256 of the pretrained weights.
@@ -57,28 +51,10 @@ class Built:
     eval_step: EvalStep
     schedule: optax.Schedule
     inject_report: InjectReport
-    layers: dict[str, list[int]]
     names: dict[tuple, list[str]]
     fresh: tuple[str, ...]
     base_fingerprint: str
     residual_norms: dict[str, list[float]]
-
-
-def model_folder(path: str) -> Path:
-    """The folder of a model: a path, or ``package:NAME`` for one that a package brings.
-
-    >>> model_folder("some/folder")
-    PosixPath('some/folder')
-    """
-    if not path.startswith(PACKAGE):
-        return Path(path).expanduser()
-    name = path.removeprefix(PACKAGE)
-    if name not in PACKAGED_MODELS:
-        raise UserError(
-            f"no packaged model {name!r}{nearest(name, PACKAGED_MODELS)}; "
-            f"there are: {', '.join(PACKAGED_MODELS)}"
-        )
-    return PACKAGED_MODELS[name]()
 
 
 def build(config: RunConfig) -> Built:
@@ -87,18 +63,14 @@ def build(config: RunConfig) -> Built:
     Raises:
         UserError: anything in the config that does not fit.
     """
-    folder = model_folder(config.model.path)
+    path = find_model(config.model.path)
+    problem = problem_of(config.task)
     spec = config.adapter.spec()
     head_key, adapter_key, run_key = jax.random.split(jax.random.key(config.train.seed), 3)
-    if "num_labels" in config.model.options:
-        raise UserError("model.options has num_labels: it follows from the task's labels, drop it")
     loaded = load_model(
-        folder,
-        key=head_key,
-        dtype=DTYPES[config.model.dtype],
-        num_labels=max(1, len(config.task.labels)),
-        **config.model.options,
+        path, key=head_key, dtype=DTYPES[config.model.dtype], **model_options(config)
     )
+    check_model(config.task, loaded.kind, str(path))
     report = inject(
         loaded.model,
         spec,
@@ -112,7 +84,7 @@ def build(config: RunConfig) -> Built:
     norms = residual_norms(loaded.model)
     graph, trainable, base = split_model(loaded.model)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
-    objective = objective_of(config)
+    objective = problem.objective(config.task)
     return Built(
         graph=graph,
         base=base,
@@ -127,17 +99,20 @@ def build(config: RunConfig) -> Built:
         eval_step=make_eval_step(graph, objective),
         schedule=schedule_of(config.optimizer, config.train.steps),
         inject_report=report,
-        layers=adapted_layers(loaded.model),
         names={site.path: site.names() for site in find_sites(loaded.model)},
         fresh=loaded.fresh,
-        base_fingerprint=fingerprint(open_weights(folder)),
+        base_fingerprint=fingerprint(open_checkpoint(path)[1]),
         residual_norms=norms,
     )
 
 
-def objective_of(config: RunConfig) -> Objective:
-    """Classification, or regression for a task without class names."""
-    return CLASSIFICATION if config.task.labels else REGRESSION
+def model_options(config: RunConfig) -> dict[str, Any]:
+    """Fields of the model's config: those that the task settles, and the user's own."""
+    settled = problem_of(config.task).model_options(config.task)
+    for name in config.model.options:
+        if name in settled:
+            raise UserError(f"model.options has {name}: it follows from the task, drop it")
+    return settled | dict(config.model.options)
 
 
 def residual_norms(model: Any) -> dict[str, list[float]]:
@@ -160,45 +135,42 @@ class Data:
     Attributes:
         train: endless iterator of training batches, checkpointable.
         evaluation: every evaluation row once.
-        train_rows, evaluation_rows, batches_per_epoch: sizes.
-        truncated: training rows that lost their end.
+        notes: what a person should know of the rows, a line each.
     """
 
     train: Any
     evaluation: Sequence[Batch]
-    train_rows: int
-    evaluation_rows: int
-    batches_per_epoch: int
-    truncated: int
+    notes: tuple[str, ...]
 
 
 def load_data(config: RunConfig) -> Data:
     """Reads, tokenises and batches the task."""
-    train, evaluation = (encode_split(config, split) for split in ("train", "evaluation"))
-    size, length, shapes = (
-        config.train.batch_size,
-        config.train.max_length,
-        config.train.shapes,
-    )
-    buckets = choose_buckets(train.lengths, size, length, max_shapes=shapes)
+    train, held_out = load_rows(config, "train", "evaluation")
+    size, length = config.train.batch_size, config.train.max_length
+    buckets = choose_buckets(train.lengths, size, length, max_shapes=config.train.shapes)
     return Data(
         train=train_iterator(train, size, config.train.seed, length, buckets=buckets),
-        evaluation=evaluation_batches(config, evaluation),
-        train_rows=len(train),
-        evaluation_rows=len(evaluation),
-        batches_per_epoch=batches_per_epoch(train, size),
-        truncated=train.truncated,
+        evaluation=evaluation_batches(config, held_out),
+        notes=(describe("training", train), describe("held-out", held_out)),
     )
 
 
-def evaluation_batches(config: RunConfig, rows: Encoded) -> Sequence[Batch]:
+def load_rows(config: RunConfig, *splits: str) -> list[Rows]:
+    """The rows of some of the splits "train" and "evaluation"."""
+    path = find_model(config.model.path)
+    read = problem_of(config.task).reader(config.task, path, config.train.max_length)
+    return [read(split) for split in splits]
+
+
+def describe(what: str, rows: Rows) -> str:
+    """How many rows there are, and how many are not whole."""
+    counts = {"cut short": rows.truncated, "left out": rows.dropped}
+    lost = [f"{count:,} {how}" for how, count in counts.items() if count]
+    return ", ".join([f"{len(rows):,} {what} rows", *lost])
+
+
+def evaluation_batches(config: RunConfig, rows: Rows) -> Sequence[Batch]:
     """Every row once, in batches of the run's evaluation size."""
     size, length = config.train.eval_batch_size, config.train.max_length
     buckets = choose_buckets(rows.lengths, size, length, max_shapes=config.train.shapes)
     return eval_batches(rows, size, length, buckets=buckets)
-
-
-def encode_split(config: RunConfig, split: str) -> Encoded:
-    """The tokenised rows of the "train" or "evaluation" split."""
-    tokenizer = load_tokenizer(model_folder(config.model.path))
-    return encode(tokenizer, load_examples(config.task, split), config.train.max_length)

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch_file
 
 from goat_jax.errors import UserError
+from goat_jax.models.architecture import ARCHITECTURES
 from goat_jax.models.encoder import Encoder, tiny_config
 from goat_jax.models.encoder_config import EncoderConfig
 from goat_jax.models.load import load_model
@@ -85,14 +86,14 @@ def test_an_unsupported_model_type(folder):
     _edit_config(folder, model_type="robert")
     assert _error(folder) == (
         f"{folder}: model_type 'robert' is not supported (did you mean 'roberta'?): "
-        "use a checkpoint of one of bert, roberta, distilbert"
+        f"use a checkpoint of one of {', '.join(ARCHITECTURES)}"
     )
 
 
 def test_no_model_type(folder):
     (folder / "config.json").write_text("{}")
     assert _error(folder) == (
-        f"{folder / 'config.json'} has no model_type: add one of bert, roberta, distilbert"
+        f"{folder / 'config.json'} has no model_type: add one of {', '.join(ARCHITECTURES)}"
     )
 
 

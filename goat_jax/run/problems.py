@@ -1,0 +1,115 @@
+"""What each kind of task means for a run: its rows, its loss, its scores, the model it needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from goat_jax.data.examples import TextTask, load_examples
+from goat_jax.data.language import LanguageTask
+from goat_jax.data.metrics import score
+from goat_jax.data.rows import Rows
+from goat_jax.data.tasks import Task
+from goat_jax.data.texts import load_texts
+from goat_jax.data.tokenize import encode, load_tokenizer
+from goat_jax.errors import UserError
+from goat_jax.run.objectives import CLASSIFICATION, LANGUAGE, REGRESSION, Objective
+
+Totals = Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A kind of task.
+
+    Attributes:
+        needs: the kind of model it is for (`models.architecture.Architecture.kind`).
+        unit: what its throughput counts.
+        objective: task -> the loss.
+        model_options: task -> fields of the model's config that it settles.
+        reader: (task, the model's folder or file, most tokens in a row) -> split -> its rows.
+        scores: (metric names, sums over all rows, batches' labels and weights, outputs) -> scores.
+    """
+
+    needs: str
+    unit: str
+    objective: Callable[[Any], Objective]
+    model_options: Callable[[Any], dict[str, Any]]
+    reader: Callable[[Any, Path, int], Callable[[str], Rows]]
+    scores: Callable[[Sequence[str], Totals, Sequence[Mapping], np.ndarray], dict[str, float]]
+
+
+def _read_examples(task: TextTask, model: Path, length: int) -> Callable[[str], Rows]:
+    tokenizer = load_tokenizer(model)
+    return lambda split: encode(tokenizer, load_examples(task, split), length)
+
+
+def _read_texts(task: LanguageTask, model: Path, length: int) -> Callable[[str], Rows]:
+    tokenizer = load_tokenizer(model)
+    return lambda split: load_texts(task, split, tokenizer, length)
+
+
+def _score_outputs(
+    metrics: Sequence[str], totals: Totals, batches: Sequence[Mapping], outputs: np.ndarray
+) -> dict[str, float]:
+    """Metrics of predictions: the larger logit, or the one output of a regression."""
+    del totals
+    labels = np.concatenate([batch["labels"] for batch in batches])
+    weights = np.concatenate([batch["weights"] for batch in batches])
+    predictions = outputs[:, 0] if outputs.shape[-1] == 1 else outputs.argmax(-1)
+    return score(metrics, predictions, labels, weights)
+
+
+def _score_tokens(
+    metrics: Sequence[str], totals: Totals, batches: Sequence[Mapping], outputs: np.ndarray
+) -> dict[str, float]:
+    """Metrics that are means over tokens."""
+    del batches, outputs
+    loss = totals["loss"] / totals["count"]
+    known = {
+        "perplexity": math.exp(min(loss, 700.0)),
+        "token_accuracy": totals["token_accuracy"] / totals["count"],
+    }
+    return {name: known[name] for name in metrics}
+
+
+_TEXT = Problem(
+    needs="text encoder",
+    unit="tokens",
+    objective=lambda task: CLASSIFICATION if task.labels else REGRESSION,
+    model_options=lambda task: {"num_labels": max(1, len(task.labels))},
+    reader=_read_examples,
+    scores=_score_outputs,
+)
+_LANGUAGE = Problem(
+    needs="language model",
+    unit="tokens",
+    objective=lambda task: LANGUAGE,
+    model_options=lambda task: {},
+    reader=_read_texts,
+    scores=_score_tokens,
+)
+
+PROBLEMS: dict[type, Problem] = {TextTask: _TEXT, LanguageTask: _LANGUAGE}
+"""Type of a task -> what it means."""
+
+
+def problem_of(task: Task) -> Problem:
+    """The problem a task is.
+
+    >>> problem_of(LanguageTask("notes", "a.jsonl", "b.jsonl")).needs
+    'language model'
+    """
+    return PROBLEMS[type(task)]
+
+
+def check_model(task: Task, kind: str, where: str) -> None:
+    """Raises `UserError` unless a model is of the kind that a task needs."""
+    needs = problem_of(task).needs
+    if kind != needs:
+        raise UserError(f"{where} is a {kind}, but task {task.name} needs a {needs}")
