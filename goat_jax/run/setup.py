@@ -13,7 +13,7 @@ import optax
 
 from goat_jax.config import DTYPES, RunConfig
 from goat_jax.data.batching import choose_buckets
-from goat_jax.data.packages import PACKAGED_MODELS
+from goat_jax.data.packaged_models import PACKAGED_MODELS
 from goat_jax.data.pipeline import batches_per_epoch, eval_batches, train_iterator
 from goat_jax.data.tasks import load_examples
 from goat_jax.data.tokenize import Encoded, encode, load_tokenizer
