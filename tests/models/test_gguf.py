@@ -3,13 +3,19 @@
 import sys
 
 import gguf
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from goat_jax.errors import UserError
+from goat_jax.models.architecture import architecture_of
+from goat_jax.models.fill import fill
 from goat_jax.models.fingerprint import fingerprint
 from goat_jax.models.gguf import LAYER_NAMES, OUTER_NAMES, open_gguf
 from goat_jax.models.gguf_config import LLAMA3_ROPE, llama3_divisors
+from goat_jax.models.torch_names import torch_tensors
 
 LAYERS, HEADS, GROUPS, SIZE, WIDTH, INNER, VOCABULARY = 2, 4, 2, 8, 32, 64, 48
 KINDS = {"F32": 0, "F16": 1e-3, "BF16": 1e-2, "Q8_0": 2e-2}
@@ -101,6 +107,19 @@ def test_tensors_come_back_under_their_names(tmp_path, kind, architecture, biase
         assert weights[name].dtype == np.float32 and type(weights[name]) is np.ndarray
         np.testing.assert_allclose(weights[name], tensor, rtol=0, atol=4 * KINDS[kind])
     assert config["model_type"] == architecture and config["attention_bias"] is biases
+
+
+@pytest.mark.parametrize(("architecture", "biases"), [("llama", False), ("qwen2", True)])
+def test_a_decoder_is_filled(tmp_path, architecture, biases):
+    tensors = hf_tensors(biases, tied=False)
+    config, weights = open_gguf(write(tmp_path / "a.gguf", tensors, architecture))
+    row = architecture_of(config, tmp_path)
+    model = nnx.eval_shape(lambda: row.build(row.config(config), rngs=nnx.Rngs(0)))
+    assert fill(model, weights, row, jax.random.key(0), jnp.float32) == ()
+    found = torch_tensors(model)
+    assert set(found) == set(tensors)
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(found[name], tensor)
 
 
 def test_biases_of_llama_are_put_in_order_too(tmp_path):
