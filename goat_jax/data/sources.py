@@ -1,16 +1,19 @@
 """Where rows come from: every source gives a list of plain dictionaries.
 
-A source is a string. `tfds:NAME` (or `tfds:NAME@SPLIT`) reads a TFDS data set and `reviews:train`
-the demo task's package; anything else is the path of a file.
+A source is a string. `tfds:NAME` (or `tfds:NAME@SPLIT`) reads a TFDS data set, `reviews:train` the
+demo task's package, `digits:train` scikit-learn's digits, `idx:FOLDER@train` files as MNIST has
+them; anything else is the path of a file, or of a folder with a subfolder of images for each class.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from goat_jax.data.formats import FORMATS, Row, first_line
+from goat_jax.data.image_sources import read_digits, read_idx_folder, read_image_folder
 from goat_jax.data.reviews import read_reviews
 from goat_jax.errors import UserError
 
@@ -59,13 +62,21 @@ def read_tfds(
     Traceback (most recent call last):
     goat_jax.errors.UserError: tfds:no_such_set@train: Dataset no_such_set not found.
     """
+    try:
+        return [_plain(row) for row in _open_tfds(name, split, data_dir, download)]
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"tfds:{name}@{split}: {first_line(error)}") from error
+
+
+def _open_tfds(name: str, split: str, data_dir: str | Path | None, download: bool) -> Any:
     import tensorflow_datasets as tfds
     import tensorflow_datasets.text  # noqa: F401  builders of the older kind, glue, register here
 
     try:
         folder = None if data_dir is None else str(data_dir)
-        source = tfds.data_source(name, split=split, data_dir=folder, download=download)
-        return [_plain(row) for row in source]
+        return tfds.data_source(name, split=split, data_dir=folder, download=download)
     except Exception as error:  # TFDS raises from ValueError to AssertionError on bad input
         raise UserError(f"tfds:{name}@{split}: {first_line(error)}") from error
 
@@ -83,26 +94,47 @@ def _plain(value: Any) -> Any:
 
 
 def _tfds(rest: str, split: str, data_dir: str | Path | None) -> list[Row]:
-    name, _, chosen = rest.partition("@")
-    return read_tfds(name, chosen or split, data_dir)
+    name, chosen = _at(rest, split)
+    return read_tfds(name, chosen, data_dir)
 
 
 def _reviews(rest: str, split: str, data_dir: str | Path | None) -> list[Row]:
     return read_reviews(rest, data_dir)
 
 
+def _digits(rest: str, split: str, data_dir: str | Path | None) -> list[Row]:
+    return read_digits(rest)
+
+
+def _idx(rest: str, split: str, data_dir: str | Path | None) -> list[Row]:
+    folder, chosen = _at(rest, split)
+    return read_idx_folder(_path(folder, data_dir), chosen)
+
+
+def _at(rest: str, split: str) -> tuple[str, str]:
+    """`NAME@SPLIT` in two, with the split that is meant if none is named."""
+    name, _, chosen = rest.partition("@")
+    return name, chosen or split
+
+
+def _path(path: str, data_dir: str | Path | None) -> Path:
+    return (Path(data_dir) if data_dir else Path()) / Path(path).expanduser()
+
+
 SCHEMES: dict[str, Callable[[str, str, str | Path | None], list[Row]]] = {
     "tfds": _tfds,
     "reviews": _reviews,
+    "digits": _digits,
+    "idx": _idx,
 }
 
 
 def read_source(source: str, split: str, data_dir: str | Path | None = None) -> list[Row]:
-    """Rows of a source string: `SCHEME:...` with a key of `SCHEMES`, else a file's path.
+    """Rows of a source string: `SCHEME:...` with a key of `SCHEMES`, else a path.
 
     Args:
       source: `tfds:glue/rte`, `tfds:glue/mnli@validation_matched`, `reviews:test`, `data/dev.csv`.
-      split: the TFDS split if the source does not name one after `@`.
+      split: the split if a `tfds:` or `idx:` source does not name one after `@`.
       data_dir: TFDS's folder, the package cache, or the folder relative paths start from.
 
     >>> read_source("dev.json", "train")
@@ -113,4 +145,31 @@ def read_source(source: str, split: str, data_dir: str | Path | None = None) -> 
     scheme, _, rest = source.partition(":")
     if rest and scheme in SCHEMES:
         return SCHEMES[scheme](rest, split, data_dir)
-    return read_rows((Path(data_dir) if data_dir else Path()) / Path(source).expanduser())
+    path = _path(source, data_dir)
+    return read_image_folder(path) if path.is_dir() else read_rows(path)
+
+
+def read_image_source(
+    source: str, split: str, column: str, data_dir: str | Path | None = None
+) -> Sequence[Row]:
+    """As `read_source`, but rows of TFDS are read when asked for, their images as stored bytes.
+
+    Decoded images of a large data set do not fit into memory.
+
+    Args:
+      column: the image's; other columns are as TFDS gives them.
+
+    >>> read_image_source("nowhere.jsonl", "train", "image")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: nowhere.jsonl: no such file
+    """
+    scheme, _, rest = source.partition(":")
+    if scheme != "tfds":
+        return read_source(source, split, data_dir)
+    from tensorflow_datasets import decode, features
+
+    name, chosen = _at(rest, split)
+    rows = _open_tfds(name, chosen, data_dir, download=True)
+    if isinstance(dict(rows.dataset_info.features or {}).get(column), features.Image):
+        return dataclasses.replace(rows, decoders={column: decode.SkipDecoding()})
+    return rows

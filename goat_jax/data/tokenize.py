@@ -1,6 +1,5 @@
 """Texts to token ids: ragged, so that padding is decided batch by batch."""
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,9 @@ import numpy as np
 
 from goat_jax.data.examples import Examples
 from goat_jax.data.formats import first_line
+from goat_jax.data.gguf_file import SUFFIX
+from goat_jax.data.gguf_tokenizer import gguf_tokenizer
+from goat_jax.data.quiet import import_transformers
 from goat_jax.data.rows import Batch, Draw, fill_places, pad_right
 from goat_jax.errors import UserError
 
@@ -77,7 +79,7 @@ class Encoded:
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """The Hugging Face tokenizer stored in a folder; the network is never asked.
+    """The Hugging Face tokenizer in a folder, or that of a .gguf file; the network is never asked.
 
     Raises UserError if the folder is missing, holds no vocabulary, or cannot be read.
 
@@ -86,16 +88,16 @@ def load_tokenizer(folder: str | Path) -> Any:
     goat_jax.errors.UserError: nowhere: no such tokenizer folder
     """
     folder = Path(folder).expanduser()
+    if folder.suffix == SUFFIX:
+        return gguf_tokenizer(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such tokenizer folder")
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         raise UserError(f"{folder}: no tokenizer in it: needs one of {', '.join(VOCABULARY_FILES)}")
-    # It says at every import that torch is not there, which is as it should be.
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return import_transformers().AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True
+        )
     except Exception as error:  # what transformers raises depends on the file that is damaged
         raise UserError(f"{folder}: the tokenizer cannot be loaded: {first_line(error)}") from error
 

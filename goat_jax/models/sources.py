@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from goat_jax.data.formats import first_line
-from goat_jax.data.packages import PACKAGED_MODELS
+from goat_jax.data.packaged_models import PACKAGED_MODELS
 from goat_jax.errors import UserError, nearest
 from goat_jax.models.safetensors import Weights, open_weights, read_json
 
@@ -30,7 +30,7 @@ def find_model(path: str) -> Path:
     >>> find_model("package:minilmm")
     Traceback (most recent call last):
     goat_jax.errors.UserError: no packaged model 'minilmm' (did you mean 'minilm'?); there are: \
-minilm
+minilm, smollm2
     """
     if path.startswith(PACKAGE):
         name = path.removeprefix(PACKAGE)

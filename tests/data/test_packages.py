@@ -8,8 +8,9 @@ import zipfile
 
 import pytest
 
-from goat_jax.data import packages
-from goat_jax.data.packages import extract_members, fetch_package, file_sha256, minilm_folder
+from goat_jax.data import packaged_models, packages
+from goat_jax.data.packaged_models import minilm_folder, smollm2_file
+from goat_jax.data.packages import extract_members, fetch_package, file_sha256
 from goat_jax.data.tokenize import load_tokenizer
 from goat_jax.errors import UserError
 
@@ -125,21 +126,29 @@ def test_extract_from_a_damaged_archive(tmp_path):
         extract_members(tmp_path / "a.zip", {"x": "x"}, tmp_path / "out")
 
 
-def test_minilm_folder_comes_from_the_cached_wheel(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "members", "get", "expected"),
+    [
+        ("minilm", packaged_models.MINILM_MEMBERS, minilm_folder, "model.safetensors"),
+        ("smollm2", packaged_models.SMOLLM2_MEMBERS, smollm2_file, packaged_models.SMOLLM2_GGUF),
+    ],
+)
+def test_a_model_comes_from_the_cached_wheel(tmp_path, monkeypatch, name, members, get, expected):
     """A stand-in wheel of the right name and, by the table, of the right hash."""
-    package = packages.PACKAGES["minilm"]
+    package = packages.PACKAGES[name]
     with zipfile.ZipFile(tmp_path / package.filename, "w") as archive:
-        for member in packages.MINILM_MEMBERS:
+        for member in members:
             archive.writestr(member, member)
     digest = file_sha256(tmp_path / package.filename)
     pinned = packages.Package(package.requirement, package.filename, digest, package.licence)
-    monkeypatch.setitem(packages.PACKAGES, "minilm", pinned)
+    monkeypatch.setitem(packages.PACKAGES, name, pinned)
     monkeypatch.setattr(subprocess, "run", no_pip)
-    folder = minilm_folder(tmp_path)
-    names = {"config.json", "model.safetensors", "tokenizer.json", "LICENSE"}
-    assert names <= {path.name for path in folder.iterdir()}
+    found = get(tmp_path)
+    folder = found if found.is_dir() else found.parent
+    assert {expected, "LICENSE"} <= {path.name for path in folder.iterdir()}
+    assert len(list(folder.iterdir())) == len(members) and found in (folder, folder / expected)
     (tmp_path / package.filename).unlink()
-    assert minilm_folder(tmp_path) == folder
+    assert get(tmp_path) == found
 
 
 @pytest.mark.slow

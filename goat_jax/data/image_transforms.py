@@ -1,0 +1,145 @@
+"""From a decoded image to the numbers a model takes: colours, crop, size, normalisation.
+
+The training view is the usual random resized crop (Szegedy et al., "Going Deeper with
+Convolutions", 2015, section 6), the evaluation view a resize of the shorter side and a centre
+crop. Sizes are rounded as torchvision rounds them, and Pillow resizes, so that a model sees here
+what it saw when it was trained there.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from goat_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Box = tuple[int, int, int, int]
+"""top, left, height, width in pixels."""
+
+TRIES = 10
+
+
+def array_image(array: np.ndarray) -> "Image.Image":
+    """An image of uint8 values (H, W), (H, W, 1) or (H, W, 3).
+
+    >>> array_image(np.zeros((4, 6, 1), np.uint8)).size
+    (6, 4)
+    """
+    from PIL import Image
+
+    plain = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
+    if (
+        array.dtype != np.uint8
+        or not (plain.ndim == 2 or plain.shape[2:] == (3,))
+        or not array.size
+    ):
+        raise UserError(
+            f"an array of {array.dtype} {array.shape} is no image: give uint8 values"
+            " (H, W), (H, W, 1) or (H, W, 3)"
+        )
+    return Image.fromarray(plain)
+
+
+def to_rgb(image: "Image.Image") -> "Image.Image":
+    """Any image as upright RGB, 8 bits a channel; transparency is dropped.
+
+    >>> from PIL import Image
+    >>> to_rgb(Image.new("I;16", (1, 1), 0xFF00)).getpixel((0, 0))
+    (255, 255, 255)
+    """
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise UserError("an image of floating-point values has no range of colours: give integers")
+    if image.mode.startswith("I"):  # 16 bits: Pillow itself would clip, not scale
+        high = np.asarray(image).astype(np.int64) >> 8
+        image = Image.fromarray(np.clip(high, 0, 255).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def crop_box(
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> Box:
+    """A random box of an image of height x width.
+
+    Args:
+      scale: the box's share of the area is uniform in this range.
+      ratio: its width / height is log-uniform in this range.
+
+    A box that does not fit is drawn again, ten times in all; then it is the largest centred box
+    whose ratio is in the range.
+
+    >>> crop_box(10, 10, np.random.default_rng(0), (1.0, 1.0), (1.0, 1.0))
+    (0, 0, 10, 10)
+    """
+    for _ in range(TRIES):
+        area = height * width * rng.uniform(*scale)
+        shape = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        rows, columns = round(math.sqrt(area / shape)), round(math.sqrt(area * shape))
+        if 0 < rows <= height and 0 < columns <= width:
+            top = int(rng.integers(height - rows + 1))
+            left = int(rng.integers(width - columns + 1))
+            return top, left, rows, columns
+    return _largest_box(height, width, ratio)
+
+
+def _largest_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
+    rows, columns = height, width
+    if width < ratio[0] * height:
+        rows = max(1, round(width / ratio[0]))
+    elif width > ratio[1] * height:
+        columns = max(1, round(height * ratio[1]))
+    return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
+def resized_crop(image: "Image.Image", box: Box, size: int) -> "Image.Image":
+    """The box of an image, resized to size x size (bicubic, with antialiasing).
+
+    >>> from PIL import Image
+    >>> resized_crop(Image.new("RGB", (8, 6)), (1, 2, 4, 4), 3).size
+    (3, 3)
+    """
+    from PIL import Image
+
+    top, left, height, width = box
+    cut = image.crop((left, top, left + width, top + height))
+    return cut.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def centre_view(image: "Image.Image", size: int) -> "Image.Image":
+    """The shorter side resized to `size` (bicubic), then the middle size x size pixels.
+
+    >>> from PIL import Image
+    >>> centre_view(Image.new("RGB", (8, 6)), 3).size
+    (3, 3)
+    """
+    from PIL import Image
+
+    width, height = image.size
+    shorter = min(width, height)
+    # Cut off, not rounded, as torchvision has it.
+    resized = (size * width // shorter, size * height // shorter)
+    image = image.resize(resized, Image.Resampling.BICUBIC)
+    left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+def normalise(image: "Image.Image", mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """(H, W, 3) float32: grey levels as 0 to 1, less the mean, by the deviation of a channel.
+
+    >>> from PIL import Image
+    >>> normalise(Image.new("RGB", (1, 1), (255, 0, 0)), (0.5,) * 3, (0.5,) * 3).tolist()
+    [[[1.0, -1.0, -1.0]]]
+    """
+    unit = np.asarray(image, np.float32) / np.float32(255)
+    return (unit - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)

@@ -1,0 +1,212 @@
+"""Images as rows of batches: decoded, cropped and normalised when a batch asks for them."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from goat_jax.data.examples import DEFAULT_SPLITS, read_column, read_label, spaced
+from goat_jax.data.formats import Row, first_line
+from goat_jax.data.image_tasks import ImageTask
+from goat_jax.data.image_transforms import (
+    array_image,
+    centre_view,
+    crop_box,
+    normalise,
+    resized_crop,
+    to_rgb,
+)
+from goat_jax.data.rows import Batch, Draw, fill_places
+from goat_jax.data.sources import read_image_source
+from goat_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True, eq=False)
+class ImageRows:
+    """N labelled images.
+
+    Attributes:
+      task: how they are seen.
+      source: where they come from, for messages.
+      rows: of the source.
+      numbers: N places in `rows`.
+      labels: [N] int32 class ids.
+      skipped: how many rows were left out since their image cannot be decoded.
+      lengths: [N] int32, all one: every batch has the same shape.
+      truncated: none ever is.
+
+    >>> task = ImageTask("dots", "", "", labels=("a", "b"), image_size=2)
+    >>> rows = ImageRows(task, "here", [{"image": np.zeros((4, 4), np.uint8)}], [0], np.array([1]))
+    >>> rows.gather(np.array([0, -1]), 1)["pixel_values"].shape
+    (2, 2, 2, 3)
+    """
+
+    task: ImageTask
+    source: str
+    rows: Sequence[Row] = field(repr=False)
+    numbers: Sequence[int] = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+    skipped: int = 0
+    lengths: np.ndarray = field(init=False, repr=False)
+    truncated: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lengths", np.ones(len(self.labels), np.int32))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def gather(self, rows: np.ndarray, length: int, draw: Draw = None) -> Batch:
+        """One batch.
+
+        Args:
+          rows: [B] row numbers; a `FILLER` place repeats the last real row with weight 0.
+          length: every image has length 1.
+          draw: numbers that seed the crops, for training; None for the evaluation view.
+
+        A crop follows from `draw` and its row's number alone, so that the processes that share a
+        batch see what one process would see.
+
+        Returns `pixel_values` [B, image_size, image_size, 3] float32, `labels` [B] int32 and
+        `weights` [B] float32. Raises UserError for an image that cannot be decoded.
+        """
+        del length
+        numbers, weights = fill_places(rows)
+        return {
+            "pixel_values": np.stack([self.pixels(int(number), draw) for number in numbers]),
+            "labels": self.labels[numbers],
+            "weights": weights,
+        }
+
+    def pixels(self, number: int, draw: Draw = None) -> np.ndarray:
+        """What the model sees of one row, (image_size, image_size, 3) float32."""
+        task, place = self.task, self.numbers[number]
+        where = f"{self.source}: row {place + 1}"
+        image = decode_image(self.rows[place].get(task.image), where, task.data_dir)
+        if draw is None:
+            view = centre_view(image, task.image_size)
+        else:
+            view = training_view(image, task, np.random.default_rng((*draw, number)))
+        return normalise(view, task.mean, task.std)
+
+
+def training_view(image: "Image.Image", task: ImageTask, rng: np.random.Generator) -> "Image.Image":
+    """A random crop, mirrored or not, as the task says.
+
+    >>> from PIL import Image
+    >>> task = ImageTask("dots", "", "", labels=("a", "b"), image_size=2)
+    >>> training_view(Image.new("RGB", (5, 4)), task, np.random.default_rng(0)).size
+    (2, 2)
+    """
+    from PIL import ImageOps
+
+    if task.train_crop is None:
+        view = centre_view(image, task.image_size)
+    else:
+        box = crop_box(image.height, image.width, rng, task.train_crop, task.train_ratio)
+        view = resized_crop(image, box, task.image_size)
+    return ImageOps.mirror(view) if task.flip and rng.random() < 0.5 else view
+
+
+def decode_image(value: Any, where: str, folder: str | Path | None = None) -> "Image.Image":
+    """The upright RGB image of a path, of a file's bytes or of an array.
+
+    Args:
+      value: a path, absolute or from `folder`; bytes; or uint8 values (H, W[, 1 or 3]).
+      where: source and row, for the message of a UserError.
+
+    >>> decode_image("nowhere.png", "pets.csv: row 3")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: pets.csv: row 3: nowhere.png: no such file
+    """
+    return _read(value, where, folder, whole=True)
+
+
+def check_image(value: Any, where: str, folder: str | Path | None = None) -> None:
+    """As `decode_image`, but reads the start of a file only, which tells what it is.
+
+    >>> check_image(b"GIF87", "pets.csv: row 3")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: pets.csv: row 3: the image cannot be decoded (unknown format): \
+repair it, or set on_bad_image to 'skip'
+    """
+    _read(value, where, folder, whole=False)
+
+
+def _read(value: Any, where: str, folder: str | Path | None, whole: bool) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(value, str | Path):
+        value = Path(folder or "") / Path(value).expanduser()
+        if not value.is_file():
+            raise UserError(f"{where}: {value}: no such file")
+    elif not isinstance(value, bytes | np.ndarray):
+        raise UserError(
+            f"{where}: {type(value).__name__} is no image: give a path, bytes or an array"
+        )
+    try:
+        if isinstance(value, np.ndarray):
+            return to_rgb(array_image(value))
+        with Image.open(io.BytesIO(value) if isinstance(value, bytes) else value) as image:
+            return to_rgb(image) if whole else None
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except Exception as error:  # what Pillow raises depends on the format and where it is damaged
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "unknown format" if unknown else first_line(error)
+        name = f"{value}" if isinstance(value, Path) else "the image"
+        raise UserError(
+            f"{where}: {name} cannot be decoded ({reason}):"
+            " repair it, or set on_bad_image to 'skip'"
+        ) from None
+
+
+def load_images(task: ImageTask, split: str) -> ImageRows:
+    """The rows of a task's `train` or `evaluation` source; images are decoded batch by batch.
+
+    Here only the start of every file is read, unless the task skips bad images: then each is
+    decoded once, and those that cannot be are left out and counted.
+
+    Raises UserError naming source and row number (from 1) for a row without image or label, for a
+    label that is no class of the task, and for a file that is missing or no image.
+
+    >>> task = ImageTask("pets", "a.csv", "b.csv", labels=("cat", "dog"))
+    >>> load_images(task, "dev")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: task pets has no split 'dev': use train or evaluation
+    """
+    if split not in DEFAULT_SPLITS:
+        raise UserError(f"task {task.name} has no split {split!r}: use train or evaluation")
+    source = task.train if split == "train" else task.evaluation
+    limit = task.train_limit if split == "train" else task.evaluation_limit
+    rows = read_image_source(source, DEFAULT_SPLITS[split], task.image, task.data_dir)
+    numbers, labels, problems = [], [], []
+    for number in spaced(len(rows), limit):
+        row, where = rows[number], f"{source}: row {number + 1}"
+        label = read_label(row, task.label, task.labels, where)
+        if problem := _problem(read_column(row, task.image, where), where, task):
+            problems.append(problem)
+        else:
+            numbers.append(number)
+            labels.append(label)
+    if not numbers:
+        raise problems[0] if problems else UserError(f"{source}: no rows")
+    return ImageRows(task, source, rows, numbers, np.array(labels, np.int32), len(problems))
+
+
+def _problem(value: Any, where: str, task: ImageTask) -> UserError | None:
+    """What is wrong with an image, raised unless the task skips it."""
+    check = decode_image if task.on_bad_image == "skip" else check_image
+    try:
+        check(value, where, task.data_dir)
+    except UserError as error:
+        if task.on_bad_image == "error":
+            raise
+        return error
+    return None

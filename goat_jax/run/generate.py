@@ -1,0 +1,210 @@
+"""Text from a language model: one jitted prefill, one jitted step per token, a cache in between."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from goat_jax.errors import UserError
+from goat_jax.layers import merge_model, split_model
+from goat_jax.models.decoder import Cache
+from goat_jax.typing import Array, Key, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        temperature: 0 takes the most likely token; above, logits are divided by it.
+        top_p: only the most likely tokens that together have this probability.
+        max_new_tokens: at most so many a prompt.
+        stop: texts that end the answer; they are not part of it.
+        seed: of the draws.
+
+    Raises:
+        UserError: a number out of its range.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 64
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise UserError(f"temperature {self.temperature} must be 0 (greedy) or above")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p {self.top_p} must be above 0 and at most 1")
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens {self.max_new_tokens} must be at least 1")
+
+
+def choose(logits: Array, key: Key, temperature: float, top_p: float) -> Array:
+    """The next token (B,) int32 for logits (B, V) float32.
+
+    >>> choose(jnp.array([[0.0, 2.0, 1.0]]), jax.random.key(0), 0.0, 1.0)
+    Array([1], dtype=int32)
+    """
+    if temperature == 0.0:
+        return logits.argmax(-1).astype(jnp.int32)
+    logits = logits / temperature
+    if top_p < 1.0:
+        logits = jnp.where(_among_likely(logits, top_p), logits, -jnp.inf)
+    return jax.random.categorical(key, logits).astype(jnp.int32)
+
+
+def _among_likely(logits: Array, top_p: float) -> Array:
+    """Whether the tokens more likely than this one have less than top_p together."""
+    order = jnp.argsort(-logits, axis=-1)
+    ordered = jnp.take_along_axis(jax.nn.softmax(logits), order, axis=-1)
+    before = jnp.cumsum(ordered, axis=-1) - ordered
+    return jnp.take_along_axis(before < top_p, jnp.argsort(order, axis=-1), axis=-1)
+
+
+class Generator:
+    """Answers prompts with a decoder, its adapters active.
+
+    Args:
+        model: a `Decoder`, with adapters or without.
+        tokenizer: of its checkpoint.
+
+    The arrays of the model are arguments of the jitted steps, so new weights need no new compile.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any):
+        graph, self._trainable, self._base = split_model(model)
+        self.config, self.tokenizer = model.config, tokenizer
+        self._empty = partial(model.empty_cache)
+        self._prefill = jax.jit(partial(_extend, graph), donate_argnums=4)
+        self._choose = jax.jit(choose, static_argnums=(2, 3))
+
+    def tokens(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[np.ndarray]:
+        """Yields the next token (B,) of all prompts, one array a step.
+
+        After the model's end-of-text token a row repeats it; the steps end when all rows have.
+
+        Args:
+            prompts: token ids, of any lengths.
+
+        Raises:
+            UserError: an empty prompt, or one that with the new tokens exceeds the context.
+        """
+        longest = max(map(len, prompts))
+        self._check(prompts, longest + sampling.max_new_tokens)
+        ids, mask = pad_left(prompts, self.config.pad_id or 0)
+        cache = self._empty(len(prompts), longest + sampling.max_new_tokens)
+        key = jax.random.key(sampling.seed)
+        ended = np.zeros(len(prompts), bool)
+        for step in range(sampling.max_new_tokens):
+            logits, cache = self._prefill(self._trainable, self._base, ids, mask, cache)
+            own = jax.random.fold_in(key, step)
+            chosen = self._choose(logits, own, sampling.temperature, sampling.top_p)
+            tokens = np.array(chosen)
+            if self.config.eos_ids:
+                tokens[ended] = self.config.eos_ids[0]
+                ended |= np.isin(tokens, self.config.eos_ids)
+            yield tokens
+            if ended.all():
+                return
+            ids, mask = jnp.asarray(tokens)[:, None], jnp.ones((len(prompts), 1), jnp.int32)
+
+    def _check(self, prompts: Sequence[Sequence[int]], tokens: int) -> None:
+        if not all(prompts):
+            raise UserError("an empty prompt: give it at least one token")
+        # Dynamic scaling stretches as far as it must.
+        if tokens > self.config.context and self.config.rope.kind != "dynamic":
+            raise UserError(
+                f"a prompt and its answer may need {tokens} tokens, more than the model's context "
+                f"of {self.config.context}: shorten the prompt or ask for fewer new tokens"
+            )
+
+    def answers(
+        self,
+        prompts: Sequence[str],
+        sampling: Sampling,
+        stream: Callable[[str], None] | None = None,
+    ) -> list[str]:
+        """The texts that follow the prompts.
+
+        Args:
+            prompts: texts of any lengths.
+            stream: is handed the pieces of the first answer as they come.
+        """
+        encoded = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
+        found: list[list[int]] = [[] for _ in prompts]
+        done = [False] * len(prompts)
+        shown = ""
+        for tokens in self.tokens(encoded, sampling):
+            for row, token in enumerate(tokens.tolist()):
+                if done[row]:
+                    continue
+                done[row] = token in self.config.eos_ids
+                if not done[row]:
+                    found[row].append(token)
+                    done[row] = _cut(self._text(found[row]), sampling.stop)[1]
+            if stream is not None:
+                text = self._printable(found[0], sampling.stop, done[0])
+                stream(text[len(shown) :])
+                shown = text
+            if all(done):
+                break
+        return [_cut(self._text(ids), sampling.stop)[0] for ids in found]
+
+    def _text(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _printable(self, ids: list[int], stop: Sequence[str], done: bool) -> str:
+        """What of an unfinished answer cannot change any more."""
+        text, stopped = _cut(self._text(ids), stop)
+        if done or stopped:
+            return text
+        # The end may be half a character, or the beginning of a stop text.
+        text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        held = max((_overlap(text, ending) for ending in stop), default=0)
+        return text[: len(text) - held]
+
+
+def _extend(
+    graph: Any, trainable: dict[str, PyTree], base: PyTree, ids: Array, mask: Array, cache: Cache
+) -> tuple[Array, Cache]:
+    """Logits (B, V) after the last of these tokens, and the cache with them."""
+    model = merge_model(graph, trainable, base)
+    hidden, cache = model.extend(ids, mask, cache)
+    return model.logits(hidden[:, -1]), cache
+
+
+def pad_left(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Array, Array]:
+    """Token ids and mask (B, T) int32, every prompt ending in the last column.
+
+    >>> ids, mask = pad_left([[5], [6, 7]], 0)
+    >>> ids.tolist(), mask.tolist()
+    ([[0, 5], [6, 7]], [[0, 1], [1, 1]])
+    """
+    longest = max(map(len, prompts))
+    ids = np.full((len(prompts), longest), pad, np.int32)
+    mask = np.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = prompt
+        mask[row, longest - len(prompt) :] = 1
+    return jnp.asarray(ids), jnp.asarray(mask)
+
+
+def _cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first stop text, and whether there was one."""
+    places = [place for ending in stop if (place := text.find(ending)) >= 0]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+def _overlap(text: str, ending: str) -> int:
+    """How many characters at the end of a text could begin an ending."""
+    return next(
+        (n for n in range(min(len(text), len(ending)), 0, -1) if text.endswith(ending[:n])), 0
+    )
