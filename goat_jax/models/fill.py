@@ -15,7 +15,7 @@ from flax import nnx
 
 from goat_jax.errors import UserError
 from goat_jax.models.architecture import Architecture
-from goat_jax.models.common import LayerNorm, RMSNorm
+from goat_jax.models.common import Constant, LayerNorm, RMSNorm
 from goat_jax.models.safetensors import WeightFiles
 from goat_jax.models.torch_names import Layout, parameters
 from goat_jax.sites import Site
@@ -79,7 +79,7 @@ def fill(
     fresh: list[str] = []
     for slot in slots:
         if slot.names[0] in stored:
-            keep = isinstance(slot.site.module, (LayerNorm, RMSNorm)) or _is_head(
+            keep = isinstance(slot.site.module, (LayerNorm, RMSNorm, Constant)) or _is_head(
                 slot.names[0], architecture
             )
             slot.set(_read(slot, stored, weights, jnp.float32 if keep else dtype))
@@ -98,6 +98,8 @@ def _canonical_names(weights: WeightFiles, architecture: Architecture) -> dict[s
         name = prefix + own
         for old, new in OLD_NAMES.items():
             name = name.removesuffix(old) + new if name.endswith(old) else name
+        for pattern, today in architecture.renamed:
+            name = re.sub(pattern, today, name)
         names[name] = own
     return names
 
