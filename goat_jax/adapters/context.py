@@ -17,8 +17,9 @@ class Context:
 
     Attributes:
         key: PRNG key of the dropout masks; None is eval mode, no dropout anywhere.
-        mask: non-zero where a token is real, the shape of x without its feature axis; None if all
-            are. Balance losses and the expert load leave masked tokens out.
+        mask: non-zero where a token is real, the shape of x without its feature axis, or one that
+            broadcasts to it; None if all are. Balance losses and the expert load leave masked
+            tokens out.
     """
 
     key: Key | None = None

@@ -10,7 +10,14 @@ from typing import Any
 from flax import nnx
 
 from goat_jax.errors import UserError, nearest
-from goat_jax.models import decoder, decoder_config, encoder
+from goat_jax.models import (
+    decoder,
+    decoder_config,
+    encoder,
+    vision,
+    vision_families,
+    vision_heads,
+)
 from goat_jax.models.encoder_families import FAMILIES
 
 
@@ -26,6 +33,7 @@ class Architecture:
         ignored: names in a checkpoint that the model does not need, a regular expression.
         head: names of modules a checkpoint may lack: they start fresh. The last one has an
             output per label. Empty for models that have nothing but what was pretrained.
+        renamed: pattern of a stored name -> today's name, in the order in which they apply.
     """
 
     kind: str
@@ -34,6 +42,7 @@ class Architecture:
     prefix: str
     ignored: str
     head: tuple[str, ...]
+    renamed: tuple[tuple[str, str], ...] = ()
 
 
 def _encoder(name: str, ignored: str) -> Architecture:
@@ -57,11 +66,31 @@ _DECODER = Architecture(
     head=(),
 )
 
+
+def _vision(name: str, ignored: str) -> Architecture:
+    family = vision_families.FAMILIES[name]
+    return Architecture(
+        kind="image encoder",
+        config=vision.VisionConfig.from_hf,
+        build=vision.VisionModel,
+        prefix=family.prefix + ".",
+        ignored=ignored,
+        head=(vision_heads.CLASSIFIER,),
+        renamed=family.renamed,
+    )
+
+
+_CLIP_REST = r"text_\w+\..*|visual_projection\..*|logit_scale|.*position_ids"
+
 ARCHITECTURES: dict[str, Architecture] = {
     "bert": _encoder("bert", r"cls\..*|.*position_ids"),
     "roberta": _encoder("roberta", r"lm_head\..*|.*pooler\.dense\..*|.*position_ids"),
     "distilbert": _encoder("distilbert", r"vocab_\w+\..*|.*position_ids"),
     **dict.fromkeys(decoder_config.FAMILIES, _DECODER),
+    "clip": _vision("clip", _CLIP_REST),
+    "clip_vision_model": _vision("clip_vision_model", _CLIP_REST),
+    "vit": _vision("vit", r"vit\.pooler\..*|decoder\..*|.*mask_token"),
+    "dinov2": _vision("dinov2", r".*mask_token"),
 }
 
 

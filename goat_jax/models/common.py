@@ -93,7 +93,7 @@ class Projection(nnx.Module):
 
 class PatchEmbedding(nnx.Module):
     """Cuts images into square patches and maps each linearly: a convolution whose stride is its
-    width.
+    width. What does not fill a patch, at the bottom and on the right, is left out.
 
     >>> PatchEmbedding(8, 3, 16, use_bias=False, rngs=nnx.Rngs(0))(jnp.ones((2, 32, 24, 3))).shape
     (2, 4, 3, 16)
@@ -111,6 +111,7 @@ class PatchEmbedding(nnx.Module):
         patch, _, channels, features = kernel.shape
         batch, height, width, _ = images.shape
         rows, columns = height // patch, width // patch
+        images = images[:, : rows * patch, : columns * patch]
         cut = images.reshape(batch, rows, patch, columns, patch, channels)
         flat = cut.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows, columns, -1)
         y = jnp.dot(flat.astype(kernel.dtype), kernel.reshape(-1, features))
@@ -130,14 +131,15 @@ class Constant(nnx.Module):
         return self.value[...]
 
 
-def attend(query: Array, key: Array, value: Array, keep: Array) -> Array:
+def attend(query: Array, key: Array, value: Array, keep: Array | None) -> Array:
     """Scaled dot-product attention (B, T, N, H); the softmax is in float32.
 
     A row that may attend to nothing gives the mean of all values, never NaN.
 
     Args:
         query: (B, T, N, H).  key, value: (B, T, N, H), or fewer heads that divide N.
-        keep: true where a query may attend to a key, broadcastable to (B, N, T, T).
+        keep: true where a query may attend to a key, broadcastable to (B, N, T, T);
+            None if everywhere.
 
     >>> x = jnp.ones((1, 3, 2, 4), jnp.bfloat16)
     >>> attend(x, x, x, jnp.array([True, True, False])[None, None, None]).dtype

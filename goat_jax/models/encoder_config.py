@@ -89,7 +89,7 @@ class EncoderConfig:
         for name in overrides:
             if name not in fields:
                 raise UserError(f"an encoder has no setting {name!r}{nearest(name, fields)}")
-        values = {**family.defaults, "num_labels": _num_labels(hf)}
+        values = {**family.defaults, "num_labels": label_count(hf)}
         read = {field: hf[key] for field, key in family.keys.items() if hf.get(key) is not None}
         values |= read | {"family": hf["model_type"]} | overrides
         for field, key in family.keys.items():
@@ -98,8 +98,12 @@ class EncoderConfig:
         return cls(**values)
 
 
-def _num_labels(hf: Mapping[str, Any]) -> int:
-    """The labels' names count, whatever num_labels says, as in transformers; 2 without either."""
+def label_count(hf: Mapping[str, Any]) -> int:
+    """The labels' names count, whatever num_labels says, as in transformers; 2 without either.
+
+    >>> label_count({"id2label": {"0": "cat", "1": "dog", "2": "eel"}, "num_labels": 2})
+    3
+    """
     names = hf.get("id2label")
     return len(names) if names is not None else hf.get("num_labels", 2)
 

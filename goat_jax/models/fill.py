@@ -16,7 +16,7 @@ from flax import nnx
 
 from goat_jax.errors import UserError
 from goat_jax.models.architecture import Architecture
-from goat_jax.models.common import LayerNorm, RMSNorm
+from goat_jax.models.common import Constant, LayerNorm, RMSNorm
 from goat_jax.models.safetensors import Weights
 from goat_jax.models.torch_names import Layout, parameters
 from goat_jax.sites import Site
@@ -27,6 +27,9 @@ OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm
 
 ShardingOf = Callable[[Site, str], Any]
 """(module's site, name of its parameter) -> the sharding of the (stacked) parameter."""
+
+FLOAT32 = (LayerNorm, RMSNorm, Constant)
+"""Modules that stay in float32 whatever the dtype of the weights: small, and worth their digits."""
 
 STORED = ("F64", "F32", "F16", "BF16")
 """How a tensor may be stored; everything else is quantised or no weight."""
@@ -86,9 +89,8 @@ def fill(
     fresh: list[str] = []
     for slot in slots:
         if slot.names[0] in stored:
-            keep = isinstance(slot.site.module, (LayerNorm, RMSNorm)) or _is_head(
-                slot.names[0], architecture
-            )
+            small = isinstance(slot.site.module, FLOAT32)
+            keep = small or _is_head(slot.names[0], architecture)
             own = partial(_read, slot, stored, weights, jnp.float32 if keep else dtype)
         else:
             own = partial(_start, slot, key)
@@ -107,6 +109,8 @@ def _canonical_names(weights: Weights, architecture: Architecture) -> dict[str, 
         name = prefix + own
         for old, new in OLD_NAMES.items():
             name = name.removesuffix(old) + new if name.endswith(old) else name
+        for pattern, today in architecture.renamed:
+            name = re.sub(pattern, today, name)
         names[name] = own
     return names
 

@@ -13,7 +13,7 @@ import numpy as np
 from goat_jax.data.gguf_file import GgufFile, import_gguf, read_gguf
 from goat_jax.errors import UserError
 from goat_jax.models.gguf_config import ROPE_FACTORS, architecture_of, hf_config
-from goat_jax.models.safetensors import Entry, WeightFiles
+from goat_jax.models.safetensors import Entry, Weights
 
 OUTER_NAMES = {
     "token_embd": "model.embed_tokens",
@@ -51,7 +51,7 @@ class Stored:
 
 
 @dataclasses.dataclass(frozen=True)
-class GgufWeights(WeightFiles):
+class GgufWeights(Weights):
     """Hugging Face tensor name -> float32 array, dequantised at each access.
 
     Attributes:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from goat_jax.adapters.context import Context
 from goat_jax.errors import UserError
-from goat_jax.models import decoder_config, encoder_families
+from goat_jax.models import decoder_config, encoder_families, vision_families
 from goat_jax.run.objectives import (
     CLASSIFICATION,
+    IMAGE_CLASSIFICATION,
     LANGUAGE,
     REGRESSION,
     Objective,
@@ -53,15 +55,31 @@ def _complete_tokens(batch: Inputs, where: str) -> Inputs:
     return defaults | batch
 
 
-def _sequence_classification(hf: Mapping[str, Any]) -> Objective:
+def _complete_images(batch: Inputs, where: str) -> Inputs:
+    """PyTorch's images have their channels first, ours last."""
+    images, labels = batch["pixel_values"], batch["labels"]
+    if images.ndim != 4 or labels.shape != images.shape[:1]:
+        raise UserError(
+            f"{where}: pixel_values have shape {images.shape} and labels {labels.shape}: they must "
+            "be (batch, channels, height, width) and (batch,)"
+        )
+    weights = np.ones(labels.shape, np.float32)
+    own = {"pixel_values": np.ascontiguousarray(images.transpose(0, 2, 3, 1))}
+    return {"weights": weights} | batch | own
+
+
+_TEXT_PROBLEMS = {"regression": REGRESSION, "single_label_classification": CLASSIFICATION}
+_IMAGE_PROBLEMS = {"single_label_classification": IMAGE_CLASSIFICATION}
+
+
+def _classification(problems: Mapping[str, Objective], hf: Mapping[str, Any]) -> Objective:
     """One label is a regression, as in transformers, unless problem_type says otherwise."""
     labels = hf.get("num_labels") or len(hf.get("id2label") or (0, 1))
     default = "regression" if labels == 1 else "single_label_classification"
     problem = hf.get("problem_type") or default
-    known = {"regression": REGRESSION, "single_label_classification": CLASSIFICATION}
-    if problem not in known or (problem == "regression" and labels != 1):
+    if problem not in problems or (problem == "regression" and labels != 1):
         raise UserError(f"config.json: {problem!r} with {labels} labels is not covered by parity")
-    return known[problem]
+    return problems[problem]
 
 
 def _complete_language(batch: Inputs, where: str) -> Inputs:
@@ -100,17 +118,28 @@ _DECODER = Family(
 _ENCODER = Family(
     inputs=("input_ids", "attention_mask", "token_type_ids"),
     complete=_complete_tokens,
-    objective=_sequence_classification,
+    objective=partial(_classification, _TEXT_PROBLEMS),
+)
+_IMAGES = Family(
+    inputs=("pixel_values",),
+    complete=_complete_images,
+    objective=partial(_classification, _IMAGE_PROBLEMS),
 )
 
 FAMILIES: dict[str, Family] = {
     **dict.fromkeys(encoder_families.FAMILIES, _ENCODER),
     **dict.fromkeys(decoder_config.FAMILIES, _DECODER),
+    **dict.fromkeys(vision_families.FAMILIES, _IMAGES),
 }
 """model_type of config.json -> its family."""
 
 
-LABELS = {CLASSIFICATION: np.int32, REGRESSION: np.float32, _LANGUAGE: np.int32}
+LABELS = {
+    CLASSIFICATION: np.int32,
+    REGRESSION: np.float32,
+    IMAGE_CLASSIFICATION: np.int32,
+    _LANGUAGE: np.int32,
+}
 """Objective -> the dtype of its labels."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,15 +29,20 @@ class Objective:
     count: Callable[[Batch], Array]
 
 
-def _logits(model: Any, batch: Batch, ctx: Context) -> Array:
-    return model(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"], ctx=ctx)
+TOKENS = ("input_ids", "attention_mask", "token_type_ids")
+IMAGES = ("pixel_values",)
+"""What a model is called with: names of a batch's arrays, in the order of its arguments."""
+
+
+def _logits(inputs: tuple[str, ...], model: Any, batch: Batch, ctx: Context) -> Array:
+    return model(*(batch[name] for name in inputs), ctx=ctx)
 
 
 def _classification_loss(
-    model: Any, batch: Batch, ctx: Context
+    inputs: tuple[str, ...], model: Any, batch: Batch, ctx: Context
 ) -> tuple[Array, dict[str, Array], Array]:
     """Cross entropy; batch has labels (B,) and weights (B,), 0 for rows that only fill up."""
-    logits = _logits(model, batch, ctx)
+    logits = _logits(inputs, model, batch, ctx)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
     correct = (logits.argmax(-1) == batch["labels"]).astype(jnp.float32)
     weights = batch["weights"]
@@ -44,10 +50,10 @@ def _classification_loss(
 
 
 def _regression_loss(
-    model: Any, batch: Batch, ctx: Context
+    inputs: tuple[str, ...], model: Any, batch: Batch, ctx: Context
 ) -> tuple[Array, dict[str, Array], Array]:
     """Squared error of a model with one output; labels are floats."""
-    logits = _logits(model, batch, ctx)
+    logits = _logits(inputs, model, batch, ctx)
     losses = jnp.square(logits[:, 0] - batch["labels"])
     return (losses * batch["weights"]).sum(), {}, logits
 
@@ -98,5 +104,6 @@ def _learnt_tokens(batch: Batch) -> Array:
 
 
 LANGUAGE = Objective(_language_loss_by_row, _learnt_tokens)
-CLASSIFICATION = Objective(_classification_loss, _sum_of_weights)
-REGRESSION = Objective(_regression_loss, _sum_of_weights)
+CLASSIFICATION = Objective(partial(_classification_loss, TOKENS), _sum_of_weights)
+REGRESSION = Objective(partial(_regression_loss, TOKENS), _sum_of_weights)
+IMAGE_CLASSIFICATION = Objective(partial(_classification_loss, IMAGES), _sum_of_weights)

@@ -84,12 +84,13 @@ def make_eval_step(graph: Any, objective: Objective) -> EvalStep:
     """A jitted ``(trainable, base, batch) -> (sums, outputs)``; dropout is off.
 
     The sums add up over batches: loss, count, the objective's own, tokens, and loads, which is name
-    -> tokens that selected each expert (L, E). Rows of weight 0 count nowhere.
+    -> tokens that selected each expert (L, E). Rows of weight 0 count nowhere. Without an attention
+    mask all tokens of a row count, and `tokens` and loads are in rows.
     """
 
     @jax.jit
     def eval_step(trainable: dict, base: PyTree, batch: Batch) -> tuple[Metrics, Array]:
-        mask = (batch["attention_mask"] != 0) & (batch["weights"] > 0)[:, None]
+        mask = _counted(batch)
         result = forward(graph, trainable, base, batch, objective, Context(None, mask))
         tokens = mask.sum().astype(jnp.float32)
         loads = {name: report.load * tokens for name, report in result.reports.items()}
@@ -97,6 +98,13 @@ def make_eval_step(graph: Any, objective: Objective) -> EvalStep:
         return {**sums, "tokens": tokens, "loads": loads}, result.outputs
 
     return eval_step
+
+
+def _counted(batch: Batch) -> Array:
+    """True where a token counts: (B, T), or (B, 1) for rows that have no attention mask."""
+    rows = (batch["weights"] > 0)[:, None]
+    real = batch.get("attention_mask")
+    return rows if real is None else (real != 0) & rows
 
 
 class Forward(NamedTuple):

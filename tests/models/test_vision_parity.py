@@ -1,0 +1,166 @@
+"""Vision models against torch: logits, hidden states and gradients of tiny random models."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import nnx
+
+from goat_jax.models.load import load_model
+from goat_jax.models.vision import cubic_resize
+
+TOLERANCE = 1e-5
+FAMILIES = pytest.mark.parametrize("family", ["clip", "vit", "dinov2"])
+CASES = [
+    ("clip", {}, (16, 16)),
+    ("clip", {"image_size": 18, "layer_norm_eps": 0.1, "num_labels": 5}, (18, 18)),
+    ("clip", {"hidden_act": "gelu", "num_channels": 1, "patch_size": 5}, (16, 16)),
+    ("vit", {}, (16, 16)),
+    ("vit", {"qkv_bias": False, "image_size": 19, "hidden_act": "quick_gelu"}, (19, 19)),
+    ("vit", {"image_size": [12, 20], "layer_norm_eps": 0.1, "num_hidden_layers": 1}, (12, 20)),
+    ("vit", {"hidden_act": "gelu_new", "num_attention_heads": 2, "num_labels": 7}, (16, 16)),
+    ("dinov2", {}, (16, 16)),
+    ("dinov2", {}, (22, 16)),
+    ("dinov2", {}, (8, 8)),  # a smaller grid
+    ("dinov2", {}, (32, 8)),  # as many patches as there are positions, but another grid
+    ("dinov2", {"qkv_bias": False, "mlp_ratio": 2, "layer_norm_eps": 0.1}, (16, 16)),
+    ("dinov2", {"image_size": 15, "patch_size": 3, "hidden_act": "quick_gelu"}, (24, 33)),
+]
+
+
+def _name(case) -> str:
+    family, settings, size = case
+    own = (f"{key}={value}".replace(" ", "") for key, value in settings.items())
+    return "-".join([family, "x".join(map(str, size)), *own])
+
+
+def _images(size, channels=3, rows=3) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(rows, *size, channels)).astype(np.float32)
+
+
+def _run_torch(model, images, **options):
+    return model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), **options)
+
+
+def _close(ours, theirs, tolerance=TOLERANCE):
+    np.testing.assert_allclose(np.asarray(ours), theirs.detach().numpy(), rtol=0, atol=tolerance)
+
+
+def _load(checkpoint, **options):
+    return load_model(checkpoint.folder, key=jax.random.key(0), **options)
+
+
+@pytest.fixture(scope="module")
+def run(jit):
+    """Last hidden states and logits of one of our models."""
+
+    def outputs(graph, state, images):
+        model = nnx.merge(graph, state)
+        hidden = model.features(images)
+        return hidden, model.classify(hidden)
+
+    compiled = jit(outputs, static_argnums=0)
+    return lambda model, images: compiled(*nnx.split(model), images)
+
+
+@pytest.mark.parametrize("case", CASES, ids=_name)
+def test_logits_and_hidden_states_are_torchs(case, save_vision, run):
+    family, settings, size = case
+    checkpoint = save_vision(family, **settings)
+    loaded = _load(checkpoint)
+    assert loaded.fresh == ()
+    images = _images(size, settings.get("num_channels", 3))
+    tower = getattr(checkpoint.torch, {"clip": "vision_model"}.get(family, family))
+    with torch.no_grad():
+        expected = _run_torch(checkpoint.torch, images).logits
+        states = _run_torch(tower, images).last_hidden_state
+    assert expected.std(0).max() > 0.01  # the images tell
+    hidden, logits = run(loaded.model, images)
+    assert logits.dtype == np.float32
+    _close(hidden, states)
+    _close(logits, expected)
+
+
+@pytest.mark.parametrize("old", [2, 5, 16, 37])
+@pytest.mark.parametrize("new", [1, 2, 7, 16, 40])
+def test_cubic_weights_are_torchs(old, new):
+    rows = np.random.default_rng(0).normal(size=(1, 3, old, old)).astype(np.float32)
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(rows), size=(new, old), mode="bicubic", align_corners=False
+    )
+    _close(np.einsum("rR,bdRc->bdrc", cubic_resize(old, new), rows), expected)
+
+
+@FAMILIES
+def test_every_gradient_is_torchs(family, save_vision, by_torch_name, jit):
+    checkpoint = save_vision(family, seed=3)
+    ours, images, labels = _load(checkpoint).model, _images((16, 16)), np.array([0, 2, 1])
+    logits = _run_torch(checkpoint.torch, images).logits
+    torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).backward()
+    graph, state = nnx.split(ours)
+
+    def loss(state, images):
+        logits = nnx.merge(graph, state)(images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    gradients = by_torch_name(nnx.merge(graph, jit(jax.grad(loss))(state, images)))
+    expected = {
+        name: torch.zeros_like(value) if value.grad is None else value.grad
+        for name, value in checkpoint.torch.named_parameters()
+        if not name.endswith("mask_token")
+    }
+    assert set(gradients) == set(expected)
+    for name, gradient in gradients.items():
+        _close(gradient, expected[name])
+
+
+@FAMILIES
+@pytest.mark.parametrize("today", [False, True], ids=["names4", "names5"])
+def test_parameters_are_torchs_bit_by_bit(family, today, save_vision, by_torch_name):
+    """transformers 5 writes the names of version 4 into files, unless told not to."""
+    checkpoint = save_vision(family, seed=4, save_options={"save_original_format": not today})
+    ours = by_torch_name(_load(checkpoint).model)
+    expected = dict(checkpoint.torch.named_parameters())
+    expected.pop("dinov2.embeddings.mask_token", None)
+    assert set(ours) == set(expected)
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value, expected[name].detach().numpy(), err_msg=name)
+
+
+@pytest.mark.parametrize("family", ["clip_vision_model", "vit", "dinov2"])
+def test_a_tower_without_head_gets_a_new_one(family, save_vision, run):
+    checkpoint = save_vision(family, "Model", seed=5)
+    loaded = _load(checkpoint, num_labels=6)
+    assert loaded.fresh == ("classifier.weight", "classifier.bias")
+    images = _images((16, 16))
+    with torch.no_grad():
+        expected = _run_torch(checkpoint.torch, images).last_hidden_state
+    hidden, logits = run(loaded.model, images)
+    _close(hidden, expected)
+    assert logits.shape == (3, 6)
+
+
+def test_a_whole_clip_gives_its_tower(save_vision, run):
+    checkpoint = save_vision("clip", "Model", seed=6)
+    loaded = _load(checkpoint)
+    assert loaded.fresh == ("classifier.weight", "classifier.bias")
+    images = _images((16, 16))
+    with torch.no_grad():
+        expected = _run_torch(checkpoint.torch.vision_model, images).last_hidden_state
+    _close(run(loaded.model, images)[0], expected)
+
+
+@FAMILIES
+def test_bfloat16_is_near_and_its_head_is_float32(family, save_vision, run):
+    checkpoint = save_vision(family, seed=7)
+    images = _images((16, 16))
+    narrow = _load(checkpoint, dtype=jnp.bfloat16).model
+    hidden, logits = run(narrow, images)
+    assert hidden.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
+    assert narrow.head.classifier.kernel.dtype == narrow.final_norm.scale.dtype == jnp.float32
+    with torch.no_grad():
+        expected = _run_torch(checkpoint.torch, images).logits
+    _close(logits, expected, 0.1 * float(expected.abs().max()))
