@@ -37,7 +37,7 @@ class ImageRows:
       rows: of the source.
       numbers: N places in `rows`.
       labels: [N] int32 class ids.
-      skipped: how many rows were left out since their image cannot be decoded.
+      dropped: how many rows were left out since their image cannot be decoded.
       lengths: [N] int32, all one: every batch has the same shape.
       truncated: none ever is.
 
@@ -52,7 +52,7 @@ class ImageRows:
     rows: Sequence[Row] = field(repr=False)
     numbers: Sequence[int] = field(repr=False)
     labels: np.ndarray = field(repr=False)
-    skipped: int = 0
+    dropped: int = 0
     lengths: np.ndarray = field(init=False, repr=False)
     truncated: int = field(init=False, default=0)
 

@@ -10,15 +10,32 @@ from typing import Any
 from goat_jax.data.examples import Examples, TextTask, load_examples
 from goat_jax.data.formats import split_files
 from goat_jax.data.glue import GLUE, glue
+from goat_jax.data.image_tasks import ImageTask, digits, fashion_mnist, image_files
 from goat_jax.data.language import LanguageTask
 from goat_jax.errors import UserError, nearest
 
-__all__ = ["KINDS", "TASKS", "Examples", "LanguageTask", "Task", "TextTask", "files", "gsm8k"]
-__all__ += ["language_files", "load_examples", "make_task", "reviews"]
+__all__ = [
+    "KINDS",
+    "TASKS",
+    "Examples",
+    "ImageTask",
+    "LanguageTask",
+    "Task",
+    "TextTask",
+    "digits",
+    "fashion_mnist",
+    "files",
+    "gsm8k",
+    "image_files",
+    "language_files",
+    "load_examples",
+    "make_task",
+    "reviews",
+]
 
-Task = TextTask | LanguageTask
+Task = TextTask | LanguageTask | ImageTask
 
-KINDS: dict[str, type[Task]] = {"text": TextTask, "language": LanguageTask}
+KINDS: dict[str, type[Task]] = {"text": TextTask, "language": LanguageTask, "image": ImageTask}
 """Kinds of tasks, as run.json tells them apart."""
 
 
@@ -123,6 +140,9 @@ TASKS: dict[str, Callable[..., Task]] = {
     **{name: partial(glue, name) for name in GLUE},
     "language_files": language_files,
     "gsm8k": gsm8k,
+    "image_files": image_files,
+    "digits": digits,
+    "fashion_mnist": fashion_mnist,
 }
 
 
@@ -132,7 +152,8 @@ def make_task(name: str, **options: object) -> Task:
     >>> make_task("rtee")
     Traceback (most recent call last):
     goat_jax.errors.UserError: unknown task 'rtee' (did you mean 'rte'?): use one of files, \
-reviews, cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, language_files, gsm8k
+reviews, cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, language_files, gsm8k, \
+image_files, digits, fashion_mnist
     """
     if name not in TASKS:
         known = ", ".join(TASKS)

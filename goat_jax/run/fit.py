@@ -17,6 +17,7 @@ from goat_jax.run.checkpoint import Checkpoints
 from goat_jax.run.evaluate import evaluate
 from goat_jax.run.folder import claim
 from goat_jax.run.meter import Meter
+from goat_jax.run.problems import problem_of
 from goat_jax.run.progress import TrainProgress
 from goat_jax.run.records import Records
 from goat_jax.run.setup import Built, Data, build, load_data
@@ -124,13 +125,14 @@ class _Loop:
     ):
         self.config, self.built, self.data = config, built, data
         self.records, self.checkpoints, self.best_by = records, checkpoints, best_by
+        self.unit = problem_of(config.task).unit
         self.state: RunState = built.state
         self.step = self.saved = 0
         self.best = _Best()
         self.before: dict[str, float] | None = None
         self.after: dict[str, float] = {}
         self.pending: tuple[int, dict[str, Any]] | None = None
-        self.meter = Meter()
+        self.meter = Meter(self.unit)
         self.bar: TrainProgress
 
     def restore(self) -> None:
@@ -151,7 +153,7 @@ class _Loop:
             self.before = self.evaluate()
         stopped = "finished"
         with Signals() as signals:
-            self.meter = Meter()
+            self.meter = Meter(self.unit)
             while self.step < train.steps:
                 if self.out_of_patience():
                     stopped = f"no better {self.best_by} for {train.patience} evaluations"
@@ -204,9 +206,8 @@ class _Loop:
             **self.meter.read(),
         }
         self.records.write("train", step, **values)
-        self.bar.update(
-            step, loss=float(metrics["loss"]), tokens_per_second=values["tokens_per_second"]
-        )
+        rate = f"{self.unit}_per_second"
+        self.bar.update(step, loss=float(metrics["loss"]), **{rate: values[rate]})
 
     def learning_rate(self, step: int) -> float:
         """The rate that the step which led to `step` used."""

@@ -14,35 +14,36 @@ class Meter:
     """Throughput since the last reading.
 
     >>> meter = Meter(clock=iter([0.0, 2.0]).__next__)
-    >>> meter.add({"attention_mask": np.array([[1, 1, 1, 0]])})
+    >>> meter.add({"attention_mask": np.array([[1, 1, 1, 0]]), "weights": np.ones(1)})
     >>> meter.read()
     {'tokens_per_second': 1.5, 'padding_share': 0.25, 'seconds': 2.0}
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter):
-        self._clock = clock
+    def __init__(self, unit: str = "tokens", clock: Callable[[], float] = time.perf_counter):
+        self._unit, self._clock = unit, clock
         self._start()
 
     def _start(self) -> None:
         self._since, self._real, self._all = self._clock(), 0, 0
 
     def add(self, batch: Batch) -> None:
-        """Counts a batch's tokens; attention_mask is (B, T), on the host."""
-        self._real += int(np.count_nonzero(batch["attention_mask"]))
-        self._all += int(np.size(batch["attention_mask"]))
+        """Counts a batch's tokens by its attention mask (B, T), or without one its rows."""
+        places = batch.get("attention_mask", batch["weights"])
+        self._real += int(np.count_nonzero(places))
+        self._all += int(np.size(places))
 
     def pause(self, seconds: float) -> None:
         """Leaves out time that was not training, such as an evaluation."""
         self._since += seconds
 
     def read(self) -> dict[str, float]:
-        """tokens_per_second (real tokens), padding_share and seconds; starts again from zero."""
+        """tokens_per_second (or the other unit; real ones only), padding_share and seconds."""
         now = self._clock()
         seconds = now - self._since
         real, all_ = self._real, self._all
         self._since, self._real, self._all = now, 0, 0
         return {
-            "tokens_per_second": real / max(seconds, 1e-9),
+            f"{self._unit}_per_second": real / max(seconds, 1e-9),
             "padding_share": 1 - real / max(all_, 1),
             "seconds": seconds,
         }

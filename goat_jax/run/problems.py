@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from goat_jax.data.examples import TextTask, load_examples
+from goat_jax.data.image_tasks import ImageTask
+from goat_jax.data.images import load_images
 from goat_jax.data.language import LanguageTask
 from goat_jax.data.metrics import score
 from goat_jax.data.rows import Rows
@@ -18,7 +21,13 @@ from goat_jax.data.tasks import Task
 from goat_jax.data.texts import load_texts
 from goat_jax.data.tokenize import encode, load_tokenizer
 from goat_jax.errors import UserError
-from goat_jax.run.objectives import CLASSIFICATION, LANGUAGE, REGRESSION, Objective
+from goat_jax.run.objectives import (
+    CLASSIFICATION,
+    IMAGE_CLASSIFICATION,
+    LANGUAGE,
+    REGRESSION,
+    Objective,
+)
 
 Totals = Mapping[str, float]
 
@@ -95,7 +104,16 @@ _LANGUAGE = Problem(
     scores=_score_tokens,
 )
 
-PROBLEMS: dict[type, Problem] = {TextTask: _TEXT, LanguageTask: _LANGUAGE}
+_IMAGE = Problem(
+    needs="image encoder",
+    unit="images",
+    objective=lambda task: IMAGE_CLASSIFICATION,
+    model_options=lambda task: {"num_labels": len(task.labels)},
+    reader=lambda task, model, length: partial(load_images, task),
+    scores=_score_outputs,
+)
+
+PROBLEMS: dict[type, Problem] = {TextTask: _TEXT, LanguageTask: _LANGUAGE, ImageTask: _IMAGE}
 """Type of a task -> what it means."""
 
 

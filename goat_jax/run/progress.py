@@ -89,20 +89,19 @@ class TrainProgress:
         step: int,
         *,
         loss: Any = None,
-        tokens_per_second: Any = None,
-        **metrics: Any,
+        **values: Any,
     ) -> None:
         """Moves to `step`; what is not given keeps its last value.
 
         Args:
             step: optimizer updates made so far.
             loss: training loss. A JAX array is waited for: give numbers already fetched.
-            tokens_per_second: of the run on all its devices.
-            metrics: evaluation metrics, shown under their names.
+            values: evaluation metrics, shown under their names, and throughput, whose names end
+                in `_per_second`.
         """
         if not self._enabled:
             return
-        given = {"loss": loss} | metrics | {"tokens_per_second": tokens_per_second}
+        given = {"loss": loss} | values
         self._values |= {name: float(value) for name, value in given.items() if value is not None}
         self._step = step
         self._bar.update(self._task, completed=step, status=_status(self._values))
@@ -163,11 +162,14 @@ def _make_rich_bar(console: Any, clock: Callable[[], float]) -> Any:
     )
 
 
+RATE = "_per_second"
+
+
 def _status(values: dict[str, float]) -> str:
     """Such as `loss 0.7000 | accuracy 0.8120 | 12,345 tokens/s`."""
-    parts = [f"{name} {value:.4f}" for name, value in values.items() if name != "tokens_per_second"]
-    if "tokens_per_second" in values:
-        parts.append(f"{values['tokens_per_second']:,.0f} tokens/s")
+    scores = [f"{k} {v:.4f}" for k, v in values.items() if not k.endswith(RATE)]
+    rates = [f"{v:,.0f} {k.removesuffix(RATE)}/s" for k, v in values.items() if k.endswith(RATE)]
+    parts = scores + rates
     return " | ".join(parts)
 
 

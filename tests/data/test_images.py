@@ -52,7 +52,7 @@ def test_a_folder_by_class(folder):
     rows = load_images(task, "train")
     assert len(rows) == 6 and rows.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert rows.lengths.tolist() == [1] * 6 and rows.lengths.dtype == np.int32
-    assert (rows.truncated, rows.skipped) == (0, 0)
+    assert (rows.truncated, rows.dropped) == (0, 0)
     batch = gather(rows, [4, 0, -1])
     assert {name: (value.shape, value.dtype) for name, value in batch.items()} == {
         "pixel_values": ((3, SIZE, SIZE, 3), np.float32),
@@ -170,7 +170,7 @@ def test_bad_images_are_skipped_and_counted(folder):
     path = folder / "dog" / "1.PNG"
     path.write_bytes(path.read_bytes()[:150])
     rows = load_images(pets(folder, on_bad_image="skip"), "train")
-    assert rows.skipped == 2 and rows.labels.tolist() == [0, 0, 1, 1]
+    assert rows.dropped == 2 and rows.labels.tolist() == [0, 0, 1, 1]
     left = gather(rows, [2])["pixel_values"]
     path.unlink()
     (folder / "cat" / "0.PNG").unlink()
