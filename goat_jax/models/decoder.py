@@ -166,9 +166,9 @@ class Decoder(nnx.Module):
         """A cache with room for `slots` tokens a row, in the dtype of the hidden states."""
         config = self.config
         shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_size)
-        keys = jnp.zeros(shape, dtype or self.embeddings.table.dtype)
-        mask = jnp.zeros((batch, slots), bool)
-        return Cache(keys, keys, mask, jnp.zeros((), jnp.int32))
+        dtype = dtype or self.embeddings.table.dtype
+        keys, values = jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+        return Cache(keys, values, jnp.zeros((batch, slots), bool), jnp.zeros((), jnp.int32))
 
     def extend(
         self, input_ids: Array, attention_mask: Array, cache: Cache, ctx: Context = EVAL
