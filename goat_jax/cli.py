@@ -78,6 +78,27 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", metavar="SOURCE", help="other rows than the run's own")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
 
+    generate = verb(
+        "generate",
+        _generate,
+        "Answer prompts with a run's best (or any) checkpoint, or with a pretrained model.",
+        "goat-jax generate runs/gsm8k --prompts questions.jsonl --max-new-tokens 200\n"
+        '         goat-jax generate package:smollm2 --chat --prompt "What is JAX?"',
+    )
+    generate.add_argument("source", metavar="RUN|MODEL", help="a run folder or a model")
+    generate.add_argument("--prompt", action="append", default=[], metavar="TEXT")
+    generate.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="JSONL with a column prompt, or a run's own"
+    )
+    generate.add_argument("--chat", action="store_true", help="wrap in the model's chat template")
+    generate.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
+    generate.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
+    generate.add_argument("--top-p", type=float, default=1.0, metavar="P")
+    generate.add_argument("--stop", action="append", default=[], metavar="TEXT")
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--step", type=int, help="which checkpoint; the best if not given")
+    generate.add_argument("--json", action="store_true", help="print JSON, a line a prompt")
+
     parity = verb(
         "parity",
         _parity,
@@ -110,6 +131,28 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     from goat_jax.commands.evaluate import evaluate
 
     return evaluate(options.folder, options.step, options.data, options.json)
+
+
+def _generate(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.commands.generate import generate
+    from goat_jax.run.generate import Sampling
+
+    sampling = Sampling(
+        temperature=options.temperature,
+        top_p=options.top_p,
+        max_new_tokens=options.max_new_tokens,
+        stop=tuple(options.stop),
+        seed=options.seed,
+    )
+    return generate(
+        options.source,
+        options.prompt,
+        options.prompts,
+        sampling,
+        chat=options.chat,
+        step=options.step,
+        as_json=options.json,
+    )
 
 
 def _parity(options: argparse.Namespace, rest: list[str]) -> int:

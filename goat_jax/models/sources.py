@@ -30,7 +30,7 @@ def find_model(path: str) -> Path:
     >>> find_model("package:minilmm")
     Traceback (most recent call last):
     goat_jax.errors.UserError: no packaged model 'minilmm' (did you mean 'minilm'?); there are: \
-minilm, smollm2
+minilm, smollm2, dinov2-small
     """
     if path.startswith(PACKAGE):
         name = path.removeprefix(PACKAGE)

@@ -16,6 +16,9 @@ from goat_jax.layers import merge_model, split_model
 from goat_jax.models.decoder import Cache
 from goat_jax.typing import Array, Key, PyTree
 
+CONTEXT = 4
+"""Tokens of the prompt that an answer is decoded together with."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -82,8 +85,8 @@ class Generator:
     def __init__(self, model: Any, tokenizer: Any):
         graph, self._trainable, self._base = split_model(model)
         self.config, self.tokenizer = model.config, tokenizer
-        self._empty = partial(model.empty_cache)
-        self._prefill = jax.jit(partial(_extend, graph), donate_argnums=4)
+        self._empty = model.empty_cache
+        self._extend = jax.jit(partial(_extend, graph), donate_argnums=4)
         self._choose = jax.jit(choose, static_argnums=(2, 3))
 
     def tokens(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[np.ndarray]:
@@ -104,7 +107,7 @@ class Generator:
         key = jax.random.key(sampling.seed)
         ended = np.zeros(len(prompts), bool)
         for step in range(sampling.max_new_tokens):
-            logits, cache = self._prefill(self._trainable, self._base, ids, mask, cache)
+            logits, cache = self._extend(self._trainable, self._base, ids, mask, cache)
             own = jax.random.fold_in(key, step)
             chosen = self._choose(logits, own, sampling.temperature, sampling.top_p)
             tokens = np.array(chosen)
@@ -149,27 +152,23 @@ class Generator:
                 done[row] = token in self.config.eos_ids
                 if not done[row]:
                     found[row].append(token)
-                    done[row] = _cut(self._text(found[row]), sampling.stop)[1]
+                    text = self._text(encoded[row], found[row])
+                    done[row] = _cut(text, sampling.stop)[1]
             if stream is not None:
-                text = self._printable(found[0], sampling.stop, done[0])
+                text = self._text(encoded[0], found[0])
+                text = _cut(text, sampling.stop)[0] if done[0] else _settled(text, sampling.stop)
                 stream(text[len(shown) :])
                 shown = text
             if all(done):
                 break
-        return [_cut(self._text(ids), sampling.stop)[0] for ids in found]
+        texts = map(self._text, encoded, found)
+        return [_cut(text, sampling.stop)[0] for text in texts]
 
-    def _text(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
-
-    def _printable(self, ids: list[int], stop: Sequence[str], done: bool) -> str:
-        """What of an unfinished answer cannot change any more."""
-        text, stopped = _cut(self._text(ids), stop)
-        if done or stopped:
-            return text
-        # The end may be half a character, or the beginning of a stop text.
-        text = text.rstrip("\N{REPLACEMENT CHARACTER}")
-        held = max((_overlap(text, ending) for ending in stop), default=0)
-        return text[: len(text) - held]
+    def _text(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        """What tokens say after a prompt; alone, some tokenizers would drop their first space."""
+        before = list(prompt[-CONTEXT:])
+        start = len(self.tokenizer.decode(before, skip_special_tokens=True))
+        return self.tokenizer.decode([*before, *ids], skip_special_tokens=True)[start:]
 
 
 def _extend(
@@ -201,6 +200,14 @@ def _cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
     """The text before the first stop text, and whether there was one."""
     places = [place for ending in stop if (place := text.find(ending)) >= 0]
     return (text[: min(places)], True) if places else (text, False)
+
+
+def _settled(text: str, stop: Sequence[str]) -> str:
+    """What of an unfinished text cannot change any more: its end may be half a character, or the
+    beginning of a stop text."""
+    text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+    held = max((_overlap(text, ending) for ending in stop), default=0)
+    return text[: len(text) - held]
 
 
 def _overlap(text: str, ending: str) -> int:

@@ -29,6 +29,9 @@ from goat_jax.run.objectives import (
     Objective,
 )
 
+LANGUAGE_MODEL = "language model"
+"""The kind of model that generates text."""
+
 Totals = Mapping[str, float]
 
 
@@ -96,7 +99,7 @@ _TEXT = Problem(
     scores=_score_outputs,
 )
 _LANGUAGE = Problem(
-    needs="language model",
+    needs=LANGUAGE_MODEL,
     unit="tokens",
     objective=lambda task: LANGUAGE,
     model_options=lambda task: {},

@@ -39,6 +39,7 @@ class Built:
         schedule: optimizer steps done before -> learning rate.
         inject_report: what was adapted.
         names: path of a linear module -> its full name per layer.
+        kind: of the model, such as "language model".
         fresh: parameters the checkpoint did not have.
         base_fingerprint: sha256 of the pretrained weights.
         residual_norms: module name -> norm of its frozen kernel per layer.
@@ -52,6 +53,7 @@ class Built:
     schedule: optax.Schedule
     inject_report: InjectReport
     names: dict[tuple, list[str]]
+    kind: str
     fresh: tuple[str, ...]
     base_fingerprint: str
     residual_norms: dict[str, list[float]]
@@ -100,6 +102,7 @@ def build(config: RunConfig) -> Built:
         schedule=schedule_of(config.optimizer, config.train.steps),
         inject_report=report,
         names={site.path: site.names() for site in find_sites(loaded.model)},
+        kind=loaded.kind,
         fresh=loaded.fresh,
         base_fingerprint=fingerprint(open_checkpoint(path)[1]),
         residual_norms=norms,

@@ -1,0 +1,101 @@
+"""``goat-jax generate``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from goat_jax.data.formats import read_jsonl
+from goat_jax.data.language import chat_text, fill
+from goat_jax.data.tokenize import load_tokenizer
+from goat_jax.errors import UserError
+from goat_jax.layers import merge_model
+from goat_jax.models.load import load_model
+from goat_jax.models.sources import find_model
+from goat_jax.run.checkpoint import Checkpoints
+from goat_jax.run.folder import RUN, load_run
+from goat_jax.run.generate import Generator, Sampling
+from goat_jax.run.problems import LANGUAGE_MODEL
+from goat_jax.run.setup import build
+
+BATCH = 16
+"""Prompts answered together."""
+
+
+def generate(
+    source: str,
+    prompts: list[str],
+    file: Path | None,
+    sampling: Sampling,
+    *,
+    chat: bool,
+    step: int | None,
+    as_json: bool,
+) -> int:
+    """Answers prompts with a run's checkpoint or a pretrained model; one prompt is streamed."""
+    generator, template = _open(source, step)
+    texts = [*prompts, *(_prompts_of(file, template) if file else [])]
+    if not texts:
+        raise UserError("nothing to answer: give --prompt TEXT or --prompts FILE.jsonl")
+    if chat:
+        turns = [[{"role": "user", "content": text}] for text in texts]
+        texts = [chat_text(generator.tokenizer, turn, answer=True) for turn in turns]
+    if len(texts) == 1 and not as_json:
+        generator.answers(texts, sampling, stream=_show)
+        print()
+        return 0
+    for start in range(0, len(texts), BATCH):
+        batch = texts[start : start + BATCH]
+        for prompt, answer in zip(batch, generator.answers(batch, sampling), strict=True):
+            line = {"prompt": prompt, "answer": answer}
+            print(json.dumps(line) if as_json else f"{prompt}\n-> {answer}\n")
+    return 0
+
+
+def _show(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
+def _prompts_of(file: Path, template: str) -> list[str]:
+    """The prompts of a JSONL file: its column "prompt", or the run's own template filled in."""
+    return [fill(template or "{prompt}", row) for row in read_jsonl(file)]
+
+
+def _open(source: str, step: int | None) -> tuple[Generator, str]:
+    """A generator, and the prompt template of the run's task."""
+    if (Path(source) / RUN).is_file():
+        return _open_run(Path(source), step)
+    if step is not None:
+        raise UserError(f"{source} is a model, not a run: --step needs a run folder")
+    path = find_model(source)
+    loaded = load_model(path, key=jax.random.key(0))
+    return Generator(_checked(loaded.model, loaded.kind, source), load_tokenizer(path)), ""
+
+
+def _open_run(folder: Path, step: int | None) -> tuple[Generator, str]:
+    config, _ = load_run(folder)
+    built = build(config)
+    checkpoints = Checkpoints(
+        folder, config.train.best_by or config.task.metrics[0], read_only=True
+    )
+    step = checkpoints.best_step() if step is None else step
+    known = checkpoints.all_steps()
+    if step not in known:
+        raise UserError(f"{folder} has no checkpoint of step {step}; there are: {known}")
+    trainable = checkpoints.restore(built.state, None, step).state.trainable
+    checkpoints.close()
+    model = merge_model(built.graph, trainable, built.base)
+    tokenizer = load_tokenizer(find_model(config.model.path))
+    generator = Generator(_checked(model, built.kind, str(folder)), tokenizer)
+    return generator, getattr(config.task, "prompt", "")
+
+
+def _checked(model: Any, kind: str, source: str) -> Any:
+    if kind != LANGUAGE_MODEL:
+        raise UserError(f"{source} is a {kind}: only a {LANGUAGE_MODEL} generates text")
+    return model
