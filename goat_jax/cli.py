@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         "--prompts", type=Path, metavar="FILE", help="JSONL with a column prompt, or a run's own"
     )
     generate.add_argument("--chat", action="store_true", help="wrap in the model's chat template")
-    generate.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
+    generate.add_argument("--max-new-tokens", type=int, metavar="N", help="128 if there is room")
     generate.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
     generate.add_argument("--top-p", type=float, default=1.0, metavar="P")
     generate.add_argument("--stop", action="append", default=[], metavar="TEXT")

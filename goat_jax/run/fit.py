@@ -23,6 +23,7 @@ from goat_jax.run.records import Records
 from goat_jax.run.setup import Built, Data, build, load_data
 from goat_jax.run.signals import Signals
 from goat_jax.run.state import RunState
+from goat_jax.typing import Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +132,7 @@ class _Loop:
         self.best = _Best()
         self.before: dict[str, float] | None = None
         self.after: dict[str, float] = {}
-        self.pending: tuple[int, dict[str, Any]] | None = None
+        self.pending: tuple[int, dict[str, Any], Batch] | None = None
         self.meter = Meter(self.unit)
         self.bar: TrainProgress
 
@@ -172,11 +173,10 @@ class _Loop:
         train = self.config.train
         batch = next(self.data.train)
         self.state, metrics = self.built.train_step(self.state, self.built.base, batch)
-        self.meter.add(batch)
         # The device works on this step while the host looks at the one before.
         self.look_at_pending()
         self.step += 1
-        self.pending = (self.step, metrics)
+        self.pending = (self.step, metrics, batch)
         if self.step % train.eval_every == 0 or self.step == train.steps:
             scores = self.evaluate()
             self.after = scores
@@ -188,10 +188,11 @@ class _Loop:
         """Fetches the last step's numbers: stops if they are not finite, records them if due."""
         if self.pending is None:
             return
-        (step, metrics), self.pending = self.pending, None
+        (step, metrics, batch), self.pending = self.pending, None
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise self.failure(step, loss, metrics["squares_by_leaf"])
+        self.meter.add(batch)
         if step % self.config.train.log_every == 0 or step == self.config.train.steps:
             self.record(step, jax.device_get(metrics))
 

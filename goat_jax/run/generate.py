@@ -16,6 +16,8 @@ from goat_jax.layers import merge_model, split_model
 from goat_jax.models.decoder import Cache
 from goat_jax.typing import Array, Key, PyTree
 
+DEFAULT_NEW_TOKENS = 128
+
 CONTEXT = 4
 """Tokens of the prompt that an answer is decoded together with."""
 
@@ -27,7 +29,8 @@ class Sampling:
     Attributes:
         temperature: 0 takes the most likely token; above, logits are divided by it.
         top_p: only the most likely tokens that together have this probability.
-        max_new_tokens: at most so many a prompt.
+        max_new_tokens: at most so many a prompt; None: as many as the context has room for, up
+            to `DEFAULT_NEW_TOKENS`.
         stop: texts that end the answer; they are not part of it.
         seed: of the draws.
 
@@ -37,7 +40,7 @@ class Sampling:
 
     temperature: float = 0.0
     top_p: float = 1.0
-    max_new_tokens: int = 64
+    max_new_tokens: int | None = None
     stop: tuple[str, ...] = ()
     seed: int = 0
 
@@ -46,7 +49,7 @@ class Sampling:
             raise UserError(f"temperature {self.temperature} must be 0 (greedy) or above")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p {self.top_p} must be above 0 and at most 1")
-        if self.max_new_tokens < 1:
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens {self.max_new_tokens} must be at least 1")
 
 
@@ -101,12 +104,15 @@ class Generator:
             UserError: an empty prompt, or one that with the new tokens exceeds the context.
         """
         longest = max(map(len, prompts))
-        self._check(prompts, longest + sampling.max_new_tokens)
+        steps = sampling.max_new_tokens
+        if steps is None:
+            steps = max(1, min(DEFAULT_NEW_TOKENS, self.config.context - longest))
+        self._check(prompts, longest + steps)
         ids, mask = pad_left(prompts, self.config.pad_id or 0)
-        cache = self._empty(len(prompts), longest + sampling.max_new_tokens)
+        cache = self._empty(len(prompts), longest + steps)
         key = jax.random.key(sampling.seed)
         ended = np.zeros(len(prompts), bool)
-        for step in range(sampling.max_new_tokens):
+        for step in range(steps):
             logits, cache = self._extend(self._trainable, self._base, ids, mask, cache)
             own = jax.random.fold_in(key, step)
             chosen = self._choose(logits, own, sampling.temperature, sampling.top_p)

@@ -78,7 +78,7 @@ def language_loss(
     )
     counts = _learnt_next(batch)
     losses = losses.reshape(counts.shape) * counts
-    hits = (correct.reshape(counts.shape) * counts).sum()
+    hits = jnp.where(correct.reshape(counts.shape), counts, 0.0).sum()
     return losses.sum(), {"token_accuracy": hits}, (losses, hidden)
 
 
@@ -88,7 +88,8 @@ def _learnt_next(batch: Batch) -> Array:
     if "segments" in batch:
         segments = batch["segments"]
         learnt &= segments == jnp.roll(segments, 1, axis=1)
-    weights = learnt.astype(jnp.float32).at[:, 0].set(0.0) * batch["weights"][:, None]
+    rows = jnp.broadcast_to(batch["weights"][:, None], learnt.shape)
+    weights = jnp.where(learnt, rows, 0.0).at[:, 0].set(0.0)
     return jnp.roll(weights, -1, axis=1)
 
 
