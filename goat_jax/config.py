@@ -28,7 +28,7 @@ class ModelConfig:
     Attributes:
         path: folder of a Hugging Face checkpoint.
         dtype: of the frozen weights and the computation; adapters are always float32.
-        remat: what the backward pass recomputes: "none", "full" or "save_matmuls".
+        remat: what the backward pass recomputes: a key of `goat_jax.stack.REMAT`.
         options: fields of the model's own config, such as {"pooling": "mean"}.
     """
 

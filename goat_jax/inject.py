@@ -102,8 +102,9 @@ def inject(
     (True, 66)
     """
     names = [name for site in find_sites(model) for name in site.names()]
+    every = [name for site in _with_parameters(model) for name in site.names()]
     check_all_match(names, "target", targets)
-    check_all_match(names, "module to train", train, trains)
+    check_all_match(every, "module to train", train, trains, "module")
     for override in overrides:
         check_all_match(names, "override", override.modules)
     _cut_stacks(model, spec, targets, overrides, train)
@@ -211,11 +212,20 @@ def name_number(name: str) -> int:
 
 def train_in_full(model: nnx.Module, modules: Targets) -> None:
     """Turns the parameters of these modules into `Head`: trained, not frozen."""
-    for site in find_sites(model, nnx.Module):
+    for site in _with_parameters(model):
         if trains(site.names()[0], modules):
             for name, value in vars(site.module).items():
                 if type(value) is nnx.Param:
                     setattr(site.module, name, Head(value[...].astype(jax.numpy.float32)))
+
+
+def _with_parameters(model: nnx.Module) -> list[Site]:
+    """Every module that has parameters of its own, linear or not."""
+    return [
+        site
+        for site in find_sites(model, nnx.Module)
+        if any(type(value) is nnx.Param for value in vars(site.module).values())
+    ]
 
 
 def _size(model: nnx.Module, *kinds: Any) -> int:

@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 
 from goat_jax.adapters.context import Context
+from goat_jax.core.dispatch import HIDDEN
 from goat_jax.errors import UserError
 from goat_jax.layers import Sown, sow
 from goat_jax.typing import Array, PyTree
@@ -20,8 +21,12 @@ REMAT: dict[str, Callable[[Callable], Callable]] = {
     "save_matmuls": lambda body: jax.checkpoint(
         body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     ),
+    "save_adapters": lambda body: jax.checkpoint(
+        body, policy=jax.checkpoint_policies.save_only_these_names(HIDDEN)
+    ),
 }
-"""What the backward pass recomputes: nothing, everything, or all but the matrix products."""
+"""What the backward pass recomputes: nothing, everything, all but the matrix products, or all but
+the adapters' projections in rank space."""
 
 
 class Stack(nnx.Module):

@@ -41,6 +41,7 @@ def check_all_match(
     kind: str,
     targets: Targets,
     match: Callable[[str, Targets], bool] = matches,
+    what: str = "linear layer",
 ) -> None:
     """Raises `UserError`, naming the nearest, if one of the targets matches none of the names.
 
@@ -59,7 +60,7 @@ they end in: key, query
             if shown in suffixes:
                 hint = f" as a regular expression over full names (did you mean [{shown!r}]?)"
             known = ", ".join(suffixes)
-            raise UserError(f"{kind} {shown!r} matches no linear layer{hint}; they end in: {known}")
+            raise UserError(f"{kind} {shown!r} matches no {what}{hint}; they end in: {known}")
 
 
 def _check_regex(kind: str, pattern: str) -> None:

@@ -115,7 +115,7 @@ def test_counts():
         ({"targets": r".*\.gate"}, "target '.*\\\\.gate' matches no linear layer"),
         ({"targets": "query"}, "as a regular expression over full names (did you mean ['query']?)"),
         ({"targets": "*query"}, "target '*query' is not a regular expression: nothing to repeat"),
-        ({"train": ["clasifier"]}, "module to train 'clasifier' matches no linear layer (did you"),
+        ({"train": ["clasifier"]}, "module to train 'clasifier' matches no module (did you"),
         ({"overrides": [Override(["q"], {})]}, "override 'q' matches no linear layer"),
         (
             {"targets": ["classifier"]},

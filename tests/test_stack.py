@@ -110,7 +110,9 @@ def test_recomputation_happens():
 def test_unknown_remat_is_refused():
     stack = make_stack()
     stack.remat = "ful"
-    with pytest.raises(UserError, match="remat 'ful' is not one of none, full, save_matmuls"):
+    with pytest.raises(
+        UserError, match="remat 'ful' is not one of none, full, save_matmuls, save_adapters"
+    ):
         stack(X, EVAL)
 
 

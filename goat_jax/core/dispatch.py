@@ -7,8 +7,13 @@ exists; XLA sees two matrix products of plain LoRA's size at the same total rank
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from goat_jax.typing import Array
+
+HIDDEN = "adapter_hidden"
+"""Name under which a rematerialisation policy finds the projections in rank space: S x E x R
+numbers, next to nothing beside the layer's own S x O."""
 
 
 def project(x: Array, a: Array, gate: Array) -> Array:
@@ -72,6 +77,5 @@ def dispatch(x: Array, a: Array, b: Array, gate: Array) -> Array:
     """
     own_copies = x.ndim == gate.ndim + 1
     hidden = jax.vmap(project, in_axes=(0 if own_copies else None, 0, -1), out_axes=-2)(x, a, gate)
-    return expand(
-        hidden.astype(x.dtype).reshape(*hidden.shape[:-2], -1), b.reshape(-1, b.shape[-1])
-    )
+    hidden = checkpoint_name(hidden.astype(x.dtype).reshape(*hidden.shape[:-2], -1), HIDDEN)
+    return expand(hidden, b.reshape(-1, b.shape[-1]))

@@ -60,7 +60,8 @@ def fit(config: RunConfig, *, progress: bool = True) -> Summary:
         UserError: anything wrong with the config, the data, the model or the folder.
         RunFailed: a loss or gradient that is not finite.
     """
-    built, data = build(config), load_data(config)
+    built = build(config)
+    data = load_data(config, built.vocabulary)
     folder = Path(config.out)
     claim(folder, config, built)
     best_by = config.train.best_by or config.task.metrics[0]

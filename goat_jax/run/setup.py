@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -40,6 +40,7 @@ class Built:
         inject_report: what was adapted.
         names: path of a linear module -> its full name per layer.
         kind: of the model, such as "language model".
+        vocabulary: tokens it knows, None if it reads none.
         fresh: parameters the checkpoint did not have.
         base_fingerprint: sha256 of the pretrained weights.
         residual_norms: module name -> norm of its frozen kernel per layer.
@@ -54,6 +55,7 @@ class Built:
     inject_report: InjectReport
     names: dict[tuple, list[str]]
     kind: str
+    vocabulary: int | None
     fresh: tuple[str, ...]
     base_fingerprint: str
     residual_norms: dict[str, list[float]]
@@ -103,6 +105,7 @@ def build(config: RunConfig) -> Built:
         inject_report=report,
         names={site.path: site.names() for site in find_sites(loaded.model)},
         kind=loaded.kind,
+        vocabulary=getattr(loaded.model.config, "vocab_size", None),
         fresh=loaded.fresh,
         base_fingerprint=fingerprint(open_checkpoint(path)[1]),
         residual_norms=norms,
@@ -146,9 +149,18 @@ class Data:
     notes: tuple[str, ...]
 
 
-def load_data(config: RunConfig) -> Data:
-    """Reads, tokenises and batches the task."""
+def load_data(config: RunConfig, vocabulary: int | None = None) -> Data:
+    """Reads, tokenises and batches the task.
+
+    Args:
+        vocabulary: how many tokens the model knows, None if it reads no tokens.
+
+    Raises:
+        UserError: rows that cannot be read, or tokens that the model does not know.
+    """
     train, held_out = load_rows(config, "train", "evaluation")
+    if vocabulary is not None:
+        check_tokens([*train.input_ids, *held_out.input_ids], vocabulary)  # type: ignore
     size, length = config.train.batch_size, config.train.max_length
     buckets = choose_buckets(train.lengths, size, length, max_shapes=config.train.shapes)
     return Data(
@@ -156,6 +168,16 @@ def load_data(config: RunConfig) -> Data:
         evaluation=evaluation_batches(config, held_out),
         notes=(describe("training", train), describe("held-out", held_out)),
     )
+
+
+def check_tokens(texts: Iterable[np.ndarray], vocabulary: int) -> None:
+    """Raises `UserError` if a text has a token that the model has no embedding for."""
+    largest = max((int(ids.max()) for ids in texts if len(ids)), default=0)
+    if largest >= vocabulary:
+        raise UserError(
+            f"the tokenizer gives token {largest}, but the model knows {vocabulary}: take both "
+            "from one checkpoint"
+        )
 
 
 def load_rows(config: RunConfig, *splits: str) -> list[Rows]:

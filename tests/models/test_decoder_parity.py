@@ -10,7 +10,7 @@ import torch
 import transformers
 from flax import nnx
 
-from goat_jax.models.decoder import segment_positions
+from goat_jax.models.decoder import Decoder, segment_positions, tiny_decoder_config
 from goat_jax.models.load import load_model
 
 TOLERANCE = 1e-4
@@ -168,3 +168,18 @@ def test_both_spellings_of_rope_are_read(scaling, save, batch):
     np.testing.assert_allclose(
         np.asarray(ours)[real], _torch_logits(model, batch)[real], rtol=0, atol=TOLERANCE
     )
+
+
+def test_the_program_does_not_grow_with_depth():
+    """The exact measure behind a compile time that depth does not change."""
+
+    def lines(layers):
+        model = nnx.eval_shape(
+            lambda: Decoder(tiny_decoder_config(num_layers=layers), rngs=nnx.Rngs(0))
+        )
+        graph, state = nnx.split(model)
+        ids = jax.ShapeDtypeStruct((2, 8), jnp.int32)
+        lowered = jax.jit(lambda state, ids: nnx.merge(graph, state)(ids)).lower(state, ids)
+        return len(lowered.as_text().splitlines())
+
+    assert lines(4) == lines(32)

@@ -245,3 +245,15 @@ def test_a_task_for_another_kind_of_model_is_refused(config, tiny):
     wrong = dataclasses.replace(config, model=ModelConfig(str(tiny / "model")))
     with pytest.raises(UserError, match="is a text encoder, but task .* needs a language model"):
         fit(wrong, progress=False)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(files, config, tmp_path):
+    folder = _write_model(tmp_path / "model")
+    small = Decoder(tiny_decoder_config(vocab_size=9, hidden_size=32), rngs=nnx.Rngs(0))
+    save_file(torch_tensors(small), folder / "model.safetensors")
+    hf = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(hf | {"vocab_size": 9}))
+    wrong = dataclasses.replace(config, model=ModelConfig(str(folder)), out=str(tmp_path / "run"))
+    with pytest.raises(UserError, match="gives token 1[0-9], but the model knows 9: take both"):
+        fit(wrong, progress=False)
+    assert not (tmp_path / "run").exists()
