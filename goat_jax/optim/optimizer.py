@@ -8,6 +8,7 @@ import optax
 from goat_jax.errors import UserError
 from goat_jax.optim.adam import scale_by_adam
 from goat_jax.optim.schedules import make_schedule
+from goat_jax.optim.transforms import Plain, Stages, Transform
 from goat_jax.typing import PyTree
 
 
@@ -43,14 +44,16 @@ class OptimizerConfig:
 def make_optimizer(
     config: OptimizerConfig,
     total_steps: int,
-    transform: optax.GradientTransformation | None = None,
+    transform: Transform = Plain(),
+    scales: PyTree = None,
 ) -> optax.GradientTransformation:
     """The optax chain of a run.
 
     Args:
         config: rates and constants.
         total_steps: length of the schedule in optimizer steps.
-        transform: a method's own transform of the updates, before the learning rate.
+        transform: what a method makes of the chain.
+        scales: of the adapters, for methods that need them (`pairs.scales_of`).
 
     >>> tx = make_optimizer(OptimizerConfig(warmup_steps=0), total_steps=10)
     >>> one, zero = {"a": jax.numpy.ones(())}, {"a": jax.numpy.zeros(())}
@@ -58,13 +61,15 @@ def make_optimizer(
     >>> round(float(updates["a"]), 8)
     -0.0001
     """
-    return optax.chain(
-        optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip),
-        scale_by_adam(config.beta1, config.beta2, config.epsilon),
-        transform or optax.identity(),
-        optax.add_decayed_weights(config.weight_decay, mask=_is_no_bias),
-        optax.scale_by_learning_rate(schedule_of(config, total_steps)),
+    stages = Stages(
+        clip=optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip),
+        direction=scale_by_adam(config.beta1, config.beta2, config.epsilon),
+        finish=optax.chain(
+            optax.add_decayed_weights(config.weight_decay, mask=_is_no_bias),
+            optax.scale_by_learning_rate(schedule_of(config, total_steps)),
+        ),
     )
+    return transform(stages, scales)
 
 
 def schedule_of(config: OptimizerConfig, total_steps: int) -> optax.Schedule:

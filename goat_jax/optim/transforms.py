@@ -1,0 +1,97 @@
+"""How a method changes the optimizer: parts that compose the stages of the usual chain."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple, Protocol
+
+import optax
+
+from goat_jax.errors import UserError, nearest
+from goat_jax.optim.lora_plus import lora_plus
+from goat_jax.optim.lora_pro import CHOICES, lora_pro, lora_pro_full
+from goat_jax.typing import PyTree
+
+
+class Stages(NamedTuple):
+    """The usual chain, cut where methods come in between.
+
+    Attributes:
+        clip: of the raw gradients.
+        direction: Adam.
+        finish: weight decay and learning rate.
+    """
+
+    clip: optax.GradientTransformation
+    direction: optax.GradientTransformation
+    finish: optax.GradientTransformation
+
+
+class Transform(Protocol):
+    """A method's optimizer."""
+
+    def __call__(self, stages: Stages, scales: PyTree) -> optax.GradientTransformation:
+        """The whole chain; `scales` are those of the adapters (`pairs.scales_of`)."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    """The usual chain as it is.
+
+    >>> Plain()(Stages(*[optax.identity()] * 3), None).update({"a": 1.0}, ((), (), ()))[0]
+    {'a': 1.0}
+    """
+
+    def __call__(self, stages: Stages, scales: PyTree) -> optax.GradientTransformation:
+        del scales
+        return optax.chain(*stages)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraPlus:
+    """`lora_plus` at the end of the chain.
+
+    Attributes:
+        lr_ratio: learning rate of b over that of a.
+    """
+
+    lr_ratio: float = 16.0
+
+    def __call__(self, stages: Stages, scales: PyTree) -> optax.GradientTransformation:
+        del scales
+        return optax.chain(*stages, lora_plus(self.lr_ratio))
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraPro:
+    """`lora_pro` before Adam, or `lora_pro_full` in its place.
+
+    Attributes:
+        x: how the free matrix is chosen.
+        moments: "factors" keeps Adam's moments of a and b (the paper's efficient AdamW), "full"
+            those of the full gradient, as large as the kernels.
+        beta1, beta2, epsilon: of "full"; "factors" runs the chain's own Adam.
+
+    Raises:
+        UserError: another x or other moments.
+    """
+
+    x: str = "sylvester"
+    moments: str = "factors"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if self.x not in CHOICES:
+            hint = nearest(self.x, CHOICES)
+            raise UserError(f"LoRA-Pro x {self.x!r} is not one of {', '.join(CHOICES)}{hint}")
+        if self.moments not in ("factors", "full"):
+            raise UserError(f"LoRA-Pro moments {self.moments!r} is not one of factors, full")
+
+    def __call__(self, stages: Stages, scales: PyTree) -> optax.GradientTransformation:
+        if self.moments == "full":
+            adam = lora_pro_full(scales, self.beta1, self.beta2, self.epsilon)
+            return optax.chain(stages.clip, adam, stages.finish)
+        return optax.chain(stages.clip, lora_pro(scales, self.x), stages.direction, stages.finish)
