@@ -8,7 +8,7 @@ import optax
 from goat_jax.errors import UserError
 from goat_jax.optim.adam import scale_by_adam
 from goat_jax.optim.schedules import make_schedule
-from goat_jax.optim.transforms import Plain, Stages, Transform
+from goat_jax.optim.transforms import PLAIN, Stages, Transform
 from goat_jax.typing import PyTree
 
 
@@ -44,7 +44,7 @@ class OptimizerConfig:
 def make_optimizer(
     config: OptimizerConfig,
     total_steps: int,
-    transform: Transform = Plain(),
+    transform: Transform = PLAIN,
     scales: PyTree = None,
 ) -> optax.GradientTransformation:
     """The optax chain of a run.

@@ -48,6 +48,9 @@ class Plain:
         return optax.chain(*stages)
 
 
+PLAIN = Plain()
+
+
 @dataclasses.dataclass(frozen=True)
 class LoraPlus:
     """`lora_plus` at the end of the chain.
