@@ -119,9 +119,9 @@ def _slot(site: Site, parameter: str, layout: Layout) -> _Slot:
 
 def _read(slot: _Slot, stored: Mapping[str, str], weights: WeightFiles, dtype: Any) -> np.ndarray:
     layers = np.empty((len(slot.names), *slot.shape()), dtype)
-    for place, name in zip(layers, slot.names, strict=True):
+    for layer, name in enumerate(slot.names):
         tensor = weights[stored[name]]
-        place[...] = slot.layout.from_torch(tensor)
+        layers[layer] = slot.layout.from_torch(tensor)
     return layers
 
 

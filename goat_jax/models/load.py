@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from goat_jax.errors import UserError
-from goat_jax.models.architecture import architecture_of
+from goat_jax.models.architecture import Architecture, architecture_of
 from goat_jax.models.fill import fill
 from goat_jax.models.safetensors import open_weights, read_json
 from goat_jax.typing import Key
@@ -30,7 +30,13 @@ class Loaded:
 
 
 def load_model(
-    folder: Path, *, key: Key, dtype: Any = jnp.float32, new_head: bool = False, **overrides: Any
+    folder: Path,
+    *,
+    key: Key,
+    dtype: Any = jnp.float32,
+    new_head: bool = False,
+    architecture: Architecture | None = None,
+    **overrides: Any,
 ) -> Loaded:
     """Reads a Hugging Face checkpoint folder.
 
@@ -43,6 +49,8 @@ def load_model(
             float32 always: they are small, and heads are trained.
         new_head: start the last layer of the head afresh even if the checkpoint has one, as when
             a model tuned on one task goes on to a task with other labels.
+        architecture: what to load instead of what config.json asks for, such as the text tower of
+            a CLIP checkpoint.
         overrides: fields of the model's config, such as num_labels.
 
     Raises:
@@ -51,7 +59,7 @@ def load_model(
     """
     folder = Path(folder)
     hf = read_json(folder / "config.json", "a checkpoint folder")
-    architecture = architecture_of(hf, folder)
+    architecture = architecture or architecture_of(hf, folder)
     try:
         config = architecture.config(hf, **overrides)
     except UserError as error:
