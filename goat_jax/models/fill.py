@@ -150,8 +150,8 @@ def _read(
         len(range(*cut.indices(size))) for cut, size in zip(inner, slot.shape(), strict=True)
     )
     parts = np.empty((len(names), *shape), dtype)
-    for place, name in zip(parts, names, strict=True):
-        place[...] = slot.layout.from_torch(weights[stored[name]])[inner]
+    for place, name in enumerate(names):
+        parts[place] = slot.layout.from_torch(weights[stored[name]])[inner]
     return parts if slot.stacked else parts[0]
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from goat_jax.errors import UserError
-from goat_jax.models.architecture import architecture_of
+from goat_jax.models.architecture import Architecture, architecture_of
 from goat_jax.models.fill import ShardingOf, fill
 from goat_jax.models.sources import open_checkpoint
 from goat_jax.typing import Key
@@ -38,6 +38,7 @@ def load_model(
     dtype: Any = jnp.float32,
     new_head: bool = False,
     sharding: ShardingOf | None = None,
+    architecture: Architecture | None = None,
     **overrides: Any,
 ) -> Loaded:
     """Reads a Hugging Face checkpoint folder or a GGUF file.
@@ -54,6 +55,8 @@ def load_model(
             a model tuned on one task goes on to a task with other labels.
         sharding: (module's site, name of the parameter) -> where its parts go; each part is read
             straight to its device. None: everything on the default device.
+        architecture: what to load instead of what config.json asks for, such as the text tower of
+            a CLIP checkpoint.
         overrides: fields of the model's config, such as num_labels.
 
     Raises:
@@ -62,7 +65,7 @@ def load_model(
     """
     path = Path(path)
     hf, weights = open_checkpoint(path)
-    architecture = architecture_of(hf, path)
+    architecture = architecture or architecture_of(hf, path)
     try:
         config = architecture.config(hf, **overrides)
     except UserError as error:

@@ -82,5 +82,5 @@ def torch_tensors(model: nnx.Module) -> dict[str, np.ndarray]:
         value = np.asarray(getattr(site.module, parameter)[...])
         layers = value if site.layers is not None else value[None]
         for name, layer in zip(site.names(), layers, strict=True):
-            found[layout.full_name(name)] = np.ascontiguousarray(layout.to_torch(layer))
+            found[layout.full_name(name)] = np.asarray(layout.to_torch(layer), order="C")
     return found

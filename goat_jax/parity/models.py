@@ -24,6 +24,7 @@ from goat_jax.parity.families import FAMILIES, complete_batch
 from goat_jax.parity.model_bundle import ModelRun, adapter_tensors, hf_config, read_run
 from goat_jax.parity.modules import Start, read_kernels, read_starts
 from goat_jax.parity.published import scale_note
+from goat_jax.parity.ties import settle_ties
 from goat_jax.parity.training import Outcome, Trainer
 from goat_jax.typing import Array
 
@@ -53,9 +54,9 @@ def replay_run(folder: Path) -> list[Check | Note]:
         trainer = Trainer.create(run, model, objective, batches)
         first, second = (Comparison(MODEL, str(folder), run.name, s) for s in (GIVEN, OWN))
         found = list(_check_settings(trainer, own, first))
-        outcome = trainer.train(given)
-        found += _check_outcome(run, outcome, first)
-        return [*found, *_check_own(trainer, kernels, own, given, outcome, second)]
+        judge = partial(_check_outcome, run, compare=first)
+        outcome, rows = settle_ties(trainer, given, judge, first)
+        return [*found, *rows, *_check_own(trainer, kernels, own, given, outcome, second)]
 
 
 def _given_starts(run: ModelRun, kernels: Kernels, own: Starts) -> dict[str, Start]:

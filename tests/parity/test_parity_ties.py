@@ -1,0 +1,113 @@
+"""A tie between experts may go either way; nothing else may."""
+
+import dataclasses
+import re
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from goat_jax.parity.checks import GIVEN, MODEL, Check, Comparison, Note
+from goat_jax.parity.models import replay_run
+from goat_jax.parity.modules import Start
+from goat_jax.parity.report import main
+from goat_jax.parity.ties import ATTEMPTS, moved, settle_ties
+
+COMPARE = Comparison(MODEL, "folder", "run", GIVEN)
+STARTS = {"layer": Start(np.ones((2, 2)), {"router": np.ones((2, 4), np.float32)}, np.ones(2))}
+
+
+@dataclasses.dataclass
+class FakeRun:
+    """An outcome: the experts' load at every step, and a number to judge."""
+
+    loads: np.ndarray
+    number: float
+
+
+class FakeTrainer:
+    """Gives the outcomes of a list, one after the other, the last one ever again."""
+
+    def __init__(self, *outcomes):
+        self.outcomes, self.starts = list(outcomes), []
+
+    def train(self, starts):
+        self.starts.append(starts)
+        return self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
+
+
+def run_with(number, tied_step=None):
+    loads = np.full((5, 4), 0.25)
+    if tied_step is not None:
+        loads[tied_step:, 0] += 0.01
+    return FakeRun(loads, number)
+
+
+def judge(outcome):
+    return [Check("folder", "run", GIVEN, "loss", outcome.number, 1e-4)]
+
+
+def test_a_run_that_agrees_is_taken_as_it_is():
+    trainer = FakeTrainer(run_with(0.0))
+    _, rows = settle_ties(trainer, STARTS, judge, COMPARE)  # type: ignore[arg-type]
+    assert rows == judge(run_with(0.0)) and trainer.starts == [STARTS]
+
+
+def test_the_run_that_chooses_as_torch_did_is_compared_and_the_step_is_told():
+    right = run_with(0.0, tied_step=3)
+    trainer = FakeTrainer(run_with(1.0), run_with(1.0), run_with(1.0, 3), right)
+    outcome, rows = settle_ties(trainer, STARTS, judge, COMPARE)  # type: ignore[arg-type]
+    assert outcome is right and rows[0] == judge(right)[0]
+    assert isinstance(rows[1], Note) and "at step 3 a token is tied" in rows[1].text
+
+
+@pytest.mark.parametrize(
+    "other",
+    [run_with(1.0, tied_step=3), run_with(0.0)],
+    ids=["another choice does not agree either", "the choice was no other, so it is no tie"],
+)
+def test_an_error_is_not_taken_for_a_tie(other):
+    trainer = FakeTrainer(run_with(1.0), other)
+    outcome, rows = settle_ties(trainer, STARTS, judge, COMPARE)  # type: ignore[arg-type]
+    assert outcome.number == 1.0 and outcome is not other
+    assert rows == judge(run_with(1.0)) and len(trainer.starts) == 1 + ATTEMPTS
+
+
+def test_starts_are_moved_by_one_rounding_each_time_another_way():
+    routers = [moved(STARTS, seed)["layer"].factors["router"] for seed in range(3)]
+    assert len({router.tobytes() for router in routers}) == 3
+    for router in routers:
+        assert router.dtype == np.float32
+        np.testing.assert_array_max_ulp(router, np.ones((2, 4), np.float32), 1)
+
+
+@pytest.mark.slow
+def test_the_golden_clip_agrees_from_both_starts(shared):
+    rows = replay_run(shared / "golden" / "tiny_clip")
+    checks = [row for row in rows if isinstance(row, Check)]
+    assert [check for check in checks if not check.ok] == []
+    given = {check.quantity: check.error for check in checks if check.start == GIVEN}
+    assert {"loss", "task_loss", "aux_loss", "grad_norm", "logits_first", "logits_after",
+            "final A", "final B", "final BA", "final router",
+            "final head"} <= set(given)  # fmt: skip
+    assert max(given.values()) < 2e-5  # rounding, far below what is allowed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["labels", "kernel"])
+def test_a_changed_clip_is_no_tie(change, shared, tmp_path, capsys):
+    folder = shutil.copytree(
+        shared / "golden" / "tiny_clip", tmp_path / "run", copy_function=shutil.copyfile
+    )
+    if change == "labels":
+        with np.load(folder / "batches.npz") as file:
+            arrays = dict(file)
+        arrays["labels_20"] = (arrays["labels_20"] + 1) % 5
+        np.savez(folder / "batches.npz", **arrays)
+    else:
+        tensors = load_file(folder / "model.safetensors")
+        tensors["vision_model.encoder.layers.1.mlp.fc2.bias"] += 0.01
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert main([folder]) == 1
+    assert re.search(r"FAILED .* given start: loss is off", capsys.readouterr().out)
