@@ -84,7 +84,8 @@ def inject(
     Args:
         model: pretrained, without adapters.
         spec: the method.
-        targets: which `Dense` modules get one, by their Hugging Face names.
+        targets: which `Dense` modules get one, by their Hugging Face names; "all-linear" are those
+            of the transformer blocks.
         key: every module derives its own key from its name, whatever else is adapted.
         overrides: the first that matches a module applies.
         train: modules trained in full (the task head), with their parts; they get no adapter.
@@ -107,6 +108,8 @@ def inject(
     check_all_match(every, "module to train", train, trains, "module")
     for override in overrides:
         check_all_match(names, "override", override.modules)
+    if targets == ALL_LINEAR:
+        targets = _in_blocks(model)
     _cut_stacks(model, spec, targets, overrides, train)
     rows = []
     for site in find_sites(model):
@@ -114,7 +117,7 @@ def inject(
         if trains(name, train):
             what, reason = "trained in full", ""
         else:
-            chosen, reason = _choose(site.module, name, spec, targets, overrides)  # type: ignore
+            chosen, reason = _choose(site, name, spec, targets, overrides)
             what = "frozen" if chosen is None else "adapter"
             if chosen is not None:
                 attach(site, chosen, key)
@@ -126,6 +129,13 @@ def inject(
     return _report(model, rows)
 
 
+def _in_blocks(model: nnx.Module) -> list[str]:
+    """Every linear layer of the blocks, as the paper adapts; of the whole model without blocks."""
+    sites = find_sites(model)
+    blocks = [site for site in sites if site.layers is not None] or sites
+    return [name for site in blocks for name in site.names()]
+
+
 def _resolve(name: str, spec: AdapterSpec, overrides: Sequence[Override]) -> AdapterSpec:
     for override in overrides:
         if matches(name, override.modules):
@@ -134,13 +144,13 @@ def _resolve(name: str, spec: AdapterSpec, overrides: Sequence[Override]) -> Ada
 
 
 def _choose(
-    module: Dense, name: str, spec: AdapterSpec, targets: Targets, overrides: Sequence[Override]
+    site: Site, name: str, spec: AdapterSpec, targets: Targets, overrides: Sequence[Override]
 ) -> tuple[AdapterSpec | None, str]:
     """The spec of a module, or None and why it stays as it is."""
     if not matches(name, targets):
         return None, "not a target"
     own = _resolve(name, spec, overrides)
-    smaller = min(module.kernel.shape[-2:])
+    smaller = min(site.module.kernel.shape[-2:])  # type: ignore[attr-defined]
     if own.total_rank > smaller:
         return None, f"total rank {own.total_rank} is above its smaller side {smaller}"
     return own, ""
@@ -159,7 +169,7 @@ def _cut_stacks(
         choices: dict[int, list[Any]] = {}
         for site in inside:
             for layer, name in zip(site.layers or (), site.names(), strict=True):
-                chosen = _choose(site.module, name, spec, targets, overrides)  # type: ignore
+                chosen = _choose(site, name, spec, targets, overrides)
                 choices.setdefault(layer, []).append((trains(name, train), *chosen))
         order = sorted(choices)
         pairs = zip(order, order[1:], strict=False)

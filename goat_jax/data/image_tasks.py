@@ -54,6 +54,7 @@ class ImageTask:
       flip: mirror every other training image at random, left to right.
       on_bad_image: `error`, or `skip` images that cannot be decoded, which decodes all at the
         start.
+      prompt: what a zero-shot head reads of a class, its name in the place of ``{}``.
 
     Raises UserError where these do not fit together.
 
@@ -79,6 +80,7 @@ class ImageTask:
     train_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = False
     on_bad_image: str = "error"
+    prompt: str = "a photo of a {}"
 
     def __post_init__(self) -> None:
         # One name may be written without a tuple; lists come from JSON.

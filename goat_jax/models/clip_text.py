@@ -148,6 +148,7 @@ class ClipText(nnx.Module):
 
 
 TEXT = Architecture(
+    kind="text tower",
     config=ClipTextConfig.from_hf,
     build=ClipText,
     prefix="text_model.",

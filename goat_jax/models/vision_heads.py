@@ -61,9 +61,11 @@ class ZeroShotHead(nnx.Module):
         return logits * jnp.broadcast_to(scale, logits.shape)
 
 
+ZERO_SHOT = "zero_shot"
+
 HEADS: dict[str, type[LinearHead] | type[ZeroShotHead]] = {
     "linear": LinearHead,
-    "zero_shot": ZeroShotHead,
+    ZERO_SHOT: ZeroShotHead,
 }
 """Heads by name; `NAMES` is our path in the head -> the torch name."""
 

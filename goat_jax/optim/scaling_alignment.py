@@ -9,8 +9,8 @@ factors ``a' = c a``, ``b' = c b``, ``c = sqrt(s / f)``, the product is the same
 - its updates come back as ``c u``.
 
 For SGD that multiplies updates by ``s / f``; for Adam, which does not see how large gradients are,
-by ``sqrt(s / f)``. Routers and heads have c = 1. The identity is exact for any optimizer in between,
-Adam's epsilon, clipping and weight decay included.
+by ``sqrt(s / f)``. Routers and heads have c = 1. The identity is exact for any optimizer in
+between, Adam's epsilon, clipping and weight decay included.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from goat_jax.data.examples import TextTask, load_examples
@@ -21,6 +22,9 @@ from goat_jax.data.tasks import Task
 from goat_jax.data.texts import load_texts
 from goat_jax.data.tokenize import encode, load_tokenizer
 from goat_jax.errors import UserError
+from goat_jax.models.clip_text import class_kernel
+from goat_jax.models.load import Loaded
+from goat_jax.models.vision_heads import CLASSIFIER, ZERO_SHOT
 from goat_jax.run.objectives import (
     CLASSIFICATION,
     IMAGE_CLASSIFICATION,
@@ -44,6 +48,7 @@ class Problem:
         unit: what its throughput counts.
         objective: task -> the loss.
         model_options: task -> fields of the model's config that it settles.
+        prepare: (task, loaded model, its folder) -> None; gives a model what only the task knows.
         reader: (task, the model's folder or file, most tokens in a row) -> split -> its rows.
         scores: (metric names, sums over all rows, batches' labels and weights, outputs) -> scores.
     """
@@ -52,8 +57,21 @@ class Problem:
     unit: str
     objective: Callable[[Any], Objective]
     model_options: Callable[[Any], dict[str, Any]]
+    prepare: Callable[[Any, Loaded, Path], None]
     reader: Callable[[Any, Path, int], Callable[[str], Rows]]
     scores: Callable[[Sequence[str], Totals, Sequence[Mapping], np.ndarray], dict[str, float]]
+
+
+def _nothing(task: Task, loaded: Loaded, path: Path) -> None:
+    """Most models need nothing of the task but the number of labels."""
+
+
+def _start_from_class_names(task: ImageTask, loaded: Loaded, path: Path) -> None:
+    """A zero-shot head that the checkpoint does not have starts from the names of the classes."""
+    model = loaded.model
+    if model.config.head == ZERO_SHOT and f"{CLASSIFIER}.weight" in loaded.fresh:
+        kernel = class_kernel(path, task.labels, task.prompt)
+        model.head.classifier.kernel.set_value(jnp.asarray(kernel))
 
 
 def _read_examples(task: TextTask, model: Path, length: int) -> Callable[[str], Rows]:
@@ -95,6 +113,7 @@ _TEXT = Problem(
     unit="tokens",
     objective=lambda task: CLASSIFICATION if task.labels else REGRESSION,
     model_options=lambda task: {"num_labels": max(1, len(task.labels))},
+    prepare=_nothing,
     reader=_read_examples,
     scores=_score_outputs,
 )
@@ -103,6 +122,7 @@ _LANGUAGE = Problem(
     unit="tokens",
     objective=lambda task: LANGUAGE,
     model_options=lambda task: {},
+    prepare=_nothing,
     reader=_read_texts,
     scores=_score_tokens,
 )
@@ -112,6 +132,7 @@ _IMAGE = Problem(
     unit="images",
     objective=lambda task: IMAGE_CLASSIFICATION,
     model_options=lambda task: {"num_labels": len(task.labels)},
+    prepare=_start_from_class_names,
     reader=lambda task, model, length: partial(load_images, task),
     scores=_score_outputs,
 )

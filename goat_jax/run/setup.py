@@ -75,6 +75,7 @@ def build(config: RunConfig) -> Built:
         path, key=head_key, dtype=DTYPES[config.model.dtype], **model_options(config)
     )
     check_model(config.task, loaded.kind, str(path))
+    problem.prepare(config.task, loaded, path)
     report = inject(
         loaded.model,
         spec,
