@@ -8,6 +8,7 @@ from flax import nnx
 from goat_jax.adapters.methods import method_spec
 from goat_jax.inject import inject
 from goat_jax.layers import Dense
+from goat_jax.models.vision import VisionConfig, VisionModel
 from goat_jax.stack import Stack
 
 
@@ -59,3 +60,25 @@ def test_parameter_counts_of_the_paper(
     # And so the "# Params (%)" columns, which are rounded to 0.01.
     np.testing.assert_allclose(100 * sizes["lora"] / model_size, lora_share, atol=0.03)
     np.testing.assert_allclose(100 * sizes["goat"] / model_size, goat_share, atol=0.03)
+
+
+@pytest.mark.parametrize(("name", "share"), [("lora", 1.49), ("molora", 2.24), ("goat", 2.24)])
+def test_shares_of_clip_are_the_papers(name, share):
+    """Table 5, of everything in the model: CLIP ViT-B/32 is what an empty config.json describes."""
+    found = {}
+
+    def build():
+        config = VisionConfig.from_hf({"model_type": "clip"})
+        model = VisionModel(config, rngs=nnx.Rngs(0))
+        targets = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+        spec = method_spec(name, total_rank=8)
+        found["report"] = inject(model, spec, targets, key=jax.random.key(0), train=["classifier"])
+        return model
+
+    nnx.eval_shape(build)
+    report = found["report"]
+    tower = report.total_parameters - report.trained_parameters
+    assert tower == 87_456_000  # as in transformers
+    np.testing.assert_allclose(
+        100 * report.adapter_parameters / report.total_parameters, share, atol=0.02
+    )
