@@ -111,7 +111,7 @@ def torch_step(rank: int, batch: dict[str, np.ndarray]) -> Callable[[], float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Steps of methods, taking turns")
     parser.add_argument("--methods", nargs="+", default=["lora", "goat"])
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--rows", type=int, default=4)
