@@ -38,12 +38,16 @@ def test_rounding_is_far_within_the_tolerances_from_the_given_factors(shared):
 
 
 @pytest.mark.slow
-def test_the_golden_encoder_agrees_from_both_starts(shared):
-    checks = replay_run(shared / "golden" / "tiny_roberta")
+@pytest.mark.parametrize("name", ["tiny_roberta", "tiny_llama", "tiny_clip"])
+def test_a_golden_model_agrees_from_both_starts(shared, name):
+    checks = replay_run(shared / "golden" / name)
     assert [check for check in checks if not check.ok] == []
+    trained = {"logits_first", "loss", "task_loss", "aux_loss", "grad_norm", "logits_after"}
+    trained |= {"loss_after", "final BA", "final router"}
+    trained |= set() if name == "tiny_llama" else {"final head"}  # it has no head to train
     for start in ("given", "own"):
         quantities = {check.quantity for check in checks if check.start == start}
-        assert {"logits_first", "loss", "task_loss", "aux_loss", "grad_norm", "logits_after",
-                "loss_after", "final BA", "final router", "final head"} <= quantities  # fmt: skip
+        # A near-tie that our own SVD's rounding decides ends that comparison early, with a note.
+        assert trained <= quantities or (start == "own" and {"loss", "aux_loss"} <= quantities)
     assert {"lr", "trained parameters"} <= {check.quantity for check in checks}
     assert {"W_res", "init A", "init B"} <= {c.quantity for c in checks if c.start == "own"}
