@@ -49,8 +49,9 @@ def load_model(
         path: a folder with config.json and safetensors (one file or shards with an index), or a
             .gguf file, whose weights are dequantised.
         key: for parameters the checkpoint does not have (a new classification head).
-        dtype: of kernels, biases and embeddings, and so of the hidden states. Norms and heads are
-            float32 always: they are small, and heads are trained.
+        dtype: of kernels, biases and embeddings, and so of the hidden states. Norms, heads
+            and single arrays (class tokens, scales) are float32 always: they are small, and heads
+            are trained.
         new_head: start the last layer of the head afresh even if the checkpoint has one, as when
             a model tuned on one task goes on to a task with other labels.
         sharding: (module's site, name of the parameter) -> where its parts go; each part is read

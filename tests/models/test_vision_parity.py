@@ -161,6 +161,7 @@ def test_bfloat16_is_near_and_its_head_is_float32(family, save_vision, run):
     hidden, logits = run(narrow, images)
     assert hidden.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
     assert narrow.head.classifier.kernel.dtype == narrow.final_norm.scale.dtype == jnp.float32
+    assert narrow.embeddings.positions.value.dtype == jnp.float32
     with torch.no_grad():
         expected = _run_torch(checkpoint.torch, images).logits
     _close(logits, expected, 0.1 * float(expected.abs().max()))
