@@ -108,11 +108,15 @@ class Dense(nnx.Module):
 
     def __call__(self, x: Array, ctx: Context) -> Array:
         kernel, adapter = self.kernel[...], self.adapter
-        replaced = adapter is not None and adapter.replaces
-        y = adapter(x, kernel, ctx) if replaced else jnp.dot(x, kernel.astype(x.dtype))
-        if self.bias is not None:
-            y = y + jnp.broadcast_to(self.bias[...].astype(x.dtype), y.shape)
-        return y if adapter is None or replaced else y + adapter(x, kernel, ctx)
+        if adapter is not None and adapter.replaces:
+            return self._add_bias(adapter(x, kernel, ctx))
+        y = self._add_bias(jnp.dot(x, kernel.astype(x.dtype)))
+        return y if adapter is None else y + adapter(x, kernel, ctx)
+
+    def _add_bias(self, y: Array) -> Array:
+        if self.bias is None:
+            return y
+        return y + jnp.broadcast_to(self.bias[...].astype(y.dtype), y.shape)
 
 
 def split_model(model: nnx.Module) -> tuple[Any, dict[str, PyTree], PyTree]:
