@@ -5,10 +5,11 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from goat_jax.adapters.spec import AdapterSpec, Extras
 from goat_jax.core.column_norms import column_norms
-from goat_jax.core.dispatch import dispatch, expand
+from goat_jax.core.dispatch import HIDDEN, dispatch, expand
 from goat_jax.core.residual import delta_weight
 from goat_jax.core.routers import Routing
 from goat_jax.errors import UserError
@@ -149,7 +150,7 @@ class SharedProjection(SumOfExperts):
         shared = jnp.moveaxis(hidden, 0, -2) if own_copies else hidden[..., None, :]
         shape = (*gate.shape, a.shape[-1])
         gated = jnp.broadcast_to(shared, shape) * jnp.broadcast_to(gate[..., None], shape)
-        flat = gated.astype(x.dtype).reshape(*gate.shape[:-1], -1)
+        flat = checkpoint_name(gated.astype(x.dtype).reshape(*gate.shape[:-1], -1), HIDDEN)
         return expand(flat, b.reshape(-1, b.shape[-1]))
 
     def pairs(self, arrays: Factors) -> tuple[Array, Array]:
