@@ -16,7 +16,7 @@ def column_norms(kernel: Array, a: Array, b: Array, scale: Array) -> Array:
 
     >>> k, a, b = jnp.eye(2), jnp.ones((1, 2, 1)), jnp.array([[[0.0, 1.0]]])
     >>> column_norms(k, a, b, jnp.array([1.0])).round(4)
-    Array([1.   , 2.2361], dtype=float32)
+    Array([1.    , 2.2361], dtype=float32)
     """
     k = kernel.astype(jnp.float32)
     down = jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1)

@@ -13,7 +13,7 @@ from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError
 from goat_jax.optim.optimizer import OptimizerConfig
 from goat_jax.parity.bundle import LAYERS, Arrays, Record, read_npz, read_object
-from goat_jax.parity.layer_steps import LayerRun
+from goat_jax.parity.layer_steps import LayerRun, Recipe
 from goat_jax.parity.published import PublishedType, read_init_type, read_spec
 
 
@@ -77,7 +77,7 @@ class Plan:
         return self.run.steps
 
 
-def read_adamw(adamw: Record) -> tuple[OptimizerConfig, int]:
+def read_adamw(adamw: Record) -> tuple[Recipe, int]:
     """A constant AdamW without clipping, as a bundle describes it, and its number of steps."""
     betas = adamw.numbers("betas", 2)
     config = OptimizerConfig(
@@ -90,7 +90,7 @@ def read_adamw(adamw: Record) -> tuple[OptimizerConfig, int]:
         beta2=betas[1],
         epsilon=adamw.number("eps"),
     )
-    return config, adamw.integer("steps")
+    return Recipe(config), adamw.integer("steps")
 
 
 def read_plan(case: LayerCase) -> Plan:

@@ -16,8 +16,27 @@ from goat_jax.adapters.adapter import Report
 from goat_jax.adapters.context import EVAL, Context
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.layers import Adapter, Dense, merge_model, run_model, split_model
+from goat_jax.optim.late_start import with_late_start
 from goat_jax.optim.optimizer import OptimizerConfig, make_optimizer
 from goat_jax.typing import Array, Factors, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """An optimizer at a constant rate, as a static argument.
+
+    Attributes:
+        config: its AdamW.
+        late: names of factors that join later (`optim.late_start`).
+    """
+
+    config: OptimizerConfig
+    late: tuple[str, ...] = ()
+
+    def make(self) -> optax.GradientTransformation:
+        """The transformation; with a constant rate the number of steps does not matter to it."""
+        optimizer = make_optimizer(self.config, 1)
+        return with_late_start(optimizer, self.late.__contains__) if self.late else optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +45,7 @@ class LayerRun:
 
     Attributes:
         spec: the layer as parts.
-        optimizer, steps: its AdamW.
+        optimizer, steps: its training.
         aux_coef: weight of the auxiliary loss.
         bias: (O,) or None.
         x, target: (..., I), (..., O).
@@ -34,7 +53,7 @@ class LayerRun:
     """
 
     spec: AdapterSpec
-    optimizer: OptimizerConfig
+    optimizer: Recipe
     steps: int
     aux_coef: float
     bias: np.ndarray | None
@@ -86,7 +105,7 @@ def make_layer(
 def run_layer(run: LayerRun, kernel: np.ndarray, factors: Factors, scale: Array) -> Outcome:
     """Trains a layer on the run's batch; nothing of it is kept but numbers."""
     graph, trainable, base = split_model(make_layer(run, kernel, factors, scale))
-    state = (trainable, make_optimizer(run.optimizer, run.steps).init(trainable))
+    state = (trainable, run.optimizer.make().init(trainable))
     batch = batch_of(run)
     history: list[Seen] = []
     for _ in range(run.steps):
@@ -113,7 +132,7 @@ def batch_of(run: LayerRun) -> tuple[Array, Array, Array, Context]:
 @partial(jax.jit, static_argnums=(0, 1))
 def layer_step(
     graph: Any,
-    config: OptimizerConfig,
+    optimizer: Recipe,
     state: tuple[PyTree, Any],
     base: PyTree,
     x: Array,
@@ -121,12 +140,11 @@ def layer_step(
     aux_coef: Array,
     ctx: Context,
 ) -> tuple[tuple[PyTree, Any], Seen]:
-    """What a layer computes, and the state after one AdamW step on it."""
+    """What a layer computes, and the state after one optimizer step on it."""
     trainable, opt_state = state
     seen, grads = layer_gradients(graph, trainable, base, x, target, aux_coef, ctx)
     with jax.numpy_dtype_promotion("standard"):  # optax takes powers by an integer count
-        # The rate is constant, so the number of steps does not matter to the optimizer.
-        updates, opt_state = make_optimizer(config, 1).update(grads, opt_state, trainable)
+        updates, opt_state = optimizer.make().update(grads, opt_state, trainable)
     return (optax.apply_updates(trainable, updates), opt_state), seen
 
 

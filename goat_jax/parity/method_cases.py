@@ -177,6 +177,9 @@ TASK_TENSORS: Tensors = {
     "gate": ("task_gate", TRANSPOSED),
 }
 
+LATE = ("coef",)
+"""Trained arrays that join later: the file has no start of theirs, which is zero."""
+
 CASES: dict[str, MethodCase] = {
     "lora": MethodCase(_row("lora"), SINGLE),
     "rslora": MethodCase(_row("rslora"), SINGLE),
@@ -185,6 +188,10 @@ CASES: dict[str, MethodCase] = {
     "kasa": MethodCase(_kasa(published=False), KASA_TENSORS),
     "neat": MethodCase(_neat, NEAT_TENSORS),
     "adalora": MethodCase(_adalora, {**SINGLE, "lam": ("core", COLUMN)}),
+    "lora_dash": MethodCase(
+        _row("lora_dash", num_directions=lambda r: r.integer("K")),
+        {**SINGLE, "coef": ("coefficients", SAME)},
+    ),
     "lora_ga": MethodCase(_lora_ga, SINGLE),
     "multilora": MethodCase(_row("multilora"), {**EXPERTS, "c": ("gain", SAME)}),
     "mole": MethodCase(_mole, ROUTED),
@@ -257,6 +264,8 @@ def read_factors(
     """The trained arrays of a case in our layout, those that its entry lists under "trainable"."""
     found = {}
     for name in record.record("trainable").values:
+        if f"{name}{suffix}" not in arrays.values and name in LATE:
+            continue
         if name not in case.tensors:
             known = ", ".join(case.tensors)
             raise UserError(f"{record.where}: trainable has {name!r}, this method has: {known}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -11,23 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from goat_jax.adapters.adapter import AdapterStart, init_adapter
-from goat_jax.adapters.context import Context
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError, nearest
 from goat_jax.layers import split_model
-from goat_jax.optim.optimizer import OptimizerConfig
+from goat_jax.parity.budget_replay import replay_budget
 from goat_jax.parity.bundle import Arrays, Record, read_npz
 from goat_jax.parity.checks import GIVEN, METHOD, OWN, Check, Comparison, Note
-from goat_jax.parity.layer_bundle import read_adamw
-from goat_jax.parity.layer_steps import (
-    LayerRun,
-    Outcome,
-    batch_of,
-    layer_gradients,
-    make_layer,
-    run_layer,
-)
-from goat_jax.parity.method_cases import CASES, Entry, MethodCase, read_factors
+from goat_jax.parity.dash_replay import replay_dash
+from goat_jax.parity.hub_replay import replay_hub, replay_kasa_loss
+from goat_jax.parity.layer_steps import Outcome, batch_of, layer_gradients, make_layer, run_layer
+from goat_jax.parity.method_cases import CASES, Entry
+from goat_jax.parity.method_layer import LayerPlan, check_seen, read_layer
 from goat_jax.typing import Array
 
 
@@ -37,91 +30,21 @@ def replay_entry(entry: Entry) -> list[Check | Note]:
     Raises:
         UserError: a case or array that cannot be read, or a method that parity does not know.
     """
-    replays = _replays()
-    if entry.formula not in replays:
+    if entry.formula not in REPLAYS:
         raise UserError(
             f"{entry.record.where}: formula {entry.formula!r} is not known"
-            f"{nearest(entry.formula, replays)}; there are: {', '.join(replays)}"
+            f"{nearest(entry.formula, REPLAYS)}; there are: {', '.join(REPLAYS)}"
         )
     arrays = read_npz(entry.folder / f"{entry.name}.npz")
     try:
         with jax.default_matmul_precision("highest"):
-            return list(replays[entry.formula](entry, arrays))
+            return list(REPLAYS[entry.formula](entry, arrays))
     except UserError as error:
         known = str(entry.folder) in str(error)
         raise error if known else UserError(f"{entry.record.where}: {error}") from None
 
 
 Replay = Callable[[Entry, Arrays], Iterator[Check | Note]]
-
-
-def _replays() -> dict[str, Replay]:
-    return {formula: _replay_layer for formula in CASES}
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerPlan:
-    """A case that is one layer, read and checked.
-
-    Attributes:
-        case: what it is here.
-        run: the layer as parts, and its training.
-        kernel, frozen: pretrained and frozen kernel (I, O).
-        scale: (E,).
-        factors: at the start.
-    """
-
-    case: MethodCase
-    run: LayerRun
-    kernel: np.ndarray
-    frozen: np.ndarray
-    scale: np.ndarray
-    factors: dict[str, np.ndarray]
-
-
-def read_layer(entry: Entry, arrays: Arrays) -> LayerPlan:
-    """Reads a case of `CASES`."""
-    record, case = entry.record, CASES[entry.formula]
-    spec = case.spec(record)
-    m, n = record.integer("out_features"), record.integer("in_features")
-    tokens = arrays.get("x").shape[:-1]
-    kernel = arrays.floats("W0", (m, n)).T
-    bias = arrays.floats("bias", (0,) if arrays.get("bias").size == 0 else (m,))
-    optimizer, steps = _optimizer(record, case)
-    run = LayerRun(
-        spec=spec,
-        optimizer=optimizer,
-        steps=steps,
-        aux_coef=record.number("aux_coef"),
-        bias=bias if bias.size else None,
-        x=arrays.floats("x", (*tokens, n)),
-        target=arrays.floats("target", (*tokens, m)),
-        ctx=_context(case, arrays, tokens),
-    )
-    edited = "W_res" in arrays.values
-    return LayerPlan(
-        case=case,
-        run=run,
-        kernel=kernel,
-        frozen=arrays.floats("W_res", (m, n)).T if edited else kernel,
-        scale=np.asarray(spec.scale(n, None, spec)),
-        factors=read_factors(arrays, case, record),
-    )
-
-
-def _optimizer(record: Record, case: MethodCase) -> tuple[OptimizerConfig, int]:
-    """Its AdamW; of a case whose training is not replayed no more than a stand-in."""
-    if case.needs:
-        return OptimizerConfig(warmup_steps=0, clip=None), 1
-    return read_adamw(record.record("optimizer"))
-
-
-def _context(case: MethodCase, arrays: Arrays, tokens: tuple[int, ...]) -> Context:
-    found = {
-        field: jnp.asarray(arrays.get(name, tokens[:1]).astype(np.int32))
-        for field, name in case.tasks.items()
-    }
-    return Context(**found)
 
 
 def _replay_layer(entry: Entry, arrays: Arrays) -> Iterator[Check | Note]:
@@ -150,20 +73,6 @@ def _check_first(
     graph, trainable, base = split_model(layer)
     seen, _ = jax.jit(partial(layer_gradients, graph))(trainable, base, *batch_of(plan.run))
     yield from check_seen(plan.case, seen, arrays, compare)
-
-
-def check_seen(
-    case: MethodCase, seen, arrays: Arrays, compare: Comparison, suffix: str = ""
-) -> Iterator[Check]:
-    """Output, losses and gradients of one step, under names that end in `suffix`."""
-    ours = {"y": seen.y, "aux": seen.aux, "loss": seen.loss, "grad_x": seen.grad_x}
-    for name, (own, form) in case.tensors.items():
-        if own in seen.grads:
-            ours[f"grad_{name}"] = form.write(np.asarray(seen.grads[own]))
-    for name, value in ours.items():
-        if not suffix or f"{name}{suffix}" in arrays.values:
-            theirs = arrays.get(f"{name}{suffix}")
-            yield compare.check(f"{name}{suffix}", np.asarray(value), theirs)
 
 
 def _check_trained(
@@ -213,3 +122,12 @@ def _own_start(spec: AdapterSpec, kernel: Array, gradient: Array | None) -> Adap
 @partial(jax.jit, static_argnums=0)
 def _edit_base(spec: AdapterSpec, kernel: Array, factors: dict[str, Array], scale: Array) -> Array:
     return spec.base_edit(kernel, factors, scale, spec)
+
+
+REPLAYS: dict[str, Replay] = {formula: _replay_layer for formula in CASES} | {
+    "lora_dash": replay_dash,
+    "lorahub": replay_hub,
+    "kasa_aux": replay_kasa_loss,
+    "adalora_trajectory": replay_budget,
+}
+"""Formula of methods.json -> what replays it."""
