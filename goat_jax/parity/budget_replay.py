@@ -162,26 +162,25 @@ def _step(
     loss, grads = jax.value_and_grad(loss_of)(state.trainable)
     with jax.numpy_dtype_promotion("standard"):  # optax takes powers by an integer count
         updates, opt_state = recipe.make().update(grads, state.opt_state, state.trainable)
-    trainable = optax.apply_updates(state.trainable, updates)
+    trainable: PyTree = optax.apply_updates(state.trainable, updates)
     adapters = _adapters(trainable)
     scores = update_scores(state.scores, adapters, _adapters(grads), budget, step)
     cores = pruned_cores(adapters, scores, budget, step)
     layers = {
         name: {**own, "adapter": {**own["adapter"], "core": cores[name]}}
-        for name, own in trainable["adapter"].items()  # type: ignore[index]
+        for name, own in trainable["adapter"].items()
     }
     found = triplet_scores(scores)
     seen = Seen(loss, *(jnp.concatenate(list(tree.values())) for tree in (found, cores)))
-    return State({**trainable, "adapter": layers}, opt_state, scores), seen  # type: ignore
+    return State({**trainable, "adapter": layers}, opt_state, scores), seen
 
 
 def _check_steps(
     budget: RankBudget, steps: list[Seen], layers: int, arrays: Arrays, compare: Comparison
 ) -> Iterator[Check]:
     allowed, due = budget.table(layers)
-    losses, scores, cores = (
-        np.stack(list(map(np.asarray, column))) for column in zip(*steps, strict=True)
-    )
+    columns = zip(*steps, strict=True)
+    losses, scores, cores = (np.stack(list(map(np.asarray, column))) for column in columns)
     yield compare.check("losses", losses, arrays.get("losses"))
     yield compare.check("budget", allowed, arrays.get("budget"))
     yield compare.check("mask_now", due, arrays.get("mask_now"))

@@ -122,7 +122,7 @@ def _check_directions(
 def _check_factors(
     when: str, factors: Factors, arrays: Arrays, compare: Comparison
 ) -> Iterator[Check]:
-    for name, (own, form) in (SINGLE | {"coef": (LATE, SAME)}).items():
+    for name, (own, form) in {**SINGLE, "coef": (LATE, SAME)}.items():
         if f"{name}_{when}" in arrays.values:
             ours = form.write(np.asarray(factors[own]))
             yield compare.check(f"{name}_{when}", ours, arrays.get(f"{name}_{when}"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +66,7 @@ def _row(name: str, **options: Callable[[Record], object]) -> Callable[[Record],
     """A row of METHODS with rank, alpha and these options read from the entry."""
 
     def spec(record: Record) -> AdapterSpec:
-        found = {"total_rank": _total_rank(record), "num_experts": _experts(record)}
+        found: dict[str, Any] = {"total_rank": _total_rank(record), "num_experts": _experts(record)}
         if record.values.get("alpha") is not None:
             found["alpha"] = record.number("alpha")
         return method_spec(name, **found, **{key: read(record) for key, read in options.items()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -75,7 +76,7 @@ def _optimizer(record: Record, case: MethodCase) -> tuple[Recipe, int]:
 
 
 def _context(case: MethodCase, arrays: Arrays, tokens: tuple[int, ...]) -> Context:
-    found = {
+    found: dict[str, Any] = {
         field: jnp.asarray(arrays.get(name, tokens[:1]).astype(np.int32))
         for field, name in case.tasks.items()
     }
