@@ -10,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from goat_jax.adapters.spec import AdapterSpec, Extras
 from goat_jax.core.column_norms import column_norms
 from goat_jax.core.dispatch import HIDDEN, dispatch, expand
+from goat_jax.core.precision import wide
 from goat_jax.core.residual import delta_weight
 from goat_jax.core.routers import Routing
 from goat_jax.errors import UserError
@@ -145,7 +146,7 @@ class SharedProjection(SumOfExperts):
         del kernel
         a, b = arrays["a"][0], arrays["b"]
         gate = routing.weights * jnp.broadcast_to(scale, routing.weights.shape)
-        hidden = jnp.dot(x, a.astype(x.dtype), preferred_element_type=jnp.float32)
+        hidden = jnp.dot(x, a.astype(x.dtype), preferred_element_type=wide(x.dtype))
         own_copies = x.ndim > gate.ndim
         shared = jnp.moveaxis(hidden, 0, -2) if own_copies else hidden[..., None, :]
         shape = (*gate.shape, a.shape[-1])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from goat_jax.adapters.combines import SumOfExperts
 from goat_jax.adapters.spec import AdapterSpec, Extras
 from goat_jax.core.initializers import kaiming_uniform
+from goat_jax.core.precision import wide
 from goat_jax.core.routers import Routing
 from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError, nearest
@@ -100,7 +101,7 @@ class KernelNetwork(SumOfExperts):
 
     def _change(self, kernel: Array, arrays: Factors) -> Array:
         """The network's output on the kernel (I, O), before its scale."""
-        act, rows = ACTIVATIONS[self.activation], kernel.astype(jnp.float32)
+        act, rows = ACTIVATIONS[self.activation], kernel.astype(wide(kernel.dtype))
         rows = rows.T if self.over_inputs else rows
         hidden = act(jnp.dot(rows, arrays["a"][0]))
         kept = []
@@ -116,10 +117,10 @@ class KernelNetwork(SumOfExperts):
         self, x: Array, kernel: Array, arrays: Factors, scale: Array, routing: Routing
     ) -> Array:
         del routing
-        changed = kernel.astype(jnp.float32) + scale[0] * self._change(kernel, arrays)
+        changed = kernel.astype(wide(kernel.dtype)) + scale[0] * self._change(kernel, arrays)
         return jnp.dot(x, changed.astype(x.dtype))
 
     def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
         del spec
-        changed = kernel.astype(jnp.float32) + scale[0] * self._change(kernel, arrays)
+        changed = kernel.astype(wide(kernel.dtype)) + scale[0] * self._change(kernel, arrays)
         return changed.astype(kernel.dtype)

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from goat_jax.core.precision import wide
 from goat_jax.typing import Array
 
 
@@ -18,7 +19,7 @@ def column_norms(kernel: Array, a: Array, b: Array, scale: Array) -> Array:
     >>> column_norms(k, a, b, jnp.array([1.0])).round(4)
     Array([1.    , 2.2361], dtype=float32)
     """
-    k = kernel.astype(jnp.float32)
+    k = kernel.astype(wide(kernel.dtype))
     down = jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1)
     up = (b * jnp.broadcast_to(scale[:, None, None], b.shape)).reshape(-1, b.shape[-1])
     crossed = jnp.einsum("IQ,IO->QO", down, k, precision="highest")

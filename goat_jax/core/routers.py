@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from goat_jax.core.precision import wide
 from goat_jax.typing import Array
 
 
@@ -28,7 +29,8 @@ class Routing(NamedTuple):
 def router_logits(x: Array, router: Array) -> Array:
     """``x @ router`` (..., E) in float32, whatever the dtype of x (..., I); router is (I, E)."""
     # Accelerators multiply float32 in fewer bits unless asked, and that can change the choice.
-    return jnp.dot(x.astype(jnp.float32), router.astype(jnp.float32), precision="highest")
+    dtype = wide(x.dtype)
+    return jnp.dot(x.astype(dtype), router.astype(dtype), precision="highest")
 
 
 def route_top_k(logits: Array, top_k: int) -> Routing:
