@@ -14,7 +14,7 @@ from flax import nnx
 from goat_jax.adapters.adapter import AdapterStart, init_adapter
 from goat_jax.adapters.methods import with_options
 from goat_jax.adapters.spec import AdapterSpec
-from goat_jax.errors import UserError
+from goat_jax.errors import UserError, nearest
 from goat_jax.layers import Adapter, Dense, Factor, Head
 from goat_jax.sites import Site, find_sites, find_stacks
 from goat_jax.targets import ALL_LINEAR, Targets, check_all_match, matches, trains
@@ -75,6 +75,7 @@ def inject(
     key: Key,
     overrides: Sequence[Override] = (),
     train: Targets = (),
+    gradients: Mapping[str, jax.Array] | None = None,
 ) -> InjectReport:
     """Attaches an adapter to every target, in place; edits its kernel as the method says.
 
@@ -89,6 +90,8 @@ def inject(
         key: every module derives its own key from its name, whatever else is adapted.
         overrides: the first that matches a module applies.
         train: modules trained in full (the task head), with their parts; they get no adapter.
+        gradients: full module name -> gradient (I, O) of the loss with respect to its kernel, for
+            methods that start from it.
 
     Raises:
         UserError: a target or override that matches nothing, nothing that could be adapted, or a
@@ -114,16 +117,17 @@ def inject(
     rows = []
     for site in find_sites(model):
         name = site.names()[0]
+        shape = tuple(site.module.kernel.shape[-2:])  # type: ignore[attr-defined]
         if trains(name, train):
             what, reason = "trained in full", ""
         else:
             chosen, reason = _choose(site, name, spec, targets, overrides)
             what = "frozen" if chosen is None else "adapter"
             if chosen is not None:
-                attach(site, chosen, key)
-        rows.append((site, what, reason))
-    if not any(what == "adapter" for _, what, _ in rows):
-        reasons = {reason for _, _, reason in rows if reason}
+                attach(site, chosen, key, gradients)
+        rows.append((site, what, reason, shape))
+    if not any(what == "adapter" for _, what, *_ in rows):
+        reasons = {reason for _, _, reason, _ in rows if reason}
         raise UserError(f"no module could be adapted: {'; '.join(sorted(reasons))}")
     train_in_full(model, train)
     return _report(model, rows)
@@ -181,34 +185,63 @@ def _is_part(stack: Any, site: Site) -> bool:
     return any(module is site.module for module in modules)
 
 
-def attach(site: Site, spec: AdapterSpec, key: Key) -> None:
+def attach(
+    site: Site,
+    spec: AdapterSpec,
+    key: Key,
+    gradients: Mapping[str, jax.Array] | None = None,
+) -> None:
     """Initialises an adapter from the site's kernel and hangs it there."""
     dense: Dense = site.module  # type: ignore[assignment]
     if dense.adapter is not None:
         raise UserError(f"{site.names()[0]} has an adapter already: start from a new model")
-    start = start_adapter(dense.kernel[...], spec, key, site)
-    dense.kernel[...] = start.kernel
-    dense.adapter = Adapter(start.factors, start.scale, spec, name_number(site.pattern))
+    start = start_adapter(dense.kernel[...], spec, key, site, gradients)
+    dense.kernel.set_value(start.kernel)
+    salt = name_number(site.pattern)
+    dense.adapter = Adapter(start.factors, start.scale, spec, salt, start.constants)
 
 
-def start_adapter(kernel: jax.Array, spec: AdapterSpec, key: Key, site: Site) -> AdapterStart:
+def start_adapter(
+    kernel: jax.Array,
+    spec: AdapterSpec,
+    key: Key,
+    site: Site,
+    gradients: Mapping[str, jax.Array] | None = None,
+) -> AdapterStart:
     """`init_adapter` of a site; layers of a stack one by one, each with the key of its own name."""
     keys = [jax.random.fold_in(key, name_number(name)) for name in site.names()]
+    known = _gradients_of(site, gradients)
     if site.layers is None:
-        return _start(kernel, spec, keys[0])
-    return _start_stacked(kernel, spec, jax.numpy.stack(keys))
+        return _start(kernel, spec, keys[0], None if known is None else known[0])
+    return _start_stacked(kernel, spec, jax.numpy.stack(keys), known)
+
+
+def _gradients_of(site: Site, gradients: Mapping[str, jax.Array] | None) -> jax.Array | None:
+    """The gradients (L, I, O) of a site's layers, None if none are given."""
+    if gradients is None:
+        return None
+    for name in site.names():
+        if name not in gradients:
+            raise UserError(f"no gradient of {name!r} is given{nearest(name, gradients)}")
+    return jax.numpy.stack([jax.numpy.asarray(gradients[name]) for name in site.names()])
 
 
 @partial(jax.jit, static_argnums=1)
-def _start(kernel: jax.Array, spec: AdapterSpec, key: Key) -> AdapterStart:
-    return init_adapter(kernel, spec, key)
+def _start(
+    kernel: jax.Array, spec: AdapterSpec, key: Key, gradient: jax.Array | None
+) -> AdapterStart:
+    return init_adapter(kernel, spec, key, gradient)
 
 
 @partial(jax.jit, static_argnums=1)
-def _start_stacked(kernels: jax.Array, spec: AdapterSpec, keys: Key) -> AdapterStart:
+def _start_stacked(
+    kernels: jax.Array, spec: AdapterSpec, keys: Key, gradients: jax.Array | None
+) -> AdapterStart:
     # A map, not a vmap: one layer's SVD is in memory at a time, and its result does not depend on
     # which layers are stacked with it.
-    return jax.lax.map(lambda layer: init_adapter(layer[0], spec, layer[1]), (kernels, keys))
+    return jax.lax.map(
+        lambda layer: init_adapter(layer[0], spec, layer[1], layer[2]), (kernels, keys, gradients)
+    )
 
 
 def name_number(name: str) -> int:
@@ -242,15 +275,15 @@ def _size(model: nnx.Module, *kinds: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, *kinds)))
 
 
-def _report(model: nnx.Module, chosen: list[tuple[Site, str, str]]) -> InjectReport:
+def _report(model: nnx.Module, chosen: list[tuple[Site, str, str, tuple]]) -> InjectReport:
     rows = []
-    for site, what, reason in chosen:
+    for site, what, reason, shape in chosen:
         module: Dense = site.module  # type: ignore[assignment]
         rows.append(
             Row(
                 name=site.pattern,
                 layers=site.layers,
-                shape=(module.kernel.shape[-2], module.kernel.shape[-1]),
+                shape=shape,
                 trained=_size(module, (Factor, Head)) if what != "frozen" else 0,
                 what=what,
                 reason=reason,

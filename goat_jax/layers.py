@@ -45,12 +45,22 @@ class Adapter(nnx.Module):
         scale: (E,), or (L, E) in a stack.
         spec: the method; static.
         salt: a number of its own for the dropout key, the same wherever the layer runs.
+        constants: further frozen arrays by name.
     """
 
-    def __init__(self, factors: Factors, scale: Array, spec: AdapterSpec, salt: int):
-        self.names = tuple(factors)
+    def __init__(
+        self,
+        factors: Factors,
+        scale: Array,
+        spec: AdapterSpec,
+        salt: int,
+        constants: Factors | None = None,
+    ):
+        self.names, self.constant_names = tuple(factors), tuple(constants or {})
         for name, value in factors.items():
             setattr(self, name, Factor(value))
+        for name, value in (constants or {}).items():
+            setattr(self, name, Frozen(value))
         self.scale = Frozen(scale)
         self.spec = spec
         self.salt = salt
@@ -59,11 +69,19 @@ class Adapter(nnx.Module):
         """The trained arrays by name."""
         return {name: getattr(self, name)[...] for name in self.names}
 
+    def constants(self) -> Factors:
+        """The frozen arrays by name, but for the scale."""
+        return {name: getattr(self, name)[...] for name in self.constant_names}
+
+    @property
+    def replaces(self) -> bool:
+        """Whether it stands in place of ``x @ kernel``."""
+        return self.spec.combine.replaces
+
     def __call__(self, x: Array, kernel: Array, ctx: Context) -> Array:
         scale = self.scale[...]
-        delta, report = apply_adapter(
-            x, kernel, self.factors(), scale, self.spec, ctx.fold(self.salt)
-        )
+        arrays = self.factors() | self.constants()
+        delta, report = apply_adapter(x, kernel, arrays, scale, self.spec, ctx.fold(self.salt))
         sow(self, "report", report)
         return delta
 
@@ -71,7 +89,8 @@ class Adapter(nnx.Module):
 class Dense(nnx.Module):
     """``x @ kernel + bias``, plus the adapter's delta if one is attached.
 
-    Computes in x's dtype; the kernel (I, O) may be stored in another one.
+    A few adapters stand in place of ``x @ kernel`` instead (`Adapter.replaces`). Computes in x's
+    dtype; the kernel (I, O) may be stored in another one.
 
     >>> layer = Dense(4, 3, rngs=nnx.Rngs(0))
     >>> layer(jnp.ones((2, 4)), Context()).shape
@@ -88,11 +107,16 @@ class Dense(nnx.Module):
         self.adapter: Adapter | None = nnx.data(None)
 
     def __call__(self, x: Array, ctx: Context) -> Array:
-        kernel = self.kernel[...]
-        y = jnp.dot(x, kernel.astype(x.dtype))
-        if self.bias is not None:
-            y = y + jnp.broadcast_to(self.bias[...].astype(x.dtype), y.shape)
-        return y if self.adapter is None else y + self.adapter(x, kernel, ctx)
+        kernel, adapter = self.kernel[...], self.adapter
+        if adapter is not None and adapter.replaces:
+            return self._add_bias(adapter(x, kernel, ctx))
+        y = self._add_bias(jnp.dot(x, kernel.astype(x.dtype)))
+        return y if adapter is None else y + adapter(x, kernel, ctx)
+
+    def _add_bias(self, y: Array) -> Array:
+        if self.bias is None:
+            return y
+        return y + jnp.broadcast_to(self.bias[...].astype(y.dtype), y.shape)
 
 
 def split_model(model: nnx.Module) -> tuple[Any, dict[str, PyTree], PyTree]:

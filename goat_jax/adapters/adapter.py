@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from goat_jax.adapters.context import Context, dropout
 from goat_jax.adapters.spec import AdapterSpec
@@ -18,11 +19,13 @@ class AdapterStart(NamedTuple):
         kernel: the frozen kernel (I, O), pretrained minus what the adapter starts with.
         factors: the trained arrays by name, float32.
         scale: (E,) float32, frozen.
+        constants: further frozen arrays by name, which few methods have.
     """
 
     kernel: Array
     factors: Factors
     scale: Array
+    constants: Factors
 
 
 class Report(NamedTuple):
@@ -39,8 +42,13 @@ class Report(NamedTuple):
     entropy: Array
 
 
-def init_adapter(kernel: Array, spec: AdapterSpec, key: Key) -> AdapterStart:
+def init_adapter(
+    kernel: Array, spec: AdapterSpec, key: Key, gradient: Array | None = None
+) -> AdapterStart:
     """Start of an adapter on a pretrained kernel (I, O) of any float dtype.
+
+    Args:
+        gradient: of the loss with respect to the kernel, (I, O), for starts that need it.
 
     >>> from goat_jax.adapters.methods import METHODS
     >>> kernel = jax.random.normal(jax.random.key(0), (16, 8))
@@ -51,45 +59,57 @@ def init_adapter(kernel: Array, spec: AdapterSpec, key: Key) -> AdapterStart:
     segment_key, factor_key, router_key = jax.random.split(key, 3)
     segments = spec.initializer.segments(kernel, spec, segment_key)
     scale = spec.scale(kernel.shape[0], segments, spec)
-    factors = spec.initializer.factors(kernel, segments, scale, spec, factor_key)
+    factors = spec.initializer.factors(kernel, segments, scale, spec, factor_key, gradient)
     frozen = spec.base_edit(kernel, factors, scale, spec)
-    return AdapterStart(
-        frozen, factors | spec.router.init(kernel.shape[0], spec, router_key), scale
-    )
+    extra_key = jax.random.fold_in(router_key, 1)
+    extras = spec.combine.extras(frozen, factors, scale, spec, extra_key)
+    routed = spec.router.init(kernel.shape[0], spec, router_key)
+    return AdapterStart(frozen, factors | extras.trained | routed, scale, extras.constants)
 
 
 def apply_adapter(
-    x: Array, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec, ctx: Context
+    x: Array, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec, ctx: Context
 ) -> tuple[Array, Report]:
     """What the adapter adds to ``x @ kernel``: (..., O) in x's dtype, and its report.
+
+    For the few methods whose ``spec.combine.replaces`` is true it is the whole output instead.
 
     Args:
         x: tokens (..., I).
         kernel: the frozen kernel (I, O); most methods do not look at it.
-        factors: the trained arrays.  scale: (E,).
-        ctx: dropout key (None in eval mode) and padding mask.
+        arrays: factors, and constants if the method has any.  scale: (E,).
+        ctx: dropout key (None in eval mode), padding mask, tasks.
     """
-    routing = spec.router(x, factors, spec)
-    copies = spec.num_experts if spec.dropout_per_expert else None
-    dropped = dropout(x, spec.dropout, ctx.key, copies)
-    delta = spec.combine(dropped, kernel, factors, scale, routing)
+    routing = spec.router(x, arrays, spec, ctx)
+    dropped = dropout(x, spec.dropout, ctx.key, spec.combine.dropout_copies(spec))
+    delta = spec.combine(dropped, kernel, arrays, scale, routing)
     report = Report(
-        aux_loss=spec.aux_loss(routing, factors, ctx),
+        aux_loss=spec.aux_loss(routing, arrays, ctx),
         load=expert_load(routing, ctx.mask),
         entropy=router_entropy(routing, ctx.mask),
     )
     return delta, report
 
 
-def merge_adapter(kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:
+def apply_layer(
+    x: Array, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec, ctx: Context
+) -> tuple[Array, Report]:
+    """Output (..., O) of frozen kernel and adapter together, for every method, and the report."""
+    delta, report = apply_adapter(x, kernel, arrays, scale, spec, ctx)
+    if spec.combine.replaces:
+        return delta, report
+    return jnp.dot(x, kernel.astype(x.dtype)) + delta, report
+
+
+def merge_adapter(kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
     """One kernel (I, O) that does what frozen kernel and adapter do together.
 
     Raises:
-        UserError: when the experts' weights differ by token, so that no such kernel exists.
+        UserError: when the experts' weights differ by token or task, so that there is none.
     """
     if not spec.router.mergeable:
         raise UserError(
-            f"{type(spec.router).__name__} weighs the experts token by token, so no single kernel "
-            "equals this adapter: keep it as an adapter"
+            f"{type(spec.router).__name__} weighs the experts {spec.router.varies}, so no single "
+            "kernel equals this adapter: keep it as an adapter"
         )
-    return spec.combine.merge(kernel, factors, scale, spec)
+    return spec.combine.merge(kernel, arrays, scale, spec)

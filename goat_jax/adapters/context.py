@@ -1,4 +1,4 @@
-"""What a forward pass tells every adapter besides x: the dropout key and the padding mask."""
+"""What a forward pass tells every adapter besides x: dropout key, padding mask, tasks of rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from goat_jax.typing import Array, Key
+from goat_jax.typing import Array, Batch, Key
 
 
 @jax.tree_util.register_dataclass
@@ -20,13 +20,26 @@ class Context:
         mask: non-zero where a token is real, the shape of x without its feature axis, or one that
             broadcasts to it; None if all are. Balance losses and the expert load leave masked
             tokens out.
+        task_ids: (B,) integers, the task of every example, for routers that go by it.
+        task_types: (B,) of 0 and 1, the kind of its task, for LoRAMoE's localized balance.
     """
 
     key: Key | None = None
     mask: Array | None = None
+    task_ids: Array | None = None
+    task_types: Array | None = None
+
+    @classmethod
+    def of_batch(cls, batch: Batch, key: Key | None = None, mask: Array | None = None) -> Context:
+        """The context of a batch: its ``task_ids`` and ``task_types``, if it has them.
+
+        >>> Context.of_batch({"task_ids": jnp.array([2])}).task_ids
+        Array([2], dtype=int32)
+        """
+        return cls(key, mask, batch.get("task_ids"), batch.get("task_types"))
 
     def fold(self, number: Array | int) -> Context:
-        """The context of a part of the model: an independent key, the same mask."""
+        """The context of a part of the model: an independent key, all else the same."""
         if self.key is None:
             return self
         return dataclasses.replace(self, key=jax.random.fold_in(self.key, number))

@@ -4,12 +4,54 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from goat_jax.adapters.combines import SumOfExperts
-from goat_jax.adapters.losses import Balance, NoAuxLoss
-from goat_jax.adapters.routing import NoRouter, TopK
-from goat_jax.adapters.scales import AlphaOverRank, AlphaOverRootRank, BySpectrum, Theory
+from goat_jax.adapters.combines import (
+    DiagonalCore,
+    MagnitudeAndDirection,
+    OutputGains,
+    SharedProjection,
+    SumOfExperts,
+)
+from goat_jax.adapters.directions import LoraAndDirections
+from goat_jax.adapters.full_rank import CopiesOfKernel, TakeOutKernel, WholeKernels
+from goat_jax.adapters.gradient_start import GradientSegments
+from goat_jax.adapters.losses import (
+    Balance,
+    CoreAndOrthogonality,
+    LocalizedBalance,
+    NoAuxLoss,
+    Orthogonality,
+    ThresholdBalance,
+)
+from goat_jax.adapters.network import KernelNetwork, ZeroNetwork
+from goat_jax.adapters.rank_budget import PrunedCore
+from goat_jax.adapters.routing import (
+    NoRouter,
+    Softmax,
+    TaskGate,
+    Threshold,
+    TopK,
+    TopKWithShared,
+    TopP,
+)
+from goat_jax.adapters.scales import (
+    AlphaOverRank,
+    AlphaOverRootRank,
+    AlphaOverStartRank,
+    AlphaOverTotalRank,
+    BySpectrum,
+    Fixed,
+    Theory,
+)
 from goat_jax.adapters.spec import AdapterSpec
-from goat_jax.adapters.start import KeepBase, SubtractMean, SvdSegments, ZeroDelta
+from goat_jax.adapters.start import (
+    BothRandom,
+    DropMinor,
+    KeepBase,
+    SharedZeroDelta,
+    SubtractMean,
+    SvdSegments,
+    ZeroDelta,
+)
 from goat_jax.core import svd
 from goat_jax.errors import UserError, nearest
 
@@ -45,6 +87,15 @@ _PISSA = _LORA.replace(
     initializer=SvdSegments(svd.principal, rho=1.0), base_edit=SubtractMean(), alpha=8.0
 )
 
+_HYDRA = _LORA.replace(
+    initializer=SharedZeroDelta(),
+    combine=SharedProjection(),
+    router=Softmax(),
+    total_rank=16,
+    num_experts=4,
+    alpha=32.0,
+)
+
 METHODS: dict[str, Method] = {
     "lora": Method(_LORA, "Hu et al. 2021, arXiv 2106.09685"),
     "rslora": Method(
@@ -60,10 +111,108 @@ METHODS: dict[str, Method] = {
         "Wang et al. 2024, arXiv 2406.09044",
         "its scripts keep alpha = r, so scale 1: change both together",
     ),
+    "dora": Method(
+        _LORA.replace(combine=MagnitudeAndDirection()),
+        "Liu et al. 2024, arXiv 2402.09353, eq. 5, section 4.3",
+        "the column length carries no gradient, as published",
+    ),
+    "kasa": Method(
+        _LORA.replace(
+            combine=DiagonalCore(core_std=1.0),
+            base_edit=DropMinor(),
+            aux_loss=CoreAndOrthogonality(),
+            aux_weight=1.0,
+        ),
+        "Wang et al. 2024, arXiv 2412.06071",
+        "does not start as W0: the r smallest triplets are gone; published=true for its own loss",
+    ),
+    "neat": Method(
+        _LORA.replace(
+            initializer=ZeroNetwork(), combine=KernelNetwork(), scale=Fixed(1.0), total_rank=32
+        ),
+        "Zhong et al. 2024, arXiv 2410.01870 (PEANuT in later versions)",
+        "depth, activation; over_inputs=true for the paper's axis; no dropout",
+    ),
+    "adalora": Method(
+        _LORA.replace(
+            initializer=BothRandom(a_std=0.02, b_std=0.02),
+            combine=PrunedCore(core_std=0.0, target_rank=8),
+            scale=AlphaOverStartRank(),
+            aux_loss=Orthogonality(),
+            total_rank=12,
+            aux_weight=0.1,
+        ),
+        "Zhang et al. 2023, arXiv 2303.10512",
+        "total_rank is the start; `rank_budget` prunes it; aux_weight is omega / layers",
+    ),
+    "lora_ga": Method(
+        _LORA.replace(
+            initializer=GradientSegments(), base_edit=SubtractMean(), scale=AlphaOverRootRank()
+        ),
+        "Wang et al. 2024, arXiv 2407.05000, algorithm 1",
+        "needs the loss's gradient at the start; directions, size, gamma, norm_clip",
+    ),
+    "lora_dash": Method(
+        _LORA.replace(combine=LoraAndDirections()),
+        "Si et al. 2024, arXiv 2409.01035",
+        "is LoRA until `directions.find_directions` has given it its directions",
+    ),
+    "multilora": Method(
+        _LORA.replace(
+            initializer=BothRandom(), combine=OutputGains(), total_rank=24, num_experts=3
+        ),
+        "Wang et al. 2023, arXiv 2311.11501",
+        "no official code: the layer of MTL-LoRA's repository is the reference",
+    ),
     "molora": Method(
         _MOLORA,
         "zero-start mixture with top-k routing: the baseline of arXiv 2502.16894",
-        "the soft form of Zadouri et al. 2023 is another row",
+        "the soft form of Zadouri et al. 2023 is `molora_soft`",
+    ),
+    "molora_soft": Method(
+        _LORA.replace(
+            initializer=ZeroDelta(a_std=0.02),
+            router=Softmax(router_std=0.02),
+            total_rank=40,
+            num_experts=10,
+        ),
+        "Zadouri et al. 2023, arXiv 2309.05444",
+        "router=top_k with renormalise=false is its code's top_k",
+    ),
+    "hydralora": Method(
+        _HYDRA,
+        "Tian et al. 2024, arXiv 2404.19245",
+        "all experts for every token, as published; the paper compares router=top_k with Balance",
+    ),
+    "loramoe": Method(
+        _LORA.replace(
+            router=Softmax(),
+            aux_loss=LocalizedBalance(),
+            total_rank=32,
+            num_experts=8,
+            alpha=32.0,
+        ),
+        "Dou et al. 2023, arXiv 2312.09979",
+        "delta > 0 makes the balance local and needs task types; published scripts keep it off",
+    ),
+    "moelora": Method(
+        _LORA.replace(
+            initializer=ZeroDelta(a_std=0.01),
+            router=TaskGate(),
+            scale=AlphaOverTotalRank(),
+            total_rank=16,
+            num_experts=8,
+            alpha=32.0,
+        ),
+        "Liu et al. 2023, arXiv 2310.18339",
+        "weighs experts by task: batches need task_ids; `tasks.for_task` gives one task's adapter",
+    ),
+    "adamole": Method(
+        _LORA.replace(
+            router=Threshold(), aux_loss=ThresholdBalance(), total_rank=32, num_experts=4
+        ),
+        "Liu and Luo 2024, arXiv 2405.00361",
+        "published with dropout_per_expert and aux_weight 1e-2; the paper compares it with 1e-3",
     ),
     "goat": Method(
         _GOAT,
@@ -75,6 +224,27 @@ METHODS: dict[str, Method] = {
         "arXiv 2502.16894, appendix E (GOAT-s in v4)",
         "per-expert scales from the spectrum",
     ),
+    "full": Method(
+        _LORA.replace(
+            initializer=CopiesOfKernel(),
+            base_edit=TakeOutKernel(),
+            combine=WholeKernels(),
+            scale=Fixed(1.0),
+            total_rank=1,
+        ),
+        "full fine-tuning of the target kernels",
+        "rank and scale play no part; other modules (norms, embeddings) go by adapter.train",
+    ),
+    "full_moe": Method(
+        _MOLORA.replace(
+            initializer=CopiesOfKernel(),
+            base_edit=TakeOutKernel(),
+            combine=WholeKernels(),
+            scale=Fixed(1.0),
+        ),
+        "arXiv 2502.16894, section 3.1: upcycled experts, top-k softmax",
+        "rank and scale play no part; no code was published: the bias is shared and frozen here",
+    ),
 }
 
 
@@ -82,9 +252,28 @@ CHOICES: dict[str, dict[str, Any]] = {
     "scale": {
         "alpha_over_rank": AlphaOverRank(),
         "alpha_over_root_rank": AlphaOverRootRank(),
+        "alpha_over_total_rank": AlphaOverTotalRank(),
         "theory": Theory(),
         "by_spectrum": BySpectrum(),
+        "fixed": Fixed(),
     },
+    "router": {
+        "none": NoRouter(),
+        "softmax": Softmax(),
+        "top_k": TopK(),
+        "top_p": TopP(),
+        "top_k_shared": TopKWithShared(),
+        "threshold": Threshold(),
+        "task": TaskGate(),
+    },
+    "aux_loss": {
+        "none": NoAuxLoss(),
+        "balance": Balance(),
+        "threshold_balance": ThresholdBalance(),
+        "localized_balance": LocalizedBalance(),
+    },
+    "initializer": {"zero_delta": ZeroDelta(), "svd_segments": SvdSegments()},
+    "base_edit": {"keep": KeepBase(), "subtract_mean": SubtractMean(), "drop_minor": DropMinor()},
     "choice": {
         "block_heads": svd.block_heads,
         "block_tails": svd.block_tails,

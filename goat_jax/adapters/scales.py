@@ -21,6 +21,28 @@ class AlphaOverRank:
 
 
 @dataclasses.dataclass(frozen=True)
+class AlphaOverTotalRank:
+    """alpha / r, r of all experts together: MOELoRA."""
+
+    def __call__(self, in_features: int, segments: Svd | None, spec: AdapterSpec) -> Array:
+        del in_features, segments
+        return scaling.alpha_over_rank(spec.num_experts, spec.total_rank, spec.alpha)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlphaOverStartRank:
+    """alpha / (r + 1e-5): AdaLoRA, which keeps the rank it starts with in here while it prunes.
+
+    An alpha of 0 or less stands for the rank, as published.
+    """
+
+    def __call__(self, in_features: int, segments: Svd | None, spec: AdapterSpec) -> Array:
+        del in_features, segments
+        alpha = spec.alpha if spec.alpha > 0 else float(spec.rank)
+        return jnp.full((spec.num_experts,), alpha / (spec.rank + 1e-5), jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
 class AlphaOverRootRank:
     """alpha / sqrt(R): rsLoRA."""
 

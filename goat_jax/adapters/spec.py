@@ -1,9 +1,14 @@
-"""`AdapterSpec`: a method as a choice of parts, plus the sizes every method has."""
+"""`AdapterSpec`: a method as a choice of parts, plus the sizes every method has.
+
+A part is a frozen dataclass. It may have a method ``check(spec)`` that raises `UserError` for a
+spec it does not fit; it runs when the spec is made.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from goat_jax.adapters.context import Context
 from goat_jax.core.routers import Routing
@@ -13,16 +18,32 @@ from goat_jax.typing import Array, Factors, Key
 
 
 class Initializer(Protocol):
-    """Makes the start values of the trained arrays of one layer."""
+    """Makes the start values of the factors of one layer.
+
+    Attributes:
+        layout: what the factors look like, a key of `LAYOUTS`.
+    """
+
+    layout: ClassVar[str]
 
     def segments(self, kernel: Array, spec: AdapterSpec, key: Key) -> Svd | None:
         """The experts' segments of the kernel's SVD, or None when the start does not use them."""
         ...
 
     def factors(
-        self, kernel: Array, segments: Svd | None, scale: Array, spec: AdapterSpec, key: Key
+        self,
+        kernel: Array,
+        segments: Svd | None,
+        scale: Array,
+        spec: AdapterSpec,
+        key: Key,
+        gradient: Array | None,
     ) -> Factors:
-        """The factors ``a`` (E, I, R), ``b`` (E, R, O) and whatever else the method trains."""
+        """The factors; `gradient` (I, O) is the loss's with respect to the kernel, if it is known.
+
+        Raises:
+            UserError: the start needs a gradient that is not there.
+        """
         ...
 
 
@@ -30,39 +51,72 @@ class BaseEdit(Protocol):
     """Says which frozen kernel the adapter is trained on."""
 
     def __call__(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:
-        """The frozen kernel (I, O) in the pretrained one's dtype."""
+        """The frozen kernel (I, O) in the pretrained one's dtype.
+
+        A method that replaces ``x @ kernel`` may give back an empty one, (0, O).
+        """
         ...
 
 
 class Router(Protocol):
-    """Weighs the experts for every token."""
+    """Weighs the experts for every token.
 
-    mergeable: bool
-    """Whether the weights are the same for all tokens, so that the adapter folds into a kernel."""
+    Attributes:
+        mergeable: whether all tokens get the same weights, so that the adapter folds into a kernel.
+        varies: if not, how the weights vary: "token by token", "task by task".
+    """
+
+    mergeable: ClassVar[bool]
+    varies: ClassVar[str]
 
     def init(self, in_features: int, spec: AdapterSpec, key: Key) -> Factors:
         """The router's own trained arrays."""
         ...
 
-    def mean_weight(self, spec: AdapterSpec) -> float:
-        """An expert's expected weight, E[w_i] of Lemma 3.3: what the residual is taken with."""
+    def mean_weight(self, spec: AdapterSpec) -> float | tuple[float, ...]:
+        """An expert's expected weight, E[w_i] of Lemma 3.3: what the residual is taken with.
+
+        One number for all experts, or one each.
+        """
         ...
 
-    def __call__(self, x: Array, factors: Factors, spec: AdapterSpec) -> Routing:
+    def __call__(self, x: Array, factors: Factors, spec: AdapterSpec, ctx: Context) -> Routing:
         """Routing of the tokens x (..., I)."""
         ...
 
 
 class Combine(Protocol):
-    """Turns tokens and routing into what the adapter adds to the layer's output."""
+    """Turns tokens and routing into what the adapter adds to the layer's output.
 
-    def __call__(
-        self, x: Array, kernel: Array, factors: Factors, scale: Array, routing: Routing
-    ) -> Array:
-        """(..., O); x (..., I), or (E, ..., I) with a copy per expert, has dropout applied."""
+    ``arrays`` are all arrays of the adapter by name: factors, extras of its own, router, constants.
+
+    Attributes:
+        layout: the factors it works on, a key of `LAYOUTS`.
+        replaces: whether it computes the layer's output in place of ``x @ kernel``, not on top.
+        starts_plain: whether it starts as ``sum_i w_i s_i a_i b_i``, which base edits may subtract.
+    """
+
+    layout: ClassVar[str]
+    replaces: ClassVar[bool]
+    starts_plain: ClassVar[bool]
+
+    def extras(
+        self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec, key: Key
+    ) -> Extras:
+        """Arrays of its own besides the factors; the kernel is the frozen one."""
         ...
 
-    def merge(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:
+    def dropout_copies(self, spec: AdapterSpec) -> int | None:
+        """How many independently dropped-out copies of x it takes; None is one, without an axis."""
+        ...
+
+    def __call__(
+        self, x: Array, kernel: Array, arrays: Factors, scale: Array, routing: Routing
+    ) -> Array:
+        """(..., O); x (..., I), or (copies, ..., I) while there is dropout."""
+        ...
+
+    def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
         """The kernel (I, O) that computes frozen kernel and adapter at once."""
         ...
 
@@ -78,10 +132,30 @@ class ScaleRule(Protocol):
 class AuxLoss(Protocol):
     """An additional loss of one layer, before its weight."""
 
-    def __call__(self, routing: Routing, factors: Factors, ctx: Context) -> Array:
+    def __call__(self, routing: Routing, arrays: Factors, ctx: Context) -> Array:
         """A scalar in float32."""
         ...
 
+
+class Extras(NamedTuple):
+    """Arrays that a combine has besides the factors.
+
+    Attributes:
+        trained: by name.
+        constants: by name; frozen, but a method may exchange them between steps.
+    """
+
+    trained: Factors
+    constants: Factors
+
+
+LAYOUTS = {
+    "pairs": "a (E, I, R), b (E, R, O)",
+    "shared": "a (1, I, R), b (E, R, O)",
+    "network": "a (1, O, R), b (1, R, O), or over I",
+    "kernels": "kernels (E, I, O)",
+}
+"""What factors there are: an initializer makes one kind, a combine works on one."""
 
 PARTS = ("initializer", "base_edit", "router", "combine", "scale", "aux_loss")
 
@@ -119,6 +193,11 @@ class AdapterSpec:
         check_sizes(self.total_rank, self.num_experts, self.top_k)
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout {self.dropout} is not in [0, 1)")
+        _check_layouts(self.initializer, self.combine)
+        for part in PARTS:
+            check = getattr(getattr(self, part), "check", None)
+            if check is not None:
+                check(self)
 
     @property
     def rank(self) -> int:
@@ -133,15 +212,18 @@ class AdapterSpec:
         5.0
         """
         own = {f.name for f in dataclasses.fields(self)}
-        changed = dataclasses.replace(self, **{n: v for n, v in options.items() if n in own})
+        # All at once: a check must not see half of what was asked for.
+        values = {name: value for name, value in options.items() if name in own}
         for name in sorted(options.keys() - own):
-            part = changed._part_with(name)
-            value = _set_option(getattr(changed, part), name, options[name])
-            changed = dataclasses.replace(changed, **{part: value})
-        return changed
+            part = self._part_with(name, values)
+            values[part] = _set_option(self._part(part, values), name, options[name])
+        return dataclasses.replace(self, **values)
 
-    def _part_with(self, option: str) -> str:
-        by_option = self.part_options()
+    def _part(self, name: str, values: Mapping[str, Any]) -> Any:
+        return values[name] if name in values else getattr(self, name)
+
+    def _part_with(self, option: str, values: Mapping[str, Any]) -> str:
+        by_option = {o: part for part in PARTS for o in _options(self._part(part, values))}
         if option not in by_option:
             known = sorted([*by_option, *(f.name for f in dataclasses.fields(self))])
             raise UserError(
@@ -149,10 +231,6 @@ class AdapterSpec:
                 f"its parts have: {', '.join(sorted(by_option)) or 'none'}"
             )
         return by_option[option]
-
-    def part_options(self) -> dict[str, str]:
-        """Name of every option of a part, or of a part inside it -> the part that has it."""
-        return {option: part for part in PARTS for option in _options(getattr(self, part))}
 
 
 def _options(part: Any) -> list[str]:
@@ -173,6 +251,15 @@ def _set_option(part: Any, name: str, value: Any) -> Any:
         if dataclasses.is_dataclass(inner) and name in _options(inner):
             return dataclasses.replace(part, **{field.name: _set_option(inner, name, value)})
     raise AssertionError(f"{type(part).__name__} has no option {name}")
+
+
+def _check_layouts(initializer: Initializer, combine: Combine) -> None:
+    made, wanted = initializer.layout, combine.layout
+    if made != wanted:
+        raise UserError(
+            f"{type(combine).__name__} works on {wanted}, {LAYOUTS[wanted]}, but "
+            f"{type(initializer).__name__} makes {made}, {LAYOUTS[made]}: choose parts of one kind"
+        )
 
 
 def check_sizes(total_rank: int, num_experts: int, top_k: int) -> None:

@@ -1,27 +1,105 @@
 """How an adapter starts: initializers of the factors, and edits of the frozen kernel."""
 
 import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
 
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core import initializers, svd
 from goat_jax.core.residual import residual_kernel
 from goat_jax.core.svd import Segments, Svd
+from goat_jax.errors import UserError
 from goat_jax.typing import Array, Factors, Key
 
 
 @dataclasses.dataclass(frozen=True)
 class ZeroDelta:
-    """LoRA's start: random a, zero b."""
+    """LoRA's start: random a, zero b.
+
+    Attributes:
+        a_std: a is normal with this deviation; None is LoRA's kaiming uniform.
+    """
+
+    a_std: float | None = None
+    layout: ClassVar[str] = "pairs"
 
     def segments(self, kernel: Array, spec: AdapterSpec, key: Key) -> None:
         del kernel, spec, key
 
     def factors(
-        self, kernel: Array, segments: Svd | None, scale: Array, spec: AdapterSpec, key: Key
+        self,
+        kernel: Array,
+        segments: Svd | None,
+        scale: Array,
+        spec: AdapterSpec,
+        key: Key,
+        gradient: Array | None,
     ) -> Factors:
-        del segments, scale
+        del segments, scale, gradient
         in_features, out_features = kernel.shape
-        return initializers.zero_delta(key, in_features, out_features, spec.num_experts, spec.rank)
+        sizes = (in_features, out_features, spec.num_experts, spec.rank)
+        start = initializers.zero_delta(key, *sizes)
+        if self.a_std is not None:
+            start["a"] = self.a_std * jax.random.normal(key, start["a"].shape, jnp.float32)
+        return start
+
+
+@dataclasses.dataclass(frozen=True)
+class BothRandom(ZeroDelta):
+    """Random a and random b, for combines that start at zero in another way.
+
+    Attributes:
+        b_std: b is normal with this deviation; None is kaiming uniform over R.
+    """
+
+    b_std: float | None = None
+
+    def check(self, spec: AdapterSpec) -> None:
+        """Without a zero elsewhere the layer would not start as it was."""
+        if spec.combine.starts_plain:
+            raise UserError(
+                f"{type(self).__name__} has no zero factor, and {type(spec.combine).__name__} adds "
+                "a b from the start: choose initializer ZeroDelta"
+            )
+
+    def factors(
+        self,
+        kernel: Array,
+        segments: Svd | None,
+        scale: Array,
+        spec: AdapterSpec,
+        key: Key,
+        gradient: Array | None,
+    ) -> Factors:
+        start = super().factors(kernel, segments, scale, spec, key, gradient)
+        own, shape = jax.random.fold_in(key, 1), start["b"].shape
+        start["b"] = (
+            initializers.kaiming_uniform(own, shape, spec.rank)
+            if self.b_std is None
+            else self.b_std * jax.random.normal(own, shape, jnp.float32)
+        )
+        return start
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedZeroDelta(ZeroDelta):
+    """HydraLoRA's start: one random a (1, I, R) for all experts, zero b."""
+
+    layout: ClassVar[str] = "shared"
+
+    def factors(
+        self,
+        kernel: Array,
+        segments: Svd | None,
+        scale: Array,
+        spec: AdapterSpec,
+        key: Key,
+        gradient: Array | None,
+    ) -> Factors:
+        start = super().factors(kernel, segments, scale, spec, key, gradient)
+        return {"a": start["a"][:1], "b": start["b"]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +113,7 @@ class SvdSegments:
 
     choice: Segments = svd.block_heads
     rho: float = 10.0
+    layout: ClassVar[str] = "pairs"
 
     def segments(self, kernel: Array, spec: AdapterSpec, key: Key) -> Svd:
         h = min(kernel.shape)
@@ -42,10 +121,24 @@ class SvdSegments:
         index = self.choice(h, spec.num_experts, spec.rank, key)
         return svd.take_segments(svd.svd_of_kernel(kernel), index)
 
+    def check(self, spec: AdapterSpec) -> None:
+        """Its product is not zero, so it has to be taken off the frozen kernel as it is."""
+        if not spec.combine.starts_plain:
+            raise UserError(
+                f"{type(self).__name__} starts with a b different from zero, which "
+                f"{type(spec.combine).__name__} does not add as it is: choose ZeroDelta"
+            )
+
     def factors(
-        self, kernel: Array, segments: Svd | None, scale: Array, spec: AdapterSpec, key: Key
+        self,
+        kernel: Array,
+        segments: Svd | None,
+        scale: Array,
+        spec: AdapterSpec,
+        key: Key,
+        gradient: Array | None,
     ) -> Factors:
-        del kernel, spec, key
+        del kernel, spec, key, gradient
         assert segments is not None
         # The first expert's scale for all: GOAT+ rescales the experts, not their start (app. E).
         return initializers.factors_of_segments(segments, scale[0], self.rho)
@@ -61,6 +154,19 @@ class KeepBase:
 
 
 @dataclasses.dataclass(frozen=True)
+class DropMinor:
+    """KaSA: the kernel without its smallest r singular triplets, for which nothing compensates."""
+
+    def __call__(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:
+        del factors, scale
+        svd.check_segments(min(kernel.shape), spec.num_experts, spec.rank)
+        u, s, vt = (part.astype(jnp.float32) for part in svd.svd_of_kernel(kernel))
+        tail = slice(s.shape[0] - spec.total_rank, None)
+        minor = jnp.einsum("IR,R,RO->IO", u[:, tail], s[tail], vt[tail], precision="highest")
+        return (kernel.astype(jnp.float32) - minor).astype(kernel.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
 class SubtractMean:
     """Takes the experts' expected start off the kernel: W0 - (1/E) sum s_i a_i b_i (Thm 3.4).
 
@@ -73,8 +179,16 @@ class SubtractMean:
 
     with_first_scale: bool = False
 
+    def check(self, spec: AdapterSpec) -> None:
+        """What is taken off has to be what the adapter adds at the start."""
+        if not spec.combine.starts_plain:
+            raise UserError(
+                f"SubtractMean takes s a b off the kernel, which {type(spec.combine).__name__} "
+                "does not start with: choose base_edit KeepBase"
+            )
+
     def __call__(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:
         if self.with_first_scale:
             scale = scale[:1].repeat(spec.num_experts)
-        weight = spec.router.mean_weight(spec)
+        weight = jnp.asarray(spec.router.mean_weight(spec), jnp.float32)
         return residual_kernel(kernel, factors["a"], factors["b"], scale, weight)

@@ -38,6 +38,46 @@ def balance_loss_published(routing: Routing, mask: Array | None = None) -> Array
     return probs.shape[-1] * jnp.sum(load * probs)
 
 
+def threshold_balance(routing: Routing, mask: Array | None = None) -> Array:
+    """AdaMoLE's ``E sum_i f_i Q_i``: the published balance loss with margins for probabilities.
+
+    A margin may be negative, so this is no count of anything; only Q carries a gradient.
+    """
+    assert routing.margins is not None
+    return balance_loss_published(routing._replace(probs=routing.margins), mask)
+
+
+def localized_balance(
+    routing: Routing, task_types: Array | None, delta: float, mask: Array | None = None
+) -> Array:
+    """LoRAMoE's squared coefficient of variation of the experts' use, per example: a scalar.
+
+    The use Q (B, E) is an example's weights added over its positions. The experts of the half that
+    belongs to the example's type count 1 + delta, the others 1 - delta, so that balance (loss 0)
+    means that the right half is used more. The first half belongs to type 1. Variance is unbiased.
+
+    Args:
+        task_types: (B,) of 0 and 1; not needed if delta is 0.
+
+    >>> ones = jnp.ones((2, 3, 4))
+    >>> float(localized_balance(Routing(ones, ones, ones > 0), None, 0.0))
+    0.0
+    """
+    weights = routing.weights
+    if mask is not None:
+        keep = jnp.broadcast_to(mask, weights.shape[:-1])[..., None].astype(weights.dtype)
+        weights = weights * jnp.broadcast_to(keep, weights.shape)
+    use = weights.sum(axis=tuple(range(1, weights.ndim - 1)))
+    if task_types is not None:
+        half = use.shape[-1] // 2
+        first = jnp.where(jnp.arange(use.shape[-1]) < half, 1, 0)
+        right = task_types.astype(jnp.int32)[:, None] == jnp.broadcast_to(first, use.shape)
+        use = use * jnp.where(right, 1.0 + delta, 1.0 - delta)
+    if use.size == 1:
+        return jnp.zeros((), jnp.float32)
+    return use.var(ddof=1) / (jnp.square(use.mean()) + 1e-10)
+
+
 def balance_loss(routing: Routing, mask: Array | None = None) -> Array:
     """The paper's (appendix C) ``sum_i f_i P_i`` with f_i = E / (k T) * count_i: 1 when balanced.
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from goat_jax.core.precision import wide
 from goat_jax.typing import Array
 
 HIDDEN = "adapter_hidden"
@@ -25,7 +26,7 @@ def project(x: Array, a: Array, gate: Array) -> Array:
     Returns:
         (..., R) float32: it is tiny, so the gate is applied before any rounding to x's dtype.
     """
-    hidden = jnp.dot(x, a.astype(x.dtype), preferred_element_type=jnp.float32)
+    hidden = jnp.dot(x, a.astype(x.dtype), preferred_element_type=wide(x.dtype))
     return hidden * gate[..., None]
 
 
@@ -55,7 +56,7 @@ def _expand_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array
     for_b = jnp.dot(
         tokens.T,
         gradient.reshape(-1, gradient.shape[-1]),
-        preferred_element_type=jnp.float32,
+        preferred_element_type=wide(hidden.dtype),
     )
     return jnp.dot(gradient, b.astype(gradient.dtype).T), for_b.astype(b.dtype)
 

@@ -15,7 +15,9 @@ def delta_weight(a: Array, b: Array, scale: Array, weights: Array | float = 1.0)
     return jnp.einsum("EIR,ERO->IO", a * gain[:, None, None], b, precision="highest")
 
 
-def residual_kernel(kernel: Array, a: Array, b: Array, scale: Array, weight: float) -> Array:
+def residual_kernel(
+    kernel: Array, a: Array, b: Array, scale: Array, weight: Array | float
+) -> Array:
     """``kernel - weight * sum_i scale_i a_i @ b_i`` (I, O), cast once to the kernel's dtype.
 
     With weight = 1/E this is W0 - W_res of Theorem 3.4: the subtracted part is the expectation of

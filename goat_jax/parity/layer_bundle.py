@@ -13,6 +13,7 @@ from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError
 from goat_jax.optim.optimizer import OptimizerConfig
 from goat_jax.parity.bundle import LAYERS, Arrays, Record, read_npz, read_object
+from goat_jax.parity.layer_steps import LayerRun, Recipe
 from goat_jax.parity.published import PublishedType, read_init_type, read_spec
 
 
@@ -52,37 +53,34 @@ class Plan:
 
     Attributes:
         kind: what its init type means.
-        spec: the layer as parts, at the file's scale.
-        optimizer, steps: its AdamW.
-        aux_coef: weight of the balance loss.
+        run: the layer as parts, at the file's scale, and its training.
         kernel, residual: pretrained and frozen kernel (I, O).
-        bias: (O,) or None.
         factors: a (E, I, R), b (E, R, O), router (I, E) at the start.
-        x, target: (S, I), (S, O).
         expected: what PyTorch computed, by quantity, in its own layout.
     """
 
     kind: PublishedType
-    spec: AdapterSpec
-    optimizer: OptimizerConfig
-    steps: int
-    aux_coef: float
+    run: LayerRun
     kernel: np.ndarray
     residual: np.ndarray
-    bias: np.ndarray | None
     factors: dict[str, np.ndarray]
-    x: np.ndarray
-    target: np.ndarray
     expected: dict[str, np.ndarray]
 
+    @property
+    def spec(self) -> AdapterSpec:
+        """The layer as parts."""
+        return self.run.spec
 
-def read_plan(case: LayerCase) -> Plan:
-    """Reads and checks a case and its arrays."""
-    record, adamw = case.record, case.record.record("adamw")
-    kind = read_init_type(record.text("init_type"), record.number("eta", 1.0))
-    spec = read_spec(record, kind, Fixed(record.numbers("scaling", record.integer("num_experts"))))
+    @property
+    def steps(self) -> int:
+        """Steps of its AdamW."""
+        return self.run.steps
+
+
+def read_adamw(adamw: Record) -> tuple[Recipe, int]:
+    """A constant AdamW without clipping, as a bundle describes it, and its number of steps."""
     betas = adamw.numbers("betas", 2)
-    optimizer = OptimizerConfig(
+    config = OptimizerConfig(
         learning_rate=adamw.number("lr"),
         schedule="constant",
         warmup_steps=0,
@@ -92,17 +90,22 @@ def read_plan(case: LayerCase) -> Plan:
         beta2=betas[1],
         epsilon=adamw.number("eps"),
     )
-    steps = adamw.integer("steps")
+    return Recipe(config), adamw.integer("steps")
+
+
+def read_plan(case: LayerCase) -> Plan:
+    """Reads and checks a case and its arrays."""
+    record = case.record
+    kind = read_init_type(record.text("init_type"), record.number("eta", 1.0))
+    spec = read_spec(record, kind, Fixed(record.numbers("scaling", record.integer("num_experts"))))
+    optimizer, steps = read_adamw(record.record("adamw"))
     arrays = read_npz(case.folder / f"layer_{case.name}.npz")
     sizes = (record.integer("out_features"), record.integer("in_features"), steps)
-    return Plan(
-        kind=kind,
-        spec=spec,
-        optimizer=optimizer,
-        steps=steps,
-        aux_coef=record.number("aux_coef"),
-        **_read_arrays(arrays, spec, *sizes),
-    )
+    found = _read_arrays(arrays, spec, *sizes)
+    aux_coef = record.number("aux_coef")
+    batch = {name: found.pop(name) for name in ("bias", "x", "target")}
+    run = LayerRun(spec=spec, optimizer=optimizer, steps=steps, aux_coef=aux_coef, **batch)
+    return Plan(kind=kind, run=run, **found)
 
 
 def _read_arrays(

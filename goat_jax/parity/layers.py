@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
 
-from goat_jax.adapters.adapter import Report, init_adapter
-from goat_jax.adapters.context import EVAL
+from goat_jax.adapters.adapter import init_adapter
 from goat_jax.adapters.spec import AdapterSpec
-from goat_jax.layers import Adapter, Dense, merge_model, run_model, split_model
-from goat_jax.optim.optimizer import OptimizerConfig, make_optimizer
 from goat_jax.parity.align import LARGEST_NOISE, agreeing_steps, align_signs, svd_noise
 from goat_jax.parity.checks import GIVEN, LAYER, OWN, Check, Comparison, Note
 from goat_jax.parity.layer_bundle import LayerCase, Plan, read_plan, swap
+from goat_jax.parity.layer_steps import Outcome, run_layer
 from goat_jax.parity.published import scale_note
-from goat_jax.typing import Array, Factors, PyTree
+from goat_jax.typing import Array, Factors
 
 
 def replay_case(case: LayerCase) -> list[Check | Note]:
@@ -100,27 +95,6 @@ def _check_own(plan: Plan, reference: Outcome, compare: Comparison) -> Iterator[
     yield from _check_outcome(plan, outcome, compare, agree)
 
 
-class Seen(NamedTuple):
-    """What one step of a case computes, in our layout."""
-
-    y: Array
-    aux: Array
-    loss: Array
-    load: Array
-    grad_x: Array
-    grads: Factors
-
-
-class Outcome(NamedTuple):
-    """What a case gives: all of its first step, every step's loss (steps,) and load (steps + 1, E),
-    and the output after the last."""
-
-    first: Seen
-    losses: np.ndarray
-    loads: np.ndarray
-    y_final: np.ndarray
-
-
 def _check_outcome(
     plan: Plan, outcome: Outcome, compare: Comparison, agree: int | None = None
 ) -> Iterator[Check | Note]:
@@ -148,57 +122,4 @@ def _check_outcome(
 
 
 def _run_plan(plan: Plan, residual: np.ndarray, factors: Factors) -> Outcome:
-    """Builds the layer out of the package's own modules and trains it."""
-    graph, trainable, base = split_model(_make_layer(plan, residual, factors))
-    batch = (jnp.asarray(plan.x), jnp.asarray(plan.target), jnp.asarray(plan.aux_coef, jnp.float32))
-    state = (trainable, make_optimizer(plan.optimizer, plan.steps).init(trainable))
-    history: list[Seen] = []
-    for _ in range(plan.steps + 1):
-        state, seen = _step(graph, plan.optimizer, state, base, *batch)
-        history.append(seen)
-    return Outcome(
-        first=history[0],
-        losses=np.stack([np.asarray(seen.loss) for seen in history[:-1]]),
-        loads=np.stack([np.asarray(seen.load) for seen in history]),
-        y_final=np.asarray(history[-1].y),
-    )
-
-
-def _make_layer(plan: Plan, residual: np.ndarray, factors: Factors) -> Dense:
-    with_bias = plan.bias is not None
-    layer = nnx.eval_shape(
-        lambda: Dense(*plan.kernel.shape, use_bias=with_bias, rngs=nnx.Rngs(0))  # type: ignore
-    )
-    layer.kernel.set_value(jnp.asarray(residual))
-    if layer.bias is not None:
-        layer.bias.set_value(jnp.asarray(plan.bias))
-    layer.adapter = Adapter(factors, jnp.asarray(_scale(plan)), plan.spec, salt=0)
-    return layer
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _step(
-    graph: Any,
-    config: OptimizerConfig,
-    state: tuple[PyTree, Any],
-    base: PyTree,
-    x: Array,
-    target: Array,
-    aux_coef: Array,
-) -> tuple[tuple[PyTree, Any], Seen]:
-    """What a layer computes, and the state after one AdamW step on it."""
-
-    def loss_of(trainable: dict[str, PyTree], x: Array) -> tuple[Array, tuple[Array, Report]]:
-        y, sown = run_model(merge_model(graph, trainable, base), x, EVAL)
-        report = sown["adapter"]["report"][0]
-        return jnp.mean(jnp.square(y - target)) + aux_coef * report.aux_loss, (y, report)
-
-    trainable, opt_state = state
-    grad_of_loss = jax.value_and_grad(loss_of, (0, 1), has_aux=True)
-    (loss, (y, report)), (grads, grad_x) = grad_of_loss(trainable, x)
-    with jax.numpy_dtype_promotion("standard"):  # optax takes powers by an integer count
-        # The rate is constant, so the number of steps does not matter to the optimizer.
-        updates, opt_state = make_optimizer(config, 1).update(grads, opt_state, trainable)
-    factors = grads["adapter"]["adapter"]
-    seen = Seen(y, report.aux_loss, loss, report.load, grad_x, factors)
-    return (optax.apply_updates(trainable, updates), opt_state), seen
+    return run_layer(plan.run, residual, factors, jnp.asarray(_scale(plan)))

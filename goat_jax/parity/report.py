@@ -17,6 +17,8 @@ from goat_jax.parity.bundle import LAYERS, METHODS, MODEL, Found, find_bundles
 from goat_jax.parity.checks import Check, Note, worst
 from goat_jax.parity.layer_bundle import read_cases
 from goat_jax.parity.layers import replay_case
+from goat_jax.parity.method_cases import read_entries
+from goat_jax.parity.methods import replay_entry
 from goat_jax.parity.models import replay_run
 from goat_jax.tables import render_table
 
@@ -68,15 +70,15 @@ def replay(paths: Paths) -> Report:
 
 
 def _jobs(found: Found) -> Iterator[Replay]:
-    """What there is to replay in a bundle: every layer case by itself, or the model run."""
+    """What there is to replay in a bundle: every case by itself, or the model run."""
     if found.marker == LAYERS:
         for case in read_cases(found.folder):
             yield lambda case=case: replay_case(case)
     elif found.marker == MODEL:
         yield lambda: replay_run(found.folder)
     elif found.marker == METHODS:
-        text = f"{METHODS}: cases of other methods are not replayed yet"
-        yield lambda: [Note(str(found.folder), METHODS, text)]
+        for entry in read_entries(found.folder):
+            yield lambda entry=entry: replay_entry(entry)
 
 
 def _run(job: Replay, found: Found, report: Report) -> None:

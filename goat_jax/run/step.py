@@ -47,7 +47,7 @@ def make_train_step(
     def total_loss(
         trainable: dict, base: PyTree, batch: Batch, key: Key, count: Array
     ) -> tuple[Array, Metrics]:
-        ctx = Context(key, batch.get("attention_mask"))
+        ctx = Context.of_batch(batch, key, batch.get("attention_mask"))
         result = forward(graph, trainable, base, batch, objective, ctx)
         task_loss = result.loss / count
         aux_loss = aux_weight * sum_of_aux(result.reports) / accumulate
@@ -91,7 +91,8 @@ def make_eval_step(graph: Any, objective: Objective) -> EvalStep:
     @jax.jit
     def eval_step(trainable: dict, base: PyTree, batch: Batch) -> tuple[Metrics, Array]:
         mask = _counted(batch)
-        result = forward(graph, trainable, base, batch, objective, Context(None, mask))
+        ctx = Context.of_batch(batch, None, mask)
+        result = forward(graph, trainable, base, batch, objective, ctx)
         tokens = mask.sum().astype(jnp.float32)
         loads = {name: report.load * tokens for name, report in result.reports.items()}
         sums = {"loss": result.loss, "count": objective.count(batch), **result.sums}

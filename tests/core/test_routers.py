@@ -50,7 +50,7 @@ def test_extreme_logits_stay_finite():
         return (routing.weights + routing.probs)[:, 0].sum(), routing
 
     gradient, routing = slope(logits)
-    assert all(np.isfinite(array).all() for array in (gradient, *routing))
+    assert all(np.isfinite(array).all() for array in (gradient, *routing[:3]))
     # Far behind experts underflow to probability 0; the ones that are kept still sum to 1.
     np.testing.assert_allclose(np.asarray(routing.weights).sum(-1), 1.0, rtol=1e-6)
 
@@ -114,6 +114,6 @@ def test_softmax_router_uses_every_expert():
 
 
 def test_no_router_gives_every_expert_weight_one():
-    weights, probs, selected = (np.asarray(v) for v in route_all((2, 3), 4))
+    weights, probs, selected = (np.asarray(v) for v in route_all((2, 3), 4)[:3])
     assert weights.shape == (2, 3, 4) and (weights == 1).all()
     assert selected.all() and (probs == 0.25).all()

@@ -136,7 +136,7 @@ def test_no_bundle_is_an_error_never_a_success(tmp_path):
 
 def test_only_cases_of_other_methods_are_nothing_to_compare(tmp_path):
     (tmp_path / METHODS).write_text("[]")
-    assert "not replayed yet" in refusal(tmp_path)
+    assert "is not a list of cases" in refusal(tmp_path)
 
 
 def test_a_parent_stands_for_all_bundles_below_it_once(tmp_path):

@@ -1,0 +1,96 @@
+"""Full fine-tuning as parts: the trained factor is the kernel itself, or a copy per expert."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from goat_jax.adapters.combines import SumOfExperts
+from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.core.dispatch import expand
+from goat_jax.core.routers import Routing
+from goat_jax.core.svd import Svd
+from goat_jax.errors import UserError
+from goat_jax.typing import Array, Factors, Key
+
+
+@dataclasses.dataclass(frozen=True)
+class CopiesOfKernel:
+    """Every expert starts as the pretrained kernel, in float32 (sparse upcycling)."""
+
+    layout: ClassVar[str] = "kernels"
+
+    def segments(self, kernel: Array, spec: AdapterSpec, key: Key) -> None:
+        del kernel, spec, key
+
+    def factors(
+        self,
+        kernel: Array,
+        segments: Svd | None,
+        scale: Array,
+        spec: AdapterSpec,
+        key: Key,
+        gradient: Array | None,
+    ) -> Factors:
+        del segments, scale, key, gradient
+        shape = (spec.num_experts, *kernel.shape)
+        return {"kernels": jnp.broadcast_to(kernel.astype(jnp.float32), shape)}
+
+
+@dataclasses.dataclass(frozen=True)
+class TakeOutKernel:
+    """No frozen kernel is left: (0, O), so that nothing is kept twice."""
+
+    def check(self, spec: AdapterSpec) -> None:
+        """Something has to compute the layer's output instead."""
+        if spec.combine.layout != "kernels":
+            raise UserError(
+                f"TakeOutKernel leaves no kernel for {type(spec.combine).__name__}: choose "
+                "base_edit KeepBase"
+            )
+
+    def __call__(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:
+        del factors, scale, spec
+        return kernel[:0]
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeKernels(SumOfExperts):
+    """sum_i w_i x W_i: the layer's whole output. Scale and frozen kernel play no part.
+
+    Tokens are weighed before one product over (expert, input), so nothing of the size
+    (E, tokens, O) is made.
+    """
+
+    layout: ClassVar[str] = "kernels"
+    replaces: ClassVar[bool] = True
+    starts_plain: ClassVar[bool] = False
+
+    def check(self, spec: AdapterSpec) -> None:
+        """Kernels that add up to more than one would not start as the pretrained one."""
+        if spec.router.mergeable and spec.num_experts > 1:
+            raise UserError(
+                f"{spec.num_experts} whole kernels without a router add up to {spec.num_experts} "
+                "times the pretrained one: choose num_experts=1, or a router"
+            )
+        if spec.dropout:
+            raise UserError(
+                f"WholeKernels computes the layer itself: dropout on its input, {spec.dropout}, "
+                "would drop the frozen branch too: dropout=0"
+            )
+
+    def __call__(
+        self, x: Array, kernel: Array, arrays: Factors, scale: Array, routing: Routing
+    ) -> Array:
+        del kernel, scale
+        kernels, weights = arrays["kernels"], routing.weights
+        if kernels.shape[0] == 1 and "router" not in arrays:
+            return expand(x, kernels[0])
+        shape = (*weights.shape, x.shape[-1])
+        gated = jnp.broadcast_to(x[..., None, :], shape) * weights[..., None].astype(x.dtype)
+        flat = gated.reshape(*x.shape[:-1], -1)
+        return expand(flat, kernels.reshape(-1, kernels.shape[-1]))
+
+    def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
+        del scale, spec
+        return arrays["kernels"][0].astype(kernel.dtype)

@@ -1,0 +1,121 @@
+"""LoRA-GA: factors that start from the SVD of the loss's gradient with respect to the kernel."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.core.svd import Svd, svd_of_kernel
+from goat_jax.errors import UserError, nearest
+from goat_jax.typing import Array, Factors, Key
+
+Directions = Callable[[int, Key], tuple[Array, Array]]
+
+DIRECTIONS: dict[str, Directions] = {
+    "first_and_next": lambda r, key: (jnp.arange(r), jnp.arange(r, 2 * r)),
+    "next_and_first": lambda r, key: (jnp.arange(r, 2 * r), jnp.arange(r)),
+    "odd_and_even": lambda r, key: (jnp.arange(1, 2 * r, 2), jnp.arange(0, 2 * r, 2)),
+    "random": lambda r, key: _halves(jax.random.permutation(key, 2 * r)),
+}
+"""Which of the first 2 R triplets a and b take: the published ArB2r, A2rBr, ArBr and random."""
+
+
+def _halves(index: Array) -> tuple[Array, Array]:
+    return index[: len(index) // 2], index[len(index) // 2 :]
+
+
+def _stable(gamma: float, kernel: Array, scale: Array, rank: int) -> Array:
+    del scale, rank
+    return jnp.asarray(kernel.shape[1] ** 0.25 / gamma**0.5, jnp.float32)
+
+
+def _by_weight(gamma: float, kernel: Array, scale: Array, rank: int) -> Array:
+    del gamma
+    values = jnp.linalg.svd(kernel.astype(jnp.float32), compute_uv=False)[:rank]
+    return jnp.sqrt(values / scale).mean()
+
+
+SIZES: dict[str, Callable[[float, Array, Array, int], Array]] = {
+    "stable": _stable,
+    "unit": lambda gamma, kernel, scale, rank: jnp.ones((), jnp.float32),
+    "gradient": lambda gamma, kernel, scale, rank: 1 / scale,
+    "weight": _by_weight,
+}
+"""What both factors' orthonormal vectors are multiplied by: published as stable, unit, gd, weightS.
+
+(gamma, kernel, scale, rank) -> a number.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientSegments:
+    """a and b from different singular vectors of the gradient, so the first step follows it.
+
+    Attributes:
+        directions: a key of `DIRECTIONS`.
+        size: a key of `SIZES`; "stable" is O^(1/4) / sqrt(gamma), no singular values.
+        gamma: of the stable size, 16 or 64 as published.
+        norm_clip: shrink the factors until s a b has no entry above the kernel's largest.
+    """
+
+    directions: str = "first_and_next"
+    size: str = "stable"
+    gamma: float = 16.0
+    norm_clip: bool = False
+    layout: ClassVar[str] = "pairs"
+
+    def check(self, spec: AdapterSpec) -> None:
+        """One pair of factors that are taken off the kernel, and names that exist."""
+        for name, known in (("directions", DIRECTIONS), ("size", SIZES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise UserError(
+                    f"{name} {value!r} is not known{nearest(value, known)}; there are: "
+                    f"{', '.join(known)}"
+                )
+        if spec.num_experts > 1:
+            raise UserError(
+                f"GradientSegments makes one pair of factors, not {spec.num_experts}: num_experts=1"
+            )
+        if not spec.combine.starts_plain:
+            raise UserError(
+                f"GradientSegments starts with a b different from zero, which "
+                f"{type(spec.combine).__name__} does not add as it is: choose ZeroDelta"
+            )
+
+    def segments(self, kernel: Array, spec: AdapterSpec, key: Key) -> None:
+        del kernel, spec, key
+
+    def factors(
+        self,
+        kernel: Array,
+        segments: Svd | None,
+        scale: Array,
+        spec: AdapterSpec,
+        key: Key,
+        gradient: Array | None,
+    ) -> Factors:
+        del segments
+        if gradient is None:
+            raise UserError(
+                "this method starts from the loss's gradient with respect to the kernel: give "
+                "gradient=... to init_adapter, or gradients=... to inject"
+            )
+        rank, most = spec.rank, min(kernel.shape) // 2
+        if rank > most:
+            raise UserError(
+                f"rank {rank} needs {2 * rank} singular vectors, a kernel {kernel.shape} has "
+                f"{min(kernel.shape)}: choose a rank of at most {most}"
+            )
+        u, _, vt = svd_of_kernel(gradient)
+        for_a, for_b = DIRECTIONS[self.directions](rank, key)
+        size = SIZES[self.size](self.gamma, kernel, scale[0], rank)
+        a, b = u[:, for_a] * size, vt[for_b] * size
+        if self.norm_clip:
+            largest = jnp.abs(scale[0] * jnp.dot(a, b, precision="highest")).max()
+            ratio = jnp.minimum(jnp.abs(kernel.astype(jnp.float32)).max() / largest, 1.0)
+            a, b = a * jnp.sqrt(ratio), b * jnp.sqrt(ratio)
+        return {"a": a[None], "b": b[None]}

@@ -1,0 +1,137 @@
+"""Replays a LoRA-Dash case: LoRA, the switch, and the phase with directions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from goat_jax.adapters.adapter import init_adapter
+from goat_jax.adapters.directions import Directions, find_directions
+from goat_jax.layers import split_model
+from goat_jax.optim.late_start import restart
+from goat_jax.parity.bundle import Arrays
+from goat_jax.parity.checks import GIVEN, METHOD, Check, Comparison
+from goat_jax.parity.layer_steps import Recipe, Seen, batch_of, layer_step, make_layer
+from goat_jax.parity.method_cases import SAME, SINGLE, Entry, read_factors
+from goat_jax.parity.method_layer import LayerPlan, check_seen, read_layer
+from goat_jax.typing import Array, Factors
+
+LATE = "coefficients"
+
+
+def replay_dash(entry: Entry, arrays: Arrays) -> Iterator[Check]:
+    """One training through both phases, and the second phase at other values."""
+    plan = read_layer(entry, arrays)
+    compare = Comparison(METHOD, str(entry.folder), entry.name, GIVEN)
+    yield compare.check("scale", plan.scale, np.full(1, entry.record.number("scale")))
+    start = init_adapter(jnp.asarray(plan.kernel), plan.run.spec, jax.random.key(0))
+    factors = start.factors | {k: jnp.asarray(value) for k, value in plan.factors.items()}
+    training = Training(plan, factors, start.constants)
+    losses = []
+    for step in range(plan.run.steps):
+        if step == entry.record.integer("t0"):
+            yield from _check_directions(training.switch(), training.factors, arrays, compare)
+            seen = training.step()
+            yield from check_seen(plan.case, seen, arrays, compare, "_switch")
+        else:
+            seen = training.step()
+        if step == 0:
+            yield from _check_first(plan, seen, arrays, compare)
+        losses.append(np.asarray(seen.loss))
+    final = training.factors
+    yield compare.check("adamw_losses", np.stack(losses), arrays.get("adamw_losses"))
+    yield from _check_factors("final", final, arrays, compare)
+    yield compare.check("y_final", np.asarray(training.step().y), arrays.get("y_final"))
+    yield from _check_second_phase(plan, entry, training.constants, arrays, compare)
+
+
+class Training:
+    """A layer in training, whose constants can be exchanged between steps.
+
+    Args:
+        plan: the case.
+        factors, constants: what the adapter starts with.
+    """
+
+    def __init__(self, plan: LayerPlan, factors: Factors, constants: Factors):
+        self.plan, self.constants = plan, constants
+        self.recipe = Recipe(plan.run.optimizer.config, late=(LATE,))
+        self.graph, self.trainable, self.base = self._split(factors)
+        self.opt_state = self.recipe.make().init(self.trainable)
+
+    def _split(self, factors: Factors):
+        scale = jnp.asarray(self.plan.scale)
+        layer = make_layer(self.plan.run, self.plan.frozen, factors, scale, self.constants)
+        return split_model(layer)
+
+    @property
+    def factors(self) -> Factors:
+        """The trained arrays as they are now."""
+        return self.trainable["adapter"]["adapter"]
+
+    def switch(self) -> Directions:
+        """Gives the adapter its directions, and its coefficients an Adam of their own."""
+        count = self.factors[LATE].shape[0]
+        kernel, scale = jnp.asarray(self.plan.frozen), jnp.asarray(self.plan.scale)
+        found = _find(kernel, self.factors, scale, count)
+        self.constants = {"u": found.u, "vt": found.vt}
+        _, _, self.base = self._split(self.factors)
+        self.opt_state = restart(self.recipe.make(), self.opt_state, self.trainable)
+        return found
+
+    def step(self) -> Seen:
+        """One step of the package's optimizer."""
+        state = (self.trainable, self.opt_state)
+        state, seen = layer_step(
+            self.graph, self.recipe, state, self.base, *batch_of(self.plan.run)
+        )
+        self.trainable, self.opt_state = state
+        return seen
+
+
+@partial(jax.jit, static_argnums=3)
+def _find(kernel: Array, factors: Factors, scale: Array, count: int) -> Directions:
+    return find_directions(kernel, factors, scale, count)
+
+
+def _check_first(
+    plan: LayerPlan, seen: Seen, arrays: Arrays, compare: Comparison
+) -> Iterator[Check]:
+    """The first step knows no coefficients yet."""
+    grads = {name: value for name, value in seen.grads.items() if name != LATE}
+    yield from check_seen(plan.case, seen._replace(grads=grads), arrays, compare)
+
+
+def _check_directions(
+    found: Directions, factors: Factors, arrays: Arrays, compare: Comparison
+) -> Iterator[Check]:
+    yield from _check_factors("switch", factors, arrays, compare)
+    yield compare.check("sigma", np.asarray(found.values), arrays.get("sigma"))
+    yield compare.check("change_rate", np.asarray(found.rates), arrays.get("change_rate"))
+    yield compare.check("top_index", np.asarray(found.index), arrays.get("top_index"))
+    # Signs are arbitrary in pairs: what a direction does is its product.
+    ours = np.einsum("IK,KO->KOI", np.asarray(found.u), np.asarray(found.vt))
+    theirs = np.einsum("OK,KI->KOI", arrays.get("U_top"), arrays.get("Vt_top"))
+    yield compare.check("directions", ours, theirs)
+
+
+def _check_factors(
+    when: str, factors: Factors, arrays: Arrays, compare: Comparison
+) -> Iterator[Check]:
+    for name, (own, form) in {**SINGLE, "coef": (LATE, SAME)}.items():
+        if f"{name}_{when}" in arrays.values:
+            ours = form.write(np.asarray(factors[own]))
+            yield compare.check(f"{name}_{when}", ours, arrays.get(f"{name}_{when}"))
+
+
+def _check_second_phase(
+    plan: LayerPlan, entry: Entry, constants: Factors, arrays: Arrays, compare: Comparison
+) -> Iterator[Check]:
+    """At given factors and coefficients, along the directions found before."""
+    factors = read_factors(arrays, plan.case, entry.record, "_p2")
+    other = Training(plan, {k: jnp.asarray(v) for k, v in factors.items()}, constants)
+    yield from check_seen(plan.case, other.step(), arrays, compare, "_p2")

@@ -1,0 +1,97 @@
+"""A case of another method that is one layer: read, checked, and compared step by step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from goat_jax.adapters.context import Context
+from goat_jax.optim.optimizer import OptimizerConfig
+from goat_jax.parity.bundle import Arrays, Record
+from goat_jax.parity.checks import Check, Comparison
+from goat_jax.parity.layer_bundle import read_adamw
+from goat_jax.parity.layer_steps import LayerRun, Recipe, Seen
+from goat_jax.parity.method_cases import CASES, Entry, MethodCase, read_factors
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPlan:
+    """A case that is one layer, read and checked.
+
+    Attributes:
+        case: what it is here.
+        run: the layer as parts, and its training.
+        kernel, frozen: pretrained and frozen kernel (I, O).
+        scale: (E,).
+        factors: at the start.
+    """
+
+    case: MethodCase
+    run: LayerRun
+    kernel: np.ndarray
+    frozen: np.ndarray
+    scale: np.ndarray
+    factors: dict[str, np.ndarray]
+
+
+def read_layer(entry: Entry, arrays: Arrays) -> LayerPlan:
+    """Reads a case of `CASES`."""
+    record, case = entry.record, CASES[entry.formula]
+    spec = case.spec(record)
+    m, n = record.integer("out_features"), record.integer("in_features")
+    tokens = arrays.get("x").shape[:-1]
+    kernel = arrays.floats("W0", (m, n)).T
+    bias = arrays.floats("bias", (0,) if arrays.get("bias").size == 0 else (m,))
+    optimizer, steps = _optimizer(record, case)
+    run = LayerRun(
+        spec=spec,
+        optimizer=optimizer,
+        steps=steps,
+        aux_coef=record.number("aux_coef"),
+        bias=bias if bias.size else None,
+        x=arrays.floats("x", (*tokens, n)),
+        target=arrays.floats("target", (*tokens, m)),
+        ctx=_context(case, arrays, tokens),
+    )
+    edited = "W_res" in arrays.values
+    return LayerPlan(
+        case=case,
+        run=run,
+        kernel=kernel,
+        frozen=arrays.floats("W_res", (m, n)).T if edited else kernel,
+        scale=np.asarray(spec.scale(n, None, spec)),
+        factors=read_factors(arrays, case, record),
+    )
+
+
+def _optimizer(record: Record, case: MethodCase) -> tuple[Recipe, int]:
+    """Its AdamW; of a case whose training is not replayed no more than a stand-in."""
+    if case.needs:
+        return Recipe(OptimizerConfig(warmup_steps=0, clip=None)), 1
+    return read_adamw(record.record("optimizer"))
+
+
+def _context(case: MethodCase, arrays: Arrays, tokens: tuple[int, ...]) -> Context:
+    found: dict[str, Any] = {
+        field: jnp.asarray(arrays.get(name, tokens[:1]).astype(np.int32))
+        for field, name in case.tasks.items()
+    }
+    return Context(**found)
+
+
+def check_seen(
+    case: MethodCase, seen: Seen, arrays: Arrays, compare: Comparison, suffix: str = ""
+) -> Iterator[Check]:
+    """Output, losses and gradients of one step, under names that end in `suffix`."""
+    ours = {"y": seen.y, "aux": seen.aux, "loss": seen.loss, "grad_x": seen.grad_x}
+    for name, (own, form) in case.tensors.items():
+        if own in seen.grads:
+            ours[f"grad_{name}"] = form.write(np.asarray(seen.grads[own]))
+    for name, value in ours.items():
+        if not suffix or f"{name}{suffix}" in arrays.values:
+            theirs = arrays.get(f"{name}{suffix}")
+            yield compare.check(f"{name}{suffix}", np.asarray(value), theirs)

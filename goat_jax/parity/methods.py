@@ -1,0 +1,133 @@
+"""Replays a case of another method: the same layer, gradients and AdamW steps as in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from goat_jax.adapters.adapter import AdapterStart, init_adapter
+from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.errors import UserError, nearest
+from goat_jax.layers import split_model
+from goat_jax.parity.budget_replay import replay_budget
+from goat_jax.parity.bundle import Arrays, Record, read_npz
+from goat_jax.parity.checks import GIVEN, METHOD, OWN, Check, Comparison, Note
+from goat_jax.parity.dash_replay import replay_dash
+from goat_jax.parity.hub_replay import replay_hub, replay_kasa_loss
+from goat_jax.parity.layer_steps import Outcome, batch_of, layer_gradients, make_layer, run_layer
+from goat_jax.parity.method_cases import CASES, Entry
+from goat_jax.parity.method_layer import LayerPlan, check_seen, read_layer
+from goat_jax.typing import Array
+
+
+def replay_entry(entry: Entry) -> list[Check | Note]:
+    """Runs a case from the given arrays, and its start from ours; compares every quantity.
+
+    Raises:
+        UserError: a case or array that cannot be read, or a method that parity does not know.
+    """
+    if entry.formula not in REPLAYS:
+        raise UserError(
+            f"{entry.record.where}: formula {entry.formula!r} is not known"
+            f"{nearest(entry.formula, REPLAYS)}; there are: {', '.join(REPLAYS)}"
+        )
+    arrays = read_npz(entry.folder / f"{entry.name}.npz")
+    try:
+        with jax.default_matmul_precision("highest"):
+            return list(REPLAYS[entry.formula](entry, arrays))
+    except UserError as error:
+        known = str(entry.folder) in str(error)
+        raise error if known else UserError(f"{entry.record.where}: {error}") from None
+
+
+Replay = Callable[[Entry, Arrays], Iterator[Check | Note]]
+
+
+def _replay_layer(entry: Entry, arrays: Arrays) -> Iterator[Check | Note]:
+    plan = read_layer(entry, arrays)
+    given = Comparison(METHOD, str(entry.folder), entry.name, GIVEN)
+    yield given.check("scale", plan.scale, _scale_of(entry.record, plan))
+    yield from _check_own_start(entry, plan, arrays)
+    factors = {name: jnp.asarray(value) for name, value in plan.factors.items()}
+    if plan.case.needs:
+        yield from _check_first(plan, factors, arrays, given)
+        yield given.note(plan.case.needs)
+        return
+    outcome = run_layer(plan.run, plan.frozen, factors, jnp.asarray(plan.scale))
+    yield from check_seen(plan.case, outcome.first, arrays, given)
+    yield from _check_trained(plan, outcome, arrays, given)
+
+
+def _scale_of(record: Record, plan: LayerPlan) -> np.ndarray:
+    return np.full(plan.scale.shape, record.number("scale"))
+
+
+def _check_first(
+    plan: LayerPlan, factors: dict[str, Array], arrays: Arrays, compare: Comparison
+) -> Iterator[Check]:
+    layer = make_layer(plan.run, plan.frozen, factors, jnp.asarray(plan.scale))
+    graph, trainable, base = split_model(layer)
+    seen, _ = jax.jit(partial(layer_gradients, graph))(trainable, base, *batch_of(plan.run))
+    yield from check_seen(plan.case, seen, arrays, compare)
+
+
+def _check_trained(
+    plan: LayerPlan, outcome: Outcome, arrays: Arrays, compare: Comparison
+) -> Iterator[Check]:
+    yield compare.check("adamw_losses", outcome.losses, arrays.get("adamw_losses"))
+    yield compare.check("y_final", outcome.y_final, arrays.get("y_final"))
+    for name, (own, form) in plan.case.tensors.items():
+        if f"{name}_final" in arrays.values:
+            ours = form.write(outcome.factors[own])
+            yield compare.check(f"{name}_final", ours, arrays.get(f"{name}_final"))
+
+
+def _check_own_start(entry: Entry, plan: LayerPlan, arrays: Arrays) -> Iterator[Check]:
+    """Our initialisation, where it is not random: the frozen kernel, and products of factors."""
+    if "W_res" not in arrays.values:
+        return
+    own = Comparison(METHOD, str(entry.folder), entry.name, OWN)
+    gradient = jnp.asarray(arrays.floats("G").T) if "G" in arrays.values else None
+    start = _own_start(plan.run.spec, jnp.asarray(plan.kernel), gradient)
+    a, b = (np.asarray(start.factors[name][0]) for name in ("a", "b"))
+    products = {
+        "BA_init": lambda: np.asarray(start.scale)[0] * (a @ b).T,
+        "AtA_init": lambda: a @ a.T,
+        "BBt_init": lambda: b.T @ b,
+    }
+    # The product of factors from different triplets, and so the kernel, depend on an SVD's signs.
+    arbitrary = "AtA_init" in arrays.values
+    if arbitrary:
+        given = Comparison(METHOD, str(entry.folder), entry.name, GIVEN)
+        factors = {name: jnp.asarray(value) for name, value in plan.factors.items()}
+        residual = _edit_base(plan.run.spec, jnp.asarray(plan.kernel), factors, start.scale)
+        yield given.check("W_res", np.asarray(residual).T, arrays.get("W_res"))
+        del products["BA_init"]
+    else:
+        yield own.check("W_res", np.asarray(start.kernel).T, arrays.get("W_res"))
+    for name, product in products.items():
+        if name in arrays.values:
+            yield own.check(name, product(), arrays.get(name))
+
+
+@partial(jax.jit, static_argnums=0)
+def _own_start(spec: AdapterSpec, kernel: Array, gradient: Array | None) -> AdapterStart:
+    return init_adapter(kernel, spec, jax.random.key(0), gradient)
+
+
+@partial(jax.jit, static_argnums=0)
+def _edit_base(spec: AdapterSpec, kernel: Array, factors: dict[str, Array], scale: Array) -> Array:
+    return spec.base_edit(kernel, factors, scale, spec)
+
+
+REPLAYS: dict[str, Replay] = {formula: _replay_layer for formula in CASES} | {
+    "lora_dash": replay_dash,
+    "lorahub": replay_hub,
+    "kasa_aux": replay_kasa_loss,
+    "adalora_trajectory": replay_budget,
+}
+"""Formula of methods.json -> what replays it."""

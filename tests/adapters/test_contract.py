@@ -1,0 +1,277 @@
+"""What every method must do, row by row of METHODS, as a layer and in models."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+
+from goat_jax.adapters.adapter import apply_layer, init_adapter, merge_adapter
+from goat_jax.adapters.context import Context
+from goat_jax.adapters.methods import METHODS
+from goat_jax.errors import UserError
+from goat_jax.inject import inject
+from goat_jax.layers import Adapter, Dense, merge_model, run_model, split_model
+from goat_jax.models.decoder import Decoder, tiny_decoder_config
+from goat_jax.models.encoder import Encoder, tiny_config
+from goat_jax.optim.optimizer import OptimizerConfig, make_optimizer
+from goat_jax.sites import find_sites, reports_by_name
+from goat_jax.testing import assert_close
+
+IN, OUT, BATCH, TOKENS = 24, 20, 3, 5
+SIZES = {"adalora": {"total_rank": 6, "target_rank": 2}, "pissa": {"total_rank": 2, "alpha": 2.0},
+         "full": {}, "full_moe": {}, "lora_dash": {"total_rank": 2, "num_directions": 3},
+         "neat": {"total_rank": 4, "depth": 1}, "loramoe": {"total_rank": 16, "delta": 0.1},
+         "moelora": {"total_rank": 16, "num_tasks": 3, "task_width": 6}}  # fmt: skip
+CTX = Context(task_ids=np.array([2, 0, 3]), task_types=np.array([0, 1, 1]))
+
+START = jax.jit(init_adapter, static_argnums=1)
+APPLY = jax.jit(apply_layer, static_argnums=4)
+
+
+def small(name):
+    """The row at sizes that fit the kernels of these tests: rank 2 for every expert."""
+    spec = METHODS[name].spec
+    return spec.replace(**SIZES.get(name, {"total_rank": 2 * spec.num_experts}))
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+KERNEL, GRADIENT, X = random(IN, OUT), random(IN, OUT, seed=1), random(BATCH, TOKENS, IN, seed=2)
+TARGET = random(BATCH, TOKENS, OUT, seed=3)
+
+
+@dataclasses.dataclass
+class Layer:
+    """A row as a layer: as it starts, and with all of its arrays moved away from there."""
+
+    name: str
+    spec: object
+    start: object
+    factors: dict
+    constants: dict
+
+    def arrays(self):
+        return self.start.factors | self.start.constants
+
+    def moved(self):
+        return self.factors | self.constants
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def layer(request):
+    spec = small(request.param)
+    start = START(KERNEL, spec, jax.random.key(0), GRADIENT)
+    moved = [
+        {name: value + 0.3 * random(*value.shape, seed=7 + i) for i, (name, value) in enumerate(tree.items())}
+        for tree in (start.factors, start.constants)
+    ]  # fmt: skip
+    return Layer(request.param, spec, start, *moved)
+
+
+def apply(layer, arrays, run=APPLY):
+    return run(X, layer.start.kernel, arrays, layer.start.scale, layer.spec, CTX)
+
+
+E = {"a": "EIR", "b": "ERO"}
+ROUTED = {**E, "router": "IE"}
+SHAPES = {
+    "dora": {**E, "magnitude": "O"},
+    "kasa": {**E, "core": "ER"},
+    "adalora": {**E, "core": "ER"},
+    "neat": {"a": "1OR", "b": "1RO", "encoders": "1RR", "decoders": "1RR"},
+    "lora_dash": {**E, "coefficients": "3"},
+    "multilora": {**E, "gain": "EO"},
+    "hydralora": {**ROUTED, "a": "1IR"},
+    "moelora": {**E, "task_embedding": "46", "task_gate": "6E"},
+    "adamole": {**ROUTED, "threshold": "I1", "threshold_bias": "1"},
+    "full": {"kernels": "EIO"},
+    "full_moe": {"kernels": "EIO", "router": "IE"},
+} | {name: ROUTED for name in ("molora", "molora_soft", "loramoe", "goat", "goat_plus")}
+
+
+def test_the_tree_is_as_declared(layer):
+    spec = layer.spec
+    sizes = {"E": spec.num_experts, "I": IN, "O": OUT, "R": spec.rank}
+    declared = {
+        name: tuple(sizes.get(axis) or int(axis) for axis in axes)
+        for name, axes in SHAPES.get(layer.name, E).items()
+    }
+    assert {name: v.shape for name, v in layer.start.factors.items()} == declared
+    assert all(v.dtype == jnp.float32 for v in layer.arrays().values())
+    constants = {"u": (IN, 3), "vt": (3, OUT)} if layer.name == "lora_dash" else {}
+    assert {name: v.shape for name, v in layer.start.constants.items()} == constants
+    assert layer.start.scale.shape == (spec.num_experts,)
+    kept = 0 if spec.combine.replaces and spec.combine.layout == "kernels" else IN
+    assert layer.start.kernel.shape == (kept, OUT)
+
+
+def test_it_starts_as_the_pretrained_layer_or_off_it_as_documented(layer):
+    y, _ = apply(layer, layer.arrays())
+    wide = X.astype(np.float64)
+    expected = wide @ KERNEL.astype(np.float64)
+    if layer.name == "kasa":  # the smallest triplets are gone
+        u, s, vt = np.linalg.svd(KERNEL.astype(np.float64), full_matrices=False)
+        kept = len(s) - layer.spec.total_rank
+        expected = wide @ (u[:, :kept] * s[:kept]) @ vt[:kept]
+    if layer.name in ("goat", "goat_plus"):  # right only on average over the experts
+        f, scale = layer.start.factors, layer.start.scale
+        mean = np.einsum(
+            "EIR,ERO,E->IO", *(np.asarray(v, np.float64) for v in (f["a"], f["b"], scale))
+        )
+        frozen = np.asarray(layer.start.kernel, np.float64)
+        assert_close(frozen + mean / layer.spec.num_experts, KERNEL, 2e-6)
+        assert np.abs(np.asarray(y) - expected).max() > 1e-3, "the tokens' own weights are not 1/E"
+        return
+    assert_close(y, expected, 5e-6)
+
+
+def test_compiled_is_eager(layer):
+    y, report = apply(layer, layer.moved())
+    eager, eager_report = apply(layer, layer.moved(), apply_layer)
+    assert_close((y, report), (eager, eager_report), 1e-5)
+    assert np.isfinite(y).all() and np.abs(y - X @ KERNEL).max() > 0.01
+
+
+def test_merge_is_apply_or_is_refused_with_a_reason(layer):
+    arguments = (layer.start.kernel, layer.moved(), layer.start.scale, layer.spec)
+    if not layer.spec.router.mergeable:
+        with pytest.raises(UserError, match=r"weighs the experts .*, so no single kernel equals"):
+            merge_adapter(*arguments)
+        return
+    merged = merge_adapter(*arguments)
+    assert merged.shape == (IN, OUT)
+    assert_close(X @ merged, apply(layer, layer.moved())[0], 5e-6)
+
+
+def as_dense(layer):
+    dense = Dense(IN, OUT, rngs=nnx.Rngs(0))
+    dense.kernel.set_value(layer.start.kernel)
+    dense.adapter = Adapter(layer.factors, layer.start.scale, layer.spec, 0, layer.constants)
+    return dense
+
+
+def test_a_gradient_reaches_every_trained_leaf_and_no_other(layer):
+    graph, trainable, base = split_model(as_dense(layer))
+    assert set(trainable["adapter"]["adapter"]) == set(layer.start.factors)
+    assert set(base["adapter"]) == {"scale", *layer.start.constants}
+    assert jax.tree.leaves(trainable["head"]) == []
+
+    @jax.jit
+    @jax.grad
+    def slope(trainable):
+        y, sown = run_model(merge_model(graph, trainable, base), X, CTX)
+        aux = sown["adapter"]["report"][0].aux_loss
+        return jnp.square(y - TARGET).mean() + layer.spec.aux_weight * aux
+
+    for name, gradient in slope(trainable)["adapter"]["adapter"].items():
+        assert np.isfinite(gradient).all() and np.abs(gradient).max() > 1e-6, name
+
+
+STOPPED = {"dora": ("a", "b")}
+"""Leaves whose gradient is by design not the derivative: the column length is held fixed."""
+
+
+def test_gradients_are_the_derivatives(layer):
+    """Central differences in float64, along random directions of every leaf and of x."""
+    spec, step = layer.spec, 1e-5
+    with jax.enable_x64(), jax.numpy_dtype_promotion("standard"):
+        to64 = partial(jax.tree.map, lambda v: jnp.asarray(np.asarray(v, np.float64)))
+        kernel, constants, scale, target = to64(
+            (layer.start.kernel, layer.constants, layer.start.scale, TARGET)
+        )
+        at = to64({**layer.factors, "x": X})
+
+        @jax.jit
+        def loss(at):
+            arrays = {name: value for name, value in at.items() if name != "x"} | constants
+            y, report = apply_layer(at["x"], kernel, arrays, scale, spec, CTX)
+            return jnp.square(y - target).mean() + spec.aux_weight * report.aux_loss
+
+        gradient = jax.jit(jax.grad(loss))(at)
+        rng = np.random.default_rng(0)
+        for name, value in at.items():
+            if name in STOPPED.get(layer.name, ()):
+                continue
+            along = rng.normal(size=value.shape)
+            ahead, behind = (loss({**at, name: value + s * along}) for s in (step, -step))
+            slope = (ahead - behind) / (2 * step)
+            size = np.linalg.norm(gradient[name]) * np.linalg.norm(along)
+            got = (np.asarray(gradient[name]) * along).sum()
+            np.testing.assert_allclose(got, slope, rtol=1e-6, atol=1e-7 * size, err_msg=name)
+
+
+def test_a_checkpoint_gives_the_same_bits_back(layer, tmp_path):
+    _, trainable, _ = split_model(as_dense(layer))
+    tree = trainable["adapter"]
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", tree)
+        checkpointer.wait_until_finished()
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+        back = checkpointer.restore(tmp_path / "state", abstract)
+    jax.tree.map(np.testing.assert_array_equal, back, tree)
+
+
+MODELS = {
+    "encoder": (lambda: Encoder(tiny_config(num_layers=2), rngs=nnx.Rngs(0)), ["output.dense"]),
+    "decoder": (lambda: Decoder(tiny_decoder_config(), rngs=nnx.Rngs(0)), ["down_proj"]),
+}
+IDS = np.random.default_rng(0).integers(3, 60, size=(BATCH, 6))
+MASK = np.array([[1] * 6, [1] * 4 + [0] * 2, [1] * 6])
+AUX = {"kasa": 1e-3}
+"""Its own weight, 1, is for a layer; here it would drown the task."""
+
+
+@pytest.mark.parametrize("kind", ["encoder", pytest.param("decoder", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_model_starts_and_learns_in_one_trace(name, kind):
+    make, targets = MODELS[kind]
+    model, ctx = make(), dataclasses.replace(CTX, mask=MASK)
+    before = jax.jit(lambda: model(IDS, MASK))()
+    sites = {n: site for site in find_sites(model) for n in site.names()}
+    gradients = {
+        n: random(*site.module.kernel.shape[-2:], seed=i)
+        for i, (n, site) in enumerate(sites.items())
+    }
+    spec = small(name)
+    inject(model, spec, targets, key=jax.random.key(1), gradients=gradients)
+    graph, trainable, base = split_model(model)
+    optimizer = make_optimizer(OptimizerConfig(2e-3, "constant", 0), 8)
+    aux_weight = AUX.get(name, spec.aux_weight)
+    goal = before + 0.3 * random(*before.shape, seed=5)
+
+    def loss_of(trainable, base):
+        y, sown = run_model(merge_model(graph, trainable, base), IDS, MASK, None, ctx)
+        reports = reports_by_name(model, sown).values()
+        aux = sum(report.aux_loss.sum() for report in reports)
+        return jnp.square(y - goal).mean() + aux_weight * aux, y
+
+    @jax.jit
+    def step(trainable, opt_state, base):
+        (loss, y), grads = jax.value_and_grad(loss_of, has_aux=True)(trainable, base)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimizer.update(grads, opt_state, trainable)
+        return jax.tree.map(jnp.add, trainable, updates), opt_state, loss, y
+
+    state, opt_state, losses, outputs = trainable, optimizer.init(trainable), [], []
+    for _ in range(8):
+        state, opt_state, loss, y = step(state, opt_state, base)
+        losses.append(float(loss))
+        outputs.append(y)
+    assert step._cache_size() == 1
+    assert np.isfinite(losses).all() and losses[-1] < 0.999 * losses[0]
+    near = {"kasa": 1.0, "goat": 1.0, "goat_plus": 1.0}.get(name, 2e-5)
+    assert_close(outputs[0], before, near)
+    asleep = {"lora_dash": {"coefficients"}}.get(name, set())  # until the switch
+    for path, (old, new) in jax.tree_util.tree_leaves_with_path(
+        jax.tree.map(lambda old, new: (old, new), trainable, state),
+        is_leaf=lambda leaf: isinstance(leaf, tuple),
+    ):
+        leaf = path[-1].key
+        assert (np.abs(np.asarray(new - old)).max() > 0) == (leaf not in asleep), leaf
