@@ -53,6 +53,9 @@ class AdapterConfig:
         total_rank, num_experts, top_k, alpha, dropout, dropout_per_expert, aux_weight: sizes.
         scale: scale rule by name.  choice: SVD segments by name.
         rho, eta, published, count_padding: options of the method's parts.
+        options: further options of the method's parts by name (`goat-jax methods` names them).
+        forward_scale: what of the scale stays in the forward pass; the optimizer makes up for the
+            rest (`optim.scaling_alignment`). None leaves all of it there, as published.
         overrides: other options for some modules.
     """
 
@@ -72,6 +75,8 @@ class AdapterConfig:
     eta: float | None = None
     published: bool | None = None
     count_padding: bool | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    forward_scale: float | None = None
     overrides: tuple[Override, ...] = ()
 
     def spec(self) -> AdapterSpec:
@@ -80,13 +85,19 @@ class AdapterConfig:
         >>> AdapterConfig("goat", total_rank=32, rho=5.0).spec().rank
         4
         """
-        own = {"method", "targets", "train", "overrides"}
+        own = {"method", "targets", "train", "overrides", "options", "forward_scale"}
         options = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
             if field.name not in own and getattr(self, field.name) is not None
         }
-        return method_spec(self.method, **options)
+        spec = method_spec(self.method, **options | dict(self.options))
+        plain = spec.combine.layout == "pairs" and spec.combine.starts_plain
+        if self.forward_scale is not None and not plain:
+            raise UserError(
+                f"forward_scale needs an adapter that is a sum of s a b: {self.method} is none"
+            )
+        return spec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,6 +54,7 @@ from goat_jax.adapters.start import (
 )
 from goat_jax.core import svd
 from goat_jax.errors import UserError, nearest
+from goat_jax.optim.transforms import PLAIN, LoraPlus, LoraPro
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +101,16 @@ METHODS: dict[str, Method] = {
     "lora": Method(_LORA, "Hu et al. 2021, arXiv 2106.09685"),
     "rslora": Method(
         _LORA.replace(scale=AlphaOverRootRank()), "Kalajdzievski 2023, arXiv 2312.03732"
+    ),
+    "lora_plus": Method(
+        _LORA.replace(transform=LoraPlus()),
+        "Hayou et al. 2024, arXiv 2402.12354",
+        "b learns lr_ratio times as fast; its decay is multiplied as well, as in PEFT",
+    ),
+    "lora_pro": Method(
+        _LORA.replace(transform=LoraPro()),
+        "Wang et al. 2024, arXiv 2407.18242",
+        "moments=full keeps Adam's moments of the full gradient; x chooses the free matrix",
     ),
     "pissa": Method(
         _PISSA,
@@ -272,6 +283,7 @@ CHOICES: dict[str, dict[str, Any]] = {
         "threshold_balance": ThresholdBalance(),
         "localized_balance": LocalizedBalance(),
     },
+    "transform": {"plain": PLAIN, "lora_plus": LoraPlus(), "lora_pro": LoraPro()},
     "initializer": {"zero_delta": ZeroDelta(), "svd_segments": SvdSegments()},
     "base_edit": {"keep": KeepBase(), "subtract_mean": SubtractMean(), "drop_minor": DropMinor()},
     "choice": {

@@ -14,6 +14,7 @@ from goat_jax.adapters.context import Context
 from goat_jax.core.routers import Routing
 from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError, nearest
+from goat_jax.optim.transforms import PLAIN, Transform
 from goat_jax.typing import Array, Factors, Key
 
 
@@ -157,7 +158,7 @@ LAYOUTS = {
 }
 """What factors there are: an initializer makes one kind, a combine works on one."""
 
-PARTS = ("initializer", "base_edit", "router", "combine", "scale", "aux_loss")
+PARTS = ("initializer", "base_edit", "router", "combine", "scale", "aux_loss", "transform")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +166,8 @@ class AdapterSpec:
     """A method and its sizes. Frozen and hashable: it is static under jit.
 
     Attributes:
-        initializer, base_edit, router, combine, scale, aux_loss: the parts.
+        initializer, base_edit, router, combine, scale, aux_loss, transform: the parts; the
+            transform changes the optimizer.
         total_rank: r, shared out among the experts.
         num_experts: E.
         top_k: K, experts per token (used by top-k routers).
@@ -181,6 +183,7 @@ class AdapterSpec:
     combine: Combine
     scale: ScaleRule
     aux_loss: AuxLoss
+    transform: Transform = PLAIN
     total_rank: int = 8
     num_experts: int = 1
     top_k: int = 1

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from goat_jax.errors import UserError
-from goat_jax.optim.pairs import map_pairs, per_expert
+from goat_jax.optim.pairs import map_pairs, per_expert, scales_of
 from goat_jax.typing import Array, PyTree
 
 
@@ -45,6 +45,28 @@ def to_aligned(factors: PyTree, ratios: PyTree) -> PyTree:
     [1.0, 2.0]
     """
     return _times(factors, ratios)
+
+
+def align(trainable: PyTree, base: PyTree, forward: float) -> tuple[PyTree, PyTree, PyTree]:
+    """Moves all of the scales but `forward` into the factors: the model computes the same.
+
+    Args:
+        trainable, base: as `layers.split_model` gives them.
+
+    Returns:
+        both pytrees, and the ratios that `scaling_alignment` needs.
+    """
+    ratios = alignment_ratios(scales_of(trainable, base), forward)
+    return to_aligned(trainable, ratios), _with_scales(base, ratios["adapter"], forward), ratios
+
+
+def _with_scales(base: PyTree, ratios: PyTree, forward: float) -> PyTree:
+    """The base with every adapter's scale set to one number."""
+    if not isinstance(base, dict) or not isinstance(ratios, dict):
+        return base
+    if set(ratios) == {"scale"}:
+        return {**base, "scale": jnp.full_like(base["scale"], forward)}
+    return {k: _with_scales(v, ratios[k], forward) if k in ratios else v for k, v in base.items()}
 
 
 def scaling_alignment(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import optax
 
@@ -57,9 +57,17 @@ class LoraPlus:
 
     Attributes:
         lr_ratio: learning rate of b over that of a.
+
+    Raises:
+        UserError: an adapter that has no a and b.
     """
 
     lr_ratio: float = 16.0
+
+    def check(self, spec: Any) -> None:
+        """Refuses what has no b to train faster."""
+        if spec.combine.layout not in ("pairs", "shared"):
+            raise UserError("LoRA+ trains b faster than a: this method has no such factors")
 
     def __call__(self, stages: Stages, scales: PyTree) -> optax.GradientTransformation:
         del scales
@@ -77,7 +85,7 @@ class LoraPro:
         beta1, beta2, epsilon: of "full"; "factors" runs the chain's own Adam.
 
     Raises:
-        UserError: another x or other moments.
+        UserError: another x or other moments, or an adapter that is not a sum of ``s a b``.
     """
 
     x: str = "sylvester"
@@ -92,6 +100,13 @@ class LoraPro:
             raise UserError(f"LoRA-Pro x {self.x!r} is not one of {', '.join(CHOICES)}{hint}")
         if self.moments not in ("factors", "full"):
             raise UserError(f"LoRA-Pro moments {self.moments!r} is not one of factors, full")
+
+    def check(self, spec: Any) -> None:
+        """Refuses adapters for which its algebra does not hold."""
+        if spec.combine.layout != "pairs" or not spec.combine.starts_plain:
+            raise UserError(
+                "LoRA-Pro projects the gradient of a product s a b: this method's adapter is none"
+            )
 
     def __call__(self, stages: Stages, scales: PyTree) -> optax.GradientTransformation:
         if self.moments == "full":

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import optax
 
+from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.config import DTYPES, RunConfig
 from goat_jax.data.batching import choose_buckets
 from goat_jax.data.pipeline import eval_batches, train_iterator
@@ -21,6 +22,8 @@ from goat_jax.models.fingerprint import fingerprint
 from goat_jax.models.load import load_model
 from goat_jax.models.sources import find_model, open_checkpoint
 from goat_jax.optim.optimizer import make_optimizer, schedule_of
+from goat_jax.optim.pairs import scales_of
+from goat_jax.optim.scaling_alignment import align, scaling_alignment
 from goat_jax.run.problems import check_model, problem_of
 from goat_jax.run.state import RunState
 from goat_jax.run.step import EvalStep, TrainStep, make_eval_step, make_train_step
@@ -88,7 +91,7 @@ def build(config: RunConfig) -> Built:
         stack.remat = config.model.remat
     norms = residual_norms(loaded.model)
     graph, trainable, base = split_model(loaded.model)
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    trainable, base, optimizer = _optimizer(config, spec, trainable, base)
     objective = problem.objective(config.task)
     return Built(
         graph=graph,
@@ -111,6 +114,19 @@ def build(config: RunConfig) -> Built:
         base_fingerprint=fingerprint(open_checkpoint(path)[1]),
         residual_norms=norms,
     )
+
+
+def _optimizer(
+    config: RunConfig, spec: AdapterSpec, trainable: dict[str, PyTree], base: PyTree
+) -> tuple[dict[str, PyTree], PyTree, optax.GradientTransformation]:
+    """The method's optimizer, and the arrays it is for: aligned, if the config says so."""
+    scales = scales_of(trainable, base)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, spec.transform, scales)
+    forward = config.adapter.forward_scale
+    if forward is None:
+        return trainable, base, optimizer
+    trainable, base, ratios = align(trainable, base, forward)
+    return trainable, base, scaling_alignment(optimizer, ratios)
 
 
 def model_options(config: RunConfig) -> dict[str, Any]:
