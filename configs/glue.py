@@ -30,6 +30,7 @@ def get_config(
     model: str = "roberta-large",
     folder: str | None = None,
     batch: int = 256,
+    dropout: float = 0.05,
     seed: int = 0,
 ) -> RunConfig:
     text = make_task(task, folder=folder)  # first: an unknown name is its error
@@ -43,6 +44,7 @@ def get_config(
             train=("classifier.dense", "classifier.out_proj"),
             total_rank=32,
             alpha=64.0,
+            dropout=dropout,  # full fine-tuning and neat have none: dropout=0
         ),
         optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=min(100, steps // 10)),
         train=TrainConfig(

@@ -66,7 +66,7 @@ class AdapterConfig:
     num_experts: int | None = None
     top_k: int | None = None
     alpha: float | None = None
-    dropout: float | None = 0.05
+    dropout: float | None = None
     dropout_per_expert: bool | None = None
     aux_weight: float | None = None
     scale: str | None = None

@@ -49,7 +49,7 @@ def test_every_spec_is_static_under_jit(name):
     spec = METHODS[name].spec
     again = dataclasses.replace(spec)
     assert again == spec and hash(again) == hash(spec)
-    assert spec.replace(dropout=0.25) != spec
+    assert spec.replace(aux_weight=0.25) != spec
 
 
 def test_options_reach_the_part_that_has_them():
