@@ -69,9 +69,14 @@ def test_a_new_part_and_its_option_can_be_given_together():
     assert with_options(spec, {"scale": "theory", "eta": 0.1}).scale == Theory(0.1)
 
 
+NEEDS = {"threshold_balance": {"router": "threshold"}}
+"""Parts that make sense only together with others."""
+
+
 @pytest.mark.parametrize(("option", "name"), [(o, n) for o in CHOICES for n in CHOICES[o]])
 def test_every_named_choice_is_taken(option, name):
-    spec = method_spec("goat", **{option: name})
+    needed = NEEDS.get(name, {})
+    spec = method_spec("goat", **{option: name, **needed})
     holder = spec if option in PARTS else spec.initializer
     assert getattr(holder, option) == CHOICES[option][name]
 

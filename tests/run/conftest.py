@@ -85,7 +85,8 @@ def get_config(method="goat", steps=30, **none):
         model=ModelConfig({model!r}, options={{"pooling": "mean"}}),
         task=files({train!r}, {test!r}, labels=("bad", "good")),
         adapter=AdapterConfig(
-            method=method, targets=r"bert\\.encoder\\..*", train=("pooler.dense", "classifier")
+            method=method, targets=r"bert\\.encoder\\..*", train=("pooler.dense", "classifier"),
+            dropout=0.05,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=3),
         train=TrainConfig(
