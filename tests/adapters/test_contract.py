@@ -18,7 +18,6 @@ from goat_jax.inject import inject
 from goat_jax.layers import Adapter, Dense, merge_model, run_model, split_model
 from goat_jax.models.decoder import Decoder, tiny_decoder_config
 from goat_jax.models.encoder import Encoder, tiny_config
-from goat_jax.optim.optimizer import OptimizerConfig, make_optimizer
 from goat_jax.sites import find_sites, reports_by_name
 from goat_jax.testing import assert_close
 
@@ -68,11 +67,14 @@ class Layer:
 def layer(request):
     spec = small(request.param)
     start = START(KERNEL, spec, jax.random.key(0), GRADIENT)
-    moved = [
-        {name: value + 0.3 * random(*value.shape, seed=7 + i) for i, (name, value) in enumerate(tree.items())}
-        for tree in (start.factors, start.constants)
-    ]  # fmt: skip
-    return Layer(request.param, spec, start, *moved)
+    return Layer(request.param, spec, start, moved(start.factors), moved(start.constants))
+
+
+def moved(tree):
+    return {
+        name: value + 0.3 * random(*value.shape, seed=7 + number)
+        for number, (name, value) in enumerate(tree.items())
+    }
 
 
 def apply(layer, arrays, run=APPLY):
@@ -189,18 +191,19 @@ def test_gradients_are_the_derivatives(layer):
         at = to64({**layer.factors, "x": X})
 
         @jax.jit
+        @jax.value_and_grad
         def loss(at):
             arrays = {name: value for name, value in at.items() if name != "x"} | constants
             y, report = apply_layer(at["x"], kernel, arrays, scale, spec, CTX)
             return jnp.square(y - target).mean() + spec.aux_weight * report.aux_loss
 
-        gradient = jax.jit(jax.grad(loss))(at)
+        _, gradient = loss(at)
         rng = np.random.default_rng(0)
         for name, value in at.items():
             if name in STOPPED.get(layer.name, ()):
                 continue
             along = rng.normal(size=value.shape)
-            ahead, behind = (loss({**at, name: value + s * along}) for s in (step, -step))
+            ahead, behind = (loss({**at, name: value + s * along})[0] for s in (step, -step))
             slope = (ahead - behind) / (2 * step)
             size = np.linalg.norm(gradient[name]) * np.linalg.norm(along)
             got = (np.asarray(gradient[name]) * along).sum()
@@ -219,32 +222,40 @@ def test_a_checkpoint_gives_the_same_bits_back(layer, tmp_path):
 
 
 MODELS = {
-    "encoder": (lambda: Encoder(tiny_config(num_layers=2), rngs=nnx.Rngs(0)), ["output.dense"]),
-    "decoder": (lambda: Decoder(tiny_decoder_config(), rngs=nnx.Rngs(0)), ["down_proj"]),
+    "encoder": lambda: Encoder(tiny_config(num_layers=2), rngs=nnx.Rngs(0)),
+    "decoder": lambda: Decoder(tiny_decoder_config(), rngs=nnx.Rngs(0)),
 }
+TARGETS = {"encoder": r".*\d\.output\.dense", "decoder": ["down_proj"]}
 IDS = np.random.default_rng(0).integers(3, 60, size=(BATCH, 6))
 MASK = np.array([[1] * 6, [1] * 4 + [0] * 2, [1] * 6])
-AUX = {"kasa": 1e-3}
-"""Its own weight, 1, is for a layer; here it would drown the task."""
+STEPS, RATE = 6, 2e-3
+NEAR = {"kasa": 1.0, "goat": 1.0, "goat_plus": 1.0}
+"""How far from the pretrained model's the first output may be: these start off it."""
+ASLEEP = {"lora_dash": {"coefficients"}}
+"""Leaves that do not move yet: these wait for the switch."""
 
 
-@pytest.mark.parametrize("kind", ["encoder", pytest.param("decoder", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", METHODS)
-def test_a_model_starts_and_learns_in_one_trace(name, kind):
-    make, targets = MODELS[kind]
-    model, ctx = make(), dataclasses.replace(CTX, mask=MASK)
-    before = jax.jit(lambda: model(IDS, MASK))()
-    sites = {n: site for site in find_sites(model) for n in site.names()}
+@pytest.fixture(scope="module")
+def outputs_before():
+    return {kind: jax.jit(lambda make=make: make()(IDS, MASK))() for kind, make in MODELS.items()}
+
+
+def with_adapters(name, kind):
+    model = MODELS[kind]()
     gradients = {
-        n: random(*site.module.kernel.shape[-2:], seed=i)
-        for i, (n, site) in enumerate(sites.items())
+        n: random(*site.module.kernel.shape[-2:], seed=number)
+        for number, site in enumerate(find_sites(model))
+        for n in site.names()
     }
-    spec = small(name)
-    inject(model, spec, targets, key=jax.random.key(1), gradients=gradients)
-    graph, trainable, base = split_model(model)
-    optimizer = make_optimizer(OptimizerConfig(2e-3, "constant", 0), 8)
-    aux_weight = AUX.get(name, spec.aux_weight)
-    goal = before + 0.3 * random(*before.shape, seed=5)
+    inject(model, small(name), TARGETS[kind], key=jax.random.key(1), gradients=gradients)
+    return model
+
+
+def make_step(model, graph, spec, goal):
+    """Loss and outputs, and every leaf moved by its largest gradient times the rate."""
+    ctx = dataclasses.replace(CTX, mask=MASK)
+    # KaSA's own weight, 1, goes with beta and gamma; here its norms would drown the task.
+    aux_weight = min(spec.aux_weight, 1e-3)
 
     def loss_of(trainable, base):
         y, sown = run_model(merge_model(graph, trainable, base), IDS, MASK, None, ctx)
@@ -252,26 +263,33 @@ def test_a_model_starts_and_learns_in_one_trace(name, kind):
         aux = sum(report.aux_loss.sum() for report in reports)
         return jnp.square(y - goal).mean() + aux_weight * aux, y
 
-    @jax.jit
-    def step(trainable, opt_state, base):
-        (loss, y), grads = jax.value_and_grad(loss_of, has_aux=True)(trainable, base)
-        with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = optimizer.update(grads, opt_state, trainable)
-        return jax.tree.map(jnp.add, trainable, updates), opt_state, loss, y
+    def move(value, gradient):
+        largest = jnp.abs(gradient).max()
+        return value - RATE * gradient / jnp.where(largest == 0, 1.0, largest)
 
-    state, opt_state, losses, outputs = trainable, optimizer.init(trainable), [], []
-    for _ in range(8):
-        state, opt_state, loss, y = step(state, opt_state, base)
+    @jax.jit
+    def step(trainable, base):
+        (loss, y), grads = jax.value_and_grad(loss_of, has_aux=True)(trainable, base)
+        return jax.tree.map(move, trainable, grads), loss, y
+
+    return step
+
+
+@pytest.mark.parametrize("kind", ["encoder", pytest.param("decoder", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_model_starts_and_learns_in_one_trace(name, kind, outputs_before):
+    model, before = with_adapters(name, kind), outputs_before[kind]
+    graph, trainable, base = split_model(model)
+    step = make_step(model, graph, small(name), before + 0.3 * random(*before.shape, seed=5))
+    state, losses, outputs = trainable, [], []
+    for _ in range(STEPS):
+        state, loss, y = step(state, base)
         losses.append(float(loss))
         outputs.append(y)
     assert step._cache_size() == 1
-    assert np.isfinite(losses).all() and losses[-1] < 0.999 * losses[0]
-    near = {"kasa": 1.0, "goat": 1.0, "goat_plus": 1.0}.get(name, 2e-5)
-    assert_close(outputs[0], before, near)
-    asleep = {"lora_dash": {"coefficients"}}.get(name, set())  # until the switch
-    for path, (old, new) in jax.tree_util.tree_leaves_with_path(
-        jax.tree.map(lambda old, new: (old, new), trainable, state),
-        is_leaf=lambda leaf: isinstance(leaf, tuple),
-    ):
+    assert_close(outputs[0], before, NEAR.get(name, 2e-5))
+    assert (np.diff(losses) < 0).all(), losses
+    moved = jax.tree.map(lambda old, new: float(jnp.abs(new - old).max()), trainable, state)
+    for path, distance in jax.tree_util.tree_leaves_with_path(moved):
         leaf = path[-1].key
-        assert (np.abs(np.asarray(new - old)).max() > 0) == (leaf not in asleep), leaf
+        assert (distance > 0) == (leaf not in ASLEEP.get(name, set())), leaf
