@@ -5,12 +5,23 @@ import re
 
 import pytest
 
+from goat_jax.adapters.full_rank import CopiesOfKernel, TakeOutKernel
+from goat_jax.adapters.gradient_start import GradientSegments
 from goat_jax.adapters.losses import Balance
 from goat_jax.adapters.methods import CHOICES, METHODS, method_spec, with_options
-from goat_jax.adapters.routing import NoRouter, Softmax, TopK
+from goat_jax.adapters.network import ZeroNetwork
+from goat_jax.adapters.routing import NoRouter, Softmax, TaskGate, Threshold, TopK
 from goat_jax.adapters.scales import AlphaOverRank, BySpectrum, Fixed, Theory
 from goat_jax.adapters.spec import PARTS
-from goat_jax.adapters.start import KeepBase, SubtractMean, SvdSegments, ZeroDelta
+from goat_jax.adapters.start import (
+    BothRandom,
+    DropMinor,
+    KeepBase,
+    SharedZeroDelta,
+    SubtractMean,
+    SvdSegments,
+    ZeroDelta,
+)
 from goat_jax.core import svd
 from goat_jax.errors import UserError
 
@@ -20,10 +31,28 @@ MATRIX = {
     "rslora": (ZeroDelta, KeepBase, NoRouter, "AlphaOverRootRank"),
     "pissa": (svd.principal, SubtractMean, NoRouter, "AlphaOverRank"),
     "milora": (svd.minor_descending, SubtractMean, NoRouter, "AlphaOverRank"),
+    "dora": (ZeroDelta, KeepBase, NoRouter, "AlphaOverRank"),
+    "kasa": (ZeroDelta, DropMinor, NoRouter, "AlphaOverRank"),
+    "neat": (ZeroNetwork, KeepBase, NoRouter, "Fixed"),
+    "adalora": (BothRandom, KeepBase, NoRouter, "AlphaOverStartRank"),
+    "lora_ga": (GradientSegments, SubtractMean, NoRouter, "AlphaOverRootRank"),
+    "lora_dash": (ZeroDelta, KeepBase, NoRouter, "AlphaOverRank"),
+    "multilora": (BothRandom, KeepBase, NoRouter, "AlphaOverRank"),
     "molora": (ZeroDelta, KeepBase, TopK, "AlphaOverRank"),
+    "molora_soft": (ZeroDelta, KeepBase, Softmax, "AlphaOverRank"),
+    "hydralora": (SharedZeroDelta, KeepBase, Softmax, "AlphaOverRank"),
+    "loramoe": (ZeroDelta, KeepBase, Softmax, "AlphaOverRank"),
+    "moelora": (ZeroDelta, KeepBase, TaskGate, "AlphaOverTotalRank"),
+    "adamole": (ZeroDelta, KeepBase, Threshold, "AlphaOverRank"),
     "goat": (svd.block_heads, SubtractMean, TopK, "Theory"),
     "goat_plus": (svd.block_heads, SubtractMean, TopK, "BySpectrum"),
+    "full": (CopiesOfKernel, TakeOutKernel, NoRouter, "Fixed"),
+    "full_moe": (CopiesOfKernel, TakeOutKernel, TopK, "Fixed"),
 }
+
+
+def test_the_matrix_has_every_row():
+    assert set(MATRIX) == set(METHODS)
 
 
 @pytest.mark.parametrize("name", MATRIX)
@@ -136,3 +165,43 @@ def test_expected_weight_of_an_expert():
         1 / 8,
         1 / 8,
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("adalora", {"total_rank": 8}, "total rank 8 leaves nothing to prune to target_rank 8"),
+        ("adalora", {"base_edit": "subtract_mean"}, "does not start with: choose base_edit Keep"),
+        (
+            "kasa",
+            {"initializer": "svd_segments"},
+            "DiagonalCore does not add as it is: choose ZeroDelta",
+        ),
+        ("dora", {"router": "top_k"}, "normalises one kernel, and TopK weighs experts by token"),
+        ("neat", {"initializer": "zero_delta"}, "KernelNetwork works on network"),
+        ("neat", {"num_experts": 2}, "KernelNetwork is one network: choose num_experts=1"),
+        ("neat", {"dropout": 0.1}, "there is nothing to drop: dropout=0, not 0.1"),
+        ("neat", {"activation": "rel"}, "activation 'rel' is not one of relu"),
+        ("neat", {"depth": -1}, "depth -1 must be at least 0"),
+        ("lora", {"base_edit": TakeOutKernel()}, "leaves no kernel for SumOfExperts"),
+        ("lora", {"initializer": BothRandom()}, "has no zero factor, and SumOfExperts adds a b"),
+        ("lora_ga", {"directions": "ArB2r"}, "directions 'ArB2r' is not known"),
+        ("lora_ga", {"num_experts": 2}, "makes one pair of factors, not 2"),
+        ("lora_dash", {"num_directions": 0}, "num_directions 0 must be at least 1"),
+        ("lora_dash", {"router": "top_k"}, "has one pair of factors: num_experts=1, router=none"),
+        ("loramoe", {"delta": 1.0}, "delta 1.0 is not in [0, 1)"),
+        ("loramoe", {"delta": 0.1, "num_experts": 4, "total_rank": 9}, "9 is not divisible by 4"),
+        ("loramoe", {"delta": 0.1, "num_experts": 1}, "1 experts have no halves"),
+        ("adamole", {"tau_max": 0.5}, "tau_max 0.5 is not in (0, 1/4]"),
+        ("molora", {"aux_loss": "threshold_balance"}, "needs a router with a threshold, TopK has"),
+        ("goat", {"router": "top_k_shared", "top_k": 8}, "leaves no shared one: choose a top_k of"),
+        ("goat", {"router": "top_p", "p": 0.0}, "p 0.0 is not in (0, 1]"),
+        ("full", {"num_experts": 2, "total_rank": 2}, "2 whole kernels without a router add up"),
+        ("full", {"dropout": 0.1}, "WholeKernels computes the layer itself"),
+        ("hydralora", {"initializer": "svd_segments"}, "SharedProjection works on shared"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused_in_one_line(name, options, message):
+    with pytest.raises(UserError, match=re.escape(message)) as raised:
+        method_spec(name, **options)
+    assert "\n" not in str(raised.value)
