@@ -41,7 +41,8 @@ def replay_budget(entry: Entry, arrays: Arrays) -> Iterator[Check]:
     recipe, _ = read_adamw(record.record("optimizer"))
     layers = len(record.get("dims")) - 1
     graph, trainable, base = split_model(_chain(spec, arrays, layers))
-    state = State(trainable, recipe.make().init(trainable), init_scores(_adapters(trainable)))
+    opt_state = recipe.make(trainable, base).init(trainable)
+    state = State(trainable, opt_state, init_scores(_adapters(trainable)))
     batch = jnp.asarray(arrays.floats("x")), jnp.asarray(arrays.floats("target"))
     weight = record.number("orth_reg_weight") / layers
     steps = []
@@ -161,7 +162,8 @@ def _step(
 
     loss, grads = jax.value_and_grad(loss_of)(state.trainable)
     with jax.numpy_dtype_promotion("standard"):  # optax takes powers by an integer count
-        updates, opt_state = recipe.make().update(grads, state.opt_state, state.trainable)
+        tx = recipe.make(state.trainable, base)
+        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
     trainable: PyTree = optax.apply_updates(state.trainable, updates)
     adapters = _adapters(trainable)
     scores = update_scores(state.scores, adapters, _adapters(grads), budget, step)

@@ -133,6 +133,10 @@ class Record:
             raise self._refuse(key, f"a finite number or {length} of them")
         return tuple(map(float, values))
 
+    def renamed(self, key: str, name: str) -> Record:
+        """The same with one key, which has to be there, under another name as well."""
+        return Record({**self.values, name: self.get(key)}, self.where)
+
     def record(self, key: str) -> Record:
         """An object inside this one."""
         return Record(self.get(key), f"{self.where}: {key}")

@@ -110,6 +110,14 @@ METHOD: Mapping[str, Tolerance] = {
     **{name: Tolerance(1e-3) for name in ("A_switch", "B_switch")},
     **{name: Tolerance(1e-4) for name in ("adamw_losses", "losses", "y_final")},
     **{name: Tolerance(5e-5) for name in ("W_res", "BA_init", "AtA_init", "BBt_init")},
+    **{
+        f"{prefix}_{name}": Tolerance(1e-3 if name[0] in "AB" else 1e-4)
+        for prefix in ("sgd", "sgd_zero", "adamw", "full32")
+        for name in ("losses", "y_final", "A_final", "B_final")
+    },
+    # Its moments are in bfloat16.
+    **{f"full_{name}": Tolerance(1e-2) for name in ("losses", "y_final", "A_final", "B_final")},
+    **{f"adj_{name}_{x}": Tolerance(1e-5) for name in "AB" for x in ("sylvester", "zero")},
     **{name: Tolerance(5e-5) for name in ("sigma", "change_rate", "directions")},
     **{name: Tolerance(0.0, absolute) for name in ("top_index", "budget", "mask_now", "kept")},
     **{name: Tolerance(1e-3) for name in ("lam_steps", "score_steps")},

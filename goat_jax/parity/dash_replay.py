@@ -8,6 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from goat_jax.adapters.adapter import init_adapter
 from goat_jax.adapters.directions import Directions, find_directions
@@ -61,12 +62,15 @@ class Training:
         self.plan, self.constants = plan, constants
         self.recipe = Recipe(plan.run.optimizer.config, late=(LATE,))
         self.graph, self.trainable, self.base = self._split(factors)
-        self.opt_state = self.recipe.make().init(self.trainable)
+        self.opt_state = self._optimizer().init(self.trainable)
 
     def _split(self, factors: Factors):
         scale = jnp.asarray(self.plan.scale)
         layer = make_layer(self.plan.run, self.plan.frozen, factors, scale, self.constants)
         return split_model(layer)
+
+    def _optimizer(self) -> optax.GradientTransformation:
+        return self.recipe.make(self.trainable, self.base)
 
     @property
     def factors(self) -> Factors:
@@ -80,7 +84,7 @@ class Training:
         found = _find(kernel, self.factors, scale, count)
         self.constants = {"u": found.u, "vt": found.vt}
         _, _, self.base = self._split(self.factors)
-        self.opt_state = restart(self.recipe.make(), self.opt_state, self.trainable)
+        self.opt_state = restart(self._optimizer(), self.opt_state, self.trainable)
         return found
 
     def step(self) -> Seen:

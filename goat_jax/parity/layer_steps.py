@@ -18,6 +18,8 @@ from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.layers import Adapter, Dense, merge_model, run_model, split_model
 from goat_jax.optim.late_start import with_late_start
 from goat_jax.optim.optimizer import OptimizerConfig, make_optimizer
+from goat_jax.optim.pairs import scales_of
+from goat_jax.optim.transforms import PLAIN, Transform
 from goat_jax.typing import Array, Factors, PyTree
 
 
@@ -27,15 +29,17 @@ class Recipe:
 
     Attributes:
         config: its AdamW.
+        transform: what the method makes of it.
         late: names of factors that join later (`optim.late_start`).
     """
 
     config: OptimizerConfig
+    transform: Transform = PLAIN
     late: tuple[str, ...] = ()
 
-    def make(self) -> optax.GradientTransformation:
+    def make(self, trainable: PyTree, base: PyTree) -> optax.GradientTransformation:
         """The transformation; with a constant rate the number of steps does not matter to it."""
-        optimizer = make_optimizer(self.config, 1)
+        optimizer = make_optimizer(self.config, 1, self.transform, scales_of(trainable, base))
         return with_late_start(optimizer, self.late.__contains__) if self.late else optimizer
 
 
@@ -105,7 +109,7 @@ def make_layer(
 def run_layer(run: LayerRun, kernel: np.ndarray, factors: Factors, scale: Array) -> Outcome:
     """Trains a layer on the run's batch; nothing of it is kept but numbers."""
     graph, trainable, base = split_model(make_layer(run, kernel, factors, scale))
-    state = (trainable, run.optimizer.make().init(trainable))
+    state = (trainable, run.optimizer.make(trainable, base).init(trainable))
     batch = batch_of(run)
     history: list[Seen] = []
     for _ in range(run.steps):
@@ -144,7 +148,8 @@ def layer_step(
     trainable, opt_state = state
     seen, grads = layer_gradients(graph, trainable, base, x, target, aux_coef, ctx)
     with jax.numpy_dtype_promotion("standard"):  # optax takes powers by an integer count
-        updates, opt_state = optimizer.make().update(grads, opt_state, trainable)
+        tx = optimizer.make(trainable, base)
+        updates, opt_state = tx.update(grads, opt_state, trainable)
     return (optax.apply_updates(trainable, updates), opt_state), seen
 
 

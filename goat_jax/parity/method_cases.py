@@ -53,13 +53,13 @@ class MethodCase:
         spec: entry -> the layer as parts.
         tensors: its trained arrays.
         tasks: field of `Context` -> the array of the file that it is.
-        needs: what of the training is not replayed here, and why; "" if all of it is.
+        optimizer: the entry's "optimizer" -> its constants under the names of AdamW.
     """
 
     spec: Callable[[Record], AdapterSpec]
     tensors: Tensors
     tasks: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    needs: str = ""
+    optimizer: Callable[[Record], Record] = lambda record: record
 
 
 def _row(name: str, **options: Callable[[Record], object]) -> Callable[[Record], AdapterSpec]:
@@ -217,11 +217,11 @@ CASES: dict[str, MethodCase] = {
         {"task_ids": "task_id"},
     ),
     "loraplus": MethodCase(
-        _row("lora"), SINGLE, needs="needs the LoRA+ transform: only the start is replayed"
+        _row("lora_plus", lr_ratio=lambda r: r.record("optimizer").number("ratio")),
+        SINGLE,
+        optimizer=lambda r: r.renamed("loraplus_weight_decay", "weight_decay"),
     ),
-    "lora_pro": MethodCase(
-        _row("lora"), SINGLE, needs="needs the LoRA-Pro transform: only the start is replayed"
-    ),
+    "lora_pro": MethodCase(_row("lora_pro"), SINGLE, optimizer=lambda r: r.record("adamw")),
 }
 """Formula of methods.json -> what it is here; `methods.REPLAYS` has those that are no layer."""
 

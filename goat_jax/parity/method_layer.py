@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from goat_jax.adapters.context import Context
-from goat_jax.optim.optimizer import OptimizerConfig
-from goat_jax.parity.bundle import Arrays, Record
+from goat_jax.parity.bundle import Arrays
 from goat_jax.parity.checks import Check, Comparison
 from goat_jax.parity.layer_bundle import read_adamw
-from goat_jax.parity.layer_steps import LayerRun, Recipe, Seen
+from goat_jax.parity.layer_steps import LayerRun, Seen
 from goat_jax.parity.method_cases import CASES, Entry, MethodCase, read_factors
 
 
@@ -46,10 +45,10 @@ def read_layer(entry: Entry, arrays: Arrays) -> LayerPlan:
     tokens = arrays.get("x").shape[:-1]
     kernel = arrays.floats("W0", (m, n)).T
     bias = arrays.floats("bias", (0,) if arrays.get("bias").size == 0 else (m,))
-    optimizer, steps = _optimizer(record, case)
+    recipe, steps = read_adamw(case.optimizer(record.record("optimizer")))
     run = LayerRun(
         spec=spec,
-        optimizer=optimizer,
+        optimizer=dataclasses.replace(recipe, transform=spec.transform),
         steps=steps,
         aux_coef=record.number("aux_coef"),
         bias=bias if bias.size else None,
@@ -68,13 +67,6 @@ def read_layer(entry: Entry, arrays: Arrays) -> LayerPlan:
     )
 
 
-def _optimizer(record: Record, case: MethodCase) -> tuple[Recipe, int]:
-    """Its AdamW; of a case whose training is not replayed no more than a stand-in."""
-    if case.needs:
-        return Recipe(OptimizerConfig(warmup_steps=0, clip=None)), 1
-    return read_adamw(record.record("optimizer"))
-
-
 def _context(case: MethodCase, arrays: Arrays, tokens: tuple[int, ...]) -> Context:
     found: dict[str, Any] = {
         field: jnp.asarray(arrays.get(name, tokens[:1]).astype(np.int32))
@@ -87,7 +79,7 @@ def check_seen(
     case: MethodCase, seen: Seen, arrays: Arrays, compare: Comparison, suffix: str = ""
 ) -> Iterator[Check]:
     """Output, losses and gradients of one step, under names that end in `suffix`."""
-    ours = {"y": seen.y, "aux": seen.aux, "loss": seen.loss, "grad_x": seen.grad_x}
+    ours: dict[str, Any] = {"y": seen.y, "aux": seen.aux, "loss": seen.loss, "grad_x": seen.grad_x}
     for name, (own, form) in case.tensors.items():
         if own in seen.grads:
             ours[f"grad_{name}"] = form.write(np.asarray(seen.grads[own]))

@@ -12,15 +12,15 @@ import numpy as np
 from goat_jax.adapters.adapter import AdapterStart, init_adapter
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError, nearest
-from goat_jax.layers import split_model
 from goat_jax.parity.budget_replay import replay_budget
 from goat_jax.parity.bundle import Arrays, Record, read_npz
 from goat_jax.parity.checks import GIVEN, METHOD, OWN, Check, Comparison, Note
 from goat_jax.parity.dash_replay import replay_dash
 from goat_jax.parity.hub_replay import replay_hub, replay_kasa_loss
-from goat_jax.parity.layer_steps import Outcome, batch_of, layer_gradients, make_layer, run_layer
+from goat_jax.parity.layer_steps import Outcome, run_layer
 from goat_jax.parity.method_cases import CASES, Entry
 from goat_jax.parity.method_layer import LayerPlan, check_seen, read_layer
+from goat_jax.parity.pro_replay import replay_pro
 from goat_jax.typing import Array
 
 
@@ -53,10 +53,6 @@ def _replay_layer(entry: Entry, arrays: Arrays) -> Iterator[Check | Note]:
     yield given.check("scale", plan.scale, _scale_of(entry.record, plan))
     yield from _check_own_start(entry, plan, arrays)
     factors = {name: jnp.asarray(value) for name, value in plan.factors.items()}
-    if plan.case.needs:
-        yield from _check_first(plan, factors, arrays, given)
-        yield given.note(plan.case.needs)
-        return
     outcome = run_layer(plan.run, plan.frozen, factors, jnp.asarray(plan.scale))
     yield from check_seen(plan.case, outcome.first, arrays, given)
     yield from _check_trained(plan, outcome, arrays, given)
@@ -64,15 +60,6 @@ def _replay_layer(entry: Entry, arrays: Arrays) -> Iterator[Check | Note]:
 
 def _scale_of(record: Record, plan: LayerPlan) -> np.ndarray:
     return np.full(plan.scale.shape, record.number("scale"))
-
-
-def _check_first(
-    plan: LayerPlan, factors: dict[str, Array], arrays: Arrays, compare: Comparison
-) -> Iterator[Check]:
-    layer = make_layer(plan.run, plan.frozen, factors, jnp.asarray(plan.scale))
-    graph, trainable, base = split_model(layer)
-    seen, _ = jax.jit(partial(layer_gradients, graph))(trainable, base, *batch_of(plan.run))
-    yield from check_seen(plan.case, seen, arrays, compare)
 
 
 def _check_trained(
@@ -126,6 +113,7 @@ def _edit_base(spec: AdapterSpec, kernel: Array, factors: dict[str, Array], scal
 
 REPLAYS: dict[str, Replay] = {formula: _replay_layer for formula in CASES} | {
     "lora_dash": replay_dash,
+    "lora_pro": replay_pro,
     "lorahub": replay_hub,
     "kasa_aux": replay_kasa_loss,
     "adalora_trajectory": replay_budget,

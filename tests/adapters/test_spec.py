@@ -29,6 +29,8 @@ from goat_jax.errors import UserError
 MATRIX = {
     "lora": (ZeroDelta, KeepBase, NoRouter, "AlphaOverRank"),
     "rslora": (ZeroDelta, KeepBase, NoRouter, "AlphaOverRootRank"),
+    "lora_plus": (ZeroDelta, KeepBase, NoRouter, "AlphaOverRank"),
+    "lora_pro": (ZeroDelta, KeepBase, NoRouter, "AlphaOverRank"),
     "pissa": (svd.principal, SubtractMean, NoRouter, "AlphaOverRank"),
     "milora": (svd.minor_descending, SubtractMean, NoRouter, "AlphaOverRank"),
     "dora": (ZeroDelta, KeepBase, NoRouter, "AlphaOverRank"),
@@ -190,7 +192,7 @@ def test_expected_weight_of_an_expert():
         ("lora_dash", {"num_directions": 0}, "num_directions 0 must be at least 1"),
         ("lora_dash", {"router": "top_k"}, "has one pair of factors: num_experts=1, router=none"),
         ("loramoe", {"delta": 1.0}, "delta 1.0 is not in [0, 1)"),
-        ("loramoe", {"delta": 0.1, "num_experts": 4, "total_rank": 9}, "9 is not divisible by 4"),
+        ("loramoe", {"num_experts": 4, "total_rank": 9}, "total rank 9 is not divisible by 4"),
         ("loramoe", {"delta": 0.1, "num_experts": 1}, "1 experts have no halves"),
         ("adamole", {"tau_max": 0.5}, "tau_max 0.5 is not in (0, 1/4]"),
         ("molora", {"aux_loss": "threshold_balance"}, "needs a router with a threshold, TopK has"),
