@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from typing import Any
 
 from goat_jax.adapters.methods import METHODS
-from goat_jax.adapters.spec import PARTS
-from goat_jax.tables import render_table
+from goat_jax.adapters.spec import PARTS, Router
 
 
 def methods() -> int:
-    """Prints the method table."""
-    rows = []
+    """Prints every method: source, parts with their options, whether it merges, what to know."""
+    print(f"parts: {', '.join(PARTS)}\n")
     for name, method in METHODS.items():
         parts = [describe_part(getattr(method.spec, part)) for part in PARTS]
-        rows.append([name, *parts, method.source])
-    print(render_table(["method", *PARTS, "source"], rows))
+        print(f"{name}: {method.source}")
+        print(textwrap.fill(", ".join(parts), 100, initial_indent="  ", subsequent_indent="  "))
+        print(f"  {_merging(method.spec.router)}")
+        if method.note:
+            print(f"  note: {method.note}")
+        print()
     return 0
+
+
+def _merging(router: Router) -> str:
+    """Whether the method folds into one kernel.
+
+    >>> from goat_jax.adapters.routing import TopK
+    >>> _merging(TopK())
+    'does not merge: experts are weighed token by token'
+    """
+    if router.mergeable:
+        return "merges into one kernel"
+    return f"does not merge: experts are weighed {router.varies}"
 
 
 def describe_part(part: Any) -> str:
