@@ -53,7 +53,7 @@ def test_methods_lists_every_method(capsys):
 
     assert main(["methods"]) == 0
     printed = capsys.readouterr().out
-    assert all(f"\n{name} " in printed for name in METHODS)
+    assert all(f"\n{name}: " in printed for name in METHODS)
 
 
 def train(config: Path, out: Path, *more: str) -> list[str]:
