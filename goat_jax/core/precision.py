@@ -11,4 +11,5 @@ def wide(dtype: Any) -> Any:
     >>> wide(jnp.bfloat16)
     dtype('float32')
     """
-    return jnp.promote_types(dtype, jnp.float32)
+    # Not promote_types, which refuses bfloat16 where promotion is strict.
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)

@@ -29,7 +29,7 @@ SIZES = {"adalora": {"total_rank": 6, "target_rank": 2}, "pissa": {"total_rank":
 CTX = Context(task_ids=np.array([2, 0, 3]), task_types=np.array([0, 1, 1]))
 
 START = jax.jit(init_adapter, static_argnums=1)
-APPLY = jax.jit(apply_layer, static_argnums=4)
+APPLY = jax.jit(apply_layer, static_argnames="spec")
 
 
 def small(name):
@@ -139,6 +139,19 @@ def test_compiled_is_eager(layer):
     eager, eager_report = apply(layer, layer.moved(), apply_layer)
     assert_close((y, report), (eager, eager_report), 1e-5)
     assert np.isfinite(y).all() and np.abs(y - X @ KERNEL).max() > 0.01
+
+
+def test_bfloat16_models_keep_their_dtype_and_float32_factors(layer):
+    """Away from the top-k ties that rounding x could turn: routing sees what both share."""
+    kernel, x = jnp.asarray(KERNEL, jnp.bfloat16), jnp.asarray(X, jnp.bfloat16)
+    start = START(kernel, layer.spec, jax.random.key(0), GRADIENT)
+    assert start.kernel.dtype == jnp.bfloat16
+    assert all(value.dtype == jnp.float32 for value in start.factors.values())
+    run = partial(APPLY, arrays=layer.moved(), scale=start.scale, spec=layer.spec, ctx=CTX)
+    y, _ = run(x, start.kernel)
+    wide, _ = run(x.astype(jnp.float32), start.kernel.astype(jnp.float32))
+    assert y.dtype == jnp.bfloat16
+    assert_close(y, wide, 2**-5)
 
 
 def test_merge_is_apply_or_is_refused_with_a_reason(layer):
