@@ -2,6 +2,7 @@
 
 import pytest
 
+from goat_jax.parity.checks import Check
 from goat_jax.parity.layer_bundle import read_cases
 from goat_jax.parity.layers import replay_case
 from goat_jax.parity.models import replay_run
@@ -40,7 +41,8 @@ def test_rounding_is_far_within_the_tolerances_from_the_given_factors(shared):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny_roberta", "tiny_llama", "tiny_clip"])
 def test_a_golden_model_agrees_from_both_starts(shared, name):
-    checks = replay_run(shared / "golden" / name)
+    found = replay_run(shared / "golden" / name)
+    checks = [check for check in found if isinstance(check, Check)]  # the others are notes
     assert [check for check in checks if not check.ok] == []
     trained = {"logits_first", "loss", "task_loss", "aux_loss", "grad_norm", "logits_after"}
     trained |= {"loss_after", "final BA", "final router"}
