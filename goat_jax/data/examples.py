@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -127,10 +127,7 @@ def load_examples(task: TextTask, split: str) -> Examples:
     >>> load_examples(task, "train").labels
     array([1], dtype=int32)
     """
-    if split not in DEFAULT_SPLITS:
-        raise UserError(f"task {task.name} has no split {split!r}: use train or evaluation")
-    source = task.train if split == "train" else task.evaluation
-    limit = task.train_limit if split == "train" else task.evaluation_limit
+    source, limit = source_of(task, split)
     rows = read_source(source, DEFAULT_SPLITS[split], task.data_dir)
     if not rows:
         raise UserError(f"{source}: no rows")
@@ -143,6 +140,38 @@ def load_examples(task: TextTask, split: str) -> Examples:
         labels.append(read_label(rows[index], task.label, task.labels, where))
     dtype = np.int32 if task.labels else np.float32
     return Examples(tuple(zip(*texts, strict=True)), np.asarray(labels, dtype))
+
+
+class Splits(Protocol):
+    """What tasks of every kind say of their rows."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def train(self) -> str: ...
+
+    @property
+    def evaluation(self) -> str: ...
+
+    @property
+    def train_limit(self) -> int | None: ...
+
+    @property
+    def evaluation_limit(self) -> int | None: ...
+
+
+def source_of(task: Splits, split: str) -> tuple[str, int | None]:
+    """The source of a task's split "train" or "evaluation", and how many rows it may have at most.
+
+    >>> source_of(TextTask("tone", "a", "b", ("x",), "y", (), ("pearson",)), "train")
+    ('a', None)
+    """
+    if split not in DEFAULT_SPLITS:
+        raise UserError(f"task {task.name} has no split {split!r}: use train or evaluation")
+    if split == "train":
+        return task.train, task.train_limit
+    return task.evaluation, task.evaluation_limit
 
 
 def spaced(count: int, limit: int | None) -> Sequence[int]:

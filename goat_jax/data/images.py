@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from goat_jax.data.examples import DEFAULT_SPLITS, read_column, read_label, spaced
+from goat_jax.data.examples import DEFAULT_SPLITS, read_column, read_label, source_of, spaced
 from goat_jax.data.formats import Row, first_line
 from goat_jax.data.image_tasks import ImageTask
 from goat_jax.data.image_transforms import (
@@ -181,10 +181,7 @@ def load_images(task: ImageTask, split: str) -> ImageRows:
     Traceback (most recent call last):
     goat_jax.errors.UserError: task pets has no split 'dev': use train or evaluation
     """
-    if split not in DEFAULT_SPLITS:
-        raise UserError(f"task {task.name} has no split {split!r}: use train or evaluation")
-    source = task.train if split == "train" else task.evaluation
-    limit = task.train_limit if split == "train" else task.evaluation_limit
+    source, limit = source_of(task, split)
     rows = read_image_source(source, DEFAULT_SPLITS[split], task.image, task.data_dir)
     numbers, labels, problems = [], [], []
     for number in spaced(len(rows), limit):

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from goat_jax.data.examples import DEFAULT_SPLITS, spaced
+from goat_jax.data.examples import DEFAULT_SPLITS, check_limits, source_of, spaced
 from goat_jax.data.sources import Row, read_source
 from goat_jax.errors import UserError, nearest
 
@@ -84,9 +84,7 @@ of prompt_completion, messages, alpaca, text, template
                 raise fail(f"unknown metric {metric!r}: language modelling has {known}")
         if not self.metrics:
             raise fail(f"no metric given: use {', '.join(LANGUAGE_METRICS)}")
-        for limit in (self.train_limit, self.evaluation_limit):
-            if limit is not None and limit < 1:
-                raise fail(f"a limit of {limit} rows leaves nothing: give 1 or more, or None")
+        check_limits(self.name, self.train_limit, self.evaluation_limit)
 
 
 def load_pieces(task: LanguageTask, split: str, tokenizer: Any) -> list[list[Piece]]:
@@ -97,10 +95,7 @@ def load_pieces(task: LanguageTask, split: str, tokenizer: Any) -> list[list[Pie
 
     Raises UserError naming source and row number (from 1) for a row that does not have the format.
     """
-    if split not in DEFAULT_SPLITS:
-        raise UserError(f"task {task.name} has no split {split!r}: use train or evaluation")
-    source = task.train if split == "train" else task.evaluation
-    limit = task.train_limit if split == "train" else task.evaluation_limit
+    source, limit = source_of(task, split)
     rows = read_source(source, DEFAULT_SPLITS[split], task.data_dir)
     if not rows:
         raise UserError(f"{source}: no rows")
