@@ -161,6 +161,11 @@ class RunConfig:
     train: TrainConfig = TrainConfig()
     out: str = "runs/run"
 
+    @property
+    def best_by(self) -> str:
+        """The metric that marks the best checkpoint."""
+        return self.train.best_by or self.task.metrics[0]
+
 
 FREE_TO_CHANGE = (
     "out",

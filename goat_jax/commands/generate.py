@@ -16,11 +16,10 @@ from goat_jax.errors import UserError
 from goat_jax.layers import merge_model
 from goat_jax.models.load import load_model
 from goat_jax.models.sources import find_model
-from goat_jax.run.checkpoint import Checkpoints
-from goat_jax.run.folder import RUN, load_run
+from goat_jax.run.folder import RUN
 from goat_jax.run.generate import Generator, Sampling
 from goat_jax.run.problems import LANGUAGE_MODEL
-from goat_jax.run.setup import build
+from goat_jax.run.reopen import reopen
 
 BATCH = 16
 """Prompts answered together."""
@@ -78,21 +77,11 @@ def _open(source: str, step: int | None) -> tuple[Generator, str]:
 
 
 def _open_run(folder: Path, step: int | None) -> tuple[Generator, str]:
-    config, _ = load_run(folder)
-    built = build(config)
-    checkpoints = Checkpoints(
-        folder, config.train.best_by or config.task.metrics[0], read_only=True
-    )
-    step = checkpoints.best_step() if step is None else step
-    known = checkpoints.all_steps()
-    if step not in known:
-        raise UserError(f"{folder} has no checkpoint of step {step}; there are: {known}")
-    trainable = checkpoints.restore(built.state, None, step).state.trainable
-    checkpoints.close()
-    model = merge_model(built.graph, trainable, built.base)
-    tokenizer = load_tokenizer(find_model(config.model.path))
-    generator = Generator(_checked(model, built.kind, str(folder)), tokenizer)
-    return generator, getattr(config.task, "prompt", "")
+    run = reopen(folder, step)
+    model = merge_model(run.built.graph, run.state.trainable, run.built.base)
+    tokenizer = load_tokenizer(find_model(run.config.model.path))
+    generator = Generator(_checked(model, run.built.kind, str(folder)), tokenizer)
+    return generator, getattr(run.config.task, "prompt", "")
 
 
 def _checked(model: Any, kind: str, source: str) -> Any:

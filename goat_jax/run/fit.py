@@ -64,11 +64,10 @@ def fit(config: RunConfig, *, progress: bool = True) -> Summary:
     data = load_data(config, built.vocabulary)
     folder = Path(config.out)
     claim(folder, config, built)
-    best_by = config.train.best_by or config.task.metrics[0]
-    checkpoints = Checkpoints(folder, best_by)
+    checkpoints = Checkpoints(folder, config.best_by)
     try:
         with Records(folder) as records:
-            loop = _Loop(config, built, data, records, checkpoints, best_by)
+            loop = _Loop(config, built, data, records, checkpoints)
             loop.restore()
             with TrainProgress(config.train.steps, loop.step, progress) as loop.bar:
                 return loop.run()
@@ -123,10 +122,9 @@ class _Loop:
         data: Data,
         records: Records,
         checkpoints: Checkpoints,
-        best_by: str,
     ):
         self.config, self.built, self.data = config, built, data
-        self.records, self.checkpoints, self.best_by = records, checkpoints, best_by
+        self.records, self.checkpoints, self.best_by = records, checkpoints, config.best_by
         self.unit = problem_of(config.task).unit
         self.state: RunState = built.state
         self.step = self.saved = 0

@@ -1,0 +1,49 @@
+"""A run that was trained, opened again at one of its checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from goat_jax.config import RunConfig
+from goat_jax.errors import UserError
+from goat_jax.run.checkpoint import Checkpoints
+from goat_jax.run.folder import check_same_run, describe, load_run
+from goat_jax.run.setup import Built, build
+from goat_jax.run.state import RunState
+
+
+@dataclasses.dataclass(frozen=True)
+class Reopened:
+    """A run at one step.
+
+    Attributes:
+        config: as it was trained.
+        built: rebuilt from the pretrained weights, which are checked to be the same.
+        state: of the checkpoint.
+        step: the checkpoint's.
+    """
+
+    config: RunConfig
+    built: Built
+    state: RunState
+    step: int
+
+
+def reopen(folder: Path, step: int | None) -> Reopened:
+    """Rebuilds a run and restores one of its checkpoints, the best if no step is given.
+
+    Raises:
+        UserError: no run there, no such checkpoint, or another base model than it was trained on.
+    """
+    config, saved = load_run(folder)
+    built = build(config)
+    check_same_run(folder, saved, describe(config, built))
+    checkpoints = Checkpoints(folder, config.best_by, read_only=True)
+    chosen = checkpoints.best_step() if step is None else step
+    known = checkpoints.all_steps()
+    if chosen is None or chosen not in known:
+        raise UserError(f"{folder} has no checkpoint of step {chosen}; there are: {known}")
+    state = checkpoints.restore(built.state, None, chosen).state
+    checkpoints.close()
+    return Reopened(config, built, state, chosen)
