@@ -23,7 +23,6 @@ from goat_jax.adapters.losses import (
     ThresholdBalance,
 )
 from goat_jax.adapters.network import KernelNetwork, ZeroNetwork
-from goat_jax.adapters.rank_budget import PrunedCore
 from goat_jax.adapters.routing import (
     NoRouter,
     Softmax,
@@ -54,7 +53,7 @@ from goat_jax.adapters.start import (
 )
 from goat_jax.core import svd
 from goat_jax.errors import UserError, nearest
-from goat_jax.optim.transforms import PLAIN, LoraPlus, LoraPro
+from goat_jax.optim.transforms import PLAIN, LoraPlus, LoraPro, PrunedRanks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,14 +146,16 @@ METHODS: dict[str, Method] = {
     "adalora": Method(
         _LORA.replace(
             initializer=BothRandom(a_std=0.02, b_std=0.02),
-            combine=PrunedCore(core_std=0.0, target_rank=8),
+            combine=DiagonalCore(core_std=0.0),
             scale=AlphaOverStartRank(),
             aux_loss=Orthogonality(),
+            transform=PrunedRanks(),
             total_rank=12,
             aux_weight=0.1,
         ),
         "Zhang et al. 2023, arXiv 2303.10512",
-        "total_rank is the start; `rank_budget` prunes it; aux_weight is omega / layers",
+        "total_rank is the start, pruned to target_rank; warmup, cooldown, every, in steps; "
+        "aux_weight is omega / layers",
     ),
     "lora_ga": Method(
         _LORA.replace(

@@ -30,16 +30,19 @@ class Recipe:
     Attributes:
         config: its AdamW.
         transform: what the method makes of it.
+        steps: of the training, for methods with a schedule of their own.
         late: names of factors that join later (`optim.late_start`).
     """
 
     config: OptimizerConfig
     transform: Transform = PLAIN
+    steps: int = 1
     late: tuple[str, ...] = ()
 
     def make(self, trainable: PyTree, base: PyTree) -> optax.GradientTransformation:
-        """The transformation; with a constant rate the number of steps does not matter to it."""
-        optimizer = make_optimizer(self.config, 1, self.transform, scales_of(trainable, base))
+        """The transformation."""
+        scales = scales_of(trainable, base)
+        optimizer = make_optimizer(self.config, self.steps, self.transform, scales)
         return with_late_start(optimizer, self.late.__contains__) if self.late else optimizer
 
 
