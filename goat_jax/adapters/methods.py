@@ -11,7 +11,7 @@ from goat_jax.adapters.combines import (
     SharedProjection,
     SumOfExperts,
 )
-from goat_jax.adapters.directions import LoraAndDirections
+from goat_jax.adapters.directions import FindDirections, LoraAndDirections
 from goat_jax.adapters.full_rank import CopiesOfKernel, TakeOutKernel, WholeKernels
 from goat_jax.adapters.gradient_start import GradientSegments
 from goat_jax.adapters.losses import (
@@ -53,7 +53,7 @@ from goat_jax.adapters.start import (
 )
 from goat_jax.core import svd
 from goat_jax.errors import UserError, nearest
-from goat_jax.optim.transforms import PLAIN, LoraPlus, LoraPro, PrunedRanks
+from goat_jax.optim.transforms import PLAIN, LateStart, LoraPlus, LoraPro, PrunedRanks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,9 +165,13 @@ METHODS: dict[str, Method] = {
         "needs the loss's gradient at the start; directions, size, gamma, norm_clip",
     ),
     "lora_dash": Method(
-        _LORA.replace(combine=LoraAndDirections()),
+        _LORA.replace(
+            combine=LoraAndDirections(),
+            transform=LateStart(("coefficients",)),
+            course=FindDirections(),
+        ),
         "Si et al. 2024, arXiv 2409.01035",
-        "is LoRA until `directions.find_directions` has given it its directions",
+        "is LoRA for switch_after steps; then num_directions of W0 get coefficients",
     ),
     "multilora": Method(
         _LORA.replace(

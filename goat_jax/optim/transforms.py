@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import optax
 
 from goat_jax.errors import UserError, nearest
+from goat_jax.optim.late_start import with_late_start
 from goat_jax.optim.lora_plus import lora_plus
 from goat_jax.optim.lora_pro import CHOICES, lora_pro, lora_pro_full
 from goat_jax.optim.rank_budget import RankBudget, with_rank_budget
@@ -128,6 +129,24 @@ class LoraPro:
             adam = lora_pro_full(scales, self.beta1, self.beta2, self.epsilon)
             return optax.chain(stages.clip, adam, stages.finish)
         return optax.chain(stages.clip, lora_pro(scales, self.x), stages.direction, stages.finish)
+
+
+@dataclasses.dataclass(frozen=True)
+class LateStart:
+    """Some arrays have an Adam of their own, which starts anew when they join (`late_start`).
+
+    Attributes:
+        late: names of the arrays.
+    """
+
+    late: tuple[str, ...]
+
+    def __call__(
+        self, stages: Stages, scales: PyTree, total_steps: int
+    ) -> optax.GradientTransformation:
+        del scales, total_steps
+        direction = with_late_start(stages.direction, self.late.__contains__)
+        return optax.chain(stages.clip, direction, stages.finish)
 
 
 @dataclasses.dataclass(frozen=True)
