@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,17 +20,18 @@ from goat_jax.errors import UserError
 from goat_jax.inject import InjectReport, inject
 from goat_jax.layers import split_model
 from goat_jax.models.fingerprint import fingerprint
-from goat_jax.models.load import load_model
+from goat_jax.models.load import Loaded, load_model
 from goat_jax.models.sources import find_model, open_checkpoint
 from goat_jax.optim.optimizer import make_optimizer, schedule_of
 from goat_jax.optim.pairs import scales_of
 from goat_jax.optim.scaling_alignment import align, scaling_alignment
+from goat_jax.run.gradients import kernel_gradients
 from goat_jax.run.problems import check_model, problem_of
 from goat_jax.run.state import RunState
 from goat_jax.run.step import EvalStep, TrainStep, make_eval_step, make_train_step
 from goat_jax.run.switch import Switch, check_switch, make_switch, starting_constants
 from goat_jax.sites import find_sites, find_stacks
-from goat_jax.typing import Batch, PyTree
+from goat_jax.typing import Array, Batch, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,8 @@ def build(config: RunConfig) -> Built:
     check_model(config.task, loaded.kind, str(path))
     check_switch(spec.course, config.train.steps)
     problem.prepare(config.task, loaded, path)
+    for stack in find_stacks(loaded.model):
+        stack.remat = config.model.remat
     report = inject(
         loaded.model,
         spec,
@@ -90,9 +94,8 @@ def build(config: RunConfig) -> Built:
         key=adapter_key,
         overrides=config.adapter.overrides,
         train=config.adapter.train,
+        gradients=_gradients(config, spec, loaded),
     )
-    for stack in find_stacks(loaded.model):
-        stack.remat = config.model.remat
     norms = residual_norms(loaded.model)
     graph, trainable, base = split_model(loaded.model)
     trainable, base, optimizer = _optimizer(config, spec, trainable, base)
@@ -115,7 +118,7 @@ def build(config: RunConfig) -> Built:
         inject_report=report,
         names={site.path: site.names() for site in find_sites(loaded.model)},
         kind=loaded.kind,
-        vocabulary=getattr(loaded.model.config, "vocab_size", None),
+        vocabulary=vocabulary_of(loaded),
         fresh=loaded.fresh,
         switches={}
         if switch_step is None
@@ -136,6 +139,21 @@ def _optimizer(
         return trainable, base, optimizer
     trainable, base, ratios = align(trainable, base, forward)
     return trainable, base, scaling_alignment(optimizer, ratios)
+
+
+def _gradients(config: RunConfig, spec: AdapterSpec, loaded: Loaded) -> dict[str, Array] | None:
+    """The gradients that the method starts from, of the run's own first batches."""
+    count = spec.initializer.gradient_batches
+    if not count:
+        return None
+    batches = itertools.islice(load_data(config, vocabulary_of(loaded)).train, count)
+    objective = problem_of(config.task).objective(config.task)
+    return kernel_gradients(loaded.model, objective, batches, config.adapter.targets)
+
+
+def vocabulary_of(loaded: Loaded) -> int | None:
+    """How many tokens a model knows, None if it reads none."""
+    return getattr(loaded.model.config, "vocab_size", None)
 
 
 def model_options(config: RunConfig) -> dict[str, Any]:
