@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,7 +29,7 @@ from goat_jax.run.problems import check_model, problem_of
 from goat_jax.run.state import RunState
 from goat_jax.run.step import EvalStep, TrainStep, make_eval_step, make_train_step
 from goat_jax.sites import find_sites, find_stacks
-from goat_jax.typing import Batch, PyTree
+from goat_jax.typing import Array, Batch, Key, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,19 +80,10 @@ def build(config: RunConfig) -> Built:
     )
     check_model(config.task, loaded.kind, str(path))
     problem.prepare(config.task, loaded, path)
-    report = inject(
-        loaded.model,
-        spec,
-        config.adapter.targets,
-        key=adapter_key,
-        overrides=config.adapter.overrides,
-        train=config.adapter.train,
-    )
-    for stack in find_stacks(loaded.model):
-        stack.remat = config.model.remat
+    report = adapt(loaded.model, config, spec, adapter_key)
     norms = residual_norms(loaded.model)
     graph, trainable, base = split_model(loaded.model)
-    trainable, base, optimizer = _optimizer(config, spec, trainable, base)
+    trainable, base, optimizer = method_optimizer(config, spec, trainable, base)
     objective = problem.objective(config.task)
     return Built(
         graph=graph,
@@ -116,7 +108,29 @@ def build(config: RunConfig) -> Built:
     )
 
 
-def _optimizer(
+def adapt(
+    model: Any,
+    config: RunConfig,
+    spec: AdapterSpec,
+    key: Key,
+    gradients: Mapping[str, Array] | None = None,
+) -> InjectReport:
+    """Attaches the adapters that a config asks for; arguments as for `goat_jax.inject.inject`."""
+    report = inject(
+        model,
+        spec,
+        config.adapter.targets,
+        key=key,
+        overrides=config.adapter.overrides,
+        train=config.adapter.train,
+        gradients=gradients,
+    )
+    for stack in find_stacks(model):
+        stack.remat = config.model.remat
+    return report
+
+
+def method_optimizer(
     config: RunConfig, spec: AdapterSpec, trainable: dict[str, PyTree], base: PyTree
 ) -> tuple[dict[str, PyTree], PyTree, optax.GradientTransformation]:
     """The method's optimizer, and the arrays it is for: aligned, if the config says so."""
@@ -144,7 +158,8 @@ def residual_norms(model: Any) -> dict[str, list[float]]:
     for site in find_sites(model):
         if site.module.adapter is not None:  # type: ignore[attr-defined]
             kernel = np.asarray(site.module.kernel[...], np.float64)  # type: ignore[attr-defined]
-            layers = kernel.reshape(-1, *kernel.shape[-2:])
+            # Not -1: a method that takes the kernel away leaves one without elements.
+            layers = kernel.reshape(math.prod(kernel.shape[:-2]), *kernel.shape[-2:])
             norms.setdefault(site.pattern, []).extend(
                 float(np.linalg.norm(layer)) for layer in layers
             )
