@@ -19,6 +19,7 @@ from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.config import DTYPES, RunConfig
 from goat_jax.inject import InjectReport
 from goat_jax.layers import split_model
+from goat_jax.models.architecture import architecture_of
 from goat_jax.models.load import random_model
 from goat_jax.models.named import model_config
 from goat_jax.run.problems import check_model, problem_of
@@ -92,7 +93,10 @@ def abstract_run(config: RunConfig, model: str | Path | None = None) -> Abstract
     >>> run.inject_report.total_parameters, run.batch["input_ids"].shape
     (6827479040, (32, 128))
     """
-    hf = model_config(config.model.path if model is None else model)
+    source = config.model.path if model is None else model
+    hf = model_config(source)
+    kind = architecture_of(hf, Path(source)).kind
+    check_model(config.task, kind, str(source))
     spec, problem = config.adapter.spec(), problem_of(config.task)
     found: dict[str, Any] = {}
 
@@ -100,10 +104,8 @@ def abstract_run(config: RunConfig, model: str | Path | None = None) -> Abstract
         head_key, adapter_key, run_key = jax.random.split(jax.random.key(config.train.seed), 3)
         dtype = DTYPES[config.model.dtype]
         loaded = random_model(hf, key=head_key, dtype=dtype, **model_options(config))
-        check_model(config.task, loaded.kind, str(model or config.model.path))
         gradients = _Gradients(loaded.model) if _starts_from_gradient(spec) else None
         found["report"] = adapt(loaded.model, config, spec, adapter_key, gradients)
-        found["kind"] = loaded.kind
         found["graph"], trainable, base = split_model(loaded.model)
         trainable, base, optimizer = method_optimizer(config, spec, trainable, base)
         return RunState.create(trainable, optimizer, run_key), base
@@ -119,7 +121,7 @@ def abstract_run(config: RunConfig, model: str | Path | None = None) -> Abstract
         train_step=_train_step(config, graph, spec),
         eval_step=make_eval_step(graph, objective),
         inject_report=found["report"],
-        kind=found["kind"],
+        kind=kind,
     )
 
 
