@@ -16,7 +16,7 @@ from goat_jax.data.examples import TextTask, load_examples
 from goat_jax.data.image_tasks import ImageTask
 from goat_jax.data.images import ImageRows, load_images
 from goat_jax.data.language import LanguageTask
-from goat_jax.data.metrics import score
+from goat_jax.data.metrics import score, split_metric
 from goat_jax.data.rows import Rows
 from goat_jax.data.tasks import Task
 from goat_jax.data.texts import Texts, load_texts
@@ -104,12 +104,24 @@ def _read_texts(task: LanguageTask, model: Path, length: int) -> Callable[[str],
 def _score_outputs(
     metrics: Sequence[str], totals: Totals, batches: Sequence[Mapping], outputs: np.ndarray
 ) -> dict[str, float]:
-    """Metrics of predictions: the larger logit, or the one output of a regression."""
+    """Metrics of predictions: the larger logit, or the one output of a regression.
+
+    A metric of a part of the rows is left out where the rows do not have that part.
+    """
     del totals
-    labels = np.concatenate([batch["labels"] for batch in batches])
-    weights = np.concatenate([batch["weights"] for batch in batches])
+    wanted = [name for name in batches[0] if name in ("labels", "weights") or "part_" in name]
+    columns = {name: np.concatenate([batch[name] for batch in batches]) for name in wanted}
     predictions = outputs[:, 0] if outputs.shape[-1] == 1 else outputs.argmax(-1)
-    return score(metrics, predictions, labels, weights)
+    scores = {}
+    for metric in metrics:
+        base, part = split_metric(metric)
+        weights = columns["weights"]
+        if part and f"part_{part}" not in columns:
+            continue
+        if part:
+            weights = weights * columns[f"part_{part}"]
+        scores[metric] = score((base,), predictions, columns["labels"], weights)[base]
+    return scores
 
 
 def _score_tokens(

@@ -14,6 +14,7 @@ import optax
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.config import DTYPES, RunConfig
 from goat_jax.data.batching import choose_buckets
+from goat_jax.data.overlap import note_of
 from goat_jax.data.pipeline import eval_batches, train_iterator
 from goat_jax.data.rows import Rows
 from goat_jax.errors import UserError
@@ -195,10 +196,15 @@ def load_data(config: RunConfig, vocabulary: int | None = None) -> Data:
         check_tokens([*train.input_ids, *held_out.input_ids], vocabulary)  # type: ignore
     size, length = config.train.batch_size, config.train.max_length
     buckets = choose_buckets(train.lengths, size, length, max_shapes=config.train.shapes)
+    notes = (
+        describe("training", train),
+        describe("held-out", held_out),
+        note_of(train.marks, held_out.marks),
+    )
     return Data(
         train=train_iterator(train, size, config.train.seed, length, buckets=buckets),
         evaluation=evaluation_batches(config, held_out),
-        notes=(describe("training", train), describe("held-out", held_out)),
+        notes=tuple(filter(None, notes)),
     )
 
 
