@@ -108,6 +108,25 @@ def _parser() -> argparse.ArgumentParser:
     parity.add_argument("folders", metavar="DIR", nargs="+", type=Path)
     parity.add_argument("--json", action="store_true", help="print JSON")
 
+    compare = verb(
+        "compare",
+        _compare,
+        "Train several methods on one task, with several seeds: one table, one figure.",
+        "goat-jax compare --config configs/demo.py --methods goat,molora,lora --seeds 0 1 2\n"
+        '         goat-jax compare --config configs/demo.py --methods goat "goat:rho=5"',
+    )
+    compare.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
+    compare.add_argument("--methods", required=True, nargs="+", metavar="METHOD[:OPT=V,...]")
+    compare.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
+    compare.add_argument("--rates", type=float, nargs="+", default=[], metavar="LEARNING_RATE")
+    compare.add_argument(
+        "--equal", choices=("rank", "parameters"), default="rank", help="what methods share"
+    )
+    compare.add_argument(
+        "--at-once", type=int, default=1, metavar="N", help="runs of a method in one step (memory!)"
+    )
+    compare.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="FOLDER")
+
     methods = verb(
         "methods",
         _methods,
@@ -169,6 +188,20 @@ def _parity(options: argparse.Namespace, rest: list[str]) -> int:
     from goat_jax.parity.report import main as parity
 
     return parity(options.folders, options.json)
+
+
+def _compare(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.commands.compare import compare
+
+    return compare(
+        options.config,
+        options.methods,
+        options.seeds,
+        options.rates,
+        equal=options.equal,
+        at_once=max(1, options.at_once),
+        out=options.out,
+    )
 
 
 def _methods(options: argparse.Namespace, rest: list[str]) -> int:
