@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -21,14 +22,16 @@ from goat_jax.errors import UserError
 from goat_jax.inject import InjectReport, inject
 from goat_jax.layers import split_model
 from goat_jax.models.fingerprint import fingerprint
-from goat_jax.models.load import load_model
+from goat_jax.models.load import Loaded, load_model
 from goat_jax.models.sources import find_model, open_checkpoint
 from goat_jax.optim.optimizer import make_optimizer, schedule_of
 from goat_jax.optim.pairs import scales_of
 from goat_jax.optim.scaling_alignment import align, scaling_alignment
+from goat_jax.run.gradients import kernel_gradients
 from goat_jax.run.problems import check_model, problem_of
 from goat_jax.run.state import RunState
 from goat_jax.run.step import EvalStep, TrainStep, make_eval_step, make_train_step
+from goat_jax.run.switch import Switch, check_switch, make_switch, starting_constants
 from goat_jax.sites import find_sites, find_stacks
 from goat_jax.typing import Array, Batch, Key, PyTree
 
@@ -47,6 +50,7 @@ class Built:
         kind: of the model, such as "language model".
         vocabulary: tokens it knows, None if it reads none.
         fresh: parameters the checkpoint did not have.
+        switches: optimizer steps done -> what the method changes then.
         base_fingerprint: sha256 of the pretrained weights.
         residual_norms: module name -> norm of its frozen kernel per layer.
     """
@@ -62,6 +66,7 @@ class Built:
     kind: str
     vocabulary: int | None
     fresh: tuple[str, ...]
+    switches: Mapping[int, Switch]
     base_fingerprint: str
     residual_norms: dict[str, list[float]]
 
@@ -80,16 +85,20 @@ def build(config: RunConfig) -> Built:
         path, key=head_key, dtype=DTYPES[config.model.dtype], **model_options(config)
     )
     check_model(config.task, loaded.kind, str(path))
+    check_switch(spec.course, config.train.steps)
     problem.prepare(config.task, loaded, path)
-    report = adapt(loaded.model, config, spec, adapter_key)
+    gradients = _gradients(config, spec, loaded)
+    report = adapt(loaded.model, config, spec, adapter_key, gradients)
     norms = residual_norms(loaded.model)
     graph, trainable, base = split_model(loaded.model)
     trainable, base, optimizer = method_optimizer(config, spec, trainable, base)
+    constants = starting_constants(loaded.model, spec.course)
+    switch_step = spec.course.switch_step()
     objective = problem.objective(config.task)
     return Built(
         graph=graph,
         base=base,
-        state=RunState.create(trainable, optimizer, run_key),
+        state=RunState.create(trainable, optimizer, run_key, constants),
         train_step=make_train_step(
             graph,
             objective,
@@ -102,8 +111,11 @@ def build(config: RunConfig) -> Built:
         inject_report=report,
         names={site.path: site.names() for site in find_sites(loaded.model)},
         kind=loaded.kind,
-        vocabulary=getattr(loaded.model.config, "vocab_size", None),
+        vocabulary=vocabulary_of(loaded),
         fresh=loaded.fresh,
+        switches={}
+        if switch_step is None
+        else {switch_step: make_switch(graph, optimizer, spec.course)},
         base_fingerprint=fingerprint(open_checkpoint(path)[1]),
         residual_norms=norms,
     )
@@ -117,7 +129,8 @@ def adapt(
     gradients: Mapping[str, Array] | None = None,
 ) -> InjectReport:
     """Attaches the adapters that a config asks for; arguments as for `goat_jax.inject.inject`."""
-    report = inject(
+    set_remat(model, config)
+    return inject(
         model,
         spec,
         config.adapter.targets,
@@ -126,9 +139,12 @@ def adapt(
         train=config.adapter.train,
         gradients=gradients,
     )
+
+
+def set_remat(model: Any, config: RunConfig) -> None:
+    """Tells a model's blocks what their backward pass recomputes."""
     for stack in find_stacks(model):
         stack.remat = config.model.remat
-    return report
 
 
 def method_optimizer(
@@ -142,6 +158,22 @@ def method_optimizer(
         return trainable, base, optimizer
     trainable, base, ratios = align(trainable, base, forward)
     return trainable, base, scaling_alignment(optimizer, ratios)
+
+
+def _gradients(config: RunConfig, spec: AdapterSpec, loaded: Loaded) -> dict[str, Array] | None:
+    """The gradients that the method starts from, of the run's own first batches."""
+    count = spec.initializer.gradient_batches
+    if not count:
+        return None
+    set_remat(loaded.model, config)
+    batches = itertools.islice(load_data(config, vocabulary_of(loaded)).train, count)
+    objective = problem_of(config.task).objective(config.task)
+    return kernel_gradients(loaded.model, objective, batches, config.adapter.targets)
+
+
+def vocabulary_of(loaded: Loaded) -> int | None:
+    """How many tokens a model knows, None if it reads none."""
+    return getattr(loaded.model.config, "vocab_size", None)
 
 
 def model_options(config: RunConfig) -> dict[str, Any]:

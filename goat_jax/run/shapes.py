@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from goat_jax.adapters.gradient_start import GradientSegments
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.config import DTYPES, RunConfig
 from goat_jax.inject import InjectReport
@@ -26,6 +25,7 @@ from goat_jax.run.problems import check_model, problem_of
 from goat_jax.run.setup import adapt, method_optimizer, model_options
 from goat_jax.run.state import RunState
 from goat_jax.run.step import EvalStep, TrainStep, make_eval_step, make_train_step
+from goat_jax.run.switch import starting_constants
 from goat_jax.sites import find_sites
 from goat_jax.typing import Array, Batch, PyTree
 
@@ -104,11 +104,12 @@ def abstract_run(config: RunConfig, model: str | Path | None = None) -> Abstract
         head_key, adapter_key, run_key = jax.random.split(jax.random.key(config.train.seed), 3)
         dtype = DTYPES[config.model.dtype]
         loaded = random_model(hf, key=head_key, dtype=dtype, **model_options(config))
-        gradients = _Gradients(loaded.model) if _starts_from_gradient(spec) else None
+        gradients = _Gradients(loaded.model) if spec.initializer.gradient_batches else None
         found["report"] = adapt(loaded.model, config, spec, adapter_key, gradients)
         found["graph"], trainable, base = split_model(loaded.model)
         trainable, base, optimizer = method_optimizer(config, spec, trainable, base)
-        return RunState.create(trainable, optimizer, run_key), base
+        constants = starting_constants(loaded.model, spec.course)
+        return RunState.create(trainable, optimizer, run_key, constants), base
 
     state, base = jax.eval_shape(start)
     graph, objective = found["graph"], problem.objective(config.task)
@@ -157,10 +158,6 @@ def batch_shapes(config: RunConfig, rows: int) -> dict[str, jax.ShapeDtypeStruct
         name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype)
         for name, array in one.items()
     }
-
-
-def _starts_from_gradient(spec: AdapterSpec) -> bool:
-    return isinstance(spec.initializer, GradientSegments)
 
 
 class _Gradients(Mapping[str, Array]):
