@@ -122,14 +122,24 @@ def _parser() -> argparse.ArgumentParser:
     parity.add_argument("folders", metavar="DIR", nargs="+", type=Path)
     parity.add_argument("--json", action="store_true", help="print JSON")
 
-    verb("methods", _methods, "List every method with its parts.", "goat-jax methods")
+    methods = verb(
+        "methods",
+        _methods,
+        "List every method with its parts, or what each trains of a model.",
+        "goat-jax methods --model llama-2-7b",
+    )
+    methods.add_argument("--model", metavar="MODEL", help="its name or folder; no weights needed")
     inspect = verb(
         "inspect",
         _inspect,
-        "Show a run: what is trained, singular spectra, expert load, scores.",
-        "goat-jax inspect runs/demo",
+        "Show a run: what is trained, singular spectra, expert load, scores. Or what a config\n"
+        "would train, without weights.",
+        "goat-jax inspect runs/demo\n"
+        "         goat-jax inspect --config configs/glue.py:task=rte --model roberta-large",
     )
-    inspect.add_argument("folder", metavar="RUN", type=Path)
+    inspect.add_argument("folder", metavar="RUN", type=Path, nargs="?")
+    inspect.add_argument("--config", metavar="FILE[:OPT=V,...]")
+    inspect.add_argument("--model", metavar="MODEL", help="another model than the config's")
     return parser
 
 
@@ -188,12 +198,16 @@ def _parity(options: argparse.Namespace, rest: list[str]) -> int:
 def _methods(options: argparse.Namespace, rest: list[str]) -> int:
     from goat_jax.commands.methods import methods
 
-    return methods()
+    return methods(options.model)
 
 
 def _inspect(options: argparse.Namespace, rest: list[str]) -> int:
-    from goat_jax.commands.inspect import inspect
+    from goat_jax.commands.inspect import inspect, inspect_config
 
+    if (options.folder is None) == (options.config is None):
+        raise UserError("inspect takes a run folder or --config FILE: give one of them")
+    if options.config is not None:
+        return inspect_config(options.config, options.model)
     return inspect(options.folder)
 
 

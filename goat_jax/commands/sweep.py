@@ -12,7 +12,8 @@ from pathlib import Path
 
 import jax
 
-from goat_jax.commands.train import configure, draw
+from goat_jax.commands.configs import read_config
+from goat_jax.commands.train import draw
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.run.fit import fit
 from goat_jax.run.folder import write_aside
@@ -124,7 +125,7 @@ def run_cell(
     """
     source = f"{sweep.config}:{cell.options}" + (f",{options}" if options else "")
     folder = out / cell.name
-    config = dataclasses.replace(configure(source, overrides, sweep.name), out=str(folder))
+    config = dataclasses.replace(read_config(source, overrides, sweep.name), out=str(folder))
     path = folder / RESULT
     settings = {"source": cell.options, "options": options, "overrides": overrides}
     if path.is_file():

@@ -5,9 +5,8 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-import tyro
-
-from goat_jax.config import RunConfig, load_config
+from goat_jax.commands.configs import read_config
+from goat_jax.config import RunConfig
 from goat_jax.plots import plot_expert_load, plot_training
 from goat_jax.run.fit import Summary, fit
 from goat_jax.run.records import read_records
@@ -16,7 +15,7 @@ from goat_jax.tables import human_count, render_table
 
 def train(source: str, overrides: list[str], *, progress: bool = True) -> int:
     """Trains from a config file and overrides; prints a summary, draws the plots."""
-    config = configure(source, overrides)
+    config = read_config(source, overrides, "goat-jax train")
     summary = fit(config, progress=progress)
     draw(summary.folder)
     print(report(config, summary))
@@ -24,17 +23,6 @@ def train(source: str, overrides: list[str], *, progress: bool = True) -> int:
         print(f"{summary.stopped}: saved step {summary.step}; the same command continues.")
         return 128 + signal.Signals[summary.stopped]
     return 0
-
-
-def configure(source: str, overrides: list[str], program: str = "goat-jax train") -> RunConfig:
-    """A config file's run with single fields overridden, as on the command line."""
-    return tyro.cli(
-        RunConfig,
-        default=load_config(source),
-        args=overrides,
-        prog=program,
-        config=(tyro.conf.AvoidSubcommands,),  # the kind of task is the config file's
-    )
 
 
 def draw(folder: Path) -> None:

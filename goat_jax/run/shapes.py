@@ -16,7 +16,7 @@ import numpy as np
 
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.config import DTYPES, RunConfig
-from goat_jax.inject import InjectReport
+from goat_jax.inject import ALL_LINEAR, InjectReport, inject
 from goat_jax.layers import split_model
 from goat_jax.models.architecture import architecture_of
 from goat_jax.models.load import random_model
@@ -27,6 +27,7 @@ from goat_jax.run.state import RunState
 from goat_jax.run.step import EvalStep, TrainStep, make_eval_step, make_train_step
 from goat_jax.run.switch import starting_constants
 from goat_jax.sites import find_sites
+from goat_jax.targets import Targets
 from goat_jax.typing import Array, Batch, PyTree
 
 
@@ -124,6 +125,32 @@ def abstract_run(config: RunConfig, model: str | Path | None = None) -> Abstract
         inject_report=found["report"],
         kind=kind,
     )
+
+
+def count(
+    model: str | Path, spec: AdapterSpec, targets: Targets = ALL_LINEAR, **options: Any
+) -> InjectReport:
+    """What a method would add to a model, counted from its config alone.
+
+    Args:
+        model: as for `abstract_run`.
+        targets: as for `goat_jax.inject.inject`.
+        options: fields of the model's own config, such as num_labels.
+
+    >>> from goat_jax.adapters.methods import method_spec
+    >>> f"{count('roberta-large', method_spec('goat', total_rank=32)).adapter_share:.2%}"
+    '4.48%'
+    """
+    hf, found = model_config(model), {}
+
+    def start() -> None:
+        key = jax.random.key(0)
+        loaded = random_model(hf, key=key, dtype=jax.numpy.bfloat16, **options)
+        gradients = _Gradients(loaded.model) if spec.initializer.gradient_batches else None
+        found["report"] = inject(loaded.model, spec, targets, key=key, gradients=gradients)
+
+    jax.eval_shape(start)
+    return found["report"]
 
 
 def _train_step(config: RunConfig, graph: Any, spec: AdapterSpec) -> TrainStep:

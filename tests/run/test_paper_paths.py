@@ -15,9 +15,9 @@ from flax import nnx
 from PIL import Image
 from safetensors.numpy import save_file
 
+from goat_jax.commands.configs import read_config
 from goat_jax.commands.evaluate import evaluate_run
 from goat_jax.commands.sweep import Sweep, main
-from goat_jax.commands.train import configure
 from goat_jax.data.prepare import prepare
 from goat_jax.data.vision_tasks import VISION, vision_classes
 from goat_jax.models.encoder import Encoder, tiny_config
@@ -112,7 +112,7 @@ def trained(family, options, model, out, *overrides):
     fixed = ["--model.path", str(model), "--model.dtype", "float32", "--train.steps", "2"]
     fixed += ["--train.batch-size", "2", "--train.eval-batch-size", "4", "--out", str(out)]
     fixed += ["--optimizer.warmup-steps", "0"]
-    config = configure(f"{ROOT}/configs/{family}.py:{options}", [*fixed, *overrides])
+    config = read_config(f"{ROOT}/configs/{family}.py:{options}", [*fixed, *overrides], "test")
     return config, fit(config, progress=False)
 
 
@@ -221,6 +221,8 @@ def test_rows_of_both_splits_are_noted(roberta, tmp_path):
     rows_file(folder / "train.jsonl.gz", rows[:4])
     rows_file(folder / "validation.jsonl.gz", rows[2:])
     options = f"task=rte,method=lora,folder={tmp_path}"
-    config = configure(f"{ROOT}/configs/glue.py:{options}", ["--model.path", str(roberta), *TEXT])
+    config = read_config(
+        f"{ROOT}/configs/glue.py:{options}", ["--model.path", str(roberta), *TEXT], "test"
+    )
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=2))
     assert load_data(config).notes[-1] == "2 of 4 held-out rows are in the training rows, too"
