@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "goat_jax"
 
 FLOORS = (
     ("typing", "errors"),
-    ("core", "data", "plots", "tables", "targets"),
+    ("core", "data", "paper", "plots", "tables", "targets"),
     ("optim",),
     ("adapters",),
     ("layers",),
