@@ -14,7 +14,8 @@ class Choices:
     """A question taken apart.
 
     Attributes:
-      stem: the instruction without its options and its line on the answer format.
+      stem: the question itself, without the options, the line on the answer format, and the
+        beginning "Please ...:" that says what to do.
       labels: what may be answered, such as answer1, answer2.
       texts: what each label stands for; the labels themselves if the question has no list.
 
@@ -53,10 +54,14 @@ def read_choices(instruction: str) -> Choices:
     if len(starts) < len(labels):
         if starts:
             raise UserError(f"options {len(starts)} of {len(labels)} found: {labels} are announced")
-        return Choices(body.strip(), labels, labels)
+        return Choices(_bare(body), labels, labels)
     ends = [start for start, _ in starts[1:]] + [len(body)]
     texts = tuple(body[begin:end].strip() for (_, begin), end in zip(starts, ends, strict=True))
-    return Choices(body[: starts[0][0]].strip(), labels, texts)
+    return Choices(_bare(body[: starts[0][0]]), labels, texts)
+
+
+def _bare(body: str) -> str:
+    return re.sub(r"^Please [^:]*:\s*", "", body.strip())
 
 
 def extract_label(text: str, labels: Sequence[str]) -> str | None:

@@ -8,7 +8,7 @@ A row of HumanEval (Chen et al., arXiv 2107.03374), shortened:
         each other than\n    given threshold. ..."""\n"
     entry_point: "has_close_elements"
     canonical_solution: "    for idx, elem in enumerate(numbers):\n ..."
-    test: "def check(candidate):\n    assert candidate([1.0, 2.0, 3.9, 4.0, 5.0, 2.2], 0.3) == True ..."
+    test: "def check(candidate):\n    assert candidate([1.0, 2.0, 3.9, 4.0], 0.3) == True ..."
 
 CodeFeedback-Filtered-Instruction (Zheng et al., arXiv 2402.14658) has the columns query and answer.
 '''

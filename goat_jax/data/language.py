@@ -40,8 +40,8 @@ class LanguageTask:
       train, evaluation: source strings (`goat_jax.data.sources`).
       format: a key of `FORMATS`.
       prompt, completion: templates with a row's columns in braces, such as
-        ``"Question: {question}\\nAnswer:"``; only for the format "template". In ``{query|question}``
-        the first of the columns that a row has is put in.
+        ``"Question: {question}\\nAnswer:"``; only for the format "template". In
+        ``{query|question}`` the first of the columns that a row has is put in.
       learn: "completion", or "all" to learn the prompts too.
       selection: a key of `SELECTIONS`: which rows of the source are taken.
       held_out: so many rows of the training source, evenly spaced, are not learnt but are the

@@ -9,8 +9,8 @@ A row of GSM8K (Cobbe et al., arXiv 2110.14168):
     answer: "Janet sells 16 - 3 - 4 = <<16-3-4=9>>9 duck eggs a day.\nShe makes 9 * 2 =
         $<<9*2=18>>18 every day at the farmer's market.\n#### 18"
 
-MetaMathQA (Yu et al., arXiv 2309.12284) has the columns query, response and type; a response ends in
-"#### 18\nThe answer is: 18".
+MetaMathQA (Yu et al., arXiv 2309.12284) has the columns query, response and type; a response
+ends in "#### 18\nThe answer is: 18".
 """
 
 from typing import Any
