@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from goat_jax.adapters.context import Context
+from goat_jax.adapters.course import STEADY, Course
 from goat_jax.core.routers import Routing
 from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError, nearest
@@ -158,7 +159,16 @@ LAYOUTS = {
 }
 """What factors there are: an initializer makes one kind, a combine works on one."""
 
-PARTS = ("initializer", "base_edit", "router", "combine", "scale", "aux_loss", "transform")
+PARTS = (
+    "initializer",
+    "base_edit",
+    "router",
+    "combine",
+    "scale",
+    "aux_loss",
+    "transform",
+    "course",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,8 +176,8 @@ class AdapterSpec:
     """A method and its sizes. Frozen and hashable: it is static under jit.
 
     Attributes:
-        initializer, base_edit, router, combine, scale, aux_loss, transform: the parts; the
-            transform changes the optimizer.
+        initializer, base_edit, router, combine, scale, aux_loss, transform, course: the parts; the
+            transform changes the optimizer, the course the adapters in mid-training.
         total_rank: r, shared out among the experts.
         num_experts: E.
         top_k: K, experts per token (used by top-k routers).
@@ -184,6 +194,7 @@ class AdapterSpec:
     scale: ScaleRule
     aux_loss: AuxLoss
     transform: Transform = PLAIN
+    course: Course = STEADY
     total_rank: int = 8
     num_experts: int = 1
     top_k: int = 1

@@ -31,5 +31,6 @@ def evaluate_run(folder: Path, step: int | None, data: str | None) -> tuple[dict
             config, task=dataclasses.replace(config.task, evaluation=data, evaluation_limit=None)
         )
     rows = evaluation_batches(config, load_rows(config, "evaluation")[0])
-    scores = score(built.eval_step, run.state.trainable, built.base, rows, config.task).scores
+    base = run.state.frozen(built.base)
+    scores = score(built.eval_step, run.state.trainable, base, rows, config.task).scores
     return scores, run.step

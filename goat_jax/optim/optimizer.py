@@ -69,7 +69,7 @@ def make_optimizer(
             optax.scale_by_learning_rate(schedule_of(config, total_steps)),
         ),
     )
-    return transform(stages, scales)
+    return transform(stages, scales, total_steps)
 
 
 def schedule_of(config: OptimizerConfig, total_steps: int) -> optax.Schedule:

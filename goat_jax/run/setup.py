@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ from goat_jax.optim.scaling_alignment import align, scaling_alignment
 from goat_jax.run.problems import check_model, problem_of
 from goat_jax.run.state import RunState
 from goat_jax.run.step import EvalStep, TrainStep, make_eval_step, make_train_step
+from goat_jax.run.switch import Switch, check_switch, make_switch, starting_constants
 from goat_jax.sites import find_sites, find_stacks
 from goat_jax.typing import Batch, PyTree
 
@@ -45,6 +46,7 @@ class Built:
         kind: of the model, such as "language model".
         vocabulary: tokens it knows, None if it reads none.
         fresh: parameters the checkpoint did not have.
+        switches: optimizer steps done -> what the method changes then.
         base_fingerprint: sha256 of the pretrained weights.
         residual_norms: module name -> norm of its frozen kernel per layer.
     """
@@ -60,6 +62,7 @@ class Built:
     kind: str
     vocabulary: int | None
     fresh: tuple[str, ...]
+    switches: Mapping[int, Switch]
     base_fingerprint: str
     residual_norms: dict[str, list[float]]
 
@@ -78,6 +81,7 @@ def build(config: RunConfig) -> Built:
         path, key=head_key, dtype=DTYPES[config.model.dtype], **model_options(config)
     )
     check_model(config.task, loaded.kind, str(path))
+    check_switch(spec.course, config.train.steps)
     problem.prepare(config.task, loaded, path)
     report = inject(
         loaded.model,
@@ -92,11 +96,13 @@ def build(config: RunConfig) -> Built:
     norms = residual_norms(loaded.model)
     graph, trainable, base = split_model(loaded.model)
     trainable, base, optimizer = _optimizer(config, spec, trainable, base)
+    constants = starting_constants(loaded.model, spec.course)
+    switch_step = spec.course.switch_step()
     objective = problem.objective(config.task)
     return Built(
         graph=graph,
         base=base,
-        state=RunState.create(trainable, optimizer, run_key),
+        state=RunState.create(trainable, optimizer, run_key, constants),
         train_step=make_train_step(
             graph,
             objective,
@@ -111,6 +117,9 @@ def build(config: RunConfig) -> Built:
         kind=loaded.kind,
         vocabulary=getattr(loaded.model.config, "vocab_size", None),
         fresh=loaded.fresh,
+        switches={}
+        if switch_step is None
+        else {switch_step: make_switch(graph, optimizer, spec.course)},
         base_fingerprint=fingerprint(open_checkpoint(path)[1]),
         residual_norms=norms,
     )
