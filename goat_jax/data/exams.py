@@ -124,6 +124,21 @@ of choice, number, program, conversation
         return way
 
 
+def way_of(task: Any, asked: str | None = None) -> str:
+    """How a task of any kind is scored: as asked, or as it says itself; without an exam by loss.
+
+    Raises UserError for a way that the task does not have.
+
+    >>> way_of(LanguageTask("notes", "a.jsonl", "b.jsonl"))
+    'loss'
+    """
+    if isinstance(task, ExamTask):
+        return task.check_way(asked or task.way)
+    if asked not in (None, LOSS):
+        raise UserError(f"task {task.name} has no exam: it is scored by {LOSS} only, not {asked!r}")
+    return LOSS
+
+
 def load_questions(task: ExamTask) -> list[Question]:
     """The questions of all of a task's sets.
 
