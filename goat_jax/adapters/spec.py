@@ -19,29 +19,40 @@ from goat_jax.optim.transforms import PLAIN, Transform
 from goat_jax.typing import Array, Factors, Key
 
 
+class Given(NamedTuple):
+    """What the factors of a layer can start from.
+
+    Attributes:
+        kernel: the pretrained one, (I, O).
+        segments: the experts' segments of its SVD, if the initializer asked for them.
+        scale: (E,).
+        gradient: of the loss with respect to the kernel, (I, O), if it is known.
+    """
+
+    kernel: Array
+    segments: Svd | None
+    scale: Array
+    gradient: Array | None
+
+
 class Initializer(Protocol):
     """Makes the start values of the factors of one layer.
 
     Attributes:
         layout: what the factors look like, a key of `LAYOUTS`.
+        gradient_batches: training batches whose mean gradient it starts from, 0 for none.
     """
 
     layout: ClassVar[str]
+    gradient_batches: int = 0
 
     def segments(self, kernel: Array, spec: AdapterSpec, key: Key) -> Svd | None:
         """The experts' segments of the kernel's SVD, or None when the start does not use them."""
-        ...
+        del kernel, spec, key
+        return None
 
-    def factors(
-        self,
-        kernel: Array,
-        segments: Svd | None,
-        scale: Array,
-        spec: AdapterSpec,
-        key: Key,
-        gradient: Array | None,
-    ) -> Factors:
-        """The factors; `gradient` (I, O) is the loss's with respect to the kernel, if it is known.
+    def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
+        """The factors.
 
         Raises:
             UserError: the start needs a gradient that is not there.

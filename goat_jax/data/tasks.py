@@ -16,6 +16,7 @@ from goat_jax.data.glue import GLUE, glue
 from goat_jax.data.image_tasks import ImageTask, digits, fashion_mnist, image_files
 from goat_jax.data.language import LanguageTask
 from goat_jax.data.mathematics import gsm8k, metamath
+from goat_jax.data.vision_tasks import VISION, vision
 from goat_jax.errors import UserError, nearest
 
 __all__ = [
@@ -140,6 +141,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     JOINT: commonsense170k,
     **{name: partial(commonsense, name) for name in FOLDERS},
     "image_files": image_files,
+    **{name: partial(vision, name) for name in VISION},
     "digits": digits,
     "fashion_mnist": fashion_mnist,
 }
@@ -148,12 +150,9 @@ TASKS: dict[str, Callable[..., Task]] = {
 def make_task(name: str, **options: object) -> Task:
     """The task `TASKS[name](**options)`; UserError names an unknown task or option.
 
-    >>> make_task("rtee")
+    >>> make_task("rtee")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    goat_jax.errors.UserError: unknown task 'rtee' (did you mean 'rte'?): use one of files, \
-reviews, cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, language_files, gsm8k, metamath, \
-codefeedback, humaneval, wizardlm, commonsense170k, boolq, piqa, siqa, hellaswag, winogrande, \
-arc_easy, arc_challenge, obqa, image_files, digits, fashion_mnist
+    goat_jax.errors.UserError: unknown task 'rtee' (did you mean 'rte'?): use one of files, ...
     """
     if name not in TASKS:
         known = ", ".join(TASKS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,23 +15,25 @@ import optax
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.config import DTYPES, RunConfig
 from goat_jax.data.batching import choose_buckets
+from goat_jax.data.overlap import note_of
 from goat_jax.data.pipeline import eval_batches, train_iterator
 from goat_jax.data.rows import Rows
 from goat_jax.errors import UserError
 from goat_jax.inject import InjectReport, inject
 from goat_jax.layers import split_model
 from goat_jax.models.fingerprint import fingerprint
-from goat_jax.models.load import load_model
+from goat_jax.models.load import Loaded, load_model
 from goat_jax.models.sources import find_model, open_checkpoint
 from goat_jax.optim.optimizer import make_optimizer, schedule_of
 from goat_jax.optim.pairs import scales_of
 from goat_jax.optim.scaling_alignment import align, scaling_alignment
+from goat_jax.run.gradients import kernel_gradients
 from goat_jax.run.problems import check_model, problem_of
 from goat_jax.run.state import RunState
 from goat_jax.run.step import EvalStep, TrainStep, make_eval_step, make_train_step
 from goat_jax.run.switch import Switch, check_switch, make_switch, starting_constants
 from goat_jax.sites import find_sites, find_stacks
-from goat_jax.typing import Batch, PyTree
+from goat_jax.typing import Array, Batch, Key, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,19 +87,11 @@ def build(config: RunConfig) -> Built:
     check_model(config.task, loaded.kind, str(path))
     check_switch(spec.course, config.train.steps)
     problem.prepare(config.task, loaded, path)
-    report = inject(
-        loaded.model,
-        spec,
-        config.adapter.targets,
-        key=adapter_key,
-        overrides=config.adapter.overrides,
-        train=config.adapter.train,
-    )
-    for stack in find_stacks(loaded.model):
-        stack.remat = config.model.remat
+    gradients = _gradients(config, spec, loaded)
+    report = adapt(loaded.model, config, spec, adapter_key, gradients)
     norms = residual_norms(loaded.model)
     graph, trainable, base = split_model(loaded.model)
-    trainable, base, optimizer = _optimizer(config, spec, trainable, base)
+    trainable, base, optimizer = method_optimizer(config, spec, trainable, base)
     constants = starting_constants(loaded.model, spec.course)
     switch_step = spec.course.switch_step()
     objective = problem.objective(config.task)
@@ -115,7 +111,7 @@ def build(config: RunConfig) -> Built:
         inject_report=report,
         names={site.path: site.names() for site in find_sites(loaded.model)},
         kind=loaded.kind,
-        vocabulary=getattr(loaded.model.config, "vocab_size", None),
+        vocabulary=vocabulary_of(loaded),
         fresh=loaded.fresh,
         switches={}
         if switch_step is None
@@ -125,7 +121,33 @@ def build(config: RunConfig) -> Built:
     )
 
 
-def _optimizer(
+def adapt(
+    model: Any,
+    config: RunConfig,
+    spec: AdapterSpec,
+    key: Key,
+    gradients: Mapping[str, Array] | None = None,
+) -> InjectReport:
+    """Attaches the adapters that a config asks for; arguments as for `goat_jax.inject.inject`."""
+    set_remat(model, config)
+    return inject(
+        model,
+        spec,
+        config.adapter.targets,
+        key=key,
+        overrides=config.adapter.overrides,
+        train=config.adapter.train,
+        gradients=gradients,
+    )
+
+
+def set_remat(model: Any, config: RunConfig) -> None:
+    """Tells a model's blocks what their backward pass recomputes."""
+    for stack in find_stacks(model):
+        stack.remat = config.model.remat
+
+
+def method_optimizer(
     config: RunConfig, spec: AdapterSpec, trainable: dict[str, PyTree], base: PyTree
 ) -> tuple[dict[str, PyTree], PyTree, optax.GradientTransformation]:
     """The method's optimizer, and the arrays it is for: aligned, if the config says so."""
@@ -136,6 +158,22 @@ def _optimizer(
         return trainable, base, optimizer
     trainable, base, ratios = align(trainable, base, forward)
     return trainable, base, scaling_alignment(optimizer, ratios)
+
+
+def _gradients(config: RunConfig, spec: AdapterSpec, loaded: Loaded) -> dict[str, Array] | None:
+    """The gradients that the method starts from, of the run's own first batches."""
+    count = spec.initializer.gradient_batches
+    if not count:
+        return None
+    set_remat(loaded.model, config)
+    batches = itertools.islice(load_data(config, vocabulary_of(loaded)).train, count)
+    objective = problem_of(config.task).objective(config.task)
+    return kernel_gradients(loaded.model, objective, batches, config.adapter.targets)
+
+
+def vocabulary_of(loaded: Loaded) -> int | None:
+    """How many tokens a model knows, None if it reads none."""
+    return getattr(loaded.model.config, "vocab_size", None)
 
 
 def model_options(config: RunConfig) -> dict[str, Any]:
@@ -153,7 +191,8 @@ def residual_norms(model: Any) -> dict[str, list[float]]:
     for site in find_sites(model):
         if site.module.adapter is not None:  # type: ignore[attr-defined]
             kernel = np.asarray(site.module.kernel[...], np.float64)  # type: ignore[attr-defined]
-            layers = kernel.reshape(-1, *kernel.shape[-2:])
+            # Not -1: a method that takes the kernel away leaves one without elements.
+            layers = kernel.reshape(math.prod(kernel.shape[:-2]), *kernel.shape[-2:])
             norms.setdefault(site.pattern, []).extend(
                 float(np.linalg.norm(layer)) for layer in layers
             )
@@ -189,10 +228,15 @@ def load_data(config: RunConfig, vocabulary: int | None = None) -> Data:
         check_tokens([*train.input_ids, *held_out.input_ids], vocabulary)  # type: ignore
     size, length = config.train.batch_size, config.train.max_length
     buckets = choose_buckets(train.lengths, size, length, max_shapes=config.train.shapes)
+    notes = (
+        describe("training", train),
+        describe("held-out", held_out),
+        note_of(train.marks, held_out.marks),
+    )
     return Data(
         train=train_iterator(train, size, config.train.seed, length, buckets=buckets),
         evaluation=evaluation_batches(config, held_out),
-        notes=(describe("training", train), describe("held-out", held_out)),
+        notes=tuple(filter(None, notes)),
     )
 
 
