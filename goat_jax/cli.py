@@ -100,6 +100,20 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--step", type=int, help="which checkpoint; the best if not given")
     generate.add_argument("--json", action="store_true", help="print JSON, a line a prompt")
 
+    data = verb(
+        "data",
+        _data,
+        "Make a task's data set (fetch, check, store for tensorflow_datasets), or list them all.",
+        "goat-jax data prepare dtd --out data\n         goat-jax data list",
+    )
+    data.add_argument("what", choices=("list", "prepare"))
+    data.add_argument("task", nargs="?", metavar="TASK")
+    data.add_argument("--out", type=Path, metavar="FOLDER", help="of all sets; TFDS's if not given")
+    data.add_argument(
+        "--archives", type=Path, metavar="FOLDER", help="that has some of the files already"
+    )
+    data.add_argument("--quiet", action="store_true", help="no progress bar")
+
     parity = verb(
         "parity",
         _parity,
@@ -154,6 +168,16 @@ def _generate(options: argparse.Namespace, rest: list[str]) -> int:
         step=options.step,
         as_json=options.json,
     )
+
+
+def _data(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.commands.data import list_sets, prepare_set
+
+    if options.what == "list":
+        return list_sets()
+    if options.task is None:
+        raise UserError("data prepare needs a task: goat-jax data list shows them")
+    return prepare_set(options.task, options.out, options.archives, not options.quiet)
 
 
 def _parity(options: argparse.Namespace, rest: list[str]) -> int:

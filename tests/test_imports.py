@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "goat_jax"
 
 FLOORS = (
     ("typing", "errors"),
-    ("core", "data", "plots", "sandbox", "tables", "targets"),
+    ("core", "data", "paper", "plots", "sandbox", "tables", "targets"),
     ("optim",),
     ("adapters",),
     ("layers",),

@@ -16,14 +16,7 @@ from goat_jax.tables import human_count, render_table
 
 def train(source: str, overrides: list[str], *, progress: bool = True) -> int:
     """Trains from a config file and overrides; prints a summary, draws the plots."""
-    config = load_config(source)
-    config = tyro.cli(
-        RunConfig,
-        default=config,
-        args=overrides,
-        prog="goat-jax train",
-        config=(tyro.conf.AvoidSubcommands,),  # the kind of task is the config file's
-    )
+    config = configure(source, overrides)
     summary = fit(config, progress=progress)
     draw(summary.folder)
     print(report(config, summary))
@@ -31,6 +24,17 @@ def train(source: str, overrides: list[str], *, progress: bool = True) -> int:
         print(f"{summary.stopped}: saved step {summary.step}; the same command continues.")
         return 128 + signal.Signals[summary.stopped]
     return 0
+
+
+def configure(source: str, overrides: list[str], program: str = "goat-jax train") -> RunConfig:
+    """A config file's run with single fields overridden, as on the command line."""
+    return tyro.cli(
+        RunConfig,
+        default=load_config(source),
+        args=overrides,
+        prog=program,
+        config=(tyro.conf.AvoidSubcommands,),  # the kind of task is the config file's
+    )
 
 
 def draw(folder: Path) -> None:
