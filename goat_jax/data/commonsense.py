@@ -14,7 +14,7 @@ input (empty), output and answer. One of ARC-Easy's:
     output: "the correct answer is answer1"
     answer: "answer1"
 
-Rows in the sets' original form, as tensorflow_datasets has them, are put into it
+Rows in the sets' original form, as tensorflow_datasets and the hub have them, are put into it
 (`goat_jax.data.original_choices`).
 """
 
@@ -25,6 +25,7 @@ from goat_jax.data.exams import ExamTask
 from goat_jax.data.formats import find_split
 from goat_jax.data.prompts import END_OF_ANSWER, instruction
 from goat_jax.data.question_files import has_split
+from goat_jax.data.sources import OR
 from goat_jax.errors import UserError, nearest
 
 FOLDERS: dict[str, tuple[str, ...]] = {
@@ -39,18 +40,18 @@ FOLDERS: dict[str, tuple[str, ...]] = {
 }
 """Task -> what its folder may be called; LLM-Adapters' names first. The order is the paper's."""
 
-TFDS: dict[str, tuple[str, str]] = {
-    "boolq": ("bool_q@train", "bool_q@validation"),
-    "piqa": ("piqa@train", "piqa@validation"),
-    "siqa": ("social_i_qa@train", "social_i_qa@validation"),
-    "hellaswag": ("hellaswag@train", "hellaswag@validation"),
-    "winogrande": ("winogrande@train_xl", "winogrande@validation"),
-    "arc_easy": ("ai2_arc/ARC-Easy@train", "ai2_arc/ARC-Easy@test"),
-    "arc_challenge": ("ai2_arc/ARC-Challenge@train", "ai2_arc/ARC-Challenge@test"),
-    "obqa": ("openbookqa@train", "openbookqa@test"),
+PUBLISHED: dict[str, tuple[str, str, str, str]] = {
+    "boolq": ("bool_q", "google/boolq", "train", "validation"),
+    "piqa": ("piqa", "ybisk/piqa", "train", "validation"),
+    "siqa": ("social_i_qa", "allenai/social_i_qa", "train", "validation"),
+    "hellaswag": ("hellaswag", "Rowan/hellaswag", "train", "validation"),
+    "winogrande": ("winogrande", "allenai/winogrande/winogrande_xl", "train_xl", "validation"),
+    "arc_easy": ("ai2_arc/ARC-Easy", "allenai/ai2_arc/ARC-Easy", "train", "test"),
+    "arc_challenge": ("ai2_arc/ARC-Challenge", "allenai/ai2_arc/ARC-Challenge", "train", "test"),
+    "obqa": ("openbookqa", "allenai/openbookqa/main", "train", "test"),
 }
-"""Task -> its training rows and its questions; the labelled validation set where the test set has
-no labels, as LLM-Adapters does."""
+"""Task -> its names in TFDS and on the hub, TFDS's training split and the split of its questions:
+the labelled validation set where the test set has no labels, as LLM-Adapters has it."""
 
 JOINT = "commonsense170k"
 JOINT_FILES = ("commonsense_170k", "commonsense170k")
@@ -63,13 +64,14 @@ def commonsense(name: str, folder: str | None = None, *, cloze: bool = False, **
 
     Args:
       name: a key of `FOLDERS`.
-      folder: holds NAME/train.* and NAME/test.* (LLM-Adapters' dataset folder); None: TFDS.
+      folder: holds NAME/train.* and NAME/test.* (LLM-Adapters' dataset folder); None: TFDS, or
+        else the hub.
       cloze: ask the bare question and compare the likelihoods of the options' own texts, for models
         that have not learnt to answer with labels.
       options: other fields of `ExamTask`.
 
     >>> commonsense("arc_easy").questions
-    {'arc_easy': 'tfds:ai2_arc/ARC-Easy@test'}
+    {'arc_easy': 'tfds:ai2_arc/ARC-Easy@test || hf:allenai/ai2_arc/ARC-Easy@test'}
     """
     if name not in FOLDERS:
         known = ", ".join(FOLDERS)
@@ -143,8 +145,9 @@ CLOZE: dict[str, Any] = {
 def _sources(name: str, folder: str | None) -> tuple[str, str]:
     """The training rows, wherever they should be, and the questions, which must be there."""
     if folder is None:
-        train, test = TFDS[name]
-        return f"tfds:{train}", f"tfds:{test}"
+        tfds, hub, train, test = PUBLISHED[name]
+        own = train.partition("_")[0]  # on the hub the size is part of the name
+        return f"tfds:{tfds}@{train}{OR}hf:{hub}@{own}", f"tfds:{tfds}@{test}{OR}hf:{hub}@{test}"
     roots = [Path(folder).expanduser() / part for part in FOLDERS[name]]
     # Some sets come without their training rows, and can be scored all the same.
     train = next((find_split([r], "train") for r in roots if has_split(r, "train")), None)

@@ -19,8 +19,11 @@ from goat_jax.data.exams import ExamTask
 from goat_jax.data.formats import split_files
 from goat_jax.data.prompts import END_OF_ANSWER, instruction
 from goat_jax.data.question_files import first_file, question_source
+from goat_jax.data.sources import OR
 
-TFDS_GSM8K = ("tfds:gsm8k@train", "tfds:gsm8k@test")
+PUBLISHED = tuple(
+    f"tfds:gsm8k@{split}{OR}hf:openai/gsm8k/main@{split}" for split in ("train", "test")
+)
 METAMATH_FILES = ("MetaMathQA-395K", "metamathqa", "train")
 METAMATH_ROWS = 100_000
 
@@ -29,13 +32,13 @@ def gsm8k(folder: str | None = None, **options: Any) -> ExamTask:
     """Grade-school mathematics, learnt from its own training rows with their steps.
 
     Args:
-      folder: holds train.* and test.*; None: the rows come from TFDS.
+      folder: holds train.* and test.*; None: TFDS, or else the hub.
       options: other fields of `ExamTask`.
 
     >>> gsm8k().evaluation
-    'tfds:gsm8k@test'
+    'tfds:gsm8k@test || hf:openai/gsm8k/main@test'
     """
-    train, test = split_files(folder, "train", "test") if folder else TFDS_GSM8K
+    train, test = split_files(folder, "train", "test") if folder else PUBLISHED
     settings: dict[str, Any] = {
         "evaluation": test,
         "format": "template",
@@ -54,7 +57,8 @@ def metamath(folder: str, questions: str | None = None, **options: Any) -> ExamT
 
     Args:
       folder: holds MetaMathQA-395K.json (the published file; or metamathqa.*, train.*).
-      questions: GSM8K's test file, or a folder with test.*; None: GSM8K from TFDS.
+      questions: GSM8K's test file, or a folder with test.*; None: TFDS, or else
+        the hub.
       options: other fields of `ExamTask`.
 
     >>> metamath("nowhere")
@@ -71,7 +75,7 @@ train
         "format": "template",
         "prompt": instruction("{query|question}"),
         "completion": "{response|answer}",
-        "questions": {"gsm8k": question_source(questions, TFDS_GSM8K[1])},
+        "questions": {"gsm8k": question_source(questions, PUBLISHED[1])},
         "exam": "number",
         "max_new_tokens": 512,
         "stop": END_OF_ANSWER,

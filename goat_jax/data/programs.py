@@ -1,8 +1,8 @@
 """Programs that a model wrote: cut out of its answer, put under test, counted as pass@k."""
 
-import ast
 import re
 import textwrap
+import warnings
 from collections.abc import Iterator
 
 from goat_jax.errors import UserError
@@ -24,20 +24,24 @@ def code_in(text: str) -> str:
     if not fence:
         return text
     language, newline, rest = after.partition("\n")
-    opened = newline and re.fullmatch(r"\w*\s*", language) and not _looks_like_code(before)
+    if not newline or not re.fullmatch(r"\w*\s*", language):
+        return before
+    opened = language.strip() or not _looks_like_code(before)
     return rest.partition(FENCE)[0] if opened else before
 
 
 def _looks_like_code(text: str) -> bool:
     """Whether text before a fence is code already, so that the fence closes it."""
     lines = [line for line in text.splitlines() if line.strip()]
-    return bool(lines) and (lines[0][:1].isspace() or _parses(textwrap.dedent(text)))
+    if not lines or lines[0][0].isspace():
+        return bool(lines)
+    return re.search(r"=|\b(?:def|return|import|class)\b", text) is not None and _compiles(text)
 
 
 def solution(prompt: str, entry_point: str, answer: str) -> str:
     r"""The program of an answer: its own definition of the function, or the prompt continued.
 
-    Whatever follows the function and does not parse is cut off. An answer that has lost the
+    Whatever follows the function and is no program is cut off. An answer that has lost the
     indentation of its first line, or of all, gets it back.
 
     Args:
@@ -51,12 +55,12 @@ def solution(prompt: str, entry_point: str, answer: str) -> str:
     code = code_in(answer)
     own = re.compile(rf"^[ \t]*(?:async )?def {re.escape(entry_point)}\b", re.M)
     if own.search(code):
-        return prompt + "\n\n" + _longest_that_parses(textwrap.dedent(code).strip("\n"))
+        return prompt + "\n\n" + _longest_program(textwrap.dedent(code).strip("\n"))
     body = code
     cut = ENDINGS.search(body, len(body) - len(body.lstrip("\n")) + 1)
     body = body[: cut.start()] if cut else body
     for candidate in _indented(body):
-        if _parses(prompt + candidate):
+        if _compiles(prompt + candidate):
             return prompt + candidate.rstrip() + "\n"
     return prompt + code
 
@@ -68,19 +72,21 @@ def _indented(body: str) -> Iterator[str]:
     yield textwrap.indent(textwrap.dedent(body), "    ")
 
 
-def _longest_that_parses(code: str) -> str:
+def _longest_program(code: str) -> str:
     """The most of the first lines that are a program; all of them if none are."""
     lines = code.splitlines()
     for count in range(len(lines), 0, -1):
         part = "\n".join(lines[:count])
-        if _parses(part):
+        if _compiles(part):
             return part + "\n"
     return code + "\n"
 
 
-def _parses(code: str) -> bool:
+def _compiles(code: str) -> bool:
     try:
-        ast.parse(code)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what the program should better not do
+            compile(code, "answer", "exec")
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return False
     return True
