@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from goat_jax.commands import exam_arguments
 from goat_jax.errors import RunFailed, UserError
 
 STOPPED_BY_SIGNAL = 143
@@ -70,13 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = verb(
         "evaluate",
         _evaluate,
-        "Score a run's best (or any) checkpoint on its task.",
-        "goat-jax evaluate runs/demo --step 150",
+        "Score a run's best (or any) checkpoint on its task, or any language model on exams.",
+        "goat-jax evaluate runs/demo --step 150\n"
+        "         goat-jax evaluate runs/commonsense --task arc_easy:folder=data/commonsense\n"
+        "         goat-jax evaluate package:smollm2 --how likelihood --limit 200 \\\n"
+        "             --task obqa:folder=data/commonsense,cloze=true",
     )
-    evaluate.add_argument("folder", metavar="RUN", type=Path)
-    evaluate.add_argument("--step", type=int, help="which checkpoint; the best if not given")
-    evaluate.add_argument("--data", metavar="SOURCE", help="other rows than the run's own")
-    evaluate.add_argument("--json", action="store_true", help="print JSON")
+    exam_arguments.add(evaluate)
 
     generate = verb(
         "generate",
@@ -173,7 +174,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     from goat_jax.commands.evaluate import evaluate
 
-    return evaluate(options.folder, options.step, options.data, options.json)
+    return evaluate(options)
 
 
 def _generate(options: argparse.Namespace, rest: list[str]) -> int:
