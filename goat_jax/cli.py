@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from goat_jax.commands import exam_arguments
 from goat_jax.errors import RunFailed, UserError
 
 STOPPED_BY_SIGNAL = 143
@@ -70,13 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = verb(
         "evaluate",
         _evaluate,
-        "Score a run's best (or any) checkpoint on its task.",
-        "goat-jax evaluate runs/demo --step 150",
+        "Score a run's best (or any) checkpoint on its task, or any language model on exams.",
+        "goat-jax evaluate runs/demo --step 150\n"
+        "         goat-jax evaluate runs/commonsense --task arc_easy:folder=data/commonsense\n"
+        "         goat-jax evaluate package:smollm2 --how likelihood --limit 200 \\\n"
+        "             --task obqa:folder=data/commonsense,cloze=true",
     )
-    evaluate.add_argument("folder", metavar="RUN", type=Path)
-    evaluate.add_argument("--step", type=int, help="which checkpoint; the best if not given")
-    evaluate.add_argument("--data", metavar="SOURCE", help="other rows than the run's own")
-    evaluate.add_argument("--json", action="store_true", help="print JSON")
+    exam_arguments.add(evaluate)
 
     generate = verb(
         "generate",
@@ -122,6 +123,25 @@ def _parser() -> argparse.ArgumentParser:
     parity.add_argument("folders", metavar="DIR", nargs="+", type=Path)
     parity.add_argument("--json", action="store_true", help="print JSON")
 
+    compare = verb(
+        "compare",
+        _compare,
+        "Train several methods on one task, with several seeds: one table, one figure.",
+        "goat-jax compare --config configs/demo.py --methods goat,molora,lora --seeds 0 1 2\n"
+        '         goat-jax compare --config configs/demo.py --methods goat "goat:rho=5"',
+    )
+    compare.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
+    compare.add_argument("--methods", required=True, nargs="+", metavar="METHOD[:OPT=V,...]")
+    compare.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
+    compare.add_argument("--rates", type=float, nargs="+", default=[], metavar="LEARNING_RATE")
+    compare.add_argument(
+        "--equal", choices=("rank", "parameters"), default="rank", help="what methods share"
+    )
+    compare.add_argument(
+        "--at-once", type=int, default=1, metavar="N", help="runs of a method in one step (memory!)"
+    )
+    compare.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="FOLDER")
+
     methods = verb(
         "methods",
         _methods,
@@ -154,7 +174,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     from goat_jax.commands.evaluate import evaluate
 
-    return evaluate(options.folder, options.step, options.data, options.json)
+    return evaluate(options)
 
 
 def _generate(options: argparse.Namespace, rest: list[str]) -> int:
@@ -193,6 +213,20 @@ def _parity(options: argparse.Namespace, rest: list[str]) -> int:
     from goat_jax.parity.report import main as parity
 
     return parity(options.folders, options.json)
+
+
+def _compare(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.commands.compare import compare
+
+    return compare(
+        options.config,
+        options.methods,
+        options.seeds,
+        options.rates,
+        equal=options.equal,
+        at_once=max(1, options.at_once),
+        out=options.out,
+    )
 
 
 def _methods(options: argparse.Namespace, rest: list[str]) -> int:

@@ -1,7 +1,8 @@
-"""The paper's scores on images and on GLUE, and its sizes for every method of ours.
+"""The paper's scores, and its sizes for every method of ours.
 
 Source: "Make LoRA Great Again", arXiv 2502.16894 v4, the tables of image classification (CLIP
-ViT-B/32, total rank 8) and of GLUE (RoBERTa-large, total rank 32); accuracy in percent.
+ViT-B/32, total rank 8), of GLUE (RoBERTa-large, total rank 32), of commonsense reasoning and of
+generation (LLaMA-2-7B, total ranks 32 and 8); in percent, but for the grades of chat.
 """
 
 from __future__ import annotations
@@ -57,6 +58,51 @@ adamole    83.99  95.76  86.03  91.48  89.21  93.64  83.75
 hydralora  83.89  95.52  85.04  91.02  89.34  93.87  81.22
 goat       86.86  96.21  84.55  91.40  89.55  94.19  85.56
 """)
+
+COMMONSENSE_SCORES: Scores = _table("""
+method     boolq  piqa   siqa   hellaswag winogrande arc_easy arc_challenge obqa
+lora       69.80  79.90  79.50  83.60     82.60      79.80    64.70         81.00
+dora       71.80  83.10  79.90  89.10     83.00      84.50    71.00         81.20
+pissa      67.60  78.10  78.40  76.60     78.00      75.80    60.20         75.60
+milora     67.60  83.80  80.10  88.20     82.00      82.80    68.80         80.60
+lora_dash  71.00  75.70  79.30  91.10     78.60      84.20    69.80         78.80
+neat       71.70  83.90  80.20  88.90     84.30      86.30    71.40         83.00
+kasa       73.60  84.40  80.20  91.50     84.50      84.70    72.10         81.20
+molora     73.15  83.68  80.09  74.57     85.95      87.33    72.53         86.20
+hydralora  72.78  84.06  79.68  80.34     86.66      87.12    72.35         86.00
+goat       73.60  83.95  80.50  87.12     85.00      87.79    76.88         87.00
+""")
+"""LLaMA-2-7B at rank 32; the first seven the paper quotes from others."""
+
+GENERATION_SCORES: Scores = _table("""
+method     chat   math   code
+full       5.56   59.36  35.31
+lora       5.61   52.84  21.34
+dora       5.97   54.59  19.75
+pissa      5.30   55.42  19.52
+milora     5.23   54.44  19.51
+molora     5.84   56.63  24.83
+hydralora  5.82   57.39  24.21
+goat       6.01   60.20  25.61
+""")
+"""LLaMA-2-7B at rank 8: MT-Bench (grade of the first turn), GSM8K and HumanEval (percent)."""
+
+
+def llama_eta(method: str, learning_rate: float) -> float | None:
+    """eta of the paper's scale for LLaMA: 0.1 at rates around 1e-4 and 1 around 1e-5.
+
+    Rates between go with the nearer one, on a logarithmic scale. None for methods without eta.
+
+    >>> llama_eta("goat", 1e-4), llama_eta("goat", 2e-5), llama_eta("lora", 1e-4)
+    (0.1, 1.0, None)
+    """
+    if method not in WITH_ETA:
+        return None
+    return 0.1 if learning_rate**2 > 1e-4 * 1e-5 else 1.0
+
+
+WITH_ETA = frozenset({"goat"})
+"""Methods whose scale depends on eta."""
 
 
 def method_sizes(method: str, rank: int, alpha: float, dropout: float) -> dict[str, Any]:

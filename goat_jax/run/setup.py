@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -45,6 +46,7 @@ class Built:
         state: at step 0.
         train_step, eval_step: jitted.
         schedule: optimizer steps done before -> learning rate.
+        optimizer_at: factor of the learning rate -> the optimizer; 1 is the run's own.
         inject_report: what was adapted.
         names: path of a linear module -> its full name per layer.
         kind: of the model, such as "language model".
@@ -61,6 +63,7 @@ class Built:
     train_step: TrainStep
     eval_step: EvalStep
     schedule: optax.Schedule
+    optimizer_at: Callable[[float | Array], optax.GradientTransformation]
     inject_report: InjectReport
     names: dict[tuple, list[str]]
     kind: str
@@ -90,8 +93,9 @@ def build(config: RunConfig) -> Built:
     gradients = _gradients(config, spec, loaded)
     report = adapt(loaded.model, config, spec, adapter_key, gradients)
     norms = residual_norms(loaded.model)
-    graph, trainable, base = split_model(loaded.model)
-    trainable, base, optimizer = method_optimizer(config, spec, trainable, base)
+    graph, *arrays = split_model(loaded.model)
+    optimizer_for = partial(method_optimizer, config, spec, arrays[0], arrays[1])
+    trainable, base, optimizer = optimizer_for()
     constants = starting_constants(loaded.model, spec.course)
     switch_step = spec.course.switch_step()
     objective = problem.objective(config.task)
@@ -107,6 +111,7 @@ def build(config: RunConfig) -> Built:
             accumulate=config.train.accumulate,
         ),
         eval_step=make_eval_step(graph, objective),
+        optimizer_at=lambda rate: optimizer_for(rate)[2],
         schedule=schedule_of(config.optimizer, config.train.steps),
         inject_report=report,
         names={site.path: site.names() for site in find_sites(loaded.model)},
@@ -148,11 +153,16 @@ def set_remat(model: Any, config: RunConfig) -> None:
 
 
 def method_optimizer(
-    config: RunConfig, spec: AdapterSpec, trainable: dict[str, PyTree], base: PyTree
+    config: RunConfig,
+    spec: AdapterSpec,
+    trainable: dict[str, PyTree],
+    base: PyTree,
+    rate: float | Array = 1.0,
 ) -> tuple[dict[str, PyTree], PyTree, optax.GradientTransformation]:
     """The method's optimizer, and the arrays it is for: aligned, if the config says so."""
     scales = scales_of(trainable, base)
-    optimizer = make_optimizer(config.optimizer, config.train.steps, spec.transform, scales)
+    steps = config.train.steps
+    optimizer = make_optimizer(config.optimizer, steps, spec.transform, scales, rate)
     forward = config.adapter.forward_scale
     if forward is None:
         return trainable, base, optimizer
@@ -226,18 +236,23 @@ def load_data(config: RunConfig, vocabulary: int | None = None) -> Data:
     train, held_out = load_rows(config, "train", "evaluation")
     if vocabulary is not None:
         check_tokens([*train.input_ids, *held_out.input_ids], vocabulary)  # type: ignore
-    size, length = config.train.batch_size, config.train.max_length
-    buckets = choose_buckets(train.lengths, size, length, max_shapes=config.train.shapes)
     notes = (
         describe("training", train),
         describe("held-out", held_out),
         note_of(train.marks, held_out.marks),
     )
     return Data(
-        train=train_iterator(train, size, config.train.seed, length, buckets=buckets),
+        train=training_batches(config, train),
         evaluation=evaluation_batches(config, held_out),
         notes=tuple(filter(None, notes)),
     )
+
+
+def training_batches(config: RunConfig, rows: Rows) -> Any:
+    """Endless batches in the order of the run's seed, checkpointable."""
+    size, length = config.train.batch_size, config.train.max_length
+    buckets = choose_buckets(rows.lengths, size, length, max_shapes=config.train.shapes)
+    return train_iterator(rows, size, config.train.seed, length, buckets=buckets)
 
 
 def check_tokens(texts: Iterable[np.ndarray], vocabulary: int) -> None:
