@@ -1,4 +1,4 @@
-"""Methods x seeds of one table of exams; what ``train/commonsense.py`` and ``generation.py`` run."""
+"""Methods x seeds of one table of exams: what ``train/commonsense.py`` and its like run."""
 
 from __future__ import annotations
 
