@@ -32,6 +32,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where predictions are written")
     parser.add_argument("--json", action="store_true", help="print JSON, a line a task")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds those that `options_of` reads."""
     _add_answers(parser.add_argument_group("answers"))
     _add_programs(parser.add_argument_group("programs (--how code)"))
     _add_judge(parser.add_argument_group("a judge (--how judge)"))

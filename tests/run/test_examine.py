@@ -142,7 +142,7 @@ def run_config(model, task, out, steps=2, learning_rate=1e-3):
     return RunConfig(
         model=ModelConfig(str(model)),
         task=task,
-        adapter=AdapterConfig("lora", "self_attn.q_proj", (), total_rank=4, dropout=0.0),
+        adapter=AdapterConfig("lora", ("q_proj", "up_proj"), (), total_rank=4, dropout=0.0),
         optimizer=OptimizerConfig(learning_rate=learning_rate, warmup_steps=1),
         train=TrainConfig(
             steps=steps, batch_size=4, max_length=384, eval_batch_size=4, eval_every=steps, shapes=1
@@ -186,41 +186,63 @@ def test_the_whole_path_of_every_family(
 
 
 @pytest.fixture(scope="module")
-def learnt(model, data, tmp_path_factory):
-    """A run that has learnt which label is right: always answer2 here."""
-    rows = [instruction(n % 7 + 1, 2) for n in range(24)]
-    folder = tmp_path_factory.mktemp("learnt")
+def run(model, tmp_path_factory):
+    """A run of one step on a multiple choice."""
+    folder = tmp_path_factory.mktemp("boolq")
+    rows = [instruction(n % 7 + 1, 2) for n in range(8)]
     write(folder / "boolq" / "train.jsonl", rows)
     write(folder / "boolq" / "test.jsonl", [*rows[:5], instruction(3, 1)])
     task = make_task("boolq", folder=str(folder), packing=False)
-    config = run_config(model, task, folder / "run", steps=60, learning_rate=3e-2)
+    config = run_config(model, task, folder / "run", steps=1)
     fit(config, progress=False)
     return config
 
 
-def test_what_was_learnt_is_answered_and_likely(learnt, capsys):
+def test_answers_are_marked(run, capsys, monkeypatch):
+    from goat_jax.run import answering
+
+    answers = ["the correct answer is answer2", "Answer 2!", "answer1", "none", "answer2", "2"]
+    monkeypatch.setattr(answering, "answer_all", lambda *arguments: answers)
     capsys.readouterr()
-    for how, name in [("generate", "accuracy"), ("likelihood", "accuracy_norm")]:
-        assert main(["evaluate", learnt.out, "--json", "--quiet", "--how", how]) == 0
-        (found,) = said(capsys)
-        assert found["scores"][name] == pytest.approx(5 / 6)
-        records = lines_of(found["files"][0])
-        assert [record["right"] for record in records] == [True] * 5 + [False]
-        assert {record["prediction"] for record in records} == {"answer2"}
+    assert main(["evaluate", run.out, "--json", "--quiet"]) == 0
+    (found,) = said(capsys)
+    assert found["scores"] == pytest.approx({"accuracy": 0.5, "without_answer": 1 / 3})
+    records = lines_of(found["files"][0])
+    assert [record["right"] for record in records] == [True, True, False, False, True, False]
+    assert [record["generated"] for record in records] == answers
+    assert records[2]["prediction"] == "answer1" and records[3]["prediction"] is None
 
 
-def test_the_loss_of_its_rows_can_still_be_had(learnt, capsys):
+def test_the_likelier_option_is_taken(run, capsys, monkeypatch):
+    from goat_jax.run import likelihood
+
+    def scored(self, pairs, *arguments, **options):
+        """answer2 by the sum; answer1 by the mean, its text being longer."""
+        second = [text.endswith("answer2") for _, text in pairs]
+        sums, tokens = np.where(second, -4.0, -5.0), np.where(second, 2, 5)
+        return likelihood.Likelihoods(sums, tokens, 0)
+
+    monkeypatch.setattr(likelihood.Scorer, "__call__", scored)
     capsys.readouterr()
-    assert main(["evaluate", learnt.out, "--json", "--how", "loss"]) == 0
-    assert 1.0 < said(capsys)[0]["perplexity"] < 3.0
+    assert main(["evaluate", run.out, "--json", "--quiet", "--how", "likelihood"]) == 0
+    (found,) = said(capsys)
+    assert found["scores"] == pytest.approx({"accuracy": 5 / 6, "accuracy_norm": 1 / 6})
+    record = lines_of(found["files"][0])[0]
+    assert (record["prediction"], record["prediction_norm"]) == ("answer2", "answer1")
 
 
-def test_a_table_for_people(learnt, tmp_path, capsys):
+def test_the_loss_of_its_rows_can_still_be_had(run, capsys):
+    capsys.readouterr()
+    assert main(["evaluate", run.out, "--json", "--how", "loss"]) == 0
+    assert said(capsys)[0]["perplexity"] > 1.0
+
+
+def test_a_table_for_people(run, tmp_path, capsys):
     capsys.readouterr()
     arguments = ["--how", "likelihood", "--limit", "2", "--out", str(tmp_path / "x")]
-    assert main(["evaluate", learnt.out, *arguments]) == 0
+    assert main(["evaluate", run.out, *arguments]) == 0
     printed = capsys.readouterr()
-    assert "boolq by likelihood (run, step 60)" in printed.out and "1.0000" in printed.out
+    assert "boolq by likelihood (run, step 1)" in printed.out and "accuracy_norm" in printed.out
     assert "written: " in printed.out and "step 4/4 (100%)" in printed.err
     assert not list((tmp_path / "x").glob("*.writing"))
 
