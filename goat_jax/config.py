@@ -16,6 +16,7 @@ from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.data.tasks import KINDS, Task
 from goat_jax.errors import UserError, nearest
 from goat_jax.inject import ALL_LINEAR, Override
+from goat_jax.mesh.config import MeshConfig, Rules
 from goat_jax.optim.optimizer import OptimizerConfig
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -150,7 +151,7 @@ class RunConfig:
     """One run.
 
     Attributes:
-        model, task, adapter, optimizer, train: its parts.
+        model, task, adapter, optimizer, train, mesh: its parts.
         out: the run folder; a run that exists there is continued.
     """
 
@@ -159,6 +160,7 @@ class RunConfig:
     adapter: AdapterConfig = AdapterConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
     out: str = "runs/run"
 
     @property
@@ -177,8 +179,11 @@ FREE_TO_CHANGE = (
     "train.log_every",
     "train.eval_batch_size",
     "train.patience",
+    *(f"mesh.{field.name}" for field in dataclasses.fields(MeshConfig)),
+    *(f"mesh.rules.{field.name}" for field in dataclasses.fields(Rules)),
 )
-"""Fields that a continued run may change, since its numbers do not depend on them."""
+"""Fields that a continued run may change, since its numbers do not depend on them (on the mesh by
+no more than the order of sums)."""
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -285,8 +290,16 @@ def config_from_json(values: Mapping[str, Any]) -> RunConfig:
         adapter=AdapterConfig(**adapter),
         optimizer=OptimizerConfig(**parts["optimizer"]),
         train=TrainConfig(**parts["train"]),
+        mesh=_mesh_from(parts.get("mesh", {})),
         **own,
     )
+
+
+def _mesh_from(values: Mapping[str, Any]) -> MeshConfig:
+    start = "rules."
+    rules = {name.removeprefix(start): v for name, v in values.items() if name.startswith(start)}
+    sizes = {name: value for name, value in values.items() if not name.startswith(start)}
+    return MeshConfig(**sizes, rules=Rules(**rules))
 
 
 def _tuples(value: Any) -> Any:

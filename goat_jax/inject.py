@@ -17,6 +17,7 @@ from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError, nearest
 from goat_jax.layers import Adapter, Dense, Factor, Head
 from goat_jax.sites import Site, find_sites, find_stacks
+from goat_jax.spread import Placing, start_layers, start_on_mesh
 from goat_jax.targets import ALL_LINEAR, Targets, check_all_match, matches, trains
 from goat_jax.typing import Key
 
@@ -76,6 +77,7 @@ def inject(
     overrides: Sequence[Override] = (),
     train: Targets = (),
     gradients: Mapping[str, jax.Array] | None = None,
+    placing: Placing | None = None,
 ) -> InjectReport:
     """Attaches an adapter to every target, in place; edits its kernel as the method says.
 
@@ -92,6 +94,8 @@ def inject(
         train: modules trained in full (the task head), with their parts; they get no adapter.
         gradients: full module name -> gradient (I, O) of the loss with respect to its kernel, for
             methods that start from it.
+        placing: where on a mesh the arrays go; None leaves them on one device. Layers of a stack
+            are then shared out among all devices for what their start computes.
 
     Raises:
         UserError: a target or override that matches nothing, nothing that could be adapted, or a
@@ -124,7 +128,7 @@ def inject(
             chosen, reason = _choose(site, name, spec, targets, overrides)
             what = "frozen" if chosen is None else "adapter"
             if chosen is not None:
-                attach(site, chosen, key, gradients)
+                attach(site, chosen, key, gradients, placing)
         rows.append((site, what, reason, shape))
     if not any(what == "adapter" for _, what, *_ in rows):
         reasons = {reason for _, _, reason, _ in rows if reason}
@@ -190,12 +194,13 @@ def attach(
     spec: AdapterSpec,
     key: Key,
     gradients: Mapping[str, jax.Array] | None = None,
+    placing: Placing | None = None,
 ) -> None:
     """Initialises an adapter from the site's kernel and hangs it there."""
     dense: Dense = site.module  # type: ignore[assignment]
     if dense.adapter is not None:
         raise UserError(f"{site.names()[0]} has an adapter already: start from a new model")
-    start = start_adapter(dense.kernel[...], spec, key, site, gradients)
+    start = start_adapter(dense.kernel[...], spec, key, site, gradients, placing)
     dense.kernel.set_value(start.kernel)
     salt = name_number(site.pattern)
     dense.adapter = Adapter(start.factors, start.scale, spec, salt, start.constants)
@@ -207,10 +212,13 @@ def start_adapter(
     key: Key,
     site: Site,
     gradients: Mapping[str, jax.Array] | None = None,
+    placing: Placing | None = None,
 ) -> AdapterStart:
     """`init_adapter` of a site; layers of a stack one by one, each with the key of its own name."""
     keys = [jax.random.fold_in(key, name_number(name)) for name in site.names()]
     known = _gradients_of(site, gradients)
+    if placing is not None:
+        return start_on_mesh(kernel, spec, jax.numpy.stack(keys), known, site, placing)
     if site.layers is None:
         return _start(kernel, spec, keys[0], None if known is None else known[0])
     return _start_stacked(kernel, spec, jax.numpy.stack(keys), known)
@@ -237,11 +245,7 @@ def _start(
 def _start_stacked(
     kernels: jax.Array, spec: AdapterSpec, keys: Key, gradients: jax.Array | None
 ) -> AdapterStart:
-    # A map, not a vmap: one layer's SVD is in memory at a time, and its result does not depend on
-    # which layers are stacked with it.
-    return jax.lax.map(
-        lambda layer: init_adapter(layer[0], spec, layer[1], layer[2]), (kernels, keys, gradients)
-    )
+    return start_layers(kernels, keys, gradients, spec)
 
 
 def name_number(name: str) -> int:

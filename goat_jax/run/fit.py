@@ -171,7 +171,9 @@ class _Loop:
         """One optimizer step, and what is due after it."""
         train = self.config.train
         batch = next(self.data.train)
-        self.state, metrics = self.built.train_step(self.state, self.built.base, batch)
+        placed = self.built.placed
+        there = batch if placed is None else placed.put_share(batch, train.batch_size)
+        self.state, metrics = self.built.train_step(self.state, self.built.base, there)
         # The device works on this step while the host looks at the one before.
         self.look_at_pending()
         self.step += 1
@@ -222,6 +224,7 @@ class _Loop:
             self.built.base,
             self.data.evaluation,
             self.config.task,
+            put=self.built.put_whole,
         )
         scores = found.scores
         self.records.write("eval", self.step, split="evaluation", **scores, seconds=found.seconds)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -24,6 +25,7 @@ from goat_jax.models.sources import find_model, open_checkpoint
 from goat_jax.optim.optimizer import make_optimizer, schedule_of
 from goat_jax.optim.pairs import scales_of
 from goat_jax.optim.scaling_alignment import align, scaling_alignment
+from goat_jax.run.placed import Placed, keep_rows, placement_of, share_of_process, start_state
 from goat_jax.run.problems import check_model, problem_of
 from goat_jax.run.state import RunState
 from goat_jax.run.step import EvalStep, TrainStep, make_eval_step, make_train_step
@@ -38,6 +40,7 @@ class Built:
     Attributes:
         graph, base: static structure and frozen arrays.
         state: at step 0.
+        placed: where the arrays are on a mesh; None on one device.
         train_step, eval_step: jitted.
         schedule: optimizer steps done before -> learning rate.
         inject_report: what was adapted.
@@ -52,6 +55,7 @@ class Built:
     graph: Any
     base: PyTree
     state: RunState
+    placed: Placed | None
     train_step: TrainStep
     eval_step: EvalStep
     schedule: optax.Schedule
@@ -63,6 +67,10 @@ class Built:
     base_fingerprint: str
     residual_norms: dict[str, list[float]]
 
+    def put_whole(self, batch: Batch) -> Batch:
+        """A batch where the steps take it from: on the mesh, if there is one."""
+        return batch if self.placed is None else self.placed.put_whole(batch)
+
 
 def build(config: RunConfig) -> Built:
     """Loads the model, injects the adapters and makes the steps; nothing is compiled yet.
@@ -72,10 +80,14 @@ def build(config: RunConfig) -> Built:
     """
     path = find_model(config.model.path)
     problem = problem_of(config.task)
-    spec = config.adapter.spec()
+    spec, placement = config.adapter.spec(), placement_of(config)
     head_key, adapter_key, run_key = jax.random.split(jax.random.key(config.train.seed), 3)
     loaded = load_model(
-        path, key=head_key, dtype=DTYPES[config.model.dtype], **model_options(config)
+        path,
+        key=head_key,
+        dtype=DTYPES[config.model.dtype],
+        sharding=None if placement is None else placement.parameter,
+        **model_options(config),
     )
     check_model(config.task, loaded.kind, str(path))
     problem.prepare(config.task, loaded, path)
@@ -86,25 +98,32 @@ def build(config: RunConfig) -> Built:
         key=adapter_key,
         overrides=config.adapter.overrides,
         train=config.adapter.train,
+        placing=placement,
     )
+    keep_rows(loaded.model, placement)
     for stack in find_stacks(loaded.model):
         stack.remat = config.model.remat
     norms = residual_norms(loaded.model)
     graph, trainable, base = split_model(loaded.model)
     trainable, base, optimizer = _optimizer(config, spec, trainable, base)
+    state, base, placed = start_state(loaded.model, placement, trainable, base, optimizer, run_key)
     objective = problem.objective(config.task)
     return Built(
         graph=graph,
         base=base,
-        state=RunState.create(trainable, optimizer, run_key),
+        state=state,
+        placed=placed,
         train_step=make_train_step(
             graph,
             objective,
             optimizer,
             aux_weight=spec.aux_weight,
             accumulate=config.train.accumulate,
+            shardings=None if placed is None else placed.in_step(),
         ),
-        eval_step=make_eval_step(graph, objective),
+        eval_step=make_eval_step(
+            graph, objective, None if placed is None else placed.in_evaluation()
+        ),
         schedule=schedule_of(config.optimizer, config.train.steps),
         inject_report=report,
         names={site.path: site.names() for site in find_sites(loaded.model)},
@@ -143,12 +162,14 @@ def residual_norms(model: Any) -> dict[str, list[float]]:
     norms: dict[str, list[float]] = {}
     for site in find_sites(model):
         if site.module.adapter is not None:  # type: ignore[attr-defined]
-            kernel = np.asarray(site.module.kernel[...], np.float64)  # type: ignore[attr-defined]
-            layers = kernel.reshape(-1, *kernel.shape[-2:])
-            norms.setdefault(site.pattern, []).extend(
-                float(np.linalg.norm(layer)) for layer in layers
-            )
+            layers = np.asarray(_norms(site.module.kernel[...]))  # type: ignore[attr-defined]
+            norms.setdefault(site.pattern, []).extend(map(float, layers.reshape(-1)))
     return norms
+
+
+@jax.jit
+def _norms(kernel: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.square(kernel.astype(jnp.float32)).sum(-1).sum(-1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,8 +201,9 @@ def load_data(config: RunConfig, vocabulary: int | None = None) -> Data:
         check_tokens([*train.input_ids, *held_out.input_ids], vocabulary)  # type: ignore
     size, length = config.train.batch_size, config.train.max_length
     buckets = choose_buckets(train.lengths, size, length, max_shapes=config.train.shapes)
+    share = share_of_process(placement_of(config), size)
     return Data(
-        train=train_iterator(train, size, config.train.seed, length, buckets=buckets),
+        train=train_iterator(train, size, config.train.seed, length, *share, buckets=buckets),
         evaluation=evaluation_batches(config, held_out),
         notes=(describe("training", train), describe("held-out", held_out)),
     )
