@@ -1,13 +1,14 @@
 """What a text task is, and its rows as labelled examples."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from goat_jax.data.metrics import METRICS, REGRESSION_METRICS
-from goat_jax.data.sources import Row, read_source
+from goat_jax.data.metrics import METRICS, REGRESSION_METRICS, split_metric
+from goat_jax.data.overlap import mark_of
+from goat_jax.data.sources import AND, Row, read_source
 from goat_jax.errors import UserError
 
 # The TFDS split that a source means if it names none.
@@ -27,6 +28,9 @@ class TextTask:
       metrics: names from `METRICS`, the first is the one that decides.
       data_dir: TFDS's folder, the package cache, or where relative paths start.
       train_limit, evaluation_limit: at most so many rows, evenly spaced over the source.
+      parts: names of the held-out sources, where evaluation joins several with `AND`; a metric
+        "accuracy_PART" scores only one of them.
+      id: a column that names rows, to tell those that are in both splits; None: by the text.
 
     Raises UserError where these do not fit together.
 
@@ -46,10 +50,12 @@ matthews, f1
     data_dir: str | None = None
     train_limit: int | None = None
     evaluation_limit: int | None = None
+    parts: tuple[str, ...] = ()
+    id: str | None = None
 
     def __post_init__(self) -> None:
         # One name may be written without a tuple; lists come from JSON.
-        for name in ("text", "labels", "metrics"):
+        for name in ("text", "labels", "metrics", "parts"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         if len(self.text) not in (1, 2):
@@ -57,11 +63,13 @@ matthews, f1
                 f"task {self.name}: text names {len(self.text)} columns {self.text}:"
                 " give one, or two for pairs"
             )
-        check_scoring(self.name, self.labels, self.metrics)
+        check_scoring(self.name, self.labels, self.metrics, self.parts)
         check_limits(self.name, self.train_limit, self.evaluation_limit)
 
 
-def check_scoring(name: str, labels: tuple[str, ...], metrics: tuple[str, ...]) -> None:
+def check_scoring(
+    name: str, labels: tuple[str, ...], metrics: tuple[str, ...], parts: tuple[str, ...] = ()
+) -> None:
     """Raises UserError if a task's class names repeat, or its metrics do not go with them.
 
     >>> check_scoring("tone", ("poor", "fine"), ("accuracy",))
@@ -73,7 +81,8 @@ def check_scoring(name: str, labels: tuple[str, ...], metrics: tuple[str, ...]) 
     kind = "classification" if labels else "regression"
     known = [m for m in METRICS if (m in REGRESSION_METRICS) != bool(labels)]
     for metric in metrics:
-        if metric not in known:
+        base, part = split_metric(metric)
+        if base not in known or (part and part not in parts):
             raise UserError(
                 f"task {name}: unknown metric {metric!r}: {kind} has {', '.join(known)}"
             )
@@ -100,6 +109,8 @@ class Examples:
     Attributes:
       texts: one or two tuples of N strings.
       labels: [N] int32 class ids, or float32 values for regression.
+      marks: what tells each row from others (`goat_jax.data.overlap`).
+      parts: name of a part of the rows -> [N] float32, 1 where a row belongs to it.
 
     >>> len(Examples((("fine", "poor"),), np.array([1, 0], np.int32)))
     2
@@ -107,6 +118,8 @@ class Examples:
 
     texts: tuple[tuple[str, ...], ...]
     labels: np.ndarray = field(repr=False)
+    marks: tuple[bytes, ...] = field(default=(), repr=False)
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -128,18 +141,35 @@ def load_examples(task: TextTask, split: str) -> Examples:
     array([1], dtype=int32)
     """
     source, limit = source_of(task, split)
-    rows = read_source(source, DEFAULT_SPLITS[split], task.data_dir)
-    if not rows:
+    pieces = [
+        (piece, read_source(piece, DEFAULT_SPLITS[split], task.data_dir))
+        for piece in source.split(AND)
+    ]
+    places = [(part, i) for part, (_, rows) in enumerate(pieces) for i in range(len(rows))]
+    if not places:
         raise UserError(f"{source}: no rows")
-    chosen = spaced(len(rows), limit)
     texts: list[tuple[str, ...]] = []
     labels: list[float] = []
-    for index in chosen:
-        where = f"{source}: row {index + 1}"
-        texts.append(_texts(rows[index], task.text, where))
-        labels.append(read_label(rows[index], task.label, task.labels, where))
+    marks: list[bytes] = []
+    chosen = [places[index] for index in spaced(len(places), limit)]
+    for part, index in chosen:
+        piece, rows = pieces[part]
+        row, where = rows[index], f"{piece}: row {index + 1}"
+        texts.append(_texts(row, task.text, where))
+        labels.append(read_label(row, task.label, task.labels, where))
+        marks.append(mark_of(read_column(row, task.id, where) if task.id else texts[-1]))
     dtype = np.int32 if task.labels else np.float32
-    return Examples(tuple(zip(*texts, strict=True)), np.asarray(labels, dtype))
+    columns = tuple(zip(*texts, strict=True))
+    parts = _parts(task, split, [part for part, _ in chosen], len(pieces))
+    return Examples(columns, np.asarray(labels, dtype), tuple(marks), parts)
+
+
+def _parts(task: TextTask, split: str, numbers: list[int], count: int) -> dict[str, np.ndarray]:
+    """Which rows belong to which part; none where other rows took the place of the task's own."""
+    if split != "evaluation" or count != len(task.parts):
+        return {}
+    of_row = np.array(numbers)
+    return {name: (of_row == i).astype(np.float32) for i, name in enumerate(task.parts)}
 
 
 class Splits(Protocol):
@@ -207,15 +237,21 @@ def _texts(row: Row, columns: tuple[str, ...], where: str) -> tuple[str, ...]:
     return values
 
 
-def read_label(row: Row, column: str, labels: tuple[str, ...], where: str) -> float:
+def read_label(
+    row: Row, column: str, labels: tuple[str, ...], where: str, written: tuple[str, ...] = ()
+) -> float:
     """A class name, or the id of a class; names win, so classes may be called "1" and "2".
+
+    Args:
+      written: what the rows call the classes, in the order of labels, if by other names.
 
     >>> read_label({"label": "good"}, "label", ("bad", "good"), "row 1")
     1
     """
     value = read_column(row, column, where)
-    if str(value) in labels:
-        return labels.index(str(value))
+    for names in (labels, written):
+        if str(value) in names:
+            return names.index(str(value))
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -224,5 +260,6 @@ def read_label(row: Row, column: str, labels: tuple[str, ...], where: str) -> fl
         return number
     if number in range(len(labels)):
         return number
-    allowed = f"{', '.join(labels)} (ids 0 to {len(labels) - 1})"
+    shown = ", ".join(labels if len(labels) <= 12 else (*labels[:3], "...", labels[-1]))
+    allowed = f"{shown} (ids 0 to {len(labels) - 1})"
     raise UserError(f"{where}: label {value!r}: expected {allowed if labels else 'a number'}")

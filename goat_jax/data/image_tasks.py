@@ -54,6 +54,8 @@ class ImageTask:
       flip: mirror every other training image at random, left to right.
       on_bad_image: `error`, or `skip` images that cannot be decoded, which decodes all at the
         start.
+      written: what the rows call the classes, if not by their names or ids; in the order of labels.
+      id: a column that names rows, to tell those that are in both splits; None: by the image.
       prompt: what a zero-shot head reads of a class, its name in the place of ``{}``.
 
     Raises UserError where these do not fit together.
@@ -81,10 +83,12 @@ class ImageTask:
     flip: bool = False
     on_bad_image: str = "error"
     prompt: str = "a photo of a {}"
+    written: tuple[str, ...] = ()
+    id: str | None = None
 
     def __post_init__(self) -> None:
         # One name may be written without a tuple; lists come from JSON.
-        for name in ("labels", "metrics", "mean", "std", "train_crop", "train_ratio"):
+        for name in ("labels", "written", "metrics", "mean", "std", "train_crop", "train_ratio"):
             value = getattr(self, name)
             if value is not None:
                 value = (value,) if isinstance(value, str) else tuple(value)
@@ -106,6 +110,8 @@ class ImageTask:
             found.append(f"train_crop {self.train_crop}: give two shares, 0 < least <= most <= 1")
         if not _is_range(self.train_ratio):
             found.append(f"train_ratio {self.train_ratio}: give two ratios, 0 < least <= most")
+        if self.written and len(self.written) != len(self.labels):
+            found.append(f"{len(self.written)} written names for {len(self.labels)} labels")
         if self.on_bad_image not in ON_BAD_IMAGE:
             found.append(
                 f"on_bad_image {self.on_bad_image!r}: use one of {', '.join(ON_BAD_IMAGE)}"

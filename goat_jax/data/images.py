@@ -19,6 +19,7 @@ from goat_jax.data.image_transforms import (
     resized_crop,
     to_rgb,
 )
+from goat_jax.data.overlap import mark_of
 from goat_jax.data.rows import Batch, Draw, fill_places
 from goat_jax.data.sources import read_image_source
 from goat_jax.errors import UserError
@@ -38,6 +39,7 @@ class ImageRows:
       numbers: N places in `rows`.
       labels: [N] int32 class ids.
       dropped: how many rows were left out since their image cannot be decoded.
+      marks: what tells images from others.
       lengths: [N] int32, all one: every batch has the same shape.
       truncated: none ever is.
 
@@ -53,6 +55,7 @@ class ImageRows:
     numbers: Sequence[int] = field(repr=False)
     labels: np.ndarray = field(repr=False)
     dropped: int = 0
+    marks: tuple[bytes, ...] = field(default=(), repr=False)
     lengths: np.ndarray = field(init=False, repr=False)
     truncated: int = field(init=False, default=0)
 
@@ -143,7 +146,7 @@ def _read(value: Any, where: str, folder: str | Path | None, whole: bool) -> Any
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(value, str | Path):
-        value = Path(folder or "") / Path(value).expanduser()
+        value = _file(value, folder)
         if not value.is_file():
             raise UserError(f"{where}: {value}: no such file")
     elif not isinstance(value, bytes | np.ndarray):
@@ -183,18 +186,32 @@ def load_images(task: ImageTask, split: str) -> ImageRows:
     """
     source, limit = source_of(task, split)
     rows = read_image_source(source, DEFAULT_SPLITS[split], task.image, task.data_dir)
-    numbers, labels, problems = [], [], []
+    numbers, labels, marks, problems = [], [], [], []
     for number in spaced(len(rows), limit):
         row, where = rows[number], f"{source}: row {number + 1}"
-        label = read_label(row, task.label, task.labels, where)
-        if problem := _problem(read_column(row, task.image, where), where, task):
+        label = read_label(row, task.label, task.labels, where, task.written)
+        image = read_column(row, task.image, where)
+        if problem := _problem(image, where, task):
             problems.append(problem)
         else:
             numbers.append(number)
             labels.append(label)
+            marks.append(_mark(row, image, where, task))
     if not numbers:
         raise problems[0] if problems else UserError(f"{source}: no rows")
-    return ImageRows(task, source, rows, numbers, np.array(labels, np.int32), len(problems))
+    ids = np.array(labels, np.int32)
+    return ImageRows(task, source, rows, numbers, ids, len(problems), tuple(marks))
+
+
+def _mark(row: Row, image: Any, where: str, task: ImageTask) -> bytes:
+    """What tells an image from others: its id, or else what is stored of it."""
+    if task.id is not None:
+        return mark_of(read_column(row, task.id, where))
+    return mark_of(_file(image, task.data_dir) if isinstance(image, str | Path) else image)
+
+
+def _file(value: str | Path, folder: str | Path | None) -> Path:
+    return Path(folder or "") / Path(value).expanduser()
 
 
 def _problem(value: Any, where: str, task: ImageTask) -> UserError | None:

@@ -123,6 +123,16 @@ METRICS: dict[str, Callable[..., float]] = {
 REGRESSION_METRICS = frozenset({"pearson", "spearman"})
 
 
+def split_metric(name: str) -> tuple[str, str]:
+    """A metric's own name, and the part of the rows that it is of.
+
+    >>> split_metric("accuracy_matched"), split_metric("f1")
+    (('accuracy', 'matched'), ('f1', ''))
+    """
+    base, _, part = name.partition("_")
+    return (base, part) if base in METRICS else (name, "")
+
+
 def score(
     names: Sequence[str],
     predictions: ArrayLike,

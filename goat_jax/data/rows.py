@@ -20,6 +20,7 @@ class Rows(Protocol):
       lengths: [N] int32; rows of similar length share a batch, padded to one length.
       truncated: how many rows lost their end.
       dropped: how many were left out, nothing usable being in them.
+      marks: what tells each row (or text) from others (`goat_jax.data.overlap`).
     """
 
     @property
@@ -30,6 +31,9 @@ class Rows(Protocol):
 
     @property
     def dropped(self) -> int: ...
+
+    @property
+    def marks(self) -> Sequence[bytes]: ...
 
     def __len__(self) -> int: ...
 

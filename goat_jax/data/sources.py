@@ -2,10 +2,14 @@
 
 A source is a string. `tfds:NAME` (or `tfds:NAME@SPLIT`) reads a TFDS data set, `reviews:train` the
 demo task's package, `digits:train` scikit-learn's digits, `idx:FOLDER@train` files as MNIST has
-them; anything else is the path of a file, or of a folder with a subfolder of images for each class.
+them, `hf:OWNER/NAME[/CONFIG]@SPLIT` a data set of the Hugging Face hub; anything else is the path
+of a file, or of a folder with a subfolder of images for each class.
+
+Several sources with `OR` between them are tried in their order.
 """
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,6 +115,29 @@ def _idx(rest: str, split: str, data_dir: str | Path | None) -> list[Row]:
     return read_idx_folder(_path(folder, data_dir), chosen)
 
 
+def _hub(rest: str, split: str, data_dir: str | Path | None) -> list[Row]:
+    return [_plain(row) for row in _open_hub(rest, split)]
+
+
+def _open_hub(rest: str, split: str) -> Any:
+    """Rows of a hub data set; images stay as stored, a dict with their bytes."""
+    name, chosen = _at(rest, split)
+    owner, _, rest = name.partition("/")
+    repository, _, config = rest.partition("/")
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError:
+        raise UserError(f"hf:{name}: needs the package datasets: pip install datasets") from None
+    try:
+        rows = datasets.load_dataset(f"{owner}/{repository}", config or None, split=chosen)
+        for column, feature in rows.features.items():
+            if type(feature).__name__ == "Image":
+                rows = rows.cast_column(column, datasets.Image(decode=False))
+        return rows
+    except Exception as error:  # http, cache, script and name errors, each of its own kind
+        raise UserError(f"hf:{name}@{chosen}: {first_line(error)}") from error
+
+
 def _at(rest: str, split: str) -> tuple[str, str]:
     """`NAME@SPLIT` in two, with the split that is meant if none is named."""
     name, _, chosen = rest.partition("@")
@@ -126,7 +153,13 @@ SCHEMES: dict[str, Callable[[str, str, str | Path | None], list[Row]]] = {
     "reviews": _reviews,
     "digits": _digits,
     "idx": _idx,
+    "hf": _hub,
 }
+
+OR = " || "
+AND = " ++ "
+"""Between sources: where rows come from if not from the first, and further rows of the same split
+(`goat_jax.data.examples`)."""
 
 
 def read_source(source: str, split: str, data_dir: str | Path | None = None) -> list[Row]:
@@ -142,6 +175,21 @@ def read_source(source: str, split: str, data_dir: str | Path | None = None) -> 
     goat_jax.errors.UserError: dev.json: unknown file type: use one of .jsonl, .jsonl.gz, .csv, \
 .csv.gz, .tsv, .tsv.gz, .npz, .parquet
     """
+    return _first(source, lambda one: _read_one(one, split, data_dir))
+
+
+def _first(source: str, read: Callable[[str], Any]) -> Any:
+    """The rows of the first of several sources that gives any; one error that names them all."""
+    problems = []
+    for one in source.split(OR):
+        try:
+            return read(one)
+        except UserError as error:
+            problems.append(str(error))
+    raise UserError("; ".join(problems))
+
+
+def _read_one(source: str, split: str, data_dir: str | Path | None) -> list[Row]:
     scheme, _, rest = source.partition(":")
     if rest and scheme in SCHEMES:
         return SCHEMES[scheme](rest, split, data_dir)
@@ -163,9 +211,17 @@ def read_image_source(
     Traceback (most recent call last):
     goat_jax.errors.UserError: nowhere.jsonl: no such file
     """
+    return _first(source, lambda one: _read_images(one, split, column, data_dir))
+
+
+def _read_images(
+    source: str, split: str, column: str, data_dir: str | Path | None
+) -> Sequence[Row]:
     scheme, _, rest = source.partition(":")
+    if scheme == "hf":
+        return _HubImages(_open_hub(rest, split), column)
     if scheme != "tfds":
-        return read_source(source, split, data_dir)
+        return _read_one(source, split, data_dir)
     from tensorflow_datasets import decode, features
 
     name, chosen = _at(rest, split)
@@ -173,3 +229,18 @@ def read_image_source(
     if isinstance(dict(rows.dataset_info.features or {}).get(column), features.Image):
         return dataclasses.replace(rows, decoders={column: decode.SkipDecoding()})
     return rows
+
+
+class _HubImages(Sequence[Row]):
+    """Rows of a hub data set, read when asked for, with the image's bytes in its column."""
+
+    def __init__(self, rows: Any, column: str):
+        self._rows, self._column = rows, column
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        row = dict(self._rows[int(index)])
+        image = row.get(self._column)
+        return row | {self._column: image["bytes"]} if isinstance(image, dict) else row

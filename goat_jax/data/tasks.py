@@ -12,6 +12,7 @@ from goat_jax.data.formats import split_files
 from goat_jax.data.glue import GLUE, glue
 from goat_jax.data.image_tasks import ImageTask, digits, fashion_mnist, image_files
 from goat_jax.data.language import LanguageTask
+from goat_jax.data.vision_tasks import VISION, vision
 from goat_jax.errors import UserError, nearest
 
 __all__ = [
@@ -141,6 +142,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "language_files": language_files,
     "gsm8k": gsm8k,
     "image_files": image_files,
+    **{name: partial(vision, name) for name in VISION},
     "digits": digits,
     "fashion_mnist": fashion_mnist,
 }
@@ -149,11 +151,9 @@ TASKS: dict[str, Callable[..., Task]] = {
 def make_task(name: str, **options: object) -> Task:
     """The task `TASKS[name](**options)`; UserError names an unknown task or option.
 
-    >>> make_task("rtee")
+    >>> make_task("rtee")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    goat_jax.errors.UserError: unknown task 'rtee' (did you mean 'rte'?): use one of files, \
-reviews, cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, language_files, gsm8k, \
-image_files, digits, fashion_mnist
+    goat_jax.errors.UserError: unknown task 'rtee' (did you mean 'rte'?): use one of files, ...
     """
     if name not in TASKS:
         known = ", ".join(TASKS)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from goat_jax.data.language import ENDED_BY_TEMPLATE, LanguageTask, Piece, load_pieces
+from goat_jax.data.overlap import mark_of
 from goat_jax.data.rows import Batch, Draw, fill_places, pad_right
 from goat_jax.errors import UserError
 
@@ -37,6 +38,11 @@ class Texts:
     pad_id: int = 0
     truncated: int = 0
     dropped: int = 0
+
+    @property
+    def marks(self) -> tuple[bytes, ...]:
+        """What tells texts from others: their tokens."""
+        return tuple(mark_of(ids) for ids in self.input_ids)
 
     def __len__(self) -> int:
         return len(self.members)

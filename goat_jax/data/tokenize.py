@@ -1,5 +1,6 @@
 """Texts to token ids: ragged, so that padding is decided batch by batch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ class Encoded:
       pad_id: the token that fills a row up.
       truncated: how many rows were longer than `max_length` and lost their end.
       dropped: none; every row has a label.
+      marks: what tells rows from others, of their texts.
+      parts: name -> [N] float32, 1 where a row belongs to that part of a held-out split.
 
     >>> ids = [np.array([2, 7, 3], np.int32)]
     >>> len(Encoded(ids, None, np.array([3], np.int32), np.array([1], np.int32)))
@@ -50,6 +53,8 @@ class Encoded:
     pad_id: int = 0
     truncated: int = 0
     dropped: int = 0
+    marks: tuple[bytes, ...] = field(default=(), repr=False)
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,7 +63,7 @@ class Encoded:
         """One padded batch; padding is on the right.
 
         Returns `input_ids`, `attention_mask`, `token_type_ids` [B, T] int32, `labels` [B] (the
-        data's dtype) and `weights` [B] float32.
+        data's dtype), `weights` [B] float32, and `part_NAME` [B] float32 for every part.
 
         >>> data = Encoded([np.array([4, 5])], None, np.array([2]), np.array([1]))
         >>> data.gather(np.array([0, -1]), 3)["attention_mask"].tolist()
@@ -75,6 +80,7 @@ class Encoded:
             else pad_right([types[i] for i in numbers], length, 0),
             "labels": self.labels[numbers],
             "weights": weights,
+            **{f"part_{name}": rows[numbers] for name, rows in self.parts.items()},
         }
 
 
@@ -145,4 +151,6 @@ def encode(tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
         # Padding is masked, so a tokenizer without a pad token may use any id it has.
         pad_id=next(pad for pad in pads if pad is not None),
         truncated=sum(1 for encoding in out.encodings or () if encoding.overflowing),
+        marks=examples.marks,
+        parts=examples.parts,
     )

@@ -89,15 +89,25 @@ def fill(
     fresh: list[str] = []
     for slot in slots:
         if slot.names[0] in stored:
-            small = isinstance(slot.site.module, FLOAT32)
-            keep = small or _is_head(slot.names[0], architecture)
-            own = partial(_read, slot, stored, weights, jnp.float32 if keep else dtype)
+            own = partial(_read, slot, stored, weights, _dtype(slot, architecture, dtype))
         else:
             own = partial(_start, slot, key)
             fresh += slot.names
         where = None if sharding is None else sharding(slot.site, slot.parameter)
         slot.set(_place(own, slot.full_shape(), where))
     return tuple(fresh)
+
+
+def cast(model: nnx.Module, architecture: Architecture, dtype: Any) -> None:
+    """Gives the parameters of a model that was not loaded the types that loading gives them."""
+    for slot in [_slot(*parameter) for parameter in parameters(model)]:
+        value = getattr(slot.site.module, slot.parameter)[...]
+        slot.set(value.astype(_dtype(slot, architecture, dtype)))
+
+
+def _dtype(slot: _Slot, architecture: Architecture, dtype: Any) -> Any:
+    small = isinstance(slot.site.module, FLOAT32)
+    return jnp.float32 if small or _is_head(slot.names[0], architecture) else dtype
 
 
 def _canonical_names(weights: Weights, architecture: Architecture) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from flax import nnx
 
 from goat_jax.errors import UserError
 from goat_jax.models.architecture import Architecture, architecture_of
-from goat_jax.models.fill import ShardingOf, fill
+from goat_jax.models.fill import ShardingOf, cast, fill
 from goat_jax.models.sources import open_checkpoint
 from goat_jax.typing import Key
 
@@ -74,3 +75,27 @@ def load_model(
     model = nnx.eval_shape(lambda: architecture.build(config, rngs=nnx.Rngs(0)))
     fresh = fill(model, weights, architecture, key, dtype, new_head, sharding)
     return Loaded(model, fresh, architecture.kind)
+
+
+def random_model(
+    hf: Mapping[str, Any], *, key: Key, dtype: Any = jnp.float32, **overrides: Any
+) -> Loaded:
+    """What `load_model` gives, of random numbers; under `jax.eval_shape`, of shapes only.
+
+    Args:
+        hf: config.json as a dict.  key: of all parameters.
+        dtype, overrides: as for `load_model`.
+
+    Raises:
+        UserError: an unsupported model type or setting.
+
+    >>> import jax
+    >>> hf = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1,
+    ...     "num_attention_heads": 2, "intermediate_size": 16}
+    >>> random_model(hf, key=jax.random.key(0)).kind
+    'language model'
+    """
+    architecture = architecture_of(hf, Path("."))
+    model = architecture.build(architecture.config(hf, **overrides), rngs=nnx.Rngs(key))
+    cast(model, architecture, dtype)
+    return Loaded(model, (), architecture.kind)

@@ -14,13 +14,13 @@ import numpy as np
 
 from goat_jax.data.examples import TextTask, load_examples
 from goat_jax.data.image_tasks import ImageTask
-from goat_jax.data.images import load_images
+from goat_jax.data.images import ImageRows, load_images
 from goat_jax.data.language import LanguageTask
-from goat_jax.data.metrics import score
+from goat_jax.data.metrics import score, split_metric
 from goat_jax.data.rows import Rows
 from goat_jax.data.tasks import Task
-from goat_jax.data.texts import load_texts
-from goat_jax.data.tokenize import encode, load_tokenizer
+from goat_jax.data.texts import Texts, load_texts
+from goat_jax.data.tokenize import Encoded, encode, load_tokenizer
 from goat_jax.errors import UserError
 from goat_jax.models.clip_text import class_kernel
 from goat_jax.models.load import Loaded
@@ -49,6 +49,7 @@ class Problem:
         objective: task -> the loss.
         model_options: task -> fields of the model's config that it settles.
         prepare: (task, loaded model, its folder) -> None; gives a model what only the task knows.
+        one_row: (task, tokens) -> rows with one blank row, which tells what a batch looks like.
         reader: (task, the model's folder or file, most tokens in a row) -> split -> its rows.
         scores: (metric names, sums over all rows, batches' labels and weights, outputs) -> scores.
     """
@@ -58,6 +59,7 @@ class Problem:
     objective: Callable[[Any], Objective]
     model_options: Callable[[Any], dict[str, Any]]
     prepare: Callable[[Any, Loaded, Path], None]
+    one_row: Callable[[Any, int], Rows]
     reader: Callable[[Any, Path, int], Callable[[str], Rows]]
     scores: Callable[[Sequence[str], Totals, Sequence[Mapping], np.ndarray], dict[str, float]]
 
@@ -74,6 +76,21 @@ def _start_from_class_names(task: ImageTask, loaded: Loaded, path: Path) -> None
         model.head.classifier.kernel.set_value(jnp.asarray(kernel))
 
 
+def _blank_example(task: TextTask, length: int) -> Rows:
+    ids, lengths = np.zeros(length, np.int32), np.array([length], np.int32)
+    return Encoded([ids], None, lengths, np.zeros(1, np.int32 if task.labels else np.float32))
+
+
+def _blank_text(task: LanguageTask, length: int) -> Rows:
+    ids, learnt = np.zeros(length, np.int32), np.ones(length, bool)
+    return Texts([ids], [learnt], [[0]], np.array([length], np.int32))
+
+
+def _blank_image(task: ImageTask, length: int) -> Rows:
+    row = {task.image: np.zeros((2, 2), np.uint8)}
+    return ImageRows(task, "blank", [row], [0], np.zeros(1, np.int32))
+
+
 def _read_examples(task: TextTask, model: Path, length: int) -> Callable[[str], Rows]:
     tokenizer = load_tokenizer(model)
     return lambda split: encode(tokenizer, load_examples(task, split), length)
@@ -87,12 +104,24 @@ def _read_texts(task: LanguageTask, model: Path, length: int) -> Callable[[str],
 def _score_outputs(
     metrics: Sequence[str], totals: Totals, batches: Sequence[Mapping], outputs: np.ndarray
 ) -> dict[str, float]:
-    """Metrics of predictions: the larger logit, or the one output of a regression."""
+    """Metrics of predictions: the larger logit, or the one output of a regression.
+
+    A metric of a part of the rows is left out where the rows do not have that part.
+    """
     del totals
-    labels = np.concatenate([batch["labels"] for batch in batches])
-    weights = np.concatenate([batch["weights"] for batch in batches])
+    wanted = [name for name in batches[0] if name in ("labels", "weights") or "part_" in name]
+    columns = {name: np.concatenate([batch[name] for batch in batches]) for name in wanted}
     predictions = outputs[:, 0] if outputs.shape[-1] == 1 else outputs.argmax(-1)
-    return score(metrics, predictions, labels, weights)
+    scores = {}
+    for metric in metrics:
+        base, part = split_metric(metric)
+        weights = columns["weights"]
+        if part and f"part_{part}" not in columns:
+            continue
+        if part:
+            weights = weights * columns[f"part_{part}"]
+        scores[metric] = score((base,), predictions, columns["labels"], weights)[base]
+    return scores
 
 
 def _score_tokens(
@@ -114,6 +143,7 @@ _TEXT = Problem(
     objective=lambda task: CLASSIFICATION if task.labels else REGRESSION,
     model_options=lambda task: {"num_labels": max(1, len(task.labels))},
     prepare=_nothing,
+    one_row=_blank_example,
     reader=_read_examples,
     scores=_score_outputs,
 )
@@ -123,6 +153,7 @@ _LANGUAGE = Problem(
     objective=lambda task: LANGUAGE,
     model_options=lambda task: {},
     prepare=_nothing,
+    one_row=_blank_text,
     reader=_read_texts,
     scores=_score_tokens,
 )
@@ -133,6 +164,7 @@ _IMAGE = Problem(
     objective=lambda task: IMAGE_CLASSIFICATION,
     model_options=lambda task: {"num_labels": len(task.labels)},
     prepare=_start_from_class_names,
+    one_row=_blank_image,
     reader=lambda task, model, length: partial(load_images, task),
     scores=_score_outputs,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,11 +14,13 @@ import optax
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.config import DTYPES, RunConfig
 from goat_jax.data.batching import choose_buckets
+from goat_jax.data.overlap import note_of
 from goat_jax.data.pipeline import eval_batches, train_iterator
 from goat_jax.data.rows import Rows
 from goat_jax.errors import UserError
 from goat_jax.inject import InjectReport, inject
 from goat_jax.layers import split_model
+from goat_jax.mesh.placement import Placement
 from goat_jax.models.fingerprint import fingerprint
 from goat_jax.models.load import load_model
 from goat_jax.models.sources import find_model, open_checkpoint
@@ -30,7 +32,7 @@ from goat_jax.run.problems import check_model, problem_of
 from goat_jax.run.state import RunState
 from goat_jax.run.step import EvalStep, TrainStep, make_eval_step, make_train_step
 from goat_jax.sites import find_sites, find_stacks
-from goat_jax.typing import Batch, PyTree
+from goat_jax.typing import Array, Batch, Key, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,21 +93,10 @@ def build(config: RunConfig) -> Built:
     )
     check_model(config.task, loaded.kind, str(path))
     problem.prepare(config.task, loaded, path)
-    report = inject(
-        loaded.model,
-        spec,
-        config.adapter.targets,
-        key=adapter_key,
-        overrides=config.adapter.overrides,
-        train=config.adapter.train,
-        placing=placement,
-    )
-    keep_rows(loaded.model, placement)
-    for stack in find_stacks(loaded.model):
-        stack.remat = config.model.remat
+    report = adapt(loaded.model, config, spec, adapter_key, placement=placement)
     norms = residual_norms(loaded.model)
     graph, trainable, base = split_model(loaded.model)
-    trainable, base, optimizer = _optimizer(config, spec, trainable, base)
+    trainable, base, optimizer = method_optimizer(config, spec, trainable, base)
     state, base, placed = start_state(loaded.model, placement, trainable, base, optimizer, run_key)
     objective = problem.objective(config.task)
     return Built(
@@ -135,7 +126,32 @@ def build(config: RunConfig) -> Built:
     )
 
 
-def _optimizer(
+def adapt(
+    model: Any,
+    config: RunConfig,
+    spec: AdapterSpec,
+    key: Key,
+    gradients: Mapping[str, Array] | None = None,
+    placement: Placement | None = None,
+) -> InjectReport:
+    """Attaches the adapters that a config asks for; arguments as for `goat_jax.inject.inject`."""
+    report = inject(
+        model,
+        spec,
+        config.adapter.targets,
+        key=key,
+        overrides=config.adapter.overrides,
+        train=config.adapter.train,
+        gradients=gradients,
+        placing=placement,
+    )
+    keep_rows(model, placement)
+    for stack in find_stacks(model):
+        stack.remat = config.model.remat
+    return report
+
+
+def method_optimizer(
     config: RunConfig, spec: AdapterSpec, trainable: dict[str, PyTree], base: PyTree
 ) -> tuple[dict[str, PyTree], PyTree, optax.GradientTransformation]:
     """The method's optimizer, and the arrays it is for: aligned, if the config says so."""
@@ -162,8 +178,9 @@ def residual_norms(model: Any) -> dict[str, list[float]]:
     norms: dict[str, list[float]] = {}
     for site in find_sites(model):
         if site.module.adapter is not None:  # type: ignore[attr-defined]
-            layers = np.asarray(_norms(site.module.kernel[...]))  # type: ignore[attr-defined]
-            norms.setdefault(site.pattern, []).extend(map(float, layers.reshape(-1)))
+            kernel = site.module.kernel[...]  # type: ignore[attr-defined]
+            layers = np.asarray(_norms(kernel)).reshape(-1)
+            norms.setdefault(site.pattern, []).extend(map(float, layers))
     return norms
 
 
@@ -202,10 +219,15 @@ def load_data(config: RunConfig, vocabulary: int | None = None) -> Data:
     size, length = config.train.batch_size, config.train.max_length
     buckets = choose_buckets(train.lengths, size, length, max_shapes=config.train.shapes)
     share = share_of_process(placement_of(config), size)
+    notes = (
+        describe("training", train),
+        describe("held-out", held_out),
+        note_of(train.marks, held_out.marks),
+    )
     return Data(
         train=train_iterator(train, size, config.train.seed, length, *share, buckets=buckets),
         evaluation=evaluation_batches(config, held_out),
-        notes=(describe("training", train), describe("held-out", held_out)),
+        notes=tuple(filter(None, notes)),
     )
 
 

@@ -136,9 +136,9 @@ def test_sst2_may_lie_in_the_folder_of_its_sentences(tmp_path):
     assert make_task("sst2", folder=tmp_path).evaluation == path
 
 
-def test_glue_without_a_folder_is_tfds():
-    assert make_task("cola").train == "tfds:glue/cola@train"
-    assert make_task("mnli").evaluation == "tfds:glue/mnli@validation_matched"
+def test_glue_without_a_folder_is_tfds_and_then_the_hub():
+    assert make_task("cola").train == "tfds:glue/cola@train || hf:nyu-mll/glue/cola@train"
+    assert "tfds:glue/mnli@validation_mismatched" in make_task("mnli").evaluation
 
 
 def test_glue_classes_are_those_of_tfds():
