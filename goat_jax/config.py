@@ -117,6 +117,8 @@ class TrainConfig:
         log_every: steps between records.
         patience: evaluations without a better score before the run stops early; None never stops.
         best_by: the metric that marks the best checkpoint; the task's first if None.
+        grace_seconds: from SIGTERM or Ctrl-C to the end of the last save; after that the command
+            line gives up with exit code 75.
         seed: of the data's order, the head's and the adapters' start, and dropout.
     """
 
@@ -131,6 +133,7 @@ class TrainConfig:
     log_every: int = 10
     patience: int | None = None
     best_by: str | None = None
+    grace_seconds: float = 60.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -179,6 +182,7 @@ FREE_TO_CHANGE = (
     "train.log_every",
     "train.eval_batch_size",
     "train.patience",
+    "train.grace_seconds",
     *(f"mesh.{field.name}" for field in dataclasses.fields(MeshConfig)),
     *(f"mesh.rules.{field.name}" for field in dataclasses.fields(Rules)),
 )

@@ -71,7 +71,12 @@ def start_on_mesh(
     own = placing.parameter(site, "kernel")
     where = (own, arrays(abstract.factors), placing.whole, arrays(abstract.constants))
     start = _compiled(spec, stacked, gradients is not None, where)
-    return start(kernel, jax.device_put(keys, placing.whole), gradients)
+    return start(kernel, key_everywhere(keys, placing.whole), gradients)
+
+
+def key_everywhere(keys: Key, whole: NamedSharding) -> Key:
+    """PRNG keys on every device of a mesh, also on those of other processes."""
+    return jax.random.wrap_key_data(jax.device_put(jax.random.key_data(keys), whole))
 
 
 Named = tuple[tuple[str, NamedSharding], ...]

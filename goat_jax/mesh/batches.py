@@ -19,7 +19,7 @@ def own_rows(placement: Placement, rows: int) -> slice:
         UserError: they do not lie in one piece, so that no contiguous share is this process's.
     """
     found = placement.rows.addressable_devices_indices_map((rows,)).values()
-    parts = sorted({part[0].indices(rows)[:2] for part in found if part})
+    parts = sorted({part[0].indices(rows)[:2] for part in found if part is not None})
     if any(one[1] != other[0] for one, other in zip(parts, parts[1:], strict=False)):
         raise UserError(
             "the rows of this process's devices do not lie in one piece: let mesh axes data and "
@@ -52,7 +52,7 @@ def put_batch(batch: Mapping[str, Any], placement: Placement, rows: int) -> dict
     def put(array: Any) -> jax.Array:
         values = np.asarray(array)
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             low, high, _ = index[0].indices(rows)
             return values[low - first : high - first]
 
@@ -67,6 +67,6 @@ def put_whole_batch(batch: Mapping[str, Any], placement: Placement) -> dict[str,
 
     def put(array: Any) -> jax.Array:
         values = np.asarray(array)
-        return jax.make_array_from_callback(values.shape, placement.rows, lambda i: values[i])
+        return jax.make_array_from_callback(values.shape, placement.rows, lambda i: values[i or ()])
 
     return {name: put(array) for name, array in batch.items()}

@@ -14,6 +14,7 @@ from goat_jax.mesh.placement import Placement, make_placement, model_shardings, 
 from goat_jax.models.common import Embedding
 from goat_jax.run.state import RunState
 from goat_jax.sites import find_sites, find_stacks
+from goat_jax.spread import key_everywhere
 from goat_jax.typing import Batch, Key, PyTree
 
 
@@ -97,7 +98,7 @@ def start_state(
     placed = plan_placement(model, placement, trainable, base, optimizer, key)
     trainable = jax.device_put(trainable, placed.state.trainable)
     base = jax.device_put(base, placed.base)
-    key = jax.device_put(key, placement.whole)
+    key = key_everywhere(key, placement.whole)
     create = jax.jit(
         lambda trainable, key: RunState.create(trainable, optimizer, key),
         out_shardings=placed.state,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
 
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.config import DTYPES, RunConfig
@@ -94,7 +96,7 @@ def build(config: RunConfig) -> Built:
     check_model(config.task, loaded.kind, str(path))
     problem.prepare(config.task, loaded, path)
     report = adapt(loaded.model, config, spec, adapter_key, placement=placement)
-    norms = residual_norms(loaded.model)
+    norms = residual_norms(loaded.model, None if placement is None else placement.whole)
     graph, trainable, base = split_model(loaded.model)
     trainable, base, optimizer = method_optimizer(config, spec, trainable, base)
     state, base, placed = start_state(loaded.model, placement, trainable, base, optimizer, run_key)
@@ -173,20 +175,25 @@ def model_options(config: RunConfig) -> dict[str, Any]:
     return settled | dict(config.model.options)
 
 
-def residual_norms(model: Any) -> dict[str, list[float]]:
-    """Frobenius norm of every adapted frozen kernel, per layer: tells one residual from another."""
+def residual_norms(model: Any, whole: NamedSharding | None = None) -> dict[str, list[float]]:
+    """Frobenius norm of every adapted frozen kernel, per layer: tells one residual from another.
+
+    Args:
+        whole: on a mesh, a copy on every device.
+    """
     norms: dict[str, list[float]] = {}
     for site in find_sites(model):
         if site.module.adapter is not None:  # type: ignore[attr-defined]
             kernel = site.module.kernel[...]  # type: ignore[attr-defined]
-            layers = np.asarray(_norms(kernel)).reshape(-1)
+            layers = np.asarray(_norms(kernel, whole)).reshape(-1)
             norms.setdefault(site.pattern, []).extend(map(float, layers))
     return norms
 
 
-@jax.jit
-def _norms(kernel: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.square(kernel.astype(jnp.float32)).sum(-1).sum(-1))
+@partial(jax.jit, static_argnums=1)
+def _norms(kernel: Array, whole: NamedSharding | None) -> Array:
+    norms = jnp.sqrt(jnp.square(kernel.astype(jnp.float32)).sum(-1).sum(-1))
+    return norms if whole is None else jax.lax.with_sharding_constraint(norms, whole)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,11 +204,13 @@ class Data:
         train: endless iterator of training batches, checkpointable.
         evaluation: every evaluation row once.
         notes: what a person should know of the rows, a line each.
+        shares: into how many shares the training batches are cut; `train` gives one of them.
     """
 
     train: Any
     evaluation: Sequence[Batch]
     notes: tuple[str, ...]
+    shares: int = 1
 
 
 def load_data(config: RunConfig, vocabulary: int | None = None) -> Data:
@@ -228,6 +237,7 @@ def load_data(config: RunConfig, vocabulary: int | None = None) -> Data:
         train=train_iterator(train, size, config.train.seed, length, *share, buckets=buckets),
         evaluation=evaluation_batches(config, held_out),
         notes=tuple(filter(None, notes)),
+        shares=share[1],
     )
 
 
