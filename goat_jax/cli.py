@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -139,6 +140,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _cache_folder() -> Path:
+    """Where this program may keep what it can compute again, by the XDG base directories."""
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / "goat_jax"
+
+
 def _plan(options: argparse.Namespace, rest: list[str]) -> int:
     from goat_jax.commands.plan import plan
 
@@ -162,7 +169,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
         raise UserError("--processes and --process need --coordinator HOST:PORT")
     if options.help_fields:
         rest = ["--help"]
-    return train(options.config, rest, progress=not options.quiet)
+    return train(options.config, rest, progress=not options.quiet, cache=_cache_folder())
 
 
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:

@@ -18,6 +18,7 @@ from goat_jax.errors import UserError, nearest
 from goat_jax.inject import ALL_LINEAR, Override
 from goat_jax.mesh.config import MeshConfig, Rules
 from goat_jax.optim.optimizer import OptimizerConfig
+from goat_jax.svd_store import SvdConfig
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -154,7 +155,7 @@ class RunConfig:
     """One run.
 
     Attributes:
-        model, task, adapter, optimizer, train, mesh: its parts.
+        model, task, adapter, optimizer, train, mesh, svd: its parts.
         out: the run folder; a run that exists there is continued.
     """
 
@@ -164,6 +165,7 @@ class RunConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
+    svd: SvdConfig = SvdConfig()
     out: str = "runs/run"
 
     @property
@@ -183,6 +185,8 @@ FREE_TO_CHANGE = (
     "train.eval_batch_size",
     "train.patience",
     "train.grace_seconds",
+    "svd.folder",
+    "svd.keep",
     *(f"mesh.{field.name}" for field in dataclasses.fields(MeshConfig)),
     *(f"mesh.rules.{field.name}" for field in dataclasses.fields(Rules)),
 )
@@ -295,6 +299,7 @@ def config_from_json(values: Mapping[str, Any]) -> RunConfig:
         optimizer=OptimizerConfig(**parts["optimizer"]),
         train=TrainConfig(**parts["train"]),
         mesh=_mesh_from(parts.get("mesh", {})),
+        svd=SvdConfig(**parts.get("svd", {})),
         **own,
     )
 

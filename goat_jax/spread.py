@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from goat_jax.adapters.adapter import AdapterStart, init_adapter
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core.layer_shares import map_layers
+from goat_jax.core.svd import Svd
 from goat_jax.sites import Site
 from goat_jax.typing import Array, Key
 
@@ -34,13 +35,13 @@ class Placing(Protocol):
 
 
 def start_layers(
-    kernels: Array, keys: Key, gradients: Array | None, spec: AdapterSpec
+    kernels: Array, keys: Key, gradients: Array | None, segments: Svd | None, spec: AdapterSpec
 ) -> AdapterStart:
-    """`init_adapter` of stacked layers (L, I, O), each with its own key (L,) and gradient."""
+    """`init_adapter` of stacked layers (L, I, O), each with its own key, gradient and segments."""
     # A map, not a vmap: one layer's SVD is in memory at a time, and its result does not depend on
     # which layers are stacked with it.
     return jax.lax.map(
-        lambda layer: init_adapter(layer[0], spec, layer[1], layer[2]), (kernels, keys, gradients)
+        lambda layer: init_adapter(layer[0], spec, *layer[1:]), (kernels, keys, gradients, segments)
     )
 
 
@@ -49,6 +50,7 @@ def start_on_mesh(
     spec: AdapterSpec,
     keys: Key,
     gradients: Array | None,
+    segments: Svd | None,
     site: Site,
     placing: Placing,
 ) -> AdapterStart:
@@ -60,18 +62,19 @@ def start_on_mesh(
     Args:
         kernel: (L, I, O) of a stack, or (I, O), on the mesh.
         keys: (L,), or (1,).  gradients: (L, I, O), (1, I, O) or None.
+        segments: of every layer's experts, if they are known.
     """
     stacked = site.layers is not None
     all_layers = _all_layers(spec, stacked)
-    abstract = jax.eval_shape(all_layers, kernel, keys, gradients)
+    abstract = jax.eval_shape(all_layers, kernel, keys, gradients, segments)
 
     def arrays(values: dict[str, Any]) -> Named:
         return tuple((name, placing.adapter(site, name, v.shape)) for name, v in values.items())
 
     own = placing.parameter(site, "kernel")
     where = (own, arrays(abstract.factors), placing.whole, arrays(abstract.constants))
-    start = _compiled(spec, stacked, gradients is not None, where)
-    return start(kernel, key_everywhere(keys, placing.whole), gradients)
+    start = _compiled(spec, stacked, gradients is not None, segments is not None, where)
+    return start(kernel, key_everywhere(keys, placing.whole), gradients, segments)
 
 
 def key_everywhere(keys: Key, whole: NamedSharding) -> Key:
@@ -87,6 +90,7 @@ def _compiled(
     spec: AdapterSpec,
     stacked: bool,
     with_gradients: bool,
+    with_segments: bool,
     where: tuple[NamedSharding, Named, NamedSharding, Named],
 ) -> Callable[..., AdapterStart]:
     """The jitted start of modules that are alike, compiled once for all of them."""
@@ -95,7 +99,9 @@ def _compiled(
     if not stacked:
         return jax.jit(_all_layers(spec, stacked), out_shardings=start)
     specs = jax.tree.map(lambda sharding: sharding.spec, start)
-    inputs = (specs.kernel, PartitionSpec(), specs.kernel if with_gradients else None)
+    whole = PartitionSpec()
+    known = Svd(*(whole,) * 3) if with_segments else None  # type: ignore[arg-type]
+    inputs = (specs.kernel, whole, specs.kernel if with_gradients else None, known)
     one = partial(_one, spec=spec)
     return jax.jit(
         partial(map_layers, one, cast(Mesh, kernel.mesh), inputs, specs), out_shardings=start
@@ -107,10 +113,14 @@ def _all_layers(spec: AdapterSpec, stacked: bool) -> Callable[..., AdapterStart]
     one = partial(_one, spec=spec)
     if stacked:
         return jax.vmap(one)
-    return lambda kernel, keys, gradients: one(
-        kernel, keys[0], None if gradients is None else gradients[0]
-    )
+
+    def alone(kernel: Array, *each: Any) -> AdapterStart:
+        return one(kernel, *jax.tree.map(lambda values: values[0], each))
+
+    return alone
 
 
-def _one(kernel: Array, key: Key, gradient: Array | None, spec: AdapterSpec) -> AdapterStart:
-    return init_adapter(kernel, spec, key, gradient)
+def _one(
+    kernel: Array, key: Key, gradient: Array | None, segments: Svd | None, spec: AdapterSpec
+) -> AdapterStart:
+    return init_adapter(kernel, spec, key, gradient, segments)

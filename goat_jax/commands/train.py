@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -14,19 +15,28 @@ from goat_jax.plots import plot_expert_load, plot_training
 from goat_jax.run.fit import Summary, fit
 from goat_jax.run.processes import is_first
 from goat_jax.run.records import read_records
+from goat_jax.svd_store import AUTO
 from goat_jax.tables import human_count, render_table
 
 OUT_OF_TIME = 75
 """Exit code of a run that was told to stop and could not save in time (EX_TEMPFAIL)."""
 
 
-def train(source: str, overrides: list[str], *, progress: bool = True) -> int:
+def train(
+    source: str, overrides: list[str], *, progress: bool = True, cache: Path | None = None
+) -> int:
     """Trains from a config file and overrides; prints a summary, draws the plots.
+
+    Args:
+        cache: the user's folder for what can be computed again.
 
     Exit codes: 0 done, 143 or 130 saved after SIGTERM or Ctrl-C, 75 (`OUT_OF_TIME`) if that took
     longer than ``train.grace_seconds``.
     """
     config = overridden(source, overrides, "train")
+    if config.svd.folder == AUTO and cache is not None:
+        svd = dataclasses.replace(config.svd, folder=str(cache / "svd"))
+        config = dataclasses.replace(config, svd=svd)
     summary = fit(config, progress=progress, expired=give_up)
     if is_first():
         draw(summary.folder)

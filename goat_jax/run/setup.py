@@ -146,6 +146,7 @@ def adapt(
         train=config.adapter.train,
         gradients=gradients,
         placing=placement,
+        svds=config.svd.store,
     )
     keep_rows(model, placement)
     for stack in find_stacks(model):

@@ -21,6 +21,7 @@ from goat_jax.run.records import read_records
 from goat_jax.run.reopen import reopen
 
 STEPS = 24
+TARGETS = r"bert\.encoder\..*query"  # few, so that the step compiles soon
 
 
 def free_port() -> int:
@@ -35,6 +36,7 @@ def start(tiny, out, count, *mesh, steps=STEPS):
     env = dict(os.environ, XLA_FLAGS=flags)
     command = [sys.executable, "-m", "goat_jax.cli", "train", "--quiet", "--out", str(out)]
     command += ["--config", f"{tiny / 'config.py'}:steps={steps}", *mesh]
+    command += ["--adapter.targets", TARGETS]
     command += ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(count)]
     return [
         subprocess.Popen(
@@ -114,6 +116,7 @@ def test_sigterm_to_one_stops_all_and_another_mesh_goes_on(tiny, config, tmp_pat
     assert opened.step <= stopped
     train = dataclasses.replace(config.train, steps=3000)
     again = dataclasses.replace(config, out=str(out), mesh=MeshConfig(2, 2, 2), train=train)
+    again = dataclasses.replace(again, adapter=dataclasses.replace(again.adapter, targets=TARGETS))
     # One process, eight devices; told to stop as soon as it runs.
     from goat_jax.run import fit as module
 
