@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,6 +68,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
     train.add_argument("--help-fields", action="store_true", help="list every field and stop")
     train.add_argument("--quiet", action="store_true", help="no progress bar")
+    train.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT|auto",
+        help="one process of several: where the first listens; auto on SLURM and TPU pods",
+    )
+    train.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    train.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
 
     evaluate = verb(
         "evaluate",
@@ -160,15 +168,52 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("folder", metavar="RUN", type=Path, nargs="?")
     inspect.add_argument("--config", metavar="FILE[:OPT=V,...]")
     inspect.add_argument("--model", metavar="MODEL", help="another model than the config's")
+    plan = verb(
+        "plan",
+        _plan,
+        "Compile a run's training step for devices that are not there, without weights.",
+        "goat-jax plan --config configs/gsm8k.py --topology cpu:16 --chip v5e\n"
+        "         --model.path llama-2-7b --model.dtype bfloat16        (any field of train)",
+        overrides=True,
+    )
+    plan.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
+    plan.add_argument("--topology", required=True, metavar="cpu:N|v5e:4x4")
+    plan.add_argument("--chip", metavar="NAME", help="whose limits to reckon with, as v5e or h100")
+    plan.add_argument("--largest-batch", action="store_true", help="also find it, by bisection")
+    plan.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _cache_folder() -> Path:
+    """Where this program may keep what it can compute again, by the XDG base directories."""
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / "goat_jax"
+
+
+def _plan(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.commands.plan import plan
+
+    return plan(
+        options.config,
+        rest,
+        options.topology,
+        chip=options.chip,
+        largest=options.largest_batch,
+        as_json=options.json,
+    )
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> int:
     from goat_jax.commands.train import train
+    from goat_jax.run.processes import Processes, join
 
+    if options.coordinator:
+        join(Processes(options.coordinator, options.processes, options.process))
+    elif options.processes is not None or options.process is not None:
+        raise UserError("--processes and --process need --coordinator HOST:PORT")
     if options.help_fields:
         rest = ["--help"]
-    return train(options.config, rest, progress=not options.quiet)
+    return train(options.config, rest, progress=not options.quiet, cache=_cache_folder())
 
 
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
