@@ -136,7 +136,9 @@ def _parser() -> argparse.ArgumentParser:
         _compare,
         "Train several methods on one task, with several seeds: one table, one figure.",
         "goat-jax compare --config configs/demo.py --methods goat,molora,lora --seeds 0 1 2\n"
-        '         goat-jax compare --config configs/demo.py --methods goat "goat:rho=5"',
+        '         goat-jax compare --config configs/demo.py --methods goat "goat:rho=5"\n'
+        "         --train.steps 50        (any field of train)",
+        overrides=True,
     )
     compare.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
     compare.add_argument("--methods", required=True, nargs="+", metavar="METHOD[:OPT=V,...]")
@@ -268,6 +270,7 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
         options.methods,
         options.seeds,
         options.rates,
+        rest,
         equal=options.equal,
         at_once=max(1, options.at_once),
         out=options.out,

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from goat_jax.config import RunConfig, flatten, load_config, parse_options
+from goat_jax.commands.configs import read_config
+from goat_jax.config import RunConfig, flatten, parse_options
 from goat_jax.data.metrics import goodness
 from goat_jax.errors import UserError
 from goat_jax.plots.compare import plot_comparison
@@ -35,6 +36,7 @@ def compare(
     methods: Sequence[str],
     seeds: Sequence[int],
     rates: Sequence[float],
+    overrides: Sequence[str] = (),
     *,
     equal: str,
     at_once: int,
@@ -50,12 +52,13 @@ def compare(
         methods: as `read_entries` reads them.
         seeds: of the members of each method.
         rates: their peak learning rates; none for the config's own.
+        overrides: ``--field value ...``, over the config file's.
         equal: "rank" (the config's) or "parameters" (as near to the first method's as ranks go).
         at_once: members trained in one step.
         out: folder of the results.
     """
     entries = read_entries(methods)
-    configs = [entry_config(source, entry) for entry in entries]
+    configs = [entry_config(source, entry, overrides) for entry in entries]
     if equal == "parameters":
         configs = [with_parameters_of(config, configs[0]) for config in configs]
     found: dict[str, list[Outcome]] = {}
@@ -93,9 +96,10 @@ def read_entries(methods: Sequence[str]) -> list[Entry]:
     return entries
 
 
-def entry_config(source: str, entry: Entry) -> RunConfig:
+def entry_config(source: str, entry: Entry, overrides: Sequence[str] = ()) -> RunConfig:
     """The config of an entry: its own options over what the file says for the method."""
-    config = load_config(f"{source}{',' if ':' in source else ':'}method={entry.method}")
+    of_method = f"{source}{',' if ':' in source else ':'}method={entry.method}"
+    config = read_config(of_method, overrides, "goat-jax compare")
     named = {field.name for field in dataclasses.fields(config.adapter)}
     fields = {name: value for name, value in entry.options.items() if name in named}
     others = {name: value for name, value in entry.options.items() if name not in named}
