@@ -9,7 +9,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/goat-jax train --config configs/demo.py --out runs/demo
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
