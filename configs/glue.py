@@ -62,5 +62,5 @@ def get_config(
             save_every=max(1, steps // 20),
             seed=seed,
         ),
-        out=f"runs/{task}-{method}-{rank}-{seed}",
+        out=f"runs/{task}-{method}",
     )

@@ -66,5 +66,5 @@ def get_config(
             save_every=max(1, steps // 10),
             seed=seed,
         ),
-        out=f"runs/{task}-{method}-{rank}-{seed}",
+        out=f"runs/{task}-{method}",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,6 +68,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
     train.add_argument("--help-fields", action="store_true", help="list every field and stop")
     train.add_argument("--quiet", action="store_true", help="no progress bar")
+    train.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT|auto",
+        help="one process of several: where the first listens; auto on SLURM and TPU pods",
+    )
+    train.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    train.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
 
     evaluate = verb(
         "evaluate",
@@ -123,23 +131,89 @@ def _parser() -> argparse.ArgumentParser:
     parity.add_argument("folders", metavar="DIR", nargs="+", type=Path)
     parity.add_argument("--json", action="store_true", help="print JSON")
 
-    verb("methods", _methods, "List every method with its parts.", "goat-jax methods")
+    compare = verb(
+        "compare",
+        _compare,
+        "Train several methods on one task, with several seeds: one table, one figure.",
+        "goat-jax compare --config configs/demo.py --methods goat,molora,lora --seeds 0 1 2\n"
+        '         goat-jax compare --config configs/demo.py --methods goat "goat:rho=5"',
+    )
+    compare.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
+    compare.add_argument("--methods", required=True, nargs="+", metavar="METHOD[:OPT=V,...]")
+    compare.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
+    compare.add_argument("--rates", type=float, nargs="+", default=[], metavar="LEARNING_RATE")
+    compare.add_argument(
+        "--equal", choices=("rank", "parameters"), default="rank", help="what methods share"
+    )
+    compare.add_argument(
+        "--at-once", type=int, default=1, metavar="N", help="runs of a method in one step (memory!)"
+    )
+    compare.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="FOLDER")
+
+    methods = verb(
+        "methods",
+        _methods,
+        "List every method with its parts, or what each trains of a model.",
+        "goat-jax methods --model llama-2-7b",
+    )
+    methods.add_argument("--model", metavar="MODEL", help="its name or folder; no weights needed")
     inspect = verb(
         "inspect",
         _inspect,
-        "Show a run: what is trained, singular spectra, expert load, scores.",
-        "goat-jax inspect runs/demo",
+        "Show a run: what is trained, singular spectra, expert load, scores. Or what a config\n"
+        "would train, without weights.",
+        "goat-jax inspect runs/demo\n"
+        "         goat-jax inspect --config configs/glue.py:task=rte --model roberta-large",
     )
-    inspect.add_argument("folder", metavar="RUN", type=Path)
+    inspect.add_argument("folder", metavar="RUN", type=Path, nargs="?")
+    inspect.add_argument("--config", metavar="FILE[:OPT=V,...]")
+    inspect.add_argument("--model", metavar="MODEL", help="another model than the config's")
+    plan = verb(
+        "plan",
+        _plan,
+        "Compile a run's training step for devices that are not there, without weights.",
+        "goat-jax plan --config configs/gsm8k.py --topology cpu:16 --chip v5e\n"
+        "         --model.path llama-2-7b --model.dtype bfloat16        (any field of train)",
+        overrides=True,
+    )
+    plan.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
+    plan.add_argument("--topology", required=True, metavar="cpu:N|v5e:4x4")
+    plan.add_argument("--chip", metavar="NAME", help="whose limits to reckon with, as v5e or h100")
+    plan.add_argument("--largest-batch", action="store_true", help="also find it, by bisection")
+    plan.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _cache_folder() -> Path:
+    """Where this program may keep what it can compute again, by the XDG base directories."""
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / "goat_jax"
+
+
+def _plan(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.commands.plan import plan
+
+    return plan(
+        options.config,
+        rest,
+        options.topology,
+        chip=options.chip,
+        largest=options.largest_batch,
+        as_json=options.json,
+    )
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> int:
     from goat_jax.commands.train import train
+    from goat_jax.run.processes import Processes, join
 
+    if options.coordinator:
+        join(Processes(options.coordinator, options.processes, options.process))
+    elif options.processes is not None or options.process is not None:
+        raise UserError("--processes and --process need --coordinator HOST:PORT")
     if options.help_fields:
         rest = ["--help"]
-    return train(options.config, rest, progress=not options.quiet)
+    return train(options.config, rest, progress=not options.quiet, cache=_cache_folder())
 
 
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
@@ -186,15 +260,33 @@ def _parity(options: argparse.Namespace, rest: list[str]) -> int:
     return parity(options.folders, options.json)
 
 
+def _compare(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.commands.compare import compare
+
+    return compare(
+        options.config,
+        options.methods,
+        options.seeds,
+        options.rates,
+        equal=options.equal,
+        at_once=max(1, options.at_once),
+        out=options.out,
+    )
+
+
 def _methods(options: argparse.Namespace, rest: list[str]) -> int:
     from goat_jax.commands.methods import methods
 
-    return methods()
+    return methods(options.model)
 
 
 def _inspect(options: argparse.Namespace, rest: list[str]) -> int:
-    from goat_jax.commands.inspect import inspect
+    from goat_jax.commands.inspect import inspect, inspect_config
 
+    if (options.folder is None) == (options.config is None):
+        raise UserError("inspect takes a run folder or --config FILE: give one of them")
+    if options.config is not None:
+        return inspect_config(options.config, options.model)
     return inspect(options.folder)
 
 

@@ -16,7 +16,9 @@ from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.data.tasks import KINDS, Task
 from goat_jax.errors import UserError, nearest
 from goat_jax.inject import ALL_LINEAR, Override
+from goat_jax.mesh.config import MeshConfig, Rules
 from goat_jax.optim.optimizer import OptimizerConfig
+from goat_jax.svd_store import SvdConfig
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -116,6 +118,8 @@ class TrainConfig:
         log_every: steps between records.
         patience: evaluations without a better score before the run stops early; None never stops.
         best_by: the metric that marks the best checkpoint; the task's first if None.
+        grace_seconds: from SIGTERM or Ctrl-C to the end of the last save; after that the command
+            line gives up with exit code 75.
         seed: of the data's order, the head's and the adapters' start, and dropout.
     """
 
@@ -130,6 +134,7 @@ class TrainConfig:
     log_every: int = 10
     patience: int | None = None
     best_by: str | None = None
+    grace_seconds: float = 60.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -150,7 +155,7 @@ class RunConfig:
     """One run.
 
     Attributes:
-        model, task, adapter, optimizer, train: its parts.
+        model, task, adapter, optimizer, train, mesh, svd: its parts.
         out: the run folder; a run that exists there is continued.
     """
 
@@ -159,6 +164,8 @@ class RunConfig:
     adapter: AdapterConfig = AdapterConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
+    svd: SvdConfig = SvdConfig()
     out: str = "runs/run"
 
     @property
@@ -177,8 +184,14 @@ FREE_TO_CHANGE = (
     "train.log_every",
     "train.eval_batch_size",
     "train.patience",
+    "train.grace_seconds",
+    "svd.folder",
+    "svd.keep",
+    *(f"mesh.{field.name}" for field in dataclasses.fields(MeshConfig)),
+    *(f"mesh.rules.{field.name}" for field in dataclasses.fields(Rules)),
 )
-"""Fields that a continued run may change, since its numbers do not depend on them."""
+"""Fields that a continued run may change, since its numbers do not depend on them (on the mesh by
+no more than the order of sums)."""
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -285,8 +298,17 @@ def config_from_json(values: Mapping[str, Any]) -> RunConfig:
         adapter=AdapterConfig(**adapter),
         optimizer=OptimizerConfig(**parts["optimizer"]),
         train=TrainConfig(**parts["train"]),
+        mesh=_mesh_from(parts.get("mesh", {})),
+        svd=SvdConfig(**parts.get("svd", {})),
         **own,
     )
+
+
+def _mesh_from(values: Mapping[str, Any]) -> MeshConfig:
+    start = "rules."
+    rules = {name.removeprefix(start): v for name, v in values.items() if name.startswith(start)}
+    sizes = {name: value for name, value in values.items() if not name.startswith(start)}
+    return MeshConfig(**sizes, rules=Rules(**rules))
 
 
 def _tuples(value: Any) -> Any:

@@ -9,14 +9,19 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from goat_jax.adapters.adapter import AdapterStart, init_adapter
+from goat_jax.adapters.adapter import AdapterStart, init_adapter, segment_index
 from goat_jax.adapters.methods import with_options
 from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError, nearest
 from goat_jax.layers import Adapter, Dense, Factor, Head
 from goat_jax.sites import Site, find_sites, find_stacks
+from goat_jax.spread import Placing, start_layers, start_on_mesh
+from goat_jax.svd_store import SvdStore, is_here
 from goat_jax.targets import ALL_LINEAR, Targets, check_all_match, matches, trains
 from goat_jax.typing import Key
 
@@ -54,17 +59,24 @@ class InjectReport:
     Attributes:
         rows: one per module or run of layers; `what` is "adapter", "trained in full" or "frozen".
         adapter_parameters, head_parameters, total_parameters: counts; total has all of the model.
+        pretrained_parameters: of the model before.
     """
 
     rows: tuple[Row, ...]
     adapter_parameters: int
     head_parameters: int
     total_parameters: int
+    pretrained_parameters: int
 
     @property
     def trained_parameters(self) -> int:
         """Everything that is optimised."""
         return self.adapter_parameters + self.head_parameters
+
+    @property
+    def adapter_share(self) -> float:
+        """Parameters of the adapters over those of the pretrained model, as papers count."""
+        return self.adapter_parameters / self.pretrained_parameters
 
 
 def inject(
@@ -76,6 +88,8 @@ def inject(
     overrides: Sequence[Override] = (),
     train: Targets = (),
     gradients: Mapping[str, jax.Array] | None = None,
+    placing: Placing | None = None,
+    svds: SvdStore | None = None,
 ) -> InjectReport:
     """Attaches an adapter to every target, in place; edits its kernel as the method says.
 
@@ -92,6 +106,9 @@ def inject(
         train: modules trained in full (the task head), with their parts; they get no adapter.
         gradients: full module name -> gradient (I, O) of the loss with respect to its kernel, for
             methods that start from it.
+        placing: where on a mesh the arrays go; None leaves them on one device. Layers of a stack
+            are then shared out among all devices for what their start computes.
+        svds: where decompositions are looked up and kept, layer by layer; None computes them.
 
     Raises:
         UserError: a target or override that matches nothing, nothing that could be adapted, or a
@@ -105,6 +122,7 @@ def inject(
     >>> report.adapter_parameters == 3 * (2 * 8 * 32 + 8 * 32), report.head_parameters
     (True, 66)
     """
+    pretrained = _size(model, nnx.Param)
     names = [name for site in find_sites(model) for name in site.names()]
     every = [name for site in _with_parameters(model) for name in site.names()]
     check_all_match(names, "target", targets)
@@ -124,13 +142,13 @@ def inject(
             chosen, reason = _choose(site, name, spec, targets, overrides)
             what = "frozen" if chosen is None else "adapter"
             if chosen is not None:
-                attach(site, chosen, key, gradients)
+                attach(site, chosen, key, gradients, placing, svds)
         rows.append((site, what, reason, shape))
     if not any(what == "adapter" for _, what, *_ in rows):
         reasons = {reason for _, _, reason, _ in rows if reason}
         raise UserError(f"no module could be adapted: {'; '.join(sorted(reasons))}")
     train_in_full(model, train)
-    return _report(model, rows)
+    return _report(model, rows, pretrained)
 
 
 def _in_blocks(model: nnx.Module) -> list[str]:
@@ -190,12 +208,14 @@ def attach(
     spec: AdapterSpec,
     key: Key,
     gradients: Mapping[str, jax.Array] | None = None,
+    placing: Placing | None = None,
+    svds: SvdStore | None = None,
 ) -> None:
     """Initialises an adapter from the site's kernel and hangs it there."""
     dense: Dense = site.module  # type: ignore[assignment]
     if dense.adapter is not None:
         raise UserError(f"{site.names()[0]} has an adapter already: start from a new model")
-    start = start_adapter(dense.kernel[...], spec, key, site, gradients)
+    start = start_adapter(dense.kernel[...], spec, key, site, gradients, placing, svds)
     dense.kernel.set_value(start.kernel)
     salt = name_number(site.pattern)
     dense.adapter = Adapter(start.factors, start.scale, spec, salt, start.constants)
@@ -207,13 +227,43 @@ def start_adapter(
     key: Key,
     site: Site,
     gradients: Mapping[str, jax.Array] | None = None,
+    placing: Placing | None = None,
+    svds: SvdStore | None = None,
 ) -> AdapterStart:
     """`init_adapter` of a site; layers of a stack one by one, each with the key of its own name."""
     keys = [jax.random.fold_in(key, name_number(name)) for name in site.names()]
     known = _gradients_of(site, gradients)
+    segments = None if svds is None else _stored_segments(kernel, spec, keys, site, svds)
+    if placing is not None:
+        return start_on_mesh(kernel, spec, jnp.stack(keys), known, segments, site, placing)
     if site.layers is None:
-        return _start(kernel, spec, keys[0], None if known is None else known[0])
-    return _start_stacked(kernel, spec, jax.numpy.stack(keys), known)
+        first = [
+            None if each is None else jax.tree.map(lambda a: a[0], each)
+            for each in (known, segments)
+        ]
+        return _start(kernel, spec, keys[0], *first)
+    return _start_stacked(kernel, spec, jnp.stack(keys), known, segments)
+
+
+def _stored_segments(
+    kernel: jax.Array, spec: AdapterSpec, keys: list[Key], site: Site, svds: SvdStore
+) -> Svd | None:
+    """The segments of a site's layers from a store, stacked; None for starts without any, and where
+    this process has no whole kernel to look them up by."""
+    smaller = min(kernel.shape[-2:])
+    first = segment_index(smaller, spec, keys[0])
+    if first is None or not is_here(kernel):
+        return None
+    found = []
+    for number, key in enumerate(keys):
+        layer = np.asarray(kernel if site.layers is None else kernel[number])
+        index = np.asarray(segment_index(smaller, spec, key))
+        svd = svds.triplets(layer, index.reshape(-1))
+        u = np.moveaxis(np.asarray(svd.u).reshape(-1, *index.shape), 0, 1)
+        found.append(
+            Svd(jnp.asarray(u), svd.s.reshape(index.shape), svd.vt.reshape(*index.shape, -1))
+        )
+    return jax.tree.map(lambda *layers: jnp.stack(layers), *found)
 
 
 def _gradients_of(site: Site, gradients: Mapping[str, jax.Array] | None) -> jax.Array | None:
@@ -223,25 +273,25 @@ def _gradients_of(site: Site, gradients: Mapping[str, jax.Array] | None) -> jax.
     for name in site.names():
         if name not in gradients:
             raise UserError(f"no gradient of {name!r} is given{nearest(name, gradients)}")
-    return jax.numpy.stack([jax.numpy.asarray(gradients[name]) for name in site.names()])
+    return jnp.stack([jnp.asarray(gradients[name]) for name in site.names()])
 
 
 @partial(jax.jit, static_argnums=1)
 def _start(
-    kernel: jax.Array, spec: AdapterSpec, key: Key, gradient: jax.Array | None
+    kernel: jax.Array, spec: AdapterSpec, key: Key, gradient: jax.Array | None, segments: Svd | None
 ) -> AdapterStart:
-    return init_adapter(kernel, spec, key, gradient)
+    return init_adapter(kernel, spec, key, gradient, segments)
 
 
 @partial(jax.jit, static_argnums=1)
 def _start_stacked(
-    kernels: jax.Array, spec: AdapterSpec, keys: Key, gradients: jax.Array | None
+    kernels: jax.Array,
+    spec: AdapterSpec,
+    keys: Key,
+    gradients: jax.Array | None,
+    segments: Svd | None,
 ) -> AdapterStart:
-    # A map, not a vmap: one layer's SVD is in memory at a time, and its result does not depend on
-    # which layers are stacked with it.
-    return jax.lax.map(
-        lambda layer: init_adapter(layer[0], spec, layer[1], layer[2]), (kernels, keys, gradients)
-    )
+    return start_layers(kernels, keys, gradients, segments, spec)
 
 
 def name_number(name: str) -> int:
@@ -259,7 +309,7 @@ def train_in_full(model: nnx.Module, modules: Targets) -> None:
         if trains(site.names()[0], modules):
             for name, value in vars(site.module).items():
                 if type(value) is nnx.Param:
-                    setattr(site.module, name, Head(value[...].astype(jax.numpy.float32)))
+                    setattr(site.module, name, Head(value[...].astype(jnp.float32)))
 
 
 def _with_parameters(model: nnx.Module) -> list[Site]:
@@ -275,7 +325,9 @@ def _size(model: nnx.Module, *kinds: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, *kinds)))
 
 
-def _report(model: nnx.Module, chosen: list[tuple[Site, str, str, tuple]]) -> InjectReport:
+def _report(
+    model: nnx.Module, chosen: list[tuple[Site, str, str, tuple]], pretrained: int
+) -> InjectReport:
     rows = []
     for site, what, reason, shape in chosen:
         module: Dense = site.module  # type: ignore[assignment]
@@ -290,5 +342,5 @@ def _report(model: nnx.Module, chosen: list[tuple[Site, str, str, tuple]]) -> In
             )
         )
     return InjectReport(
-        tuple(rows), _size(model, Factor), _size(model, Head), _size(model, nnx.Param)
+        tuple(rows), _size(model, Factor), _size(model, Head), _size(model, nnx.Param), pretrained
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from goat_jax.adapters.context import Context
 from goat_jax.core.dispatch import HIDDEN
@@ -39,6 +40,7 @@ class Stack(nnx.Module):
         runs: the stacked layers; every array of run i has a leading axis of sizes[i].
         sizes: layers per run.
         remat: a key of `REMAT`.
+        rows: on a mesh, how the hidden states between layers are cut by rows; else None.
 
     >>> from goat_jax.layers import Dense
     >>> stack = Stack(lambda rngs: Dense(4, 4, rngs=rngs), 3, rngs=nnx.Rngs(0))
@@ -51,6 +53,7 @@ class Stack(nnx.Module):
         self.runs = nnx.List([stacked])
         self.sizes = (length,)
         self.remat = "none"
+        self.rows: NamedSharding | None = None
 
     def ranges(self) -> list[range]:
         """The layers of every run."""
@@ -111,10 +114,15 @@ class Stack(nnx.Module):
         def body(x: Array, layer: tuple[Any, Array, Any]) -> tuple[Array, tuple[Any, Any]]:
             state, index, own = layer
             model = nnx.merge(graph, state)
+            x = self._placed(x)
             (y, kept), sown = nnx.capture(call, Sown)(model, x, ctx.fold(index), own)
-            return y, (nnx.to_pure_dict(sown), kept)
+            return self._placed(y), (nnx.to_pure_dict(sown), kept)
 
         if self.remat not in REMAT:
             raise UserError(f"remat {self.remat!r} is not one of {', '.join(REMAT)}")
         indices = jax.numpy.arange(layers.start, layers.stop)
         return jax.lax.scan(REMAT[self.remat](body), x, (state, indices, each))
+
+    def _placed(self, x: Array) -> Array:
+        """Keeps x cut by rows: without a word the compiler may cut its features like a kernel's."""
+        return x if self.rows is None else jax.lax.with_sharding_constraint(x, self.rows)

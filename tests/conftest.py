@@ -1,6 +1,7 @@
 """Strict settings for every test, and the fixtures they share."""
 
 import os
+import tempfile
 from pathlib import Path
 
 # Must be set before jax starts. Eight CPU devices, so that sharding can be tested anywhere; and no
@@ -11,6 +12,7 @@ os.environ.setdefault(
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="goat_jax_tests_")  # nobody's own cache
 
 import jax
 import pytest

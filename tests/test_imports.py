@@ -19,8 +19,10 @@ FLOORS = (
     ("layers",),
     ("stack",),
     ("sites",),
+    ("spread", "svd_store"),
     ("inject",),
     ("models",),
+    ("mesh",),
     ("config", "export"),
     ("run",),
     ("parity",),
@@ -111,7 +113,7 @@ def test_all_modules_are_seen():
         ("data", "from goat_jax import models", "data (floor 1) is below models"),
         ("core", "from goat_jax.data import tasks", "core and data are on one floor"),
         ("layers", "def f():\n    from goat_jax.inject import inject", "layers (floor 4) is below"),
-        ("run", "from goat_jax.cli import main", "run (floor 10) is below cli"),
+        ("run", "from goat_jax.cli import main", "run (floor 12) is below cli"),
         ("run", "from goat_jax.testing import TinyModel", "imported by tests only"),
         ("testing", "import torch", "torch is not used by the library"),
         ("core", "import flax", "core imports only jax, numpy"),
@@ -152,7 +154,7 @@ def forbidden_names(source):
             yield f"line {node.lineno}: {name}"
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "cli.py"])  # the door may look
 def test_no_environment_variables_and_nothing_unimplemented(module):
     assert not list(forbidden_names((PACKAGE / module).read_text(encoding="utf-8")))
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from goat_jax.adapters.context import Context, dropout
 from goat_jax.adapters.spec import AdapterSpec, Given
 from goat_jax.core.aux_losses import expert_load, router_entropy
+from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError
 from goat_jax.typing import Array, Factors, Key
 
@@ -43,12 +44,18 @@ class Report(NamedTuple):
 
 
 def init_adapter(
-    kernel: Array, spec: AdapterSpec, key: Key, gradient: Array | None = None
+    kernel: Array,
+    spec: AdapterSpec,
+    key: Key,
+    gradient: Array | None = None,
+    segments: Svd | None = None,
 ) -> AdapterStart:
     """Start of an adapter on a pretrained kernel (I, O) of any float dtype.
 
     Args:
         gradient: of the loss with respect to the kernel, (I, O), for starts that need it.
+        segments: the experts' segments of the kernel's SVD, if they are known (`segment_index`);
+            else they are computed.
 
     >>> from goat_jax.adapters.methods import METHODS
     >>> kernel = jax.random.normal(jax.random.key(0), (16, 8))
@@ -57,7 +64,8 @@ def init_adapter(
     {'a': (8, 16, 1), 'b': (8, 1, 8), 'router': (16, 8)}
     """
     segment_key, factor_key, router_key = jax.random.split(key, 3)
-    segments = spec.initializer.segments(kernel, spec, segment_key)
+    if segments is None:
+        segments = spec.initializer.segments(kernel, spec, segment_key)
     scale = spec.scale(kernel.shape[0], segments, spec)
     given = Given(kernel, segments, scale, gradient)
     factors = spec.initializer.factors(given, spec, factor_key)
@@ -66,6 +74,16 @@ def init_adapter(
     extras = spec.combine.extras(frozen, factors, scale, spec, extra_key)
     routed = spec.router.init(kernel.shape[0], spec, router_key)
     return AdapterStart(frozen, factors | extras.trained | routed, scale, extras.constants)
+
+
+def segment_index(h: int, spec: AdapterSpec, key: Key) -> Array | None:
+    """Which of a kernel's h singular triplets `init_adapter` gives to every expert with this key.
+
+    Returns:
+        (E, R), or None for a start that has no segments.
+    """
+    triplets = getattr(spec.initializer, "triplets", None)
+    return None if triplets is None else triplets(h, spec, jax.random.split(key, 3)[0])
 
 
 def apply_adapter(

@@ -97,10 +97,13 @@ class SvdSegments(Initializer):
     layout: ClassVar[str] = "pairs"
 
     def segments(self, kernel: Array, spec: AdapterSpec, key: Key) -> Svd:
-        h = min(kernel.shape)
-        svd.check_segments(h, spec.num_experts, spec.rank)
-        index = self.choice(h, spec.num_experts, spec.rank, key)
+        index = self.triplets(min(kernel.shape), spec, key)
         return svd.take_segments(svd.svd_of_kernel(kernel), index)
+
+    def triplets(self, h: int, spec: AdapterSpec, key: Key) -> Array:
+        """The index (E, R) of every expert's triplets among the h of a kernel."""
+        svd.check_segments(h, spec.num_experts, spec.rank)
+        return self.choice(h, spec.num_experts, spec.rank, key)
 
     def check(self, spec: AdapterSpec) -> None:
         check_added_as_it_is(self, spec)

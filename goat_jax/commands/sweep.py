@@ -12,7 +12,8 @@ from pathlib import Path
 
 import jax
 
-from goat_jax.commands.train import configure, draw
+from goat_jax.commands.configs import read_config
+from goat_jax.commands.train import draw
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.run.fit import fit
 from goat_jax.run.folder import write_aside
@@ -67,19 +68,7 @@ class Cell:
 
 def main(sweep: Sweep, arguments: Sequence[str] | None = None) -> int:
     """Runs what is not done, then prints the table; 0, 1 if a run failed, 143 if it was stopped."""
-    first = next(iter(sweep.paper.values()))
-    parser = argparse.ArgumentParser(
-        prog=sweep.name,
-        description="Trains every task with every method; what is done is not trained again. "
-        "Fields of the runs can be overridden: --model.path FOLDER, --train.steps 100, ...",
-    )
-    parser.add_argument("--tasks", nargs="+", default=list(first), metavar="TASK")
-    parser.add_argument("--methods", nargs="+", default=list(sweep.paper), metavar="METHOD")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
-    parser.add_argument("--out", type=Path, default=Path("runs") / sweep.name, metavar="FOLDER")
-    parser.add_argument("--options", default="", metavar="OPT=V,...", help="of the config file")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    options, overrides = parser.parse_known_args(arguments)
+    options, overrides = _parser(sweep).parse_known_args(arguments)
     cells = [
         Cell(task, method, seed)
         for seed in options.seeds
@@ -109,6 +98,23 @@ def main(sweep: Sweep, arguments: Sequence[str] | None = None) -> int:
     return 1 if problems else 0
 
 
+def _parser(sweep: Sweep) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=sweep.name,
+        allow_abbrev=False,
+        description="Trains every task with every method; what is done is not trained again. "
+        "Fields of the runs can be overridden: --model.path FOLDER, --train.steps 100, ...",
+    )
+    tasks = list(next(iter(sweep.paper.values())))
+    parser.add_argument("--tasks", nargs="+", default=tasks, metavar="TASK")
+    parser.add_argument("--methods", nargs="+", default=list(sweep.paper), metavar="METHOD")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
+    parser.add_argument("--out", type=Path, default=Path("runs") / sweep.name, metavar="FOLDER")
+    parser.add_argument("--options", default="", metavar="OPT=V,...", help="of the config file")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    return parser
+
+
 def run_cell(
     sweep: Sweep, cell: Cell, out: Path, options: str, overrides: list[str], progress: bool
 ) -> float | None:
@@ -119,7 +125,7 @@ def run_cell(
     """
     source = f"{sweep.config}:{cell.options}" + (f",{options}" if options else "")
     folder = out / cell.name
-    config = dataclasses.replace(configure(source, overrides, sweep.name), out=str(folder))
+    config = dataclasses.replace(read_config(source, overrides, sweep.name), out=str(folder))
     path = folder / RESULT
     settings = {"source": cell.options, "options": options, "overrides": overrides}
     if path.is_file():
@@ -146,9 +152,9 @@ def render(
     """A Markdown table: ours over the seeds, in brackets the paper's and the difference.
 
     >>> print(render({"lora": {"rte": 84.0}}, {Cell("rte", "lora", 0): 84.5}, ["rte"], ["lora"]))
-    | method | rte                   | average |
-    | :----- | :-------------------- | :------ |
-    | lora   | 84.50 (84.00, +0.50)  | -       |
+    | method | rte                  | average |
+    | :----- | :------------------- | :------ |
+    | lora   | 84.50 (84.00, +0.50) | -       |
     """
     rows = []
     for method in methods:

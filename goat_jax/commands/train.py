@@ -2,39 +2,59 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import signal
+import sys
 from pathlib import Path
 
-import tyro
-
-from goat_jax.config import RunConfig, load_config
+from goat_jax.commands.configs import read_config
+from goat_jax.config import RunConfig
 from goat_jax.plots import plot_expert_load, plot_training
 from goat_jax.run.fit import Summary, fit
+from goat_jax.run.processes import is_first
 from goat_jax.run.records import read_records
+from goat_jax.svd_store import AUTO
 from goat_jax.tables import human_count, render_table
 
+OUT_OF_TIME = 75
+"""Exit code of a run that was told to stop and could not save in time (EX_TEMPFAIL)."""
 
-def train(source: str, overrides: list[str], *, progress: bool = True) -> int:
-    """Trains from a config file and overrides; prints a summary, draws the plots."""
-    config = configure(source, overrides)
-    summary = fit(config, progress=progress)
-    draw(summary.folder)
-    print(report(config, summary))
+
+def train(
+    source: str, overrides: list[str], *, progress: bool = True, cache: Path | None = None
+) -> int:
+    """Trains from a config file and overrides; prints a summary, draws the plots.
+
+    Args:
+        cache: the user's folder for what can be computed again.
+
+    Exit codes: 0 done, 143 or 130 saved after SIGTERM or Ctrl-C, 75 (`OUT_OF_TIME`) if that took
+    longer than ``train.grace_seconds``.
+    """
+    config = read_config(source, overrides, "goat-jax train")
+    if config.svd.folder == AUTO and cache is not None:
+        svd = dataclasses.replace(config.svd, folder=str(cache / "svd"))
+        config = dataclasses.replace(config, svd=svd)
+    summary = fit(config, progress=progress, expired=give_up)
+    if is_first():
+        draw(summary.folder)
+        print(report(config, summary))
     if summary.stopped.startswith("SIG"):
         print(f"{summary.stopped}: saved step {summary.step}; the same command continues.")
         return 128 + signal.Signals[summary.stopped]
     return 0
 
 
-def configure(source: str, overrides: list[str], program: str = "goat-jax train") -> RunConfig:
-    """A config file's run with single fields overridden, as on the command line."""
-    return tyro.cli(
-        RunConfig,
-        default=load_config(source),
-        args=overrides,
-        prog=program,
-        config=(tyro.conf.AvoidSubcommands,),  # the kind of task is the config file's
+def give_up() -> None:
+    """Ends the process where it stands; the last complete checkpoint is what is left."""
+    print(
+        "goat-jax: error: the last save took longer than train.grace_seconds; the checkpoint "
+        "before it is kept and the same command continues",
+        file=sys.stderr,
+        flush=True,
     )
+    os._exit(OUT_OF_TIME)
 
 
 def draw(folder: Path) -> None:

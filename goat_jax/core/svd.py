@@ -35,6 +35,35 @@ def svd_of_kernel(kernel: Array) -> Svd:
     return Svd(*jnp.linalg.svd(kernel.astype(jnp.float32), full_matrices=False))
 
 
+GRAM_RANGE = 1e-5
+"""Below this share of the largest singular value a Gram matrix in float64 has lost the digits of
+float32."""
+
+
+def svd_by_gram(kernel: np.ndarray) -> Svd:
+    """The SVD of one kernel (I, O), by the eigenvectors of its smaller Gram matrix in float64.
+
+    A Gram matrix squares the singular values, so an eigenvalue's error of about H eps s_1^2, eps =
+    1.1e-16, is one of H eps s_1^2 / (2 s_k) in s_k: for s_k >= 1e-5 s_1 and H = 4096 it is below
+    2.3e-8 s_1, under float32's own rounding (6e-8), and u and vt are orthonormal to float32's
+    precision too. A kernel whose spectrum reaches further down goes to LAPACK in float64.
+
+    >>> svd_by_gram(np.array([[3.0, 0.0, 0.0], [0.0, 4.0, 0.0]], np.float32)).s
+    array([4., 3.], dtype=float32)
+    """
+    wide = np.asarray(kernel, np.float64)
+    tall = wide.shape[0] > wide.shape[1]
+    flat = wide.T if tall else wide
+    squares, vectors = np.linalg.eigh(flat @ flat.T)
+    values, left = np.sqrt(np.maximum(squares[::-1], 0.0)), vectors[:, ::-1]
+    if not values[-1] > GRAM_RANGE * values[0]:
+        parts = np.linalg.svd(wide, full_matrices=False)
+    else:
+        right = (left.T @ flat) / values[:, None]
+        parts = (right.T, values, left.T) if tall else (left, values, right)
+    return Svd(*(np.asarray(part, np.float32) for part in parts))  # type: ignore[arg-type]
+
+
 Segments = Callable[[int, int, int, Key], Array]
 """(h, num_experts, rank, key) -> the index (E, R) of the singular triplets of every expert."""
 

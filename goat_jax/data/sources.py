@@ -225,7 +225,15 @@ def _read_images(
     from tensorflow_datasets import decode, features
 
     name, chosen = _at(rest, split)
-    rows = _open_tfds(name, chosen, data_dir, download=True)
+    try:
+        # TFDS would fetch gigabytes first and then need TensorFlow to read images.
+        rows = _open_tfds(name, chosen, data_dir, download=False)
+    except UserError as error:
+        where = "TFDS's folder" if data_dir is None else data_dir
+        raise UserError(
+            f"{error} (nothing of that name, split and form in {where}: goat-jax data prepare "
+            "makes the paper's image sets)"
+        ) from None
     if isinstance(dict(rows.dataset_info.features or {}).get(column), features.Image):
         return dataclasses.replace(rows, decoders={column: decode.SkipDecoding()})
     return rows

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from goat_jax.typing import Array
 
@@ -28,14 +29,22 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class Embedding(nnx.Module):
-    """A table (V, D) of vectors, looked up by number; a number outside the table gives NaN."""
+    """A table (V, D) of vectors, looked up by number; a number outside the table gives NaN.
+
+    Attributes:
+        steps: on a mesh, how the vectors (B, T, D) lie first and then; else empty.
+    """
 
     def __init__(self, size: int, features: int, *, rngs: nnx.Rngs):
         self.table = nnx.Param(jax.random.normal(rngs.params(), (size, features)) * 0.02)
+        self.steps: tuple[NamedSharding, ...] = ()
 
     def __call__(self, ids: Array) -> Array:
         """(..., D) for integer ids (...)."""
-        return jnp.take(self.table[...], ids, axis=0)
+        x = jnp.take(self.table[...], ids, axis=0)
+        for sharding in self.steps if x.ndim == 3 else ():
+            x = jax.lax.with_sharding_constraint(x, sharding)
+        return x
 
 
 class LayerNorm(nnx.Module):

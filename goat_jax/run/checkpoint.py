@@ -94,17 +94,16 @@ class Checkpoints:
 
         Args:
             state: copied, so it may be donated to the next step at once.
-            data: the grain iterator of training batches.
+            data: the grain iterator of training batches; its position is one number, the same in
+                all processes, however many there are.
             notes: small JSON facts.
             metrics: of an evaluation at this step, None without one.
         """
-        import grain
-
         # A copy of our own: on a CPU orbax reads the very memory that the next step may reuse.
         copied = jax.tree.map(jnp.copy, _plain(state))
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(copied),
-            data=grain.checkpoint.CheckpointSave(data),  # type: ignore[call-arg]
+            data=ocp.args.JsonSave(data.get_state()),
             notes=ocp.args.JsonSave(notes),
         )
         with self._said_clearly():
@@ -121,8 +120,6 @@ class Checkpoints:
         Raises:
             UserError: the saved arrays are not those of this run.
         """
-        import grain
-
         step = self.latest_step() if step is None else step
         if step is None:
             raise UserError(f"{self._manager.directory} holds no complete checkpoint")
@@ -132,7 +129,7 @@ class Checkpoints:
             "notes": ocp.args.JsonRestore(),
         }
         if data is not None:
-            items["data"] = grain.checkpoint.CheckpointRestore(data)  # type: ignore[call-arg]
+            items["data"] = ocp.args.JsonRestore()
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
         except (ValueError, KeyError) as error:
@@ -141,6 +138,8 @@ class Checkpoints:
                 f"{self._manager.directory}/{step} does not fit this run's settings ({reason}): "
                 "use another run folder"
             ) from error
+        if data is not None:
+            data.set_state(found["data"])
         return Restored(_run_state(found["state"], like), found["notes"])
 
     def wait(self) -> None:

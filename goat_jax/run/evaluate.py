@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -34,13 +34,17 @@ def evaluate(
     base: PyTree,
     batches: Sequence[Batch],
     task: Task,
+    put: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Evaluation:
     """The task's scores and the experts' load over all rows.
 
     Steps are dispatched for all batches before any result is fetched.
+
+    Args:
+        put: puts a batch where the step takes it from (`Built.put_whole`).
     """
     start = time.perf_counter()
-    pending = [(batch, eval_step(trainable, base, batch)) for batch in batches]
+    pending = [(batch, eval_step(trainable, base, put(batch))) for batch in batches]
     totals = {
         name: sum(float(sums[name]) for _, (sums, _) in pending)
         for name in pending[0][1][0]

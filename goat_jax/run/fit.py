@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,13 @@ import numpy as np
 
 from goat_jax.config import RunConfig
 from goat_jax.data.metrics import goodness
-from goat_jax.errors import RunFailed
+from goat_jax.errors import RunFailed, UserError
 from goat_jax.run.checkpoint import Checkpoints
 from goat_jax.run.evaluate import evaluate
 from goat_jax.run.folder import claim
 from goat_jax.run.meter import Meter
 from goat_jax.run.problems import problem_of
+from goat_jax.run.processes import Votes, agreed, is_first, records_of
 from goat_jax.run.progress import TrainProgress
 from goat_jax.run.records import Records
 from goat_jax.run.setup import Built, Data, build, load_data
@@ -51,10 +54,17 @@ class Summary:
     built: Built
 
 
-def fit(config: RunConfig, *, progress: bool = True) -> Summary:
+def fit(
+    config: RunConfig, *, progress: bool = True, expired: Callable[[], None] | None = None
+) -> Summary:
     """Trains as the config says; continues a run that was begun in ``config.out``.
 
-    A run that was killed and started again ends with the same bits as one that was not.
+    A run that was killed and started again ends with the same bits as one that was not. In a run of
+    several processes (`run.processes.join`) each of them calls it.
+
+    Args:
+        expired: called if SIGTERM or Ctrl-C came and the state is not saved within
+            ``config.train.grace_seconds``.
 
     Raises:
         UserError: anything wrong with the config, the data, the model or the folder.
@@ -63,16 +73,32 @@ def fit(config: RunConfig, *, progress: bool = True) -> Summary:
     built = build(config)
     data = load_data(config, built.vocabulary)
     folder = Path(config.out)
-    claim(folder, config, built)
+    _claim_together(folder, config, built)
     checkpoints = Checkpoints(folder, config.best_by)
     try:
-        with Records(folder) as records:
+        with records_of(folder) as records:
             loop = _Loop(config, built, data, records, checkpoints)
             loop.restore()
-            with TrainProgress(config.train.steps, loop.step, progress) as loop.bar:
-                return loop.run()
+            shown = progress and is_first()
+            with (
+                TrainProgress(config.train.steps, loop.step, shown) as loop.bar,
+                Signals(config.train.grace_seconds, expired) as signals,
+            ):
+                return loop.run(signals)
     finally:
         checkpoints.close()
+
+
+def _claim_together(folder: Path, config: RunConfig, built: Built) -> None:
+    """The first process makes the folder the run's; the others go on only if it could."""
+    refused: UserError | None = None
+    if is_first():
+        try:
+            claim(folder, config, built)
+        except UserError as error:
+            refused = error
+    if not agreed(refused is None):
+        raise refused or UserError(f"the first process was refused {folder}: see its message")
 
 
 @dataclasses.dataclass
@@ -132,7 +158,7 @@ class _Loop:
         self.before: dict[str, float] | None = None
         self.after: dict[str, float] = {}
         self.pending: tuple[int, dict[str, Any], Batch] | None = None
-        self.meter = Meter(self.unit)
+        self.meter = Meter(self.unit, data.shares)
         self.bar: TrainProgress
 
     def restore(self) -> None:
@@ -146,22 +172,22 @@ class _Loop:
         self.best = _Best(**found.notes["best"])
         self.before, self.after = found.notes["before"], found.notes["after"]
 
-    def run(self) -> Summary:
-        """All steps that are left."""
+    def run(self, signals: Signals) -> Summary:
+        """All steps that are left, or up to the one during which a signal came."""
         train = self.config.train
         if self.step == 0:
             self.before = self.evaluate()
         stopped = "finished"
-        with Signals() as signals:
-            self.meter = Meter(self.unit)
-            while self.step < train.steps:
-                if self.out_of_patience():
-                    stopped = f"no better {self.best_by} for {train.patience} evaluations"
-                    break
-                self.take_step()
-                if signals.caught:
-                    stopped = signals.caught
-                    break
+        self.meter = Meter(self.unit, self.data.shares)
+        votes = Votes()
+        while self.step < train.steps:
+            if self.out_of_patience():
+                stopped = f"no better {self.best_by} for {train.patience} evaluations"
+                break
+            self.take_step()
+            if votes.cast(bool(signals.caught)):
+                stopped = signals.caught or signal.SIGTERM.name
+                break
         if self.saved != self.step:
             self.save(None)
         self.checkpoints.wait()
@@ -171,7 +197,9 @@ class _Loop:
         """One optimizer step, and what is due after it."""
         train = self.config.train
         batch = next(self.data.train)
-        self.state, metrics = self.built.train_step(self.state, self.built.base, batch)
+        placed = self.built.placed
+        there = batch if placed is None else placed.put_share(batch, train.batch_size)
+        self.state, metrics = self.built.train_step(self.state, self.built.base, there)
         # The device works on this step while the host looks at the one before.
         self.look_at_pending()
         self.step += 1
@@ -224,6 +252,7 @@ class _Loop:
             self.state.frozen(self.built.base),
             self.data.evaluation,
             self.config.task,
+            put=self.built.put_whole,
         )
         scores = found.scores
         self.records.write("eval", self.step, split="evaluation", **scores, seconds=found.seconds)

@@ -13,14 +13,23 @@ from goat_jax.typing import Batch
 class Meter:
     """Throughput since the last reading.
 
+    Args:
+        unit: what is counted.
+        shares: of a batch there are so many, of which this process counts one.
+
     >>> meter = Meter(clock=iter([0.0, 2.0]).__next__)
     >>> meter.add({"attention_mask": np.array([[1, 1, 1, 0]]), "weights": np.ones(1)})
     >>> meter.read()
     {'tokens_per_second': 1.5, 'padding_share': 0.25, 'seconds': 2.0}
     """
 
-    def __init__(self, unit: str = "tokens", clock: Callable[[], float] = time.perf_counter):
-        self._unit, self._clock = unit, clock
+    def __init__(
+        self,
+        unit: str = "tokens",
+        shares: int = 1,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self._unit, self._shares, self._clock = unit, shares, clock
         self._start()
 
     def _start(self) -> None:
@@ -43,7 +52,7 @@ class Meter:
         real, all_ = self._real, self._all
         self._since, self._real, self._all = now, 0, 0
         return {
-            f"{self._unit}_per_second": real / max(seconds, 1e-9),
+            f"{self._unit}_per_second": self._shares * real / max(seconds, 1e-9),
             "padding_share": 1 - real / max(all_, 1),
             "seconds": seconds,
         }

@@ -7,10 +7,13 @@ from pathlib import Path
 
 from goat_jax.config import RunConfig
 from goat_jax.errors import UserError
+from goat_jax.mesh.config import MeshConfig
 from goat_jax.run.checkpoint import Checkpoints
 from goat_jax.run.folder import check_same_run, describe, load_run
 from goat_jax.run.setup import Built, build
 from goat_jax.run.state import RunState
+
+ONE_DEVICE = MeshConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +33,17 @@ class Reopened:
     step: int
 
 
-def reopen(folder: Path, step: int | None) -> Reopened:
+def reopen(folder: Path, step: int | None, mesh: MeshConfig = ONE_DEVICE) -> Reopened:
     """Rebuilds a run and restores one of its checkpoints, the best if no step is given.
+
+    Args:
+        mesh: what it is put on, whatever it was trained on.
 
     Raises:
         UserError: no run there, no such checkpoint, or another base model than it was trained on.
     """
     config, saved = load_run(folder)
+    config = dataclasses.replace(config, mesh=mesh)
     built = build(config)
     check_same_run(folder, saved, describe(config, built))
     checkpoints = Checkpoints(folder, config.best_by, read_only=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
 
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.config import DTYPES, RunConfig
@@ -21,6 +23,7 @@ from goat_jax.data.rows import Rows
 from goat_jax.errors import UserError
 from goat_jax.inject import InjectReport, inject
 from goat_jax.layers import split_model
+from goat_jax.mesh.placement import Placement
 from goat_jax.models.fingerprint import fingerprint
 from goat_jax.models.load import Loaded, load_model
 from goat_jax.models.sources import find_model, open_checkpoint
@@ -28,6 +31,7 @@ from goat_jax.optim.optimizer import make_optimizer, schedule_of
 from goat_jax.optim.pairs import scales_of
 from goat_jax.optim.scaling_alignment import align, scaling_alignment
 from goat_jax.run.gradients import kernel_gradients
+from goat_jax.run.placed import Placed, keep_rows, placement_of, share_of_process, start_state
 from goat_jax.run.problems import check_model, problem_of
 from goat_jax.run.state import RunState
 from goat_jax.run.step import EvalStep, TrainStep, make_eval_step, make_train_step
@@ -43,8 +47,10 @@ class Built:
     Attributes:
         graph, base: static structure and frozen arrays.
         state: at step 0.
+        placed: where the arrays are on a mesh; None on one device.
         train_step, eval_step: jitted.
         schedule: optimizer steps done before -> learning rate.
+        optimizer_at: factor of the learning rate -> the optimizer; 1 is the run's own.
         inject_report: what was adapted.
         names: path of a linear module -> its full name per layer.
         kind: of the model, such as "language model".
@@ -58,9 +64,11 @@ class Built:
     graph: Any
     base: PyTree
     state: RunState
+    placed: Placed | None
     train_step: TrainStep
     eval_step: EvalStep
     schedule: optax.Schedule
+    optimizer_at: Callable[[float | Array], optax.GradientTransformation]
     inject_report: InjectReport
     names: dict[tuple, list[str]]
     kind: str
@@ -69,6 +77,10 @@ class Built:
     switches: Mapping[int, Switch]
     base_fingerprint: str
     residual_norms: dict[str, list[float]]
+
+    def put_whole(self, batch: Batch) -> Batch:
+        """A batch where the steps take it from: on the mesh, if there is one."""
+        return batch if self.placed is None else self.placed.put_whole(batch)
 
 
 def build(config: RunConfig) -> Built:
@@ -79,34 +91,47 @@ def build(config: RunConfig) -> Built:
     """
     path = find_model(config.model.path)
     problem = problem_of(config.task)
-    spec = config.adapter.spec()
+    spec, placement = config.adapter.spec(), placement_of(config)
     head_key, adapter_key, run_key = jax.random.split(jax.random.key(config.train.seed), 3)
     loaded = load_model(
-        path, key=head_key, dtype=DTYPES[config.model.dtype], **model_options(config)
+        path,
+        key=head_key,
+        dtype=DTYPES[config.model.dtype],
+        sharding=None if placement is None else placement.parameter,
+        **model_options(config),
     )
     check_model(config.task, loaded.kind, str(path))
     check_switch(spec.course, config.train.steps)
     problem.prepare(config.task, loaded, path)
     gradients = _gradients(config, spec, loaded)
-    report = adapt(loaded.model, config, spec, adapter_key, gradients)
-    norms = residual_norms(loaded.model)
-    graph, trainable, base = split_model(loaded.model)
-    trainable, base, optimizer = method_optimizer(config, spec, trainable, base)
+    report = adapt(loaded.model, config, spec, adapter_key, gradients, placement)
+    norms = residual_norms(loaded.model, None if placement is None else placement.whole)
+    graph, *arrays = split_model(loaded.model)
+    optimizer_for = partial(method_optimizer, config, spec, arrays[0], arrays[1])
+    trainable, base, optimizer = optimizer_for()
     constants = starting_constants(loaded.model, spec.course)
+    state, base, placed = start_state(
+        loaded.model, placement, trainable, base, optimizer, run_key, constants
+    )
     switch_step = spec.course.switch_step()
     objective = problem.objective(config.task)
     return Built(
         graph=graph,
         base=base,
-        state=RunState.create(trainable, optimizer, run_key, constants),
+        state=state,
+        placed=placed,
         train_step=make_train_step(
             graph,
             objective,
             optimizer,
             aux_weight=spec.aux_weight,
             accumulate=config.train.accumulate,
+            shardings=None if placed is None else placed.in_step(),
         ),
-        eval_step=make_eval_step(graph, objective),
+        eval_step=make_eval_step(
+            graph, objective, None if placed is None else placed.in_evaluation()
+        ),
+        optimizer_at=lambda rate: optimizer_for(rate)[2],
         schedule=schedule_of(config.optimizer, config.train.steps),
         inject_report=report,
         names={site.path: site.names() for site in find_sites(loaded.model)},
@@ -127,10 +152,11 @@ def adapt(
     spec: AdapterSpec,
     key: Key,
     gradients: Mapping[str, Array] | None = None,
+    placement: Placement | None = None,
 ) -> InjectReport:
     """Attaches the adapters that a config asks for; arguments as for `goat_jax.inject.inject`."""
     set_remat(model, config)
-    return inject(
+    report = inject(
         model,
         spec,
         config.adapter.targets,
@@ -138,7 +164,11 @@ def adapt(
         overrides=config.adapter.overrides,
         train=config.adapter.train,
         gradients=gradients,
+        placing=placement,
+        svds=config.svd.store,
     )
+    keep_rows(model, placement)
+    return report
 
 
 def set_remat(model: Any, config: RunConfig) -> None:
@@ -148,11 +178,16 @@ def set_remat(model: Any, config: RunConfig) -> None:
 
 
 def method_optimizer(
-    config: RunConfig, spec: AdapterSpec, trainable: dict[str, PyTree], base: PyTree
+    config: RunConfig,
+    spec: AdapterSpec,
+    trainable: dict[str, PyTree],
+    base: PyTree,
+    rate: float | Array = 1.0,
 ) -> tuple[dict[str, PyTree], PyTree, optax.GradientTransformation]:
     """The method's optimizer, and the arrays it is for: aligned, if the config says so."""
     scales = scales_of(trainable, base)
-    optimizer = make_optimizer(config.optimizer, config.train.steps, spec.transform, scales)
+    steps = config.train.steps
+    optimizer = make_optimizer(config.optimizer, steps, spec.transform, scales, rate)
     forward = config.adapter.forward_scale
     if forward is None:
         return trainable, base, optimizer
@@ -165,6 +200,11 @@ def _gradients(config: RunConfig, spec: AdapterSpec, loaded: Loaded) -> dict[str
     count = spec.initializer.gradient_batches
     if not count:
         return None
+    if jax.process_count() > 1:
+        raise UserError(
+            f"{config.adapter.method} starts from the gradient of batches that one process reads: "
+            "run it in one"
+        )
     set_remat(loaded.model, config)
     batches = itertools.islice(load_data(config, vocabulary_of(loaded)).train, count)
     objective = problem_of(config.task).objective(config.task)
@@ -185,18 +225,25 @@ def model_options(config: RunConfig) -> dict[str, Any]:
     return settled | dict(config.model.options)
 
 
-def residual_norms(model: Any) -> dict[str, list[float]]:
-    """Frobenius norm of every adapted frozen kernel, per layer: tells one residual from another."""
+def residual_norms(model: Any, whole: NamedSharding | None = None) -> dict[str, list[float]]:
+    """Frobenius norm of every adapted frozen kernel, per layer: tells one residual from another.
+
+    Args:
+        whole: on a mesh, a copy on every device.
+    """
     norms: dict[str, list[float]] = {}
     for site in find_sites(model):
         if site.module.adapter is not None:  # type: ignore[attr-defined]
-            kernel = np.asarray(site.module.kernel[...], np.float64)  # type: ignore[attr-defined]
-            # Not -1: a method that takes the kernel away leaves one without elements.
-            layers = kernel.reshape(math.prod(kernel.shape[:-2]), *kernel.shape[-2:])
-            norms.setdefault(site.pattern, []).extend(
-                float(np.linalg.norm(layer)) for layer in layers
-            )
+            kernel = site.module.kernel[...]  # type: ignore[attr-defined]
+            layers = np.asarray(_norms(kernel, whole)).reshape(-1)
+            norms.setdefault(site.pattern, []).extend(map(float, layers))
     return norms
+
+
+@partial(jax.jit, static_argnums=1)
+def _norms(kernel: Array, whole: NamedSharding | None) -> Array:
+    norms = jnp.sqrt(jnp.square(kernel.astype(jnp.float32)).sum(-1).sum(-1))
+    return norms if whole is None else jax.lax.with_sharding_constraint(norms, whole)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,11 +254,13 @@ class Data:
         train: endless iterator of training batches, checkpointable.
         evaluation: every evaluation row once.
         notes: what a person should know of the rows, a line each.
+        shares: into how many shares the training batches are cut; `train` gives one of them.
     """
 
     train: Any
     evaluation: Sequence[Batch]
     notes: tuple[str, ...]
+    shares: int = 1
 
 
 def load_data(config: RunConfig, vocabulary: int | None = None) -> Data:
@@ -226,18 +275,25 @@ def load_data(config: RunConfig, vocabulary: int | None = None) -> Data:
     train, held_out = load_rows(config, "train", "evaluation")
     if vocabulary is not None:
         check_tokens([*train.input_ids, *held_out.input_ids], vocabulary)  # type: ignore
-    size, length = config.train.batch_size, config.train.max_length
-    buckets = choose_buckets(train.lengths, size, length, max_shapes=config.train.shapes)
+    share = share_of_process(placement_of(config), config.train.batch_size)
     notes = (
         describe("training", train),
         describe("held-out", held_out),
         note_of(train.marks, held_out.marks),
     )
     return Data(
-        train=train_iterator(train, size, config.train.seed, length, buckets=buckets),
+        train=training_batches(config, train, share),
         evaluation=evaluation_batches(config, held_out),
         notes=tuple(filter(None, notes)),
+        shares=share[1],
     )
+
+
+def training_batches(config: RunConfig, rows: Rows, share: tuple[int, int] = (0, 1)) -> Any:
+    """Endless batches in the order of the run's seed, checkpointable; share i of n of each."""
+    size, length = config.train.batch_size, config.train.max_length
+    buckets = choose_buckets(rows.lengths, size, length, max_shapes=config.train.shapes)
+    return train_iterator(rows, size, config.train.seed, length, *share, buckets=buckets)
 
 
 def check_tokens(texts: Iterable[np.ndarray], vocabulary: int) -> None:

@@ -16,17 +16,20 @@ import numpy as np
 
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.config import DTYPES, RunConfig
-from goat_jax.inject import InjectReport
+from goat_jax.inject import ALL_LINEAR, InjectReport, inject
 from goat_jax.layers import split_model
+from goat_jax.mesh.placement import Placement, model_shardings, tree_shardings
 from goat_jax.models.architecture import architecture_of
 from goat_jax.models.load import random_model
 from goat_jax.models.named import model_config
+from goat_jax.run.placed import Placed, keep_rows
 from goat_jax.run.problems import check_model, problem_of
 from goat_jax.run.setup import adapt, method_optimizer, model_options
 from goat_jax.run.state import RunState
 from goat_jax.run.step import EvalStep, TrainStep, make_eval_step, make_train_step
 from goat_jax.run.switch import starting_constants
 from goat_jax.sites import find_sites
+from goat_jax.targets import Targets
 from goat_jax.typing import Array, Batch, PyTree
 
 
@@ -73,13 +76,16 @@ def _type(array: Any) -> tuple:
     return array.shape, array.dtype
 
 
-def abstract_run(config: RunConfig, model: str | Path | None = None) -> AbstractRun:
+def abstract_run(
+    config: RunConfig, model: str | Path | None = None, placement: Placement | None = None
+) -> AbstractRun:
     """Traces what `setup.build` builds, at full size and within seconds.
 
     Args:
         config: of the run.
         model: whose sizes to take, as `models.named.model_config` reads them: a folder with a
             config.json, or a name such as "roberta-large"; ``config.model.path`` if None.
+        placement: the mesh that the steps are for; its devices need not be there.
 
     Raises:
         UserError: anything in the config that does not fit.
@@ -106,6 +112,9 @@ def abstract_run(config: RunConfig, model: str | Path | None = None) -> Abstract
         loaded = random_model(hf, key=head_key, dtype=dtype, **model_options(config))
         gradients = _Gradients(loaded.model) if spec.initializer.gradient_batches else None
         found["report"] = adapt(loaded.model, config, spec, adapter_key, gradients)
+        keep_rows(loaded.model, placement)
+        if placement is not None:
+            found["known"] = model_shardings(loaded.model, placement)
         found["graph"], trainable, base = split_model(loaded.model)
         trainable, base, optimizer = method_optimizer(config, spec, trainable, base)
         constants = starting_constants(loaded.model, spec.course)
@@ -113,20 +122,55 @@ def abstract_run(config: RunConfig, model: str | Path | None = None) -> Abstract
 
     state, base = jax.eval_shape(start)
     graph, objective = found["graph"], problem.objective(config.task)
+    placed = None
+    if placement is not None:
+        known, whole = found["known"], placement.whole
+        where = tree_shardings(state, known, whole)
+        placed = Placed(placement, known, tree_shardings(base, known, whole), where)
     return AbstractRun(
         graph=graph,
         base=base,
         state=state,
         batch=batch_shapes(config, config.train.batch_size),
         eval_batch=batch_shapes(config, config.train.eval_batch_size),
-        train_step=_train_step(config, graph, spec),
-        eval_step=make_eval_step(graph, objective),
+        train_step=_train_step(config, graph, spec, placed),
+        eval_step=make_eval_step(
+            graph, objective, None if placed is None else placed.in_evaluation()
+        ),
         inject_report=found["report"],
         kind=kind,
     )
 
 
-def _train_step(config: RunConfig, graph: Any, spec: AdapterSpec) -> TrainStep:
+def count(
+    model: str | Path, spec: AdapterSpec, targets: Targets = ALL_LINEAR, **options: Any
+) -> InjectReport:
+    """What a method would add to a model, counted from its config alone.
+
+    Args:
+        model: as for `abstract_run`.
+        targets: as for `goat_jax.inject.inject`.
+        options: fields of the model's own config, such as num_labels.
+
+    >>> from goat_jax.adapters.methods import method_spec
+    >>> f"{count('roberta-large', method_spec('goat', total_rank=32)).adapter_share:.2%}"
+    '4.48%'
+    """
+    hf, found = model_config(model), {}
+
+    def start() -> None:
+        key = jax.random.key(0)
+        loaded = random_model(hf, key=key, dtype=jax.numpy.bfloat16, **options)
+        gradients = _Gradients(loaded.model) if spec.initializer.gradient_batches else None
+        found["report"] = inject(loaded.model, spec, targets, key=key, gradients=gradients)
+
+    jax.eval_shape(start)
+    return found["report"]
+
+
+def _train_step(
+    config: RunConfig, graph: Any, spec: AdapterSpec, placed: Placed | None
+) -> TrainStep:
     """The run's step. A real run's optimizer has the adapters' scales as constants; here they are
     no numbers before the step is traced."""
 
@@ -141,7 +185,7 @@ def _train_step(config: RunConfig, graph: Any, spec: AdapterSpec) -> TrainStep:
         )
         return own(state, base, batch)
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, **({} if placed is None else placed.in_step()))
 
 
 def batch_shapes(config: RunConfig, rows: int) -> dict[str, jax.ShapeDtypeStruct]:

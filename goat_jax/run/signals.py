@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
 
@@ -11,10 +12,16 @@ class Signals:
     """A context in which the first SIGINT or SIGTERM only sets `caught` to its name.
 
     A second one ends the process as usual. Outside the main thread it does nothing.
+
+    Args:
+        grace: seconds that the run has from the first signal to the end of the context.
+        expired: called, in a thread of its own, if that was not enough.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grace: float = 0.0, expired: Callable[[], None] | None = None) -> None:
         self.caught = ""
+        self._grace, self._expired = grace, expired
+        self._timer: threading.Timer | None = None
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -27,7 +34,13 @@ class Signals:
         del frame
         self.caught = signal.Signals(number).name
         signal.signal(number, self._old[number])  # a second one ends the process at once
+        if self._expired is not None:
+            self._timer = threading.Timer(self._grace, self._expired)
+            self._timer.daemon = True
+            self._timer.start()
 
     def __exit__(self, *error: Any) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         for number, handler in self._old.items():
             signal.signal(number, handler)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ def make_train_step(
     *,
     aux_weight: float,
     accumulate: int = 1,
+    shardings: Mapping[str, Any] | None = None,
 ) -> TrainStep:
     """One optimizer step as a jitted function ``(state, base, batch) -> (state, metrics)``.
 
@@ -43,6 +44,9 @@ def make_train_step(
     Metrics: loss, task_loss, aux_loss, grad_norm (before clipping), the objective's own sums
     divided by its count, reports (name -> `Report`), and squares_by_leaf: the squared norm of every
     gradient (per layer, if stacked), which tells where one is not finite.
+
+    Args:
+        shardings: in_shardings and out_shardings on a mesh; None for one device.
     """
 
     def total_loss(
@@ -58,7 +62,7 @@ def make_train_step(
 
     grad_of_loss = jax.value_and_grad(total_loss, has_aux=True)
 
-    @partial(jax.jit, donate_argnums=0)
+    @partial(jax.jit, donate_argnums=0, **(shardings or {}))
     def train_step(state: RunState, base: PyTree, batch: Batch) -> tuple[RunState, Metrics]:
         key, base = jax.random.fold_in(state.key, state.step), state.frozen(base)
         count = objective.count(batch)
@@ -82,7 +86,9 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(graph: Any, objective: Objective) -> EvalStep:
+def make_eval_step(
+    graph: Any, objective: Objective, shardings: Mapping[str, Any] | None = None
+) -> EvalStep:
     """A jitted ``(trainable, base, batch) -> (sums, outputs)``; dropout is off.
 
     The sums add up over batches: loss, count, the objective's own, tokens, and loads, which is name
@@ -90,7 +96,7 @@ def make_eval_step(graph: Any, objective: Objective) -> EvalStep:
     mask all tokens of a row count, and `tokens` and loads are in rows.
     """
 
-    @jax.jit
+    @partial(jax.jit, **(shardings or {}))
     def eval_step(trainable: dict, base: PyTree, batch: Batch) -> tuple[Metrics, Array]:
         mask = _counted(batch)
         ctx = Context.of_batch(batch, None, mask)

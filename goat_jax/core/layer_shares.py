@@ -1,0 +1,108 @@
+"""Work on whole layers of a stack that is cut over a mesh: every device takes layers of its own.
+
+As many layers at a time as there are devices: their parts are exchanged so that each device has one
+layer whole, and what it makes of it is cut up and exchanged again. Nothing is ever whole everywhere
+that is not to be.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from goat_jax.typing import Array, PyTree
+
+
+def map_layers(
+    function: Callable[..., PyTree], mesh: Mesh, specs: PyTree, out_specs: PyTree, *stacked: PyTree
+) -> PyTree:
+    """``function`` of every layer of stacked arrays, each on one device, under `jax.jit`.
+
+    Args:
+        function: of one layer's arrays, without their layer axis.
+        specs: how the arguments are cut, a `PartitionSpec` for every leaf; the layer axis, their
+            first, is not.
+        out_specs: the same for the results.
+        stacked: pytrees whose leaves all have L layers.
+
+    >>> mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    >>> cut = PartitionSpec(None, "x")
+    >>> double = lambda *arrays: map_layers(lambda row: 2 * row, mesh, (cut,), cut, *arrays)
+    >>> jax.jit(double)(jnp.ones((3, 2))).sum()
+    Array(12., dtype=float32)
+    """
+    layers = jax.tree.leaves(stacked)[0].shape[0]
+    devices = mesh.size
+    groups = -(-layers // devices)
+
+    def body(*parts: PyTree) -> PyTree:
+        def of_group(group: PyTree) -> PyTree:
+            own = jax.tree.map(partial(_gather, mesh), group, specs)
+            made = function(*own)
+            return jax.tree.map(partial(_scatter, mesh), made, out_specs)
+
+        def cut(array: Array) -> Array:
+            # Copies of the last layer fill up the last group.
+            filled = [array, *[array[-1:]] * (groups * devices - layers)]
+            return jnp.concatenate(filled).reshape(groups, devices, *array.shape[1:])
+
+        results = jax.lax.map(of_group, jax.tree.map(cut, parts))
+        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:layers], results)
+
+    shared = jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
+    return shared(*stacked)
+
+
+def _axes(mesh: Mesh, spec: PartitionSpec) -> dict[str, int]:
+    """Mesh axis -> the array axis that it alone cuts."""
+    single = {}
+    for place, entry in enumerate(spec):
+        names = (entry,) if isinstance(entry, str) else tuple(entry or ())
+        if len(names) == 1:
+            single[names[0]] = place
+    return {name: single[name] for name in mesh.axis_names if name in single}
+
+
+def _shared(spec: PartitionSpec) -> dict[int, tuple[str, ...]]:
+    """Array axis -> the several mesh axes that cut it."""
+    return {
+        place: tuple(entry)
+        for place, entry in enumerate(spec)
+        if entry is not None and not isinstance(entry, str) and len(entry) > 1
+    }
+
+
+def _gather(mesh: Mesh, array: Array, spec: PartitionSpec) -> Array:
+    """From this device's part of N layers, one for each of N devices, to its layer whole."""
+    for place, names in _shared(spec).items():
+        array = jax.lax.all_gather(array, names, axis=place, tiled=True)
+    single = _axes(mesh, spec)
+    for name in mesh.axis_names:
+        if name in single:
+            array = jax.lax.all_to_all(array, name, 0, single[name], tiled=True)
+        else:
+            size = array.shape[0] // mesh.shape[name]
+            start = jax.lax.axis_index(name) * size
+            array = jax.lax.dynamic_slice_in_dim(array, start, size, 0)
+    return array[0]
+
+
+def _scatter(mesh: Mesh, array: Array, spec: PartitionSpec) -> Array:
+    """The way back: from one whole layer to this device's part of N."""
+    array, single = array[None], _axes(mesh, spec)
+    for name in reversed(mesh.axis_names):
+        if name in single:
+            array = jax.lax.all_to_all(array, name, single[name], 0, tiled=True)
+        else:
+            array = jax.lax.all_gather(array, name, axis=0, tiled=True)
+    for place, names in _shared(spec).items():
+        parts = 1
+        index = jnp.zeros((), jnp.int32)
+        for name in names:
+            parts *= mesh.shape[name]
+            index = index * mesh.shape[name] + jax.lax.axis_index(name)
+        size = array.shape[place] // parts
+        array = jax.lax.dynamic_slice_in_dim(array, index * size, size, place)
+    return array

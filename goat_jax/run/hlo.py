@@ -1,0 +1,108 @@
+"""What a compiled program does, read from its HLO text: the collectives, as often as they run."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "ragged-all-to-all",
+)
+"""The operations in which devices exchange numbers."""
+
+BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16}
+BITS |= {"s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128}
+"""Element type -> its size; all others (float8 and the like) are 8."""
+
+_OPERATION = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = (?P<type>\(.*?\)|\S+) (?P<op>[\w-]+)\(")
+_HEAD = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.-]+) .*\{\s*$")
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=\{?(%?[\w.,% -]+)\}?")
+_TRIPS = re.compile(r'known_trip_count"?:\{"n":"(\d+)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+    """One kind of collective in a program.
+
+    Attributes:
+        count: how often it runs.
+        bytes: the sizes of its (larger) arrays on one device, added up over all runs.
+    """
+
+    count: int
+    bytes: int
+
+
+def collectives(text: str) -> dict[str, Exchange]:
+    """The collectives that one run of a compiled program's text makes; loop bodies count as often
+    as the loop says it runs, once if it does not say.
+
+    >>> text = '''ENTRY %main (x: f32[2]) -> f32[8] {
+    ...   ROOT %g = f32[8]{0} all-gather(%x), dimensions={0}
+    ... }'''
+    >>> collectives(text)
+    {'all-gather': Exchange(count=1, bytes=32)}
+    """
+    computations, entry = _computations(text)
+    found: dict[str, list[int]] = {}
+    for name, times in _runs(computations, entry):
+        for operation, size in _own(computations[name]):
+            kind = found.setdefault(operation, [0, 0])
+            kind[0] += times
+            kind[1] += times * size
+    return {name: Exchange(*found[name]) for name in COLLECTIVES if name in found}
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """Name -> lines, and the entry's name."""
+    found: dict[str, list[str]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        head = None if line.startswith(" ") else _HEAD.match(line)
+        if head:
+            current = found.setdefault(head["name"], [])
+            entry = head["name"] if line.startswith("ENTRY") else entry
+        elif current is not None:
+            current.append(line)
+    return found, entry
+
+
+def _runs(computations: Mapping[str, list[str]], entry: str) -> Iterator[tuple[str, int]]:
+    """Every call of a computation, as (name, how often)."""
+    pending = [(entry, 1)]
+    while pending:
+        name, times = pending.pop()
+        yield name, times
+        for line in computations[name]:
+            trips = _TRIPS.search(line)
+            inner = times * int(trips[1]) if trips and " while(" in line else times
+            for names in _CALLED.findall(line):
+                for called in re.split(r"[,\s]+", names):
+                    called = called.strip("% ")
+                    if called in computations:
+                        pending.append((called, inner))
+
+
+def _own(lines: list[str]) -> Iterator[tuple[str, int]]:
+    """The collectives of a computation itself."""
+    for line in lines:
+        match = _OPERATION.match(line)
+        operation = match["op"].removesuffix("-start") if match else ""
+        if match and operation in COLLECTIVES:
+            sizes = [_bytes(*array) for array in _ARRAY.findall(match["type"])]
+            # The asynchronous form returns its operand too, a combined one several results.
+            yield operation, max(sizes) if match["op"].endswith("-start") else sum(sizes)
+
+
+def _bytes(kind: str, shape: str) -> int:
+    size = 1
+    for axis in filter(None, shape.split(",")):
+        size *= int(axis)
+    return size * BITS.get(kind, 8) // 8

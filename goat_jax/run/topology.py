@@ -1,0 +1,100 @@
+"""Devices that are not there: the shape of a slice to compile for, and what its chips can do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from goat_jax.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What one device can do at most, by its maker's data sheet.
+
+    Attributes:
+        flops: per second, bfloat16 matrix products.
+        memory: bytes.
+        bandwidth: bytes per second between the chip and its memory.
+        links: bytes per second to other chips, all links together, one way.
+    """
+
+    flops: float
+    memory: float
+    bandwidth: float
+    links: float
+
+
+CHIPS = {
+    "v4": Chip(275e12, 32 * 2**30, 1228e9, 150e9),
+    "v5e": Chip(197e12, 16 * 2**30, 819e9, 100e9),
+    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 300e9),
+    "v6e": Chip(918e12, 32 * 2**30, 1640e9, 224e9),
+    "a100": Chip(312e12, 80 * 2**30, 2039e9, 300e9),
+    "h100": Chip(989e12, 80 * 2**30, 3350e9, 450e9),
+}
+"""Name, as in ``v5e:4x4`` -> the chip."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Devices to compile for.
+
+    Attributes:
+        name: as it was asked for.
+        devices: of the platform itself or described by its compiler.
+        chip: what they can do; None if that is not known.
+    """
+
+    name: str
+    devices: Sequence[Any]
+    chip: Chip | None
+
+
+def find_topology(name: str, chip: str | None = None) -> Topology:
+    """The devices of ``cpu:N``, or of a TPU slice such as ``v5e:4x4`` (the extra `tpu`).
+
+    Args:
+        chip: a key of `CHIPS` whose limits to reckon with; for a TPU slice its own.
+
+    Raises:
+        UserError: an unknown name, too few CPU devices, or no compiler for it.
+    """
+    kind, _, size = name.partition(":")
+    known = chip or (kind if kind in CHIPS else None)
+    if known is not None and known not in CHIPS:
+        raise UserError(
+            f"chip {known!r} is not known{nearest(known, CHIPS)}: choose from {', '.join(CHIPS)}"
+        )
+    limits = None if known is None else CHIPS[known]
+    if kind == "cpu" and size.isdigit() and int(size) > 0:
+        return Topology(name, _cpus(int(size)), limits)
+    if kind in CHIPS and size and kind.startswith("v"):
+        return Topology(name, _described(name), limits)
+    raise UserError(f"topology {name!r} is neither cpu:N nor a TPU slice such as v5e:4x4")
+
+
+def _cpus(count: int) -> Sequence[Any]:
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise UserError(
+            f"this process has {len(devices)} CPU devices, not {count}: set jax_num_cpu_devices "
+            "before jax is used"
+        )
+    return devices[:count]
+
+
+def _described(name: str) -> Sequence[Any]:
+    from jax.experimental import topologies
+
+    try:
+        return topologies.get_topology_desc(name, "tpu").devices
+    except (RuntimeError, ValueError, ImportError, jax.errors.JaxRuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"no compiler for {name} ({reason}): install libtpu and set TPU_SKIP_MDS_QUERY=1, or "
+            "plan with --topology cpu:N --chip NAME"
+        ) from error

@@ -1,0 +1,183 @@
+"""Decompositions kept on disk by their content: a second start, a sweep, a sibling run find them.
+
+A file's name is the hash of the kernel's bytes and of what was computed from it; so nothing has to
+be invalidated, and two processes that write one file write the same. Files are written aside and
+renamed, carry a checksum, and are computed again if it does not hold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+from goat_jax.core.svd import Svd, svd_by_gram, svd_of_kernel
+from goat_jax.errors import UserError, nearest
+
+AUTO = "auto"
+NONE = "none"
+
+
+def _lapack(kernel: np.ndarray) -> Svd:
+    return Svd(*map(np.asarray, _jitted(kernel)))  # type: ignore[arg-type]
+
+
+_jitted = jax.jit(svd_of_kernel)
+
+ROUTES: dict[str, Callable[[np.ndarray], Svd]] = {"lapack": _lapack, "gram": svd_by_gram}
+"""How a kernel is decomposed: by LAPACK in float32, or by the eigenvectors of its smaller Gram
+matrix in float64 (`core.svd.svd_by_gram` states its error)."""
+
+KEEP = ("segments", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class SvdConfig:
+    """How starts from an SVD are computed and kept.
+
+    Attributes:
+        folder: where; "none" keeps nothing; "auto" is the user's cache folder on the command line
+            and "none" elsewhere.
+        keep: "segments" keeps the triplets that the experts start from, 4 r (I + O) bytes a kernel,
+            which serve any rho, eta, scale and alpha; "full" keeps all of them,
+            4 H (I + O + 1) bytes with H the smaller side (one and a half to two times the kernel in
+            float32), which serve any rank, number of experts and choice of segments as well.
+        route: a key of `ROUTES`.
+
+    Raises:
+        UserError: an unknown choice.
+    """
+
+    folder: str = AUTO
+    keep: str = "segments"
+    route: str = "lapack"
+
+    def __post_init__(self) -> None:
+        for name, known in (("keep", KEEP), ("route", tuple(ROUTES))):
+            value = getattr(self, name)
+            if value not in known:
+                raise UserError(
+                    f"svd.{name} {value!r} is not known{nearest(value, known)}: choose from "
+                    f"{', '.join(known)}"
+                )
+
+    @property
+    def store(self) -> SvdStore | None:
+        """What `inject` uses; None if decompositions are neither kept nor another route's."""
+        folder = None if self.folder in (AUTO, NONE) else Path(self.folder).expanduser()
+        if folder is None and self.route == "lapack":
+            return None
+        return SvdStore(folder, self.keep, self.route)
+
+
+@dataclasses.dataclass
+class SvdStore:
+    """Decompositions by content.
+
+    Attributes:
+        folder: where they are kept; None only computes.
+        keep: see `SvdConfig`.
+        route: see `SvdConfig`.
+        found, computed: how many were read and how many were not there (or damaged).
+
+    >>> import tempfile
+    >>> kernel = np.diag(np.arange(4.0, 0.0, -1.0)).astype(np.float32)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = SvdStore(Path(folder))
+    ...     s = [store.triplets(kernel, np.array([0, 2])).s.tolist() for _ in range(2)]
+    >>> s, store.computed, store.found
+    ([[4.0, 2.0], [4.0, 2.0]], 1, 1)
+    """
+
+    folder: Path | None
+    keep: str = "segments"
+    route: str = "lapack"
+    found: int = 0
+    computed: int = 0
+
+    def triplets(self, kernel: np.ndarray, index: np.ndarray) -> Svd:
+        """u (I, n), s (n,), vt (n, O), float32, of the triplets with these numbers (n,).
+
+        Args:
+            kernel: (I, O), any float dtype.
+        """
+        whole = self.keep == "full"
+        path = self._path(kernel, None if whole else index)
+        kept = None if path is None else _read(path)
+        if kept is not None:
+            self.found += 1
+        else:
+            self.computed += 1
+            kept = ROUTES[self.route](np.asarray(kernel))
+            if not whole:
+                kept = _take(kept, index)
+            if path is not None:
+                _write(path, kept)
+        return _take(kept, index) if whole else kept
+
+    def _path(self, kernel: np.ndarray, index: np.ndarray | None) -> Path | None:
+        if self.folder is None:
+            return None
+        what = "full" if index is None else np.asarray(index, np.int64).tobytes().hex()
+        head = f"1 {self.route} {kernel.dtype} {kernel.shape} {what}"
+        name = hashlib.sha256(head.encode() + b"\0")
+        name.update(_bytes(kernel))
+        return self.folder / f"{name.hexdigest()}.safetensors"
+
+
+def is_here(kernel: Any) -> bool:
+    """Whether a kernel's numbers are known and all on devices of this process."""
+    return not isinstance(kernel, Tracer) and kernel.is_fully_addressable
+
+
+def _take(svd: Svd, index: np.ndarray) -> Svd:
+    parts = svd.u[:, index], svd.s[index], svd.vt[index]
+    return Svd(*(np.ascontiguousarray(part) for part in parts))  # type: ignore[arg-type]
+
+
+def _bytes(array: Any) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _checksum(svd: Svd) -> str:
+    total = hashlib.sha256()
+    for part in svd:
+        total.update(_bytes(part))
+    return total.hexdigest()
+
+
+def _read(path: Path) -> Svd | None:
+    """What a file holds; None if there is none or it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            svd = Svd(*(file.get_tensor(name) for name in Svd._fields))
+            said = (file.metadata() or {}).get("sha256")
+    except (SafetensorError, OSError, ValueError):
+        return None
+    return svd if said == _checksum(svd) else None
+
+
+def _write(path: Path, svd: Svd) -> None:
+    """Writes aside, under a name that no other writer has, and renames."""
+    from safetensors.numpy import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.writing")
+    tensors = {name: np.ascontiguousarray(part) for name, part in svd._asdict().items()}
+    try:
+        save_file(tensors, aside, metadata={"sha256": _checksum(svd)})
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,97 @@
+"""A step planned from shapes: its bytes, its exchanges, its products, the batch that fits."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from goat_jax.config import AdapterConfig, ModelConfig, RunConfig, TrainConfig
+from goat_jax.data.tasks import language_files
+from goat_jax.errors import UserError
+from goat_jax.mesh.config import MeshConfig
+from goat_jax.run.flops import matmul_flops
+from goat_jax.run.hlo import Exchange, collectives
+from goat_jax.run.plan import largest_rows, plan
+from goat_jax.run.topology import CHIPS, find_topology
+
+
+def test_loops_and_calls_count_as_often_as_they_run():
+    text = """\
+%body (p: f32[4]) -> f32[4] {
+  %ag = f32[4]{0} all-gather(%q), dimensions={0}
+}
+
+%inner (p: f32[4]) -> f32[4] {
+  %s = (f32[1]{0}, f32[4]{0}) all-gather-start(%q), dimensions={0}
+  %d = f32[4]{0} all-gather-done(%s)
+}
+
+ENTRY %main (p: bf16[4]) -> f32[4] {
+  %w = f32[4]{0} while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %r = (bf16[8]{0}, f32[2,2]{1,0}) all-reduce(%a, %b), to_apply=%add
+  ROOT %k = f32[4]{0} call(%w), to_apply=%inner
+}
+"""
+    found = collectives(text)
+    assert found == {"all-gather": Exchange(6, 5 * 16 + 16), "all-reduce": Exchange(1, 32)}
+
+
+def test_products_of_scans_conditions_and_gradients():
+    x = jax.ShapeDtypeStruct((4, 8), "float32")
+    w = jax.ShapeDtypeStruct((3, 8, 8), "float32")
+
+    def loss(w, x):
+        return jax.lax.scan(lambda c, k: (c @ k, None), x, w)[0].sum()
+
+    once = 2 * 4 * 8 * 8
+    assert matmul_flops(loss, w, x) == 3 * once
+    assert matmul_flops(jax.grad(loss), w, x) == 9 * once
+    assert matmul_flops(lambda w, x: (x @ w[0], jnp.ones(3))[1], w, x) == 0
+
+
+def config():
+    return RunConfig(
+        ModelConfig("llama-2-7b", dtype="bfloat16", remat="full"),
+        language_files("a.jsonl", "b.jsonl"),
+        AdapterConfig("goat", total_rank=32, train=()),
+        train=TrainConfig(batch_size=8, eval_batch_size=8, max_length=64),
+    )
+
+
+@pytest.mark.slow
+def test_llama_7b_is_planned_for_eight_devices():
+    sharded = dataclasses.replace(config(), mesh=MeshConfig(fsdp=8))
+    found = plan(sharded, find_topology("cpu:8", "v5e"))
+    assert found.total > 6.7e9 and found.mesh == {"data": 1, "fsdp": 8, "tensor": 1}
+    base = 2 * 6.74e9 / 8
+    assert base < found.arguments < 1.3 * base  # every large array is cut in eight
+    assert found.exchanges["all-gather"].count >= 32
+    assert found.flops > 3 * 2 * 6.5e9 * 8 * 64
+    assert set(found.roofline(CHIPS["v5e"])) == {"compute", "memory", "exchange"}
+
+
+def test_the_largest_batch_is_found_by_bisection():
+    topology, asked = find_topology("cpu:8"), []
+
+    def peak_of(config):
+        asked.append(config.train.batch_size)
+        return 100 * config.train.batch_size
+
+    assert largest_rows(config(), topology, 100 * 8 * 37 + 5, peak_of=peak_of) == 37
+    assert len(asked) < 15 and all(rows % 8 == 0 for rows in asked)
+    assert largest_rows(config(), topology, 10, peak_of=peak_of) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "chip", "message"),
+    [
+        ("gpu:8", None, "neither cpu:N nor a TPU slice"),
+        ("cpu:x", None, "neither cpu:N nor a TPU slice"),
+        ("cpu:99", None, "has 8 CPU devices, not 99"),
+        ("cpu:8", "v5", "chip 'v5' is not known"),
+    ],
+)
+def test_unknown_devices_are_refused(name, chip, message):
+    with pytest.raises(UserError, match=message):
+        find_topology(name, chip)

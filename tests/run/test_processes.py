@@ -1,0 +1,167 @@
+"""Real processes on this machine: they train as one, survive SIGKILL bit for bit, stop together."""
+
+import dataclasses
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from goat_jax.errors import UserError
+from goat_jax.mesh.config import MeshConfig
+from goat_jax.run.fit import fit
+from goat_jax.run.processes import NoRecords, Processes, Votes, agreed
+from goat_jax.run.records import read_records
+from goat_jax.run.reopen import reopen
+
+STEPS = 24
+TARGETS = r"bert\.encoder\..*query"  # few, so that the step compiles soon
+
+
+def free_port() -> int:
+    with socket.socket() as it:
+        it.bind(("127.0.0.1", 0))
+        return it.getsockname()[1]
+
+
+def start(tiny, out, count, *mesh, steps=STEPS):
+    """All processes of a run, each with two devices."""
+    flags = re.sub(r"device_count=\d+", "device_count=2", os.environ["XLA_FLAGS"])
+    env = dict(os.environ, XLA_FLAGS=flags)
+    command = [sys.executable, "-m", "goat_jax.cli", "train", "--quiet", "--out", str(out)]
+    command += ["--config", f"{tiny / 'config.py'}:steps={steps}", *mesh]
+    command += ["--adapter.targets", TARGETS]
+    command += ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(count)]
+    return [
+        subprocess.Popen(
+            [*command, "--process", str(index)],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(count)
+    ]
+
+
+def finish(processes, code=0):
+    texts = [process.communicate(timeout=400)[0] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert codes == [code] * len(processes), "\n".join(text[-2000:] for text in texts)
+    return texts
+
+
+def last_step(out):
+    path = out / "metrics.jsonl"
+    found = re.findall(r'"step": (\d+)', path.read_text()) if path.is_file() else []
+    return max(map(int, found), default=0)
+
+
+def wait_for(out, step, processes):
+    while last_step(out) < step and all(process.poll() is None for process in processes):
+        time.sleep(0.002)
+
+
+def losses(out):
+    return [(r["step"], r["loss"]) for r in read_records(out, "train")]
+
+
+def same_state(one, other):
+    states = [reopen(folder, STEPS).state for folder in (one, other)]
+    for a, b in zip(*map(jax.tree.leaves, (s.trainable for s in states)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "mesh"),
+    [
+        (2, ("--mesh.data", "2", "--mesh.fsdp", "2")),
+        (4, ("--mesh.fsdp", "4", "--mesh.tensor", "2")),
+    ],
+)
+def test_a_killed_process_changes_no_bit(tiny, tmp_path, count, mesh):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finish(start(tiny, whole, count, *mesh))
+    first = start(tiny, broken, count, *mesh)
+    wait_for(broken, 12, first)
+    first[-1].send_signal(signal.SIGKILL)
+    for process in first[:-1]:  # as a launcher does when one is gone
+        process.kill()
+    for process in first:
+        process.communicate()
+    assert 12 <= last_step(broken) < STEPS
+    texts = finish(start(tiny, broken, count, *mesh))
+    assert "finished at step" in texts[0] and "finished" not in texts[-1]
+    assert losses(whole) == losses(broken) and len(losses(whole)) == STEPS // 2
+    same_state(whole, broken)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_stops_all_and_another_mesh_goes_on(tiny, config, tmp_path):
+    out = tmp_path / "run"
+    processes = start(tiny, out, 2, "--mesh.fsdp", "4", steps=3000)
+    wait_for(out, 6, processes)
+    processes[-1].send_signal(signal.SIGTERM)
+    texts = finish(processes, code=143)
+    stopped = int(re.search(r"saved step (\d+)", texts[0])[1])
+    assert 6 <= stopped < 3000
+    opened = reopen(out, None)  # one process, one device
+    assert opened.step <= stopped
+    train = dataclasses.replace(config.train, steps=3000)
+    again = dataclasses.replace(config, out=str(out), mesh=MeshConfig(2, 2, 2), train=train)
+    again = dataclasses.replace(again, adapter=dataclasses.replace(again.adapter, targets=TARGETS))
+    # One process, eight devices; told to stop as soon as it runs.
+    from goat_jax.run import fit as module
+
+    module_signals = module.Signals
+
+    class Told(module_signals):
+        def __enter__(self):
+            super().__enter__()
+            self.caught = "SIGTERM"
+            return self
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "Signals", Told)
+        summary = fit(again, progress=False)
+    assert summary.step == stopped + 1
+
+
+@pytest.mark.slow
+def test_a_mesh_runs_through_the_loop(config, tmp_path, finished):
+    summary = fit(
+        dataclasses.replace(config, out=str(tmp_path / "run"), mesh=MeshConfig(2, 2, 2)),
+        progress=False,
+    )
+    alone = finished[1]
+    assert summary.after["loss"] == pytest.approx(alone.after["loss"], rel=1e-3)
+    assert summary.after["accuracy"] == alone.after["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("host", 2, 0), "'host' is not HOST:PORT"),
+        (("host:1",), "needs the number of processes"),
+        (("host:1", 2, 2), "the index counts from 0"),
+        (("auto", 2), "leave them out"),
+    ],
+)
+def test_bad_places_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        Processes(*arguments)
+
+
+def test_one_process_decides_alone(tmp_path):
+    assert agreed(True) and not agreed(False)
+    assert Votes().cast(True) and not Votes().cast(False)
+    with NoRecords(tmp_path) as records:
+        records.write("train", 1, loss=1.0)
+    assert not list(tmp_path.iterdir())

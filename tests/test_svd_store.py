@@ -1,0 +1,116 @@
+"""Decompositions kept by content: found again, mended when damaged, shared by writers."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from goat_jax.adapters.methods import method_spec
+from goat_jax.core.svd import svd_by_gram
+from goat_jax.errors import UserError
+from goat_jax.inject import inject
+from goat_jax.models.encoder import Encoder, tiny_config
+from goat_jax.sites import find_sites
+from goat_jax.svd_store import SvdConfig, SvdStore
+from goat_jax.testing import assert_close
+
+KEY = jax.random.key(0)
+INDEX = np.array([0, 5, 2])
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def adapted(store, method="goat", **options):
+    model = Encoder(tiny_config(num_layers=2), rngs=nnx.Rngs(0))
+    spec = method_spec(method, **({"total_rank": 8, "num_experts": 4} | options))
+    inject(model, spec, ["query", "0.output.dense"], key=KEY, svds=store)
+    sites = [s.module for s in find_sites(model) if s.module.adapter is not None]
+    return [(m.kernel[...], m.adapter.a[...], m.adapter.b[...]) for m in sites]
+
+
+@pytest.mark.parametrize("keep", ["segments", "full"])
+def test_a_second_start_finds_everything_and_has_the_same_bits(tmp_path, keep):
+    plain = adapted(None)
+    store = SvdStore(tmp_path, keep)
+    first = adapted(store)
+    kernels = store.computed
+    assert kernels == 3 and store.found == 0
+    again = adapted(store)
+    assert (store.computed, store.found) == (kernels, kernels)
+    for one, other, without in zip(*map(jax.tree.leaves, (first, again, plain)), strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert_close(one, without, 1e-5)
+
+
+def test_sweeps_share_what_their_choice_allows(tmp_path):
+    segments, full = SvdStore(tmp_path / "s"), SvdStore(tmp_path / "f", "full")
+    for store in (segments, full):
+        adapted(store)
+        adapted(store, rho=3.0, eta=0.5)
+    kernels = segments.computed
+    assert (segments.found, full.found) == (kernels, kernels)
+    for store in (segments, full):
+        adapted(store, num_experts=2)
+        adapted(store, method="pissa", total_rank=4, num_experts=1)
+    assert segments.computed == 3 * kernels and full.computed == kernels
+
+
+def test_another_kernel_dtype_or_index_is_another_file(tmp_path):
+    store, kernel = SvdStore(tmp_path), random(8, 6)
+    store.triplets(kernel, INDEX)
+    changed = kernel.copy()
+    changed[0, 0] = np.nextafter(changed[0, 0], 9)
+    for other, index in ((changed, INDEX), (kernel.astype(np.float16), INDEX), (kernel, INDEX[:2])):
+        store.triplets(other, index)
+    assert store.computed == len(list(tmp_path.iterdir())) == 4 and store.found == 0
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_file_is_computed_again(tmp_path, damage):
+    store, kernel = SvdStore(tmp_path), random(8, 6)
+    good = store.triplets(kernel, INDEX)
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes({"flip": content, "cut": content[:-40], "empty": b""}[damage])
+    for want in (2, 2):  # mended once, found then
+        got = store.triplets(kernel, INDEX)
+        assert store.computed == want
+        jax.tree.map(np.testing.assert_array_equal, got, good)
+    assert store.found == 1
+
+
+def test_many_writers_leave_one_whole_file(tmp_path):
+    kernel = random(40, 30)
+    stores = [SvdStore(tmp_path, "full") for _ in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda store: store.triplets(kernel, INDEX), stores))
+    assert len(list(tmp_path.iterdir())) == 1
+    last = SvdStore(tmp_path, "full")
+    last.triplets(kernel, INDEX)
+    assert last.found == 1
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (30, 50), (50, 30)])
+@pytest.mark.parametrize("smallest", [1e-1, 1.1e-5, 1e-6, 0.0])
+def test_the_gram_route_is_within_its_bound(shape, smallest):
+    h = min(shape)
+    u, _ = np.linalg.qr(random(shape[0], h).astype(np.float64))
+    v, _ = np.linalg.qr(random(shape[1], h, seed=1).astype(np.float64))
+    s = np.geomspace(1.0, max(smallest, 1e-12), h)
+    s[-1] = smallest
+    got = svd_by_gram(((u * s) @ v.T).astype(np.float64))
+    assert np.abs(got.s - s).max() < 1e-7
+    assert np.abs((got.u * got.s) @ got.vt - (u * s) @ v.T).max() < 5e-7
+    for part in (got.u.T @ got.u, got.vt @ got.vt.T):
+        assert np.abs(part - np.eye(h)).max() < 1e-5
+
+
+def test_choices_are_checked():
+    with pytest.raises(UserError, match=r"svd\.route 'gramm' is not known .*gram"):
+        SvdConfig(route="gramm")
+    assert SvdConfig().store is None and SvdConfig(route="gram").store is not None
