@@ -33,6 +33,8 @@ TRAIN_ROWS = {
     "arc_challenge": 1119,
     "obqa": 4957,
 }
+TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
+"""LLM-Adapters' choice, which the paper's shares of parameters agree with."""
 
 
 def get_config(
@@ -54,7 +56,7 @@ def get_config(
         model=ModelConfig(model, dtype="bfloat16", remat="full"),
         task=exam,
         adapter=AdapterConfig(
-            method=method, train=(), eta=llama_eta(method, learning_rate), **sizes
+            method=method, targets=TARGETS, train=(), eta=llama_eta(method, learning_rate), **sizes
         ),
         optimizer=OptimizerConfig(learning_rate=learning_rate, warmup_steps=min(100, steps // 10)),
         train=TrainConfig(

@@ -9,6 +9,7 @@ from goat_jax.adapters.methods import METHODS
 from goat_jax.config import load_config
 from goat_jax.data.commonsense import FOLDERS
 from goat_jax.data.exams import ExamTask
+from goat_jax.run.shapes import abstract_run
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 ROW = {
@@ -73,3 +74,16 @@ def test_sizes_are_the_papers(folder):
         assert config.adapter.eta == eta and config.adapter.dropout == 0.05
         assert not config.task.packing  # a batch is so many rows of the set
     assert config_of("math", folder, learning_rate=1e-4).adapter.eta == 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "method"), [("commonsense", "lora"), ("math", "goat")])
+def test_a_run_traces_at_full_size(family, method, folder):
+    """LLaMA-2-7B, its adapters, optimizer and step, without weights; the paper's share (0.84%)."""
+    run = abstract_run(config_of(family, folder, method=method))
+    assert run.check()["loss"].shape == ()
+    report = run.inject_report
+    model = report.total_parameters - report.adapter_parameters
+    assert 6.7e9 < model < 6.8e9
+    share = 100 * report.adapter_parameters / model
+    assert share == pytest.approx({"commonsense": 0.84, "math": 0.43}[family], abs=0.02)

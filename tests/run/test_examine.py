@@ -24,6 +24,7 @@ from goat_jax.layers import merge_model
 from goat_jax.models.decoder import Decoder, tiny_decoder_config
 from goat_jax.models.torch_names import torch_tensors
 from goat_jax.optim.optimizer import OptimizerConfig
+from goat_jax.run import examine  # noqa: F401  whole before any part is replaced
 from goat_jax.run.answering import answer_all
 from goat_jax.run.fit import fit
 from goat_jax.run.generate import Sampling
