@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from goat_jax.commands import exam_arguments
 from goat_jax.errors import RunFailed, UserError
 
 STOPPED_BY_SIGNAL = 143
@@ -78,13 +79,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = verb(
         "evaluate",
         _evaluate,
-        "Score a run's best (or any) checkpoint on its task.",
-        "goat-jax evaluate runs/demo --step 150",
+        "Score a run's best (or any) checkpoint on its task, or any language model on exams.",
+        "goat-jax evaluate runs/demo --step 150\n"
+        "         goat-jax evaluate runs/commonsense --task arc_easy:folder=data/commonsense\n"
+        "         goat-jax evaluate package:smollm2 --how likelihood --limit 200 \\\n"
+        "             --task obqa:folder=data/commonsense,cloze=true",
     )
-    evaluate.add_argument("folder", metavar="RUN", type=Path)
-    evaluate.add_argument("--step", type=int, help="which checkpoint; the best if not given")
-    evaluate.add_argument("--data", metavar="SOURCE", help="other rows than the run's own")
-    evaluate.add_argument("--json", action="store_true", help="print JSON")
+    exam_arguments.add(evaluate)
 
     generate = verb(
         "generate",
@@ -107,6 +108,20 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--step", type=int, help="which checkpoint; the best if not given")
     generate.add_argument("--json", action="store_true", help="print JSON, a line a prompt")
 
+    data = verb(
+        "data",
+        _data,
+        "Make a task's data set (fetch, check, store for tensorflow_datasets), or list them all.",
+        "goat-jax data prepare dtd --out data\n         goat-jax data list",
+    )
+    data.add_argument("what", choices=("list", "prepare"))
+    data.add_argument("task", nargs="?", metavar="TASK")
+    data.add_argument("--out", type=Path, metavar="FOLDER", help="of all sets; TFDS's if not given")
+    data.add_argument(
+        "--archives", type=Path, metavar="FOLDER", help="that has some of the files already"
+    )
+    data.add_argument("--quiet", action="store_true", help="no progress bar")
+
     parity = verb(
         "parity",
         _parity,
@@ -116,14 +131,43 @@ def _parser() -> argparse.ArgumentParser:
     parity.add_argument("folders", metavar="DIR", nargs="+", type=Path)
     parity.add_argument("--json", action="store_true", help="print JSON")
 
-    verb("methods", _methods, "List every method with its parts.", "goat-jax methods")
+    compare = verb(
+        "compare",
+        _compare,
+        "Train several methods on one task, with several seeds: one table, one figure.",
+        "goat-jax compare --config configs/demo.py --methods goat,molora,lora --seeds 0 1 2\n"
+        '         goat-jax compare --config configs/demo.py --methods goat "goat:rho=5"',
+    )
+    compare.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
+    compare.add_argument("--methods", required=True, nargs="+", metavar="METHOD[:OPT=V,...]")
+    compare.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
+    compare.add_argument("--rates", type=float, nargs="+", default=[], metavar="LEARNING_RATE")
+    compare.add_argument(
+        "--equal", choices=("rank", "parameters"), default="rank", help="what methods share"
+    )
+    compare.add_argument(
+        "--at-once", type=int, default=1, metavar="N", help="runs of a method in one step (memory!)"
+    )
+    compare.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="FOLDER")
+
+    methods = verb(
+        "methods",
+        _methods,
+        "List every method with its parts, or what each trains of a model.",
+        "goat-jax methods --model llama-2-7b",
+    )
+    methods.add_argument("--model", metavar="MODEL", help="its name or folder; no weights needed")
     inspect = verb(
         "inspect",
         _inspect,
-        "Show a run: what is trained, singular spectra, expert load, scores.",
-        "goat-jax inspect runs/demo",
+        "Show a run: what is trained, singular spectra, expert load, scores. Or what a config\n"
+        "would train, without weights.",
+        "goat-jax inspect runs/demo\n"
+        "         goat-jax inspect --config configs/glue.py:task=rte --model roberta-large",
     )
-    inspect.add_argument("folder", metavar="RUN", type=Path)
+    inspect.add_argument("folder", metavar="RUN", type=Path, nargs="?")
+    inspect.add_argument("--config", metavar="FILE[:OPT=V,...]")
+    inspect.add_argument("--model", metavar="MODEL", help="another model than the config's")
     plan = verb(
         "plan",
         _plan,
@@ -175,7 +219,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     from goat_jax.commands.evaluate import evaluate
 
-    return evaluate(options.folder, options.step, options.data, options.json)
+    return evaluate(options)
 
 
 def _generate(options: argparse.Namespace, rest: list[str]) -> int:
@@ -200,21 +244,49 @@ def _generate(options: argparse.Namespace, rest: list[str]) -> int:
     )
 
 
+def _data(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.commands.data import list_sets, prepare_set
+
+    if options.what == "list":
+        return list_sets()
+    if options.task is None:
+        raise UserError("data prepare needs a task: goat-jax data list shows them")
+    return prepare_set(options.task, options.out, options.archives, not options.quiet)
+
+
 def _parity(options: argparse.Namespace, rest: list[str]) -> int:
     from goat_jax.parity.report import main as parity
 
     return parity(options.folders, options.json)
 
 
+def _compare(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.commands.compare import compare
+
+    return compare(
+        options.config,
+        options.methods,
+        options.seeds,
+        options.rates,
+        equal=options.equal,
+        at_once=max(1, options.at_once),
+        out=options.out,
+    )
+
+
 def _methods(options: argparse.Namespace, rest: list[str]) -> int:
     from goat_jax.commands.methods import methods
 
-    return methods()
+    return methods(options.model)
 
 
 def _inspect(options: argparse.Namespace, rest: list[str]) -> int:
-    from goat_jax.commands.inspect import inspect
+    from goat_jax.commands.inspect import inspect, inspect_config
 
+    if (options.folder is None) == (options.config is None):
+        raise UserError("inspect takes a run folder or --config FILE: give one of them")
+    if options.config is not None:
+        return inspect_config(options.config, options.model)
     return inspect(options.folder)
 
 

@@ -59,17 +59,24 @@ class InjectReport:
     Attributes:
         rows: one per module or run of layers; `what` is "adapter", "trained in full" or "frozen".
         adapter_parameters, head_parameters, total_parameters: counts; total has all of the model.
+        pretrained_parameters: of the model before.
     """
 
     rows: tuple[Row, ...]
     adapter_parameters: int
     head_parameters: int
     total_parameters: int
+    pretrained_parameters: int
 
     @property
     def trained_parameters(self) -> int:
         """Everything that is optimised."""
         return self.adapter_parameters + self.head_parameters
+
+    @property
+    def adapter_share(self) -> float:
+        """Parameters of the adapters over those of the pretrained model, as papers count."""
+        return self.adapter_parameters / self.pretrained_parameters
 
 
 def inject(
@@ -115,6 +122,7 @@ def inject(
     >>> report.adapter_parameters == 3 * (2 * 8 * 32 + 8 * 32), report.head_parameters
     (True, 66)
     """
+    pretrained = _size(model, nnx.Param)
     names = [name for site in find_sites(model) for name in site.names()]
     every = [name for site in _with_parameters(model) for name in site.names()]
     check_all_match(names, "target", targets)
@@ -140,7 +148,7 @@ def inject(
         reasons = {reason for _, _, reason, _ in rows if reason}
         raise UserError(f"no module could be adapted: {'; '.join(sorted(reasons))}")
     train_in_full(model, train)
-    return _report(model, rows)
+    return _report(model, rows, pretrained)
 
 
 def _in_blocks(model: nnx.Module) -> list[str]:
@@ -317,7 +325,9 @@ def _size(model: nnx.Module, *kinds: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, *kinds)))
 
 
-def _report(model: nnx.Module, chosen: list[tuple[Site, str, str, tuple]]) -> InjectReport:
+def _report(
+    model: nnx.Module, chosen: list[tuple[Site, str, str, tuple]], pretrained: int
+) -> InjectReport:
     rows = []
     for site, what, reason, shape in chosen:
         module: Dense = site.module  # type: ignore[assignment]
@@ -332,5 +342,5 @@ def _report(model: nnx.Module, chosen: list[tuple[Site, str, str, tuple]]) -> In
             )
         )
     return InjectReport(
-        tuple(rows), _size(model, Factor), _size(model, Head), _size(model, nnx.Param)
+        tuple(rows), _size(model, Factor), _size(model, Head), _size(model, nnx.Param), pretrained
     )

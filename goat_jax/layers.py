@@ -27,6 +27,10 @@ class Frozen(nnx.Variable):
     """A constant of an adapter, such as its scales."""
 
 
+class Constant(Frozen):
+    """A frozen array that a method may exchange between two steps."""
+
+
 class Sown(nnx.Intermediate):
     """What adapters report of a forward pass; captured, never stored."""
 
@@ -60,7 +64,7 @@ class Adapter(nnx.Module):
         for name, value in factors.items():
             setattr(self, name, Factor(value))
         for name, value in (constants or {}).items():
-            setattr(self, name, Frozen(value))
+            setattr(self, name, Constant(value))
         self.scale = Frozen(scale)
         self.spec = spec
         self.salt = salt

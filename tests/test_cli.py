@@ -172,3 +172,19 @@ def test_train_evaluate_inspect(config_file, tmp_path, capsys):
     assert "bert.encoder.layer.{}.output.dense" in printed and "energy in top 8" in printed
     code, line = error_of(capsys, "evaluate", str(out), "--step", "7")
     assert code == 2 and "no checkpoint of step 7" in line
+
+
+def test_inspect_counts_a_config_without_weights(capsys):
+    source = "configs/glue.py:task=rte,method=goat"
+    assert main(["inspect", "--config", source, "--model", "roberta-large"]) == 0
+    out = capsys.readouterr().out
+    assert "adapters 15,925,248 + heads" in out
+    assert "adapters are 4.48% of the pretrained 355M" in out
+    assert main(["inspect"]) == 2
+    assert "a run folder or --config FILE" in capsys.readouterr().err
+
+
+def test_methods_of_a_model(capsys):
+    assert main(["methods", "--model", "clip-vit-base-patch32"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["goat", "8", "8", "1,990,656", "2.28%"] in lines

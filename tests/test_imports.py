@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "goat_jax"
 
 FLOORS = (
     ("typing", "errors"),
-    ("core", "data", "plots", "tables", "targets"),
+    ("core", "data", "paper", "plots", "sandbox", "tables", "targets"),
     ("optim",),
     ("adapters",),
     ("layers",),
@@ -34,7 +34,7 @@ FLOORS = (
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FOR_TESTS = "testing"
 FACADE = "__init__"
-ONLY = {"core": {"jax", "numpy"}, "errors": set(), "typing": {"jax"}}
+ONLY = {"core": {"jax", "numpy"}, "errors": set(), "sandbox": set(), "typing": {"jax"}}
 """What else these rooms may import, besides the standard library."""
 NEVER = {"torch", "peft", "tensorflow", "pickle"}
 

@@ -78,7 +78,7 @@ def jax_step(
 
 def torch_step(rank: int, batch: dict[str, np.ndarray]) -> Callable[[], float]:
     """The same step with PEFT's LoRA on all seven projections in PyTorch."""
-    import peft  # pyright: ignore[reportMissingImports]  (no dependency of ours)
+    import peft
     import torch
     import transformers
 

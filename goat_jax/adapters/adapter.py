@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from goat_jax.adapters.context import Context, dropout
-from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.adapters.spec import AdapterSpec, Given
 from goat_jax.core.aux_losses import expert_load, router_entropy
 from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError
@@ -67,7 +67,8 @@ def init_adapter(
     if segments is None:
         segments = spec.initializer.segments(kernel, spec, segment_key)
     scale = spec.scale(kernel.shape[0], segments, spec)
-    factors = spec.initializer.factors(kernel, segments, scale, spec, factor_key, gradient)
+    given = Given(kernel, segments, scale, gradient)
+    factors = spec.initializer.factors(given, spec, factor_key)
     frozen = spec.base_edit(kernel, factors, scale, spec)
     extra_key = jax.random.fold_in(router_key, 1)
     extras = spec.combine.extras(frozen, factors, scale, spec, extra_key)

@@ -76,6 +76,33 @@ class LoraAndDirections(SumOfExperts):
         return (plain + own).astype(kernel.dtype)
 
 
+@dataclasses.dataclass(frozen=True)
+class FindDirections:
+    """The course of LoRA-Dash: after some steps of LoRA the directions get their values.
+
+    Attributes:
+        switch_after: optimizer steps before that (the original counts forward passes).
+    """
+
+    switch_after: int = 100
+
+    def check(self, spec: AdapterSpec) -> None:
+        """There have to be directions."""
+        if not hasattr(spec.combine, "num_directions"):
+            raise UserError(
+                f"FindDirections is for LoraAndDirections, not {type(spec.combine).__name__}"
+            )
+        if self.switch_after < 1:
+            raise UserError(f"switch_after {self.switch_after} must be at least 1")
+
+    def switch_step(self) -> int:
+        return self.switch_after
+
+    def constants(self, kernel: Array, arrays: Factors, scale: Array) -> Factors:
+        found = find_directions(kernel, arrays, scale, arrays["coefficients"].shape[0])
+        return {"u": found.u, "vt": found.vt}
+
+
 class Directions(NamedTuple):
     """The pretrained directions that changed most, the largest rate first.
 

@@ -6,35 +6,23 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from goat_jax.adapters.combines import SumOfExperts
-from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.adapters.spec import AdapterSpec, Given, Initializer
 from goat_jax.core.dispatch import expand
 from goat_jax.core.routers import Routing
-from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError
 from goat_jax.typing import Array, Factors, Key
 
 
 @dataclasses.dataclass(frozen=True)
-class CopiesOfKernel:
+class CopiesOfKernel(Initializer):
     """Every expert starts as the pretrained kernel, in float32 (sparse upcycling)."""
 
     layout: ClassVar[str] = "kernels"
 
-    def segments(self, kernel: Array, spec: AdapterSpec, key: Key) -> None:
-        del kernel, spec, key
-
-    def factors(
-        self,
-        kernel: Array,
-        segments: Svd | None,
-        scale: Array,
-        spec: AdapterSpec,
-        key: Key,
-        gradient: Array | None,
-    ) -> Factors:
-        del segments, scale, key, gradient
-        shape = (spec.num_experts, *kernel.shape)
-        return {"kernels": jnp.broadcast_to(kernel.astype(jnp.float32), shape)}
+    def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
+        del key
+        shape = (spec.num_experts, *given.kernel.shape)
+        return {"kernels": jnp.broadcast_to(given.kernel.astype(jnp.float32), shape)}
 
 
 @dataclasses.dataclass(frozen=True)

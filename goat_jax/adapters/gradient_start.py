@@ -7,8 +7,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from goat_jax.adapters.spec import AdapterSpec
-from goat_jax.core.svd import Svd, svd_of_kernel
+from goat_jax.adapters.spec import AdapterSpec, Given, Initializer
+from goat_jax.adapters.start import check_added_as_it_is
+from goat_jax.core.svd import svd_of_kernel
 from goat_jax.errors import UserError, nearest
 from goat_jax.typing import Array, Factors, Key
 
@@ -51,7 +52,7 @@ SIZES: dict[str, Callable[[float, Array, Array, int], Array]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class GradientSegments:
+class GradientSegments(Initializer):
     """a and b from different singular vectors of the gradient, so the first step follows it.
 
     Attributes:
@@ -59,12 +60,14 @@ class GradientSegments:
         size: a key of `SIZES`; "stable" is O^(1/4) / sqrt(gamma), no singular values.
         gamma: of the stable size, 16 or 64 as published.
         norm_clip: shrink the factors until s a b has no entry above the kernel's largest.
+        gradient_batches: training batches whose mean gradient is taken.
     """
 
     directions: str = "first_and_next"
     size: str = "stable"
     gamma: float = 16.0
     norm_clip: bool = False
+    gradient_batches: int = 4
     layout: ClassVar[str] = "pairs"
 
     def check(self, spec: AdapterSpec) -> None:
@@ -80,25 +83,12 @@ class GradientSegments:
             raise UserError(
                 f"GradientSegments makes one pair of factors, not {spec.num_experts}: num_experts=1"
             )
-        if not spec.combine.starts_plain:
-            raise UserError(
-                f"GradientSegments starts with a b different from zero, which "
-                f"{type(spec.combine).__name__} does not add as it is: choose ZeroDelta"
-            )
+        if self.gradient_batches < 1:
+            raise UserError(f"gradient_batches {self.gradient_batches} must be at least 1")
+        check_added_as_it_is(self, spec)
 
-    def segments(self, kernel: Array, spec: AdapterSpec, key: Key) -> None:
-        del kernel, spec, key
-
-    def factors(
-        self,
-        kernel: Array,
-        segments: Svd | None,
-        scale: Array,
-        spec: AdapterSpec,
-        key: Key,
-        gradient: Array | None,
-    ) -> Factors:
-        del segments
+    def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
+        kernel, scale, gradient = given.kernel, given.scale, given.gradient
         if gradient is None:
             raise UserError(
                 "this method starts from the loss's gradient with respect to the kernel: give "

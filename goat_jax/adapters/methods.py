@@ -11,7 +11,7 @@ from goat_jax.adapters.combines import (
     SharedProjection,
     SumOfExperts,
 )
-from goat_jax.adapters.directions import LoraAndDirections
+from goat_jax.adapters.directions import FindDirections, LoraAndDirections
 from goat_jax.adapters.full_rank import CopiesOfKernel, TakeOutKernel, WholeKernels
 from goat_jax.adapters.gradient_start import GradientSegments
 from goat_jax.adapters.losses import (
@@ -23,7 +23,6 @@ from goat_jax.adapters.losses import (
     ThresholdBalance,
 )
 from goat_jax.adapters.network import KernelNetwork, ZeroNetwork
-from goat_jax.adapters.rank_budget import PrunedCore
 from goat_jax.adapters.routing import (
     NoRouter,
     Softmax,
@@ -54,7 +53,7 @@ from goat_jax.adapters.start import (
 )
 from goat_jax.core import svd
 from goat_jax.errors import UserError, nearest
-from goat_jax.optim.transforms import PLAIN, LoraPlus, LoraPro
+from goat_jax.optim.transforms import PLAIN, LateStart, LoraPlus, LoraPro, PrunedRanks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,14 +146,16 @@ METHODS: dict[str, Method] = {
     "adalora": Method(
         _LORA.replace(
             initializer=BothRandom(a_std=0.02, b_std=0.02),
-            combine=PrunedCore(core_std=0.0, target_rank=8),
+            combine=DiagonalCore(core_std=0.0),
             scale=AlphaOverStartRank(),
             aux_loss=Orthogonality(),
+            transform=PrunedRanks(),
             total_rank=12,
             aux_weight=0.1,
         ),
         "Zhang et al. 2023, arXiv 2303.10512",
-        "total_rank is the start; `rank_budget` prunes it; aux_weight is omega / layers",
+        "total_rank is the start, pruned to target_rank; warmup, cooldown, every, in steps; "
+        "aux_weight is omega / layers",
     ),
     "lora_ga": Method(
         _LORA.replace(
@@ -164,9 +165,13 @@ METHODS: dict[str, Method] = {
         "needs the loss's gradient at the start; directions, size, gamma, norm_clip",
     ),
     "lora_dash": Method(
-        _LORA.replace(combine=LoraAndDirections()),
+        _LORA.replace(
+            combine=LoraAndDirections(),
+            transform=LateStart(("coefficients",)),
+            course=FindDirections(),
+        ),
         "Si et al. 2024, arXiv 2409.01035",
-        "is LoRA until `directions.find_directions` has given it its directions",
+        "is LoRA for switch_after steps; then num_directions of W0 get coefficients",
     ),
     "multilora": Method(
         _LORA.replace(

@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from goat_jax.adapters.combines import SumOfExperts
-from goat_jax.adapters.spec import AdapterSpec, Extras
+from goat_jax.adapters.spec import AdapterSpec, Extras, Given, Initializer
 from goat_jax.core.initializers import kaiming_uniform
 from goat_jax.core.precision import wide
 from goat_jax.core.routers import Routing
-from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError, nearest
 from goat_jax.typing import Array, Factors, Key
 
@@ -24,25 +23,13 @@ ACTIVATIONS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class ZeroNetwork:
+class ZeroNetwork(Initializer):
     """Random a (1, width, R), zero b (1, R, width): the network's first and last layer."""
 
     layout: ClassVar[str] = "network"
 
-    def segments(self, kernel: Array, spec: AdapterSpec, key: Key) -> None:
-        del kernel, spec, key
-
-    def factors(
-        self,
-        kernel: Array,
-        segments: Svd | None,
-        scale: Array,
-        spec: AdapterSpec,
-        key: Key,
-        gradient: Array | None,
-    ) -> Factors:
-        del segments, scale, gradient
-        width = kernel.shape[0 if getattr(spec.combine, "over_inputs", False) else 1]
+    def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
+        width = given.kernel.shape[0 if getattr(spec.combine, "over_inputs", False) else 1]
         return {
             "a": kaiming_uniform(key, (1, width, spec.rank), width),
             "b": jnp.zeros((1, spec.rank, width), jnp.float32),
@@ -99,6 +86,10 @@ class KernelNetwork(SumOfExperts):
         made = [kaiming_uniform(own, shape, spec.rank) for own in keys]
         return Extras(dict(zip(("encoders", "decoders"), made, strict=True)), {})
 
+    def _changed(self, kernel: Array, arrays: Factors, scale: Array) -> Array:
+        """The kernel (I, O) and the network's scaled output on it, in float32 at least."""
+        return kernel.astype(wide(kernel.dtype)) + scale[0] * self._change(kernel, arrays)
+
     def _change(self, kernel: Array, arrays: Factors) -> Array:
         """The network's output on the kernel (I, O), before its scale."""
         act, rows = ACTIVATIONS[self.activation], kernel.astype(wide(kernel.dtype))
@@ -117,10 +108,8 @@ class KernelNetwork(SumOfExperts):
         self, x: Array, kernel: Array, arrays: Factors, scale: Array, routing: Routing
     ) -> Array:
         del routing
-        changed = kernel.astype(wide(kernel.dtype)) + scale[0] * self._change(kernel, arrays)
-        return jnp.dot(x, changed.astype(x.dtype))
+        return jnp.dot(x, self._changed(kernel, arrays, scale).astype(x.dtype))
 
     def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
         del spec
-        changed = kernel.astype(wide(kernel.dtype)) + scale[0] * self._change(kernel, arrays)
-        return changed.astype(kernel.dtype)
+        return self._changed(kernel, arrays, scale).astype(kernel.dtype)

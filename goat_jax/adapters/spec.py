@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from goat_jax.adapters.context import Context
+from goat_jax.adapters.course import STEADY, Course
 from goat_jax.core.routers import Routing
 from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError, nearest
@@ -18,29 +19,40 @@ from goat_jax.optim.transforms import PLAIN, Transform
 from goat_jax.typing import Array, Factors, Key
 
 
+class Given(NamedTuple):
+    """What the factors of a layer can start from.
+
+    Attributes:
+        kernel: the pretrained one, (I, O).
+        segments: the experts' segments of its SVD, if the initializer asked for them.
+        scale: (E,).
+        gradient: of the loss with respect to the kernel, (I, O), if it is known.
+    """
+
+    kernel: Array
+    segments: Svd | None
+    scale: Array
+    gradient: Array | None
+
+
 class Initializer(Protocol):
     """Makes the start values of the factors of one layer.
 
     Attributes:
         layout: what the factors look like, a key of `LAYOUTS`.
+        gradient_batches: training batches whose mean gradient it starts from, 0 for none.
     """
 
     layout: ClassVar[str]
+    gradient_batches: int = 0
 
     def segments(self, kernel: Array, spec: AdapterSpec, key: Key) -> Svd | None:
         """The experts' segments of the kernel's SVD, or None when the start does not use them."""
-        ...
+        del kernel, spec, key
+        return None
 
-    def factors(
-        self,
-        kernel: Array,
-        segments: Svd | None,
-        scale: Array,
-        spec: AdapterSpec,
-        key: Key,
-        gradient: Array | None,
-    ) -> Factors:
-        """The factors; `gradient` (I, O) is the loss's with respect to the kernel, if it is known.
+    def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
+        """The factors.
 
         Raises:
             UserError: the start needs a gradient that is not there.
@@ -158,7 +170,16 @@ LAYOUTS = {
 }
 """What factors there are: an initializer makes one kind, a combine works on one."""
 
-PARTS = ("initializer", "base_edit", "router", "combine", "scale", "aux_loss", "transform")
+PARTS = (
+    "initializer",
+    "base_edit",
+    "router",
+    "combine",
+    "scale",
+    "aux_loss",
+    "transform",
+    "course",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,8 +187,8 @@ class AdapterSpec:
     """A method and its sizes. Frozen and hashable: it is static under jit.
 
     Attributes:
-        initializer, base_edit, router, combine, scale, aux_loss, transform: the parts; the
-            transform changes the optimizer.
+        initializer, base_edit, router, combine, scale, aux_loss, transform, course: the parts; the
+            transform changes the optimizer, the course the adapters in mid-training.
         total_rank: r, shared out among the experts.
         num_experts: E.
         top_k: K, experts per token (used by top-k routers).
@@ -184,6 +205,7 @@ class AdapterSpec:
     scale: ScaleRule
     aux_loss: AuxLoss
     transform: Transform = PLAIN
+    course: Course = STEADY
     total_rank: int = 8
     num_experts: int = 1
     top_k: int = 1

@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.adapters.spec import AdapterSpec, Given, Initializer
 from goat_jax.core import initializers, svd
 from goat_jax.core.residual import residual_kernel
 from goat_jax.core.svd import Segments, Svd
@@ -15,7 +15,7 @@ from goat_jax.typing import Array, Factors, Key
 
 
 @dataclasses.dataclass(frozen=True)
-class ZeroDelta:
+class ZeroDelta(Initializer):
     """LoRA's start: random a, zero b.
 
     Attributes:
@@ -25,20 +25,8 @@ class ZeroDelta:
     a_std: float | None = None
     layout: ClassVar[str] = "pairs"
 
-    def segments(self, kernel: Array, spec: AdapterSpec, key: Key) -> None:
-        del kernel, spec, key
-
-    def factors(
-        self,
-        kernel: Array,
-        segments: Svd | None,
-        scale: Array,
-        spec: AdapterSpec,
-        key: Key,
-        gradient: Array | None,
-    ) -> Factors:
-        del segments, scale, gradient
-        in_features, out_features = kernel.shape
+    def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
+        in_features, out_features = given.kernel.shape
         sizes = (in_features, out_features, spec.num_experts, spec.rank)
         start = initializers.zero_delta(key, *sizes)
         if self.a_std is not None:
@@ -64,16 +52,8 @@ class BothRandom(ZeroDelta):
                 "a b from the start: choose initializer ZeroDelta"
             )
 
-    def factors(
-        self,
-        kernel: Array,
-        segments: Svd | None,
-        scale: Array,
-        spec: AdapterSpec,
-        key: Key,
-        gradient: Array | None,
-    ) -> Factors:
-        start = super().factors(kernel, segments, scale, spec, key, gradient)
+    def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
+        start = super().factors(given, spec, key)
         own, shape = jax.random.fold_in(key, 1), start["b"].shape
         start["b"] = (
             initializers.kaiming_uniform(own, shape, spec.rank)
@@ -89,21 +69,22 @@ class SharedZeroDelta(ZeroDelta):
 
     layout: ClassVar[str] = "shared"
 
-    def factors(
-        self,
-        kernel: Array,
-        segments: Svd | None,
-        scale: Array,
-        spec: AdapterSpec,
-        key: Key,
-        gradient: Array | None,
-    ) -> Factors:
-        start = super().factors(kernel, segments, scale, spec, key, gradient)
+    def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
+        start = super().factors(given, spec, key)
         return {"a": start["a"][:1], "b": start["b"]}
 
 
+def check_added_as_it_is(initializer: Initializer, spec: AdapterSpec) -> None:
+    """A start whose product is not zero has to be taken off the frozen kernel as it is."""
+    if not spec.combine.starts_plain:
+        raise UserError(
+            f"{type(initializer).__name__} starts with a b different from zero, which "
+            f"{type(spec.combine).__name__} does not add as it is: choose ZeroDelta"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
-class SvdSegments:
+class SvdSegments(Initializer):
     """Every expert starts from its own segment of the kernel's SVD (paper eq. 13 and 19).
 
     Attributes:
@@ -125,26 +106,13 @@ class SvdSegments:
         return self.choice(h, spec.num_experts, spec.rank, key)
 
     def check(self, spec: AdapterSpec) -> None:
-        """Its product is not zero, so it has to be taken off the frozen kernel as it is."""
-        if not spec.combine.starts_plain:
-            raise UserError(
-                f"{type(self).__name__} starts with a b different from zero, which "
-                f"{type(spec.combine).__name__} does not add as it is: choose ZeroDelta"
-            )
+        check_added_as_it_is(self, spec)
 
-    def factors(
-        self,
-        kernel: Array,
-        segments: Svd | None,
-        scale: Array,
-        spec: AdapterSpec,
-        key: Key,
-        gradient: Array | None,
-    ) -> Factors:
-        del kernel, spec, key, gradient
-        assert segments is not None
+    def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
+        del spec, key
+        assert given.segments is not None
         # The first expert's scale for all: GOAT+ rescales the experts, not their start (app. E).
-        return initializers.factors_of_segments(segments, scale[0], self.rho)
+        return initializers.factors_of_segments(given.segments, given.scale[0], self.rho)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,18 +2,128 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from goat_jax.commands.exam_arguments import options_of
+from goat_jax.config import parse_options
+from goat_jax.data.exams import LOSS, ExamTask, way_of
+from goat_jax.data.language import LanguageTask
+from goat_jax.data.tasks import Task, make_task
+from goat_jax.errors import UserError
 from goat_jax.run.evaluate import evaluate as score
+from goat_jax.run.examine import examine, write_records
+from goat_jax.run.folder import RUN, load_run
+from goat_jax.run.progress import TrainProgress
 from goat_jax.run.reopen import reopen
 from goat_jax.run.setup import evaluation_batches, load_rows
+from goat_jax.run.subject import Subject, open_subject
 from goat_jax.tables import render_table
 
+EVALUATION = "evaluation"
+"""The folder of predictions, in a run's own folder unless --out says otherwise."""
 
-def evaluate(folder: Path, step: int | None, data: str | None, as_json: bool) -> int:
-    """Prints the scores of a run's checkpoint on its task, or on other rows of the same columns."""
+
+def evaluate(given: argparse.Namespace) -> int:
+    """Prints the scores of a run or a model; of an exam, the predictions are written as well."""
+    is_run = (Path(given.source) / RUN).is_file()
+    tasks = [_task_of(text) for text in given.task]
+    if not tasks:
+        tasks = [_own_task(given.source)]
+    ways = [way_of(task, given.how) for task in tasks]
+    if LOSS in ways:
+        if given.task or not is_run:
+            raise UserError(
+                f"--how {LOSS} is for a run on its own task (and --data): {given.source} with "
+                "--task is scored by exams"
+            )
+        return _print_loss(Path(given.source), given.step, given.data, given.json)
+    options = options_of(given)
+    subject = open_subject(given.source, given.step, given.dtype)
+    out = given.out or (Path(given.source) / EVALUATION if is_run else Path(EVALUATION))
+    for task, way in zip(tasks, ways, strict=True):
+        assert isinstance(task, ExamTask)  # `way_of` finds no exam in others
+        task = _with_rows(task, given.data, given.limit)
+        with _Bar(not given.quiet) as bar:
+            found = examine(subject, task, way, options, bar)
+        paths = write_records(out, task.name, way, found)
+        _print_scores(subject, task.name, way, found.scores, paths, given.json)
+    return 0
+
+
+def _task_of(text: str) -> Task:
+    name, _, options = text.partition(":")
+    return make_task(name, **parse_options(options))
+
+
+def _own_task(source: str) -> Task:
+    if not (Path(source) / RUN).is_file():
+        if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+            raise UserError(f"{source} is not a run folder: it has no {RUN}")
+        raise UserError(f"{source} is a model without a task: name one with --task")
+    return load_run(Path(source))[0].task
+
+
+def _with_rows(task: ExamTask, data: str | None, limit: int | None) -> ExamTask:
+    """The task with other questions, or with fewer."""
+    changes: dict[str, Any] = {}
+    if data is not None:
+        changes["questions"] = {"data": data}
+    if limit is not None:
+        changes["question_limit"] = limit
+    return dataclasses.replace(task, **changes)
+
+
+class _Bar:
+    """Progress of an examination, whose length is known only when it begins."""
+
+    def __init__(self, enabled: bool):
+        self._enabled = enabled
+        self._progress: TrainProgress | None = None
+        self._done = 0
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._progress is None or done < self._done:  # a second round: answers, then grades
+            self._stop()
+            self._progress = TrainProgress(total, enabled=self._enabled)
+            self._progress.__enter__()
+        self._done = done
+        self._progress.update(done)
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.__exit__(None, None, None)
+
+
+def _print_scores(
+    subject: Subject,
+    task: str,
+    way: str,
+    scores: Mapping[str, float],
+    paths: list[Path],
+    as_json: bool,
+) -> None:
+    if as_json:
+        about = {"source": subject.name, "step": subject.step, "task": task, "how": way}
+        print(json.dumps(about | {"scores": scores, "files": list(map(str, paths))}), flush=True)
+        return
+    where = subject.name if subject.step is None else f"{subject.name}, step {subject.step}"
+    rows = [[name, f"{value:.4f}"] for name, value in scores.items()]
+    print(render_table([f"{task} by {way} ({where})", "score"], rows, align="lr"))
+    print(f"written: {', '.join(map(str, paths))}", flush=True)
+
+
+def _print_loss(folder: Path, step: int | None, data: str | None, as_json: bool) -> int:
     scores, step = evaluate_run(folder, step, data)
     if as_json:
         print(json.dumps({"step": step, **scores}))
@@ -23,13 +133,15 @@ def evaluate(folder: Path, step: int | None, data: str | None, as_json: bool) ->
 
 
 def evaluate_run(folder: Path, step: int | None, data: str | None) -> tuple[dict[str, float], int]:
-    """Scores of one checkpoint, and its step."""
+    """Scores of one checkpoint on the evaluation rows of its task, and its step."""
     run = reopen(folder, step)
     config, built = run.config, run.built
     if data is not None:
-        config = dataclasses.replace(
-            config, task=dataclasses.replace(config.task, evaluation=data, evaluation_limit=None)
-        )
+        changes: dict[str, Any] = {"evaluation": data, "evaluation_limit": None}
+        if isinstance(config.task, LanguageTask):
+            changes["held_out"] = 0
+        config = dataclasses.replace(config, task=dataclasses.replace(config.task, **changes))
     rows = evaluation_batches(config, load_rows(config, "evaluation")[0])
-    scores = score(built.eval_step, run.state.trainable, built.base, rows, config.task).scores
+    base = run.state.frozen(built.base)
+    scores = score(built.eval_step, run.state.trainable, base, rows, config.task).scores
     return scores, run.step

@@ -78,7 +78,8 @@ def _open(source: str, step: int | None) -> tuple[Generator, str]:
 
 def _open_run(folder: Path, step: int | None) -> tuple[Generator, str]:
     run = reopen(folder, step)
-    model = merge_model(run.built.graph, run.state.trainable, run.built.base)
+    base = run.state.frozen(run.built.base)
+    model = merge_model(run.built.graph, run.state.trainable, base)
     tokenizer = load_tokenizer(find_model(run.config.model.path))
     generator = Generator(_checked(model, run.built.kind, str(folder)), tokenizer)
     return generator, getattr(run.config.task, "prompt", "")

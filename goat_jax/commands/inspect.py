@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from goat_jax.config import load_config
 from goat_jax.core.svd import share_of_spectrum
 from goat_jax.inject import InjectReport
 from goat_jax.models.load import load_model
@@ -14,6 +15,7 @@ from goat_jax.models.sources import find_model
 from goat_jax.run.folder import load_run
 from goat_jax.run.records import read_records
 from goat_jax.run.setup import build, model_options
+from goat_jax.run.shapes import abstract_run
 from goat_jax.sites import find_sites
 from goat_jax.tables import human_count, render_table
 
@@ -35,6 +37,12 @@ def inspect(folder: Path) -> int:
     return 0
 
 
+def inspect_config(source: str, model: str | None) -> int:
+    """Prints what a run of a config would train, from the model's config alone: no weights."""
+    print(trainable_table(abstract_run(load_config(source), model).inject_report))
+    return 0
+
+
 def trainable_table(report: InjectReport) -> str:
     """What was adapted, trained in full or left frozen, and why."""
     rows = [
@@ -52,7 +60,8 @@ def trainable_table(report: InjectReport) -> str:
     total = (
         f"adapters {report.adapter_parameters:,} + heads {report.head_parameters:,} of "
         f"{human_count(report.total_parameters)} parameters "
-        f"({report.trained_parameters / report.total_parameters:.2%})"
+        f"({report.trained_parameters / report.total_parameters:.2%}); adapters are "
+        f"{report.adapter_share:.2%} of the pretrained {human_count(report.pretrained_parameters)}"
     )
     return f"{table}\n{total}"
 

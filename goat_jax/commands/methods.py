@@ -8,10 +8,19 @@ from typing import Any
 
 from goat_jax.adapters.methods import METHODS
 from goat_jax.adapters.spec import PARTS, Router
+from goat_jax.run.shapes import count
+from goat_jax.tables import render_table
 
 
-def methods() -> int:
-    """Prints every method: source, parts with their options, whether it merges, what to know."""
+def methods(model: str | None = None) -> int:
+    """Prints every method: source, parts with their options, whether it merges, what to know.
+
+    Args:
+        model: a model's name or folder; then also how much each trains of it, at its own sizes.
+    """
+    if model is not None:
+        print(share_table(model))
+        return 0
     print(f"parts: {', '.join(PARTS)}\n")
     for name, method in METHODS.items():
         parts = [describe_part(getattr(method.spec, part)) for part in PARTS]
@@ -22,6 +31,20 @@ def methods() -> int:
             print(f"  note: {method.note}")
         print()
     return 0
+
+
+def share_table(model: str) -> str:
+    """What every method, at its published sizes, trains in all linear layers of a model's blocks.
+
+    Counted from the model's config alone.
+    """
+    rows = []
+    for name, method in METHODS.items():
+        found = count(model, method.spec)
+        sizes = [method.spec.total_rank, method.spec.num_experts]
+        share = f"{found.adapter_share:.2%}"
+        rows.append([name, *sizes, f"{found.adapter_parameters:,}", share])
+    return render_table(["method", "total rank", "experts", "parameters", "of the model"], rows)
 
 
 def _merging(router: Router) -> str:

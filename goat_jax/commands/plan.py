@@ -7,7 +7,7 @@ import json
 
 import jax
 
-from goat_jax.commands.train import overridden
+from goat_jax.commands.configs import read_config
 from goat_jax.errors import UserError
 from goat_jax.run.plan import Plan, largest_rows
 from goat_jax.run.plan import plan as plan_run
@@ -28,7 +28,7 @@ def plan(
     kind, _, size = topology.partition(":")
     if kind == "cpu" and size.isdigit() and int(size) > 1:
         _make_cpus(int(size))
-    config = overridden(source, overrides, "plan")
+    config = read_config(source, overrides, "goat-jax plan")
     there = find_topology(topology, chip)
     found = plan_run(config, there)
     rows = None

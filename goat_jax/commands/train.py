@@ -8,9 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
-import tyro
-
-from goat_jax.config import RunConfig, load_config
+from goat_jax.commands.configs import read_config
+from goat_jax.config import RunConfig
 from goat_jax.plots import plot_expert_load, plot_training
 from goat_jax.run.fit import Summary, fit
 from goat_jax.run.processes import is_first
@@ -33,7 +32,7 @@ def train(
     Exit codes: 0 done, 143 or 130 saved after SIGTERM or Ctrl-C, 75 (`OUT_OF_TIME`) if that took
     longer than ``train.grace_seconds``.
     """
-    config = overridden(source, overrides, "train")
+    config = read_config(source, overrides, "goat-jax train")
     if config.svd.folder == AUTO and cache is not None:
         svd = dataclasses.replace(config.svd, folder=str(cache / "svd"))
         config = dataclasses.replace(config, svd=svd)
@@ -45,17 +44,6 @@ def train(
         print(f"{summary.stopped}: saved step {summary.step}; the same command continues.")
         return 128 + signal.Signals[summary.stopped]
     return 0
-
-
-def overridden(source: str, overrides: list[str], verb: str) -> RunConfig:
-    """The config of a file with fields from the command line."""
-    return tyro.cli(
-        RunConfig,
-        default=load_config(source),
-        args=overrides,
-        prog=f"goat-jax {verb}",
-        config=(tyro.conf.AvoidSubcommands,),  # the kind of task is the config file's
-    )
 
 
 def give_up() -> None:

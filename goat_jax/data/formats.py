@@ -77,6 +77,27 @@ def read_jsonl(path: Path) -> list[Row]:
     return rows
 
 
+def read_json(path: Path) -> list[Row]:
+    """One array of JSON objects; UserError names the place that is not one.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "rows.json"
+    >>> _ = path.write_text('[{"sentence": "fine"}, {"sentence": "poor"}]')
+    >>> read_json(path)[1]
+    {'sentence': 'poor'}
+    """
+    try:
+        rows = json.loads("".join(text_lines(path)))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: a {type(rows).__name__}, not an array of objects [{{...}}, ...]")
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: element {number} is a {type(row).__name__}, not an object")
+    return rows
+
+
 def _table(path: Path, records: Iterator[tuple[int, list[str]]]) -> list[Row]:
     """Rows of a table whose first record names the columns; records come with their line number."""
     _, header = next(records, (0, []))
@@ -169,6 +190,8 @@ def read_parquet(path: Path) -> list[Row]:
 FORMATS: dict[str, Callable[[Path], list[Row]]] = {
     ".jsonl": read_jsonl,
     ".jsonl.gz": read_jsonl,
+    ".json": read_json,
+    ".json.gz": read_json,
     ".csv": read_csv,
     ".csv.gz": read_csv,
     ".tsv": read_tsv,

@@ -6,10 +6,11 @@ are tokenised one by one, so a prompt has the same tokens here as when text is g
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from goat_jax.data.examples import DEFAULT_SPLITS, check_limits, source_of, spaced
+from goat_jax.data.selections import SELECTIONS
 from goat_jax.data.sources import Row, read_source
 from goat_jax.errors import UserError, nearest
 
@@ -39,8 +40,12 @@ class LanguageTask:
       train, evaluation: source strings (`goat_jax.data.sources`).
       format: a key of `FORMATS`.
       prompt, completion: templates with a row's columns in braces, such as
-        ``"Question: {question}\\nAnswer:"``; only for the format "template".
+        ``"Question: {question}\\nAnswer:"``; only for the format "template". In
+        ``{query|question}`` the first of the columns that a row has is put in.
       learn: "completion", or "all" to learn the prompts too.
+      selection: a key of `SELECTIONS`: which rows of the source are taken.
+      held_out: so many rows of the training source, evenly spaced, are not learnt but are the
+        evaluation rows; then `evaluation` is the same source.
       packing: several texts share a row of `max_length` tokens, without seeing each other.
       metrics: names from `LANGUAGE_METRICS`, the first decides.
       data_dir: TFDS's folder, the package cache, or where relative paths start.
@@ -59,6 +64,8 @@ of prompt_completion, messages, alpaca, text, template
     prompt: str = ""
     completion: str = ""
     learn: str = "completion"
+    selection: str = "all"
+    held_out: int = 0
     packing: bool = True
     metrics: tuple[str, ...] = LANGUAGE_METRICS
     data_dir: str | None = None
@@ -76,6 +83,15 @@ of prompt_completion, messages, alpaca, text, template
             raise fail(f"unknown format {self.format!r}{hint}: use one of {known}")
         if self.learn not in ("completion", "all"):
             raise fail(f"learn {self.learn!r}: use completion or all")
+        if self.selection not in SELECTIONS:
+            hint = nearest(self.selection, SELECTIONS)
+            known = ", ".join(SELECTIONS)
+            raise fail(f"unknown selection {self.selection!r}{hint}: use one of {known}")
+        if self.held_out < 0 or (self.held_out and self.evaluation != self.train):
+            raise fail(
+                f"held_out {self.held_out}: 0, or how many rows of the training source to hold out"
+                " with evaluation the same source as train"
+            )
         if (self.format == "template") != bool(self.completion):
             raise fail("the format template, and only it, needs a completion template")
         for metric in self.metrics:
@@ -99,15 +115,49 @@ def load_pieces(task: LanguageTask, split: str, tokenizer: Any) -> list[list[Pie
     rows = read_source(source, DEFAULT_SPLITS[split], task.data_dir)
     if not rows:
         raise UserError(f"{source}: no rows")
+    kept = _selected(rows, task, source)
     texts = []
-    for index in spaced(len(rows), limit):
+    for place in chosen_rows(task, split, len(kept), limit):
+        index, row = kept[place]
         try:
-            pieces = FORMATS[task.format](rows[index], task, tokenizer)
+            pieces = FORMATS[task.format](row, task, tokenizer)
         except UserError as error:
             raise UserError(f"{source}: row {index + 1}: {error}") from None
         learn_all = task.learn == "all"
         texts.append([Piece(p.text, p.learnt or learn_all) for p in pieces if p.text])
     return texts
+
+
+def _selected(rows: list[Row], task: LanguageTask, source: str) -> list[tuple[int, Row]]:
+    """The rows that the task's selection keeps, each with its place in the source."""
+    kept = []
+    for index, row in enumerate(rows):
+        try:
+            chosen = SELECTIONS[task.selection](row)
+        except UserError as error:
+            raise UserError(f"{source}: row {index + 1}: {error}") from None
+        if chosen is not None:
+            kept.append((index, chosen))
+    if not kept:
+        raise UserError(f"{source}: the selection {task.selection} keeps none of {len(rows)} rows")
+    return kept
+
+
+def chosen_rows(task: LanguageTask, split: str, count: int, limit: int | None) -> Sequence[int]:
+    """Which of a source's rows a split takes.
+
+    >>> chosen_rows(LanguageTask("notes", "a", "a", held_out=2), "train", 6, None)
+    [1, 2, 4, 5]
+    """
+    if not task.held_out:
+        return spaced(count, limit)
+    if task.held_out >= count:
+        raise UserError(
+            f"task {task.name}: {task.held_out} rows held out of {count} leave none to learn"
+        )
+    held = spaced(count, task.held_out)
+    rows = held if split == "evaluation" else sorted(set(range(count)) - set(held))
+    return [rows[place] for place in spaced(len(rows), limit)]
 
 
 def _text(row: Row, column: str) -> str:
@@ -144,15 +194,34 @@ def _template(row: Row, task: LanguageTask, tokenizer: Any) -> list[Piece]:
 def fill(template: str, row: Row) -> str:
     """A template with a row's columns put in.
 
-    >>> fill("Question: {question}", {"question": "why?"})
+    >>> fill("Question: {query|question}", {"question": "why?"})
     'Question: why?'
     """
     try:
-        return template.format_map(row)
+        return template.format_map(_Alternatives(row))
     except (KeyError, ValueError, IndexError) as error:
         raise UserError(
             f"template {template!r} does not fit ({error}); the row has {', '.join(row)}"
         ) from None
+
+
+class _Alternatives(Mapping[str, Any]):
+    """A row in which ``a|b`` is column a, or b where there is no a."""
+
+    def __init__(self, row: Row):
+        self._row = row
+
+    def __getitem__(self, names: str) -> Any:
+        for name in names.split("|"):
+            if self._row.get(name) is not None:
+                return self._row[name]
+        raise KeyError(names)
+
+    def __iter__(self) -> Any:
+        return iter(self._row)
+
+    def __len__(self) -> int:
+        return len(self._row)
 
 
 def _messages(row: Row, task: LanguageTask, tokenizer: Any) -> list[Piece]:

@@ -170,10 +170,10 @@ def read_source(source: str, split: str, data_dir: str | Path | None = None) -> 
       split: the split if a `tfds:` or `idx:` source does not name one after `@`.
       data_dir: TFDS's folder, the package cache, or the folder relative paths start from.
 
-    >>> read_source("dev.json", "train")
+    >>> read_source("dev.txt", "train")
     Traceback (most recent call last):
-    goat_jax.errors.UserError: dev.json: unknown file type: use one of .jsonl, .jsonl.gz, .csv, \
-.csv.gz, .tsv, .tsv.gz, .npz, .parquet
+    goat_jax.errors.UserError: dev.txt: unknown file type: use one of .jsonl, .jsonl.gz, .json, \
+.json.gz, .csv, .csv.gz, .tsv, .tsv.gz, .npz, .parquet
     """
     return _first(source, lambda one: _read_one(one, split, data_dir))
 
@@ -225,7 +225,15 @@ def _read_images(
     from tensorflow_datasets import decode, features
 
     name, chosen = _at(rest, split)
-    rows = _open_tfds(name, chosen, data_dir, download=True)
+    try:
+        # TFDS would fetch gigabytes first and then need TensorFlow to read images.
+        rows = _open_tfds(name, chosen, data_dir, download=False)
+    except UserError as error:
+        where = "TFDS's folder" if data_dir is None else data_dir
+        raise UserError(
+            f"{error} (nothing of that name, split and form in {where}: goat-jax data prepare "
+            "makes the paper's image sets)"
+        ) from None
     if isinstance(dict(rows.dataset_info.features or {}).get(column), features.Image):
         return dataclasses.replace(rows, decoders={column: decode.SkipDecoding()})
     return rows

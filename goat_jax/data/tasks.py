@@ -7,36 +7,52 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from goat_jax.data.chat import wizardlm
+from goat_jax.data.coding import codefeedback, humaneval
+from goat_jax.data.commonsense import FOLDERS, JOINT, commonsense, commonsense170k
 from goat_jax.data.examples import Examples, TextTask, load_examples
-from goat_jax.data.formats import split_files
+from goat_jax.data.exams import ExamTask
 from goat_jax.data.glue import GLUE, glue
 from goat_jax.data.image_tasks import ImageTask, digits, fashion_mnist, image_files
 from goat_jax.data.language import LanguageTask
+from goat_jax.data.mathematics import gsm8k, metamath
 from goat_jax.data.vision_tasks import VISION, vision
 from goat_jax.errors import UserError, nearest
 
 __all__ = [
     "KINDS",
     "TASKS",
+    "ExamTask",
     "Examples",
     "ImageTask",
     "LanguageTask",
     "Task",
     "TextTask",
+    "codefeedback",
+    "commonsense",
+    "commonsense170k",
     "digits",
     "fashion_mnist",
     "files",
     "gsm8k",
+    "humaneval",
     "image_files",
     "language_files",
     "load_examples",
     "make_task",
+    "metamath",
     "reviews",
+    "wizardlm",
 ]
 
-Task = TextTask | LanguageTask | ImageTask
+Task = TextTask | LanguageTask | ImageTask | ExamTask
 
-KINDS: dict[str, type[Task]] = {"text": TextTask, "language": LanguageTask, "image": ImageTask}
+KINDS: dict[str, type[Task]] = {
+    "text": TextTask,
+    "language": LanguageTask,
+    "exam": ExamTask,
+    "image": ImageTask,
+}
 """Kinds of tasks, as run.json tells them apart."""
 
 
@@ -112,35 +128,18 @@ def language_files(
     )
 
 
-def gsm8k(folder: str | None = None, **options: Any) -> LanguageTask:
-    """Grade-school mathematics (Cobbe et al., arXiv 2110.14168): the answer with its steps.
-
-    Args:
-      folder: holds train.* and test.*; None: the rows come from TFDS.
-      options: other fields of `LanguageTask`.
-
-    >>> gsm8k().evaluation
-    'tfds:gsm8k@test'
-    """
-    sources = split_files(folder, "train", "test") if folder else TFDS_GSM8K
-    settings: dict[str, Any] = {
-        "format": "template",
-        "prompt": "Question: {question}\nAnswer:",
-        "completion": " {answer}",
-    }
-    train, test = sources
-    return LanguageTask("gsm8k", train, test, **(settings | options))
-
-
-TFDS_GSM8K = ("tfds:gsm8k@train", "tfds:gsm8k@test")
-
-
 TASKS: dict[str, Callable[..., Task]] = {
     "files": files,
     "reviews": reviews,
     **{name: partial(glue, name) for name in GLUE},
     "language_files": language_files,
     "gsm8k": gsm8k,
+    "metamath": metamath,
+    "codefeedback": codefeedback,
+    "humaneval": humaneval,
+    "wizardlm": wizardlm,
+    JOINT: commonsense170k,
+    **{name: partial(commonsense, name) for name in FOLDERS},
     "image_files": image_files,
     **{name: partial(vision, name) for name in VISION},
     "digits": digits,

@@ -42,7 +42,19 @@ def with_late_start(
 
 
 def restart(optimizer: optax.GradientTransformation, state: Any, params: PyTree) -> Any:
-    """The state of a `with_late_start` with that of the late parameters as at the beginning."""
-    fresh = optimizer.init(params)
-    inner = {**state.inner_states, LATE: fresh.inner_states[LATE]}  # type: ignore[attr-defined]
-    return state._replace(inner_states=inner)
+    """An optimizer's state with that of the late parameters as at the beginning.
+
+    Args:
+        optimizer: has `with_late_start` anywhere in its chain; without, the state stays as it is.
+    """
+
+    def renew(old: Any, fresh: Any) -> Any:
+        if not _is_parted(old):
+            return old
+        return old._replace(inner_states={**old.inner_states, LATE: fresh.inner_states[LATE]})
+
+    return jax.tree.map(renew, state, optimizer.init(params), is_leaf=_is_parted)
+
+
+def _is_parted(node: Any) -> bool:
+    return isinstance(node, optax.transforms.PartitionState) and LATE in node.inner_states

@@ -9,7 +9,7 @@ from goat_jax.errors import UserError
 from goat_jax.optim.adam import scale_by_adam
 from goat_jax.optim.schedules import make_schedule
 from goat_jax.optim.transforms import PLAIN, Stages, Transform
-from goat_jax.typing import PyTree
+from goat_jax.typing import Array, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,7 @@ def make_optimizer(
     total_steps: int,
     transform: Transform = PLAIN,
     scales: PyTree = None,
+    rate: float | Array = 1.0,
 ) -> optax.GradientTransformation:
     """The optax chain of a run.
 
@@ -54,6 +55,7 @@ def make_optimizer(
         total_steps: length of the schedule in optimizer steps.
         transform: what a method makes of the chain.
         scales: of the adapters, for methods that need them (`pairs.scales_of`).
+        rate: what the schedule is multiplied with; may be traced, as in runs over several rates.
 
     >>> tx = make_optimizer(OptimizerConfig(warmup_steps=0), total_steps=10)
     >>> one, zero = {"a": jax.numpy.ones(())}, {"a": jax.numpy.zeros(())}
@@ -61,15 +63,16 @@ def make_optimizer(
     >>> round(float(updates["a"]), 8)
     -0.0001
     """
+    schedule = schedule_of(config, total_steps)
     stages = Stages(
         clip=optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip),
         direction=scale_by_adam(config.beta1, config.beta2, config.epsilon),
         finish=optax.chain(
             optax.add_decayed_weights(config.weight_decay, mask=_is_no_bias),
-            optax.scale_by_learning_rate(schedule_of(config, total_steps)),
+            optax.scale_by_learning_rate(lambda step: rate * schedule(step)),
         ),
     )
-    return transform(stages, scales)
+    return transform(stages, scales, total_steps)
 
 
 def schedule_of(config: OptimizerConfig, total_steps: int) -> optax.Schedule:

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple, Protocol
 import optax
 
 from goat_jax.errors import UserError, nearest
+from goat_jax.optim.late_start import with_late_start
 from goat_jax.optim.lora_plus import lora_plus
 from goat_jax.optim.lora_pro import CHOICES, lora_pro, lora_pro_full
+from goat_jax.optim.rank_budget import RankBudget, with_rank_budget
 from goat_jax.typing import PyTree
 
 
@@ -30,8 +32,15 @@ class Stages(NamedTuple):
 class Transform(Protocol):
     """A method's optimizer."""
 
-    def __call__(self, stages: Stages, scales: PyTree) -> optax.GradientTransformation:
-        """The whole chain; `scales` are those of the adapters (`pairs.scales_of`)."""
+    def __call__(
+        self, stages: Stages, scales: PyTree, total_steps: int
+    ) -> optax.GradientTransformation:
+        """The whole chain.
+
+        Args:
+            scales: of the adapters (`pairs.scales_of`).
+            total_steps: length of the training.
+        """
         ...
 
 
@@ -39,12 +48,14 @@ class Transform(Protocol):
 class Plain:
     """The usual chain as it is.
 
-    >>> Plain()(Stages(*[optax.identity()] * 3), None).update({"a": 1.0}, ((), (), ()))[0]
+    >>> Plain()(Stages(*[optax.identity()] * 3), None, 1).update({"a": 1.0}, ((), (), ()))[0]
     {'a': 1.0}
     """
 
-    def __call__(self, stages: Stages, scales: PyTree) -> optax.GradientTransformation:
-        del scales
+    def __call__(
+        self, stages: Stages, scales: PyTree, total_steps: int
+    ) -> optax.GradientTransformation:
+        del scales, total_steps
         return optax.chain(*stages)
 
 
@@ -69,8 +80,10 @@ class LoraPlus:
         if spec.combine.layout not in ("pairs", "shared"):
             raise UserError("LoRA+ trains b faster than a: this method has no such factors")
 
-    def __call__(self, stages: Stages, scales: PyTree) -> optax.GradientTransformation:
-        del scales
+    def __call__(
+        self, stages: Stages, scales: PyTree, total_steps: int
+    ) -> optax.GradientTransformation:
+        del scales, total_steps
         return optax.chain(*stages, lora_plus(self.lr_ratio))
 
 
@@ -108,8 +121,73 @@ class LoraPro:
                 "LoRA-Pro projects the gradient of a product s a b: this method's adapter is none"
             )
 
-    def __call__(self, stages: Stages, scales: PyTree) -> optax.GradientTransformation:
+    def __call__(
+        self, stages: Stages, scales: PyTree, total_steps: int
+    ) -> optax.GradientTransformation:
+        del total_steps
         if self.moments == "full":
             adam = lora_pro_full(scales, self.beta1, self.beta2, self.epsilon)
             return optax.chain(stages.clip, adam, stages.finish)
         return optax.chain(stages.clip, lora_pro(scales, self.x), stages.direction, stages.finish)
+
+
+@dataclasses.dataclass(frozen=True)
+class LateStart:
+    """Some arrays have an Adam of their own, which starts anew when they join (`late_start`).
+
+    Attributes:
+        late: names of the arrays.
+    """
+
+    late: tuple[str, ...]
+
+    def __call__(
+        self, stages: Stages, scales: PyTree, total_steps: int
+    ) -> optax.GradientTransformation:
+        del scales, total_steps
+        direction = with_late_start(stages.direction, self.late.__contains__)
+        return optax.chain(stages.clip, direction, stages.finish)
+
+
+@dataclasses.dataclass(frozen=True)
+class PrunedRanks:
+    """`with_rank_budget` around Adam, after clipping: AdaLoRA.
+
+    Attributes:
+        target_rank: triplets per layer that are left at the end, on average.
+        warmup, cooldown: steps without pruning at the start, with a final choice at the end.
+        every: steps between two prunings.
+        beta1, beta2: of the smoothed sensitivity and of its uncertainty.
+    """
+
+    target_rank: int = 8
+    warmup: int = 0
+    cooldown: int = 0
+    every: int = 1
+    beta1: float = 0.85
+    beta2: float = 0.85
+
+    def check(self, spec: Any) -> None:
+        """There has to be something to prune."""
+        if not hasattr(spec.combine, "core_std"):
+            raise UserError(
+                f"PrunedRanks prunes a core, which {type(spec.combine).__name__} does not have"
+            )
+        if spec.num_experts > 1 or not spec.router.mergeable:
+            raise UserError("PrunedRanks prunes one pair of factors: num_experts=1, router=none")
+        for name in ("target_rank", "every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)} must be at least 1")
+        if spec.total_rank <= self.target_rank:
+            raise UserError(
+                f"total rank {spec.total_rank} leaves nothing to prune to target_rank "
+                f"{self.target_rank}: start with more, for example {3 * self.target_rank // 2 + 1}"
+            )
+
+    def __call__(
+        self, stages: Stages, scales: PyTree, total_steps: int
+    ) -> optax.GradientTransformation:
+        del scales
+        budget = RankBudget(total_steps=total_steps, **dataclasses.asdict(self))
+        inner = optax.chain(stages.direction, stages.finish)
+        return optax.chain(stages.clip, with_rank_budget(inner, budget))

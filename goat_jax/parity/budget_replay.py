@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,22 +14,15 @@ import optax
 from flax import nnx
 
 from goat_jax.adapters.context import EVAL, Context
-from goat_jax.adapters.rank_budget import (
-    RankBudget,
-    Scores,
-    init_scores,
-    pruned_cores,
-    triplet_scores,
-    update_scores,
-)
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.layers import Adapter, Dense, merge_model, run_model, split_model
+from goat_jax.optim.rank_budget import RankBudget, adapters_with_core, triplet_scores
 from goat_jax.parity.bundle import Arrays, Record
 from goat_jax.parity.checks import GIVEN, METHOD, Check, Comparison, worst
 from goat_jax.parity.layer_bundle import read_adamw
 from goat_jax.parity.layer_steps import Recipe
 from goat_jax.parity.method_cases import CASES, SINGLE, Entry, method_spec
-from goat_jax.typing import Array, Factors, PyTree
+from goat_jax.typing import Array, PyTree
 
 TENSORS = CASES["adalora"].tensors
 
@@ -37,20 +31,23 @@ def replay_budget(entry: Entry, arrays: Arrays) -> Iterator[Check]:
     """Losses, budgets, masks, scores and cores of every step, and what is left at the end."""
     record = entry.record
     compare = Comparison(METHOD, str(entry.folder), entry.name, GIVEN)
-    spec, budget = _spec(record), _budget(record)
-    recipe, _ = read_adamw(record.record("optimizer"))
+    spec, total = _spec(record), record.integer("total_step")
+    recipe = dataclasses.replace(
+        read_adamw(record.record("optimizer"))[0], transform=spec.transform, steps=total
+    )
     layers = len(record.get("dims")) - 1
     graph, trainable, base = split_model(_chain(spec, arrays, layers))
-    opt_state = recipe.make(trainable, base).init(trainable)
-    state = State(trainable, opt_state, init_scores(_adapters(trainable)))
+    state = (trainable, recipe.make(trainable, base).init(trainable))
     batch = jnp.asarray(arrays.floats("x")), jnp.asarray(arrays.floats("target"))
     weight = record.number("orth_reg_weight") / layers
     steps = []
-    for step in range(budget.total_steps):
-        state, seen = _step(graph, recipe, budget, state, base, *batch, weight, jnp.asarray(step))
+    for _ in range(total):
+        state, seen = _step(graph, recipe, state, base, *batch, weight)
         steps.append(seen)
-    yield from _check_steps(budget, steps, layers, arrays, compare)
-    y = run_model(merge_model(graph, state.trainable, base), batch[0])[0]
+    trainable = state[0]
+    budget = _budget(spec, total).table(spec.total_rank * layers, layers)
+    yield from _check_steps(budget, steps, arrays, compare)
+    y = run_model(merge_model(graph, trainable, base), batch[0])[0]
     yield compare.check("y_final", np.asarray(y), arrays.get("y_final"))
     for name, (own, form) in SINGLE.items():
         yield worst(
@@ -61,7 +58,7 @@ def replay_budget(entry: Entry, arrays: Arrays) -> Iterator[Check]:
                     arrays.get(f"{name}_final_{layer}"),
                     f"layer {layer}",
                 )
-                for layer, factors in enumerate(_adapters(state.trainable).values())
+                for layer, factors in enumerate(adapters_with_core(trainable).values())
             ]
         )
 
@@ -72,20 +69,16 @@ def _spec(record: Record) -> AdapterSpec:
         total_rank=record.integer("init_r"),
         target_rank=record.integer("target_r"),
         alpha=record.number("alpha"),
-    )
-
-
-def _budget(record: Record) -> RankBudget:
-    return RankBudget(
-        start_rank=record.integer("init_r"),
-        target_rank=record.integer("target_r"),
-        total_steps=record.integer("total_step"),
         warmup=record.integer("tinit", least=0),
         cooldown=record.integer("tfinal", least=0),
         every=record.integer("deltaT"),
         beta1=record.number("beta1"),
         beta2=record.number("beta2"),
     )
+
+
+def _budget(spec: AdapterSpec, total_steps: int) -> RankBudget:
+    return RankBudget(total_steps=total_steps, **dataclasses.asdict(spec.transform))  # type: ignore
 
 
 class Chain(nnx.Module):
@@ -121,14 +114,6 @@ def _layer(spec: AdapterSpec, arrays: Arrays, number: int) -> Dense:
     return dense
 
 
-class State(NamedTuple):
-    """What crosses a step."""
-
-    trainable: PyTree
-    opt_state: Any
-    scores: Scores
-
-
 class Seen(NamedTuple):
     """What a step shows: its loss, the scores and cores (M, R) after it."""
 
@@ -137,50 +122,37 @@ class Seen(NamedTuple):
     cores: Array
 
 
-def _adapters(trainable: PyTree) -> dict[str, Factors]:
-    return {name: own["adapter"] for name, own in sorted(trainable["adapter"].items())}
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1))
 def _step(
     graph: Any,
     recipe: Recipe,
-    budget: RankBudget,
-    state: State,
+    state: tuple[PyTree, Any],
     base: PyTree,
     x: Array,
     target: Array,
     weight: float,
-    step: Array,
-) -> tuple[State, Seen]:
-    """Update, scores, pruning, in this order."""
+) -> tuple[tuple[PyTree, Any], Seen]:
+    """One step of the method's own optimizer, which prunes."""
+    trainable, opt_state = state
 
     def loss_of(trainable: PyTree) -> Array:
         y, sown = run_model(merge_model(graph, trainable, base), x)
         aux = sum(own["adapter"]["report"][0].aux_loss for own in sown.values())
         return jnp.mean(jnp.square(y - target)) + weight * aux
 
-    loss, grads = jax.value_and_grad(loss_of)(state.trainable)
+    loss, grads = jax.value_and_grad(loss_of)(trainable)
     with jax.numpy_dtype_promotion("standard"):  # optax takes powers by an integer count
-        tx = recipe.make(state.trainable, base)
-        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
-    trainable: PyTree = optax.apply_updates(state.trainable, updates)
-    adapters = _adapters(trainable)
-    scores = update_scores(state.scores, adapters, _adapters(grads), budget, step)
-    cores = pruned_cores(adapters, scores, budget, step)
-    layers = {
-        name: {**own, "adapter": {**own["adapter"], "core": cores[name]}}
-        for name, own in trainable["adapter"].items()
-    }
-    found = triplet_scores(scores)
-    seen = Seen(loss, *(jnp.concatenate(list(tree.values())) for tree in (found, cores)))
-    return State({**trainable, "adapter": layers}, opt_state, scores), seen
+        updates, opt_state = recipe.make(trainable, base).update(grads, opt_state, trainable)
+    trainable = optax.apply_updates(trainable, updates)
+    found = triplet_scores(optax.tree.get(opt_state, "scores")).values()
+    cores = [adapter["core"] for adapter in adapters_with_core(trainable).values()]
+    return (trainable, opt_state), Seen(loss, jnp.concatenate([*found]), jnp.concatenate(cores))
 
 
 def _check_steps(
-    budget: RankBudget, steps: list[Seen], layers: int, arrays: Arrays, compare: Comparison
+    budget: tuple[np.ndarray, np.ndarray], steps: list[Seen], arrays: Arrays, compare: Comparison
 ) -> Iterator[Check]:
-    allowed, due = budget.table(layers)
+    allowed, due = budget
     columns = zip(*steps, strict=True)
     losses, scores, cores = (np.stack(list(map(np.asarray, column))) for column in columns)
     yield compare.check("losses", losses, arrays.get("losses"))

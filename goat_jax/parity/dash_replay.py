@@ -60,7 +60,7 @@ class Training:
 
     def __init__(self, plan: LayerPlan, factors: Factors, constants: Factors):
         self.plan, self.constants = plan, constants
-        self.recipe = Recipe(plan.run.optimizer.config, late=(LATE,))
+        self.recipe = Recipe(plan.run.optimizer.config, transform=plan.run.spec.transform)
         self.graph, self.trainable, self.base = self._split(factors)
         self.opt_state = self._optimizer().init(self.trainable)
 

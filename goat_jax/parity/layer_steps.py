@@ -16,7 +16,6 @@ from goat_jax.adapters.adapter import Report
 from goat_jax.adapters.context import EVAL, Context
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.layers import Adapter, Dense, merge_model, run_model, split_model
-from goat_jax.optim.late_start import with_late_start
 from goat_jax.optim.optimizer import OptimizerConfig, make_optimizer
 from goat_jax.optim.pairs import scales_of
 from goat_jax.optim.transforms import PLAIN, Transform
@@ -30,17 +29,17 @@ class Recipe:
     Attributes:
         config: its AdamW.
         transform: what the method makes of it.
-        late: names of factors that join later (`optim.late_start`).
+        steps: of the training, for methods with a schedule of their own.
     """
 
     config: OptimizerConfig
     transform: Transform = PLAIN
-    late: tuple[str, ...] = ()
+    steps: int = 1
 
     def make(self, trainable: PyTree, base: PyTree) -> optax.GradientTransformation:
-        """The transformation; with a constant rate the number of steps does not matter to it."""
-        optimizer = make_optimizer(self.config, 1, self.transform, scales_of(trainable, base))
-        return with_late_start(optimizer, self.late.__contains__) if self.late else optimizer
+        """The transformation."""
+        scales = scales_of(trainable, base)
+        return make_optimizer(self.config, self.steps, self.transform, scales)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,10 @@ class ProSgd:
 
     x: str
 
-    def __call__(self, stages: Stages, scales: PyTree) -> optax.GradientTransformation:
+    def __call__(
+        self, stages: Stages, scales: PyTree, total_steps: int
+    ) -> optax.GradientTransformation:
+        del total_steps
         return optax.chain(lora_pro(scales, self.x), stages.finish)
 
 

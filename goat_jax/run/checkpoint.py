@@ -170,22 +170,26 @@ class Checkpoints:
 
 def _plain(state: RunState) -> dict[str, PyTree]:
     """The state as nested dicts and lists of plain arrays; typed keys become their data."""
-    return {
+    plain = {
         "step": state.step,
         "trainable": _string_keys(state.trainable),
         "opt_state": jax.tree.leaves(state.opt_state),
         "key": jax.random.key_data(state.key),
     }
+    return plain | ({"constants": _string_keys(state.constants)} if state.constants else {})
 
 
 def _run_state(saved: dict[str, PyTree], like: RunState) -> RunState:
     # The trees are rebuilt from the fresh state: orbax has sorted the dicts, as jax does.
-    rebuild = jax.tree.unflatten
+    def rebuild(part: PyTree, name: str) -> PyTree:
+        return jax.tree.unflatten(jax.tree.structure(part), jax.tree.leaves(saved.get(name, {})))
+
     return RunState(
         step=saved["step"],
-        trainable=rebuild(jax.tree.structure(like.trainable), jax.tree.leaves(saved["trainable"])),
-        opt_state=rebuild(jax.tree.structure(like.opt_state), saved["opt_state"]),
+        trainable=rebuild(like.trainable, "trainable"),
+        opt_state=rebuild(like.opt_state, "opt_state"),
         key=jax.random.wrap_key_data(saved["key"]),
+        constants=rebuild(like.constants, "constants"),
     )
 
 

@@ -203,6 +203,8 @@ class _Loop:
         # The device works on this step while the host looks at the one before.
         self.look_at_pending()
         self.step += 1
+        if self.step in self.built.switches:
+            self.state = self.built.switches[self.step](self.state, self.built.base)
         self.pending = (self.step, metrics, batch)
         if self.step % train.eval_every == 0 or self.step == train.steps:
             scores = self.evaluate()
@@ -247,7 +249,7 @@ class _Loop:
         found = evaluate(
             self.built.eval_step,
             self.state.trainable,
-            self.built.base,
+            self.state.frozen(self.built.base),
             self.data.evaluation,
             self.config.task,
             put=self.built.put_whole,

@@ -81,13 +81,15 @@ class Generator:
     Args:
         model: a `Decoder`, with adapters or without.
         tokenizer: of its checkpoint.
+        multiple: prompts are padded to a multiple of so many tokens where the context has room, so
+            that prompts of many lengths need few compiles.
 
     The arrays of the model are arguments of the jitted steps, so new weights need no new compile.
     """
 
-    def __init__(self, model: Any, tokenizer: Any):
+    def __init__(self, model: Any, tokenizer: Any, multiple: int = 1):
         graph, self._trainable, self._base = split_model(model)
-        self.config, self.tokenizer = model.config, tokenizer
+        self.config, self.tokenizer, self.multiple = model.config, tokenizer, multiple
         self._empty = model.empty_cache
         self._extend = jax.jit(partial(_extend, graph), donate_argnums=4)
         self._choose = jax.jit(choose, static_argnums=(2, 3))
@@ -108,7 +110,8 @@ class Generator:
         if steps is None:
             steps = max(1, min(DEFAULT_NEW_TOKENS, self.config.context - longest))
         self._check(prompts, longest + steps)
-        ids, mask = pad_left(prompts, self.config.pad_id or 0)
+        longest = self._padded(longest, steps)
+        ids, mask = pad_left(prompts, self.config.pad_id or 0, longest)
         cache = self._empty(len(prompts), longest + steps)
         key = jax.random.key(sampling.seed)
         ended = np.zeros(len(prompts), bool)
@@ -124,6 +127,13 @@ class Generator:
             if ended.all():
                 return
             ids, mask = jnp.asarray(tokens)[:, None], jnp.ones((len(prompts), 1), jnp.int32)
+
+    def _padded(self, longest: int, steps: int) -> int:
+        """A length for prompts of up to `longest` tokens: a multiple, if that fits."""
+        length = -(-longest // self.multiple) * self.multiple
+        # Dynamic scaling sees how long a row is, so padding would change its answers.
+        fits = length + steps <= self.config.context and self.config.rope.kind != "dynamic"
+        return length if fits else longest
 
     def _check(self, prompts: Sequence[Sequence[int]], tokens: int) -> None:
         if not all(prompts):
@@ -186,14 +196,19 @@ def _extend(
     return model.logits(hidden[:, -1]), cache
 
 
-def pad_left(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Array, Array]:
+def pad_left(
+    prompts: Sequence[Sequence[int]], pad: int, length: int | None = None
+) -> tuple[Array, Array]:
     """Token ids and mask (B, T) int32, every prompt ending in the last column.
+
+    Args:
+        length: T; that of the longest prompt if not given.
 
     >>> ids, mask = pad_left([[5], [6, 7]], 0)
     >>> ids.tolist(), mask.tolist()
     ([[0, 5], [6, 7]], [[0, 1], [1, 1]])
     """
-    longest = max(map(len, prompts))
+    longest = length or max(map(len, prompts))
     ids = np.full((len(prompts), longest), pad, np.int32)
     mask = np.zeros_like(ids)
     for row, prompt in enumerate(prompts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -87,23 +88,26 @@ def start_state(
     base: PyTree,
     optimizer: optax.GradientTransformation,
     key: Key,
+    constants: PyTree | None = None,
 ) -> tuple[RunState, PyTree, Placed | None]:
     """The state before the first step and the frozen tree, where they belong, and that place.
 
     Args:
         model: what the trees were split from; on a mesh its stacks keep their rows cut.
+        constants: as for `RunState.create`.
     """
     if placement is None:
-        return RunState.create(trainable, optimizer, key), base, None
-    placed = plan_placement(model, placement, trainable, base, optimizer, key)
+        return RunState.create(trainable, optimizer, key, constants), base, None
+    placed = plan_placement(model, placement, trainable, base, optimizer, key, constants)
     trainable = jax.device_put(trainable, placed.state.trainable)
     base = jax.device_put(base, placed.base)
     key = key_everywhere(key, placement.whole)
     create = jax.jit(
-        lambda trainable, key: RunState.create(trainable, optimizer, key),
+        lambda trainable, key, constants: RunState.create(trainable, optimizer, key, constants),
         out_shardings=placed.state,
     )
-    return create(trainable, key), base, placed
+    constants = jax.device_put(constants or {}, placed.state.constants)
+    return create(trainable, key, constants), base, placed
 
 
 def plan_placement(
@@ -113,10 +117,12 @@ def plan_placement(
     base: PyTree,
     optimizer: optax.GradientTransformation,
     key: Key,
+    constants: PyTree | None = None,
 ) -> Placed:
     """The shardings of a run's state and base; shapes are all it looks at."""
     known = model_shardings(model, placement)
-    state = jax.eval_shape(lambda t, k: RunState.create(t, optimizer, k), trainable, key)
+    start = partial(RunState.create, optimizer=optimizer, constants=constants)
+    state = jax.eval_shape(lambda t, k: start(trainable=t, key=k), trainable, key)
     whole = placement.whole
     return Placed(
         placement=placement,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from goat_jax.data.examples import TextTask, load_examples
+from goat_jax.data.exams import ExamTask
 from goat_jax.data.image_tasks import ImageTask
 from goat_jax.data.images import ImageRows, load_images
 from goat_jax.data.language import LanguageTask
@@ -169,7 +170,12 @@ _IMAGE = Problem(
     scores=_score_outputs,
 )
 
-PROBLEMS: dict[type, Problem] = {TextTask: _TEXT, LanguageTask: _LANGUAGE, ImageTask: _IMAGE}
+PROBLEMS: dict[type, Problem] = {
+    TextTask: _TEXT,
+    LanguageTask: _LANGUAGE,
+    ExamTask: _LANGUAGE,
+    ImageTask: _IMAGE,
+}
 """Type of a task -> what it means."""
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,15 +25,17 @@ from goat_jax.inject import InjectReport, inject
 from goat_jax.layers import split_model
 from goat_jax.mesh.placement import Placement
 from goat_jax.models.fingerprint import fingerprint
-from goat_jax.models.load import load_model
+from goat_jax.models.load import Loaded, load_model
 from goat_jax.models.sources import find_model, open_checkpoint
 from goat_jax.optim.optimizer import make_optimizer, schedule_of
 from goat_jax.optim.pairs import scales_of
 from goat_jax.optim.scaling_alignment import align, scaling_alignment
+from goat_jax.run.gradients import kernel_gradients
 from goat_jax.run.placed import Placed, keep_rows, placement_of, share_of_process, start_state
 from goat_jax.run.problems import check_model, problem_of
 from goat_jax.run.state import RunState
 from goat_jax.run.step import EvalStep, TrainStep, make_eval_step, make_train_step
+from goat_jax.run.switch import Switch, check_switch, make_switch, starting_constants
 from goat_jax.sites import find_sites, find_stacks
 from goat_jax.typing import Array, Batch, Key, PyTree
 
@@ -47,11 +50,13 @@ class Built:
         placed: where the arrays are on a mesh; None on one device.
         train_step, eval_step: jitted.
         schedule: optimizer steps done before -> learning rate.
+        optimizer_at: factor of the learning rate -> the optimizer; 1 is the run's own.
         inject_report: what was adapted.
         names: path of a linear module -> its full name per layer.
         kind: of the model, such as "language model".
         vocabulary: tokens it knows, None if it reads none.
         fresh: parameters the checkpoint did not have.
+        switches: optimizer steps done -> what the method changes then.
         base_fingerprint: sha256 of the pretrained weights.
         residual_norms: module name -> norm of its frozen kernel per layer.
     """
@@ -63,11 +68,13 @@ class Built:
     train_step: TrainStep
     eval_step: EvalStep
     schedule: optax.Schedule
+    optimizer_at: Callable[[float | Array], optax.GradientTransformation]
     inject_report: InjectReport
     names: dict[tuple, list[str]]
     kind: str
     vocabulary: int | None
     fresh: tuple[str, ...]
+    switches: Mapping[int, Switch]
     base_fingerprint: str
     residual_norms: dict[str, list[float]]
 
@@ -94,12 +101,19 @@ def build(config: RunConfig) -> Built:
         **model_options(config),
     )
     check_model(config.task, loaded.kind, str(path))
+    check_switch(spec.course, config.train.steps)
     problem.prepare(config.task, loaded, path)
-    report = adapt(loaded.model, config, spec, adapter_key, placement=placement)
+    gradients = _gradients(config, spec, loaded)
+    report = adapt(loaded.model, config, spec, adapter_key, gradients, placement)
     norms = residual_norms(loaded.model, None if placement is None else placement.whole)
-    graph, trainable, base = split_model(loaded.model)
-    trainable, base, optimizer = method_optimizer(config, spec, trainable, base)
-    state, base, placed = start_state(loaded.model, placement, trainable, base, optimizer, run_key)
+    graph, *arrays = split_model(loaded.model)
+    optimizer_for = partial(method_optimizer, config, spec, arrays[0], arrays[1])
+    trainable, base, optimizer = optimizer_for()
+    constants = starting_constants(loaded.model, spec.course)
+    switch_step = spec.course.switch_step()
+    state, base, placed = start_state(
+        loaded.model, placement, trainable, base, optimizer, run_key, constants
+    )
     objective = problem.objective(config.task)
     return Built(
         graph=graph,
@@ -117,12 +131,16 @@ def build(config: RunConfig) -> Built:
         eval_step=make_eval_step(
             graph, objective, None if placed is None else placed.in_evaluation()
         ),
+        optimizer_at=lambda rate: optimizer_for(rate)[2],
         schedule=schedule_of(config.optimizer, config.train.steps),
         inject_report=report,
         names={site.path: site.names() for site in find_sites(loaded.model)},
         kind=loaded.kind,
-        vocabulary=getattr(loaded.model.config, "vocab_size", None),
+        vocabulary=vocabulary_of(loaded),
         fresh=loaded.fresh,
+        switches={}
+        if switch_step is None
+        else {switch_step: make_switch(graph, optimizer, spec.course)},
         base_fingerprint=fingerprint(open_checkpoint(path)[1]),
         residual_norms=norms,
     )
@@ -137,7 +155,9 @@ def adapt(
     placement: Placement | None = None,
 ) -> InjectReport:
     """Attaches the adapters that a config asks for; arguments as for `goat_jax.inject.inject`."""
-    report = inject(
+    set_remat(model, config)
+    keep_rows(model, placement)
+    return inject(
         model,
         spec,
         config.adapter.targets,
@@ -148,23 +168,51 @@ def adapt(
         placing=placement,
         svds=config.svd.store,
     )
-    keep_rows(model, placement)
+
+
+def set_remat(model: Any, config: RunConfig) -> None:
+    """Tells a model's blocks what their backward pass recomputes."""
     for stack in find_stacks(model):
         stack.remat = config.model.remat
-    return report
 
 
 def method_optimizer(
-    config: RunConfig, spec: AdapterSpec, trainable: dict[str, PyTree], base: PyTree
+    config: RunConfig,
+    spec: AdapterSpec,
+    trainable: dict[str, PyTree],
+    base: PyTree,
+    rate: float | Array = 1.0,
 ) -> tuple[dict[str, PyTree], PyTree, optax.GradientTransformation]:
     """The method's optimizer, and the arrays it is for: aligned, if the config says so."""
     scales = scales_of(trainable, base)
-    optimizer = make_optimizer(config.optimizer, config.train.steps, spec.transform, scales)
+    steps = config.train.steps
+    optimizer = make_optimizer(config.optimizer, steps, spec.transform, scales, rate)
     forward = config.adapter.forward_scale
     if forward is None:
         return trainable, base, optimizer
     trainable, base, ratios = align(trainable, base, forward)
     return trainable, base, scaling_alignment(optimizer, ratios)
+
+
+def _gradients(config: RunConfig, spec: AdapterSpec, loaded: Loaded) -> dict[str, Array] | None:
+    """The gradients that the method starts from, of the run's own first batches."""
+    count = spec.initializer.gradient_batches
+    if not count:
+        return None
+    if jax.process_count() > 1:
+        raise UserError(
+            f"{config.adapter.method} starts from gradients, and every process would take "
+            "its own rows' for them: train it in one process"
+        )
+    set_remat(loaded.model, config)
+    batches = itertools.islice(load_data(config, vocabulary_of(loaded)).train, count)
+    objective = problem_of(config.task).objective(config.task)
+    return kernel_gradients(loaded.model, objective, batches, config.adapter.targets)
+
+
+def vocabulary_of(loaded: Loaded) -> int | None:
+    """How many tokens a model knows, None if it reads none."""
+    return getattr(loaded.model.config, "vocab_size", None)
 
 
 def model_options(config: RunConfig) -> dict[str, Any]:
@@ -226,20 +274,26 @@ def load_data(config: RunConfig, vocabulary: int | None = None) -> Data:
     train, held_out = load_rows(config, "train", "evaluation")
     if vocabulary is not None:
         check_tokens([*train.input_ids, *held_out.input_ids], vocabulary)  # type: ignore
-    size, length = config.train.batch_size, config.train.max_length
-    buckets = choose_buckets(train.lengths, size, length, max_shapes=config.train.shapes)
-    share = share_of_process(placement_of(config), size)
+    share = share_of_process(placement_of(config), config.train.batch_size)
     notes = (
         describe("training", train),
         describe("held-out", held_out),
         note_of(train.marks, held_out.marks),
     )
     return Data(
-        train=train_iterator(train, size, config.train.seed, length, *share, buckets=buckets),
+        train=training_batches(config, train),
         evaluation=evaluation_batches(config, held_out),
         notes=tuple(filter(None, notes)),
         shares=share[1],
     )
+
+
+def training_batches(config: RunConfig, rows: Rows) -> Any:
+    """Endless batches in the order of the run's seed, checkpointable."""
+    size, length = config.train.batch_size, config.train.max_length
+    buckets = choose_buckets(rows.lengths, size, length, max_shapes=config.train.shapes)
+    share = share_of_process(placement_of(config), size)
+    return train_iterator(rows, size, config.train.seed, length, *share, buckets=buckets)
 
 
 def check_tokens(texts: Iterable[np.ndarray], vocabulary: int) -> None:

@@ -14,10 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from goat_jax.adapters.gradient_start import GradientSegments
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.config import DTYPES, RunConfig
-from goat_jax.inject import InjectReport
+from goat_jax.inject import ALL_LINEAR, InjectReport, inject
 from goat_jax.layers import split_model
 from goat_jax.mesh.placement import Placement, model_shardings, tree_shardings
 from goat_jax.models.architecture import architecture_of
@@ -28,7 +27,9 @@ from goat_jax.run.problems import check_model, problem_of
 from goat_jax.run.setup import adapt, method_optimizer, model_options
 from goat_jax.run.state import RunState
 from goat_jax.run.step import EvalStep, TrainStep, make_eval_step, make_train_step
+from goat_jax.run.switch import starting_constants
 from goat_jax.sites import find_sites
+from goat_jax.targets import Targets
 from goat_jax.typing import Array, Batch, PyTree
 
 
@@ -109,14 +110,15 @@ def abstract_run(
         head_key, adapter_key, run_key = jax.random.split(jax.random.key(config.train.seed), 3)
         dtype = DTYPES[config.model.dtype]
         loaded = random_model(hf, key=head_key, dtype=dtype, **model_options(config))
-        gradients = _Gradients(loaded.model) if _starts_from_gradient(spec) else None
+        gradients = _Gradients(loaded.model) if spec.initializer.gradient_batches else None
         found["report"] = adapt(loaded.model, config, spec, adapter_key, gradients)
         keep_rows(loaded.model, placement)
         if placement is not None:
             found["known"] = model_shardings(loaded.model, placement)
         found["graph"], trainable, base = split_model(loaded.model)
         trainable, base, optimizer = method_optimizer(config, spec, trainable, base)
-        return RunState.create(trainable, optimizer, run_key), base
+        constants = starting_constants(loaded.model, spec.course)
+        return RunState.create(trainable, optimizer, run_key, constants), base
 
     state, base = jax.eval_shape(start)
     graph, objective = found["graph"], problem.objective(config.task)
@@ -138,6 +140,32 @@ def abstract_run(
         inject_report=found["report"],
         kind=kind,
     )
+
+
+def count(
+    model: str | Path, spec: AdapterSpec, targets: Targets = ALL_LINEAR, **options: Any
+) -> InjectReport:
+    """What a method would add to a model, counted from its config alone.
+
+    Args:
+        model: as for `abstract_run`.
+        targets: as for `goat_jax.inject.inject`.
+        options: fields of the model's own config, such as num_labels.
+
+    >>> from goat_jax.adapters.methods import method_spec
+    >>> f"{count('roberta-large', method_spec('goat', total_rank=32)).adapter_share:.2%}"
+    '4.48%'
+    """
+    hf, found = model_config(model), {}
+
+    def start() -> None:
+        key = jax.random.key(0)
+        loaded = random_model(hf, key=key, dtype=jax.numpy.bfloat16, **options)
+        gradients = _Gradients(loaded.model) if spec.initializer.gradient_batches else None
+        found["report"] = inject(loaded.model, spec, targets, key=key, gradients=gradients)
+
+    jax.eval_shape(start)
+    return found["report"]
 
 
 def _train_step(
@@ -174,10 +202,6 @@ def batch_shapes(config: RunConfig, rows: int) -> dict[str, jax.ShapeDtypeStruct
         name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype)
         for name, array in one.items()
     }
-
-
-def _starts_from_gradient(spec: AdapterSpec) -> bool:
-    return isinstance(spec.initializer, GradientSegments)
 
 
 class _Gradients(Mapping[str, Array]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -63,7 +64,7 @@ def make_train_step(
 
     @partial(jax.jit, donate_argnums=0, **(shardings or {}))
     def train_step(state: RunState, base: PyTree, batch: Batch) -> tuple[RunState, Metrics]:
-        key = jax.random.fold_in(state.key, state.step)
+        key, base = jax.random.fold_in(state.key, state.step), state.frozen(base)
         count = objective.count(batch)
         if accumulate == 1:
             (loss, metrics), grads = grad_of_loss(state.trainable, base, batch, key, count)
@@ -79,7 +80,8 @@ def make_train_step(
         with jax.numpy_dtype_promotion("standard"):  # optax takes powers by an integer count
             updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        return RunState(state.step + 1, trainable, opt_state, state.key), metrics  # type: ignore
+        changes = {"step": state.step + 1, "trainable": trainable, "opt_state": opt_state}
+        return dataclasses.replace(state, **changes), metrics
 
     return train_step
 

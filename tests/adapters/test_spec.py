@@ -24,6 +24,7 @@ from goat_jax.adapters.start import (
 )
 from goat_jax.core import svd
 from goat_jax.errors import UserError
+from goat_jax.optim.transforms import PrunedRanks
 
 # Row -> initializer, base edit, router, scale: the matrix of methods.md 24.2.
 MATRIX = {
@@ -173,6 +174,8 @@ def test_expected_weight_of_an_expert():
     ("name", "options", "message"),
     [
         ("adalora", {"total_rank": 8}, "total rank 8 leaves nothing to prune to target_rank 8"),
+        ("lora", {"transform": PrunedRanks()}, "a core, which SumOfExperts does not have"),
+        ("adalora", {"every": 0}, "every 0 must be at least 1"),
         ("adalora", {"base_edit": "subtract_mean"}, "does not start with: choose base_edit Keep"),
         (
             "kasa",

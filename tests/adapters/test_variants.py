@@ -10,12 +10,6 @@ from goat_jax.adapters.context import EVAL, Context
 from goat_jax.adapters.directions import find_directions
 from goat_jax.adapters.gradient_start import DIRECTIONS, SIZES
 from goat_jax.adapters.methods import method_spec
-from goat_jax.adapters.rank_budget import (
-    RankBudget,
-    init_scores,
-    pruned_cores,
-    update_scores,
-)
 from goat_jax.adapters.tasks import for_task
 from goat_jax.core import aux_losses, routers
 from goat_jax.errors import UserError
@@ -283,37 +277,3 @@ def test_padding_is_left_out_of_the_localized_balance():
     assert_close(aux_of(spec, x, mask), aux_of(spec, other, mask), 1e-6)
     counting = spec.replace(count_padding=True)
     assert abs(aux_of(counting, x, mask) - aux_of(counting, other, mask)) > 1e-4
-
-
-def test_the_budget_prunes_to_its_target():
-    """The last mask leaves exactly target_rank triplets a layer, over layers of a stack, too."""
-    budget = RankBudget(4, 2, total_steps=6, warmup=1, cooldown=2)
-    shapes = {"one": (), "stack": (3,)}
-    adapters = {
-        name: {
-            "a": random(*lead, 1, IN, 4, seed=3 * len(lead) + 0),
-            "b": random(*lead, 1, 4, OUT, seed=3 * len(lead) + 1),
-            "core": random(*lead, 1, 4, seed=3 * len(lead) + 2),
-        }
-        for name, lead in shapes.items()
-    }
-    scores, kept = init_scores(adapters), []
-    for step in range(6):
-        gradients = jax.tree.map(lambda v, s=step: random(*v.shape, seed=10 + s), adapters)
-        scores = update_scores(scores, adapters, gradients, budget, step)
-        cores = pruned_cores(adapters, scores, budget, step)
-        kept.append(int(sum((core != 0).sum() for core in cores.values())))
-    assert kept == budget.table(4)[0].tolist()
-    assert kept[0] == 16 and kept[-1] == 8
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"target_rank": 4}, "start_rank 4 leaves nothing to prune to target_rank 4"),
-        ({"warmup": 5, "cooldown": 5}, "fill the 10 steps"),
-    ],
-)
-def test_a_budget_that_cannot_be_is_refused(changes, message):
-    with pytest.raises(UserError, match=message):
-        RankBudget(**{"start_rank": 4, "target_rank": 2, "total_steps": 10, **changes})

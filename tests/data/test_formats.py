@@ -71,7 +71,10 @@ BROKEN = {
     "cut.npz": (b"PK\x03\x04....", r"cut\.npz: not a readable \.npz"),
     "empty.jsonl": (b"\n", r"empty\.jsonl: the file has no rows"),
     "empty.csv": (b"", r"empty\.csv: the file has no rows"),
-    "rows.json": (b"[]", r"rows\.json: unknown file type: use one of \.jsonl, "),
+    "rows.txt": (b"[]", r"rows\.txt: unknown file type: use one of \.jsonl, "),
+    "one.json": (b"{}", r"one\.json: a dict, not an array of objects"),
+    "mixed.json": (b"[{}, 3]", r"mixed\.json: element 2 is a int, not an object"),
+    "cut.json": (b"[{", r"cut\.json:1: not valid JSON"),
 }
 
 

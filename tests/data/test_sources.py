@@ -91,7 +91,7 @@ def test_paths(tmp_path):
     (tmp_path / "a.csv").write_text("a\n1\n")
     assert read_source("a.csv", "train", str(tmp_path)) == [{"a": "1"}]
     assert read_source(str(tmp_path / "a.csv"), "train", "/elsewhere") == [{"a": "1"}]
-    assert set(SCHEMES) == {"tfds", "reviews", "digits", "idx"}
+    assert set(SCHEMES) == {"tfds", "reviews", "digits", "idx", "hf"}
 
 
 def test_importing_the_tasks_is_light():

@@ -1,0 +1,62 @@
+"""Chat with LLaMA-2-7B, as in the paper: WizardLM is learnt, MT-Bench is asked and judged.
+
+    goat-jax train --config configs/chat.py:folder=FOLDER,method=goat --model.path LLAMA
+    goat-jax evaluate runs/wizardlm-goat-8-0 --judge https://HOST/v1 --judge-model NAME \\
+        --judge-key FILE --judge-prompts judge_prompts.jsonl --references gpt-4.jsonl
+
+FOLDER has WizardLM_evol_instruct_70k.json; ``questions=`` MT-Bench's question.jsonl or its folder.
+52,000 answers that are no refusals are taken. Judge prompts and references are FastChat's files.
+
+As published: total rank 8, alpha 16, 8 experts, 2 of them active, AdamW, 2e-5, cosine, 100 warm-up
+steps, dropout 0.05, batch 32, 5 epochs, at most 1024 tokens, eta 1 (0.1 at rates around 1e-4).
+Expected grade on MT-Bench (1 to 10, the paper's, judged by GPT-4):
+
+    method    full  lora  dora  pissa milora molora hydralora goat
+    MT-Bench  5.56  5.61  5.97  5.30  5.23   5.84   5.82      6.01
+
+No run at this size is part of this project.
+"""
+
+from goat_jax.config import AdapterConfig, ModelConfig, RunConfig, TrainConfig
+from goat_jax.data.tasks import make_task
+from goat_jax.optim.optimizer import OptimizerConfig
+from goat_jax.paper import llama_eta, method_sizes
+
+TRAIN_ROWS = 52_000
+
+
+def get_config(
+    task: str = "wizardlm",
+    method: str = "goat",
+    model: str = "meta-llama/Llama-2-7b-hf",
+    folder: str = "data/WizardLM",
+    questions: str = "data/mt_bench",
+    rank: int = 8,
+    batch: int = 32,
+    accumulate: int = 1,
+    learning_rate: float = 2e-5,
+    dropout: float = 0.05,
+    seed: int = 0,
+) -> RunConfig:
+    exam = make_task(task, folder=folder, questions=questions, packing=False)
+    steps = 5 * (TRAIN_ROWS // batch)
+    sizes = method_sizes(method, rank, 2.0 * rank, dropout)
+    return RunConfig(
+        model=ModelConfig(model, dtype="bfloat16", remat="full"),
+        task=exam,
+        adapter=AdapterConfig(
+            method=method, train=(), eta=llama_eta(method, learning_rate), **sizes
+        ),
+        optimizer=OptimizerConfig(learning_rate=learning_rate, warmup_steps=min(100, steps // 10)),
+        train=TrainConfig(
+            steps=steps,
+            batch_size=batch,
+            accumulate=accumulate,
+            max_length=1024,
+            eval_batch_size=16,
+            eval_every=max(1, steps // 10),
+            save_every=max(1, steps // 20),
+            seed=seed,
+        ),
+        out=f"runs/{task}-{method}-{rank}-{seed}",
+    )

@@ -1,0 +1,62 @@
+"""Code with LLaMA-2-7B, as in the paper: CodeFeedback is learnt, HumanEval is asked.
+
+    goat-jax train --config configs/code.py:folder=FOLDER,method=goat --model.path LLAMA
+    goat-jax evaluate runs/codefeedback-goat-8-0 --run-programs
+
+FOLDER has CodeFeedback-Filtered-Instruction.jsonl; ``questions=`` HumanEval's file or its folder.
+100,000 answers with code are taken, up to the end of their first block. The second command runs
+what the model writes, in the sandbox (`goat_jax.sandbox`).
+
+As published: total rank 8, alpha 16, 8 experts, 2 of them active, AdamW, 2e-5, cosine, 100 warm-up
+steps, dropout 0.05, batch 32, 5 epochs, at most 1024 tokens, eta 1 (0.1 at rates around 1e-4).
+Expected pass@1 on HumanEval (percent, the paper's; greedy answers here, sampled ones there):
+
+    method     full   lora   dora   pissa  milora molora hydralora goat
+    HumanEval  35.31  21.34  19.75  19.52  19.51  24.83  24.21     25.61
+
+No run at this size is part of this project.
+"""
+
+from goat_jax.config import AdapterConfig, ModelConfig, RunConfig, TrainConfig
+from goat_jax.data.tasks import make_task
+from goat_jax.optim.optimizer import OptimizerConfig
+from goat_jax.paper import llama_eta, method_sizes
+
+TRAIN_ROWS = 100_000
+
+
+def get_config(
+    task: str = "codefeedback",
+    method: str = "goat",
+    model: str = "meta-llama/Llama-2-7b-hf",
+    folder: str = "data/CodeFeedback",
+    questions: str = "data/humaneval",
+    rank: int = 8,
+    batch: int = 32,
+    accumulate: int = 1,
+    learning_rate: float = 2e-5,
+    dropout: float = 0.05,
+    seed: int = 0,
+) -> RunConfig:
+    exam = make_task(task, folder=folder, questions=questions, packing=False)
+    steps = 5 * (TRAIN_ROWS // batch)
+    sizes = method_sizes(method, rank, 2.0 * rank, dropout)
+    return RunConfig(
+        model=ModelConfig(model, dtype="bfloat16", remat="full"),
+        task=exam,
+        adapter=AdapterConfig(
+            method=method, train=(), eta=llama_eta(method, learning_rate), **sizes
+        ),
+        optimizer=OptimizerConfig(learning_rate=learning_rate, warmup_steps=min(100, steps // 10)),
+        train=TrainConfig(
+            steps=steps,
+            batch_size=batch,
+            accumulate=accumulate,
+            max_length=1024,
+            eval_batch_size=16,
+            eval_every=max(1, steps // 10),
+            save_every=max(1, steps // 20),
+            seed=seed,
+        ),
+        out=f"runs/{task}-{method}-{rank}-{seed}",
+    )

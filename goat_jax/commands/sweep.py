@@ -1,0 +1,187 @@
+"""Tasks x methods x seeds of one table of the paper; what ``train/glue.py`` and its like run."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+
+from goat_jax.commands.configs import read_config
+from goat_jax.commands.train import draw
+from goat_jax.errors import RunFailed, UserError
+from goat_jax.run.fit import fit
+from goat_jax.run.folder import write_aside
+from goat_jax.tables import render_table
+
+RESULT = "result.json"
+TABLE = "table.md"
+Scores = Mapping[str, Mapping[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """One table.
+
+    Attributes:
+        config: the config file, whose options have task, method, rank and seed.
+        paper: method (``lora@16`` with another rank) -> task -> score in percent.
+        metric: what is compared, at the last step.
+        name: of the program and of the folder of runs.
+    """
+
+    config: Path
+    paper: Scores
+    metric: str
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a table.
+
+    >>> Cell("dtd", "lora@16", 1).options
+    'task=dtd,method=lora,rank=16,seed=1'
+    """
+
+    task: str
+    method: str
+    seed: int
+
+    @property
+    def options(self) -> str:
+        """Of the config file."""
+        method, _, rank = self.method.partition("@")
+        own = f",rank={rank}" if rank else ""
+        return f"task={self.task},method={method}{own},seed={self.seed}"
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.task}-{self.method.replace('@', '-rank')}-seed{self.seed}"
+
+
+def main(sweep: Sweep, arguments: Sequence[str] | None = None) -> int:
+    """Runs what is not done, then prints the table; 0, 1 if a run failed, 143 if it was stopped."""
+    options, overrides = _parser(sweep).parse_known_args(arguments)
+    cells = [
+        Cell(task, method, seed)
+        for seed in options.seeds
+        for task in options.tasks
+        for method in options.methods
+    ]
+    found: dict[Cell, float] = {}
+    problems = []
+    for cell in cells:
+        try:
+            score = run_cell(
+                sweep, cell, options.out, options.options, overrides, not options.quiet
+            )
+        except (UserError, RunFailed) as error:
+            problems.append(f"{cell.name}: {error}")
+            continue
+        if score is None:
+            print(f"stopped in {cell.name}; the same command continues", file=sys.stderr)
+            return 143
+        found[cell] = score
+    table = render(sweep.paper, found, options.tasks, options.methods)
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_aside(options.out / TABLE, table + "\n")
+    print(table)
+    for problem in problems:
+        print(f"not trained: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _parser(sweep: Sweep) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=sweep.name,
+        allow_abbrev=False,
+        description="Trains every task with every method; what is done is not trained again. "
+        "Fields of the runs can be overridden: --model.path FOLDER, --train.steps 100, ...",
+    )
+    tasks = list(next(iter(sweep.paper.values())))
+    parser.add_argument("--tasks", nargs="+", default=tasks, metavar="TASK")
+    parser.add_argument("--methods", nargs="+", default=list(sweep.paper), metavar="METHOD")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
+    parser.add_argument("--out", type=Path, default=Path("runs") / sweep.name, metavar="FOLDER")
+    parser.add_argument("--options", default="", metavar="OPT=V,...", help="of the config file")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    return parser
+
+
+def run_cell(
+    sweep: Sweep, cell: Cell, out: Path, options: str, overrides: list[str], progress: bool
+) -> float | None:
+    """The score of one run in percent, trained now if it is not done; None if it was stopped.
+
+    Raises:
+        UserError, RunFailed: as `goat_jax.run.fit.fit`; a result of other settings.
+    """
+    source = f"{sweep.config}:{cell.options}" + (f",{options}" if options else "")
+    folder = out / cell.name
+    config = dataclasses.replace(read_config(source, overrides, sweep.name), out=str(folder))
+    path = folder / RESULT
+    settings = {"source": cell.options, "options": options, "overrides": overrides}
+    if path.is_file():
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if saved["settings"] != settings:
+            raise UserError(
+                f"{folder} has a result of other settings ({saved['settings']['options']} "
+                f"{' '.join(saved['settings']['overrides'])}): give the same or another --out"
+            )
+        return 100 * saved["scores"][sweep.metric]
+    summary = fit(config, progress=progress)
+    if summary.stopped.startswith("SIG"):
+        return None
+    draw(summary.folder)
+    result = {"settings": settings, "step": summary.step, "scores": summary.after}
+    write_aside(path, json.dumps(result | {"notes": summary.notes}, indent=1) + "\n")
+    jax.clear_caches()  # the next run has a model of its own
+    return 100 * summary.after[sweep.metric]
+
+
+def render(
+    paper: Scores, found: Mapping[Cell, float], tasks: Sequence[str], methods: Sequence[str]
+) -> str:
+    """A Markdown table: ours over the seeds, in brackets the paper's and the difference.
+
+    >>> print(render({"lora": {"rte": 84.0}}, {Cell("rte", "lora", 0): 84.5}, ["rte"], ["lora"]))
+    | method | rte                  | average |
+    | :----- | :------------------- | :------ |
+    | lora   | 84.50 (84.00, +0.50) | -       |
+    """
+    rows = []
+    for method in methods:
+        own = [
+            [score for cell, score in found.items() if (cell.task, cell.method) == (task, method)]
+            for task in tasks
+        ]
+        published = [paper.get(method, {}).get(task) for task in tasks]
+        cells = [_cell(*pair) for pair in zip(own, published, strict=True)]
+        rows.append([method, *cells, _average(own, published)])
+    return render_table(["method", *tasks, "average"], rows, markdown=True)
+
+
+def _average(own: Sequence[Sequence[float]], published: Sequence[float | None]) -> str:
+    """Of tasks that are all there; of one task it says nothing."""
+    if len(own) < 2 or not all(own):
+        return "-"
+    means = [statistics.mean(scores) for scores in own]
+    known = [score for score in published if score is not None]
+    whole = statistics.mean(known) if len(known) == len(own) else None
+    return _cell([statistics.mean(means)], whole)
+
+
+def _cell(scores: Sequence[float], published: float | None) -> str:
+    if not scores:
+        return "-" if published is None else f"- ({published:.2f})"
+    mean = statistics.mean(scores)
+    spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
+    beside = "" if published is None else f" ({published:.2f}, {mean - published:+.2f})"
+    return f"{mean:.2f}{spread}{beside}"

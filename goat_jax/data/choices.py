@@ -1,0 +1,85 @@
+"""Multiple choice in the instruction format: what the options are, which one an answer names."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from goat_jax.errors import UserError
+
+ANSWER_FORMAT = "Answer format:"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A question taken apart.
+
+    Attributes:
+      stem: the question itself, without the options, the line on the answer format, and the
+        beginning "Please ...:" that says what to do.
+      labels: what may be answered, such as answer1, answer2.
+      texts: what each label stands for; the labels themselves if the question has no list.
+
+    >>> Choices("Which is hot?", ("answer1", "answer2"), ("ice", "fire")).texts[1]
+    'fire'
+    """
+
+    stem: str
+    labels: tuple[str, ...]
+    texts: tuple[str, ...]
+
+
+def read_choices(instruction: str) -> Choices:
+    r"""Takes an instruction apart that ends with a line such as "Answer format: answer1/answer2".
+
+    Options begin with their label, capitalised, and a colon; they are looked for in their order,
+    so that a text may mention an earlier one.
+
+    >>> read_choices("Hot? \n\nAnswer1: ice Answer2: fire\n\nAnswer format: answer1/answer2").texts
+    ('ice', 'fire')
+    >>> read_choices("Is ice hot?\n\nAnswer format: true/false")
+    Choices(stem='Is ice hot?', labels=('true', 'false'), texts=('true', 'false'))
+    """
+    body, mark, named = instruction.rpartition(ANSWER_FORMAT)
+    labels = tuple(label.strip() for label in named.strip().rstrip(".").split("/"))
+    if not mark or len(labels) < 2 or not all(labels):
+        raise UserError(f"no line {ANSWER_FORMAT!r} with two or more labels at the end")
+    starts: list[tuple[int, int]] = []
+    for label in labels:
+        found = re.compile(rf"\b{re.escape(label)}\s*:", re.IGNORECASE).search(
+            body, starts[-1][1] if starts else 0
+        )
+        if found is None:
+            break
+        starts.append(found.span())
+    if len(starts) < len(labels):
+        if starts:
+            raise UserError(f"options {len(starts)} of {len(labels)} found: {labels} are announced")
+        return Choices(_bare(body), labels, labels)
+    ends = [start for start, _ in starts[1:]] + [len(body)]
+    texts = tuple(body[begin:end].strip() for (_, begin), end in zip(starts, ends, strict=True))
+    return Choices(_bare(body[: starts[0][0]]), labels, texts)
+
+
+def _bare(body: str) -> str:
+    return re.sub(r"^Please [^:]*:\s*", "", body.strip())
+
+
+def extract_label(text: str, labels: Sequence[str]) -> str | None:
+    """The label that comes first in an answer, as in the published evaluation; None without one.
+
+    Case does not matter, nor a space before a label's number; a longer word is no label.
+
+    >>> extract_label("The correct answer is Answer 2, not answer1.", ("answer1", "answer2"))
+    'answer2'
+    >>> extract_label("untrue", ("true", "false")) is None
+    True
+    """
+    places = {label: _pattern(label).search(text) for label in labels}
+    found = {label: match.start() for label, match in places.items() if match}
+    return min(found, key=lambda label: found[label]) if found else None
+
+
+def _pattern(label: str) -> re.Pattern[str]:
+    word, number = re.fullmatch(r"(.*?)(\d*)", label).groups()  # type: ignore[union-attr]
+    spaced = rf"{re.escape(word)}\s*{number}" if word and number else re.escape(label)
+    return re.compile(rf"(?<!\w){spaced}(?!\w)", re.IGNORECASE)

@@ -1,0 +1,220 @@
+"""AdaLoRA's rank budget: which triplets of all adapters are worth keeping, step by step.
+
+The core (AdaLoRA's lambda) of a triplet that is not worth its rank is set to zero after an update;
+no shape changes, and a triplet may come back. (Zhang et al. 2023, arXiv 2303.10512, algorithm 1.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from goat_jax.errors import UserError
+from goat_jax.optim.pairs import is_pair
+from goat_jax.typing import Array, Factors, PyTree
+
+ARRAYS = ("a", "b", "core")
+"""What of an adapter is scored."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RankBudget:
+    """How many triplets all adapters of a model may keep, by the step.
+
+    Attributes:
+        target_rank: triplets per layer at the end, on average.
+        total_steps: of the whole training.
+        warmup: steps before the budget falls.
+        cooldown: steps at the end whose choice is final.
+        every: steps between two prunings.
+        beta1, beta2: of the smoothed sensitivity and of its uncertainty.
+    """
+
+    target_rank: int
+    total_steps: int
+    warmup: int = 0
+    cooldown: int = 0
+    every: int = 1
+    beta1: float = 0.85
+    beta2: float = 0.85
+
+    def __post_init__(self) -> None:
+        if self.warmup + self.cooldown >= self.total_steps:
+            raise UserError(
+                f"warmup {self.warmup} and cooldown {self.cooldown} fill the {self.total_steps} "
+                "steps: no step is left to prune in"
+            )
+
+    def table(self, triplets: int, layers: int) -> tuple[np.ndarray, np.ndarray]:
+        """Triplets allowed in all layers after every step (T,), and whether that step prunes (T,).
+
+        It falls with the cube of the time that is left.
+
+        Args:
+            triplets: of all layers at the start.
+            layers: how many there are.
+
+        >>> budget = RankBudget(2, total_steps=20, warmup=3, cooldown=4)
+        >>> budget.table(6, layers=1)[0].tolist()
+        [6, 6, 6, 6, 5, 4, 3, 3, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
+        """
+        target = self.target_rank * layers
+        if target >= triplets:
+            raise UserError(
+                f"{triplets} triplets in {layers} layers leave nothing to prune to target_rank "
+                f"{self.target_rank}: start with more"
+            )
+        steps, end = np.arange(self.total_steps), self.total_steps - self.cooldown
+        left = 1 - (steps - self.warmup) / (end - self.warmup)
+        falling = np.floor(target + (triplets - target) * np.clip(left, 0, 1) ** 3)
+        allowed = np.where(steps <= self.warmup, triplets, np.where(steps > end, target, falling))
+        due = (steps % self.every == 0) | (steps >= end)
+        return allowed.astype(np.int32), (steps > self.warmup) & due
+
+
+class Scores(NamedTuple):
+    """Smoothed sensitivity of every trained number, and its uncertainty: pytrees like the factors.
+
+    Attributes:
+        mean: moving average of |parameter * gradient|.
+        spread: moving average of how far it is from that.
+    """
+
+    mean: dict[str, Factors]
+    spread: dict[str, Factors]
+
+
+def init_scores(adapters: dict[str, Factors]) -> Scores:
+    """Zeros, for the a, b and core of every adapter by name."""
+    zeros = {
+        name: {key: jnp.zeros_like(factors[key]) for key in ARRAYS}
+        for name, factors in adapters.items()
+    }
+    return Scores(zeros, jax.tree.map(jnp.copy, zeros))
+
+
+def update_scores(
+    scores: Scores,
+    adapters: dict[str, Factors],
+    gradients: dict[str, Factors],
+    budget: RankBudget,
+    step: Array,
+) -> Scores:
+    """The scores after a step, from its updated factors and its gradients; final in the cooldown.
+
+    Args:
+        adapters, gradients: by name: a (..., E, I, R), b (..., E, R, O), core (..., E, R), with
+            leading axes for stacked layers.
+        step: 0 for the first.
+    """
+    still_open = jnp.asarray(step) < budget.total_steps - budget.cooldown
+    now = jax.tree.map(lambda value, slope: jnp.abs(value * slope), adapters, gradients)
+
+    def averaged(beta: float, old: PyTree, new: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda o, n: jnp.where(still_open, beta * o + (1 - beta) * n, o), old, new
+        )
+
+    mean = averaged(budget.beta1, scores.mean, now)
+    distance = jax.tree.map(lambda value, average: jnp.abs(value - average), now, mean)
+    return Scores(mean, averaged(budget.beta2, scores.spread, distance))
+
+
+def triplet_scores(scores: Scores) -> dict[str, Array]:
+    """How much every triplet of every adapter matters: name -> (..., E, R)."""
+    found = {}
+    for name, mean in scores.mean.items():
+        score = {key: mean[key] * scores.spread[name][key] for key in mean}
+        found[name] = score["core"] + score["a"].mean(-2) + score["b"].mean(-1)
+    return found
+
+
+def kept_triplets(scores: Scores, budget: RankBudget, step: Array) -> dict[str, Array]:
+    """Which triplets (..., E, R) of every adapter stay after a step: the least of all go.
+
+    Ties go together, so at first, where all scores are zero, more than the budget asks for.
+    """
+    found = triplet_scores(scores)
+    every = jnp.sort(jnp.concatenate([score.ravel() for score in found.values()]))
+    layers = sum(score[..., 0, 0].size for score in found.values())
+    allowed, due = (jnp.asarray(column) for column in budget.table(every.size, layers))
+    surplus = every.size - allowed[step]
+    # The surplus-th smallest, counted from 1.
+    threshold = jnp.where(due[step], every[jnp.maximum(surplus - 1, 0)], -jnp.inf)
+    threshold = jnp.where(surplus > 0, threshold, -jnp.inf)
+    return {name: score > threshold for name, score in found.items()}
+
+
+class RankBudgetState(NamedTuple):
+    """State of `with_rank_budget`.
+
+    Attributes:
+        step: updates done, int32.
+        scores: of all adapters, sharded like their factors.
+        inner: the optimizer's.
+    """
+
+    step: Array
+    scores: Scores
+    inner: Any
+
+
+def with_rank_budget(
+    optimizer: optax.GradientTransformation, budget: RankBudget
+) -> optax.GradientTransformation:
+    """An optimizer whose updates end with AdaLoRA's pruning of the cores.
+
+    Scores are taken from the gradients it is given (clip them before, not after, as PEFT's trainer
+    does) and from the parameters after the update. Parameters outside of adapters with a core, and
+    everything while the budget is whole, get the optimizer's own updates.
+
+    >>> adapter = {"a": jnp.ones((1, 4, 2)), "b": jnp.ones((1, 2, 4))}
+    >>> adapter |= {"core": jnp.array([[3.0, 1.0]])}
+    >>> tx = with_rank_budget(optax.sgd(0.0), RankBudget(1, total_steps=2))
+    >>> state, gradients = tx.init(adapter), jax.tree.map(jnp.ones_like, adapter)
+    >>> for _ in range(2):
+    ...     updates, state = tx.update(gradients, state, adapter)
+    >>> optax.apply_updates(adapter, updates)["core"]
+    Array([[3., 0.]], dtype=float32)
+    """
+
+    def init(params: PyTree) -> RankBudgetState:
+        found = adapters_with_core(params)
+        if not found:
+            raise UserError("a rank budget prunes adapters with a core, of which there is none")
+        return RankBudgetState(jnp.zeros((), jnp.int32), init_scores(found), optimizer.init(params))
+
+    def update(
+        gradients: PyTree, state: RankBudgetState, params: PyTree = None
+    ) -> tuple[PyTree, RankBudgetState]:
+        updates, inner = optimizer.update(gradients, state.inner, params)
+        after = adapters_with_core(optax.apply_updates(params, updates))
+        slopes = adapters_with_core(gradients)
+        scores = update_scores(state.scores, after, slopes, budget, state.step)
+        kept = kept_triplets(scores, budget, state.step)
+
+        def prune(path: tuple, own: Any, values: Any) -> Any:
+            name = jax.tree_util.keystr(path)
+            if name not in kept:
+                return own
+            return {**own, "core": jnp.where(kept[name], own["core"], -values["core"])}
+
+        updates = jax.tree_util.tree_map_with_path(prune, updates, params, is_leaf=is_pair)
+        return updates, RankBudgetState(state.step + 1, scores, inner)
+
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+
+
+def adapters_with_core(tree: PyTree) -> dict[str, Factors]:
+    """The scored arrays of every adapter that has a core, by the adapter's path."""
+    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_pair)
+    return {
+        jax.tree_util.keystr(path): {key: node[key] for key in ARRAYS}
+        for path, node in nodes
+        if is_pair(node) and "core" in node
+    }

@@ -1,0 +1,104 @@
+"""Examinations by generated answer and by the likelihood of options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from goat_jax.data.exams import EXAMS, Question, share_right
+from goat_jax.run.examination import PREDICTIONS, Examination, Sitting
+from goat_jax.run.generate import Generator, Sampling
+
+
+def answer_all(
+    generator: Generator,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    batch_size: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[str]:
+    """The answers to prompts, in their order; prompts of similar length share a batch.
+
+    A last batch is filled up with its last prompt, since another size would be another compile.
+    """
+    lengths = [len(generator.tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lengths.__getitem__)
+    answers = [""] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        filled = [*places, *[places[-1]] * (batch_size - len(places))]
+        found = generator.answers([prompts[place] for place in filled], sampling)
+        for place, answer in zip(places, found, strict=False):
+            answers[place] = answer
+        progress(start + len(places))
+    return answers
+
+
+def examine_by_answer(sitting: Sitting) -> Examination:
+    """Generates an answer to every question and compares what it says with the right one."""
+    questions, task = sitting.questions, sitting.task
+    answers = answer_all(
+        sitting.subject.generator(),
+        [question.prompt for question in questions],
+        sitting.options.sampling(task, 0.0),
+        sitting.options.batch_size,
+        lambda done: sitting.progress(done, len(questions)),
+    )
+    extract, records, right = EXAMS[task.exam].extract, [], []
+    for question, answer in zip(questions, answers, strict=True):
+        said = extract(question, answer)
+        right.append(said is not None and said == question.answer)
+        records.append(_record(question, right[-1]) | {"generated": answer, "prediction": said})
+    silent = sum(record["prediction"] is None for record in records)
+    scores = share_right(questions, right) | {"without_answer": silent / len(questions)}
+    return Examination(scores, {PREDICTIONS: records})
+
+
+def examine_by_likelihood(sitting: Sitting) -> Examination:
+    """Takes the most likely option: by the sum of its tokens' log-probabilities, and by the mean.
+
+    Scores: accuracy (sum) and accuracy_norm (mean, which does not favour short options).
+    """
+    questions = sitting.questions
+    pairs = [(q.prompt, text) for q in questions for text in q.continuations]
+    found = sitting.subject.scorer()(
+        pairs,
+        sitting.options.batch_size,
+        progress=lambda done: sitting.progress(done, len(pairs)),
+    )
+    records, by_sum, by_mean, start = [], [], [], 0
+    for question in questions:
+        own = slice(start, start + len(question.labels))
+        start = own.stop
+        chosen = question.labels[int(found.sums[own].argmax())]
+        normal = question.labels[int(found.means[own].argmax())]
+        by_sum.append(chosen == question.answer)
+        by_mean.append(normal == question.answer)
+        records.append(
+            _record(question, by_sum[-1])
+            | {
+                "prediction": chosen,
+                "prediction_norm": normal,
+                "log_likelihoods": dict(
+                    zip(question.labels, found.sums[own].tolist(), strict=True)
+                ),
+                "tokens": found.tokens[own].tolist(),
+            }
+        )
+    normed = share_right(questions, by_mean)
+    scores = share_right(questions, by_sum) | {
+        name.replace("accuracy", "accuracy_norm", 1): value for name, value in normed.items()
+    }
+    if found.cut:
+        scores["cut_prompts"] = found.cut / len(pairs)
+    return Examination(scores, {PREDICTIONS: records})
+
+
+def _record(question: Question, right: bool) -> dict[str, Any]:
+    return {
+        "id": question.id,
+        "set": question.group,
+        "right": right,
+        "answer": question.answer,
+        "prompt": question.prompt,
+    }

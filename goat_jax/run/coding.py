@@ -1,0 +1,83 @@
+"""Examination by tests: the model writes programs, the sandbox says which ones pass."""
+
+from __future__ import annotations
+
+from goat_jax.data.exams import mean_by_group
+from goat_jax.data.programs import pass_at_k, solution, under_test
+from goat_jax.errors import UserError
+from goat_jax.run.answering import answer_all
+from goat_jax.run.examination import PREDICTIONS, Examination, Sitting
+from goat_jax.sandbox.run import check_sandbox, run_programs
+
+TEMPERATURE = 0.8
+"""Of several samples a question; a single one is the most likely."""
+
+
+def examine_by_tests(sitting: Sitting) -> Examination:
+    """Writes `samples` programs a question and runs each with its tests: pass@k.
+
+    Raises:
+        UserError: running programs is not allowed by the options, or not possible here.
+    """
+    options, questions = sitting.options, sitting.questions
+    if not options.run_programs:
+        raise UserError(
+            f"task {sitting.task.name} is scored by running programs that the model wrote: allow "
+            "it with --run-programs (they run confined, see goat_jax/sandbox)"
+        )
+    check_sandbox()
+    programs = _written(sitting)
+    rows = [question.row for question in questions] * options.samples
+    total = 2 * len(programs)
+    tested = [
+        under_test(program, str(row["test"]), str(row["entry_point"]))
+        for program, row in zip(programs, rows, strict=True)
+    ]
+    outcomes = run_programs(
+        tested,
+        options.limits,
+        options.workers,
+        lambda done: sitting.progress(len(programs) + done, total),
+    )
+    records = [
+        {
+            "task_id": questions[place % len(questions)].id,
+            "sample": place // len(questions),
+            "completion": program,
+            "passed": outcome.passed,
+            "result": "passed" if outcome.passed else outcome.detail,
+        }
+        for place, (program, outcome) in enumerate(zip(programs, outcomes, strict=True))
+    ]
+    passed = [
+        sum(outcome.passed for outcome in outcomes[place :: len(questions)])
+        for place in range(len(questions))
+    ]
+    scores: dict[str, float] = {}
+    for k in options.ks:
+        chances = [pass_at_k(options.samples, count, k) for count in passed]
+        scores |= mean_by_group(f"pass@{k}", questions, chances)
+    return Examination(scores, {PREDICTIONS: records})
+
+
+def _written(sitting: Sitting) -> list[str]:
+    """All programs: the first sample of every question, then the second, ..."""
+    options, questions = sitting.options, sitting.questions
+    generator = sitting.subject.generator()
+    total = 2 * options.samples * len(questions)
+    programs = []
+    for draw in range(options.samples):
+        temperature = TEMPERATURE if options.samples > 1 else 0.0
+        before = len(programs)
+        answers = answer_all(
+            generator,
+            [question.prompt for question in questions],
+            options.sampling(sitting.task, temperature, draw),
+            options.batch_size,
+            lambda done, before=before: sitting.progress(before + done, total),
+        )
+        programs += [
+            solution(str(question.row["prompt"]), str(question.row["entry_point"]), answer)
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+    return programs

@@ -1,0 +1,107 @@
+"""What an examination is given and gives, whichever way it is put."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from goat_jax.data.exams import ExamTask, Question
+from goat_jax.errors import UserError
+from goat_jax.run.generate import Sampling
+from goat_jax.run.judge import Judge
+from goat_jax.run.subject import Subject
+from goat_jax.sandbox.limits import Limits
+
+Progress = Callable[[int, int], None]
+"""(done, of how many) -> None."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExamOptions:
+    """How an examination is run.
+
+    Attributes:
+        batch_size: prompts, or options, scored together.
+        temperature: of generated answers; None: as the questions say.
+        top_p, seed, max_new_tokens: as in `Sampling`; None: as the task says.
+        samples: programs written for each question.
+        ks: the k of pass@k.
+        run_programs: whether programs that the model wrote may be run, in the sandbox.
+        limits: of each program.
+        workers: programs, or questions to the judge, at a time.
+        judge: who grades conversations; None: answers are written, not graded.
+    """
+
+    batch_size: int = 16
+    temperature: float | None = None
+    top_p: float = 1.0
+    seed: int = 0
+    max_new_tokens: int | None = None
+    samples: int = 1
+    ks: tuple[int, ...] = (1,)
+    run_programs: bool = False
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    workers: int = 1
+    judge: Judge | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "samples", "workers"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)} must be 1 or more")
+        for k in self.ks:
+            if not 1 <= k <= self.samples:
+                raise UserError(
+                    f"pass@{k} needs {k} samples or more: raise --samples {self.samples}"
+                )
+
+    def sampling(self, task: ExamTask, temperature: float, draw: int = 0) -> Sampling:
+        """How answers are drawn.
+
+        Args:
+            temperature: unless the options have one.
+            draw: 0, 1, ... for several answers to the same questions.
+        """
+        given = temperature if self.temperature is None else self.temperature
+        return Sampling(
+            temperature=given,
+            top_p=self.top_p,
+            max_new_tokens=self.max_new_tokens or task.max_new_tokens,
+            stop=task.stop,
+            seed=self.seed + draw,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Examination:
+    """The outcome.
+
+    Attributes:
+        scores: by name; the first decides.
+        records: name of a file -> its lines.
+    """
+
+    scores: dict[str, float]
+    records: Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sitting:
+    """One examination: who, what, how.
+
+    Attributes:
+        subject: the model.
+        task, questions: what it is asked.
+        options: how.
+        progress: is told how far it is.
+    """
+
+    subject: Subject
+    task: ExamTask
+    questions: Sequence[Question]
+    options: ExamOptions
+    progress: Progress = lambda done, total: None
+
+
+PREDICTIONS = "predictions"
+"""Name of the file with a line for each question."""

@@ -1,0 +1,58 @@
+"""Puts an exam to a model in one of its ways, and writes down what it said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from goat_jax.data.exams import CODE, GENERATE, JUDGE, LIKELIHOOD, ExamTask, load_questions
+from goat_jax.run.answering import examine_by_answer, examine_by_likelihood
+from goat_jax.run.coding import examine_by_tests
+from goat_jax.run.examination import Examination, ExamOptions, Progress, Sitting
+from goat_jax.run.folder import write_aside
+from goat_jax.run.judging import examine_by_judge
+from goat_jax.run.subject import Subject
+
+WAYS: dict[str, Callable[[Sitting], Examination]] = {
+    GENERATE: examine_by_answer,
+    LIKELIHOOD: examine_by_likelihood,
+    CODE: examine_by_tests,
+    JUDGE: examine_by_judge,
+}
+"""How to score -> what does it."""
+
+
+def examine(
+    subject: Subject,
+    task: ExamTask,
+    way: str,
+    options: ExamOptions,
+    progress: Progress = lambda done, total: None,
+) -> Examination:
+    """The scores and the records of one examination.
+
+    Args:
+        way: a key of `WAYS`.
+
+    Raises:
+        UserError: the task has no such way, or its questions cannot be read.
+    """
+    task.check_way(way)
+    return WAYS[way](Sitting(subject, task, load_questions(task), options, progress))
+
+
+def write_records(folder: Path, task: str, way: str, found: Examination) -> list[Path]:
+    """Writes `TASK-WAY-NAME.jsonl` for each of the records, and the scores beside them.
+
+    Each file is written aside and renamed, so what was there before stays whole until then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, lines in found.records.items():
+        paths.append(folder / f"{task}-{way}-{name}.jsonl")
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_aside(paths[-1], text)
+    paths.append(folder / f"{task}-{way}-scores.json")
+    write_aside(paths[-1], json.dumps(found.scores, indent=1) + "\n")
+    return paths

@@ -1,0 +1,102 @@
+"""What is examined: a language model, from a run's checkpoint or as it was pretrained."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from goat_jax.config import DTYPES
+from goat_jax.data.tasks import Task
+from goat_jax.data.tokenize import load_tokenizer
+from goat_jax.errors import UserError
+from goat_jax.layers import merge_model, split_model
+from goat_jax.models.load import load_model
+from goat_jax.models.sources import find_model
+from goat_jax.run.folder import RUN
+from goat_jax.run.generate import Generator
+from goat_jax.run.likelihood import Scorer
+from goat_jax.run.problems import LANGUAGE_MODEL
+from goat_jax.run.reopen import reopen
+from goat_jax.typing import PyTree
+
+MULTIPLE = 64
+"""Prompts are padded to a multiple of so many tokens."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A language model with its tokenizer.
+
+    Attributes:
+        name: of the run's folder or the model.
+        graph, trainable, base: of the model (`goat_jax.layers.split_model`).
+        config: of the decoder.
+        tokenizer: of its checkpoint.
+        task: of the run; None for a pretrained model.
+        step: of the checkpoint; None for a pretrained model.
+    """
+
+    name: str
+    graph: Any
+    trainable: dict[str, PyTree]
+    base: PyTree
+    config: Any
+    tokenizer: Any
+    task: Task | None = None
+    step: int | None = None
+
+    def generator(self) -> Generator:
+        """Answers prompts."""
+        model = merge_model(self.graph, self.trainable, self.base)
+        return Generator(model, self.tokenizer, MULTIPLE)
+
+    def scorer(self) -> Scorer:
+        """Tells how likely continuations are."""
+        return Scorer(self.graph, self.trainable, self.base, self.config, self.tokenizer)
+
+
+def open_subject(source: str, step: int | None = None, dtype: str = "float32") -> Subject:
+    """A run's checkpoint (the best if no step is given), or a pretrained model.
+
+    Args:
+        dtype: of a pretrained model's weights; a run has its own.
+
+    Raises:
+        UserError: neither a run nor a model, or no language model.
+    """
+    if (Path(source) / RUN).is_file():
+        return _open_run(Path(source), step)
+    if step is not None:
+        raise UserError(f"{source} is a model, not a run: --step needs a run folder")
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    path = find_model(source)
+    loaded = load_model(path, key=jax.random.key(0), dtype=DTYPES[dtype])
+    _check(loaded.kind, source)
+    graph, trainable, base = split_model(loaded.model)
+    name = Path(path).name or source
+    return Subject(name, graph, trainable, base, loaded.model.config, load_tokenizer(path))
+
+
+def _open_run(folder: Path, step: int | None) -> Subject:
+    run = reopen(folder, step)
+    _check(run.built.kind, str(folder))
+    trainable, base = run.state.trainable, run.state.frozen(run.built.base)
+    return Subject(
+        name=folder.resolve().name,
+        graph=run.built.graph,
+        trainable=trainable,
+        base=base,
+        config=merge_model(run.built.graph, trainable, base).config,
+        tokenizer=load_tokenizer(find_model(run.config.model.path)),
+        task=run.config.task,
+        step=run.step,
+    )
+
+
+def _check(kind: str, source: str) -> None:
+    if kind != LANGUAGE_MODEL:
+        raise UserError(f"{source} is a {kind}: only a {LANGUAGE_MODEL} answers questions")

@@ -1,0 +1,90 @@
+"""SmolLM2's choice among the options of ARC-Easy and OpenBookQA, against torch's own reckoning."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from goat_jax.data.exams import load_questions
+from goat_jax.data.packaged_models import smollm2_file
+from goat_jax.data.tasks import make_task
+from goat_jax.errors import UserError
+from goat_jax.models.sources import open_checkpoint
+from goat_jax.run.answering import examine_by_likelihood
+from goat_jax.run.examination import PREDICTIONS, ExamOptions, Sitting
+from goat_jax.run.subject import open_subject
+
+pytestmark = pytest.mark.slow
+
+ROWS = 200
+NEAR = 2e-3
+"""Nats between two options below which float32 may order them either way."""
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    """torch's model with the very same dequantised weights."""
+    try:
+        path = smollm2_file()
+    except UserError as error:
+        pytest.skip(f"the package of SmolLM2 is out of reach: {error}")
+    settings, weights = open_checkpoint(path)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings)).eval()
+    tensors = {name: torch.from_numpy(weights[name]) for name in weights}
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    assert set(missing) <= {"lm_head.weight"} and not unexpected
+    model.tie_weights()
+    return model
+
+
+@pytest.fixture(scope="module")
+def subject(theirs):
+    return open_subject("package:smollm2")
+
+
+def torch_sums(model, tokenizer, prompt, options):
+    """Log-probability of each option: its tokens read after the prompt's, one option at a time.
+
+    The prompt's keys and values are reckoned once; nothing is padded, nothing batched.
+    """
+    start = torch.tensor([tokenizer(prompt)["input_ids"]])
+    with torch.no_grad():
+        read = model(start, use_cache=True)
+        sums, lengths = [], []
+        for option in options:
+            ids = tokenizer(option, add_special_tokens=False)["input_ids"]
+            told = read.logits[0, -1:]
+            if len(ids) > 1:
+                past = read.past_key_values
+                after = model(torch.tensor([ids[:-1]]), past_key_values=past, use_cache=True)
+                told = torch.cat([told, after.logits[0]])
+                past.crop(start.shape[1])
+            logs = torch.log_softmax(told.double(), dim=-1)
+            sums.append(float(logs[torch.arange(len(ids)), torch.tensor(ids)].sum()))
+            lengths.append(len(ids))
+    return np.array(sums), np.array(lengths)
+
+
+@pytest.mark.parametrize("name", ["arc_easy", "obqa"])
+def test_the_same_options_are_chosen(shared, theirs, subject, name):
+    folder = str(shared / "data" / "commonsense")
+    task = make_task(name, folder=folder, cloze=True, question_limit=ROWS)
+    questions = load_questions(task)
+    with jax.default_matmul_precision("highest"):
+        found = examine_by_likelihood(Sitting(subject, task, questions, ExamOptions(batch_size=32)))
+    records = found.records[PREDICTIONS]
+    assert len(records) == ROWS
+    right = []
+    for question, record in zip(questions, records, strict=True):
+        sums, lengths = torch_sums(
+            theirs, subject.tokenizer, question.prompt, question.continuations
+        )
+        ours = np.array(list(record["log_likelihoods"].values()))
+        np.testing.assert_allclose(ours, sums, rtol=0, atol=NEAR)
+        assert record["tokens"] == lengths.tolist()
+        assert record["prediction"] == question.labels[int(sums.argmax())]
+        assert record["prediction_norm"] == question.labels[int((sums / lengths).argmax())]
+        right.append(question.labels[int(sums.argmax())] == question.answer)
+    assert found.scores["accuracy"] == pytest.approx(np.mean(right))
+    assert found.scores["accuracy"] > {"arc_easy": 0.35, "obqa": 0.15}[name]  # chance is 0.25

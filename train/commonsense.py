@@ -1,0 +1,22 @@
+"""The paper's table of commonsense reasoning: every method beside the published scores.
+
+    python train/commonsense.py --options folder=data/commonsense --model.path path/to/Llama-2-7b
+    python train/commonsense.py --methods lora goat --seeds 0 1 2
+
+One run a method and seed learns Commonsense170K and is examined on all eight sets. It goes on where
+it stopped; what is done is not done again. The table is also written to runs/commonsense/table.md.
+"""
+
+import sys
+from pathlib import Path
+
+from goat_jax.commands.exam_sweep import ExamRun, ExamSweep, main
+from goat_jax.data.commonsense import FOLDERS, JOINT
+from goat_jax.paper import COMMONSENSE_SCORES
+
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "commonsense.py"
+RUN = ExamRun(CONFIG, {name: f"accuracy/{name}" for name in FOLDERS})
+SWEEP = ExamSweep({JOINT: RUN}, COMMONSENSE_SCORES, "commonsense")
+
+if __name__ == "__main__":
+    sys.exit(main(SWEEP))

@@ -1,0 +1,29 @@
+"""The paper's table of generation: chat, mathematics and code, every method beside its scores.
+
+    python train/generation.py --runs math --options folder=data/MetaMathQA --model.path LLAMA
+    python train/generation.py --runs code --options folder=data/CodeFeedback --run-programs
+    python train/generation.py --runs chat --judge https://HOST/v1 --judge-model NAME
+
+Each run goes on where it stopped; what is done is not done again. The table is also written to
+runs/generation/table.md. Chat is the judge's grade of the first turn, from 1 to 10.
+"""
+
+import sys
+from pathlib import Path
+
+from goat_jax.commands.exam_sweep import ExamRun, ExamSweep, main
+from goat_jax.paper import GENERATION_SCORES
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+SWEEP = ExamSweep(
+    {
+        "chat": ExamRun(CONFIGS / "chat.py", {"chat": "score/turn_1"}, factor=1.0),
+        "math": ExamRun(CONFIGS / "math.py", {"math": "accuracy"}),
+        "code": ExamRun(CONFIGS / "code.py", {"code": "pass@1"}),
+    },
+    GENERATION_SCORES,
+    "generation",
+)
+
+if __name__ == "__main__":
+    sys.exit(main(SWEEP))

@@ -1,0 +1,20 @@
+"""The paper's table of GLUE: RoBERTa-large, seven tasks, every method, beside the published scores.
+
+    python train/glue.py --options folder=data/glue --model.path path/to/roberta-large
+    python train/glue.py --tasks cola rte --methods lora goat --seeds 0 1 2
+
+Every run has its own folder under runs/glue and goes on where it stopped; what is done is not
+trained again. The table is printed at the end and written to runs/glue/table.md.
+"""
+
+import sys
+from pathlib import Path
+
+from goat_jax.commands.sweep import Sweep, main
+from goat_jax.paper import GLUE_SCORES
+
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "glue.py"
+SWEEP = Sweep(CONFIG, GLUE_SCORES, "accuracy", "glue")
+
+if __name__ == "__main__":
+    sys.exit(main(SWEEP))

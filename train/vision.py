@@ -1,0 +1,21 @@
+"""The paper's table of image classification: CLIP ViT-B/32, seven sets, every method.
+
+    python train/vision.py --options data_dir=data --model.path path/to/clip-vit-base-patch32
+    python train/vision.py --tasks dtd eurosat --methods lora lora@16 goat --seeds 0 1 2
+
+Every run has its own folder under runs/vision and goes on where it stopped; what is done is not
+trained again. The table, beside the published scores, is printed at the end and written to
+runs/vision/table.md.
+"""
+
+import sys
+from pathlib import Path
+
+from goat_jax.commands.sweep import Sweep, main
+from goat_jax.paper import VISION_SCORES
+
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "vision.py"
+SWEEP = Sweep(CONFIG, VISION_SCORES, "accuracy", "vision")
+
+if __name__ == "__main__":
+    sys.exit(main(SWEEP))
