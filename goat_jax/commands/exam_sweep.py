@@ -11,9 +11,9 @@ from pathlib import Path
 
 import jax
 
+from goat_jax.commands.configs import read_config
 from goat_jax.commands.exam_arguments import add_options, options_of
 from goat_jax.commands.sweep import RESULT, TABLE, Cell, Scores, render
-from goat_jax.commands.train import configure
 from goat_jax.data.exams import ExamTask
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.run.examination import ExamOptions
@@ -113,7 +113,7 @@ def run_one(
         if saved["settings"] != settings:
             raise UserError(f"{folder} has a result of other settings: choose another --out")
         return saved["scores"]
-    config = dataclasses.replace(configure(source, overrides, folder.name), out=str(folder))
+    config = dataclasses.replace(read_config(source, overrides, folder.name), out=str(folder))
     task = config.task
     if not isinstance(task, ExamTask):
         raise UserError(f"{source}: task {task.name} has no exam")

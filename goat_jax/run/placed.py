@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
@@ -88,13 +87,13 @@ def start_state(
     base: PyTree,
     optimizer: optax.GradientTransformation,
     key: Key,
-    constants: PyTree | None = None,
+    constants: PyTree,
 ) -> tuple[RunState, PyTree, Placed | None]:
     """The state before the first step and the frozen tree, where they belong, and that place.
 
     Args:
         model: what the trees were split from; on a mesh its stacks keep their rows cut.
-        constants: as for `RunState.create`.
+        constants: as `RunState` has them.
     """
     if placement is None:
         return RunState.create(trainable, optimizer, key, constants), base, None
@@ -106,7 +105,6 @@ def start_state(
         lambda trainable, key, constants: RunState.create(trainable, optimizer, key, constants),
         out_shardings=placed.state,
     )
-    constants = jax.device_put(constants or {}, placed.state.constants)
     return create(trainable, key, constants), base, placed
 
 
@@ -117,12 +115,13 @@ def plan_placement(
     base: PyTree,
     optimizer: optax.GradientTransformation,
     key: Key,
-    constants: PyTree | None = None,
+    constants: PyTree,
 ) -> Placed:
     """The shardings of a run's state and base; shapes are all it looks at."""
     known = model_shardings(model, placement)
-    start = partial(RunState.create, optimizer=optimizer, constants=constants)
-    state = jax.eval_shape(lambda t, k: start(trainable=t, key=k), trainable, key)
+    state = jax.eval_shape(
+        lambda t, k, c: RunState.create(t, optimizer, k, c), trainable, key, constants
+    )
     whole = placement.whole
     return Placed(
         placement=placement,

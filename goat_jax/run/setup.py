@@ -110,10 +110,10 @@ def build(config: RunConfig) -> Built:
     optimizer_for = partial(method_optimizer, config, spec, arrays[0], arrays[1])
     trainable, base, optimizer = optimizer_for()
     constants = starting_constants(loaded.model, spec.course)
-    switch_step = spec.course.switch_step()
     state, base, placed = start_state(
         loaded.model, placement, trainable, base, optimizer, run_key, constants
     )
+    switch_step = spec.course.switch_step()
     objective = problem.objective(config.task)
     return Built(
         graph=graph,
@@ -156,8 +156,7 @@ def adapt(
 ) -> InjectReport:
     """Attaches the adapters that a config asks for; arguments as for `goat_jax.inject.inject`."""
     set_remat(model, config)
-    keep_rows(model, placement)
-    return inject(
+    report = inject(
         model,
         spec,
         config.adapter.targets,
@@ -168,6 +167,8 @@ def adapt(
         placing=placement,
         svds=config.svd.store,
     )
+    keep_rows(model, placement)
+    return report
 
 
 def set_remat(model: Any, config: RunConfig) -> None:
@@ -201,8 +202,8 @@ def _gradients(config: RunConfig, spec: AdapterSpec, loaded: Loaded) -> dict[str
         return None
     if jax.process_count() > 1:
         raise UserError(
-            f"{config.adapter.method} starts from gradients, and every process would take "
-            "its own rows' for them: train it in one process"
+            f"{config.adapter.method} starts from the gradient of batches that one process reads: "
+            "run it in one"
         )
     set_remat(loaded.model, config)
     batches = itertools.islice(load_data(config, vocabulary_of(loaded)).train, count)
@@ -281,18 +282,17 @@ def load_data(config: RunConfig, vocabulary: int | None = None) -> Data:
         note_of(train.marks, held_out.marks),
     )
     return Data(
-        train=training_batches(config, train),
+        train=training_batches(config, train, share),
         evaluation=evaluation_batches(config, held_out),
         notes=tuple(filter(None, notes)),
         shares=share[1],
     )
 
 
-def training_batches(config: RunConfig, rows: Rows) -> Any:
-    """Endless batches in the order of the run's seed, checkpointable."""
+def training_batches(config: RunConfig, rows: Rows, share: tuple[int, int] = (0, 1)) -> Any:
+    """Endless batches in the order of the run's seed, checkpointable; share i of n of each."""
     size, length = config.train.batch_size, config.train.max_length
     buckets = choose_buckets(rows.lengths, size, length, max_shapes=config.train.shapes)
-    share = share_of_process(placement_of(config), size)
     return train_iterator(rows, size, config.train.seed, length, *share, buckets=buckets)
 
 

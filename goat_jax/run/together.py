@@ -17,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from goat_jax.config import RunConfig
+from goat_jax.errors import UserError
 from goat_jax.run.evaluate import evaluate
+from goat_jax.run.placed import placement_of
 from goat_jax.run.problems import problem_of
 from goat_jax.run.setup import (
     Built,
@@ -75,7 +77,12 @@ def train_together(
     """Trains all members, `at_once` of them in one step where they can share the frozen arrays.
 
     Members whose method makes another frozen kernel for each seed run one after the other.
+
+    Raises:
+        UserError: a config with a mesh.
     """
+    if placement_of(config) is not None:
+        raise UserError("runs are trained together on one device: leave mesh as it is")
     one_shape = dataclasses.replace(config.train, shapes=1)
     config = dataclasses.replace(config, train=one_shape)
     for first in range(0, len(members), at_once):

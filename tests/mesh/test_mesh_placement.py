@@ -76,7 +76,7 @@ def test_nothing_large_is_whole_and_the_optimizer_follows(name):
     fresh = nnx.eval_shape(build)
     _, trainable, base = split_model(fresh)
     optimizer = make_optimizer(OptimizerConfig(warmup_steps=0), 10)
-    placed = plan_placement(fresh, place, trainable, base, optimizer, KEY)
+    placed = plan_placement(fresh, place, trainable, base, optimizer, KEY, {})
     sides = (64, 96)
     for path, leaf in jax.tree_util.tree_leaves_with_path(trainable["adapter"]):
         long = [size for size in leaf.shape[1:] if size in sides]
