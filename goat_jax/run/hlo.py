@@ -23,7 +23,10 @@ BITS |= {"s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64"
 _OPERATION = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = (?P<type>\(.*?\)|\S+) (?P<op>[\w-]+)\(")
 _HEAD = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.-]+) .*\{\s*$")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=\{?(%?[\w.,% -]+)\}?")
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|body|condition|branch_computations|called_computations)="
+    r"(?:\{([^}]*)\}|%?([\w.-]+))"
+)
 _TRIPS = re.compile(r'known_trip_count"?:\{"n":"(\d+)"')
 
 
@@ -83,8 +86,8 @@ def _runs(computations: Mapping[str, list[str]], entry: str) -> Iterator[tuple[s
         for line in computations[name]:
             trips = _TRIPS.search(line)
             inner = times * int(trips[1]) if trips and " while(" in line else times
-            for names in _CALLED.findall(line):
-                for called in re.split(r"[,\s]+", names):
+            for several, one in _CALLED.findall(line):
+                for called in (several or one).split(","):
                     called = called.strip("% ")
                     if called in computations:
                         pending.append((called, inner))

@@ -93,7 +93,7 @@ def train(family, method, shape, steps=STEPS):
     graph, trainable, base = split_model(model)
     optimizer = optax.adam(1e-3)
     state, base, placed = start_state(
-        model, placement, trainable, base, optimizer, jax.random.key(1)
+        model, placement, trainable, base, optimizer, jax.random.key(1), {}
     )
     there = batch if placed is None else placed.put_share(batch, ROWS)
     loss = CountTraces(objective.loss)

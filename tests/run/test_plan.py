@@ -18,7 +18,7 @@ from goat_jax.run.topology import CHIPS, find_topology
 
 def test_loops_and_calls_count_as_often_as_they_run():
     text = """\
-%body (p: f32[4]) -> f32[4] {
+%loop.1 (p: f32[4]) -> f32[4] {
   %ag = f32[4]{0} all-gather(%q), dimensions={0}
 }
 
@@ -28,7 +28,7 @@ def test_loops_and_calls_count_as_often_as_they_run():
 }
 
 ENTRY %main (p: bf16[4]) -> f32[4] {
-  %w = f32[4]{0} while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %w = f32[4] while(%t), condition=%c, body=%loop.1, config={"known_trip_count":{"n":"5"}}
   %r = (bf16[8]{0}, f32[2,2]{1,0}) all-reduce(%a, %b), to_apply=%add
   ROOT %k = f32[4]{0} call(%w), to_apply=%inner
 }
