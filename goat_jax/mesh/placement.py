@@ -78,7 +78,9 @@ class Placement:
         """The sharding of an array with these logical axes; nothing is ever padded.
 
         An axis that its devices do not divide stays whole if the array is smaller than `SMALL`. A
-        vocabulary, whose size is nobody's choice, hands its devices to the features instead.
+        vocabulary, whose size is nobody's choice, hands its devices to the features instead. A
+        large array with an inner side alone (a factor of an adapter) is cut there along the
+        devices of both sides, or each of them would hold a copy.
 
         Raises:
             UserError: another such axis of a larger array, naming `what`.
@@ -97,6 +99,9 @@ class Placement:
         for place, axis in enumerate(axes):
             if axis == "embed" and shape[place] % self._parts(entries[place] + spilled) == 0:
                 entries[place] += spilled
+            alone = axis == "inner" and "embed" not in axes and math.prod(shape) >= SMALL
+            if alone and shape[place] % self._parts(entries[place] + self.rules.embed) == 0:
+                entries[place] += self.rules.embed
         return NamedSharding(self.mesh, _spec(entries))
 
     def _uneven(self, what: str, axis: str | None, own: tuple[str, ...], size: int) -> UserError:

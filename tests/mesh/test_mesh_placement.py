@@ -53,6 +53,8 @@ def test_kernels_are_cut_by_the_side_they_face():
     assert place.adapter(site_of(model, "up"), "b", (2, 4, 2, 48)).spec == P(
         None, None, None, ("tensor",)
     )
+    large = place.adapter(site_of(model, "up"), "b", (32, 8, 4, 11008)).spec
+    assert large == P(None, None, None, ("tensor", "fsdp"))
     assert place.adapter(site_of(model, "up"), "router", (2, 32, 4)).spec == P()
 
 

@@ -62,12 +62,17 @@ def config():
 @pytest.mark.slow
 def test_llama_7b_is_planned_for_eight_devices():
     sharded = dataclasses.replace(config(), mesh=MeshConfig(fsdp=8))
-    found = plan(sharded, find_topology("cpu:8", "v5e"))
+    # On CPUs JAX itself mixes dtypes in the gradient of its bfloat16 attention.
+    with jax.numpy_dtype_promotion("standard"):
+        found = plan(sharded, find_topology("cpu:8", "v5e"))
     assert found.total > 6.7e9 and found.mesh == {"data": 1, "fsdp": 8, "tensor": 1}
     base = 2 * 6.74e9 / 8
-    assert base < found.arguments < 1.3 * base  # every large array is cut in eight
+    assert base < found.arguments < 1.15 * base  # every large array is cut in eight
     assert found.exchanges["all-gather"].count >= 32
-    assert found.flops > 3 * 2 * 6.5e9 * 8 * 64
+    layers, down, output = 32 * (4 * 4096**2 + 3 * 4096 * 11008), 32 * 4096 * 11008, 4096 * 32000
+    # forward, the gradient by the input, and forward again but for `down`, whose output nobody uses
+    products = 2 * 8 * 64 * (2 * (layers + output) + layers - down)
+    assert products < found.flops < 1.05 * products
     assert set(found.roofline(CHIPS["v5e"])) == {"compute", "memory", "exchange"}
 
 
