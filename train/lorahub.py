@@ -14,7 +14,7 @@ from goat_jax.tables import render_table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Combine trained runs for a new task (LoRAHub).")
     parser.add_argument("config", help="a config file: names the new task")
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
     parser.add_argument("--rows", type=int, default=16, help="rows that the search looks at")
