@@ -94,8 +94,7 @@ class AdapterConfig:
             if field.name not in own and getattr(self, field.name) is not None
         }
         spec = method_spec(self.method, **options | dict(self.options))
-        plain = spec.combine.layout == "pairs" and spec.combine.starts_plain
-        if self.forward_scale is not None and not plain:
+        if self.forward_scale is not None and not spec.is_plain_sum:
             raise UserError(
                 f"forward_scale needs an adapter that is a sum of s a b: {self.method} is none"
             )
@@ -138,10 +137,8 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)} must be at least 1")
-        for name in ("eval_every", "save_every", "log_every"):
+        sizes = ("steps", "batch_size", "accumulate", "eval_batch_size")
+        for name in (*sizes, "eval_every", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} {getattr(self, name)} must be at least 1")
         if self.batch_size % self.accumulate:

@@ -138,7 +138,7 @@ def _pruned_to(rank: int) -> dict[str, Any]:
 def _needs_tasks(rank: int) -> dict[str, Any]:
     raise UserError(
         "moelora weighs experts by the task of each row, and this run has one task: "
-        "take molora, or train it on batches with task_ids"
+        "take molora, or give rows of several tasks and their column as task.task_id"
     )
 
 

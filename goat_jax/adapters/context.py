@@ -20,7 +20,8 @@ class Context:
         mask: non-zero where a token is real, the shape of x without its feature axis, or one that
             broadcasts to it; None if all are. Balance losses and the expert load leave masked
             tokens out.
-        task_ids: (B,) integers, the task of every example, for routers that go by it.
+        task_ids: (B,) integers, the task of every example, or (B, T), of every token of packed
+            ones, for routers that go by it.
         task_types: (B,) of 0 and 1, the kind of its task, for LoRAMoE's localized balance.
     """
 

@@ -96,7 +96,7 @@ class LocalizedBalance:
         if self.delta and types is None:
             raise UserError(
                 "LocalizedBalance goes by the type of each example's task: give task_types (B,) "
-                "with the batch, or choose delta 0"
+                "with the batch (in a run by task.task_type), or choose delta 0"
             )
         mask = None if self.count_padding else ctx.mask
         return aux_losses.localized_balance(routing, types, self.delta, mask)

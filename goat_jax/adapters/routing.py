@@ -201,7 +201,10 @@ class TaskGate:
 
     def __call__(self, x: Array, factors: Factors, spec: AdapterSpec, ctx: Context) -> Routing:
         if ctx.task_ids is None:
-            raise UserError("TaskGate weighs experts by task: give task_ids (B,) with the batch")
+            raise UserError(
+                "TaskGate weighs experts by task: give task_ids (B,) with the batch; in a run, "
+                "name their column by task.task_id"
+            )
         weights = self.weights(factors, ctx.task_ids)
         inner = (1,) * (x.ndim - 1 - ctx.task_ids.ndim)
         weights = weights.reshape(*ctx.task_ids.shape, *inner, spec.num_experts)

@@ -229,6 +229,11 @@ class AdapterSpec:
         """Rank R of one expert."""
         return self.total_rank // self.num_experts
 
+    @property
+    def is_plain_sum(self) -> bool:
+        """Whether the adapter is a sum of s a b, whose algebra optimizers may use."""
+        return self.combine.layout == "pairs" and self.combine.starts_plain
+
     def replace(self, **options: Any) -> AdapterSpec:
         """A copy with other sizes or with other options of its parts, found by their name.
 

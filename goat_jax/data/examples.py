@@ -31,6 +31,8 @@ class TextTask:
       parts: names of the held-out sources, where evaluation joins several with `AND`; a metric
         "accuracy_PART" scores only one of them.
       id: a column that names rows, to tell those that are in both splits; None: by the text.
+      task_id, task_type: columns with the number of a row's task (from 0), and with its kind (0 or
+        1), where the rows are of several and the method goes by them (MOELoRA, LoRAMoE).
 
     Raises UserError where these do not fit together.
 
@@ -52,6 +54,8 @@ matthews, f1
     evaluation_limit: int | None = None
     parts: tuple[str, ...] = ()
     id: str | None = None
+    task_id: str | None = None
+    task_type: str | None = None
 
     def __post_init__(self) -> None:
         # One name may be written without a tuple; lists come from JSON.
@@ -111,6 +115,7 @@ class Examples:
       labels: [N] int32 class ids, or float32 values for regression.
       marks: what tells each row from others (`goat_jax.data.overlap`).
       parts: name of a part of the rows -> [N] float32, 1 where a row belongs to it.
+      tasks: "task_ids", "task_types" -> [N] int32, where the task has these columns.
 
     >>> len(Examples((("fine", "poor"),), np.array([1, 0], np.int32)))
     2
@@ -120,6 +125,7 @@ class Examples:
     labels: np.ndarray = field(repr=False)
     marks: tuple[bytes, ...] = field(default=(), repr=False)
     parts: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    tasks: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -151,17 +157,20 @@ def load_examples(task: TextTask, split: str) -> Examples:
     texts: list[tuple[str, ...]] = []
     labels: list[float] = []
     marks: list[bytes] = []
+    tasks: list[dict[str, int]] = []
     chosen = [places[index] for index in spaced(len(places), limit)]
     for part, index in chosen:
         piece, rows = pieces[part]
         row, where = rows[index], f"{piece}: row {index + 1}"
         texts.append(_texts(row, task.text, where))
         labels.append(read_label(row, task.label, task.labels, where))
+        tasks.append(read_tasks(row, task, where))
         marks.append(mark_of(read_column(row, task.id, where) if task.id else texts[-1]))
     dtype = np.int32 if task.labels else np.float32
     columns = tuple(zip(*texts, strict=True))
     parts = _parts(task, split, [part for part, _ in chosen], len(pieces))
-    return Examples(columns, np.asarray(labels, dtype), tuple(marks), parts)
+    numbers = {name: np.array([row[name] for row in tasks], np.int32) for name in tasks[0]}
+    return Examples(columns, np.asarray(labels, dtype), tuple(marks), parts, numbers)
 
 
 def _parts(task: TextTask, split: str, numbers: list[int], count: int) -> dict[str, np.ndarray]:
@@ -235,6 +244,38 @@ def _texts(row: Row, columns: tuple[str, ...], where: str) -> tuple[str, ...]:
     if not any(value.strip() for value in values):
         raise UserError(f"{where}: empty text in column {', '.join(map(repr, columns))}")
     return values
+
+
+class OfTasks(Protocol):
+    """Rows that may be of several tasks."""
+
+    @property
+    def task_id(self) -> str | None: ...
+
+    @property
+    def task_type(self) -> str | None: ...
+
+
+def read_tasks(row: Row, task: OfTasks, where: str) -> dict[str, int]:
+    """The number and the kind of a row's task, by the batch's names; what has no column is not.
+
+    >>> task = TextTask("t", "a", "b", ("x",), "y", (), ("pearson",), task_id="set")
+    >>> read_tasks({"set": 2}, task, "row 1")
+    {'task_ids': 2}
+    """
+    found = {}
+    for name, column in (("task_ids", task.task_id), ("task_types", task.task_type)):
+        if column is None:
+            continue
+        value = read_column(row, column, where)
+        highest = 1 if name == "task_types" else np.iinfo(np.int32).max
+        if isinstance(value, str) and value.isdigit():  # CSV has no numbers
+            value = int(value)
+        if not isinstance(value, int) or not 0 <= value <= highest:
+            kind = "0 or 1" if name == "task_types" else "a number from 0"
+            raise UserError(f"{where}: column {column!r} holds {value!r}: expected {kind}")
+        found[name] = int(value)
+    return found
 
 
 def read_label(

@@ -7,9 +7,15 @@ are tokenised one by one, so a prompt has the same tokens here as when text is g
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from goat_jax.data.examples import DEFAULT_SPLITS, check_limits, source_of, spaced
+from goat_jax.data.examples import (
+    DEFAULT_SPLITS,
+    check_limits,
+    read_tasks,
+    source_of,
+    spaced,
+)
 from goat_jax.data.selections import SELECTIONS
 from goat_jax.data.sources import Row, read_source
 from goat_jax.errors import UserError, nearest
@@ -50,6 +56,9 @@ class LanguageTask:
       metrics: names from `LANGUAGE_METRICS`, the first decides.
       data_dir: TFDS's folder, the package cache, or where relative paths start.
       train_limit, evaluation_limit: at most so many rows, evenly spaced over the source.
+      task_id, task_type: columns with the number of a row's task (from 0), and with its kind (0 or
+        1), where the rows are of several and the method goes by them (MOELoRA, LoRAMoE). A kind
+        belongs to a whole row of tokens, so it needs ``packing=False``.
 
     >>> LanguageTask("notes", "a.jsonl", "b.jsonl", format="txt")
     Traceback (most recent call last):
@@ -71,6 +80,8 @@ of prompt_completion, messages, alpaca, text, template
     data_dir: str | None = None
     train_limit: int | None = None
     evaluation_limit: int | None = None
+    task_id: str | None = None
+    task_type: str | None = None
 
     def __post_init__(self) -> None:
         def fail(what: str) -> UserError:
@@ -98,12 +109,26 @@ of prompt_completion, messages, alpaca, text, template
             if metric not in LANGUAGE_METRICS:
                 known = ", ".join(LANGUAGE_METRICS)
                 raise fail(f"unknown metric {metric!r}: language modelling has {known}")
+        if self.task_type is not None and self.packing:
+            raise fail("packed texts share a row, which has one task_type: packing=False")
         if not self.metrics:
             raise fail(f"no metric given: use {', '.join(LANGUAGE_METRICS)}")
         check_limits(self.name, self.train_limit, self.evaluation_limit)
 
 
-def load_pieces(task: LanguageTask, split: str, tokenizer: Any) -> list[list[Piece]]:
+class Text(NamedTuple):
+    """A row as text.
+
+    Attributes:
+      pieces: in their order.
+      tasks: "task_ids", "task_types" -> number, where the task has these columns.
+    """
+
+    pieces: list[Piece]
+    tasks: dict[str, int]
+
+
+def load_pieces(task: LanguageTask, split: str, tokenizer: Any) -> list[Text]:
     """The rows of a task's `train` or `evaluation` source as pieces.
 
     Args:
@@ -124,7 +149,8 @@ def load_pieces(task: LanguageTask, split: str, tokenizer: Any) -> list[list[Pie
         except UserError as error:
             raise UserError(f"{source}: row {index + 1}: {error}") from None
         learn_all = task.learn == "all"
-        texts.append([Piece(p.text, p.learnt or learn_all) for p in pieces if p.text])
+        whole = [Piece(p.text, p.learnt or learn_all) for p in pieces if p.text]
+        texts.append(Text(whole, read_tasks(row, task, f"{source}: row {index + 1}")))
     return texts
 
 

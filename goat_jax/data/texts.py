@@ -1,7 +1,7 @@
 """Texts as rows of tokens with a loss mask, one a row or several packed into one."""
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ class Texts:
       pad_id: the token that fills a row up; it is never learnt and never seen.
       truncated: texts that lost their end.
       dropped: texts left out because nothing that is learnt was left of them.
+      tasks: "task_ids", "task_types" -> [N] int32, of texts of several tasks.
 
     >>> ids, learnt = np.array([4, 5], np.int32), np.array([False, True])
     >>> Texts([ids], [learnt], [[0]], np.array([2])).gather(np.array([0]), 3)["segments"].tolist()
@@ -38,6 +39,7 @@ class Texts:
     pad_id: int = 0
     truncated: int = 0
     dropped: int = 0
+    tasks: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     @property
     def marks(self) -> tuple[bytes, ...]:
@@ -51,7 +53,8 @@ class Texts:
         """One padded batch; padding is on the right.
 
         Returns `input_ids`, `segments` (1, 2, ... for the texts of a row, 0 for padding),
-        `attention_mask` and `learnt` [B, T] int32, and `weights` [B] float32.
+        `attention_mask` and `learnt` [B, T] int32, and `weights` [B] float32. Texts of several
+        tasks bring `task_ids` [B, T] int32, since they may share a row, and `task_types` [B].
         """
         del draw
         numbers, weights = fill_places(rows)
@@ -63,12 +66,21 @@ class Texts:
             for texts in own
         ]
         padded = pad_right(segments, length, 0)
+        tasks = {}
+        if "task_ids" in self.tasks:
+            # 0 stands for padding, so segment i of a row is text i - 1.
+            of_text = [np.concatenate([[0], self.tasks["task_ids"][texts]]) for texts in own]
+            ids = [table[row] for table, row in zip(of_text, padded, strict=True)]
+            tasks["task_ids"] = np.stack(ids).astype(np.int32)
+        if "task_types" in self.tasks:
+            tasks["task_types"] = self.tasks["task_types"][[texts[0] for texts in own]]
         return {
             "input_ids": pad_right(input_ids, length, self.pad_id),
             "segments": padded,
             "attention_mask": (padded > 0).astype(np.int32),
             "learnt": pad_right(learnt, length, 0),
             "weights": weights,
+            **tasks,
         }
 
 
@@ -80,9 +92,9 @@ def load_texts(task: LanguageTask, split: str, tokenizer: Any, max_length: int) 
     if max_length < 2:
         raise UserError(f"max_length {max_length}: a text needs 2 tokens or more")
     ended = task.format in ENDED_BY_TEMPLATE
-    all_ids, all_learnt, truncated, dropped = [], [], 0, 0
-    for pieces in load_pieces(task, split, tokenizer):
-        ids, learnt = encode_pieces(tokenizer, pieces, end=not ended)
+    all_ids, all_learnt, all_tasks, truncated, dropped = [], [], [], 0, 0
+    for text in load_pieces(task, split, tokenizer):
+        ids, learnt = encode_pieces(tokenizer, text.pieces, end=not ended)
         truncated += len(ids) > max_length
         ids, learnt = ids[:max_length], learnt[:max_length]
         if not learnt[1:].any():
@@ -90,6 +102,7 @@ def load_texts(task: LanguageTask, split: str, tokenizer: Any, max_length: int) 
             continue
         all_ids.append(ids)
         all_learnt.append(learnt)
+        all_tasks.append(text.tasks)
     if not all_ids:
         raise UserError(
             f"task {task.name}: nothing to learn is left of the {dropped} {split} texts within "
@@ -105,6 +118,9 @@ def load_texts(task: LanguageTask, split: str, tokenizer: Any, max_length: int) 
         pad_id=pad_id(tokenizer),
         truncated=truncated,
         dropped=dropped,
+        tasks={
+            name: np.array([tasks[name] for tasks in all_tasks], np.int32) for name in all_tasks[0]
+        },
     )
 
 

@@ -40,6 +40,7 @@ class Encoded:
       dropped: none; every row has a label.
       marks: what tells rows from others, of their texts.
       parts: name -> [N] float32, 1 where a row belongs to that part of a held-out split.
+      tasks: "task_ids", "task_types" -> [N] int32, of rows of several tasks.
 
     >>> ids = [np.array([2, 7, 3], np.int32)]
     >>> len(Encoded(ids, None, np.array([3], np.int32), np.array([1], np.int32)))
@@ -55,6 +56,7 @@ class Encoded:
     dropped: int = 0
     marks: tuple[bytes, ...] = field(default=(), repr=False)
     parts: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    tasks: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -63,7 +65,8 @@ class Encoded:
         """One padded batch; padding is on the right.
 
         Returns `input_ids`, `attention_mask`, `token_type_ids` [B, T] int32, `labels` [B] (the
-        data's dtype), `weights` [B] float32, and `part_NAME` [B] float32 for every part.
+        data's dtype), `weights` [B] float32, `part_NAME` [B] float32 for every part, and `task_ids`
+        and `task_types` [B] int32 where there are any.
 
         >>> data = Encoded([np.array([4, 5])], None, np.array([2]), np.array([1]))
         >>> data.gather(np.array([0, -1]), 3)["attention_mask"].tolist()
@@ -81,6 +84,7 @@ class Encoded:
             "labels": self.labels[numbers],
             "weights": weights,
             **{f"part_{name}": rows[numbers] for name, rows in self.parts.items()},
+            **{name: rows[numbers] for name, rows in self.tasks.items()},
         }
 
 
@@ -153,4 +157,5 @@ def encode(tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
         truncated=sum(1 for encoding in out.encodings or () if encoding.overflowing),
         marks=examples.marks,
         parts=examples.parts,
+        tasks=examples.tasks,
     )

@@ -193,24 +193,3 @@ def class_kernel(
     features = jax.jit(lambda state, *inputs: unit(nnx.merge(graph, state)(*inputs)))
     inputs = (batch[name].astype(np.int32) for name in ("input_ids", "attention_mask"))
     return np.asarray(features(state, *inputs)).T
-
-
-def load_zero_shot(
-    folder: Path,
-    class_names: Sequence[str],
-    template: str = "a photo of a {}",
-    *,
-    dtype: Any = jnp.float32,
-) -> Any:
-    """A CLIP checkpoint's vision tower with the zero-shot head of these classes.
-
-    The head is frozen unless its module "classifier" is named among those to train; targets should
-    name the tower's layers ("q_proj", ...), for with all of them it would get an adapter.
-
-    Args and errors: as for `class_kernel`; dtype as for `load_model`.
-    """
-    kernel = class_kernel(folder, class_names, template)
-    options = {"head": "zero_shot", "num_labels": len(class_names), "new_head": True}
-    model = load_model(folder, key=jax.random.key(0), dtype=dtype, **options).model
-    model.head.classifier.kernel.set_value(jnp.asarray(kernel))
-    return model

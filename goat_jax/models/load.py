@@ -13,6 +13,7 @@ from flax import nnx
 from goat_jax.errors import UserError
 from goat_jax.models.architecture import Architecture, architecture_of
 from goat_jax.models.fill import ShardingOf, cast, fill
+from goat_jax.models.safetensors import Weights
 from goat_jax.models.sources import open_checkpoint
 from goat_jax.typing import Key
 
@@ -25,11 +26,13 @@ class Loaded:
         model: with all parameters filled.
         fresh: names of parameters that the checkpoint does not have (a new head).
         kind: "text encoder", "language model", ...
+        weights: what was read, still open; None of a model that was made up.
     """
 
     model: Any
     fresh: tuple[str, ...]
     kind: str
+    weights: Weights | None = None
 
 
 def load_model(
@@ -74,7 +77,7 @@ def load_model(
         raise UserError(f"{path}: {error}") from None
     model = nnx.eval_shape(lambda: architecture.build(config, rngs=nnx.Rngs(0)))
     fresh = fill(model, weights, architecture, key, dtype, new_head, sharding)
-    return Loaded(model, fresh, architecture.kind)
+    return Loaded(model, fresh, architecture.kind, weights)
 
 
 def random_model(

@@ -116,7 +116,7 @@ class LoraPro:
 
     def check(self, spec: Any) -> None:
         """Refuses adapters for which its algebra does not hold."""
-        if spec.combine.layout != "pairs" or not spec.combine.starts_plain:
+        if not spec.is_plain_sum:
             raise UserError(
                 "LoRA-Pro projects the gradient of a product s a b: this method's adapter is none"
             )

@@ -26,7 +26,7 @@ from goat_jax.layers import split_model
 from goat_jax.mesh.placement import Placement
 from goat_jax.models.fingerprint import fingerprint
 from goat_jax.models.load import Loaded, load_model
-from goat_jax.models.sources import find_model, open_checkpoint
+from goat_jax.models.sources import find_model
 from goat_jax.optim.optimizer import make_optimizer, schedule_of
 from goat_jax.optim.pairs import scales_of
 from goat_jax.optim.scaling_alignment import align, scaling_alignment
@@ -141,7 +141,7 @@ def build(config: RunConfig) -> Built:
         switches={}
         if switch_step is None
         else {switch_step: make_switch(graph, optimizer, spec.course)},
-        base_fingerprint=fingerprint(open_checkpoint(path)[1]),
+        base_fingerprint=fingerprint(loaded.weights),  # type: ignore[arg-type]  (was read)
         residual_norms=norms,
     )
 

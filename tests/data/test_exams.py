@@ -71,7 +71,8 @@ def test_joint_training_is_examined_on_every_set_that_is_there(folder):
     assert len(load_questions(dataclasses.replace(task, question_limit=1))) == 8
     train, held_out = (load_pieces(task, split, None) for split in ("train", "evaluation"))
     assert (len(train), len(held_out)) == (80, 120)
-    assert train[0][1].text == "the correct answer is answer2" and train[0][1].learnt
+    answer = train[0].pieces[1]
+    assert answer.text == "the correct answer is answer2" and answer.learnt
 
 
 def test_tasks_survive_run_json(folder):
@@ -168,9 +169,9 @@ def test_only_selected_rows_are_learnt_and_counted(tmp_path):
     )
     train = load_pieces(task, "train", None)
     assert len(train) == 3 and len(load_pieces(task, "evaluation", None)) == 2
-    assert all("sin" not in pieces[0].text for pieces in train)
-    assert load_questions(task)[0].prompt == train[0][0].text.replace(
-        train[0][0].text.split("\n")[3], "1 + 1?"
+    assert all("sin" not in text.pieces[0].text for text in train)
+    assert load_questions(task)[0].prompt == train[0].pieces[0].text.replace(
+        train[0].pieces[0].text.split("\n")[3], "1 + 1?"
     )
     with pytest.raises(UserError, match="6 rows held out of 6 leave none"):
         load_pieces(dataclasses.replace(task, held_out=6), "train", None)

@@ -1,0 +1,50 @@
+"""LoRAHub over runs: the search uses the runs' own model and beats doing nothing."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from goat_jax.errors import UserError
+from goat_jax.run.compose import compose, few_rows
+from goat_jax.run.fit import fit
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def runs(config, tmp_path_factory):
+    """Two LoRA runs: one learnt the task, the other its opposite."""
+    root = tmp_path_factory.mktemp("hub")
+    adapter = dataclasses.replace(config.adapter, method="lora", dropout=0.0)
+    train = dataclasses.replace(config.train, steps=10, seed=3)
+    swapped = dataclasses.replace(config.task, labels=config.task.labels[::-1])
+    found = []
+    for name, task in (("learnt", config.task), ("opposite", swapped)):
+        run = dataclasses.replace(
+            config, adapter=adapter, train=train, task=task, out=str(root / name)
+        )
+        fit(run, progress=False)
+        found.append(root / name)
+    return dataclasses.replace(config, adapter=adapter, train=train), found
+
+
+def test_the_run_that_knows_the_task_is_preferred(runs):
+    config, folders = runs
+    found = compose(config, folders, rows=16, budget=12)
+    assert found.coefficients[0] > found.coefficients[1]
+    assert found.scores["loss"] < found.alone[1]["loss"]
+    assert len(found.alone) == 2 and np.isfinite(found.few_shot_loss)
+
+
+def test_runs_that_do_not_fit_are_refused(runs, finished):
+    config, folders = runs
+    with pytest.raises(UserError, match="1 runs: LoRAHub combines two or more"):
+        compose(config, folders[:1])
+    with pytest.raises(UserError, match="have other frozen kernels"):
+        compose(config, [folders[0], finished[1].folder])
+
+
+def test_few_rows_are_the_first_of_the_seed(config):
+    (batch,) = few_rows(config, 5)
+    assert batch["labels"].shape == (5,)
