@@ -44,7 +44,7 @@ def measure_steps(
         configs: by the name of what they stand for; the first is what the ratios are to.
         model: whose sizes to take, as for `run.shapes.abstract_run`.
     """
-    made = {name: _compiled(config, model) for name, config in configs.items()}
+    made = {name: step_of(config, model) for name, config in configs.items()}
     times = take_turns({name: call for name, (call, _, _) in made.items()}, turns)
     first = next(iter(configs))
     train = configs[first].train
@@ -63,7 +63,8 @@ def measure_steps(
     return Steps(measured, measured_peak(DTYPES[configs[first].model.dtype]))
 
 
-def _compiled(config: RunConfig, model: str | None) -> tuple[Callable[[], Any], int, int]:
+def step_of(config: RunConfig, model: str | None) -> tuple[Callable[[], Any], int, int]:
+    """A call that runs a step, its temporary bytes and its operations."""
     run = abstract_run(config, model)
     state, base = (_numbers(tree) for tree in (run.state, run.base))
     batch = _batch(run)
