@@ -50,7 +50,7 @@ def plot_curves(
         UserError: no curves, or another file type.
 
     >>> import pathlib, tempfile
-    >>> panel = Panel("RTE", "loss", {"goat": [([1, 2], [0.7, 0.5])], "lora": [([1, 2], [0.7, 0.6])]})
+    >>> panel = Panel("RTE", "loss", {"goat": [([1, 2], [0.7, 0.5])]})
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = pathlib.Path(folder, "loss.png")
     ...     plot_curves([[panel]], path, title="Loss")

@@ -16,6 +16,7 @@ from goat_jax.errors import UserError
 from goat_jax.run.setup import Built
 
 RUN = "run.json"
+RESULT = "result.json"  # what a run of a table came to
 # A rebuilt SVD differs by rounding (1e-7); another segment, seed or rho by more than this.
 NORM_TOLERANCE = 1e-5
 
