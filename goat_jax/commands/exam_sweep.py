@@ -120,6 +120,7 @@ def run_one(
     draw(folder)
     found = examine(open_subject(str(folder), summary.step), task, task.way, options)
     write_records(folder / "evaluation", task.name, task.way, found)
-    write_aside(path, json.dumps({"settings": settings, "scores": found.scores}, indent=1) + "\n")
+    result = {"settings": settings, "scores": found.scores, "notes": summary.notes}
+    write_aside(path, json.dumps(result, indent=1) + "\n")
     jax.clear_caches()  # the next run has a model of its own
     return found.scores

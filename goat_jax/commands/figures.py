@@ -127,16 +127,18 @@ def _smoothed(run: Gathered, field: str) -> Curve:
 def _figure_4(runs: Sequence[Gathered], path: Path, metric: str | None) -> bool:
     del metric
     known = [run for run in runs if run.series("task_loss")[0]]
-    panels = []
-    for task, members in grouped(known, lambda run: run.task).items():
-        curves = _curves(by_series(members), "task_loss")
-        if len(curves) > 1:
-            panels.append(Panel(task, "training loss", curves))
+    curves: dict[str, dict[str, list[Curve]]] = {}
+    for label, members in by_series(known).items():
+        for run in members:
+            of_task = curves.setdefault(run.task, {})
+            of_task.setdefault(label, []).append(_smoothed(run, "task_loss"))
+    panels = [Panel(task, "training loss", own) for task, own in curves.items() if len(own) > 1]
     if not panels:
         return False
     _, columns = grid_shape(len(panels), most=2)
     grid = [panels[start : start + columns] for start in range(0, len(panels), columns)]
-    plot_curves(grid, path, title="Training loss by method (moving mean over a tenth of the run)")
+    title = "Training loss by method (moving mean over a tenth of the run)"
+    plot_curves(grid, path, title=title, one_legend=True)
     return True
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.plots.save import save_figure
-from goat_jax.plots.style import COLORS, LINES, tidy
+from goat_jax.plots.style import COLORS, LINES, shared_legend, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,12 +38,17 @@ class Panel:
 
 
 def plot_curves(
-    grid: Sequence[Sequence[Panel]], path: str | os.PathLike[str], *, title: str
+    grid: Sequence[Sequence[Panel]],
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    one_legend: bool = False,
 ) -> None:
-    """Draws panels in rows.
+    """Draws panels in rows. A label has one colour in all of them.
 
     Args:
-        grid: rows of panels, equally long.
+        grid: rows of panels.
+        one_legend: for all panels together, not for each.
         path: a .png, .pdf or .svg file.
 
     Raises:
@@ -59,33 +64,39 @@ def plot_curves(
     """
     if not any(panel.curves for row in grid for panel in row):
         raise UserError("no curves to plot: give at least one")
-    save_figure(curves_figure(grid, title), path)
+    save_figure(curves_figure(grid, title, one_legend), path)
 
 
-def curves_figure(grid: Sequence[Sequence[Panel]], title: str) -> Figure:
+def curves_figure(grid: Sequence[Sequence[Panel]], title: str, one_legend: bool) -> Figure:
     """The figure of `plot_curves`."""
     from matplotlib.figure import Figure
 
-    rows, columns = len(grid), len(grid[0])
+    rows, columns = len(grid), max(len(row) for row in grid)
+    labels = list(dict.fromkeys(name for row in grid for panel in row for name in panel.curves))
     size = (max(5.0 * columns + 0.8, 8.0), 3.0 * rows + 0.8)
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(title, fontsize=13, wrap=True)
     axes = figure.subplots(rows, columns, squeeze=False)
     for row, panels in zip(axes, grid, strict=True):
         for ax, panel in zip(row, panels, strict=False):
-            _draw_panel(ax, panel)
+            _draw_panel(ax, panel, labels)
+            tidy(ax, legend=not one_legend)
         for ax in row[len(panels) :]:
             ax.set_visible(False)
+    figure.align_ylabels(axes)
     figure.supxlabel("step (optimizer updates)", fontsize=10)
+    if one_legend:
+        shared_legend(figure)
     return figure
 
 
-def _draw_panel(ax: Axes, panel: Panel) -> None:
-    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+def _draw_panel(ax: Axes, panel: Panel, labels: Sequence[str]) -> None:
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
     ax.set_title(panel.title, loc="left", fontsize=11)
     ax.set_ylabel(panel.y_label)
-    for index, (label, runs) in enumerate(panel.curves.items()):
+    for label, runs in panel.curves.items():
+        index = labels.index(label)
         steps, mean, low, high = _band(runs)
         color = COLORS[index % len(COLORS)]
         line = LINES[index // len(COLORS) % len(LINES)]
@@ -94,9 +105,11 @@ def _draw_panel(ax: Axes, panel: Panel) -> None:
             ax.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
     if panel.log:
         ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    tidy(ax)
 
 
 def _band(runs: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

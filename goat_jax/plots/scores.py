@@ -10,7 +10,7 @@ import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.plots.save import save_figure
-from goat_jax.plots.style import grid_shape, marked, tidy
+from goat_jax.plots.style import grid_shape, marked, shared_legend, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,10 +77,8 @@ def scores_figure(
         ax.set_visible(False)
     figure.supxlabel(x_label, fontsize=10)
     figure.supylabel(y_label, fontsize=10)
-    handles = {h.get_label(): h for ax in axes for h in ax.get_legend_handles_labels()[0]}
-    figure.legend(
-        [handles[name] for name in names], names, loc="outside right upper", frameon=False
-    )
+    if len(names) > 1:
+        shared_legend(figure)
     return figure
 
 

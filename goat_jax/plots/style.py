@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, but for yellow, which paper swallows."""
@@ -13,7 +14,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 EXPERTS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#7F7F7F")
 """Fills that tell experts apart; from the ninth on they come again."""
 
-MARKERS = "osD^vPX"
+MARKERS = "osD^vPX*"
 LINES = ("-", "--", "-.", ":")
 
 
@@ -38,6 +39,16 @@ def tidy(ax: Axes, *, legend: bool = True) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     if legend:
         ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, frameon=False)
+
+
+def shared_legend(figure: Figure) -> None:
+    """One legend for all panels, to their right; each label once."""
+    found = {
+        label: handle
+        for ax in figure.axes
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(found.values(), found.keys(), loc="outside right upper", frameon=False)
 
 
 def grid_shape(panels: int, most: int = 3) -> tuple[int, int]:

@@ -26,7 +26,7 @@ def score_panels(
 ) -> tuple[dict[str, dict[str, Points]], str]:
     """Task -> series -> x -> scores of its runs, and what the scores are.
 
-    Shares are turned into percent. There are no panels unless a series has two points.
+    Shares are turned into percent. Series of fewer than two points in all are left out.
 
     Args:
         x_of: where a run lies on the x axis; None leaves it out.
@@ -37,15 +37,17 @@ def score_panels(
     names: list[str] = []
     usable = [run for run in runs if x_of(run) is not None and run.score(metric) is not None]
     for label, members in by_series(usable, apart).items():
+        if len({x_of(run) for run in members}) < 2:
+            continue
         for run in members:
             x, score = x_of(run), run.score(metric)
             assert x is not None and score is not None
             names.append(score[0])
             points = panels.setdefault(run.task, {}).setdefault(label, {})
             points.setdefault(x, []).append(score[1])
-    every = [points for series in panels.values() for points in series.values()]
-    if not any(len(points) > 1 for points in every):
+    if not panels:
         return {}, ""
+    every = [points for series in panels.values() for points in series.values()]
     name = Counter(names).most_common(1)[0][0]
     values = [value for points in every for scores in points.values() for value in scores]
     if max(map(abs, values)) > 1:

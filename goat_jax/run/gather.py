@@ -119,7 +119,8 @@ def _traits(config: RunConfig, left_out: set[str]) -> dict[str, Any]:
 def _label(own: Mapping[str, Any], forms: Sequence[Mapping[str, Any]]) -> str:
     method = own.get("method")
     alike = [form for form in forms if form.get("method") == method]
-    names = sorted({name for form in alike for name in form})
+    names = sorted({name for form in alike for name in form} - {*_WORDS})
+    names = [*_WORDS, *names]
     telling = [n for n in names if len({json.dumps(form.get(n)) for form in alike}) > 1]
     parts = [f"{_WORDS.get(name, name)} {own[name]}" for name in telling if name in own]
     return ", ".join([method, *parts] if method else parts) or "all"
