@@ -11,7 +11,7 @@ import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.plots.save import save_figure
-from goat_jax.plots.style import COLORS, LINES, shared_legend, tidy
+from goat_jax.plots.style import COLORS, LINES, shared_legend, tidy, write_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +75,7 @@ def curves_figure(grid: Sequence[Sequence[Panel]], title: str, one_legend: bool)
     labels = list(dict.fromkeys(name for row in grid for panel in row for name in panel.curves))
     size = (max(5.0 * columns + 0.8, 8.0), 3.0 * rows + 0.8)
     figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle(title, fontsize=13, wrap=True)
+    write_title(figure, title)
     axes = figure.subplots(rows, columns, squeeze=False)
     for row, panels in zip(axes, grid, strict=True):
         for ax, panel in zip(row, panels, strict=False):

@@ -10,7 +10,7 @@ import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.plots.save import save_figure
-from goat_jax.plots.style import grid_shape, marked, shared_legend, tidy
+from goat_jax.plots.style import grid_shape, marked, shared_legend, tidy, write_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +60,7 @@ def scores_figure(
 
     rows, columns = grid_shape(len(panels))
     figure = Figure(figsize=(max(4.4 * columns, 5.5) + 1.6, 3.2 * rows + 0.6), layout="constrained")
-    figure.suptitle(title, fontsize=13, wrap=True)
+    write_title(figure, title)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
     for ax, (heading, series) in zip(axes, panels.items(), strict=False):

@@ -10,6 +10,7 @@ import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.plots.save import save_figure
+from goat_jax.plots.style import write_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +55,7 @@ def shares_figure(shares: Mapping[str, Sequence[float]], title: str) -> Figure:
     longest = max(len(name) for name in shares)
     size = (max(0.62 * experts + 0.09 * longest + 2.2, 6.0), 0.36 * len(shares) + 1.7)
     figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle(title, fontsize=13, wrap=True)
+    write_title(figure, title)
     ax = figure.subplots()
     norm = TwoSlopeNorm(1.0, vmin=0.0, vmax=_RATIO_LIMIT)
     image = ax.imshow(ratio, cmap="PuOr_r", norm=norm, aspect="auto", interpolation="nearest")

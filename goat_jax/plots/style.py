@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ def tidy(ax: Axes, *, legend: bool = True) -> None:
         ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, frameon=False)
 
 
+def write_title(figure: Figure, title: str) -> None:
+    """The figure's title, at its left, away from a legend at the right."""
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, wrap=True)
+
+
 def shared_legend(figure: Figure) -> None:
     """One legend for all panels, to their right; each label once."""
     found = {
@@ -48,7 +54,7 @@ def shared_legend(figure: Figure) -> None:
         for ax in figure.axes
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(found.values(), found.keys(), loc="outside right upper", frameon=False)
+    figure.legend(found.values(), found.keys(), loc="outside right center", frameon=False)
 
 
 def grid_shape(panels: int, most: int = 3) -> tuple[int, int]:
@@ -59,3 +65,23 @@ def grid_shape(panels: int, most: int = 3) -> tuple[int, int]:
     """
     columns = min(most, panels if panels < 3 else 2 if panels == 4 else 3)
     return -(-panels // columns), columns
+
+
+def short_names(patterns: Sequence[str]) -> list[str]:
+    """What follows the layer in each path, cut to the last words that still tell them apart.
+
+    >>> short_names(["bert.layer.{}.attention.self.query", "bert.layer.{}.output.dense"])
+    ['query', 'dense']
+    """
+    tails = [pattern.rpartition("{}.")[2].split(".") for pattern in patterns]
+
+    def clashes(words: list[str]) -> int:
+        return sum(tail[-len(words) :] == words for tail in tails)
+
+    names = []
+    for pattern, tail in zip(patterns, tails, strict=True):
+        cuts = (tail[-length:] for length in range(1, len(tail) + 1))
+        words = next((cut for cut in cuts if clashes(cut) == 1), tail)
+        heading = pattern.partition(".{}")[0] + "\n" if tails.count(tail) > 1 else ""
+        names.append(heading + ".".join(words))
+    return names
