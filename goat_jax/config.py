@@ -18,7 +18,9 @@ from goat_jax.errors import UserError, nearest
 from goat_jax.inject import ALL_LINEAR, Override
 from goat_jax.mesh.config import MeshConfig, Rules
 from goat_jax.optim.optimizer import OptimizerConfig
+from goat_jax.quantized import KINDS as QUANTIZED
 from goat_jax.svd_store import SvdConfig
+from goat_jax.train_config import TrainConfig, WatchConfig
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -31,17 +33,23 @@ class ModelConfig:
         path: folder of a Hugging Face checkpoint.
         dtype: of the frozen weights and the computation; adapters are always float32.
         remat: what the backward pass recomputes: a key of `goat_jax.stack.REMAT`.
+        quantize: bits of the frozen kernels once the adapters are started: a key of
+            `goat_jax.quantized.KINDS` (the extra `quant`), or "none".
         options: fields of the model's own config, such as {"pooling": "mean"}.
     """
 
     path: str
     dtype: str = "float32"
     remat: str = "none"
+    quantize: str = "none"
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise UserError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if self.quantize not in ("none", *QUANTIZED):
+            kinds = ", ".join(("none", *QUANTIZED))
+            raise UserError(f"model.quantize {self.quantize!r} is not one of {kinds}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,57 +110,11 @@ class AdapterConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """The course of a run.
-
-    Attributes:
-        steps: optimizer steps.
-        batch_size: examples per optimizer step, over all devices and micro-batches.
-        accumulate: micro-batches a batch is cut into, to save memory.
-        max_length: tokens per example; longer ones lose their end.
-        shapes: padded lengths in use: more of them waste less on padding, but each is compiled.
-        eval_batch_size: examples per evaluation step.
-        eval_every: steps between evaluations; each is followed by a checkpoint.
-        save_every: steps between checkpoints besides those.
-        log_every: steps between records.
-        patience: evaluations without a better score before the run stops early; None never stops.
-        best_by: the metric that marks the best checkpoint; the task's first if None.
-        grace_seconds: from SIGTERM or Ctrl-C to the end of the last save; after that the command
-            line gives up with exit code 75.
-        seed: of the data's order, the head's and the adapters' start, and dropout.
-    """
-
-    steps: int = 150
-    batch_size: int = 32
-    accumulate: int = 1
-    max_length: int = 128
-    shapes: int = 5
-    eval_batch_size: int = 64
-    eval_every: int = 100
-    save_every: int = 100
-    log_every: int = 10
-    patience: int | None = None
-    best_by: str | None = None
-    grace_seconds: float = 60.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        sizes = ("steps", "batch_size", "accumulate", "eval_batch_size")
-        for name in (*sizes, "eval_every", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)} must be at least 1")
-        if self.batch_size % self.accumulate:
-            raise UserError(
-                f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """One run.
 
     Attributes:
-        model, task, adapter, optimizer, train, mesh, svd: its parts.
+        model, task, adapter, optimizer, train, mesh, svd, watch: its parts.
         out: the run folder; a run that exists there is continued.
     """
 
@@ -163,7 +125,12 @@ class RunConfig:
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
     svd: SvdConfig = SvdConfig()
+    watch: WatchConfig = WatchConfig()
     out: str = "runs/run"
+
+    def __post_init__(self) -> None:
+        if self.model.quantize != "none" and not self.mesh.single:
+            raise UserError("model.quantize is for one device: leave mesh as it is")
 
     @property
     def best_by(self) -> str:
@@ -184,6 +151,7 @@ FREE_TO_CHANGE = (
     "train.grace_seconds",
     "svd.folder",
     "svd.keep",
+    *(f"watch.{field.name}" for field in dataclasses.fields(WatchConfig)),
     *(f"mesh.{field.name}" for field in dataclasses.fields(MeshConfig)),
     *(f"mesh.rules.{field.name}" for field in dataclasses.fields(Rules)),
 )
@@ -297,6 +265,7 @@ def config_from_json(values: Mapping[str, Any]) -> RunConfig:
         train=TrainConfig(**parts["train"]),
         mesh=_mesh_from(parts.get("mesh", {})),
         svd=SvdConfig(**parts.get("svd", {})),
+        watch=WatchConfig(**parts.get("watch", {})),
         **own,
     )
 
