@@ -219,7 +219,7 @@ def _experts(run: Reopened) -> int:
 def _draw_routes(opened: Opened, path: Path) -> None:
     run, choice = opened.run, opened.choice
     _experts(run)
-    title = f"Strongest expert at step {run.step:,}; pale where others share the token"
+    title = f"Strongest expert, step {run.step:,}"
     if run.built.vocabulary is None and choice.text is None:
         found = routes(run, batch_of_image(run, choice.image, choice.row))
         assert found.image is not None

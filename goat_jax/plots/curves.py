@@ -11,7 +11,7 @@ import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.plots.save import save_figure
-from goat_jax.plots.style import COLORS, LINES, shared_legend, tidy, write_title
+from goat_jax.plots.style import COLORS, LINES, log_axis, shared_legend, tidy, write_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +80,7 @@ def curves_figure(grid: Sequence[Sequence[Panel]], title: str, one_legend: bool)
     for row, panels in zip(axes, grid, strict=True):
         for ax, panel in zip(row, panels, strict=False):
             _draw_panel(ax, panel, labels)
-            tidy(ax, legend=not one_legend)
+            tidy(ax, legend=len(panel.curves) > 1 and not one_legend)
         for ax in row[len(panels) :]:
             ax.set_visible(False)
     figure.align_ylabels(axes)
@@ -91,7 +91,7 @@ def curves_figure(grid: Sequence[Sequence[Panel]], title: str, one_legend: bool)
 
 
 def _draw_panel(ax: Axes, panel: Panel, labels: Sequence[str]) -> None:
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     ax.set_title(panel.title, loc="left", fontsize=11)
     ax.set_ylabel(panel.y_label)
@@ -104,10 +104,7 @@ def _draw_panel(ax: Axes, panel: Panel, labels: Sequence[str]) -> None:
         if len(runs) > 1:
             ax.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
     if panel.log:
-        ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        log_axis(ax)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 

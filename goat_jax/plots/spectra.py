@@ -10,7 +10,7 @@ import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.plots.save import save_figure
-from goat_jax.plots.style import EXPERTS, grid_shape, write_title
+from goat_jax.plots.style import EXPERTS, grid_shape, log_axis, write_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,7 +77,7 @@ def _draw(ax: Axes, spectrum: Spectrum) -> None:
         ax.annotate(str(expert), (float(np.mean(index)), 1.005), **top)
     positive = values[values > 0]
     if len(positive):
-        ax.set_yscale("log")
+        log_axis(ax)
         ax.set_ylim(bottom=max(positive.min() * 0.8, values.max() * 1e-6))
     ax.tick_params(labelsize=8)
     ax.grid(alpha=0.3, linewidth=0.6)

@@ -57,6 +57,16 @@ def shared_legend(figure: Figure) -> None:
     figure.legend(found.values(), found.keys(), loc="outside right center", frameon=False)
 
 
+def log_axis(ax: Axes) -> None:
+    """A logarithmic y axis with plain numbers at 1, 2 and 5 of each decade."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
 def grid_shape(panels: int, most: int = 3) -> tuple[int, int]:
     """Rows and columns for so many panels, at most so many in a row.
 

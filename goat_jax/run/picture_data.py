@@ -88,7 +88,9 @@ def _reports(run: Reopened, batches: Sequence[Batch], *, per_token: bool) -> lis
         ctx = dataclasses.replace(own, per_token=per_token)
         return forward(run.built.graph, trainable, base, batch, objective, ctx).reports
 
-    return [jax.device_get(reports(run.state.trainable, base, batch)) for batch in batches]
+    order = dict.fromkeys(row.name for row in run.built.inject_report.rows)
+    found = [jax.device_get(reports(run.state.trainable, base, batch)) for batch in batches]
+    return [{name: each[name] for name in order if name in each} for each in found]
 
 
 def batch_of_text(run: Reopened, text: str | None, row: int) -> tuple[Batch, list[str]]:
