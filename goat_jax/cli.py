@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from goat_jax.commands import exam_arguments
+from goat_jax.commands import bench_arguments, exam_arguments
 from goat_jax.errors import RunFailed, UserError
 
 STOPPED_BY_SIGNAL = 143
@@ -151,6 +151,18 @@ def _parser() -> argparse.ArgumentParser:
         "--at-once", type=int, default=1, metavar="N", help="runs of a method in one step (memory!)"
     )
     compare.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="FOLDER")
+
+    bench = verb(
+        "bench",
+        _bench,
+        "Measure what adapters cost on this device: a layer, whole steps, or how it grows.",
+        "goat-jax bench layer --dtype bfloat16\n"
+        "         goat-jax bench step --config configs/gsm8k.py --model smollm2-135m \\\n"
+        "             --methods lora goat full_ft --train.batch-size 4\n"
+        "         goat-jax bench growth --methods goat --out runs/growth",
+        overrides=True,
+    )
+    bench_arguments.add(bench)
 
     methods = verb(
         "methods",
@@ -302,6 +314,12 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
         at_once=max(1, options.at_once),
         out=options.out,
     )
+
+
+def _bench(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.commands.bench import bench
+
+    return bench(options, rest)
 
 
 def _methods(options: argparse.Namespace, rest: list[str]) -> int:

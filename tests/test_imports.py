@@ -27,7 +27,7 @@ FLOORS = (
     ("train_config",),
     ("config", "export"),
     ("run",),
-    ("parity",),
+    ("bench", "parity"),
     ("commands",),
     ("cli",),
 )

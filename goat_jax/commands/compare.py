@@ -96,11 +96,12 @@ def read_entries(methods: Sequence[str]) -> list[Entry]:
     return entries
 
 
-def entry_config(source: str, entry: Entry, overrides: Sequence[str] = ()) -> RunConfig:
+def entry_config(
+    source: str, entry: Entry, overrides: Sequence[str] = (), verb: str = "goat-jax compare"
+) -> RunConfig:
     """The config of an entry: its own options over what the file says for the method."""
     of_method = f"{source}{',' if ':' in source else ':'}method={entry.method}"
-    config = read_config(of_method, overrides, "goat-jax compare")
-    return with_adapter(config, entry.options)
+    return with_adapter(read_config(of_method, overrides, verb), entry.options)
 
 
 def with_parameters_of(config: RunConfig, model: RunConfig) -> RunConfig:
