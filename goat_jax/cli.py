@@ -182,6 +182,24 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("folder", metavar="RUN", type=Path, nargs="?")
     inspect.add_argument("--config", metavar="FILE[:OPT=V,...]")
     inspect.add_argument("--model", metavar="MODEL", help="another model than the config's")
+    plot = verb(
+        "plot",
+        _plot,
+        "Draw a run: losses, expert load, router entropy, which expert a token goes to, spectra,\n"
+        "updates; PNG files and one page, RUN/report.html, that opens offline.",
+        'goat-jax plot runs/demo --text "A warm, sharp film about nothing"\n'
+        "         goat-jax plot runs/a runs/b --records-only",
+    )
+    plot.add_argument("folders", metavar="RUN", type=Path, nargs="+")
+    plot.add_argument("--step", type=int, help="which checkpoint; the best if not given")
+    plot.add_argument("--text", metavar="SENTENCE", help="whose tokens are followed")
+    plot.add_argument("--image", metavar="FILE", type=Path, help="whose patches are followed")
+    plot.add_argument(
+        "--row", type=int, default=0, metavar="N", help="evaluation row, without text or image"
+    )
+    plot.add_argument(
+        "--records-only", action="store_true", help="what metrics.jsonl holds; opens no model"
+    )
     plan = verb(
         "plan",
         _plan,
@@ -215,6 +233,15 @@ def _plan(options: argparse.Namespace, rest: list[str]) -> int:
         largest=options.largest_batch,
         as_json=options.json,
     )
+
+
+def _plot(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.commands.plot import Choice, plot
+
+    choice = Choice(options.step, options.text, options.image, options.row, options.records_only)
+    for folder in options.folders:
+        print(plot(folder, choice))
+    return 0
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> int:
