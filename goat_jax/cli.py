@@ -181,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
     plan.add_argument("--topology", required=True, metavar="cpu:N|v5e:4x4")
     plan.add_argument("--chip", metavar="NAME", help="whose limits to reckon with, as v5e or h100")
-    plan.add_argument("--largest-batch", action="store_true", help="also find it, by bisection")
+    plan.add_argument("--largest-batch", action="store_true", help="also find it, by trying some")
     plan.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
