@@ -19,6 +19,7 @@ from goat_jax.inject import ALL_LINEAR, Override
 from goat_jax.mesh.config import MeshConfig, Rules
 from goat_jax.optim.optimizer import OptimizerConfig
 from goat_jax.svd_store import SvdConfig
+from goat_jax.train_config import TrainConfig, WatchConfig
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -102,57 +103,11 @@ class AdapterConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """The course of a run.
-
-    Attributes:
-        steps: optimizer steps.
-        batch_size: examples per optimizer step, over all devices and micro-batches.
-        accumulate: micro-batches a batch is cut into, to save memory.
-        max_length: tokens per example; longer ones lose their end.
-        shapes: padded lengths in use: more of them waste less on padding, but each is compiled.
-        eval_batch_size: examples per evaluation step.
-        eval_every: steps between evaluations; each is followed by a checkpoint.
-        save_every: steps between checkpoints besides those.
-        log_every: steps between records.
-        patience: evaluations without a better score before the run stops early; None never stops.
-        best_by: the metric that marks the best checkpoint; the task's first if None.
-        grace_seconds: from SIGTERM or Ctrl-C to the end of the last save; after that the command
-            line gives up with exit code 75.
-        seed: of the data's order, the head's and the adapters' start, and dropout.
-    """
-
-    steps: int = 150
-    batch_size: int = 32
-    accumulate: int = 1
-    max_length: int = 128
-    shapes: int = 5
-    eval_batch_size: int = 64
-    eval_every: int = 100
-    save_every: int = 100
-    log_every: int = 10
-    patience: int | None = None
-    best_by: str | None = None
-    grace_seconds: float = 60.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        sizes = ("steps", "batch_size", "accumulate", "eval_batch_size")
-        for name in (*sizes, "eval_every", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)} must be at least 1")
-        if self.batch_size % self.accumulate:
-            raise UserError(
-                f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """One run.
 
     Attributes:
-        model, task, adapter, optimizer, train, mesh, svd: its parts.
+        model, task, adapter, optimizer, train, mesh, svd, watch: its parts.
         out: the run folder; a run that exists there is continued.
     """
 
@@ -163,6 +118,7 @@ class RunConfig:
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
     svd: SvdConfig = SvdConfig()
+    watch: WatchConfig = WatchConfig()
     out: str = "runs/run"
 
     @property
@@ -184,6 +140,7 @@ FREE_TO_CHANGE = (
     "train.grace_seconds",
     "svd.folder",
     "svd.keep",
+    *(f"watch.{field.name}" for field in dataclasses.fields(WatchConfig)),
     *(f"mesh.{field.name}" for field in dataclasses.fields(MeshConfig)),
     *(f"mesh.rules.{field.name}" for field in dataclasses.fields(Rules)),
 )
@@ -297,6 +254,7 @@ def config_from_json(values: Mapping[str, Any]) -> RunConfig:
         train=TrainConfig(**parts["train"]),
         mesh=_mesh_from(parts.get("mesh", {})),
         svd=SvdConfig(**parts.get("svd", {})),
+        watch=WatchConfig(**parts.get("watch", {})),
         **own,
     )
 

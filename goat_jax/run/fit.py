@@ -12,20 +12,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from goat_jax.config import RunConfig
+from goat_jax.config import DTYPES, RunConfig
 from goat_jax.data.metrics import goodness
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.run.checkpoint import Checkpoints
 from goat_jax.run.evaluate import evaluate
 from goat_jax.run.folder import claim
-from goat_jax.run.meter import Meter
+from goat_jax.run.meter import Meter, memory_peaks
+from goat_jax.run.norms import norms_by_module, not_finite
 from goat_jax.run.problems import problem_of
 from goat_jax.run.processes import Votes, agreed, is_first, records_of
+from goat_jax.run.profile import Profile
 from goat_jax.run.progress import TrainProgress
 from goat_jax.run.records import Records
 from goat_jax.run.setup import Built, Data, build, load_data
 from goat_jax.run.signals import Signals
 from goat_jax.run.state import RunState
+from goat_jax.run.utilization import StepFlops, peak_of_devices
 from goat_jax.typing import Batch
 
 
@@ -76,12 +79,13 @@ def fit(
     _claim_together(folder, config, built)
     checkpoints = Checkpoints(folder, config.best_by)
     try:
-        with records_of(folder) as records:
+        with records_of(config) as records:
             loop = _Loop(config, built, data, records, checkpoints)
             loop.restore()
             shown = progress and is_first()
             with (
                 TrainProgress(config.train.steps, loop.step, shown) as loop.bar,
+                Profile(folder, config.watch.profiled_steps()) as loop.profile,
                 Signals(config.train.grace_seconds, expired) as signals,
             ):
                 return loop.run(signals)
@@ -117,27 +121,6 @@ class _Best:
             self.worse += 1
 
 
-def not_finite(squares_by_leaf: Any, names: dict[tuple, list[str]], most: int = 3) -> str:
-    """Names the modules whose gradients are not finite, layer by layer.
-
-    Args:
-        squares_by_leaf: squared norms, as `run.step` gives them.
-        names: path of a module -> its full name per layer.
-    """
-    found: dict[str, None] = {}
-    for path, squares in jax.tree_util.tree_leaves_with_path(jax.device_get(squares_by_leaf)):
-        keys = tuple(entry.key for entry in path[1:])
-        owners = next((names[keys[:n]] for n in range(len(keys)) if keys[:n] in names), [])
-        bad = ~np.isfinite(squares)
-        if len(owners) == bad.size:
-            found |= dict.fromkeys(name for name, b in zip(owners, bad, strict=True) if b)
-        elif bad.any():
-            found |= dict.fromkeys(owners[:1] or [".".join(map(str, keys))])
-    listed = list(found)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more or "none"
-
-
 class _Loop:
     """The state of `fit` between steps."""
 
@@ -157,9 +140,13 @@ class _Loop:
         self.best = _Best()
         self.before: dict[str, float] | None = None
         self.after: dict[str, float] = {}
-        self.pending: tuple[int, dict[str, Any], Batch] | None = None
-        self.meter = Meter(self.unit, data.shares)
+        self.pending: tuple[int, dict[str, Any], Batch, int] | None = None
+        watched = config.watch.utilization
+        peak = peak_of_devices(DTYPES[config.model.dtype]) if watched else None
+        self.meter = Meter(self.unit, data.shares, peak)
+        self.flops = StepFlops(built.train_step) if watched else None
         self.bar: TrainProgress
+        self.profile: Profile
 
     def restore(self) -> None:
         """Goes on from the newest checkpoint, or forgets what a run without one wrote."""
@@ -178,7 +165,7 @@ class _Loop:
         if self.step == 0:
             self.before = self.evaluate()
         stopped = "finished"
-        self.meter = Meter(self.unit, self.data.shares)
+        self.meter.restart()
         votes = Votes()
         while self.step < train.steps:
             if self.out_of_patience():
@@ -196,16 +183,20 @@ class _Loop:
     def take_step(self) -> None:
         """One optimizer step, and what is due after it."""
         train = self.config.train
-        batch = next(self.data.train)
-        placed = self.built.placed
-        there = batch if placed is None else placed.put_share(batch, train.batch_size)
+        self.profile.before(self.step + 1)
+        with self.meter.during("data"):
+            batch = next(self.data.train)
+            placed = self.built.placed
+            there = batch if placed is None else placed.put_share(batch, train.batch_size)
         self.state, metrics = self.built.train_step(self.state, self.built.base, there)
+        flops = self.flops(self.state, self.built.base, there) if self.flops else 0
         # The device works on this step while the host looks at the one before.
         self.look_at_pending()
         self.step += 1
         if self.step in self.built.switches:
             self.state = self.built.switches[self.step](self.state, self.built.base)
-        self.pending = (self.step, metrics, batch)
+        self.pending = (self.step, metrics, batch, flops)
+        self.profile.after(self.step, self.state)
         if self.step % train.eval_every == 0 or self.step == train.steps:
             scores = self.evaluate()
             self.after = scores
@@ -217,25 +208,35 @@ class _Loop:
         """Fetches the last step's numbers: stops if they are not finite, records them if due."""
         if self.pending is None:
             return
-        (step, metrics, batch), self.pending = self.pending, None
-        loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+        (step, metrics, batch, flops), self.pending = self.pending, None
+        with self.meter.during("device"):
+            loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise self.failure(step, loss, metrics["squares_by_leaf"])
-        self.meter.add(batch)
+        self.meter.add(batch, flops)
         if step % self.config.train.log_every == 0 or step == self.config.train.steps:
             self.record(step, jax.device_get(metrics))
 
     def record(self, step: int, metrics: dict[str, Any]) -> None:
-        """Writes a training record from the fetched numbers of a step."""
+        """Writes the training records from the fetched numbers of a step."""
         reports = metrics.pop("reports")
-        metrics.pop("squares_by_leaf")
+        norms = {
+            name: norms_by_module(metrics.pop(squares), self.built.names, self.built.patterns)
+            for name, squares in (
+                ("grad_norm", "squares_by_leaf"),
+                ("update_norm", "update_squares_by_leaf"),
+            )
+        }
+        entropy = {name: report.entropy for name, report in reports.items()}
         values = {
             **metrics,
-            "router_entropy": np.mean([report.entropy.mean() for report in reports.values()]),
+            "router_entropy": np.mean([each.mean() for each in entropy.values()]),
             "learning_rate": self.learning_rate(step),
             **self.meter.read(),
+            **memory_peaks(),
         }
         self.records.write("train", step, **values)
+        self.records.write("layers", step, entropy=entropy, **norms)
         rate = f"{self.unit}_per_second"
         self.bar.update(step, loss=float(metrics["loss"]), **{rate: values[rate]})
 
@@ -278,7 +279,8 @@ class _Loop:
         metrics = None
         if scores is not None:
             metrics = {self.best_by: goodness(self.best_by, scores[self.best_by])}
-        self.checkpoints.save(self.state, self.data.train, notes, metrics)
+        with self.meter.during("checkpoint"):
+            self.checkpoints.save(self.state, self.data.train, notes, metrics)
         self.saved = self.step
 
     def failure(self, step: int, loss: float, squares_by_leaf: Any) -> RunFailed:

@@ -14,7 +14,9 @@ from typing import Any, Self
 import jax
 import numpy as np
 
+from goat_jax.config import RunConfig, flatten
 from goat_jax.errors import UserError
+from goat_jax.run.mirrors import Mirror, TensorBoard, WeightsAndBiases
 from goat_jax.run.records import Records
 
 
@@ -145,6 +147,13 @@ class NoRecords(Records):
         """Leaves the file to the first process."""
 
 
-def records_of(folder: Path) -> Records:
+def records_of(config: RunConfig) -> Records:
     """The records of a run for this process: written by the first, by nobody else."""
-    return Records(folder) if is_first() else NoRecords(folder)
+    folder = Path(config.out)
+    if not is_first():
+        return NoRecords(folder)
+    mirrors: list[Mirror] = [TensorBoard(folder)]
+    if config.watch.wandb is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        mirrors.append(WeightsAndBiases(folder, config.watch.wandb, flatten(config)))
+    return Records(folder, mirrors)

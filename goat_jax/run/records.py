@@ -2,21 +2,27 @@
 
 Every record has `kind` and `step` (optimizer updates made so far); the other fields by kind:
 
-- train: `loss`, `task_loss`, `aux_loss`, `grad_norm`, `learning_rate`, `tokens_per_second`,
-  `padding_share` (0 to 1), `seconds`
+- train: `loss`, `task_loss`, `aux_loss`, `grad_norm` (before clipping), `update_norm`,
+  `router_entropy` (mean, in nats), `learning_rate`, `tokens_per_second`, `padding_share` (0 to 1),
+  `utilization` (matrix products over the devices' peak), `host_peak_bytes`, `device_peak_bytes`
+  (where the device says), and `seconds` since the record before without evaluations, of which
+  `data_seconds` went into getting batches (the device works on the step before meanwhile),
+  `device_seconds` into waiting for the device (none: it waits for the host) and
+  `checkpoint_seconds` into starting checkpoints
+- layers: `entropy` (of the router), `grad_norm`, `update_norm`: {path pattern: one per layer}
 - eval: `split`, `loss`, the task's metrics such as `accuracy`, `seconds`
 - load: `modules`, {path pattern: a row for each layer of the share of each expert}; `{}` in the
   pattern stands for the layer, and the shares of a row sum to 1
 
 JSON has no NaN: a number that is not finite is written as `null` and read back as None. The JSON
-file is the record; TensorBoard gets a copy of its finite scalars, tagged `train/loss`,
-`eval/validation/accuracy`, and may lose the last seconds of a run that is killed.
+file is the record; its mirrors get a copy of the finite scalars, tagged `train/loss`,
+`eval/validation/accuracy`.
 """
 
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -24,10 +30,10 @@ from typing import IO, Any, Self
 import numpy as np
 
 from goat_jax.errors import UserError
+from goat_jax.run.mirrors import Mirror
 
 FILE_NAME = "metrics.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
-KINDS = ("train", "eval", "load")
+KINDS = ("train", "layers", "eval", "load")
 
 
 class Records:
@@ -39,12 +45,12 @@ class Records:
 
     Args:
         folder: the run's folder, made if it is not there.
-        tensorboard: whether to mirror the scalars to `folder/tensorboard`.
+        mirrors: what gets a copy of the scalars.
 
     >>> import tempfile
     >>> scratch = tempfile.TemporaryDirectory()
     >>> folder = scratch.name
-    >>> with Records(folder, tensorboard=False) as records:
+    >>> with Records(folder) as records:
     ...     records.write("train", 1, loss=np.float32(0.7), grad_norm=np.nan)
     {'kind': 'train', 'step': 1, 'loss': 0.7, 'grad_norm': None}
     >>> read_records(folder, "train")[0]["loss"]
@@ -52,13 +58,11 @@ class Records:
     >>> scratch.cleanup()
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, tensorboard: bool = True):
+    def __init__(self, folder: str | os.PathLike[str], mirrors: Sequence[Mirror] = ()):
         self.folder = Path(folder)
         self.path = self.folder / FILE_NAME
-        self._tensorboard = tensorboard
-        self._purge_step: int | None = None
+        self._mirrors = mirrors
         self._file: IO[str] | None = None
-        self._events: Any = None  # tensorboardX.SummaryWriter, made at the first scalar
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +78,8 @@ class Records:
         trace: TracebackType | None,
     ) -> None:
         self._close()
+        for mirror in self._mirrors:
+            mirror.close()
 
     def write(self, kind: str, step: int, **values: Any) -> dict[str, Any]:
         """Appends one record and returns it as it will be read back.
@@ -96,15 +102,16 @@ class Records:
         # One call with the newline in it, so that a kill can only cut the last line.
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
-        if self._tensorboard:
-            self._mirror(record)
+        scalars = _scalars(record)
+        for mirror in self._mirrors if scalars else ():
+            mirror.add(scalars, record["step"])
         return record
 
     def resume(self, step: int) -> None:
         """Forgets what a killed run wrote after the state it goes on from.
 
         Drops the records of steps after `step` and half a last line, by writing the rest aside and
-        renaming; tells TensorBoard to hide the same steps. Call it before the first `write` of a
+        renaming; tells the mirrors. Call it before the first `write` of a
         restart; with nothing written yet it does nothing.
 
         Args:
@@ -114,42 +121,15 @@ class Records:
         self._close()
         if self.path.exists():
             _rewrite(self.path, last_step=step)
-        if any((self.folder / TENSORBOARD_FOLDER).glob("*.tfevents.*")):
-            self._purge_step = step + 1  # TensorBoard hides this step and those after it
+        for mirror in self._mirrors:
+            mirror.resume(step)
         if reopen:
             self.__enter__()
-
-    def _mirror(self, record: Mapping[str, Any]) -> None:
-        step, split = record["step"], record.get("split")
-        prefix = f"{record['kind']}/{split}" if split else record["kind"]
-        for name, value in record.items():
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if is_number and name != "step":
-                if self._events is None:
-                    self._events = self._open_events()
-                self._events.add_scalar(f"{prefix}/{name}", value, step)
-
-    def _open_events(self) -> Any:
-        from tensorboardX import SummaryWriter
-
-        folder = self.folder / TENSORBOARD_FOLDER
-        # The file's name has the time in seconds only and is opened with "w": without a count, a
-        # restart within the second would overwrite the events of the run before.
-        count = len(list(folder.glob("*.tfevents.*")))
-        return SummaryWriter(
-            str(folder),
-            purge_step=self._purge_step,
-            flush_secs=10,
-            filename_suffix=f".{count:04d}",
-        )
 
     def _close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
-        if self._events is not None:
-            self._events.close()
-            self._events = None
 
 
 def read_records(folder: str | os.PathLike[str], kind: str | None = None) -> list[dict[str, Any]]:
@@ -171,6 +151,17 @@ def read_records(folder: str | os.PathLike[str], kind: str | None = None) -> lis
     if not path.is_file():
         raise UserError(f"no {FILE_NAME} in {folder}: give the folder of a run that has started")
     return [record for _, record in _lines(path) if kind in (None, record["kind"])]
+
+
+def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a record by tag."""
+    split = record.get("split")
+    prefix = f"{record['kind']}/{split}" if split else record["kind"]
+    return {
+        f"{prefix}/{name}": value
+        for name, value in record.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and name != "step"
+    }
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

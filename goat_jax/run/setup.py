@@ -53,6 +53,7 @@ class Built:
         optimizer_at: factor of the learning rate -> the optimizer; 1 is the run's own.
         inject_report: what was adapted.
         names: path of a linear module -> its full name per layer.
+        patterns: the same with one name, ``{}`` in it for the layer.
         kind: of the model, such as "language model".
         vocabulary: tokens it knows, None if it reads none.
         fresh: parameters the checkpoint did not have.
@@ -71,6 +72,7 @@ class Built:
     optimizer_at: Callable[[float | Array], optax.GradientTransformation]
     inject_report: InjectReport
     names: dict[tuple, list[str]]
+    patterns: dict[tuple, str]
     kind: str
     vocabulary: int | None
     fresh: tuple[str, ...]
@@ -135,6 +137,7 @@ def build(config: RunConfig) -> Built:
         schedule=schedule_of(config.optimizer, config.train.steps),
         inject_report=report,
         names={site.path: site.names() for site in find_sites(loaded.model)},
+        patterns={site.path: site.pattern for site in find_sites(loaded.model)},
         kind=loaded.kind,
         vocabulary=vocabulary_of(loaded),
         fresh=loaded.fresh,

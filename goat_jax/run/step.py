@@ -41,9 +41,9 @@ def make_train_step(
     sums divided by the whole batch's count, so the cut does not change the gradient (but for the
     balance loss, which is averaged over the micro-batches).
 
-    Metrics: loss, task_loss, aux_loss, grad_norm (before clipping), the objective's own sums
-    divided by its count, reports (name -> `Report`), and squares_by_leaf: the squared norm of every
-    gradient (per layer, if stacked), which tells where one is not finite.
+    Metrics: loss, task_loss, aux_loss, grad_norm (before clipping), update_norm, the objective's
+    own sums divided by its count, reports (name -> `Report`), and squares_by_leaf and
+    update_squares_by_leaf: the squared norm of every gradient and update (per layer, if stacked).
 
     Args:
         shardings: in_shardings and out_shardings on a mesh; None for one device.
@@ -79,6 +79,10 @@ def make_train_step(
         }
         with jax.numpy_dtype_promotion("standard"):  # optax takes powers by an integer count
             updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        metrics |= {
+            "update_norm": optax.tree.norm(updates),
+            "update_squares_by_leaf": jax.tree.map(_squares, updates),
+        }
         trainable = optax.apply_updates(state.trainable, updates)
         changes = {"step": state.step + 1, "trainable": trainable, "opt_state": opt_state}
         return dataclasses.replace(state, **changes), metrics
@@ -144,9 +148,9 @@ def sum_of_aux(reports: dict[str, Report]) -> Array:
     return sum((report.aux_loss.sum() for report in reports.values()), jnp.zeros(()))
 
 
-def _squares(gradient: Array) -> Array:
-    """Squared norm of a gradient, per entry of its first axis (the layer, in a stack)."""
-    return jnp.square(gradient).sum(axis=tuple(range(1, gradient.ndim)))
+def _squares(array: Array) -> Array:
+    """Squared norm of an array, per entry of its first axis (the layer, in a stack)."""
+    return jnp.square(array).sum(axis=tuple(range(1, array.ndim)))
 
 
 def _accumulated(

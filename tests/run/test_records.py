@@ -3,12 +3,15 @@
 import json
 import math
 import struct
+import sys
+import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from goat_jax.errors import UserError
+from goat_jax.run.mirrors import TensorBoard, WeightsAndBiases
 from goat_jax.run.records import Records, read_records
 
 
@@ -43,14 +46,14 @@ def restarts(folder):
     return found
 
 
-def write_steps(folder, steps, **options):
-    with Records(folder, **options) as records:
+def write_steps(folder, steps, mirrors=()):
+    with Records(folder, mirrors) as records:
         for step in steps:
             records.write("train", step, loss=1.0 / step)
 
 
 def test_round_trip_of_every_kind(tmp_path):
-    with Records(tmp_path / "new" / "run", tensorboard=False) as records:
+    with Records(tmp_path / "new" / "run") as records:
         written = [
             records.write("train", np.int32(3), loss=np.float32(0.1), note=None, warm=np.True_),
             records.write("eval", 3, split="validation", accuracy=jnp.float32(0.75), count=277),
@@ -66,7 +69,7 @@ def test_round_trip_of_every_kind(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, jnp.bfloat16])
 def test_floats_read_back_as_the_same_number(tmp_path, dtype):
     value = np.asarray(1 / 3, dtype)
-    with Records(tmp_path, tensorboard=False) as records:
+    with Records(tmp_path) as records:
         records.write("train", 1, loss=value)
     loss = read_records(tmp_path)[0]["loss"]
     assert np.asarray(loss).astype(dtype) == value
@@ -85,13 +88,13 @@ def test_not_finite_is_null_in_valid_json(tmp_path):
 
 
 def test_each_line_is_there_before_the_run_ends(tmp_path):
-    with Records(tmp_path, tensorboard=False) as records:
+    with Records(tmp_path) as records:
         records.write("train", 1, loss=0.5)
         assert [record["step"] for record in read_records(tmp_path)] == [1]
 
 
 def test_a_kill_anywhere_in_the_last_line_loses_that_line_only(tmp_path):
-    write_steps(tmp_path, [1, 2, 3], tensorboard=False)
+    write_steps(tmp_path, [1, 2, 3])
     path = tmp_path / "metrics.jsonl"
     whole = path.read_bytes()
     start = whole.rindex(b"\n", 0, -1) + 1
@@ -100,12 +103,12 @@ def test_a_kill_anywhere_in_the_last_line_loses_that_line_only(tmp_path):
         only_the_newline_is_missing = end == len(whole) - 1
         expected = [1, 2, 3] if only_the_newline_is_missing else [1, 2]
         assert [record["step"] for record in read_records(tmp_path)] == expected
-        write_steps(tmp_path, [4], tensorboard=False)  # must not be glued to the half line
+        write_steps(tmp_path, [4])  # must not be glued to the half line
         assert [record["step"] for record in read_records(tmp_path)] == [*expected, 4]
 
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path):
-    write_steps(tmp_path, [1, 2, 3], tensorboard=False)
+    write_steps(tmp_path, [1, 2, 3])
     path = tmp_path / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     for broken in ("{half\n", "[1]\n", '{"kind": "train"}\n', '{"step": 2}\n', "\n"):
@@ -115,10 +118,10 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path):
 
 
 def test_resume_drops_what_came_after_the_restored_step(tmp_path):
-    write_steps(tmp_path, range(1, 10), tensorboard=False)
+    write_steps(tmp_path, range(1, 10))
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes() + b'{"kind": "tra')
-    with Records(tmp_path, tensorboard=False) as records:
+    with Records(tmp_path) as records:
         records.resume(5)
         records.write("train", 6, loss=9.0)
     steps_and_losses = [(record["step"], record["loss"]) for record in read_records(tmp_path)]
@@ -137,7 +140,7 @@ def test_resume_before_anything_was_written(tmp_path):
 
 
 def test_tensorboard_gets_the_finite_scalars(tmp_path):
-    with Records(tmp_path) as records:
+    with Records(tmp_path, [TensorBoard(tmp_path)]) as records:
         records.write("train", 1, loss=0.5, grad_norm=math.nan, learning_rate=jnp.float32(1e-3))
         records.write("eval", 2, split="train", loss=0.25)
         records.write("load", 2, modules={"a.{}.q": [[0.5, 0.5]]})
@@ -149,8 +152,9 @@ def test_tensorboard_gets_the_finite_scalars(tmp_path):
 
 
 def test_tensorboard_hides_the_steps_that_are_run_again(tmp_path):
-    write_steps(tmp_path, [1, 2, 3])
-    with Records(tmp_path) as records:  # within the same second: the files must not be one
+    write_steps(tmp_path, [1, 2, 3], [TensorBoard(tmp_path)])
+    # Within the same second: the files must not be one.
+    with Records(tmp_path, [TensorBoard(tmp_path)]) as records:
         records.resume(2)
         records.write("train", 3, loss=7.0)
     assert restarts(tmp_path) == [3]
@@ -163,8 +167,8 @@ def test_tensorboard_hides_the_steps_that_are_run_again(tmp_path):
 
 
 def test_bad_use_is_one_line_with_the_fix(tmp_path):
-    with Records(tmp_path, tensorboard=False) as records:
-        with pytest.raises(UserError, match="'trian': choose one of train, eval, load"):
+    with Records(tmp_path) as records:
+        with pytest.raises(UserError, match="'trian': choose one of train, layers, eval, load"):
             records.write("trian", 1)
         with pytest.raises(UserError, match="field batch.ids is a object"):
             records.write("train", 1, batch={"ids": object()})
@@ -175,3 +179,36 @@ def test_bad_use_is_one_line_with_the_fix(tmp_path):
         read_records(tmp_path, "trian")
     with pytest.raises(UserError, match="no metrics.jsonl in"):
         read_records(tmp_path / "nothing")
+
+
+class FakeRun:
+    def __init__(self, started):
+        self.started, self.axes, self.logged, self.finished = started, [], [], False
+
+    def define_metric(self, name, **options):
+        self.axes.append((name, options))
+
+    def log(self, values):
+        self.logged.append(values)
+
+    def finish(self):
+        self.finished = True
+
+
+def test_weights_and_biases_gets_the_scalars_of_one_run_again(tmp_path, monkeypatch):
+    runs = []
+    fake = types.SimpleNamespace(init=lambda **options: runs.append(FakeRun(options)) or runs[-1])
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for step in (1, 2):
+        write_steps(tmp_path, [step], [WeightsAndBiases(tmp_path, "goats", {"rank": 8})])
+    first, second = runs
+    assert first.logged == [{"train/loss": 1.0, "step": 1}] and first.finished
+    assert first.axes == [("step", {}), ("*", {"step_metric": "step"})]
+    assert first.started["project"] == "goats" and first.started["config"] == {"rank": 8}
+    assert first.started["id"] == second.started["id"] and first.started["resume"] == "allow"
+
+
+def test_weights_and_biases_may_be_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"pip install 'goat-jax\[wandb\]'"):
+        WeightsAndBiases(tmp_path, "goats", {})

@@ -1,0 +1,101 @@
+"""Copies of a run's scalars for the viewers people use: TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from goat_jax.errors import UserError
+
+TENSORBOARD_FOLDER = "tensorboard"
+
+
+class Mirror(Protocol):
+    """Takes the finite scalars of each record."""
+
+    def add(self, scalars: Mapping[str, float], step: int) -> None:
+        """Shows scalars by tag, such as ``train/loss``."""
+        ...
+
+    def resume(self, step: int) -> None:
+        """Called before anything is added by a run that goes on after `step`."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files in `folder/tensorboard`; a run that is killed may lose its last seconds."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder / TENSORBOARD_FOLDER
+        self._purge_step: int | None = None
+        self._events: Any = None  # tensorboardX.SummaryWriter, made at the first scalar
+
+    def add(self, scalars: Mapping[str, float], step: int) -> None:
+        if self._events is None:
+            self._events = self._open()
+        for tag, value in scalars.items():
+            self._events.add_scalar(tag, value, step)
+
+    def resume(self, step: int) -> None:
+        self.close()
+        if any(self._folder.glob("*.tfevents.*")):
+            self._purge_step = step + 1  # TensorBoard hides this step and those after it
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+    def _open(self) -> Any:
+        from tensorboardX import SummaryWriter
+
+        # The file's name has the time in seconds only and is opened with "w": without a count, a
+        # restart within the second would overwrite the events of the run before.
+        count = len(list(self._folder.glob("*.tfevents.*")))
+        return SummaryWriter(
+            str(self._folder),
+            purge_step=self._purge_step,
+            flush_secs=10,
+            filename_suffix=f".{count:04d}",
+        )
+
+
+class WeightsAndBiases:
+    """A run of a Weights & Biases project; one that goes on is found again by its folder.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+
+    def __init__(self, folder: Path, project: str, config: Mapping[str, Any]):
+        try:
+            import wandb  # type: ignore[import-not-found]  (an extra)
+        except ImportError:
+            raise UserError(
+                "watch.wandb needs the package wandb: pip install 'goat-jax[wandb]'"
+            ) from None
+        name = str(folder.absolute())
+        self._run = wandb.init(
+            project=project,
+            name=folder.name,
+            id=hashlib.sha256(name.encode()).hexdigest()[:16],
+            dir=str(folder),
+            config=dict(config),
+            resume="allow",
+        )
+        # An axis of our own: theirs only grows, and a run that goes on steps back.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def add(self, scalars: Mapping[str, float], step: int) -> None:
+        self._run.log({**scalars, "step": step})
+
+    def resume(self, step: int) -> None:
+        pass  # what is logged again lies over what was
+
+    def close(self) -> None:
+        self._run.finish()

@@ -1,0 +1,53 @@
+"""A trace of some steps by `jax.profiler`, for TensorBoard or ui.perfetto.dev."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+
+FOLDER = "profile"
+
+
+class Profile:
+    """Traces a range of steps into `folder/profile`; a context manager around the loop.
+
+    Steps that a continued run has behind it are not traced any more.
+
+    Args:
+        folder: the run folder.
+        steps: those to trace, counted from 1; empty for none.
+    """
+
+    def __init__(self, folder: Path, steps: range):
+        self._folder, self._steps, self._on = Path(folder) / FOLDER, steps, False
+
+    def before(self, step: int) -> None:
+        """Starts if this step is to be traced."""
+        if step in self._steps and not self._on:
+            jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
+            self._on = True
+
+    def after(self, step: int, result: Any) -> None:
+        """Stops after the last one, once `result` is there."""
+        if self._on and step == self._steps[-1]:
+            jax.block_until_ready(result)
+            self._stop()
+
+    def _stop(self) -> None:
+        self._on = False
+        jax.profiler.stop_trace()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._on:  # the run ended early: what there is of the trace is kept
+            self._stop()

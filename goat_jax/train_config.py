@@ -1,0 +1,94 @@
+"""The course of a run, and what is watched on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from goat_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The course of a run.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: examples per optimizer step, over all devices and micro-batches.
+        accumulate: micro-batches a batch is cut into, to save memory.
+        max_length: tokens per example; longer ones lose their end.
+        shapes: padded lengths in use: more of them waste less on padding, but each is compiled.
+        eval_batch_size: examples per evaluation step.
+        eval_every: steps between evaluations; each is followed by a checkpoint.
+        save_every: steps between checkpoints besides those.
+        log_every: steps between records.
+        patience: evaluations without a better score before the run stops early; None never stops.
+        best_by: the metric that marks the best checkpoint; the task's first if None.
+        grace_seconds: from SIGTERM or Ctrl-C to the end of the last save; after that the command
+            line gives up with exit code 75.
+        seed: of the data's order, the head's and the adapters' start, and dropout.
+    """
+
+    steps: int = 150
+    batch_size: int = 32
+    accumulate: int = 1
+    max_length: int = 128
+    shapes: int = 5
+    eval_batch_size: int = 64
+    eval_every: int = 100
+    save_every: int = 100
+    log_every: int = 10
+    patience: int | None = None
+    best_by: str | None = None
+    grace_seconds: float = 60.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        sizes = ("steps", "batch_size", "accumulate", "eval_batch_size")
+        for name in (*sizes, "eval_every", "save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)} must be at least 1")
+        if self.batch_size % self.accumulate:
+            raise UserError(
+                f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchConfig:
+    """What is watched besides the records, which are always written.
+
+    Attributes:
+        utilization: whether records say which share of the devices' peak the matrix products reach;
+            costs a second at the start.
+        profile: "N:M" traces the steps N to M with `jax.profiler`, into the run folder; None traces
+            none.
+        wandb: name of the Weights & Biases project that gets a copy of the scalars (the extra
+            `wandb`); None for none.
+    """
+
+    utilization: bool = True
+    profile: str | None = None
+    wandb: str | None = None
+
+    def __post_init__(self) -> None:
+        self.profiled_steps()  # what is wrong is said before anything is loaded
+
+    def profiled_steps(self) -> range:
+        """The steps to trace, counted from 1.
+
+        Raises:
+            UserError: `profile` is not of the form N:M with 1 <= N <= M.
+
+        >>> WatchConfig(profile="10:12").profiled_steps()
+        range(10, 13)
+        """
+        if self.profile is None:
+            return range(0)
+        found = re.fullmatch(r"(\d+):(\d+)", self.profile)
+        first, last = map(int, found.groups()) if found else (0, 0)
+        if not 1 <= first <= last:
+            raise UserError(
+                f"watch.profile {self.profile!r} is not N:M, the first and the last step to trace"
+            )
+        return range(first, last + 1)
