@@ -18,6 +18,7 @@ from goat_jax.errors import UserError, nearest
 from goat_jax.inject import ALL_LINEAR, Override
 from goat_jax.mesh.config import MeshConfig, Rules
 from goat_jax.optim.optimizer import OptimizerConfig
+from goat_jax.quantized import KINDS as QUANTIZED
 from goat_jax.svd_store import SvdConfig
 from goat_jax.train_config import TrainConfig, WatchConfig
 
@@ -32,17 +33,23 @@ class ModelConfig:
         path: folder of a Hugging Face checkpoint.
         dtype: of the frozen weights and the computation; adapters are always float32.
         remat: what the backward pass recomputes: a key of `goat_jax.stack.REMAT`.
+        quantize: bits of the frozen kernels once the adapters are started: a key of
+            `goat_jax.quantized.KINDS` (the extra `quant`), or "none".
         options: fields of the model's own config, such as {"pooling": "mean"}.
     """
 
     path: str
     dtype: str = "float32"
     remat: str = "none"
+    quantize: str = "none"
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise UserError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if self.quantize not in ("none", *QUANTIZED):
+            kinds = ", ".join(("none", *QUANTIZED))
+            raise UserError(f"model.quantize {self.quantize!r} is not one of {kinds}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +127,10 @@ class RunConfig:
     svd: SvdConfig = SvdConfig()
     watch: WatchConfig = WatchConfig()
     out: str = "runs/run"
+
+    def __post_init__(self) -> None:
+        if self.model.quantize != "none" and not self.mesh.single:
+            raise UserError("model.quantize is for one device: leave mesh as it is")
 
     @property
     def best_by(self) -> str:

@@ -12,6 +12,7 @@ from flax import nnx
 from goat_jax.adapters.adapter import apply_adapter
 from goat_jax.adapters.context import Context
 from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.quantized import QuantizedKernel
 from goat_jax.typing import Array, Factors, PyTree
 
 
@@ -94,7 +95,8 @@ class Dense(nnx.Module):
     """``x @ kernel + bias``, plus the adapter's delta if one is attached.
 
     A few adapters stand in place of ``x @ kernel`` instead (`Adapter.replaces`). Computes in x's
-    dtype; the kernel (I, O) may be stored in another one.
+    dtype; the kernel (I, O) may be stored in another one, or in few bits (`quantized`; then
+    `kernel` is None).
 
     >>> layer = Dense(4, 3, rngs=nnx.Rngs(0))
     >>> layer(jnp.ones((2, 4)), Context()).shape
@@ -106,16 +108,28 @@ class Dense(nnx.Module):
     ):
         std = in_features**-0.5
         kernel = jax.random.normal(rngs.params(), (in_features, out_features), jnp.float32) * std
-        self.kernel = nnx.Param(kernel)
+        self.kernel = nnx.Param(kernel)  # None once it is quantized
+        self.quantized: QuantizedKernel | None = nnx.data(None)
         self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if use_bias else None
         self.adapter: Adapter | None = nnx.data(None)
 
     def __call__(self, x: Array, ctx: Context) -> Array:
-        kernel, adapter = self.kernel[...], self.adapter
+        adapter = self.adapter
         if adapter is not None and adapter.replaces:
-            return self._add_bias(adapter(x, kernel, ctx))
-        y = self._add_bias(jnp.dot(x, kernel.astype(x.dtype)))
-        return y if adapter is None else y + adapter(x, kernel, ctx)
+            return self._add_bias(adapter(x, self.weights(), ctx))
+        y = self._add_bias(self._product(x))
+        return y if adapter is None else y + adapter(x, self.weights(), ctx)
+
+    def weights(self) -> Array:
+        """The kernel as numbers, (I, O) or (L, I, O), however it is stored."""
+        if self.quantized is not None:
+            return self.quantized.kernel()
+        return self.kernel[...]
+
+    def _product(self, x: Array) -> Array:
+        if self.quantized is not None:
+            return self.quantized.dot(x)
+        return jnp.dot(x, self.weights().astype(x.dtype))
 
     def _add_bias(self, y: Array) -> Array:
         if self.bias is None:

@@ -68,7 +68,7 @@ def draw(folder: Path) -> None:
 
 def report(config: RunConfig, summary: Summary) -> str:
     """What a person wants to know at the end."""
-    built = summary.built.inject_report
+    built, quantized = summary.built.inject_report, summary.built.quantize_report
     share = built.trained_parameters / built.total_parameters
     names = ["loss", *config.task.metrics]
     before = summary.before or {}
@@ -79,6 +79,7 @@ def report(config: RunConfig, summary: Summary) -> str:
         "; ".join(summary.notes),
         f"trained {human_count(built.trained_parameters)} of "
         f"{human_count(built.total_parameters)} parameters ({share:.2%})",
+        *([] if quantized is None else [str(quantized)]),
         "",
         render_table(["held out", "before", "after"], rows),
         "",

@@ -30,6 +30,7 @@ from goat_jax.models.sources import find_model
 from goat_jax.optim.optimizer import make_optimizer, schedule_of
 from goat_jax.optim.pairs import scales_of
 from goat_jax.optim.scaling_alignment import align, scaling_alignment
+from goat_jax.quantize import QuantizeReport, quantize_base
 from goat_jax.run.gradients import kernel_gradients
 from goat_jax.run.placed import Placed, keep_rows, placement_of, share_of_process, start_state
 from goat_jax.run.problems import check_model, problem_of
@@ -52,6 +53,7 @@ class Built:
         schedule: optimizer steps done before -> learning rate.
         optimizer_at: factor of the learning rate -> the optimizer; 1 is the run's own.
         inject_report: what was adapted.
+        quantize_report: what the quantisation of the base costs; None without one.
         names: path of a linear module -> its full name per layer.
         patterns: the same with one name, ``{}`` in it for the layer.
         kind: of the model, such as "language model".
@@ -71,6 +73,7 @@ class Built:
     schedule: optax.Schedule
     optimizer_at: Callable[[float | Array], optax.GradientTransformation]
     inject_report: InjectReport
+    quantize_report: QuantizeReport | None
     names: dict[tuple, list[str]]
     patterns: dict[tuple, str]
     kind: str
@@ -108,6 +111,7 @@ def build(config: RunConfig) -> Built:
     gradients = _gradients(config, spec, loaded)
     report = adapt(loaded.model, config, spec, adapter_key, gradients, placement)
     norms = residual_norms(loaded.model, None if placement is None else placement.whole)
+    quantized = quantized_base(loaded.model, config)
     graph, *arrays = split_model(loaded.model)
     optimizer_for = partial(method_optimizer, config, spec, arrays[0], arrays[1])
     trainable, base, optimizer = optimizer_for()
@@ -136,6 +140,7 @@ def build(config: RunConfig) -> Built:
         optimizer_at=lambda rate: optimizer_for(rate)[2],
         schedule=schedule_of(config.optimizer, config.train.steps),
         inject_report=report,
+        quantize_report=quantized,
         names={site.path: site.names() for site in find_sites(loaded.model)},
         patterns={site.path: site.pattern for site in find_sites(loaded.model)},
         kind=loaded.kind,
@@ -172,6 +177,12 @@ def adapt(
     )
     keep_rows(model, placement)
     return report
+
+
+def quantized_base(model: Any, config: RunConfig) -> QuantizeReport | None:
+    """Quantises the frozen kernels in place if the config says so."""
+    kind = config.model.quantize
+    return None if kind == "none" else quantize_base(model, kind)
 
 
 def set_remat(model: Any, config: RunConfig) -> None:

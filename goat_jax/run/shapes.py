@@ -24,7 +24,7 @@ from goat_jax.models.load import random_model
 from goat_jax.models.named import model_config
 from goat_jax.run.placed import Placed, keep_rows
 from goat_jax.run.problems import check_model, problem_of
-from goat_jax.run.setup import adapt, method_optimizer, model_options
+from goat_jax.run.setup import adapt, method_optimizer, model_options, quantized_base
 from goat_jax.run.state import RunState
 from goat_jax.run.step import EvalStep, TrainStep, make_eval_step, make_train_step
 from goat_jax.run.switch import starting_constants
@@ -112,6 +112,7 @@ def abstract_run(
         loaded = random_model(hf, key=head_key, dtype=dtype, **model_options(config))
         gradients = _Gradients(loaded.model) if spec.initializer.gradient_batches else None
         found["report"] = adapt(loaded.model, config, spec, adapter_key, gradients)
+        quantized_base(loaded.model, config)
         keep_rows(loaded.model, placement)
         if placement is not None:
             found["known"] = model_shardings(loaded.model, placement)

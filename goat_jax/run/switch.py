@@ -54,7 +54,7 @@ def make_switch(graph: Any, optimizer: optax.GradientTransformation, course: Cou
             if adapter is None:
                 continue
             arrays = adapter.factors() | adapter.constants()
-            layer = (dense.kernel[...], arrays, adapter.scale[...])
+            layer = (dense.weights(), arrays, adapter.scale[...])
             for name, value in _exchange(course, site.layers is not None, layer).items():
                 getattr(adapter, name).set_value(value)
         return dataclasses.replace(

@@ -1,0 +1,96 @@
+"""A frozen kernel in few bits, as in QLoRA (arXiv 2305.14314, section 3): codes and their scales.
+
+The numbers are qwix's (the extra `quant`); what is here keeps the memory small while training: the
+product's backward pass makes the kernel again from its codes instead of keeping it.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from goat_jax.errors import UserError
+from goat_jax.typing import Array
+
+KINDS: dict[str, Any] = {"int8": jnp.int8, "nf4": "nf4"}
+"""Name of a quantisation -> what qwix calls it."""
+
+TILE = 64
+"""Entries of a column that share a scale, at most; QLoRA's block size."""
+
+
+def _qwix() -> Any:
+    try:
+        import qwix  # type: ignore[import-not-found]  (an extra)
+    except ImportError:
+        raise UserError("model.quantize needs qwix: pip install 'goat-jax[quant]'") from None
+    return qwix
+
+
+def quantize(kernel: Array, kind: str) -> tuple[Array, Array]:
+    """Codes (I, O) and scales (I / tile, O) float32 of a kernel (I, O).
+
+    The tile is the largest divisor of I that divides `TILE`.
+
+    Args:
+        kind: a key of `KINDS`.
+    """
+    tile = math.gcd(kernel.shape[0], TILE)
+    found = _qwix().quantize(
+        kernel.astype(jnp.float32), KINDS[kind], channelwise_axes=[1], tiled_axes={0: tile}
+    )
+    return found.qvalue, found.scale
+
+
+def dequantize(codes: Array, scales: Array, kind: str) -> Array:
+    """The kernel (I, O) float32 that codes and scales stand for."""
+    qwix = _qwix()
+    return qwix.dequantize(qwix.QArray(codes, scales, None, KINDS[kind]))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def quantized_dot(x: Array, codes: Array, scales: Array, kind: str) -> Array:
+    """x (..., I) times the kernel, in x's dtype; only x has a gradient."""
+    return jnp.dot(x, dequantize(codes, scales, kind).astype(x.dtype))
+
+
+def _forward(x: Array, codes: Array, scales: Array, kind: str) -> tuple[Array, Any]:
+    return quantized_dot(x, codes, scales, kind), (codes, scales)
+
+
+def _backward(kind: str, kept: Any, gradient: Array) -> tuple[Array, None, None]:
+    codes, scales = kept
+    kernel = dequantize(codes, scales, kind).astype(gradient.dtype)
+    return jnp.dot(gradient, kernel.T), None, None
+
+
+quantized_dot.defvjp(_forward, _backward)
+
+
+class QuantizedKernel(nnx.Module):
+    """Stands in a layer in place of its kernel.
+
+    Args:
+        codes, scales: as `quantize` gives them; in a stack each has a leading layer axis.
+        kind: a key of `KINDS`; static.
+    """
+
+    def __init__(self, codes: Array, scales: Array, kind: str):
+        self.codes, self.scales = nnx.Param(codes), nnx.Param(scales)
+        self.kind = kind
+
+    def dot(self, x: Array) -> Array:
+        """x (..., I) times the kernel: (..., O)."""
+        return quantized_dot(x, self.codes[...], self.scales[...], self.kind)
+
+    def kernel(self) -> Array:
+        """The kernel in float32, (I, O) or (L, I, O)."""
+        codes, scales = self.codes[...], self.scales[...]
+        if codes.ndim == 2:
+            return dequantize(codes, scales, self.kind)
+        return jax.lax.map(lambda each: dequantize(each[0], each[1], self.kind), (codes, scales))
