@@ -135,6 +135,22 @@ def test_a_run_goes_on_with_fewer_processes_and_another_mesh(start, tmp_path):
 
 
 @pytest.mark.slow
+def test_processes_share_a_store_of_decompositions(start, tmp_path):
+    store = tmp_path / "svd"
+
+    def train(name, folder):
+        finish(start(tmp_path / name, 2, "--mesh.fsdp", "4", "--svd.folder", folder, steps=6))
+        return losses(tmp_path / name)
+
+    first = train("first", str(store))
+    files = {path: path.stat().st_mtime_ns for path in store.iterdir()}
+    assert len(files) == 2  # the query kernels of two layers
+    assert train("again", str(store)) == first
+    assert {path: path.stat().st_mtime_ns for path in store.iterdir()} == files
+    np.testing.assert_allclose(train("without", "none"), first, rtol=1e-4)
+
+
+@pytest.mark.slow
 def test_sigterm_to_one_stops_all_and_another_mesh_goes_on(start, config, tmp_path):
     out = tmp_path / "run"
     processes = start(out, 2, "--mesh.fsdp", "4", steps=3000)
