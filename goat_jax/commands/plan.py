@@ -75,7 +75,8 @@ def report(found: Plan, there: Topology, rows: int | None) -> str:
         "",
         render_table(
             ["exchange", "runs a step", "GiB per device"],
-            [[name, e.count, _gib(e.bytes)] for name, e in found.exchanges.items()] or [["none"]],
+            [[name, e.count, _gib(e.bytes)] for name, e in found.exchanges.items()]
+            or [["none", "", ""]],
         ),
         "",
         f"matrix products: {found.flops:.3e} FLOPs a step, "
