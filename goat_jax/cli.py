@@ -104,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
     generate.add_argument("--top-p", type=float, default=1.0, metavar="P")
     generate.add_argument("--stop", action="append", default=[], metavar="TEXT")
+    exam_arguments.add_tensor(generate)
     generate.add_argument("--seed", type=int, default=0)
     generate.add_argument("--step", type=int, help="which checkpoint; the best if not given")
     generate.add_argument("--json", action="store_true", help="print JSON, a line a prompt")
@@ -211,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
     plan.add_argument("--topology", required=True, metavar="cpu:N|v5e:4x4")
     plan.add_argument("--chip", metavar="NAME", help="whose limits to reckon with, as v5e or h100")
-    plan.add_argument("--largest-batch", action="store_true", help="also find it, by bisection")
+    plan.add_argument("--largest-batch", action="store_true", help="also find it, by trying some")
     plan.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -265,6 +266,7 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _generate(options: argparse.Namespace, rest: list[str]) -> int:
     from goat_jax.commands.generate import generate
+    from goat_jax.mesh.config import MeshConfig
     from goat_jax.run.generate import Sampling
 
     sampling = Sampling(
@@ -281,6 +283,7 @@ def _generate(options: argparse.Namespace, rest: list[str]) -> int:
         sampling,
         chat=options.chat,
         step=options.step,
+        mesh=MeshConfig(tensor=options.tensor),
         as_json=options.json,
     )
 

@@ -149,6 +149,7 @@ FREE_TO_CHANGE = (
     "train.eval_batch_size",
     "train.patience",
     "train.grace_seconds",
+    "train.save_errors",
     "svd.folder",
     "svd.keep",
     *(f"watch.{field.name}" for field in dataclasses.fields(WatchConfig)),

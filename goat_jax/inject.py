@@ -21,7 +21,7 @@ from goat_jax.errors import UserError, nearest
 from goat_jax.layers import Adapter, Dense, Factor, Head
 from goat_jax.sites import Site, find_sites, find_stacks
 from goat_jax.spread import Placing, start_layers, start_on_mesh
-from goat_jax.svd_store import SvdStore, is_here
+from goat_jax.svd_store import SvdStore, is_known
 from goat_jax.targets import ALL_LINEAR, Targets, check_all_match, matches, trains
 from goat_jax.typing import Key
 
@@ -249,21 +249,17 @@ def _stored_segments(
     kernel: jax.Array, spec: AdapterSpec, keys: list[Key], site: Site, svds: SvdStore
 ) -> Svd | None:
     """The segments of a site's layers from a store, stacked; None for starts without any, and where
-    this process has no whole kernel to look them up by."""
+    shapes are all there is."""
     smaller = min(kernel.shape[-2:])
-    first = segment_index(smaller, spec, keys[0])
-    if first is None or not is_here(kernel):
+    if segment_index(smaller, spec, keys[0]) is None or not is_known(kernel):
         return None
+    indices = [np.asarray(segment_index(smaller, spec, key)) for key in keys]
     found = []
-    for number, key in enumerate(keys):
-        layer = np.asarray(kernel if site.layers is None else kernel[number])
-        index = np.asarray(segment_index(smaller, spec, key))
-        svd = svds.triplets(layer, index.reshape(-1))
+    flat = [index.reshape(-1) for index in indices]
+    for svd, index in zip(svds.of_layers(kernel, flat), indices, strict=True):
         u = np.moveaxis(np.asarray(svd.u).reshape(-1, *index.shape), 0, 1)
-        found.append(
-            Svd(jnp.asarray(u), svd.s.reshape(index.shape), svd.vt.reshape(*index.shape, -1))
-        )
-    return jax.tree.map(lambda *layers: jnp.stack(layers), *found)
+        found.append(Svd(u, svd.s.reshape(index.shape), svd.vt.reshape(*index.shape, -1)))  # type: ignore[arg-type]
+    return jax.tree.map(lambda *layers: np.stack(layers), *found)
 
 
 def _gradients_of(site: Site, gradients: Mapping[str, jax.Array] | None) -> jax.Array | None:

@@ -3,6 +3,7 @@ same whatever the depth."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,6 +55,15 @@ class Stack(nnx.Module):
         self.sizes = (length,)
         self.remat = "none"
         self.rows: NamedSharding | None = None
+
+    @property
+    def row_parts(self) -> int:
+        """Into how many parts a mesh cuts the rows."""
+        if self.rows is None:
+            return 1
+        axes = self.rows.spec[0] if len(self.rows.spec) else None
+        names = axes if isinstance(axes, tuple) else (axes,) if axes else ()
+        return math.prod(self.rows.mesh.shape[name] for name in names)
 
     def ranges(self) -> list[range]:
         """The layers of every run."""

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,40 @@ class SvdStore:
                 _write(path, kept)
         return _take(kept, index) if whole else kept
 
+    def of_layers(self, kernel: jax.Array, indices: Sequence[np.ndarray]) -> list[Svd]:
+        """`triplets` of every layer of a stack (L, I, O), or of one kernel (I, O).
+
+        Of a kernel that is spread over several processes each of them looks up or computes every
+        so manyth layer, has one whole at a time, and tells the others; all have to call it.
+        """
+        layers = [kernel] if kernel.ndim == 2 else kernel
+        if kernel.is_fully_addressable:
+            return [self.triplets(np.asarray(layers[n]), i) for n, i in enumerate(indices)]
+        count = jax.process_count()
+        found = []
+        for first in range(0, len(indices), count):
+            found += self._together(layers, indices, range(first, min(first + count, len(indices))))
+        return found
+
+    def _together(self, layers: Any, indices: Sequence[np.ndarray], group: range) -> list[Svd]:
+        """The triplets of as many layers as there are processes, one worked on by each."""
+        from jax.experimental import multihost_utils
+
+        mine, own = group.start + jax.process_index(), None
+        for number in group:
+            whole = multihost_utils.process_allgather(layers[number], tiled=True)
+            if number == mine:
+                own = self.triplets(whole, indices[number])
+            shape = whole.shape
+        told = []
+        for number in group:
+            n = len(indices[number])
+            blank = (np.zeros(size, np.float32) for size in ((shape[0], n), n, (n, shape[1])))
+            svd = own if number == mine else Svd(*blank)  # type: ignore[arg-type]
+            sent = multihost_utils.broadcast_one_to_all(svd, is_source=number == mine)
+            told.append(jax.tree.map(np.asarray, sent))
+        return told
+
     def _path(self, kernel: np.ndarray, index: np.ndarray | None) -> Path | None:
         if self.folder is None:
             return None
@@ -133,9 +167,9 @@ class SvdStore:
         return self.folder / f"{name.hexdigest()}.safetensors"
 
 
-def is_here(kernel: Any) -> bool:
-    """Whether a kernel's numbers are known and all on devices of this process."""
-    return not isinstance(kernel, Tracer) and kernel.is_fully_addressable
+def is_known(kernel: Any) -> bool:
+    """Whether a kernel has numbers: under `jax.eval_shape` it has none."""
+    return not isinstance(kernel, Tracer)
 
 
 def _take(svd: Svd, index: np.ndarray) -> Svd:

@@ -26,6 +26,9 @@ class TrainConfig:
         best_by: the metric that marks the best checkpoint; the task's first if None.
         grace_seconds: from SIGTERM or Ctrl-C to the end of the last save; after that the command
             line gives up with exit code 75.
+        save_errors: "stop" ends the run when a checkpoint cannot be written (a full disk), keeping
+            the one before; "continue" warns and tries again at the next, and fails only if the last
+            cannot be written. Several processes always stop.
         seed: of the data's order, the head's and the adapters' start, and dropout.
     """
 
@@ -41,6 +44,7 @@ class TrainConfig:
     patience: int | None = None
     best_by: str | None = None
     grace_seconds: float = 60.0
+    save_errors: str = "stop"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -52,6 +56,8 @@ class TrainConfig:
             raise UserError(
                 f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}"
             )
+        if self.save_errors not in ("stop", "continue"):
+            raise UserError(f"save_errors {self.save_errors!r} is neither stop nor continue")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,13 +33,15 @@ def adapted(store, method="goat", **options):
 
 
 @pytest.mark.parametrize("keep", ["segments", "full"])
-def test_a_second_start_finds_everything_and_has_the_same_bits(tmp_path, keep):
-    plain = adapted(None)
+@pytest.mark.parametrize("method", ["goat", "kasa"])
+def test_a_second_start_finds_everything_and_has_the_same_bits(tmp_path, keep, method):
+    experts = {} if method == "goat" else {"num_experts": 1}
+    plain = adapted(None, method, **experts)
     store = SvdStore(tmp_path, keep)
-    first = adapted(store)
+    first = adapted(store, method, **experts)
     kernels = store.computed
     assert kernels == 3 and store.found == 0
-    again = adapted(store)
+    again = adapted(store, method, **experts)
     assert (store.computed, store.found) == (kernels, kernels)
     for one, other, without in zip(*map(jax.tree.leaves, (first, again, plain)), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -1,6 +1,6 @@
 """The three functions every method is: init, apply, merge. Arrays in, arrays out."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def init_adapter(
 
     Args:
         gradient: of the loss with respect to the kernel, (I, O), for starts that need it.
-        segments: the experts' segments of the kernel's SVD, if they are known (`segment_index`);
+        segments: the triplets of the kernel's SVD that `segment_index` names, if they are known;
             else they are computed.
 
     >>> from goat_jax.adapters.methods import METHODS
@@ -66,12 +66,18 @@ def init_adapter(
     {'a': (8, 16, 1), 'b': (8, 1, 8), 'router': (16, 8)}
     """
     segment_key, factor_key, router_key = jax.random.split(key, 3)
+    dropped = None
+    if _chooser(spec) is spec.base_edit:
+        segments, dropped = None, segments
     if segments is None:
         segments = spec.initializer.segments(kernel, spec, segment_key)
     scale = spec.scale(kernel.shape[0], segments, spec)
     given = Given(kernel, segments, scale, gradient)
     factors = spec.initializer.factors(given, spec, factor_key)
-    frozen = spec.base_edit(kernel, factors, scale, spec)
+    if dropped is None:
+        frozen = spec.base_edit(kernel, factors, scale, spec)
+    else:
+        frozen = spec.base_edit.without(kernel, dropped)  # type: ignore[attr-defined]
     extra_key = jax.random.fold_in(router_key, 1)
     extras = spec.combine.extras(frozen, factors, scale, spec, extra_key)
     routed = spec.router.init(kernel.shape[0], spec, router_key)
@@ -79,13 +85,20 @@ def init_adapter(
 
 
 def segment_index(h: int, spec: AdapterSpec, key: Key) -> Array | None:
-    """Which of a kernel's h singular triplets `init_adapter` gives to every expert with this key.
+    """Which of a kernel's h singular triplets `init_adapter` needs with this key, by expert: those
+    the experts start from, or those the base edit drops.
 
     Returns:
-        (E, R), or None for a start that has no segments.
+        (E, R), or None for a start that needs none.
     """
-    triplets = getattr(spec.initializer, "triplets", None)
-    return None if triplets is None else triplets(h, spec, jax.random.split(key, 3)[0])
+    chooser = _chooser(spec)
+    return None if chooser is None else chooser.triplets(h, spec, jax.random.split(key, 3)[0])
+
+
+def _chooser(spec: AdapterSpec) -> Any:
+    """The part that says which triplets a start needs, None if no part does."""
+    parts = (spec.initializer, spec.base_edit)
+    return next((part for part in parts if hasattr(part, "triplets")), None)
 
 
 def apply_adapter(

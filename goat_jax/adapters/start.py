@@ -133,13 +133,21 @@ class KeepBase:
 class DropMinor:
     """KaSA: the kernel without its smallest r singular triplets, for which nothing compensates."""
 
+    def triplets(self, h: int, spec: AdapterSpec, key: Key) -> Array:
+        """The index (E, R) of the triplets that are dropped among the h of a kernel."""
+        svd.check_segments(h, spec.num_experts, spec.rank)
+        return svd.minor(h, spec.num_experts, spec.rank, key)
+
     def __call__(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:
         del factors, scale
-        svd.check_segments(min(kernel.shape), spec.num_experts, spec.rank)
-        u, s, vt = (part.astype(jnp.float32) for part in svd.svd_of_kernel(kernel))
-        tail = slice(s.shape[0] - spec.total_rank, None)
-        minor = jnp.einsum("IR,R,RO->IO", u[:, tail], s[tail], vt[tail], precision="highest")
-        return (kernel.astype(jnp.float32) - minor).astype(kernel.dtype)
+        index = self.triplets(min(kernel.shape), spec, jax.random.key(0))
+        return self.without(kernel, svd.take_segments(svd.svd_of_kernel(kernel), index))
+
+    def without(self, kernel: Array, minor: Svd) -> Array:
+        """The kernel less these triplets, u (E, I, R), s (E, R), vt (E, R, O)."""
+        u, s, vt = (part.astype(jnp.float32) for part in minor)
+        dropped = jnp.einsum("EIR,ER,ERO->IO", u, s, vt, precision="highest")
+        return (kernel.astype(jnp.float32) - dropped).astype(kernel.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

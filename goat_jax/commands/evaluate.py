@@ -15,11 +15,12 @@ from goat_jax.data.exams import LOSS, ExamTask, way_of
 from goat_jax.data.language import LanguageTask
 from goat_jax.data.tasks import Task, make_task
 from goat_jax.errors import UserError
+from goat_jax.mesh.config import MeshConfig
 from goat_jax.run.evaluate import evaluate as score
 from goat_jax.run.examine import examine, write_records
 from goat_jax.run.folder import RUN, load_run
 from goat_jax.run.progress import TrainProgress
-from goat_jax.run.reopen import reopen
+from goat_jax.run.reopen import ONE_DEVICE, reopen
 from goat_jax.run.setup import evaluation_batches, load_rows
 from goat_jax.run.subject import Subject, open_subject
 from goat_jax.tables import render_table
@@ -34,6 +35,7 @@ def evaluate(given: argparse.Namespace) -> int:
     tasks = [_task_of(text) for text in given.task]
     if not tasks:
         tasks = [_own_task(given.source)]
+    mesh = MeshConfig(tensor=given.tensor)
     ways = [way_of(task, given.how) for task in tasks]
     if LOSS in ways:
         if given.task or not is_run:
@@ -41,9 +43,9 @@ def evaluate(given: argparse.Namespace) -> int:
                 f"--how {LOSS} is for a run on its own task (and --data): {given.source} with "
                 "--task is scored by exams"
             )
-        return _print_loss(Path(given.source), given.step, given.data, given.json)
+        return _print_loss(Path(given.source), given.step, given.data, mesh, given.json)
     options = options_of(given)
-    subject = open_subject(given.source, given.step, given.dtype)
+    subject = open_subject(given.source, given.step, given.dtype, mesh)
     out = given.out or (Path(given.source) / EVALUATION if is_run else Path(EVALUATION))
     for task, way in zip(tasks, ways, strict=True):
         assert isinstance(task, ExamTask)  # `way_of` finds no exam in others
@@ -123,8 +125,10 @@ def _print_scores(
     print(f"written: {', '.join(map(str, paths))}", flush=True)
 
 
-def _print_loss(folder: Path, step: int | None, data: str | None, as_json: bool) -> int:
-    scores, step = evaluate_run(folder, step, data)
+def _print_loss(
+    folder: Path, step: int | None, data: str | None, mesh: MeshConfig, as_json: bool
+) -> int:
+    scores, step = evaluate_run(folder, step, data, mesh)
     if as_json:
         print(json.dumps({"step": step, **scores}))
     else:
@@ -132,9 +136,11 @@ def _print_loss(folder: Path, step: int | None, data: str | None, as_json: bool)
     return 0
 
 
-def evaluate_run(folder: Path, step: int | None, data: str | None) -> tuple[dict[str, float], int]:
+def evaluate_run(
+    folder: Path, step: int | None, data: str | None, mesh: MeshConfig = ONE_DEVICE
+) -> tuple[dict[str, float], int]:
     """Scores of one checkpoint on the evaluation rows of its task, and its step."""
-    run = reopen(folder, step)
+    run = reopen(folder, step, mesh)
     config, built = run.config, run.built
     if data is not None:
         changes: dict[str, Any] = {"evaluation": data, "evaluation_limit": None}
@@ -143,5 +149,7 @@ def evaluate_run(folder: Path, step: int | None, data: str | None) -> tuple[dict
         config = dataclasses.replace(config, task=dataclasses.replace(config.task, **changes))
     rows = evaluation_batches(config, load_rows(config, "evaluation")[0])
     base = run.state.frozen(built.base)
-    scores = score(built.eval_step, run.state.trainable, base, rows, config.task).scores
-    return scores, run.step
+    found = score(
+        built.eval_step, run.state.trainable, base, rows, config.task, put=built.put_whole
+    )
+    return found.scores, run.step

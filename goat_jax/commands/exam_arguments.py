@@ -29,10 +29,22 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--how", choices=WAYS, help="how to score; the task knows if not given")
     parser.add_argument("--data", metavar="SOURCE", help="other rows than the task's own")
     parser.add_argument("--limit", type=int, metavar="N", help="questions of each set, spaced")
+    add_tensor(parser)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where predictions are written")
     parser.add_argument("--json", action="store_true", help="print JSON, a line a task")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_options(parser)
+
+
+def add_tensor(parser: argparse.ArgumentParser) -> None:
+    """Adds the one that puts a large model on several devices."""
+    parser.add_argument(
+        "--tensor",
+        type=int,
+        default=1,
+        metavar="N",
+        help="share every layer out over the N devices there are (-1: all)",
+    )
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -7,19 +7,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from goat_jax.data.formats import read_jsonl
 from goat_jax.data.language import chat_text, fill
 from goat_jax.data.tokenize import load_tokenizer
 from goat_jax.errors import UserError
 from goat_jax.layers import merge_model
-from goat_jax.models.load import load_model
+from goat_jax.mesh.config import MeshConfig
 from goat_jax.models.sources import find_model
 from goat_jax.run.folder import RUN
 from goat_jax.run.generate import Generator, Sampling
 from goat_jax.run.problems import LANGUAGE_MODEL
-from goat_jax.run.reopen import reopen
+from goat_jax.run.reopen import load_on_mesh, reopen
 
 BATCH = 16
 """Prompts answered together."""
@@ -33,10 +31,11 @@ def generate(
     *,
     chat: bool,
     step: int | None,
+    mesh: MeshConfig,
     as_json: bool,
 ) -> int:
     """Answers prompts with a run's checkpoint or a pretrained model; one prompt is streamed."""
-    generator, template = _open(source, step)
+    generator, template = _open(source, step, mesh)
     texts = [*prompts, *(_prompts_of(file, template) if file else [])]
     if not texts:
         raise UserError("nothing to answer: give --prompt TEXT or --prompts FILE.jsonl")
@@ -65,19 +64,19 @@ def _prompts_of(file: Path, template: str) -> list[str]:
     return [fill(template or "{prompt}", row) for row in read_jsonl(file)]
 
 
-def _open(source: str, step: int | None) -> tuple[Generator, str]:
+def _open(source: str, step: int | None, mesh: MeshConfig) -> tuple[Generator, str]:
     """A generator, and the prompt template of the run's task."""
     if (Path(source) / RUN).is_file():
-        return _open_run(Path(source), step)
+        return _open_run(Path(source), step, mesh)
     if step is not None:
         raise UserError(f"{source} is a model, not a run: --step needs a run folder")
     path = find_model(source)
-    loaded = load_model(path, key=jax.random.key(0))
+    loaded = load_on_mesh(path, mesh)
     return Generator(_checked(loaded.model, loaded.kind, source), load_tokenizer(path)), ""
 
 
-def _open_run(folder: Path, step: int | None) -> tuple[Generator, str]:
-    run = reopen(folder, step)
+def _open_run(folder: Path, step: int | None, mesh: MeshConfig) -> tuple[Generator, str]:
+    run = reopen(folder, step, mesh)
     base = run.state.frozen(run.built.base)
     model = merge_model(run.built.graph, run.state.trainable, base)
     tokenizer = load_tokenizer(find_model(run.config.model.path))

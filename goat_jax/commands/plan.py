@@ -26,8 +26,7 @@ def plan(
 ) -> int:
     """Prints what a training step takes on a topology."""
     kind, _, size = topology.partition(":")
-    if kind == "cpu" and size.isdigit() and int(size) > 1:
-        _make_cpus(int(size))
+    _only_cpus(int(size) if kind == "cpu" and size.isdigit() else 1)
     config = read_config(source, overrides, "goat-jax plan")
     there = find_topology(topology, chip)
     found = plan_run(config, there)
@@ -40,10 +39,12 @@ def plan(
     return 0
 
 
-def _make_cpus(count: int) -> None:
-    """Lets this process have so many CPU devices, unless jax has started already."""
+def _only_cpus(count: int) -> None:
+    """Lets this process have so many CPU devices and no others, unless jax has started already:
+    a plan computes nothing, and libtpu alone would look for a TPU."""
     try:
-        jax.config.update("jax_num_cpu_devices", count)
+        jax.config.update("jax_num_cpu_devices", max(1, count))
+        jax.config.update("jax_platforms", "cpu")
     except RuntimeError:
         return  # `find_topology` says what is missing
 
@@ -74,7 +75,8 @@ def report(found: Plan, there: Topology, rows: int | None) -> str:
         "",
         render_table(
             ["exchange", "runs a step", "GiB per device"],
-            [[name, e.count, _gib(e.bytes)] for name, e in found.exchanges.items()] or [["none"]],
+            [[name, e.count, _gib(e.bytes)] for name, e in found.exchanges.items()]
+            or [["none", "", ""]],
         ),
         "",
         f"matrix products: {found.flops:.3e} FLOPs a step, "

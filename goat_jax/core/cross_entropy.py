@@ -7,7 +7,7 @@ saves the second product with the (D, V) kernel that recomputation would cost.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +19,15 @@ LOGITS_AT_ONCE = 2**24
 
 
 def chunked_cross_entropy(
-    hidden: Array, kernel: Array, labels: Array, chunk: int | None = None
+    hidden: Array, kernel: Array, labels: Array, chunk: int | None = None, parts: int = 1
 ) -> tuple[Array, Array]:
     """Loss and correctness of every token.
 
     Args:
         hidden: (S, D).  kernel: (D, V).  labels: (S,) integers below V.
-        chunk: tokens at a time; chosen by `LOGITS_AT_ONCE` if None.
+        chunk: tokens of each part at a time; chosen by `LOGITS_AT_ONCE` if None.
+        parts: into how many equal ones a mesh cuts the tokens; every device then has work in every
+            chunk, on tokens of its own.
 
     Returns:
         -log softmax(hidden @ kernel)[labels], (S,) float32, and whether the label had the largest
@@ -37,17 +39,24 @@ def chunked_cross_entropy(
     """
     if chunk is None:
         chunk = max(16, LOGITS_AT_ONCE // kernel.shape[1])
-    chunk = min(chunk, hidden.shape[0])
-    return _cross_entropy(chunk, hidden, kernel, labels)
+    cut = Cut(parts, min(chunk, hidden.shape[0] // parts))
+    return _cross_entropy(cut, hidden, kernel, labels)
+
+
+class Cut(NamedTuple):
+    """How tokens are cut up: into `parts`, and each of them into chunks of `chunk` tokens."""
+
+    parts: int
+    chunk: int
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _cross_entropy(chunk: int, hidden: Array, kernel: Array, labels: Array) -> tuple[Array, Array]:
+def _cross_entropy(cut: Cut, hidden: Array, kernel: Array, labels: Array) -> tuple[Array, Array]:
     def one(hidden: Array, labels: Array) -> tuple[Array, Array]:
         losses, correct, _ = _losses(hidden, kernel, labels)
         return losses, correct
 
-    return _by_chunks(one, chunk, hidden, labels)
+    return _by_chunks(one, cut, hidden, labels)
 
 
 def _losses(hidden: Array, kernel: Array, labels: Array) -> tuple[Array, Array, Array]:
@@ -66,17 +75,17 @@ def _logits(hidden: Array, kernel: Array) -> Array:
     return jnp.dot(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
-def _forward(chunk: int, hidden: Array, kernel: Array, labels: Array) -> tuple[Any, Any]:
+def _forward(cut: Cut, hidden: Array, kernel: Array, labels: Array) -> tuple[Any, Any]:
     def one(hidden: Array, labels: Array) -> tuple[Array, Array, Array]:
         losses, correct, gradient = _losses(hidden, kernel, labels)
         back = jnp.dot(gradient.astype(hidden.dtype), kernel.astype(hidden.dtype).T)
         return losses, correct, back
 
-    losses, correct, back = _by_chunks(one, chunk, hidden, labels)
+    losses, correct, back = _by_chunks(one, cut, hidden, labels)
     return (losses, correct), (back, hidden, kernel, labels)
 
 
-def _backward(chunk: int, saved: Any, gradients: tuple[Array, Array]) -> tuple[Array, Array, None]:
+def _backward(cut: Cut, saved: Any, gradients: tuple[Array, Array]) -> tuple[Array, Array, None]:
     back, hidden, kernel, labels = saved
     weights = gradients[0]
     for_hidden = back * jnp.broadcast_to(weights[:, None], back.shape).astype(back.dtype)
@@ -87,7 +96,7 @@ def _backward(chunk: int, saved: Any, gradients: tuple[Array, Array]) -> tuple[A
         weighted = gradient * jnp.broadcast_to(weights[:, None], gradient.shape)
         return jnp.dot(hidden.T, weighted.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
-    parts = _cut(chunk, hidden, labels, weights)
+    parts = _chunks(cut, hidden, labels, weights)
     zeros = jnp.zeros(kernel.shape, jnp.float32)
     for_kernel, _ = jax.lax.scan(lambda sum_, part: (sum_ + one(*part), None), zeros, parts)
     return for_hidden, for_kernel.astype(kernel.dtype), None
@@ -96,16 +105,28 @@ def _backward(chunk: int, saved: Any, gradients: tuple[Array, Array]) -> tuple[A
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _cut(chunk: int, *arrays: Array) -> tuple[Array, ...]:
-    """(S, ...) -> (chunks, chunk, ...), filled up with zeros."""
-    count = arrays[0].shape[0]
-    missing = -count % chunk
-    padded = [jnp.pad(a, [(0, missing), *[(0, 0)] * (a.ndim - 1)]) for a in arrays]
-    return tuple(a.reshape(-1, chunk, *a.shape[1:]) for a in padded)
+def _chunks(cut: Cut, *arrays: Array) -> tuple[Array, ...]:
+    """(S, ...) -> (chunks, parts * chunk, ...), each part filled up with zeros."""
+
+    def one(a: Array) -> Array:
+        rest = a.shape[1:]
+        a = a.reshape(cut.parts, -1, *rest)
+        a = jnp.pad(a, [(0, 0), (0, -a.shape[1] % cut.chunk), *[(0, 0)] * len(rest)])
+        a = jnp.moveaxis(a.reshape(cut.parts, -1, cut.chunk, *rest), 1, 0)
+        return a.reshape(-1, cut.parts * cut.chunk, *rest)
+
+    return tuple(map(one, arrays))
 
 
-def _by_chunks(one: Callable[..., tuple[Array, ...]], chunk: int, *arrays: Array) -> Any:
+def _by_chunks(one: Callable[..., tuple[Array, ...]], cut: Cut, *arrays: Array) -> Any:
     """`one` of every chunk, its results joined again."""
     count = arrays[0].shape[0]
-    results = jax.lax.map(lambda parts: one(*parts), _cut(chunk, *arrays))
-    return tuple(result.reshape(-1, *result.shape[2:])[:count] for result in results)
+
+    def joined(result: Array) -> Array:
+        rest = result.shape[2:]
+        result = jnp.moveaxis(result.reshape(-1, cut.parts, cut.chunk, *rest), 0, 1)
+        result = result.reshape(cut.parts, -1, *rest)[:, : count // cut.parts]
+        return result.reshape(count, *rest)
+
+    results = jax.lax.map(lambda chunk: one(*chunk), _chunks(cut, *arrays))
+    return tuple(map(joined, results))

@@ -31,9 +31,14 @@ ADAPTER = {
     "vt": (None, "out"),
     "magnitude": ("out",),
     "gain": ("out",),
+    "router": ("in", None),
 }
-"""Array of an adapter -> which side of the kernel its last axes follow. Gates, cores and all else
-are whole: a router (I, E) is as small as a single rank."""
+"""Array of an adapter -> which side of the kernel its last axes follow. Cores and all else are
+whole."""
+
+WHOLE_IF_SMALL = {"router"}
+"""Those that are cut only where a stack of them is large: with its two moments, a replicated router
+(I, E) of eight experts is a tenth of what each of 16 devices holds of a 7B model."""
 
 PARAMETERS: dict[type[nnx.Module], dict[str, Axes]] = {
     Dense: {"kernel": ("in", "out"), "bias": ("out",)},

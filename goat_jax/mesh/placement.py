@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from goat_jax.errors import UserError
 from goat_jax.mesh.config import AXES, MeshConfig, Rules
-from goat_jax.mesh.logical import PARAMETERS, adapter_axes, parameter_axes
+from goat_jax.mesh.logical import PARAMETERS, WHOLE_IF_SMALL, adapter_axes, parameter_axes
 from goat_jax.sites import Site, find_sites
 from goat_jax.typing import PyTree
 
@@ -53,6 +53,11 @@ class Placement:
         first = NamedSharding(self.mesh, _spec([rows, (), self.rules.embed]))
         return first, self.rows
 
+    def output(self, shape: Sequence[int]) -> NamedSharding:
+        """Of a vocabulary's output kernel (D, V) where it meets hidden states: its features are
+        whole there."""
+        return self.cut("output", (None, "vocab"), shape)
+
     @property
     def row_parts(self) -> int:
         """Into how many parts the rows of a batch are cut."""
@@ -70,9 +75,10 @@ class Placement:
 
     def adapter(self, site: Site, name: str, shape: Sequence[int]) -> NamedSharding:
         """Of an array of the adapter at a site, its layer axis included: it follows the kernel."""
-        return self.cut(
-            f"{site.pattern} (adapter's {name})", adapter_axes(site, name, len(shape)), shape
-        )
+        axes = adapter_axes(site, name, len(shape))
+        if name in WHOLE_IF_SMALL and math.prod(shape) < SMALL:
+            return self.whole
+        return self.cut(f"{site.pattern} (adapter's {name})", axes, shape)
 
     def cut(self, what: str, axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
         """The sharding of an array with these logical axes; nothing is ever padded.

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from goat_jax.adapters.context import EVAL, Context
 from goat_jax.layers import Dense
@@ -94,6 +95,10 @@ class DecoderBlock(nnx.Module):
 class Decoder(nnx.Module):
     """A causal language model.
 
+    Attributes:
+        output_lies: on a mesh, how the output's kernel lies where it is used, or the compiler would
+            cut its inner side and exchange logits; else None.
+
     >>> model = Decoder(tiny_decoder_config(), rngs=nnx.Rngs(0))
     >>> model(jnp.ones((2, 5), jnp.int32)).shape
     (2, 5, 64)
@@ -107,6 +112,7 @@ class Decoder(nnx.Module):
         if not config.tie_embeddings:
             self.output = Projection(width, config.vocab_size, rngs=rngs)
         self.config = config
+        self.output_lies: NamedSharding | None = None
 
     def hf_names(self) -> dict[str, str]:
         """Our path -> the torch name of the module (see `goat_jax.sites`)."""
@@ -148,9 +154,11 @@ class Decoder(nnx.Module):
 
     def output_kernel(self) -> Array:
         """(D, V), the embedding table transposed where the two are tied."""
-        if self.config.tie_embeddings:
-            return self.embeddings.table[...].T
-        return self.output.kernel[...]
+        tied = self.config.tie_embeddings
+        kernel = self.embeddings.table[...].T if tied else self.output.kernel[...]
+        if self.output_lies is None:
+            return kernel
+        return jax.lax.with_sharding_constraint(kernel, self.output_lies)
 
     def __call__(
         self,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,22 @@ class Checkpoints:
         best_by: name of the evaluation metric whose highest value marks the best checkpoint.
         keep: how many of the latest are kept besides the best.
         read_only: for evaluation: never tidies up, so another process may be training.
+        going_on: whether `save` only warns of a checkpoint that could not be written; `wait` raises
+            in any case. Without effect on several processes, which have to agree.
     """
 
-    def __init__(self, folder: Path, best_by: str, *, keep: int = 2, read_only: bool = False):
-        self.best_by = best_by
+    def __init__(
+        self,
+        folder: Path,
+        best_by: str,
+        *,
+        keep: int = 2,
+        read_only: bool = False,
+        going_on: bool = False,
+    ):
+        self.best_by, self._going_on = best_by, going_on and jax.process_count() == 1
         policies = ocp.checkpoint_managers.preservation_policy
-        options = ocp.CheckpointManagerOptions(
+        self._options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(
                 [
                     policies.LatestN(keep),
@@ -68,7 +79,7 @@ class Checkpoints:
         if read_only and not root.is_dir():
             raise UserError(f"{folder} has no checkpoints: train it first")
         self._root = root
-        self._manager = ocp.CheckpointManager(root, options=options)
+        self._manager = ocp.CheckpointManager(root, options=self._options)
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint, None if there is none."""
@@ -106,8 +117,10 @@ class Checkpoints:
             data=ocp.args.JsonSave(data.get_state()),
             notes=ocp.args.JsonSave(notes),
         )
-        with self._said_clearly():
-            self._manager.save(int(state.step), args=items, metrics=metrics, force=True)
+        # Nothing was left behind by the one before, or its error is not taken for this one's.
+        self._forgiving(lambda: self._manager.wait_until_finished())
+        step = int(state.step)
+        self._forgiving(lambda: self._manager.save(step, args=items, metrics=metrics, force=True))
 
     def restore(self, like: RunState, data: Any | None, step: int | None = None) -> Restored:
         """Reads a checkpoint into the shapes, dtypes and shardings of a freshly made state.
@@ -151,6 +164,20 @@ class Checkpoints:
         """Waits, and lets go of the folder."""
         with self._said_clearly():
             self._manager.close()
+
+    def _forgiving(self, action: Callable[[], Any]) -> None:
+        """Does it; a failure to write only warns if the run is to go on."""
+        try:
+            with self._said_clearly():
+                action()
+        except RunFailed as failure:
+            if not self._going_on:
+                raise
+            warnings.warn(f"the run goes on, but {failure}", stacklevel=3)
+            with contextlib.suppress(ValueError, OSError):
+                self._manager.close()
+            # What the old manager believes to be there is not.
+            self._manager = ocp.CheckpointManager(self._root, options=self._options)
 
     @contextlib.contextmanager
     def _said_clearly(self) -> Iterator[None]:

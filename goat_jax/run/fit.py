@@ -77,7 +77,8 @@ def fit(
     data = load_data(config, built.vocabulary)
     folder = Path(config.out)
     _claim_together(folder, config, built)
-    checkpoints = Checkpoints(folder, config.best_by)
+    going_on = config.train.save_errors == "continue"
+    checkpoints = Checkpoints(folder, config.best_by, going_on=going_on)
     try:
         with records_of(config) as records:
             loop = _Loop(config, built, data, records, checkpoints)

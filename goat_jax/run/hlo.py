@@ -6,6 +6,8 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 
+from goat_jax.run.hlo_loops import trips
+
 COLLECTIVES = (
     "all-gather",
     "all-reduce",
@@ -27,7 +29,7 @@ _CALLED = re.compile(
     r"\b(?:calls|to_apply|body|condition|branch_computations|called_computations)="
     r"(?:\{([^}]*)\}|%?([\w.-]+))"
 )
-_TRIPS = re.compile(r'known_trip_count"?:\{"n":"(\d+)"')
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Exchange:
 
 def collectives(text: str) -> dict[str, Exchange]:
     """The collectives that one run of a compiled program's text makes; loop bodies count as often
-    as the loop says it runs, once if it does not say.
+    as they run (`hlo_loops.trips`). A TPU's compiler spreads one collective over several fusions,
+    which all name its channel: it counts once.
 
     >>> text = '''ENTRY %main (x: f32[2]) -> f32[8] {
     ...   ROOT %g = f32[8]{0} all-gather(%x), dimensions={0}
@@ -55,8 +58,12 @@ def collectives(text: str) -> dict[str, Exchange]:
     """
     computations, entry = _computations(text)
     found: dict[str, list[int]] = {}
+    spread: set[str] = set()
     for name, times in _runs(computations, entry):
-        for operation, size in _own(computations[name]):
+        for operation, size, channel in _own(computations[name]):
+            if channel and "fus" in name and channel in spread:
+                continue
+            spread.add(channel)
             kind = found.setdefault(operation, [0, 0])
             kind[0] += times
             kind[1] += times * size
@@ -84,8 +91,7 @@ def _runs(computations: Mapping[str, list[str]], entry: str) -> Iterator[tuple[s
         name, times = pending.pop()
         yield name, times
         for line in computations[name]:
-            trips = _TRIPS.search(line)
-            inner = times * int(trips[1]) if trips and " while(" in line else times
+            inner = times * trips(computations, name, line) if " while(" in line else times
             for several, one in _CALLED.findall(line):
                 for called in (several or one).split(","):
                     called = called.strip("% ")
@@ -93,15 +99,17 @@ def _runs(computations: Mapping[str, list[str]], entry: str) -> Iterator[tuple[s
                         pending.append((called, inner))
 
 
-def _own(lines: list[str]) -> Iterator[tuple[str, int]]:
-    """The collectives of a computation itself."""
+def _own(lines: list[str]) -> Iterator[tuple[str, int, str]]:
+    """The collectives of a computation itself: kind, bytes, channel."""
     for line in lines:
         match = _OPERATION.match(line)
         operation = match["op"].removesuffix("-start") if match else ""
         if match and operation in COLLECTIVES:
             sizes = [_bytes(*array) for array in _ARRAY.findall(match["type"])]
             # The asynchronous form returns its operand too, a combined one several results.
-            yield operation, max(sizes) if match["op"].endswith("-start") else sum(sizes)
+            size = max(sizes) if match["op"].endswith("-start") else sum(sizes)
+            channel = _CHANNEL.search(line)
+            yield operation, size, channel[1] if channel else ""
 
 
 def _bytes(kind: str, shape: str) -> int:

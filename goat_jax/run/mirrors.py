@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,18 +28,27 @@ class Mirror(Protocol):
 
 
 class TensorBoard:
-    """Event files in `folder/tensorboard`; a run that is killed may lose its last seconds."""
+    """Event files in `folder/tensorboard`, written at once.
+
+    Not by tensorboardX's own `SummaryWriter`: its thread dies of a full disk, and of a clock that
+    jumps back by a month, and a run then waits for it for ever.
+    """
 
     def __init__(self, folder: Path):
         self._folder = folder / TENSORBOARD_FOLDER
         self._purge_step: int | None = None
-        self._events: Any = None  # tensorboardX.SummaryWriter, made at the first scalar
+        self._events: Any = None  # an EventsWriter, made at the first scalar
 
     def add(self, scalars: Mapping[str, float], step: int) -> None:
         if self._events is None:
             self._events = self._open()
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
         for tag, value in scalars.items():
-            self._events.add_scalar(tag, value, step)
+            summary = scalar(tag, value)
+            self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        self._events.flush()
 
     def resume(self, step: int) -> None:
         self.close()
@@ -51,17 +61,20 @@ class TensorBoard:
             self._events = None
 
     def _open(self) -> Any:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         # The file's name has the time in seconds only and is opened with "w": without a count, a
         # restart within the second would overwrite the events of the run before.
         count = len(list(self._folder.glob("*.tfevents.*")))
-        return SummaryWriter(
-            str(self._folder),
-            purge_step=self._purge_step,
-            flush_secs=10,
-            filename_suffix=f".{count:04d}",
-        )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        events = EventsWriter(str(self._folder / "events"), f".{count:04d}")
+        if self._purge_step is not None:
+            began = SessionLog(status=SessionLog.START)
+            events.write_event(
+                Event(wall_time=time.time(), step=self._purge_step, session_log=began)
+            )
+        return events
 
 
 class WeightsAndBiases:

@@ -74,7 +74,10 @@ def language_loss(
     hidden = model.hidden(batch["input_ids"], batch["attention_mask"], batch.get("segments"), ctx)
     following = jnp.roll(batch["input_ids"], -1, axis=1)
     losses, correct = chunked_cross_entropy(
-        hidden.reshape(-1, hidden.shape[-1]), model.output_kernel(), following.reshape(-1)
+        hidden.reshape(-1, hidden.shape[-1]),
+        model.output_kernel(),
+        following.reshape(-1),
+        parts=model.layers.row_parts,
     )
     counts = _learnt_next(batch)
     losses = losses.reshape(counts.shape) * counts

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+import jax
 
 from goat_jax.config import RunConfig
+from goat_jax.errors import UserError
 from goat_jax.mesh.config import MeshConfig
 from goat_jax.mesh.placement import Placement, make_placement
 from goat_jax.run.flops import matmul_flops
 from goat_jax.run.hlo import Exchange, collectives
 from goat_jax.run.placed import check_batches
-from goat_jax.run.shapes import abstract_run
+from goat_jax.run.shapes import AbstractRun, abstract_run
 from goat_jax.run.topology import Chip, Topology
+
+
+class DoesNotFit(UserError):
+    """A step that needs more memory than the devices have, by their own compiler."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +73,14 @@ def plan(config: RunConfig, topology: Topology, model: str | Path | None = None)
         model: whose sizes to take, as for `run.shapes.abstract_run`.
 
     Raises:
-        UserError: a config that does not fit.
+        UserError: a config that does not fit the mesh.
+        DoesNotFit: the compiler knows that the devices have too little memory.
     """
     config, placement = _placed(config, topology)
     if placement is not None:
         check_batches(config, placement)
     run = abstract_run(config, model, placement)
-    compiled = run.train_step.lower(run.state, run.base, run.batch).compile()  # type: ignore
+    compiled = _compiled(run)
     memory = compiled.memory_analysis()
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     said = getattr(memory, "peak_memory_in_bytes", 0)
@@ -87,6 +98,20 @@ def plan(config: RunConfig, topology: Topology, model: str | Path | None = None)
     )
 
 
+def _compiled(run: AbstractRun) -> Any:
+    lowered = run.train_step.lower(run.state, run.base, run.batch)  # type: ignore[attr-defined]
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        said = re.search(r"Used [^.]*\.\S+ of \S+", str(error))
+        raise DoesNotFit(
+            f"the step does not fit into the devices' memory ({said[0] if said else 'exhausted'}): "
+            "take a smaller train.batch_size, more devices, or model.remat full"
+        ) from error
+
+
 def _placed(config: RunConfig, topology: Topology) -> tuple[RunConfig, Placement | None]:
     if config.mesh.single and len(topology.devices) > 1:
         config = dataclasses.replace(config, mesh=MeshConfig(fsdp=-1, rules=config.mesh.rules))
@@ -102,7 +127,10 @@ def largest_rows(
     peak_of: Callable[[RunConfig], int] | None = None,
     most: int = 4096,
 ) -> int:
-    """Rows per micro-batch and row part of the mesh with which the step still fits, by bisection.
+    """Rows per micro-batch and row part of the mesh with which the step still fits.
+
+    Memory is nearly affine in the rows, so the next try is where the last two that fitted say the
+    limit is; after a miss it is the middle of what is left.
 
     Args:
         memory: bytes per device.
@@ -116,18 +144,31 @@ def largest_rows(
     unit = config.train.accumulate * (1 if placement is None else placement.row_parts)
     peak_of = peak_of or (lambda config: plan(config, topology, model).peak)
 
-    def fits(rows: int) -> bool:
-        train = dataclasses.replace(
-            config.train, batch_size=rows * unit, eval_batch_size=rows * unit
-        )
-        return peak_of(dataclasses.replace(config, train=train)) <= memory
+    def peak(rows: int) -> float:
+        sizes = {"batch_size": rows * unit, "eval_batch_size": rows * unit}
+        train = dataclasses.replace(config.train, **sizes)
+        try:
+            return peak_of(dataclasses.replace(config, train=train))
+        except DoesNotFit:
+            return math.inf
 
-    if not fits(1):
-        return 0
-    low, high = 1, 2
-    while high <= most and fits(high):
-        low, high = high, 2 * high
+    fitting: dict[int, float] = {}
+    low, high, rows = 0, most + 1, 1
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if middle <= most and fits(middle) else (low, middle)
+        needed = peak(rows)
+        if needed <= memory:
+            fitting[rows], low = needed, rows
+            guess = _limit(fitting, memory)
+        else:
+            high, guess = rows, (low + rows) // 2
+        rows = min(max(guess, low + 1), high - 1)
     return low
+
+
+def _limit(fitting: Mapping[int, float], memory: float) -> int:
+    """The most rows that fit if memory is affine in them; twice the last if only one is known."""
+    *others, (rows, peak) = fitting.items()
+    if not others or peak <= others[-1][1]:
+        return 2 * rows
+    before, less = others[-1]
+    return rows + int((memory - peak) * (rows - before) / (peak - less))

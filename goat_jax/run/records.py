@@ -19,6 +19,7 @@ file is the record; its mirrors get a copy of the finite scalars, tagged `train/
 `eval/validation/accuracy`.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -29,7 +30,7 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from goat_jax.errors import UserError
+from goat_jax.errors import RunFailed, UserError
 from goat_jax.run.mirrors import Mirror
 
 FILE_NAME = "metrics.jsonl"
@@ -92,6 +93,7 @@ class Records:
 
         Raises:
             UserError: unknown kind, a value that JSON cannot hold, or not inside `with`.
+            RunFailed: a full disk.
         """
         if kind not in KINDS:
             raise UserError(f"unknown kind of record {kind!r}: choose one of {', '.join(KINDS)}")
@@ -99,12 +101,18 @@ class Records:
             raise UserError(f"{self.path} is not open: write inside `with Records(folder) as ...`")
         record = {"kind": kind, "step": int(step)}
         record |= {name: _to_json(value, name) for name, value in values.items()}
-        # One call with the newline in it, so that a kill can only cut the last line.
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
-        scalars = _scalars(record)
-        for mirror in self._mirrors if scalars else ():
-            mirror.add(scalars, record["step"])
+        try:
+            # One call with the newline in it, so that a kill can only cut the last line.
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file.flush()
+            scalars = _scalars(record)
+            for mirror in self._mirrors if scalars else ():
+                mirror.add(scalars, record["step"])
+        except OSError as error:
+            raise RunFailed(
+                f"a record could not be written to {self.folder} ({error}): free some space and "
+                "start the same command again"
+            ) from error
         return record
 
     def resume(self, step: int) -> None:
@@ -128,7 +136,8 @@ class Records:
 
     def _close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # `write` has said it, of its own line
+                self._file.close()
             self._file = None
 
 

@@ -1,15 +1,22 @@
-"""A run that was trained, opened again at one of its checkpoints."""
+"""A run that was trained, opened again at one of its checkpoints, or a model as it was before."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from goat_jax.config import RunConfig
 from goat_jax.errors import UserError
 from goat_jax.mesh.config import MeshConfig
+from goat_jax.mesh.placement import make_placement
+from goat_jax.models.load import Loaded, load_model
 from goat_jax.run.checkpoint import Checkpoints
 from goat_jax.run.folder import check_same_run, describe, load_run
+from goat_jax.run.placed import keep_rows
 from goat_jax.run.setup import Built, build
 from goat_jax.run.state import RunState
 
@@ -31,6 +38,23 @@ class Reopened:
     built: Built
     state: RunState
     step: int
+
+
+def load_on_mesh(path: Path, mesh: MeshConfig, dtype: Any = jnp.float32) -> Loaded:
+    """A pretrained model, every part read straight to its devices.
+
+    Raises:
+        UserError: a mesh that does not take exactly the devices there are.
+    """
+    placement = make_placement(mesh)
+    loaded = load_model(
+        path,
+        key=jax.random.key(0),
+        dtype=dtype,
+        sharding=None if placement is None else placement.parameter,
+    )
+    keep_rows(loaded.model, placement)
+    return loaded
 
 
 def reopen(folder: Path, step: int | None, mesh: MeshConfig = ONE_DEVICE) -> Reopened:

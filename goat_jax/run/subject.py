@@ -6,20 +6,18 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from goat_jax.config import DTYPES
 from goat_jax.data.tasks import Task
 from goat_jax.data.tokenize import load_tokenizer
 from goat_jax.errors import UserError
 from goat_jax.layers import merge_model, split_model
-from goat_jax.models.load import load_model
+from goat_jax.mesh.config import MeshConfig
 from goat_jax.models.sources import find_model
 from goat_jax.run.folder import RUN
 from goat_jax.run.generate import Generator
 from goat_jax.run.likelihood import Scorer
 from goat_jax.run.problems import LANGUAGE_MODEL
-from goat_jax.run.reopen import reopen
+from goat_jax.run.reopen import ONE_DEVICE, load_on_mesh, reopen
 from goat_jax.typing import PyTree
 
 MULTIPLE = 64
@@ -58,31 +56,34 @@ class Subject:
         return Scorer(self.graph, self.trainable, self.base, self.config, self.tokenizer)
 
 
-def open_subject(source: str, step: int | None = None, dtype: str = "float32") -> Subject:
+def open_subject(
+    source: str, step: int | None = None, dtype: str = "float32", mesh: MeshConfig = ONE_DEVICE
+) -> Subject:
     """A run's checkpoint (the best if no step is given), or a pretrained model.
 
     Args:
         dtype: of a pretrained model's weights; a run has its own.
+        mesh: what it is put on. Prompts come in any number, so only `tensor` may be above 1.
 
     Raises:
         UserError: neither a run nor a model, or no language model.
     """
     if (Path(source) / RUN).is_file():
-        return _open_run(Path(source), step)
+        return _open_run(Path(source), step, mesh)
     if step is not None:
         raise UserError(f"{source} is a model, not a run: --step needs a run folder")
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     path = find_model(source)
-    loaded = load_model(path, key=jax.random.key(0), dtype=DTYPES[dtype])
+    loaded = load_on_mesh(path, mesh, dtype=DTYPES[dtype])
     _check(loaded.kind, source)
     graph, trainable, base = split_model(loaded.model)
     name = Path(path).name or source
     return Subject(name, graph, trainable, base, loaded.model.config, load_tokenizer(path))
 
 
-def _open_run(folder: Path, step: int | None) -> Subject:
-    run = reopen(folder, step)
+def _open_run(folder: Path, step: int | None, mesh: MeshConfig) -> Subject:
+    run = reopen(folder, step, mesh)
     _check(run.built.kind, str(folder))
     trainable, base = run.state.trainable, run.state.frozen(run.built.base)
     return Subject(

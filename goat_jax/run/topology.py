@@ -29,14 +29,15 @@ class Chip:
 
 
 CHIPS = {
-    "v4": Chip(275e12, 32 * 2**30, 1228e9, 150e9),
-    "v5e": Chip(197e12, 16 * 2**30, 819e9, 100e9),
-    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 300e9),
-    "v6e": Chip(918e12, 32 * 2**30, 1640e9, 224e9),
+    "v4": Chip(275e12, 32 * 2**30, 1200e9, 300e9),
+    "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9),
+    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9),
+    "v6e": Chip(918e12, 32 * 2**30, 1638e9, 400e9),
     "a100": Chip(312e12, 80 * 2**30, 2039e9, 300e9),
     "h100": Chip(989e12, 80 * 2**30, 3350e9, 450e9),
 }
-"""Name, as in ``v5e:4x4`` -> the chip."""
+"""Name, as in ``v5e:4x4`` -> the chip, by docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e
+(links: half of the bidirectional figure) and NVIDIA's data sheets of the SXM modules of 80 GB."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,12 +17,14 @@ def _arrays(tokens: int = 13, width: int = 6, words: int = 11, dtype=jnp.float32
     return hidden, kernel, labels, jax.random.uniform(keys[3], (tokens,))
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 13, 100, None])
-def test_losses_and_gradients_are_those_of_the_plain_cross_entropy(chunk):
-    hidden, kernel, labels, weights = _arrays()
+@pytest.mark.parametrize(
+    ("chunk", "parts"), [(1, 1), (4, 1), (15, 1), (100, 1), (None, 1), (2, 3), (5, 3), (None, 5)]
+)
+def test_losses_and_gradients_are_those_of_the_plain_cross_entropy(chunk, parts):
+    hidden, kernel, labels, weights = _arrays(tokens=15)
 
     def chunked(hidden, kernel):
-        losses, _ = chunked_cross_entropy(hidden, kernel, labels, chunk)
+        losses, _ = chunked_cross_entropy(hidden, kernel, labels, chunk, parts)
         return (losses * weights).sum()
 
     def plain(hidden, kernel):

@@ -56,6 +56,8 @@ def test_kernels_are_cut_by_the_side_they_face():
     large = place.adapter(site_of(model, "up"), "b", (32, 8, 4, 11008)).spec
     assert large == P(None, None, None, ("tensor", "fsdp"))
     assert place.adapter(site_of(model, "up"), "router", (2, 32, 4)).spec == P()
+    large = place.adapter(site_of(model, "up"), "router", (32, 4096, 8)).spec
+    assert large == P(None, ("fsdp",))
 
 
 @pytest.mark.parametrize("name", METHODS)

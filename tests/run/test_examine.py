@@ -21,6 +21,7 @@ from goat_jax.data.tasks import make_task
 from goat_jax.data.texts import encode_pieces
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.layers import merge_model
+from goat_jax.mesh.config import MeshConfig
 from goat_jax.models.decoder import Decoder, tiny_decoder_config
 from goat_jax.models.torch_names import torch_tensors
 from goat_jax.optim.optimizer import OptimizerConfig
@@ -489,3 +490,26 @@ def test_bad_requests_get_one_line(model, arguments, says, capsys):
     assert main(["evaluate", str(model), "--quiet", *arguments]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert says in line
+
+
+def test_a_model_shared_out_over_eight_devices_answers_the_same(model):
+    alone, shared_out = (open_subject(str(model), mesh=MeshConfig(tensor=n)) for n in (1, 8))
+    cut = [leaf for leaf in jax.tree.leaves(shared_out.base) if not leaf.is_fully_replicated]
+    assert cut
+    pairs = [("ab", "cd"), ("a longer prompt than that", "x"), ("q", "yes, it is so")]
+    found = [subject.scorer()(pairs, batch_size=3).sums for subject in (alone, shared_out)]
+    np.testing.assert_allclose(*found, rtol=1e-5)
+    sampling = Sampling(max_new_tokens=5)
+    texts = ["one", "a much longer prompt", "b"]
+    answers = [s.generator().answers(texts, sampling) for s in (alone, shared_out)]
+    assert answers[0] == answers[1]
+
+
+def test_a_run_is_evaluated_on_a_mesh(run, capsys):
+    found = []
+    for devices in ("1", "8"):
+        capsys.readouterr()
+        arguments = ["--json", "--how", "loss", "--tensor", devices]
+        assert main(["evaluate", run.out, *arguments]) == 0
+        found.append(said(capsys)[0]["loss"])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)

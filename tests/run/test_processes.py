@@ -30,24 +30,35 @@ def free_port() -> int:
         return it.getsockname()[1]
 
 
-def start(tiny, out, count, *mesh, steps=STEPS):
-    """All processes of a run, each with two devices."""
-    flags = re.sub(r"device_count=\d+", "device_count=2", os.environ["XLA_FLAGS"])
-    env = dict(os.environ, XLA_FLAGS=flags)
-    command = [sys.executable, "-m", "goat_jax.cli", "train", "--quiet", "--out", str(out)]
-    command += ["--config", f"{tiny / 'config.py'}:steps={steps}", *mesh]
-    command += ["--adapter.targets", TARGETS]
-    command += ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(count)]
-    return [
-        subprocess.Popen(
-            [*command, "--process", str(index)],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in range(count)
-    ]
+@pytest.fixture
+def start(tiny):
+    """Starts all processes of a run, each with two devices; ends those that a test leaves."""
+    started = []
+
+    def start(out, count, *mesh, steps=STEPS):
+        flags = re.sub(r"device_count=\d+", "device_count=2", os.environ["XLA_FLAGS"])
+        command = [sys.executable, "-m", "goat_jax.cli", "train", "--quiet", "--out", str(out)]
+        command += ["--config", f"{tiny / 'config.py'}:steps={steps}", *mesh]
+        command += ["--adapter.targets", TARGETS]
+        command += ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(count)]
+        own = [
+            subprocess.Popen(
+                [*command, "--process", str(index)],
+                env=dict(os.environ, XLA_FLAGS=flags),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for index in range(count)
+        ]
+        started.extend(own)
+        return own
+
+    yield start
+    for process in started:
+        process.kill()  # nothing, if it has ended
+        process.wait()
+        process.stdout.close()
 
 
 def finish(processes, code=0):
@@ -64,8 +75,18 @@ def last_step(out):
 
 
 def wait_for(out, step, processes):
+    end = time.monotonic() + 400
     while last_step(out) < step and all(process.poll() is None for process in processes):
+        assert time.monotonic() < end, "the processes do not come to the step"
         time.sleep(0.002)
+
+
+def kill(processes):
+    """One process dies; the launcher ends the others."""
+    processes[-1].send_signal(signal.SIGKILL)
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
 def losses(out):
@@ -86,27 +107,53 @@ def same_state(one, other):
         (4, ("--mesh.fsdp", "4", "--mesh.tensor", "2")),
     ],
 )
-def test_a_killed_process_changes_no_bit(tiny, tmp_path, count, mesh):
+def test_a_killed_process_changes_no_bit(start, tmp_path, count, mesh):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    finish(start(tiny, whole, count, *mesh))
-    first = start(tiny, broken, count, *mesh)
+    finish(start(whole, count, *mesh))
+    first = start(broken, count, *mesh)
     wait_for(broken, 12, first)
-    first[-1].send_signal(signal.SIGKILL)
-    for process in first[:-1]:  # as a launcher does when one is gone
-        process.kill()
-    for process in first:
-        process.communicate()
+    kill(first)
     assert 12 <= last_step(broken) < STEPS
-    texts = finish(start(tiny, broken, count, *mesh))
+    texts = finish(start(broken, count, *mesh))
     assert "finished at step" in texts[0] and "finished" not in texts[-1]
     assert losses(whole) == losses(broken) and len(losses(whole)) == STEPS // 2
     same_state(whole, broken)
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_stops_all_and_another_mesh_goes_on(tiny, config, tmp_path):
+def test_a_run_goes_on_with_fewer_processes_and_another_mesh(start, tmp_path):
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    finish(start(whole, 2, "--mesh.fsdp", "4"))
+    first = start(moved, 4, "--mesh.fsdp", "4", "--mesh.tensor", "2")
+    wait_for(moved, 12, first)
+    kill(first)
+    finish(start(moved, 2, "--mesh.data", "2", "--mesh.fsdp", "2"))
+    steps, wanted = zip(*losses(whole), strict=True)
+    again, found = zip(*losses(moved), strict=True)
+    assert steps == again
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_processes_share_a_store_of_decompositions(start, tmp_path):
+    store = tmp_path / "svd"
+
+    def train(name, folder):
+        finish(start(tmp_path / name, 2, "--mesh.fsdp", "4", "--svd.folder", folder, steps=6))
+        return losses(tmp_path / name)
+
+    first = train("first", str(store))
+    files = {path: path.stat().st_mtime_ns for path in store.iterdir()}
+    assert len(files) == 2  # the query kernels of two layers
+    assert train("again", str(store)) == first
+    assert {path: path.stat().st_mtime_ns for path in store.iterdir()} == files
+    np.testing.assert_allclose(train("without", "none"), first, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_stops_all_and_another_mesh_goes_on(start, config, tmp_path):
     out = tmp_path / "run"
-    processes = start(tiny, out, 2, "--mesh.fsdp", "4", steps=3000)
+    processes = start(out, 2, "--mesh.fsdp", "4", steps=3000)
     wait_for(out, 6, processes)
     processes[-1].send_signal(signal.SIGTERM)
     texts = finish(processes, code=143)
