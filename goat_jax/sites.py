@@ -18,7 +18,7 @@ from flax import nnx
 from goat_jax.adapters.adapter import Report
 from goat_jax.layers import Dense
 from goat_jax.stack import Stack
-from goat_jax.typing import PyTree
+from goat_jax.typing import Array, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +88,9 @@ def reports_by_name(model: nnx.Module, sown: PyTree) -> dict[str, Report]:
     """What `layers.run_model` captured, by the name of the module, layers stacked first.
 
     Returns:
-        name pattern -> `Report` with aux_loss (L,), load (L, E), entropy (L,), where L runs over
-        the layers that have an adapter there (`adapted_layers`), 1 outside a stack.
+        name pattern -> `Report` with aux_loss (L,), load (L, E), entropy (L,), weights (L, E),
+        where L runs over the layers that have an adapter there (`adapted_layers`), 1 outside a
+        stack.
     """
     found: dict[str, list[Report]] = {}
     for site in find_sites(model):
@@ -105,11 +106,15 @@ def reports_by_name(model: nnx.Module, sown: PyTree) -> dict[str, Report]:
 def _concatenate(runs: list[Report]) -> Report:
     """One report of the runs of a stack; a run with fewer experts gets loads of zero."""
     experts = max(run.load.shape[-1] for run in runs)
-    loads = [jnp.pad(run.load, ((0, 0), (0, experts - run.load.shape[-1]))) for run in runs]
+
+    def padded(values: Array) -> Array:
+        return jnp.pad(values, ((0, 0), (0, experts - values.shape[-1])))
+
     return Report(
         aux_loss=jnp.concatenate([run.aux_loss for run in runs]),
-        load=jnp.concatenate(loads),
+        load=jnp.concatenate([padded(run.load) for run in runs]),
         entropy=jnp.concatenate([run.entropy for run in runs]),
+        weights=jnp.concatenate([padded(run.weights) for run in runs]),
     )
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from goat_jax.adapters.context import Context, dropout
 from goat_jax.adapters.spec import AdapterSpec, Given
-from goat_jax.core.aux_losses import expert_load, router_entropy
+from goat_jax.core.aux_losses import expert_load, mean_weights, router_entropy
 from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError
 from goat_jax.typing import Array, Factors, Key
@@ -36,11 +36,13 @@ class Report(NamedTuple):
         aux_loss: its auxiliary loss, a scalar, not yet weighted.
         load: (E,) share of the real tokens that select each expert; sums to K.
         entropy: mean entropy of the router's probabilities over the real tokens, in nats, a scalar.
+        weights: (E,) mean weight of each expert over the real tokens.
     """
 
     aux_loss: Array
     load: Array
     entropy: Array
+    weights: Array
 
 
 def init_adapter(
@@ -106,6 +108,7 @@ def apply_adapter(
         aux_loss=spec.aux_loss(routing, arrays, ctx),
         load=expert_load(routing, ctx.mask),
         entropy=router_entropy(routing, ctx.mask),
+        weights=mean_weights(routing, ctx.mask),
     )
     return delta, report
 

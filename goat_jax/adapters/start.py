@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from goat_jax.adapters.spec import AdapterSpec, Given, Initializer
 from goat_jax.core import initializers, svd
-from goat_jax.core.residual import residual_kernel
+from goat_jax.core.residual import residual_kernel, side_by_side
 from goat_jax.core.svd import Segments, Svd
 from goat_jax.errors import UserError
 from goat_jax.typing import Array, Factors, Key
@@ -119,22 +119,38 @@ class SvdSegments(Initializer):
 class KeepBase:
     """The frozen kernel is the pretrained one."""
 
+    looks_at_kernel: ClassVar[bool] = False
+
     def __call__(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:
         del factors, scale, spec
         return kernel
+
+    def removed(
+        self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec
+    ) -> tuple[Array, Array]:
+        del factors, scale, spec
+        i, o = kernel.shape
+        return jnp.zeros((i, 0), jnp.float32), jnp.zeros((0, o), jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class DropMinor:
     """KaSA: the kernel without its smallest r singular triplets, for which nothing compensates."""
 
+    looks_at_kernel: ClassVar[bool] = True
+
     def __call__(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:
+        minor = jnp.dot(*self.removed(kernel, factors, scale, spec), precision="highest")
+        return (kernel.astype(jnp.float32) - minor).astype(kernel.dtype)
+
+    def removed(
+        self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec
+    ) -> tuple[Array, Array]:
         del factors, scale
         svd.check_segments(min(kernel.shape), spec.num_experts, spec.rank)
         u, s, vt = (part.astype(jnp.float32) for part in svd.svd_of_kernel(kernel))
         tail = slice(s.shape[0] - spec.total_rank, None)
-        minor = jnp.einsum("IR,R,RO->IO", u[:, tail], s[tail], vt[tail], precision="highest")
-        return (kernel.astype(jnp.float32) - minor).astype(kernel.dtype)
+        return u[:, tail] * jnp.broadcast_to(s[tail], u[:, tail].shape), vt[tail]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +165,7 @@ class SubtractMean:
     """
 
     with_first_scale: bool = False
+    looks_at_kernel: ClassVar[bool] = False
 
     def check(self, spec: AdapterSpec) -> None:
         """What is taken off has to be what the adapter adds at the start."""
@@ -159,7 +176,23 @@ class SubtractMean:
             )
 
     def __call__(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:
+        a, b, (scale, weight) = factors["a"], factors["b"], self._gains(scale, spec)
+        return residual_kernel(kernel, a, b, scale, weight)
+
+    def weight(self, spec: AdapterSpec) -> float | tuple[float, ...]:
+        """What of an expert's product is taken off, one number for all or one each."""
+        return spec.router.mean_weight(spec)
+
+    def _gains(self, scale: Array, spec: AdapterSpec) -> tuple[Array, Array]:
+        """(E,) scales, and the weights, () or (E,), that the products are taken off with."""
         if self.with_first_scale:
             scale = scale[:1].repeat(spec.num_experts)
-        weight = jnp.asarray(spec.router.mean_weight(spec), jnp.float32)
-        return residual_kernel(kernel, factors["a"], factors["b"], scale, weight)
+        return scale, jnp.asarray(self.weight(spec), jnp.float32)
+
+    def removed(
+        self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec
+    ) -> tuple[Array, Array]:
+        del kernel
+        scale, weight = self._gains(scale, spec)
+        gains = scale * jnp.broadcast_to(weight, scale.shape)
+        return side_by_side(factors["a"], factors["b"], gains)
