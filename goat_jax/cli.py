@@ -66,7 +66,13 @@ def _parser() -> argparse.ArgumentParser:
         overrides=True,
     )
     train.add_argument("--config", metavar="FILE[:OPT=V,...]")
-    train.add_argument("--run", type=Path, help="go on with this run, with its own config")
+    train.add_argument(
+        "--run",
+        dest="run_folder",
+        metavar="RUN",
+        type=Path,
+        help="go on with this run, by its own config",
+    )
     train.add_argument("--help-fields", action="store_true", help="list every field and stop")
     train.add_argument("--quiet", action="store_true", help="no progress bar")
     train.add_argument(
@@ -241,12 +247,13 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
         join(Processes(options.coordinator, options.processes, options.process))
     elif options.processes is not None or options.process is not None:
         raise UserError("--processes and --process need --coordinator HOST:PORT")
-    if (options.config is None) == (options.run is None):
+    if (options.config is None) == (options.run_folder is None):
         raise UserError("train takes --config FILE, or --run RUN to go on: give one of them")
     if options.help_fields:
         rest = ["--help"]
     quiet, cache = options.quiet, _cache_folder()
-    return train(options.config, rest, run=options.run, progress=not quiet, cache=cache)
+    run = options.run_folder
+    return train(options.config, rest, run=run, progress=not quiet, cache=cache)
 
 
 def _export(options: argparse.Namespace, rest: list[str]) -> int:

@@ -47,7 +47,8 @@ def adapter_config(config: RunConfig, adapter: Imported) -> RunConfig:
     fields = {field.name for field in dataclasses.fields(AdapterConfig)}
     options = {name: value for name, value in adapter.options.items() if name in fields}
     overrides = tuple(Override(modules, values) for modules, values in adapter.overrides)
-    own = dataclasses.replace(config.adapter, **{**options, "overrides": overrides})
+    first = AdapterConfig() if adapter.settles_all else config.adapter
+    own = dataclasses.replace(first, **{**options, "overrides": overrides})
     return dataclasses.replace(config, adapter=own)
 
 

@@ -26,6 +26,7 @@ class Imported:
         base: the model it says it belongs to, if it does.
         base_sha256: of that model's weights, if it is known.
         options: fields of `AdapterConfig` that it settles.
+        settles_all: whether all other fields are as the method has them, not as the user says.
         overrides: (modules, options) of modules that differ.
         modules: module -> our name of a factor -> its array.
         head: torch's tensors of modules that were trained in full.
@@ -35,6 +36,7 @@ class Imported:
     base: str | None
     base_sha256: str | None
     options: Mapping[str, Any]
+    settles_all: bool
     overrides: tuple[tuple[tuple[str, ...], Mapping[str, Any]], ...]
     modules: Mapping[str, Mapping[str, np.ndarray]]
     head: Mapping[str, np.ndarray]

@@ -60,6 +60,7 @@ def read_peft(folder: Path, config: Mapping[str, Any]) -> Imported:
         base=config.get("base_model_name_or_path") or None,
         base_sha256=known.get("base_sha256"),
         options=options,
+        settles_all=True,
         overrides=overrides,
         modules=modules,
         head=head,

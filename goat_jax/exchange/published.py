@@ -109,7 +109,8 @@ def read_published(source: Path, config: Mapping[str, Any], base_sha256: str | N
         "train": tuple(sorted({name.rpartition(".")[0] for name in head})),
     }
     base = config.get("base_model_name_or_path")
-    return Imported(str(source), base, base_sha256, options, (), modules, head)
+    whole = bool(settings)
+    return Imported(str(source), base, base_sha256, options, whole, (), modules, head)
 
 
 def _stacked(

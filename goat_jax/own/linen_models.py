@@ -30,7 +30,7 @@ REPORT = PREFIX + "report"
 INTERMEDIATES = "intermediates"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LinenAdapter:
     """A linen model with adapters; a pure function of two pytrees.
 

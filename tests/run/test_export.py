@@ -32,7 +32,8 @@ ROUTED = [name for name, row in METHODS.items() if not row.spec.router.mergeable
 OPTIONS = {
     "multilora": {"total_rank": 6},
     "neat": {"total_rank": 4, "options": {"depth": 1}},
-    "adalora": {"total_rank": 6},
+    "adalora": {"total_rank": 6, "options": {"target_rank": 3}},
+    "lora_dash": {"options": {"switch_after": 5, "num_directions": 2}},
     "kasa": {"total_rank": 4},
     "full": {"total_rank": 1},
 }
