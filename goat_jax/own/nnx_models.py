@@ -107,7 +107,7 @@ def merge_nnx(model: nnx.Module) -> None:
         if _is_adapted(module):
             own: Any = module
             own.kernel.set_value(_folded(own))
-            own.__class__ = type(own).__mro__[2]
+            own.__class__ = getattr(type(own), PLAIN)
             del own.adapter, own.view
 
 
@@ -123,27 +123,29 @@ def _folded(module: Any) -> Array:
     return fold(kernel, adapter.factors() | adapter.constants(), adapter.scale[...])
 
 
-class _AddsAdapter:
-    """The call of an adapted layer: its own, plus what the adapter adds."""
+@functools.cache
+def _adapted_class(kind: type) -> type:
+    """A subclass whose call adds what the adapter adds; objects may change between the two."""
 
-    def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
-        own: Any = self
-        y = super().__call__(x, *args, **kwargs)  # type: ignore[misc]
-        adapter, ctx = own.adapter, _CONTEXT.get().fold(own.adapter.salt)
+    def call(self: Any, x: Array, *args: Any, **kwargs: Any) -> Array:
+        y = kind.__call__(self, x, *args, **kwargs)
+        adapter, ctx = self.adapter, _CONTEXT.get().fold(self.adapter.salt)
         arrays = adapter.factors() | adapter.constants()
-        kernel, scale = own.kernel[...], adapter.scale[...]
-        delta, report = delta_of(x, kernel, own.view, arrays, scale, adapter.spec, ctx, y)
+        kernel, scale = self.kernel[...], adapter.scale[...]
+        delta, report = delta_of(x, kernel, self.view, arrays, scale, adapter.spec, ctx, y)
         sow(adapter, "report", report)
         return y + delta
 
+    own = {"__module__": __name__, "__call__": call, PLAIN: kind}
+    return type(f"Adapted{kind.__name__}", (kind,), own)
 
-@functools.cache
-def _adapted_class(kind: type) -> type:
-    return type(f"Adapted{kind.__name__}", (_AddsAdapter, kind), {})
+
+PLAIN = "class_without_adapter"
+"""Attribute of an adapted class: the class that the layer was of."""
 
 
 def _is_adapted(module: Any) -> bool:
-    return isinstance(module, _AddsAdapter)
+    return hasattr(type(module), PLAIN)
 
 
 def _has_kernel(module: Any) -> bool:
