@@ -6,8 +6,10 @@ from goat_jax.adapters.methods import METHODS, method_spec
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.inject import InjectReport, Override, inject
-from goat_jax.layers import Dense, merge_model, run_model, split_model
+from goat_jax.layers import Dense, Factor, Head, merge_model, run_model, split_model
 from goat_jax.models.load import load_model
+from goat_jax.own.linen_models import adapt_linen
+from goat_jax.own.nnx_models import adapt_nnx, merge_nnx, run_adapted
 
 __version__ = "0.1.0"
 
@@ -16,17 +18,23 @@ __all__ = [
     "AdapterSpec",
     "Context",
     "Dense",
+    "Factor",
+    "Head",
     "InjectReport",
     "Override",
     "RunFailed",
     "UserError",
+    "adapt_linen",
+    "adapt_nnx",
     "apply_adapter",
     "init_adapter",
     "inject",
     "load_model",
     "merge_adapter",
     "merge_model",
+    "merge_nnx",
     "method_spec",
+    "run_adapted",
     "run_model",
     "split_model",
 ]

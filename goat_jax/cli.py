@@ -65,7 +65,14 @@ def _parser() -> argparse.ArgumentParser:
         "         --optimizer.learning-rate 1e-4        (--help-fields lists every field)",
         overrides=True,
     )
-    train.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
+    train.add_argument("--config", metavar="FILE[:OPT=V,...]")
+    train.add_argument(
+        "--run",
+        dest="run_folder",
+        metavar="RUN",
+        type=Path,
+        help="go on with this run, by its own config",
+    )
     train.add_argument("--help-fields", action="store_true", help="list every field and stop")
     train.add_argument("--quiet", action="store_true", help="no progress bar")
     train.add_argument(
@@ -131,6 +138,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     parity.add_argument("folders", metavar="DIR", nargs="+", type=Path)
     parity.add_argument("--json", action="store_true", help="print JSON")
+
+    export = verb(
+        "export",
+        _export,
+        "Write a run's adapter for PEFT or the published GOAT code, or merged into its model.",
+        "goat-jax export runs/demo --to goat runs/demo-goat\n"
+        "         goat-jax export runs/demo --to lora runs/demo-lora   (routed ones as one LoRA)",
+    )
+    export.add_argument("run_folder", metavar="RUN", type=Path)
+    export.add_argument("out", metavar="OUT", type=Path, help="a folder that is not there yet")
+    export.add_argument("--to", required=True, choices=("peft", "goat", "merged", "lora"))
+    export.add_argument("--step", type=int, help="which checkpoint; the best if not given")
+    export.add_argument("--task-id", type=int, metavar="N", help="the task of a task-gated adapter")
+    export.add_argument(
+        "--rows", type=int, default=256, metavar="N", help="training rows to measure gates on"
+    )
+    export.add_argument("--json", action="store_true", help="print JSON")
+    take_in = verb(
+        "import",
+        _import,
+        "Make a run of somebody's adapter: to evaluate, generate with, train on and export.",
+        "goat-jax import path/to/peft --config configs/glue.py:task=rte --out runs/imported\n"
+        "         --model.path roberta-large        (any field of train)",
+        overrides=True,
+    )
+    take_in.add_argument("source", metavar="FOLDER", type=Path, help="PEFT, or published GOAT")
+    take_in.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
 
     compare = verb(
         "compare",
@@ -253,9 +287,33 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
         join(Processes(options.coordinator, options.processes, options.process))
     elif options.processes is not None or options.process is not None:
         raise UserError("--processes and --process need --coordinator HOST:PORT")
+    if (options.config is None) == (options.run_folder is None):
+        raise UserError("train takes --config FILE, or --run RUN to go on: give one of them")
     if options.help_fields:
         rest = ["--help"]
-    return train(options.config, rest, progress=not options.quiet, cache=_cache_folder())
+    quiet, cache = options.quiet, _cache_folder()
+    run = options.run_folder
+    return train(options.config, rest, run=run, progress=not quiet, cache=cache)
+
+
+def _export(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.commands.export import export
+
+    return export(
+        options.run_folder,
+        options.to,
+        options.out,
+        step=options.step,
+        task=options.task_id,
+        rows=options.rows,
+        as_json=options.json,
+    )
+
+
+def _import(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.commands.import_adapter import import_adapter
+
+    return import_adapter(options.source, options.config, rest)
 
 
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:

@@ -117,7 +117,8 @@ def test_reports_come_in_the_order_of_layers_not_of_the_names_of_runs():
     for i, run in enumerate(model.layers.runs):
         attach(run.up, 1, experts=2)
         one = np.full(1, i)
-        report = Report(aux_loss=one, load=np.full((1, 2), i), entropy=one)
+        load = np.full((1, 2), i)
+        report = Report(aux_loss=one, load=load, entropy=one, mean_weights=load)
         sown["layers"][f"run_{i}"] = [{"up": {"adapter": {"report": [report]}}}]
     found = reports_by_name(model, sown)["model.layers.{}.mlp.up"]
     np.testing.assert_array_equal(found.entropy, range(11))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from goat_jax.adapters.context import Context, dropout
 from goat_jax.adapters.spec import AdapterSpec, Given
-from goat_jax.core.aux_losses import expert_load, router_entropy
+from goat_jax.core.aux_losses import expert_load, mean_weights, router_entropy
 from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError
 from goat_jax.typing import Array, Factors, Key
@@ -36,12 +36,14 @@ class Report(NamedTuple):
         aux_loss: its auxiliary loss, a scalar, not yet weighted.
         load: (E,) share of the real tokens that select each expert; sums to K.
         entropy: mean entropy of the router's probabilities over the real tokens, in nats, a scalar.
+        mean_weights: (E,) mean weight of each expert over the real tokens.
         weights: (..., E) of the experts for every token, if the context asks for them; else None.
     """
 
     aux_loss: Array
     load: Array
     entropy: Array
+    mean_weights: Array
     weights: Array | None = None
 
 
@@ -121,6 +123,7 @@ def apply_adapter(
         aux_loss=spec.aux_loss(routing, arrays, ctx),
         load=expert_load(routing, ctx.mask),
         entropy=router_entropy(routing, ctx.mask),
+        mean_weights=mean_weights(routing, ctx.mask),
         weights=routing.weights if ctx.per_token else None,
     )
     return delta, report

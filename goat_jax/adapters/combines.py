@@ -11,7 +11,7 @@ from goat_jax.adapters.spec import AdapterSpec, Extras
 from goat_jax.core.column_norms import column_norms
 from goat_jax.core.dispatch import HIDDEN, dispatch, expand
 from goat_jax.core.precision import wide
-from goat_jax.core.residual import delta_weight
+from goat_jax.core.residual import delta_weight, side_by_side
 from goat_jax.core.routers import Routing
 from goat_jax.errors import UserError
 from goat_jax.typing import Array, Factors, Key
@@ -49,6 +49,9 @@ class SumOfExperts:
         del spec
         merged = kernel.astype(scale.dtype) + delta_weight(*self.pairs(arrays), scale)
         return merged.astype(kernel.dtype)
+
+    def low_rank(self, arrays: Factors, scale: Array) -> tuple[Array, Array]:
+        return side_by_side(*self.pairs(arrays), scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,3 +160,7 @@ class SharedProjection(SumOfExperts):
     def pairs(self, arrays: Factors) -> tuple[Array, Array]:
         a, b = arrays["a"], arrays["b"]
         return jnp.broadcast_to(a, (b.shape[0], *a.shape[1:])), b
+
+    def low_rank(self, arrays: Factors, scale: Array) -> tuple[Array, Array]:
+        b = arrays["b"]
+        return arrays["a"][0], (b * jnp.broadcast_to(scale[:, None, None], b.shape)).sum(0)

@@ -75,6 +75,12 @@ class LoraAndDirections(SumOfExperts):
         own = jnp.einsum("IK,K,KO->IO", u, coefficients, vt, precision="highest")
         return (plain + own).astype(kernel.dtype)
 
+    def low_rank(self, arrays: Factors, scale: Array) -> tuple[Array, Array]:
+        a, b = super().low_rank(arrays, scale)
+        vt = arrays["vt"]
+        along = jnp.broadcast_to(arrays["coefficients"][:, None], vt.shape) * vt
+        return jnp.concatenate([a, arrays["u"]], 1), jnp.concatenate([b, along])
+
 
 @dataclasses.dataclass(frozen=True)
 class FindDirections:

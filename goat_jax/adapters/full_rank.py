@@ -29,6 +29,8 @@ class CopiesOfKernel(Initializer):
 class TakeOutKernel:
     """No frozen kernel is left: (0, O), so that nothing is kept twice."""
 
+    looks_at_kernel: ClassVar[bool] = False
+
     def check(self, spec: AdapterSpec) -> None:
         """Something has to compute the layer's output instead."""
         if spec.combine.layout != "kernels":
@@ -40,6 +42,11 @@ class TakeOutKernel:
     def __call__(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:
         del factors, scale, spec
         return kernel[:0]
+
+    def removed(
+        self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec
+    ) -> tuple[Array, Array]:
+        raise UserError("the whole kernel is taken out, which has no low rank")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,3 +89,6 @@ class WholeKernels(SumOfExperts):
     def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
         del scale, spec
         return arrays["kernels"][0].astype(kernel.dtype)
+
+    def low_rank(self, arrays: Factors, scale: Array) -> tuple[Array, Array]:
+        raise UserError("whole kernels are trained, whose change has no low rank")

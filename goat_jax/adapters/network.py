@@ -113,3 +113,6 @@ class KernelNetwork(SumOfExperts):
     def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
         del spec
         return self._changed(kernel, arrays, scale).astype(kernel.dtype)
+
+    def low_rank(self, arrays: Factors, scale: Array) -> tuple[Array, Array]:
+        raise UserError("a network of the kernel changes it, and the change has no low rank")

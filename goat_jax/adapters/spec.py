@@ -61,12 +61,28 @@ class Initializer(Protocol):
 
 
 class BaseEdit(Protocol):
-    """Says which frozen kernel the adapter is trained on."""
+    """Says which frozen kernel the adapter is trained on.
+
+    Attributes:
+        looks_at_kernel: whether what is taken off depends on the numbers of the pretrained kernel,
+            not on the factors alone.
+    """
+
+    looks_at_kernel: ClassVar[bool]
 
     def __call__(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:
         """The frozen kernel (I, O) in the pretrained one's dtype.
 
         A method that replaces ``x @ kernel`` may give back an empty one, (0, O).
+        """
+        ...
+
+    def removed(
+        self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec
+    ) -> tuple[Array, Array]:
+        """What was taken off the pretrained kernel, as factors (I, Q) and (Q, O).
+
+        Args: as when it was taken off; the factors are those of the start.
         """
         ...
 
@@ -131,6 +147,14 @@ class Combine(Protocol):
 
     def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
         """The kernel (I, O) that computes frozen kernel and adapter at once."""
+        ...
+
+    def low_rank(self, arrays: Factors, scale: Array) -> tuple[Array, Array]:
+        """Factors (I, Q) and (Q, O) of what is added to the kernel if all experts have weight 1.
+
+        Raises:
+            UserError: what it does to the kernel has no low rank.
+        """
         ...
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from goat_jax.adapters.spec import AdapterSpec, Given, Initializer
 from goat_jax.core import initializers, svd
-from goat_jax.core.residual import residual_kernel
+from goat_jax.core.residual import residual_kernel, side_by_side
 from goat_jax.core.svd import Segments, Svd
 from goat_jax.errors import UserError
 from goat_jax.typing import Array, Factors, Key
@@ -124,14 +124,25 @@ class SvdSegments(Initializer):
 class KeepBase:
     """The frozen kernel is the pretrained one."""
 
+    looks_at_kernel: ClassVar[bool] = False
+
     def __call__(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:
         del factors, scale, spec
         return kernel
+
+    def removed(
+        self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec
+    ) -> tuple[Array, Array]:
+        del factors, scale, spec
+        i, o = kernel.shape
+        return jnp.zeros((i, 0), jnp.float32), jnp.zeros((0, o), jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class DropMinor:
     """KaSA: the kernel without its smallest r singular triplets, for which nothing compensates."""
+
+    looks_at_kernel: ClassVar[bool] = True
 
     def triplets(self, h: int, spec: AdapterSpec, key: Key) -> Array:
         """The index (E, R) of the triplets that are dropped among the h of a kernel."""
@@ -140,14 +151,27 @@ class DropMinor:
 
     def __call__(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:
         del factors, scale
-        index = self.triplets(min(kernel.shape), spec, jax.random.key(0))
-        return self.without(kernel, svd.take_segments(svd.svd_of_kernel(kernel), index))
+        return self.without(kernel, self._minor(kernel, spec))
+
+    def removed(
+        self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec
+    ) -> tuple[Array, Array]:
+        del factors, scale
+        return self._product(self._minor(kernel, spec))
 
     def without(self, kernel: Array, minor: Svd) -> Array:
         """The kernel less these triplets, u (E, I, R), s (E, R), vt (E, R, O)."""
-        u, s, vt = (part.astype(jnp.float32) for part in minor)
-        dropped = jnp.einsum("EIR,ER,ERO->IO", u, s, vt, precision="highest")
+        dropped = jnp.dot(*self._product(minor), precision="highest")
         return (kernel.astype(jnp.float32) - dropped).astype(kernel.dtype)
+
+    def _minor(self, kernel: Array, spec: AdapterSpec) -> Svd:
+        index = self.triplets(min(kernel.shape), spec, jax.random.key(0))
+        return svd.take_segments(svd.svd_of_kernel(kernel), index)
+
+    def _product(self, minor: Svd) -> tuple[Array, Array]:
+        """(I, E R) and (E R, O), whose product the triplets are."""
+        u, s, vt = (part.astype(jnp.float32) for part in minor)
+        return side_by_side(u * jnp.broadcast_to(s[:, None], u.shape), vt, jnp.ones(len(u)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +186,7 @@ class SubtractMean:
     """
 
     with_first_scale: bool = False
+    looks_at_kernel: ClassVar[bool] = False
 
     def check(self, spec: AdapterSpec) -> None:
         """What is taken off has to be what the adapter adds at the start."""
@@ -172,7 +197,23 @@ class SubtractMean:
             )
 
     def __call__(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:
+        a, b, (scale, weight) = factors["a"], factors["b"], self._gains(scale, spec)
+        return residual_kernel(kernel, a, b, scale, weight)
+
+    def weight(self, spec: AdapterSpec) -> float | tuple[float, ...]:
+        """What of an expert's product is taken off, one number for all or one each."""
+        return spec.router.mean_weight(spec)
+
+    def _gains(self, scale: Array, spec: AdapterSpec) -> tuple[Array, Array]:
+        """(E,) scales, and the weights, () or (E,), that the products are taken off with."""
         if self.with_first_scale:
             scale = scale[:1].repeat(spec.num_experts)
-        weight = jnp.asarray(spec.router.mean_weight(spec), jnp.float32)
-        return residual_kernel(kernel, factors["a"], factors["b"], scale, weight)
+        return scale, jnp.asarray(self.weight(spec), jnp.float32)
+
+    def removed(
+        self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec
+    ) -> tuple[Array, Array]:
+        del kernel
+        scale, weight = self._gains(scale, spec)
+        gains = scale * jnp.broadcast_to(weight, scale.shape)
+        return side_by_side(factors["a"], factors["b"], gains)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
 
 from goat_jax.config import RunConfig, load_config
+from goat_jax.run.folder import load_run
 
 
 def read_config(source: str, overrides: Sequence[str], prog: str) -> RunConfig:
@@ -18,9 +20,20 @@ def read_config(source: str, overrides: Sequence[str], prog: str) -> RunConfig:
         overrides: ``--field value ...``, typed by the dataclasses.
         prog: shown in usage messages.
     """
+    return override(load_config(source), overrides, prog)
+
+
+def read_run_config(folder: Path, overrides: Sequence[str], prog: str) -> RunConfig:
+    """The config of a run that has begun, with fields overridden; it goes on where it is."""
+    config = dataclasses.replace(load_run(folder)[0], out=str(folder))
+    return override(config, overrides, prog)
+
+
+def override(config: RunConfig, overrides: Sequence[str], prog: str) -> RunConfig:
+    """A config with fields changed by the command line."""
     return tyro.cli(
         RunConfig,
-        default=load_config(source),
+        default=config,
         args=list(overrides),
         prog=prog,
         config=(tyro.conf.AvoidSubcommands,),  # the kind of task is the config file's

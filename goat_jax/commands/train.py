@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
 
-from goat_jax.commands.configs import read_config
+from goat_jax.commands.configs import read_config, read_run_config
 from goat_jax.config import RunConfig
 from goat_jax.plots import plot_expert_load, plot_training
 from goat_jax.run.fit import Summary, fit
@@ -22,21 +23,35 @@ OUT_OF_TIME = 75
 
 
 def train(
-    source: str, overrides: list[str], *, progress: bool = True, cache: Path | None = None
+    source: str | None,
+    overrides: list[str],
+    *,
+    run: Path | None = None,
+    progress: bool = True,
+    cache: Path | None = None,
 ) -> int:
     """Trains from a config file and overrides; prints a summary, draws the plots.
 
     Args:
+        source: the config file; None to go on with a run.
+        run: its folder.
         cache: the user's folder for what can be computed again.
 
     Exit codes: 0 done, 143 or 130 saved after SIGTERM or Ctrl-C, 75 (`OUT_OF_TIME`) if that took
     longer than ``train.grace_seconds``.
     """
-    config = read_config(source, overrides, "goat-jax train")
+    if source is None:
+        assert run is not None
+        config = read_run_config(run, overrides, "goat-jax train")
+        begun = ["--run", str(run)]
+    else:
+        config = read_config(source, overrides, "goat-jax train")
+        begun = ["--config", source]
     if config.svd.folder == AUTO and cache is not None:
         svd = dataclasses.replace(config.svd, folder=str(cache / "svd"))
         config = dataclasses.replace(config, svd=svd)
-    summary = fit(config, progress=progress, expired=give_up)
+    command = shlex.join(["goat-jax", "train", *begun, *overrides])
+    summary = fit(config, progress=progress, expired=give_up, command=command)
     if is_first():
         draw(summary.folder)
         print(report(config, summary))

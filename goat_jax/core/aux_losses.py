@@ -20,6 +20,11 @@ def expert_load(routing: Routing, mask: Array | None = None) -> Array:
     return _mean_over_tokens(routing.selected.astype(jnp.float32), mask)
 
 
+def mean_weights(routing: Routing, mask: Array | None = None) -> Array:
+    """Mean weight of each expert over the tokens (E,), zero where it was not selected."""
+    return _mean_over_tokens(routing.weights.astype(jnp.float32), mask)
+
+
 def router_entropy(routing: Routing, mask: Array | None = None) -> Array:
     """Mean entropy in nats of the tokens' softmax over all experts: log E when undecided."""
     probs = jnp.maximum(routing.probs, 1e-30)

@@ -15,6 +15,20 @@ def delta_weight(a: Array, b: Array, scale: Array, weights: Array | float = 1.0)
     return jnp.einsum("EIR,ERO->IO", a * gain[:, None, None], b, precision="highest")
 
 
+def side_by_side(a: Array, b: Array, gain: Array) -> tuple[Array, Array]:
+    """Factors (I, E R) and (E R, O) whose one product is ``sum_i gain_i a_i @ b_i``.
+
+    Args:
+        a: (E, I, R).  b: (E, R, O).  gain: (E,).
+
+    >>> a, b = side_by_side(jnp.ones((4, 3, 2)), jnp.ones((4, 2, 5)), jnp.ones(4))
+    >>> a.shape, b.shape
+    ((3, 8), (8, 5))
+    """
+    gained = b * jnp.broadcast_to(gain[:, None, None], b.shape)
+    return jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1), gained.reshape(-1, b.shape[-1])
+
+
 def residual_kernel(
     kernel: Array, a: Array, b: Array, scale: Array, weight: Array | float
 ) -> Array:

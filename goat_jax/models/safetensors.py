@@ -87,7 +87,8 @@ def _open(path: Path) -> Any:
         ) from None
 
 
-def _read_header(path: Path) -> dict[str, Entry]:
+def read_header(path: Path) -> dict[str, Entry]:
+    """What the header of a safetensors file says of every tensor."""
     with _open(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         return {
@@ -104,7 +105,7 @@ def open_weights(folder: Path) -> WeightFiles:
     """
     folder = Path(folder)
     if (folder / SINGLE).is_file():
-        return WeightFiles(folder, _read_header(folder / SINGLE))
+        return WeightFiles(folder, read_header(folder / SINGLE))
     if (folder / INDEX).is_file():
         return WeightFiles(folder, _read_index(folder / INDEX))
     pickled = sorted(path.name for kind in PICKLED for path in folder.glob(kind))
@@ -127,7 +128,7 @@ def _read_index(path: Path) -> dict[str, Entry]:
             raise UserError(
                 f"{path} names {shard!r}, which is not a file beside it: fetch it again"
             )
-        header = _read_header(path.parent / shard)
+        header = read_header(path.parent / shard)
         promised = [name for name, file in places.items() if file == shard]
         absent = [name for name in promised if name not in header]
         if absent:

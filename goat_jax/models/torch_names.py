@@ -75,12 +75,15 @@ def parameters(model: nnx.Module) -> Iterator[tuple[Site, str, Layout]]:
                 yield site, parameter, layout
 
 
-def torch_tensors(model: nnx.Module) -> dict[str, np.ndarray]:
-    """The model's parameters as torch's state dict has them: name -> array, layer by layer."""
-    found = {}
+def torch_parameters(model: nnx.Module) -> Iterator[tuple[str, np.ndarray]]:
+    """The parameters as torch has them, by its names, layer by layer; one module's at a time."""
     for site, parameter, layout in parameters(model):
         value = np.asarray(getattr(site.module, parameter)[...])
         layers = value if site.layers is not None else value[None]
         for name, layer in zip(site.names(), layers, strict=True):
-            found[layout.full_name(name)] = np.asarray(layout.to_torch(layer), order="C")
-    return found
+            yield layout.full_name(name), np.asarray(layout.to_torch(layer), order="C")
+
+
+def torch_tensors(model: nnx.Module) -> dict[str, np.ndarray]:
+    """The model's parameters as torch's state dict has them: name -> array."""
+    return dict(torch_parameters(model))

@@ -14,6 +14,7 @@ import numpy as np
 
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError
+from goat_jax.exchange.modules import Start, read_kernels, read_starts
 from goat_jax.inject import inject, train_in_full
 from goat_jax.layers import split_model
 from goat_jax.models.load import load_model
@@ -22,7 +23,6 @@ from goat_jax.parity.align import LARGEST_NOISE, agreeing_steps, align_signs, sv
 from goat_jax.parity.checks import GIVEN, MODEL, OWN, Check, Comparison, Note, worst
 from goat_jax.parity.families import FAMILIES, complete_batch
 from goat_jax.parity.model_bundle import ModelRun, adapter_tensors, hf_config, read_run
-from goat_jax.parity.modules import Start, read_kernels, read_starts
 from goat_jax.parity.published import scale_note
 from goat_jax.parity.ties import settle_ties
 from goat_jax.parity.training import Outcome, Trainer

@@ -14,11 +14,9 @@ from goat_jax.adapters.scales import AlphaOverRank, AlphaOverRootRank, Fixed, Th
 from goat_jax.adapters.spec import AdapterSpec, BaseEdit, ScaleRule
 from goat_jax.adapters.start import KeepBase, SubtractMean, SvdSegments, ZeroDelta
 from goat_jax.core import svd
-from goat_jax.core.residual import residual_kernel
 from goat_jax.core.svd import Segments
 from goat_jax.errors import UserError, nearest
 from goat_jax.parity.bundle import Record
-from goat_jax.typing import Array, Factors
 
 STARTS: dict[str, Segments | None] = {
     "goat": svd.block_heads,
@@ -88,14 +86,14 @@ def read_init_type(name: str, eta: float = 1.0) -> PublishedType:
 
 
 @dataclasses.dataclass(frozen=True)
-class SubtractShare:
+class SubtractShare(SubtractMean):
     """`SubtractMean` with a weight of its own in place of 1/E: W0 - share * s_1 sum_i a_i b_i."""
 
-    share: float
+    with_first_scale: bool = True
+    share: float = 1.0
 
-    def __call__(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:
-        first = scale[:1].repeat(spec.num_experts)
-        return residual_kernel(kernel, factors["a"], factors["b"], first, self.share)
+    def weight(self, spec: AdapterSpec) -> float:
+        return self.share
 
 
 def read_spec(record: Record, kind: PublishedType, scale: ScaleRule) -> AdapterSpec:
@@ -153,4 +151,4 @@ def scale_note(theirs: np.ndarray, rule: np.ndarray) -> str:
 def _residual(init_cof: float, num_experts: int) -> BaseEdit:
     if abs(init_cof * num_experts - 1.0) < 1e-9:
         return SubtractMean(with_first_scale=True)
-    return SubtractShare(init_cof)
+    return SubtractShare(share=init_cof)

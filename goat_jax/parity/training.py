@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from goat_jax.exchange.modules import Start, read_head, read_starts, write_head, write_starts
 from goat_jax.layers import merge_model, split_model
 from goat_jax.optim.optimizer import OptimizerConfig, make_optimizer
 from goat_jax.parity.families import Inputs
 from goat_jax.parity.model_bundle import ModelRun
-from goat_jax.parity.modules import Start, read_head, read_starts, write_head, write_starts
 from goat_jax.run.objectives import Objective
 from goat_jax.run.state import RunState
 from goat_jax.run.step import (
@@ -78,7 +78,7 @@ class Trainer:
     def train(self, starts: Mapping[str, Start]) -> Outcome:
         """Trains from these adapters and the bundle's head on all batches, in order."""
         write_starts(self.model, starts)
-        write_head(self.model, self.run.head, self.run.initial)
+        write_head(self.model, self.run.head, self.run.initial.floats)
         graph, trainable, base = split_model(self.model)
         batches = [{k: jnp.asarray(v) for k, v in batch.items()} for batch in self.batches]
         _, logits_first = self.eval_step(trainable, base, batches[0])

@@ -58,7 +58,11 @@ class Summary:
 
 
 def fit(
-    config: RunConfig, *, progress: bool = True, expired: Callable[[], None] | None = None
+    config: RunConfig,
+    *,
+    progress: bool = True,
+    expired: Callable[[], None] | None = None,
+    command: str | None = None,
 ) -> Summary:
     """Trains as the config says; continues a run that was begun in ``config.out``.
 
@@ -68,6 +72,7 @@ def fit(
     Args:
         expired: called if SIGTERM or Ctrl-C came and the state is not saved within
             ``config.train.grace_seconds``.
+        command: that began the run, for its records.
 
     Raises:
         UserError: anything wrong with the config, the data, the model or the folder.
@@ -76,7 +81,7 @@ def fit(
     built = build(config)
     data = load_data(config, built.vocabulary)
     folder = Path(config.out)
-    _claim_together(folder, config, built)
+    _claim_together(folder, config, built, command)
     going_on = config.train.save_errors == "continue"
     checkpoints = Checkpoints(folder, config.best_by, going_on=going_on)
     try:
@@ -94,12 +99,43 @@ def fit(
         checkpoints.close()
 
 
-def _claim_together(folder: Path, config: RunConfig, built: Built) -> None:
+def begin(
+    config: RunConfig, start: Callable[[Built], RunState], command: str | None = None
+) -> Summary:
+    """Makes the run folder of a state that was trained elsewhere: scores it, saves it as step 0.
+
+    Args:
+        start: gives the state, of the run's model before training.
+        command: as for `fit`.
+
+    Raises:
+        UserError: as `fit`, or the folder holds a run already.
+    """
+    built = build(config)
+    data = load_data(config, built.vocabulary)
+    folder = Path(config.out)
+    state = start(built)
+    if claim(folder, config, built, command):
+        raise UserError(f"{folder} holds this run already: give another --out")
+    checkpoints = Checkpoints(folder, config.best_by)
+    try:
+        with records_of(config) as records, TrainProgress(config.train.steps, 0, False) as bar:
+            loop = _Loop(config, built, data, records, checkpoints)
+            loop.state, loop.bar = state, bar
+            loop.before = loop.after = loop.evaluate()
+            loop.save(loop.before)
+            checkpoints.wait()
+            return loop.summary("imported")
+    finally:
+        checkpoints.close()
+
+
+def _claim_together(folder: Path, config: RunConfig, built: Built, command: str | None) -> None:
     """The first process makes the folder the run's; the others go on only if it could."""
     refused: UserError | None = None
     if is_first():
         try:
-            claim(folder, config, built)
+            claim(folder, config, built, command)
         except UserError as error:
             refused = error
     if not agreed(refused is None):
@@ -163,7 +199,7 @@ class _Loop:
     def run(self, signals: Signals) -> Summary:
         """All steps that are left, or up to the one during which a signal came."""
         train = self.config.train
-        if self.step == 0:
+        if self.before is None:
             self.before = self.evaluate()
         stopped = "finished"
         self.meter.restart()

@@ -32,8 +32,11 @@ def describe(config: RunConfig, built: Built) -> dict[str, Any]:
     }
 
 
-def claim(folder: Path, config: RunConfig, built: Built) -> bool:
+def claim(folder: Path, config: RunConfig, built: Built, command: str | None = None) -> bool:
     """Makes the folder this run's, or checks that it is; True if the run had begun there before.
+
+    Args:
+        command: that begins the run, to be kept.
 
     Raises:
         UserError: the folder holds another run, naming what differs.
@@ -47,7 +50,8 @@ def claim(folder: Path, config: RunConfig, built: Built) -> bool:
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} holds other files and no {RUN}: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    write_aside(path, json.dumps(mine, indent=1) + "\n")
+    kept = mine | ({"command": command} if command else {})
+    write_aside(path, json.dumps(kept, indent=1) + "\n")
     return False
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.config import DTYPES, RunConfig
@@ -220,3 +221,14 @@ class _Gradients(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self._sites)
+
+
+def kernel_shapes(config: RunConfig) -> dict[str, tuple[int, int]]:
+    """Linear module -> (I, O) of the model that a config names; no weights are read."""
+    hf, options, key = model_config(config.model.path), model_options(config), jax.random.key(0)
+    model = nnx.eval_shape(lambda: random_model(hf, key=key, **options).model)
+    return {
+        name: tuple(site.module.kernel.shape[-2:])  # type: ignore[attr-defined]
+        for site in find_sites(model)
+        for name in site.names()
+    }

@@ -102,7 +102,7 @@ def make_eval_step(
 
     @partial(jax.jit, **(shardings or {}))
     def eval_step(trainable: dict, base: PyTree, batch: Batch) -> tuple[Metrics, Array]:
-        mask = _counted(batch)
+        mask = counted(batch)
         ctx = Context.of_batch(batch, None, mask)
         result = forward(graph, trainable, base, batch, objective, ctx)
         tokens = mask.sum().astype(jnp.float32)
@@ -113,7 +113,7 @@ def make_eval_step(
     return eval_step
 
 
-def _counted(batch: Batch) -> Array:
+def counted(batch: Batch) -> Array:
     """True where a token counts: (B, T), or (B, 1) for rows that have no attention mask."""
     rows = (batch["weights"] > 0)[:, None]
     real = batch.get("attention_mask")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from goat_jax.exchange.modules import Start
 from goat_jax.parity.checks import GIVEN, MODEL, Check, Comparison, Note
 from goat_jax.parity.models import replay_run
-from goat_jax.parity.modules import Start
 from goat_jax.parity.report import main
 from goat_jax.parity.ties import ATTEMPTS, moved, settle_ties
 

@@ -3,16 +3,21 @@ out, whatever is stacked."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError, nearest
+from goat_jax.layers import Head
 from goat_jax.models.torch_names import Layout, parameters
-from goat_jax.parity.bundle import Arrays
 from goat_jax.sites import Site, find_sites
+
+Read = Callable[[str, tuple[int, ...]], np.ndarray]
+"""(torch's name, torch's shape) -> a tensor of that shape in float32; a `UserError` if there is
+none."""
 
 
 class Start(NamedTuple):
@@ -27,6 +32,28 @@ class Start(NamedTuple):
     kernel: np.ndarray
     factors: dict[str, np.ndarray]
     scale: np.ndarray
+
+
+class Adapted(NamedTuple):
+    """All of an adapted module.
+
+    Attributes:
+        spec: its method and sizes.
+        kernel: (I, O), frozen.
+        factors, constants: trained and frozen arrays by name.
+        scale: (E,).
+    """
+
+    spec: AdapterSpec
+    kernel: np.ndarray
+    factors: dict[str, np.ndarray]
+    constants: dict[str, np.ndarray]
+    scale: np.ndarray
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Factors and constants."""
+        return self.factors | self.constants
 
 
 def read_kernels(model: Any, names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -72,6 +99,22 @@ def read_starts(model: Any) -> dict[str, Start]:
     return starts
 
 
+def read_adapted(model: Any) -> Iterator[tuple[str, Adapted]]:
+    """All adapted modules by name, one layer at a time; one site's arrays are on the host."""
+    for site in _adapted(model):
+        dense: Any = site.module
+        adapter = dense.adapter
+        kernels, scales = _layers(site, dense.kernel), _layers(site, adapter.scale)
+        trained, frozen = (
+            {name: _layers(site, getattr(adapter, name)) for name in names}
+            for names in (adapter.names, adapter.constant_names)
+        )
+        for layer, name in enumerate(site.names()):
+            factors = {key: value[layer] for key, value in trained.items()}
+            constants = {key: value[layer] for key, value in frozen.items()}
+            yield name, Adapted(adapter.spec, kernels[layer], factors, constants, scales[layer])
+
+
 def write_starts(model: Any, starts: Mapping[str, Start]) -> None:
     """Gives all adapted modules their kernels and factors, in place; scales stay."""
     for site in _adapted(model):
@@ -102,10 +145,10 @@ def _head_parameters(model: Any, modules: Iterable[str]) -> dict[str, tuple[Any,
     return chosen
 
 
-def write_head(model: Any, modules: Iterable[str], tensors: Arrays) -> None:
+def write_head(model: Any, modules: Iterable[str], read: Read) -> None:
     """Gives modules that are trained in full their values, in place."""
     for name, (variable, layout) in _head_parameters(model, modules).items():
-        value = tensors.floats(name, layout.torch_shape(tuple(variable.shape)))
+        value = read(name, layout.torch_shape(tuple(variable.shape)))
         variable.set_value(jnp.asarray(layout.from_torch(value)))
 
 
@@ -115,3 +158,25 @@ def read_head(model: Any, modules: Iterable[str]) -> dict[str, np.ndarray]:
         name: np.asarray(layout.to_torch(np.asarray(variable[...])))
         for name, (variable, layout) in _head_parameters(model, modules).items()
     }
+
+
+def trained_tensors(model: Any, fresh: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """Torch's tensors of what is trained in full, and of parameters that the checkpoint lacks.
+
+    Args:
+        fresh: torch's names of the latter.
+    """
+    found = {}
+    for site, parameter, layout in parameters(model):
+        variable = getattr(site.module, parameter)
+        names = [layout.full_name(name) for name in site.names()]
+        if isinstance(variable, Head) or any(name in fresh for name in names):
+            layers = [np.asarray(layout.to_torch(each)) for each in _layers(site, variable)]
+            found |= dict(zip(names, layers, strict=True))
+    return found
+
+
+def module_names(model: Any) -> list[str]:
+    """Full names of all modules that have parameters."""
+    names = (name for site, _, _ in parameters(model) for name in site.names())
+    return list(dict.fromkeys(names))

@@ -1,0 +1,84 @@
+"""The model card of what is exported: README.md with base, data, method, scores and command."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from goat_jax.config import RunConfig, flatten
+from goat_jax.tables import render_table
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What a card tells besides the run's config.
+
+    Attributes:
+        form: what was exported, in words.
+        library: what loads it.
+        step: of the checkpoint.
+        scores: column -> metric -> value, on the evaluation rows.
+        trained: parameters that were trained.
+        command: that trained it, if it is known.
+        use: Python lines that load it, "" if there are none.
+        notes: what a person must know, a line each.
+    """
+
+    form: str
+    library: str
+    step: int
+    scores: Mapping[str, Mapping[str, float]]
+    trained: int
+    command: str | None
+    use: str
+    notes: tuple[str, ...] = ()
+
+
+def write_card(name: str, config: RunConfig, facts: Facts) -> str:
+    """README.md as the Hugging Face hub reads it."""
+    method, base = config.adapter.method, config.model.path
+    head = {
+        "base_model": base,
+        "library_name": facts.library,
+        "tags": f"[goat_jax, lora, {method}]",
+    }
+    lines = [
+        "---",
+        *(f"{key}: {value}" for key, value in head.items()),
+        "---",
+        f"# {name}",
+        "",
+        f"{facts.form}, of a run with goat_jax: `{method}` on `{base}`, checkpoint of step "
+        f"{facts.step}, {facts.trained:,} trained parameters.",
+        *(["", *(f"- {note}" for note in facts.notes)] if facts.notes else []),
+        "",
+        "## Scores on the evaluation rows",
+        "",
+        _table(facts.scores),
+    ]
+    for title, part in (
+        ("Data", config.task),
+        ("Method", config.adapter),
+        ("Optimizer", config.optimizer),
+        ("Training", config.train),
+    ):
+        lines += ["", f"## {title}", "", _fields(part)]
+    if facts.command:
+        lines += ["", "## Command", "", "```sh", facts.command, "```"]
+    if facts.use:
+        lines += ["", "## Use", "", "```python", facts.use, "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _table(columns: Mapping[str, Mapping[str, float]]) -> str:
+    metrics = list(dict.fromkeys(metric for scores in columns.values() for metric in scores))
+    rows = [[name, *(scores.get(name) for scores in columns.values())] for name in metrics]
+    return render_table(["metric", *columns], rows, markdown=True)
+
+
+def _fields(part: Any) -> str:
+    """The fields of a part of the config that are set."""
+    values = {name: value for name, value in flatten(part).items() if value not in (None, [], {})}
+    rows = [[f"`{name}`", f"`{value}`"] for name, value in values.items()]
+    return render_table(["field", "value"], rows, markdown=True)

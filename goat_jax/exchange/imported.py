@@ -1,0 +1,127 @@
+"""An adapter read from a file: what it says of itself, and how its tensors go into a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from goat_jax.errors import UserError, nearest
+from goat_jax.exchange.modules import write_head
+from goat_jax.layers import merge_model, split_model
+from goat_jax.sites import find_sites
+from goat_jax.typing import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """An adapter as it was found.
+
+    Attributes:
+        source: where, for messages.
+        base: the model it says it belongs to, if it does.
+        base_sha256: of that model's weights, if it is known.
+        options: fields of `AdapterConfig` that it settles.
+        settles_all: whether all other fields are as the method has them, not as the user says.
+        overrides: (modules, options) of modules that differ.
+        modules: module -> our name of a factor -> its array.
+        head: torch's tensors of modules that were trained in full.
+    """
+
+    source: str
+    base: str | None
+    base_sha256: str | None
+    options: Mapping[str, Any]
+    settles_all: bool
+    overrides: tuple[tuple[tuple[str, ...], Mapping[str, Any]], ...]
+    modules: Mapping[str, Mapping[str, np.ndarray]]
+    head: Mapping[str, np.ndarray]
+
+    @property
+    def head_modules(self) -> tuple[str, ...]:
+        """Names of the modules that were trained in full."""
+        return tuple(sorted({name.rpartition(".")[0] for name in self.head}))
+
+
+def check_weights(adapter: Imported, sha256: str) -> None:
+    """Raises `UserError` if the adapter is known to belong to other weights than the model's."""
+    if adapter.base_sha256 not in (None, sha256):
+        raise UserError(
+            f"{adapter.source} is an adapter{_of(adapter)}, whose weights are "
+            f"{str(adapter.base_sha256)[:12]}; the model's are {sha256[:12]}: give the model it "
+            "was trained on"
+        )
+
+
+def check_modules(adapter: Imported, kernels: Mapping[str, tuple[int, int]]) -> None:
+    """Raises `UserError` unless the model has the adapter's modules, in its sizes.
+
+    Args:
+        kernels: linear module -> (I, O).
+    """
+    for name, arrays in adapter.modules.items():
+        if name not in kernels:
+            raise UserError(
+                f"{adapter.source} adapts {name!r}, which the model does not have"
+                f"{nearest(name, kernels)}: it is an adapter{_of(adapter)}"
+            )
+        (i, o), a, b = kernels[name], arrays["a"], arrays["b"]
+        # A network of the kernel goes from its outputs to its outputs.
+        if a.shape[-1] != b.shape[-2] or (a.shape[-2], b.shape[-1]) not in ((i, o), (o, o)):
+            raise UserError(
+                f"{adapter.source}: the factors of {name} are {a.shape[-2:]} and {b.shape[-2:]}, "
+                f"the model's kernel is {(i, o)}: it is an adapter{_of(adapter)}"
+            )
+
+
+def _of(adapter: Imported) -> str:
+    return f" of {adapter.base}" if adapter.base else " of another model"
+
+
+def put_tensors(
+    adapter: Imported, graph: Any, trainable: dict[str, PyTree], base: PyTree
+) -> dict[str, PyTree]:
+    """The trainable pytree with the adapter's tensors in it, where its arrays lie.
+
+    Raises:
+        UserError: tensors that are missing, or of other shapes than the model's adapters.
+    """
+    model = merge_model(graph, trainable, base)
+    for site in find_sites(model):
+        module: Any = site.module
+        if module.adapter is None:
+            continue
+        for key in module.adapter.names:
+            variable = getattr(module.adapter, key)
+            shape = tuple(variable.shape if site.layers is None else variable.shape[1:])
+            layers = [_factor(adapter, name, key, shape) for name in site.names()]
+            whole = layers[0] if site.layers is None else np.stack(layers)
+            variable.set_value(jnp.asarray(whole, variable.dtype))
+    write_head(model, adapter.head_modules, lambda name, shape: _head(adapter, name, shape))
+    new = split_model(model)[1]
+    return jax.tree.map(lambda made, like: jax.device_put(made, like.sharding), new, trainable)
+
+
+def _factor(adapter: Imported, module: str, key: str, shape: tuple[int, ...]) -> np.ndarray:
+    found = adapter.modules.get(module, {}).get(key)
+    if found is None:
+        raise UserError(f"{adapter.source} has no {key} of {module}: the adapter needs it")
+    if found.shape != shape:
+        raise UserError(
+            f"{adapter.source}: {key} of {module} is {found.shape}, the adapter's is {shape}: "
+            "give the sizes it was trained with"
+        )
+    return found
+
+
+def _head(adapter: Imported, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    found = adapter.head.get(name)
+    if found is None:
+        raise UserError(f"{adapter.source} has no {name}: the head is not whole")
+    if found.shape != shape:
+        raise UserError(f"{adapter.source}: {name} is {found.shape}, the model's is {shape}")
+    return found.astype(np.float32)

@@ -1,0 +1,143 @@
+"""Whole models in Hugging Face's form: kernels with their adapters folded in, config, tokenizer."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from goat_jax.adapters.adapter import merge_adapter
+from goat_jax.adapters.routing import NoRouter
+from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.errors import UserError
+from goat_jax.exchange.folders import SHARD_BYTES, write_json, write_shards
+from goat_jax.models.torch_names import torch_parameters
+from goat_jax.sites import find_sites
+from goat_jax.typing import Array, Factors
+
+TOKENIZER_FILES = (
+    *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+    *("*.model", "chat_template*", "preprocessor_config.json", "processor_config.json"),
+    "generation_config.json",
+)
+CLASSES = {
+    "text encoder": "ForSequenceClassification",
+    "language model": "ForCausalLM",
+    "image encoder": "ForImageClassification",
+}
+"""Kind of a model -> the ending of its class in transformers."""
+
+BEGINNINGS = {
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "distilbert": "DistilBert",
+    "llama": "Llama",
+    "qwen2": "Qwen2",
+    "mistral": "Mistral",
+    "clip": "CLIP",
+    "clip_vision_model": "CLIP",
+    "vit": "ViT",
+    "dinov2": "Dinov2",
+}
+"""model_type -> the beginning of its class in transformers."""
+
+
+def fold_adapters(model: Any, gates: Mapping[str, np.ndarray] | None = None) -> None:
+    """Replaces every adapter by a kernel, in place.
+
+    Args:
+        gates: module -> (E,) weights that stand for a router's; None for adapters that have one
+            kernel anyway.
+
+    Raises:
+        UserError: an adapter that no single kernel equals, and no gates.
+
+    >>> from goat_jax import inject, method_spec
+    >>> from goat_jax.testing import TinyModel
+    >>> model = TinyModel()
+    >>> _ = inject(model, method_spec("lora", total_rank=2), key=jax.random.key(0))
+    >>> fold_adapters(model)
+    >>> any(site.module.adapter for site in find_sites(model))
+    False
+    """
+    for site in find_sites(model):
+        dense: Any = site.module
+        adapter = dense.adapter
+        if adapter is None:
+            continue
+        spec, scale = adapter.spec, adapter.scale[...]
+        if gates is not None:
+            own = np.stack([gates[name] for name in site.names()])
+            own = own if site.layers is not None else own[0]
+            spec, scale = without_router(spec), scale * jnp.asarray(own, scale.dtype)
+        fold = partial(_fold, spec)
+        fold = fold if site.layers is None else jax.vmap(fold)
+        arrays = adapter.factors() | adapter.constants()
+        dense.kernel.set_value(jax.jit(fold)(dense.kernel[...], arrays, scale))
+        dense.adapter = nnx.data(None)
+
+
+def without_router(spec: AdapterSpec) -> AdapterSpec:
+    """The spec of experts whose weights have become part of their scales."""
+    return spec.replace(router=NoRouter())
+
+
+def _fold(spec: AdapterSpec, kernel: Array, arrays: Factors, scale: Array) -> Array:
+    return merge_adapter(kernel, arrays, scale, spec)
+
+
+def write_merged(
+    folder: Path,
+    model: Any,
+    hf: Mapping[str, Any],
+    kind: str,
+    dtype: str,
+    labels: Sequence[str],
+    most: int = SHARD_BYTES,
+) -> None:
+    """Writes weights and config.json of a model without adapters.
+
+    Args:
+        hf: config.json of the pretrained model.
+        kind: of the model.  dtype: of its weights.
+        labels: names of the classes, () where there are none.
+        most: bytes in a file.
+    """
+    if any(site.module.adapter is not None for site in find_sites(model)):  # type: ignore
+        raise UserError("the model still has adapters: fold them first")
+    write_shards(folder, torch_parameters(model), most)
+    write_json(folder / "config.json", merged_config(hf, kind, dtype, labels))
+
+
+def merged_config(
+    hf: Mapping[str, Any], kind: str, dtype: str, labels: Sequence[str]
+) -> dict[str, Any]:
+    """config.json of the merged model.
+
+    >>> found = merged_config({"model_type": "bert"}, "text encoder", "float32", ["no", "yes"])
+    >>> found["architectures"], found["id2label"]
+    (['BertForSequenceClassification'], {'0': 'no', '1': 'yes'})
+    """
+    config = {key: value for key, value in hf.items() if key != "torch_dtype"} | {"dtype": dtype}
+    beginning = BEGINNINGS.get(str(hf.get("model_type")))
+    if beginning is not None:
+        config["architectures"] = [beginning + CLASSES[kind]]
+    if labels:
+        config["id2label"] = {str(number): label for number, label in enumerate(labels)}
+        config["label2id"] = {label: number for number, label in enumerate(labels)}
+    return config
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copies what tokenizes texts or prepares images, from a checkpoint folder."""
+    for pattern in TOKENIZER_FILES:
+        for path in sorted(Path(source).glob(pattern)):
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)

@@ -1,0 +1,149 @@
+"""Layers of other libraries seen as one matrix product of tokens (..., I) with a kernel (I, O)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Protocol
+
+import jax.numpy as jnp
+
+from goat_jax.errors import UserError
+from goat_jax.typing import Array
+
+
+class View(Protocol):
+    """How a layer's kernel, input and output are those of a matrix product.
+
+    Attributes:
+        kernel_shape: of one layer's kernel, without axes of stacked layers.
+    """
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]: ...
+
+    def matrix(self, kernel: Array) -> Array:
+        """The kernel as (I, O)."""
+        ...
+
+    def kernel(self, matrix: Array) -> Array:
+        """The layer's kernel of a matrix (I, O)."""
+        ...
+
+    def tokens(self, x: Array) -> Array:
+        """The layer's input as (..., I)."""
+        ...
+
+    def output(self, delta: Array) -> Array:
+        """What is added to the layer's output, of a delta (..., O)."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Axes:
+    """A kernel of input axes followed by output axes: Linear, Dense, LinearGeneral, DenseGeneral.
+
+    Attributes:
+        inputs, outputs: their sizes.
+        axes: of x, which are contracted.
+
+    >>> view = Axes((2, 3), (5,), (-2, -1))
+    >>> view.tokens(jnp.ones((7, 2, 3))).shape, view.matrix(jnp.ones((2, 3, 5))).shape
+    ((7, 6), (6, 5))
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    axes: tuple[int, ...] = (-1,)
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        return self.inputs + self.outputs
+
+    def matrix(self, kernel: Array) -> Array:
+        return kernel.reshape(math.prod(self.inputs), math.prod(self.outputs))
+
+    def kernel(self, matrix: Array) -> Array:
+        return matrix.reshape(self.kernel_shape)
+
+    def tokens(self, x: Array) -> Array:
+        count = len(self.axes)
+        moved = jnp.moveaxis(x, self.axes, range(-count, 0))
+        return moved.reshape(*moved.shape[:-count], -1)
+
+    def output(self, delta: Array) -> Array:
+        return delta.reshape(*delta.shape[:-1], *self.outputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Einsum:
+    """``einsum("x,kernel->y", x, kernel)`` whose contracted axes and new axes are all the kernel's.
+
+    Attributes:
+        x, k, y: its terms; x and y may begin with an ellipsis.
+        kernel_shape: sizes of k's axes.
+
+    >>> view = read_einsum("BTNH,NHD->BTD", (2, 3, 5))
+    >>> view.tokens(jnp.ones((1, 7, 2, 3))).shape, view.output(jnp.ones((1, 7, 5))).shape
+    ((1, 7, 6), (1, 7, 5))
+    """
+
+    x: str
+    k: str
+    y: str
+    kernel_shape: tuple[int, ...]
+
+    @property
+    def _inputs(self) -> str:
+        return "".join(letter for letter in self.k if letter in self.x)
+
+    @property
+    def _outputs(self) -> str:
+        return "".join(letter for letter in self.k if letter not in self.x)
+
+    @property
+    def _rest(self) -> str:
+        left = "".join(letter for letter in self.x.replace("...", "") if letter not in self.k)
+        return ("..." if "..." in self.x else "") + left
+
+    def _sizes(self, letters: str) -> tuple[int, ...]:
+        return tuple(self.kernel_shape[self.k.index(letter)] for letter in letters)
+
+    def matrix(self, kernel: Array) -> Array:
+        moved = jnp.einsum(f"{self.k}->{self._inputs}{self._outputs}", kernel)
+        return moved.reshape(math.prod(self._sizes(self._inputs)), -1)
+
+    def kernel(self, matrix: Array) -> Array:
+        order = self._inputs + self._outputs
+        return jnp.einsum(f"{order}->{self.k}", matrix.reshape(self._sizes(order)))
+
+    def tokens(self, x: Array) -> Array:
+        moved = jnp.einsum(f"{self.x}->{self._rest}{self._inputs}", x)
+        return moved.reshape(*moved.shape[: moved.ndim - len(self._inputs)], -1)
+
+    def output(self, delta: Array) -> Array:
+        whole = delta.reshape(*delta.shape[:-1], *self._sizes(self._outputs))
+        return jnp.einsum(f"{self._rest}{self._outputs}->{self.y}", whole)
+
+
+def read_einsum(text: str, kernel_shape: tuple[int, ...]) -> Einsum:
+    """The view of an einsum of an input and a kernel.
+
+    Raises:
+        UserError: an einsum that is no matrix product, such as one with a kernel per head.
+    """
+    terms, _, y = text.replace(" ", "").partition("->")
+    x, _, k = terms.partition(",")
+    if not y or not k or "," in k or "..." in k or len(k) != len(kernel_shape):
+        raise UserError(f"einsum {text!r} does not say input,kernel->output in letters")
+    for letter in k:
+        if letter in x and letter in y:
+            raise UserError(
+                f"einsum {text!r} has a kernel of its own for every {letter}: no single matrix"
+            )
+        if letter not in x and letter not in y:
+            raise UserError(f"einsum {text!r} adds up the kernel's axis {letter} by itself")
+    gone = [letter for letter in x.replace("...", "") if letter not in k + y]
+    if gone:
+        raise UserError(f"einsum {text!r} adds up the input's axis {gone[0]} by itself")
+    return Einsum(x, k, y, tuple(kernel_shape))

@@ -1,0 +1,250 @@
+"""A finished run in other people's formats: PEFT, the published code's, one plain LoRA, merged."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from goat_jax.config import flatten
+from goat_jax.errors import UserError
+from goat_jax.exchange import folders, merged, names, peft_write, published
+from goat_jax.exchange.card import Facts, write_card
+from goat_jax.exchange.low_rank import LowRank
+from goat_jax.exchange.modules import module_names
+from goat_jax.layers import split_model
+from goat_jax.models.sources import open_checkpoint
+from goat_jax.run.evaluate import evaluate
+from goat_jax.run.folder import read_run
+from goat_jax.run.problems import problem_of
+from goat_jax.run.step import make_eval_step
+from goat_jax.run.trained import Trained
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What an export wrote.
+
+    Attributes:
+        folder: where.
+        step: of the checkpoint.
+        scores: column -> metric -> value on the run's evaluation rows.
+        notes: what a person must know.
+    """
+
+    folder: Path
+    step: int
+    scores: Mapping[str, Mapping[str, float]]
+    notes: tuple[str, ...]
+
+
+def export_run(
+    folder: Path,
+    to: str,
+    out: Path,
+    *,
+    step: int | None = None,
+    task: int | None = None,
+    rows: int = 256,
+    shard_bytes: int = folders.SHARD_BYTES,
+) -> Exported:
+    """Writes a run's adapter, or its whole model, in another format; all of it or nothing.
+
+    Args:
+        folder: of the run.
+        to: "peft" (exact, on the pretrained model), "goat" (the published code's names), "merged"
+            (a Hugging Face model), or "lora" (routed experts with their mean weights).
+        out: a folder that is not there yet.
+        step: which checkpoint; the best if None.
+        task: whose experts' weights are taken, of an adapter that goes by tasks.
+        rows: training rows that the mean weights are measured on.
+        shard_bytes: of a merged model's files.
+
+    Raises:
+        UserError: a format that has no form for the adapter, with the reason; a folder that cannot
+            be written.
+    """
+    if to not in FORMS:
+        raise UserError(f"{to!r} is not a format: {', '.join(FORMS)}")
+    with folders.whole_folder(Path(out)) as aside:
+        run = Trained(Path(folder), step)
+        try:
+            options = {"name": Path(out).name, "task": task, "rows": rows}
+            facts, extra = FORMS[to](run, aside, **options, shard_bytes=shard_bytes)
+        except UserError as error:
+            raise UserError(f"{folder} cannot be exported to {to}: {error}") from None
+        facts = dataclasses.replace(facts, notes=(*_notes(run), *facts.notes))
+        card = write_card(Path(out).name, run.config, facts)
+        (aside / "README.md").write_text(card, encoding="utf-8")
+        about = {
+            "form": to,
+            "method": run.config.adapter.method,
+            "step": facts.step,
+            "base_sha256": run.built.base_fingerprint,
+            "scores": facts.scores,
+            **extra,
+        }
+        folders.write_json(aside / folders.ABOUT, about)
+    return Exported(Path(out), facts.step, facts.scores, facts.notes)
+
+
+def _facts(run: Trained, form: str, library: str, use: str = "", **columns: Any) -> Facts:
+    return Facts(
+        form=form,
+        library=library,
+        step=run.opened.step,
+        scores={"run": run.scores, **columns},
+        trained=run.built.inject_report.trained_parameters,
+        command=read_run(run.folder).get("command"),
+        use=use,
+    )
+
+
+DIFFERS = {
+    ("pooling", "mean"): "the head reads the mean of the tokens; transformers' class reads the "
+    "first one, so its logits are others",
+    ("head", "zero_shot"): "the head compares with class names; transformers has no such class",
+}
+"""(field, value) of a model's config -> what transformers' own class does not do."""
+
+
+def _notes(run: Trained) -> tuple[str, ...]:
+    config = run.model.config
+    return tuple(
+        note for (field, value), note in DIFFERS.items() if getattr(config, field, None) == value
+    )
+
+
+Extra = dict[str, Any]
+
+USE = {
+    "text encoder": "AutoModelForSequenceClassification",
+    "language model": "AutoModelForCausalLM",
+    "image encoder": "AutoModelForImageClassification",
+}
+
+
+def _peft_use(run: Trained, name: str) -> str:
+    auto, labels = USE[run.built.kind], len(getattr(run.task, "labels", ()))
+    more = f", num_labels={labels}" if labels else ""
+    return "\n".join(
+        [
+            "from peft import PeftModel",
+            f"from transformers import {auto}",
+            "",
+            f'base = {auto}.from_pretrained("{run.config.model.path}"{more})',
+            f'model = PeftModel.from_pretrained(base, "{name}")',
+        ]
+    )
+
+
+def _write_lora(run: Trained, folder: Path, modules: Mapping[str, LowRank]) -> None:
+    root = peft_write.is_root(modules, run.now)
+    _write_peft(
+        run, folder, peft_write.lora_config(modules, root), peft_write.lora_tensors(modules)
+    )
+
+
+def _write_peft(
+    run: Trained, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+) -> None:
+    head, every = run.head, module_names(run.model)
+    parts = list(dict.fromkeys(name.rpartition(".")[0] for name in head))
+    peft_write.write_peft(
+        folder,
+        config,
+        tensors,
+        head,
+        targets=names.shortest_suffixes(list(run.now), every),
+        heads=names.whole_modules(parts, every),
+        kind=run.built.kind,
+        base=run.config.model.path,
+    )
+
+
+def _to_peft(
+    run: Trained, folder: Path, name: str, task: int | None, **_: Any
+) -> tuple[Facts, Extra]:
+    layouts = {module.spec.combine.layout for module in run.now.values()}
+    if layouts == {"network"}:
+        settings = peft_write.network_config(run.now)
+        _write_peft(run, folder, settings, peft_write.network_tensors(run.now))
+    else:
+        gates = run.task_gates(task)
+        if gates is None:
+            _refuse_routers(run, "--to lora approximates it, --to goat keeps it")
+        _write_lora(run, folder, run.low_rank(gates))
+    return _facts(run, "A PEFT adapter", "peft", _peft_use(run, name)), {}
+
+
+def _to_goat(run: Trained, folder: Path, **_: Any) -> tuple[Facts, Extra]:
+    options = {
+        name: value
+        for name, value in flatten(run.config.adapter).items()
+        if name not in ("targets", "train", "overrides")
+    }
+    base = run.config.model.path
+    published.write_published(folder, run.now, run.head, base, options)
+    return _facts(run, "An adapter with the published GOAT code's tensor names", "goat_jax"), {}
+
+
+def _to_merged(
+    run: Trained, folder: Path, task: int | None, shard_bytes: int, **_: Any
+) -> tuple[Facts, Extra]:
+    gates = run.task_gates(task)
+    if gates is None:
+        _refuse_routers(run, "--to lora approximates it")
+    facts = _facts(run, "A whole model, the adapter merged into it", "transformers")
+    merged.fold_adapters(run.model, gates)
+    labels = getattr(run.task, "labels", ())
+    hf = open_checkpoint(run.path)[0]
+    dtype = run.config.model.dtype
+    merged.write_merged(folder, run.model, hf, run.built.kind, dtype, labels, shard_bytes)
+    merged.copy_tokenizer(run.path, folder)
+    return facts, {}
+
+
+def _refuse_routers(run: Trained, instead: str) -> None:
+    routers = [each.spec.router for each in run.now.values() if not each.spec.router.mergeable]
+    if routers:
+        router = routers[0]
+        raise UserError(
+            f"{type(router).__name__} weighs the experts {router.varies}, so no single kernel "
+            f"equals this adapter; {instead}"
+        )
+
+
+def _to_lora(run: Trained, folder: Path, name: str, rows: int, **_: Any) -> tuple[Facts, Extra]:
+    if all(each.spec.router.mergeable for each in run.now.values()):
+        raise UserError("it has no router to approximate; --to peft is exact")
+    gates = run.mean_gates(rows)
+    _write_lora(run, folder, run.low_rank(gates))
+    before = run.scores
+    merged.fold_adapters(run.model, gates)
+    graph, trainable, base = split_model(run.model)
+    step = make_eval_step(graph, problem_of(run.task).objective(run.task))
+    after = evaluate(step, trainable, base, run.rows, run.task).scores
+    change = {name: after[name] - before[name] for name in before}
+    facts = _facts(
+        run,
+        "An approximation as one plain LoRA, every expert with its mean weight",
+        "peft",
+        _peft_use(run, name),
+        approximation=after,
+        change=change,
+    )
+    note = f"the experts' mean weights were measured on {rows} training rows"
+    shares = {name: [float(share) for share in own] for name, own in gates.items()}
+    return dataclasses.replace(facts, notes=(note,)), {"gates": shares}
+
+
+FORMS: dict[str, Callable[..., tuple[Facts, Extra]]] = {
+    "peft": _to_peft,
+    "goat": _to_goat,
+    "merged": _to_merged,
+    "lora": _to_lora,
+}
+"""Name of a format -> (run, folder, options) -> what its card says, and what is kept beside it."""

@@ -1,0 +1,176 @@
+"""NNX models that were not written for us: Flax's own attention, and layers of every kind."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from goat_jax import Context, Factor, adapt_nnx, merge_nnx, method_spec, run_adapted
+from goat_jax.core.residual import delta_weight
+from goat_jax.errors import UserError
+from goat_jax.testing import CountTraces, assert_close
+
+GOAT = method_spec("goat", total_rank=8, num_experts=4)
+KEY = jax.random.key(3)
+X = jax.random.normal(jax.random.key(0), (2, 5, 16))
+
+
+class Block(nnx.Module):
+    """Layers of every kind that can be adapted, and two that cannot."""
+
+    def __init__(self, rngs):
+        self.attention = nnx.MultiHeadAttention(4, 16, decode=False, rngs=rngs)
+        self.up = nnx.Linear(16, 24, rngs=rngs)
+        self.down = nnx.Einsum("BTF,DF->BTD", (16, 24), bias_shape=(16,), rngs=rngs)
+        self.mix = nnx.Conv(16, 16, (3,), rngs=rngs)
+
+    def __call__(self, x):
+        x = x + self.attention(x)
+        return self.mix(x + self.down(nnx.gelu(self.up(x))))
+
+
+class Deep(nnx.Module):
+    """Three blocks, scanned and rematerialised."""
+
+    def __init__(self, rngs):
+        @nnx.split_rngs(splits=3)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def make(rngs):
+            return nnx.Linear(16, 16, rngs=rngs)
+
+        self.blocks = make(rngs)
+
+    def __call__(self, x):
+        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        @nnx.remat
+        def run(x, block):
+            return x + jnp.tanh(block(x))
+
+        return run(x, self.blocks)
+
+
+NAMES = [f"attention.{part}" for part in ("query", "key", "value", "out")] + ["up", "down"]
+
+
+def test_every_layer_is_found_and_the_others_are_named():
+    model = Block(nnx.Rngs(0))
+    paths = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    report = adapt_nnx(model, GOAT, key=KEY)
+    assert sorted(report.modules) == sorted(NAMES)
+    assert report.left == {"mix": "Conv is none of nnx.Linear, nnx.LinearGeneral, nnx.Einsum"}
+    left = nnx.to_flat_state(nnx.state(model, nnx.All(nnx.Param, nnx.Not(Factor))))
+    assert [path for path, _ in paths] == [path for path, _ in left]
+    assert isinstance(model.up, nnx.Linear)
+
+
+@pytest.mark.parametrize("method", ["lora", "pissa", "dora"])
+def test_it_starts_as_it_was_and_merges_to_itself(method):
+    model = Block(nnx.Rngs(0))
+    before = model(X)
+    adapt_nnx(model, method_spec(method, total_rank=4), key=KEY)
+    assert_close(model(X), before, 1e-5)
+    for _, module in nnx.iter_modules(model):
+        if hasattr(module, "adapter"):
+            module.adapter.b.set_value(module.adapter.b[...] + 0.1)
+    moved = model(X)
+    assert float(jnp.abs(moved - before).max()) > 1e-2
+    merge_nnx(model)
+    assert_close(model(X), moved, 1e-5)
+    assert type(model.up) is nnx.Linear and not nnx.to_flat_state(nnx.state(model, Factor))
+
+
+def test_a_layer_is_ours_by_hand():
+    """The delta of a general layer is that of its matrix, experts weighed by the router."""
+    model = nnx.LinearGeneral((4, 4), (2, 8), axis=(-2, -1), rngs=nnx.Rngs(1))
+    before = model.kernel[...].reshape(16, 16)
+    adapt_nnx(model, GOAT, key=KEY)
+    own = model.adapter
+    start = delta_weight(own.a[...], own.b[...], own.scale[...], 1 / 4)
+    assert_close(model.kernel[...].reshape(16, 16), before - start, 1e-5)
+
+
+def test_a_step_of_optax_trains_the_adapters_only():
+    model = Block(nnx.Rngs(0))
+    adapt_nnx(model, GOAT, key=KEY)
+    optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=Factor)
+    frozen = nnx.state(model, nnx.All(nnx.Param, nnx.Not(Factor)))
+    frozen = jax.tree.map(jnp.copy, frozen)
+
+    def loss_of(model):
+        y, aux = run_adapted(model, X, ctx=Context(mask=jnp.ones((2, 5))))
+        return jnp.mean(jnp.square(y - 1)) + aux, aux
+
+    traced = CountTraces(loss_of)
+
+    @nnx.jit
+    def step(model, optimizer):
+        grad = nnx.value_and_grad(traced, argnums=nnx.DiffState(0, Factor), has_aux=True)
+        (loss, aux), grads = grad(model)
+        optimizer.update(model, grads)
+        return loss, aux
+
+    with jax.numpy_dtype_promotion("standard"):
+        found = [step(model, optimizer) for _ in range(8)]
+    assert found[-1][0] < found[0][0] and traced.count == 1
+    assert float(found[0][1]) > 0
+    after = nnx.state(model, nnx.All(nnx.Param, nnx.Not(Factor)))
+    jax.tree.map(np.testing.assert_array_equal, frozen, after)
+
+
+def test_scanned_layers_have_adapters_of_their_own():
+    model = Deep(nnx.Rngs(0))
+    kernels = model.blocks.kernel[...]
+    report = adapt_nnx(model, GOAT, key=KEY)
+    assert report.modules == ("blocks",) and model.blocks.adapter.a.shape == (3, 4, 16, 2)
+    y, aux = jax.jit(lambda x: run_adapted(model, x))(X)
+    layers = [nnx.Linear(16, 16, rngs=nnx.Rngs(0)) for _ in range(3)]
+    graph, state = nnx.split(model.blocks)
+    expected, total = X, 0.0
+    for i in range(3):
+        layer = nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], state))
+        delta, one = run_adapted(layer, expected)
+        expected, total = expected + jnp.tanh(delta), total + one
+    del layers, kernels
+    assert_close(y, expected, 1e-5)
+    assert_close(aux, total, 1e-5)
+
+
+def test_dropout_follows_the_key_and_is_off_without():
+    model = nnx.Linear(16, 8, rngs=nnx.Rngs(0))
+    adapt_nnx(model, method_spec("pissa", total_rank=4, dropout=0.5), key=KEY)
+    keys = [jax.random.key(i) for i in (0, 0, 1)]
+    first, again, other = (run_adapted(model, X, ctx=Context(key=key))[0] for key in keys)
+    np.testing.assert_array_equal(first, again)
+    assert float(jnp.abs(first - other).max()) > 1e-3
+    assert float(jnp.abs(model(X) - first).max()) > 1e-3
+
+
+def test_on_a_mesh_it_computes_the_same():
+    model = nnx.Linear(16, 8, rngs=nnx.Rngs(0))
+    adapt_nnx(model, GOAT, key=KEY)
+    expected = model(X)
+    mesh = jax.make_mesh((2, 4), ("data", "fsdp"))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    cut = NamedSharding(mesh, PartitionSpec("fsdp", None))
+    graph, state = nnx.split(model)
+    whole = NamedSharding(mesh, PartitionSpec())
+    state = jax.device_put(state, whole)
+    state["kernel"].set_value(jax.device_put(state["kernel"][...], cut))
+    run = jax.jit(lambda state, x: run_adapted(nnx.merge(graph, state), x)[0])
+    assert_close(run(state, jax.device_put(X, rows)), expected, 1e-5)
+
+
+def test_bad_targets():
+    model = Block(nnx.Rngs(0))
+    with pytest.raises(UserError, match="mix cannot be adapted: Conv is none of"):
+        adapt_nnx(model, GOAT, ["mix"], key=KEY)
+    with pytest.raises(UserError, match="'upp' matches no module with a kernel"):
+        adapt_nnx(model, GOAT, ["upp"], key=KEY)
+    with pytest.raises(UserError, match="computes the whole layer itself"):
+        adapt_nnx(model, method_spec("full"), key=KEY)
+    adapt_nnx(model, GOAT, ["up"], key=KEY)
+    with pytest.raises(UserError, match="has adapters already"):
+        adapt_nnx(model, GOAT, ["down"], key=KEY)
