@@ -16,7 +16,8 @@ from goat_jax.run.folder import load_run
 from goat_jax.run.setup import build
 
 # Counted since the process started, so not part of what a restart repeats.
-TIMES = ("seconds", "tokens_per_second", "padding_share")
+TIMES = ("seconds", "data_seconds", "device_seconds", "checkpoint_seconds", "tokens_per_second")
+TIMES += ("padding_share", "utilization", "host_peak_bytes", "device_peak_bytes")
 
 
 def start(tiny: Path, out: Path, steps: int) -> subprocess.Popen:
