@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from goat_jax.commands import exam_arguments
+from goat_jax.commands import bench_arguments, exam_arguments
 from goat_jax.errors import RunFailed, UserError
 
 STOPPED_BY_SIGNAL = 143
@@ -153,6 +153,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="FOLDER")
 
+    bench = verb(
+        "bench",
+        _bench,
+        "Measure what adapters cost on this device: a layer, whole steps, or how it grows.",
+        "goat-jax bench layer --dtype bfloat16\n"
+        "         goat-jax bench step --config configs/gsm8k.py --model smollm2-135m \\\n"
+        "             --methods lora goat full_ft --train.batch-size 4\n"
+        "         goat-jax bench growth --methods goat --out runs/growth",
+        overrides=True,
+    )
+    bench_arguments.add(bench)
+
     methods = verb(
         "methods",
         _methods,
@@ -171,6 +183,24 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("folder", metavar="RUN", type=Path, nargs="?")
     inspect.add_argument("--config", metavar="FILE[:OPT=V,...]")
     inspect.add_argument("--model", metavar="MODEL", help="another model than the config's")
+    plot = verb(
+        "plot",
+        _plot,
+        "Draw a run: losses, expert load, router entropy, which expert a token goes to, spectra,\n"
+        "updates; PNG files and one page, RUN/report.html, that opens offline.",
+        'goat-jax plot runs/demo --text "A warm, sharp film about nothing"\n'
+        "         goat-jax plot runs/a runs/b --records-only",
+    )
+    plot.add_argument("folders", metavar="RUN", type=Path, nargs="+")
+    plot.add_argument("--step", type=int, help="which checkpoint; the best if not given")
+    plot.add_argument("--text", metavar="SENTENCE", help="whose tokens are followed")
+    plot.add_argument("--image", metavar="FILE", type=Path, help="whose patches are followed")
+    plot.add_argument(
+        "--row", type=int, default=0, metavar="N", help="evaluation row, without text or image"
+    )
+    plot.add_argument(
+        "--records-only", action="store_true", help="what metrics.jsonl holds; opens no model"
+    )
     plan = verb(
         "plan",
         _plan,
@@ -204,6 +234,15 @@ def _plan(options: argparse.Namespace, rest: list[str]) -> int:
         largest=options.largest_batch,
         as_json=options.json,
     )
+
+
+def _plot(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.commands.plot import Choice, plot
+
+    choice = Choice(options.step, options.text, options.image, options.row, options.records_only)
+    for folder in options.folders:
+        print(plot(folder, choice))
+    return 0
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> int:
@@ -278,6 +317,12 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
         at_once=max(1, options.at_once),
         out=options.out,
     )
+
+
+def _bench(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.commands.bench import bench
+
+    return bench(options, rest)
 
 
 def _methods(options: argparse.Namespace, rest: list[str]) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from goat_jax.adapters.adapter import AdapterStart, init_adapter, segment_index
-from goat_jax.adapters.methods import with_options
+from goat_jax.adapters.choices import with_options
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError, nearest

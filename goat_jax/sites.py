@@ -12,13 +12,14 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from goat_jax.adapters.adapter import Report
 from goat_jax.layers import Dense
 from goat_jax.stack import Stack
-from goat_jax.typing import PyTree
+from goat_jax.typing import Array, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +90,8 @@ def reports_by_name(model: nnx.Module, sown: PyTree) -> dict[str, Report]:
 
     Returns:
         name pattern -> `Report` with aux_loss (L,), load (L, E), entropy (L,), where L runs over
-        the layers that have an adapter there (`adapted_layers`), 1 outside a stack.
+        the layers that have an adapter there (`adapted_layers`), 1 outside a stack. Where tokens
+        were asked for, weights (L, ..., E).
     """
     found: dict[str, list[Report]] = {}
     for site in find_sites(model):
@@ -97,7 +99,7 @@ def reports_by_name(model: nnx.Module, sown: PyTree) -> dict[str, Report]:
             continue
         report = _look_up(sown, site.path)["adapter"]["report"][0]
         if site.layers is None:
-            report = Report(*(jnp.expand_dims(value, 0) for value in report))
+            report = jax.tree.map(lambda value: jnp.expand_dims(value, 0), report)
         found.setdefault(site.pattern, []).append(report)
     return {name: _concatenate(reports) for name, reports in found.items()}
 
@@ -105,11 +107,18 @@ def reports_by_name(model: nnx.Module, sown: PyTree) -> dict[str, Report]:
 def _concatenate(runs: list[Report]) -> Report:
     """One report of the runs of a stack; a run with fewer experts gets loads of zero."""
     experts = max(run.load.shape[-1] for run in runs)
-    loads = [jnp.pad(run.load, ((0, 0), (0, experts - run.load.shape[-1]))) for run in runs]
+
+    def joined(parts: list[Array]) -> Array:
+        blank = [[(0, 0)] * (part.ndim - 1) + [(0, experts - part.shape[-1])] for part in parts]
+        padded = [jnp.pad(part, pad) for part, pad in zip(parts, blank, strict=True)]
+        return jnp.concatenate(padded)
+
+    weights = [run.weights for run in runs if run.weights is not None]
     return Report(
         aux_loss=jnp.concatenate([run.aux_loss for run in runs]),
-        load=jnp.concatenate(loads),
+        load=joined([run.load for run in runs]),
         entropy=jnp.concatenate([run.entropy for run in runs]),
+        weights=joined(weights) if weights else None,
     )
 
 

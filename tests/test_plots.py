@@ -8,7 +8,8 @@ from matplotlib.text import Text
 
 from goat_jax.errors import UserError
 from goat_jax.plots import plot_expert_load, plot_training
-from goat_jax.plots.expert_load import _short_names, expert_load_figure
+from goat_jax.plots.expert_load import expert_load_figure
+from goat_jax.plots.style import short_names
 from goat_jax.plots.training import training_figure
 
 BERT = [
@@ -215,7 +216,7 @@ def test_no_text_overlaps_in_load_pictures(names, layers, experts, numbers):
 
 def test_modules_of_two_towers_keep_their_names():
     names = [f"{tower}.layers.{{}}.q_proj" for tower in ("vision", "text")]
-    assert _short_names(names) == ["vision.layers\nq_proj", "text.layers\nq_proj"]
+    assert short_names(names) == ["vision.layers\nq_proj", "text.layers\nq_proj"]
 
 
 def test_what_cannot_be_drawn_is_one_line_with_the_fix(tmp_path):

@@ -36,11 +36,13 @@ class Report(NamedTuple):
         aux_loss: its auxiliary loss, a scalar, not yet weighted.
         load: (E,) share of the real tokens that select each expert; sums to K.
         entropy: mean entropy of the router's probabilities over the real tokens, in nats, a scalar.
+        weights: (..., E) of the experts for every token, if the context asks for them; else None.
     """
 
     aux_loss: Array
     load: Array
     entropy: Array
+    weights: Array | None = None
 
 
 def init_adapter(
@@ -119,6 +121,7 @@ def apply_adapter(
         aux_loss=spec.aux_loss(routing, arrays, ctx),
         load=expert_load(routing, ctx.mask),
         entropy=router_entropy(routing, ctx.mask),
+        weights=routing.weights if ctx.per_token else None,
     )
     return delta, report
 

@@ -23,12 +23,14 @@ class Context:
         task_ids: (B,) integers, the task of every example, or (B, T), of every token of packed
             ones, for routers that go by it.
         task_types: (B,) of 0 and 1, the kind of its task, for LoRAMoE's localized balance.
+        per_token: whether adapters report how they weigh every token; static.
     """
 
     key: Key | None = None
     mask: Array | None = None
     task_ids: Array | None = None
     task_types: Array | None = None
+    per_token: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @classmethod
     def of_batch(cls, batch: Batch, key: Key | None = None, mask: Array | None = None) -> Context:

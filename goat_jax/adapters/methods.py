@@ -1,9 +1,9 @@
 """METHODS: every method by name, each a choice of parts. The only place that knows their names."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
+from goat_jax.adapters.choices import with_options
 from goat_jax.adapters.combines import (
     DiagonalCore,
     MagnitudeAndDirection,
@@ -29,8 +29,6 @@ from goat_jax.adapters.routing import (
     TaskGate,
     Threshold,
     TopK,
-    TopKWithShared,
-    TopP,
 )
 from goat_jax.adapters.scales import (
     AlphaOverRank,
@@ -53,7 +51,7 @@ from goat_jax.adapters.start import (
 )
 from goat_jax.core import svd
 from goat_jax.errors import UserError, nearest
-from goat_jax.optim.transforms import PLAIN, LateStart, LoraPlus, LoraPro, PrunedRanks
+from goat_jax.optim.transforms import LateStart, LoraPlus, LoraPro, PrunedRanks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +60,15 @@ class Method:
 
     Attributes:
         spec: the parts and the paper's sizes.
-        source: paper and equation.
+        source: the paper, and where in it.
+        equation: the layer's output y for a token x; a, b, router, core, gains, c and m are
+            trained, s is the scale, R the rank of one expert.
         note: what the reader must know: variants, deviations.
     """
 
     spec: AdapterSpec
     source: str
+    equation: str
     note: str = ""
 
 
@@ -97,33 +98,40 @@ _HYDRA = _LORA.replace(
 )
 
 METHODS: dict[str, Method] = {
-    "lora": Method(_LORA, "Hu et al. 2021, arXiv 2106.09685"),
+    "lora": Method(_LORA, "Hu et al. 2021, arXiv 2106.09685", "y = x W0 + alpha/R x a b"),
     "rslora": Method(
-        _LORA.replace(scale=AlphaOverRootRank()), "Kalajdzievski 2023, arXiv 2312.03732"
+        _LORA.replace(scale=AlphaOverRootRank()),
+        "Kalajdzievski 2023, arXiv 2312.03732",
+        "y = x W0 + alpha/sqrt(R) x a b",
     ),
     "lora_plus": Method(
         _LORA.replace(transform=LoraPlus()),
         "Hayou et al. 2024, arXiv 2402.12354",
+        "y = x W0 + alpha/R x a b; rate of b = lr_ratio * rate of a",
         "b learns lr_ratio times as fast; its decay is multiplied as well, as in PEFT",
     ),
     "lora_pro": Method(
         _LORA.replace(transform=LoraPro()),
         "Wang et al. 2024, arXiv 2407.18242",
+        "y = x W0 + s x a b; ga, gb minimise ||s (ga b + a gb) - dL/dW||",
         "moments=full keeps Adam's moments of the full gradient; x chooses the free matrix",
     ),
     "pissa": Method(
         _PISSA,
         "Meng et al. 2024, arXiv 2404.02948",
+        "y = x (W0 - s a b) + s x a b; s a b = the r largest triplets of W0 at first",
         "its scripts keep alpha = r, so scale 1: change both together",
     ),
     "milora": Method(
         _PISSA.replace(initializer=SvdSegments(svd.minor_descending, rho=1.0)),
         "Wang et al. 2024, arXiv 2406.09044",
+        "y = x (W0 - s a b) + s x a b; s a b = the r smallest triplets of W0 at first",
         "its scripts keep alpha = r, so scale 1: change both together",
     ),
     "dora": Method(
         _LORA.replace(combine=MagnitudeAndDirection()),
         "Liu et al. 2024, arXiv 2402.09353, eq. 5, section 4.3",
+        "y = m x (W0 + s a b) / ||W0 + s a b|| by columns",
         "the column length carries no gradient, as published",
     ),
     "kasa": Method(
@@ -134,6 +142,7 @@ METHODS: dict[str, Method] = {
             aux_weight=1.0,
         ),
         "Wang et al. 2024, arXiv 2412.06071",
+        "y = x W0' + s x a diag(core) b; W0' = W0 without its r smallest triplets",
         "does not start as W0: the r smallest triplets are gone; published=true for its own loss",
     ),
     "neat": Method(
@@ -141,6 +150,7 @@ METHODS: dict[str, Method] = {
             initializer=ZeroNetwork(), combine=KernelNetwork(), scale=Fixed(1.0), total_rank=32
         ),
         "Zhong et al. 2024, arXiv 2410.01870 (PEANuT in later versions)",
+        "y = x W0 + x act(W0 a) b",
         "depth, activation; over_inputs=true for the paper's axis; no dropout",
     ),
     "adalora": Method(
@@ -154,6 +164,7 @@ METHODS: dict[str, Method] = {
             aux_weight=0.1,
         ),
         "Zhang et al. 2023, arXiv 2303.10512",
+        "y = x W0 + s x a diag(core) b; the cores of least sensitivity are 0",
         "total_rank is the start, pruned to target_rank; warmup, cooldown, every, in steps; "
         "aux_weight is omega / layers",
     ),
@@ -162,6 +173,7 @@ METHODS: dict[str, Method] = {
             initializer=GradientSegments(), base_edit=SubtractMean(), scale=AlphaOverRootRank()
         ),
         "Wang et al. 2024, arXiv 2407.05000, algorithm 1",
+        "y = x (W0 - s a0 b0) + s x a b; a0, b0 from the triplets of dL/dW0",
         "needs the loss's gradient at the start; directions, size, gamma, norm_clip",
     ),
     "lora_dash": Method(
@@ -171,6 +183,7 @@ METHODS: dict[str, Method] = {
             course=FindDirections(),
         ),
         "Si et al. 2024, arXiv 2409.01035",
+        "y = x W0 + s x a b + sum_i c_i (x u_i) v_i",
         "is LoRA for switch_after steps; then num_directions of W0 get coefficients",
     ),
     "multilora": Method(
@@ -178,11 +191,13 @@ METHODS: dict[str, Method] = {
             initializer=BothRandom(), combine=OutputGains(), total_rank=24, num_experts=3
         ),
         "Wang et al. 2023, arXiv 2311.11501",
+        "y = x W0 + sum_i gain_i (s x a_i b_i)",
         "no official code: the layer of MTL-LoRA's repository is the reference",
     ),
     "molora": Method(
         _MOLORA,
         "zero-start mixture with top-k routing: the baseline of arXiv 2502.16894",
+        "y = x W0 + sum_i w_i s x a_i b_i; w = softmax over the k largest of x router",
         "the soft form of Zadouri et al. 2023 is `molora_soft`",
     ),
     "molora_soft": Method(
@@ -193,11 +208,13 @@ METHODS: dict[str, Method] = {
             num_experts=10,
         ),
         "Zadouri et al. 2023, arXiv 2309.05444",
+        "y = x W0 + sum_i w_i s x a_i b_i; w = softmax(x router)",
         "router=top_k with renormalise=false is its code's top_k",
     ),
     "hydralora": Method(
         _HYDRA,
         "Tian et al. 2024, arXiv 2404.19245",
+        "y = x W0 + sum_i w_i s (x a) b_i; w = softmax(x router)",
         "all experts for every token, as published; the paper compares router=top_k with Balance",
     ),
     "loramoe": Method(
@@ -209,6 +226,7 @@ METHODS: dict[str, Method] = {
             alpha=32.0,
         ),
         "Dou et al. 2023, arXiv 2312.09979",
+        "y = x W0 + sum_i w_i s x a_i b_i; w = softmax(x router)",
         "delta > 0 makes the balance local and needs task types; published scripts keep it off",
     ),
     "moelora": Method(
@@ -221,6 +239,7 @@ METHODS: dict[str, Method] = {
             alpha=32.0,
         ),
         "Liu et al. 2023, arXiv 2310.18339",
+        "y = x W0 + sum_i w_i s x a_i b_i; w = softmax(task embedding gate)",
         "weighs experts by task: batches need task_ids; `tasks.for_task` gives one task's adapter",
     ),
     "adamole": Method(
@@ -228,16 +247,19 @@ METHODS: dict[str, Method] = {
             router=Threshold(), aux_loss=ThresholdBalance(), total_rank=32, num_experts=4
         ),
         "Liu and Luo 2024, arXiv 2405.00361",
+        "y = x W0 + sum_i w_i s x a_i b_i; w ~ max(p_i - tau(x), 0)",
         "published with dropout_per_expert and aux_weight 1e-2; the paper compares it with 1e-3",
     ),
     "goat": Method(
         _GOAT,
         "arXiv 2502.16894, eq. 13, 19, Thm 3.4, 3.5",
+        "y = x (W0 - s mean(a0 b0)) + sum_i w_i s x a_i b_i; s = sqrt(3 I eta / R)",
         "scale=alpha_over_rank and published=true give what the published code runs",
     ),
     "goat_plus": Method(
         _GOAT.replace(scale=BySpectrum()),
         "arXiv 2502.16894, appendix E (GOAT-s in v4)",
+        "y = x (W0 - mean(s_i a0 b0)) + sum_i w_i s_i x a_i b_i; s_i by segment",
         "per-expert scales from the spectrum",
     ),
     "full": Method(
@@ -249,6 +271,7 @@ METHODS: dict[str, Method] = {
             total_rank=1,
         ),
         "full fine-tuning of the target kernels",
+        "y = x W; W = W0 at first",
         "rank and scale play no part; other modules (norms, embeddings) go by adapter.train",
     ),
     "full_moe": Method(
@@ -259,49 +282,10 @@ METHODS: dict[str, Method] = {
             scale=Fixed(1.0),
         ),
         "arXiv 2502.16894, section 3.1: upcycled experts, top-k softmax",
+        "y = sum_i w_i x W_i; W_i = W0 at first",
         "rank and scale play no part; no code was published: the bias is shared and frozen here",
     ),
 }
-
-
-CHOICES: dict[str, dict[str, Any]] = {
-    "scale": {
-        "alpha_over_rank": AlphaOverRank(),
-        "alpha_over_root_rank": AlphaOverRootRank(),
-        "alpha_over_total_rank": AlphaOverTotalRank(),
-        "theory": Theory(),
-        "by_spectrum": BySpectrum(),
-        "fixed": Fixed(),
-    },
-    "router": {
-        "none": NoRouter(),
-        "softmax": Softmax(),
-        "top_k": TopK(),
-        "top_p": TopP(),
-        "top_k_shared": TopKWithShared(),
-        "threshold": Threshold(),
-        "task": TaskGate(),
-    },
-    "aux_loss": {
-        "none": NoAuxLoss(),
-        "balance": Balance(),
-        "threshold_balance": ThresholdBalance(),
-        "localized_balance": LocalizedBalance(),
-    },
-    "transform": {"plain": PLAIN, "lora_plus": LoraPlus(), "lora_pro": LoraPro()},
-    "initializer": {"zero_delta": ZeroDelta(), "svd_segments": SvdSegments()},
-    "base_edit": {"keep": KeepBase(), "subtract_mean": SubtractMean(), "drop_minor": DropMinor()},
-    "choice": {
-        "block_heads": svd.block_heads,
-        "block_tails": svd.block_tails,
-        "principal": svd.principal,
-        "minor": svd.minor,
-        "minor_descending": svd.minor_descending,
-        "principal_and_minor": svd.principal_and_minor,
-        "random": svd.random_blocks,
-    },
-}
-"""Parts and part options that a config file names by a string."""
 
 
 def method_spec(name: str, **options: Any) -> AdapterSpec:
@@ -318,23 +302,3 @@ def method_spec(name: str, **options: Any) -> AdapterSpec:
             f"unknown method {name!r}{nearest(name, METHODS)}; there are: {', '.join(METHODS)}"
         )
     return with_options(METHODS[name].spec, options)
-
-
-def with_options(spec: AdapterSpec, options: Mapping[str, Any]) -> AdapterSpec:
-    """`AdapterSpec.replace`, with the names of `CHOICES` standing for what they name.
-
-    >>> with_options(METHODS["goat"].spec, {"scale": "alpha_over_rank", "alpha": 8.0}).scale
-    AlphaOverRank()
-    """
-    return spec.replace(**{option: _resolve(option, value) for option, value in options.items()})
-
-
-def _resolve(option: str, value: Any) -> Any:
-    if option not in CHOICES or not isinstance(value, str):
-        return value
-    if value not in CHOICES[option]:
-        known = CHOICES[option]
-        raise UserError(
-            f"{option} {value!r} is not known{nearest(value, known)}; there are: {', '.join(known)}"
-        )
-    return CHOICES[option][value]

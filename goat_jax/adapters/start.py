@@ -90,10 +90,13 @@ class SvdSegments(Initializer):
     Attributes:
         choice: which triplets each expert gets (`goat_jax.core.svd`): `block_heads` is GOAT's.
         rho: damping of the start; 1 keeps the segment whole.
+        offset: how far the choice is moved down the spectrum, as a share of the room below it: with
+            `principal` 0 takes the largest triplets, 1 the smallest (the paper's first figure).
     """
 
     choice: Segments = svd.block_heads
     rho: float = 10.0
+    offset: float = 0.0
     layout: ClassVar[str] = "pairs"
 
     def segments(self, kernel: Array, spec: AdapterSpec, key: Key) -> Svd:
@@ -103,10 +106,12 @@ class SvdSegments(Initializer):
     def triplets(self, h: int, spec: AdapterSpec, key: Key) -> Array:
         """The index (E, R) of every expert's triplets among the h of a kernel."""
         svd.check_segments(h, spec.num_experts, spec.rank)
-        return self.choice(h, spec.num_experts, spec.rank, key)
+        return svd.moved(self.choice(h, spec.num_experts, spec.rank, key), h, self.offset)
 
     def check(self, spec: AdapterSpec) -> None:
         check_added_as_it_is(self, spec)
+        if not 0.0 <= self.offset <= 1.0:
+            raise UserError(f"offset {self.offset} is not in [0, 1]: it is a share of the spectrum")
 
     def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
         del spec, key

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from goat_jax.commands.configs import read_config
+from goat_jax.commands.configs import read_config, with_adapter
 from goat_jax.config import RunConfig, flatten, parse_options
 from goat_jax.data.metrics import goodness
 from goat_jax.errors import UserError
@@ -96,17 +96,12 @@ def read_entries(methods: Sequence[str]) -> list[Entry]:
     return entries
 
 
-def entry_config(source: str, entry: Entry, overrides: Sequence[str] = ()) -> RunConfig:
+def entry_config(
+    source: str, entry: Entry, overrides: Sequence[str] = (), verb: str = "goat-jax compare"
+) -> RunConfig:
     """The config of an entry: its own options over what the file says for the method."""
     of_method = f"{source}{',' if ':' in source else ':'}method={entry.method}"
-    config = read_config(of_method, overrides, "goat-jax compare")
-    named = {field.name for field in dataclasses.fields(config.adapter)}
-    fields = {name: value for name, value in entry.options.items() if name in named}
-    others = {name: value for name, value in entry.options.items() if name not in named}
-    options = {**config.adapter.options, **others}
-    adapter = dataclasses.replace(config.adapter, **fields, options=options)
-    adapter.spec()  # what does not fit is said before anything is trained
-    return dataclasses.replace(config, adapter=adapter)
+    return with_adapter(read_config(of_method, overrides, verb), entry.options)
 
 
 def with_parameters_of(config: RunConfig, model: RunConfig) -> RunConfig:

@@ -13,13 +13,14 @@ import jax
 
 from goat_jax.commands.configs import read_config
 from goat_jax.commands.exam_arguments import add_options, options_of
-from goat_jax.commands.sweep import RESULT, TABLE, Cell, Scores, render
+from goat_jax.commands.sweep import Cell, Scores, conclude, render
+from goat_jax.commands.train import draw
 from goat_jax.data.exams import ExamTask
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.run.examination import ExamOptions
 from goat_jax.run.examine import examine, write_records
 from goat_jax.run.fit import fit
-from goat_jax.run.folder import write_aside
+from goat_jax.run.folder import RESULT, write_aside
 from goat_jax.run.subject import open_subject
 
 
@@ -90,11 +91,7 @@ def main(sweep: ExamSweep, arguments: Sequence[str] | None = None) -> int:
                         found[Cell(column, method, seed)] = run.factor * scores[score]
     columns = [column for name in given.runs for column in sweep.runs[name].columns]
     table = render(sweep.paper, found, columns, given.methods)
-    given.out.mkdir(parents=True, exist_ok=True)
-    write_aside(given.out / TABLE, table + "\n")
-    print(table)
-    for problem in problems:
-        print(f"not done: {problem}", file=sys.stderr)
+    conclude(given.out, table, [f"not done: {problem}" for problem in problems])
     return 1 if problems else 0
 
 
@@ -120,8 +117,10 @@ def run_one(
     summary = fit(config, progress=progress)
     if summary.stopped.startswith("SIG"):
         return None
+    draw(folder)
     found = examine(open_subject(str(folder), summary.step), task, task.way, options)
     write_records(folder / "evaluation", task.name, task.way, found)
-    write_aside(path, json.dumps({"settings": settings, "scores": found.scores}, indent=1) + "\n")
+    result = {"settings": settings, "scores": found.scores, "notes": summary.notes}
+    write_aside(path, json.dumps(result, indent=1) + "\n")
     jax.clear_caches()  # the next run has a model of its own
     return found.scores

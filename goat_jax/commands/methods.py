@@ -25,6 +25,7 @@ def methods(model: str | None = None) -> int:
     for name, method in METHODS.items():
         parts = [describe_part(getattr(method.spec, part)) for part in PARTS]
         print(f"{name}: {method.source}")
+        print(f"  {method.equation}")
         print(textwrap.fill(", ".join(parts), 100, initial_indent="  ", subsequent_indent="  "))
         print(f"  {_merging(method.spec.router)}")
         if method.note:

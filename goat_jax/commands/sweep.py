@@ -5,21 +5,25 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from goat_jax.commands.configs import read_config
+from goat_jax.commands.configs import read_config, with_adapter
+from goat_jax.commands.figures import draw_figures
 from goat_jax.commands.train import draw
+from goat_jax.config import parse_options
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.run.fit import fit
-from goat_jax.run.folder import write_aside
+from goat_jax.run.folder import RESULT, RUN, write_aside
+from goat_jax.run.gather import gather
 from goat_jax.tables import render_table
 
-RESULT = "result.json"
 TABLE = "table.md"
 Scores = Mapping[str, Mapping[str, float]]
 
@@ -45,8 +49,14 @@ class Sweep:
 class Cell:
     """One run of a table.
 
+    Attributes:
+        task, seed: its own.
+        method: with ``@RANK``, if it is not the table's, and ``:OPT=V,...`` of the adapter.
+
     >>> Cell("dtd", "lora@16", 1).options
     'task=dtd,method=lora,rank=16,seed=1'
+    >>> Cell("dtd", "goat@16:rho=5", 0).adapter, Cell("dtd", "goat@16:rho=5", 0).name
+    ({'rho': 5}, 'dtd-goat-rank16-rho-5-seed0')
     """
 
     task: str
@@ -56,14 +66,20 @@ class Cell:
     @property
     def options(self) -> str:
         """Of the config file."""
-        method, _, rank = self.method.partition("@")
+        method, _, rank = self.method.partition(":")[0].partition("@")
         own = f",rank={rank}" if rank else ""
         return f"task={self.task},method={method}{own},seed={self.seed}"
 
     @property
+    def adapter(self) -> dict[str, Any]:
+        """Options of the adapter, over the config file's."""
+        return parse_options(self.method.partition(":")[2])
+
+    @property
     def name(self) -> str:
         """Of its folder."""
-        return f"{self.task}-{self.method.replace('@', '-rank')}-seed{self.seed}"
+        method = re.sub(r"[:=,/ ]", "-", self.method.replace("@", "-rank"))
+        return f"{self.task}-{method}-seed{self.seed}"
 
 
 def main(sweep: Sweep, arguments: Sequence[str] | None = None) -> int:
@@ -90,12 +106,20 @@ def main(sweep: Sweep, arguments: Sequence[str] | None = None) -> int:
             return 143
         found[cell] = score
     table = render(sweep.paper, found, options.tasks, options.methods)
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_aside(options.out / TABLE, table + "\n")
-    print(table)
-    for problem in problems:
-        print(f"not trained: {problem}", file=sys.stderr)
+    conclude(options.out, table, [f"not trained: {problem}" for problem in problems], sweep.metric)
     return 1 if problems else 0
+
+
+def conclude(out: Path, table: str, problems: Sequence[str], metric: str | None = None) -> None:
+    """Writes and prints a table, draws the paper's figures that its runs are enough for."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_aside(out / TABLE, table + "\n")
+    print(table)
+    if any(out.rglob(RUN)):
+        for path in draw_figures(gather([out]), out, metric)[0]:
+            print(f"drawn: {path}")
+    for problem in problems:
+        print(problem, file=sys.stderr)
 
 
 def _parser(sweep: Sweep) -> argparse.ArgumentParser:
@@ -125,9 +149,11 @@ def run_cell(
     """
     source = f"{sweep.config}:{cell.options}" + (f",{options}" if options else "")
     folder = out / cell.name
-    config = dataclasses.replace(read_config(source, overrides, sweep.name), out=str(folder))
+    config = with_adapter(read_config(source, overrides, sweep.name), cell.adapter)
+    config = dataclasses.replace(config, out=str(folder))
     path = folder / RESULT
     settings = {"source": cell.options, "options": options, "overrides": overrides}
+    settings |= {"adapter": cell.adapter} if cell.adapter else {}
     if path.is_file():
         saved = json.loads(path.read_text(encoding="utf-8"))
         if saved["settings"] != settings:

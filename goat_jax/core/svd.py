@@ -124,6 +124,18 @@ def random_blocks(h: int, num_experts: int, rank: int, key: Key) -> Array:
     return _runs(starts, rank)
 
 
+def moved(index: Array, h: int, offset: float) -> Array:
+    """An index (E, R) further down a spectrum of h values, by a share of the room below it.
+
+    >>> moved(jnp.array([[0, 1]]), 10, 0.5), moved(jnp.array([[0, 1]]), 10, 1.0)
+    (Array([[4, 5]], dtype=int32), Array([[8, 9]], dtype=int32))
+    """
+    if offset == 0.0:
+        return index
+    room = (h - 1 - index.max()).astype(jnp.float32)
+    return index + jnp.round(room * offset).astype(index.dtype)
+
+
 def check_segments(h: int, num_experts: int, rank: int) -> None:
     """Raises `UserError` when a spectrum of h values cannot hold E disjoint segments of R."""
     if num_experts * rank > h:

@@ -136,14 +136,9 @@ def load_pieces(task: LanguageTask, split: str, tokenizer: Any) -> list[Text]:
 
     Raises UserError naming source and row number (from 1) for a row that does not have the format.
     """
-    source, limit = source_of(task, split)
-    rows = read_source(source, DEFAULT_SPLITS[split], task.data_dir)
-    if not rows:
-        raise UserError(f"{source}: no rows")
-    kept = _selected(rows, task, source)
+    source = source_of(task, split)[0]
     texts = []
-    for place in chosen_rows(task, split, len(kept), limit):
-        index, row = kept[place]
+    for index, row in load_rows(task, split):
         try:
             pieces = FORMATS[task.format](row, task, tokenizer)
         except UserError as error:
@@ -152,6 +147,19 @@ def load_pieces(task: LanguageTask, split: str, tokenizer: Any) -> list[Text]:
         whole = [Piece(p.text, p.learnt or learn_all) for p in pieces if p.text]
         texts.append(Text(whole, read_tasks(row, task, f"{source}: row {index + 1}")))
     return texts
+
+
+def load_rows(task: LanguageTask, split: str) -> list[tuple[int, Row]]:
+    """The rows that a split takes of its source, each with its place there (from 0).
+
+    Raises UserError for a source without rows, or one whose rows the selection does not know.
+    """
+    source, limit = source_of(task, split)
+    rows = read_source(source, DEFAULT_SPLITS[split], task.data_dir)
+    if not rows:
+        raise UserError(f"{source}: no rows")
+    kept = _selected(rows, task, source)
+    return [kept[place] for place in chosen_rows(task, split, len(kept), limit)]
 
 
 def _selected(rows: list[Row], task: LanguageTask, source: str) -> list[tuple[int, Row]]:

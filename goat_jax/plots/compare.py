@@ -9,9 +9,7 @@ import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.plots.save import save_figure
-
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_LINES = ("-", "--", "-.", ":")
+from goat_jax.plots.style import COLORS, LINES, tidy
 
 
 def plot_comparison(
@@ -44,17 +42,15 @@ def plot_comparison(
     for index, (label, runs) in enumerate(losses.items()):
         curves = np.stack([smooth(np.asarray(run, float)) for run in runs])
         steps = np.arange(1, curves.shape[1] + 1)
-        color = _COLORS[index % len(_COLORS)]
-        line = _LINES[index // len(_COLORS) % len(_LINES)]
+        color = COLORS[index % len(COLORS)]
+        line = LINES[index // len(COLORS) % len(LINES)]
         ax.plot(steps, curves.mean(0), line, color=color, linewidth=1.6, label=label)
         if len(curves) > 1:
             ax.fill_between(steps, curves.min(0), curves.max(0), color=color, alpha=0.12, lw=0)
     ax.set_xlabel("step (optimizer updates)")
     ax.set_ylabel("task loss, moving mean over a tenth of the run")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.grid(alpha=0.3, linewidth=0.6)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, frameon=False)
+    tidy(ax)
     save_figure(figure, path)
 
 

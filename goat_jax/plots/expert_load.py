@@ -11,6 +11,7 @@ import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.plots.save import save_figure
+from goat_jax.plots.style import short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +63,7 @@ def expert_load_figure(records: Record | Sequence[Record], title: str) -> Figure
     rows = math.ceil(len(shares) / columns)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     highest = max(float(np.nanmax(ratio)) for ratio in ratios.values() if _count(ratio).any())
-    for ax, label, ratio in zip(grid, _short_names(list(shares)), ratios.values(), strict=False):
+    for ax, label, ratio in zip(grid, short_names(list(shares)), ratios.values(), strict=False):
         _draw_load(ax, ratio, label, highest)
     for ax in grid[len(shares) :]:
         ax.set_visible(False)
@@ -165,23 +166,3 @@ def _load_shares(records: Record | Sequence[Record]) -> tuple[int, dict[str, np.
         for layer, row in enumerate(rows):
             shares[name][layer, : len(row)] = [np.nan if x is None else x for x in row]
     return records["step"], shares
-
-
-def _short_names(patterns: Sequence[str]) -> list[str]:
-    """What follows the layer in each path, cut to the last words that still tell them apart.
-
-    >>> _short_names(["bert.layer.{}.attention.self.query", "bert.layer.{}.output.dense"])
-    ['query', 'dense']
-    """
-    tails = [pattern.rpartition("{}.")[2].split(".") for pattern in patterns]
-
-    def clashes(words: list[str]) -> int:
-        return sum(tail[-len(words) :] == words for tail in tails)
-
-    names = []
-    for pattern, tail in zip(patterns, tails, strict=True):
-        cuts = (tail[-length:] for length in range(1, len(tail) + 1))
-        words = next((cut for cut in cuts if clashes(cut) == 1), tail)
-        heading = pattern.partition(".{}")[0] + "\n" if tails.count(tail) > 1 else ""
-        names.append(heading + ".".join(words))
-    return names

@@ -12,6 +12,7 @@ import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.plots.save import save_figure
+from goat_jax.plots.style import COLORS, MARKERS, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = "osD^vPX"
 _NOT_METRICS = {"kind", "step", "split", "loss", "seconds"}
 
 
@@ -72,10 +71,7 @@ def training_figure(records: Sequence[Record], title: str) -> Figure:
     if metrics:
         _draw_metrics(axes[-1], metrics)
     for ax in axes:
-        ax.grid(alpha=0.3, linewidth=0.6)
-        ax.spines[["top", "right"]].set_visible(False)
-        # Outside the panel, where it can hide no point.
-        ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, frameon=False)
+        tidy(ax)
     figure.align_ylabels(axes)
     axes[-1].set_xlabel("step (optimizer updates)")
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
@@ -92,11 +88,11 @@ def _draw_losses(ax: Axes, train: Sequence[Record], evals: Sequence[Record]) -> 
         label = "training" if name == "loss" else "training (task loss)"
         window = _window(len(steps))
         if window == 1:
-            ax.plot(steps, losses, color=_COLORS[0], marker=".", label=label)
+            ax.plot(steps, losses, color=COLORS[0], marker=".", label=label)
         else:
-            ax.plot(steps, losses, color=_COLORS[0], alpha=0.3, linewidth=0.8, label=label)
+            ax.plot(steps, losses, color=COLORS[0], alpha=0.3, linewidth=0.8, label=label)
             smooth = _smooth(losses, window)
-            ax.plot(steps, smooth, color=_COLORS[0], label=f"training, mean of {window} records")
+            ax.plot(steps, smooth, color=COLORS[0], label=f"training, mean of {window} records")
         _mark_not_finite(ax, steps, losses)
     for index, (split, chosen) in enumerate(_by_split(evals).items(), start=1):
         steps, losses = _series(chosen, "loss")
@@ -172,5 +168,5 @@ def _smooth(values: np.ndarray, window: int) -> np.ndarray:
 
 def _style(index: int) -> dict[str, Any]:
     """Colour and marker of a line, so that it is known without the colour too."""
-    color, marker = _COLORS[index % len(_COLORS)], _MARKERS[index % len(_MARKERS)]
+    color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
     return {"color": color, "marker": marker, "markersize": 4.5, "linewidth": 1.2}

@@ -16,6 +16,7 @@ from goat_jax.errors import UserError
 from goat_jax.run.setup import Built
 
 RUN = "run.json"
+RESULT = "result.json"  # what a run of a table came to
 # A rebuilt SVD differs by rounding (1e-7); another segment, seed or rho by more than this.
 NORM_TOLERANCE = 1e-5
 
@@ -75,8 +76,9 @@ def check_same_run(folder: Path, theirs: dict[str, Any], mine: dict[str, Any]) -
             f"{theirs['base_sha256'][:12]}, these are {mine['base_sha256'][:12]}): "
             "give the same model or another --out"
         )
+    saved = flatten(config_from_json(theirs["config"]))  # with what fields since then stand for
     for name, value in mine["config"].items():
-        before = theirs["config"].get(name)
+        before = saved.get(name)
         if name not in FREE_TO_CHANGE and before != value:
             raise UserError(
                 f"{folder} holds a run with {name} = {before!r}, now {value!r}: "

@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from goat_jax.data.exam_overlap import learnt_questions
 from goat_jax.data.examples import TextTask, load_examples
 from goat_jax.data.exams import ExamTask
 from goat_jax.data.image_tasks import ImageTask
@@ -53,6 +54,7 @@ class Problem:
         one_row: (task, tokens) -> rows with one blank row, which tells what a batch looks like.
         reader: (task, the model's folder or file, most tokens in a row) -> split -> its rows.
         scores: (metric names, sums over all rows, batches' labels and weights, outputs) -> scores.
+        notes: task -> what else a person should know of its rows, a line each.
     """
 
     needs: str
@@ -63,6 +65,7 @@ class Problem:
     one_row: Callable[[Any, int], Rows]
     reader: Callable[[Any, Path, int], Callable[[str], Rows]]
     scores: Callable[[Sequence[str], Totals, Sequence[Mapping], np.ndarray], dict[str, float]]
+    notes: Callable[[Any], Sequence[str]] = lambda task: ()
 
 
 def _nothing(task: Task, loaded: Loaded, path: Path) -> None:
@@ -173,7 +176,7 @@ _IMAGE = Problem(
 PROBLEMS: dict[type, Problem] = {
     TextTask: _TEXT,
     LanguageTask: _LANGUAGE,
-    ExamTask: _LANGUAGE,
+    ExamTask: dataclasses.replace(_LANGUAGE, notes=learnt_questions),
     ImageTask: _IMAGE,
 }
 """Type of a task -> what it means."""

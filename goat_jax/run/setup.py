@@ -294,6 +294,7 @@ def load_data(config: RunConfig, vocabulary: int | None = None) -> Data:
         describe("training", train),
         describe("held-out", held_out),
         note_of(train.marks, held_out.marks),
+        *problem_of(config.task).notes(config.task),
     )
     return Data(
         train=training_batches(config, train, share),

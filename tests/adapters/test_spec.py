@@ -5,10 +5,11 @@ import re
 
 import pytest
 
+from goat_jax.adapters.choices import CHOICES, with_options
 from goat_jax.adapters.full_rank import CopiesOfKernel, TakeOutKernel
 from goat_jax.adapters.gradient_start import GradientSegments
 from goat_jax.adapters.losses import Balance
-from goat_jax.adapters.methods import CHOICES, METHODS, method_spec, with_options
+from goat_jax.adapters.methods import METHODS, method_spec
 from goat_jax.adapters.network import ZeroNetwork
 from goat_jax.adapters.routing import NoRouter, Softmax, TaskGate, Threshold, TopK
 from goat_jax.adapters.scales import AlphaOverRank, BySpectrum, Fixed, Theory
@@ -210,3 +211,10 @@ def test_parts_that_do_not_go_together_are_refused_in_one_line(name, options, me
     with pytest.raises(UserError, match=re.escape(message)) as raised:
         method_spec(name, **options)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_row_says_where_it_is_from_and_what_it_computes(name):
+    method = METHODS[name]
+    assert re.search(r"arXiv \d{4}\.\d{5}|full fine-tuning", method.source)
+    assert method.equation.startswith("y = ") and " x " in method.equation

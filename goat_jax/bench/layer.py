@@ -1,0 +1,152 @@
+"""One linear layer with its adapter: forward, and backward to its input and its factors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from goat_jax.adapters.adapter import apply_layer, init_adapter
+from goat_jax.adapters.context import Context
+from goat_jax.adapters.methods import method_spec
+from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.bench.alternatives import ALTERNATIVES, Dispatched
+from goat_jax.bench.turns import random_like, take_turns
+from goat_jax.run.flops import matmul_flops
+from goat_jax.typing import Array, Factors
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A layer's work: tokens S, inputs I, outputs O."""
+
+    tokens: int
+    inputs: int
+    outputs: int
+
+    def __str__(self) -> str:
+        return f"{self.tokens} x {self.inputs} x {self.outputs}"
+
+
+SIZES = (
+    Size(2048, 1024, 1024),
+    Size(2048, 1024, 4096),
+    Size(4096, 4096, 4096),
+    Size(512, 768, 3072),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a contender took.
+
+    Attributes:
+        size, name: of what.
+        seconds: median of a forward and backward pass.
+        ratio: of seconds to the first contender's, turn by turn.
+        temporaries: bytes that the compiled program needs besides arguments and results.
+        temporaries_ratio: to the first contender's.
+        flops: of its matrix products.
+    """
+
+    size: str
+    name: str
+    seconds: float
+    ratio: float
+    temporaries: int
+    temporaries_ratio: float
+    flops: int
+
+
+def contenders(rank: int) -> dict[str, AdapterSpec]:
+    """Plain LoRA first, GOAT of the same total rank, and GOAT by other dispatches."""
+    goat = method_spec("goat", total_rank=rank)
+    others = {
+        f"goat, {name}": dataclasses.replace(goat, combine=Dispatched(dispatch=dispatch))
+        for name, dispatch in ALTERNATIVES.items()
+    }
+    return {"lora": method_spec("lora", total_rank=rank), "goat": goat, **others}
+
+
+def measure_layer(
+    size: Size, specs: Mapping[str, AdapterSpec], dtype: Any = jnp.float32, turns: int = 9
+) -> list[Measured]:
+    """Forward and backward of each, taking turns; the first is what the ratios are to.
+
+    >>> specs = {name: method_spec(name, total_rank=8) for name in ("lora", "goat")}
+    >>> lora, goat = measure_layer(Size(16, 32, 24), specs, turns=1)
+    >>> lora.ratio, goat.flops > lora.flops
+    (1.0, True)
+    """
+    made = {name: _compiled(size, spec, dtype) for name, spec in specs.items()}
+    times = take_turns({name: call for name, (call, _, _) in made.items()}, turns)
+    first = next(iter(specs))
+    return [
+        Measured(
+            str(size),
+            name,
+            times[name].median,
+            times[name].over(times[first]),
+            temporaries,
+            temporaries / max(made[first][1], 1),
+            flops,
+        )
+        for name, (_, temporaries, flops) in made.items()
+    ]
+
+
+def _compiled(size: Size, spec: AdapterSpec, dtype: Any) -> tuple[Callable[[], Any], int, int]:
+    """A call that runs the layer's step, its temporary bytes and its operations."""
+    kernel_shape = jax.ShapeDtypeStruct((size.inputs, size.outputs), dtype)
+    start = jax.eval_shape(lambda k: init_adapter(k, spec, jax.random.key(0)), kernel_shape)
+    arrays = {
+        name: random_like(shape, seed) for seed, (name, shape) in enumerate(start.factors.items())
+    }
+    scale = jnp.ones(start.scale.shape, start.scale.dtype)
+    kernel = random_like(kernel_shape, 7)
+    x, weights = (
+        random_like(jax.ShapeDtypeStruct((size.tokens, width), dtype), width)
+        for width in (size.inputs, size.outputs)
+    )
+
+    def loss(x: Array, arrays: Factors, kernel: Array, weights: Array) -> Array:
+        y, _ = apply_layer(x, kernel, arrays, scale, spec, Context())
+        return (y * weights).astype(jnp.float32).sum()
+
+    step = jax.value_and_grad(loss, argnums=(0, 1))
+    arguments = (x, arrays, kernel, weights)
+    compiled = jax.jit(step).lower(*arguments).compile()
+    memory: Any = compiled.memory_analysis()
+    return (
+        lambda: compiled(*arguments),
+        memory.temp_size_in_bytes,
+        matmul_flops(step, *arguments),
+    )
+
+
+def measure_growth(
+    size: Size, method: str, ranks: Sequence[int], experts: Sequence[int], turns: int = 5
+) -> dict[str, list[tuple[int, Measured]]]:
+    """A method's layer against total rank, against the number of experts at one total rank, and
+    against tokens: axis -> (value, measured), ratios to the first value."""
+    rank = max(experts)
+    by_rank = {str(r): method_spec(method, total_rank=r) for r in ranks}
+    by_experts = {
+        str(e): method_spec(method, total_rank=rank, num_experts=e, top_k=min(2, e))
+        for e in experts
+    }
+    spec = method_spec(method, total_rank=rank)
+    found = {
+        "total rank": measure_layer(size, by_rank, turns=turns),
+        f"experts at rank {rank}": measure_layer(size, by_experts, turns=turns),
+    }
+    rows = {axis: [(int(m.name), m) for m in measured] for axis, measured in found.items()}
+    lengths = [size.tokens // 4, size.tokens // 2, size.tokens, 2 * size.tokens]
+    rows["tokens"] = [
+        (n, measure_layer(dataclasses.replace(size, tokens=n), {method: spec}, turns=turns)[0])
+        for n in lengths
+    ]
+    return rows

@@ -1,0 +1,91 @@
+"""Timing by turns: on a machine that others use, only what ran side by side can be compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds of every turn of one contender.
+
+    >>> slow, fast = Timing((2.0, 9.0, 4.0)), Timing((1.0, 6.0, 2.0))
+    >>> slow.median, slow.over(fast)
+    (4.0, 2.0)
+    """
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def over(self, other: Timing) -> float:
+        """The median of the ratios turn by turn."""
+        return statistics.median(
+            mine / theirs for mine, theirs in zip(self.seconds, other.seconds, strict=True)
+        )
+
+
+def take_turns(
+    contenders: Mapping[str, Callable[[], Any]],
+    turns: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Calls all contenders in turn, as often as told, and waits for what each returns.
+
+    Each is called once before, to compile; every other turn goes backwards, so that nobody always
+    follows the same one.
+
+    >>> found = take_turns({"a": lambda: 1, "b": lambda: 2}, 2, iter(range(8)).__next__)
+    >>> found["a"].seconds, found["b"].seconds
+    ((1, 1), (1, 1))
+    """
+    for call in contenders.values():
+        jax.block_until_ready(call())
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(turns):
+        for name in list(contenders)[:: -1 if turn % 2 else 1]:
+            start = clock()
+            jax.block_until_ready(contenders[name]())
+            seconds[name].append(clock() - start)
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on.
+
+    >>> machine()["devices"] >= 1
+    True
+    """
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "host": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "jax": jax.__version__,
+    }
+
+
+def random_like(shape: jax.ShapeDtypeStruct, seed: int) -> jax.Array:
+    """Small positive random numbers of a shape; zeros where they are whole, a key for a key.
+
+    Times do not depend on the numbers as long as they are finite, which a negative second moment
+    of an optimizer would end.
+    """
+    if jnp.issubdtype(shape.dtype, jax.dtypes.prng_key):
+        return jax.random.key(seed)
+    if not jnp.issubdtype(shape.dtype, jnp.floating):
+        return jnp.zeros(shape.shape, shape.dtype)
+    numbers = jax.random.normal(jax.random.key(seed), shape.shape, jnp.float32)
+    return (0.02 * jnp.abs(numbers)).astype(shape.dtype)

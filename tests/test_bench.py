@@ -1,0 +1,113 @@
+"""Measurements: fair turns, alternatives that compute the same, exact counts, the verb itself."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from goat_jax.adapters.methods import method_spec
+from goat_jax.bench.alternatives import ALTERNATIVES
+from goat_jax.bench.layer import SIZES, Size, _compiled, contenders, measure_growth
+from goat_jax.bench.turns import take_turns
+from goat_jax.cli import main
+from goat_jax.core.dispatch import dispatch
+from goat_jax.plots.growth import slope
+
+
+def test_turns_alternate_and_every_call_is_warmed_up():
+    calls = []
+    contenders = {name: lambda name=name: calls.append(name) for name in "abc"}
+    found = take_turns(contenders, 2)
+    assert "".join(calls) == "abc" + "abc" + "cba"
+    assert {len(timing.seconds) for timing in found.values()} == {2}
+
+
+@pytest.mark.parametrize("name", ALTERNATIVES)
+def test_other_dispatches_give_the_same_output_and_gradients(name):
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, a = jax.random.normal(keys[0], (10, 12)), jax.random.normal(keys[1], (4, 12, 3))
+    b, logits = jax.random.normal(keys[2], (4, 3, 8)), jax.random.normal(keys[3], (10, 4))
+    top = jax.lax.top_k(logits, 2)[0][:, 1:]
+    gate = jnp.where(logits >= jnp.broadcast_to(top, logits.shape), jax.nn.softmax(logits), 0.0)
+
+    def value(function):
+        return jax.value_and_grad(
+            lambda *arrays: jnp.sin(function(*arrays)).sum(), argnums=(0, 1, 2)
+        )(x, a, b, gate)
+
+    for mine, theirs in zip(
+        jax.tree.leaves(value(ALTERNATIVES[name])), jax.tree.leaves(value(dispatch)), strict=True
+    ):
+        np.testing.assert_allclose(mine, theirs, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["f32", "bf16"])
+def test_goat_needs_one_gradient_of_its_input_more_than_plain_lora(size, dtype):
+    """Temporary bytes of forward and backward: besides LoRA's, the router's share of the input's
+    gradient, (S, I) float32 (docs/performance.md says what would spare it); nothing (S, E, O)."""
+    if size.tokens * size.outputs > 2**22:
+        pytest.skip("its random numbers take long; the others have the same program")
+    specs = contenders(32)
+    plain = _compiled(size, specs["lora"], dtype)[1]
+    more = _compiled(size, specs["goat"], dtype)[1] - plain
+    assert more <= 4 * size.tokens * size.inputs + 2**17
+
+
+def test_cost_by_experts_is_flat_but_for_the_router():
+    """At one total rank the products grow by the router alone: 3 of S x I x E, and by the two of
+    S x k x E that put its k weights in their places."""
+    size = Size(256, 128, 128)
+    flops = {
+        e: _compiled(size, method_spec("goat", total_rank=32, num_experts=e, top_k=2), jnp.float32)[
+            2
+        ]
+        for e in (4, 8, 32)
+    }
+    router = 2 * size.tokens * (3 * size.inputs + 2 * 2)
+    assert flops[8] - flops[4] == 4 * router and flops[32] - flops[4] == 28 * router
+
+
+def test_growth_is_measured_along_every_axis():
+    found = measure_growth(Size(32, 16, 16), "goat", (8, 16), (4, 8), turns=1)
+    assert {axis: [n for n, _ in points] for axis, points in found.items()} == {
+        "total rank": [8, 16],
+        "experts at rank 8": [4, 8],
+        "tokens": [8, 16, 32, 64],
+    }
+    assert slope([1, 2, 4, 8], [1.0, 4.0, 16.0, 64.0]) == pytest.approx(2.0)
+
+
+def test_layers_from_the_command_line(tmp_path, capsys):
+    out = tmp_path / "bench"
+    words = ["bench", "layer", "--size", "16,32,24", "--rank", "8", "--turns", "2"]
+    assert main([*words, "--out", str(out)]) == 0
+    found = json.loads((out / "bench_layer.json").read_text())
+    names = [row["name"] for row in found["layers"]]
+    assert names[:2] == ["lora", "goat"] and found["layers"][0]["ratio"] == 1.0
+    assert "| goat, ragged_dot" in capsys.readouterr().out and found["machine"]["jax"]
+
+
+@pytest.mark.slow
+def test_steps_from_the_command_line(capsys):
+    words = "bench step --config configs/demo.py --model package:minilm --methods lora goat"
+    small = "--turns 1 --train.batch-size 2 --train.max-length 16"
+    if main([*words.split(), *small.split()]) != 0:
+        pytest.skip("the demo's model is not here")
+    printed = capsys.readouterr().out
+    assert "| 2 x 16 | goat" in printed and "a plain matrix product reaches" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["bench", "layer", "--size", "1,2"], "'1,2' is not TOKENS,IN,OUT"),
+        (["bench", "step"], "bench step needs --config FILE"),
+        (["bench", "layer", "--train.steps", "3"], "belong to bench step"),
+    ],
+)
+def test_what_does_not_fit_is_said(words, message, capsys):
+    assert main(words) == 2
+    assert message in capsys.readouterr().err

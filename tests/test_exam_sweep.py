@@ -1,0 +1,166 @@
+"""The programs of the language tables: what is done is not done again, and the table says so."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from goat_jax.commands import exam_sweep as module
+from goat_jax.commands.exam_sweep import main
+from goat_jax.data.commonsense import FOLDERS
+from goat_jax.errors import RunFailed, UserError
+from goat_jax.run.examination import Examination
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def program(name):
+    spec = importlib.util.spec_from_file_location(f"train_{name}", ROOT / "train" / f"{name}.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found.SWEEP
+
+
+SCORES = {
+    "commonsense170k": {f"accuracy/{name}": 0.5 + n / 100 for n, name in enumerate(FOLDERS)},
+    "metamath": {"accuracy": 0.6},
+    "codefeedback": {"pass@1": 0.25},
+    "wizardlm": {"score/turn_1": 6.0, "score/turn_2": 5.0},
+}
+
+
+class Runner:
+    """Stands in for training and examining: keeps count, fails where it is told to."""
+
+    def __init__(self):
+        self.trained, self.asked, self.failing, self.stopping = [], [], {}, None
+
+    def fit(self, config, progress):
+        folder = Path(config.out)
+        self.trained.append(folder.name)
+        if folder.name in self.failing:
+            raise self.failing[folder.name]
+        folder.mkdir(parents=True, exist_ok=True)
+        stopped = "SIGTERM" if folder.name == self.stopping else "finished"
+        return SimpleNamespace(stopped=stopped, folder=folder, step=3, notes=("a note",))
+
+    def open(self, folder, step):
+        return SimpleNamespace(name=Path(folder).name, step=step)
+
+    def examine(self, subject, task, way, options):
+        assert subject.step == 3  # the last one, as in the paper, not the best
+        self.asked.append((subject.name, task.name, way))
+        shift = 0.1 * int(subject.name[-1])
+        scores = {name: value + shift for name, value in SCORES[task.name].items()}
+        return Examination(scores, {"predictions": [{"id": "1", "right": True}]})
+
+
+@pytest.fixture
+def runner(monkeypatch):
+    own = Runner()
+    monkeypatch.setattr(module, "fit", own.fit)
+    monkeypatch.setattr(module, "open_subject", own.open)
+    monkeypatch.setattr(module, "examine", own.examine)
+    monkeypatch.setattr(module, "draw", lambda folder: None)
+    return own
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Files under the names of their publishers, with nothing in them yet."""
+    root = tmp_path / "data"
+    for parts in FOLDERS.values():
+        (root / parts[0]).mkdir(parents=True)
+        (root / parts[0] / "test.json").write_text("[]")
+    for name in ("commonsense_170k", "MetaMathQA-395K", "WizardLM_evol_instruct_70k", "question"):
+        (root / f"{name}.json").write_text("[]")
+    for name in ("CodeFeedback-Filtered-Instruction", "test"):
+        (root / f"{name}.jsonl").write_text("")
+    return root
+
+
+def given(tmp_path, folder, *more, questions=False):
+    asked = f",questions={folder}" if questions else ""
+    own = ["--out", str(tmp_path / "out"), "--quiet", "--options", f"folder={folder}{asked}"]
+    return [*own, *more]
+
+
+def cells(line):
+    return [cell.strip() for cell in line.split("|")[1:-1]]
+
+
+def test_one_run_fills_the_eight_columns(runner, folder, tmp_path, capsys):
+    sweep, arguments = program("commonsense"), ["--methods", "lora", "goat", "--seeds", "0", "1"]
+    assert main(sweep, given(tmp_path, folder, *arguments)) == 0
+    names = [f"commonsense170k-{m}-seed{s}" for s in (0, 1) for m in ("lora", "goat")]
+    assert runner.trained == names == [name for name, *_ in runner.asked]
+    head, _, lora, goat = capsys.readouterr().out.splitlines()
+    assert cells(head) == ["method", *FOLDERS, "average"]
+    assert cells(lora)[1] == "55.00 ± 7.07 (69.80, -14.80)"
+    assert cells(goat)[-1] == "58.50 (82.73, -24.23)"
+    table = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert table == [head, table[1], lora, goat]
+
+
+def test_what_is_done_is_not_done_again(runner, folder, tmp_path, capsys):
+    sweep, arguments = program("commonsense"), given(tmp_path, folder, "--methods", "goat")
+    assert main(sweep, arguments) == 0
+    first = capsys.readouterr().out
+    assert main(sweep, arguments) == 0
+    assert capsys.readouterr().out == first and len(runner.trained) == len(runner.asked) == 1
+    assert main(sweep, [*arguments, "--seeds", "0", "1"]) == 0
+    assert runner.trained[1:] == ["commonsense170k-goat-seed1"]
+    own = tmp_path / "out" / "commonsense170k-goat-seed0"
+    assert json.loads((own / "result.json").read_text())["notes"] == ["a note"]
+    written = {path.name for path in (own / "evaluation").iterdir()}
+    stem = "commonsense170k-generate"
+    assert written == {f"{stem}-predictions.jsonl", f"{stem}-scores.json"}
+
+
+def test_a_result_of_other_settings_is_not_taken(runner, folder, tmp_path, capsys):
+    sweep, arguments = program("commonsense"), given(tmp_path, folder, "--methods", "goat")
+    main(sweep, arguments)
+    assert main(sweep, [*arguments, "--train.steps", "7"]) == 1
+    assert "has a result of other settings" in capsys.readouterr().err and len(runner.asked) == 1
+
+
+def test_a_stopped_program_goes_on(runner, folder, tmp_path, capsys):
+    sweep, arguments = program("commonsense"), given(tmp_path, folder, "--methods", "lora", "goat")
+    runner.stopping = "commonsense170k-goat-seed0"
+    assert main(sweep, arguments) == 143
+    assert "the same command continues" in capsys.readouterr().err and len(runner.asked) == 1
+    runner.stopping = None
+    assert main(sweep, arguments) == 0
+    assert [name.split("-")[1] for name in runner.trained] == ["lora", "goat", "goat"]
+    assert [name.split("-")[1] for name, *_ in runner.asked] == ["lora", "goat"]
+
+
+@pytest.mark.parametrize("error", [UserError("no such folder"), RunFailed("the loss is nan")])
+def test_a_run_that_fails_does_not_stop_the_others(error, runner, folder, tmp_path, capsys):
+    runner.failing["commonsense170k-lora-seed0"] = error
+    assert main(program("commonsense"), given(tmp_path, folder, "--methods", "lora", "goat")) == 1
+    printed = capsys.readouterr()
+    assert f"not done: commonsense170k-lora-seed0: {error}" in printed.err
+    lora, goat = (cells(line) for line in printed.out.splitlines()[2:])
+    assert lora[1] == "- (69.80)" and goat[1] == "50.00 (73.60, -23.60)"
+
+
+def test_three_runs_fill_the_table_of_generation(runner, folder, tmp_path, capsys):
+    arguments = given(tmp_path, folder, "--methods", "goat", "lora_pro", questions=True)
+    assert main(program("generation"), arguments) == 0
+    tasks = [(task, way) for name, task, way in runner.asked if "goat" in name]
+    assert tasks == [("wizardlm", "judge"), ("metamath", "generate"), ("codefeedback", "code")]
+    head, _, goat, other = (cells(line) for line in capsys.readouterr().out.splitlines())
+    assert head == ["method", "chat", "math", "code", "average"]
+    assert goat[1:4] == ["6.00 (6.01, -0.01)", "60.00 (60.20, -0.20)", "25.00 (25.61, -0.61)"]
+    assert other[1:4] == ["6.00", "60.00", "25.00"]  # a method that the paper does not have
+
+
+def test_a_grade_that_nobody_gave_is_no_score(runner, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(SCORES, "wizardlm", {"unscored": 80.0})
+    arguments = given(tmp_path, folder, "--methods", "goat", "--runs", "chat", questions=True)
+    assert main(program("generation"), arguments) == 0
+    head, _, goat = (cells(line) for line in capsys.readouterr().out.splitlines())
+    assert head == ["method", "chat", "average"] and goat[1] == "- (6.01)"

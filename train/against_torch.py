@@ -1,0 +1,139 @@
+"""A config's training step in JAX and in PyTorch, taking turns in one process.
+
+    python train/against_torch.py --config configs/gsm8k.py --model smollm2-135m --methods lora goat
+    python train/against_torch.py --config configs/demo.py --model all-minilm-l6-v2 \\
+        --methods lora goat --train.batch-size 8
+
+Needs torch, transformers and peft. PyTorch has on the same linear layers, at the same total
+rank: PEFT's LoRA, and a mixture that loops over its experts, gathers each one's tokens and adds its
+outputs back, as published mixtures of LoRA experts do.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from goat_jax.bench.steps import step_of
+from goat_jax.bench.turns import machine, take_turns
+from goat_jax.commands.compare import entry_config, read_entries
+from goat_jax.config import RunConfig
+from goat_jax.models.named import model_config
+from goat_jax.run.shapes import batch_shapes
+from goat_jax.tables import render_table
+
+
+class RoutedLora(nn.Module):
+    """A frozen linear layer plus the top-k experts of each token, expert by expert."""
+
+    def __init__(self, base: nn.Linear, rank: int, experts: int = 8, top_k: int = 2):
+        super().__init__()
+        self.base, self.top_k = base, top_k
+        self.gate = nn.Linear(base.in_features, experts, bias=False)
+        each = rank // experts
+        self.a = nn.ModuleList(
+            nn.Linear(base.in_features, each, bias=False) for _ in range(experts)
+        )
+        self.b = nn.ModuleList(
+            nn.Linear(each, base.out_features, bias=False) for _ in range(experts)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.reshape(-1, x.shape[-1])
+        weights, chosen = torch.topk(torch.softmax(self.gate(tokens), dim=-1), self.top_k, dim=-1)
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+        added = torch.zeros(len(tokens), self.base.out_features, dtype=x.dtype)
+        for expert, (a, b) in enumerate(zip(self.a, self.b, strict=True)):
+            rows, places = torch.where(chosen == expert)
+            output = b(a(tokens[rows])) * weights[rows, places][:, None]
+            added = added.index_add(0, rows, output)
+        return self.base(x) + added.reshape(*x.shape[:-1], -1)
+
+
+def torch_model(config: RunConfig, model: str) -> tuple[Any, list[str]]:
+    """A model of random weights and the names of the linear layers in its blocks."""
+    import transformers
+
+    hf = dict(model_config(model))
+    own = transformers.AutoConfig.for_model(hf.pop("model_type"), **hf)
+    language = "learnt" in batch_shapes(config, 1)
+    kind = "AutoModelForCausalLM" if language else "AutoModelForSequenceClassification"
+    made = getattr(transformers, kind).from_config(own, attn_implementation="sdpa")
+    names = [
+        name
+        for name, module in made.named_modules()
+        if isinstance(module, nn.Linear) and ".layer" in name
+    ]
+    return made.train(), names
+
+
+def with_peft(model: Any, names: list[str], rank: int) -> Any:
+    """PEFT's LoRA on these layers."""
+    import peft
+
+    return peft.get_peft_model(model, peft.LoraConfig(r=rank, lora_alpha=2, target_modules=names))
+
+
+def with_experts(model: Any, names: list[str], rank: int) -> Any:
+    """Routed experts on these layers; all else is frozen."""
+    model.requires_grad_(False)
+    for name in names:
+        parent, _, last = name.rpartition(".")
+        owner = model.get_submodule(parent)
+        setattr(owner, last, RoutedLora(getattr(owner, last), rank))
+    return model
+
+
+def torch_step(model: Any, config: RunConfig) -> Callable[[], float]:
+    """One AdamW step on full rows, as the JAX steps have them."""
+    rows, length = config.train.batch_size, config.train.max_length
+    ids = torch.randint(0, 1000, (rows, length))
+    labels = ids if "learnt" in batch_shapes(config, 1) else torch.zeros(rows, dtype=torch.long)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Steps in JAX and PyTorch, taking turns")
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--model", required=True, help="whose sizes to take")
+    parser.add_argument("--methods", nargs="+", default=["lora", "goat"])
+    parser.add_argument("--turns", type=int, default=7)
+    options, overrides = parser.parse_known_args()
+    configs = {
+        entry.label: entry_config(options.config, entry, overrides, "against_torch")
+        for entry in read_entries(options.methods)
+    }
+    first = next(iter(configs.values()))
+    rank = first.adapter.spec().total_rank
+    steps = {f"jax {name}": step_of(config, options.model)[0] for name, config in configs.items()}
+    for name, adapt in (("torch peft lora", with_peft), ("torch loop over experts", with_experts)):
+        model, names = torch_model(first, options.model)
+        steps[name] = torch_step(adapt(model, names, rank), first)
+    times = take_turns(steps, options.turns)
+    print("  ".join(f"{key}: {value}" for key, value in machine().items()))
+    print(f"{first.train.batch_size} x {first.train.max_length} tokens, total rank {rank}\n")
+    headers = ["step", "median s", *(f"over {name}" for name in steps)]
+    rows = [
+        [name, f"{t.median:.3f}", *(f"{t.over(other):.3f}" for other in times.values())]
+        for name, t in times.items()
+    ]
+    print(render_table(headers, rows, markdown=True))
+
+
+if __name__ == "__main__":
+    main()

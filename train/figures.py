@@ -1,0 +1,82 @@
+"""The paper's figures: trains what one of them needs, or draws all that finished runs allow.
+
+    python train/figures.py 5 --tasks cars dtd --model.path CLIP
+    python train/figures.py 1 --table glue --tasks rte --seeds 0 1 2 --model.path ROBERTA
+    python train/figures.py draw runs/vision runs/figure5 --out figures
+
+Figures: 1 score against the segment a single LoRA starts from, 2 loss and gradient norm against
+scale and rank, 4 loss curves by method, 5 score against rank, 6 score against experts and active
+experts, 7 share of tokens per expert by task. Runs go on where they stopped; what is done is not
+trained again. The tables of images and GLUE draw figures 4 and 7 by themselves.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from goat_jax.commands import sweep
+from goat_jax.commands.figures import draw_figures
+from goat_jax.commands.sweep import Sweep
+from goat_jax.errors import UserError
+from goat_jax.paper import GLUE_SCORES, VISION_SCORES
+from goat_jax.run.gather import gather
+
+MIXTURES = ("molora", "hydralora", "goat")
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+SCALES, RANKS, EXPERTS, ACTIVE = (
+    (1, 2, 4, 16, 48),
+    (8, 16, 32, 64, 128),
+    (2, 4, 8, 16),
+    (1, 2, 4, 8),
+)
+RUNS: dict[str, list[str]] = {
+    "1": [f"pissa:offset={eighth / 8:g}" for eighth in range(9)],
+    "2": [f"lora@{rank}:scale=fixed,value={s}" for rank in (8, 32, 128) for s in SCALES],
+    "4": ["lora", "pissa", "milora", "molora", "hydralora", "goat"],
+    "5": [f"{name}@{rank}:num_experts=8" for rank in RANKS for name in MIXTURES],
+    "6": [f"goat@32:num_experts={e},top_k={k}" for e in EXPERTS for k in ACTIVE if k <= e],
+    "7": ["goat"],
+}
+"""Figure -> the runs that it takes, on every task: METHOD[@RANK][:OPTION=VALUE,...]."""
+
+TABLES = {"vision": VISION_SCORES, "glue": GLUE_SCORES}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("figure", choices=[*RUNS, "draw"])
+    parser.add_argument("--table", choices=TABLES, default="vision", help="whose tasks and model")
+    given, rest = parser.parse_known_args(arguments)
+    if given.figure == "draw":
+        return draw(rest)
+    table = Sweep(
+        CONFIGS / f"{given.table}.py",
+        TABLES[given.table],
+        "accuracy",
+        f"figure{given.figure}-{given.table}",
+    )
+    return sweep.main(table, ["--methods", *RUNS[given.figure], *rest])
+
+
+def draw(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="figures draw")
+    parser.add_argument("folders", nargs="+", type=Path, help="runs, or folders of runs")
+    parser.add_argument("--out", type=Path, default=Path("figures"), metavar="FOLDER")
+    parser.add_argument("--metric", help="the score that is shown; each run's own if not given")
+    given = parser.parse_args(arguments)
+    try:
+        drawn, lacking = draw_figures(gather(given.folders), given.out, given.metric)
+    except UserError as error:
+        parser.error(str(error))
+    for path in drawn:
+        print(path)
+    for line in lacking:
+        print(f"not drawn: {line}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
