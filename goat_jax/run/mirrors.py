@@ -42,7 +42,7 @@ class TensorBoard:
     def add(self, scalars: Mapping[str, float], step: int) -> None:
         if self._events is None:
             self._events = self._open()
-        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.event_pb2 import Event  # type: ignore[attr-defined]
         from tensorboardX.summary import scalar
 
         for tag, value in scalars.items():
@@ -62,7 +62,7 @@ class TensorBoard:
 
     def _open(self) -> Any:
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
 
         # The file's name has the time in seconds only and is opened with "w": without a count, a
         # restart within the second would overwrite the events of the run before.
