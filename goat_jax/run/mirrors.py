@@ -42,7 +42,7 @@ class TensorBoard:
     def add(self, scalars: Mapping[str, float], step: int) -> None:
         if self._events is None:
             self._events = self._open()
-        from tensorboardX.proto.event_pb2 import Event  # type: ignore[attr-defined]  (made by protobuf)
+        from tensorboardX.proto.event_pb2 import Event  # type: ignore[attr-defined]
         from tensorboardX.summary import scalar
 
         for tag, value in scalars.items():
