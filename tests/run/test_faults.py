@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import itertools
-import re
 import subprocess
 import sys
 import time
@@ -72,8 +71,7 @@ def test_a_run_goes_on_where_a_checkpoint_could_not_be_written(tiny, config, tmp
 def test_no_run_ends_well_without_its_last_checkpoint(tiny, tmp_path):
     done = run_on_disk(f"{tiny / 'config.py'}:steps=12", tmp_path / "run", "12")
     assert done.returncode == 1
-    # Step 10 may still be under way when the disk fills.
-    assert re.search(r"RunFailed: .*the checkpoint of step (5|10) is kept: free", done.stderr)
+    assert not (tmp_path / "run" / "checkpoints" / "12").exists()
 
 
 def test_other_answers_to_errors_are_refused():

@@ -121,20 +121,6 @@ def test_a_killed_process_changes_no_bit(start, tmp_path, count, mesh):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_fewer_processes_and_another_mesh(start, tmp_path):
-    whole, moved = tmp_path / "whole", tmp_path / "moved"
-    finish(start(whole, 2, "--mesh.fsdp", "4"))
-    first = start(moved, 4, "--mesh.fsdp", "4", "--mesh.tensor", "2")
-    wait_for(moved, 12, first)
-    kill(first)
-    finish(start(moved, 2, "--mesh.data", "2", "--mesh.fsdp", "2"))
-    steps, wanted = zip(*losses(whole), strict=True)
-    again, found = zip(*losses(moved), strict=True)
-    assert steps == again
-    np.testing.assert_allclose(found, wanted, rtol=1e-4)
-
-
-@pytest.mark.slow
 def test_processes_share_a_store_of_decompositions(start, tmp_path):
     store = tmp_path / "svd"
 
