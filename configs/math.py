@@ -7,7 +7,7 @@ FOLDER has MetaMathQA-395K.json; ``questions=`` GSM8K's test file or its folder 
 if not given). Rows made from GSM8K are taken, 100,000 of them.
 
 As published: total rank 8, alpha 16, 8 experts, 2 of them active, AdamW, 2e-5, cosine, 100 warm-up
-steps, dropout 0.05, batch 32, 5 epochs, at most 512 tokens, eta 1 (0.1 at rates around 1e-4).
+steps, dropout 0.05, batch 32, 5 epochs, at most 1024 tokens, eta 1 (0.1 at rates around 1e-4).
 Expected exact match on GSM8K (percent, the paper's; greedy answers here, sampled ones there):
 
     method  full   lora   dora   pissa  milora molora hydralora goat
@@ -52,7 +52,7 @@ def get_config(
             steps=steps,
             batch_size=batch,
             accumulate=accumulate,
-            max_length=512,
+            max_length=1024,
             eval_batch_size=16,
             eval_every=max(1, steps // 10),
             save_every=max(1, steps // 20),
