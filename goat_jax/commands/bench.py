@@ -25,6 +25,7 @@ def bench(options: argparse.Namespace, overrides: list[str]) -> int:
     print("  ".join(f"{name}: {value}" for name, value in machine().items()))
     found = {"layer": _layers, "step": _steps, "growth": _growth}[options.what](options, overrides)
     if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"machine": machine(), "turns": options.turns, **found}, indent=1)
         write_aside(options.out / f"bench_{options.what}.json", text + "\n")
         print(f"\nall numbers are in {options.out}")

@@ -15,9 +15,10 @@ from goat_jax.exchange.imported import Imported
 from goat_jax.exchange.peft_write import ACTIVATIONS, PREFIX
 from goat_jax.models.safetensors import read_json
 
-STARTS = {
-    **dict.fromkeys((True, False, "gaussian", "orthogonal", "eva", None), "lora"),
-    "pissa": "pissa",
+_PLAIN = {"method": "lora"}
+STARTS: dict[Any, dict[str, Any]] = {
+    **dict.fromkeys((True, False, "gaussian", "orthogonal", "eva", None), _PLAIN),
+    "pissa": {"method": "pissa", "rho": 1.0},
 }
 """init_lora_weights -> the method whose frozen kernel is the one the adapter was trained on."""
 
@@ -131,17 +132,19 @@ def _read_lora(
         unread.append("bias")
     if unread:
         raise UserError(f"{folder} uses {', '.join(unread)}, which no adapter here has")
+    if config.get("use_dora") and STARTS[start] is not _PLAIN:
+        raise UserError(f"{folder} joins use_dora and {start}, which no adapter here does")
     options: Options = {
-        "method": "dora" if config.get("use_dora") else STARTS[start],
+        **STARTS[start],
         "total_rank": config.get("r", DEFAULTS["r"]),
         "alpha": float(config.get("lora_alpha", DEFAULTS["lora_alpha"])),
         "dropout": float(config.get("lora_dropout", 0.0)),
         "options": {},
     }
+    if config.get("use_dora"):
+        options["method"] = "dora"
     if config.get("use_rslora"):
         options["scale"] = "alpha_over_root_rank"
-    if options["method"] == "pissa":
-        options["rho"] = 1.0
     groups: dict[tuple[int, float], list[str]] = {}
     for name, arrays in modules.items():
         alpha = float(_by_pattern(name, config.get("alpha_pattern"), options["alpha"]))

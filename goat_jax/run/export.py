@@ -18,7 +18,7 @@ from goat_jax.exchange.modules import module_names
 from goat_jax.layers import split_model
 from goat_jax.models.sources import open_checkpoint
 from goat_jax.run.evaluate import evaluate
-from goat_jax.run.folder import read_run
+from goat_jax.run.folder import load_run, read_run
 from goat_jax.run.problems import problem_of
 from goat_jax.run.step import make_eval_step
 from goat_jax.run.trained import Trained
@@ -69,6 +69,9 @@ def export_run(
     """
     if to not in FORMS:
         raise UserError(f"{to!r} is not a format: {', '.join(FORMS)}")
+    bits = load_run(Path(folder))[0].model.quantize
+    if bits != "none":
+        raise UserError(f"{folder} learnt on a base in {bits}: only runs on a whole one go out")
     with folders.whole_folder(Path(out)) as aside:
         run = Trained(Path(folder), step)
         try:

@@ -304,3 +304,13 @@ def test_nothing_is_half_written(run_of, tmp_path):
     with pytest.raises(UserError, match="has no router to approximate"):
         export_run(run, "lora", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_run_on_a_quantised_base_stays_here(run_of, tmp_path):
+    saved = json.loads((run_of("pissa") / "run.json").read_text())
+    saved["config"]["model.quantize"] = "nf4"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(json.dumps(saved))
+    with pytest.raises(UserError, match="learnt on a base in nf4: only runs on a whole one go out"):
+        export_run(tmp_path / "run", "peft", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
