@@ -1,6 +1,5 @@
 """A base in few bits: its error, its memory, its gradients, and a run on it."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -102,13 +101,3 @@ def test_the_step_keeps_no_float_kernel():
 def test_what_cannot_be_is_refused():
     with pytest.raises(UserError, match="model.quantize 'int4' is not one of none, int8, nf4"):
         ModelConfig("m", quantize="int4")
-
-
-@pytest.mark.slow
-def test_a_run_on_a_quantised_base_learns(config, tmp_path):
-    from goat_jax.run.fit import fit
-
-    model = dataclasses.replace(config.model, quantize="nf4")
-    found = fit(dataclasses.replace(config, model=model, out=str(tmp_path / "run")), progress=False)
-    assert found.before is not None and found.after["loss"] < 0.7 * found.before["loss"]
-    assert "quantised base: nf4" in str(found.built.quantize_report)
