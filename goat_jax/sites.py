@@ -89,9 +89,9 @@ def reports_by_name(model: nnx.Module, sown: PyTree) -> dict[str, Report]:
     """What `layers.run_model` captured, by the name of the module, layers stacked first.
 
     Returns:
-        name pattern -> `Report` with aux_loss (L,), load (L, E), entropy (L,), mean_weights (L, E),
-        where L runs over the layers that have an adapter there (`adapted_layers`), 1 outside a
-        stack. Where tokens were asked for, weights (L, ..., E).
+        name pattern -> `Report` with aux_loss (L,), load (L, E), entropy (L,), where L runs over
+        the layers that have an adapter there (`adapted_layers`), 1 outside a stack. Where tokens
+        were asked for, weights (L, ..., E) and mean_weights (L, E).
     """
     found: dict[str, list[Report]] = {}
     for site in find_sites(model):
@@ -113,13 +113,16 @@ def _concatenate(runs: list[Report]) -> Report:
         padded = [jnp.pad(part, pad) for part, pad in zip(parts, blank, strict=True)]
         return jnp.concatenate(padded)
 
-    weights = [run.weights for run in runs if run.weights is not None]
+    def asked_for(parts: list[Array | None]) -> Array | None:
+        given = [part for part in parts if part is not None]
+        return joined(given) if given else None
+
     return Report(
         aux_loss=jnp.concatenate([run.aux_loss for run in runs]),
         load=joined([run.load for run in runs]),
         entropy=jnp.concatenate([run.entropy for run in runs]),
-        mean_weights=joined([run.mean_weights for run in runs]),
-        weights=joined(weights) if weights else None,
+        weights=asked_for([run.weights for run in runs]),
+        mean_weights=asked_for([run.mean_weights for run in runs]),
     )
 
 

@@ -3,7 +3,6 @@ same whatever the depth."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,6 +41,7 @@ class Stack(nnx.Module):
         sizes: layers per run.
         remat: a key of `REMAT`.
         rows: on a mesh, how the hidden states between layers are cut by rows; else None.
+        row_parts: into how many parts.
 
     >>> from goat_jax.layers import Dense
     >>> stack = Stack(lambda rngs: Dense(4, 4, rngs=rngs), 3, rngs=nnx.Rngs(0))
@@ -55,15 +55,7 @@ class Stack(nnx.Module):
         self.sizes = (length,)
         self.remat = "none"
         self.rows: NamedSharding | None = None
-
-    @property
-    def row_parts(self) -> int:
-        """Into how many parts a mesh cuts the rows."""
-        if self.rows is None:
-            return 1
-        axes = self.rows.spec[0] if len(self.rows.spec) else None
-        names = axes if isinstance(axes, tuple) else (axes,) if axes else ()
-        return math.prod(self.rows.mesh.shape[name] for name in names)
+        self.row_parts = 1
 
     def ranges(self) -> list[range]:
         """The layers of every run."""

@@ -51,8 +51,8 @@ def test_goat_needs_one_gradient_of_its_input_more_than_plain_lora(size, dtype):
     if size.tokens * size.outputs > 2**22:
         pytest.skip("its random numbers take long; the others have the same program")
     specs = contenders(32)
-    plain = _compiled(size, specs["lora"], dtype)[1]
-    more = _compiled(size, specs["goat"], dtype)[1] - plain
+    plain = _compiled(size, specs["lora"], dtype).temporaries
+    more = _compiled(size, specs["goat"], dtype).temporaries - plain
     assert more <= 4 * size.tokens * size.inputs + 2**17
 
 
@@ -60,12 +60,8 @@ def test_cost_by_experts_is_flat_but_for_the_router():
     """At one total rank the products grow by the router alone: 3 of S x I x E, and by the two of
     S x k x E that put its k weights in their places."""
     size = Size(256, 128, 128)
-    flops = {
-        e: _compiled(size, method_spec("goat", total_rank=32, num_experts=e, top_k=2), jnp.float32)[
-            2
-        ]
-        for e in (4, 8, 32)
-    }
+    specs = {e: method_spec("goat", total_rank=32, num_experts=e, top_k=2) for e in (4, 8, 32)}
+    flops = {e: _compiled(size, spec, jnp.float32).flops for e, spec in specs.items()}
     router = 2 * size.tokens * (3 * size.inputs + 2 * 2)
     assert flops[8] - flops[4] == 4 * router and flops[32] - flops[4] == 28 * router
 

@@ -118,7 +118,7 @@ def test_reports_come_in_the_order_of_layers_not_of_the_names_of_runs():
         attach(run.up, 1, experts=2)
         one = np.full(1, i)
         load = np.full((1, 2), i)
-        report = Report(aux_loss=one, load=load, entropy=one, mean_weights=load)
+        report = Report(aux_loss=one, load=load, entropy=one)
         sown["layers"][f"run_{i}"] = [{"up": {"adapter": {"report": [report]}}}]
     found = reports_by_name(model, sown)["model.layers.{}.mlp.up"]
     np.testing.assert_array_equal(found.entropy, range(11))

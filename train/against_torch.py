@@ -120,7 +120,7 @@ def main() -> None:
     }
     first = next(iter(configs.values()))
     rank = first.adapter.spec().total_rank
-    steps = {f"jax {name}": step_of(config, options.model)[0] for name, config in configs.items()}
+    steps = {f"jax {name}": step_of(config, options.model).call for name, config in configs.items()}
     for name, adapt in (("torch peft lora", with_peft), ("torch loop over experts", with_experts)):
         model, names = torch_model(first, options.model)
         steps[name] = torch_step(adapt(model, names, rank), first)

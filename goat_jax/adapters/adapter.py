@@ -36,15 +36,15 @@ class Report(NamedTuple):
         aux_loss: its auxiliary loss, a scalar, not yet weighted.
         load: (E,) share of the real tokens that select each expert; sums to K.
         entropy: mean entropy of the router's probabilities over the real tokens, in nats, a scalar.
-        mean_weights: (E,) mean weight of each expert over the real tokens.
         weights: (..., E) of the experts for every token, if the context asks for them; else None.
+        mean_weights: (E,) their mean over the real tokens, likewise.
     """
 
     aux_loss: Array
     load: Array
     entropy: Array
-    mean_weights: Array
     weights: Array | None = None
+    mean_weights: Array | None = None
 
 
 def init_adapter(
@@ -123,8 +123,8 @@ def apply_adapter(
         aux_loss=spec.aux_loss(routing, arrays, ctx),
         load=expert_load(routing, ctx.mask),
         entropy=router_entropy(routing, ctx.mask),
-        mean_weights=mean_weights(routing, ctx.mask),
         weights=routing.weights if ctx.per_token else None,
+        mean_weights=mean_weights(routing, ctx.mask) if ctx.per_token else None,
     )
     return delta, report
 

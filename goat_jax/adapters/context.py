@@ -23,7 +23,7 @@ class Context:
         task_ids: (B,) integers, the task of every example, or (B, T), of every token of packed
             ones, for routers that go by it.
         task_types: (B,) of 0 and 1, the kind of its task, for LoRAMoE's localized balance.
-        per_token: whether adapters report how they weigh every token; static.
+        per_token: whether adapters report how they weigh every token, and on average; static.
     """
 
     key: Key | None = None

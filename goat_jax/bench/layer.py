@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,8 @@ from goat_jax.adapters.context import Context
 from goat_jax.adapters.methods import method_spec
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.bench.alternatives import ALTERNATIVES, Dispatched
-from goat_jax.bench.turns import random_like, take_turns
+from goat_jax.bench.measured import Contender, Measured, measure, temporary_bytes
+from goat_jax.bench.turns import random_like
 from goat_jax.run.flops import matmul_flops
 from goat_jax.typing import Array, Factors
 
@@ -39,28 +40,6 @@ SIZES = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """What a contender took.
-
-    Attributes:
-        size, name: of what.
-        seconds: median of a forward and backward pass.
-        ratio: of seconds to the first contender's, turn by turn.
-        temporaries: bytes that the compiled program needs besides arguments and results.
-        temporaries_ratio: to the first contender's.
-        flops: of its matrix products.
-    """
-
-    size: str
-    name: str
-    seconds: float
-    ratio: float
-    temporaries: int
-    temporaries_ratio: float
-    flops: int
-
-
 def contenders(rank: int) -> dict[str, AdapterSpec]:
     """Plain LoRA first, GOAT of the same total rank, and GOAT by other dispatches."""
     goat = method_spec("goat", total_rank=rank)
@@ -73,7 +52,7 @@ def contenders(rank: int) -> dict[str, AdapterSpec]:
 
 def measure_layer(
     size: Size, specs: Mapping[str, AdapterSpec], dtype: Any = jnp.float32, turns: int = 9
-) -> list[Measured]:
+) -> tuple[Measured, ...]:
     """Forward and backward of each, taking turns; the first is what the ratios are to.
 
     >>> specs = {name: method_spec(name, total_rank=8) for name in ("lora", "goat")}
@@ -82,24 +61,11 @@ def measure_layer(
     (1.0, True)
     """
     made = {name: _compiled(size, spec, dtype) for name, spec in specs.items()}
-    times = take_turns({name: call for name, (call, _, _) in made.items()}, turns)
-    first = next(iter(specs))
-    return [
-        Measured(
-            str(size),
-            name,
-            times[name].median,
-            times[name].over(times[first]),
-            temporaries,
-            temporaries / max(made[first][1], 1),
-            flops,
-        )
-        for name, (_, temporaries, flops) in made.items()
-    ]
+    return measure(str(size), made, turns)
 
 
-def _compiled(size: Size, spec: AdapterSpec, dtype: Any) -> tuple[Callable[[], Any], int, int]:
-    """A call that runs the layer's step, its temporary bytes and its operations."""
+def _compiled(size: Size, spec: AdapterSpec, dtype: Any) -> Contender:
+    """The layer's step, compiled."""
     kernel_shape = jax.ShapeDtypeStruct((size.inputs, size.outputs), dtype)
     start = jax.eval_shape(lambda k: init_adapter(k, spec, jax.random.key(0)), kernel_shape)
     arrays = {
@@ -119,12 +85,8 @@ def _compiled(size: Size, spec: AdapterSpec, dtype: Any) -> tuple[Callable[[], A
     step = jax.value_and_grad(loss, argnums=(0, 1))
     arguments = (x, arrays, kernel, weights)
     compiled = jax.jit(step).lower(*arguments).compile()
-    memory: Any = compiled.memory_analysis()
-    return (
-        lambda: compiled(*arguments),
-        memory.temp_size_in_bytes,
-        matmul_flops(step, *arguments),
-    )
+    flops = matmul_flops(step, *arguments)
+    return Contender(lambda: compiled(*arguments), temporary_bytes(compiled), flops)
 
 
 def measure_growth(

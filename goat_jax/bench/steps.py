@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from goat_jax.bench.layer import Measured
-from goat_jax.bench.turns import random_like, take_turns
+from goat_jax.bench.measured import Contender, Measured, measure, temporary_bytes
+from goat_jax.bench.turns import random_like
 from goat_jax.config import DTYPES, RunConfig
 from goat_jax.run.flops import matmul_flops
 from goat_jax.run.shapes import AbstractRun, abstract_run
@@ -45,39 +45,25 @@ def measure_steps(
         model: whose sizes to take, as for `run.shapes.abstract_run`.
     """
     made = {name: step_of(config, model) for name, config in configs.items()}
-    times = take_turns({name: call for name, (call, _, _) in made.items()}, turns)
-    first = next(iter(configs))
-    train = configs[first].train
-    measured = tuple(
-        Measured(
-            f"{train.batch_size} x {train.max_length}",
-            name,
-            times[name].median,
-            times[name].over(times[first]),
-            temporaries,
-            temporaries / max(made[first][1], 1),
-            flops,
-        )
-        for name, (_, temporaries, flops) in made.items()
-    )
-    return Steps(measured, measured_peak(DTYPES[configs[first].model.dtype]))
+    first = next(iter(configs.values()))
+    size = f"{first.train.batch_size} x {first.train.max_length}"
+    return Steps(measure(size, made, turns), measured_peak(DTYPES[first.model.dtype]))
 
 
-def step_of(config: RunConfig, model: str | None) -> tuple[Callable[[], Any], int, int]:
-    """A call that runs a step, its temporary bytes and its operations."""
+def step_of(config: RunConfig, model: str | None) -> Contender:
+    """An optimizer step, compiled."""
     run = abstract_run(config, model)
     state, base = (_numbers(tree) for tree in (run.state, run.base))
     batch = _batch(run)
     flops = matmul_flops(run.train_step, run.state, run.base, run.batch)
     compiled = run.train_step.lower(state, base, batch).compile()  # type: ignore[attr-defined]
-    memory: Any = compiled.memory_analysis()
     held = [state]
 
     def step() -> Any:
         held[0], metrics = compiled(held[0], base, batch)
         return metrics["loss"]
 
-    return step, memory.temp_size_in_bytes, flops
+    return Contender(step, temporary_bytes(compiled), flops)
 
 
 def _numbers(tree: PyTree) -> PyTree:

@@ -7,7 +7,8 @@ import dataclasses
 import json
 from typing import Any
 
-from goat_jax.bench.layer import SIZES, Measured, Size, contenders, measure_growth, measure_layer
+from goat_jax.bench.layer import SIZES, Size, contenders, measure_growth, measure_layer
+from goat_jax.bench.measured import Measured
 from goat_jax.bench.steps import measure_steps
 from goat_jax.bench.turns import machine
 from goat_jax.commands.compare import entry_config, read_entries

@@ -27,7 +27,7 @@ from goat_jax.run.picture_data import (
     spectra,
     update_norms,
 )
-from goat_jax.run.records import read_records
+from goat_jax.run.records import read_records, training_series
 from goat_jax.run.reopen import Reopened, reopen
 from goat_jax.run.setup import evaluation_batches, load_rows
 
@@ -176,15 +176,10 @@ def _draw_load_over_time(records: Records, path: Path) -> None:
 
 
 def _draw_entropy_over_time(records: Records, path: Path) -> None:
-    points = {
-        record["step"]: record["router_entropy"]
-        for record in records
-        if record["kind"] == "train" and record.get("router_entropy") is not None
-    }
-    if not points or max(points.values()) <= 0:
+    steps, values = training_series(records, "router_entropy")
+    if max(values, default=0.0) <= 0:
         raise _Missing("the run has no router whose entropy was recorded")
-    curve = (sorted(points), [points[step] for step in sorted(points)])
-    panel = Panel("mean over all routers", "entropy, nats", {"router entropy": [curve]})
+    panel = Panel("mean over all routers", "entropy, nats", {"router entropy": [(steps, values)]})
     plot_curves([[panel]], path, title="Router entropy over time")
 
 

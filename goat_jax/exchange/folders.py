@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from goat_jax.errors import UserError
-from goat_jax.models.safetensors import PICKLED, WeightFiles, read_header
+from goat_jax.models.safetensors import PICKLED, WeightFiles, read_header, read_json
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 ABOUT = "goat_jax.json"
@@ -56,6 +56,12 @@ def whole_folder(out: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """A JSON object, readable."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What `ABOUT` says in a folder; empty for an adapter that is not from here."""
+    about = folder / ABOUT
+    return read_json(about, "an adapter") if about.is_file() else {}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:

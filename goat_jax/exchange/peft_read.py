@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from goat_jax.errors import UserError, nearest
-from goat_jax.exchange.folders import ABOUT, ADAPTER_CONFIG, open_adapter
+from goat_jax.exchange.folders import ADAPTER_CONFIG, open_adapter, read_about
 from goat_jax.exchange.imported import Imported
 from goat_jax.exchange.peft_write import ACTIVATIONS, PREFIX
 from goat_jax.models.safetensors import read_json
@@ -54,12 +54,10 @@ def read_peft(folder: Path, config: Mapping[str, Any]) -> Imported:
     modules, head = _by_module(folder, tensors, NAMES[kind])
     options, overrides = READERS[kind](folder, config, modules)
     options["targets"] = tuple(modules)
-    about = folder / ABOUT
-    known = read_json(about, "an adapter") if about.is_file() else {}
     found = Imported(
         source=str(folder),
         base=config.get("base_model_name_or_path") or None,
-        base_sha256=known.get("base_sha256"),
+        base_sha256=read_about(folder).get("base_sha256"),
         options=options,
         settles_all=True,
         overrides=overrides,

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from goat_jax.errors import UserError
-from goat_jax.exchange.folders import ABOUT, ADAPTER_CONFIG
+from goat_jax.exchange.folders import ADAPTER_CONFIG, read_about
 from goat_jax.exchange.imported import Imported
 from goat_jax.exchange.peft_read import read_config, read_peft
 from goat_jax.exchange.published import TYPE, is_published, read_published
-from goat_jax.models.safetensors import read_json
 
 
 def read_adapter(source: Path) -> Imported:
@@ -23,9 +22,7 @@ def read_adapter(source: Path) -> Imported:
         raise UserError(f"{source} does not exist: give the folder of an adapter")
     config = read_config(source)
     if config.get("peft_type") == TYPE or (not config and is_published(source)):
-        about = source / ABOUT
-        known = read_json(about, "an adapter") if about.is_file() else {}
-        return read_published(source, config, known.get("base_sha256"))
+        return read_published(source, config, read_about(source).get("base_sha256"))
     if not config:
         raise UserError(f"{source} has no {ADAPTER_CONFIG}: give the folder of an adapter")
     return read_peft(source, config)

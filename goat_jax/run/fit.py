@@ -178,10 +178,8 @@ class _Loop:
         self.before: dict[str, float] | None = None
         self.after: dict[str, float] = {}
         self.pending: tuple[int, dict[str, Any], Batch, int] | None = None
-        watched = config.watch.utilization
-        peak = peak_of_devices(DTYPES[config.model.dtype]) if watched else None
-        self.meter = Meter(self.unit, data.shares, peak)
-        self.flops = StepFlops(built.train_step) if watched else None
+        self.meter = Meter(self.unit, data.shares)
+        self.flops = StepFlops(built.train_step) if config.watch.utilization else None
         self.bar: TrainProgress
         self.profile: Profile
 
@@ -202,7 +200,7 @@ class _Loop:
         if self.before is None:
             self.before = self.evaluate()
         stopped = "finished"
-        self.meter.restart()
+        self.meter = Meter(self.unit, self.data.shares, self.peak())
         votes = Votes()
         while self.step < train.steps:
             if self.out_of_patience():
@@ -216,6 +214,12 @@ class _Loop:
             self.save(None)
         self.checkpoints.wait()
         return self.summary(stopped)
+
+    def peak(self) -> float | None:
+        """What the devices could do, if that is watched and a step is left."""
+        if self.flops is None or self.step == self.config.train.steps:
+            return None
+        return peak_of_devices(DTYPES[self.config.model.dtype])
 
     def take_step(self) -> None:
         """One optimizer step, and what is due after it."""

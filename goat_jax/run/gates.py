@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,10 +34,11 @@ def mean_gates(
     @jax.jit
     def weigh(trainable: dict, base: PyTree, batch: Batch) -> tuple[dict[str, Array], Array]:
         mask = counted(batch)
-        ctx = Context.of_batch(batch, None, mask)
+        ctx = dataclasses.replace(Context.of_batch(batch, None, mask), per_token=True)
         reports = forward(graph, trainable, base, batch, objective, ctx).reports
         tokens = mask.sum().astype(jnp.float32)
-        return {name: report.mean_weights * tokens for name, report in reports.items()}, tokens
+        means = {name: report.mean_weights for name, report in reports.items()}
+        return jax.tree.map(lambda mean: mean * tokens, means), tokens
 
     found = [weigh(trainable, base, batch) for batch in batches]
     tokens = sum(float(count) for _, count in found)

@@ -11,7 +11,7 @@ from typing import Any
 from goat_jax.config import RunConfig, flatten
 from goat_jax.errors import UserError
 from goat_jax.run.folder import RESULT, RUN, load_run
-from goat_jax.run.records import FILE_NAME, read_records
+from goat_jax.run.records import FILE_NAME, read_records, training_series
 
 FOLLOWS = {"alpha", "dropout", "train", "targets"}
 """Fields of an adapter that follow from its other sizes or its model, and tell no runs apart."""
@@ -49,12 +49,7 @@ class Gathered:
 
     def series(self, field: str) -> tuple[list[int], list[float]]:
         """Steps and values of a field of the training records; gaps (null) are left out."""
-        points = {
-            record["step"]: record[field]
-            for record in self.records
-            if record["kind"] == "train" and record.get(field) is not None
-        }
-        return sorted(points), [points[step] for step in sorted(points)]
+        return training_series(self.records, field)
 
     def last(self, kind: str) -> Mapping[str, Any] | None:
         """Its last record of a kind."""

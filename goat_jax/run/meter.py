@@ -41,10 +41,6 @@ class Meter:
         clock: Callable[[], float] = time.perf_counter,
     ):
         self._unit, self._shares, self._peak, self._clock = unit, shares, peak, clock
-        self.restart()
-
-    def restart(self) -> None:
-        """Forgets what was counted: the time starts now."""
         self._start(self._clock())
 
     def _start(self, now: float) -> None:

@@ -16,6 +16,7 @@ from goat_jax.config import RunConfig
 from goat_jax.data.images import ImageRows
 from goat_jax.data.tokenize import load_tokenizer
 from goat_jax.errors import UserError
+from goat_jax.exchange.modules import read_kernels
 from goat_jax.inject import name_number
 from goat_jax.layers import Adapter, merge_model
 from goat_jax.models.load import load_model
@@ -200,18 +201,16 @@ def spectra(run: Reopened) -> dict[str, Spectrum]:
     model = load_model(
         find_model(config.model.path), key=jax.random.key(0), **model_options(config)
     ).model
-    kernels = {
-        name: (site, place) for site in find_sites(model) for place, name in enumerate(site.names())
-    }
     key = jax.random.split(jax.random.key(config.train.seed), 3)[1]  # as `setup.build` has it
     trained = merge_model(run.built.graph, run.state.trainable, run.built.base)
-    found = {}
+    middle = {}
     for pattern, sites in _by_pattern(trained).items():
         names = [(name, site.module.adapter) for site in sites for name in site.names()]
-        name, adapter = names[len(names) // 2]
-        site, place = kernels[name]
-        kernel = np.asarray(site.module.kernel[...], np.float32)  # type: ignore[attr-defined]
-        values = np.linalg.svd(kernel[place] if kernel.ndim == 3 else kernel, compute_uv=False)
+        middle[pattern] = names[len(names) // 2]
+    kernels = read_kernels(model, [name for name, _ in middle.values()])
+    found = {}
+    for pattern, (name, adapter) in middle.items():
+        values = np.linalg.svd(kernels[name].astype(np.float32), compute_uv=False)
         own = jax.random.fold_in(key, name_number(name))
         index = segment_index(len(values), adapter.spec, own)
         found[pattern] = Spectrum(values, None if index is None else np.asarray(index))

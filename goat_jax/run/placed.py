@@ -136,6 +136,7 @@ def keep_rows(model: Any, placement: Placement | None) -> None:
     """Tells a model how its hidden states lie on the mesh; before it is split."""
     for stack in find_stacks(model):
         stack.rows = None if placement is None else placement.rows
+        stack.row_parts = 1 if placement is None else placement.row_parts
     for site in find_sites(model, Embedding):
         site.module.steps = () if placement is None else placement.lookups  # type: ignore
     if isinstance(model, Decoder):

@@ -23,7 +23,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -160,6 +160,22 @@ def read_records(folder: str | os.PathLike[str], kind: str | None = None) -> lis
     if not path.is_file():
         raise UserError(f"no {FILE_NAME} in {folder}: give the folder of a run that has started")
     return [record for _, record in _lines(path) if kind in (None, record["kind"])]
+
+
+def training_series(
+    records: Iterable[Mapping[str, Any]], field: str
+) -> tuple[list[int], list[float]]:
+    """Steps and values of a field of the training records; gaps (null) are left out.
+
+    >>> training_series([{"kind": "train", "step": 5, "loss": 0.5}, {"kind": "eval"}], "loss")
+    ([5], [0.5])
+    """
+    points = {
+        record["step"]: record[field]
+        for record in records
+        if record["kind"] == "train" and record.get(field) is not None
+    }
+    return sorted(points), [points[step] for step in sorted(points)]
 
 
 def _scalars(record: Mapping[str, Any]) -> dict[str, float]:

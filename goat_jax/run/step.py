@@ -72,17 +72,12 @@ def make_train_step(
             (loss, metrics), grads = _accumulated(
                 grad_of_loss, accumulate, state.trainable, base, batch, key, count
             )
-        metrics |= {
-            "loss": loss,
-            "grad_norm": optax.tree.norm(grads),
-            "squares_by_leaf": jax.tree.map(_squares, grads),
-        }
+        squares = jax.tree.map(_squares, grads)
+        metrics |= {"loss": loss, "grad_norm": _norm(squares), "squares_by_leaf": squares}
         with jax.numpy_dtype_promotion("standard"):  # optax takes powers by an integer count
             updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-        metrics |= {
-            "update_norm": optax.tree.norm(updates),
-            "update_squares_by_leaf": jax.tree.map(_squares, updates),
-        }
+        squares = jax.tree.map(_squares, updates)
+        metrics |= {"update_norm": _norm(squares), "update_squares_by_leaf": squares}
         trainable = optax.apply_updates(state.trainable, updates)
         changes = {"step": state.step + 1, "trainable": trainable, "opt_state": opt_state}
         return dataclasses.replace(state, **changes), metrics
@@ -151,6 +146,11 @@ def sum_of_aux(reports: dict[str, Report]) -> Array:
 def _squares(array: Array) -> Array:
     """Squared norm of an array, per entry of its first axis (the layer, in a stack)."""
     return jnp.square(array).sum(axis=tuple(range(1, array.ndim)))
+
+
+def _norm(squares: PyTree) -> Array:
+    """Of a whole tree, from the squares of its leaves."""
+    return jnp.sqrt(sum(leaf.sum() for leaf in jax.tree.leaves(squares)))
 
 
 def _accumulated(
