@@ -29,7 +29,7 @@ Scores = Mapping[str, Mapping[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Sweep:
+class PaperTable:
     """One table.
 
     Attributes:
@@ -82,9 +82,9 @@ class Cell:
         return f"{self.task}-{method}-seed{self.seed}"
 
 
-def main(sweep: Sweep, arguments: Sequence[str] | None = None) -> int:
+def main(table: PaperTable, arguments: Sequence[str] | None = None) -> int:
     """Runs what is not done, then prints the table; 0, 1 if a run failed, 143 if it was stopped."""
-    options, overrides = _parser(sweep).parse_known_args(arguments)
+    options, overrides = _parser(table).parse_known_args(arguments)
     cells = [
         Cell(task, method, seed)
         for seed in options.seeds
@@ -96,7 +96,7 @@ def main(sweep: Sweep, arguments: Sequence[str] | None = None) -> int:
     for cell in cells:
         try:
             score = run_cell(
-                sweep, cell, options.out, options.options, overrides, not options.quiet
+                table, cell, options.out, options.options, overrides, not options.quiet
             )
         except (UserError, RunFailed) as error:
             problems.append(f"{cell.name}: {error}")
@@ -105,8 +105,10 @@ def main(sweep: Sweep, arguments: Sequence[str] | None = None) -> int:
             print(f"stopped in {cell.name}; the same command continues", file=sys.stderr)
             return 143
         found[cell] = score
-    table = render(sweep.paper, found, options.tasks, options.methods)
-    conclude(options.out, table, [f"not trained: {problem}" for problem in problems], sweep.metric)
+    rendered = render(table.paper, found, options.tasks, options.methods)
+    conclude(
+        options.out, rendered, [f"not trained: {problem}" for problem in problems], table.metric
+    )
     return 1 if problems else 0
 
 
@@ -122,34 +124,34 @@ def conclude(out: Path, table: str, problems: Sequence[str], metric: str | None 
         print(problem, file=sys.stderr)
 
 
-def _parser(sweep: Sweep) -> argparse.ArgumentParser:
+def _parser(table: PaperTable) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=sweep.name,
+        prog=table.name,
         allow_abbrev=False,
         description="Trains every task with every method; what is done is not trained again. "
         "Fields of the runs can be overridden: --model.path FOLDER, --train.steps 100, ...",
     )
-    tasks = list(next(iter(sweep.paper.values())))
+    tasks = list(next(iter(table.paper.values())))
     parser.add_argument("--tasks", nargs="+", default=tasks, metavar="TASK")
-    parser.add_argument("--methods", nargs="+", default=list(sweep.paper), metavar="METHOD")
+    parser.add_argument("--methods", nargs="+", default=list(table.paper), metavar="METHOD")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
-    parser.add_argument("--out", type=Path, default=Path("runs") / sweep.name, metavar="FOLDER")
+    parser.add_argument("--out", type=Path, default=Path("runs") / table.name, metavar="FOLDER")
     parser.add_argument("--options", default="", metavar="OPT=V,...", help="of the config file")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser
 
 
 def run_cell(
-    sweep: Sweep, cell: Cell, out: Path, options: str, overrides: list[str], progress: bool
+    table: PaperTable, cell: Cell, out: Path, options: str, overrides: list[str], progress: bool
 ) -> float | None:
     """The score of one run in percent, trained now if it is not done; None if it was stopped.
 
     Raises:
         UserError, RunFailed: as `goat_jax.run.fit.fit`; a result of other settings.
     """
-    source = f"{sweep.config}:{cell.options}" + (f",{options}" if options else "")
+    source = f"{table.config}:{cell.options}" + (f",{options}" if options else "")
     folder = out / cell.name
-    config = with_adapter(read_config(source, overrides, sweep.name), cell.adapter)
+    config = with_adapter(read_config(source, overrides, table.name), cell.adapter)
     config = dataclasses.replace(config, out=str(folder))
     path = folder / RESULT
     settings = {"source": cell.options, "options": options, "overrides": overrides}
@@ -161,7 +163,7 @@ def run_cell(
                 f"{folder} has a result of other settings ({saved['settings']['options']} "
                 f"{' '.join(saved['settings']['overrides'])}): give the same or another --out"
             )
-        return 100 * saved["scores"][sweep.metric]
+        return 100 * saved["scores"][table.metric]
     summary = fit(config, progress=progress)
     if summary.stopped.startswith("SIG"):
         return None
@@ -169,7 +171,7 @@ def run_cell(
     result = {"settings": settings, "step": summary.step, "scores": summary.after}
     write_aside(path, json.dumps(result | {"notes": summary.notes}, indent=1) + "\n")
     jax.clear_caches()  # the next run has a model of its own
-    return 100 * summary.after[sweep.metric]
+    return 100 * summary.after[table.metric]
 
 
 def render(

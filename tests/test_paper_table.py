@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from goat_jax.commands import sweep as module
-from goat_jax.commands.sweep import Cell, Sweep, main, render
+from goat_jax.commands import paper_table as module
+from goat_jax.commands.paper_table import Cell, PaperTable, main, render
 from goat_jax.errors import RunFailed, UserError
 
 PAPER = {
@@ -53,7 +53,7 @@ def table(tmp_path):
         "    train = TrainConfig(seed=seed)\n"
         "    return RunConfig(ModelConfig('m'), reviews(), adapter, train=train)\n"
     )
-    return Sweep(config, PAPER, "accuracy", "small")
+    return PaperTable(config, PAPER, "accuracy", "small")
 
 
 def test_what_is_done_is_not_trained_again(trainer, table, tmp_path, capsys):
