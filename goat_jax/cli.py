@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from goat_jax.commands import bench_arguments, exam_arguments
+from goat_jax.commands import bench_arguments, exam_arguments, sweep_arguments
 from goat_jax.errors import RunFailed, UserError
 
 STOPPED_BY_SIGNAL = 143
@@ -186,6 +186,18 @@ def _parser() -> argparse.ArgumentParser:
         "--at-once", type=int, default=1, metavar="N", help="runs of a method in one step (memory!)"
     )
     compare.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="FOLDER")
+
+    sweep = verb(
+        "sweep",
+        _sweep,
+        "Train one config at many points, a grid or random ones: one table, one figure.",
+        "goat-jax sweep --config configs/demo.py --over adapter.rho=1,5,10 \\\n"
+        "             optimizer.learning-rate=1e-3,5e-3 --at-once 2 --train.steps 50\n"
+        "         goat-jax sweep --config configs/demo.py --random 8 \\\n"
+        "             --over optimizer.learning-rate=1e-4..1e-2:log adapter.total-rank=8,16,32",
+        overrides=True,
+    )
+    sweep_arguments.add(sweep)
 
     bench = verb(
         "bench",
@@ -372,6 +384,21 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
         options.rates,
         rest,
         equal=options.equal,
+        at_once=max(1, options.at_once),
+        out=options.out,
+    )
+
+
+def _sweep(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.commands.sweep import sweep
+
+    return sweep(
+        options.config,
+        options.over,
+        rest,
+        draws=options.random,
+        drawn_by=options.draw,
+        seeds=options.seeds,
         at_once=max(1, options.at_once),
         out=options.out,
     )
