@@ -269,6 +269,15 @@ def _cache_folder() -> Path:
     return (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / "goat_jax"
 
 
+def _keep_compiled() -> None:
+    """Lets a later start take the programs that this one compiles, unless the user has said where
+    jax keeps them (or JAX_ENABLE_COMPILATION_CACHE=false, that it does not)."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(_cache_folder() / "compiled"))
+
+
 def _plan(options: argparse.Namespace, rest: list[str]) -> int:
     from goat_jax.commands.plan import plan
 
@@ -303,6 +312,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
         raise UserError("train takes --config FILE, or --run RUN to go on: give one of them")
     if options.help_fields:
         rest = ["--help"]
+    _keep_compiled()
     quiet, cache = options.quiet, _cache_folder()
     run = options.run_folder
     return train(options.config, rest, run=run, progress=not quiet, cache=cache)
@@ -331,6 +341,7 @@ def _import(options: argparse.Namespace, rest: list[str]) -> int:
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     from goat_jax.commands.evaluate import evaluate
 
+    _keep_compiled()
     return evaluate(options)
 
 
@@ -339,6 +350,7 @@ def _generate(options: argparse.Namespace, rest: list[str]) -> int:
     from goat_jax.mesh.config import MeshConfig
     from goat_jax.run.generate import Sampling
 
+    _keep_compiled()
     sampling = Sampling(
         temperature=options.temperature,
         top_p=options.top_p,
