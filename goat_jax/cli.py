@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from goat_jax.commands import bench_arguments, exam_arguments, sweep_arguments
 from goat_jax.errors import RunFailed, UserError
@@ -274,8 +275,9 @@ def _keep_compiled() -> None:
     jax keeps them (or JAX_ENABLE_COMPILATION_CACHE=false, that it does not)."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(_cache_folder() / "compiled"))
+    settings: Any = jax.config
+    if settings.jax_compilation_cache_dir is None:
+        settings.update("jax_compilation_cache_dir", str(_cache_folder() / "compiled"))
 
 
 def _plan(options: argparse.Namespace, rest: list[str]) -> int:
