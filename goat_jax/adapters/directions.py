@@ -26,7 +26,7 @@ class LoraAndDirections(SumOfExperts):
     While there is dropout the two terms see independently dropped x.
 
     Attributes:
-        num_directions: K.
+        num_directions: K, how many get a coefficient.
     """
 
     num_directions: int = 8

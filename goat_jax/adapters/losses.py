@@ -118,7 +118,7 @@ class Orthogonality:
 
 @dataclasses.dataclass(frozen=True)
 class CoreAndOrthogonality:
-    """KaSA's: beta |core|^2 + gamma (|a^T a - 1| + |b b^T - 1|), weights included.
+    """KaSA's: ``beta |core|^2 + gamma (|a^T a - 1| + |b b^T - 1|)``, weights included.
 
     Attributes:
         beta, gamma: their weights.

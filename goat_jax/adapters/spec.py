@@ -243,7 +243,7 @@ class AdapterSpec:
         initializer, base_edit, router, combine, scale, aux_loss, transform, course: the parts; the
             transform changes the optimizer, the course the adapters in mid-training.
         total_rank: r, shared out among the experts.
-        num_experts: E.
+        num_experts: E, how many there are.
         top_k: K, experts per token (used by top-k routers).
         alpha: LoRA's alpha, for the scale rules that have one.
         dropout: rate on the adapter's input; the frozen branch and the router see x itself.

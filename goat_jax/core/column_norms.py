@@ -9,8 +9,8 @@ from goat_jax.typing import Array
 def column_norms(kernel: Array, a: Array, b: Array, scale: Array) -> Array:
     """Euclidean norm of every column of ``kernel + sum_i scale_i a_i b_i``: (O,) float32.
 
-    Expanded as |k|^2 + 2 k.d + |d|^2, so that nothing of the kernel's size is made (DoRA's note on
-    memory): d is spanned by the columns of a.
+    Expanded as ``|k|^2 + 2 k.d + |d|^2``, so that nothing of the kernel's size is made (DoRA's note
+    on memory): d is spanned by the columns of a.
 
     Args:
         kernel: (I, O).  a: (E, I, R).  b: (E, R, O).  scale: (E,).

@@ -81,7 +81,7 @@ class Scores(NamedTuple):
     """Smoothed sensitivity of every trained number, and its uncertainty: pytrees like the factors.
 
     Attributes:
-        mean: moving average of |parameter * gradient|.
+        mean: moving average of ``|parameter * gradient|``.
         spread: moving average of how far it is from that.
     """
 

@@ -14,7 +14,7 @@ GIVEN, OWN = "given", "own"
 
 
 def of_largest(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """max|a - b| / max|b|; max|a - b| where b is all zeros. NaN anywhere gives NaN.
+    """``max|a - b| / max|b|``; ``max|a - b|`` where b is all zeros. NaN anywhere gives NaN.
 
     >>> of_largest(np.array([1.0, 4.5]), np.array([1.0, 4.0]))
     0.125
@@ -25,20 +25,20 @@ def of_largest(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def of_each(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """max(|a - b| / |b|) entry by entry; |a - b| where b is zero. NaN anywhere gives NaN."""
+    """``max(|a - b| / |b|)`` entry by entry; ``|a - b|`` where b is zero. NaN gives NaN."""
     ours, theirs = _wide(ours), _wide(theirs)
     size = np.where(theirs == 0, 1.0, np.abs(theirs))
     return float((np.abs(ours - theirs) / size).max(initial=0.0))
 
 
 def of_norm(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """|a - b| / |b| in the Euclidean norm; |a - b| where b is all zeros. NaN anywhere gives NaN."""
+    """``|a - b| / |b|`` in the Euclidean norm; ``|a - b|`` where b is all zeros. NaN gives NaN."""
     ours, theirs = _wide(ours), _wide(theirs)
     return float(np.linalg.norm(ours - theirs) / (np.linalg.norm(theirs) or 1.0))
 
 
 def absolute(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """max|a - b|. NaN anywhere gives NaN."""
+    """``max|a - b|``. NaN anywhere gives NaN."""
     return float(np.abs(_wide(ours) - _wide(theirs)).max(initial=0.0))
 
 
