@@ -50,6 +50,7 @@ def setup(app):
     """Pages that are made of the code and the notebooks, and the check that nothing is missing."""
     app.connect("builder-inited", pages.write_all)
     app.connect("autodoc-process-docstring", pages.one_name_each, priority=400)
+    app.connect("autodoc-process-signature", pages.readable_defaults)
     app.connect("autodoc-skip-member", pages.skip_twice)
     app.connect("env-check-consistency", pages.check_reference)
     app.connect("doctree-resolved", pages.link_names)

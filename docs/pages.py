@@ -131,6 +131,17 @@ def one_name_each(app: Any, what: str, name: str, obj: Any, options: Any, lines:
     lines[:] = found
 
 
+def readable_defaults(
+    app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returned: Any
+) -> Any:
+    """Names functions that are defaults, and leaves out what has no text that is Python."""
+    del app, what, name, obj, options
+    if signature is None:
+        return None
+    named = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", signature)
+    return re.sub(r"=\s*<[^>]*>", " = ...", named), returned
+
+
 def skip_twice(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> Any:
     """Leaves out of a module's page what `goat_jax` itself offers, and what named tuples add."""
     del app, options
