@@ -8,8 +8,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from goat_jax.commands import bench_arguments, exam_arguments
+from goat_jax.commands import bench_arguments, exam_arguments, sweep_arguments
 from goat_jax.errors import RunFailed, UserError
 
 STOPPED_BY_SIGNAL = 143
@@ -187,6 +188,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="FOLDER")
 
+    sweep = verb(
+        "sweep",
+        _sweep,
+        "Train one config at many points, a grid or random ones: one table, one figure.",
+        "goat-jax sweep --config configs/demo.py --over adapter.rho=1,5,10 \\\n"
+        "             optimizer.learning-rate=1e-3,5e-3 --at-once 2 --train.steps 50\n"
+        "         goat-jax sweep --config configs/demo.py --random 8 \\\n"
+        "             --over optimizer.learning-rate=1e-4..1e-2:log adapter.total-rank=8,16,32",
+        overrides=True,
+    )
+    sweep_arguments.add(sweep)
+
     bench = verb(
         "bench",
         _bench,
@@ -257,6 +270,16 @@ def _cache_folder() -> Path:
     return (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / "goat_jax"
 
 
+def _keep_compiled() -> None:
+    """Lets a later start take the programs that this one compiles, unless the user has said where
+    jax keeps them (or JAX_ENABLE_COMPILATION_CACHE=false, that it does not)."""
+    import jax
+
+    settings: Any = jax.config
+    if settings.jax_compilation_cache_dir is None:
+        settings.update("jax_compilation_cache_dir", str(_cache_folder() / "compiled"))
+
+
 def _plan(options: argparse.Namespace, rest: list[str]) -> int:
     from goat_jax.commands.plan import plan
 
@@ -291,6 +314,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
         raise UserError("train takes --config FILE, or --run RUN to go on: give one of them")
     if options.help_fields:
         rest = ["--help"]
+    _keep_compiled()
     quiet, cache = options.quiet, _cache_folder()
     run = options.run_folder
     return train(options.config, rest, run=run, progress=not quiet, cache=cache)
@@ -319,6 +343,7 @@ def _import(options: argparse.Namespace, rest: list[str]) -> int:
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     from goat_jax.commands.evaluate import evaluate
 
+    _keep_compiled()
     return evaluate(options)
 
 
@@ -327,6 +352,7 @@ def _generate(options: argparse.Namespace, rest: list[str]) -> int:
     from goat_jax.mesh.config import MeshConfig
     from goat_jax.run.generate import Sampling
 
+    _keep_compiled()
     sampling = Sampling(
         temperature=options.temperature,
         top_p=options.top_p,
@@ -372,6 +398,21 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
         options.rates,
         rest,
         equal=options.equal,
+        at_once=max(1, options.at_once),
+        out=options.out,
+    )
+
+
+def _sweep(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.commands.sweep import sweep
+
+    return sweep(
+        options.config,
+        options.over,
+        rest,
+        draws=options.random,
+        drawn_by=options.draw,
+        seeds=options.seeds,
         at_once=max(1, options.at_once),
         out=options.out,
     )

@@ -45,15 +45,14 @@ def test_other_dispatches_give_the_same_output_and_gradients(name):
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["f32", "bf16"])
-def test_goat_needs_one_gradient_of_its_input_more_than_plain_lora(size, dtype):
-    """Temporary bytes of forward and backward: besides LoRA's, the router's share of the input's
-    gradient, (S, I) float32 (docs/performance.md says what would spare it); nothing (S, E, O)."""
+def test_goat_needs_no_array_of_its_input_s_size_more_than_plain_lora(size, dtype):
+    """Temporary bytes of forward and backward: besides LoRA's only those of (S, E) and (I, E)."""
     if size.tokens * size.outputs > 2**22:
         pytest.skip("its random numbers take long; the others have the same program")
     specs = contenders(32)
     plain = _compiled(size, specs["lora"], dtype).temporaries
     more = _compiled(size, specs["goat"], dtype).temporaries - plain
-    assert more <= 4 * size.tokens * size.inputs + 2**17
+    assert more <= 8 * 4 * 16 * max(size.tokens, size.inputs)
 
 
 def test_cost_by_experts_is_flat_but_for_the_router():

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -151,6 +152,17 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_whole(config_file, tmp_path)
     # (A thread of orbax's own may still print what it saw; the process itself ends by our line.)
     steps = [path.name for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*")]
     assert not [name for name in steps if name.isdigit()]
+
+
+@pytest.mark.slow
+def test_what_is_compiled_is_kept_for_the_next_start(config_file, tmp_path):
+    settings = dict(os.environ, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    code = "import sys; from goat_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = train(config_file, tmp_path / "run", "--train.steps", "4")
+    command = [sys.executable, "-c", code, *arguments]
+    subprocess.run(command, env=settings, check=True, capture_output=True)
+    kept = [path.name for path in (tmp_path / "cache" / "goat_jax" / "compiled").iterdir()]
+    assert any("train_step" in name for name in kept)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 
 from goat_jax.commands.configs import with_adapter
 from goat_jax.commands.figures import FIGURES, draw_figures
-from goat_jax.commands.sweep import Cell
+from goat_jax.commands.paper_table import Cell
 from goat_jax.config import AdapterConfig, ModelConfig, RunConfig, TrainConfig, flatten, load_config
 from goat_jax.data.tasks import reviews
 from goat_jax.errors import UserError

@@ -1,107 +1,134 @@
-"""The bookkeeping of a table's runs; that they train is tested in tests/run/test_paper_paths.py."""
+"""The points of a sweep and what is done with them; training is stood in for."""
 
+import dataclasses
 import json
-from types import SimpleNamespace
 
 import pytest
 
-from goat_jax.commands import sweep as module
-from goat_jax.commands.sweep import Cell, Sweep, main, render
-from goat_jax.errors import RunFailed, UserError
+from goat_jax.cli import main
+from goat_jax.commands import compare, sweep
+from goat_jax.commands.sweep import config_at, grid, random_points, read_axis
+from goat_jax.config import AdapterConfig, ModelConfig, RunConfig
+from goat_jax.data.tasks import reviews
+from goat_jax.errors import UserError
+from goat_jax.run.together import Outcome
 
-PAPER = {
-    "lora": {"rte": 84.47, "cola": 83.41},
-    "lora@16": {"rte": 85.0, "cola": 84.0},
-    "goat": {"rte": 85.56, "cola": 86.86},
-}
-
-
-class Trainer:
-    """Stands in for `fit`: counts its calls, gives scores, fails where it is told to."""
-
-    def __init__(self):
-        self.calls, self.failing, self.stopping = [], {}, None
-
-    def __call__(self, config, progress):
-        name = config.out.rsplit("/", 1)[-1]
-        self.calls.append(name)
-        if name in self.failing:
-            raise self.failing[name]
-        folder = module.Path(config.out)
-        folder.mkdir(parents=True, exist_ok=True)
-        stopped = "SIGTERM" if name == self.stopping else "finished"
-        after = {"loss": 1.0, "accuracy": 0.5 + 0.01 * config.train.seed}
-        return SimpleNamespace(stopped=stopped, folder=folder, step=3, after=after, notes=("n",))
+BASE = RunConfig(ModelConfig("m"), reviews(), AdapterConfig("goat"))
 
 
 @pytest.fixture
-def trainer(monkeypatch):
-    own = Trainer()
-    monkeypatch.setattr(module, "fit", own)
-    monkeypatch.setattr(module, "draw", lambda folder: None)
-    return own
+def trained(monkeypatch):
+    """Stands in for training: accuracy is best at rho 5 and the larger rate."""
+    calls = []
+
+    def train(config, members, at_once):
+        calls.append((config.adapter.rho, [m.learning_rate for m in members], at_once))
+        for member in members:
+            score = 0.9 - 0.1 * (config.adapter.rho != 5) + 10 * member.learning_rate
+            after = {"accuracy": score + 0.001 * member.seed, "f1": 0.5, "loss": 1.0}
+            yield Outcome(member, (1.0,), {}, after, 10, 0.1, 1.0, 5)
+
+    monkeypatch.setattr(compare, "train_together", train)
+    return calls
 
 
 @pytest.fixture
-def table(tmp_path):
-    config = tmp_path / "config.py"
-    config.write_text(
-        "from goat_jax.config import *\n"
-        "from goat_jax.data.tasks import reviews\n"
-        "def get_config(task, method, rank=8, seed=0, folder=None):\n"
-        "    adapter = AdapterConfig(method, total_rank=rank)\n"
-        "    train = TrainConfig(seed=seed)\n"
-        "    return RunConfig(ModelConfig('m'), reviews(), adapter, train=train)\n"
+def source(tmp_path):
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from goat_jax.config import *\nfrom goat_jax.data.tasks import reviews\n"
+        "def get_config():\n"
+        "    return RunConfig(ModelConfig('m'), reviews(), AdapterConfig('goat'))\n"
     )
-    return Sweep(config, PAPER, "accuracy", "small")
+    return str(file)
 
 
-def test_what_is_done_is_not_trained_again(trainer, table, tmp_path, capsys):
-    arguments = ["--out", str(tmp_path / "out"), "--seeds", "0", "1", "--quiet"]
-    assert main(table, arguments) == 0
-    assert len(trainer.calls) == 2 * 3 * 2 and len(set(trainer.calls)) == 12
-    first = capsys.readouterr().out
-    assert main(table, arguments) == 0
-    assert len(trainer.calls) == 12 and capsys.readouterr().out == first
-    assert main(table, [*arguments[:3], "0", "1", "2", "--quiet"]) == 0
-    assert [name[-5:] for name in trainer.calls[12:]] == ["seed2"] * 6
-    assert (tmp_path / "out" / "table.md").read_text().startswith("| method")
-    saved = json.loads((tmp_path / "out" / "rte-lora-rank16-seed0" / "result.json").read_text())
-    assert saved["settings"]["source"] == "task=rte,method=lora,rank=16,seed=0"
+def test_a_grid_is_trained_once_and_told_best_first(trained, source, tmp_path, capsys):
+    axes = ["adapter.rho=1,5", "optimizer.learning-rate=0.001,0.004"]
+    out = ["--out", str(tmp_path / "out"), "--seeds", "0", "1", "--at-once", "4"]
+    assert main(["sweep", "--config", source, "--over", *axes, *out]) == 0
+    assert trained == [(1, [0.001, 0.001, 0.004, 0.004], 4), (5, [0.001, 0.001, 0.004, 0.004], 4)]
+    said = capsys.readouterr().out
+    assert "best: adapter.rho=5 optimizer.learning_rate=0.004" in said
+    rows = (tmp_path / "out" / "sweep.md").read_text().splitlines()[2:]
+    cells = [[cell.strip() for cell in row.split("|")[1:4]] for row in rows]
+    assert [cell[:2] for cell in cells] == [
+        ["5", "0.004"],
+        ["5", "0.001"],
+        ["1", "0.004"],
+        ["1", "0.001"],
+    ]
+    assert cells[0][2] == "0.9405 ± 0.0007"
+    assert (tmp_path / "out" / "sweep.png").is_file()
+    wider = ["adapter.rho=1,5,10", axes[1]]
+    assert main(["sweep", "--config", source, "--over", *wider, *out]) == 0
+    assert [call[0] for call in trained[2:] if call[1]] == [10]
+    files = sorted(path.name for path in (tmp_path / "out").glob("*.json"))
+    assert files == ["adapter.rho-1.json", "adapter.rho-10.json", "adapter.rho-5.json"]
+    assert len(json.loads((tmp_path / "out" / files[0]).read_text())["runs"]) == 4
 
 
-def test_a_stopped_sweep_goes_on(trainer, table, tmp_path, capsys):
-    trainer.stopping = "rte-goat-seed0"
-    arguments = ["--out", str(tmp_path / "out"), "--methods", "lora", "goat", "--tasks", "rte"]
-    assert main(table, arguments) == 143
-    assert "the same command continues" in capsys.readouterr().err
-    trainer.stopping = None
-    assert main(table, arguments) == 0
-    assert trainer.calls == ["rte-lora-seed0", "rte-goat-seed0", "rte-goat-seed0"]
+def test_other_settings_are_refused(trained, source, tmp_path, capsys):
+    command = ["sweep", "--config", source, "--over", "adapter.rho=1", "--out", str(tmp_path / "o")]
+    assert main(command) == 0
+    assert main([*command, "--train.steps", "7"]) == 2
+    assert "holds runs of another config (train.steps)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error", [UserError("no such folder"), RunFailed("the loss is nan")])
-def test_a_run_that_fails_does_not_stop_the_others(trainer, table, tmp_path, capsys, error):
-    trainer.failing["rte-lora-seed0"] = error
-    assert main(table, ["--out", str(tmp_path / "out"), "--tasks", "rte"]) == 1
-    printed = capsys.readouterr()
-    assert f"not trained: rte-lora-seed0: {error}" in printed.err
-    assert "- (84.47)" in printed.out and "50.00 (85.56, -35.56)" in printed.out
+def test_every_point_is_checked_before_any_is_trained(trained, source, tmp_path):
+    with pytest.raises(UserError, match="total rank 9 is not divisible"):
+        sweep.sweep(source, ["adapter.total-rank=8,9"], out=tmp_path / "o")
+    assert not trained
 
 
-def test_a_result_of_other_settings_is_not_taken(trainer, table, tmp_path, capsys):
-    arguments = ["--out", str(tmp_path / "out"), "--tasks", "rte", "--methods", "goat"]
-    main(table, arguments)
-    assert main(table, [*arguments, "--train.steps", "7"]) == 1
-    assert "has a result of other settings" in capsys.readouterr().err
-    assert len(trainer.calls) == 1
+def test_fields_of_all_kinds_are_set():
+    point = (("adapter.rho", 5.0), ("train.steps", 7), ("optimizer.learning_rate", 1))
+    found = config_at(BASE, point)
+    assert (found.adapter.rho, found.train.steps, found.optimizer.learning_rate) == (5.0, 7, 1.0)
+    assert dataclasses.replace(found.train, steps=BASE.train.steps) == BASE.train
 
 
-def test_seeds_tasks_and_differences_of_a_table():
-    found = {Cell("rte", "goat", seed): score for seed, score in enumerate([85.0, 86.0])}
-    found[Cell("cola", "goat", 0)] = 80.0
-    lines = render(PAPER, found, ["rte", "cola"], ["goat", "mine"]).splitlines()
-    own = [cell.strip() for cell in lines[2].split("|")[1:-1]]
-    average = "82.75 (86.21, -3.46)"
-    assert own == ["goat", "85.50 ± 0.71 (85.56, -0.06)", "80.00 (86.86, -6.86)", average]
-    assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == ["mine", "-", "-", "-"]
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        (("train.stepz", 7), "no field 'train.stepz' .did you mean 'steps'"),
+        (("train.steps", "many"), "train.steps='many' is not a int like"),
+        (("train.steps", True), "train.steps=True is not a int like"),
+        (("train", 7), "'train' is no field of the config with a value of its own"),
+        (("adapter.rhoo", 7), "rhoo"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused(point, message):
+    with pytest.raises(UserError, match=message):
+        config_at(BASE, (point,))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("adapter.rho", "not of the form FIELD=V"),
+        ("adapter.rho=1,1", "a value is there twice"),
+        ("train.seed=1,2", "no field to sweep over: --seeds gives it"),
+        ("adapter.rho=5..1", "a range has two numbers, the smaller first"),
+        ("adapter.rho=0..1:log", "above 0 if :log"),
+        ("adapter.rho=a..b", "a range has two numbers"),
+    ],
+)
+def test_an_axis_that_makes_no_sense_is_refused(text, message):
+    with pytest.raises(UserError, match=message):
+        read_axis(text)
+
+
+def test_a_grid_cannot_fill_a_range():
+    with pytest.raises(UserError, match="give values, or --random N"):
+        grid([read_axis("adapter.rho=1..5")])
+
+
+def test_random_points_are_inside_and_go_on_as_they_began():
+    axes = [read_axis("a=1..3"), read_axis("b=1e-5..1e-1:log"), read_axis("c=x,y")]
+    few, many = random_points(axes, 5, seed=3), random_points(axes, 200, seed=3)
+    assert many[:5] == few and len(set(many)) == 200
+    a, b, c = zip(*([value for _, value in point] for point in many), strict=True)
+    assert set(a) == {1, 2, 3} and set(c) == {"x", "y"}
+    assert min(b) >= 1e-5 and max(b) <= 1e-1
+    assert 0.35 < sum(value < 1e-3 for value in b) / 200 < 0.65  # the middle, by the logarithm

@@ -15,9 +15,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from goat_jax.commands import sweep
+from goat_jax.commands import paper_table
 from goat_jax.commands.figures import draw_figures
-from goat_jax.commands.sweep import Sweep
+from goat_jax.commands.paper_table import PaperTable
 from goat_jax.errors import UserError
 from goat_jax.paper import GLUE_SCORES, VISION_SCORES
 from goat_jax.run.gather import gather
@@ -52,13 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given, rest = parser.parse_known_args(arguments)
     if given.figure == "draw":
         return draw(rest)
-    table = Sweep(
+    table = PaperTable(
         CONFIGS / f"{given.table}.py",
         TABLES[given.table],
         "accuracy",
         f"figure{given.figure}-{given.table}",
     )
-    return sweep.main(table, ["--methods", *RUNS[given.figure], *rest])
+    return paper_table.main(table, ["--methods", *RUNS[given.figure], *rest])
 
 
 def draw(arguments: Sequence[str]) -> int:

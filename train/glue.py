@@ -10,11 +10,11 @@ trained again. The table is printed at the end and written to runs/glue/table.md
 import sys
 from pathlib import Path
 
-from goat_jax.commands.sweep import Sweep, main
+from goat_jax.commands.paper_table import PaperTable, main
 from goat_jax.paper import GLUE_SCORES
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "glue.py"
-SWEEP = Sweep(CONFIG, GLUE_SCORES, "accuracy", "glue")
+TABLE = PaperTable(CONFIG, GLUE_SCORES, "accuracy", "glue")
 
 if __name__ == "__main__":
-    sys.exit(main(SWEEP))
+    sys.exit(main(TABLE))

@@ -11,11 +11,11 @@ runs/vision/table.md.
 import sys
 from pathlib import Path
 
-from goat_jax.commands.sweep import Sweep, main
+from goat_jax.commands.paper_table import PaperTable, main
 from goat_jax.paper import VISION_SCORES
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "vision.py"
-SWEEP = Sweep(CONFIG, VISION_SCORES, "accuracy", "vision")
+TABLE = PaperTable(CONFIG, VISION_SCORES, "accuracy", "vision")
 
 if __name__ == "__main__":
-    sys.exit(main(SWEEP))
+    sys.exit(main(TABLE))

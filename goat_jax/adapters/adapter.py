@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from goat_jax.adapters.context import Context, dropout
 from goat_jax.adapters.spec import AdapterSpec, Given
 from goat_jax.core.aux_losses import expert_load, mean_weights, router_entropy
+from goat_jax.core.products import narrow_products
 from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError
 from goat_jax.typing import Array, Factors, Key
@@ -116,9 +117,13 @@ def apply_adapter(
         arrays: factors, and constants if the method has any.  scale: (E,).
         ctx: dropout key (None in eval mode), padding mask, tasks.
     """
-    routing = spec.router(x, arrays, spec, ctx)
     dropped = dropout(x, spec.dropout, ctx.key, spec.combine.dropout_copies(spec))
-    delta = spec.combine(dropped, kernel, arrays, scale, routing)
+    inner, router = spec.combine.inner(arrays), spec.router.matrix(arrays)
+    hidden = logits = None
+    if inner is not None and router is not None and dropped is x:
+        hidden, logits = narrow_products(x, inner, router)
+    routing = spec.router(x, arrays, spec, ctx, logits)
+    delta = spec.combine(dropped, kernel, arrays, scale, routing, hidden)
     report = Report(
         aux_loss=spec.aux_loss(routing, arrays, ctx),
         load=expert_load(routing, ctx.mask),

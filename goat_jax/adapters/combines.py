@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from goat_jax.adapters.spec import AdapterSpec, Extras
 from goat_jax.core.column_norms import column_norms
-from goat_jax.core.dispatch import HIDDEN, dispatch, expand
+from goat_jax.core.dispatch import HIDDEN, dispatch, expand, flat
 from goat_jax.core.precision import wide
 from goat_jax.core.residual import delta_weight, side_by_side
 from goat_jax.core.routers import Routing
@@ -38,12 +38,21 @@ class SumOfExperts:
         """The factors a (E, I, R) and b (E, R, O) that are multiplied."""
         return arrays["a"], arrays["b"]
 
+    def inner(self, arrays: Factors) -> Array | None:
+        return flat(self.pairs(arrays)[0])
+
     def __call__(
-        self, x: Array, kernel: Array, arrays: Factors, scale: Array, routing: Routing
+        self,
+        x: Array,
+        kernel: Array,
+        arrays: Factors,
+        scale: Array,
+        routing: Routing,
+        hidden: Array | None = None,
     ) -> Array:
         del kernel
         gate = routing.weights * jnp.broadcast_to(scale, routing.weights.shape)
-        return dispatch(x, *self.pairs(arrays), gate)
+        return dispatch(x, *self.pairs(arrays), gate, hidden)
 
     def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
         del spec
@@ -122,11 +131,17 @@ class MagnitudeAndDirection(SumOfExperts):
         return arrays["magnitude"] / jax.lax.stop_gradient(norms)
 
     def __call__(
-        self, x: Array, kernel: Array, arrays: Factors, scale: Array, routing: Routing
+        self,
+        x: Array,
+        kernel: Array,
+        arrays: Factors,
+        scale: Array,
+        routing: Routing,
+        hidden: Array | None = None,
     ) -> Array:
         if x.ndim > routing.weights.ndim:
             raise UserError("DoRA uses one dropped x for all its terms: dropout_per_expert=false")
-        delta = super().__call__(x, kernel, arrays, scale, routing)
+        delta = super().__call__(x, kernel, arrays, scale, routing, hidden)
         gain = jnp.broadcast_to(self._gain(kernel, arrays, scale), delta.shape).astype(x.dtype)
         return (gain - 1) * jnp.dot(x, kernel.astype(x.dtype)) + gain * delta
 
@@ -143,13 +158,23 @@ class SharedProjection(SumOfExperts):
     layout: ClassVar[str] = "shared"
     starts_plain: ClassVar[bool] = False
 
+    def inner(self, arrays: Factors) -> Array | None:
+        return arrays["a"][0]
+
     def __call__(
-        self, x: Array, kernel: Array, arrays: Factors, scale: Array, routing: Routing
+        self,
+        x: Array,
+        kernel: Array,
+        arrays: Factors,
+        scale: Array,
+        routing: Routing,
+        hidden: Array | None = None,
     ) -> Array:
         del kernel
         a, b = arrays["a"][0], arrays["b"]
         gate = routing.weights * jnp.broadcast_to(scale, routing.weights.shape)
-        hidden = jnp.dot(x, a.astype(x.dtype), preferred_element_type=wide(x.dtype))
+        if hidden is None:
+            hidden = jnp.dot(x, a.astype(x.dtype), preferred_element_type=wide(x.dtype))
         own_copies = x.ndim > gate.ndim
         shared = jnp.moveaxis(hidden, 0, -2) if own_copies else hidden[..., None, :]
         shape = (*gate.shape, a.shape[-1])

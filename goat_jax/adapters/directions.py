@@ -61,12 +61,18 @@ class LoraAndDirections(SumOfExperts):
         return 2 if spec.dropout else None
 
     def __call__(
-        self, x: Array, kernel: Array, arrays: Factors, scale: Array, routing: Routing
+        self,
+        x: Array,
+        kernel: Array,
+        arrays: Factors,
+        scale: Array,
+        routing: Routing,
+        hidden: Array | None = None,
     ) -> Array:
         first, second = (x[0], x[1]) if x.ndim == routing.weights.ndim + 1 else (x, x)
         along = jnp.dot(second, arrays["u"].astype(x.dtype))
         along = along * jnp.broadcast_to(arrays["coefficients"].astype(x.dtype), along.shape)
-        plain = super().__call__(first, kernel, arrays, scale, routing)
+        plain = super().__call__(first, kernel, arrays, scale, routing, hidden)
         return plain + jnp.dot(along, arrays["vt"].astype(x.dtype))
 
     def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:

@@ -74,10 +74,20 @@ class WholeKernels(SumOfExperts):
                 "would drop the frozen branch too: dropout=0"
             )
 
+    def inner(self, arrays: Factors) -> Array | None:
+        del arrays
+        return None
+
     def __call__(
-        self, x: Array, kernel: Array, arrays: Factors, scale: Array, routing: Routing
+        self,
+        x: Array,
+        kernel: Array,
+        arrays: Factors,
+        scale: Array,
+        routing: Routing,
+        hidden: Array | None = None,
     ) -> Array:
-        del kernel, scale
+        del kernel, scale, hidden
         kernels, weights = arrays["kernels"], routing.weights
         if kernels.shape[0] == 1 and "router" not in arrays:
             return expand(x, kernels[0])

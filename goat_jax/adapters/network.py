@@ -104,10 +104,20 @@ class KernelNetwork(SumOfExperts):
         change = jnp.dot(hidden, arrays["b"][0])
         return change.T if self.over_inputs else change
 
+    def inner(self, arrays: Factors) -> Array | None:
+        del arrays
+        return None
+
     def __call__(
-        self, x: Array, kernel: Array, arrays: Factors, scale: Array, routing: Routing
+        self,
+        x: Array,
+        kernel: Array,
+        arrays: Factors,
+        scale: Array,
+        routing: Routing,
+        hidden: Array | None = None,
     ) -> Array:
-        del routing
+        del routing, hidden
         return jnp.dot(x, self._changed(kernel, arrays, scale).astype(x.dtype))
 
     def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:

@@ -30,8 +30,19 @@ class NoRouter:
         del spec
         return 1.0
 
-    def __call__(self, x: Array, factors: Factors, spec: AdapterSpec, ctx: Context) -> Routing:
-        del factors, ctx
+    def matrix(self, factors: Factors) -> Array | None:
+        del factors
+        return None
+
+    def __call__(
+        self,
+        x: Array,
+        factors: Factors,
+        spec: AdapterSpec,
+        ctx: Context,
+        logits: Array | None = None,
+    ) -> Routing:
+        del factors, ctx, logits
         return routers.route_all(x.shape[:-1], spec.num_experts)
 
 
@@ -60,13 +71,25 @@ class Softmax:
     def mean_weight(self, spec: AdapterSpec) -> float | tuple[float, ...]:
         return 1 / spec.num_experts
 
-    def __call__(self, x: Array, factors: Factors, spec: AdapterSpec, ctx: Context) -> Routing:
-        del ctx
-        return self.route(router_logits(x, factors["router"]), spec)
+    def matrix(self, factors: Factors) -> Array:
+        return factors["router"]
 
-    def route(self, logits: Array, spec: AdapterSpec) -> Routing:
-        """Routing by the logits (..., E) of a router matrix."""
-        del spec
+    def __call__(
+        self,
+        x: Array,
+        factors: Factors,
+        spec: AdapterSpec,
+        ctx: Context,
+        logits: Array | None = None,
+    ) -> Routing:
+        del ctx
+        if logits is None:
+            logits = router_logits(x, self.matrix(factors))
+        return self.route(logits, factors, spec)
+
+    def route(self, logits: Array, factors: Factors, spec: AdapterSpec) -> Routing:
+        """Routing by the logits (..., N) of `matrix`."""
+        del factors, spec
         return routers.route_softmax(logits)
 
 
@@ -80,7 +103,8 @@ class TopK(Softmax):
 
     renormalise: bool = True
 
-    def route(self, logits: Array, spec: AdapterSpec) -> Routing:
+    def route(self, logits: Array, factors: Factors, spec: AdapterSpec) -> Routing:
+        del factors
         if self.renormalise:
             return routers.route_top_k(logits, spec.top_k)
         return routers.route_top_k_masked(logits, spec.top_k)
@@ -102,8 +126,8 @@ class TopP(Softmax):
         if not 0.0 < self.p <= 1.0:
             raise UserError(f"p {self.p} is not in (0, 1]: it is a share of probability")
 
-    def route(self, logits: Array, spec: AdapterSpec) -> Routing:
-        del spec
+    def route(self, logits: Array, factors: Factors, spec: AdapterSpec) -> Routing:
+        del factors, spec
         return routers.route_top_p(logits, self.p)
 
 
@@ -130,7 +154,8 @@ class TopKWithShared(Softmax):
         others = spec.num_experts - 1
         return (1.0,) + (1 / others,) * others
 
-    def route(self, logits: Array, spec: AdapterSpec) -> Routing:
+    def route(self, logits: Array, factors: Factors, spec: AdapterSpec) -> Routing:
+        del factors
         return routers.route_with_shared(logits, spec.top_k)
 
 
@@ -159,12 +184,13 @@ class Threshold(Softmax):
             "threshold_bias": kaiming_uniform(bias_key, (1,), in_features),
         }
 
-    def __call__(self, x: Array, factors: Factors, spec: AdapterSpec, ctx: Context) -> Routing:
-        del ctx
-        tau = router_logits(x, factors["threshold"])
+    def matrix(self, factors: Factors) -> Array:
+        return jnp.concatenate([factors["router"], factors["threshold"]], axis=-1)
+
+    def route(self, logits: Array, factors: Factors, spec: AdapterSpec) -> Routing:
+        logits, tau = jnp.split(logits, [spec.num_experts], axis=-1)
         tau = tau + jnp.broadcast_to(factors["threshold_bias"], tau.shape)
         largest = 1 / spec.num_experts if self.tau_max is None else self.tau_max
-        logits = router_logits(x, factors["router"])
         return routers.route_threshold(logits, largest * jax.nn.sigmoid(tau))
 
 
@@ -199,7 +225,19 @@ class TaskGate:
         logits = router_logits(factors["task_embedding"][task_ids], factors["task_gate"])
         return jax.nn.softmax(logits, axis=-1)
 
-    def __call__(self, x: Array, factors: Factors, spec: AdapterSpec, ctx: Context) -> Routing:
+    def matrix(self, factors: Factors) -> Array | None:
+        del factors
+        return None
+
+    def __call__(
+        self,
+        x: Array,
+        factors: Factors,
+        spec: AdapterSpec,
+        ctx: Context,
+        logits: Array | None = None,
+    ) -> Routing:
+        del logits
         if ctx.task_ids is None:
             raise UserError(
                 "TaskGate weighs experts by task: give task_ids (B,) with the batch; in a run, "

@@ -109,8 +109,23 @@ class Router(Protocol):
         """
         ...
 
-    def __call__(self, x: Array, factors: Factors, spec: AdapterSpec, ctx: Context) -> Routing:
-        """Routing of the tokens x (..., I)."""
+    def matrix(self, factors: Factors) -> Array | None:
+        """What x is multiplied with for its logits, (I, N), None if it does not look at x."""
+        ...
+
+    def __call__(
+        self,
+        x: Array,
+        factors: Factors,
+        spec: AdapterSpec,
+        ctx: Context,
+        logits: Array | None = None,
+    ) -> Routing:
+        """Routing of the tokens x (..., I).
+
+        Args:
+            logits: x times `matrix`, (..., N) in float32, if it is known already.
+        """
         ...
 
 
@@ -139,10 +154,24 @@ class Combine(Protocol):
         """How many independently dropped-out copies of x it takes; None is one, without an axis."""
         ...
 
+    def inner(self, arrays: Factors) -> Array | None:
+        """The narrow matrix (I, R) that x meets first, None if there is none."""
+        ...
+
     def __call__(
-        self, x: Array, kernel: Array, arrays: Factors, scale: Array, routing: Routing
+        self,
+        x: Array,
+        kernel: Array,
+        arrays: Factors,
+        scale: Array,
+        routing: Routing,
+        hidden: Array | None = None,
     ) -> Array:
-        """(..., O); x (..., I), or (copies, ..., I) while there is dropout."""
+        """(..., O); x (..., I), or (copies, ..., I) while there is dropout.
+
+        Args:
+            hidden: x times `inner`, (..., R) in float32, if it is known already.
+        """
         ...
 
     def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:

@@ -62,8 +62,19 @@ class Dispatched(SumOfExperts):
 
     dispatch: Dispatch = full_outputs
 
+    def inner(self, arrays: Factors) -> Array | None:
+        del arrays
+        return None
+
     def __call__(
-        self, x: Array, kernel: Array, arrays: Factors, scale: Array, routing: Routing
+        self,
+        x: Array,
+        kernel: Array,
+        arrays: Factors,
+        scale: Array,
+        routing: Routing,
+        hidden: Array | None = None,
     ) -> Array:
+        del kernel, hidden
         gate = routing.weights * jnp.broadcast_to(scale, routing.weights.shape)
         return self.dispatch(x, *self.pairs(arrays), gate)

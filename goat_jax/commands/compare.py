@@ -65,7 +65,9 @@ def compare(
     for entry, config in zip(entries, configs, strict=True):
         own_rates = rates or [config.optimizer.learning_rate]
         members = [Member(seed, rate) for rate in own_rates for seed in seeds]
-        found[entry.label] = outcomes(config, members, at_once, out / f"{_name(entry.label)}.json")
+        found[entry.label] = outcomes(
+            config, members, at_once, out / f"{file_name(entry.label)}.json"
+        )
         say(f"{entry.label}: {len(members)} runs")
     metrics = configs[0].task.metrics
     table = comparison_table(found, metrics)
@@ -203,5 +205,6 @@ def mean_and_spread(values: Sequence[float]) -> str:
     return f"{mean:.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
 
 
-def _name(label: str) -> str:
+def file_name(label: str) -> str:
+    """A label as part of a file's name."""
     return "".join(c if c.isalnum() or c in "_-." else "-" for c in label)

@@ -13,7 +13,7 @@ import jax
 
 from goat_jax.commands.configs import read_config
 from goat_jax.commands.exam_arguments import add_options, options_of
-from goat_jax.commands.sweep import Cell, Scores, conclude, render
+from goat_jax.commands.paper_table import Cell, Scores, conclude, render
 from goat_jax.commands.train import draw
 from goat_jax.data.exams import ExamTask
 from goat_jax.errors import RunFailed, UserError

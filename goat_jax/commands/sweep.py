@@ -1,213 +1,272 @@
-"""Tasks x methods x seeds of one table of the paper; what ``train/glue.py`` and its like run."""
+"""``goat-jax sweep``: one config at many points, a grid or random ones; a table and a figure."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+import itertools
 import json
-import re
+import math
 import statistics
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
+import numpy as np
 
-from goat_jax.commands.configs import read_config, with_adapter
-from goat_jax.commands.figures import draw_figures
-from goat_jax.commands.train import draw
-from goat_jax.config import parse_options
-from goat_jax.errors import RunFailed, UserError
-from goat_jax.run.fit import fit
-from goat_jax.run.folder import RESULT, RUN, write_aside
-from goat_jax.run.gather import gather
+from goat_jax.commands.compare import file_name, mean_and_spread, outcomes
+from goat_jax.commands.configs import override, with_adapter
+from goat_jax.config import RunConfig, load_config
+from goat_jax.data.metrics import goodness
+from goat_jax.errors import UserError, nearest
+from goat_jax.plots.sweep import plot_sweep
+from goat_jax.run.folder import write_aside
+from goat_jax.run.together import Member, Outcome
 from goat_jax.tables import render_table
 
-TABLE = "table.md"
-Scores = Mapping[str, Mapping[str, float]]
+TABLE, FIGURE = "sweep.md", "sweep.png"
+RATE = "optimizer.learning_rate"
+"""The field whose values are trained in one step, as seeds are."""
+GIVEN_ELSEWHERE = {"train.seed": "--seeds", "out": "--out"}
+
+Point = tuple[tuple[str, Any], ...]
+"""(field, value) pairs, in the order of the axes."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Sweep:
-    """One table.
+class Axis:
+    """A field and where to look.
 
     Attributes:
-        config: the config file, whose options have task, method, rank and seed.
-        paper: method (``lora@16`` with another rank) -> task -> score in percent.
-        metric: what is compared, at the last step.
-        name: of the program and of the folder of runs.
+        field: of the config by its dotted name.
+        values: all there are, or the two ends of a range.
+        between: whether they are the ends of a range, which only random points fill.
+        log: whether its numbers are drawn, and shown, by their logarithm.
     """
 
-    config: Path
-    paper: Scores
-    metric: str
-    name: str
+    field: str
+    values: tuple[Any, ...]
+    between: bool = False
+    log: bool = False
+
+    def draw(self, random: np.random.Generator) -> Any:
+        """A value: of a list any, of a range in between (whole if both ends are)."""
+        if not self.between:
+            return self.values[int(random.integers(len(self.values)))]
+        low, high = self.values
+        if isinstance(low, int) and isinstance(high, int):
+            return int(random.integers(low, high + 1))
+        if self.log:
+            return float(f"{math.exp(random.uniform(math.log(low), math.log(high))):.4g}")
+        return float(f"{random.uniform(low, high):.4g}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One run of a table.
+def sweep(
+    source: str,
+    over: Sequence[str],
+    overrides: Sequence[str] = (),
+    *,
+    draws: int | None = None,
+    drawn_by: int = 0,
+    seeds: Sequence[int] = (0,),
+    at_once: int = 1,
+    out: Path,
+    say: Callable[[str], None] = print,
+) -> int:
+    """Trains a config at every point; writes a table, best first, and a figure by each field.
 
-    Attributes:
-        task, seed: its own.
-        method: with ``@RANK``, if it is not the table's, and ``:OPT=V,...`` of the adapter.
+    What an earlier call with the same settings has finished is not trained again. Points that
+    differ in nothing but the learning rate share one compiled step, `at_once` runs of it by vmap.
 
-    >>> Cell("dtd", "lora@16", 1).options
-    'task=dtd,method=lora,rank=16,seed=1'
-    >>> Cell("dtd", "goat@16:rho=5", 0).adapter, Cell("dtd", "goat@16:rho=5", 0).name
-    ({'rho': 5}, 'dtd-goat-rank16-rho-5-seed0')
-    """
-
-    task: str
-    method: str
-    seed: int
-
-    @property
-    def options(self) -> str:
-        """Of the config file."""
-        method, _, rank = self.method.partition(":")[0].partition("@")
-        own = f",rank={rank}" if rank else ""
-        return f"task={self.task},method={method}{own},seed={self.seed}"
-
-    @property
-    def adapter(self) -> dict[str, Any]:
-        """Options of the adapter, over the config file's."""
-        return parse_options(self.method.partition(":")[2])
-
-    @property
-    def name(self) -> str:
-        """Of its folder."""
-        method = re.sub(r"[:=,/ ]", "-", self.method.replace("@", "-rank"))
-        return f"{self.task}-{method}-seed{self.seed}"
-
-
-def main(sweep: Sweep, arguments: Sequence[str] | None = None) -> int:
-    """Runs what is not done, then prints the table; 0, 1 if a run failed, 143 if it was stopped."""
-    options, overrides = _parser(sweep).parse_known_args(arguments)
-    cells = [
-        Cell(task, method, seed)
-        for seed in options.seeds
-        for task in options.tasks
-        for method in options.methods
-    ]
-    found: dict[Cell, float] = {}
-    problems = []
-    for cell in cells:
-        try:
-            score = run_cell(
-                sweep, cell, options.out, options.options, overrides, not options.quiet
-            )
-        except (UserError, RunFailed) as error:
-            problems.append(f"{cell.name}: {error}")
-            continue
-        if score is None:
-            print(f"stopped in {cell.name}; the same command continues", file=sys.stderr)
-            return 143
-        found[cell] = score
-    table = render(sweep.paper, found, options.tasks, options.methods)
-    conclude(options.out, table, [f"not trained: {problem}" for problem in problems], sweep.metric)
-    return 1 if problems else 0
-
-
-def conclude(out: Path, table: str, problems: Sequence[str], metric: str | None = None) -> None:
-    """Writes and prints a table, draws the paper's figures that its runs are enough for."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_aside(out / TABLE, table + "\n")
-    print(table)
-    if any(out.rglob(RUN)):
-        for path in draw_figures(gather([out]), out, metric)[0]:
-            print(f"drawn: {path}")
-    for problem in problems:
-        print(problem, file=sys.stderr)
-
-
-def _parser(sweep: Sweep) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=sweep.name,
-        allow_abbrev=False,
-        description="Trains every task with every method; what is done is not trained again. "
-        "Fields of the runs can be overridden: --model.path FOLDER, --train.steps 100, ...",
-    )
-    tasks = list(next(iter(sweep.paper.values())))
-    parser.add_argument("--tasks", nargs="+", default=tasks, metavar="TASK")
-    parser.add_argument("--methods", nargs="+", default=list(sweep.paper), metavar="METHOD")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
-    parser.add_argument("--out", type=Path, default=Path("runs") / sweep.name, metavar="FOLDER")
-    parser.add_argument("--options", default="", metavar="OPT=V,...", help="of the config file")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    return parser
-
-
-def run_cell(
-    sweep: Sweep, cell: Cell, out: Path, options: str, overrides: list[str], progress: bool
-) -> float | None:
-    """The score of one run in percent, trained now if it is not done; None if it was stopped.
+    Args:
+        source: a config file.
+        over: axes as `read_axis` reads them.
+        overrides: ``--field value ...`` of all points.
+        draws: random points; None for the grid of all values.
+        drawn_by: seed of the random points.
+        seeds: of the runs at each point.
 
     Raises:
-        UserError, RunFailed: as `goat_jax.run.fit.fit`; a result of other settings.
+        UserError: an unknown field, a value that does not fit, a range without `draws`.
     """
-    source = f"{sweep.config}:{cell.options}" + (f",{options}" if options else "")
-    folder = out / cell.name
-    config = with_adapter(read_config(source, overrides, sweep.name), cell.adapter)
-    config = dataclasses.replace(config, out=str(folder))
-    path = folder / RESULT
-    settings = {"source": cell.options, "options": options, "overrides": overrides}
-    settings |= {"adapter": cell.adapter} if cell.adapter else {}
-    if path.is_file():
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        if saved["settings"] != settings:
+    axes = [read_axis(text) for text in over]
+    points = grid(axes) if draws is None else random_points(axes, draws, drawn_by)
+    base = override(load_config(source), overrides, "goat-jax sweep")
+    configs = {point: config_at(base, point) for point in points}  # all are checked before any runs
+    found: dict[Point, list[Outcome]] = {}
+    for number, (shared, group) in enumerate(_by_base(points).items(), 1):
+        config = configs[group[0]]
+        rates = {point: configs[point].optimizer.learning_rate for point in group}
+        members = [Member(seed, rate) for rate in dict.fromkeys(rates.values()) for seed in seeds]
+        path = out / f"{file_name(describe(shared)) or 'point'}.json"
+        done = outcomes(_at_rate(config, base), members, at_once, path)
+        for point, rate in rates.items():
+            found[point] = [outcome for outcome in done if outcome.member.learning_rate == rate]
+        say(f"{number}: {describe(shared) or 'learning rates'}, {len(members)} runs")
+    metric = base.best_by
+    best_first = sorted(found, key=lambda p: goodness(metric, _mean(found[p], metric)))[::-1]
+    table = sweep_table({point: found[point] for point in best_first}, axes, base.task.metrics)
+    write_aside(out / TABLE, table + "\n")
+    scores = {point: [o.after[metric] for o in of_point] for point, of_point in found.items()}
+    plot_sweep(
+        {axis.field: [dict(point)[axis.field] for point in scores] for axis in axes},
+        list(scores.values()),
+        out / FIGURE,
+        title=f"{base.task.name}: {metric} at {len(points)} points",
+        y_label=metric,
+        log={axis.field for axis in axes if axis.log},
+    )
+    say(f"\n{table}\n\nbest: {describe(best_first[0])}\n{TABLE} and {FIGURE} are in {out}")
+    return 0
+
+
+def read_axis(text: str) -> Axis:
+    """``FIELD=V,V,...`` or ``FIELD=LOW..HIGH[:log]``; values are JSON where they can be.
+
+    >>> read_axis("adapter.rho=1,5,10").values
+    (1, 5, 10)
+    >>> axis = read_axis("optimizer.learning-rate=1e-5..1e-3:log")
+    >>> axis.field, axis.values, axis.between, axis.log
+    ('optimizer.learning_rate', (1e-05, 0.001), True, True)
+    """
+    name, equals, rest = text.partition("=")
+    field = name.replace("-", "_")
+    if not equals or not rest:
+        raise UserError(
+            f"--over {text!r} is not of the form FIELD=V,V,... or FIELD=LOW..HIGH[:log]"
+        )
+    if field in GIVEN_ELSEWHERE:
+        raise UserError(f"{field} is no field to sweep over: {GIVEN_ELSEWHERE[field]} gives it")
+    span, colon, word = rest.partition(":")
+    log = bool(colon) and word == "log"
+    if ".." not in rest:
+        values = tuple(_value(each) for each in rest.split(","))
+        if len(set(map(str, values))) < len(values):
+            raise UserError(f"--over {text}: a value is there twice")
+        return Axis(field, values)
+    low, high = (_value(end) for end in span.split("..", 1))
+    if not (_is_number(low) and _is_number(high) and low < high and not (log and low <= 0)):
+        raise UserError(
+            f"--over {text}: a range has two numbers, the smaller first (above 0 if :log)"
+        )
+    return Axis(field, (low, high), between=True, log=log)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def grid(axes: Sequence[Axis]) -> list[Point]:
+    """Every combination, the last axis fastest.
+
+    >>> grid([Axis("a", (1, 2)), Axis("b", ("x",))])
+    [(('a', 1), ('b', 'x')), (('a', 2), ('b', 'x'))]
+    """
+    for axis in axes:
+        if axis.between:
             raise UserError(
-                f"{folder} has a result of other settings ({saved['settings']['options']} "
-                f"{' '.join(saved['settings']['overrides'])}): give the same or another --out"
+                f"{axis.field} has a range, which a grid cannot fill: give values, or --random N"
             )
-        return 100 * saved["scores"][sweep.metric]
-    summary = fit(config, progress=progress)
-    if summary.stopped.startswith("SIG"):
-        return None
-    draw(summary.folder)
-    result = {"settings": settings, "step": summary.step, "scores": summary.after}
-    write_aside(path, json.dumps(result | {"notes": summary.notes}, indent=1) + "\n")
-    jax.clear_caches()  # the next run has a model of its own
-    return 100 * summary.after[sweep.metric]
+    names = [axis.field for axis in axes]
+    combinations = itertools.product(*(axis.values for axis in axes))
+    return [tuple(zip(names, values, strict=True)) for values in combinations]
 
 
-def render(
-    paper: Scores, found: Mapping[Cell, float], tasks: Sequence[str], methods: Sequence[str]
-) -> str:
-    """A Markdown table: ours over the seeds, in brackets the paper's and the difference.
+def random_points(axes: Sequence[Axis], count: int, seed: int) -> list[Point]:
+    """So many different points at random, fewer where there are no more; the first ones stay the
+    same when `count` grows.
 
-    >>> print(render({"lora": {"rte": 84.0}}, {Cell("rte", "lora", 0): 84.5}, ["rte"], ["lora"]))
-    | method | rte                  | average |
-    | :----- | :------------------- | :------ |
-    | lora   | 84.50 (84.00, +0.50) | -       |
+    >>> random_points([read_axis("a=1,2")], 9, seed=0)
+    [(('a', 2),), (('a', 1),)]
     """
-    rows = []
-    for method in methods:
-        own = [
-            [score for cell, score in found.items() if (cell.task, cell.method) == (task, method)]
-            for task in tasks
+    random = np.random.default_rng(seed)
+    found: dict[Point, None] = {}
+    for _ in range(100 * count):
+        found[tuple((axis.field, axis.draw(random)) for axis in axes)] = None
+        if len(found) == count:
+            break
+    return list(found)
+
+
+def config_at(base: RunConfig, point: Point) -> RunConfig:
+    """The config at a point.
+
+    Raises:
+        UserError: a field it does not have, or a value that does not fit.
+    """
+    start = "adapter."
+    own = {name.removeprefix(start): v for name, v in point if name.startswith(start)}
+    config = with_adapter(base, own) if own else base
+    for name, value in point:
+        if not name.startswith(start):
+            config = _with_field(config, name.split("."), value, name)
+    return config
+
+
+def _with_field(config: Any, path: Sequence[str], value: Any, name: str) -> Any:
+    """A dataclass with one field changed, to a value of the kind that the field has now."""
+    known = {field.name for field in dataclasses.fields(config)}
+    if path[0] not in known:
+        raise UserError(f"the config has no field {name!r}{nearest(path[0], known)}")
+    now = getattr(config, path[0])
+    if len(path) > 1 and dataclasses.is_dataclass(now):
+        return dataclasses.replace(config, **{path[0]: _with_field(now, path[1:], value, name)})
+    if len(path) > 1 or dataclasses.is_dataclass(now):
+        raise UserError(f"{name!r} is no field of the config with a value of its own")
+    if isinstance(now, float) and _is_number(value):
+        value = float(value)
+    elif now is not None and type(value) is not type(now):
+        raise UserError(f"{name}={value!r} is not a {type(now).__name__} like {now!r}")
+    return dataclasses.replace(config, **{path[0]: value})
+
+
+def _by_base(points: Sequence[Point]) -> dict[Point, list[Point]]:
+    """Points that differ in nothing but the learning rate, together."""
+    groups: dict[Point, list[Point]] = {}
+    for point in points:
+        shared = tuple(pair for pair in point if pair[0] != RATE)
+        groups.setdefault(shared, []).append(point)
+    return groups
+
+
+def _at_rate(config: RunConfig, base: RunConfig) -> RunConfig:
+    """With the rate that the members' own replace, so that a later call knows its settings."""
+    rate = base.optimizer.learning_rate
+    return dataclasses.replace(
+        config, optimizer=dataclasses.replace(config.optimizer, learning_rate=rate)
+    )
+
+
+def _mean(found: Sequence[Outcome], name: str) -> float:
+    return statistics.fmean(outcome.after[name] for outcome in found)
+
+
+def describe(point: Point) -> str:
+    """A point in words of the command line.
+
+    >>> describe((("adapter.rho", 5), ("train.steps", 10)))
+    'adapter.rho=5 train.steps=10'
+    """
+    return " ".join(f"{name}={value}" for name, value in point)
+
+
+def sweep_table(
+    found: Mapping[Point, Sequence[Outcome]], axes: Sequence[Axis], metrics: Sequence[str]
+) -> str:
+    """Markdown: a line a point with the mean and spread of its seeds' scores."""
+    rows = [
+        [
+            *(str(value) for _, value in point),
+            *(mean_and_spread([o.after[name] for o in of_point]) for name in (*metrics, "loss")),
+            f"{of_point[0].trained_parameters:,}",
         ]
-        published = [paper.get(method, {}).get(task) for task in tasks]
-        cells = [_cell(*pair) for pair in zip(own, published, strict=True)]
-        rows.append([method, *cells, _average(own, published)])
-    return render_table(["method", *tasks, "average"], rows, markdown=True)
-
-
-def _average(own: Sequence[Sequence[float]], published: Sequence[float | None]) -> str:
-    """Of tasks that are all there; of one task it says nothing."""
-    if len(own) < 2 or not all(own):
-        return "-"
-    means = [statistics.mean(scores) for scores in own]
-    known = [score for score in published if score is not None]
-    whole = statistics.mean(known) if len(known) == len(own) else None
-    return _cell([statistics.mean(means)], whole)
-
-
-def _cell(scores: Sequence[float], published: float | None) -> str:
-    if not scores:
-        return "-" if published is None else f"- ({published:.2f})"
-    mean = statistics.mean(scores)
-    spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
-    beside = "" if published is None else f" ({published:.2f}, {mean - published:+.2f})"
-    return f"{mean:.2f}{spread}{beside}"
+        for point, of_point in found.items()
+    ]
+    headers = [*(axis.field for axis in axes), *metrics, "loss", "trained"]
+    return render_table(headers, rows, "r" * len(headers), markdown=True)

@@ -64,19 +64,28 @@ def _expand_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array
 expand.defvjp(_expand_forward, _expand_backward)
 
 
-def dispatch(x: Array, a: Array, b: Array, gate: Array) -> Array:
+def flat(a: Array) -> Array:
+    """The experts' a (E, I, R) side by side: (I, E x R)."""
+    return jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1)
+
+
+def dispatch(x: Array, a: Array, b: Array, gate: Array, hidden: Array | None = None) -> Array:
     """Sum over experts of ``gate_i * x a_i b_i``: (..., O) in x's dtype.
 
     Args:
         x: (..., I), or (E, ..., I) when every expert sees its own (dropped-out) copy.
         a: (E, I, R).  b: (E, R, O).
         gate: (..., E) float32: routing weight times the expert's scale.
+        hidden: (..., E x R) float32, if x times all a (`flat`) is known already.
 
     >>> x, a, b = jnp.ones((3, 4)), jnp.ones((2, 4, 1)), jnp.ones((2, 1, 5))
     >>> dispatch(x, a, b, jnp.array([[0.5, 0.0]] * 3))[0]
     Array([2., 2., 2., 2., 2.], dtype=float32)
     """
-    own_copies = x.ndim == gate.ndim + 1
-    hidden = jax.vmap(project, in_axes=(0 if own_copies else None, 0, -1), out_axes=-2)(x, a, gate)
+    if hidden is None:
+        copies = 0 if x.ndim == gate.ndim + 1 else None
+        hidden = jax.vmap(project, in_axes=(copies, 0, -1), out_axes=-2)(x, a, gate)
+    else:
+        hidden = hidden.reshape(*gate.shape, -1) * gate[..., None]
     hidden = checkpoint_name(hidden.astype(x.dtype).reshape(*hidden.shape[:-2], -1), HIDDEN)
     return expand(hidden, b.reshape(-1, b.shape[-1]))

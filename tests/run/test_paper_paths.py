@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from goat_jax.commands.configs import read_config
 from goat_jax.commands.evaluate import evaluate_run
-from goat_jax.commands.sweep import Sweep, main
+from goat_jax.commands.paper_table import PaperTable, main
 from goat_jax.data.prepare import prepare
 from goat_jax.data.vision_tasks import VISION, vision_classes
 from goat_jax.models.encoder import Encoder, tiny_config
@@ -192,18 +192,18 @@ def test_image_tasks_from_archives_to_scores(task, clip, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_table_is_trained_once_and_goes_on(shared, roberta, tmp_path, capsys):
-    sweep = Sweep(ROOT / "configs" / "glue.py", GLUE_SCORES, "accuracy", "glue")
+    table = PaperTable(ROOT / "configs" / "glue.py", GLUE_SCORES, "accuracy", "glue")
     arguments = ["--tasks", "rte", "--methods", "lora", "--seeds", "0", "1", "--quiet"]
     arguments += ["--out", str(tmp_path), "--options", f"folder={shared / 'data' / 'glue'}"]
     arguments += ["--model.path", str(roberta), "--model.dtype", "float32", *TEXT]
     arguments += ["--train.steps", "2", "--train.batch-size", "2", "--task.evaluation-limit", "16"]
     arguments += ["--optimizer.warmup-steps", "0"]
-    assert main(sweep, arguments) == 0
+    assert main(table, arguments) == 0
     table = capsys.readouterr().out
     assert "| lora" in table and "±" in table and "(84.47, " in table
     assert not list(tmp_path.glob("figure*.png"))  # of one method there is nothing to compare
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/**/*") if path.is_file()}
-    assert main(sweep, arguments) == 0
+    assert main(table, arguments) == 0
     assert capsys.readouterr().out == table
     after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/**/*") if path.is_file()}
     assert before == after

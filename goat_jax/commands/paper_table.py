@@ -1,0 +1,215 @@
+"""Tasks x methods x seeds of one table of the paper; what ``train/glue.py`` and its like run."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from goat_jax.commands.configs import read_config, with_adapter
+from goat_jax.commands.figures import draw_figures
+from goat_jax.commands.train import draw
+from goat_jax.config import parse_options
+from goat_jax.errors import RunFailed, UserError
+from goat_jax.run.fit import fit
+from goat_jax.run.folder import RESULT, RUN, write_aside
+from goat_jax.run.gather import gather
+from goat_jax.tables import render_table
+
+TABLE = "table.md"
+Scores = Mapping[str, Mapping[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class PaperTable:
+    """One table.
+
+    Attributes:
+        config: the config file, whose options have task, method, rank and seed.
+        paper: method (``lora@16`` with another rank) -> task -> score in percent.
+        metric: what is compared, at the last step.
+        name: of the program and of the folder of runs.
+    """
+
+    config: Path
+    paper: Scores
+    metric: str
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a table.
+
+    Attributes:
+        task, seed: its own.
+        method: with ``@RANK``, if it is not the table's, and ``:OPT=V,...`` of the adapter.
+
+    >>> Cell("dtd", "lora@16", 1).options
+    'task=dtd,method=lora,rank=16,seed=1'
+    >>> Cell("dtd", "goat@16:rho=5", 0).adapter, Cell("dtd", "goat@16:rho=5", 0).name
+    ({'rho': 5}, 'dtd-goat-rank16-rho-5-seed0')
+    """
+
+    task: str
+    method: str
+    seed: int
+
+    @property
+    def options(self) -> str:
+        """Of the config file."""
+        method, _, rank = self.method.partition(":")[0].partition("@")
+        own = f",rank={rank}" if rank else ""
+        return f"task={self.task},method={method}{own},seed={self.seed}"
+
+    @property
+    def adapter(self) -> dict[str, Any]:
+        """Options of the adapter, over the config file's."""
+        return parse_options(self.method.partition(":")[2])
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        method = re.sub(r"[:=,/ ]", "-", self.method.replace("@", "-rank"))
+        return f"{self.task}-{method}-seed{self.seed}"
+
+
+def main(table: PaperTable, arguments: Sequence[str] | None = None) -> int:
+    """Runs what is not done, then prints the table; 0, 1 if a run failed, 143 if it was stopped."""
+    options, overrides = _parser(table).parse_known_args(arguments)
+    cells = [
+        Cell(task, method, seed)
+        for seed in options.seeds
+        for task in options.tasks
+        for method in options.methods
+    ]
+    found: dict[Cell, float] = {}
+    problems = []
+    for cell in cells:
+        try:
+            score = run_cell(
+                table, cell, options.out, options.options, overrides, not options.quiet
+            )
+        except (UserError, RunFailed) as error:
+            problems.append(f"{cell.name}: {error}")
+            continue
+        if score is None:
+            print(f"stopped in {cell.name}; the same command continues", file=sys.stderr)
+            return 143
+        found[cell] = score
+    rendered = render(table.paper, found, options.tasks, options.methods)
+    conclude(
+        options.out, rendered, [f"not trained: {problem}" for problem in problems], table.metric
+    )
+    return 1 if problems else 0
+
+
+def conclude(out: Path, table: str, problems: Sequence[str], metric: str | None = None) -> None:
+    """Writes and prints a table, draws the paper's figures that its runs are enough for."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_aside(out / TABLE, table + "\n")
+    print(table)
+    if any(out.rglob(RUN)):
+        for path in draw_figures(gather([out]), out, metric)[0]:
+            print(f"drawn: {path}")
+    for problem in problems:
+        print(problem, file=sys.stderr)
+
+
+def _parser(table: PaperTable) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=table.name,
+        allow_abbrev=False,
+        description="Trains every task with every method; what is done is not trained again. "
+        "Fields of the runs can be overridden: --model.path FOLDER, --train.steps 100, ...",
+    )
+    tasks = list(next(iter(table.paper.values())))
+    parser.add_argument("--tasks", nargs="+", default=tasks, metavar="TASK")
+    parser.add_argument("--methods", nargs="+", default=list(table.paper), metavar="METHOD")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
+    parser.add_argument("--out", type=Path, default=Path("runs") / table.name, metavar="FOLDER")
+    parser.add_argument("--options", default="", metavar="OPT=V,...", help="of the config file")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    return parser
+
+
+def run_cell(
+    table: PaperTable, cell: Cell, out: Path, options: str, overrides: list[str], progress: bool
+) -> float | None:
+    """The score of one run in percent, trained now if it is not done; None if it was stopped.
+
+    Raises:
+        UserError, RunFailed: as `goat_jax.run.fit.fit`; a result of other settings.
+    """
+    source = f"{table.config}:{cell.options}" + (f",{options}" if options else "")
+    folder = out / cell.name
+    config = with_adapter(read_config(source, overrides, table.name), cell.adapter)
+    config = dataclasses.replace(config, out=str(folder))
+    path = folder / RESULT
+    settings = {"source": cell.options, "options": options, "overrides": overrides}
+    settings |= {"adapter": cell.adapter} if cell.adapter else {}
+    if path.is_file():
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if saved["settings"] != settings:
+            raise UserError(
+                f"{folder} has a result of other settings ({saved['settings']['options']} "
+                f"{' '.join(saved['settings']['overrides'])}): give the same or another --out"
+            )
+        return 100 * saved["scores"][table.metric]
+    summary = fit(config, progress=progress)
+    if summary.stopped.startswith("SIG"):
+        return None
+    draw(summary.folder)
+    result = {"settings": settings, "step": summary.step, "scores": summary.after}
+    write_aside(path, json.dumps(result | {"notes": summary.notes}, indent=1) + "\n")
+    jax.clear_caches()  # the next run has a model of its own
+    return 100 * summary.after[table.metric]
+
+
+def render(
+    paper: Scores, found: Mapping[Cell, float], tasks: Sequence[str], methods: Sequence[str]
+) -> str:
+    """A Markdown table: ours over the seeds, in brackets the paper's and the difference.
+
+    >>> print(render({"lora": {"rte": 84.0}}, {Cell("rte", "lora", 0): 84.5}, ["rte"], ["lora"]))
+    | method | rte                  | average |
+    | :----- | :------------------- | :------ |
+    | lora   | 84.50 (84.00, +0.50) | -       |
+    """
+    rows = []
+    for method in methods:
+        own = [
+            [score for cell, score in found.items() if (cell.task, cell.method) == (task, method)]
+            for task in tasks
+        ]
+        published = [paper.get(method, {}).get(task) for task in tasks]
+        cells = [_cell(*pair) for pair in zip(own, published, strict=True)]
+        rows.append([method, *cells, _average(own, published)])
+    return render_table(["method", *tasks, "average"], rows, markdown=True)
+
+
+def _average(own: Sequence[Sequence[float]], published: Sequence[float | None]) -> str:
+    """Of tasks that are all there; of one task it says nothing."""
+    if len(own) < 2 or not all(own):
+        return "-"
+    means = [statistics.mean(scores) for scores in own]
+    known = [score for score in published if score is not None]
+    whole = statistics.mean(known) if len(known) == len(own) else None
+    return _cell([statistics.mean(means)], whole)
+
+
+def _cell(scores: Sequence[float], published: float | None) -> str:
+    if not scores:
+        return "-" if published is None else f"- ({published:.2f})"
+    mean = statistics.mean(scores)
+    spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
+    beside = "" if published is None else f" ({published:.2f}, {mean - published:+.2f})"
+    return f"{mean:.2f}{spread}{beside}"

@@ -1,0 +1,25 @@
+"""A small sweep that really trains."""
+
+import json
+
+import pytest
+
+from goat_jax.cli import main
+
+
+@pytest.mark.slow
+def test_rates_share_a_step_and_the_table_has_what_was_trained(tiny, tmp_path):
+    out = tmp_path / "sweep"
+    axes = ["adapter.rho=1,5", "optimizer.learning-rate=1e-4,1e-2"]
+    command = ["sweep", "--config", str(tiny / "config.py"), "--over", *axes]
+    command += ["--train.steps", "6", "--adapter.dropout", "0", "--at-once", "2"]
+    assert main([*command, "--out", str(out)]) == 0
+    runs = json.loads((out / "adapter.rho-5.json").read_text())["runs"]
+    assert [run["member"]["learning_rate"] for run in runs] == [1e-4, 1e-2]
+    losses = [run["losses"] for run in runs]
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-4) and losses[1][-1] < losses[0][-1]
+    first = (out / "sweep.md").read_text().splitlines()[2]
+    best = max(run["after"]["accuracy"] for run in runs)
+    other = json.loads((out / "adapter.rho-1.json").read_text())["runs"]
+    best = max(best, *(run["after"]["accuracy"] for run in other))
+    assert f"{best:.4f}" in first
