@@ -199,12 +199,12 @@ def test_a_table_is_trained_once_and_goes_on(shared, roberta, tmp_path, capsys):
     arguments += ["--train.steps", "2", "--train.batch-size", "2", "--task.evaluation-limit", "16"]
     arguments += ["--optimizer.warmup-steps", "0"]
     assert main(table, arguments) == 0
-    table = capsys.readouterr().out
-    assert "| lora" in table and "±" in table and "(84.47, " in table
+    printed = capsys.readouterr().out
+    assert "| lora" in printed and "±" in printed and "(84.47, " in printed
     assert not list(tmp_path.glob("figure*.png"))  # of one method there is nothing to compare
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/**/*") if path.is_file()}
     assert main(table, arguments) == 0
-    assert capsys.readouterr().out == table
+    assert capsys.readouterr().out == printed
     after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/**/*") if path.is_file()}
     assert before == after
 
