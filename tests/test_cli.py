@@ -157,6 +157,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_whole(config_file, tmp_path)
 @pytest.mark.slow
 def test_what_is_compiled_is_kept_for_the_next_start(config_file, tmp_path):
     settings = dict(os.environ, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    settings.pop("JAX_COMPILATION_CACHE_DIR", None)  # of other tests
     settings["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # jax keeps what takes a second
     code = "import sys; from goat_jax.cli import main; sys.exit(main(sys.argv[1:]))"
     arguments = train(config_file, tmp_path / "run", "--train.steps", "4")
