@@ -52,7 +52,7 @@ def _backward(saved: Saved, gradients: tuple[Array, Array]) -> tuple[Array, Arra
     for_x = jnp.dot(both, columns.T, precision="highest")
     if x.dtype == jnp.bfloat16:
         both = jnp.concatenate([for_hidden.astype(x.dtype), bfloat16_parts(for_logits)], -1)
-    rows = both.reshape(-1, both.shape[-1]).astype(x.dtype)
+    rows = both.reshape(-1, both.shape[-1])
     product = jnp.dot(tokens.T, rows, preferred_element_type=dtype, precision="highest")
     for_inner, for_router = jnp.split(product, [inner.shape[-1]], -1)
     if x.dtype == jnp.bfloat16:

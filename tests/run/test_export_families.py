@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -106,17 +105,6 @@ FAMILIES = {
 }
 
 
-def trained_elsewhere(built):
-    """A state of which every trained number has moved."""
-    leaves, structure = jax.tree.flatten(built.state.trainable)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    moved = [
-        leaf + 0.1 * jax.random.normal(key, leaf.shape)
-        for leaf, key in zip(leaves, keys, strict=True)
-    ]
-    return dataclasses.replace(built.state, trainable=jax.tree.unflatten(structure, moved))
-
-
 def inputs(family):
     rng = np.random.default_rng(0)
     if family in ("vit", "dinov2"):
@@ -143,7 +131,7 @@ def their_logits(model, given):
 def test_peft_and_merged_models_have_the_run_s_logits(family, tmp_path):
     make, auto = FAMILIES[family]
     config = dataclasses.replace(make(tmp_path), out=str(tmp_path / "run"))
-    run = begin(config, trained_elsewhere).folder
+    run = begin(config, load_helper("test_export").trained_elsewhere).folder
     given = inputs(family)
     ours = our_logits(run, given)
     export_run(run, "merged", tmp_path / "merged")
