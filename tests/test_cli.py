@@ -1,6 +1,5 @@
 """The command line: help with examples, one clear line for bad input, exit codes."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,27 +9,12 @@ from pathlib import Path
 import pytest
 
 from goat_jax.cli import main
-
-
-def write_tiny(root: Path) -> Path:
-    """The tiny run of tests/run, and its config file."""
-    path = Path(__file__).parent / "run" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("tiny_run", path)
-    assert spec is not None and spec.loader is not None
-    tools = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tools)
-    tools.write_checkpoint(root / "model")
-    tools.write_rows(root / "train.jsonl", 64, seed=1)
-    tools.write_rows(root / "test.jsonl", 20, seed=2)
-    names = {"model": "model", "train": "train.jsonl", "test": "test.jsonl"}
-    paths = {name: str(root / file) for name, file in names.items()}
-    (root / "config.py").write_text(tools.CONFIG.format(**paths))
-    return root / "config.py"
+from tiny_run import write_run
 
 
 @pytest.fixture(scope="module")
 def config_file(tmp_path_factory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("cli"))
+    return write_run(tmp_path_factory.mktemp("cli"), 64, 20)
 
 
 def error_of(capsys, *arguments: str) -> tuple[int, str]:

@@ -4,29 +4,15 @@ import dataclasses
 import functools
 import hashlib
 import http.server
-import importlib.util
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 
+import official
 from goat_jax.cli import main
 from goat_jax.data.images import load_images
 from goat_jax.data.prepare import RECIPES
 from goat_jax.data.tasks import TASKS, make_task
-
-
-def load_helper(name):
-    path = Path(__file__).parent / "data" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-official = load_helper("official")
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

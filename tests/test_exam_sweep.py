@@ -1,6 +1,5 @@
 """The programs of the language tables: what is done is not done again, and the table says so."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,16 +11,7 @@ from goat_jax.commands.exam_sweep import main
 from goat_jax.data.commonsense import FOLDERS
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.run.examination import Examination
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def program(name):
-    spec = importlib.util.spec_from_file_location(f"train_{name}", ROOT / "train" / f"{name}.py")
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found.SWEEP
-
+from programs import load_program
 
 SCORES = {
     "commonsense170k": {f"accuracy/{name}": 0.5 + n / 100 for n, name in enumerate(FOLDERS)},
@@ -92,7 +82,10 @@ def cells(line):
 
 
 def test_one_run_fills_the_eight_columns(runner, folder, tmp_path, capsys):
-    sweep, arguments = program("commonsense"), ["--methods", "lora", "goat", "--seeds", "0", "1"]
+    sweep, arguments = (
+        load_program("commonsense").SWEEP,
+        ["--methods", "lora", "goat", "--seeds", "0", "1"],
+    )
     assert main(sweep, given(tmp_path, folder, *arguments)) == 0
     names = [f"commonsense170k-{m}-seed{s}" for s in (0, 1) for m in ("lora", "goat")]
     assert runner.trained == names == [name for name, *_ in runner.asked]
@@ -105,7 +98,10 @@ def test_one_run_fills_the_eight_columns(runner, folder, tmp_path, capsys):
 
 
 def test_what_is_done_is_not_done_again(runner, folder, tmp_path, capsys):
-    sweep, arguments = program("commonsense"), given(tmp_path, folder, "--methods", "goat")
+    sweep, arguments = (
+        load_program("commonsense").SWEEP,
+        given(tmp_path, folder, "--methods", "goat"),
+    )
     assert main(sweep, arguments) == 0
     first = capsys.readouterr().out
     assert main(sweep, arguments) == 0
@@ -120,14 +116,20 @@ def test_what_is_done_is_not_done_again(runner, folder, tmp_path, capsys):
 
 
 def test_a_result_of_other_settings_is_not_taken(runner, folder, tmp_path, capsys):
-    sweep, arguments = program("commonsense"), given(tmp_path, folder, "--methods", "goat")
+    sweep, arguments = (
+        load_program("commonsense").SWEEP,
+        given(tmp_path, folder, "--methods", "goat"),
+    )
     main(sweep, arguments)
     assert main(sweep, [*arguments, "--train.steps", "7"]) == 1
     assert "has a result of other settings" in capsys.readouterr().err and len(runner.asked) == 1
 
 
 def test_a_stopped_program_goes_on(runner, folder, tmp_path, capsys):
-    sweep, arguments = program("commonsense"), given(tmp_path, folder, "--methods", "lora", "goat")
+    sweep, arguments = (
+        load_program("commonsense").SWEEP,
+        given(tmp_path, folder, "--methods", "lora", "goat"),
+    )
     runner.stopping = "commonsense170k-goat-seed0"
     assert main(sweep, arguments) == 143
     assert "the same command continues" in capsys.readouterr().err and len(runner.asked) == 1
@@ -140,7 +142,12 @@ def test_a_stopped_program_goes_on(runner, folder, tmp_path, capsys):
 @pytest.mark.parametrize("error", [UserError("no such folder"), RunFailed("the loss is nan")])
 def test_a_run_that_fails_does_not_stop_the_others(error, runner, folder, tmp_path, capsys):
     runner.failing["commonsense170k-lora-seed0"] = error
-    assert main(program("commonsense"), given(tmp_path, folder, "--methods", "lora", "goat")) == 1
+    assert (
+        main(
+            load_program("commonsense").SWEEP, given(tmp_path, folder, "--methods", "lora", "goat")
+        )
+        == 1
+    )
     printed = capsys.readouterr()
     assert f"not done: commonsense170k-lora-seed0: {error}" in printed.err
     lora, goat = (cells(line) for line in printed.out.splitlines()[2:])
@@ -149,7 +156,7 @@ def test_a_run_that_fails_does_not_stop_the_others(error, runner, folder, tmp_pa
 
 def test_three_runs_fill_the_table_of_generation(runner, folder, tmp_path, capsys):
     arguments = given(tmp_path, folder, "--methods", "goat", "lora_pro", questions=True)
-    assert main(program("generation"), arguments) == 0
+    assert main(load_program("generation").SWEEP, arguments) == 0
     tasks = [(task, way) for name, task, way in runner.asked if "goat" in name]
     assert tasks == [("wizardlm", "judge"), ("metamath", "generate"), ("codefeedback", "code")]
     head, _, goat, other = (cells(line) for line in capsys.readouterr().out.splitlines())
@@ -161,6 +168,6 @@ def test_three_runs_fill_the_table_of_generation(runner, folder, tmp_path, capsy
 def test_a_grade_that_nobody_gave_is_no_score(runner, folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(SCORES, "wizardlm", {"unscored": 80.0})
     arguments = given(tmp_path, folder, "--methods", "goat", "--runs", "chat", questions=True)
-    assert main(program("generation"), arguments) == 0
+    assert main(load_program("generation").SWEEP, arguments) == 0
     head, _, goat = (cells(line) for line in capsys.readouterr().out.splitlines())
     assert head == ["method", "chat", "average"] and goat[1] == "- (6.01)"

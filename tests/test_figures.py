@@ -1,7 +1,6 @@
 """The paper's figures from run folders that are made by hand: what they show, what is lacking."""
 
 import dataclasses
-import importlib.util
 import json
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from goat_jax.data.tasks import reviews
 from goat_jax.errors import UserError
 from goat_jax.run.figure_data import score_panels, segment_place
 from goat_jax.run.gather import by_series, gather
+from programs import load_program
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -110,17 +110,10 @@ def test_every_figure_is_drawn_when_its_runs_are_there(tmp_path):
     assert "figure 5 (score against rank) needs finished runs of a method at two" in lacking[3]
 
 
-def program():
-    spec = importlib.util.spec_from_file_location("train_figures", ROOT / "train" / "figures.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("table", ["vision:task=dtd", "glue:task=rte"])
 def test_the_runs_of_every_figure_have_configs(table):
     family, _, task = table.partition(":")
-    runs = program().RUNS
+    runs = load_program("figures").RUNS
     assert {int(number) for number in runs} == set(FIGURES)
     for labels in runs.values():
         cells = [Cell(task.partition("=")[2], label, 0) for label in labels]
@@ -136,7 +129,7 @@ def test_places_of_figure_1_are_spread_over_the_spectrum():
             RunConfig(ModelConfig("m"), reviews(), AdapterConfig("pissa")),
             Cell("", label, 0).adapter,
         ).adapter.spec()
-        for label in program().RUNS["1"]
+        for label in load_program("figures").RUNS["1"]
     ]
     assert [segment_place(spec) for spec in specs] == [n / 8 for n in range(9)]
 
@@ -144,11 +137,13 @@ def test_places_of_figure_1_are_spread_over_the_spectrum():
 def test_figures_are_drawn_from_the_command_line(tmp_path, capsys):
     write_run(tmp_path, "a", "lora")
     write_run(tmp_path, "b", "dora")
-    assert program().main(["draw", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert (
+        load_program("figures").main(["draw", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    )
     printed = capsys.readouterr().out.splitlines()
     assert (
         printed[0] == str(tmp_path / "out" / "figure4.png") and "not drawn: figure 1" in printed[1]
     )
     with pytest.raises(SystemExit):
-        program().main(["draw", str(tmp_path / "out")])
+        load_program("figures").main(["draw", str(tmp_path / "out")])
     assert "no run in" in capsys.readouterr().err

@@ -103,7 +103,9 @@ def sweep(
             found[point] = [outcome for outcome in done if outcome.member.learning_rate == rate]
         say(f"{number}: {describe(shared) or 'learning rates'}, {len(members)} runs")
     metric = base.best_by
-    best_first = sorted(found, key=lambda p: goodness(metric, _mean(found[p], metric)))[::-1]
+    best_first = sorted(
+        found, key=lambda point: goodness(metric, _mean(found[point], metric)), reverse=True
+    )
     table = sweep_table({point: found[point] for point in best_first}, axes, base.task.metrics)
     write_aside(out / TABLE, table + "\n")
     scores = {point: [o.after[metric] for o in of_point] for point, of_point in found.items()}

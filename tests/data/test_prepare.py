@@ -1,29 +1,14 @@
 """Every set is made from archives in the official layout, and read back by its task."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 
+import official
 from goat_jax.data.examples import load_examples
 from goat_jax.data.images import load_images
 from goat_jax.data.prepare import RECIPES, gather_files, prepare
 from goat_jax.data.tasks import make_task
 from goat_jax.data.vision_tasks import VISION
 from goat_jax.errors import UserError
-
-
-def helper():
-    path = Path(__file__).with_name("official.py")
-    spec = importlib.util.spec_from_file_location("official_archives", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-official = helper()
 
 
 @pytest.fixture

@@ -1,101 +1,11 @@
-"""A tiny checkpoint, a tiny task and a config file: a whole run in seconds, without torch."""
+"""The tiny run of ``helpers/tiny_run.py``, made and trained once for the tests of this folder."""
 
-import json
-import random
 from pathlib import Path
 
 import jax
 import pytest
-from flax import nnx
-from safetensors.numpy import save_file
 
-from goat_jax.models.encoder import Encoder, tiny_config
-from goat_jax.models.torch_names import torch_tensors
-
-GOOD = ["fine", "bright", "warm", "sharp", "lovely"]
-BAD = ["dull", "flat", "cold", "muddled", "weak"]
-PLAIN = ["the", "film", "is", "a", "story", "about", "people", "and", "cities", "with", "songs"]
-
-
-def write_checkpoint(folder: Path, seed: int = 0) -> Path:
-    """A random two-layer BERT in Hugging Face form, with a word-level tokenizer."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *GOOD, *BAD, *PLAIN]
-    config = tiny_config(vocab_size=len(words), num_layers=2, hidden_size=32)
-    model = Encoder(config, rngs=nnx.Rngs(seed))
-    folder.mkdir(parents=True)
-    save_file(torch_tensors(model), folder / "model.safetensors")
-    hf = {
-        "model_type": "bert",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "intermediate_size": config.intermediate_size,
-        "max_position_embeddings": config.max_position_embeddings,
-        "type_vocab_size": config.type_vocab_size,
-    }
-    (folder / "config.json").write_text(json.dumps(hf))
-    write_tokenizer(folder, words)
-    return folder
-
-
-def write_tokenizer(folder: Path, words: list[str]) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    vocabulary = {word: number for number, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "pad_token": "[PAD]",
-        "unk_token": "[UNK]",
-        "model_max_length": 40,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-
-
-def write_rows(path: Path, count: int, seed: int) -> Path:
-    """Sentences with three telling words each."""
-    rng = random.Random(seed)
-    rows = []
-    for _ in range(count):
-        label = rng.randrange(2)
-        words = rng.choices(PLAIN, k=rng.randrange(2, 9))
-        words += rng.choices(GOOD if label else BAD, k=3)
-        rng.shuffle(words)
-        rows.append({"sentence": " ".join(words), "label": label})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-CONFIG = """
-from goat_jax.config import AdapterConfig, ModelConfig, RunConfig, TrainConfig
-from goat_jax.data.tasks import files
-from goat_jax.optim.optimizer import OptimizerConfig
-
-
-def get_config(method="goat", steps=30, **none):
-    return RunConfig(
-        model=ModelConfig({model!r}, options={{"pooling": "mean"}}),
-        task=files({train!r}, {test!r}, labels=("bad", "good")),
-        adapter=AdapterConfig(
-            method=method, targets=r"bert\\.encoder\\..*", train=("pooler.dense", "classifier"),
-            dropout=0.05,
-        ),
-        optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=3),
-        train=TrainConfig(
-            steps=steps, batch_size=16, max_length=24, shapes=1, eval_batch_size=32,
-            eval_every=10, save_every=5, log_every=2,
-        ),
-        out="unused",
-    )
-"""
+from tiny_run import write_run
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -115,13 +25,7 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory):
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with model/, train.jsonl, test.jsonl and config.py."""
     root = tmp_path_factory.mktemp("tiny")
-    write_checkpoint(root / "model")
-    write_rows(root / "train.jsonl", 160, seed=1)
-    write_rows(root / "test.jsonl", 40, seed=2)
-    text = CONFIG.format(
-        model=str(root / "model"), train=str(root / "train.jsonl"), test=str(root / "test.jsonl")
-    )
-    (root / "config.py").write_text(text)
+    write_run(root)
     return root
 
 

@@ -10,7 +10,7 @@ from goat_jax.data.tasks import files
 from goat_jax.errors import UserError
 from goat_jax.run.compose import compose, few_rows
 from goat_jax.run.fit import fit
-from tests.run.conftest import write_rows
+from tiny_run import write_rows
 
 pytestmark = pytest.mark.slow
 

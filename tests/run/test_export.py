@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from goat_jax.layers import merge_model
 from goat_jax.run.export import export_run
 from goat_jax.run.fit import begin
 from goat_jax.run.reopen import reopen
+from trained import trained_elsewhere
 
 torch = pytest.importorskip("torch", reason="needs the extra 'test', which brings torch")
 peft = pytest.importorskip("peft", reason="needs the extra 'test', which brings peft")
@@ -41,23 +41,6 @@ OPTIONS = {
 
 TASK_IDS = {"moelora": "label"}
 """Methods that go by tasks -> a column that can stand for them."""
-
-
-def noise(tree, seed):
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), max(1, len(leaves)))
-    noisy = [
-        leaf + 0.1 * jax.random.normal(key, leaf.shape, leaf.dtype)
-        for leaf, key in zip(leaves, keys, strict=False)
-    ]
-    return jax.tree.unflatten(structure, noisy)
-
-
-def trained_elsewhere(built):
-    """A state as if it had been trained: every number of it has moved."""
-    state = built.state
-    moved = {"trainable": noise(state.trainable, 1), "constants": noise(state.constants, 2)}
-    return dataclasses.replace(state, **moved)
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,14 @@
 """Exports of every family of models, reloaded with transformers and PEFT: the same logits."""
 
 import dataclasses
-import importlib.util
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import tiny_language
+import tiny_run
 from goat_jax.adapters.context import EVAL
 from goat_jax.config import AdapterConfig, ModelConfig, RunConfig, TrainConfig
 from goat_jax.data.tasks import files, language_files, make_task
@@ -16,6 +17,7 @@ from goat_jax.optim.optimizer import OptimizerConfig
 from goat_jax.run.export import export_run
 from goat_jax.run.fit import begin
 from goat_jax.run.reopen import reopen
+from trained import trained_elsewhere
 
 torch = pytest.importorskip("torch", reason="needs the extra 'test', which brings torch")
 peft = pytest.importorskip("peft", reason="needs the extra 'test', which brings peft")
@@ -39,17 +41,8 @@ IMAGE = {**SIZES, "image_size": 16, "patch_size": 8}
 WARM = OptimizerConfig(warmup_steps=0)
 
 
-def load_helper(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def llama(root: Path) -> RunConfig:
-    language = load_helper("test_language")
-    language._write_model(root / "model")
+    tiny_language.write_model(root / "model")
     rows = '{"prompt": "what is the sky ?", "completion": "blue"}\n' * 4
     (root / "rows.jsonl").write_text(rows)
     task = language_files(str(root / "rows.jsonl"), str(root / "rows.jsonl"))
@@ -59,8 +52,7 @@ def llama(root: Path) -> RunConfig:
 
 
 def roberta(root: Path) -> RunConfig:
-    tools = load_helper("conftest")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *tools.GOOD, *tools.BAD, *tools.PLAIN]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *tiny_run.GOOD, *tiny_run.BAD, *tiny_run.PLAIN]
     config = transformers.RobertaConfig(
         **SIZES,
         vocab_size=len(words),
@@ -69,8 +61,8 @@ def roberta(root: Path) -> RunConfig:
         pad_token_id=0,
     )
     transformers.RobertaForSequenceClassification(config).save_pretrained(root / "model")
-    tools.write_tokenizer(root / "model", words)
-    rows = str(tools.write_rows(root / "rows.jsonl", 4, seed=0))
+    tiny_run.write_tokenizer(root / "model", words)
+    rows = str(tiny_run.write_rows(root / "rows.jsonl", 4, seed=0))
     train = TrainConfig(steps=2, batch_size=2, eval_batch_size=2, max_length=24)
     adapter = AdapterConfig("pissa", total_rank=4, dropout=0.0)
     task = files(rows, rows, labels=("bad", "good"))
@@ -131,7 +123,7 @@ def their_logits(model, given):
 def test_peft_and_merged_models_have_the_run_s_logits(family, tmp_path):
     make, auto = FAMILIES[family]
     config = dataclasses.replace(make(tmp_path), out=str(tmp_path / "run"))
-    run = begin(config, load_helper("test_export").trained_elsewhere).folder
+    run = begin(config, trained_elsewhere).folder
     given = inputs(family)
     ours = our_logits(run, given)
     export_run(run, "merged", tmp_path / "merged")

@@ -24,43 +24,13 @@ from goat_jax.optim.optimizer import OptimizerConfig
 from goat_jax.run.fit import fit
 from goat_jax.run.generate import Generator, Sampling, _settled, choose
 from goat_jax.run.objectives import LANGUAGE
-
-COLOURS = {"grass": "green", "sky": "blue", "blood": "red", "snow": "white", "coal": "black"}
-WORDS = ["[PAD]", "[EOS]", "[UNK]", *COLOURS, *COLOURS.values(), "the", "is", "what", "?", "thing"]
-
-
-def _write_model(folder, seed=0):
-    """A random two-layer Llama in Hugging Face form, with a word-level tokenizer."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    config = tiny_decoder_config(vocab_size=len(WORDS), hidden_size=32, eos_ids=(1,))
-    model = Decoder(config, rngs=nnx.Rngs(seed))
-    folder.mkdir(parents=True)
-    save_file(torch_tensors(model), folder / "model.safetensors")
-    hf = {
-        "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "intermediate_size": config.intermediate_size,
-        "max_position_embeddings": 64,
-        "eos_token_id": 1,
-    }
-    (folder / "config.json").write_text(json.dumps(hf))
-    raw = Tokenizer(models.WordLevel({w: n for n, w in enumerate(WORDS)}, unk_token="[UNK]"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="[EOS]", unk_token="[UNK]")
-    fast.save_pretrained(folder)
-    return folder
+from tiny_language import COLOURS, write_model
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     root = tmp_path_factory.mktemp("colours")
-    _write_model(root / "model")
+    write_model(root / "model")
     rng = np.random.default_rng(0)
     for name, count in [("train", 60), ("test", 10)]:
         things = rng.choice(list(COLOURS), count)
@@ -248,7 +218,7 @@ def test_a_task_for_another_kind_of_model_is_refused(config, tiny):
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(files, config, tmp_path):
-    folder = _write_model(tmp_path / "model")
+    folder = write_model(tmp_path / "model")
     small = Decoder(tiny_decoder_config(vocab_size=9, hidden_size=32), rngs=nnx.Rngs(0))
     save_file(torch_tensors(small), folder / "model.safetensors")
     hf = json.loads((folder / "config.json").read_text())

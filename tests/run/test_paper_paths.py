@@ -2,9 +2,7 @@
 
 import dataclasses
 import gzip
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ from flax import nnx
 from PIL import Image
 from safetensors.numpy import save_file
 
+import official
 from goat_jax.commands.configs import read_config
 from goat_jax.commands.evaluate import evaluate_run
 from goat_jax.commands.paper_table import PaperTable, main
@@ -27,17 +26,6 @@ from goat_jax.run.fit import fit
 from goat_jax.run.setup import load_data
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-def load_helper(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / "data" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-official = load_helper("official")
 
 
 @pytest.fixture(scope="module")
