@@ -1,13 +1,20 @@
 """Fine-tuning with mixtures of LoRA experts (GOAT and its relatives) in JAX."""
 
-from goat_jax.adapters.adapter import apply_adapter, init_adapter, merge_adapter
+from goat_jax.adapters.adapter import (
+    AdapterStart,
+    Report,
+    apply_adapter,
+    init_adapter,
+    merge_adapter,
+)
 from goat_jax.adapters.context import Context
-from goat_jax.adapters.methods import METHODS, method_spec
+from goat_jax.adapters.methods import METHODS, Method, method_spec
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.inject import InjectReport, Override, inject
 from goat_jax.layers import Dense, Factor, Head, merge_model, run_model, split_model
-from goat_jax.models.load import load_model
+from goat_jax.models.load import Loaded, load_model
+from goat_jax.own.attach import Adapted
 from goat_jax.own.linen_models import adapt_linen
 from goat_jax.own.nnx_models import adapt_nnx, merge_nnx, run_adapted
 
@@ -15,13 +22,18 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "Adapted",
     "AdapterSpec",
+    "AdapterStart",
     "Context",
     "Dense",
     "Factor",
     "Head",
     "InjectReport",
+    "Loaded",
+    "Method",
     "Override",
+    "Report",
     "RunFailed",
     "UserError",
     "adapt_linen",

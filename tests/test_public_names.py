@@ -7,13 +7,18 @@ import goat_jax
 
 PUBLIC = [
     "METHODS",
+    "Adapted",
     "AdapterSpec",
+    "AdapterStart",
     "Context",
     "Dense",
     "Factor",
     "Head",
     "InjectReport",
+    "Loaded",
+    "Method",
     "Override",
+    "Report",
     "RunFailed",
     "UserError",
     "adapt_linen",

@@ -1,0 +1,98 @@
+"""A language model's greedy answers in JAX and in PyTorch, taking turns in one process.
+
+    python train/generation_against_torch.py --model smollm2-135m --rows 1 8 --methods goat
+
+Random weights of the real shapes, prompts of --prompt tokens, --new tokens each, float32. PyTorch
+answers with transformers' ``generate`` and its cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from goat_jax.bench.turns import machine, random_like, take_turns
+from goat_jax.config import AdapterConfig, ModelConfig, RunConfig
+from goat_jax.data.tasks import language_files
+from goat_jax.layers import merge_model
+from goat_jax.models.load import random_model
+from goat_jax.models.named import model_config
+from goat_jax.run.generate import Generator, Sampling
+from goat_jax.run.shapes import abstract_run
+from goat_jax.tables import render_table
+
+
+def adapted(model: str, method: str) -> Any:
+    """The model with a method's adapters on every linear layer."""
+    task = language_files("none.jsonl", "none.jsonl")
+    run = abstract_run(RunConfig(ModelConfig(model), task, AdapterConfig(method, train=())))
+    leaves, structure = jax.tree.flatten((run.state.trainable, run.state.frozen(run.base)))
+    numbers = [random_like(leaf, seed) for seed, leaf in enumerate(leaves)]
+    return merge_model(run.graph, *jax.tree.unflatten(structure, numbers))
+
+
+def jax_answers(model: Any, prompts: np.ndarray, new: int) -> Callable[[], Any]:
+    """Tokens as they come, each handed to the host."""
+    generator, sampling = Generator(model, tokenizer=None), Sampling(max_new_tokens=new)
+    # Random weights may choose any token, the end of the text too.
+    generator.config = dataclasses.replace(generator.config, eos_ids=())
+    rows = prompts.tolist()
+    return lambda: [len(tokens) for tokens in generator.tokens(rows, sampling)]
+
+
+def torch_answers(model: str, prompts: np.ndarray, new: int) -> Callable[[], Any]:
+    """transformers' greedy answers."""
+    import transformers
+
+    hf = dict(model_config(model))
+    config = transformers.AutoConfig.for_model(hf.pop("model_type"), **hf)
+    made = transformers.AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.from_numpy(prompts)
+    settings = {"do_sample": False, "min_new_tokens": new, "max_new_tokens": new}
+
+    def answer() -> int:
+        with torch.inference_mode():
+            found = made.generate(ids, attention_mask=torch.ones_like(ids), **settings)
+        return found.shape[1]
+
+    return answer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Greedy answers in JAX and PyTorch")
+    parser.add_argument("--model", default="smollm2-135m", help="whose sizes to take")
+    parser.add_argument("--methods", nargs="+", default=["goat"])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8], help="prompts at once")
+    parser.add_argument("--prompt", type=int, default=32, metavar="TOKENS")
+    parser.add_argument("--new", type=int, default=64, metavar="TOKENS")
+    parser.add_argument("--turns", type=int, default=5)
+    options = parser.parse_args()
+    plain = random_model(model_config(options.model), key=jax.random.key(0)).model
+    models = {"jax": plain} | {f"jax {m}": adapted(options.model, m) for m in options.methods}
+    print("  ".join(f"{key}: {value}" for key, value in machine().items()))
+    for rows in options.rows:
+        prompts = np.random.default_rng(0).integers(3, 1000, (rows, options.prompt))
+        answers = {name: jax_answers(model, prompts, options.new) for name, model in models.items()}
+        answers["torch"] = torch_answers(options.model, prompts, options.new)
+        times = take_turns(answers, options.turns)
+        print(f"\n{rows} prompts of {options.prompt} tokens, {options.new} new ones each\n")
+        headers = ["model", "tokens/s", *(f"time over {name}" for name in times)]
+        table = [
+            [
+                name,
+                f"{rows * options.new / t.median:.1f}",
+                *(f"{t.over(o):.3f}" for o in times.values()),
+            ]
+            for name, t in times.items()
+        ]
+        print(render_table(headers, table, markdown=True))
+
+
+if __name__ == "__main__":
+    main()
