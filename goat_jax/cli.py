@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import sys
@@ -10,17 +11,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from goat_jax.commands import bench_arguments, exam_arguments, sweep_arguments
+from goat_jax.commands import arguments, exam_arguments
 from goat_jax.errors import RunFailed, UserError
 
 STOPPED_BY_SIGNAL = 143
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code: 0, 1 (failed or out of tolerance) or 2 (bad input)."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # what orbax logs, it also raises
     parser = _parser()
-    known, rest = parser.parse_known_args(arguments)
+    known, rest = parser.parse_known_args(words)
     if rest and not known.takes_overrides:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
@@ -44,223 +45,16 @@ def _parser() -> argparse.ArgumentParser:
         prog="goat-jax", description="Fine-tuning with mixtures of LoRA experts in JAX."
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-
-    def verb(
-        name: str, run: Callable[..., int], help_: str, example: str, overrides: bool = False
-    ) -> argparse.ArgumentParser:
+    for name, verb in VERBS.items():
         sub = verbs.add_parser(
             name,
-            help=help_,
-            description=help_,
-            epilog=f"example: {example}",
+            help=verb.help,
+            description=verb.help,
+            epilog=f"example: {verb.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.set_defaults(run=run, takes_overrides=overrides)
-        return sub
-
-    train = verb(
-        "train",
-        _train,
-        "Fine-tune; continues by itself a run that was begun in the same folder.",
-        "goat-jax train --config configs/glue.py:task=rte,method=goat --model.path roberta-large\n"
-        "         --optimizer.learning-rate 1e-4        (--help-fields lists every field)",
-        overrides=True,
-    )
-    train.add_argument("--config", metavar="FILE[:OPT=V,...]")
-    train.add_argument(
-        "--run",
-        dest="run_folder",
-        metavar="RUN",
-        type=Path,
-        help="go on with this run, by its own config",
-    )
-    train.add_argument("--help-fields", action="store_true", help="list every field and stop")
-    train.add_argument("--quiet", action="store_true", help="no progress bar")
-    train.add_argument(
-        "--coordinator",
-        metavar="HOST:PORT|auto",
-        help="one process of several: where the first listens; auto on SLURM and TPU pods",
-    )
-    train.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    train.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
-
-    evaluate = verb(
-        "evaluate",
-        _evaluate,
-        "Score a run's best (or any) checkpoint on its task, or any language model on exams.",
-        "goat-jax evaluate runs/demo --step 150\n"
-        "         goat-jax evaluate runs/commonsense --task arc_easy:folder=data/commonsense\n"
-        "         goat-jax evaluate package:smollm2 --how likelihood --limit 200 \\\n"
-        "             --task obqa:folder=data/commonsense,cloze=true",
-    )
-    exam_arguments.add(evaluate)
-
-    generate = verb(
-        "generate",
-        _generate,
-        "Answer prompts with a run's best (or any) checkpoint, or with a pretrained model.",
-        "goat-jax generate runs/gsm8k --prompts questions.jsonl --max-new-tokens 200\n"
-        '         goat-jax generate package:smollm2 --chat --prompt "What is JAX?"',
-    )
-    generate.add_argument("source", metavar="RUN|MODEL", help="a run folder or a model")
-    generate.add_argument("--prompt", action="append", default=[], metavar="TEXT")
-    generate.add_argument(
-        "--prompts", type=Path, metavar="FILE", help="JSONL with a column prompt, or a run's own"
-    )
-    generate.add_argument("--chat", action="store_true", help="wrap in the model's chat template")
-    generate.add_argument("--max-new-tokens", type=int, metavar="N", help="128 if there is room")
-    generate.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
-    generate.add_argument("--top-p", type=float, default=1.0, metavar="P")
-    generate.add_argument("--stop", action="append", default=[], metavar="TEXT")
-    exam_arguments.add_tensor(generate)
-    generate.add_argument("--seed", type=int, default=0)
-    generate.add_argument("--step", type=int, help="which checkpoint; the best if not given")
-    generate.add_argument("--json", action="store_true", help="print JSON, a line a prompt")
-
-    data = verb(
-        "data",
-        _data,
-        "Make a task's data set (fetch, check, store for tensorflow_datasets), or list them all.",
-        "goat-jax data prepare dtd --out data\n         goat-jax data list",
-    )
-    data.add_argument("what", choices=("list", "prepare"))
-    data.add_argument("task", nargs="?", metavar="TASK")
-    data.add_argument("--out", type=Path, metavar="FOLDER", help="of all sets; TFDS's if not given")
-    data.add_argument(
-        "--archives", type=Path, metavar="FOLDER", help="that has some of the files already"
-    )
-    data.add_argument("--quiet", action="store_true", help="no progress bar")
-
-    parity = verb(
-        "parity",
-        _parity,
-        "Replay parity bundles written with PyTorch and compare every number.",
-        "goat-jax parity ../shared/golden",
-    )
-    parity.add_argument("folders", metavar="DIR", nargs="+", type=Path)
-    parity.add_argument("--json", action="store_true", help="print JSON")
-
-    export = verb(
-        "export",
-        _export,
-        "Write a run's adapter for PEFT or the published GOAT code, or merged into its model.",
-        "goat-jax export runs/demo --to goat runs/demo-goat\n"
-        "         goat-jax export runs/demo --to lora runs/demo-lora   (routed ones as one LoRA)",
-    )
-    export.add_argument("run_folder", metavar="RUN", type=Path)
-    export.add_argument("out", metavar="OUT", type=Path, help="a folder that is not there yet")
-    export.add_argument("--to", required=True, choices=("peft", "goat", "merged", "lora"))
-    export.add_argument("--step", type=int, help="which checkpoint; the best if not given")
-    export.add_argument("--task-id", type=int, metavar="N", help="the task of a task-gated adapter")
-    export.add_argument(
-        "--rows", type=int, default=256, metavar="N", help="training rows to measure gates on"
-    )
-    export.add_argument("--json", action="store_true", help="print JSON")
-    take_in = verb(
-        "import",
-        _import,
-        "Make a run of somebody's adapter: to evaluate, generate with, train on and export.",
-        "goat-jax import path/to/peft --config configs/glue.py:task=rte --out runs/imported\n"
-        "         --model.path roberta-large        (any field of train)",
-        overrides=True,
-    )
-    take_in.add_argument("source", metavar="FOLDER", type=Path, help="PEFT, or published GOAT")
-    take_in.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
-
-    compare = verb(
-        "compare",
-        _compare,
-        "Train several methods on one task, with several seeds: one table, one figure.",
-        "goat-jax compare --config configs/demo.py --methods goat,molora,lora --seeds 0 1 2\n"
-        '         goat-jax compare --config configs/demo.py --methods goat "goat:rho=5"\n'
-        "         --train.steps 50        (any field of train)",
-        overrides=True,
-    )
-    compare.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
-    compare.add_argument("--methods", required=True, nargs="+", metavar="METHOD[:OPT=V,...]")
-    compare.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
-    compare.add_argument("--rates", type=float, nargs="+", default=[], metavar="LEARNING_RATE")
-    compare.add_argument(
-        "--equal", choices=("rank", "parameters"), default="rank", help="what methods share"
-    )
-    compare.add_argument(
-        "--at-once", type=int, default=1, metavar="N", help="runs of a method in one step (memory!)"
-    )
-    compare.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="FOLDER")
-
-    sweep = verb(
-        "sweep",
-        _sweep,
-        "Train one config at many points, a grid or random ones: one table, one figure.",
-        "goat-jax sweep --config configs/demo.py --over adapter.rho=1,5,10 \\\n"
-        "             optimizer.learning-rate=1e-3,5e-3 --at-once 2 --train.steps 50\n"
-        "         goat-jax sweep --config configs/demo.py --random 8 \\\n"
-        "             --over optimizer.learning-rate=1e-4..1e-2:log adapter.total-rank=8,16,32",
-        overrides=True,
-    )
-    sweep_arguments.add(sweep)
-
-    bench = verb(
-        "bench",
-        _bench,
-        "Measure what adapters cost on this device: a layer, whole steps, or how it grows.",
-        "goat-jax bench layer --dtype bfloat16\n"
-        "         goat-jax bench step --config configs/gsm8k.py --model smollm2-135m \\\n"
-        "             --methods lora goat full_ft --train.batch-size 4\n"
-        "         goat-jax bench growth --methods goat --out runs/growth",
-        overrides=True,
-    )
-    bench_arguments.add(bench)
-
-    methods = verb(
-        "methods",
-        _methods,
-        "List every method with its parts, or what each trains of a model.",
-        "goat-jax methods --model llama-2-7b",
-    )
-    methods.add_argument("--model", metavar="MODEL", help="its name or folder; no weights needed")
-    inspect = verb(
-        "inspect",
-        _inspect,
-        "Show a run: what is trained, singular spectra, expert load, scores. Or what a config\n"
-        "would train, without weights.",
-        "goat-jax inspect runs/demo\n"
-        "         goat-jax inspect --config configs/glue.py:task=rte --model roberta-large",
-    )
-    inspect.add_argument("folder", metavar="RUN", type=Path, nargs="?")
-    inspect.add_argument("--config", metavar="FILE[:OPT=V,...]")
-    inspect.add_argument("--model", metavar="MODEL", help="another model than the config's")
-    plot = verb(
-        "plot",
-        _plot,
-        "Draw a run: losses, expert load, router entropy, which expert a token goes to, spectra,\n"
-        "updates; PNG files and one page, RUN/report.html, that opens offline.",
-        'goat-jax plot runs/demo --text "A warm, sharp film about nothing"\n'
-        "         goat-jax plot runs/a runs/b --records-only",
-    )
-    plot.add_argument("folders", metavar="RUN", type=Path, nargs="+")
-    plot.add_argument("--step", type=int, help="which checkpoint; the best if not given")
-    plot.add_argument("--text", metavar="SENTENCE", help="whose tokens are followed")
-    plot.add_argument("--image", metavar="FILE", type=Path, help="whose patches are followed")
-    plot.add_argument(
-        "--row", type=int, default=0, metavar="N", help="evaluation row, without text or image"
-    )
-    plot.add_argument(
-        "--records-only", action="store_true", help="what metrics.jsonl holds; opens no model"
-    )
-    plan = verb(
-        "plan",
-        _plan,
-        "Compile a run's training step for devices that are not there, without weights.",
-        "goat-jax plan --config configs/gsm8k.py --topology cpu:16 --chip v5e\n"
-        "         --model.path llama-2-7b --model.dtype bfloat16        (any field of train)",
-        overrides=True,
-    )
-    plan.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
-    plan.add_argument("--topology", required=True, metavar="cpu:N|v5e:4x4")
-    plan.add_argument("--chip", metavar="NAME", help="whose limits to reckon with, as v5e or h100")
-    plan.add_argument("--largest-batch", action="store_true", help="also find it, by trying some")
-    plan.add_argument("--json", action="store_true", help="print JSON")
+        sub.set_defaults(run=verb.run, takes_overrides=verb.overrides)
+        verb.arguments(sub)
     return parser
 
 
@@ -438,6 +232,138 @@ def _inspect(options: argparse.Namespace, rest: list[str]) -> int:
     if options.config is not None:
         return inspect_config(options.config, options.model)
     return inspect(options.folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """One verb of the command line.
+
+    Attributes:
+        run: (its arguments, what is left of the line) -> exit code.
+        arguments: adds its own.
+        help, example: what ``--help`` shows.
+        overrides: whether what is left may be fields of a config.
+    """
+
+    run: Callable[[argparse.Namespace, list[str]], int]
+    arguments: Callable[[argparse.ArgumentParser], None]
+    help: str
+    example: str
+    overrides: bool = False
+
+
+VERBS = {
+    "train": Verb(
+        _train,
+        arguments.train,
+        "Fine-tune; continues by itself a run that was begun in the same folder.",
+        "goat-jax train --config configs/glue.py:task=rte,method=goat --model.path roberta-large\n"
+        "         --optimizer.learning-rate 1e-4        (--help-fields lists every field)",
+        overrides=True,
+    ),
+    "evaluate": Verb(
+        _evaluate,
+        exam_arguments.add,
+        "Score a run's best (or any) checkpoint on its task, or any language model on exams.",
+        "goat-jax evaluate runs/demo --step 150\n"
+        "         goat-jax evaluate runs/commonsense --task arc_easy:folder=data/commonsense\n"
+        "         goat-jax evaluate package:smollm2 --how likelihood --limit 200 \\\n"
+        "             --task obqa:folder=data/commonsense,cloze=true",
+    ),
+    "generate": Verb(
+        _generate,
+        arguments.generate,
+        "Answer prompts with a run's best (or any) checkpoint, or with a pretrained model.",
+        "goat-jax generate runs/gsm8k --prompts questions.jsonl --max-new-tokens 200\n"
+        '         goat-jax generate package:smollm2 --chat --prompt "What is JAX?"',
+    ),
+    "data": Verb(
+        _data,
+        arguments.data,
+        "Make a task's data set (fetch, check, store for tensorflow_datasets), or list them all.",
+        "goat-jax data prepare dtd --out data\n         goat-jax data list",
+    ),
+    "parity": Verb(
+        _parity,
+        arguments.parity,
+        "Replay parity bundles written with PyTorch and compare every number.",
+        "goat-jax parity ../shared/golden",
+    ),
+    "export": Verb(
+        _export,
+        arguments.export,
+        "Write a run's adapter for PEFT or the published GOAT code, or merged into its model.",
+        "goat-jax export runs/demo --to goat runs/demo-goat\n"
+        "         goat-jax export runs/demo --to lora runs/demo-lora   (routed ones as one LoRA)",
+    ),
+    "import": Verb(
+        _import,
+        arguments.import_adapter,
+        "Make a run of somebody's adapter: to evaluate, generate with, train on and export.",
+        "goat-jax import path/to/peft --config configs/glue.py:task=rte --out runs/imported\n"
+        "         --model.path roberta-large        (any field of train)",
+        overrides=True,
+    ),
+    "compare": Verb(
+        _compare,
+        arguments.compare,
+        "Train several methods on one task, with several seeds: one table, one figure.",
+        "goat-jax compare --config configs/demo.py --methods goat,molora,lora --seeds 0 1 2\n"
+        '         goat-jax compare --config configs/demo.py --methods goat "goat:rho=5"\n'
+        "         --train.steps 50        (any field of train)",
+        overrides=True,
+    ),
+    "sweep": Verb(
+        _sweep,
+        arguments.sweep,
+        "Train one config at many points, a grid or random ones: one table, one figure.",
+        "goat-jax sweep --config configs/demo.py --over adapter.rho=1,5,10 \\\n"
+        "             optimizer.learning-rate=1e-3,5e-3 --at-once 2 --train.steps 50\n"
+        "         goat-jax sweep --config configs/demo.py --random 8 \\\n"
+        "             --over optimizer.learning-rate=1e-4..1e-2:log adapter.total-rank=8,16,32",
+        overrides=True,
+    ),
+    "bench": Verb(
+        _bench,
+        arguments.bench,
+        "Measure what adapters cost on this device: a layer, whole steps, or how it grows.",
+        "goat-jax bench layer --dtype bfloat16\n"
+        "         goat-jax bench step --config configs/gsm8k.py --model smollm2-135m \\\n"
+        "             --methods lora goat full --train.batch-size 4\n"
+        "         goat-jax bench growth --methods goat --out runs/growth",
+        overrides=True,
+    ),
+    "methods": Verb(
+        _methods,
+        arguments.methods,
+        "List every method with its parts, or what each trains of a model.",
+        "goat-jax methods --model llama-2-7b",
+    ),
+    "inspect": Verb(
+        _inspect,
+        arguments.inspect,
+        "Show a run: what is trained, singular spectra, expert load, scores. Or what a config\n"
+        "would train, without weights.",
+        "goat-jax inspect runs/demo\n"
+        "         goat-jax inspect --config configs/glue.py:task=rte --model roberta-large",
+    ),
+    "plot": Verb(
+        _plot,
+        arguments.plot,
+        "Draw a run: losses, expert load, router entropy, which expert a token goes to, spectra,\n"
+        "updates; PNG files and one page, RUN/report.html, that opens offline.",
+        'goat-jax plot runs/demo --text "A warm, sharp film about nothing"\n'
+        "         goat-jax plot runs/a runs/b --records-only",
+    ),
+    "plan": Verb(
+        _plan,
+        arguments.plan,
+        "Compile a run's training step for devices that are not there, without weights.",
+        "goat-jax plan --config configs/gsm8k.py --topology cpu:16 --chip v5e\n"
+        "         --model.path llama-2-7b --model.dtype bfloat16        (any field of train)",
+        overrides=True,
+    ),
+}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import goat_jax
+from goat_jax.adapters.methods import METHODS
+from goat_jax.cli import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -68,6 +70,24 @@ def test_names_in_the_text_exist(page):
 def test_configs_in_the_commands_exist(page):
     for name in re.findall(r"--config (configs/\w+\.py)", page.read_text(encoding="utf-8")):
         assert (ROOT / name).is_file(), f"{page.name} names {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_methods_in_the_commands_exist(page):
+    check_methods(page.read_text(encoding="utf-8"))
+
+
+def test_methods_in_the_examples_of_the_help_exist():
+    for verb in VERBS.values():
+        check_methods(verb.example)
+
+
+def check_methods(text):
+    """Every ``--methods A B,C`` names methods, each possibly with its options."""
+    lines = text.replace("\\\n", " ")
+    for words in re.findall(r"--methods((?: +\"?[a-z]\S*)+)", lines):
+        for word in re.split(r"[ ,]+", words.replace('"', "").strip()):
+            assert word.partition(":")[0] in METHODS, f"{word} is no method"
 
 
 def test_every_public_name_is_in_the_reference():
