@@ -29,12 +29,10 @@ def narrow_products(x: Array, inner: Array, router: Array) -> tuple[Array, Array
     ((3, 2), (3, 5))
     """
     dtype = wide(x.dtype)
+    hidden = jnp.dot(x, inner.astype(x.dtype), preferred_element_type=dtype)
     if x.dtype != jnp.bfloat16:
-        hidden = jnp.dot(x, inner.astype(x.dtype), preferred_element_type=dtype)
         return hidden, router_logits(x, router)
-    columns = jnp.concatenate([inner.astype(x.dtype), bfloat16_parts(router)], -1)
-    product = jnp.dot(x, columns, preferred_element_type=dtype)
-    hidden, parts = jnp.split(product, [inner.shape[-1]], -1)
+    parts = jnp.dot(x, bfloat16_parts(router), preferred_element_type=dtype)
     return hidden, _sum_of_parts(parts)
 
 
