@@ -231,32 +231,34 @@ def start_adapter(
     svds: SvdStore | None = None,
 ) -> AdapterStart:
     """`init_adapter` of a site; layers of a stack one by one, each with the key of its own name."""
-    keys = [jax.random.fold_in(key, name_number(name)) for name in site.names()]
+    numbers = jnp.array([name_number(name) for name in site.names()], jnp.uint32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
     known = _gradients_of(site, gradients)
     segments = None if svds is None else _stored_segments(kernel, spec, keys, site, svds)
     if placing is not None:
-        return start_on_mesh(kernel, spec, jnp.stack(keys), known, segments, site, placing)
+        return start_on_mesh(kernel, spec, keys, known, segments, site, placing)
     if site.layers is None:
         first = [
             None if each is None else jax.tree.map(lambda a: a[0], each)
             for each in (known, segments)
         ]
         return _start(kernel, spec, keys[0], *first)
-    return _start_stacked(kernel, spec, jnp.stack(keys), known, segments)
+    return _start_stacked(kernel, spec, keys, known, segments)
 
 
 def _stored_segments(
-    kernel: jax.Array, spec: AdapterSpec, keys: list[Key], site: Site, svds: SvdStore
+    kernel: jax.Array, spec: AdapterSpec, keys: Key, site: Site, svds: SvdStore
 ) -> Svd | None:
     """The segments of a site's layers from a store, stacked; None for starts without any, and where
     shapes are all there is."""
     smaller = min(kernel.shape[-2:])
     if segment_index(smaller, spec, keys[0]) is None or not is_known(kernel):
         return None
-    indices = [np.asarray(segment_index(smaller, spec, key)) for key in keys]
+    indices = np.asarray(jax.vmap(lambda key: segment_index(smaller, spec, key))(keys))
     found = []
-    flat = [index.reshape(-1) for index in indices]
-    for svd, index in zip(svds.of_layers(kernel, flat), indices, strict=True):
+    for svd, index in zip(
+        svds.of_layers(kernel, list(indices.reshape(len(indices), -1))), indices, strict=True
+    ):
         u = np.moveaxis(np.asarray(svd.u).reshape(-1, *index.shape), 0, 1)
         found.append(Svd(u, svd.s.reshape(index.shape), svd.vt.reshape(*index.shape, -1)))  # type: ignore[arg-type]
     return jax.tree.map(lambda *layers: np.stack(layers), *found)

@@ -12,7 +12,9 @@ import hashlib
 import os
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import jax
@@ -102,6 +104,8 @@ class SvdStore:
     route: str = "lapack"
     found: int = 0
     computed: int = 0
+    # A decomposition takes all cores and several times its kernel's memory.
+    _one_at_a_time: Lock = dataclasses.field(default_factory=Lock, repr=False, compare=False)
 
     def triplets(self, kernel: np.ndarray, index: np.ndarray) -> Svd:
         """u (I, n), s (n,), vt (n, O), float32, of the triplets with these numbers (n,).
@@ -112,15 +116,16 @@ class SvdStore:
         whole = self.keep == "full"
         path = self._path(kernel, None if whole else index)
         kept = None if path is None else _read(path)
-        if kept is not None:
-            self.found += 1
-        else:
-            self.computed += 1
-            kept = ROUTES[self.route](np.asarray(kernel))
-            if not whole:
-                kept = _take(kept, index)
-            if path is not None:
-                _write(path, kept)
+        with self._one_at_a_time:
+            if kept is not None:
+                self.found += 1
+            else:
+                self.computed += 1
+                kept = ROUTES[self.route](np.asarray(kernel))
+                if not whole:
+                    kept = _take(kept, index)
+                if path is not None:
+                    _write(path, kept)
         return _take(kept, index) if whole else kept
 
     def of_layers(self, kernel: jax.Array, indices: Sequence[np.ndarray]) -> list[Svd]:
@@ -129,9 +134,12 @@ class SvdStore:
         Of a kernel that is spread over several processes each of them looks up or computes every
         so manyth layer, has one whole at a time, and tells the others; all have to call it.
         """
-        layers = [kernel] if kernel.ndim == 2 else kernel
         if kernel.is_fully_addressable:
-            return [self.triplets(np.asarray(layers[n]), i) for n, i in enumerate(indices)]
+            # Together, because most of a second start's time goes into hashing.
+            with ThreadPoolExecutor() as pool:
+                whole = np.asarray(kernel).reshape(-1, *kernel.shape[-2:])
+                return list(pool.map(self.triplets, whole, indices))
+        layers = [kernel] if kernel.ndim == 2 else kernel
         count = jax.process_count()
         found = []
         for first in range(0, len(indices), count):
@@ -162,7 +170,7 @@ class SvdStore:
             return None
         what = "full" if index is None else np.asarray(index, np.int64).tobytes().hex()
         head = f"1 {self.route} {kernel.dtype} {kernel.shape} {what}"
-        name = hashlib.sha256(head.encode() + b"\0")
+        name = hashlib.blake2b(head.encode() + b"\0", digest_size=32)
         name.update(_bytes(kernel))
         return self.folder / f"{name.hexdigest()}.safetensors"
 
@@ -182,7 +190,7 @@ def _bytes(array: Any) -> memoryview:
 
 
 def _checksum(svd: Svd) -> str:
-    total = hashlib.sha256()
+    total = hashlib.blake2b(digest_size=32)
     for part in svd:
         total.update(_bytes(part))
     return total.hexdigest()
@@ -197,7 +205,7 @@ def _read(path: Path) -> Svd | None:
     try:
         with safe_open(path, framework="numpy") as file:
             svd = Svd(*(file.get_tensor(name) for name in Svd._fields))
-            said = (file.metadata() or {}).get("sha256")
+            said = (file.metadata() or {}).get("blake2b")
     except (SafetensorError, OSError, ValueError):
         return None
     return svd if said == _checksum(svd) else None
@@ -211,7 +219,7 @@ def _write(path: Path, svd: Svd) -> None:
     aside = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.writing")
     tensors = {name: np.ascontiguousarray(part) for name, part in svd._asdict().items()}
     try:
-        save_file(tensors, aside, metadata={"sha256": _checksum(svd)})
+        save_file(tensors, aside, metadata={"blake2b": _checksum(svd)})
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)

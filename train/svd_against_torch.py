@@ -1,53 +1,83 @@
-"""The decompositions that a model's adapters start from, in JAX and in PyTorch, taking turns.
+"""How long the start of a model's adapters takes, and PyTorch's SVD of the same kernels.
 
-    python train/svd_against_torch.py --model smollm2-135m
+    python train/svd_against_torch.py --model package:smollm2
 
-One kernel of each shape, random; a shape's time counts as often as the model has kernels of it.
+A start decomposes every linear layer's kernel, takes the experts' segments and subtracts them from
+the base. The second start finds the decompositions that the first has kept.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections import Counter
+import tempfile
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 
-from goat_jax.bench.turns import machine, take_turns
-from goat_jax.config import ModelConfig, RunConfig
-from goat_jax.data.tasks import language_files
-from goat_jax.run.shapes import kernel_shapes
-from goat_jax.svd_store import ROUTES
+from goat_jax.adapters.methods import method_spec
+from goat_jax.bench.turns import machine
+from goat_jax.inject import inject
+from goat_jax.models.load import load_model
+from goat_jax.models.sources import find_model
+from goat_jax.sites import find_sites
+from goat_jax.svd_store import ROUTES, SvdStore
 from goat_jax.tables import render_table
 
 
-def contenders(kernel: np.ndarray) -> dict[str, Callable[[], Any]]:
-    """Every way to decompose one kernel."""
-    ours = {name: lambda route=route: route(kernel) for name, route in ROUTES.items()}
-    theirs = torch.from_numpy(kernel)
-    return {"torch": lambda: torch.linalg.svd(theirs, full_matrices=False)[1].sum().item(), **ours}
+def kernels_of(model: Any) -> list[torch.Tensor]:
+    """Every linear layer's kernel."""
+    kernels = []
+    for site in find_sites(model):
+        dense: Any = site.module
+        kernel = np.asarray(dense.kernel[...])
+        kernels += [
+            torch.from_numpy(each.copy()) for each in kernel.reshape(-1, *kernel.shape[-2:])
+        ]
+    return kernels
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Decompositions in JAX and PyTorch")
-    parser.add_argument("--model", default="smollm2-135m", help="whose kernels")
-    parser.add_argument("--turns", type=int, default=5)
+    parser = argparse.ArgumentParser(description="Starts in JAX, decompositions in PyTorch")
+    parser.add_argument("--model", default="package:smollm2")
+    parser.add_argument("--method", default="goat")
+    parser.add_argument("--rank", type=int, default=32)
     options = parser.parse_args()
-    task = language_files("none.jsonl", "none.jsonl")
-    shapes = Counter(kernel_shapes(RunConfig(ModelConfig(options.model), task)).values())
+    path, key = find_model(options.model), jax.random.key(0)
+    spec = method_spec(options.method, total_rank=options.rank)
+    kernels = kernels_of(load_model(path, key=key).model)
+
+    def start(store: SvdStore) -> float:
+        model = load_model(path, key=key).model
+
+        def work() -> None:
+            inject(model, spec, key=key, svds=store)
+            jax.block_until_ready(jax.tree.leaves(model))
+
+        return seconds(work)
+
     print("  ".join(f"{key}: {value}" for key, value in machine().items()), "\n")
-    rows, whole = [], Counter()
-    for shape, count in shapes.items():
-        kernel = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-        times = take_turns(contenders(kernel), options.turns)
-        whole.update({name: count * time.median for name, time in times.items()})
-        ratios = [f"{time.over(times['torch']):.3f}" for time in times.values()]
-        rows.append([f"{shape[0]} x {shape[1]}", count, *ratios])
-    rows.append(["all", sum(shapes.values()), *(f"{whole[n] / whole['torch']:.3f}" for n in whole)])
-    print(render_table(["kernel", "kernels", *whole], rows, markdown=True))
-    print("\nseconds for all:  " + "  ".join(f"{n}: {s:.1f}" for n, s in whole.items()))
+    theirs = seconds(lambda: [torch.linalg.svd(kernel, full_matrices=False) for kernel in kernels])
+    rows = [["torch.linalg.svd", f"{theirs:.1f}", "1.000", ""]]
+    for route in ROUTES:
+        with tempfile.TemporaryDirectory() as folder:
+            first, second = (start(SvdStore(Path(folder), route=route)) for _ in range(2))
+        cells = [f"{first:.1f}", f"{first / theirs:.3f}", f"{second:.2f} s, {second / first:.1%}"]
+        rows.append([f"start by {route}", *cells])
+    print(
+        f"{options.model}, {len(kernels)} kernels, {options.method} of total rank {options.rank}\n"
+    )
+    print(render_table(["", "seconds", "over torch", "second start"], rows, markdown=True))
 
 
 if __name__ == "__main__":

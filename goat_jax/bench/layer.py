@@ -64,22 +64,29 @@ def measure_layer(
     return measure(str(size), made, turns)
 
 
-def _compiled(size: Size, spec: AdapterSpec, dtype: Any) -> Contender:
-    """The layer's step, compiled."""
+def _compiled(size: Size, spec: AdapterSpec, dtype: Any, depth: int | None = None) -> Contender:
+    """The layer's step, compiled; with a depth that of so many layers, scanned."""
     kernel_shape = jax.ShapeDtypeStruct((size.inputs, size.outputs), dtype)
     start = jax.eval_shape(lambda k: init_adapter(k, spec, jax.random.key(0)), kernel_shape)
-    arrays = {
-        name: random_like(shape, seed) for seed, (name, shape) in enumerate(start.factors.items())
-    }
+    stacked = () if depth is None else (depth,)
+
+    def numbers(one: Any, seed: int) -> Array:
+        return random_like(jax.ShapeDtypeStruct((*stacked, *one.shape), one.dtype), seed)
+
+    arrays = {name: numbers(one, seed) for seed, (name, one) in enumerate(start.factors.items())}
     scale = jnp.ones(start.scale.shape, start.scale.dtype)
-    kernel = random_like(kernel_shape, 7)
+    kernel = numbers(kernel_shape, 7)
     x, weights = (
         random_like(jax.ShapeDtypeStruct((size.tokens, width), dtype), width)
         for width in (size.inputs, size.outputs)
     )
 
+    def layer(x: Array, own: tuple[Factors, Array]) -> tuple[Array, None]:
+        return apply_layer(x, own[1], own[0], scale, spec, Context())[0], None
+
     def loss(x: Array, arrays: Factors, kernel: Array, weights: Array) -> Array:
-        y, _ = apply_layer(x, kernel, arrays, scale, spec, Context())
+        own = (arrays, kernel)
+        y, _ = layer(x, own) if depth is None else jax.lax.scan(layer, x, own)
         return (y * weights).astype(jnp.float32).sum()
 
     step = jax.value_and_grad(loss, argnums=(0, 1))
@@ -92,23 +99,32 @@ def _compiled(size: Size, spec: AdapterSpec, dtype: Any) -> Contender:
 def measure_growth(
     size: Size, method: str, ranks: Sequence[int], experts: Sequence[int], turns: int = 5
 ) -> dict[str, list[tuple[int, Measured]]]:
-    """A method's layer against total rank, against the number of experts at one total rank, and
-    against tokens: axis -> (value, measured), ratios to the first value."""
+    """A method's layer against total rank, against the number of experts at one total rank, against
+    tokens, and against layers one after the other where outputs are as many as inputs.
+
+    Returns:
+        axis -> (value, measured); ratios are to the first value.
+    """
     rank = max(experts)
-    by_rank = {str(r): method_spec(method, total_rank=r) for r in ranks}
-    by_experts = {
-        str(e): method_spec(method, total_rank=rank, num_experts=e, top_k=min(2, e))
-        for e in experts
-    }
     spec = method_spec(method, total_rank=rank)
-    found = {
-        "total rank": measure_layer(size, by_rank, turns=turns),
-        f"experts at rank {rank}": measure_layer(size, by_experts, turns=turns),
+
+    def of(spec: AdapterSpec, tokens: int = size.tokens, depth: int | None = None) -> Contender:
+        return _compiled(dataclasses.replace(size, tokens=tokens), spec, jnp.float32, depth)
+
+    axes = {
+        "total rank": {r: of(method_spec(method, total_rank=r)) for r in ranks},
+        f"experts at rank {rank}": {
+            e: of(method_spec(method, total_rank=rank, num_experts=e, top_k=min(2, e)))
+            for e in experts
+        },
+        "tokens": {n: of(spec, n) for n in (size.tokens * k // 4 for k in (1, 2, 4, 8))},
     }
-    rows = {axis: [(int(m.name), m) for m in measured] for axis, measured in found.items()}
-    lengths = [size.tokens // 4, size.tokens // 2, size.tokens, 2 * size.tokens]
-    rows["tokens"] = [
-        (n, measure_layer(dataclasses.replace(size, tokens=n), {method: spec}, turns=turns)[0])
-        for n in lengths
-    ]
-    return rows
+    if size.inputs == size.outputs:
+        axes["layers"] = {n: of(spec, depth=n) for n in (1, 2, 4, 8)}
+    return {
+        axis: [
+            (int(one.name), one)
+            for one in measure(str(size), {str(n): c for n, c in made.items()}, turns)
+        ]
+        for axis, made in axes.items()
+    }

@@ -74,11 +74,18 @@ def _growth(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]
     ]
     print(f"\n{method}, layer of {size}\n")
     print(render_table(["axis", "size", "median s", "temporary MiB"], rows))
-    seconds = {axis: [(n, one.seconds) for n, one in points] for axis, points in found.items()}
-    slopes = {axis: slope(*zip(*points, strict=True)) for axis, points in seconds.items()}
-    print("\ntime grows with the power  " + "  ".join(f"{a}: {s:.2f}" for a, s in slopes.items()))
+    points = {
+        axis: [(n, one.seconds, one.temporaries) for n, one in of] for axis, of in found.items()
+    }
+    slopes = {}
+    for what, place in (("time", 1), ("temporaries", 2)):
+        slopes[what] = {
+            axis: slope([p[0] for p in of], [p[place] for p in of]) for axis, of in points.items()
+        }
+        powers = "  ".join(f"{axis}: {power:.2f}" for axis, power in slopes[what].items())
+        print(f"\nexponents of {what}:  {powers}")
     if options.out is not None:
-        plot_growth(seconds, options.out / "growth.png", title=f"{method}, layer of {size}")
+        plot_growth(points, options.out / "growth.png", title=f"{method}, layer of {size}")
     measured = {axis: _json([one for _, one in points]) for axis, points in found.items()}
     return {"method": method, "growth": measured, "slopes": slopes}
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.plots.save import save_figure
+from goat_jax.plots.style import COLORS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
@@ -20,43 +25,49 @@ def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
+Point = tuple[int, float, float]
+"""A size, the seconds and the temporary bytes it took."""
+
+
 def plot_growth(
-    seconds: Mapping[str, Sequence[tuple[int, float]]],
-    path: str | os.PathLike[str],
-    *,
-    title: str,
+    points: Mapping[str, Sequence[Point]], path: str | os.PathLike[str], *, title: str
 ) -> None:
-    """One panel an axis: seconds against the size, both logarithmic, with the fitted exponent.
+    """A column an axis, time above memory, all logarithmic, with the fitted exponents.
 
     Args:
-        seconds: axis -> (size, median seconds).
+        points: axis -> its points.
         path: a .png, .pdf or .svg file.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = pathlib.Path(folder, "growth.png")
-    ...     plot_growth({"rank": [(8, 0.1), (16, 0.12)]}, path, title="goat")
+    ...     plot_growth({"rank": [(8, 0.1, 1e6), (16, 0.12, 2e6)]}, path, title="goat")
     ...     path.is_file()
     True
     """
     from matplotlib.figure import Figure
+
+    if not points:
+        raise UserError("nothing to plot: give at least one axis")
+    figure = Figure(figsize=(3.4 * len(points), 5.6), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    panels = figure.subplots(2, len(points), squeeze=False, sharey="row")
+    for (above, below), (axis, of_axis) in zip(panels.T, points.items(), strict=True):
+        sizes, seconds, sizes_in_bytes = zip(*of_axis, strict=True)
+        _draw(above, sizes, [1e3 * value for value in seconds])
+        _draw(below, sizes, [value / 2**20 for value in sizes_in_bytes])
+        below.set_xlabel(axis)
+    panels[0, 0].set_ylabel("forward and backward, ms")
+    panels[1, 0].set_ylabel("temporaries, MiB")
+    save_figure(figure, path)
+
+
+def _draw(ax: Axes, sizes: Sequence[float], values: Sequence[float]) -> None:
     from matplotlib.ticker import NullLocator
 
-    if not seconds:
-        raise UserError("nothing to plot: give at least one axis")
-    figure = Figure(figsize=(3.6 * len(seconds), 3.4), layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
-    for ax, (axis, points) in zip(
-        figure.subplots(1, len(seconds), squeeze=False)[0], seconds.items(), strict=True
-    ):
-        sizes, values = zip(*points, strict=True)
-        ax.loglog(sizes, [1e3 * value for value in values], "o-", color="#0072B2")
-        ax.set_xticks(sizes, [str(size) for size in sizes])
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.set_ylim(bottom=0.5e3 * min(values), top=2e3 * max(values))
-        ax.set_xlabel(axis)
-        ax.set_title(f"grows with power {slope(sizes, values):.2f}", fontsize=10)
-        ax.grid(alpha=0.3, linewidth=0.6, which="both")
-        ax.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("forward and backward, ms")
-    save_figure(figure, path)
+    ax.loglog(sizes, values, "o-", color=COLORS[0])
+    ax.set_xticks(sizes, [str(size) for size in sizes])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_title(f"grows with power {slope(sizes, values):.2f}", fontsize=10)
+    ax.grid(alpha=0.3, linewidth=0.6, which="both")
+    ax.spines[["top", "right"]].set_visible(False)
