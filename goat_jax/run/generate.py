@@ -10,10 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from goat_jax.errors import UserError
 from goat_jax.layers import merge_model, split_model
 from goat_jax.models.decoder import Cache
+from goat_jax.sites import find_stacks
 from goat_jax.typing import Array, Key, PyTree
 
 DEFAULT_NEW_TOKENS = 128
@@ -88,7 +90,7 @@ class Generator:
     """
 
     def __init__(self, model: Any, tokenizer: Any, multiple: int = 1):
-        graph, self._trainable, self._base = split_model(model)
+        graph, self._trainable, self._base = split_model(_readable(model))
         self.config, self.tokenizer, self.multiple = model.config, tokenizer, multiple
         self._empty = model.empty_cache
         self._extend = jax.jit(partial(_extend, graph), donate_argnums=4)
@@ -185,6 +187,20 @@ class Generator:
         before = list(prompt[-CONTEXT:])
         start = len(self.tokenizer.decode(before, skip_special_tokens=True))
         return self.tokenizer.decode([*before, *ids], skip_special_tokens=True)[start:]
+
+
+def _readable(model: Any) -> Any:
+    """The model as its layers are read fastest, token by token: a CPU copies every kernel of a
+    scan out of its stack first. Elsewhere memory is too dear to have the kernels twice for it."""
+    return unrolled(model) if jax.default_backend() == "cpu" else model
+
+
+def unrolled(model: Any) -> Any:
+    """The model with each layer in a run of its own; the one given stays as it is."""
+    model = nnx.clone(model)
+    for stack in find_stacks(model):
+        stack.cut(range(1, sum(stack.sizes)))
+    return model
 
 
 def _extend(

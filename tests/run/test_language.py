@@ -22,7 +22,7 @@ from goat_jax.models.load import load_model
 from goat_jax.models.torch_names import torch_tensors
 from goat_jax.optim.optimizer import OptimizerConfig
 from goat_jax.run.fit import fit
-from goat_jax.run.generate import Generator, Sampling, _settled, choose
+from goat_jax.run.generate import Generator, Sampling, _settled, choose, unrolled
 from goat_jax.run.objectives import LANGUAGE
 from tiny_language import COLOURS, write_model
 
@@ -159,6 +159,15 @@ def test_greedy_is_the_argmax_of_the_whole_forward(files):
     for place, (token,) in enumerate(generator.tokens([[3, 9, 5]], Sampling(max_new_tokens=8))):
         assert token == logits(ids, mask)[0, 2 + place].argmax()  # a causal model: no look ahead
         ids[0, 3 + place] = token
+
+
+def test_layers_taken_apart_compute_the_same_and_the_stack_stays(files):
+    model = load_model(files / "model", key=jax.random.key(0)).model
+    apart = unrolled(model)
+    assert model.layers.sizes == (2,) and apart.layers.sizes == (1, 1)
+    ids, mask = np.array([[3, 9, 5, 4]], np.int32), np.ones((1, 4), np.int32)
+    both = (_logits(each)(ids, mask) for each in (apart, model))
+    np.testing.assert_allclose(*both, rtol=1e-6, atol=1e-6)
 
 
 def test_top_p_keeps_the_likely_tokens_and_only_them():
