@@ -39,7 +39,7 @@ def adapted(model: str, method: str) -> Any:
 
 def jax_answers(model: Any, prompts: np.ndarray, new: int) -> Callable[[], Any]:
     """Tokens as they come, each handed to the host."""
-    generator, sampling = Generator(model, tokenizer=None), Sampling(max_new_tokens=new)
+    generator, sampling = Generator(model, tokenizer=None, apart=True), Sampling(max_new_tokens=new)
     # Random weights may choose any token, the end of the text too.
     generator.config = dataclasses.replace(generator.config, eos_ids=())
     rows = prompts.tolist()

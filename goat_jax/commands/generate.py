@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from goat_jax.data.formats import read_jsonl
 from goat_jax.data.language import chat_text, fill
 from goat_jax.data.tokenize import load_tokenizer
@@ -72,7 +74,12 @@ def _open(source: str, step: int | None, mesh: MeshConfig) -> tuple[Generator, s
         raise UserError(f"{source} is a model, not a run: --step needs a run folder")
     path = find_model(source)
     loaded = load_on_mesh(path, mesh)
-    return Generator(_checked(loaded.model, loaded.kind, source), load_tokenizer(path)), ""
+    return _generator(_checked(loaded.model, loaded.kind, source), load_tokenizer(path)), ""
+
+
+def _generator(model: Any, tokenizer: Any) -> Generator:
+    # What is compiled is kept for the next start, so here the time of a token is what counts.
+    return Generator(model, tokenizer, apart=jax.default_backend() == "cpu")
 
 
 def _open_run(folder: Path, step: int | None, mesh: MeshConfig) -> tuple[Generator, str]:
@@ -80,7 +87,7 @@ def _open_run(folder: Path, step: int | None, mesh: MeshConfig) -> tuple[Generat
     base = run.state.frozen(run.built.base)
     model = merge_model(run.built.graph, run.state.trainable, base)
     tokenizer = load_tokenizer(find_model(run.config.model.path))
-    generator = Generator(_checked(model, run.built.kind, str(folder)), tokenizer)
+    generator = _generator(_checked(model, run.built.kind, str(folder)), tokenizer)
     return generator, getattr(run.config.task, "prompt", "")
 
 

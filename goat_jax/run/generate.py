@@ -85,12 +85,15 @@ class Generator:
         tokenizer: of its checkpoint.
         multiple: prompts are padded to a multiple of so many tokens where the context has room, so
             that prompts of many lengths need few compiles.
+        apart: whether every layer gets a program of its own, in place of one scan over them. A CPU
+            copies each kernel of a scan out of its stack for every token; apart, tokens come faster
+            and compiling takes longer. The kernels are in memory twice for a while.
 
     The arrays of the model are arguments of the jitted steps, so new weights need no new compile.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, multiple: int = 1):
-        graph, self._trainable, self._base = split_model(_readable(model))
+    def __init__(self, model: Any, tokenizer: Any, multiple: int = 1, *, apart: bool = False):
+        graph, self._trainable, self._base = split_model(unrolled(model) if apart else model)
         self.config, self.tokenizer, self.multiple = model.config, tokenizer, multiple
         self._empty = model.empty_cache
         self._extend = jax.jit(partial(_extend, graph), donate_argnums=4)
@@ -187,12 +190,6 @@ class Generator:
         before = list(prompt[-CONTEXT:])
         start = len(self.tokenizer.decode(before, skip_special_tokens=True))
         return self.tokenizer.decode([*before, *ids], skip_special_tokens=True)[start:]
-
-
-def _readable(model: Any) -> Any:
-    """The model as its layers are read fastest, token by token: a CPU copies every kernel of a
-    scan out of its stack first. Elsewhere memory is too dear to have the kernels twice for it."""
-    return unrolled(model) if jax.default_backend() == "cpu" else model
 
 
 def unrolled(model: Any) -> Any:
