@@ -75,7 +75,7 @@ def test_growth_is_measured_along_every_axis():
     }
     flops = [one.flops for _, one in found["layers"]]
     assert [n / flops[0] for n in flops] == [1, 2, 4, 8]
-    oblong = measure_growth(Size(8, 16, 24), "goat", (8,), (4,), turns=1)
+    oblong = measure_growth(Size(8, 16, 24), "goat", (8,), (8,), turns=1)
     assert "layers" not in oblong  # no layer takes the outputs of the one before
     assert slope([1, 2, 4, 8], [1.0, 4.0, 16.0, 64.0]) == pytest.approx(2.0)
 
