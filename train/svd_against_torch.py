@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import torch
 
 from goat_jax.adapters.methods import method_spec
 from goat_jax.bench.turns import machine
+from goat_jax.exchange.modules import read_kernels
 from goat_jax.inject import inject
 from goat_jax.models.load import load_model
 from goat_jax.models.sources import find_model
@@ -31,14 +31,8 @@ from goat_jax.tables import render_table
 
 def kernels_of(model: Any) -> list[torch.Tensor]:
     """Every linear layer's kernel."""
-    kernels = []
-    for site in find_sites(model):
-        dense: Any = site.module
-        kernel = np.asarray(dense.kernel[...])
-        kernels += [
-            torch.from_numpy(each.copy()) for each in kernel.reshape(-1, *kernel.shape[-2:])
-        ]
-    return kernels
+    names = [name for site in find_sites(model) for name in site.names()]
+    return [torch.from_numpy(kernel.copy()) for kernel in read_kernels(model, names).values()]
 
 
 def seconds(work: Callable[[], Any]) -> float:

@@ -124,7 +124,7 @@ def measure_growth(
     return {
         axis: [
             (int(one.name), one)
-            for one in measure(str(size), {str(n): c for n, c in made.items()}, turns)
+            for one in measure(f"{size}, {axis}", {str(n): c for n, c in made.items()}, turns)
         ]
         for axis, made in axes.items()
     }

@@ -93,7 +93,8 @@ class Generator:
     """
 
     def __init__(self, model: Any, tokenizer: Any, multiple: int = 1, *, apart: bool = False):
-        graph, self._trainable, self._base = split_model(unrolled(model) if apart else model)
+        model = unrolled(model) if apart else model
+        graph, self._trainable, self._base = split_model(model)
         self.config, self.tokenizer, self.multiple = model.config, tokenizer, multiple
         self._empty = model.empty_cache
         self._extend = jax.jit(partial(_extend, graph), donate_argnums=4)

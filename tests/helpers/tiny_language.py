@@ -1,12 +1,9 @@
 """A tiny language model in Hugging Face form, with a word-level tokenizer."""
 
-import json
-
 from flax import nnx
-from safetensors.numpy import save_file
 
 from goat_jax.models.decoder import Decoder, tiny_decoder_config
-from goat_jax.models.torch_names import torch_tensors
+from hugging_face import write_weights
 
 COLOURS = {"grass": "green", "sky": "blue", "blood": "red", "snow": "white", "coal": "black"}
 WORDS = ["[PAD]", "[EOS]", "[UNK]", *COLOURS, *COLOURS.values(), "the", "is", "what", "?", "thing"]
@@ -19,20 +16,8 @@ def write_model(folder, seed=0):
 
     config = tiny_decoder_config(vocab_size=len(WORDS), hidden_size=32, eos_ids=(1,))
     model = Decoder(config, rngs=nnx.Rngs(seed))
-    folder.mkdir(parents=True)
-    save_file(torch_tensors(model), folder / "model.safetensors")
-    hf = {
-        "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "intermediate_size": config.intermediate_size,
-        "max_position_embeddings": 64,
-        "eos_token_id": 1,
-    }
-    (folder / "config.json").write_text(json.dumps(hf))
+    own = {"num_key_value_heads": config.num_kv_heads, "max_position_embeddings": 64}
+    write_weights(folder, model, "llama", eos_token_id=1, **own)
     raw = Tokenizer(models.WordLevel({w: n for n, w in enumerate(WORDS)}, unk_token="[UNK]"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="[EOS]", unk_token="[UNK]")

@@ -5,10 +5,9 @@ import random
 from pathlib import Path
 
 from flax import nnx
-from safetensors.numpy import save_file
 
 from goat_jax.models.encoder import Encoder, tiny_config
-from goat_jax.models.torch_names import torch_tensors
+from hugging_face import write_weights
 
 GOOD = ["fine", "bright", "warm", "sharp", "lovely"]
 BAD = ["dull", "flat", "cold", "muddled", "weak"]
@@ -20,19 +19,11 @@ def write_checkpoint(folder: Path, seed: int = 0) -> Path:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *GOOD, *BAD, *PLAIN]
     config = tiny_config(vocab_size=len(words), num_layers=2, hidden_size=32)
     model = Encoder(config, rngs=nnx.Rngs(seed))
-    folder.mkdir(parents=True)
-    save_file(torch_tensors(model), folder / "model.safetensors")
-    hf = {
-        "model_type": "bert",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "intermediate_size": config.intermediate_size,
+    own = {
         "max_position_embeddings": config.max_position_embeddings,
         "type_vocab_size": config.type_vocab_size,
     }
-    (folder / "config.json").write_text(json.dumps(hf))
+    write_weights(folder, model, "bert", **own)
     write_tokenizer(folder, words)
     return folder
 

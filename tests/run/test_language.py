@@ -1,7 +1,9 @@
 """Language modelling from files to text: packing, training, generation, and the command line."""
 
 import dataclasses
+import gc
 import json
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -168,6 +170,15 @@ def test_layers_taken_apart_compute_the_same_and_the_stack_stays(files):
     ids, mask = np.array([[3, 9, 5, 4]], np.int32), np.ones((1, 4), np.int32)
     both = (_logits(each)(ids, mask) for each in (apart, model))
     np.testing.assert_allclose(*both, rtol=1e-6, atol=1e-6)
+
+
+def test_a_generator_of_layers_apart_lets_the_stack_go(files):
+    model = load_model(files / "model", key=jax.random.key(0)).model
+    stacked = weakref.ref(model)
+    generator = Generator(model, load_tokenizer(files / "model"), apart=True)
+    del model
+    gc.collect()
+    assert stacked() is None and len(list(generator.tokens([[3, 9]], Sampling(max_new_tokens=2))))
 
 
 def test_top_p_keeps_the_likely_tokens_and_only_them():
