@@ -29,6 +29,7 @@ transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 CLOSE = 1e-5
+QUICK = ("clip_vision_model",)
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 IMAGE = SIZES | {"intermediate_size": 48, "image_size": 16, "patch_size": 8}
 TEXT = SIZES | {"intermediate_size": 40, "vocab_size": 74, "max_position_embeddings": 24}
@@ -78,7 +79,7 @@ def run_of(tmp_path_factory):
         task = make_task("digits", evaluation_limit=4)
         task = dataclasses.replace(task, image_size=16, labels=LABELS, prompt="a {} there")
         model = ModelConfig(str(root / "model"), dtype=dtype, options={"head": head})
-        adapter = AdapterConfig("pissa", total_rank=4, train=train, dropout=0.0)
+        adapter = AdapterConfig("lora", total_rank=4, train=train, dropout=0.0)
         config = RunConfig(
             model,
             task,
@@ -154,6 +155,7 @@ def test_what_was_not_adapted_stays_as_it_was(zero_shot, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_trained_class_matrix_has_no_place_in_a_clip(run_of, tmp_path):
     run = run_of("clip", "zero_shot", ("classifier",))
     for to in ("merged", "peft"):
@@ -162,6 +164,7 @@ def test_a_trained_class_matrix_has_no_place_in_a_clip(run_of, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_trained_projection_has_one(run_of, tmp_path):
     run = run_of("clip", "zero_shot", ("visual_projection",))
     export_run(run, "merged", tmp_path / "out")
@@ -182,7 +185,10 @@ def test_peft_adapts_the_vision_tower_alone(zero_shot, tmp_path):
     assert not any("classifier" in name for name in load_file(tmp_path / "out" / ADAPTER))
 
 
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize(
+    "family",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS],
+)
 def test_a_linear_head_is_transformers_own(family, run_of, tmp_path):
     run = run_of(family, "linear", ("classifier",))
     export_run(run, "merged", tmp_path / "out")
@@ -195,6 +201,7 @@ def test_a_linear_head_is_transformers_own(family, run_of, tmp_path):
     check_same(snippet(tmp_path / "out")["model"](THEIRS).logits, our_logits(run))
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16_loads_in_bfloat16(run_of, tmp_path):
     export_run(run_of("clip", "zero_shot", (), "bfloat16"), "merged", tmp_path / "out")
     model = load_whole(transformers.CLIPModel, tmp_path / "out")
