@@ -123,6 +123,7 @@ def build(config: RunConfig) -> Built:
         loaded.model, placement, trainable, base, optimizer, run_key, constants
     )
     switch_step = spec.course.switch_step()
+    state_lies = None if placed is None else placed.state
     objective = problem.objective(config.task)
     return Built(
         graph=graph,
@@ -152,7 +153,7 @@ def build(config: RunConfig) -> Built:
         fresh=loaded.fresh,
         switches={}
         if switch_step is None
-        else {switch_step: make_switch(graph, optimizer, spec.course)},
+        else {switch_step: make_switch(graph, optimizer, spec.course, state_lies)},
         base_fingerprint=fingerprint(loaded.weights),  # type: ignore[arg-type]  (was read)
         residual_norms=norms,
     )
