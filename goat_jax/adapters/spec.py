@@ -239,6 +239,10 @@ PARTS = (
 )
 
 
+START_ONLY = frozenset({"initializer", "base_edit", "scale", "alpha"})
+"""Fields of a spec that only the start of an adapter reads: its arrays hold what comes of them."""
+
+
 @dataclasses.dataclass(frozen=True)
 class AdapterSpec:
     """A method and its sizes. Frozen and hashable: it is static under jit.
@@ -285,6 +289,18 @@ class AdapterSpec:
     def rank(self) -> int:
         """Rank R of one expert."""
         return self.total_rank // self.num_experts
+
+    def after_start(self) -> dict[str, Any]:
+        """The fields that a started adapter still reads. Specs that agree in them, and whose
+        adapters have arrays of the same shapes, compute the same function of these arrays.
+
+        >>> from goat_jax.adapters.methods import METHODS
+        >>> specs = [METHODS[name].spec for name in ("lora", "pissa", "molora")]
+        >>> [spec.after_start() == specs[0].after_start() for spec in specs]
+        [True, True, False]
+        """
+        fields = (field.name for field in dataclasses.fields(self))
+        return {name: getattr(self, name) for name in fields if name not in START_ONLY}
 
     @property
     def is_plain_sum(self) -> bool:

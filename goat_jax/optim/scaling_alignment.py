@@ -54,17 +54,14 @@ def times_ratios(tree: PyTree, ratios: PyTree) -> PyTree:
     return map_pairs(scaled, tree, ratios)
 
 
-def align(trainable: PyTree, base: PyTree, forward: float) -> tuple[PyTree, PyTree, PyTree]:
+def align(trainable: PyTree, base: PyTree, forward: float) -> tuple[PyTree, PyTree]:
     """Moves all of the scales but `forward` into the factors: the model computes the same.
 
     Args:
         trainable, base: as `layers.split_model` gives them.
-
-    Returns:
-        both pytrees, and the ratios that `scaling_alignment` needs.
     """
     ratios = alignment_ratios(scales_of(trainable, base), forward)
-    return times_ratios(trainable, ratios), _with_scales(base, ratios["adapter"], forward), ratios
+    return times_ratios(trainable, ratios), _with_scales(base, ratios["adapter"], forward)
 
 
 def _with_scales(base: PyTree, ratios: PyTree, forward: float) -> PyTree:
