@@ -53,8 +53,7 @@ def rates_of(places: Mapping[str, RateKeys], asked: float | str, hf: Mapping[str
 
 def check_rate(rate: float | str) -> None:
     """Raises `UserError` unless it is a number in [0, 1)."""
-    number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
-    if not number or not 0.0 <= rate < 1.0:
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0.0 <= rate < 1.0:
         raise UserError(
             f"model.dropout {rate!r} is not a rate: give a number in [0, 1), or {CHECKPOINT!r} for "
             "the rates in config.json"

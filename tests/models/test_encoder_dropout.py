@@ -12,7 +12,7 @@ from flax import nnx
 from goat_jax.adapters.context import EVAL, Context
 from goat_jax.errors import UserError
 from goat_jax.models.common import attend
-from goat_jax.models.dropout import dropper, rates_of
+from goat_jax.models.dropout import drop, rates_of
 from goat_jax.models.encoder import Encoder, tiny_config
 from goat_jax.models.encoder_families import FAMILIES
 from goat_jax.models.load import load_model, random_model
@@ -55,8 +55,7 @@ def test_places_and_rates_are_torchs(
     def with_our_mask(x, p=0.5, training=True, inplace=False):
         ctx, place = left.pop(0)
         assert training and dict(model.config.dropout)[place] == p
-        dropped = dropper(place, model.config.dropout, ctx)
-        masks.append((p, np.array(dropped(jnp.ones(x.shape)))))
+        masks.append((p, np.array(drop(jnp.ones(x.shape), place, model.config.dropout, ctx))))
         return x * torch.from_numpy(masks[-1][1])
 
     monkeypatch.setattr(torch.nn.functional, "dropout", with_our_mask)
@@ -75,7 +74,7 @@ def test_places_and_rates_are_torchs(
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 def test_the_mean_over_keys_is_what_was_there(dtype):
     x = jax.random.normal(jax.random.key(0), (64, 64)).astype(dtype)
-    dropped = jax.vmap(lambda key: dropper("down", (("down", 0.1),), Context(key))(x))
+    dropped = jax.vmap(lambda key: drop(x, "down", (("down", 0.1),), Context(key)))
     found = dropped(jax.random.split(KEY, 400))
     assert found.dtype == dtype
     wide, mean = np.asarray(x, np.float32), np.asarray(found, np.float32).mean(0)
