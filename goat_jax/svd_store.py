@@ -115,8 +115,10 @@ class SvdStore:
         """
         whole = self.keep == "full"
         path = self._path(kernel, None if whole else index)
-        kept = None if path is None else _read(path)
+        kept = _read(path)
         with self._one_at_a_time:
+            # An equal kernel may have been decomposed while this one waited.
+            kept = kept or _read(path)
             if kept is not None:
                 self.found += 1
             else:
@@ -196,11 +198,11 @@ def _checksum(svd: Svd) -> str:
     return total.hexdigest()
 
 
-def _read(path: Path) -> Svd | None:
+def _read(path: Path | None) -> Svd | None:
     """What a file holds; None if there is none or it is damaged."""
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
+    if path is None or not path.is_file():
         return None
     try:
         with safe_open(path, framework="numpy") as file:

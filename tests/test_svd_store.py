@@ -1,8 +1,10 @@
 """Decompositions kept by content: found again, mended when damaged, shared by writers."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -13,7 +15,7 @@ from goat_jax.errors import UserError
 from goat_jax.inject import inject
 from goat_jax.models.encoder import Encoder, tiny_config
 from goat_jax.sites import find_sites
-from goat_jax.svd_store import SvdConfig, SvdStore
+from goat_jax.svd_store import ROUTES, SvdConfig, SvdStore
 from goat_jax.testing import assert_close
 
 KEY = jax.random.key(0)
@@ -95,6 +97,20 @@ def test_many_writers_leave_one_whole_file(tmp_path):
     last = SvdStore(tmp_path, "full")
     last.triplets(kernel, INDEX)
     assert last.found == 1
+
+
+def test_equal_layers_of_a_stack_are_decomposed_once(tmp_path, monkeypatch):
+    def slow(kernel):
+        time.sleep(0.3)  # all layers are looked up before the first one is there
+        return svd_by_gram(kernel)
+
+    monkeypatch.setitem(ROUTES, "gram", slow)
+    store, kernel = SvdStore(tmp_path, route="gram"), random(8, 6)
+    stack = jnp.stack([kernel, random(8, 6, seed=1), kernel])
+    first, other, again = store.of_layers(stack, [INDEX] * 3)
+    assert (store.computed, store.found) == (2, 1)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert np.abs(first.s - other.s).max() > 1e-3
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (30, 50), (50, 30)])

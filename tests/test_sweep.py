@@ -11,7 +11,7 @@ from goat_jax.commands.sweep import config_at, grid, random_points, read_axis
 from goat_jax.config import AdapterConfig, ModelConfig, RunConfig
 from goat_jax.data.tasks import reviews
 from goat_jax.errors import UserError
-from goat_jax.run.together import Outcome
+from goat_jax.run.together import Member, Outcome
 
 BASE = RunConfig(ModelConfig("m"), reviews(), AdapterConfig("goat"))
 
@@ -21,12 +21,13 @@ def trained(monkeypatch):
     """Stands in for training: accuracy is best at rho 5 and the larger rate."""
     calls = []
 
-    def train(config, members, at_once):
-        calls.append((config.adapter.rho, [m.learning_rate for m in members], at_once))
-        for member in members:
-            score = 0.9 - 0.1 * (config.adapter.rho != 5) + 10 * member.learning_rate
-            after = {"accuracy": score + 0.001 * member.seed, "f1": 0.5, "loss": 1.0}
-            yield Outcome(member, (1.0,), {}, after, 10, 0.1, 1.0, 5)
+    def train(configs, at_once):
+        for config in configs:
+            rho, rate, seed = config.adapter.rho, config.optimizer.learning_rate, config.train.seed
+            calls.append((rho, rate, at_once))
+            score = 0.9 - 0.1 * (rho != 5) + 10 * rate
+            after = {"accuracy": score + 0.001 * seed, "f1": 0.5, "loss": 1.0}
+            yield Outcome(Member(seed, rate), (1.0,), {}, after, 10, 0.1, 1.0, 5)
 
     monkeypatch.setattr(compare, "train_together", train)
     return calls
@@ -47,7 +48,8 @@ def test_a_grid_is_trained_once_and_told_best_first(trained, source, tmp_path, c
     axes = ["adapter.rho=1,5", "optimizer.learning-rate=0.001,0.004"]
     out = ["--out", str(tmp_path / "out"), "--seeds", "0", "1", "--at-once", "4"]
     assert main(["sweep", "--config", source, "--over", *axes, *out]) == 0
-    assert trained == [(1, [0.001, 0.001, 0.004, 0.004], 4), (5, [0.001, 0.001, 0.004, 0.004], 4)]
+    rates = [0.001, 0.001, 0.004, 0.004]
+    assert trained == [(rho, rate, 4) for rho in (1, 5) for rate in rates]
     said = capsys.readouterr().out
     assert "best: adapter.rho=5 optimizer.learning_rate=0.004" in said
     rows = (tmp_path / "out" / "sweep.md").read_text().splitlines()[2:]
@@ -62,10 +64,16 @@ def test_a_grid_is_trained_once_and_told_best_first(trained, source, tmp_path, c
     assert (tmp_path / "out" / "sweep.png").is_file()
     wider = ["adapter.rho=1,5,10", axes[1]]
     assert main(["sweep", "--config", source, "--over", *wider, *out]) == 0
-    assert [call[0] for call in trained[2:] if call[1]] == [10]
+    assert [call[0] for call in trained[8:]] == [10] * 4
     files = sorted(path.name for path in (tmp_path / "out").glob("*.json"))
     assert files == ["adapter.rho-1.json", "adapter.rho-10.json", "adapter.rho-5.json"]
     assert len(json.loads((tmp_path / "out" / files[0]).read_text())["runs"]) == 4
+
+
+def test_points_that_share_a_step_are_trained_side_by_side(trained, source, tmp_path):
+    axes = ["adapter.rho=1,5", "adapter.total-rank=8,16"]
+    assert main(["sweep", "--config", source, "--over", *axes, "--out", str(tmp_path / "o")]) == 0
+    assert [call[0] for call in trained] == [1, 5, 1, 5]  # of rank 8, then of rank 16
 
 
 def test_other_settings_are_refused(trained, source, tmp_path, capsys):

@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 from goat_jax.bench.steps import step_of
-from goat_jax.bench.turns import machine, take_turns
+from goat_jax.bench.turns import machine_line, take_turns
 from goat_jax.commands.compare import entry_config, read_entries
 from goat_jax.config import RunConfig
-from goat_jax.models.named import model_config
+from goat_jax.models.named import transformers_config
 from goat_jax.run.shapes import batch_shapes
 from goat_jax.tables import render_table
 
@@ -58,11 +58,11 @@ def torch_model(config: RunConfig, model: str) -> tuple[Any, list[str]]:
     """A model of random weights and the names of the linear layers in its blocks."""
     import transformers
 
-    hf = dict(model_config(model))
-    own = transformers.AutoConfig.for_model(hf.pop("model_type"), **hf)
     language = "learnt" in batch_shapes(config, 1)
     kind = "AutoModelForCausalLM" if language else "AutoModelForSequenceClassification"
-    made = getattr(transformers, kind).from_config(own, attn_implementation="sdpa")
+    made = getattr(transformers, kind).from_config(
+        transformers_config(model), attn_implementation="sdpa"
+    )
     names = [
         name
         for name, module in made.named_modules()
@@ -125,7 +125,7 @@ def main() -> None:
         model, names = torch_model(first, options.model)
         steps[name] = torch_step(adapt(model, names, rank), first)
     times = take_turns(steps, options.turns)
-    print("  ".join(f"{key}: {value}" for key, value in machine().items()))
+    print(machine_line())
     print(f"{first.train.batch_size} x {first.train.max_length} tokens, total rank {rank}\n")
     headers = ["step", "median s", *(f"over {name}" for name in steps)]
     rows = [

@@ -17,12 +17,12 @@ import jax
 import numpy as np
 import torch
 
-from goat_jax.bench.turns import machine, random_like, take_turns
+from goat_jax.bench.turns import machine_line, random_like, take_turns
 from goat_jax.config import AdapterConfig, ModelConfig, RunConfig
 from goat_jax.data.tasks import language_files
 from goat_jax.layers import merge_model
 from goat_jax.models.load import random_model
-from goat_jax.models.named import model_config
+from goat_jax.models.named import model_config, transformers_config
 from goat_jax.run.generate import Generator, Sampling
 from goat_jax.run.shapes import abstract_run
 from goat_jax.tables import render_table
@@ -50,8 +50,7 @@ def torch_answers(model: str, prompts: np.ndarray, new: int) -> Callable[[], Any
     """transformers' greedy answers."""
     import transformers
 
-    hf = dict(model_config(model))
-    config = transformers.AutoConfig.for_model(hf.pop("model_type"), **hf)
+    config = transformers_config(model)
     made = transformers.AutoModelForCausalLM.from_config(config).eval()
     ids = torch.from_numpy(prompts)
     settings = {"do_sample": False, "min_new_tokens": new, "max_new_tokens": new}
@@ -75,7 +74,7 @@ def main() -> None:
     options = parser.parse_args()
     plain = random_model(model_config(options.model), key=jax.random.key(0)).model
     models = {"jax": plain} | {f"jax {m}": adapted(options.model, m) for m in options.methods}
-    print("  ".join(f"{key}: {value}" for key, value in machine().items()))
+    print(machine_line())
     for rows in options.rows:
         prompts = np.random.default_rng(0).integers(3, 1000, (rows, options.prompt))
         answers = {name: jax_answers(model, prompts, options.new) for name, model in models.items()}

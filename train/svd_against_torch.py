@@ -19,7 +19,7 @@ import jax
 import torch
 
 from goat_jax.adapters.methods import method_spec
-from goat_jax.bench.turns import machine
+from goat_jax.bench.turns import machine_line
 from goat_jax.exchange.modules import read_kernels
 from goat_jax.inject import inject
 from goat_jax.models.load import load_model
@@ -60,7 +60,7 @@ def main() -> None:
 
         return seconds(work)
 
-    print("  ".join(f"{key}: {value}" for key, value in machine().items()), "\n")
+    print(machine_line(), "\n")
     theirs = seconds(lambda: [torch.linalg.svd(kernel, full_matrices=False) for kernel in kernels])
     rows = [["torch.linalg.svd", f"{theirs:.1f}", "1.000", ""]]
     for route in ROUTES:

@@ -85,6 +85,8 @@ class Fixed:
 class BySpectrum:
     """GOAT+ (GOAT-s in v4): the first expert's scale by another rule, the others by their spectrum.
 
+    Finite for every kernel: an expert whose segment is empty keeps the first one's scale.
+
     Attributes:
         first: the rule that gives s_1.
     """

@@ -111,7 +111,8 @@ class Router(Protocol):
 
     def matrix(self, factors: Factors) -> Array | None:
         """What x is multiplied with for its logits, (I, N), None if it does not look at x."""
-        ...
+        del factors
+        return None
 
     def __call__(
         self,
@@ -148,15 +149,18 @@ class Combine(Protocol):
         self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec, key: Key
     ) -> Extras:
         """Arrays of its own besides the factors; the kernel is the frozen one."""
-        ...
+        del kernel, factors, scale, spec, key
+        return Extras({}, {})
 
     def dropout_copies(self, spec: AdapterSpec) -> int | None:
         """How many independently dropped-out copies of x it takes; None is one, without an axis."""
-        ...
+        del spec
+        return None
 
     def inner(self, arrays: Factors) -> Array | None:
         """The narrow matrix (I, R) that x meets first, None if there is none."""
-        ...
+        del arrays
+        return None
 
     def __call__(
         self,
@@ -235,6 +239,10 @@ PARTS = (
 )
 
 
+START_ONLY = frozenset({"initializer", "base_edit", "scale", "alpha"})
+"""Fields of a spec that only the start of an adapter reads: its arrays hold what comes of them."""
+
+
 @dataclasses.dataclass(frozen=True)
 class AdapterSpec:
     """A method and its sizes. Frozen and hashable: it is static under jit.
@@ -281,6 +289,18 @@ class AdapterSpec:
     def rank(self) -> int:
         """Rank R of one expert."""
         return self.total_rank // self.num_experts
+
+    def after_start(self) -> dict[str, Any]:
+        """The fields that a started adapter still reads. Specs that agree in them, and whose
+        adapters have arrays of the same shapes, compute the same function of these arrays.
+
+        >>> from goat_jax.adapters.methods import METHODS
+        >>> specs = [METHODS[name].spec for name in ("lora", "pissa", "molora")]
+        >>> [spec.after_start() == specs[0].after_start() for spec in specs]
+        [True, True, False]
+        """
+        fields = (field.name for field in dataclasses.fields(self))
+        return {name: getattr(self, name) for name in fields if name not in START_ONLY}
 
     @property
     def is_plain_sum(self) -> bool:

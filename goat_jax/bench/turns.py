@@ -77,6 +77,15 @@ def machine() -> dict[str, Any]:
     }
 
 
+def machine_line() -> str:
+    """`machine` as one line, to be printed above a table.
+
+    >>> "  jax: " in machine_line()
+    True
+    """
+    return "  ".join(f"{name}: {value}" for name, value in machine().items())
+
+
 def random_like(shape: jax.ShapeDtypeStruct, seed: int) -> jax.Array:
     """Small positive random numbers of a shape; zeros where they are whole, a key for a key.
 

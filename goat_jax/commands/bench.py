@@ -10,7 +10,7 @@ from typing import Any
 from goat_jax.bench.layer import SIZES, Size, contenders, measure_growth, measure_layer
 from goat_jax.bench.measured import Measured
 from goat_jax.bench.steps import measure_steps
-from goat_jax.bench.turns import machine
+from goat_jax.bench.turns import machine, machine_line
 from goat_jax.commands.compare import entry_config, read_entries
 from goat_jax.config import DTYPES
 from goat_jax.errors import UserError
@@ -23,7 +23,7 @@ HEADERS = ["work", "method", "median s", "ratio", "temporary MiB", "ratio", "GFL
 
 def bench(options: argparse.Namespace, overrides: list[str]) -> int:
     """Measures, prints a table, and keeps all numbers if a folder is given."""
-    print("  ".join(f"{name}: {value}" for name, value in machine().items()))
+    print(machine_line())
     found = {"layer": _layers, "step": _steps, "growth": _growth}[options.what](options, overrides)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)

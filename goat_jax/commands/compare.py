@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from goat_jax.errors import UserError
 from goat_jax.plots.compare import plot_comparison
 from goat_jax.run.folder import write_aside
 from goat_jax.run.shapes import abstract_run
-from goat_jax.run.together import Member, Outcome, train_together
+from goat_jax.run.together import Member, Outcome, train_together, with_member
 from goat_jax.tables import render_table
 
 TABLE, FIGURE = "comparison.md", "comparison.png"
@@ -65,9 +65,8 @@ def compare(
     for entry, config in zip(entries, configs, strict=True):
         own_rates = rates or [config.optimizer.learning_rate]
         members = [Member(seed, rate) for rate in own_rates for seed in seeds]
-        found[entry.label] = outcomes(
-            config, members, at_once, out / f"{file_name(entry.label)}.json"
-        )
+        runs = Runs(config, members, out / f"{file_name(entry.label)}.json")
+        ((_, found[entry.label]),) = outcomes([runs], at_once)
         say(f"{entry.label}: {len(members)} runs")
     metrics = configs[0].task.metrics
     table = comparison_table(found, metrics)
@@ -129,33 +128,62 @@ def _adapter_size(config: RunConfig) -> int:
     return abstract_run(config).inject_report.adapter_parameters
 
 
-def outcomes(
-    config: RunConfig, members: Sequence[Member], at_once: int, path: Path
-) -> list[Outcome]:
-    """The members' outcomes: those that a file of the same settings has, and the rest trained."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    settings = {"config": flatten(config), "runs": []}
-    settings["config"].pop("out")
-    done = _read(path, settings)
-    missing = [member for member in members if member not in done]
-    for outcome in train_together(config, missing, at_once):
-        done[outcome.member] = outcome
-        runs = [dataclasses.asdict(each) for each in done.values()]
-        write_aside(path, json.dumps({**settings, "runs": runs}) + "\n")
-    return [done[member] for member in members]
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """A config at several seeds and learning rates, and the file that keeps their outcomes."""
+
+    config: RunConfig
+    members: Sequence[Member]
+    path: Path
+
+    def settings(self) -> dict[str, Any]:
+        """What all of them share."""
+        return {name: value for name, value in flatten(self.config).items() if name != "out"}
+
+    def kept(self) -> dict[Member, Outcome]:
+        """The outcomes that the file has.
+
+        Raises:
+            UserError: it is of other settings.
+        """
+        if not self.path.is_file():
+            return {}
+        saved, settings = json.loads(self.path.read_text(encoding="utf-8")), self.settings()
+        if saved["config"] != settings:
+            names = [n for n, v in settings.items() if saved["config"].get(n) != v]
+            raise UserError(
+                f"{self.path} holds runs of another config ({', '.join(names[:3])}): give another "
+                "--out"
+            )
+        found = [Outcome(**{**run, "member": Member(**run["member"])}) for run in saved["runs"]]
+        return {outcome.member: outcome for outcome in found}
+
+    def keep(self, found: Mapping[Member, Outcome]) -> None:
+        """Writes the file."""
+        runs = [dataclasses.asdict(each) for each in found.values()]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_aside(self.path, json.dumps({"config": self.settings(), "runs": runs}) + "\n")
 
 
-def _read(path: Path, settings: dict[str, Any]) -> dict[Member, Outcome]:
-    if not path.is_file():
-        return {}
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    if saved["config"] != settings["config"]:
-        names = [n for n, v in settings["config"].items() if saved["config"].get(n) != v]
-        raise UserError(
-            f"{path} holds runs of another config ({', '.join(names[:3])}): give another --out"
-        )
-    found = [Outcome(**{**run, "member": Member(**run["member"])}) for run in saved["runs"]]
-    return {outcome.member: outcome for outcome in found}
+def outcomes(wanted: Sequence[Runs], at_once: int) -> Iterator[tuple[Runs, list[Outcome]]]:
+    """Trains what the files do not have yet, and gives every entry as soon as it is complete."""
+    kept = [
+        runs.kept() for runs in wanted
+    ]  # before any is trained: a file may be of other settings
+    missing = [
+        (number, member)
+        for number, runs in enumerate(wanted)
+        for member in runs.members
+        if member not in kept[number]
+    ]
+    configs = [with_member(wanted[number].config, member) for number, member in missing]
+    trained = zip(missing, train_together(configs, at_once), strict=True)
+    for number, runs in enumerate(wanted):
+        while not kept[number].keys() >= set(runs.members):
+            (own, member), outcome = next(trained)
+            kept[own][member] = outcome
+            wanted[own].keep(kept[own])
+        yield runs, [kept[number][member] for member in runs.members]
 
 
 def best_rate(found: Sequence[Outcome], metric: str) -> list[Outcome]:

@@ -14,7 +14,7 @@ from goat_jax.models.load import load_model
 from goat_jax.models.sources import find_model
 from goat_jax.run.folder import load_run
 from goat_jax.run.records import read_records
-from goat_jax.run.setup import build, model_options
+from goat_jax.run.setup import model_options
 from goat_jax.run.shapes import abstract_run
 from goat_jax.sites import find_sites
 from goat_jax.tables import human_count, render_table
@@ -23,8 +23,8 @@ from goat_jax.tables import human_count, render_table
 def inspect(folder: Path) -> int:
     """Prints what a run trains, what its kernels' spectra hold, its scores and expert load."""
     config, saved = load_run(folder)
-    built = build(config)
-    print(trainable_table(built.inject_report))
+    sizes = abstract_run(config, find_model(config.model.path))
+    print(trainable_table(sizes.inject_report))
     print()
     print(spectrum_table(config))
     records = read_records(folder)

@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from goat_jax.commands.compare import file_name, mean_and_spread, outcomes
+from goat_jax.commands.compare import Runs, file_name, mean_and_spread, outcomes
 from goat_jax.commands.configs import override, with_adapter
 from goat_jax.config import RunConfig, load_config
 from goat_jax.data.metrics import goodness
 from goat_jax.errors import UserError, nearest
 from goat_jax.plots.sweep import plot_sweep
 from goat_jax.run.folder import write_aside
-from goat_jax.run.together import Member, Outcome
+from goat_jax.run.together import Member, Outcome, shared_step
 from goat_jax.tables import render_table
 
 TABLE, FIGURE = "sweep.md", "sweep.png"
 RATE = "optimizer.learning_rate"
-"""The field whose values are trained in one step, as seeds are."""
+"""The field whose values are in one file, as seeds are."""
 GIVEN_ELSEWHERE = {"train.seed": "--seeds", "out": "--out"}
 
 Point = tuple[tuple[str, Any], ...]
@@ -75,7 +75,8 @@ def sweep(
     """Trains a config at every point; writes a table, best first, and a figure by each field.
 
     What an earlier call with the same settings has finished is not trained again. Points that
-    differ in nothing but the learning rate share one compiled step, `at_once` runs of it by vmap.
+    differ only in learning rate, auxiliary weight, seed and how their adapters start share one
+    compiled step, `at_once` runs of it by vmap (`goat_jax.run.together`).
 
     Args:
         source: a config file.
@@ -92,16 +93,23 @@ def sweep(
     points = grid(axes) if draws is None else random_points(axes, draws, drawn_by)
     base = override(load_config(source), overrides, "goat-jax sweep")
     configs = {point: config_at(base, point) for point in points}  # all are checked before any runs
+    groups = _side_by_side(_by_base(points), configs)
+    wanted = [
+        Runs(
+            _at_rate(configs[group[0]], base),
+            [Member(seed, rate) for rate in _rates(group, configs) for seed in seeds],
+            out / f"{file_name(describe(shared)) or 'point'}.json",
+        )
+        for shared, group in groups.items()
+    ]
     found: dict[Point, list[Outcome]] = {}
-    for number, (shared, group) in enumerate(_by_base(points).items(), 1):
-        config = configs[group[0]]
-        rates = {point: configs[point].optimizer.learning_rate for point in group}
-        members = [Member(seed, rate) for rate in dict.fromkeys(rates.values()) for seed in seeds]
-        path = out / f"{file_name(describe(shared)) or 'point'}.json"
-        done = outcomes(_at_rate(config, base), members, at_once, path)
-        for point, rate in rates.items():
+    for (shared, group), (runs, done) in zip(
+        groups.items(), outcomes(wanted, at_once), strict=True
+    ):
+        for point in group:
+            rate = configs[point].optimizer.learning_rate
             found[point] = [outcome for outcome in done if outcome.member.learning_rate == rate]
-        say(f"{number}: {describe(shared) or 'learning rates'}, {len(members)} runs")
+        say(f"{describe(shared) or 'learning rates'}: {len(runs.members)} runs")
     metric = base.best_by
     best_first = sorted(
         found, key=lambda point: goodness(metric, _mean(found[point], metric)), reverse=True
@@ -235,6 +243,25 @@ def _by_base(points: Sequence[Point]) -> dict[Point, list[Point]]:
         shared = tuple(pair for pair in point if pair[0] != RATE)
         groups.setdefault(shared, []).append(point)
     return groups
+
+
+def _side_by_side(
+    groups: Mapping[Point, list[Point]], configs: Mapping[Point, RunConfig]
+) -> dict[Point, list[Point]]:
+    """The groups, those that can share a compiled step next to each other."""
+    steps: list[Any] = []  # configs are no keys of a dict: some fields are lists
+
+    def place(entry: tuple[Point, list[Point]]) -> int:
+        step = shared_step(configs[entry[1][0]])
+        if step not in steps:
+            steps.append(step)
+        return steps.index(step)
+
+    return dict(sorted(groups.items(), key=place))
+
+
+def _rates(group: Sequence[Point], configs: Mapping[Point, RunConfig]) -> list[float]:
+    return list(dict.fromkeys(configs[point].optimizer.learning_rate for point in group))
 
 
 def _at_rate(config: RunConfig, base: RunConfig) -> RunConfig:

@@ -36,9 +36,14 @@ def by_spectrum(scale: Array, segment_values: Array) -> Array:
     """GOAT+: s_i = s_1 sqrt(sigma_1 / sigma_i), sigma_i the sum over expert i's segment (E, R).
 
     (Called GOAT-s in v4 of the paper, appendix E.) s_i^2 sigma_i is then the same for all experts.
+    No scale does that for an empty segment, of a kernel of low rank or of zeros: both factors of
+    its expert are zero and stay so whatever multiplies them, and it keeps s_1. So does every expert
+    if the first one's segment is empty. Empty is what the precision of the numbers does not tell
+    from zero beside the largest segment.
 
-    >>> by_spectrum(jnp.array([2.0, 2.0]), jnp.array([[4.0], [1.0]]))
-    Array([2., 4.], dtype=float32)
+    >>> by_spectrum(jnp.array([2.0, 2.0, 2.0]), jnp.array([[4.0], [1.0], [0.0]]))
+    Array([2., 4., 2.], dtype=float32)
     """
     sigma = segment_values.sum(-1)
-    return scale * jnp.sqrt(sigma[0] / sigma)
+    told = jnp.minimum(sigma[0], sigma) > jnp.finfo(sigma.dtype).eps * sigma.max()
+    return scale * jnp.sqrt(jnp.where(told, sigma[0], 1.0) / jnp.where(told, sigma, 1.0))

@@ -66,7 +66,7 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """A safetensors file as torch's readers want it."""
-    whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    whole = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     save_file(whole, path, metadata={"format": "pt"})
 
 

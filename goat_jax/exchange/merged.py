@@ -18,6 +18,8 @@ from goat_jax.adapters.routing import NoRouter
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError
 from goat_jax.exchange.folders import SHARD_BYTES, write_json, write_shards
+from goat_jax.exchange.hugging_face import FAMILIES, Form
+from goat_jax.models.sources import open_checkpoint
 from goat_jax.models.torch_names import torch_parameters
 from goat_jax.sites import find_sites
 from goat_jax.typing import Array, Factors
@@ -27,26 +29,6 @@ TOKENIZER_FILES = (
     *("*.model", "chat_template*", "preprocessor_config.json", "processor_config.json"),
     "generation_config.json",
 )
-CLASSES = {
-    "text encoder": "ForSequenceClassification",
-    "language model": "ForCausalLM",
-    "image encoder": "ForImageClassification",
-}
-"""Kind of a model -> the ending of its class in transformers."""
-
-BEGINNINGS = {
-    "bert": "Bert",
-    "roberta": "Roberta",
-    "distilbert": "DistilBert",
-    "llama": "Llama",
-    "qwen2": "Qwen2",
-    "mistral": "Mistral",
-    "clip": "CLIP",
-    "clip_vision_model": "CLIP",
-    "vit": "ViT",
-    "dinov2": "Dinov2",
-}
-"""model_type -> the beginning of its class in transformers."""
 
 
 def fold_adapters(model: Any, gates: Mapping[str, np.ndarray] | None = None) -> None:
@@ -96,43 +78,57 @@ def _fold(spec: AdapterSpec, kernel: Array, arrays: Factors, scale: Array) -> Ar
 def write_merged(
     folder: Path,
     model: Any,
-    hf: Mapping[str, Any],
-    kind: str,
+    form: Form,
+    path: Path,
+    task: Any,
     dtype: str,
-    labels: Sequence[str],
     most: int = SHARD_BYTES,
 ) -> None:
-    """Writes weights and config.json of a model without adapters.
+    """Writes weights and config.json of a model without adapters, and copies its tokenizer.
 
     Args:
-        hf: config.json of the pretrained model.
-        kind: of the model.  dtype: of its weights.
-        labels: names of the classes, () where there are none.
+        form: of the model.
+        path: of the pretrained model.
+        task: what it learnt.
+        dtype: of its weights.
         most: bytes in a file.
+
+    Raises:
+        UserError: adapters, or a head that transformers' class has no place for.
     """
     if any(site.module.adapter is not None for site in find_sites(model)):  # type: ignore
         raise UserError("the model still has adapters: fold them first")
-    write_shards(folder, torch_parameters(model), most)
-    write_json(folder / "config.json", merged_config(hf, kind, dtype, labels))
+    parts = (model, *form.parts(model, path, task))
+    tensors = (each for part in parts for each in torch_parameters(part) if form.has(each[0]))
+    write_shards(folder, tensors, most)
+    hf, labels = open_checkpoint(path)[0], getattr(task, "labels", ())
+    write_json(folder / "config.json", merged_config(hf, form, dtype, labels))
+    copy_tokenizer(path, folder)
 
 
 def merged_config(
-    hf: Mapping[str, Any], kind: str, dtype: str, labels: Sequence[str]
+    hf: Mapping[str, Any], form: Form, dtype: str, labels: Sequence[str]
 ) -> dict[str, Any]:
     """config.json of the merged model.
 
-    >>> found = merged_config({"model_type": "bert"}, "text encoder", "float32", ["no", "yes"])
+    Args:
+        hf: config.json of the pretrained model.
+        form: of the model.  dtype: of its weights.
+        labels: names of the classes, () where there are none.
+
+    >>> form = FORMS["text encoder", None]
+    >>> found = merged_config({"model_type": "bert"}, form, "float32", ["no", "yes"])
     >>> found["architectures"], found["id2label"]
     (['BertForSequenceClassification'], {'0': 'no', '1': 'yes'})
     """
-    config = {key: value for key, value in hf.items() if key != "torch_dtype"} | {"dtype": dtype}
-    beginning = BEGINNINGS.get(str(hf.get("model_type")))
-    if beginning is not None:
-        config["architectures"] = [beginning + CLASSES[kind]]
+    config = {key: value for key, value in hf.items() if key != "torch_dtype"}
+    family = FAMILIES.get(str(hf.get("model_type")))
+    if family is not None:
+        config = family.config(config) | {"architectures": [family.beginning + form.ending]}
     if labels:
         config["id2label"] = {str(number): label for number, label in enumerate(labels)}
         config["label2id"] = {label: number for number, label in enumerate(labels)}
-    return config
+    return config | {"dtype": dtype}
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

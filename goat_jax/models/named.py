@@ -159,3 +159,14 @@ sizes are known (did you mean 'roberta-large'?): give a folder, or add its confi
             f"{nearest(short, NAMED)}: give a folder, or add its config.json"
         )
     return dict(NAMED[short])
+
+
+def transformers_config(source: str | Path) -> Any:
+    """`model_config` as an object of transformers, of which it makes its own models.
+
+    >>> transformers_config("roberta-large").num_hidden_layers
+    24
+    """
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**model_config(source))

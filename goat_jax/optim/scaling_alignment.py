@@ -36,28 +36,32 @@ def alignment_ratios(scales: PyTree, forward: float) -> PyTree:
     return jax.tree.map(lambda scale: jnp.sqrt(scale / forward), scales)
 
 
-def to_aligned(factors: PyTree, ratios: PyTree) -> PyTree:
-    """``a' = c a``, ``b' = c b`` of every adapter in a pytree of parameters.
+def times_ratios(tree: PyTree, ratios: PyTree) -> PyTree:
+    """``a' = c a``, ``b' = c b`` of every adapter in a pytree of parameters, gradients or updates.
+
+    None in `ratios` leaves a part alone.
 
     >>> pair = {"query": {"a": jnp.ones((2, 3, 1)), "b": jnp.ones((2, 1, 4))}}
-    >>> aligned = to_aligned(pair, {"query": {"scale": jnp.array([1.0, 2.0])}})
+    >>> aligned = times_ratios(pair, {"query": {"scale": jnp.array([1.0, 2.0])}})
     >>> aligned["query"]["a"][:, 0, 0].tolist()
     [1.0, 2.0]
     """
-    return _times(factors, ratios)
+
+    def scaled(pair: dict[str, Array], ratio: dict[str, Array]) -> dict[str, Array]:
+        own = {name: pair[name] * per_expert(ratio["scale"], pair[name]) for name in ("a", "b")}
+        return {**pair, **own}
+
+    return map_pairs(scaled, tree, ratios)
 
 
-def align(trainable: PyTree, base: PyTree, forward: float) -> tuple[PyTree, PyTree, PyTree]:
+def align(trainable: PyTree, base: PyTree, forward: float) -> tuple[PyTree, PyTree]:
     """Moves all of the scales but `forward` into the factors: the model computes the same.
 
     Args:
         trainable, base: as `layers.split_model` gives them.
-
-    Returns:
-        both pytrees, and the ratios that `scaling_alignment` needs.
     """
     ratios = alignment_ratios(scales_of(trainable, base), forward)
-    return to_aligned(trainable, ratios), _with_scales(base, ratios["adapter"], forward), ratios
+    return times_ratios(trainable, ratios), _with_scales(base, ratios["adapter"], forward)
 
 
 def _with_scales(base: PyTree, ratios: PyTree, forward: float) -> PyTree:
@@ -83,21 +87,11 @@ def scaling_alignment(
     inverse = jax.tree.map(lambda c: 1.0 / c, ratios)
 
     def init(params: PyTree) -> PyTree:
-        return inner.init(_times(params, inverse))
+        return inner.init(times_ratios(params, inverse))
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
-        old = None if params is None else _times(params, inverse)
-        found, state = inner.update(_times(updates, ratios), state, old)
-        return _times(found, ratios), state
+        old = None if params is None else times_ratios(params, inverse)
+        found, state = inner.update(times_ratios(updates, ratios), state, old)
+        return times_ratios(found, ratios), state
 
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
-
-
-def _times(tree: PyTree, ratios: PyTree) -> PyTree:
-    """Factors a and b of every adapter times its ratio; None in `ratios` leaves a part alone."""
-
-    def scaled(pair: dict[str, Array], ratio: dict[str, Array]) -> dict[str, Array]:
-        own = {name: pair[name] * per_expert(ratio["scale"], pair[name]) for name in ("a", "b")}
-        return {**pair, **own}
-
-    return map_pairs(scaled, tree, ratios)

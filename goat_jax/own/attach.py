@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +18,25 @@ from goat_jax.own.views import View
 from goat_jax.targets import ALL_LINEAR, Targets, check_all_match, matches
 from goat_jax.typing import Array, Factors, Key
 
+ROOT = "(model)"
+"""Name of a model among its own modules; an attribute cannot be called so."""
+
+
+def name_of(path: Sequence[Any]) -> str:
+    """The name of the module at a path.
+
+    >>> name_of(["blocks", 0, "query"]), name_of([])
+    ('blocks.0.query', '(model)')
+    """
+    return ".".join(map(str, path)) or ROOT
+
 
 @dataclasses.dataclass(frozen=True)
 class Adapted:
     """What became of a model's layers.
 
     Attributes:
-        modules: names of those that got an adapter.
+        modules: names of those that got an adapter; the model itself is `ROOT`.
         left: name of a module with a kernel that got none -> the reason.
         parameters: trained ones, in all.
     """

@@ -19,7 +19,7 @@ from goat_jax.adapters.context import EVAL, Context
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError
 from goat_jax.inject import name_number
-from goat_jax.own.attach import Adapted, choose, delta_of, start_layer, sum_of_losses
+from goat_jax.own.attach import Adapted, choose, delta_of, name_of, start_layer, sum_of_losses
 from goat_jax.own.views import Axes, View, read_einsum
 from goat_jax.targets import ALL_LINEAR, Targets
 from goat_jax.typing import Array, Key, PyTree
@@ -80,7 +80,7 @@ class LinenAdapter:
             own = module.variables["params"]
             arrays = {n.removeprefix(PREFIX): a for n, a in own.items() if n.startswith(PREFIX)}
             scale = arrays.pop("scale")
-            salted = ctx.fold(name_number(".".join(module.path)))
+            salted = ctx.fold(name_number(name_of(module.path)))
             delta, report = delta_of(x, own["kernel"], view, arrays, scale, self.spec, salted, y)
             module.sow(INTERMEDIATES, REPORT, report)
             return y + delta
@@ -144,10 +144,10 @@ def adapt_linen(
     """
     variables = nn.meta.unbox(variables)
     found = _find(model, variables, args, kwargs)
-    chosen, left = choose({".".join(path): view for path, view in found.items()}, spec, targets)
+    chosen, left = choose({name_of(path): view for path, view in found.items()}, spec, targets)
     params, factors, views = variables["params"], {}, {}
     for path in found:
-        name = ".".join(path)
+        name = name_of(path)
         if name not in chosen:
             continue
         own = _at(params, path)
@@ -159,7 +159,7 @@ def adapt_linen(
         factors = _with(factors, path, trained)
         views[path] = chosen[name]
     size = sum(leaf.size for leaf in jax.tree.leaves(factors))
-    report = Adapted(tuple(".".join(path) for path in views), left, size)
+    report = Adapted(tuple(name_of(path) for path in views), left, size)
     return LinenAdapter(model, spec, views, report), {**variables, "params": params}, factors
 
 

@@ -20,7 +20,7 @@ from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError
 from goat_jax.inject import name_number
 from goat_jax.layers import Adapter, Factor, Sown, sow
-from goat_jax.own.attach import Adapted, choose, delta_of, start_layer, sum_of_losses
+from goat_jax.own.attach import Adapted, choose, delta_of, name_of, start_layer, sum_of_losses
 from goat_jax.own.views import Axes, View, read_einsum
 from goat_jax.targets import ALL_LINEAR, Targets
 from goat_jax.typing import Array, Key
@@ -52,7 +52,7 @@ def adapt_nnx(
     >>> model(jnp.ones((3, 8))).shape
     (3, 16)
     """
-    modules = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+    modules = {name_of(path): module for path, module in nnx.iter_modules(model)}
     if any(isinstance(module, Adapter) for module in modules.values()):
         raise UserError("the model has adapters already: start from a new one")
     found = {name: _view(module) for name, module in modules.items() if _has_kernel(module)}

@@ -13,10 +13,11 @@ from goat_jax.config import flatten
 from goat_jax.errors import UserError
 from goat_jax.exchange import folders, merged, names, peft_write, published
 from goat_jax.exchange.card import Facts, write_card
+from goat_jax.exchange.hugging_face import Form, form_of
 from goat_jax.exchange.low_rank import LowRank
 from goat_jax.exchange.modules import module_names
 from goat_jax.layers import split_model
-from goat_jax.models.sources import open_checkpoint
+from goat_jax.models.vision_heads import ZERO_SHOT
 from goat_jax.run.evaluate import evaluate
 from goat_jax.run.folder import load_run, read_run
 from goat_jax.run.problems import problem_of
@@ -109,9 +110,12 @@ def _facts(run: Trained, form: str, library: str, use: str = "", **columns: Any)
 DIFFERS = {
     ("pooling", "mean"): "the head reads the mean of the tokens; transformers' class reads the "
     "first one, so its logits are others",
-    ("head", "zero_shot"): "the head compares with class names; transformers has no such class",
+    ("head", ZERO_SHOT): "transformers' CLIPModel compares images with texts, so give it the "
+    "prompt of every class, in the order of the labels",
+    ("family", "clip_vision_model"): "transformers builds a classifier only on the config.json of "
+    "a whole CLIP; --to merged writes one",
 }
-"""(field, value) of a model's config -> what transformers' own class does not do."""
+"""(field, value) of a model's config -> what transformers' own class wants or does otherwise."""
 
 
 def _notes(run: Trained) -> tuple[str, ...]:
@@ -123,22 +127,20 @@ def _notes(run: Trained) -> tuple[str, ...]:
 
 Extra = dict[str, Any]
 
-USE = {
-    "text encoder": "AutoModelForSequenceClassification",
-    "language model": "AutoModelForCausalLM",
-    "image encoder": "AutoModelForImageClassification",
-}
+
+def _form(run: Trained) -> Form:
+    return form_of(run.built.kind, run.model.config)
 
 
 def _peft_use(run: Trained, name: str) -> str:
-    auto, labels = USE[run.built.kind], len(getattr(run.task, "labels", ()))
-    more = f", num_labels={labels}" if labels else ""
+    form, labels = _form(run), len(getattr(run.task, "labels", ()))
+    more = f", num_labels={labels}" if labels and not form.absent else ""
     return "\n".join(
         [
             "from peft import PeftModel",
-            f"from transformers import {auto}",
+            f"from transformers import {form.auto}",
             "",
-            f'base = {auto}.from_pretrained("{run.config.model.path}"{more})',
+            f'base = {form.auto}.from_pretrained("{run.config.model.path}"{more})',
             f'model = PeftModel.from_pretrained(base, "{name}")',
         ]
     )
@@ -154,7 +156,10 @@ def _write_lora(run: Trained, folder: Path, modules: Mapping[str, LowRank]) -> N
 def _write_peft(
     run: Trained, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
 ) -> None:
-    head, every = run.head, module_names(run.model)
+    form = _form(run)
+    whole = (run.model, *form.parts(run.model, run.path, run.task))
+    every = [name for part in whole for name in module_names(part)]
+    head = {name: tensor for name, tensor in run.head.items() if form.has(name)}
     parts = list(dict.fromkeys(name.rpartition(".")[0] for name in head))
     peft_write.write_peft(
         folder,
@@ -195,18 +200,17 @@ def _to_goat(run: Trained, folder: Path, **_: Any) -> tuple[Facts, Extra]:
 
 
 def _to_merged(
-    run: Trained, folder: Path, task: int | None, shard_bytes: int, **_: Any
+    run: Trained, folder: Path, name: str, task: int | None, shard_bytes: int, **_: Any
 ) -> tuple[Facts, Extra]:
     gates = run.task_gates(task)
     if gates is None:
         _refuse_routers(run, "--to lora approximates it")
-    facts = _facts(run, "A whole model, the adapter merged into it", "transformers")
+    form = _form(run)
+    use = form.snippet(name, run.task)
+    facts = _facts(run, "A whole model, the adapter merged into it", "transformers", use)
     merged.fold_adapters(run.model, gates)
-    labels = getattr(run.task, "labels", ())
-    hf = open_checkpoint(run.path)[0]
     dtype = run.config.model.dtype
-    merged.write_merged(folder, run.model, hf, run.built.kind, dtype, labels, shard_bytes)
-    merged.copy_tokenizer(run.path, folder)
+    merged.write_merged(folder, run.model, form, run.path, run.task, dtype, shard_bytes)
     return facts, {}
 
 

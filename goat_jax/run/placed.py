@@ -12,7 +12,6 @@ from goat_jax.config import RunConfig
 from goat_jax.mesh.batches import put_batch, put_whole_batch, share_of_rows
 from goat_jax.mesh.placement import Placement, make_placement, model_shardings, tree_shardings
 from goat_jax.models.common import Embedding
-from goat_jax.models.decoder import Decoder
 from goat_jax.run.state import RunState
 from goat_jax.sites import find_sites, find_stacks
 from goat_jax.spread import key_everywhere
@@ -139,7 +138,7 @@ def keep_rows(model: Any, placement: Placement | None) -> None:
         stack.row_parts = 1 if placement is None else placement.row_parts
     for site in find_sites(model, Embedding):
         site.module.steps = () if placement is None else placement.lookups  # type: ignore
-    if isinstance(model, Decoder):
+    if hasattr(model, "output_lies"):
         shape = (model.config.hidden_size, model.config.vocab_size)
         model.output_lies = None if placement is None else placement.output(shape)
 

@@ -29,7 +29,7 @@ from goat_jax.models.load import Loaded, load_model
 from goat_jax.models.sources import find_model
 from goat_jax.optim.optimizer import make_optimizer, schedule_of
 from goat_jax.optim.pairs import scales_of
-from goat_jax.optim.scaling_alignment import align, scaling_alignment
+from goat_jax.optim.scaling_alignment import align, alignment_ratios, scaling_alignment
 from goat_jax.quantize import QuantizeReport, quantize_base
 from goat_jax.run.gradients import kernel_gradients
 from goat_jax.run.placed import Placed, keep_rows, placement_of, share_of_process, start_state
@@ -51,7 +51,8 @@ class Built:
         placed: where the arrays are on a mesh; None on one device.
         train_step, eval_step: jitted.
         schedule: optimizer steps done before -> learning rate.
-        optimizer_at: factor of the learning rate -> the optimizer; 1 is the run's own.
+        scales: of the adapters as they started (`pairs.scales_of`).
+        optimizer_at: factor of the learning rate, scales -> the optimizer.
         inject_report: what was adapted.
         quantize_report: what the quantisation of the base costs; None without one.
         names: path of a linear module -> its full name per layer.
@@ -71,7 +72,8 @@ class Built:
     train_step: TrainStep
     eval_step: EvalStep
     schedule: optax.Schedule
-    optimizer_at: Callable[[float | Array], optax.GradientTransformation]
+    scales: PyTree
+    optimizer_at: Callable[[float | Array, PyTree], optax.GradientTransformation]
     inject_report: InjectReport
     quantize_report: QuantizeReport | None
     names: dict[tuple, list[str]]
@@ -112,14 +114,16 @@ def build(config: RunConfig) -> Built:
     report = adapt(loaded.model, config, spec, adapter_key, gradients, placement)
     norms = residual_norms(loaded.model, None if placement is None else placement.whole)
     quantized = quantized_base(loaded.model, config)
-    graph, *arrays = split_model(loaded.model)
-    optimizer_for = partial(method_optimizer, config, spec, arrays[0], arrays[1])
-    trainable, base, optimizer = optimizer_for()
+    graph, trainable, base = split_model(loaded.model)
+    scales = scales_of(trainable, base)
+    optimizer = method_optimizer(config, spec, scales)
+    trainable, base = aligned(config, trainable, base)
     constants = starting_constants(loaded.model, spec.course)
     state, base, placed = start_state(
         loaded.model, placement, trainable, base, optimizer, run_key, constants
     )
     switch_step = spec.course.switch_step()
+    state_lies = None if placed is None else placed.state
     objective = problem.objective(config.task)
     return Built(
         graph=graph,
@@ -137,7 +141,8 @@ def build(config: RunConfig) -> Built:
         eval_step=make_eval_step(
             graph, objective, None if placed is None else placed.in_evaluation()
         ),
-        optimizer_at=lambda rate: optimizer_for(rate)[2],
+        scales=scales,
+        optimizer_at=lambda rate, scales: method_optimizer(config, spec, scales, rate),
         schedule=schedule_of(config.optimizer, config.train.steps),
         inject_report=report,
         quantize_report=quantized,
@@ -148,7 +153,7 @@ def build(config: RunConfig) -> Built:
         fresh=loaded.fresh,
         switches={}
         if switch_step is None
-        else {switch_step: make_switch(graph, optimizer, spec.course)},
+        else {switch_step: make_switch(graph, optimizer, spec.course, state_lies)},
         base_fingerprint=fingerprint(loaded.weights),  # type: ignore[arg-type]  (was read)
         residual_norms=norms,
     )
@@ -191,22 +196,28 @@ def set_remat(model: Any, config: RunConfig) -> None:
         stack.remat = config.model.remat
 
 
-def method_optimizer(
-    config: RunConfig,
-    spec: AdapterSpec,
-    trainable: dict[str, PyTree],
-    base: PyTree,
-    rate: float | Array = 1.0,
-) -> tuple[dict[str, PyTree], PyTree, optax.GradientTransformation]:
-    """The method's optimizer, and the arrays it is for: aligned, if the config says so."""
-    scales = scales_of(trainable, base)
-    steps = config.train.steps
-    optimizer = make_optimizer(config.optimizer, steps, spec.transform, scales, rate)
+def aligned(
+    config: RunConfig, trainable: dict[str, PyTree], base: PyTree
+) -> tuple[dict[str, PyTree], PyTree]:
+    """Both pytrees with the scales where the config wants them: forward, or in the factors."""
     forward = config.adapter.forward_scale
+    return (trainable, base) if forward is None else align(trainable, base, forward)
+
+
+def method_optimizer(
+    config: RunConfig, spec: AdapterSpec, scales: PyTree, rate: float | Array = 1.0
+) -> optax.GradientTransformation:
+    """The method's optimizer.
+
+    Args:
+        scales: of the adapters, before `aligned` moved them; may be traced.
+        rate: what the learning rate is multiplied with; likewise.
+    """
+    steps, forward = config.train.steps, config.adapter.forward_scale
+    optimizer = make_optimizer(config.optimizer, steps, spec.transform, scales, rate)
     if forward is None:
-        return trainable, base, optimizer
-    trainable, base, ratios = align(trainable, base, forward)
-    return trainable, base, scaling_alignment(optimizer, ratios)
+        return optimizer
+    return scaling_alignment(optimizer, alignment_ratios(scales, forward))
 
 
 def _gradients(config: RunConfig, spec: AdapterSpec, loaded: Loaded) -> dict[str, Array] | None:

@@ -23,9 +23,10 @@ from goat_jax.mesh.placement import Placement, model_shardings, tree_shardings
 from goat_jax.models.architecture import architecture_of
 from goat_jax.models.load import random_model
 from goat_jax.models.named import model_config
+from goat_jax.optim.pairs import scales_of
 from goat_jax.run.placed import Placed, keep_rows
 from goat_jax.run.problems import check_model, problem_of
-from goat_jax.run.setup import adapt, method_optimizer, model_options, quantized_base
+from goat_jax.run.setup import adapt, aligned, method_optimizer, model_options, quantized_base
 from goat_jax.run.state import RunState
 from goat_jax.run.step import EvalStep, TrainStep, make_eval_step, make_train_step
 from goat_jax.run.switch import starting_constants
@@ -118,7 +119,8 @@ def abstract_run(
         if placement is not None:
             found["known"] = model_shardings(loaded.model, placement)
         found["graph"], trainable, base = split_model(loaded.model)
-        trainable, base, optimizer = method_optimizer(config, spec, trainable, base)
+        optimizer = method_optimizer(config, spec, scales_of(trainable, base))
+        trainable, base = aligned(config, trainable, base)
         constants = starting_constants(loaded.model, spec.course)
         return RunState.create(trainable, optimizer, run_key, constants), base
 
@@ -177,7 +179,7 @@ def _train_step(
     no numbers before the step is traced."""
 
     def step(state: RunState, base: PyTree, batch: Batch) -> tuple[RunState, dict[str, Any]]:
-        _, _, optimizer = method_optimizer(config, spec, state.trainable, base)
+        optimizer = method_optimizer(config, spec, scales_of(state.trainable, base))
         own = make_train_step(
             graph,
             problem_of(config.task).objective(config.task),

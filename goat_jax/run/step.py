@@ -30,7 +30,7 @@ def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     *,
-    aux_weight: float,
+    aux_weight: float | Array,
     accumulate: int = 1,
     shardings: Mapping[str, Any] | None = None,
 ) -> TrainStep:

@@ -40,10 +40,18 @@ def starting_constants(model: nnx.Module, course: Course) -> PyTree:
     return jax.tree.map(jnp.copy, _constants(model))
 
 
-def make_switch(graph: Any, optimizer: optax.GradientTransformation, course: Course) -> Switch:
+def make_switch(
+    graph: Any,
+    optimizer: optax.GradientTransformation,
+    course: Course,
+    shardings: RunState | None = None,
+) -> Switch:
     """A function ``(state, base) -> state`` that gives every adapter its new constants.
 
     The trained arrays stay; what joins late (`optim.late_start`) gets a new optimizer state.
+
+    Args:
+        shardings: of the state on a mesh; None for one device.
     """
 
     def switch(state: RunState, base: PyTree) -> RunState:
@@ -57,11 +65,13 @@ def make_switch(graph: Any, optimizer: optax.GradientTransformation, course: Cou
             layer = (dense.weights(), arrays, adapter.scale[...])
             for name, value in _exchange(course, site.layers is not None, layer).items():
                 getattr(adapter, name).set_value(value)
-        return dataclasses.replace(
+        changed = dataclasses.replace(
             state,
             constants=_constants(model),
             opt_state=restart(optimizer, state.opt_state, state.trainable),
         )
+        # Arrays that lie otherwise than the step was compiled for would compile it once more.
+        return changed if shardings is None else jax.device_put(changed, shardings)
 
     return switch
 

@@ -1,12 +1,15 @@
-"""Runs that differ in seed or learning rate, trained at once: adapters under vmap, one base.
+"""Runs of one task that differ in how they start, trained at once under vmap.
 
-Nothing is saved on the way: a comparison is many short runs. Each member's numbers are those of a
-run of its own with the same seed (every batch padded alike), up to rounding.
+What their adapters start as, and the numbers seed, learning rate and weight of the auxiliary loss
+are arrays of the step, so one compiled step has many runs. Frozen arrays that are the same in all
+runs are in memory once. Nothing is saved on the way: a comparison is many short runs. Each run's
+numbers are those it would have alone (every batch padded alike), up to rounding.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -16,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from goat_jax.config import RunConfig
+from goat_jax.config import AdapterConfig, RunConfig
 from goat_jax.errors import UserError
 from goat_jax.run.evaluate import evaluate
 from goat_jax.run.placed import placement_of
@@ -31,12 +34,12 @@ from goat_jax.run.setup import (
 )
 from goat_jax.run.state import RunState
 from goat_jax.run.step import make_train_step
-from goat_jax.typing import Array, Batch, PyTree
+from goat_jax.typing import Batch, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """One run of several.
+    """What tells runs of one config apart.
 
     Attributes:
         seed: of its start, its data's order and its dropout.
@@ -49,15 +52,15 @@ class Member:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a member came to.
+    """What a run came to.
 
     Attributes:
         member: which.
         losses: the task's loss of every step's batch.
         before, after: scores at the start and after the last step.
-        trained_parameters: of one member, heads included.
+        trained_parameters: of one run, heads included.
         adapter_share: its adapters' parameters over the pretrained model's.
-        step_seconds: median time of a step, divided by the members that ran in it.
+        step_seconds: median time of a step, divided by the runs that were in it.
         temporary_bytes: what the compiled step needs besides its arguments, divided likewise.
     """
 
@@ -71,33 +74,6 @@ class Outcome:
     temporary_bytes: int
 
 
-def train_together(
-    config: RunConfig, members: Sequence[Member], at_once: int = 1
-) -> Iterator[Outcome]:
-    """Trains all members, `at_once` of them in one step where they can share the frozen arrays.
-
-    Members whose method makes another frozen kernel for each seed run one after the other.
-
-    Raises:
-        UserError: a config with a mesh.
-    """
-    if placement_of(config) is not None:
-        raise UserError("runs are trained together on one device: leave mesh as it is")
-    one_shape = dataclasses.replace(config.train, shapes=1)
-    config = dataclasses.replace(config, train=one_shape)
-    for first in range(0, len(members), at_once):
-        yield from _train_some(config, members[first : first + at_once])
-
-
-def _train_some(config: RunConfig, members: Sequence[Member]) -> Iterator[Outcome]:
-    builts = _with_one_base(config, members)
-    if builts is None:
-        for member in members:
-            yield from _train_some(config, [member])
-    else:
-        yield from _Group(config, members, builts).train()
-
-
 def with_member(config: RunConfig, member: Member) -> RunConfig:
     """The config of a member as a run of its own."""
     train = dataclasses.replace(config.train, seed=member.seed)
@@ -105,59 +81,106 @@ def with_member(config: RunConfig, member: Member) -> RunConfig:
     return dataclasses.replace(config, train=train, optimizer=optimizer)
 
 
-def _with_one_base(config: RunConfig, members: Sequence[Member]) -> list[Built] | None:
-    """The members' models, all with the first one's frozen arrays; None if those differ."""
-    of_seed: dict[int, Built] = {}
-    first = None
-    for member in members:
-        if member.seed in of_seed:
-            continue
-        built = build(with_member(config, dataclasses.replace(members[0], seed=member.seed)))
-        first = built if first is None else first
-        same = jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), built.base, first.base)
-        if not all(jax.tree.leaves(same)):
-            return None
-        of_seed[member.seed] = dataclasses.replace(built, base=first.base)
-    return [of_seed[member.seed] for member in members]
+def train_together(configs: Sequence[RunConfig], at_once: int = 1) -> Iterator[Outcome]:
+    """Trains all runs, up to `at_once` neighbours that can share a compiled step in one.
+
+    Args:
+        configs: of the runs; put those `shared_step` says the same of side by side.
+
+    Yields:
+        their outcomes, in the order of the configs.
+
+    Raises:
+        UserError: a config with a mesh.
+    """
+    for config in configs:
+        if placement_of(config) is not None:
+            raise UserError("runs are trained together on one device: leave mesh as it is")
+    one_shape = [
+        dataclasses.replace(each, train=dataclasses.replace(each.train, shapes=1))
+        for each in configs
+    ]
+    for _, alike in itertools.groupby(one_shape, key=shared_step):
+        alike = list(alike)
+        for first in range(0, len(alike), at_once):
+            yield from _train_some(alike[first : first + at_once])
+
+
+def shared_step(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
+    """What two runs must agree in to share a compiled step: the config but for seed, learning rate
+    and the adapter's start, and what a step reads of the adapter."""
+    spec, own = config.adapter.spec(), config.adapter
+    adapter = AdapterConfig(
+        targets=own.targets,
+        train=own.train,
+        forward_scale=own.forward_scale,
+        overrides=own.overrides,
+    )
+    common = dataclasses.replace(with_member(config, Member(0, 1.0)), adapter=adapter, out="")
+    return common, spec.after_start() | {"aux_weight": None}
+
+
+def _train_some(configs: Sequence[RunConfig]) -> Iterator[Outcome]:
+    builts = [build(configs[0])]
+    for config in configs[1:]:
+        builts.append(_sharing(build(config), builts[0]))
+    yield from _Group(configs, builts).train()
+
+
+def _sharing(built: Built, first: Built) -> Built:
+    """With the first one's frozen arrays in the place of equal ones, which so are freed."""
+    known = dict(jax.tree_util.tree_leaves_with_path(first.base))
+
+    def share(path: Any, own: Any) -> Any:
+        other = known.get(path)
+        same = other is not None and own.shape == other.shape and bool(jnp.array_equal(own, other))
+        return other if same else own
+
+    return dataclasses.replace(built, base=jax.tree_util.tree_map_with_path(share, built.base))
 
 
 class _Group:
-    """Members that share their frozen arrays."""
+    """Runs in one step."""
 
-    def __init__(self, config: RunConfig, members: Sequence[Member], builts: Sequence[Built]):
-        self.config, self.members, self.builts = config, members, builts
-        self.built, self.base = builts[0], builts[0].base
-        first = members[0].learning_rate
-        self.rates = jnp.asarray([member.learning_rate / first for member in members])
-        rows, held_out = load_rows(config, "train", "evaluation")
+    def __init__(self, configs: Sequence[RunConfig], builts: Sequence[Built]):
+        self.configs, self.config, self.built = configs, configs[0], builts[0]
+        self.base, self.base_axes = _stack_different([built.base for built in builts])
+        self.start = _stack([built.state for built in builts])
+        first = self.config.optimizer.learning_rate
+        self.numbers = {
+            "rate": jnp.asarray([each.optimizer.learning_rate / first for each in configs]),
+            "aux_weight": jnp.asarray([each.adapter.spec().aux_weight for each in configs]),
+            "scales": _stack([built.scales for built in builts]),
+        }
+        rows, held_out = load_rows(self.config, "train", "evaluation")
         if self.built.vocabulary is not None:
             texts = [*rows.input_ids, *held_out.input_ids]  # type: ignore[attr-defined]
             check_tokens(texts, self.built.vocabulary)
-        configs = [with_member(config, member) for member in members]
         self.batches = [training_batches(each, rows) for each in configs]
-        self.held_out = evaluation_batches(config, held_out)
+        self.held_out = evaluation_batches(self.config, held_out)
 
     def train(self) -> list[Outcome]:
         """From the start to the last step."""
-        state = _stack([built.state for built in self.builts])
-        batch = self.next_batch()
-        step = jax.jit(jax.vmap(self.step, in_axes=(0, None, 0, 0)), donate_argnums=0)
-        compiled = step.lower(state, self.base, batch, self.rates).compile()
+        state, batch = self.start, self.next_batch()
+        step = jax.vmap(self.step, in_axes=(0, self.base_axes, 0, 0))
+        compiled = (
+            jax.jit(step, donate_argnums=0).lower(state, self.base, batch, self.numbers).compile()
+        )
         before, losses, seconds = self.evaluate(state), [], []
         for number in range(1, self.config.train.steps + 1):
             start = time.perf_counter()
-            state, loss = compiled(state, self.base, batch, self.rates)
+            state, loss = compiled(state, self.base, batch, self.numbers)
             batch = self.next_batch()
             losses.append(np.asarray(loss))
             seconds.append(time.perf_counter() - start)
             if number in self.built.switches:
                 state = self.switched(state, number)
         memory: Any = compiled.memory_analysis()
-        after, count = self.evaluate(state), len(self.members)
+        after, count = self.evaluate(state), len(self.configs)
         report = self.built.inject_report
         return [
             Outcome(
-                member=member,
+                member=Member(config.train.seed, config.optimizer.learning_rate),
                 losses=tuple(float(loss[i]) for loss in losses),
                 before=before[i],
                 after=after[i],
@@ -166,38 +189,44 @@ class _Group:
                 step_seconds=float(np.median(seconds)) / count,
                 temporary_bytes=int(memory.temp_size_in_bytes) // count,
             )
-            for i, member in enumerate(self.members)
+            for i, config in enumerate(self.configs)
         ]
 
     def next_batch(self) -> Batch:
-        """The members' next batches, one above the other."""
+        """The runs' next batches, one above the other."""
         return _stack([next(batches) for batches in self.batches], np)
 
     def step(
-        self, state: RunState, base: PyTree, batch: Batch, rate: Array
-    ) -> tuple[RunState, Array]:
-        """One member's step, and its loss."""
+        self, state: RunState, base: PyTree, batch: Batch, numbers: dict[str, PyTree]
+    ) -> tuple[RunState, Any]:
+        """One run's step, and its loss."""
         own = make_train_step(
             self.built.graph,
             problem_of(self.config.task).objective(self.config.task),
-            self.built.optimizer_at(rate),
-            aux_weight=self.config.adapter.spec().aux_weight,
+            self.built.optimizer_at(numbers["rate"], numbers["scales"]),
+            aux_weight=numbers["aux_weight"],
             accumulate=self.config.train.accumulate,
         )
         state, metrics = own(state, base, batch)
         return state, metrics["task_loss"]
 
     def switched(self, state: RunState, number: int) -> RunState:
-        """What the method changes after that step, in every member."""
-        switch = self.built.switches[number]
-        return _stack([switch(each, self.base) for each in self.apart(state)])
+        """What the method changes after that step, in every run."""
+        switch, runs = self.built.switches[number], range(len(self.configs))
+        return _stack([switch(_one(state, i), self.base_of(i)) for i in runs])
+
+    def base_of(self, i: int) -> PyTree:
+        """A run's frozen arrays."""
+        return jax.tree.map(
+            lambda leaf, axis: leaf if axis is None else leaf[i], self.base, self.base_axes
+        )
 
     def evaluate(self, state: RunState) -> list[dict[str, float]]:
-        """Every member's scores."""
+        """Every run's scores."""
         found = [self.eval_step(state, self.base, batch) for batch in self.held_out]
         scores = []
-        for place in range(len(self.members)):
-            own = iter([jax.tree.map(lambda a, i=place: a[i], each) for each in found])
+        for place in range(len(self.configs)):
+            own = iter([_one(each, place) for each in found])
             done = evaluate(
                 lambda *_, own=own: next(own), {}, None, self.held_out, self.config.task
             )
@@ -206,14 +235,34 @@ class _Group:
 
     @partial(jax.jit, static_argnums=0)
     def eval_step(self, state: RunState, base: PyTree, batch: Batch) -> Any:
-        """All members' sums and outputs on one batch."""
+        """All runs' sums and outputs on one batch."""
         step = self.built.eval_step
-        return jax.vmap(lambda s: step(s.trainable, s.frozen(base), batch))(state)
 
-    def apart(self, state: RunState) -> list[RunState]:
-        """The members' own states."""
-        return [jax.tree.map(lambda a, i=i: a[i], state) for i in range(len(self.members))]
+        def one(state: RunState, base: PyTree) -> Any:
+            return step(state.trainable, state.frozen(base), batch)
+
+        return jax.vmap(one, in_axes=(0, self.base_axes))(state, base)
+
+
+def _one(stacked: Any, i: int) -> Any:
+    return jax.tree.map(lambda a: a[i], stacked)
 
 
 def _stack(trees: Sequence[Any], library: Any = jnp) -> Any:
     return jax.tree.map(lambda *leaves: library.stack(leaves), *trees)
+
+
+def _stack_different(trees: Sequence[PyTree]) -> tuple[PyTree, PyTree]:
+    """One tree of several with the same shapes, and vmap's axes for it.
+
+    Leaves that are one array in all of them stay as they are.
+    """
+
+    def is_one(leaves: tuple) -> bool:
+        return all(leaf is leaves[0] for leaf in leaves)
+
+    def stack(*leaves: Any) -> Any:
+        return leaves[0] if is_one(leaves) else jnp.stack(leaves)
+
+    axes = jax.tree.map(lambda *leaves: None if is_one(leaves) else 0, *trees)
+    return jax.tree.map(stack, *trees), axes

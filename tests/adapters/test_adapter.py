@@ -129,6 +129,19 @@ def test_goat_plus_scales_follow_the_spectrum():
     np.testing.assert_allclose(scale**2 * sums, scale[0] ** 2 * sums[0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_goat_plus_on_a_kernel_of_low_rank_is_finite(rank):
+    """Its later segments are empty: those experts add nothing, and break nothing."""
+    kernel = np.zeros((IN, OUT), np.float32)
+    np.fill_diagonal(kernel[:rank, :rank], 3.0)
+    spec = method_spec("goat_plus", total_rank=8, num_experts=4, top_k=4)
+    start = START(kernel, spec, KEY)
+    assert all(np.isfinite(array).all() for array in jax.tree.leaves(start))
+    np.testing.assert_array_equal(start.scale, np.full(4, start.scale[0]))
+    delta, _ = APPLY(X, start.kernel, start.factors, start.scale, spec, EVAL)
+    assert np.isfinite(delta).all() and bool(np.any(delta)) == (rank > 0)
+
+
 def test_bfloat16_kernel_keeps_its_dtype_and_float32_factors():
     kernel = KERNEL.astype(ml_dtypes.bfloat16)
     start = START(jnp.asarray(kernel), GOAT, KEY)

@@ -1,5 +1,6 @@
 """What every method must do, row by row of METHODS, as a layer and in models."""
 
+import copy
 import dataclasses
 from functools import partial
 
@@ -13,6 +14,7 @@ from flax import nnx
 from goat_jax.adapters.adapter import apply_layer, init_adapter, merge_adapter
 from goat_jax.adapters.context import Context
 from goat_jax.adapters.methods import METHODS
+from goat_jax.adapters.spec import START_ONLY
 from goat_jax.errors import UserError
 from goat_jax.inject import inject
 from goat_jax.layers import Adapter, Dense, merge_model, run_model, split_model
@@ -96,6 +98,16 @@ SHAPES = {
     "full": {"kernels": "EIO"},
     "full_moe": {"kernels": "EIO", "router": "IE"},
 } | {name: ROUTED for name in ("molora", "molora_soft", "loramoe", "goat", "goat_plus")}
+
+
+def test_a_started_layer_reads_nothing_of_its_start(layer):
+    """Runs that differ in these fields share a compiled step."""
+    blind = copy.copy(layer.spec)
+    for name in START_ONLY:
+        object.__setattr__(blind, name, None)
+    arrays, start = layer.moved(), layer.start
+    found = apply_layer(X, start.kernel, arrays, start.scale, blind, CTX)
+    assert_close(found, APPLY(X, start.kernel, arrays, start.scale, layer.spec, CTX))
 
 
 def test_the_tree_is_as_declared(layer):

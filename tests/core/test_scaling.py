@@ -43,6 +43,22 @@ def test_goat_plus_equalises_the_spectrum():
     assert scale[0] == 7.0 and (np.diff(scale) > 0).all()
 
 
+@pytest.mark.parametrize(
+    ("sums", "expected"),
+    [
+        ([4, 1, 0], [7, 14, 7]),
+        ([0, 0, 0], [7, 7, 7]),
+        ([0, 4, 1], [7, 7, 7]),
+        ([4, 1, 1e-44], [7, 14, 7]),  # its ratio is above float32's largest number
+    ],
+)
+def test_goat_plus_of_empty_segments_keeps_the_first_scale(sums, expected):
+    values = np.float32(sums)[:, None] / np.float32([[2, 2]])
+    with jax.debug_nans(True), jax.debug_infs(True):
+        scale = jax.jit(scaling.by_spectrum)(np.float32([7, 7, 7]), values)
+    np.testing.assert_allclose(scale, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("eta", [1.0, 0.1])
 def test_theory_scale_aligns_the_first_update(eta):
     """s^2 E[a a^T] = eta I, so that the adapter's first step is eta times full fine-tuning's."""

@@ -17,9 +17,11 @@ from goat_jax.mesh.placement import make_placement, place_model
 from goat_jax.models.decoder import Decoder, tiny_decoder_config
 from goat_jax.models.encoder import Encoder, tiny_config
 from goat_jax.models.vision import VisionModel, tiny_vision_config
+from goat_jax.optim.transforms import Stages
 from goat_jax.run.objectives import CLASSIFICATION, IMAGE_CLASSIFICATION, LANGUAGE
 from goat_jax.run.placed import keep_rows, start_state
 from goat_jax.run.step import make_train_step
+from goat_jax.run.switch import make_switch, starting_constants
 from goat_jax.testing import CountTraces, assert_close
 
 ROWS, TOKENS, STEPS = 8, 8, 4
@@ -32,6 +34,7 @@ METHODS = {
     "dora": {"total_rank": 4},
     "hydralora": {"total_rank": 8, "num_experts": 2},
 }
+SWITCH = {"lora_dash": {"total_rank": 4, "num_directions": 4, "switch_after": 2}}
 
 
 def rng(seed=0):
@@ -87,13 +90,15 @@ def train(family, method, shape, steps=STEPS):
     placement = None if shape is None else make_placement(MeshConfig(*shape))
     if placement is not None:
         place_model(model, placement)
-    spec = method_spec(method, **METHODS[method])
+    spec = method_spec(method, **(METHODS | SWITCH)[method])
     inject(model, spec, TARGETS, key=jax.random.key(0), train=heads, placing=placement)
     keep_rows(model, placement)
     graph, trainable, base = split_model(model)
-    optimizer = optax.adam(1e-3)
+    adam = Stages(optax.identity(), optax.scale_by_adam(), optax.scale_by_learning_rate(1e-3))
+    optimizer = spec.transform(adam, None, steps)
+    constants = starting_constants(model, spec.course)
     state, base, placed = start_state(
-        model, placement, trainable, base, optimizer, jax.random.key(1), {}
+        model, placement, trainable, base, optimizer, jax.random.key(1), constants
     )
     there = batch if placed is None else placed.put_share(batch, ROWS)
     loss = CountTraces(objective.loss)
@@ -105,9 +110,13 @@ def train(family, method, shape, steps=STEPS):
         shardings=None if placed is None else placed.in_step(),
     )
     losses = []
-    for _ in range(steps):
+    lies = None if placed is None else placed.state
+    switch = make_switch(graph, optimizer, spec.course, lies)
+    for number in range(1, steps + 1):
         state, metrics = step(state, base, there)
         losses.append(float(metrics["loss"]))
+        if number == spec.course.switch_step():
+            state = switch(state, base)
     assert loss.count == 1
     return losses, state, base
 
@@ -133,11 +142,21 @@ def check(alone, family, method, shape):
     assert len(set(losses)) == STEPS
     assert_close(losses, alone(family, method), 1e-5)
     assert all(a.sharding.mesh.size == 8 for a in jax.tree.leaves((state.trainable, base)))
+    return state
 
 
 @pytest.mark.parametrize(("family", "method", "shape"), QUICK)
 def test_a_mesh_changes_no_loss(alone, family, method, shape):
     check(alone, family, method, shape)
+
+
+@pytest.mark.slow
+def test_a_switch_between_two_steps_is_that_of_one_device(alone):
+    state = check(alone, "encoder", "lora_dash", (2, 2, 2))
+    arrays = jax.tree_util.tree_leaves_with_path(state.trainable)
+    learnt = [array for path, array in arrays if path[-1].key == "coefficients"]
+    # They have a gradient, and so a part in the last loss, only if there are directions.
+    assert learnt and all(np.abs(array).min() > 0 for array in learnt)
 
 
 # Every family and every method on every shape, but not every method of every family on each.

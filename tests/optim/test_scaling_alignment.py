@@ -8,7 +8,7 @@ import pytest
 
 from goat_jax.errors import UserError
 from goat_jax.optim.adam import scale_by_adam
-from goat_jax.optim.scaling_alignment import alignment_ratios, scaling_alignment, to_aligned
+from goat_jax.optim.scaling_alignment import alignment_ratios, scaling_alignment, times_ratios
 
 EXPERTS, WIDTH, RANK, OUT, TOKENS = 3, 6, 2, 5, 7
 SCALE = jnp.array([2.0, 5.0, 9.0])
@@ -70,14 +70,14 @@ def test_twenty_steps_are_those_of_the_scale_in_the_forward_pass(name, forward):
     with jax.default_matmul_precision("highest"):
         published, before = _train(params, loss, OPTIMIZERS[name], SCALE)
         aligned, after = _train(
-            to_aligned(params, ratios),
+            times_ratios(params, ratios),
             loss,
             scaling_alignment(OPTIMIZERS[name], ratios),
             jnp.full((EXPERTS,), forward),
         )
     assert before[-1] < before[0]
     np.testing.assert_allclose(after, before, rtol=2e-5)
-    expected = to_aligned(published, ratios)
+    expected = times_ratios(published, ratios)
     jax.tree.map(
         lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-4),
         aligned,
@@ -89,7 +89,7 @@ def test_without_the_transform_the_runs_differ():
     params, loss = _problem()
     ratios = alignment_ratios({"layer": {"scale": SCALE}, "head": {"bias": None}}, 1.0)
     _, before = _train(params, loss, OPTIMIZERS["adam"], SCALE)
-    _, after = _train(to_aligned(params, ratios), loss, OPTIMIZERS["adam"], jnp.ones((EXPERTS,)))
+    _, after = _train(times_ratios(params, ratios), loss, OPTIMIZERS["adam"], jnp.ones((EXPERTS,)))
     np.testing.assert_allclose(after[0], before[0], rtol=1e-5)
     assert abs(after[-1] - before[-1]) > 1e-2 * before[-1]
 

@@ -63,6 +63,21 @@ def test_every_layer_is_found_and_the_others_are_named():
     del frozen
 
 
+class WithPositions(Encoder):
+    @nn.compact
+    def __call__(self, x):
+        x = x + self.param("positions", nn.initializers.zeros, x.shape)
+        return nn.Dense(16, name="up")(x)
+
+
+def test_a_matrix_of_the_models_own_is_left_by_a_readable_name():
+    _, apply, *_ = made(WithPositions())
+    assert apply.report.modules == ("up",)
+    assert apply.report.left == {
+        "(model)": "WithPositions is none of nn.Dense, nn.DenseGeneral, nn.Einsum"
+    }
+
+
 @pytest.mark.parametrize("method", ["lora", "pissa", "dora"])
 def test_it_starts_as_it_was_and_merges_to_itself(method):
     model = Encoder()

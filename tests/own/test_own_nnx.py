@@ -66,6 +66,14 @@ def test_every_layer_is_found_and_the_others_are_named():
     assert isinstance(model.up, nnx.Linear)
 
 
+def test_a_matrix_of_the_models_own_is_left_by_a_readable_name():
+    model = Block(nnx.Rngs(0))
+    model.positions = nnx.Param(jnp.zeros((5, 16)))
+    report = adapt_nnx(model, GOAT, key=KEY)
+    assert report.left["(model)"] == ("Block is none of nnx.Linear, nnx.LinearGeneral, nnx.Einsum")
+    assert "" not in report.left and sorted(report.modules) == sorted(NAMES)
+
+
 @pytest.mark.parametrize("method", ["lora", "pissa", "dora"])
 def test_it_starts_as_it_was_and_merges_to_itself(method):
     model = Block(nnx.Rngs(0))

@@ -9,10 +9,11 @@ import pytest
 from goat_jax.cli import main
 from goat_jax.commands.compare import entry_config, read_entries, with_parameters_of
 from goat_jax.errors import UserError
+from goat_jax.run import together
 from goat_jax.run.fit import fit
 from goat_jax.run.records import read_records
 from goat_jax.run.shapes import abstract_run
-from goat_jax.run.together import Member, train_together, with_member
+from goat_jax.run.together import Member, shared_step, train_together, with_member
 
 MEMBERS = [Member(0, 1e-2), Member(1, 1e-2), Member(1, 2e-3)]
 
@@ -25,37 +26,79 @@ def short(config):
     return dataclasses.replace(config, adapter=adapter, train=train)
 
 
-@pytest.mark.parametrize("method", [pytest.param("goat", marks=pytest.mark.slow), "lora_plus"])
-def test_members_are_the_runs_they_would_be_alone(short, tmp_path, method):
-    adapter = dataclasses.replace(short.adapter, method=method)
-    short = dataclasses.replace(short, adapter=adapter)
-    together = list(train_together(short, MEMBERS, at_once=3))
+def members(config):
+    return [with_member(config, member) for member in MEMBERS]
+
+
+def with_options(config, **options):
+    return dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, **options))
+
+
+def alone(config, folder):
+    """Losses and scores of a run of its own."""
+    summary = fit(dataclasses.replace(config, out=str(folder)), progress=False)
+    records = [r for r in read_records(summary.folder) if r["kind"] == "train"]
+    return [record["task_loss"] for record in records], summary.before, summary.after
+
+
+def assert_same(outcome, expected):
+    losses, before, after = expected
+    np.testing.assert_allclose(outcome.losses, losses, rtol=2e-4)
+    for name in ("loss", "accuracy"):
+        np.testing.assert_allclose(outcome.before[name], before[name], rtol=2e-4)
+        np.testing.assert_allclose(outcome.after[name], after[name], rtol=2e-4)
+
+
+def test_members_are_the_runs_they_would_be_alone(short, tmp_path):
+    runs = members(with_options(short, method="lora_plus"))
+    together = list(train_together(runs, at_once=3))
     for place in (0, 2):
-        alone = with_member(short, MEMBERS[place])
-        summary = fit(dataclasses.replace(alone, out=str(tmp_path / str(place))), progress=False)
-        records = [r for r in read_records(summary.folder) if r["kind"] == "train"]
-        losses = [record["task_loss"] for record in records]
-        np.testing.assert_allclose(together[place].losses, losses, rtol=2e-4)
-        assert summary.before is not None
-        for name in ("loss", "accuracy"):
-            for own, theirs in (
-                (together[place].before, summary.before),
-                (together[place].after, summary.after),
-            ):
-                np.testing.assert_allclose(own[name], theirs[name], rtol=2e-4)
+        assert_same(together[place], alone(runs[place], tmp_path / str(place)))
     assert len({outcome.losses for outcome in together}) == 3
     assert len({outcome.trained_parameters for outcome in together}) == 1
+    assert [outcome.member for outcome in together] == MEMBERS
+
+
+ALONE = {"num_experts": 1, "top_k": 1}
+STARTS = {
+    "numbers": ({"rho": 2.0}, {"eta": 0.5, "aux_weight": 0.5}, {"choice": "random"}),
+    "optimizer": tuple(
+        {**ALONE, "method": "lora_pro", "alpha": alpha, "forward_scale": 2.0}
+        for alpha in (8.0, 2.0)
+    ),
+    "methods": tuple({**ALONE, "method": name} for name in ("lora", "pissa")),
+}
 
 
 @pytest.mark.slow
-def test_members_with_frozen_kernels_of_their_own_run_apart(short):
-    """Random segments make another residual for every seed."""
-    adapter = dataclasses.replace(short.adapter, choice="random")
-    train = dataclasses.replace(short.train, steps=4)
-    short = dataclasses.replace(short, adapter=adapter, train=train)
-    apart = list(train_together(short, MEMBERS[:2], at_once=2))
-    alone = list(train_together(short, MEMBERS[1:2], at_once=1))
-    assert apart[1].losses == alone[0].losses
+@pytest.mark.parametrize("starts", STARTS.values(), ids=STARTS)
+def test_runs_that_start_differently_share_a_step(short, tmp_path, monkeypatch, starts):
+    sizes = []
+    train = together._Group.train
+    monkeypatch.setattr(
+        together._Group, "train", lambda self: sizes.append(len(self.configs)) or train(self)
+    )
+    gentle = with_member(short, Member(0, 2e-3))  # LoRA-Pro solves with b near 0: rounding grows
+    runs = [with_options(gentle, **options) for options in starts]
+    found = list(train_together(runs, at_once=len(runs)))
+    assert sizes == [len(runs)]
+    assert len({outcome.losses for outcome in found}) == len(runs)
+    for place in (0, len(runs) - 1):
+        assert_same(found[place], alone(runs[place], tmp_path / str(place)))
+
+
+def test_runs_that_step_differently_do_not(short):
+    same = [
+        {"rho": 3.0},
+        {"alpha": 1.0},
+        {"aux_weight": 0.0},
+        {"choice": "random"},
+    ]
+    other = [{"top_k": 1}, {"dropout": 0.1}, {"total_rank": 16}, {"method": "hydralora"}]
+    assert all(shared_step(with_options(short, **each)) == shared_step(short) for each in same)
+    assert all(shared_step(with_options(short, **each)) != shared_step(short) for each in other)
+    longer = dataclasses.replace(short, train=dataclasses.replace(short.train, steps=9))
+    assert shared_step(longer) != shared_step(short)
 
 
 @pytest.mark.slow
