@@ -19,6 +19,7 @@ from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError
 from goat_jax.exchange.folders import SHARD_BYTES, write_json, write_shards
 from goat_jax.exchange.hugging_face import FAMILIES, Form
+from goat_jax.models.architecture import architecture_of
 from goat_jax.models.sources import open_checkpoint
 from goat_jax.models.torch_names import torch_parameters
 from goat_jax.sites import find_sites
@@ -98,10 +99,16 @@ def write_merged(
     """
     if any(site.module.adapter is not None for site in find_sites(model)):  # type: ignore
         raise UserError("the model still has adapters: fold them first")
-    parts = (model, *form.parts(model, path, task))
-    tensors = (each for part in parts for each in torch_parameters(part) if form.has(each[0]))
-    write_shards(folder, tensors, most)
     hf, labels = open_checkpoint(path)[0], getattr(task, "labels", ())
+    stored = architecture_of(hf, path).stored_name
+    parts = (model, *form.parts(model, path, task))
+    tensors = (
+        (stored(name), tensor)
+        for part in parts
+        for name, tensor in torch_parameters(part)
+        if form.has(name)
+    )
+    write_shards(folder, tensors, most)
     write_json(folder / "config.json", merged_config(hf, form, dtype, labels))
     copy_tokenizer(path, folder)
 

@@ -33,7 +33,7 @@ class Architecture:
         ignored: names in a checkpoint that the model does not need, a regular expression.
         head: names of modules a checkpoint may lack: they start fresh. The last one has an
             output per label. Empty for models that have nothing but what was pretrained.
-        renamed: pattern of a stored name -> today's name, in the order in which they apply.
+        renamed: part of a stored name -> today's, in the order in which they apply.
         drops: whether its config takes rates of dropout.
     """
 
@@ -45,6 +45,22 @@ class Architecture:
     head: tuple[str, ...]
     renamed: tuple[tuple[str, str], ...] = ()
     drops: bool = False
+
+    def todays_name(self, name: str) -> str:
+        """A parameter's name in a file as its module is called today."""
+        for stored, today in self.renamed:
+            name = name.replace(stored, today)
+        return name
+
+    def stored_name(self, name: str) -> str:
+        """A parameter's name as files have it, which every version of transformers reads.
+
+        >>> ARCHITECTURES["vit"].stored_name("vit.layers.0.attention.o_proj.weight")
+        'vit.encoder.layer.0.attention.output.dense.weight'
+        """
+        for stored, today in reversed(self.renamed):
+            name = name.replace(today, stored)
+        return name
 
     def config_of(self, hf: Mapping[str, Any], **overrides: Any) -> Any:
         """Our config of a config.json; overrides win.

@@ -119,9 +119,7 @@ def _canonical_names(weights: Weights, architecture: Architecture) -> dict[str, 
         name = prefix + own
         for old, new in OLD_NAMES.items():
             name = name.removesuffix(old) + new if name.endswith(old) else name
-        for pattern, today in architecture.renamed:
-            name = re.sub(pattern, today, name)
-        names[name] = own
+        names[architecture.todays_name(name)] = own
     return names
 
 

@@ -72,7 +72,7 @@ class Family:
         keys: field of the config -> key.
         defaults: fields that config.json may leave out or does not have; the values are those of
             transformers.
-        renamed: pattern of a stored name -> today's, in the order in which they apply.
+        renamed: part of a stored name -> today's, in the order in which they apply.
     """
 
     prefix: str
@@ -155,9 +155,9 @@ _CLIP_DEFAULTS = {
     "projection_dim": 512,
 }
 _ATTENTION_BEFORE = tuple(
-    (rf"attention\.attention\.{old}\.", f"attention.{new}.")
+    (f"attention.attention.{old}.", f"attention.{new}.")
     for old, new in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"))
-) + ((r"attention\.output\.dense\.", "attention.o_proj."),)
+) + (("attention.output.dense.", "attention.o_proj."),)
 
 _CLIP = Family(
     prefix="vision_model",
@@ -195,10 +195,10 @@ _VIT = Family(
     keys=_VIT_KEYS,
     defaults=_VIT_DEFAULTS,
     renamed=(
-        (r"encoder\.layer\.", "layers."),
+        ("encoder.layer.", "layers."),
         *_ATTENTION_BEFORE,
-        (r"intermediate\.dense\.", "mlp.fc1."),
-        (r"output\.dense\.", "mlp.fc2."),
+        ("intermediate.dense.", "mlp.fc1."),
+        ("output.dense.", "mlp.fc2."),
     ),
 )
 _DINOV2 = dataclasses.replace(

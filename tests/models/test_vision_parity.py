@@ -8,6 +8,7 @@ import pytest
 import torch
 from flax import nnx
 
+from goat_jax.models.architecture import ARCHITECTURES
 from goat_jax.models.load import load_model
 from goat_jax.models.vision import cubic_resize
 
@@ -96,7 +97,7 @@ def test_cubic_weights_are_torchs(old, new):
 
 @FAMILIES
 def test_every_gradient_is_torchs(family, save_vision, by_torch_name, jit):
-    checkpoint = save_vision(family, seed=3)
+    checkpoint, todays = save_vision(family, seed=3), ARCHITECTURES[family].todays_name
     ours, images, labels = _load(checkpoint).model, _images((16, 16)), np.array([0, 2, 1])
     logits = _run_torch(checkpoint.torch, images).logits
     torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).backward()
@@ -108,7 +109,7 @@ def test_every_gradient_is_torchs(family, save_vision, by_torch_name, jit):
 
     gradients = by_torch_name(nnx.merge(graph, jit(jax.grad(loss))(state, images)))
     expected = {
-        name: torch.zeros_like(value) if value.grad is None else value.grad
+        todays(name): torch.zeros_like(value) if value.grad is None else value.grad
         for name, value in checkpoint.torch.named_parameters()
         if not name.endswith("mask_token")
     }
@@ -123,7 +124,8 @@ def test_parameters_are_torchs_bit_by_bit(family, today, save_vision, by_torch_n
     """transformers 5 writes the names of version 4 into files, unless told not to."""
     checkpoint = save_vision(family, seed=4, save_options={"save_original_format": not today})
     ours = by_torch_name(_load(checkpoint).model)
-    expected = dict(checkpoint.torch.named_parameters())
+    todays = ARCHITECTURES[family].todays_name
+    expected = {todays(name): value for name, value in checkpoint.torch.named_parameters()}
     expected.pop("dinov2.embeddings.mask_token", None)
     assert set(ours) == set(expected)
     for name, value in ours.items():
