@@ -7,7 +7,8 @@ Without ``--model.path`` RoBERTa-large comes from the hub; ``folder=FOLDER`` has
 of tensorflow_datasets (FOLDER/rte/train.jsonl, validation.jsonl).
 
 As published: total rank 32, alpha 64, 8 experts, 2 of them active, AdamW, 1e-4, cosine, 100 warm-up
-steps, dropout 0.05, batch 256, 10 epochs (RTE 50), at most 128 tokens, eta 1.
+steps, dropout 0.05, batch 256, 10 epochs (RTE 50), at most 128 tokens, eta 1. RoBERTa's own dropout
+(0.1) is on, as transformers' Trainer leaves it; ``--model.dropout 0`` turns it off.
 Expected of GOAT (accuracy in percent, the paper's, of the last step): CoLA 86.86, SST-2 96.21,
 MRPC 84.55, QQP 91.40, MNLI 89.55 (matched and mismatched together), QNLI 94.19, RTE 85.56; of the
 other methods: ``GLUE_SCORES`` in goat_jax/paper.py. No run at this size is part of this project.
@@ -45,7 +46,7 @@ def get_config(
     text = make_task(task, folder=folder, data_dir=data_dir)  # first: an unknown name is its error
     steps = EPOCHS.get(task, 10) * (TRAIN_ROWS[task] // batch)
     return RunConfig(
-        model=ModelConfig(model, dtype="bfloat16"),
+        model=ModelConfig(model, dtype="bfloat16", dropout="checkpoint"),
         task=text,
         adapter=AdapterConfig(
             method=method,

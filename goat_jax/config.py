@@ -17,6 +17,7 @@ from goat_jax.data.tasks import KINDS, Task
 from goat_jax.errors import UserError, nearest
 from goat_jax.inject import ALL_LINEAR, Override
 from goat_jax.mesh.config import MeshConfig, Rules
+from goat_jax.models.dropout import CHECKPOINT, check_rate
 from goat_jax.optim.optimizer import OptimizerConfig
 from goat_jax.quantized import KINDS as QUANTIZED
 from goat_jax.svd_store import SvdConfig
@@ -35,6 +36,9 @@ class ModelConfig:
         remat: what the backward pass recomputes: a key of `goat_jax.stack.REMAT`.
         quantize: bits of the frozen kernels once the adapters are started: a key of
             `goat_jax.quantized.KINDS` (the extra `quant`), or "none".
+        dropout: of the model's own in training: one rate for every place where its torch model
+            drops something, or "checkpoint" for the rates in config.json, with which transformers
+            trains; text encoders only, others have nothing there. `adapter.dropout` is another.
         options: fields of the model's own config, such as {"pooling": "mean"}.
     """
 
@@ -42,6 +46,7 @@ class ModelConfig:
     dtype: str = "float32"
     remat: str = "none"
     quantize: str = "none"
+    dropout: float | str = 0.0
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -50,6 +55,10 @@ class ModelConfig:
         if self.quantize not in ("none", *QUANTIZED):
             kinds = ", ".join(("none", *QUANTIZED))
             raise UserError(f"model.quantize {self.quantize!r} is not one of {kinds}")
+        if self.dropout != CHECKPOINT:
+            check_rate(self.dropout)
+        if "dropout" in self.options:
+            raise UserError("model.options has dropout: give it as model.dropout")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,7 +52,7 @@ class SvdConfig:
             which serve any rho, eta, scale and alpha; "full" keeps all of them,
             4 H (I + O + 1) bytes with H the smaller side (one and a half to two times the kernel in
             float32), which serve any rank, number of experts and choice of segments as well.
-        route: a key of `ROUTES`.
+        route: a key of `ROUTES`. "gram" is the faster one, and the more exact.
 
     Raises:
         UserError: an unknown choice.
@@ -60,7 +60,7 @@ class SvdConfig:
 
     folder: str = AUTO
     keep: str = "segments"
-    route: str = "lapack"
+    route: str = "gram"
 
     def __post_init__(self) -> None:
         for name, known in (("keep", KEEP), ("route", tuple(ROUTES))):
@@ -72,11 +72,9 @@ class SvdConfig:
                 )
 
     @property
-    def store(self) -> SvdStore | None:
-        """What `inject` uses; None if decompositions are neither kept nor another route's."""
+    def store(self) -> SvdStore:
+        """What `inject` uses."""
         folder = None if self.folder in (AUTO, NONE) else Path(self.folder).expanduser()
-        if folder is None and self.route == "lapack":
-            return None
         return SvdStore(folder, self.keep, self.route)
 
 
@@ -101,7 +99,7 @@ class SvdStore:
 
     folder: Path | None
     keep: str = "segments"
-    route: str = "lapack"
+    route: str = "gram"
     found: int = 0
     computed: int = 0
     # A decomposition takes all cores and several times its kernel's memory.

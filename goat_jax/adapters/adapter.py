@@ -118,10 +118,11 @@ def apply_adapter(
         ctx: dropout key (None in eval mode), padding mask, tasks.
     """
     dropped = dropout(x, spec.dropout, ctx.key, spec.combine.dropout_copies(spec))
-    inner, router = spec.combine.inner(arrays), spec.router.matrix(arrays)
-    hidden = logits = None
-    if inner is not None and router is not None and dropped is x:
-        hidden, logits = narrow_products(x, inner, router)
+    router, hidden, logits = spec.router.matrix(arrays), None, None
+    if router is not None and dropped is x:
+        inner = spec.combine.inner(arrays)
+        if inner is not None:
+            hidden, logits = narrow_products(x, inner, router)
     routing = spec.router(x, arrays, spec, ctx, logits)
     delta = spec.combine(dropped, kernel, arrays, scale, routing, hidden)
     report = Report(

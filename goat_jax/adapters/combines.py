@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from goat_jax.adapters.spec import AdapterSpec, Extras
+from goat_jax.adapters.spec import AdapterSpec, Combine, Extras
 from goat_jax.core.column_norms import column_norms
 from goat_jax.core.dispatch import HIDDEN, dispatch, expand, flat
 from goat_jax.core.precision import wide
@@ -18,18 +18,12 @@ from goat_jax.typing import Array, Factors, Key
 
 
 @dataclasses.dataclass(frozen=True)
-class SumOfExperts:
+class SumOfExperts(Combine):
     """sum_i w_i s_i x a_i b_i, gated in rank space (`goat_jax.core.dispatch`)."""
 
     layout: ClassVar[str] = "pairs"
     replaces: ClassVar[bool] = False
     starts_plain: ClassVar[bool] = True
-
-    def extras(
-        self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec, key: Key
-    ) -> Extras:
-        del kernel, factors, scale, spec, key
-        return Extras({}, {})
 
     def dropout_copies(self, spec: AdapterSpec) -> int | None:
         return spec.num_experts if spec.dropout_per_expert else None

@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from goat_jax.core.precision import wide
 from goat_jax.typing import Array, Batch, Key
 
 
@@ -58,6 +59,9 @@ EVAL = Context()
 def dropout(x: Array, rate: float, key: Key | None, copies: int | None = None) -> Array:
     """Inverted dropout of x (..., I); unchanged when the rate is 0 or there is no key (eval).
 
+    The scale is applied in float32 at least: in bfloat16 1 - 0.1 is 0.8984, a bias of 0.17% that
+    every layer would multiply in.
+
     Args:
         copies: with E, returns (E, ..., I): one mask per expert instead of a shared one.
 
@@ -68,4 +72,5 @@ def dropout(x: Array, rate: float, key: Key | None, copies: int | None = None) -
         return x
     shape = x.shape if copies is None else (copies, *x.shape)
     keep = jax.random.bernoulli(key, 1.0 - rate, shape)
-    return jnp.where(keep, jnp.broadcast_to(x, shape) / jnp.asarray(1.0 - rate, x.dtype), 0)
+    scaled = (x.astype(wide(x.dtype)) / (1.0 - rate)).astype(x.dtype)
+    return jnp.where(keep, jnp.broadcast_to(scaled, shape), 0)

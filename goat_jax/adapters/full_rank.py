@@ -5,8 +5,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from goat_jax.adapters.combines import SumOfExperts
-from goat_jax.adapters.spec import AdapterSpec, Given, Initializer
+from goat_jax.adapters.spec import AdapterSpec, Combine, Given, Initializer
 from goat_jax.core.dispatch import expand
 from goat_jax.core.routers import Routing
 from goat_jax.errors import UserError
@@ -50,7 +49,7 @@ class TakeOutKernel:
 
 
 @dataclasses.dataclass(frozen=True)
-class WholeKernels(SumOfExperts):
+class WholeKernels(Combine):
     """sum_i w_i x W_i: the layer's whole output. Scale and frozen kernel play no part.
 
     Tokens are weighed before one product over (expert, input), so nothing of the size
@@ -73,10 +72,6 @@ class WholeKernels(SumOfExperts):
                 f"WholeKernels computes the layer itself: dropout on its input, {spec.dropout}, "
                 "would drop the frozen branch too: dropout=0"
             )
-
-    def inner(self, arrays: Factors) -> Array | None:
-        del arrays
-        return None
 
     def __call__(
         self,

@@ -6,8 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from goat_jax.adapters.combines import SumOfExperts
-from goat_jax.adapters.spec import AdapterSpec, Extras, Given, Initializer
+from goat_jax.adapters.spec import AdapterSpec, Combine, Extras, Given, Initializer
 from goat_jax.core.initializers import kaiming_uniform
 from goat_jax.core.precision import wide
 from goat_jax.core.routers import Routing
@@ -37,7 +36,7 @@ class ZeroNetwork(Initializer):
 
 
 @dataclasses.dataclass(frozen=True)
-class KernelNetwork(SumOfExperts):
+class KernelNetwork(Combine):
     """``x (W0 + s act(W0 a) b)``, with further layers between a and b if it is deep.
 
     A deep one passes through `depth` encoders (R, R), which keep what they were given, and as many
@@ -103,10 +102,6 @@ class KernelNetwork(SumOfExperts):
             hidden = act(jnp.dot(hidden, arrays["decoders"][layer])) + kept.pop()
         change = jnp.dot(hidden, arrays["b"][0])
         return change.T if self.over_inputs else change
-
-    def inner(self, arrays: Factors) -> Array | None:
-        del arrays
-        return None
 
     def __call__(
         self,

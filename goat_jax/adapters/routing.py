@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from goat_jax.adapters.context import Context
-from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.adapters.spec import AdapterSpec, Router
 from goat_jax.core import routers
 from goat_jax.core.initializers import kaiming_uniform
 from goat_jax.core.routers import Routing, router_logits
@@ -16,7 +16,7 @@ from goat_jax.typing import Array, Factors, Key
 
 
 @dataclasses.dataclass(frozen=True)
-class NoRouter:
+class NoRouter(Router):
     """Every expert with weight 1: plain LoRA, and parallel adapters."""
 
     mergeable: ClassVar[bool] = True
@@ -29,10 +29,6 @@ class NoRouter:
     def mean_weight(self, spec: AdapterSpec) -> float:
         del spec
         return 1.0
-
-    def matrix(self, factors: Factors) -> Array | None:
-        del factors
-        return None
 
     def __call__(
         self,
@@ -47,7 +43,7 @@ class NoRouter:
 
 
 @dataclasses.dataclass(frozen=True)
-class Softmax:
+class Softmax(Router):
     """Softmax router that uses all experts.
 
     Attributes:
@@ -195,7 +191,7 @@ class Threshold(Softmax):
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskGate:
+class TaskGate(Router):
     """MOELoRA's router: all experts, weighed by the example's task.
 
     Attributes:
@@ -224,10 +220,6 @@ class TaskGate:
         """The experts' weights (..., E) for tasks (...,)."""
         logits = router_logits(factors["task_embedding"][task_ids], factors["task_gate"])
         return jax.nn.softmax(logits, axis=-1)
-
-    def matrix(self, factors: Factors) -> Array | None:
-        del factors
-        return None
 
     def __call__(
         self,

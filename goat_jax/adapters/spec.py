@@ -111,7 +111,8 @@ class Router(Protocol):
 
     def matrix(self, factors: Factors) -> Array | None:
         """What x is multiplied with for its logits, (I, N), None if it does not look at x."""
-        ...
+        del factors
+        return None
 
     def __call__(
         self,
@@ -148,15 +149,18 @@ class Combine(Protocol):
         self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec, key: Key
     ) -> Extras:
         """Arrays of its own besides the factors; the kernel is the frozen one."""
-        ...
+        del kernel, factors, scale, spec, key
+        return Extras({}, {})
 
     def dropout_copies(self, spec: AdapterSpec) -> int | None:
         """How many independently dropped-out copies of x it takes; None is one, without an axis."""
-        ...
+        del spec
+        return None
 
     def inner(self, arrays: Factors) -> Array | None:
         """The narrow matrix (I, R) that x meets first, None if there is none."""
-        ...
+        del arrays
+        return None
 
     def __call__(
         self,

@@ -3,7 +3,8 @@
 Every new padded length T is one more compilation of the step, so batches are padded to a few
 bucket lengths only, and rows of similar length share a batch. Measured on four text tasks, one
 length for all makes 66 to 76 % of the places padding, two 41 to 46 %, five 19 to 27 %; that is the
-least that any five multiples of 8 allow.
+least that any five multiples of 8 allow. On the film reviews of the demo three make 26 %, five
+18 %, eight 13 %; nine multiples of 4 make 10 %.
 """
 
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ def choose_buckets(
     batch_size: int,
     max_length: int,
     *,
-    multiple: int = 8,
+    multiples: tuple[int, ...] = (8, 4),
     max_shapes: int = 5,
     padding: float = 0.1,
 ) -> tuple[int, ...]:
@@ -106,7 +107,8 @@ def choose_buckets(
       lengths: [N] row lengths, at most `max_length`.
       batch_size: rows in a batch.
       max_length: no bucket is longer.
-      multiple: buckets are multiples of it (`max_length` itself may be none).
+      multiples: buckets are multiples of the first (`max_length` itself may be none), or of a later
+        one if only that keeps the padded share below `padding`.
       max_shapes: at most so many buckets, each one compilation.
       padding: fewer buckets are taken if they already keep the padded share below this.
 
@@ -121,15 +123,28 @@ def choose_buckets(
     batches = _training_rows(lengths, size, np.random.default_rng(0))
     # The longest row may be left out of this epoch, but not of the next: it is always covered.
     longest = np.append(lengths[batches].max(axis=1), lengths.max())
-    ceilings = np.minimum(-(-longest // multiple) * multiple, max_length)
+    most = lengths[batches].sum() / size / (1 - padding)
+    found = []
+    for multiple in multiples:
+        ceilings = np.minimum(-(-longest // multiple) * multiple, max_length)
+        found.append(_fewest_buckets(ceilings, max_shapes, most))
+        if found[-1][0] < most:
+            return found[-1][1]
+    return found[0][1]
+
+
+def _fewest_buckets(
+    ceilings: np.ndarray, max_shapes: int, most: float
+) -> tuple[float, tuple[int, ...]]:
+    """The fewest lengths that pad all batches but the last to less than `most` places a row in
+    all, else the best `max_shapes` ones; and how many places that is."""
     sizes, place = np.unique(ceilings, return_inverse=True)
     counts = np.bincount(place[:-1], minlength=len(sizes))
-    cost, choice = _best_buckets(sizes, counts, 1)
-    for shapes in range(2, min(max_shapes, len(sizes)) + 1):
-        if 1 - lengths[batches].sum() / (cost * size) < padding:
-            break
+    for shapes in range(1, min(max_shapes, len(sizes)) + 1):
         cost, choice = _best_buckets(sizes, counts, shapes)
-    return tuple(int(sizes[i]) for i in choice)
+        if cost < most:
+            break
+    return cost, tuple(int(sizes[i]) for i in choice)
 
 
 def _best_buckets(

@@ -34,6 +34,7 @@ class Architecture:
         head: names of modules a checkpoint may lack: they start fresh. The last one has an
             output per label. Empty for models that have nothing but what was pretrained.
         renamed: pattern of a stored name -> today's name, in the order in which they apply.
+        drops: whether its config takes rates of dropout.
     """
 
     kind: str
@@ -43,6 +44,20 @@ class Architecture:
     ignored: str
     head: tuple[str, ...]
     renamed: tuple[tuple[str, str], ...] = ()
+    drops: bool = False
+
+    def config_of(self, hf: Mapping[str, Any], **overrides: Any) -> Any:
+        """Our config of a config.json; overrides win.
+
+        Raises:
+            UserError: dropout where there is none, or what `config` finds wrong.
+        """
+        if overrides.get("dropout") and not self.drops:
+            raise UserError(
+                f"model.dropout {overrides['dropout']!r}: a model of the kind {self.kind} has no "
+                "dropout of its own here: leave it 0"
+            )
+        return self.config(hf, **overrides)
 
 
 def _encoder(name: str, ignored: str) -> Architecture:
@@ -54,6 +69,7 @@ def _encoder(name: str, ignored: str) -> Architecture:
         prefix=family.prefix + ".",
         ignored=ignored,
         head=family.head,
+        drops=True,
     )
 
 

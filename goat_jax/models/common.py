@@ -140,7 +140,13 @@ class Constant(nnx.Module):
         return self.value[...]
 
 
-def attend(query: Array, key: Array, value: Array, keep: Array | None) -> Array:
+def attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    keep: Array | None,
+    dropped: Callable[[Array], Array] | None = None,
+) -> Array:
     """Scaled dot-product attention (B, T, N, H); the softmax is in float32.
 
     A row that may attend to nothing gives the mean of all values, never NaN.
@@ -149,6 +155,8 @@ def attend(query: Array, key: Array, value: Array, keep: Array | None) -> Array:
         query: (B, T, N, H).  key, value: (B, T, N, H), or fewer heads that divide N.
         keep: true where a query may attend to a key, broadcastable to (B, N, T, T);
             None if everywhere.
+        dropped: of the probabilities (B, N, T, T), those that are left; None leaves them all, and
+            jax free to choose how it computes them.
 
     >>> x = jnp.ones((1, 3, 2, 4), jnp.bfloat16)
     >>> attend(x, x, x, jnp.array([True, True, False])[None, None, None]).dtype
@@ -156,7 +164,27 @@ def attend(query: Array, key: Array, value: Array, keep: Array | None) -> Array:
     """
     # Inside, jax mixes bfloat16 and float32; a caller's strict promotion must not reach it.
     with jax.numpy_dtype_promotion("standard"):
-        return jax.nn.dot_product_attention(query, key, value, mask=keep)
+        if dropped is None:
+            return jax.nn.dot_product_attention(query, key, value, mask=keep)
+        return _attend_in_full(query, key, value, keep, dropped)
+
+
+def _attend_in_full(
+    query: Array,
+    key: Array,
+    value: Array,
+    keep: Array | None,
+    dropped: Callable[[Array], Array],
+) -> Array:
+    """`attend` with its probabilities as an array; jax's own function does not show them."""
+    shares = query.shape[2] // key.shape[2]
+    key, value = (jnp.repeat(array, shares, axis=2) for array in (key, value))
+    query, key = query.astype(jnp.float32), key.astype(jnp.float32)
+    logits = jnp.einsum("BTNH,BSNH->BNTS", query, key) * query.shape[-1] ** -0.5
+    if keep is not None:
+        logits = jnp.where(keep, logits, 0.5 * jnp.finfo(jnp.float32).min)
+    left = dropped(jax.nn.softmax(logits, axis=-1)).astype(value.dtype)
+    return jnp.einsum("BNTS,BSNH->BTNH", left, value)
 
 
 def _first_token(x: Array, mask: Array) -> Array:

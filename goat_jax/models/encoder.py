@@ -13,6 +13,7 @@ from goat_jax.adapters.context import EVAL, Context
 from goat_jax.errors import UserError
 from goat_jax.layers import Dense
 from goat_jax.models.common import ACTIVATIONS, POOLING, Embedding, LayerNorm, attend
+from goat_jax.models.dropout import drop, dropper
 from goat_jax.models.encoder_config import EncoderConfig, tiny_config
 from goat_jax.models.encoder_families import FAMILIES
 from goat_jax.stack import Stack
@@ -36,16 +37,19 @@ class EncoderBlock(nnx.Module):
         self.norm = LayerNorm(width, config.layer_norm_eps)
         self.heads = config.num_heads
         self.activation = config.activation
+        self.dropout = config.dropout
 
     def __call__(self, x: Array, ctx: Context, keep: Array) -> Array:
         """x (B, T, D); keep (B, 1, 1, T) is true where a token may be attended to."""
         split = (*x.shape[:-1], self.heads, -1)
         projections = (self.query, self.key, self.value)
         query, key, value = (part(x, ctx).reshape(split) for part in projections)
-        attended = attend(query, key, value, keep).reshape(x.shape)
-        x = self.attention_norm(x + self.attention_out(attended, ctx))
+        rates = self.dropout
+        attended = attend(query, key, value, keep, dropper("attention", rates, ctx))
+        out = self.attention_out(attended.reshape(x.shape), ctx)
+        x = self.attention_norm(x + drop(out, "attention_out", rates, ctx))
         inner = ACTIVATIONS[self.activation](self.up(x, ctx))
-        return self.norm(x + self.down(inner, ctx))
+        return self.norm(x + drop(self.down(inner, ctx), "down", rates, ctx))
 
 
 class Embeddings(nnx.Module):
@@ -127,7 +131,8 @@ class Encoder(nnx.Module):
     ) -> Array:
         """Last hidden states (B, T, D), in the dtype of the embedding tables."""
         keep = (attention_mask != 0)[:, None, None, :]
-        return self.layers(self.embeddings(input_ids, token_type_ids), ctx, keep)
+        x = self.embeddings(input_ids, token_type_ids)
+        return self.layers(drop(x, "embeddings", self.config.dropout, ctx), ctx, keep)
 
     def __call__(
         self,
@@ -152,6 +157,7 @@ class Encoder(nnx.Module):
         """Logits (B, num_labels), float32, of hidden states (B, T, D) that `encode` gave."""
         # The head is as good as free, and its logits are worth more than bfloat16's three digits.
         pooled = POOLING[self.config.pooling](hidden, attention_mask).astype(jnp.float32)
-        ctx = ctx.unmasked()
+        ctx, rates = ctx.unmasked(), self.config.dropout
         activation = ACTIVATIONS[FAMILIES[self.config.family].head_activation]
-        return self.head_out(activation(self.head_dense(pooled, ctx)), ctx)
+        inner = activation(self.head_dense(drop(pooled, "head_dense", rates, ctx), ctx))
+        return self.head_out(drop(inner, "head_out", rates, ctx), ctx)

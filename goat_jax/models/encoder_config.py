@@ -8,6 +8,7 @@ from typing import Any
 
 from goat_jax.errors import UserError, nearest
 from goat_jax.models.common import ACTIVATIONS, POOLING
+from goat_jax.models.dropout import Rates, rates_of
 from goat_jax.models.encoder_families import FAMILIES
 
 _SIZES = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size")
@@ -26,6 +27,8 @@ class EncoderConfig:
         num_labels: outputs of the head; 1 is a regression.
         pooling: what the head sees: the first token ("cls", as in torch) or the mean of the real
             tokens ("mean", how sentence encoders such as MiniLM are trained).
+        dropout: rates in training, by the places of `Family.dropout`. `from_hf` takes one rate for
+            all of them, or "checkpoint" for those that config.json has, and without either none.
 
     Raises:
         UserError: a size below 1, heads that do not divide the width, an unknown activation.
@@ -44,6 +47,7 @@ class EncoderConfig:
     pad_token_id: int
     num_labels: int = 2
     pooling: str = "cls"
+    dropout: Rates = ()
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -90,6 +94,7 @@ class EncoderConfig:
             if name not in fields:
                 raise UserError(f"an encoder has no setting {name!r}{nearest(name, fields)}")
         values = {**family.defaults, "num_labels": label_count(hf)}
+        overrides["dropout"] = rates_of(family.dropout, overrides.get("dropout", 0.0), hf)
         read = {field: hf[key] for field, key in family.keys.items() if hf.get(key) is not None}
         values |= read | {"family": hf["model_type"]} | overrides
         for field, key in family.keys.items():
@@ -137,4 +142,5 @@ def tiny_config(family: str = "bert", **overrides: Any) -> EncoderConfig:
         "intermediate_size": 64,
         "max_position_embeddings": 40,
     }
+    overrides["dropout"] = rates_of(FAMILIES[family].dropout, overrides.get("dropout", 0.0), {})
     return EncoderConfig(**{**FAMILIES[family].defaults, **sizes, **overrides})

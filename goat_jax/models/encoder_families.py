@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from goat_jax.models.dropout import RateKeys
+
 
 @dataclasses.dataclass(frozen=True)
 class Family:
@@ -25,6 +27,9 @@ class Family:
         keys: field of the config -> the key of their config.json.
         defaults: fields that config.json may leave out or does not have; the values are those of
             transformers.
+        dropout: where its torch model drops something in training -> where config.json has the
+            rate: the output of a part, the probabilities of the "attention", or the input of a
+            dense layer of the head.
         positions_after_pad: count positions from pad + 1, over real tokens only (RoBERTa).
     """
 
@@ -36,6 +41,7 @@ class Family:
     head_activation: str
     keys: Mapping[str, str]
     defaults: Mapping[str, Any]
+    dropout: Mapping[str, RateKeys]
     positions_after_pad: bool = False
 
 
@@ -95,6 +101,21 @@ _BERT_DEFAULTS = {
     "layer_norm_eps": 1e-12,
     "pad_token_id": 0,
 }
+_HIDDEN = RateKeys(("hidden_dropout_prob",))
+_CLASSIFIER = RateKeys(("classifier_dropout", "hidden_dropout_prob"))
+_BERT_DROPOUT = {
+    "embeddings": _HIDDEN,
+    "attention": RateKeys(("attention_probs_dropout_prob",)),
+    "attention_out": _HIDDEN,
+    "down": _HIDDEN,
+    "head_out": _CLASSIFIER,
+}
+_DISTIL_DROPOUT = {
+    "embeddings": RateKeys(("dropout",)),
+    "attention": RateKeys(("attention_dropout",)),
+    "down": RateKeys(("dropout",)),
+    "head_out": RateKeys(("seq_classif_dropout",), 0.2),
+}
 
 FAMILIES: dict[str, Family] = {
     "bert": Family(
@@ -106,6 +127,7 @@ FAMILIES: dict[str, Family] = {
         head_activation="tanh",
         keys=_BERT_KEYS,
         defaults=_BERT_DEFAULTS,
+        dropout=_BERT_DROPOUT,
     ),
     "roberta": Family(
         prefix="roberta",
@@ -116,6 +138,7 @@ FAMILIES: dict[str, Family] = {
         head_activation="tanh",
         keys=_BERT_KEYS,
         defaults=_BERT_DEFAULTS | {"pad_token_id": 1},
+        dropout=_BERT_DROPOUT | {"head_dense": _CLASSIFIER},
         positions_after_pad=True,
     ),
     "distilbert": Family(
@@ -127,5 +150,6 @@ FAMILIES: dict[str, Family] = {
         head_activation="relu",
         keys=_DISTIL_KEYS,
         defaults=_BERT_DEFAULTS | {"type_vocab_size": 0},
+        dropout=_DISTIL_DROPOUT,
     ),
 }

@@ -72,7 +72,7 @@ def load_model(
     hf, weights = open_checkpoint(path)
     architecture = architecture or architecture_of(hf, path)
     try:
-        config = architecture.config(hf, **overrides)
+        config = architecture.config_of(hf, **overrides)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     model = nnx.eval_shape(lambda: architecture.build(config, rngs=nnx.Rngs(0)))
@@ -99,6 +99,6 @@ def random_model(
     'language model'
     """
     architecture = architecture_of(hf, Path("."))
-    model = architecture.build(architecture.config(hf, **overrides), rngs=nnx.Rngs(key))
+    model = architecture.build(architecture.config_of(hf, **overrides), rngs=nnx.Rngs(key))
     cast(model, architecture, dtype)
     return Loaded(model, (), architecture.kind)

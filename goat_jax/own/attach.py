@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ ROOT = "(model)"
 """Name of a model among its own modules; an attribute cannot be called so."""
 
 
-def name_of(path: Sequence[str | int]) -> str:
+def name_of(path: Sequence[Any]) -> str:
     """The name of the module at a path.
 
     >>> name_of(["blocks", 0, "query"]), name_of([])

@@ -247,7 +247,8 @@ def model_options(config: RunConfig) -> dict[str, Any]:
     for name in config.model.options:
         if name in settled:
             raise UserError(f"model.options has {name}: it follows from the task, drop it")
-    return settled | dict(config.model.options)
+    dropout = {"dropout": config.model.dropout} if config.model.dropout else {}
+    return settled | dropout | dict(config.model.options)
 
 
 def residual_norms(model: Any, whole: NamedSharding | None = None) -> dict[str, list[float]]:

@@ -54,9 +54,14 @@ def test_mask_is_inverted_and_drops_at_its_rate():
     np.testing.assert_allclose(dropped.mean(), 1.0, atol=0.02)
 
 
-def test_dtype_is_kept():
-    x = jnp.ones((4, 4), jnp.bfloat16)
-    assert dropout(x, 0.5, jax.random.key(0)).dtype == jnp.bfloat16
+def test_bfloat16_is_scaled_by_the_rate_itself():
+    """Not by 0.8984, which is 0.9 in bfloat16."""
+    x = jax.random.normal(jax.random.key(1), (100, 100), jnp.bfloat16)
+    dropped = dropout(x, 0.1, jax.random.key(0))
+    expected = (np.asarray(x, np.float32) / np.float32(0.9)).astype(jnp.bfloat16)
+    assert dropped.dtype == jnp.bfloat16
+    kept = np.asarray(dropped != 0)
+    assert kept.mean() > 0.8 and (np.asarray(dropped) == expected)[kept].all()
 
 
 def test_copies_are_independent_masks():

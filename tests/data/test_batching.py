@@ -111,6 +111,15 @@ def test_no_more_buckets_than_the_padding_asks_for():
     assert choose_buckets(near, 10, 64, padding=0.05) == (56, 64)
 
 
+def test_multiples_of_4_only_where_they_bring_the_padding_down():
+    even = np.tile(np.arange(6, 41), 40)
+    few, many = (choose_buckets(even, 8, 64, max_shapes=n) for n in (3, 12))
+    assert all(bucket % 8 == 0 for bucket in few)
+    assert any(bucket % 8 for bucket in many) and all(bucket % 4 == 0 for bucket in many)
+    plans = [epoch_plan(even, 8, 0, 1, buckets) for buckets in (few, many)]
+    assert padding_share(even, plans[1]) < 0.1 < padding_share(even, plans[0])
+
+
 def test_the_longest_row_fits_even_if_an_epoch_leaves_it_out():
     for longest in range(11):
         lengths = np.full(11, 4)

@@ -1,0 +1,176 @@
+"""Encoders' own dropout: torch's places and rates, keys by place and layer, none in evaluation."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from goat_jax.adapters.context import EVAL, Context
+from goat_jax.errors import UserError
+from goat_jax.models.common import attend
+from goat_jax.models.dropout import drop, rates_of
+from goat_jax.models.encoder import Encoder, tiny_config
+from goat_jax.models.encoder_families import FAMILIES
+from goat_jax.models.load import load_model, random_model
+
+KEY = jax.random.key(7)
+BERT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}
+CASES = [
+    ("bert", {**BERT, "classifier_dropout": 0.4}),
+    ("roberta", BERT),
+    ("distilbert", {"dropout": 0.2, "attention_dropout": 0.3, "seq_classif_dropout": 0.4}),
+]
+BLOCK = {
+    "bert": ("attention", "attention_out", "down"),
+    "roberta": ("attention", "attention_out", "down"),
+    "distilbert": ("attention", "down"),
+}
+HEAD = {"bert": ("head_out",), "roberta": ("head_dense", "head_out"), "distilbert": ("head_out",)}
+
+
+def places(family):
+    """(context, place) in the order in which a model of two layers comes to them."""
+    whole = Context(KEY)
+    yield whole, "embeddings"
+    yield from ((whole.fold(layer), place) for layer in (0, 1) for place in BLOCK[family])
+    yield from ((whole, place) for place in HEAD[family])
+
+
+@pytest.mark.parametrize(("family", "rates"), CASES, ids=[case[0] for case in CASES])
+def test_places_and_rates_are_torchs(
+    family, rates, save_torch, make_batch, run_torch, jit, monkeypatch
+):
+    """With our masks in place of its own, torch in training computes our numbers."""
+    checkpoint = save_torch(family, **rates)
+    model = load_model(checkpoint.folder, key=KEY, dropout="checkpoint").model
+    batch = make_batch(model.config.pad_token_id, model.config.type_vocab_size)
+    graph, state = nnx.split(model)
+    ours = jit(lambda state: nnx.merge(graph, state)(**batch, ctx=Context(KEY)))(state)
+    left, masks = list(places(family)), []
+
+    def with_our_mask(x, p=0.5, training=True, inplace=False):
+        ctx, place = left.pop(0)
+        assert training and dict(model.config.dropout)[place] == p
+        masks.append((p, np.array(drop(jnp.ones(x.shape), place, model.config.dropout, ctx))))
+        return x * torch.from_numpy(masks[-1][1])
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", with_our_mask)
+    checkpoint.torch.set_attn_implementation("eager")
+    with torch.no_grad():
+        theirs = run_torch(checkpoint.torch.train(), batch).logits.numpy()
+    assert not left
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+    assert len({factors.tobytes() for _, factors in masks}) == len(masks)
+    for rate, factors in masks:
+        assert np.unique(factors) == pytest.approx([0, 1 / (1 - rate)])
+        tolerance = 4 * (rate * (1 - rate) / factors.size) ** 0.5
+        assert (factors == 0).mean() == pytest.approx(rate, abs=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_the_mean_over_keys_is_what_was_there(dtype):
+    x = jax.random.normal(jax.random.key(0), (64, 64)).astype(dtype)
+    dropped = jax.vmap(lambda key: drop(x, "down", (("down", 0.1),), Context(key)))
+    found = dropped(jax.random.split(KEY, 400))
+    assert found.dtype == dtype
+    wide, mean = np.asarray(x, np.float32), np.asarray(found, np.float32).mean(0)
+    assert (wide * mean).sum() / np.square(wide).sum() == pytest.approx(1, abs=1e-3)
+
+
+def trace(config, ctx):
+    graph, state = nnx.split(nnx.eval_shape(lambda: Encoder(config, rngs=nnx.Rngs(0))))
+    ids = jax.ShapeDtypeStruct((2, 5), jnp.int32)
+    run = jax.make_jaxpr(lambda state, ids: nnx.merge(graph, state)(ids, ids, ctx=ctx))
+    return str(run(state, ids))
+
+
+def test_without_a_rate_or_a_key_nothing_is_drawn():
+    plain, dropping = tiny_config(), tiny_config(dropout=0.1)
+    assert trace(plain, EVAL) == trace(dropping, EVAL)
+    assert "random_bits" in trace(dropping, Context(KEY))
+    assert "random_bits" not in trace(plain, Context(KEY))
+
+
+def test_masks_follow_the_key_and_not_how_the_stack_is_cut_or_recomputed(
+    save_torch, make_batch, jit
+):
+    made = load_model(save_torch("bert").folder, key=KEY, dropout=0.2).model
+    batch = make_batch(0, 2)
+
+    def logits_of(model):
+        graph, state = nnx.split(model)
+        run = jit(lambda state, key: nnx.merge(graph, state)(**batch, ctx=Context(key)))
+        return partial(run, state)
+
+    run = logits_of(made)
+    whole = run(KEY)
+    np.testing.assert_array_equal(run(KEY), whole)
+    assert np.abs(run(jax.random.key(8)) - whole).max() > 1e-2
+    made.layers.cut([1])
+    made.layers.remat = "full"
+    np.testing.assert_allclose(logits_of(made)(KEY), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "groups"), [(jnp.float32, 2), (jnp.bfloat16, 4)], ids=["float32", "bfloat16"]
+)
+def test_attention_in_full_is_attention(dtype, groups, jit):
+    keys = jax.random.split(KEY, 3)
+    query = jax.random.normal(keys[0], (2, 5, 4, 8), dtype)
+    key, value = (jax.random.normal(k, (2, 5, groups, 8), dtype) for k in keys[1:])
+    keep = jnp.array([[True, True, False, True, False], [False] * 5])[:, None, None]
+
+    def total(query, key, value, **dropped):
+        out = attend(query, key, value, keep, **dropped)
+        assert out.dtype == dtype
+        return jnp.square(out.astype(jnp.float32)).sum(), out
+
+    with jax.numpy_dtype_promotion("standard"):  # for the gradient of jax's own
+        both = [
+            jit(jax.grad(partial(total, **how), argnums=(0, 1, 2), has_aux=True))(query, key, value)
+            for how in ({}, {"dropped": lambda probabilities: probabilities})
+        ]
+    for a, b in zip(*map(jax.tree.leaves, both), strict=True):
+        assert a.dtype == b.dtype == dtype
+        tolerance = 1e-5 if dtype == jnp.float32 else 0.06
+        np.testing.assert_allclose(a.astype(np.float32), b.astype(np.float32), atol=tolerance)
+
+
+def test_attention_loses_probabilities_and_not_logits():
+    """With values of one, what is left of a row of probabilities is their sum."""
+    x, ones = jax.random.normal(KEY, (3, 16, 2, 4)), jnp.ones((3, 16, 2, 4))
+    left = attend(x, x, ones, None, lambda p: jnp.where(p == p.max(-1, keepdims=True), 0, p))
+    highest = jax.nn.softmax(jnp.einsum("btnh,bsnh->bnts", x, x) / 2, axis=-1).max(-1)
+    np.testing.assert_allclose(left[..., 0].swapaxes(1, 2), 1 - highest, atol=1e-5)
+
+
+def test_rates_are_transformers_unless_config_json_has_others():
+    roberta, distil = FAMILIES["roberta"].dropout, FAMILIES["distilbert"].dropout
+    assert set(dict(rates_of(roberta, "checkpoint", {})).values()) == {0.1}
+    assert dict(rates_of(distil, "checkpoint", {}))["head_out"] == 0.2
+    given = dict(rates_of(roberta, "checkpoint", {**BERT, "classifier_dropout": None}))
+    assert given["head_out"] == given["head_dense"] == given["down"] == 0.2
+    off = rates_of(roberta, "checkpoint", {**BERT, "hidden_dropout_prob": 0.0})
+    assert off == (("attention", 0.3),)
+    assert rates_of(roberta, 0.0, BERT) == ()
+
+
+@pytest.mark.parametrize("rate", [1.0, -0.1, float("nan"), "half", True, None])
+def test_other_rates_are_refused(rate):
+    with pytest.raises(UserError, match=r"is not a rate: give a number in \[0, 1\), or 'check"):
+        rates_of(FAMILIES["bert"].dropout, "checkpoint" if rate is None else rate, {
+            "hidden_dropout_prob": 1.0,
+        })  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"), [("llama", "language model"), ("vit", "image encoder")]
+)
+@pytest.mark.parametrize("rate", [0.1, "checkpoint"])
+def test_models_without_dropout_say_so(family, kind, rate):
+    with pytest.raises(UserError, match=rf"model.dropout {rate!r}: .*{kind} has no dropout of its"):
+        random_model({"model_type": family}, key=KEY, dropout=rate)
