@@ -123,6 +123,7 @@ def merged_config(
         form: of the model.  dtype: of its weights.
         labels: names of the classes, () where there are none.
 
+    >>> from goat_jax.exchange.hugging_face import FORMS
     >>> form = FORMS["text encoder", None]
     >>> found = merged_config({"model_type": "bert"}, form, "float32", ["no", "yes"])
     >>> found["architectures"], found["id2label"]
