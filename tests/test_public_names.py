@@ -1,9 +1,13 @@
 """What `goat_jax` offers: a list that changes on purpose only, every name of it documented."""
 
+import dataclasses
 import importlib.resources
 import inspect
 
+import pytest
+
 import goat_jax
+import goat_jax.config
 
 PUBLIC = [
     "METHODS",
@@ -37,6 +41,38 @@ PUBLIC = [
 ]
 """Names that a release must not lose. A new one is added here and to `__all__`."""
 
+OF_CONFIGS = {
+    "AdapterConfig": (
+        "method targets train total_rank num_experts top_k alpha dropout dropout_per_expert "
+        "aux_weight scale choice rho eta published count_padding options forward_scale "
+        "overrides"
+    ),
+    "MeshConfig": "data fsdp tensor rules",
+    "ModelConfig": "path dtype remat quantize dropout options",
+    "OptimizerConfig": "learning_rate schedule warmup_steps weight_decay clip beta1 beta2 epsilon",
+    "RunConfig": "model task adapter optimizer train mesh svd watch out",
+    "SvdConfig": "folder keep route",
+    "TrainConfig": (
+        "steps batch_size accumulate max_length shapes eval_batch_size eval_every save_every "
+        "log_every patience best_by grace_seconds save_errors seed"
+    ),
+    "WatchConfig": "utilization profile wandb",
+}
+"""Classes of `goat_jax.config` and their fields, which config files and run folders have."""
+
+OF_RUNS = {
+    "goat_jax.config": "load_config",
+    "goat_jax.data.tasks": "make_task files image_files language_files",
+    "goat_jax.optim.optimizer": "OptimizerConfig",
+    "goat_jax.run.export": "export_run",
+    "goat_jax.run.fit": "Summary begin fit",
+    "goat_jax.run.plan": "plan",
+    "goat_jax.run.reopen": "reopen",
+    "goat_jax.run.shapes": "abstract_run",
+    "goat_jax.run.together": "Member Outcome train_together with_member",
+}
+"""What programs around runs import, by module."""
+
 
 def test_the_public_names_are_these():
     assert goat_jax.__all__ == PUBLIC
@@ -53,6 +89,19 @@ def test_every_public_name_is_documented():
         arguments = inspect.signature(value).parameters if inspect.isfunction(value) else {}
         for argument in arguments.values():
             assert argument.annotation is not inspect.Parameter.empty, f"{name}({argument})"
+
+
+@pytest.mark.parametrize("name", OF_CONFIGS)
+def test_configs_keep_their_fields(name):
+    found = {field.name for field in dataclasses.fields(getattr(goat_jax.config, name))}
+    assert found >= set(OF_CONFIGS[name].split())
+
+
+@pytest.mark.parametrize("module", OF_RUNS)
+def test_runs_keep_their_functions(module):
+    found = importlib.import_module(module)
+    missing = [name for name in OF_RUNS[module].split() if not hasattr(found, name)]
+    assert not missing
 
 
 def test_it_is_typed():
