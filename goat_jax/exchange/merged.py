@@ -16,9 +16,10 @@ from flax import nnx
 from goat_jax.adapters.adapter import merge_adapter
 from goat_jax.adapters.routing import NoRouter
 from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.data.image_tasks import ImageTask
 from goat_jax.errors import UserError
 from goat_jax.exchange.folders import SHARD_BYTES, write_json, write_shards
-from goat_jax.exchange.hugging_face import FAMILIES, Form
+from goat_jax.exchange.hugging_face import FAMILIES, Form, preprocessor_config
 from goat_jax.models.architecture import architecture_of
 from goat_jax.models.sources import open_checkpoint
 from goat_jax.models.torch_names import torch_parameters
@@ -85,7 +86,8 @@ def write_merged(
     dtype: str,
     most: int = SHARD_BYTES,
 ) -> None:
-    """Writes weights and config.json of a model without adapters, and copies its tokenizer.
+    """Writes weights and config.json of a model without adapters, copies its tokenizer, and says
+    how images have to be prepared.
 
     Args:
         form: of the model.
@@ -111,6 +113,8 @@ def write_merged(
     write_shards(folder, tensors, most)
     write_json(folder / "config.json", merged_config(hf, form, dtype, labels))
     copy_tokenizer(path, folder)
+    if isinstance(task, ImageTask):  # what the pretrained model saw may be another view
+        write_json(folder / "preprocessor_config.json", preprocessor_config(task))
 
 
 def merged_config(
