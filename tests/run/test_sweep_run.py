@@ -16,8 +16,9 @@ def test_rates_share_a_step_and_the_table_has_what_was_trained(tiny, tmp_path):
     assert main([*command, "--out", str(out)]) == 0
     runs = json.loads((out / "adapter.rho-5.json").read_text())["runs"]
     assert [run["member"]["learning_rate"] for run in runs] == [1e-4, 1e-2]
-    losses = [run["losses"] for run in runs]
-    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-4) and losses[1][-1] < losses[0][-1]
+    slow, fast = runs
+    assert slow["losses"][0] == pytest.approx(fast["losses"][0], rel=1e-4)  # one start
+    assert fast["after"]["loss"] < slow["after"]["loss"] - 0.05  # of all rows: 0.61 and 0.76
     first = (out / "sweep.md").read_text().splitlines()[2]
     best = max(run["after"]["accuracy"] for run in runs)
     other = json.loads((out / "adapter.rho-1.json").read_text())["runs"]
