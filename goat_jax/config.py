@@ -70,6 +70,7 @@ class AdapterConfig:
         targets: "all-linear", a regular expression over module names, or a list of suffixes.
         train: modules trained in full, by suffix: the task head.
         total_rank, num_experts, top_k, alpha, dropout, dropout_per_expert, aux_weight: sizes.
+        whole_model: whether all that has no adapter is trained, too; `full` and `full_moe` do so.
         scale: scale rule by name.  choice: SVD segments by name.
         rho, eta, published, count_padding: options of the method's parts.
         options: further options of the method's parts by name (`goat-jax methods` names them).
@@ -88,6 +89,7 @@ class AdapterConfig:
     dropout: float | None = None
     dropout_per_expert: bool | None = None
     aux_weight: float | None = None
+    whole_model: bool | None = None
     scale: str | None = None
     choice: str | None = None
     rho: float | None = None

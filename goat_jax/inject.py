@@ -22,7 +22,7 @@ from goat_jax.layers import Adapter, Dense, Factor, Head
 from goat_jax.sites import Site, find_sites, find_stacks
 from goat_jax.spread import Placing, start_layers, start_on_mesh
 from goat_jax.svd_store import SvdStore, is_known
-from goat_jax.targets import ALL_LINEAR, Targets, check_all_match, matches, trains
+from goat_jax.targets import ALL_LINEAR, EVERYTHING, Targets, check_all_match, matches, trains
 from goat_jax.typing import Key
 
 
@@ -103,7 +103,8 @@ def inject(
             of the transformer blocks.
         key: every module derives its own key from its name, whatever else is adapted.
         overrides: the first that matches a module applies.
-        train: modules trained in full (the task head), with their parts; they get no adapter.
+        train: modules trained in full (the task head), with their parts; they get no adapter. A
+            method that trains the whole model trains all others in full, too.
         gradients: full module name -> gradient (I, O) of the loss with respect to its kernel, for
             methods that start from it.
         placing: where on a mesh the arrays go; None leaves them on one device. Layers of a stack
@@ -143,11 +144,13 @@ def inject(
             what = "frozen" if chosen is None else "adapter"
             if chosen is not None:
                 attach(site, chosen, key, gradients, placing, svds)
+            elif spec.whole_model:
+                what, reason = "trained in full", ""
         rows.append((site, what, reason, shape))
     if not any(what == "adapter" for _, what, *_ in rows):
         reasons = {reason for _, _, reason, _ in rows if reason}
         raise UserError(f"no module could be adapted: {'; '.join(sorted(reasons))}")
-    train_in_full(model, train)
+    train_in_full(model, EVERYTHING if spec.whole_model else train)
     return _report(model, rows, pretrained)
 
 
@@ -302,11 +305,15 @@ def name_number(name: str) -> int:
 
 
 def train_in_full(model: nnx.Module, modules: Targets) -> None:
-    """Turns the parameters of these modules into `Head`: trained, not frozen."""
+    """Turns the parameters of these modules into `Head`: trained, not frozen.
+
+    The kernel under an adapter stays frozen, or what the adapter left of it.
+    """
     for site in _with_parameters(model):
         if trains(site.names()[0], modules):
+            under_adapter = "kernel" if getattr(site.module, "adapter", None) is not None else None
             for name, value in vars(site.module).items():
-                if type(value) is nnx.Param:
+                if type(value) is nnx.Param and name != under_adapter:
                     setattr(site.module, name, Head(value[...].astype(jnp.float32)))
 
 

@@ -7,6 +7,9 @@ from goat_jax.errors import UserError, nearest
 
 ALL_LINEAR = "all-linear"
 
+EVERYTHING = ".*"
+"""A regular expression that every name matches."""
+
 Targets = str | Sequence[str]
 """A regular expression over full names, a list of names or suffixes (PEFT), or "all-linear"."""
 

@@ -13,7 +13,8 @@ from goat_jax.adapters.context import EVAL
 from goat_jax.adapters.methods import method_spec
 from goat_jax.errors import UserError
 from goat_jax.inject import Override, inject, name_number
-from goat_jax.layers import Factor, Head
+from goat_jax.layers import Factor, Head, split_model
+from goat_jax.models.encoder import Encoder, tiny_config
 from goat_jax.sites import find_sites
 from goat_jax.testing import TinyModel, assert_close
 
@@ -265,3 +266,35 @@ def test_what_is_not_adapted_is_not_touched(plain):
         np.testing.assert_array_equal(*kernels)
     x = jnp.ones((1, 2, WIDTH))
     np.testing.assert_array_equal(lora(x), fresh(x))
+
+
+def test_full_fine_tuning_trains_every_parameter_of_the_model():
+    model = Encoder(tiny_config(), rngs=nnx.Rngs(0))
+    before = jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    report = inject(model, method_spec("full"), ["query"], key=KEY)
+    assert report.trained_parameters == sum(leaf.size for leaf in before)
+    assert {row.what for row in report.rows} == {"adapter", "trained in full"}
+    _, trainable, base = split_model(model)
+    left = {path[-1].key: leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(base)}
+    assert left == {"kernel": 0, "scale": tiny_config().num_layers}  # what no adapter reads
+    after = jax.tree.leaves(trainable)
+    assert sum(float(np.square(leaf).sum()) for leaf in after) == pytest.approx(
+        sum(float(np.square(leaf).sum()) for leaf in before), rel=1e-6
+    )
+    targets_alone = inject(
+        Encoder(tiny_config(), rngs=nnx.Rngs(0)),
+        method_spec("full", whole_model=False),
+        ["query"],
+        key=KEY,
+    )
+    assert targets_alone.trained_parameters == 3 * 32 * 32
+
+
+def test_the_kernel_under_an_adapter_stays_frozen_when_the_rest_is_trained():
+    model = Encoder(tiny_config(), rngs=nnx.Rngs(0))
+    inject(model, method_spec("goat", total_rank=8, whole_model=True), ["query"], key=KEY)
+    _, trainable, base = split_model(model)
+    kept = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(base)}
+    assert kept == {"kernel", "scale"}
+    assert sum(leaf.size for leaf in jax.tree.leaves(base)) == 3 * (32 * 32 + 8)
+    assert trainable["head"]["layers"]["runs"][0]["query"].keys() == {"bias"}

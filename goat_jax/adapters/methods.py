@@ -269,10 +269,11 @@ METHODS: dict[str, Method] = {
             combine=WholeKernels(),
             scale=Fixed(1.0),
             total_rank=1,
+            whole_model=True,
         ),
-        "full fine-tuning of the target kernels",
+        "full fine-tuning: every parameter of the model",
         "y = x W; W = W0 at first",
-        "rank and scale play no part; other modules (norms, embeddings) go by adapter.train",
+        "rank and scale play no part; whole_model=false trains the targets' kernels alone",
     ),
     "full_moe": Method(
         _MOLORA.replace(
@@ -280,10 +281,11 @@ METHODS: dict[str, Method] = {
             base_edit=TakeOutKernel(),
             combine=WholeKernels(),
             scale=Fixed(1.0),
+            whole_model=True,
         ),
         "arXiv 2502.16894, section 3.1: upcycled experts, top-k softmax",
         "y = sum_i w_i x W_i; W_i = W0 at first",
-        "rank and scale play no part; no code was published: the bias is shared and frozen here",
+        "rank and scale play no part; no code was published: the experts share the bias here",
     ),
 }
 

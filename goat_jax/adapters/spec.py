@@ -257,6 +257,7 @@ class AdapterSpec:
         dropout: rate on the adapter's input; the frozen branch and the router see x itself.
         dropout_per_expert: draw one mask per expert (as the published code does), not a shared one.
         aux_weight: weight of the auxiliary loss, summed over layers.
+        whole_model: train what has no adapter, too: norms, biases, embeddings, other layers.
     """
 
     initializer: Initializer
@@ -274,6 +275,7 @@ class AdapterSpec:
     dropout: float = 0.0
     dropout_per_expert: bool = False
     aux_weight: float = 1e-3
+    whole_model: bool = False
 
     def __post_init__(self) -> None:
         check_sizes(self.total_rank, self.num_experts, self.top_k)

@@ -20,7 +20,7 @@ class OptimizerConfig:
         learning_rate: peak rate.
         schedule: "cosine", "linear" or "constant", each after a linear warm-up.
         warmup_steps: optimizer steps of warm-up.
-        weight_decay: decoupled, not on biases.
+        weight_decay: decoupled, not on biases and the scales of norms.
         clip: largest global norm of the gradient; None does not clip.
         beta1, beta2, epsilon: Adam's.
     """
@@ -68,7 +68,7 @@ def make_optimizer(
         clip=optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip),
         direction=scale_by_adam(config.beta1, config.beta2, config.epsilon),
         finish=optax.chain(
-            optax.add_decayed_weights(config.weight_decay, mask=_is_no_bias),
+            optax.add_decayed_weights(config.weight_decay, mask=_decays),
             optax.scale_by_learning_rate(lambda step: rate * schedule(step)),
         ),
     )
@@ -80,7 +80,8 @@ def schedule_of(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     return make_schedule(config.schedule, config.learning_rate, config.warmup_steps, total_steps)
 
 
-def _is_no_bias(params: PyTree) -> PyTree:
+def _decays(params: PyTree) -> PyTree:
+    """Which parameters decay; the others are those that transformers' Trainer leaves alone."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: getattr(path[-1], "key", None) != "bias", params
+        lambda path, _: getattr(path[-1], "key", None) not in ("bias", "scale"), params
     )

@@ -62,6 +62,11 @@ def choose(
             f"{type(spec.combine).__name__} computes the whole layer itself: only goat_jax.Dense "
             "takes it, choose a method that adds to the layer"
         )
+    if spec.whole_model:
+        raise UserError(
+            "whole_model: in a model of your own you say what else is trained, choose "
+            "whole_model=false"
+        )
     views = {name: view for name, view in found.items() if not isinstance(view, str)}
     left = {name: reason for name, reason in found.items() if isinstance(reason, str)}
     if targets != ALL_LINEAR:

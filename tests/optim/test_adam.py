@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from goat_jax.optim.adam import scale_by_adam
+from goat_jax.optim.optimizer import OptimizerConfig, make_optimizer
 
 
 def in_float64(gradients, beta1, beta2, epsilon):
@@ -67,3 +68,14 @@ def test_moments_keep_the_dtype_of_the_parameters():
     updates, state = run(scale_by_adam(0.9, 0.999, 1e-8), gradients(2).astype(jnp.bfloat16))
     assert state.mu["x"].dtype == state.nu["x"].dtype == jnp.bfloat16
     assert np.isfinite(updates).all()
+
+
+def test_weight_decay_spares_biases_and_the_scales_of_norms():
+    config = OptimizerConfig(
+        learning_rate=0.5, warmup_steps=0, schedule="constant", weight_decay=0.1
+    )
+    tx = make_optimizer(config, total_steps=3)
+    params = {name: jnp.ones(2) for name in ("a", "bias", "kernel", "scale", "table")}
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    moved = {name: round(float(update[0]), 6) for name, update in updates.items()}
+    assert moved == {"a": -0.05, "bias": 0, "kernel": -0.05, "scale": 0, "table": -0.05}

@@ -176,6 +176,8 @@ def test_bad_targets():
         adapt_nnx(model, GOAT, ["upp"], key=KEY)
     with pytest.raises(UserError, match="computes the whole layer itself"):
         adapt_nnx(model, method_spec("full"), key=KEY)
+    with pytest.raises(UserError, match="whole_model=false"):
+        adapt_nnx(model, method_spec("lora", whole_model=True), key=KEY)
     adapt_nnx(model, GOAT, ["up"], key=KEY)
     with pytest.raises(UserError, match="has adapters already"):
         adapt_nnx(model, GOAT, ["down"], key=KEY)
