@@ -305,16 +305,21 @@ def name_number(name: str) -> int:
 
 
 def train_in_full(model: nnx.Module, modules: Targets) -> None:
-    """Turns the parameters of these modules into `Head`: trained, not frozen.
+    """Turns the parameters of these modules into `Head`: trained in float32, not frozen.
 
-    The kernel under an adapter stays frozen, or what the adapter left of it.
+    The kernel under an adapter stays frozen, or what the adapter left of it. A module that sets the
+    dtype of what follows goes on computing in the one it was stored in.
     """
     for site in _with_parameters(model):
-        if trains(site.names()[0], modules):
-            under_adapter = "kernel" if getattr(site.module, "adapter", None) is not None else None
-            for name, value in vars(site.module).items():
-                if type(value) is nnx.Param and name != under_adapter:
-                    setattr(site.module, name, Head(value[...].astype(jnp.float32)))
+        if not trains(site.names()[0], modules):
+            continue
+        module: Any = site.module
+        under_adapter = "kernel" if getattr(module, "adapter", None) is not None else None
+        for name, value in vars(module).items():
+            if type(value) is nnx.Param and name != under_adapter:
+                if hasattr(module, "dtype"):
+                    module.dtype = module.dtype or value.dtype
+                setattr(module, name, Head(value[...].astype(jnp.float32)))
 
 
 def _with_parameters(model: nnx.Module) -> list[Site]:

@@ -13,8 +13,13 @@ from goat_jax.adapters.context import EVAL
 from goat_jax.adapters.methods import method_spec
 from goat_jax.errors import UserError
 from goat_jax.inject import Override, inject, name_number
-from goat_jax.layers import Factor, Head, split_model
+from goat_jax.layers import Dense, Factor, Head, split_model
+from goat_jax.models.common import Embedding, PatchEmbedding
+from goat_jax.models.decoder import Decoder
+from goat_jax.models.decoder_config import tiny_decoder_config
 from goat_jax.models.encoder import Encoder, tiny_config
+from goat_jax.models.vision import VisionModel
+from goat_jax.models.vision_config import tiny_vision_config
 from goat_jax.sites import find_sites
 from goat_jax.testing import TinyModel, assert_close
 
@@ -298,3 +303,31 @@ def test_the_kernel_under_an_adapter_stays_frozen_when_the_rest_is_trained():
     assert kept == {"kernel", "scale"}
     assert sum(leaf.size for leaf in jax.tree.leaves(base)) == 3 * (32 * 32 + 8)
     assert trainable["head"]["layers"]["runs"][0]["query"].keys() == {"bias"}
+
+
+MODELS = {
+    "encoder": lambda: Encoder(tiny_config(), rngs=nnx.Rngs(0)),
+    "decoder": lambda: Decoder(tiny_decoder_config(), rngs=nnx.Rngs(0)),
+    "vision": lambda: VisionModel(tiny_vision_config(), rngs=nnx.Rngs(0)),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_model_that_is_trained_in_full_computes_in_the_dtype_it_had(kind):
+    """In float32 from bfloat16's numbers it would give other bits."""
+    model = MODELS[kind]()
+    for site in find_sites(model, (Dense, Embedding, PatchEmbedding)):
+        for value in vars(site.module).values():
+            if isinstance(value, nnx.Param):
+                value.set_value(value[...].astype(jnp.bfloat16))
+    random = np.random.default_rng(0)
+    if kind == "vision":
+        inputs = (random.normal(size=(2, 16, 16, 3)).astype(np.float32),)
+    else:
+        inputs = (random.integers(1, 60, size=(2, 6)), np.ones((2, 6), np.int32))
+    before = model(*inputs)
+    inject(model, method_spec("full"), key=KEY)
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model, Head))} == {
+        jnp.dtype("float32")
+    }
+    np.testing.assert_array_equal(model(*inputs), before)
