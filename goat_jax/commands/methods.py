@@ -43,8 +43,8 @@ def share_table(model: str) -> str:
     for name, method in METHODS.items():
         found = count(model, method.spec)
         sizes = [method.spec.total_rank, method.spec.num_experts]
-        share = f"{found.adapter_share:.2%}"
-        rows.append([name, *sizes, f"{found.adapter_parameters:,}", share])
+        share = f"{found.trained_parameters / found.pretrained_parameters:.2%}"
+        rows.append([name, *sizes, f"{found.trained_parameters:,}", share])
     return render_table(["method", "total rank", "experts", "parameters", "of the model"], rows)
 
 
