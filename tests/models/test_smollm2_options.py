@@ -47,18 +47,19 @@ def subject(theirs):
 def torch_sums(model, tokenizer, prompt, options):
     """Log-probability of each option: its tokens read after the prompt's, one option at a time.
 
-    The prompt's keys and values are reckoned once; nothing is padded, nothing batched.
+    The prompt's keys and values are reckoned once; nothing is padded, nothing batched. The cache is
+    given by its place: transformers renamed that argument in version 5.
     """
+    past = transformers.DynamicCache()
     start = torch.tensor([tokenizer(prompt)["input_ids"]])
     with torch.no_grad():
-        read = model(start, use_cache=True)
+        read = model(start, None, None, past)
         sums, lengths = [], []
         for option in options:
             ids = tokenizer(option, add_special_tokens=False)["input_ids"]
             told = read.logits[0, -1:]
             if len(ids) > 1:
-                past = read.past_key_values
-                after = model(torch.tensor([ids[:-1]]), past_key_values=past, use_cache=True)
+                after = model(torch.tensor([ids[:-1]]), None, None, past)
                 told = torch.cat([told, after.logits[0]])
                 past.crop(1 - len(ids))  # as before: only the prompt
             logs = torch.log_softmax(told.double(), dim=-1)
