@@ -317,8 +317,8 @@ def train_in_full(model: nnx.Module, modules: Targets) -> None:
         under_adapter = "kernel" if getattr(module, "adapter", None) is not None else None
         for name, value in vars(module).items():
             if type(value) is nnx.Param and name != under_adapter:
-                if hasattr(module, "dtype"):
-                    module.dtype = module.dtype or value.dtype
+                if hasattr(module, "kept_dtype"):
+                    module.kept_dtype = module.dtype
                 setattr(module, name, Head(value[...].astype(jnp.float32)))
 
 

@@ -32,18 +32,23 @@ class Embedding(nnx.Module):
     """A table (V, D) of vectors, looked up by number; a number outside the table gives NaN.
 
     Attributes:
-        dtype: of the vectors it gives, and so of the model's hidden states; the table's if None.
+        kept_dtype: the table's before it was trained in full, which `dtype` then stays.
         steps: on a mesh, how the vectors (B, T, D) lie first and then; else empty.
     """
 
     def __init__(self, size: int, features: int, *, rngs: nnx.Rngs):
         self.table = nnx.Param(jax.random.normal(rngs.params(), (size, features)) * 0.02)
-        self.dtype: jnp.dtype | None = None
+        self.kept_dtype: jnp.dtype | None = None
         self.steps: tuple[NamedSharding, ...] = ()
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of the vectors it gives, and so of the model's hidden states."""
+        return self.kept_dtype or self.table.dtype
 
     def __call__(self, ids: Array) -> Array:
         """(..., D) for integer ids (...)."""
-        x = jnp.take(self.table[...], ids, axis=0).astype(self.dtype or self.table.dtype)
+        x = jnp.take(self.table[...], ids, axis=0).astype(self.dtype)
         for sharding in self.steps if x.ndim == 3 else ():
             x = jax.lax.with_sharding_constraint(x, sharding)
         return x
@@ -107,7 +112,7 @@ class PatchEmbedding(nnx.Module):
     width. What does not fill a patch, at the bottom and on the right, is left out.
 
     Attributes:
-        dtype: it computes in, and so the model's hidden states; the kernel's if None.
+        kept_dtype: the kernel's before it was trained in full, which `dtype` then stays.
 
     >>> PatchEmbedding(8, 3, 16, use_bias=False, rngs=nnx.Rngs(0))(jnp.ones((2, 32, 24, 3))).shape
     (2, 4, 3, 16)
@@ -118,11 +123,16 @@ class PatchEmbedding(nnx.Module):
         std = (patch * patch * channels) ** -0.5
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32) * std)
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32)) if use_bias else None
-        self.dtype: jnp.dtype | None = None
+        self.kept_dtype: jnp.dtype | None = None
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of what it gives, and so of the model's hidden states."""
+        return self.kept_dtype or self.kernel.dtype
 
     def __call__(self, images: Array) -> Array:
         """(B, rows, columns, features) for images (B, height, width, channels)."""
-        kernel = self.kernel[...].astype(self.dtype or self.kernel.dtype)
+        kernel = self.kernel[...].astype(self.dtype)
         patch, _, channels, features = kernel.shape
         batch, height, width, _ = images.shape
         rows, columns = height // patch, width // patch

@@ -174,7 +174,7 @@ class Decoder(nnx.Module):
         """A cache with room for `slots` tokens a row, in the dtype of the hidden states."""
         config = self.config
         shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_size)
-        dtype = dtype or self.embeddings.dtype or self.embeddings.table.dtype
+        dtype = dtype or self.embeddings.dtype
         keys, values = jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
         return Cache(keys, values, jnp.zeros((batch, slots), bool), jnp.zeros((), jnp.int32))
 
