@@ -19,7 +19,7 @@ STOPPED_BY_SIGNAL = 143
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code: 0, 1 (failed or out of tolerance) or 2 (bad input)."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what orbax logs, it also raises
+    _hush_failed_writes()
     parser = _parser()
     known, rest = parser.parse_known_args(words)
     if rest and not known.takes_overrides:
@@ -33,6 +33,25 @@ def main(words: Sequence[str] | None = None) -> int:
     except OSError as error:
         # A full disk, a missing permission: nothing is half-written, files are renamed when whole.
         return _say(f"{error.strerror or error}: {error.filename or 'while writing'}", 1)
+
+
+def _hush_failed_writes() -> None:
+    """Leaves a checkpoint that could not be written to the one line of its error.
+
+    Orbax logs what it also raises. Of its other writes, still under way by then, each reports to an
+    event loop that is closed, from a thread of tensorstore's that no caller can catch it in; such
+    a report has broken our own line in two.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _unraisable
+
+
+def _unraisable(report: Any) -> None:
+    error = report.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__unraisablehook__(report)
 
 
 def _say(error: object, code: int) -> int:
