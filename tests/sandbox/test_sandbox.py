@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -49,19 +48,15 @@ def test_ending_early_is_no_pass(program):
     assert not run_program(program, SMALL).passed
 
 
-@pytest.mark.parametrize("endless", ["while True: pass", "import time; time.sleep(20)"])
-def test_an_endless_program_is_ended(endless):
-    start = time.monotonic()
-    limits = Limits(seconds=1.0, cpu_seconds=1, memory=256 * MEBIBYTE)
-    assert not run_program(endless, limits).passed
-    assert time.monotonic() - start < 4
+def test_an_endless_program_is_ended():
+    limits = Limits(seconds=1.0, cpu_seconds=9, memory=256 * MEBIBYTE)
+    for program in ("n = 0\nwhile n < 10**9: n += 1", "import time; time.sleep(20)"):
+        assert run_program(program, limits).detail == "not done after 1 s"
 
 
 def test_processor_time_is_limited_even_where_there_is_time_left():
-    start = time.monotonic()
-    limits = Limits(seconds=8.0, cpu_seconds=1, memory=256 * MEBIBYTE)
+    limits = Limits(seconds=60.0, cpu_seconds=1, memory=256 * MEBIBYTE)
     assert "SIGKILL" in run_program("n = 0\nwhile n < 10**9: n += 1", limits).detail
-    assert time.monotonic() - start < 6
 
 
 @pytest.mark.parametrize("size", [300, 2000])
