@@ -15,7 +15,7 @@ from flax import nnx
 
 from goat_jax.adapters.adapter import AdapterStart, init_adapter, segment_index
 from goat_jax.adapters.choices import with_options
-from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.adapters.spec import OF_THE_RUN, AdapterSpec
 from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError, nearest
 from goat_jax.layers import Adapter, Dense, Factor, Head
@@ -34,6 +34,7 @@ class Override:
         modules: a regular expression, list of suffixes, as for targets. Layers are named by their
             number, so a range of layers is ``r".*layer\\.[0-5]\\..*"``.
         options: what `methods.method_spec` takes: total_rank, num_experts, alpha, eta, scale, ...
+            but for what is one for the whole run (`adapters.spec.OF_THE_RUN`).
     """
 
     modules: Targets
@@ -164,7 +165,14 @@ def _in_blocks(model: nnx.Module) -> list[str]:
 def _resolve(name: str, spec: AdapterSpec, overrides: Sequence[Override]) -> AdapterSpec:
     for override in overrides:
         if matches(name, override.modules):
-            return with_options(spec, override.options)
+            own = with_options(spec, override.options)
+            for field in OF_THE_RUN:
+                if getattr(own, field) != getattr(spec, field):
+                    raise UserError(
+                        f"an override of {override.modules!r} changes {field}, which is one for "
+                        "the whole run: set it for the adapter, not for some modules"
+                    )
+            return own
     return spec
 
 

@@ -170,7 +170,7 @@ class SvdStore:
             return None
         what = "full" if index is None else np.asarray(index, np.int64).tobytes().hex()
         head = f"1 {self.route} {kernel.dtype} {kernel.shape} {what}"
-        name = hashlib.blake2b(head.encode() + b"\0", digest_size=32)
+        name = hashlib.sha256(head.encode() + b"\0")
         name.update(_bytes(kernel))
         return self.folder / f"{name.hexdigest()}.safetensors"
 
@@ -190,7 +190,7 @@ def _bytes(array: Any) -> memoryview:
 
 
 def _checksum(svd: Svd) -> str:
-    total = hashlib.blake2b(digest_size=32)
+    total = hashlib.sha256()
     for part in svd:
         total.update(_bytes(part))
     return total.hexdigest()
@@ -205,7 +205,7 @@ def _read(path: Path | None) -> Svd | None:
     try:
         with safe_open(path, framework="numpy") as file:
             svd = Svd(*(file.get_tensor(name) for name in Svd._fields))
-            said = (file.metadata() or {}).get("blake2b")
+            said = (file.metadata() or {}).get("sha256")
     except (SafetensorError, OSError, ValueError):
         return None
     return svd if said == _checksum(svd) else None
@@ -219,7 +219,7 @@ def _write(path: Path, svd: Svd) -> None:
     aside = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.writing")
     tensors = {name: np.ascontiguousarray(part) for name, part in svd._asdict().items()}
     try:
-        save_file(tensors, aside, metadata={"blake2b": _checksum(svd)})
+        save_file(tensors, aside, metadata={"sha256": _checksum(svd)})
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)

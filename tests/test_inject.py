@@ -132,6 +132,10 @@ def test_counts():
             "total rank 4 is not divisible by 3 experts",
         ),
         ({"overrides": [Override(["up"], {"ranc": 3})]}, "no option 'ranc'"),
+        (
+            {"overrides": [Override(["up"], {"aux_weight": 0.5})]},
+            "an override of ['up'] changes aux_weight, which is one for the whole run",
+        ),
     ],
 )
 def test_mistakes_are_named_in_one_line(options, message):

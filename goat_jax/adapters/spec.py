@@ -242,6 +242,9 @@ PARTS = (
 START_ONLY = frozenset({"initializer", "base_edit", "scale", "alpha"})
 """Fields of a spec that only the start of an adapter reads: its arrays hold what comes of them."""
 
+OF_THE_RUN = ("transform", "course", "aux_weight", "whole_model")
+"""Fields of a spec that are not of a module's adapter but of the training of all of them."""
+
 
 @dataclasses.dataclass(frozen=True)
 class AdapterSpec:
