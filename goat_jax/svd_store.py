@@ -13,6 +13,7 @@ import os
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.core import Tracer
+from threadpoolctl import threadpool_limits
 
 from goat_jax.core.svd import Svd, svd_by_gram, svd_of_kernel
 from goat_jax.errors import UserError, nearest
@@ -39,6 +41,13 @@ ROUTES: dict[str, Callable[[np.ndarray], Svd]] = {"lapack": _lapack, "gram": svd
 matrix in float64 (`core.svd.svd_by_gram` states its error)."""
 
 KEEP = ("segments", "full")
+
+WORK_BYTES = 4 * 2**30
+"""Memory for what decompositions of several kernels at once compute with."""
+
+COPIES = 7
+"""How many float64 arrays of its kernel's size one decomposition holds: measured, 3 to 5.3 by the
+Gram matrix, up to 7 where a square kernel then goes to LAPACK."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +111,8 @@ class SvdStore:
     route: str = "gram"
     found: int = 0
     computed: int = 0
-    # A decomposition takes all cores and several times its kernel's memory.
-    _one_at_a_time: Lock = dataclasses.field(default_factory=Lock, repr=False, compare=False)
+    _counting: Lock = dataclasses.field(default_factory=Lock, repr=False, compare=False)
+    _making: dict[Path, Lock] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def triplets(self, kernel: np.ndarray, index: np.ndarray) -> Svd:
         """u (I, n), s (n,), vt (n, O), float32, of the triplets with these numbers (n,).
@@ -113,31 +122,34 @@ class SvdStore:
         """
         whole = self.keep == "full"
         path = self._path(kernel, None if whole else index)
-        kept = _read(path)
-        with self._one_at_a_time:
-            # An equal kernel may have been decomposed while this one waited.
-            kept = kept or _read(path)
-            if kept is not None:
-                self.found += 1
-            else:
-                self.computed += 1
+        # One that is being decomposed by another thread is waited for, and read.
+        with nullcontext() if path is None else self._making.setdefault(path, Lock()):
+            kept = _read(path)
+            found = kept is not None
+            if kept is None:
                 kept = ROUTES[self.route](np.asarray(kernel))
-                if not whole:
-                    kept = _take(kept, index)
+                kept = kept if whole else _take(kept, index)
                 if path is not None:
                     _write(path, kept)
+        with self._counting:
+            self.found += found
+            self.computed += not found
         return _take(kept, index) if whole else kept
 
     def of_layers(self, kernel: jax.Array, indices: Sequence[np.ndarray]) -> list[Svd]:
-        """`triplets` of every layer of a stack (L, I, O), or of one kernel (I, O).
+        """`triplets` of every layer of a stack (L, I, O), or of one kernel (I, O); of as many at a
+        time as there are cores, and room for in `WORK_BYTES`.
 
         Of a kernel that is spread over several processes each of them looks up or computes every
         so manyth layer, has one whole at a time, and tells the others; all have to call it.
         """
         if kernel.is_fully_addressable:
-            # Together, because most of a second start's time goes into hashing.
-            with ThreadPoolExecutor() as pool:
-                whole = np.asarray(kernel).reshape(-1, *kernel.shape[-2:])
+            whole = np.asarray(kernel).reshape(-1, *kernel.shape[-2:])
+            cores = os.cpu_count() or 1
+            room = max(1, WORK_BYTES // (COPIES * 8 * whole[0].size))
+            workers = min(cores, room, len(whole))
+            # One thread for each of several kernels does more than several for one.
+            with threadpool_limits(cores // workers, "blas"), ThreadPoolExecutor(workers) as pool:
                 return list(pool.map(self.triplets, whole, indices))
         layers = [kernel] if kernel.ndim == 2 else kernel
         count = jax.process_count()

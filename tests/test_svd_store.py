@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from threadpoolctl import threadpool_limits
 
+from goat_jax import svd_store
 from goat_jax.adapters.methods import method_spec
 from goat_jax.core.svd import svd_by_gram
 from goat_jax.errors import UserError
@@ -97,6 +99,38 @@ def test_many_writers_leave_one_whole_file(tmp_path):
     last = SvdStore(tmp_path, "full")
     last.triplets(kernel, INDEX)
     assert last.found == 1
+
+
+@pytest.mark.parametrize(
+    ("layers", "cores", "kernels_in_memory", "at_a_time", "threads"),
+    [(6, 4, 9, 4, 1), (6, 8, 3, 3, 2), (1, 4, 9, 1, 4), (3, 4, 0, 1, 4)],
+)
+def test_as_many_at_a_time_as_cores_and_memory_allow(
+    layers, cores, kernels_in_memory, at_a_time, threads, monkeypatch
+):
+    """And every core has a thread."""
+    running, most, limits = [], [], []
+
+    def watched(kernel):
+        running.append(1)
+        time.sleep(0.05)  # all that may start have started
+        most.append(len(running))
+        running.pop()
+        return svd_by_gram(kernel)
+
+    def limited(*args):
+        limits.append(args)
+        return threadpool_limits(*args)
+
+    monkeypatch.setitem(ROUTES, "gram", watched)
+    monkeypatch.setattr(svd_store.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(svd_store, "threadpool_limits", limited)
+    monkeypatch.setattr(svd_store, "WORK_BYTES", kernels_in_memory * svd_store.COPIES * 8 * 48)
+    kernels = jnp.asarray(random(layers, 8, 6))
+    found = SvdStore(None).of_layers(kernels, [INDEX] * layers)
+    for kernel, svd in zip(kernels, found, strict=True):
+        assert_close(svd.s, jnp.linalg.svd(kernel)[1][INDEX], 1e-5)
+    assert max(most) == at_a_time and limits == [(threads, "blas")]
 
 
 def test_equal_layers_of_a_stack_are_decomposed_once(tmp_path, monkeypatch):
