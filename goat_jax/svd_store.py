@@ -13,9 +13,10 @@ import os
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Semaphore
 from typing import Any
 
 import jax
@@ -114,11 +115,14 @@ class SvdStore:
     _counting: Lock = dataclasses.field(default_factory=Lock, repr=False, compare=False)
     _making: dict[Path, Lock] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
-    def triplets(self, kernel: np.ndarray, index: np.ndarray) -> Svd:
+    def triplets(
+        self, kernel: np.ndarray, index: np.ndarray, turn: AbstractContextManager | None = None
+    ) -> Svd:
         """u (I, n), s (n,), vt (n, O), float32, of the triplets with these numbers (n,).
 
         Args:
             kernel: (I, O), any float dtype.
+            turn: entered to decompose it, not to look it up.
         """
         whole = self.keep == "full"
         path = self._path(kernel, None if whole else index)
@@ -127,7 +131,8 @@ class SvdStore:
             kept = _read(path)
             found = kept is not None
             if kept is None:
-                kept = ROUTES[self.route](np.asarray(kernel))
+                with turn or nullcontext():
+                    kept = ROUTES[self.route](np.asarray(kernel))
                 kept = kept if whole else _take(kept, index)
                 if path is not None:
                     _write(path, kept)
@@ -137,8 +142,8 @@ class SvdStore:
         return _take(kept, index) if whole else kept
 
     def of_layers(self, kernel: jax.Array, indices: Sequence[np.ndarray]) -> list[Svd]:
-        """`triplets` of every layer of a stack (L, I, O), or of one kernel (I, O); of as many at a
-        time as there are cores, and room for in `WORK_BYTES`.
+        """`triplets` of every layer of a stack (L, I, O), or of one kernel (I, O); as many are
+        decomposed at a time as there are cores, and room for in `WORK_BYTES`.
 
         Of a kernel that is spread over several processes each of them looks up or computes every
         so manyth layer, has one whole at a time, and tells the others; all have to call it.
@@ -147,10 +152,11 @@ class SvdStore:
             whole = np.asarray(kernel).reshape(-1, *kernel.shape[-2:])
             cores = os.cpu_count() or 1
             room = max(1, WORK_BYTES // (COPIES * 8 * whole[0].size))
-            workers = min(cores, room, len(whole))
+            at_once = min(cores, room, len(whole))
+            look = partial(self.triplets, turn=Semaphore(at_once))
             # One thread for each of several kernels does more than several for one.
-            with threadpool_limits(cores // workers, "blas"), ThreadPoolExecutor(workers) as pool:
-                return list(pool.map(self.triplets, whole, indices))
+            with threadpool_limits(cores // at_once, "blas"), ThreadPoolExecutor(cores) as pool:
+                return list(pool.map(look, whole, indices))
         layers = [kernel] if kernel.ndim == 2 else kernel
         count = jax.process_count()
         found = []
