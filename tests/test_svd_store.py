@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import jax
 import jax.numpy as jnp
@@ -109,12 +110,15 @@ def test_as_many_at_a_time_as_cores_and_memory_allow(
     layers, cores, kernels_in_memory, at_a_time, threads, monkeypatch
 ):
     """And every core has a thread."""
-    running, most, limits = [], [], []
+    running, most, limits, full = [], [], [], Event()
 
     def watched(kernel):
         running.append(1)
-        time.sleep(0.05)  # all that may start have started
         most.append(len(running))
+        if len(running) >= at_a_time:
+            full.set()
+        full.wait(60)
+        time.sleep(0.05)  # one too many would start now
         running.pop()
         return svd_by_gram(kernel)
 
