@@ -1,0 +1,85 @@
+"""Checks of single values that people give: numbers in their range, words among the known ones."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+from goat_jax.errors import UserError, nearest
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    whole: bool = False,
+    optional: bool = False,
+) -> None:
+    """Refuses a value that is no finite number in its range.
+
+    Args:
+        name: the field as a person types it.
+        value: anything.
+        at_least: the smallest valid number.
+        above: a number that valid ones exceed.
+        at_most: the largest valid number.
+        below: a number that valid ones stay under.
+        whole: whether it must be an integer.
+        optional: whether None is valid.
+
+    Raises:
+        UserError: names the field, the value and the valid range.
+
+    >>> check_number("train.steps", 10, at_least=1, whole=True)
+    >>> check_number("beta1", float("nan"), at_least=0, below=1)
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: beta1 nan is not valid: give a number of at least 0 and below 1
+    """
+    if optional and value is None:
+        return
+    kind = numbers.Integral if whole else numbers.Real
+    # A bool is an int for Python, but no count or rate; NaN fails every comparison, so ask first.
+    if isinstance(value, kind) and not isinstance(value, bool) and _is_finite(value):
+        limits = (
+            (at_least, lambda limit: value >= limit),
+            (above, lambda limit: value > limit),
+            (at_most, lambda limit: value <= limit),
+            (below, lambda limit: value < limit),
+        )
+        if all(limit is None or holds(limit) for limit, holds in limits):
+            return
+    words = (("at least", at_least), ("above", above), ("at most", at_most), ("below", below))
+    bounds = " and ".join(f"{word} {limit:g}" for word, limit in words if limit is not None)
+    noun = "a whole number" if whole else "a number"
+    link = "" if not bounds else f" of {bounds}" if at_least is not None else f" {bounds}"
+    raise UserError(f"{name} {value!r} is not valid: give {noun}{link}")
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond the largest float
+        return False
+
+
+def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
+    """Refuses a word that is not among the known ones.
+
+    Raises:
+        UserError: names the field, the value and all that are known.
+
+    >>> check_choice("model.dtype", "float16", ["float32", "bfloat16"])
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: model.dtype 'float16' is not known (did you mean 'bfloat16'?): \
+give one of float32, bfloat16
+    """
+    words = list(known)
+    if not isinstance(value, str) or value not in words:
+        hint = nearest(value, words) if isinstance(value, str) else ""
+        raise UserError(f"{name} {value!r} is not known{hint}: give one of {', '.join(words)}")
