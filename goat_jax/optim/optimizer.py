@@ -7,7 +7,7 @@ import optax
 
 from goat_jax.errors import UserError
 from goat_jax.optim.adam import scale_by_adam
-from goat_jax.optim.schedules import make_schedule
+from goat_jax.optim.schedules import make_schedule, warmup_of
 from goat_jax.optim.transforms import PLAIN, Stages, Transform
 from goat_jax.typing import Array, PyTree
 
@@ -19,7 +19,7 @@ class OptimizerConfig:
     Attributes:
         learning_rate: peak rate.
         schedule: "cosine", "linear" or "constant", each after a linear warm-up.
-        warmup_steps: optimizer steps of warm-up.
+        warmup_steps: optimizer steps of warm-up; a run of fewer steps warms up for a tenth of them.
         weight_decay: decoupled, not on biases and the scales of norms.
         clip: largest global norm of the gradient; None does not clip.
         beta1, beta2, epsilon: Adam's.
@@ -78,6 +78,21 @@ def make_optimizer(
 def schedule_of(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """The learning rate by the number of steps done before."""
     return make_schedule(config.schedule, config.learning_rate, config.warmup_steps, total_steps)
+
+
+def shortened_warmup(config: OptimizerConfig, total_steps: int) -> str | None:
+    """A line for the reader if a run is too short for its warm-up, else None.
+
+    >>> shortened_warmup(OptimizerConfig(warmup_steps=100), 60)
+    '6 warm-up steps, a tenth of the run: 100 do not fit into its 60 steps'
+    """
+    steps = warmup_of(config.warmup_steps, total_steps)
+    if steps == config.warmup_steps:
+        return None
+    return (
+        f"{steps} warm-up steps, a tenth of the run: {config.warmup_steps} do not fit into its "
+        f"{total_steps} steps"
+    )
 
 
 def _decays(params: PyTree) -> PyTree:

@@ -29,14 +29,24 @@ SCHEDULES: dict[str, Callable[[Array], Array]] = {
 """Share of the peak rate left, from the progress (0..1) after the warm-up."""
 
 
+def warmup_of(warmup_steps: int, total_steps: int) -> int:
+    """The warm-up of a run: as many steps as asked for, or a tenth of a run that has not so many.
+
+    >>> warmup_of(100, 140), warmup_of(100, 60), warmup_of(100, 4)
+    (100, 6, 0)
+    """
+    return warmup_steps if warmup_steps <= total_steps else total_steps // 10
+
+
 def make_schedule(name: str, peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
     """A schedule over optimizer steps counted from 0.
 
     It rises linearly as ``step / warmup_steps`` (so step 0 has rate 0, as in torch), then falls as
-    `SCHEDULES` says and reaches the end of its course at `total_steps`.
+    `SCHEDULES` says and reaches the end of its course at `total_steps`. A warm-up that does not fit
+    into the run is shortened to `warmup_of`.
 
     Raises:
-        UserError: an unknown name, or a warm-up that is not shorter than the run.
+        UserError: an unknown name, or a warm-up below 0.
 
     >>> schedule = make_schedule("linear", 1.0, 2, 6)
     >>> [round(float(schedule(jnp.array(step))), 2) for step in range(7)]
@@ -47,8 +57,9 @@ def make_schedule(name: str, peak: float, warmup_steps: int, total_steps: int) -
             f"schedule {name!r} is not known{nearest(name, SCHEDULES)}; "
             f"there are: {', '.join(SCHEDULES)}"
         )
-    if not 0 <= warmup_steps <= total_steps:
-        raise UserError(f"{warmup_steps} warm-up steps do not fit into {total_steps} steps")
+    if warmup_steps < 0:
+        raise UserError(f"warm-up steps {warmup_steps} must be at least 0")
+    warmup_steps = warmup_of(warmup_steps, total_steps)
     falls = SCHEDULES[name]
 
     def schedule(count: Array) -> Array:

@@ -27,7 +27,7 @@ from goat_jax.mesh.placement import Placement
 from goat_jax.models.fingerprint import fingerprint
 from goat_jax.models.load import Loaded, load_model
 from goat_jax.models.sources import find_model
-from goat_jax.optim.optimizer import make_optimizer, schedule_of
+from goat_jax.optim.optimizer import make_optimizer, schedule_of, shortened_warmup
 from goat_jax.optim.pairs import scales_of
 from goat_jax.optim.scaling_alignment import align, alignment_ratios, scaling_alignment
 from goat_jax.quantize import QuantizeReport, quantize_base
@@ -279,7 +279,7 @@ class Data:
     Attributes:
         train: endless iterator of training batches, checkpointable.
         evaluation: every evaluation row once.
-        notes: what a person should know of the rows, a line each.
+        notes: what a person should know of the rows and the run's length, a line each.
         shares: into how many shares the training batches are cut; `train` gives one of them.
     """
 
@@ -307,6 +307,7 @@ def load_data(config: RunConfig, vocabulary: int | None = None) -> Data:
         describe("held-out", held_out),
         note_of(train.marks, held_out.marks),
         *problem_of(config.task).notes(config.task),
+        shortened_warmup(config.optimizer, config.train.steps),
     )
     return Data(
         train=training_batches(config, train, share),
