@@ -8,7 +8,8 @@ FOLDER has CodeFeedback-Filtered-Instruction.jsonl; ``questions=`` HumanEval's f
 what the model writes, in the sandbox (`goat_jax.sandbox`).
 
 As published: total rank 8, alpha 16, 8 experts, 2 of them active, AdamW, 2e-5, cosine, 100 warm-up
-steps, dropout 0.05, batch 32, 5 epochs, at most 1024 tokens, eta 1 (0.1 at rates around 1e-4).
+steps, dropout 0.05, batch 32, 5 epochs, at most 1024 tokens, eta 1 (0.1 at rates around 1e-4);
+full fine-tuning at 1e-5. ``learning_rate=RATE`` sets the rate and the eta that goes with it.
 Expected pass@1 on HumanEval (percent, the paper's; greedy answers here, sampled ones there):
 
     method     full   lora   dora   pissa  milora molora hydralora goat
@@ -20,7 +21,7 @@ No run at this size is part of this project.
 from goat_jax.config import AdapterConfig, ModelConfig, RunConfig, TrainConfig
 from goat_jax.data.tasks import make_task
 from goat_jax.optim.optimizer import OptimizerConfig
-from goat_jax.paper import llama_eta, method_sizes
+from goat_jax.paper import llama_eta, method_sizes, peak_rate
 
 TRAIN_ROWS = 100_000
 
@@ -34,20 +35,24 @@ def get_config(
     rank: int = 8,
     batch: int = 32,
     accumulate: int = 1,
-    learning_rate: float = 2e-5,
+    learning_rate: float | None = None,
     dropout: float = 0.05,
     seed: int = 0,
 ) -> RunConfig:
     exam = make_task(task, folder=folder, questions=questions, packing=False)
     steps = 5 * (TRAIN_ROWS // batch)
+    rate = peak_rate(method, adapters=2e-5, full=1e-5) if learning_rate is None else learning_rate
     sizes = method_sizes(method, rank, 2.0 * rank, dropout)
     return RunConfig(
         model=ModelConfig(model, dtype="bfloat16", remat="full"),
         task=exam,
         adapter=AdapterConfig(
-            method=method, train=(), eta=llama_eta(method, learning_rate), **sizes
+            method=method,
+            train=(),
+            defaults={"eta": llama_eta(rate)},
+            **sizes,
         ),
-        optimizer=OptimizerConfig(learning_rate=learning_rate, warmup_steps=min(100, steps // 10)),
+        optimizer=OptimizerConfig(learning_rate=rate, warmup_steps=100),
         train=TrainConfig(
             steps=steps,
             batch_size=batch,

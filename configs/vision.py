@@ -20,7 +20,7 @@ from goat_jax.config import AdapterConfig, ModelConfig, RunConfig, TrainConfig
 from goat_jax.data.tasks import make_task
 from goat_jax.data.vision_tasks import VISION
 from goat_jax.optim.optimizer import OptimizerConfig
-from goat_jax.paper import method_sizes
+from goat_jax.paper import method_sizes, peak_rate
 
 EPOCHS = {
     "cars": 35,
@@ -41,6 +41,7 @@ def get_config(
     data_dir: str | None = None,
     rank: int = 8,
     batch: int = 512,
+    learning_rate: float | None = None,
     dropout: float = 0.05,
     head: str = "zero_shot",
     train_head: bool = False,
@@ -48,6 +49,7 @@ def get_config(
 ) -> RunConfig:
     images = make_task(task, folder=folder, data_dir=data_dir)  # first: its error for a wrong name
     steps = EPOCHS[task] * (VISION[task].rows[0] // batch)
+    rate = peak_rate(method, adapters=1e-4, full=1e-4) if learning_rate is None else learning_rate
     return RunConfig(
         model=ModelConfig(model, dtype="bfloat16", options={"head": head}),
         task=images,
@@ -57,7 +59,7 @@ def get_config(
             train=("classifier",) if train_head or head == "linear" else (),
             **method_sizes(method, rank, 2.0 * rank, dropout),
         ),
-        optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=min(100, steps // 5)),
+        optimizer=OptimizerConfig(learning_rate=rate, warmup_steps=100),
         train=TrainConfig(
             steps=steps,
             batch_size=batch,

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from goat_jax.adapters.choices import with_options
 from goat_jax.adapters.methods import method_spec
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.data.tasks import KINDS, Task
@@ -74,6 +75,8 @@ class AdapterConfig:
         scale: scale rule by name.  choice: SVD segments by name.
         rho, eta, published, count_padding: options of the method's parts.
         options: further options of the method's parts by name (`goat-jax methods` names them).
+        defaults: options for those of the resulting parts that have them and are given no other
+            value, such as the paper's eta for LLaMA, which only some scale rules use.
         forward_scale: what of the scale stays in the forward pass; the optimizer makes up for the
             rest (`optim.scaling_alignment`). None leaves all of it there, as published.
         overrides: other options for some modules.
@@ -97,6 +100,7 @@ class AdapterConfig:
     published: bool | None = None
     count_padding: bool | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     forward_scale: float | None = None
     overrides: tuple[Override, ...] = ()
 
@@ -106,13 +110,16 @@ class AdapterConfig:
         >>> AdapterConfig("goat", total_rank=32, rho=5.0).spec().rank
         4
         """
-        own = {"method", "targets", "train", "overrides", "options", "forward_scale"}
+        own = {"method", "targets", "train", "overrides", "options", "defaults", "forward_scale"}
         options = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
             if field.name not in own and getattr(self, field.name) is not None
         }
-        spec = method_spec(self.method, **options | dict(self.options))
+        options |= self.options
+        spec = method_spec(self.method, **options)
+        unset = {name: self.defaults[name] for name in self.defaults if name not in options}
+        spec = with_options(spec, {n: v for n, v in unset.items() if spec.has_option(n)})
         if self.forward_scale is not None and not spec.is_plain_sum:
             raise UserError(
                 f"forward_scale needs an adapter that is a sum of s a b: {self.method} is none"

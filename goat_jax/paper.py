@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from goat_jax.adapters.methods import method_spec
 from goat_jax.errors import UserError
 
 Scores = Mapping[str, Mapping[str, float]]
@@ -88,21 +89,29 @@ goat       6.01   60.20  25.61
 """LLaMA-2-7B at rank 8: MT-Bench (grade of the first turn), GSM8K and HumanEval (percent)."""
 
 
-def llama_eta(method: str, learning_rate: float) -> float | None:
+def llama_eta(learning_rate: float) -> float:
     """eta of the paper's scale for LLaMA: 0.1 at rates around 1e-4 and 1 around 1e-5.
 
-    Rates between go with the nearer one, on a logarithmic scale. None for methods without eta.
+    Rates between go with the nearer one, on a logarithmic scale.
 
-    >>> llama_eta("goat", 1e-4), llama_eta("goat", 2e-5), llama_eta("lora", 1e-4)
-    (0.1, 1.0, None)
+    >>> llama_eta(1e-4), llama_eta(5e-5), llama_eta(2e-5)
+    (0.1, 0.1, 1.0)
     """
-    if method not in WITH_ETA:
-        return None
     return 0.1 if learning_rate**2 > 1e-4 * 1e-5 else 1.0
 
 
-WITH_ETA = frozenset({"goat"})
-"""Methods whose scale depends on eta."""
+def peak_rate(method: str, adapters: float, full: float) -> float:
+    """The peak learning rate of a method: one rate for adapters, one for whole kernels.
+
+    Args:
+        method: a row of METHODS.
+        adapters: the rate of the paper's hyperparameter tables.
+        full: the rate of full fine-tuning, upcycled or not.
+
+    >>> [peak_rate(name, 1e-4, 1e-5) for name in ("goat", "full", "full_moe")]
+    [0.0001, 1e-05, 1e-05]
+    """
+    return full if method_spec(method).combine.layout == "kernels" else adapters
 
 
 def method_sizes(method: str, rank: int, alpha: float, dropout: float) -> dict[str, Any]:
@@ -110,6 +119,8 @@ def method_sizes(method: str, rank: int, alpha: float, dropout: float) -> dict[s
 
     Most methods take them as they are. Some cannot: what replaces or changes the kernel has nothing
     to drop, some published numbers of experts do not divide the rank, and AdaLoRA starts with more.
+    The paper runs two otherwise than their authors: AdaMoLE has 8 experts, HydraLoRA 8 of which 2
+    are active, with the balance loss.
 
     Raises:
         UserError: a method that one task cannot train.
@@ -131,6 +142,11 @@ def _eight_experts(rank: int) -> dict[str, Any]:
     return {"num_experts": 8}
 
 
+def _two_of_eight_experts(rank: int) -> dict[str, Any]:
+    options = {"router": "top_k", "aux_loss": "balance"}
+    return {"num_experts": 8, "top_k": 2, "options": options}
+
+
 def _pruned_to(rank: int) -> dict[str, Any]:
     return {"total_rank": rank * 3 // 2, "options": {"target_rank": rank}}
 
@@ -148,6 +164,8 @@ _OTHER: Mapping[str, Callable[[int], dict[str, Any]]] = MappingProxyType(
         "full_moe": _no_dropout,
         "neat": _no_dropout,
         "adalora": _pruned_to,
+        "adamole": _eight_experts,
+        "hydralora": _two_of_eight_experts,
         "multilora": _eight_experts,
         "molora_soft": _eight_experts,
         "moelora": _needs_tasks,

@@ -3,12 +3,16 @@
 import json
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from goat_jax.adapters.methods import METHODS
-from goat_jax.config import load_config
+from goat_jax.commands.configs import override, with_adapter
+from goat_jax.config import config_from_json, flatten, load_config
 from goat_jax.data.commonsense import FOLDERS
 from goat_jax.data.exams import ExamTask
+from goat_jax.errors import UserError
 from goat_jax.run.shapes import abstract_run
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -71,9 +75,59 @@ def test_sizes_are_the_papers(folder):
         assert (spec.total_rank, spec.alpha, spec.num_experts) == (rank, alpha, 8)
         assert (config.train.batch_size, config.train.steps) == (batch, steps)
         assert (config.optimizer.learning_rate, config.optimizer.warmup_steps) == (rate, 100)
-        assert config.adapter.eta == eta and config.adapter.dropout == 0.05
+        assert spec.scale.eta == eta and spec.dropout == 0.05
         assert not config.task.packing  # a batch is so many rows of the set
-    assert config_of("math", folder, learning_rate=1e-4).adapter.eta == 0.1
+    assert config_of("math", folder, learning_rate=1e-4).adapter.spec().scale.eta == 0.1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("goat", {}),
+        ("goat_plus", {}),
+        ("molora", {"scale": "theory"}),
+        ("lora", {"scale": "theory"}),
+        ("hydralora", {"scale": "theory"}),
+    ],
+)
+def test_eta_goes_with_the_scale_rule_not_with_the_methods_name(family, method, options, folder):
+    """s_1 = sqrt(3 * 4096 eta / d) of a projection of LLaMA, whatever method has the rule."""
+    eta = 0.1 if family == "commonsense" else 1.0
+    config = with_adapter(config_of(family, folder, method=method), options)
+    for adapter in (config.adapter, config_from_json(flatten(config)).adapter):
+        spec = adapter.spec()
+        given = spec.initializer.segments(np.eye(64, dtype=np.float32), spec, jax.random.key(0))
+        first = float(spec.scale(4096, given, spec)[0])
+        assert first == pytest.approx((3 * 4096 * eta / spec.rank) ** 0.5, rel=1e-6)
+    own = with_adapter(config, {"eta": 0.25}).adapter.spec()  # what is given wins
+    first = float(own.scale(4096, given, own)[0])
+    assert first == pytest.approx((3 * 4096 * 0.25 / spec.rank) ** 0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_published_codes_own_scale_is_taken(family, folder):
+    """alpha / d = 16: what the published scripts run."""
+    config = config_of(family, folder)
+    for changed in (
+        with_adapter(config, {"scale": "alpha_over_rank"}),
+        override(config, ["--adapter.scale", "alpha_over_rank"], "test"),
+    ):
+        spec = changed.adapter.spec()
+        assert spec.scale(4096, None, spec).tolist() == [16.0] * 8
+    with pytest.raises(UserError, match="no option 'eta'"):  # asked for by name it is refused
+        with_adapter(config, {"scale": "alpha_over_rank", "eta": 0.5})
+
+
+def test_full_fine_tuning_has_its_own_rate(folder):
+    rates = {"commonsense": (1e-4, 1e-5), "math": (2e-5, 2e-5)}
+    rates |= dict.fromkeys(("code", "chat"), (2e-5, 1e-5))
+    for family, expected in rates.items():
+        for method, rate in zip(("goat", "full"), expected, strict=True):
+            config = config_of(family, folder, method=method)
+            assert config.optimizer.learning_rate == rate
+            given = config_of(family, folder, method=method, learning_rate=3e-6)
+            assert given.optimizer.learning_rate == 3e-6
 
 
 @pytest.mark.slow

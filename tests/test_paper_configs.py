@@ -27,7 +27,8 @@ def test_every_pair_is_a_run(family):
         for method in TRAINABLE:
             config = config_of(family, task, method)
             config.adapter.spec()
-            assert config.train.steps > 0 and config.task.labels
+            assert config.train.steps >= 100 == config.optimizer.warmup_steps
+            assert len(config.task.labels) > 1
 
 
 def traces(family, task, method):
@@ -54,7 +55,7 @@ def test_every_method_traces_at_full_size(family, method):
 @pytest.mark.parametrize(("family", "task"), [(f, t) for f in TASKS for t in TASKS[f]])
 def test_every_task_traces_at_full_size(family, task):
     run = traces(family, task, "goat")
-    assert run.eval_batch["labels"].shape == (64,) if family == "glue" else (512,)
+    assert run.eval_batch["labels"].shape == ((64,) if family == "glue" else (512,))
 
 
 @pytest.mark.parametrize(
@@ -79,6 +80,17 @@ def test_heads_of_clip_are_frozen_trained_or_linear():
 def test_steps_are_the_papers_epochs():
     assert config_of("vision", "dtd", "goat").train.steps == 76 * 7  # 3,760 images, 512 a batch
     assert config_of("glue", "rte", "goat").train.steps == 50 * 9
+
+
+def test_full_fine_tuning_has_its_own_rate():
+    """1e-5 in the script of GLUE; the script of images has one rate for all."""
+    for family, full in (("glue", 1e-5), ("vision", 1e-4)):
+        for method in TRAINABLE:
+            expected = full if method in ("full", "full_moe") else 1e-4
+            config = config_of(family, TASKS[family][0], method)
+            assert config.optimizer.learning_rate == expected, method
+        given = config_of(family, TASKS[family][0], "full", ",learning_rate=3e-6")
+        assert given.optimizer.learning_rate == 3e-6
 
 
 def test_averages_of_the_tables_are_the_papers():

@@ -44,7 +44,7 @@ PUBLIC = [
 OF_CONFIGS = {
     "AdapterConfig": (
         "method targets train total_rank num_experts top_k alpha dropout dropout_per_expert "
-        "aux_weight scale choice rho eta published count_padding options forward_scale "
+        "aux_weight scale choice rho eta published count_padding options defaults forward_scale "
         "overrides"
     ),
     "MeshConfig": "data fsdp tensor rules",

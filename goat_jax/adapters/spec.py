@@ -327,6 +327,15 @@ class AdapterSpec:
             values[part] = _set_option(self._part(part, values), name, options[name])
         return dataclasses.replace(self, **values)
 
+    def has_option(self, name: str) -> bool:
+        """Whether one of its parts has an option of this name.
+
+        >>> from goat_jax.adapters.methods import METHODS
+        >>> [METHODS[name].spec.has_option("eta") for name in ("goat", "goat_plus", "lora")]
+        [True, True, False]
+        """
+        return any(name in _options(getattr(self, part)) for part in PARTS)
+
     def _part(self, name: str, values: Mapping[str, Any]) -> Any:
         return values[name] if name in values else getattr(self, name)
 

@@ -1,4 +1,4 @@
-"""The seven image sets of the paper's table 5: sources, splits and class names.
+"""The seven image sets of the paper's table 1: sources, splits and class names.
 
 The splits are those of "Editing Models with Task Arithmetic" (Ilharco et al., arXiv 2212.04089),
 whose numbers of epochs the paper has. Where a set has official splits these are used:

@@ -105,6 +105,8 @@ def _traits(config: RunConfig, left_out: set[str]) -> dict[str, Any]:
     """What tells the method of a config from others, sizes as they are, not as they are spelt."""
     adapter, spec = config.adapter, config.adapter.spec()
     given = {key: value for key, value in flatten(adapter).items() if value not in (None, [], {})}
+    defaults = given.pop("defaults", {})
+    given |= {name: value for name, value in defaults.items() if spec.has_option(name)}
     given |= given.pop("options", {})
     sizes = ("total_rank", "num_experts", "top_k")
     given |= {name: getattr(spec, name) for name in sizes}
