@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from goat_jax.commands import arguments, exam_arguments
-from goat_jax.errors import RunFailed, UserError
+from goat_jax.errors import Notice, RunFailed, UserError
 
 STOPPED_BY_SIGNAL = 143
 
@@ -25,7 +27,8 @@ def main(words: Sequence[str] | None = None) -> int:
     if rest and not known.takes_overrides:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        return known.run(known, rest)
+        with _notices_in_one_line():
+            return known.run(known, rest)
     except UserError as error:
         return _say(error, 2)
     except RunFailed as error:
@@ -46,6 +49,22 @@ def _hush_failed_writes() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _unraisable
+
+
+@contextlib.contextmanager
+def _notices_in_one_line() -> Iterator[None]:
+    """Prints a `Notice` without the place in the code that other warnings name."""
+    show = warnings.showwarning
+
+    def show_notice(message: Any, category: type[Warning], *rest: Any, **options: Any) -> None:
+        if issubclass(category, Notice):
+            print(f"goat-jax: {message}", file=sys.stderr)
+        else:
+            show(message, category, *rest, **options)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show_notice
+        yield
 
 
 def _unraisable(report: Any) -> None:

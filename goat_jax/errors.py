@@ -1,4 +1,4 @@
-"""The one exception for bad input: its message is one line that names the thing and the fix."""
+"""Errors and notices for people: each is one line that names the thing and, if any, the fix."""
 
 import difflib
 from collections.abc import Iterable
@@ -25,3 +25,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 class RunFailed(RuntimeError):
     """A run that had to stop, with what happened and what was saved in one line; exit 1."""
+
+
+class Notice(UserWarning):
+    """Warning that a person has to know about; the command line prints its one line alone."""

@@ -98,10 +98,16 @@ def report(config: RunConfig, summary: Summary) -> str:
         "",
         render_table(["held out", "before", "after"], rows),
         "",
-        f"best step {summary.best_step} ({summary.best_score:.4f}); "
-        f"records, checkpoints, training.png, expert_load.png in {summary.folder}",
+        f"{_best(summary)}; records, checkpoints, training.png, expert_load.png in "
+        f"{summary.folder}",
     ]
     return "\n".join(lines)
+
+
+def _best(summary: Summary) -> str:
+    if summary.best_step is None:
+        return "no checkpoint has a score yet"
+    return f"best step {summary.best_step} ({summary.best_score:.4f})"
 
 
 def _number(value: float | None) -> str:

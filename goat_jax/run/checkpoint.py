@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from goat_jax.errors import RunFailed, UserError
+from goat_jax.data.metrics import goodness
+from goat_jax.errors import Notice, RunFailed, UserError
 from goat_jax.run.state import RunState
 from goat_jax.typing import PyTree
 
@@ -37,12 +39,53 @@ class Restored:
     notes: dict[str, Any]
 
 
+def best_of(scores: Mapping[int, float], metric: str) -> int | None:
+    """The step with the best score: the first of equals, never one that is not finite.
+
+    Args:
+        scores: step -> its value of the metric.
+
+    >>> best_of({5: 0.5, 10: 0.9, 15: 0.9, 20: float("nan")}, "accuracy")
+    10
+    >>> best_of({5: 3.0, 10: 2.0}, "perplexity"), best_of({}, "accuracy")
+    (10, None)
+    """
+    finite = [
+        (goodness(metric, score), -step) for step, score in scores.items() if math.isfinite(score)
+    ]
+    return -max(finite)[1] if finite else None
+
+
+@dataclasses.dataclass(frozen=True)
+class LatestAndBest(ocp.checkpoint_managers.preservation_policy.PreservationPolicy):
+    """Which checkpoints are kept. Orbax's own `BestN` would keep the last of equals.
+
+    Attributes:
+        latest: how many of the latest are kept.
+        best_by: the metric by which the best is kept, too.
+    """
+
+    latest: int
+    best_by: str
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """One answer for each checkpoint; they are in the order of their steps."""
+        del context
+        scored = [info for info in checkpoints if info.metrics and self.best_by in info.metrics]
+        best = best_of({info.step: info.metrics[self.best_by] for info in scored}, self.best_by)
+        latest = {info.step for info in checkpoints[-self.latest :]}
+        return [info.step in latest or info.step == best for info in checkpoints]
+
+
 class Checkpoints:
     """The checkpoints of one run folder: the latest two, and the best by a metric.
 
+    The scores of an evaluation are Orbax's metrics of the checkpoint that follows it, so they are
+    on the disk with it, where `orbax.checkpoint.CheckpointManager` reads them.
+
     Args:
         folder: the run folder.
-        best_by: name of the evaluation metric whose highest value marks the best checkpoint.
+        best_by: name of the evaluation metric whose best value marks the best checkpoint.
         keep: how many of the latest are kept besides the best.
         read_only: for evaluation: never tidies up, so another process may be training.
         going_on: whether `save` only warns of a checkpoint that could not be written; `wait` raises
@@ -59,18 +102,10 @@ class Checkpoints:
         going_on: bool = False,
     ):
         self.best_by, self._going_on = best_by, going_on and jax.process_count() == 1
-        policies = ocp.checkpoint_managers.preservation_policy
         self._options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(keep),
-                    policies.BestN(
-                        get_metric_fn=lambda metrics: metrics[best_by],
-                        n=1,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
+            # Without a best_fn Orbax writes no metrics.
+            best_fn=lambda scores: goodness(best_by, scores[best_by]),
+            preservation_policy=LatestAndBest(keep, best_by),
             enable_async_checkpointing=True,
             create=not read_only,
             read_only=read_only,
@@ -89,17 +124,17 @@ class Checkpoints:
         """The steps there are checkpoints of."""
         return sorted(self._manager.all_steps())
 
+    def scores(self) -> dict[int, float]:
+        """Step -> its score by `best_by`, of the checkpoints that have one on the disk."""
+        found = {step: self._manager.metrics(step) for step in self.all_steps()}
+        return {step: each[self.best_by] for step, each in found.items() if each}
+
     def best_step(self) -> int | None:
-        """The step with the highest metric (the first of equals), else the latest."""
-        scored = [
-            (metrics[self.best_by], -step)
-            for step in self._manager.all_steps()
-            if (metrics := self._manager.metrics(step)) and self.best_by in metrics
-        ]
-        return -max(scored)[1] if scored else self.latest_step()
+        """The step with the best score, the first of equals; None if no checkpoint has a score."""
+        return best_of(self.scores(), self.best_by)
 
     def save(
-        self, state: RunState, data: Any, notes: dict[str, Any], metrics: dict[str, float] | None
+        self, state: RunState, data: Any, notes: dict[str, Any], scores: dict[str, float] | None
     ) -> None:
         """Starts writing a checkpoint and returns; the training goes on meanwhile.
 
@@ -108,8 +143,10 @@ class Checkpoints:
             data: the grain iterator of training batches; its position is one number, the same in
                 all processes, however many there are.
             notes: small JSON facts.
-            metrics: of an evaluation at this step, None without one.
+            scores: those of an evaluation at this step, None without one.
         """
+        # JSON has no NaN; without a finite score by `best_by` a checkpoint can never be the best.
+        metrics = {name: value for name, value in (scores or {}).items() if math.isfinite(value)}
         # A copy of our own: on a CPU orbax reads the very memory that the next step may reuse.
         copied = jax.tree.map(jnp.copy, _plain(state))
         items = ocp.args.Composite(
@@ -120,7 +157,8 @@ class Checkpoints:
         # Nothing was left behind by the one before, or its error is not taken for this one's.
         self._forgiving(lambda: self._manager.wait_until_finished())
         step = int(state.step)
-        self._forgiving(lambda: self._manager.save(step, args=items, metrics=metrics, force=True))
+        kept = metrics if self.best_by in metrics else None
+        self._forgiving(lambda: self._manager.save(step, args=items, metrics=kept, force=True))
 
     def restore(self, like: RunState, data: Any | None, step: int | None = None) -> Restored:
         """Reads a checkpoint into the shapes, dtypes and shardings of a freshly made state.
@@ -173,7 +211,7 @@ class Checkpoints:
         except RunFailed as failure:
             if not self._going_on:
                 raise
-            warnings.warn(f"the run goes on, but {failure}", stacklevel=3)
+            warnings.warn(f"the run goes on, but {failure}", Notice, stacklevel=3)
             with contextlib.suppress(ValueError, OSError):
                 self._manager.close()
             # What the old manager believes to be there is not.

@@ -41,7 +41,8 @@ class Summary:
         step: steps done.
         stopped: "finished", "no better score for N evaluations" or the signal's name.
         before, after: evaluation at step 0 and at the last step.
-        best_step, best_score: of the best checkpoint.
+        best_step: the step of the best checkpoint on the disk; None before the first evaluation.
+        best_score: its score; None without one.
         notes: what is worth knowing of the rows.
         built: model and report.
     """
@@ -51,8 +52,8 @@ class Summary:
     stopped: str
     before: dict[str, float] | None
     after: dict[str, float]
-    best_step: int
-    best_score: float
+    best_step: int | None
+    best_score: float | None
     notes: tuple[str, ...]
     built: Built
 
@@ -144,15 +145,18 @@ def _claim_together(folder: Path, config: RunConfig, built: Built, command: str 
 
 @dataclasses.dataclass
 class _Best:
-    """The best evaluation so far, by `goodness`; saved with every checkpoint, so that patience
-    survives a kill."""
+    """The best evaluation so far, by `goodness`, and how many since were no better.
+
+    It is saved with every checkpoint, so that patience survives a kill. Which checkpoint is the
+    best is another question: only those on the disk count (`Checkpoints.best_step`).
+    """
 
     step: int = -1
     score: float = -math.inf
     worse: int = 0
 
     def add(self, step: int, score: float) -> None:
-        if score > self.score:
+        if math.isfinite(score) and score > self.score:
             self.step, self.score, self.worse = step, score, 0
         else:
             self.worse += 1
@@ -317,11 +321,8 @@ class _Loop:
             "before": self.before,
             "after": self.after,
         }
-        metrics = None
-        if scores is not None:
-            metrics = {self.best_by: goodness(self.best_by, scores[self.best_by])}
         with self.meter.during("checkpoint"):
-            self.checkpoints.save(self.state, self.data.train, notes, metrics)
+            self.checkpoints.save(self.state, self.data.train, notes, scores)
         self.saved = self.step
 
     def failure(self, step: int, loss: float, squares_by_leaf: Any) -> RunFailed:
@@ -336,14 +337,17 @@ class _Loop:
         )
 
     def summary(self, stopped: str) -> Summary:
+        """The run's end; everything that was to be saved is on the disk by now."""
+        scores = self.checkpoints.scores()
+        best = self.checkpoints.best_step()
         return Summary(
             folder=Path(self.config.out),
             step=self.step,
             stopped=stopped,
             before=self.before,
             after=self.after,
-            best_step=self.best.step,
-            best_score=goodness(self.best_by, self.best.score),
+            best_step=best,
+            best_score=None if best is None else scores[best],
             notes=self.data.notes,
             built=self.built,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from goat_jax.config import RunConfig
-from goat_jax.errors import UserError
+from goat_jax.errors import Notice, UserError
 from goat_jax.mesh.config import MeshConfig
 from goat_jax.mesh.placement import make_placement
 from goat_jax.models.load import Loaded, load_model
@@ -68,13 +69,30 @@ def reopen(folder: Path, step: int | None, mesh: MeshConfig = ONE_DEVICE) -> Reo
     """
     config, saved = load_run(folder)
     config = dataclasses.replace(config, mesh=mesh)
+    checkpoints = Checkpoints(folder, config.best_by, read_only=True)
+    chosen = _chosen(folder, checkpoints, step)  # before anything dear is done
     built = build(config)
     check_same_run(folder, saved, describe(config, built))
-    checkpoints = Checkpoints(folder, config.best_by, read_only=True)
-    chosen = checkpoints.best_step() if step is None else step
-    known = checkpoints.all_steps()
-    if chosen is None or chosen not in known:
-        raise UserError(f"{folder} has no checkpoint of step {chosen}; there are: {known}")
     state = checkpoints.restore(built.state, None, chosen).state
     checkpoints.close()
     return Reopened(config, built, state, chosen)
+
+
+def _chosen(folder: Path, checkpoints: Checkpoints, step: int | None) -> int:
+    """The step that is asked for, or that of the best checkpoint."""
+    known = checkpoints.all_steps()
+    if not known:
+        raise UserError(f"{folder} has no complete checkpoint yet: train it first")
+    if step not in (None, *known):
+        raise UserError(f"{folder} has no checkpoint of step {step}; there are: {known}")
+    if step is not None:
+        return step
+    best = checkpoints.best_step()
+    if best is None:
+        warnings.warn(
+            f"no checkpoint of {folder} has a score (the run was not evaluated yet, or an older "
+            f"version saved it without): step {known[-1]}, the latest, is used",
+            Notice,
+            stacklevel=3,
+        )
+    return known[-1] if best is None else best
