@@ -16,11 +16,26 @@ class UserError(ValueError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """``" (did you mean 'x'?)"`` for the known name most like this one, or nothing.
 
-    >>> nearest("batchsize", ["batch_size", "seed"])
-    " (did you mean 'batch_size'?)"
+    Like it are a name of the same letters, one that it abbreviates by the initials of its words,
+    one that has it as a word, and one that differs by few letters.
+
+    >>> nearest("batchsize", ["batch_size", "seed"]), nearest("lr", ["clip", "learning_rate"])
+    (" (did you mean 'batch_size'?)", " (did you mean 'learning_rate'?)")
     """
-    matches = difflib.get_close_matches(name, list(known), n=1)
+    wanted, names = _words(name), list(known)
+    letters = "".join(wanted)
+    tests = (
+        lambda own: "".join(own) == letters,
+        lambda own: len(own) > 1 and "".join(word[:1] for word in own) == letters,
+        lambda own: bool(letters) and letters in own,
+    )
+    found = [one for fits in tests for one in names if fits(_words(one))]
+    matches = found or difflib.get_close_matches(name, names, n=1)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def _words(name: str) -> list[str]:
+    return name.lower().replace("-", "_").replace(".", "_").split("_")
 
 
 class RunFailed(RuntimeError):

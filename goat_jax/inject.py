@@ -14,7 +14,6 @@ import numpy as np
 from flax import nnx
 
 from goat_jax.adapters.adapter import AdapterStart, init_adapter, segment_index
-from goat_jax.adapters.choices import with_options
 from goat_jax.adapters.spec import OF_THE_RUN, AdapterSpec
 from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError, nearest
@@ -165,7 +164,7 @@ def _in_blocks(model: nnx.Module) -> list[str]:
 def _resolve(name: str, spec: AdapterSpec, overrides: Sequence[Override]) -> AdapterSpec:
     for override in overrides:
         if matches(name, override.modules):
-            own = with_options(spec, override.options)
+            own = spec.replace(**override.options)
             for field in OF_THE_RUN:
                 if getattr(own, field) != getattr(spec, field):
                     raise UserError(

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "goat_jax"
 FLOORS = (
     ("typing", "errors"),
     ("files", "checks"),
+    ("fields", "registry"),
     ("core", "data", "paper", "plots", "sandbox", "tables", "targets"),
     ("optim",),
     ("adapters",),
@@ -120,12 +121,12 @@ def test_all_modules_are_seen():
 @pytest.mark.parametrize(
     ("room", "source", "rule"),
     [
-        ("core", "from goat_jax.adapters.spec import AdapterSpec", "core (floor 2) is below"),
-        ("data", "import goat_jax.models.encoder", "data (floor 2) is below models"),
-        ("data", "from goat_jax import models", "data (floor 2) is below models"),
+        ("core", "from goat_jax.adapters.spec import AdapterSpec", "core (floor 3) is below"),
+        ("data", "import goat_jax.models.encoder", "data (floor 3) is below models"),
+        ("data", "from goat_jax import models", "data (floor 3) is below models"),
         ("core", "from goat_jax.data import tasks", "core and data are on one floor"),
-        ("layers", "def f():\n    from goat_jax.inject import inject", "layers (floor 6) is below"),
-        ("run", "from goat_jax.cli import main", "run (floor 17) is below cli"),
+        ("layers", "def f():\n    from goat_jax.inject import inject", "layers (floor 7) is below"),
+        ("run", "from goat_jax.cli import main", "run (floor 18) is below cli"),
         ("run", "from goat_jax.testing import TinyModel", "imported by tests only"),
         ("testing", "import torch", "torch is not used by the library"),
         ("core", "import flax", "core imports only jax, numpy"),

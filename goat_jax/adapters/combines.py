@@ -14,9 +14,12 @@ from goat_jax.core.precision import wide
 from goat_jax.core.residual import delta_weight, side_by_side
 from goat_jax.core.routers import Routing
 from goat_jax.errors import UserError
+from goat_jax.fields import NonNegative, check_fields
+from goat_jax.registry import part
 from goat_jax.typing import Array, Factors, Key
 
 
+@part("combine", "sum_of_experts")
 @dataclasses.dataclass(frozen=True)
 class SumOfExperts(Combine):
     """sum_i w_i s_i x a_i b_i, gated in rank space (`goat_jax.core.dispatch`)."""
@@ -57,6 +60,7 @@ class SumOfExperts(Combine):
         return side_by_side(*self.pairs(arrays), scale)
 
 
+@part("combine", "diagonal_core")
 @dataclasses.dataclass(frozen=True)
 class DiagonalCore(SumOfExperts):
     """s x a diag(core) b: KaSA and AdaLoRA, whose core stands for singular values.
@@ -65,8 +69,11 @@ class DiagonalCore(SumOfExperts):
         core_std: the core's start is normal with this deviation: 1 for KaSA, 0 for AdaLoRA.
     """
 
-    core_std: float = 1.0
+    core_std: NonNegative = 1.0
     starts_plain: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def extras(
         self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec, key: Key
@@ -81,6 +88,7 @@ class DiagonalCore(SumOfExperts):
         return a * jnp.broadcast_to(core[:, None, :], a.shape), arrays["b"]
 
 
+@part("combine", "output_gains")
 @dataclasses.dataclass(frozen=True)
 class OutputGains(SumOfExperts):
     """s sum_i (x a_i b_i) * gain_i, gains per output that start at zero: MultiLoRA."""
@@ -98,6 +106,7 @@ class OutputGains(SumOfExperts):
         return arrays["a"], b * jnp.broadcast_to(gain[:, None, :], b.shape)
 
 
+@part("combine", "magnitude_and_direction")
 @dataclasses.dataclass(frozen=True)
 class MagnitudeAndDirection(SumOfExperts):
     """DoRA: the columns of W0 + s a b, each scaled to a trained length (one per output).
@@ -145,6 +154,7 @@ class MagnitudeAndDirection(SumOfExperts):
         return (gain * whole).astype(kernel.dtype)
 
 
+@part("combine", "shared_projection")
 @dataclasses.dataclass(frozen=True)
 class SharedProjection(SumOfExperts):
     """sum_i w_i s_i (x a) b_i: HydraLoRA, one a for all experts."""

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Protocol
 
+from goat_jax.registry import part
 from goat_jax.typing import Array, Factors
 
 
@@ -24,6 +25,7 @@ class Course(Protocol):
         ...
 
 
+@part("course", "steady")
 @dataclasses.dataclass(frozen=True)
 class Steady:
     """Nothing changes.

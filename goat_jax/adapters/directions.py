@@ -16,9 +16,12 @@ from goat_jax.core.residual import delta_weight
 from goat_jax.core.routers import Routing
 from goat_jax.core.svd import svd_of_kernel
 from goat_jax.errors import UserError
+from goat_jax.fields import Count, check_fields
+from goat_jax.registry import part
 from goat_jax.typing import Array, Factors, Key
 
 
+@part("combine", "lora_and_directions")
 @dataclasses.dataclass(frozen=True)
 class LoraAndDirections(SumOfExperts):
     """s x a b + x u diag(coefficients) vt; the second term is not scaled.
@@ -29,15 +32,16 @@ class LoraAndDirections(SumOfExperts):
         num_directions: K, how many get a coefficient.
     """
 
-    num_directions: int = 8
+    num_directions: Count = 8
     starts_plain: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def check(self, spec: AdapterSpec) -> None:
         """The directions are those of one kernel, the same for all tokens."""
         if spec.num_experts > 1 or not spec.router.mergeable:
             raise UserError("LoraAndDirections has one pair of factors: num_experts=1, router=none")
-        if self.num_directions < 1:
-            raise UserError(f"num_directions {self.num_directions} must be at least 1")
 
     def extras(
         self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec, key: Key
@@ -88,6 +92,7 @@ class LoraAndDirections(SumOfExperts):
         return jnp.concatenate([a, arrays["u"]], 1), jnp.concatenate([b, along])
 
 
+@part("course", "find_directions")
 @dataclasses.dataclass(frozen=True)
 class FindDirections:
     """The course of LoRA-Dash: after some steps of LoRA the directions get their values.
@@ -96,7 +101,10 @@ class FindDirections:
         switch_after: optimizer steps before that (the original counts forward passes).
     """
 
-    switch_after: int = 100
+    switch_after: Count = 100
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def check(self, spec: AdapterSpec) -> None:
         """There have to be directions."""
@@ -104,8 +112,6 @@ class FindDirections:
             raise UserError(
                 f"FindDirections is for LoraAndDirections, not {type(spec.combine).__name__}"
             )
-        if self.switch_after < 1:
-            raise UserError(f"switch_after {self.switch_after} must be at least 1")
 
     def switch_step(self) -> int:
         return self.switch_after

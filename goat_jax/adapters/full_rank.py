@@ -9,9 +9,11 @@ from goat_jax.adapters.spec import AdapterSpec, Combine, Given, Initializer
 from goat_jax.core.dispatch import expand
 from goat_jax.core.routers import Routing
 from goat_jax.errors import UserError
+from goat_jax.registry import part
 from goat_jax.typing import Array, Factors, Key
 
 
+@part("initializer", "copies_of_kernel")
 @dataclasses.dataclass(frozen=True)
 class CopiesOfKernel(Initializer):
     """Every expert starts as the pretrained kernel, in float32 (sparse upcycling)."""
@@ -24,6 +26,7 @@ class CopiesOfKernel(Initializer):
         return {"kernels": jnp.broadcast_to(given.kernel.astype(jnp.float32), shape)}
 
 
+@part("base_edit", "take_out_kernel")
 @dataclasses.dataclass(frozen=True)
 class TakeOutKernel:
     """No frozen kernel is left: (0, O), so that nothing is kept twice."""
@@ -48,6 +51,7 @@ class TakeOutKernel:
         raise UserError("the whole kernel is taken out, which has no low rank")
 
 
+@part("combine", "whole_kernels")
 @dataclasses.dataclass(frozen=True)
 class WholeKernels(Combine):
     """sum_i w_i x W_i: the layer's whole output. Scale and frozen kernel play no part.

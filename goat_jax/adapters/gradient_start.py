@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from goat_jax.adapters.spec import AdapterSpec, Given, Initializer
 from goat_jax.adapters.start import check_added_as_it_is
 from goat_jax.core.svd import svd_of_kernel
-from goat_jax.errors import UserError, nearest
+from goat_jax.errors import UserError
+from goat_jax.fields import Count, OneOf, Positive, check_fields
+from goat_jax.registry import part
 from goat_jax.typing import Array, Factors, Key
 
 Directions = Callable[[int, Key], tuple[Array, Array]]
@@ -51,6 +53,7 @@ SIZES: dict[str, Callable[[float, Array, Array, int], Array]] = {
 """
 
 
+@part("initializer", "gradient_segments")
 @dataclasses.dataclass(frozen=True)
 class GradientSegments(Initializer):
     """a and b from different singular vectors of the gradient, so the first step follows it.
@@ -63,28 +66,22 @@ class GradientSegments(Initializer):
         gradient_batches: training batches whose mean gradient is taken.
     """
 
-    directions: str = "first_and_next"
-    size: str = "stable"
-    gamma: float = 16.0
+    directions: Annotated[str, OneOf(DIRECTIONS)] = "first_and_next"
+    size: Annotated[str, OneOf(SIZES)] = "stable"
+    gamma: Positive = 16.0
     norm_clip: bool = False
-    gradient_batches: int = 4
+    gradient_batches: Count = 4
     layout: ClassVar[str] = "pairs"
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def check(self, spec: AdapterSpec) -> None:
-        """One pair of factors that are taken off the kernel, and names that exist."""
-        for name, known in (("directions", DIRECTIONS), ("size", SIZES)):
-            value = getattr(self, name)
-            if value not in known:
-                raise UserError(
-                    f"{name} {value!r} is not known{nearest(value, known)}; there are: "
-                    f"{', '.join(known)}"
-                )
+        """Refuses more than one pair of factors, and combines that do not add it as it is."""
         if spec.num_experts > 1:
             raise UserError(
                 f"GradientSegments makes one pair of factors, not {spec.num_experts}: num_experts=1"
             )
-        if self.gradient_batches < 1:
-            raise UserError(f"gradient_batches {self.gradient_batches} must be at least 1")
         check_added_as_it_is(self, spec)
 
     def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:

@@ -11,9 +11,12 @@ from goat_jax.core import aux_losses
 from goat_jax.core.orthogonality import gram_norms
 from goat_jax.core.routers import Routing
 from goat_jax.errors import UserError
+from goat_jax.fields import NonNegative, Rate, check_fields
+from goat_jax.registry import part
 from goat_jax.typing import Array, Factors
 
 
+@part("aux_loss", "none")
 @dataclasses.dataclass(frozen=True)
 class NoAuxLoss:
     """Nothing: a real part, so that nothing branches on its absence."""
@@ -23,6 +26,7 @@ class NoAuxLoss:
         return jnp.zeros((), jnp.float32)
 
 
+@part("aux_loss", "balance")
 @dataclasses.dataclass(frozen=True)
 class Balance:
     """Load balancing of the experts, 1 when balanced in the paper's form, k in the published one.
@@ -37,6 +41,9 @@ class Balance:
     published: bool = False
     count_padding: bool = False
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def __call__(self, routing: Routing, arrays: Factors, ctx: Context) -> Array:
         if "router" in arrays and arrays["router"].shape[-1] < routing.probs.shape[-1]:
             shared = routing.probs.shape[-1] - arrays["router"].shape[-1]
@@ -45,6 +52,7 @@ class Balance:
         return form(routing, None if self.count_padding else ctx.mask)
 
 
+@part("aux_loss", "threshold_balance")
 @dataclasses.dataclass(frozen=True)
 class ThresholdBalance:
     """AdaMoLE's: E sum f_i Q_i with what the probabilities are above the threshold.
@@ -54,6 +62,9 @@ class ThresholdBalance:
     """
 
     count_padding: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def check(self, spec: AdapterSpec) -> None:
         """Only a router with a threshold has margins."""
@@ -68,6 +79,7 @@ class ThresholdBalance:
         return aux_losses.threshold_balance(routing, None if self.count_padding else ctx.mask)
 
 
+@part("aux_loss", "localized_balance")
 @dataclasses.dataclass(frozen=True)
 class LocalizedBalance:
     """LoRAMoE's: squared coefficient of variation of the experts' use per example.
@@ -78,13 +90,14 @@ class LocalizedBalance:
         count_padding: let padding tokens count too, as the published code does.
     """
 
-    delta: float = 0.0
+    delta: Rate = 0.0
     count_padding: bool = False
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def check(self, spec: AdapterSpec) -> None:
-        """Two halves, and a factor that stays positive."""
-        if not 0.0 <= self.delta < 1.0:
-            raise UserError(f"delta {self.delta} is not in [0, 1)")
+        """Refuses a number of experts that has no halves."""
         if self.delta and spec.num_experts % 2:
             raise UserError(
                 f"{spec.num_experts} experts have no halves: choose an even number, or delta 0"
@@ -102,6 +115,7 @@ class LocalizedBalance:
         return aux_losses.localized_balance(routing, types, self.delta, mask)
 
 
+@part("aux_loss", "orthogonality")
 @dataclasses.dataclass(frozen=True)
 class Orthogonality:
     """AdaLoRA's: mean of ``|a^T a - 1|`` and ``|b b^T - 1|``, unsquared, of one layer.
@@ -116,19 +130,24 @@ class Orthogonality:
         return (of_a.mean() + of_b.mean()) / 2
 
 
+@part("aux_loss", "core_and_orthogonality")
 @dataclasses.dataclass(frozen=True)
 class CoreAndOrthogonality:
     """KaSA's: ``beta |core|^2 + gamma (|a^T a - 1| + |b b^T - 1|)``, weights included.
 
     Attributes:
-        beta, gamma: their weights.
+        beta: weight of the core's squares.
+        gamma: weight of both deviations from orthogonality.
         published: KaSA's own code, which takes the large Gram matrices (and averages over layers:
             divide `aux_weight` by their number); otherwise the small ones, as PEFT does.
     """
 
-    beta: float = 1e-4
-    gamma: float = 1e-3
+    beta: NonNegative = 1e-4
+    gamma: NonNegative = 1e-3
     published: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def check(self, spec: AdapterSpec) -> None:
         """It needs a core."""

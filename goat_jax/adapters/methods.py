@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-from goat_jax.adapters.choices import with_options
 from goat_jax.adapters.combines import (
     DiagonalCore,
     MagnitudeAndDirection,
@@ -303,4 +302,4 @@ def method_spec(name: str, **options: Any) -> AdapterSpec:
         raise UserError(
             f"unknown method {name!r}{nearest(name, METHODS)}; there are: {', '.join(METHODS)}"
         )
-    return with_options(METHODS[name].spec, options)
+    return METHODS[name].spec.replace(**options)

@@ -1,7 +1,7 @@
 """NEAT (PEANuT): the change of the kernel is a small network of the kernel itself."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,9 @@ from goat_jax.adapters.spec import AdapterSpec, Combine, Extras, Given, Initiali
 from goat_jax.core.initializers import kaiming_uniform
 from goat_jax.core.precision import wide
 from goat_jax.core.routers import Routing
-from goat_jax.errors import UserError, nearest
+from goat_jax.errors import UserError
+from goat_jax.fields import Natural, OneOf, check_fields
+from goat_jax.registry import part
 from goat_jax.typing import Array, Factors, Key
 
 ACTIVATIONS = {
@@ -21,6 +23,7 @@ ACTIVATIONS = {
 }
 
 
+@part("initializer", "zero_network")
 @dataclasses.dataclass(frozen=True)
 class ZeroNetwork(Initializer):
     """Random a (1, width, R), zero b (1, R, width): the network's first and last layer."""
@@ -35,6 +38,7 @@ class ZeroNetwork(Initializer):
         }
 
 
+@part("combine", "kernel_network")
 @dataclasses.dataclass(frozen=True)
 class KernelNetwork(Combine):
     """``x (W0 + s act(W0 a) b)``, with further layers between a and b if it is deep.
@@ -51,21 +55,18 @@ class KernelNetwork(Combine):
             PEFT do.
     """
 
-    depth: int = 0
-    activation: str = "relu"
+    depth: Natural = 0
+    activation: Annotated[str, OneOf(ACTIVATIONS)] = "relu"
     over_inputs: bool = False
     layout: ClassVar[str] = "network"
     replaces: ClassVar[bool] = True
     starts_plain: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def check(self, spec: AdapterSpec) -> None:
         """One network, whose input is the kernel and not a token."""
-        if self.activation not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            hint = nearest(self.activation, ACTIVATIONS)
-            raise UserError(f"activation {self.activation!r} is not one of {known}{hint}")
-        if self.depth < 0:
-            raise UserError(f"depth {self.depth} must be at least 0")
         if spec.num_experts > 1 or not spec.router.mergeable:
             raise UserError("KernelNetwork is one network: choose num_experts=1 and router=none")
         if spec.dropout:

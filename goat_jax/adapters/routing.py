@@ -1,7 +1,7 @@
 """Routers as parts: which trained arrays they have and how they weigh the experts."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,12 @@ from goat_jax.core import routers
 from goat_jax.core.initializers import kaiming_uniform
 from goat_jax.core.routers import Routing, router_logits
 from goat_jax.errors import UserError
+from goat_jax.fields import Count, NonNegative, Positive, Range, check_fields
+from goat_jax.registry import part
 from goat_jax.typing import Array, Factors, Key
 
 
+@part("router", "none")
 @dataclasses.dataclass(frozen=True)
 class NoRouter(Router):
     """Every expert with weight 1: plain LoRA, and parallel adapters."""
@@ -42,6 +45,7 @@ class NoRouter(Router):
         return routers.route_all(x.shape[:-1], spec.num_experts)
 
 
+@part("router", "softmax")
 @dataclasses.dataclass(frozen=True)
 class Softmax(Router):
     """Softmax router that uses all experts.
@@ -50,9 +54,12 @@ class Softmax(Router):
         router_std: the router starts normal with this deviation; None is kaiming uniform.
     """
 
-    router_std: float | None = None
+    router_std: NonNegative | None = None
     mergeable: ClassVar[bool] = False
     varies: ClassVar[str] = "token by token"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def init(self, in_features: int, spec: AdapterSpec, key: Key) -> Factors:
         shape = (in_features, self.num_routed(spec))
@@ -89,6 +96,7 @@ class Softmax(Router):
         return routers.route_softmax(logits)
 
 
+@part("router", "top_k")
 @dataclasses.dataclass(frozen=True)
 class TopK(Softmax):
     """Softmax router that keeps the `top_k` best experts of each token, renormalised.
@@ -106,6 +114,7 @@ class TopK(Softmax):
         return routers.route_top_k_masked(logits, spec.top_k)
 
 
+@part("router", "top_p")
 @dataclasses.dataclass(frozen=True)
 class TopP(Softmax):
     """Keeps the fewest experts whose probabilities reach p together (the paper's appendix).
@@ -114,19 +123,14 @@ class TopP(Softmax):
         p: the share of probability, 0.25 in the paper.
     """
 
-    p: float = 0.25
-
-    def check(self, spec: AdapterSpec) -> None:
-        """p is a share."""
-        del spec
-        if not 0.0 < self.p <= 1.0:
-            raise UserError(f"p {self.p} is not in (0, 1]: it is a share of probability")
+    p: Annotated[float, Range(above=0, at_most=1)] = 0.25
 
     def route(self, logits: Array, factors: Factors, spec: AdapterSpec) -> Routing:
         del factors, spec
         return routers.route_top_p(logits, self.p)
 
 
+@part("router", "top_k_shared")
 @dataclasses.dataclass(frozen=True)
 class TopKWithShared(Softmax):
     """One expert for every token, and the `top_k` best of the others (the paper's appendix).
@@ -155,6 +159,7 @@ class TopKWithShared(Softmax):
         return routers.route_with_shared(logits, spec.top_k)
 
 
+@part("router", "threshold")
 @dataclasses.dataclass(frozen=True)
 class Threshold(Softmax):
     """AdaMoLE's router: experts above a threshold that every token sets itself.
@@ -163,11 +168,11 @@ class Threshold(Softmax):
         tau_max: largest threshold; None is 1 / E, at which an expert is always selected.
     """
 
-    tau_max: float | None = None
+    tau_max: Positive | None = None
 
     def check(self, spec: AdapterSpec) -> None:
         """Above 1 / E no expert may be left."""
-        if self.tau_max is not None and not 0.0 < self.tau_max <= 1 / spec.num_experts:
+        if self.tau_max is not None and self.tau_max > 1 / spec.num_experts:
             raise UserError(
                 f"tau_max {self.tau_max} is not in (0, 1/{spec.num_experts}]: above 1 / experts a "
                 "token may be left without any"
@@ -190,6 +195,7 @@ class Threshold(Softmax):
         return routers.route_threshold(logits, largest * jax.nn.sigmoid(tau))
 
 
+@part("router", "task")
 @dataclasses.dataclass(frozen=True)
 class TaskGate(Router):
     """MOELoRA's router: all experts, weighed by the example's task.
@@ -200,10 +206,13 @@ class TaskGate(Router):
         task_width: size of a task's embedding.
     """
 
-    num_tasks: int = 16
-    task_width: int = 64
+    num_tasks: Count = 16
+    task_width: Count = 64
     mergeable: ClassVar[bool] = False
     varies: ClassVar[str] = "task by task (`for_task` gives the adapter of one task)"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def init(self, in_features: int, spec: AdapterSpec, key: Key) -> Factors:
         del in_features

@@ -15,7 +15,9 @@ from goat_jax.adapters.course import STEADY, Course
 from goat_jax.core.routers import Routing
 from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError, nearest
+from goat_jax.fields import NonNegative, Rate, check_fields
 from goat_jax.optim.transforms import PLAIN, Transform
+from goat_jax.registry import find_part
 from goat_jax.typing import Array, Factors, Key
 
 
@@ -251,8 +253,14 @@ class AdapterSpec:
     """A method and its sizes. Frozen and hashable: it is static under jit.
 
     Attributes:
-        initializer, base_edit, router, combine, scale, aux_loss, transform, course: the parts; the
-            transform changes the optimizer, the course the adapters in mid-training.
+        initializer: the part that makes the factors' start. Every part may be given by its name.
+        base_edit: the part that makes the frozen kernel.
+        router: the part that weighs the experts.
+        combine: the part that computes what is added to the layer's output.
+        scale: the part that gives every expert its scale.
+        aux_loss: the part that adds a loss per layer.
+        transform: the part that changes the optimizer.
+        course: the part that changes the adapters in mid-training.
         total_rank: r, shared out among the experts.
         num_experts: E, how many there are.
         top_k: K, experts per token (used by top-k routers).
@@ -275,15 +283,16 @@ class AdapterSpec:
     num_experts: int = 1
     top_k: int = 1
     alpha: float = 16.0
-    dropout: float = 0.0
+    dropout: Rate = 0.0
     dropout_per_expert: bool = False
-    aux_weight: float = 1e-3
+    aux_weight: NonNegative = 1e-3
     whole_model: bool = False
 
     def __post_init__(self) -> None:
+        for kind in PARTS:
+            object.__setattr__(self, kind, find_part(kind, getattr(self, kind)))
+        check_fields(self)
         check_sizes(self.total_rank, self.num_experts, self.top_k)
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"dropout {self.dropout} is not in [0, 1)")
         _check_layouts(self.initializer, self.combine)
         for part in PARTS:
             check = getattr(getattr(self, part), "check", None)
@@ -321,7 +330,11 @@ class AdapterSpec:
         """
         own = {f.name for f in dataclasses.fields(self)}
         # All at once: a check must not see half of what was asked for.
-        values = {name: value for name, value in options.items() if name in own}
+        values = {
+            name: find_part(name, value) if name in PARTS else value
+            for name, value in options.items()
+            if name in own
+        }
         for name in sorted(options.keys() - own):
             part = self._part_with(name, values)
             values[part] = _set_option(self._part(part, values), name, options[name])
@@ -342,10 +355,11 @@ class AdapterSpec:
     def _part_with(self, option: str, values: Mapping[str, Any]) -> str:
         by_option = {o: part for part in PARTS for o in _options(self._part(part, values))}
         if option not in by_option:
-            known = sorted([*by_option, *(f.name for f in dataclasses.fields(self))])
+            sizes = [f.name for f in dataclasses.fields(self) if f.name not in PARTS]
+            known = [*sizes, *sorted(by_option), *PARTS]
             raise UserError(
-                f"this method has no option {option!r}{nearest(option, known)}; "
-                f"its parts have: {', '.join(sorted(by_option)) or 'none'}"
+                f"this method has no option {option!r}{nearest(option, known)}; it has: "
+                f"{', '.join(known)}"
             )
         return by_option[option]
 

@@ -11,9 +11,12 @@ from goat_jax.core import initializers, svd
 from goat_jax.core.residual import residual_kernel, side_by_side
 from goat_jax.core.svd import Segments, Svd
 from goat_jax.errors import UserError
+from goat_jax.fields import Positive, Share, check_fields
+from goat_jax.registry import find_function, part
 from goat_jax.typing import Array, Factors, Key
 
 
+@part("initializer", "zero_delta")
 @dataclasses.dataclass(frozen=True)
 class ZeroDelta(Initializer):
     """LoRA's start: random a, zero b.
@@ -22,8 +25,11 @@ class ZeroDelta(Initializer):
         a_std: a is normal with this deviation; None is LoRA's kaiming uniform.
     """
 
-    a_std: float | None = None
+    a_std: Positive | None = None
     layout: ClassVar[str] = "pairs"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
         in_features, out_features = given.kernel.shape
@@ -34,6 +40,7 @@ class ZeroDelta(Initializer):
         return start
 
 
+@part("initializer", "both_random")
 @dataclasses.dataclass(frozen=True)
 class BothRandom(ZeroDelta):
     """Random a and random b, for combines that start at zero in another way.
@@ -42,7 +49,7 @@ class BothRandom(ZeroDelta):
         b_std: b is normal with this deviation; None is kaiming uniform over R.
     """
 
-    b_std: float | None = None
+    b_std: Positive | None = None
 
     def check(self, spec: AdapterSpec) -> None:
         """Without a zero elsewhere the layer would not start as it was."""
@@ -63,6 +70,7 @@ class BothRandom(ZeroDelta):
         return start
 
 
+@part("initializer", "shared_zero_delta")
 @dataclasses.dataclass(frozen=True)
 class SharedZeroDelta(ZeroDelta):
     """HydraLoRA's start: one random a (1, I, R) for all experts, zero b."""
@@ -83,21 +91,27 @@ def check_added_as_it_is(initializer: Initializer, spec: AdapterSpec) -> None:
         )
 
 
+@part("initializer", "svd_segments")
 @dataclasses.dataclass(frozen=True)
 class SvdSegments(Initializer):
     """Every expert starts from its own segment of the kernel's SVD (paper eq. 13 and 19).
 
     Attributes:
-        choice: which triplets each expert gets (`goat_jax.core.svd`): `block_heads` is GOAT's.
+        choice: which triplets each expert gets, a function or its name in
+            `goat_jax.core.svd.SEGMENTS`: `block_heads` is GOAT's.
         rho: damping of the start; 1 keeps the segment whole.
         offset: how far the choice is moved down the spectrum, as a share of the room below it: with
             `principal` 0 takes the largest triplets, 1 the smallest (the paper's first figure).
     """
 
     choice: Segments = svd.block_heads
-    rho: float = 10.0
-    offset: float = 0.0
+    rho: Positive = 10.0
+    offset: Share = 0.0
     layout: ClassVar[str] = "pairs"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "choice", find_function("choice", self.choice, svd.SEGMENTS))
+        check_fields(self)
 
     def segments(self, kernel: Array, spec: AdapterSpec, key: Key) -> Svd:
         index = self.triplets(min(kernel.shape), spec, key)
@@ -110,8 +124,6 @@ class SvdSegments(Initializer):
 
     def check(self, spec: AdapterSpec) -> None:
         check_added_as_it_is(self, spec)
-        if not 0.0 <= self.offset <= 1.0:
-            raise UserError(f"offset {self.offset} is not in [0, 1]: it is a share of the spectrum")
 
     def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
         del spec, key
@@ -120,6 +132,7 @@ class SvdSegments(Initializer):
         return initializers.factors_of_segments(given.segments, given.scale[0], self.rho)
 
 
+@part("base_edit", "keep")
 @dataclasses.dataclass(frozen=True)
 class KeepBase:
     """The frozen kernel is the pretrained one."""
@@ -138,6 +151,7 @@ class KeepBase:
         return jnp.zeros((i, 0), jnp.float32), jnp.zeros((0, o), jnp.float32)
 
 
+@part("base_edit", "drop_minor")
 @dataclasses.dataclass(frozen=True)
 class DropMinor:
     """KaSA: the kernel without its smallest r singular triplets, for which nothing compensates."""
@@ -174,6 +188,7 @@ class DropMinor:
         return side_by_side(u * jnp.broadcast_to(s[:, None], u.shape), vt, jnp.ones(len(u)))
 
 
+@part("base_edit", "subtract_mean")
 @dataclasses.dataclass(frozen=True)
 class SubtractMean:
     """Takes the experts' expected start off the kernel: W0 - (1/E) sum s_i a_i b_i (Thm 3.4).
@@ -187,6 +202,9 @@ class SubtractMean:
 
     with_first_scale: bool = False
     looks_at_kernel: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def check(self, spec: AdapterSpec) -> None:
         """What is taken off has to be what the adapter adds at the start."""

@@ -124,6 +124,18 @@ def random_blocks(h: int, num_experts: int, rank: int, key: Key) -> Array:
     return _runs(starts, rank)
 
 
+SEGMENTS: dict[str, Segments] = {
+    "block_heads": block_heads,
+    "block_tails": block_tails,
+    "principal": principal,
+    "minor": minor,
+    "minor_descending": minor_descending,
+    "principal_and_minor": principal_and_minor,
+    "random": random_blocks,
+}
+"""Name of a choice of segments -> its function."""
+
+
 def moved(index: Array, h: int, offset: float) -> Array:
     """An index (E, R) further down a spectrum of h values, by a share of the room below it.
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import optax
 
-from goat_jax.errors import UserError, nearest
+from goat_jax.errors import UserError
+from goat_jax.fields import Count, Natural, OneOf, Positive, Rate, check_fields
 from goat_jax.optim.late_start import with_late_start
 from goat_jax.optim.lora_plus import lora_plus
 from goat_jax.optim.lora_pro import CHOICES, lora_pro, lora_pro_full
 from goat_jax.optim.rank_budget import RankBudget, with_rank_budget
+from goat_jax.registry import part
 from goat_jax.typing import PyTree
 
 
@@ -44,6 +46,7 @@ class Transform(Protocol):
         ...
 
 
+@part("transform", "plain")
 @dataclasses.dataclass(frozen=True)
 class Plain:
     """The usual chain as it is.
@@ -62,6 +65,7 @@ class Plain:
 PLAIN = Plain()
 
 
+@part("transform", "lora_plus")
 @dataclasses.dataclass(frozen=True)
 class LoraPlus:
     """`lora_plus` at the end of the chain.
@@ -73,7 +77,10 @@ class LoraPlus:
         UserError: an adapter that has no a and b.
     """
 
-    lr_ratio: float = 16.0
+    lr_ratio: Positive = 16.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def check(self, spec: Any) -> None:
         """Refuses what has no b to train faster."""
@@ -87,6 +94,7 @@ class LoraPlus:
         return optax.chain(*stages, lora_plus(self.lr_ratio))
 
 
+@part("transform", "lora_pro")
 @dataclasses.dataclass(frozen=True)
 class LoraPro:
     """`lora_pro` before Adam, or `lora_pro_full` in its place.
@@ -95,24 +103,22 @@ class LoraPro:
         x: how the free matrix is chosen.
         moments: "factors" keeps Adam's moments of a and b (the paper's efficient AdamW), "full"
             those of the full gradient, as large as the kernels.
-        beta1, beta2, epsilon: of "full"; "factors" runs the chain's own Adam.
+        beta1: decay of Adam's first moment, with "full" only.
+        beta2: decay of Adam's second moment, with "full" only.
+        epsilon: term in Adam's denominator, with "full" only.
 
     Raises:
         UserError: another x or other moments, or an adapter that is not a sum of ``s a b``.
     """
 
-    x: str = "sylvester"
-    moments: str = "factors"
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
+    x: Annotated[str, OneOf(CHOICES)] = "sylvester"
+    moments: Annotated[str, OneOf(("factors", "full"))] = "factors"
+    beta1: Rate = 0.9
+    beta2: Rate = 0.999
+    epsilon: Positive = 1e-8
 
     def __post_init__(self) -> None:
-        if self.x not in CHOICES:
-            hint = nearest(self.x, CHOICES)
-            raise UserError(f"LoRA-Pro x {self.x!r} is not one of {', '.join(CHOICES)}{hint}")
-        if self.moments not in ("factors", "full"):
-            raise UserError(f"LoRA-Pro moments {self.moments!r} is not one of factors, full")
+        check_fields(self)
 
     def check(self, spec: Any) -> None:
         """Refuses adapters for which its algebra does not hold."""
@@ -131,6 +137,7 @@ class LoraPro:
         return optax.chain(stages.clip, lora_pro(scales, self.x), stages.direction, stages.finish)
 
 
+@part("transform", "late_start")
 @dataclasses.dataclass(frozen=True)
 class LateStart:
     """Some arrays have an Adam of their own, which starts anew when they join (`late_start`).
@@ -139,7 +146,10 @@ class LateStart:
         late: names of the arrays.
     """
 
-    late: tuple[str, ...]
+    late: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(
         self, stages: Stages, scales: PyTree, total_steps: int
@@ -149,23 +159,29 @@ class LateStart:
         return optax.chain(stages.clip, direction, stages.finish)
 
 
+@part("transform", "pruned_ranks")
 @dataclasses.dataclass(frozen=True)
 class PrunedRanks:
     """`with_rank_budget` around Adam, after clipping: AdaLoRA.
 
     Attributes:
         target_rank: triplets per layer that are left at the end, on average.
-        warmup, cooldown: steps without pruning at the start, with a final choice at the end.
+        warmup: steps without pruning at the start.
+        cooldown: steps at the end whose choice is final.
         every: steps between two prunings.
-        beta1, beta2: of the smoothed sensitivity and of its uncertainty.
+        beta1: decay of the smoothed sensitivity.
+        beta2: decay of its uncertainty.
     """
 
-    target_rank: int = 8
-    warmup: int = 0
-    cooldown: int = 0
-    every: int = 1
-    beta1: float = 0.85
-    beta2: float = 0.85
+    target_rank: Count = 8
+    warmup: Natural = 0
+    cooldown: Natural = 0
+    every: Count = 1
+    beta1: Rate = 0.85
+    beta2: Rate = 0.85
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def check(self, spec: Any) -> None:
         """There has to be something to prune."""
@@ -175,9 +191,6 @@ class PrunedRanks:
             )
         if spec.num_experts > 1 or not spec.router.mergeable:
             raise UserError("PrunedRanks prunes one pair of factors: num_experts=1, router=none")
-        for name in ("target_rank", "every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)} must be at least 1")
         if spec.total_rank <= self.target_rank:
             raise UserError(
                 f"total rank {spec.total_rank} leaves nothing to prune to target_rank "

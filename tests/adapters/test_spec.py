@@ -5,7 +5,6 @@ import re
 
 import pytest
 
-from goat_jax.adapters.choices import CHOICES, with_options
 from goat_jax.adapters.full_rank import CopiesOfKernel, TakeOutKernel
 from goat_jax.adapters.gradient_start import GradientSegments
 from goat_jax.adapters.losses import Balance
@@ -26,6 +25,7 @@ from goat_jax.adapters.start import (
 from goat_jax.core import svd
 from goat_jax.errors import UserError
 from goat_jax.optim.transforms import PrunedRanks
+from goat_jax.registry import REGISTRY
 
 # Row -> initializer, base edit, router, scale: the matrix of methods.md 24.2.
 MATRIX = {
@@ -99,19 +99,65 @@ def test_options_reach_a_part_inside_a_part():
 def test_a_new_part_and_its_option_can_be_given_together():
     spec = METHODS["molora"].spec
     assert spec.replace(scale=Theory(), eta=0.1).scale == Theory(0.1)
-    assert with_options(spec, {"scale": "theory", "eta": 0.1}).scale == Theory(0.1)
+    assert spec.replace(scale="theory", eta=0.1).scale == Theory(0.1)
 
 
-NEEDS = {"threshold_balance": {"router": "threshold"}}
-"""Parts that make sense only together with others."""
+def name_of(kind, part):
+    return next(name for name, cls in REGISTRY[kind].items() if cls is type(part))
 
 
-@pytest.mark.parametrize(("option", "name"), [(o, n) for o in CHOICES for n in CHOICES[o]])
-def test_every_named_choice_is_taken(option, name):
-    needed = NEEDS.get(name, {})
-    spec = method_spec("goat", **{option: name, **needed})
-    holder = spec if option in PARTS else spec.initializer
-    assert getattr(holder, option) == CHOICES[option][name]
+@pytest.mark.parametrize("name", METHODS)
+def test_every_part_of_every_row_has_a_name(name):
+    """The names alone make a spec of the same classes."""
+    spec = METHODS[name].spec
+    names = {kind: name_of(kind, getattr(spec, kind)) for kind in PARTS}
+    again = spec.replace(**names)
+    assert [type(getattr(again, kind)) for kind in PARTS] == [
+        type(getattr(spec, kind)) for kind in PARTS
+    ]
+
+
+def test_every_named_part_is_in_a_row_or_among_the_papers_routers():
+    used = {
+        (kind, name_of(kind, getattr(m.spec, kind))) for m in METHODS.values() for kind in PARTS
+    }
+    every = {(kind, name) for kind, named in REGISTRY.items() for name in named}
+    assert every - used == {("router", "top_p"), ("router", "top_k_shared")}
+    for _, name in every - used:
+        assert name_of("router", method_spec("goat", router=name).router) == name
+
+
+@pytest.mark.parametrize("name", svd.SEGMENTS)
+def test_every_choice_of_segments_has_a_name(name):
+    assert method_spec("goat", choice=name).initializer.choice is svd.SEGMENTS[name]
+
+
+@pytest.mark.parametrize("kind", PARTS)
+@pytest.mark.parametrize("value", ["nosuch", "", None, 3, True, ["none"], TopK])
+def test_what_names_no_part_is_refused_with_all_names(kind, value):
+    with pytest.raises(UserError) as raised:
+        method_spec("lora", **{kind: value})
+    assert str(raised.value).startswith(f"{kind} ") and "\n" not in str(raised.value)
+    assert ", ".join(REGISTRY[kind]) in str(raised.value)
+
+
+def test_a_part_of_another_kind_is_refused():
+    with pytest.raises(UserError, match="scale TopK"):
+        method_spec("goat", scale=TopK())
+
+
+def test_a_part_inside_a_part_has_a_name_too():
+    assert method_spec("goat_plus", first="alpha_over_rank").scale == BySpectrum(AlphaOverRank())
+    for wrong in ("nosuch", 3, "by_spectrum"):
+        with pytest.raises(UserError):
+            method_spec("goat_plus", first=wrong)
+
+
+def test_an_unknown_option_lists_the_sizes_as_well():
+    with pytest.raises(UserError, match="did you mean 'total_rank'") as raised:
+        method_spec("goat", rank=8)
+    for known in ("total_rank", "num_experts", "top_k", "alpha", "rho", "eta", "scale"):
+        assert known in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -123,9 +169,9 @@ def test_every_named_choice_is_taken(option, name):
         ({"top_k": 0}, "top_k 0 is not in 1..8"),
         ({"num_experts": 0}, "experts 0 must be at least 1"),
         ({"total_rank": 0}, "total rank 0 and experts 8 must be at least 1"),
-        ({"dropout": 1.0}, "dropout 1.0 is not in [0, 1)"),
-        ({"dropout": -0.1}, "dropout -0.1 is not in [0, 1)"),
-        ({"dropout": float("nan")}, "dropout nan is not in [0, 1)"),
+        ({"dropout": 1.0}, "dropout 1.0 is not valid: give a number of at least 0 and below 1"),
+        ({"dropout": -0.1}, "dropout -0.1 is not valid"),
+        ({"dropout": float("nan")}, "dropout nan is not valid"),
         ({"total_rnk": 8}, "no option 'total_rnk' (did you mean 'total_rank'?)"),
         ({"rh": 1.0}, "no option 'rh' (did you mean 'rho'?)"),
         ({"scale": "theorie"}, "scale 'theorie' is not known (did you mean 'theory'?)"),
@@ -176,7 +222,7 @@ def test_expected_weight_of_an_expert():
     [
         ("adalora", {"total_rank": 8}, "total rank 8 leaves nothing to prune to target_rank 8"),
         ("lora", {"transform": PrunedRanks()}, "a core, which SumOfExperts does not have"),
-        ("adalora", {"every": 0}, "every 0 must be at least 1"),
+        ("adalora", {"every": 0}, "every 0 is not valid: give a whole number of at least 1"),
         ("adalora", {"base_edit": "subtract_mean"}, "does not start with: choose base_edit Keep"),
         (
             "kasa",
@@ -187,21 +233,25 @@ def test_expected_weight_of_an_expert():
         ("neat", {"initializer": "zero_delta"}, "KernelNetwork works on network"),
         ("neat", {"num_experts": 2}, "KernelNetwork is one network: choose num_experts=1"),
         ("neat", {"dropout": 0.1}, "there is nothing to drop: dropout=0, not 0.1"),
-        ("neat", {"activation": "rel"}, "activation 'rel' is not one of relu"),
-        ("neat", {"depth": -1}, "depth -1 must be at least 0"),
+        ("neat", {"activation": "rel"}, "activation 'rel' is not known (did you mean 'relu'?)"),
+        ("neat", {"depth": -1}, "depth -1 is not valid: give a whole number of at least 0"),
         ("lora", {"base_edit": TakeOutKernel()}, "leaves no kernel for SumOfExperts"),
         ("lora", {"initializer": BothRandom()}, "has no zero factor, and SumOfExperts adds a b"),
         ("lora_ga", {"directions": "ArB2r"}, "directions 'ArB2r' is not known"),
         ("lora_ga", {"num_experts": 2}, "makes one pair of factors, not 2"),
-        ("lora_dash", {"num_directions": 0}, "num_directions 0 must be at least 1"),
+        ("lora_dash", {"num_directions": 0}, "num_directions 0 is not valid"),
         ("lora_dash", {"router": "top_k"}, "has one pair of factors: num_experts=1, router=none"),
-        ("loramoe", {"delta": 1.0}, "delta 1.0 is not in [0, 1)"),
+        ("loramoe", {"delta": 1.0}, "delta 1.0 is not valid"),
         ("loramoe", {"num_experts": 4, "total_rank": 9}, "total rank 9 is not divisible by 4"),
         ("loramoe", {"delta": 0.1, "num_experts": 1}, "1 experts have no halves"),
         ("adamole", {"tau_max": 0.5}, "tau_max 0.5 is not in (0, 1/4]"),
         ("molora", {"aux_loss": "threshold_balance"}, "needs a router with a threshold, TopK has"),
         ("goat", {"router": "top_k_shared", "top_k": 8}, "leaves no shared one: choose a top_k of"),
-        ("goat", {"router": "top_p", "p": 0.0}, "p 0.0 is not in (0, 1]"),
+        (
+            "goat",
+            {"router": "top_p", "p": 0.0},
+            "p 0.0 is not valid",
+        ),
         ("full", {"num_experts": 2, "total_rank": 2}, "2 whole kernels without a router add up"),
         ("full", {"dropout": 0.1}, "WholeKernels computes the layer itself"),
         ("hydralora", {"initializer": "svd_segments"}, "SharedProjection works on shared"),
