@@ -11,7 +11,6 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from goat_jax.adapters.choices import with_options
 from goat_jax.adapters.methods import method_spec
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.data.tasks import KINDS, Task
@@ -119,7 +118,7 @@ class AdapterConfig:
         options |= self.options
         spec = method_spec(self.method, **options)
         unset = {name: self.defaults[name] for name in self.defaults if name not in options}
-        spec = with_options(spec, {n: v for n, v in unset.items() if spec.has_option(n)})
+        spec = spec.replace(**{n: v for n, v in unset.items() if spec.has_option(n)})
         if self.forward_scale is not None and not spec.is_plain_sum:
             raise UserError(
                 f"forward_scale needs an adapter that is a sum of s a b: {self.method} is none"
