@@ -6,15 +6,15 @@ import argparse
 import contextlib
 import dataclasses
 import logging
-import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from goat_jax.commands import arguments, exam_arguments
 from goat_jax.errors import Notice, RunFailed, UserError
+from goat_jax.files import cache_folder, report_unusable_cache
 
 STOPPED_BY_SIGNAL = 143
 
@@ -96,20 +96,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _cache_folder() -> Path:
-    """Where this program may keep what it can compute again, by the XDG base directories."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / "goat_jax"
-
-
 def _keep_compiled() -> None:
     """Lets a later start take the programs that this one compiles, unless the user has said where
     jax keeps them (or JAX_ENABLE_COMPILATION_CACHE=false, that it does not)."""
     import jax
 
     settings: Any = jax.config
-    if settings.jax_compilation_cache_dir is None:
-        settings.update("jax_compilation_cache_dir", str(_cache_folder() / "compiled"))
+    if settings.jax_compilation_cache_dir is not None:
+        return
+    folder = cache_folder("compiled")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        report_unusable_cache(folder, error)
+        if not folder.is_dir():  # one that is only to be read still helps
+            return
+    # jax compiles what it cannot read, and warns in two lines for every such program.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
+    settings.update("jax_compilation_cache_dir", str(folder))
 
 
 def _plan(options: argparse.Namespace, rest: list[str]) -> int:
@@ -147,7 +153,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
     if options.help_fields:
         rest = ["--help"]
     _keep_compiled()
-    quiet, cache = options.quiet, _cache_folder()
+    quiet, cache = options.quiet, cache_folder()
     run = options.run_folder
     return train(options.config, rest, run=run, progress=not quiet, cache=cache)
 

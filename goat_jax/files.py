@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
 import hashlib
 import json
 import math
 import os
 import secrets
+import shutil
 import tempfile
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from goat_jax.errors import UserError
+from goat_jax.errors import Notice, UserError
+
+_reported: set[str] = set()
+"""Cache folders whose failure has been reported."""
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
@@ -28,18 +37,39 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
     >>> (folder / "a.txt").read_text(), len(list(folder.iterdir()))
     ('one', 1)
     """
-    path = Path(path)
     data = content.encode("utf-8") if isinstance(content, str) else content
+    with whole_file(path) as aside:
+        aside.write_bytes(data)
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Gives a temporary file to write to, which takes the place of `path` if all went well.
+
+    For writers that take a file name; `write_whole` is for content that is in memory.
+
+    >>> path = Path(tempfile.mkdtemp()) / "a.txt"
+    >>> with whole_file(path) as aside:
+    ...     _ = aside.write_text("one")
+    >>> path.read_text(), len(list(path.parent.iterdir()))
+    ('one', 1)
+    """
+    path = Path(path)
     aside = path.parent / f".{path.name[:64]}.{secrets.token_hex(8)}.part"
     try:
-        with open(aside, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        yield aside
+        put_in_place(aside, path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error is the one to report
+            aside.unlink(missing_ok=True)
         raise
+
+
+def put_in_place(aside: Path, path: Path) -> None:
+    """Gives a file that was written aside its name, once its content is on the disk."""
+    with open(aside, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(aside, path)
 
 
 def read_json(path: str | Path) -> Any:
@@ -132,3 +162,25 @@ def cache_folder(name: str = "") -> Path:
     except RuntimeError:  # a user without a home folder
         base = Path(tempfile.gettempdir())
     return base / "goat_jax" / name
+
+
+def report_unusable_cache(folder: str | Path, error: BaseException) -> None:
+    """Warns, once per folder and process, that a cache cannot be used; the work continues.
+
+    Args:
+        error: the reason.
+    """
+    if (folder := str(folder)) in _reported:
+        return
+    _reported.add(folder)
+    reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()
+    message = f"cannot use the cache {folder} ({reason[0]}): continuing without it"
+    warnings.warn(message, Notice, stacklevel=3)
+
+
+@functools.cache
+def temporary_folder() -> Path:
+    """A folder for this process, removed at its end: for files that no cache could take."""
+    folder = Path(tempfile.mkdtemp(prefix="goat-jax-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

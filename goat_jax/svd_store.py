@@ -1,8 +1,9 @@
 """Decompositions kept on disk by their content: a second start, a sweep, a sibling run find them.
 
 A file's name is the hash of the kernel's bytes and of what was computed from it; so nothing has to
-be invalidated, and two processes that write one file write the same. Files are written aside and
-renamed, carry a checksum, and are computed again if it does not hold.
+be invalidated, and two processes that write one file write the same. Files are written whole, carry
+a checksum, and are computed again if it does not hold. A folder that cannot be read or written
+costs a warning, never a run.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -26,6 +26,7 @@ from threadpoolctl import threadpool_limits
 
 from goat_jax.core.svd import Svd, svd_by_gram, svd_of_kernel
 from goat_jax.errors import UserError, nearest
+from goat_jax.files import report_unusable_cache, whole_file
 
 AUTO = "auto"
 NONE = "none"
@@ -112,6 +113,7 @@ class SvdStore:
     route: str = "gram"
     found: int = 0
     computed: int = 0
+    _writable: bool = dataclasses.field(default=True, repr=False, compare=False)
     _counting: Lock = dataclasses.field(default_factory=Lock, repr=False, compare=False)
     _making: dict[Path, Lock] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
@@ -128,14 +130,15 @@ class SvdStore:
         path = self._path(kernel, None if whole else index)
         # One that is being decomposed by another thread is waited for, and read.
         with nullcontext() if path is None else self._making.setdefault(path, Lock()):
-            kept = _read(path)
+            n = min(kernel.shape) if whole else len(index)
+            kept = None if path is None else _read(path, kernel.shape, n)
             found = kept is not None
             if kept is None:
                 with turn or nullcontext():
                     kept = ROUTES[self.route](np.asarray(kernel))
                 kept = kept if whole else _take(kept, index)
                 if path is not None:
-                    _write(path, kept)
+                    self._write(path, kept)
         with self._counting:
             self.found += found
             self.computed += not found
@@ -183,6 +186,16 @@ class SvdStore:
             told.append(jax.tree.map(np.asarray, sent))
         return told
 
+    def _write(self, path: Path, svd: Svd) -> None:
+        """Keeps a decomposition if the folder takes it; after a failure nothing more is tried."""
+        if not self._writable:
+            return
+        try:
+            _write(path, svd)
+        except Exception as error:  # safetensors raises no OSError for a full disk
+            self._writable = False
+            report_unusable_cache(path.parent, error)
+
     def _path(self, kernel: np.ndarray, index: np.ndarray | None) -> Path | None:
         if self.folder is None:
             return None
@@ -214,30 +227,33 @@ def _checksum(svd: Svd) -> str:
     return total.hexdigest()
 
 
-def _read(path: Path | None) -> Svd | None:
-    """What a file holds; None if there is none or it is damaged."""
-    from safetensors import SafetensorError, safe_open
+def _read(path: Path, shape: tuple[int, ...], n: int) -> Svd | None:
+    """The decomposition in a file; None if there is none or it is damaged.
 
-    if path is None or not path.is_file():
-        return None
+    Args:
+        shape: of the kernel.
+        n: how many triplets it must have.
+    """
+    from safetensors import safe_open
+
     try:
+        if not path.is_file():
+            return None
         with safe_open(path, framework="numpy") as file:
             svd = Svd(*(file.get_tensor(name) for name in Svd._fields))
-            said = (file.metadata() or {}).get("sha256")
-    except (SafetensorError, OSError, ValueError):
+            expected = (file.metadata() or {}).get("sha256")
+    except Exception:  # whatever is wrong with the file or its folder, the kernel is here
         return None
-    return svd if said == _checksum(svd) else None
+    # The checksum is of the numbers alone; a damaged header can give them another shape or type.
+    shapes = [(shape[0], n), (n,), (n, shape[1])]
+    fits = all(a.shape == b and a.dtype == np.float32 for a, b in zip(svd, shapes, strict=True))
+    return svd if fits and expected == _checksum(svd) else None
 
 
 def _write(path: Path, svd: Svd) -> None:
-    """Writes aside, under a name that no other writer has, and renames."""
     from safetensors.numpy import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.writing")
     tensors = {name: np.ascontiguousarray(part) for name, part in svd._asdict().items()}
-    try:
+    with whole_file(path) as aside:
         save_file(tensors, aside, metadata={"sha256": _checksum(svd)})
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

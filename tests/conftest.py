@@ -23,6 +23,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
+# Archives of packages are large and pinned by their hash: they are kept from session to session.
+_packages = Path.home() / ".cache" / "goat_jax" / "packages"
+_packages.mkdir(parents=True, exist_ok=True)
+(Path(os.environ["XDG_CACHE_HOME"]) / "goat_jax").mkdir()
+(Path(os.environ["XDG_CACHE_HOME"]) / "goat_jax" / "packages").symlink_to(_packages)
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

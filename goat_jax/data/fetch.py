@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import os
 import time
 import urllib.error
 import urllib.request
@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from goat_jax.errors import UserError
+from goat_jax.files import put_in_place
 
 CHUNK = 1 << 18
 TIMEOUT = 60.0
 ATTEMPTS = 5
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors that no second attempt mends, unlike those of a connection."""
 
 Report = Callable[[str, int, int | None], None]
 """(file name, bytes that are here, bytes of the whole file or None)."""
@@ -79,6 +83,11 @@ def fetch(remote: Remote, folder: Path, report: Report = nothing, *, wait: float
                 ) from None
             problem = f"{error.code} {error.reason}"
         except (OSError, EOFError) as error:
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                raise UserError(
+                    f"{remote.filename} cannot be written to {folder} ({error.strerror}): make "
+                    "room; the same command goes on with what came"
+                ) from None
             problem = str(error) or type(error).__name__
         if attempt + 1 == ATTEMPTS:
             kept = part.stat().st_size if part.is_file() else 0
@@ -92,7 +101,7 @@ def fetch(remote: Remote, folder: Path, report: Report = nothing, *, wait: float
     except UserError:
         part.unlink()
         raise
-    os.replace(part, target)
+    put_in_place(part, target)
     return target
 
 

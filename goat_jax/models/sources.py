@@ -9,6 +9,7 @@ from typing import Any
 from goat_jax.data.formats import first_line
 from goat_jax.data.packaged_models import PACKAGED_MODELS
 from goat_jax.errors import UserError, nearest
+from goat_jax.files import report_unusable_cache, temporary_folder
 from goat_jax.models.safetensors import Weights, open_weights, read_json
 
 PACKAGE = "package:"
@@ -49,8 +50,18 @@ minilm, smollm2, dinov2-small
 def _from_hub(name: str) -> Path:
     import huggingface_hub
 
+    def fetch(**cache: Any) -> Path:
+        get = huggingface_hub.snapshot_download
+        return Path(get(name, allow_patterns=list(HUB_FILES), **cache))
+
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(HUB_FILES)))
+        try:
+            return fetch()
+        except OSError as error:  # HTTP errors are OSErrors, too, but without a number
+            if error.errno is None:
+                raise
+            report_unusable_cache(huggingface_hub.constants.HF_HUB_CACHE, error)
+            return fetch(cache_dir=temporary_folder() / "hub")
     except Exception as error:  # http, cache and name errors, each of its own kind
         raise UserError(
             f"{name} is no folder here, and the Hugging Face hub did not give it "

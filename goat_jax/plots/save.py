@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from goat_jax.errors import UserError
+from goat_jax.files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,6 +35,5 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     if path.suffix not in _FORMATS:
         raise UserError(f"cannot draw to {path.name}: end the name in {', '.join(_FORMATS)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".aside")
-    figure.savefig(aside, format=path.suffix[1:], dpi=_DPI)
-    os.replace(aside, path)
+    with whole_file(path) as aside:
+        figure.savefig(aside, format=path.suffix[1:], dpi=_DPI)

@@ -10,9 +10,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from goat_jax.data import dino, packages
-from goat_jax.data.dino import dino_folder, hf_tensors
-from goat_jax.data.packages import file_sha256
+from goat_jax.data.dino import hf_tensors
+from goat_jax.data.packaged_models import dino_folder
 from goat_jax.errors import UserError
+from goat_jax.files import sha256_of
 
 WIDTH, INNER = 4, 6
 QUERY = "backbone.encoder.layer.0.attention.attention.query.bias"
@@ -80,7 +81,7 @@ def wheel(tmp_path, monkeypatch):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(dino.MEMBER, small_model()[0].SerializeToString())
     pinned = packages.Package(
-        package.requirement, package.filename, file_sha256(path), package.licence
+        package.requirement, package.filename, sha256_of(path), package.licence
     )
     monkeypatch.setitem(packages.PACKAGES, "dinov2-small", pinned)
     monkeypatch.setattr(dino, "TENSORS", len(EXPECTED))
@@ -91,7 +92,7 @@ def test_a_folder_is_written_once(tmp_path, wheel):
     from safetensors.numpy import load_file
 
     folder = dino_folder(tmp_path)
-    assert sorted(path.name for path in folder.iterdir()) == sorted(dino.FILES)
+    assert {path.name for path in folder.iterdir()} == {*dino.FILES, packages.CHECKSUMS}
     assert set(load_file(folder / "model.safetensors")) == EXPECTED
     assert json.loads((folder / "config.json").read_text()) == dino.CONFIG
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([folder.name, wheel.name])

@@ -1,18 +1,23 @@
 """Pinned archives: fetched by a real pip from a local folder, checked, cached, unpacked."""
 
+import contextlib
 import hashlib
 import os
+import resource
+import shutil
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from goat_jax.data import packaged_models, packages
 from goat_jax.data.packaged_models import minilm_folder, smollm2_file
-from goat_jax.data.packages import extract_members, fetch_package, file_sha256
+from goat_jax.data.packages import extract_members, fetch_package
 from goat_jax.data.tokenize import load_tokenizer
-from goat_jax.errors import UserError
+from goat_jax.errors import Notice, UserError
+from goat_jax.files import sha256_of
 
 NAME = "goat_demo-1.0-py3-none-any.whl"
 
@@ -31,7 +36,7 @@ def wheel(tmp_path, monkeypatch) -> dict[str, str]:
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(links))
-    digest = file_sha256(links / NAME)
+    digest = sha256_of(links / NAME)
     return {"requirement": "goat-demo==1.0", "filename": NAME, "sha256": digest}
 
 
@@ -42,7 +47,7 @@ def no_pip(*args, **kwargs):
 def test_fetched_once_and_again_if_damaged(tmp_path, wheel, monkeypatch):
     cache = tmp_path / "deep" / "cache"
     path = fetch_package(**wheel, cache_dir=cache)
-    assert path == cache / NAME and file_sha256(path) == wheel["sha256"]
+    assert path == cache / NAME and sha256_of(path) == wheel["sha256"]
     assert list(cache.iterdir()) == [path]
 
     with monkeypatch.context() as patch:
@@ -50,7 +55,7 @@ def test_fetched_once_and_again_if_damaged(tmp_path, wheel, monkeypatch):
         assert fetch_package(**wheel, cache_dir=cache) == path
 
     path.write_bytes(b"damaged")
-    assert file_sha256(fetch_package(**wheel, cache_dir=cache)) == wheel["sha256"]
+    assert sha256_of(fetch_package(**wheel, cache_dir=cache)) == wheel["sha256"]
 
 
 def test_another_hash_names_both_and_keeps_nothing(tmp_path, wheel):
@@ -93,10 +98,62 @@ def test_python_without_pip(tmp_path, wheel, monkeypatch):
         fetch_package(**wheel, cache_dir=tmp_path / "cache")
 
 
-def test_a_cache_that_cannot_be_made(tmp_path, wheel):
+@contextlib.contextmanager
+def full_disk(limit=20):
+    """No file can grow beyond so many bytes."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """The folder that stands for the process's temporary one."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    monkeypatch.setattr(packages, "temporary_folder", lambda: folder)
+    return folder
+
+
+def test_a_cache_that_cannot_be_made_costs_a_warning(tmp_path, wheel, elsewhere):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write the cache"):
+    cache = tmp_path / "file" / "cache"
+    with pytest.warns(Notice) as notices:
+        for _ in range(2):
+            found = fetch_package(**wheel, cache_dir=cache)
+            assert found == elsewhere / NAME and sha256_of(found) == wheel["sha256"]
+    (notice,) = notices
+    assert str(notice.message).startswith(f"cannot use the cache {cache} (Not a directory)")
+
+
+def test_no_room_anywhere_is_one_line(tmp_path, monkeypatch, wheel):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(packages, "temporary_folder", lambda: tmp_path / "file" / "other")
+    message = "neither the cache .*/file/cache nor .* can be written"
+    with pytest.warns(Notice), pytest.raises(UserError, match=message):
         fetch_package(**wheel, cache_dir=tmp_path / "file" / "cache")
+
+
+def test_a_disk_that_fills_under_pip(tmp_path, wheel, elsewhere, monkeypatch):
+    run = subprocess.run
+
+    def full(command, **options):
+        if str(elsewhere) in " ".join(command):
+            return run(command, **options)
+        message = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left\n"
+        return subprocess.CompletedProcess(command, 2, "", message)
+
+    monkeypatch.setattr(subprocess, "run", full)
+    with pytest.warns(Notice, match="No space left on device"):
+        assert fetch_package(**wheel, cache_dir=tmp_path / "cache") == elsewhere / NAME
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def texts(folder):
+    return {p.name: p.read_text() for p in folder.glob("*.txt")}
 
 
 def test_extract_is_all_or_nothing(tmp_path):
@@ -110,12 +167,12 @@ def test_extract_is_all_or_nothing(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip"]
 
     assert extract_members(archive, members, out) == out
-    assert {p.name: p.read_text() for p in out.iterdir()} == {"one.txt": "1", "second.txt": "2"}
+    assert texts(out) == {"one.txt": "1", "second.txt": "2"}
 
     (out / "one.txt").unlink()
     (out / "second.txt").write_text("stale")
     extract_members(archive, members, out)
-    assert {p.name: p.read_text() for p in out.iterdir()} == {"one.txt": "1", "second.txt": "2"}
+    assert texts(out) == {"one.txt": "1", "second.txt": "2"}
     archive.unlink()
     assert extract_members(archive, members, out) == out  # complete: the archive is not opened
 
@@ -126,29 +183,96 @@ def test_extract_from_a_damaged_archive(tmp_path):
         extract_members(tmp_path / "a.zip", {"x": "x"}, tmp_path / "out")
 
 
-@pytest.mark.parametrize(
+MODELS = pytest.mark.parametrize(
     ("name", "members", "get", "expected"),
     [
         ("minilm", packaged_models.MINILM_MEMBERS, minilm_folder, "model.safetensors"),
         ("smollm2", packaged_models.SMOLLM2_MEMBERS, smollm2_file, packaged_models.SMOLLM2_GGUF),
     ],
 )
-def test_a_model_comes_from_the_cached_wheel(tmp_path, monkeypatch, name, members, get, expected):
+
+
+def put_wheel(tmp_path, monkeypatch, name, members):
     """A stand-in wheel of the right name and, by the table, of the right hash."""
     package = packages.PACKAGES[name]
     with zipfile.ZipFile(tmp_path / package.filename, "w") as archive:
         for member in members:
-            archive.writestr(member, member)
-    digest = file_sha256(tmp_path / package.filename)
+            archive.writestr(member, member * 9)
+    digest = sha256_of(tmp_path / package.filename)
     pinned = packages.Package(package.requirement, package.filename, digest, package.licence)
     monkeypatch.setitem(packages.PACKAGES, name, pinned)
     monkeypatch.setattr(subprocess, "run", no_pip)
+    return tmp_path / package.filename
+
+
+@MODELS
+def test_a_model_comes_from_the_cached_wheel(tmp_path, monkeypatch, name, members, get, expected):
+    wheel = put_wheel(tmp_path, monkeypatch, name, members)
     found = get(tmp_path)
     folder = found if found.is_dir() else found.parent
     assert {expected, "LICENSE"} <= {path.name for path in folder.iterdir()}
-    assert len(list(folder.iterdir())) == len(members) and found in (folder, folder / expected)
-    (tmp_path / package.filename).unlink()
+    assert len(list(folder.iterdir())) == len(members) + 1 and found in (folder, folder / expected)
+    wheel.unlink()
     assert get(tmp_path) == found
+
+
+def unpacked(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+DAMAGE = {
+    "flip": lambda file: file.write_bytes(b"X" + file.read_bytes()[1:]),
+    "cut": lambda file: file.write_bytes(b""),
+    "missing": lambda file: file.unlink(),
+    "folder in its place": lambda file: (file.unlink(), file.mkdir()),
+    "file in place of all": lambda file: (shutil.rmtree(file.parent), file.parent.touch()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_model_is_unpacked_again(tmp_path, monkeypatch, damage):
+    put_wheel(tmp_path, monkeypatch, "minilm", packaged_models.MINILM_MEMBERS)
+    folder = minilm_folder(tmp_path)
+    good = unpacked(folder)
+    DAMAGE[damage](folder / "model.safetensors")
+    packaged_models._checked.clear()  # as another process starts
+    assert minilm_folder(tmp_path) == folder and unpacked(folder) == good
+
+
+@MODELS
+def test_a_model_of_a_full_cache_is_unpacked_elsewhere(
+    tmp_path, monkeypatch, elsewhere, name, members, get, expected
+):
+    put_wheel(tmp_path, monkeypatch, name, members)
+    before = sorted(tmp_path.iterdir())
+    write = packages.write_folder
+
+    def write_folder(out, *rest):
+        with full_disk() if out.parent == tmp_path else contextlib.nullcontext():
+            return write(out, *rest)
+
+    monkeypatch.setattr(packages, "write_folder", write_folder)
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("fetched again"))
+    monkeypatch.setattr(packaged_models, "fetch_package", lambda *_: next(tmp_path.glob("*.whl")))
+    with pytest.warns(Notice) as notices:
+        found = get(tmp_path)
+    assert elsewhere in found.parents and expected in {p.name for p in elsewhere.rglob("*")}
+    assert len(notices) == 1 and sorted(tmp_path.iterdir()) == before
+
+
+def test_ten_processes_unpack_one_model(tmp_path, monkeypatch):
+    """Threads stand for them; each has a damaged folder before it."""
+    put_wheel(tmp_path, monkeypatch, "minilm", packaged_models.MINILM_MEMBERS)
+    folder = minilm_folder(tmp_path)
+    (folder / "config.json").write_text("damaged")
+    packaged_models._checked.clear()
+    archive = next(tmp_path.glob("*.whl"))
+    with ThreadPoolExecutor(10) as pool:
+        members = packaged_models.MINILM_MEMBERS
+        made = pool.map(lambda _: extract_members(archive, members, folder), range(10))
+        assert set(made) == {folder}
+    assert packages.is_whole(folder, list(members.values()))
+    assert sorted(tmp_path.iterdir()) == sorted([archive, folder])
 
 
 @pytest.mark.slow

@@ -8,10 +8,11 @@ import zipfile
 import pytest
 
 from goat_jax.data import packages, reviews
-from goat_jax.data.packages import Package, file_sha256
+from goat_jax.data.packages import Package
 from goat_jax.data.reviews import normalised, parse_snippets, read_reviews, split_rows
 from goat_jax.data.tasks import load_examples, make_task
 from goat_jax.errors import UserError
+from goat_jax.files import sha256_of
 
 TEXT = "1\t0.5\tBare yes.\r\n2\t-0.49\tNeither\r\n3\t-3.2\tNo\tgood \r\n4\t2\tCaf\ufffd"
 
@@ -51,7 +52,7 @@ def package(tmp_path, monkeypatch):
         tar.addfile(member, io.BytesIO(data))
     with zipfile.ZipFile(tmp_path / "demo.zip", "w") as archive:
         archive.writestr(reviews.ARCHIVE, tar_bytes.getvalue())
-    digest = file_sha256(tmp_path / "demo.zip")
+    digest = sha256_of(tmp_path / "demo.zip")
     monkeypatch.setitem(packages.PACKAGES, "reviews", Package("demo==1", "demo.zip", digest, "-"))
     return tmp_path
 
@@ -69,7 +70,7 @@ def test_the_task_reads_the_cached_package(package):
 def test_a_package_without_the_snippets(package, monkeypatch):
     with zipfile.ZipFile(package / "demo.zip", "w") as archive:
         archive.writestr("other", "")
-    pinned = Package("demo==1", "demo.zip", file_sha256(package / "demo.zip"), "-")
+    pinned = Package("demo==1", "demo.zip", sha256_of(package / "demo.zip"), "-")
     monkeypatch.setitem(packages.PACKAGES, "reviews", pinned)
     with pytest.raises(UserError, match=r"demo\.zip: no movie review snippets"):
         read_reviews("test", package)

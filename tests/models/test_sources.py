@@ -1,5 +1,6 @@
 """Where models come from, and that their parts go straight to their devices."""
 
+import errno
 from pathlib import Path
 
 import huggingface_hub
@@ -9,7 +10,7 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from goat_jax.errors import UserError
+from goat_jax.errors import Notice, UserError
 from goat_jax.layers import Dense
 from goat_jax.models import fill
 from goat_jax.models.architecture import architecture_of
@@ -49,6 +50,18 @@ def test_a_hub_that_does_not_answer_gives_one_line(tmp_path, monkeypatch):
         find_model("roberta-large")
     assert "\n" not in str(caught.value)
     assert "no folder here" in str(caught.value) and "no route to host" in str(caught.value)
+
+
+def test_a_full_disk_of_the_hub_s_cache_costs_a_warning(tmp_path, monkeypatch):
+    def snapshot_download(name, allow_patterns, cache_dir=None):
+        if cache_dir is None:
+            raise OSError(errno.ENOSPC, "No space left on device", "blobs")
+        return str(cache_dir)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.warns(Notice, match=r"cannot use the cache .* \(No space left"):
+        assert find_model("roberta-large").parent.is_dir()
 
 
 @pytest.mark.parametrize("path", ["./nowhere/model", "/nowhere/model", "a/b/c", "model.gguf/x/y"])
