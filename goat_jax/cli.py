@@ -236,7 +236,7 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
         options.rates,
         rest,
         equal=options.equal,
-        at_once=max(1, options.at_once),
+        at_once=options.at_once,
         out=options.out,
     )
 
@@ -251,7 +251,7 @@ def _sweep(options: argparse.Namespace, rest: list[str]) -> int:
         draws=options.random,
         drawn_by=options.draw,
         seeds=options.seeds,
-        at_once=max(1, options.at_once),
+        at_once=options.at_once,
         out=options.out,
     )
 

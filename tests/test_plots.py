@@ -8,8 +8,10 @@ from matplotlib.text import Text
 
 from goat_jax.errors import UserError
 from goat_jax.plots import plot_expert_load, plot_training
+from goat_jax.plots.compare import comparison_figure
 from goat_jax.plots.expert_load import expert_load_figure
 from goat_jax.plots.style import short_names
+from goat_jax.plots.sweep import sweep_figure
 from goat_jax.plots.training import training_figure
 
 BERT = [
@@ -229,3 +231,37 @@ def test_what_cannot_be_drawn_is_one_line_with_the_fix(tmp_path):
     with pytest.raises(UserError, match=r"x.jpg: end the name in .png"):
         plot_training(training_records(3), tmp_path / "x.jpg")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sweep_bars_are_the_deviation_and_no_label_lies_over_another():
+    rates = [1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3]
+    words = ["all-linear", ".*self_attn.*", "query and value projections only"]
+    points = [(rate, word) for rate in rates for word in words]
+    scores = [[0.5, 0.6, 0.7] for _ in points]
+    scores[1] = []
+    axes = {
+        "optimizer.learning_rate": [rate for rate, _ in points],
+        "adapter.targets": [word for _, word in points],
+        "drawn": [0.01 + number**2 for number in range(len(points))],
+    }
+    figure = sweep_figure(axes, scores, "demo", "accuracy", {"optimizer.learning_rate"})
+    assert_texts_apart(figure)
+    low, high = figure.axes[0].containers[0][2][0].get_segments()[0][:, 1]
+    assert (low, high) == pytest.approx((0.5, 0.7))  # one sample deviation, 0.1, on either side
+    (lost,) = [each for each in figure.axes[0].collections if len(each.get_offsets()) == 1]
+    assert lost.get_offsets()[0][0] == rates[0]
+
+
+def test_comparison_panels_have_a_mean_each_and_mark_what_diverged():
+    losses = {
+        "goat": [[1.0, 0.5, 0.2], [1.0, 0.7, 0.4]],
+        "adalora:total_rank=12,target_rank=8": [[1.0, 9e9], [1.0, 0.9, 0.8]],
+        "lora": [[1.0], [1.0, 2.0]],
+    }
+    figure = comparison_figure(losses, "demo", 3)
+    assert_texts_apart(figure)
+    headings = [ax.get_title(loc="left") for ax in figure.axes if ax.get_visible()]
+    assert headings[0] == "goat: 0.300 at the end"
+    assert headings[1].endswith("0.800 at the end\n1 of 2 runs diverged")
+    assert headings[2] == "lora\n2 of 2 runs diverged"
+    assert figure.axes[0].get_ylim()[1] < 1.1

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from goat_jax.cli import main
-from goat_jax.commands import compare, sweep
+from goat_jax.commands import outcomes, sweep
 from goat_jax.commands.sweep import config_at, grid, random_points, read_axis
 from goat_jax.config import AdapterConfig, ModelConfig, RunConfig
 from goat_jax.data.tasks import reviews
@@ -27,9 +27,11 @@ def trained(monkeypatch):
             calls.append((rho, rate, at_once))
             score = 0.9 - 0.1 * (rho != 5) + 10 * rate
             after = {"accuracy": score + 0.001 * seed, "f1": 0.5, "loss": 1.0}
-            yield Outcome(Member(seed, rate), (1.0,), {}, after, 10, 0.1, 1.0, 5)
+            diverged = 1 if rate > 1 or seed == 13 else None
+            after, losses = ({}, ()) if diverged else (after, (1.0,))
+            yield Outcome(Member(seed, rate), losses, {}, after, 10, 0.1, 1.0, 5, diverged)
 
-    monkeypatch.setattr(compare, "train_together", train)
+    monkeypatch.setattr(outcomes, "train_together", train)
     return calls
 
 
@@ -70,6 +72,71 @@ def test_a_grid_is_trained_once_and_told_best_first(trained, source, tmp_path, c
     assert len(json.loads((tmp_path / "out" / files[0]).read_text())["runs"]) == 4
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_a_diverged_point_is_last_and_never_best(trained, source, tmp_path, capsys, metric):
+    axes = ["optimizer.learning-rate=0.001,1e30,0.004,1e6"]
+    command = ["sweep", "--config", source, "--over", *axes, "--out", str(tmp_path / "o")]
+    assert main([*command, "--train.best-by", metric]) == 0
+    rows = (tmp_path / "o" / "sweep.md").read_text().splitlines()[2:]
+    cells = [[cell.strip() for cell in row.split("|")[1:4]] for row in rows]
+    best = ["0.004", "0.001"] if metric == "accuracy" else ["0.001", "0.004"]  # a tie of losses
+    assert [cell[0] for cell in cells] == [*best, "1e+30", "1000000.0"]
+    assert [cell[1] for cell in cells[2:]] == ["diverged", "diverged"]
+    assert f"best: optimizer.learning_rate={best[0]}\n" in capsys.readouterr().out
+    saved = json.loads((tmp_path / "o" / "point.json").read_text(), parse_constant=pytest.fail)
+    assert [run["diverged"] for run in saved["runs"]] == [None, 1, None, 1]
+
+
+def test_a_point_with_some_diverged_runs_is_below_all_others(trained, source, tmp_path, capsys):
+    command = ["sweep", "--config", source, "--over", "adapter.rho=1,5"]
+    assert main([*command, "--seeds", "0", "13", "--out", str(tmp_path / "o")]) == 0
+    said = capsys.readouterr().out
+    assert "best:" not in said and "at every point some runs diverged" in said
+    assert said.count("(1 of 2 diverged)") == 3 * 2  # accuracy, f1 and loss of two points
+
+
+def test_if_all_runs_diverged_it_says_so(trained, source, tmp_path, capsys):
+    command = ["sweep", "--config", source, "--over", "optimizer.learning-rate=1e6,1e30"]
+    assert main([*command, "--out", str(tmp_path / "o")]) == 1
+    printed = capsys.readouterr()
+    assert "all runs diverged" in printed.err and "best:" not in printed.out
+    assert (tmp_path / "o" / "sweep.md").is_file()
+
+
+def test_a_killed_sweep_continues(trained, source, tmp_path, monkeypatch):
+    command = ["sweep", "--config", source, "--over", "adapter.rho=1,5,10", "--seeds", "0", "1"]
+    assert main([*command, "--out", str(tmp_path / "whole")]) == 0
+    whole, train = list(trained), outcomes.train_together
+    trained.clear()
+
+    def killed(configs, at_once):
+        for number, outcome in enumerate(train(configs, at_once)):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield outcome
+
+    monkeypatch.setattr(outcomes, "train_together", killed)
+    with pytest.raises(KeyboardInterrupt):
+        main([*command, "--out", str(tmp_path / "killed")])
+    assert len(trained) == 4  # the fourth is lost
+    monkeypatch.setattr(outcomes, "train_together", train)
+    assert main([*command, "--out", str(tmp_path / "killed")]) == 0
+    assert trained[4:] == whole[3:]
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "killed" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_names_of_files_are_bounded(trained, source, tmp_path):
+    fields = ["rho", "eta", "alpha", "dropout", "aux_weight"]
+    axes = [f"adapter.{field}=0.1234567890123" for field in fields]
+    axes += [f"train.{field}=7" for field in ["steps", "eval_every", "save_every", "log_every"]]
+    axes += [f"optimizer.{field}=0.5" for field in ["beta1", "beta2", "epsilon", "weight_decay"]]
+    assert len(axes) == 13
+    assert main(["sweep", "--config", source, "--over", *axes, "--out", str(tmp_path / "o")]) == 0
+    (path,) = (tmp_path / "o").glob("*.json")
+    assert len(path.name) <= 130
+
+
 def test_points_that_share_a_step_are_trained_side_by_side(trained, source, tmp_path):
     axes = ["adapter.rho=1,5", "adapter.total-rank=8,16"]
     assert main(["sweep", "--config", source, "--over", *axes, "--out", str(tmp_path / "o")]) == 0
@@ -100,10 +167,16 @@ def test_fields_of_all_kinds_are_set():
     ("point", "message"),
     [
         (("train.stepz", 7), "no field 'train.stepz' .did you mean 'steps'"),
-        (("train.steps", "many"), "train.steps='many' is not a int like"),
-        (("train.steps", True), "train.steps=True is not a int like"),
+        (("train.steps", "many"), "train.steps='many' does not fit: give a whole number"),
+        (("train.steps", True), "train.steps=True does not fit"),
         (("train", 7), "'train' is no field of the config with a value of its own"),
         (("adapter.rhoo", 7), "rhoo"),
+        (("adapter.rho", "a"), "adapter.rho='a' does not fit: give a number"),
+        (("adapter.total_rank", 8.5), "does not fit: give a whole number"),
+        (("adapter.scale", 3), "does not fit: give a text"),
+        (("adapter.targets", True), "does not fit: give a text"),
+        (("train.patience", "a"), "does not fit: give a whole number"),
+        (("train", None), "no field of the config with a value of its own"),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused(point, message):
@@ -116,6 +189,15 @@ def test_a_value_that_does_not_fit_is_refused(point, message):
     [
         ("adapter.rho", "not of the form FIELD=V"),
         ("adapter.rho=1,1", "a value is there twice"),
+        ("adapter.rho=1,1.0", "a value is there twice"),
+        ("adapter.rho=1,,5", "a value is empty"),
+        ("adapter.rho=1, ", "a value is empty"),
+        ("adapter.rho=NaN", "nan is not valid"),
+        ("adapter.rho=1,1e999", "inf is not valid"),
+        ("adapter.rho=[1]", "is no single value"),
+        ("adapter.rho=1..1e999", "inf is not valid"),
+        ("adapter.rho=1..5:lag", "'lag' may only be log"),
+        (f"adapter.rho=1..{10**30}", "is not valid: give a number"),
         ("train.seed=1,2", "no field to sweep over: --seeds gives it"),
         ("adapter.rho=5..1", "a range has two numbers, the smaller first"),
         ("adapter.rho=0..1:log", "above 0 if :log"),
@@ -125,6 +207,31 @@ def test_a_value_that_does_not_fit_is_refused(point, message):
 def test_an_axis_that_makes_no_sense_is_refused(text, message):
     with pytest.raises(UserError, match=message):
         read_axis(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--random", "0"], "--random 0 is not valid: give a whole number of at least 1"),
+        (["--random", "-3"], "--random -3 is not valid"),
+        (["--random", "2", "--draw", "-1"], "--draw -1 is not valid"),
+        (["--seeds", "0", "0"], "--seeds 0 0: 0 is there twice"),
+        (["--seeds", "-1"], "--seeds -1 is not valid"),
+        (["--at-once", "0"], "--at-once 0 is not valid"),
+        (["adapter.rho=2"], "--over has adapter.rho twice"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(trained, source, tmp_path, capsys, words, message):
+    command = ["sweep", "--config", source, "--out", str(tmp_path / "o"), "--over", "adapter.rho=1"]
+    assert main([*command, *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not trained and not (tmp_path / "o").exists()
+
+
+def test_whole_numbers_are_drawn_by_their_logarithm_too():
+    found = [dict(point)["a"] for point in random_points([read_axis("a=1..1024:log")], 99, seed=0)]
+    assert all(isinstance(value, int) and 1 <= value <= 1024 for value in found)
+    assert sum(value <= 32 for value in found) > 20  # of 1024, by the number itself: 3
 
 
 def test_a_grid_cannot_fill_a_range():

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from goat_jax.checks import check_choice, check_number
 from goat_jax.commands.configs import read_config, with_adapter
-from goat_jax.config import RunConfig, flatten, parse_options
-from goat_jax.data.metrics import goodness
-from goat_jax.errors import UserError
+from goat_jax.commands.outcomes import (
+    Runs,
+    check_all_different,
+    file_name,
+    finite,
+    outcomes,
+    score_in_words,
+    standing,
+)
+from goat_jax.config import AdapterConfig, RunConfig, parse_options
+from goat_jax.errors import RunFailed, UserError
+from goat_jax.files import write_whole
 from goat_jax.plots.compare import plot_comparison
-from goat_jax.run.folder import write_aside
 from goat_jax.run.shapes import abstract_run
-from goat_jax.run.together import Member, Outcome, train_together, with_member
+from goat_jax.run.together import Member, Outcome, check_runs
 from goat_jax.tables import render_table
 
 TABLE, FIGURE = "comparison.md", "comparison.png"
@@ -56,28 +64,48 @@ def compare(
         equal: "rank" (the config's) or "parameters" (as near to the first method's as ranks go).
         at_once: members trained in one step.
         out: folder of the results.
+
+    Raises:
+        UserError: anything that does not fit, before any run is trained.
+        RunFailed: all runs diverged; the table and the numbers are written.
     """
+    check_choice("--equal", equal, ("rank", "parameters"))
+    check_number("--at-once", at_once, at_least=1, whole=True)
+    check_all_different("--seeds", seeds, at_least=0, whole=True)
+    check_all_different("--rates", rates, above=0)
     entries = read_entries(methods)
     configs = [entry_config(source, entry, overrides) for entry in entries]
+    check_all_methods_differ(entries, configs)
     if equal == "parameters":
         configs = [with_parameters_of(config, configs[0]) for config in configs]
+    wanted = [
+        Runs(config, _members(config, seeds, rates), out / f"{file_name(entry.label)}.json")
+        for entry, config in zip(entries, configs, strict=True)
+    ]
+    # What does not fit, a file of other settings included, is found before any run is trained.
+    check_runs([runs.config for runs in wanted if runs.missing()])
     found: dict[str, list[Outcome]] = {}
-    for entry, config in zip(entries, configs, strict=True):
-        own_rates = rates or [config.optimizer.learning_rate]
-        members = [Member(seed, rate) for rate in own_rates for seed in seeds]
-        runs = Runs(config, members, out / f"{file_name(entry.label)}.json")
+    for entry, runs in zip(entries, wanted, strict=True):  # one method's runs in a step, no more
         ((_, found[entry.label]),) = outcomes([runs], at_once)
-        say(f"{entry.label}: {len(members)} runs")
+        say(f"{entry.label}: {len(runs.members)} runs")
     metrics = configs[0].task.metrics
     table = comparison_table(found, metrics)
-    write_aside(out / TABLE, table + "\n")
+    write_whole(out / TABLE, table + "\n")
     losses = {
         label: [outcome.losses for outcome in best_rate(of_label, metrics[0])]
         for label, of_label in found.items()
     }
-    plot_comparison(losses, out / FIGURE, title=f"{configs[0].task.name}: training loss")
+    title = f"{configs[0].task.name}: training loss"
+    plot_comparison(losses, out / FIGURE, title=title, steps=configs[0].train.steps)
     say(f"\n{table}\n\n{TABLE}, {FIGURE} and every run's numbers are in {out}")
+    if not any(finite(of_label) for of_label in found.values()):
+        raise RunFailed("all runs diverged: lower the learning rate or check the data")
     return 0
+
+
+def _members(config: RunConfig, seeds: Sequence[int], rates: Sequence[float]) -> list[Member]:
+    own_rates = rates or [config.optimizer.learning_rate]
+    return [Member(seed, rate) for rate in own_rates for seed in seeds]
 
 
 def read_entries(methods: Sequence[str]) -> list[Entry]:
@@ -88,13 +116,29 @@ def read_entries(methods: Sequence[str]) -> list[Entry]:
     """
     entries = []
     for word in methods:
-        for label in [word] if ":" in word else word.split(","):
-            method, _, rest = label.partition(":")
+        for text in [word] if ":" in word else word.split(","):
+            method, _, rest = text.strip().partition(":")
+            label = f"{method}:{rest}" if rest else method
             entries.append(Entry(label, method, parse_options(rest)))
-    labels = [entry.label for entry in entries]
-    if len(set(labels)) < len(labels):
-        raise UserError(f"a method is named twice: {', '.join(labels)}")
     return entries
+
+
+def check_all_methods_differ(entries: Sequence[Entry], configs: Sequence[RunConfig]) -> None:
+    """Refuses two entries that would train the same, however they are spelt."""
+    known: list[tuple] = []
+    for entry, config in zip(entries, configs, strict=True):
+        traits = _traits(config.adapter)
+        if traits in known:
+            first = entries[known.index(traits)].label
+            twice = repr(first) if first == entry.label else f"{first!r} and {entry.label!r}"
+            raise UserError(f"--methods names one method twice ({twice}): leave one of them out")
+        known.append(traits)
+
+
+def _traits(adapter: AdapterConfig) -> tuple:
+    """The adapter's settings as they are resolved, not as they are spelt."""
+    where = (adapter.targets, adapter.train, adapter.forward_scale, adapter.overrides)
+    return adapter.method, adapter.spec(), where
 
 
 def entry_config(
@@ -128,73 +172,12 @@ def _adapter_size(config: RunConfig) -> int:
     return abstract_run(config).inject_report.adapter_parameters
 
 
-@dataclasses.dataclass(frozen=True)
-class Runs:
-    """A config at several seeds and learning rates, and the file that keeps their outcomes."""
-
-    config: RunConfig
-    members: Sequence[Member]
-    path: Path
-
-    def settings(self) -> dict[str, Any]:
-        """What all of them share."""
-        return {name: value for name, value in flatten(self.config).items() if name != "out"}
-
-    def kept(self) -> dict[Member, Outcome]:
-        """The outcomes that the file has.
-
-        Raises:
-            UserError: it is of other settings.
-        """
-        if not self.path.is_file():
-            return {}
-        saved, settings = json.loads(self.path.read_text(encoding="utf-8")), self.settings()
-        if saved["config"] != settings:
-            names = [n for n, v in settings.items() if saved["config"].get(n) != v]
-            raise UserError(
-                f"{self.path} holds runs of another config ({', '.join(names[:3])}): give another "
-                "--out"
-            )
-        found = [Outcome(**{**run, "member": Member(**run["member"])}) for run in saved["runs"]]
-        return {outcome.member: outcome for outcome in found}
-
-    def keep(self, found: Mapping[Member, Outcome]) -> None:
-        """Writes the file."""
-        runs = [dataclasses.asdict(each) for each in found.values()]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_aside(self.path, json.dumps({"config": self.settings(), "runs": runs}) + "\n")
-
-
-def outcomes(wanted: Sequence[Runs], at_once: int) -> Iterator[tuple[Runs, list[Outcome]]]:
-    """Trains what the files do not have yet, and gives every entry as soon as it is complete."""
-    kept = [
-        runs.kept() for runs in wanted
-    ]  # before any is trained: a file may be of other settings
-    missing = [
-        (number, member)
-        for number, runs in enumerate(wanted)
-        for member in runs.members
-        if member not in kept[number]
-    ]
-    configs = [with_member(wanted[number].config, member) for number, member in missing]
-    trained = zip(missing, train_together(configs, at_once), strict=True)
-    for number, runs in enumerate(wanted):
-        while not kept[number].keys() >= set(runs.members):
-            (own, member), outcome = next(trained)
-            kept[own][member] = outcome
-            wanted[own].keep(kept[own])
-        yield runs, [kept[number][member] for member in runs.members]
-
-
 def best_rate(found: Sequence[Outcome], metric: str) -> list[Outcome]:
     """The outcomes at the learning rate whose mean score is best."""
     by_rate: dict[float, list[Outcome]] = {}
     for outcome in found:
         by_rate.setdefault(outcome.member.learning_rate, []).append(outcome)
-    return max(
-        by_rate.values(),
-        key=lambda group: statistics.fmean(goodness(metric, o.after[metric]) for o in group),
-    )
+    return max(by_rate.values(), key=lambda group: standing(group, metric))
 
 
 def comparison_table(found: dict[str, list[Outcome]], metrics: Sequence[str]) -> str:
@@ -212,8 +195,7 @@ def comparison_table(found: dict[str, list[Outcome]], metrics: Sequence[str]) ->
                     len(group),
                     f"{first.trained_parameters:,}",
                     f"{first.adapter_share:.2%}",
-                    *(mean_and_spread([o.after[name] for o in group]) for name in metrics),
-                    mean_and_spread([o.after["loss"] for o in group]),
+                    *(score_in_words(group, name) for name in (*metrics, "loss")),
                     f"{statistics.median(o.step_seconds for o in group):.2f}",
                     f"{max(o.temporary_bytes for o in group) / 2**20:,.0f}",
                 ]
@@ -221,18 +203,3 @@ def comparison_table(found: dict[str, list[Outcome]], metrics: Sequence[str]) ->
     headers = ["method", "rate", "seeds", "trained", "adapters", *metrics, "loss"]
     headers += ["s/step", "step's MiB"]
     return render_table(headers, rows, "l" + "r" * (len(headers) - 1), markdown=True)
-
-
-def mean_and_spread(values: Sequence[float]) -> str:
-    """The mean, and the standard deviation of the sample if there is more than one.
-
-    >>> mean_and_spread([0.5, 0.7])
-    '0.6000 ± 0.1414'
-    """
-    mean = statistics.fmean(values)
-    return f"{mean:.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
-
-
-def file_name(label: str) -> str:
-    """A label as part of a file's name."""
-    return "".join(c if c.isalnum() or c in "_-." else "-" for c in label)

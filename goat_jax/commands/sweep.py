@@ -6,20 +6,29 @@ import dataclasses
 import itertools
 import json
 import math
-import statistics
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from goat_jax.commands.compare import Runs, file_name, mean_and_spread, outcomes
+from goat_jax.adapters.methods import METHODS
+from goat_jax.checks import check_number
 from goat_jax.commands.configs import override, with_adapter
-from goat_jax.config import RunConfig, load_config
-from goat_jax.data.metrics import goodness
-from goat_jax.errors import UserError, nearest
+from goat_jax.commands.outcomes import (
+    Runs,
+    check_all_different,
+    file_name,
+    finite,
+    outcomes,
+    score_in_words,
+    standing,
+)
+from goat_jax.config import AdapterConfig, RunConfig, load_config
+from goat_jax.errors import RunFailed, UserError, nearest
+from goat_jax.files import write_whole
 from goat_jax.plots.sweep import plot_sweep
-from goat_jax.run.folder import write_aside
 from goat_jax.run.together import Member, Outcome, shared_step
 from goat_jax.tables import render_table
 
@@ -53,10 +62,12 @@ class Axis:
         if not self.between:
             return self.values[int(random.integers(len(self.values)))]
         low, high = self.values
-        if isinstance(low, int) and isinstance(high, int):
-            return int(random.integers(low, high + 1))
+        whole = isinstance(low, int) and isinstance(high, int)
         if self.log:
-            return float(f"{math.exp(random.uniform(math.log(low), math.log(high))):.4g}")
+            drawn = math.exp(random.uniform(math.log(low), math.log(high)))
+            return min(max(round(drawn), low), high) if whole else float(f"{drawn:.4g}")
+        if whole:
+            return int(random.integers(low, high + 1))
         return float(f"{random.uniform(low, high):.4g}")
 
 
@@ -87,9 +98,15 @@ def sweep(
         seeds: of the runs at each point.
 
     Raises:
-        UserError: an unknown field, a value that does not fit, a range without `draws`.
+        UserError: an unknown field, a value that does not fit, a range without `draws`; before any
+            run is trained.
+        RunFailed: all runs diverged; the table and the numbers are written.
     """
-    axes = [read_axis(text) for text in over]
+    check_number("--random", draws, at_least=1, whole=True, optional=True)
+    check_number("--draw", drawn_by, at_least=0, whole=True)
+    check_number("--at-once", at_once, at_least=1, whole=True)
+    check_all_different("--seeds", seeds, at_least=0, whole=True)
+    axes = read_axes(over)
     points = grid(axes) if draws is None else random_points(axes, draws, drawn_by)
     base = override(load_config(source), overrides, "goat-jax sweep")
     configs = {point: config_at(base, point) for point in points}  # all are checked before any runs
@@ -111,22 +128,35 @@ def sweep(
             found[point] = [outcome for outcome in done if outcome.member.learning_rate == rate]
         say(f"{describe(shared) or 'learning rates'}: {len(runs.members)} runs")
     metric = base.best_by
-    best_first = sorted(
-        found, key=lambda point: goodness(metric, _mean(found[point], metric)), reverse=True
-    )
+    best_first = sorted(found, key=lambda point: standing(found[point], metric), reverse=True)
     table = sweep_table({point: found[point] for point in best_first}, axes, base.task.metrics)
-    write_aside(out / TABLE, table + "\n")
-    scores = {point: [o.after[metric] for o in of_point] for point, of_point in found.items()}
+    write_whole(out / TABLE, table + "\n")
     plot_sweep(
-        {axis.field: [dict(point)[axis.field] for point in scores] for axis in axes},
-        list(scores.values()),
+        {axis.field: [dict(point)[axis.field] for point in found] for axis in axes},
+        [[o.after[metric] for o in finite(of_point)] for of_point in found.values()],
         out / FIGURE,
         title=f"{base.task.name}: {metric} at {len(points)} points",
         y_label=metric,
         log={axis.field for axis in axes if axis.log},
     )
-    say(f"\n{table}\n\nbest: {describe(best_first[0])}\n{TABLE} and {FIGURE} are in {out}")
+    best = found[best_first[0]]
+    said = f"best: {describe(best_first[0])}\n" if len(finite(best)) == len(best) else ""
+    say(f"\n{table}\n\n{said}{TABLE} and {FIGURE} are in {out}")
+    if not any(map(finite, found.values())):
+        raise RunFailed("all runs diverged: lower the learning rate or check the data")
+    if not said:
+        say("at every point some runs diverged: none is called the best")
     return 0
+
+
+def read_axes(over: Sequence[str]) -> list[Axis]:
+    """Axes of a command line, each of another field."""
+    axes = [read_axis(text) for text in over]
+    fields = [axis.field for axis in axes]
+    twice = [field for place, field in enumerate(fields) if field in fields[:place]]
+    if twice:
+        raise UserError(f"--over has {twice[0]} twice: give all its values at once")
+    return axes
 
 
 def read_axis(text: str) -> Axis:
@@ -139,33 +169,54 @@ def read_axis(text: str) -> Axis:
     ('optimizer.learning_rate', (1e-05, 0.001), True, True)
     """
     name, equals, rest = text.partition("=")
-    field = name.replace("-", "_")
+    field = name.strip().replace("-", "_")
     if not equals or not rest:
         raise UserError(
             f"--over {text!r} is not of the form FIELD=V,V,... or FIELD=LOW..HIGH[:log]"
         )
     if field in GIVEN_ELSEWHERE:
         raise UserError(f"{field} is no field to sweep over: {GIVEN_ELSEWHERE[field]} gives it")
+    if ".." in rest:
+        return _read_range(text, field, rest)
+    values = tuple(_value(each, text) for each in rest.split(","))
+    # 1 and 1.0 are one value; True equals 1 for Python, but is another value of a config.
+    if len({(isinstance(value, bool), value) for value in values}) < len(values):
+        raise UserError(f"--over {text}: a value is there twice")
+    return Axis(field, values)
+
+
+def _read_range(text: str, field: str, rest: str) -> Axis:
     span, colon, word = rest.partition(":")
-    log = bool(colon) and word == "log"
-    if ".." not in rest:
-        values = tuple(_value(each) for each in rest.split(","))
-        if len(set(map(str, values))) < len(values):
-            raise UserError(f"--over {text}: a value is there twice")
-        return Axis(field, values)
-    low, high = (_value(end) for end in span.split("..", 1))
+    low, high = (_value(end, text) for end in span.split("..", 1))
+    log = bool(colon)
+    if log and word != "log":
+        raise UserError(f"--over {text}: {word!r} may only be log")
     if not (_is_number(low) and _is_number(high) and low < high and not (log and low <= 0)):
         raise UserError(
             f"--over {text}: a range has two numbers, the smaller first (above 0 if :log)"
         )
+    for end in (low, high):
+        check_number(f"--over {text}:", end, at_least=-LARGEST, at_most=LARGEST)
     return Axis(field, (low, high), between=True, log=log)
 
 
-def _value(text: str) -> Any:
+LARGEST = 1e15
+"""Ends of ranges: numbers up to this can be drawn, and are exact if whole."""
+
+
+def _value(text: str, where: str) -> Any:
+    """A JSON number, string, true, false or null; any other text is a string."""
+    if not text.strip():
+        raise UserError(f"--over {where}: a value is empty")
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return text.strip()
+    if isinstance(value, list | dict):
+        raise UserError(f"--over {where}: {text} is no single value")
+    if _is_number(value):
+        check_number(f"--over {where}:", value)
+    return value
 
 
 def _is_number(value: Any) -> bool:
@@ -212,15 +263,33 @@ def config_at(base: RunConfig, point: Point) -> RunConfig:
     """
     start = "adapter."
     own = {name.removeprefix(start): v for name, v in point if name.startswith(start)}
-    config = with_adapter(base, own) if own else base
+    config = base
+    if own:
+        hints = adapter_hints(own.get("method", base.adapter.method))
+        checked = {
+            name: fitting(start + name, value, hints[name]) if name in hints else value
+            for name, value in own.items()  # `with_adapter` refuses a name that is not known
+        }
+        config = with_adapter(base, checked)
     for name, value in point:
         if not name.startswith(start):
             config = _with_field(config, name.split("."), value, name)
     return config
 
 
+def adapter_hints(method: Any) -> dict[str, Any]:
+    """The types of an adapter's fields and of its method's options, by name."""
+    hints = typing.get_type_hints(AdapterConfig)
+    spec = METHODS[method].spec if method in METHODS else None
+    for field in dataclasses.fields(spec) if spec else ():
+        part = getattr(spec, field.name)
+        if dataclasses.is_dataclass(part):
+            hints = typing.get_type_hints(type(part)) | hints
+    return hints
+
+
 def _with_field(config: Any, path: Sequence[str], value: Any, name: str) -> Any:
-    """A dataclass with one field changed, to a value of the kind that the field has now."""
+    """A dataclass with one field changed, to a value of the field's type."""
     known = {field.name for field in dataclasses.fields(config)}
     if path[0] not in known:
         raise UserError(f"the config has no field {name!r}{nearest(path[0], known)}")
@@ -229,11 +298,27 @@ def _with_field(config: Any, path: Sequence[str], value: Any, name: str) -> Any:
         return dataclasses.replace(config, **{path[0]: _with_field(now, path[1:], value, name)})
     if len(path) > 1 or dataclasses.is_dataclass(now):
         raise UserError(f"{name!r} is no field of the config with a value of its own")
-    if isinstance(now, float) and _is_number(value):
-        value = float(value)
-    elif now is not None and type(value) is not type(now):
-        raise UserError(f"{name}={value!r} is not a {type(now).__name__} like {now!r}")
+    value = fitting(name, value, typing.get_type_hints(type(config))[path[0]])
     return dataclasses.replace(config, **{path[0]: value})
+
+
+def fitting(name: str, value: Any, hint: Any) -> Any:
+    """A value as its field's type has it.
+
+    Raises:
+        UserError: it is of another type.
+
+    >>> fitting("rho", 5, float | None), fitting("scale", "theory", str | None)
+    (5.0, 'theory')
+    """
+    kinds = typing.get_args(hint) or (hint,)
+    if float in kinds and _is_number(value):
+        return float(value)
+    if type(value) in kinds:
+        return value
+    words = {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}
+    taken = " or ".join(word for kind, word in words.items() if kind in kinds)
+    raise UserError(f"{name}={value!r} does not fit: give {taken or 'it in the config file'}")
 
 
 def _by_base(points: Sequence[Point]) -> dict[Point, list[Point]]:
@@ -272,10 +357,6 @@ def _at_rate(config: RunConfig, base: RunConfig) -> RunConfig:
     )
 
 
-def _mean(found: Sequence[Outcome], name: str) -> float:
-    return statistics.fmean(outcome.after[name] for outcome in found)
-
-
 def describe(point: Point) -> str:
     """A point in words of the command line.
 
@@ -292,7 +373,7 @@ def sweep_table(
     rows = [
         [
             *(str(value) for _, value in point),
-            *(mean_and_spread([o.after[name] for o in of_point]) for name in (*metrics, "loss")),
+            *(score_in_words(of_point, name) for name in (*metrics, "loss")),
             f"{of_point[0].trained_parameters:,}",
         ]
         for point, of_point in found.items()

@@ -4,6 +4,7 @@ Every metric has the signature `(predictions, labels, weights=None) -> float`. C
 class ids, regression takes values. `weights` [N] >= 0 count a row that many times.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -154,9 +155,13 @@ LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
 
 
 def goodness(metric: str, value: float) -> float:
-    """A number that is higher for a better score; its own inverse.
+    """A number that is higher for a better score; its own inverse for finite ones.
 
-    >>> goodness("accuracy", 0.9), goodness("perplexity", 7.0)
-    (0.9, -7.0)
+    A score that is not finite is worse than any other, whatever the metric.
+
+    >>> goodness("accuracy", 0.9), goodness("perplexity", 7.0), goodness("accuracy", float("nan"))
+    (0.9, -7.0, -inf)
     """
+    if not math.isfinite(value):
+        return -math.inf
     return -value if metric in LOWER_IS_BETTER else value

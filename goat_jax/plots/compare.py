@@ -1,15 +1,20 @@
-"""Loss curves of several methods in one picture: the mean over seeds, and how far they spread."""
+"""Loss curves of several methods: a panel each, with the others' means behind."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.plots.save import save_figure
-from goat_jax.plots.style import COLORS, LINES, tidy
+from goat_jax.plots.style import COLORS, grid_shape, tidy, write_title
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def plot_comparison(
@@ -17,12 +22,18 @@ def plot_comparison(
     path: str | os.PathLike[str],
     *,
     title: str,
+    steps: int | None = None,
 ) -> None:
-    """Draws for every method the mean of its runs' losses, smoothed, and a band of their range.
+    """Draws for every method its runs' losses, smoothed, and their mean, in a panel of its own.
+
+    A run with fewer losses than steps diverged: its curve ends with a cross, and it is left out of
+    the mean.
 
     Args:
         losses: method -> runs -> loss of every step.
         path: a .png, .pdf or .svg file.
+        title: of the picture.
+        steps: the length of a whole run; the longest one's if None.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -31,27 +42,84 @@ def plot_comparison(
     ...     path.is_file()
     True
     """
+    if not losses:
+        raise UserError("no losses to plot: give at least one method")
+    save_figure(comparison_figure(losses, title, steps), path)
+
+
+def comparison_figure(
+    losses: Mapping[str, Sequence[Sequence[float]]], title: str, steps: int | None
+) -> Figure:
+    """The figure of `plot_comparison`."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    if not losses:
-        raise UserError("no losses to plot: give at least one method")
-    figure = Figure(figsize=(10, 5), layout="constrained")
-    ax = figure.subplots()
-    ax.set_title(title, loc="left", fontsize=12)
-    for index, (label, runs) in enumerate(losses.items()):
-        curves = np.stack([smooth(np.asarray(run, float)) for run in runs])
-        steps = np.arange(1, curves.shape[1] + 1)
-        color = COLORS[index % len(COLORS)]
-        line = LINES[index // len(COLORS) % len(LINES)]
-        ax.plot(steps, curves.mean(0), line, color=color, linewidth=1.6, label=label)
-        if len(curves) > 1:
-            ax.fill_between(steps, curves.min(0), curves.max(0), color=color, alpha=0.12, lw=0)
-    ax.set_xlabel("step (optimizer updates)")
-    ax.set_ylabel("task loss, moving mean over a tenth of the run")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    tidy(ax)
-    save_figure(figure, path)
+    longest = steps or max(len(run) for runs in losses.values() for run in runs)
+    curves = {
+        label: [smooth(np.asarray(run, float)) for run in runs] for label, runs in losses.items()
+    }
+    whole = {label: [c for c in own if len(c) == longest] for label, own in curves.items()}
+    means = {label: np.mean(own, axis=0) for label, own in whole.items() if own}
+    rows, columns = grid_shape(len(losses), most=4)
+    size = (max(3.2 * columns + 0.6, 6.0), 2.6 * rows + 1.0)
+    figure = Figure(figsize=size, layout="constrained")
+    write_title(figure, title)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    top = _limit(grid[0], [curve for own in whole.values() for curve in own])
+    for ax, (label, own) in zip(grid, curves.items(), strict=False):
+        for other, mean in means.items():
+            if other != label:
+                ax.plot(np.arange(1, longest + 1), mean, color="0.82", linewidth=1.0, zorder=1)
+        _draw_runs(ax, own, longest, top)
+        if label in means:
+            ax.plot(np.arange(1, longest + 1), means[label], color=COLORS[0], linewidth=1.8)
+        ax.set_title(_heading(label, own, means.get(label), longest), loc="left", fontsize=9.5)
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        tidy(ax, legend=False)
+    for ax in grid[max(0, len(losses) - columns) : len(losses)]:
+        ax.tick_params(labelbottom=True)  # also above a place without a panel
+    for ax in grid[len(losses) :]:
+        ax.set_visible(False)
+    behind = "; grey: the other methods' means" if len(means) > 1 else ""
+    figure.supxlabel(f"step (optimizer updates){behind}", fontsize=10)
+    figure.supylabel("task loss (moving mean)", fontsize=10)
+    return figure
+
+
+def _limit(ax: Axes, whole: Sequence[np.ndarray]) -> float:
+    """Limits the y axis to the runs that came to their end, which a diverging one would press flat;
+    returns its upper end."""
+    if not whole:
+        return np.inf
+    low, high = min(curve.min() for curve in whole), max(curve.max() for curve in whole)
+    air = 0.05 * (high - low) or 0.05
+    ax.set_ylim(low - air, high + air)
+    return high + air
+
+
+def _draw_runs(ax: Axes, curves: Sequence[np.ndarray], longest: int, top: float) -> None:
+    for curve in curves:
+        steps = np.arange(1, len(curve) + 1)
+        if len(curve) == longest:
+            ax.plot(steps, curve, color=COLORS[0], linewidth=0.7, alpha=0.45, zorder=2)
+        elif len(curve):
+            seen = np.minimum(curve, top)
+            ax.plot(steps, seen, color=COLORS[1], linewidth=0.9, linestyle="--", zorder=2)
+            ax.plot(steps[-1], seen[-1], "x", color=COLORS[1], zorder=3)
+
+
+def _heading(
+    label: str, curves: Sequence[np.ndarray], mean: np.ndarray | None, longest: int
+) -> str:
+    """The method, the mean at the end, and how many of its runs diverged.
+
+    >>> _heading("goat", [np.ones(2), np.ones(1)], np.ones(2), 2)
+    'goat: 1.000 at the end\\n1 of 2 runs diverged'
+    """
+    lost = sum(len(curve) < longest for curve in curves)
+    label = label if len(label) <= 28 else f"{label[:14]}…{label[-13:]}"
+    end = label if mean is None else f"{label}: {mean[-1]:.3f} at the end"
+    return f"{end}\n{lost} of {len(curves)} runs diverged" if lost else end
 
 
 def smooth(values: np.ndarray) -> np.ndarray:

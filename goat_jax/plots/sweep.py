@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import statistics
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from goat_jax.plots.save import save_figure
 from goat_jax.plots.style import COLORS, grid_shape, tidy, write_title
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -25,13 +28,15 @@ def plot_sweep(
     y_label: str,
     log: Collection[str] = (),
 ) -> None:
-    """Draws a panel for each field: a dot for each point, bars where it has several seeds.
+    """Draws a panel for each field: a dot for the mean of each point's scores, where there are
+    several with bars of one standard deviation.
 
-    A line goes through the means of the dots above one value, where values come again.
+    A line goes through the means of the dots above one value, where values come again. A point
+    without any score gets a cross at the bottom.
 
     Args:
         axes: field -> its value at every point.
-        scores: of every point, one a seed.
+        scores: the finite scores of every point, one a seed.
         path: a .png, .pdf or .svg file.
         log: fields drawn by their logarithm.
 
@@ -64,37 +69,76 @@ def sweep_figure(
     figure = Figure(figsize=(4.4 * columns + 0.8, 3.2 * rows + 0.6), layout="constrained")
     write_title(figure, title)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    means = np.array([np.mean(own) for own in scores])
-    bars = [means - [min(own) for own in scores], [max(own) for own in scores] - means]
-    several = any(len(own) > 1 for own in scores)
+    scored = [place for place, own in enumerate(scores) if own]
+    lost = [place for place, own in enumerate(scores) if not own]
+    means = np.array([np.mean(scores[place]) for place in scored])
+    spread = [statistics.stdev(own) if len(own) > 1 else 0.0 for own in map(list, scores) if own]
     for ax, (field, values) in zip(panels, axes.items(), strict=False):
         places, labels = _places(values)
+        x = np.array(places)
         ax.errorbar(
-            places,
+            x[scored],
             means,
-            yerr=bars if several else None,
+            yerr=spread if any(len(own) > 1 for own in scores) else None,
             fmt="o",
             markersize=4.5,
             capsize=3,
             elinewidth=0.8,
             color=COLORS[0],
+            ecolor=(COLORS[0], 0.35),
             alpha=0.75,
         )
-        again = sorted(set(places))
-        if len(again) < len(places):
-            line = [means[np.array(places) == x].mean() for x in again]
-            ax.plot(again, line, color=COLORS[1], linewidth=1.2)
+        again = sorted(set(x[scored]))
+        if len(again) < len(scored):
+            ax.plot(again, [means[x[scored] == at].mean() for at in again], color=COLORS[1], lw=1.2)
+        if lost:
+            foot = ax.get_xaxis_transform()  # x of the data, y as a share of the panel's height
+            ax.scatter(
+                x[lost], [0.04] * len(lost), marker="x", color="black", transform=foot, zorder=3
+            )
         if labels:
-            ax.set_xticks(range(len(labels)), labels)
-            ax.set_xlim(-0.5, len(labels) - 0.5)
-        elif field in log or _far_apart(again):
-            ax.set_xscale("log")
+            _write_words(ax, labels)
+        else:
+            _write_numbers(ax, sorted(set(places)), field in log)
         ax.set_xlabel(field)
         tidy(ax, legend=False)
     for ax in panels[len(axes) :]:
         ax.set_visible(False)
     figure.supylabel(y_label, fontsize=10)
+    if lost:
+        figure.supxlabel("× at the bottom: a point whose runs all diverged", fontsize=9)
     return figure
+
+
+def _write_words(ax: Axes, labels: Sequence[str]) -> None:
+    """A tick for each word; long ones are cut in the middle and broken, or upright if many."""
+    short = [text if len(text) <= 24 else f"{text[:12]}…{text[-11:]}" for text in labels]
+    room = 40 // len(labels)  # characters below a panel, for each
+    upright = max(map(len, short)) > room and len(labels) > 4
+    if not upright:
+        short = ["\n".join(textwrap.wrap(text, room)) for text in short]
+    ax.set_xticks(range(len(labels)), short, rotation=90 if upright else 0)
+    ax.set_xlim(-0.5, len(labels) - 0.5)
+
+
+def _write_numbers(ax: Axes, values: Sequence[float], log: bool) -> None:
+    """A tick for each value if they are few and apart, else some round ones."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+    log = log or _far_apart(values)
+    if log:
+        ax.set_xscale("log")
+    at = np.log(values) if log else np.array(values)
+    apart = len(at) < 2 or np.diff(at).min() >= 0.18 * (at[-1] - at[0])
+    if apart:
+        ax.set_xticks(values, [f"{value:g}" for value in values])
+    elif log:
+        ax.xaxis.set_major_locator(LogLocator(numticks=5))
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    if not apart:
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _far_apart(values: Sequence[float]) -> bool:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from goat_jax.config import AdapterConfig, RunConfig
 from goat_jax.errors import UserError
+from goat_jax.models.sources import find_model
 from goat_jax.run.evaluate import evaluate
 from goat_jax.run.placed import placement_of
 from goat_jax.run.problems import problem_of
@@ -32,8 +34,10 @@ from goat_jax.run.setup import (
     load_rows,
     training_batches,
 )
+from goat_jax.run.shapes import abstract_run
 from goat_jax.run.state import RunState
 from goat_jax.run.step import make_train_step
+from goat_jax.run.switch import check_switch
 from goat_jax.typing import Batch, PyTree
 
 
@@ -52,16 +56,19 @@ class Member:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a run came to.
+    """The result of one run. All its numbers are finite.
 
     Attributes:
-        member: which.
-        losses: the task's loss of every step's batch.
-        before, after: scores at the start and after the last step.
-        trained_parameters: of one run, heads included.
-        adapter_share: its adapters' parameters over the pretrained model's.
-        step_seconds: median time of a step, divided by the runs that were in it.
-        temporary_bytes: what the compiled step needs besides its arguments, divided likewise.
+        member: the run.
+        losses: the task's loss of every step's batch, up to the step at which the run diverged.
+        before: scores at the start.
+        after: scores after the last step; empty if the run diverged.
+        trained_parameters: the number of one run's trained parameters, heads included.
+        adapter_share: the adapters' parameters over the pretrained model's.
+        step_seconds: the median time of a step, divided by the number of runs in it.
+        temporary_bytes: the compiled step's memory besides its arguments, divided likewise.
+        diverged: the first step whose loss or gradient, or the last step if its scores, were not
+            finite; None if everything was.
     """
 
     member: Member
@@ -72,6 +79,7 @@ class Outcome:
     adapter_share: float
     step_seconds: float
     temporary_bytes: int
+    diverged: int | None = None
 
 
 def with_member(config: RunConfig, member: Member) -> RunConfig:
@@ -91,19 +99,42 @@ def train_together(configs: Sequence[RunConfig], at_once: int = 1) -> Iterator[O
         their outcomes, in the order of the configs.
 
     Raises:
-        UserError: a config with a mesh.
+        UserError: as `check_runs`, before the first is trained.
+    """
+    check_runs(configs)
+    for alike in _groups(configs):
+        for first in range(0, len(alike), at_once):
+            yield from _train_some(alike[first : first + at_once])
+
+
+def check_runs(configs: Sequence[RunConfig]) -> None:
+    """Finds what does not fit in any of the runs, before the first of them is trained.
+
+    Raises:
+        UserError: as `goat_jax.run.setup.build`, or a config with a mesh.
     """
     for config in configs:
         if placement_of(config) is not None:
             raise UserError("runs are trained together on one device: leave mesh as it is")
+    data: list[Any] = []
+    for config in (alike[0] for alike in _groups(configs)[1:]):  # training checks the first
+        abstract_run(config, find_model(config.model.path))
+        check_switch(config.adapter.spec().course, config.train.steps)
+        own = config.task, config.model.path, config.train
+        if own not in data:
+            data.append(own)
+            rows, held_out = load_rows(config, "train", "evaluation")
+            training_batches(config, rows)
+            evaluation_batches(config, held_out)
+
+
+def _groups(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """Neighbours that can share a compiled step; every batch of theirs is padded alike."""
     one_shape = [
         dataclasses.replace(each, train=dataclasses.replace(each.train, shapes=1))
         for each in configs
     ]
-    for _, alike in itertools.groupby(one_shape, key=shared_step):
-        alike = list(alike)
-        for first in range(0, len(alike), at_once):
-            yield from _train_some(alike[first : first + at_once])
+    return [list(alike) for _, alike in itertools.groupby(one_shape, key=shared_step)]
 
 
 def shared_step(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
@@ -167,27 +198,41 @@ class _Group:
             jax.jit(step, donate_argnums=0).lower(state, self.base, batch, self.numbers).compile()
         )
         before, losses, seconds = self.evaluate(state), [], []
+        diverged: dict[int, int] = {}
         for number in range(1, self.config.train.steps + 1):
             start = time.perf_counter()
-            state, loss = compiled(state, self.base, batch, self.numbers)
+            state, (loss, looked_at) = compiled(state, self.base, batch, self.numbers)
             batch = self.next_batch()
             losses.append(np.asarray(loss))
             seconds.append(time.perf_counter() - start)
+            for place in np.flatnonzero(~np.isfinite(np.asarray(looked_at)).all(axis=1)):
+                diverged.setdefault(int(place), number)
+            if len(diverged) == len(self.configs):
+                break
             if number in self.built.switches:
                 state = self.switched(state, number)
+        live = [place for place in range(len(self.configs)) if place not in diverged]
+        after = self.evaluate(state, live)
+        for place, scores in after.items():
+            if len(scores) > len(finite_only(scores)):
+                diverged[place] = len(losses)
         memory: Any = compiled.memory_analysis()
-        after, count = self.evaluate(state), len(self.configs)
-        report = self.built.inject_report
+        count, report = len(self.configs), self.built.inject_report
+
+        def kept(i: int) -> int:
+            return diverged[i] - 1 if i in diverged else len(losses)
+
         return [
             Outcome(
                 member=Member(config.train.seed, config.optimizer.learning_rate),
-                losses=tuple(float(loss[i]) for loss in losses),
-                before=before[i],
-                after=after[i],
+                losses=tuple(float(loss[i]) for loss in losses[: kept(i)]),
+                before=finite_only(before[i]),
+                after={} if i in diverged else after[i],
                 trained_parameters=report.trained_parameters,
                 adapter_share=report.adapter_share,
                 step_seconds=float(np.median(seconds)) / count,
                 temporary_bytes=int(memory.temp_size_in_bytes) // count,
+                diverged=diverged.get(i),
             )
             for i, config in enumerate(self.configs)
         ]
@@ -199,7 +244,7 @@ class _Group:
     def step(
         self, state: RunState, base: PyTree, batch: Batch, numbers: dict[str, PyTree]
     ) -> tuple[RunState, Any]:
-        """One run's step, and its loss."""
+        """One run's step, its task loss, and the numbers that training stops on if not finite."""
         own = make_train_step(
             self.built.graph,
             problem_of(self.config.task).objective(self.config.task),
@@ -208,7 +253,8 @@ class _Group:
             accumulate=self.config.train.accumulate,
         )
         state, metrics = own(state, base, batch)
-        return state, metrics["task_loss"]
+        looked_at = [metrics[name] for name in ("task_loss", "loss", "grad_norm")]
+        return state, (metrics["task_loss"], jnp.stack(looked_at))
 
     def switched(self, state: RunState, number: int) -> RunState:
         """What the method changes after that step, in every run."""
@@ -221,16 +267,21 @@ class _Group:
             lambda leaf, axis: leaf if axis is None else leaf[i], self.base, self.base_axes
         )
 
-    def evaluate(self, state: RunState) -> list[dict[str, float]]:
-        """Every run's scores."""
+    def evaluate(
+        self, state: RunState, places: Sequence[int] | None = None
+    ) -> dict[int, dict[str, float]]:
+        """The scores of every run, or of the runs at some places."""
+        places = range(len(self.configs)) if places is None else places
+        if not places:
+            return {}
         found = [self.eval_step(state, self.base, batch) for batch in self.held_out]
-        scores = []
-        for place in range(len(self.configs)):
+        scores = {}
+        for place in places:
             own = iter([_one(each, place) for each in found])
             done = evaluate(
                 lambda *_, own=own: next(own), {}, None, self.held_out, self.config.task
             )
-            scores.append(done.scores)
+            scores[place] = done.scores
         return scores
 
     @partial(jax.jit, static_argnums=0)
@@ -242,6 +293,15 @@ class _Group:
             return step(state.trainable, state.frozen(base), batch)
 
         return jax.vmap(one, in_axes=(0, self.base_axes))(state, base)
+
+
+def finite_only(scores: Mapping[str, float]) -> dict[str, float]:
+    """The scores that are finite.
+
+    >>> finite_only({"loss": float("nan"), "accuracy": 0.5})
+    {'accuracy': 0.5}
+    """
+    return {name: value for name, value in scores.items() if math.isfinite(value)}
 
 
 def _one(stacked: Any, i: int) -> Any:

@@ -8,13 +8,14 @@ import pytest
 
 from goat_jax.cli import main
 from goat_jax.commands.compare import entry_config, read_entries, with_parameters_of
-from goat_jax.errors import UserError
+from goat_jax.errors import RunFailed
 from goat_jax.run import together
 from goat_jax.run.fit import fit
 from goat_jax.run.records import read_records
 from goat_jax.run.shapes import abstract_run
 from goat_jax.run.together import Member, shared_step, train_together, with_member
 
+DIVERGING = Member(0, 1e30)
 MEMBERS = [Member(0, 1e-2), Member(1, 1e-2), Member(1, 2e-3)]
 
 
@@ -24,10 +25,6 @@ def short(config):
     adapter = dataclasses.replace(config.adapter, dropout=0.0)
     train = dataclasses.replace(config.train, steps=8, log_every=1, eval_every=8)
     return dataclasses.replace(config, adapter=adapter, train=train)
-
-
-def members(config):
-    return [with_member(config, member) for member in MEMBERS]
 
 
 def with_options(config, **options):
@@ -50,13 +47,18 @@ def assert_same(outcome, expected):
 
 
 def test_members_are_the_runs_they_would_be_alone(short, tmp_path):
-    runs = members(with_options(short, method="lora_plus"))
-    together = list(train_together(runs, at_once=3))
+    runs = [with_member(with_options(short, method="lora_plus"), m) for m in (*MEMBERS, DIVERGING)]
+    *together, diverged = list(train_together(runs, at_once=4))
     for place in (0, 2):
         assert_same(together[place], alone(runs[place], tmp_path / str(place)))
     assert len({outcome.losses for outcome in together}) == 3
     assert len({outcome.trained_parameters for outcome in together}) == 1
     assert [outcome.member for outcome in together] == MEMBERS
+    assert [outcome.diverged for outcome in together] == [None] * 3
+    with pytest.raises(RunFailed, match=f"step {diverged.diverged}: the loss is"):
+        alone(runs[-1], tmp_path / "diverged")
+    assert len(diverged.losses) == diverged.diverged - 1 and diverged.after == {}
+    assert np.isfinite([*diverged.losses, *diverged.before.values()]).all()
 
 
 ALONE = {"num_experts": 1, "top_k": 1}
@@ -135,11 +137,3 @@ def test_equal_parameters(tiny):
     of_one_rank = plain / 8
     assert abs(equal - target) <= of_one_rank / 2 < abs(plain - target)
     assert with_parameters_of(full, goat) == full
-
-
-def test_entries_that_make_no_sense(tiny):
-    with pytest.raises(UserError, match="a method is named twice: goat, goat"):
-        read_entries(["goat,goat"])
-    (entry,) = read_entries(["lora:rho=3"])
-    with pytest.raises(UserError, match="no option 'rho'"):
-        entry_config(str(tiny / "config.py"), entry)
