@@ -4,6 +4,7 @@ import struct
 
 import numpy as np
 import pytest
+from matplotlib.collections import PathCollection
 from matplotlib.text import Text
 
 from goat_jax.errors import UserError
@@ -248,7 +249,7 @@ def test_sweep_bars_are_the_deviation_and_no_label_lies_over_another():
     assert_texts_apart(figure)
     low, high = figure.axes[0].containers[0][2][0].get_segments()[0][:, 1]
     assert (low, high) == pytest.approx((0.5, 0.7))  # one sample deviation, 0.1, on either side
-    (lost,) = [each for each in figure.axes[0].collections if len(each.get_offsets()) == 1]
+    (lost,) = [each for each in figure.axes[0].collections if isinstance(each, PathCollection)]
     assert lost.get_offsets()[0][0] == rates[0]
 
 

@@ -6,14 +6,12 @@ import dataclasses
 import itertools
 import json
 import math
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from goat_jax.adapters.methods import METHODS
 from goat_jax.checks import check_number
 from goat_jax.commands.configs import override, with_adapter
 from goat_jax.commands.outcomes import (
@@ -27,6 +25,7 @@ from goat_jax.commands.outcomes import (
 )
 from goat_jax.config import AdapterConfig, RunConfig, load_config
 from goat_jax.errors import RunFailed, UserError, nearest
+from goat_jax.fields import checked, field_types
 from goat_jax.files import write_whole
 from goat_jax.plots.sweep import plot_sweep
 from goat_jax.run.together import Member, Outcome, shared_step
@@ -263,29 +262,16 @@ def config_at(base: RunConfig, point: Point) -> RunConfig:
     """
     start = "adapter."
     own = {name.removeprefix(start): v for name, v in point if name.startswith(start)}
-    config = base
-    if own:
-        hints = adapter_hints(own.get("method", base.adapter.method))
-        checked = {
-            name: fitting(start + name, value, hints[name]) if name in hints else value
-            for name, value in own.items()  # `with_adapter` refuses a name that is not known
-        }
-        config = with_adapter(base, checked)
+    kinds = field_types(AdapterConfig)
+    checked_own = {  # the parts of the method check their own options
+        name: checked(start + name, value, kinds[name]) if name in kinds else value
+        for name, value in own.items()
+    }
+    config = with_adapter(base, checked_own) if own else base
     for name, value in point:
         if not name.startswith(start):
             config = _with_field(config, name.split("."), value, name)
     return config
-
-
-def adapter_hints(method: Any) -> dict[str, Any]:
-    """The types of an adapter's fields and of its method's options, by name."""
-    hints = typing.get_type_hints(AdapterConfig)
-    spec = METHODS[method].spec if method in METHODS else None
-    for field in dataclasses.fields(spec) if spec else ():
-        part = getattr(spec, field.name)
-        if dataclasses.is_dataclass(part):
-            hints = typing.get_type_hints(type(part)) | hints
-    return hints
 
 
 def _with_field(config: Any, path: Sequence[str], value: Any, name: str) -> Any:
@@ -298,27 +284,8 @@ def _with_field(config: Any, path: Sequence[str], value: Any, name: str) -> Any:
         return dataclasses.replace(config, **{path[0]: _with_field(now, path[1:], value, name)})
     if len(path) > 1 or dataclasses.is_dataclass(now):
         raise UserError(f"{name!r} is no field of the config with a value of its own")
-    value = fitting(name, value, typing.get_type_hints(type(config))[path[0]])
+    value = checked(name, value, field_types(type(config))[path[0]])
     return dataclasses.replace(config, **{path[0]: value})
-
-
-def fitting(name: str, value: Any, hint: Any) -> Any:
-    """A value as its field's type has it.
-
-    Raises:
-        UserError: it is of another type.
-
-    >>> fitting("rho", 5, float | None), fitting("scale", "theory", str | None)
-    (5.0, 'theory')
-    """
-    kinds = typing.get_args(hint) or (hint,)
-    if float in kinds and _is_number(value):
-        return float(value)
-    if type(value) in kinds:
-        return value
-    words = {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}
-    taken = " or ".join(word for kind, word in words.items() if kind in kinds)
-    raise UserError(f"{name}={value!r} does not fit: give {taken or 'it in the config file'}")
 
 
 def _by_base(points: Sequence[Point]) -> dict[Point, list[Point]]:
