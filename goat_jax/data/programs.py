@@ -1,4 +1,4 @@
-"""Programs that a model wrote: cut out of its answer, put under test, counted as pass@k."""
+"""Programs that a model wrote: cut out of its answer, and counted as pass@k."""
 
 import re
 import textwrap
@@ -92,13 +92,13 @@ def _compiles(code: str) -> bool:
     return True
 
 
-def under_test(program: str, test: str, entry_point: str) -> str:
-    r"""A program with HumanEval's test behind it, which raises if the program is wrong.
+def definitions(prompt: str) -> str:
+    r"""The prompt of a question as a program, whose unfinished function does nothing.
 
-    >>> under_test("def one(): return 1\n", "def check(f): assert f() == 1", "one").splitlines()[-1]
-    'check(one)'
+    >>> definitions("import math\n\ndef one():\n")
+    'import math\n\ndef one():\n\n    pass\n'
     """
-    return f"{program}\n{test}\n\ncheck({entry_point})\n"
+    return prompt if _compiles(prompt) else f"{prompt}\n    pass\n"
 
 
 def pass_at_k(samples: int, passed: int, k: int) -> float:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from goat_jax.data.exams import mean_by_group
-from goat_jax.data.programs import pass_at_k, solution, under_test
+from goat_jax.data.programs import definitions, pass_at_k, solution
+from goat_jax.data.sources import Row
 from goat_jax.errors import UserError
 from goat_jax.run.answering import answer_all
 from goat_jax.run.examination import PREDICTIONS, Examination, Sitting
+from goat_jax.sandbox.limits import Trial
 from goat_jax.sandbox.run import check_sandbox, run_programs
 
 TEMPERATURE = 0.8
@@ -29,10 +31,7 @@ def examine_by_tests(sitting: Sitting) -> Examination:
     programs = _written(sitting)
     rows = [question.row for question in questions] * options.samples
     total = 2 * len(programs)
-    tested = [
-        under_test(program, str(row["test"]), str(row["entry_point"]))
-        for program, row in zip(programs, rows, strict=True)
-    ]
+    tested = [trial_of(program, row) for program, row in zip(programs, rows, strict=True)]
     outcomes = run_programs(
         tested,
         options.limits,
@@ -58,6 +57,17 @@ def examine_by_tests(sitting: Sitting) -> Examination:
         chances = [pass_at_k(options.samples, count, k) for count in passed]
         scores |= mean_by_group(f"pass@{k}", questions, chances)
     return Examination(scores, {PREDICTIONS: records})
+
+
+def trial_of(program: str, row: Row) -> Trial:
+    """A program with the test of its question, in HumanEval's form."""
+    name = str(row["entry_point"])
+    return Trial(
+        program,
+        test=f"{row['test']}\n\ncheck({name})\n",
+        known=definitions(str(row["prompt"])),
+        functions=(name,),
+    )
 
 
 def _written(sitting: Sitting) -> list[str]:

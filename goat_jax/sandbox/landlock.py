@@ -22,6 +22,10 @@ READ = EXECUTE | READ_FILE | READ_DIR
 MAKE_DEVICES = (1 << 6) | (1 << 11)
 MAKE_SOCKETS = 1 << 9
 """Not granted even in the program's own folder."""
+NETWORK_VERSION, ALL_NETWORK = 4, 3
+"""Version from which TCP can be refused, and its rights: to bind and to connect."""
+SCOPE_VERSION, ALL_SCOPES = 6, 3
+"""Version from which abstract sockets and signals can be kept inside."""
 
 
 def abi() -> int:
@@ -37,7 +41,7 @@ def abi() -> int:
 
 
 def handled(version: int) -> int:
-    """All rights of a version, as bits: what no rule grants is refused.
+    """All rights to files of a version, as bits: what no rule grants is refused.
 
     >>> handled(1), handled(3)
     (8191, 32767)
@@ -46,8 +50,22 @@ def handled(version: int) -> int:
     return (1 << count) - 1
 
 
+def ruleset(version: int) -> list[int]:
+    """All that a version can refuse: rights to files, to the network, and reach out of the scope.
+
+    >>> ruleset(3), ruleset(4), ruleset(7)
+    ([32767], [32767, 3], [65535, 3, 3])
+    """
+    fields = [handled(version)]
+    if version >= NETWORK_VERSION:
+        fields.append(ALL_NETWORK)
+    if version >= SCOPE_VERSION:
+        fields.append(ALL_SCOPES)
+    return fields
+
+
 def own_rights(version: int) -> int:
-    """What a program may do in its own folder: everything but devices, sockets and running files.
+    """Rights to a program's own folder: all but to devices, sockets and to running files.
 
     >>> own_rights(1) & EXECUTE
     0
@@ -55,10 +73,10 @@ def own_rights(version: int) -> int:
     return handled(version) & ~(EXECUTE | MAKE_DEVICES | MAKE_SOCKETS)
 
 
-def grants(version: int) -> list[tuple[str, int]]:
-    """Paths and their rights: what the Python interpreter reads, and the folder it starts in.
+def grants() -> list[tuple[str, int]]:
+    """Paths and their rights: what the Python interpreter reads, and two devices.
 
-    >>> ("/dev/null", READ_FILE | WRITE_FILE) in grants(3)
+    >>> ("/dev/null", READ_FILE | WRITE_FILE) in grants()
     True
     """
     folders = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
@@ -67,4 +85,4 @@ def grants(version: int) -> list[tuple[str, int]]:
     found = [(path, READ) for path in sorted(folders) if path and Path(path).is_dir()]
     files = {"/dev/null": READ_FILE | WRITE_FILE, "/dev/urandom": READ_FILE}
     found += [(path, rights) for path, rights in files.items() if Path(path).exists()]
-    return [*found, (".", own_rights(version))]
+    return found

@@ -1,11 +1,11 @@
-"""Runs a program in the sandbox, from outside: starts the child, watches it, hears what it says."""
+"""Runs a program and its test in two sandboxed processes, and returns the verdict."""
 
 import base64
 import contextlib
 import json
 import os
 import platform
-import secrets
+import select
 import signal
 import subprocess
 import sys
@@ -18,14 +18,14 @@ from typing import Any
 
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.sandbox import landlock, seccomp
-from goat_jax.sandbox.limits import Limits, Outcome
+from goat_jax.sandbox.limits import Limits, Outcome, Trial
 
 CHILD = Path(__file__).with_name("inside.py")
 DEFAULT_LIMITS = Limits()
-GLANCE = 0.02
-"""Seconds between looks at a running child."""
-ANSWER = 4096
-"""Bytes that are read of what a child says; its own line is far shorter."""
+ENDING = 1.0
+"""Seconds between a process closing its pipes and its end."""
+LARGEST = 2**16
+"""Bytes that are read of a verdict; its line is far shorter."""
 
 
 def check_sandbox() -> None:
@@ -42,35 +42,42 @@ def check_sandbox() -> None:
         )
 
 
-def run_program(program: str, limits: Limits = DEFAULT_LIMITS) -> Outcome:
-    """Runs one Python program, confined, in a temporary folder that is gone afterwards.
+def run_program(trial: Trial, limits: Limits = DEFAULT_LIMITS) -> Outcome:
+    """Runs one Python program against its test, both confined.
+
+    The program only computes. Its test runs in another process, calls the program's functions
+    over a pair of pipes and compares the plain values that come back.
 
     Args:
-        program: source code; it has passed if it comes to its end without an exception.
+        limits: the allowance of each of the two processes.
 
     Raises:
         UserError: this machine cannot confine it.
-        RunFailed: the child could not be confined all the same; the program was not run.
+        RunFailed: a process could not be confined all the same; the program was not run.
     """
     check_sandbox()
-    with tempfile.TemporaryDirectory(prefix="goat-jax-", ignore_cleanup_errors=True) as folder:
-        child = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", str(CHILD)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=folder,
-            env={"HOME": folder, "TMPDIR": folder, "LC_ALL": "C.UTF-8"},
-            start_new_session=True,
+    # The folder stays empty: each child mounts a file system of its own over it.
+    folder = tempfile.TemporaryDirectory(prefix="goat-jax-", ignore_cleanup_errors=True)
+    with folder as place, contextlib.ExitStack() as stack:
+        questions, answers = _Pipe(stack), _Pipe(stack)
+        program = _Child(place, stack, questions.reading, answers.writing)
+        test = _Child(place, stack, answers.reading, questions.writing)
+        questions.close()
+        answers.close()
+        code = f"{trial.program}\n{trial.setup}" if trial.setup else trial.program
+        program.order(limits, program=code)
+        test.order(
+            limits, program=None, test=trial.test, known=trial.known, functions=trial.functions
         )
-        try:
-            return _watched(child, program, limits, Path(folder))
-        finally:
-            _end(child)
+        end = time.monotonic() + limits.seconds
+        of_program, of_test = program.said_until(end), test.said_until(end)
+        if of_program is None or of_test is None:
+            return Outcome(False, f"not done after {limits.seconds:g} s")
+        return _outcome(of_program, of_test, program, test)
 
 
 def run_programs(
-    programs: Sequence[str],
+    trials: Sequence[Trial],
     limits: Limits = DEFAULT_LIMITS,
     workers: int = 1,
     progress: Callable[[int], None] = lambda done: None,
@@ -78,25 +85,103 @@ def run_programs(
     """Runs several programs, `workers` at a time; outcomes in their order.
 
     Args:
-        progress: is told how many are done.
+        progress: called with the number of programs that are done.
     """
     check_sandbox()
     outcomes = []
     with ThreadPoolExecutor(workers) as pool:
-        for outcome in pool.map(lambda program: run_program(program, limits), programs):
+        for outcome in pool.map(lambda trial: run_program(trial, limits), trials):
             outcomes.append(outcome)
             progress(len(outcomes))
     return outcomes
 
 
-def _order(program: str, limits: Limits, pid: int, secret: str) -> dict[str, Any]:
-    """What the child is told."""
+class _Pipe:
+    """The two ends of a pipe, for children to inherit."""
+
+    def __init__(self, stack: contextlib.ExitStack):
+        self.reading, self.writing = os.pipe()
+        self._open = True
+        stack.callback(self.close)
+
+    def close(self) -> None:
+        if self._open:
+            os.close(self.reading)
+            os.close(self.writing)
+        self._open = False
+
+
+class _Child:
+    """A sandboxed process, which leaving the stack ends."""
+
+    def __init__(self, folder: str, stack: contextlib.ExitStack, reading: int, writing: int):
+        self.pipes = (reading, writing)
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-B", str(CHILD)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            env={"HOME": folder, "TMPDIR": folder, "LC_ALL": "C.UTF-8"},
+            pass_fds=self.pipes,
+            start_new_session=True,
+        )
+        stack.callback(self.end)
+
+    def order(self, limits: Limits, **code: Any) -> None:
+        """Writes to the child how to confine itself, and what to run then."""
+        order = _confinement(limits, self.process.pid) | {"pipes": self.pipes} | code
+        stdin = self.process.stdin
+        assert stdin is not None
+        with contextlib.suppress(BrokenPipeError), stdin:
+            stdin.write(json.dumps(order).encode())
+
+    def said_until(self, end: float) -> bytes | None:
+        """All that it writes to standard output; None if that is not closed in time."""
+        stdout = self.process.stdout
+        assert stdout is not None
+        waiting = select.poll()
+        waiting.register(stdout, select.POLLIN)
+        said = b""
+        while waiting.poll(max(0.0, end - time.monotonic()) * 1000):
+            part = os.read(stdout.fileno(), LARGEST)
+            said += part
+            if not part or len(said) > LARGEST:
+                return said
+        return None
+
+    def how_it_ended(self) -> str:
+        """The signal or the exit code of a process whose pipes are closed."""
+        try:
+            code = self.process.wait(ENDING)
+        except subprocess.TimeoutExpired:
+            return "its pipes are closed, it still runs"
+        if code >= 0:
+            return f"exit code {code}"
+        names = {int(each): each.name for each in signal.Signals}
+        return f"signal {names.get(-code, -code)}"
+
+    def end(self) -> None:
+        """Ends it, the leader of a process group, and waits for it."""
+        if self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
+
+def _confinement(limits: Limits, pid: int) -> dict[str, Any]:
+    """The part of a child's order that confines it."""
     version = landlock.abi()
     return {
-        "program": program,
-        "secret": secret,
-        "handled": landlock.handled(version),
-        "grants": landlock.grants(version),
+        "package": str(CHILD.parent.parent),
+        "parent": os.getpid(),
+        "handled": landlock.ruleset(version),
+        "grants": landlock.grants(),
+        "own": (".", landlock.own_rights(version)),
         "filter": base64.b64encode(seccomp.filter_program(pid, platform.machine())).decode(),
         "cpu_seconds": limits.cpu_seconds,
         "memory": limits.memory,
@@ -105,50 +190,22 @@ def _order(program: str, limits: Limits, pid: int, secret: str) -> dict[str, Any
     }
 
 
-def _watched(child: subprocess.Popen, program: str, limits: Limits, folder: Path) -> Outcome:
-    secret = secrets.token_hex(16)
-    assert child.stdin is not None and child.stdout is not None
-    with contextlib.suppress(BrokenPipeError), child.stdin:
-        child.stdin.write(json.dumps(_order(program, limits, child.pid, secret)).encode())
-    end = time.monotonic() + limits.seconds
-    while child.poll() is None:
-        if time.monotonic() > end:
-            return Outcome(False, f"not done after {limits.seconds:g} s")
-        if _size(folder) > limits.disk:
-            return Outcome(False, f"more than {limits.disk} bytes in its folder")
-        time.sleep(GLANCE)
-    os.set_blocking(child.stdout.fileno(), False)
-    return _outcome(child.stdout.read(ANSWER) or b"", secret, child.returncode)
+def _outcome(of_program: bytes, of_test: bytes, program: _Child, test: _Child) -> Outcome:
+    """The verdict. The program's process says nothing unless it could not be confined."""
+    for said in (of_program, of_test):
+        if b"refused" in said and (why := _read(said).get("refused")):
+            raise RunFailed(f"the sandbox could not be set up, nothing was run: {why}")
+    verdict = _read(of_test)
+    if not verdict:
+        return Outcome(False, f"its test ended before its last line ({test.how_it_ended()})")
+    detail = str(verdict["detail"])
+    if verdict["gone"]:
+        detail += f" ({program.how_it_ended()})"
+    return Outcome(verdict["passed"], detail)
 
 
-def _outcome(said: bytes, secret: str, code: int) -> Outcome:
+def _read(said: bytes) -> dict[str, Any]:
     try:
-        answer = json.loads(said)
+        return json.loads(said)
     except ValueError:
-        answer = {}
-    if isinstance(answer, dict) and "refused" in answer:
-        raise RunFailed(f"the sandbox could not be set up, nothing was run: {answer['refused']}")
-    if not isinstance(answer, dict) or answer.get("secret") != secret:
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return Outcome(False, f"ended by itself before its last line ({how})")
-    return Outcome(not answer["detail"], str(answer["detail"]))
-
-
-def _size(folder: Path) -> int:
-    """Bytes that the files in a folder take."""
-    total = 0
-    for root, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(root, name)).st_blocks * 512
-    return total
-
-
-def _end(child: subprocess.Popen) -> None:
-    """Ends the child, which leads a process group of its own, and waits for it."""
-    if child.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-    if child.stdout is not None:
-        child.stdout.close()
+        return {}

@@ -5,10 +5,12 @@ Numbers are those of the kernel's tables (asm/unistd_64.h; asm-generic/unistd.h 
 
 import errno
 import struct
+from collections.abc import Iterable, Mapping
 
-LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
+LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16
+ALLOWED = (RETURN, 0, 0, ALLOW)
+NUMBER, ARCHITECTURE, FIRST_ARGUMENT, SECOND_ARGUMENT, THIRD_ARGUMENT = 0, 4, 16, 24, 32
 """Offsets in what the filter sees of a call."""
 
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -48,11 +50,14 @@ REFUSED: dict[str, tuple[int, int | None]] = {
     "inotify_init1": (294, 26), "fanotify_init": (300, 262), "name_to_handle_at": (303, 264),
     "open_by_handle_at": (304, 265), "quotactl": (179, 60), "quotactl_fd": (443, 443),
     # memory outside the limit
-    "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190),
-    "msgget": (68, 186), "mq_open": (240, 180), "mq_unlink": (241, 181),
+    "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "shmdt": (67, 197),
+    "semget": (64, 190), "semop": (65, 193), "semctl": (66, 191), "semtimedop": (220, 192),
+    "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187),
+    "mq_open": (240, 180), "mq_unlink": (241, 181),
     "memfd_create": (319, 279), "memfd_secret": (447, 447), "mlock": (149, 228),
     "mlock2": (325, 284), "mlockall": (151, 230),
     # the kernel
+    "prctl": (157, 167), "seccomp": (317, 277), "sync": (162, 81), "syncfs": (306, 267),
     "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
     "io_setup": (206, 0), "bpf": (321, 280), "perf_event_open": (298, 241),
     "userfaultfd": (323, 282), "keyctl": (250, 219), "add_key": (248, 217),
@@ -73,6 +78,14 @@ REFUSED: dict[str, tuple[int, int | None]] = {
 TO_ITSELF: dict[str, tuple[int, int | None]] = {"kill": (62, 129), "tgkill": (234, 131)}
 """Calls that signal: allowed to the process itself."""
 
+FCNTL, FCNTL_COMMANDS = (72, 25), (0, 1, 2, 3, 1030)
+"""Its numbers, and the commands that are allowed: F_DUPFD, F_GETFD, F_SETFD, F_GETFL and
+F_DUPFD_CLOEXEC. Others choose which process a file's signals go to."""
+SETFL, ASYNC = 4, 0x2000
+"""fcntl's command that sets a file's flags, allowed without O_ASYNC, which asks for signals."""
+IOCTL, IOCTL_COMMANDS = (16, 29), (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
+"""The same: TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX and FIOCLEX."""
+
 
 def filter_program(pid: int, name: str) -> bytes:
     """The filter for one process: refused calls fail with EPERM, a foreign call table kills.
@@ -84,7 +97,8 @@ def filter_program(pid: int, name: str) -> bytes:
     >>> len(filter_program(1, "x86_64")) % 8
     0
     """
-    refuse = ERRNO | errno.EPERM
+    column = list(MACHINES).index(name)
+    refuse = (RETURN, 0, 0, ERRNO | errno.EPERM)
     code = [
         (LOAD, 0, 0, ARCHITECTURE),
         (EQUAL, 1, 0, MACHINES[name]),
@@ -93,20 +107,32 @@ def filter_program(pid: int, name: str) -> bytes:
         (AT_LEAST, 0, 1, NEWER),  # the x32 calls of x86-64 are far above, too
         (RETURN, 0, 0, ERRNO | errno.ENOSYS),
     ]
-    for number in _numbers(REFUSED, name):
-        code += [(EQUAL, 0, 1, number), (RETURN, 0, 0, refuse)]
-    for number in _numbers(TO_ITSELF, name):
-        code += [
-            (EQUAL, 0, 4, number),
-            (LOAD, 0, 0, FIRST_ARGUMENT),
-            (EQUAL, 0, 1, pid),
-            (RETURN, 0, 0, ALLOW),
-            (RETURN, 0, 0, refuse),
-        ]
-    code.append((RETURN, 0, 0, ALLOW))
+    for number in _numbers(REFUSED, column):
+        code += [(EQUAL, 0, 1, number), refuse]
+    for number in _numbers(TO_ITSELF, column):
+        code += _only(number, [(LOAD, 0, 0, FIRST_ARGUMENT), *_allowed([pid]), refuse])
+    command = (LOAD, 0, 0, SECOND_ARGUMENT)
+    quiet_flags = [
+        (EQUAL, 0, 3, SETFL),
+        (LOAD, 0, 0, THIRD_ARGUMENT),
+        (ANY_BIT, 1, 0, ASYNC),
+        ALLOWED,
+    ]
+    code += _only(FCNTL[column], [command, *_allowed(FCNTL_COMMANDS), *quiet_flags, refuse])
+    code += _only(IOCTL[column], [command, *_allowed(IOCTL_COMMANDS), refuse])
+    code.append(ALLOWED)
     return b"".join(struct.pack("=HBBI", *line) for line in code)
 
 
-def _numbers(table: dict[str, tuple[int, int | None]], name: str) -> list[int]:
-    column = list(MACHINES).index(name)
+def _only(number: int, then: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
+    """Lines for one call; all others step over them, with its number still loaded."""
+    return [(EQUAL, 0, len(then), number), *then]
+
+
+def _allowed(values: Iterable[int]) -> list[tuple[int, int, int, int]]:
+    """Lines that allow the call if what is loaded is one of the values."""
+    return [line for value in values for line in ((EQUAL, 0, 1, value), ALLOWED)]
+
+
+def _numbers(table: Mapping[str, tuple[int, int | None]], column: int) -> list[int]:
     return [own for numbers in table.values() if (own := numbers[column]) is not None]

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from goat_jax.data.programs import code_in, pass_at_k, solution, under_test
+from goat_jax.data.programs import code_in, definitions, pass_at_k, solution
 from goat_jax.errors import UserError
 
 PROMPT = (
@@ -15,7 +15,7 @@ WHOLE = "def root(x):\n    return sqrt(x)\n"
 
 
 def passes(answer):
-    program = under_test(solution(PROMPT, "root", answer), TEST, "root")
+    program = solution(PROMPT, "root", answer) + TEST + "check(root)\n"
     try:
         exec(compile(program, "program", "exec"), {})
     except BaseException:
@@ -55,6 +55,13 @@ def test_a_right_answer_is_found(answer):
 )
 def test_a_wrong_answer_fails(answer):
     assert not passes(answer)
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, "def helper():\n    return 1\n\ndef root(x):\n"])
+def test_a_prompt_alone_defines_what_its_test_may_use(prompt):
+    names = {}
+    exec(definitions(prompt), names)
+    assert names["root"](4) is None and names.get("helper", lambda: 1)() == 1
 
 
 def test_a_fence_that_closes_is_told_from_one_that_opens():

@@ -2,9 +2,10 @@
 
 import pytest
 
-from goat_jax.data.programs import solution, under_test
+from goat_jax.data.programs import solution
 from goat_jax.data.sources import read_rows
 from goat_jax.errors import UserError
+from goat_jax.run.coding import trial_of
 from goat_jax.sandbox.limits import MEBIBYTE, Limits
 from goat_jax.sandbox.run import check_sandbox, run_programs
 
@@ -22,12 +23,7 @@ def rows(shared):
 
 def passed(rows, answer):
     programs = [
-        under_test(
-            solution(row["prompt"], row["entry_point"], answer(row)),
-            row["test"],
-            row["entry_point"],
-        )
-        for row in rows
+        trial_of(solution(row["prompt"], row["entry_point"], answer(row)), row) for row in rows
     ]
     outcomes = run_programs(programs, LIMITS, workers=2)
     return [row["task_id"] for row, outcome in zip(rows, outcomes, strict=True) if outcome.passed]

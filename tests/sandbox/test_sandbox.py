@@ -8,15 +8,25 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.sandbox import landlock, run, seccomp
-from goat_jax.sandbox.limits import MEBIBYTE, Limits
-from goat_jax.sandbox.run import check_sandbox, run_program, run_programs
+from goat_jax.sandbox.limits import MEBIBYTE, Limits, Trial
+from goat_jax.sandbox.run import check_sandbox
 
 SMALL = Limits(seconds=5.0, cpu_seconds=2, memory=256 * MEBIBYTE, disk=2 * MEBIBYTE)
+
+
+def run_program(program, limits=run.DEFAULT_LIMITS, test=""):
+    """Passes if the program's process comes to the program's end and its test passes."""
+    return run.run_program(Trial(program, test), limits)
+
+
+def run_programs(programs, limits, **more):
+    return run.run_programs([Trial(program, "") for program in programs], limits, **more)
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +50,7 @@ def test_a_program_passes_if_it_comes_to_its_end():
         "import os; os._exit(0)",
         "import sys; sys.exit(0)",
         "raise SystemExit",
-        'import os; os.write(1, b\'{"detail": ""}\'); os._exit(0)',
+        "import os; os.write(1, b'{\"passed\": true}'); os._exit(0)",
         "import os, signal; os.kill(os.getpid(), signal.SIGTERM)",
     ],
 )
@@ -198,38 +208,52 @@ def test_where_it_cannot_protect_it_refuses(attribute, value, says, monkeypatch)
 
 
 def test_a_child_that_cannot_be_confined_runs_nothing(monkeypatch, tmp_path):
-    monkeypatch.setattr(landlock, "grants", lambda version: [(str(tmp_path / "nowhere"), 4)])
+    monkeypatch.setattr(landlock, "grants", lambda: [(str(tmp_path / "nowhere"), 4)])
     with pytest.raises(RunFailed, match="could not be set up, nothing was run"):
         run_program("x = 1", SMALL)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
-def test_it_works_without_root_too(tmp_path):
+def test_it_works_without_root_too(monkeypatch):
     """The child's own part, as nobody: it needs no rights to give up rights."""
-    place = tmp_path / "own"
-    place.mkdir()
-    os.chown(place, 65534, 65534)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with tempfile.TemporaryDirectory() as place:
+        os.chown(place, 65534, 65534)
+        _works_for_nobody(place)
+
+
+def _works_for_nobody(place):
     become_nobody = (
-        "import base64, ctypes, json, os, resource, sys; code = open(sys.argv[1]).read();"
+        "import os, sys; code = compile(open(sys.argv[1]).read(), 'inside', 'exec');"
+        "names = {'__name__': 'inside'}; exec(code, names); names['load_own_modules'](sys.argv[2]);"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534);"
-        "exec(compile(code, 'inside', 'exec'), {'__name__': '__main__'})"
+        "names['ctypes'].CDLL(None).prctl(4, 1);"  # as for a program that a user starts
+        "names['main']()"
     )
-    programs = {
+    tests = {
         "import os; assert os.getuid() == 65534; open('note', 'w').write('x')": "",
         "import os; os.fork()": "not permitted",
         "open('/dev/null').read()": "Permission denied",
     }
-    for program, says in programs.items():
+    reading, writing = os.pipe()
+    package = str(run.CHILD.parent.parent)
+    answer = json.dumps({"do": "return", "roots": [None], "heap": []}).encode()
+    for test, says in tests.items():
         child = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", become_nobody, str(run.CHILD)],
+            [sys.executable, "-I", "-S", "-c", become_nobody, str(run.CHILD), package],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=place,
             env={},
+            pass_fds=(reading, writing),
         )
         # Python itself may lie where nobody may look, so its library is left out.
-        order = run._order(program, SMALL, child.pid, "s")
-        order["grants"] = [grant for grant in order["grants"] if grant[0] == "."]
-        said, _ = child.communicate(json.dumps(order).encode(), timeout=10)
-        detail = json.loads(said)["detail"]
-        assert (says in detail) if says else not detail, (program, detail)
+        order = run._confinement(SMALL, child.pid) | {"grants": [], "pipes": (reading, writing)}
+        order |= {"program": None, "test": test, "known": "", "functions": ()}
+        os.write(writing, len(answer).to_bytes(8, "big") + answer)  # the program was loaded
+        said, _ = child.communicate(json.dumps(order).encode(), timeout=60)
+        verdict = json.loads(said)
+        assert verdict["passed"] is not bool(says), (test, verdict)
+        assert says in verdict["detail"], (test, verdict)
+    os.close(reading)
+    os.close(writing)
