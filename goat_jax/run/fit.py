@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import signal
@@ -17,11 +18,11 @@ from goat_jax.data.metrics import goodness
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.run.checkpoint import Checkpoints
 from goat_jax.run.evaluate import evaluate
-from goat_jax.run.folder import claim
+from goat_jax.run.folder import claimed, identify
 from goat_jax.run.meter import Meter, memory_peaks
 from goat_jax.run.norms import norms_by_module, not_finite
 from goat_jax.run.problems import problem_of
-from goat_jax.run.processes import Votes, agreed, is_first, records_of
+from goat_jax.run.processes import Votes, by_first, is_first, records_of
 from goat_jax.run.profile import Profile
 from goat_jax.run.progress import TrainProgress
 from goat_jax.run.records import Records
@@ -79,25 +80,24 @@ def fit(
         UserError: anything wrong with the config, the data, the model or the folder.
         RunFailed: a loss or gradient that is not finite.
     """
-    built = build(config)
-    data = load_data(config, built.vocabulary)
     folder = Path(config.out)
-    _claim_together(folder, config, built, command)
-    going_on = config.train.save_errors == "continue"
-    checkpoints = Checkpoints(folder, config.best_by, going_on=going_on)
-    try:
-        with records_of(config) as records:
-            loop = _Loop(config, built, data, records, checkpoints)
-            loop.restore()
-            shown = progress and is_first()
-            with (
-                TrainProgress(config.train.steps, loop.step, shown) as loop.bar,
-                Profile(folder, config.watch.profiled_steps()) as loop.profile,
-                Signals(config.train.grace_seconds, expired) as signals,
-            ):
-                return loop.run(signals)
-    finally:
-        checkpoints.close()
+    with contextlib.ExitStack() as held:
+        by_first(lambda: held.enter_context(claimed(folder, config)))
+        built = build(config)
+        data = load_data(config, built.vocabulary)
+        by_first(lambda: identify(folder, config, built, command))
+        going_on = config.train.save_errors == "continue"
+        checkpoints = Checkpoints(folder, config.best_by, going_on=going_on)
+        held.callback(checkpoints.close)
+        loop = _Loop(config, built, data, held.enter_context(records_of(config)), checkpoints)
+        loop.restore()
+        shown = progress and is_first()
+        with (
+            TrainProgress(config.train.steps, loop.step, shown) as loop.bar,
+            Profile(folder, config.watch.profiled_steps()) as loop.profile,
+            Signals(config.train.grace_seconds, expired) as signals,
+        ):
+            return loop.run(signals)
 
 
 def begin(
@@ -112,35 +112,23 @@ def begin(
     Raises:
         UserError: as `fit`, or the folder holds a run already.
     """
-    built = build(config)
-    data = load_data(config, built.vocabulary)
     folder = Path(config.out)
-    state = start(built)
-    if claim(folder, config, built, command):
-        raise UserError(f"{folder} holds this run already: give another --out")
-    checkpoints = Checkpoints(folder, config.best_by)
-    try:
-        with records_of(config) as records, TrainProgress(config.train.steps, 0, False) as bar:
-            loop = _Loop(config, built, data, records, checkpoints)
-            loop.state, loop.bar = state, bar
-            loop.before = loop.after = loop.evaluate()
-            loop.save(loop.before)
-            checkpoints.wait()
-            return loop.summary("imported")
-    finally:
-        checkpoints.close()
-
-
-def _claim_together(folder: Path, config: RunConfig, built: Built, command: str | None) -> None:
-    """The first process makes the folder the run's; the others go on only if it could."""
-    refused: UserError | None = None
-    if is_first():
-        try:
-            claim(folder, config, built, command)
-        except UserError as error:
-            refused = error
-    if not agreed(refused is None):
-        raise refused or UserError(f"the first process was refused {folder}: see its message")
+    with contextlib.ExitStack() as held:
+        if held.enter_context(claimed(folder, config)):
+            raise UserError(f"{folder} holds this run already: give another --out")
+        built = build(config)
+        data = load_data(config, built.vocabulary)
+        state = start(built)
+        checkpoints = Checkpoints(folder, config.best_by)
+        held.callback(checkpoints.close)
+        loop = _Loop(config, built, data, held.enter_context(records_of(config)), checkpoints)
+        loop.state, loop.bar = state, TrainProgress(config.train.steps, 0, False)
+        loop.before = loop.after = loop.evaluate()
+        loop.save(loop.before)
+        checkpoints.wait()
+        # Last: without its checkpoint the run would be another one, so until then it is none.
+        identify(folder, config, built, command)
+        return loop.summary("imported")
 
 
 @dataclasses.dataclass

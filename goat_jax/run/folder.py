@@ -2,23 +2,112 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import flax
-import jax
 import numpy as np
 
 from goat_jax.config import FREE_TO_CHANGE, RunConfig, config_from_json, flatten
 from goat_jax.errors import UserError
+from goat_jax.files import read_json, write_whole
+from goat_jax.run.lock import LOCK, locked
 from goat_jax.run.setup import Built
 
 RUN = "run.json"
 RESULT = "result.json"  # what a run of a table came to
 # A rebuilt SVD differs by rounding (1e-7); another segment, seed or rho by more than this.
 NORM_TOLERANCE = 1e-5
+LIBRARIES = {
+    "goat_jax": "goat-jax",
+    "jax": "jax",
+    "flax": "flax",
+    "optax": "optax",
+    "orbax": "orbax-checkpoint",
+    "transformers": "transformers",
+    "grain": "grain",
+}
+"""Name in run.json -> name of the package whose version a run's numbers may depend on."""
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, config: RunConfig) -> Iterator[bool]:
+    """A context in which the folder is this run's alone; gives whether the run had begun there.
+
+    All of it is cheap: it comes before weights are loaded. What has to be computed is compared by
+    `identify`.
+
+    Raises:
+        UserError: the folder cannot be written to, holds other files or another run, or another
+            process is training there.
+    """
+    folder = Path(folder)
+    try:
+        missing = not folder.exists()
+        _check_content(folder)  # before a lock is left in somebody's folder
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        raise UserError(_unusable(folder, error)) from None
+    with contextlib.ExitStack() as held:
+        if missing:
+            held.callback(_remove_unless_used, folder)
+        try:
+            held.enter_context(locked(folder))
+        except OSError as error:
+            raise UserError(_unusable(folder, error)) from None
+        begun = _check_content(folder)
+        if begun:
+            check_same_config(folder, read_run(folder), config)
+        yield begun
+
+
+def _unusable(folder: Path, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or error
+    return f"{folder} cannot be a run folder ({reason}): choose another --out"
+
+
+def _check_content(folder: Path) -> bool:
+    """Whether a run had begun in the folder; `UserError` if it holds something else."""
+    if (folder / RUN).is_file():
+        return True
+    # A process that was killed early leaves its lock, or a run.json that was never finished.
+    others = [
+        path
+        for path in (folder.iterdir() if folder.exists() else ())
+        if path.name != LOCK and not (path.name.startswith(".") and path.name.endswith(".part"))
+    ]
+    if others:
+        raise UserError(f"{folder} holds other files and no {RUN}: choose another --out")
+    return False
+
+
+def _remove_unless_used(folder: Path) -> None:
+    """Removes the folder that this process made if no run has come to be in it."""
+    if [path.name for path in folder.iterdir()] == [LOCK]:
+        with contextlib.suppress(OSError):  # somebody else has begun there meanwhile
+            (folder / LOCK).unlink()
+            folder.rmdir()
+
+
+def identify(folder: Path, config: RunConfig, built: Built, command: str | None = None) -> None:
+    """Writes run.json where a run begins; where it had begun, checks that it is the same.
+
+    Args:
+        folder: is this run's (`claimed`).
+        command: the command that begins the run, to be kept.
+
+    Raises:
+        UserError: the model is not the one that the run began with.
+    """
+    path = Path(folder) / RUN
+    if path.is_file():
+        check_same_model(folder, read_run(folder), built)
+        return
+    kept = describe(config, built) | ({"command": command} if command else {})
+    write_whole(path, json.dumps(kept, indent=1) + "\n")
 
 
 def describe(config: RunConfig, built: Built) -> dict[str, Any]:
@@ -28,31 +117,21 @@ def describe(config: RunConfig, built: Built) -> dict[str, Any]:
         "base_sha256": built.base_fingerprint,
         "residual_norms": built.residual_norms,
         "trained_parameters": built.inject_report.trained_parameters,
-        "versions": {"jax": jax.__version__, "flax": flax.__version__},
+        "versions": versions(),
     }
 
 
-def claim(folder: Path, config: RunConfig, built: Built, command: str | None = None) -> bool:
-    """Makes the folder this run's, or checks that it is; True if the run had begun there before.
+def versions() -> dict[str, str]:
+    """The versions of goat_jax and of what its numbers depend on.
 
-    Args:
-        command: that begins the run, to be kept.
-
-    Raises:
-        UserError: the folder holds another run, naming what differs.
+    >>> list(versions())
+    ['goat_jax', 'jax', 'flax', 'optax', 'orbax', 'transformers', 'grain']
     """
-    folder = Path(folder)
-    mine = describe(config, built)
-    path = folder / RUN
-    if path.is_file():
-        check_same_run(folder, read_run(folder), mine)
-        return True
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds other files and no {RUN}: choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = mine | ({"command": command} if command else {})
-    write_aside(path, json.dumps(kept, indent=1) + "\n")
-    return False
+    found = {}
+    for name, package in LIBRARIES.items():
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(package)
+    return found
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -60,10 +139,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     path = Path(folder) / RUN
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder: it has no {RUN}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): restore it or start anew") from None
+    return read_json(path)
 
 
 def load_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
@@ -72,28 +148,28 @@ def load_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
     return config_from_json(saved["config"]), saved
 
 
-def check_same_run(folder: Path, theirs: dict[str, Any], mine: dict[str, Any]) -> None:
-    """Raises `UserError` unless a saved description is of the same run."""
-    if theirs["base_sha256"] != mine["base_sha256"]:
-        raise UserError(
-            f"{folder} belongs to a run on another base model (weights "
-            f"{theirs['base_sha256'][:12]}, these are {mine['base_sha256'][:12]}): "
-            "give the same model or another --out"
-        )
-    saved = flatten(config_from_json(theirs["config"]))  # with what fields since then stand for
-    for name, value in mine["config"].items():
-        before = saved.get(name)
-        if name not in FREE_TO_CHANGE and before != value:
+def check_same_config(folder: Path, saved: dict[str, Any], config: RunConfig) -> None:
+    """Raises `UserError` unless a config differs from a run's only where it may."""
+    before = flatten(config_from_json(saved["config"]))  # with what fields since then stand for
+    for name, value in flatten(config).items():
+        if name not in FREE_TO_CHANGE and before.get(name) != value:
             raise UserError(
-                f"{folder} holds a run with {name} = {before!r}, now {value!r}: "
+                f"{folder} holds a run with {name} = {before.get(name)!r}, now {value!r}: "
                 "give the same or another --out"
             )
-    _check_residuals(folder, theirs["residual_norms"], mine["residual_norms"])
 
 
-def _check_residuals(folder: Path, theirs: dict[str, list], mine: dict[str, list]) -> None:
-    for name, norms in mine.items():
-        if not np.allclose(theirs.get(name, np.inf), norms, rtol=NORM_TOLERANCE, atol=0):
+def check_same_model(folder: Path, saved: dict[str, Any], built: Built) -> None:
+    """Raises `UserError` unless a model is the one that a run began with."""
+    theirs, mine = saved["base_sha256"], built.base_fingerprint
+    if theirs != mine:
+        raise UserError(
+            f"{folder} belongs to a run on another base model (weights {theirs[:12]}, these are "
+            f"{mine[:12]}): give the same model or another --out"
+        )
+    for name, norms in built.residual_norms.items():
+        before = saved["residual_norms"].get(name, np.inf)
+        if not np.allclose(before, norms, rtol=NORM_TOLERANCE, atol=0):
             raise UserError(
                 f"{folder}: the rebuilt frozen kernel of {name} is not the one it was trained on: "
                 "the library's SVD start has changed, start anew with another --out"
@@ -102,6 +178,4 @@ def _check_residuals(folder: Path, theirs: dict[str, list], mine: dict[str, list
 
 def write_aside(path: Path, text: str) -> None:
     """Writes a text file so that it is either the old one or whole."""
-    aside = path.with_suffix(".writing")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    write_whole(path, text)

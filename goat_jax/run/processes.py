@@ -7,6 +7,7 @@ them see the same files (a shared folder), and only the first writes what is not
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -96,6 +97,22 @@ def agreed(first_process_is_fine: bool) -> bool:
 
     told = multihost_utils.broadcast_one_to_all(np.int32(first_process_is_fine))
     return bool(told)
+
+
+def by_first(action: Callable[[], Any]) -> None:
+    """Does something in the first process; the others wait, and go on only if it succeeded.
+
+    Raises:
+        UserError: in every process, if the first one raised it.
+    """
+    refused: UserError | None = None
+    if is_first():
+        try:
+            action()
+        except UserError as error:
+            refused = error
+    if not agreed(refused is None):
+        raise refused or UserError("the first process was refused: see its message")
 
 
 class Votes:

@@ -16,7 +16,7 @@ from goat_jax.mesh.config import MeshConfig
 from goat_jax.mesh.placement import make_placement
 from goat_jax.models.load import Loaded, load_model
 from goat_jax.run.checkpoint import Checkpoints
-from goat_jax.run.folder import check_same_run, describe, load_run
+from goat_jax.run.folder import check_same_model, load_run
 from goat_jax.run.placed import keep_rows
 from goat_jax.run.setup import Built, build
 from goat_jax.run.state import RunState
@@ -72,7 +72,7 @@ def reopen(folder: Path, step: int | None, mesh: MeshConfig = ONE_DEVICE) -> Reo
     checkpoints = Checkpoints(folder, config.best_by, read_only=True)
     chosen = _chosen(folder, checkpoints, step)  # before anything dear is done
     built = build(config)
-    check_same_run(folder, saved, describe(config, built))
+    check_same_model(folder, saved, built)
     state = checkpoints.restore(built.state, None, chosen).state
     checkpoints.close()
     return Reopened(config, built, state, chosen)

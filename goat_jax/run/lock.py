@@ -1,0 +1,81 @@
+"""The lock of a run folder: one process at a time may write to it, any number may read.
+
+It is the operating system's lock on a file, so it ends with the process that holds it, however that
+ends. The file itself means nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from goat_jax.errors import Notice, UserError
+
+LOCK = ".lock"
+UNKNOWN_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of file systems that have no locks."""
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """A context in which this process alone writes to a folder, which has to exist.
+
+    Raises:
+        UserError: another process holds the lock.
+    """
+    file = _lock(folder)
+    try:
+        yield
+    finally:
+        os.close(file)
+
+
+def _lock(folder: Path) -> int:
+    path = folder / LOCK
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            _lock_or_refuse(file, folder)
+            os.ftruncate(file, 0)
+            os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            # The process before may have removed the file after we opened it; then our lock is on
+            # a file that nobody else will find.
+            if _is_at(file, path):
+                return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+
+
+def _lock_or_refuse(file: int, folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(file, 300, 0).decode("utf-8", "replace").strip()
+        raise UserError(
+            f"{folder} is being trained by {' '.join(holder.split()) or 'another process'}: wait "
+            "until that ends, or give another --out"
+        ) from None
+    except OSError as error:
+        if error.errno not in UNKNOWN_HERE:
+            raise
+        warnings.warn(
+            f"the file system of {folder} has no locks: nothing keeps a second process from "
+            "training there",
+            Notice,
+            stacklevel=4,
+        )
+
+
+def _is_at(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except FileNotFoundError:
+        return False
