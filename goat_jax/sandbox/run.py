@@ -198,7 +198,7 @@ def _outcome(of_program: bytes, of_test: bytes, program: _Child, test: _Child) -
     verdict = _read(of_test)
     if not verdict:
         return Outcome(False, f"its test ended before its last line ({test.how_it_ended()})")
-    detail = str(verdict["detail"])
+    detail = "".join(each if each.isprintable() else "?" for each in str(verdict["detail"]))
     if verdict["gone"]:
         detail += f" ({program.how_it_ended()})"
     return Outcome(verdict["passed"], detail)
