@@ -1,11 +1,13 @@
 """The programs of the language tables: what is done is not done again, and the table says so."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from goat_jax.adapters.scales import AlphaOverRank
 from goat_jax.commands import exam_sweep as module
 from goat_jax.commands.exam_sweep import main
 from goat_jax.data.commonsense import FOLDERS
@@ -26,10 +28,12 @@ class Runner:
 
     def __init__(self):
         self.trained, self.asked, self.failing, self.stopping = [], [], {}, None
+        self.configs = []
 
     def fit(self, config, progress):
         folder = Path(config.out)
         self.trained.append(folder.name)
+        self.configs.append(config)
         if folder.name in self.failing:
             raise self.failing[folder.name]
         folder.mkdir(parents=True, exist_ok=True)
@@ -163,6 +167,49 @@ def test_three_runs_fill_the_table_of_generation(runner, folder, tmp_path, capsy
     assert head == ["method", "chat", "math", "code", "average"]
     assert goat[1:4] == ["6.00 (6.01, -0.01)", "60.00 (60.20, -0.20)", "25.00 (25.61, -0.61)"]
     assert other[1:4] == ["6.00", "60.00", "25.00"]  # a method that the paper does not have
+
+
+def test_methods_have_ranks_and_options_and_runs_have_folders_of_their_own(
+    runner, folder, tmp_path, capsys
+):
+    goat = "goat@16:scale=alpha_over_rank,rho=5"
+    data = folder.parent / "elsewhere"
+    shutil.copytree(folder, data)
+    options = ["--options", f"folder={folder}", f"questions={folder}", f"code:folder={data}"]
+    arguments = ["--out", str(tmp_path / "out"), "--quiet", *options, "--runs", "math", "code"]
+    assert main(load_program("generation").SWEEP, [*arguments, "--methods", "lora", goat]) == 0
+    name = "goat-rank16-scale-alpha_over_rank-rho-5"
+    assert runner.trained[1] == f"math-{name}-seed0"
+    math, code = runner.configs[1], runner.configs[3]
+    spec = math.adapter.spec()
+    assert (spec.total_rank, spec.alpha, spec.initializer.rho) == (16, 32.0, 5)
+    assert spec.scale == AlphaOverRank() and spec == code.adapter.spec()
+    assert math.task.train.startswith(str(folder)) and code.task.train.startswith(str(data))
+    rows = [cells(line) for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["lora", goat] and rows[1][1] == "60.00"
+    saved = json.loads((tmp_path / "out" / f"math-{name}-seed0" / "result.json").read_text())
+    assert saved["settings"]["adapter"] == {"scale": "alpha_over_rank", "rho": 5}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--methods", "goat@x"], "rank 'x' is not a whole number above 0"),
+        (["--methods", "goat@0"], "rank '0' is not a whole number above 0"),
+        (["--methods", "goat@"], "rank '' is not a whole number above 0"),
+        (["--methods", "gaot"], "unknown method 'gaot' (did you mean 'goat'?)"),
+        (["--methods", "goat:rho"], "option 'rho' is not of the form name=value"),
+        (["--options", "maths:folder=x"], "no part 'maths' (did you mean 'math'?)"),
+    ],
+)
+@pytest.mark.parametrize("program", ["glue", "generation"])
+def test_what_cannot_be_read_ends_the_program_in_one_line(program, arguments, line, capsys):
+    loaded = load_program(program)
+    with pytest.raises(SystemExit) as ended:
+        loaded.main(loaded.TABLE if program == "glue" else loaded.SWEEP, arguments)
+    assert ended.value.code == 2
+    if program == "generation" or arguments[0] == "--methods":
+        assert line in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_grade_that_nobody_gave_is_no_score(runner, folder, tmp_path, capsys, monkeypatch):

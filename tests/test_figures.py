@@ -6,13 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from goat_jax.adapters.losses import Balance
 from goat_jax.commands.configs import with_adapter
 from goat_jax.commands.figures import FIGURES, draw_figures
 from goat_jax.commands.paper_table import Cell
-from goat_jax.config import AdapterConfig, ModelConfig, RunConfig, TrainConfig, flatten, load_config
+from goat_jax.config import AdapterConfig, ModelConfig, RunConfig, TrainConfig, flatten
 from goat_jax.data.tasks import reviews
 from goat_jax.errors import UserError
-from goat_jax.run.figure_data import score_panels, segment_place
+from goat_jax.run.figure_data import (
+    constant_scale,
+    min_max_normalised,
+    score_panels,
+    segment_place,
+)
 from goat_jax.run.gather import by_series, gather
 from programs import load_program
 
@@ -119,19 +125,41 @@ def test_the_runs_of_every_figure_have_configs(table):
         cells = [Cell(task.partition("=")[2], label, 0) for label in labels]
         assert len({cell.name for cell in cells}) == len(cells)
         for cell in cells:
-            config = load_config(f"{ROOT}/configs/{family}.py:{cell.options}")
-            with_adapter(config, cell.adapter).adapter.spec()
+            cell.config(ROOT / "configs" / f"{family}.py").adapter.spec()
 
 
-def test_places_of_figure_1_are_spread_over_the_spectrum():
-    specs = [
-        with_adapter(
-            RunConfig(ModelConfig("m"), reviews(), AdapterConfig("pissa")),
-            Cell("", label, 0).adapter,
-        ).adapter.spec()
-        for label in load_program("figures").RUNS["1"]
-    ]
-    assert [segment_place(spec) for spec in specs] == [n / 8 for n in range(9)]
+def specs_of(figure, family="vision"):
+    """Specs of a figure's runs, as its program trains them on images."""
+    cells = [Cell("dtd", label, 0) for label in load_program("figures").RUNS[figure]]
+    return [cell.config(ROOT / "configs" / f"{family}.py").adapter.spec() for cell in cells]
+
+
+def test_places_of_figure_1_are_spread_over_the_spectrum_at_both_ranks():
+    specs = specs_of("1")
+    assert [spec.total_rank for spec in specs] == [32] * 9 + [128] * 9
+    assert [segment_place(spec) for spec in specs] == 2 * [n / 8 for n in range(9)]
+
+
+def test_figure_2_starts_from_the_svd_at_every_scale_and_rank():
+    specs = specs_of("2")
+    assert {type(spec.initializer).__name__ for spec in specs} == {"SvdSegments"}
+    ranks = {spec.total_rank for spec in specs}
+    scales = {constant_scale(spec) for spec in specs}
+    assert min(ranks) == 1 and len(specs) == len(ranks) * len(scales) == 20
+
+
+def test_figures_4_and_5_are_of_the_tables_methods():
+    """The upcycled model is what the others are held against; mixtures are those of table 1."""
+    figures = load_program("figures").RUNS
+    assert set(figures["4"]) >= {"full_moe", "lora", "pissa", "milora", "molora", "goat"}
+    assert {(spec.num_experts, spec.top_k) for spec in specs_of("5")} == {(8, 2)}
+    assert {spec.aux_loss for spec in specs_of("5")} == {Balance()}
+
+
+def test_scores_of_figure_1_are_normalised_by_series():
+    points = {0.0: [10.0, 30.0], 0.5: [40.0], 1.0: [30.0]}  # means 20, 40, 30
+    assert min_max_normalised(points) == {0.0: [-0.5, 0.5], 0.5: [1.0], 1.0: [0.5]}
+    assert min_max_normalised({0.0: [5.0], 1.0: [5.0]}) == {0.0: [0.0], 1.0: [0.0]}
 
 
 def test_figures_are_drawn_from_the_command_line(tmp_path, capsys):

@@ -7,6 +7,7 @@ import pytest
 
 from goat_jax.commands import paper_table as module
 from goat_jax.commands.paper_table import Cell, PaperTable, main, render
+from goat_jax.config import parse_options
 from goat_jax.errors import RunFailed, UserError
 
 PAPER = {
@@ -68,6 +69,22 @@ def test_what_is_done_is_not_trained_again(trainer, table, tmp_path, capsys):
     assert (tmp_path / "out" / "table.md").read_text().startswith("| method")
     saved = json.loads((tmp_path / "out" / "rte-lora-rank16-seed0" / "result.json").read_text())
     assert saved["settings"]["source"] == "task=rte,method=lora,rank=16,seed=0"
+
+
+def test_every_task_can_have_options_of_its_own(trainer, table, tmp_path):
+    arguments = ["--out", str(tmp_path / "out"), "--methods", "goat:rho=5", "--quiet"]
+    options = ["--options", "folder=all", "rte:folder=one"]
+    assert main(table, [*arguments, *options]) == 0
+    kept = [tmp_path / "out" / f"{task}-goat-rho-5-seed0" for task in ("rte", "cola")]
+    settings = [json.loads((path / "result.json").read_text())["settings"] for path in kept]
+    assert [each["options"] for each in settings] == ["folder=all,folder=one", "folder=all"]
+    assert parse_options(settings[0]["options"]) == {"folder": "one"}  # the last one counts
+
+
+def test_folders_of_long_labels_have_short_names():
+    label = "goat:" + ",".join(f"x{n}=1" for n in range(80))
+    names = {Cell("rte", text, 0).name for text in (label, label + ",y=1")}
+    assert len(names) == 2 and max(map(len, names)) < 128
 
 
 def test_a_stopped_sweep_goes_on(trainer, table, tmp_path, capsys):

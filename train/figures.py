@@ -4,10 +4,11 @@
     python train/figures.py 1 --table glue --tasks rte --seeds 0 1 2 --model.path ROBERTA
     python train/figures.py draw runs/vision runs/figure5 --out figures
 
-Figures: 1 score against the segment a single LoRA starts from, 2 loss and gradient norm against
-scale and rank, 4 loss curves by method, 5 score against rank, 6 score against experts and active
-experts, 7 share of tokens per expert by task. Runs go on where they stopped; what is done is not
-trained again. The tables of images and GLUE draw figures 4 and 7 by themselves.
+Figures: 1 score against the segment a single LoRA of rank 32 or 128 starts from, min-max normalised
+for each rank, 2 loss and gradient norm of SVD starts against scale and rank, 4 loss curves by
+method, upcycled full fine-tuning among them, 5 score against rank, 6 score against experts and
+active experts, 7 share of tokens per expert by task. Runs go on where they stopped; what is done is
+not trained again. The tables of images and GLUE draw figures 4 and 7 by themselves.
 """
 
 import argparse
@@ -31,10 +32,10 @@ SCALES, RANKS, EXPERTS, ACTIVE = (
     (1, 2, 4, 8),
 )
 RUNS: dict[str, list[str]] = {
-    "1": [f"pissa:offset={eighth / 8:g}" for eighth in range(9)],
-    "2": [f"lora@{rank}:scale=fixed,value={s}" for rank in (8, 32, 128) for s in SCALES],
-    "4": ["lora", "pissa", "milora", "molora", "hydralora", "goat"],
-    "5": [f"{name}@{rank}:num_experts=8" for rank in RANKS for name in MIXTURES],
+    "1": [f"pissa@{rank}:offset={n / 8:g}" for rank in (32, 128) for n in range(9)],
+    "2": [f"pissa@{rank}:scale=fixed,value={s}" for rank in (1, 8, 32, 128) for s in SCALES],
+    "4": ["full_moe", "lora", "pissa", "milora", "molora", "hydralora", "goat"],
+    "5": [f"{name}@{rank}" for rank in RANKS for name in MIXTURES],
     "6": [f"goat@32:num_experts={e},top_k={k}" for e in EXPERTS for k in ACTIVE if k <= e],
     "7": ["goat"],
 }

@@ -2,7 +2,9 @@
 
     python train/generation.py --runs math --options folder=data/MetaMathQA --model.path LLAMA
     python train/generation.py --runs code --options folder=data/CodeFeedback --run-programs
-    python train/generation.py --runs chat --judge https://HOST/v1 --judge-model NAME
+    python train/generation.py --run-programs --judge https://HOST/v1 --judge-model NAME \\
+        --options math:folder=MetaMathQA code:folder=CodeFeedback chat:folder=WizardLM
+    python train/generation.py --runs math --methods goat goat@16 goat:scale=alpha_over_rank
 
 Each run goes on where it stopped; what is done is not done again. The table is also written to
 runs/generation/table.md. Chat is the judge's grade of the first turn, from 1 to 10.

@@ -1,7 +1,8 @@
 """The paper's table of image classification: CLIP ViT-B/32, seven sets, every method.
 
     python train/vision.py --options data_dir=data --model.path path/to/clip-vit-base-patch32
-    python train/vision.py --tasks dtd eurosat --methods lora lora@16 goat --seeds 0 1 2
+    python train/vision.py --tasks dtd eurosat --methods lora lora@16 goat:rho=5 --seeds 0 1 2
+    python train/vision.py --tasks dtd cars --options dtd:folder=images/dtd cars:folder=images/cars
 
 Every run has its own folder under runs/vision and goes on where it stopped; what is done is not
 trained again. The table, beside the published scores, is printed at the end and written to

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import jax
 
-from goat_jax.commands.configs import read_config
+from goat_jax.commands.configs import read_config, with_adapter
 from goat_jax.commands.exam_arguments import add_options, options_of
+from goat_jax.commands.labels import Label, add_arguments, options_by_part
 from goat_jax.commands.paper_table import Cell, Scores, conclude, render
 from goat_jax.commands.train import draw
+from goat_jax.config import RunConfig
 from goat_jax.data.exams import ExamTask
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.run.examination import ExamOptions
@@ -38,6 +40,11 @@ class ExamRun:
     columns: Mapping[str, str]
     factor: float = 100.0
 
+    def source(self, label: Label, seed: int, options: str = "") -> str:
+        """The config file with the options of one run."""
+        own = f"{self.config}:{label.options},seed={seed}"
+        return f"{own},{options}" if options else own
+
 
 @dataclasses.dataclass(frozen=True)
 class ExamSweep:
@@ -58,28 +65,25 @@ def main(sweep: ExamSweep, arguments: Sequence[str] | None = None) -> int:
     """Runs what is not done, then prints the table; 0, 1 if a run failed, 143 if it was stopped."""
     parser = argparse.ArgumentParser(
         prog=sweep.name,
+        allow_abbrev=False,
         description="Trains and examines every method; what is done is not done again. Fields of "
         "the runs can be overridden: --model.path FOLDER, --train.steps 100, ...",
     )
     parser.add_argument("--runs", nargs="+", default=list(sweep.runs), choices=list(sweep.runs))
-    parser.add_argument("--methods", nargs="+", default=list(sweep.paper), metavar="METHOD")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
-    parser.add_argument("--out", type=Path, default=Path("runs") / sweep.name, metavar="FOLDER")
-    parser.add_argument("--options", default="", metavar="OPT=V,...", help="of the config files")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_arguments(parser, sweep.paper, sweep.name)
     add_options(parser)
     given, overrides = parser.parse_known_args(arguments)
     options = options_of(given)
+    of_run = options_by_part(given.options, list(sweep.runs), parser)
     found: dict[Cell, float] = {}
     problems = []
     for seed in given.seeds:
         for name in given.runs:
-            for method in given.methods:
-                run, folder = sweep.runs[name], given.out / f"{name}-{method}-seed{seed}"
-                source = f"{run.config}:method={method},seed={seed}"
-                source += f",{given.options}" if given.options else ""
+            for label in given.methods:
+                run, folder = sweep.runs[name], given.out / f"{name}-{label.name}-seed{seed}"
+                source = run.source(label, seed, of_run[name])
                 try:
-                    scores = run_one(source, overrides, folder, options, not given.quiet)
+                    scores = run_one(source, overrides, label, folder, options, not given.quiet)
                 except (UserError, RunFailed) as error:
                     problems.append(f"{folder.name}: {error}")
                     continue
@@ -88,15 +92,25 @@ def main(sweep: ExamSweep, arguments: Sequence[str] | None = None) -> int:
                     return 143
                 for column, score in run.columns.items():
                     if score in scores:  # a grade that no judge gave is not there
-                        found[Cell(column, method, seed)] = run.factor * scores[score]
+                        found[Cell(column, label.text, seed)] = run.factor * scores[score]
     columns = [column for name in given.runs for column in sweep.runs[name].columns]
-    table = render(sweep.paper, found, columns, given.methods)
+    table = render(sweep.paper, found, columns, [label.text for label in given.methods])
     conclude(given.out, table, [f"not done: {problem}" for problem in problems])
     return 1 if problems else 0
 
 
+def config_of(source: str, overrides: Sequence[str], label: Label, prog: str) -> RunConfig:
+    """The config of one run, with the adapter's options of its label."""
+    return with_adapter(read_config(source, overrides, prog), label.adapter)
+
+
 def run_one(
-    source: str, overrides: list[str], folder: Path, options: ExamOptions, progress: bool
+    source: str,
+    overrides: list[str],
+    label: Label,
+    folder: Path,
+    options: ExamOptions,
+    progress: bool,
 ) -> dict[str, float] | None:
     """The scores of one run, trained and examined now if it is not done; None if it was stopped.
 
@@ -104,13 +118,15 @@ def run_one(
         UserError, RunFailed: as `fit` and `examine`; a result of other settings.
     """
     settings = {"source": source, "overrides": overrides}
+    settings |= {"adapter": label.adapter} if label.adapter else {}
     path = folder / RESULT
     if path.is_file():
         saved = json.loads(path.read_text(encoding="utf-8"))
         if saved["settings"] != settings:
             raise UserError(f"{folder} has a result of other settings: choose another --out")
         return saved["scores"]
-    config = dataclasses.replace(read_config(source, overrides, folder.name), out=str(folder))
+    config = config_of(source, overrides, label, folder.name)
+    config = dataclasses.replace(config, out=str(folder))
     task = config.task
     if not isinstance(task, ExamTask):
         raise UserError(f"{source}: task {task.name} has no exam")

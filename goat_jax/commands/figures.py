@@ -18,6 +18,7 @@ from goat_jax.run.figure_data import (
     constant_scale,
     grouped,
     mean_load,
+    min_max_normalised,
     scale_and_rank,
     score_panels,
     segment_place,
@@ -70,12 +71,16 @@ def _figure_1(runs: Sequence[Gathered], path: Path, metric: str | None) -> bool:
     )
     if not panels:
         return False
+    panels = {
+        task: {label: min_max_normalised(points) for label, points in series.items()}
+        for task, series in panels.items()
+    }
     plot_scores(
         panels,
         path,
         title="Where in the spectrum a single LoRA starts",
         x_label="place of its segment (0: largest singular values, 1: smallest)",
-        y_label=name,
+        y_label=f"{name.removesuffix(', percent')}, min-max normalised",
     )
     return True
 

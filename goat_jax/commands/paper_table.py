@@ -5,19 +5,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import re
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from goat_jax.commands.configs import read_config, with_adapter
 from goat_jax.commands.figures import draw_figures
+from goat_jax.commands.labels import add_arguments, options_by_part, read_label
 from goat_jax.commands.train import draw
-from goat_jax.config import parse_options
+from goat_jax.config import RunConfig
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.run.fit import fit
 from goat_jax.run.folder import RESULT, RUN, write_aside
@@ -50,13 +49,12 @@ class Cell:
     """One run of a table.
 
     Attributes:
-        task, seed: its own.
-        method: with ``@RANK``, if it is not the table's, and ``:OPT=V,...`` of the adapter.
+        task: its column.
+        method: its row, as `labels.read_label` reads it.
+        seed: the run's.
 
-    >>> Cell("dtd", "lora@16", 1).options
-    'task=dtd,method=lora,rank=16,seed=1'
-    >>> Cell("dtd", "goat@16:rho=5", 0).adapter, Cell("dtd", "goat@16:rho=5", 0).name
-    ({'rho': 5}, 'dtd-goat-rank16-rho-5-seed0')
+    >>> Cell("dtd", "lora@16", 1).options, Cell("dtd", "goat@16:rho=5", 0).name
+    ('task=dtd,method=lora,rank=16,seed=1', 'dtd-goat-rank16-rho-5-seed0')
     """
 
     task: str
@@ -65,38 +63,48 @@ class Cell:
 
     @property
     def options(self) -> str:
-        """Of the config file."""
-        method, _, rank = self.method.partition(":")[0].partition("@")
-        own = f",rank={rank}" if rank else ""
-        return f"task={self.task},method={method}{own},seed={self.seed}"
-
-    @property
-    def adapter(self) -> dict[str, Any]:
-        """Options of the adapter, over the config file's."""
-        return parse_options(self.method.partition(":")[2])
+        """Options of the config file."""
+        return f"task={self.task},{read_label(self.method).options},seed={self.seed}"
 
     @property
     def name(self) -> str:
-        """Of its folder."""
-        method = re.sub(r"[:=,/ ]", "-", self.method.replace("@", "-rank"))
-        return f"{self.task}-{method}-seed{self.seed}"
+        """Name of its folder."""
+        return f"{self.task}-{read_label(self.method).name}-seed{self.seed}"
+
+    def config(
+        self, file: Path, options: str = "", overrides: Sequence[str] = (), prog: str = ""
+    ) -> RunConfig:
+        """The run's config.
+
+        Args:
+            file: the config file, whose options have task, method, rank and seed.
+            options: further options of it.
+            overrides: ``--field value ...``, over the file's.
+            prog: shown in usage messages.
+        """
+        source = f"{file}:{self.options}" + (f",{options}" if options else "")
+        label = read_label(self.method)
+        return with_adapter(read_config(source, overrides, prog), label.adapter)
 
 
 def main(table: PaperTable, arguments: Sequence[str] | None = None) -> int:
     """Runs what is not done, then prints the table; 0, 1 if a run failed, 143 if it was stopped."""
-    options, overrides = _parser(table).parse_known_args(arguments)
+    parser = _parser(table)
+    options, overrides = parser.parse_known_args(arguments)
+    methods = [label.text for label in options.methods]
+    of_task = options_by_part(options.options, options.tasks, parser)
     cells = [
         Cell(task, method, seed)
         for seed in options.seeds
         for task in options.tasks
-        for method in options.methods
+        for method in methods
     ]
     found: dict[Cell, float] = {}
     problems = []
     for cell in cells:
         try:
             score = run_cell(
-                table, cell, options.out, options.options, overrides, not options.quiet
+                table, cell, options.out, of_task[cell.task], overrides, not options.quiet
             )
         except (UserError, RunFailed) as error:
             problems.append(f"{cell.name}: {error}")
@@ -105,7 +113,7 @@ def main(table: PaperTable, arguments: Sequence[str] | None = None) -> int:
             print(f"stopped in {cell.name}; the same command continues", file=sys.stderr)
             return 143
         found[cell] = score
-    rendered = render(table.paper, found, options.tasks, options.methods)
+    rendered = render(table.paper, found, options.tasks, methods)
     conclude(
         options.out, rendered, [f"not trained: {problem}" for problem in problems], table.metric
     )
@@ -133,11 +141,7 @@ def _parser(table: PaperTable) -> argparse.ArgumentParser:
     )
     tasks = list(next(iter(table.paper.values())))
     parser.add_argument("--tasks", nargs="+", default=tasks, metavar="TASK")
-    parser.add_argument("--methods", nargs="+", default=list(table.paper), metavar="METHOD")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
-    parser.add_argument("--out", type=Path, default=Path("runs") / table.name, metavar="FOLDER")
-    parser.add_argument("--options", default="", metavar="OPT=V,...", help="of the config file")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_arguments(parser, table.paper, table.name)
     return parser
 
 
@@ -149,13 +153,13 @@ def run_cell(
     Raises:
         UserError, RunFailed: as `goat_jax.run.fit.fit`; a result of other settings.
     """
-    source = f"{table.config}:{cell.options}" + (f",{options}" if options else "")
     folder = out / cell.name
-    config = with_adapter(read_config(source, overrides, table.name), cell.adapter)
+    config = cell.config(table.config, options, overrides, table.name)
     config = dataclasses.replace(config, out=str(folder))
     path = folder / RESULT
     settings = {"source": cell.options, "options": options, "overrides": overrides}
-    settings |= {"adapter": cell.adapter} if cell.adapter else {}
+    adapter = read_label(cell.method).adapter
+    settings |= {"adapter": adapter} if adapter else {}
     if path.is_file():
         saved = json.loads(path.read_text(encoding="utf-8"))
         if saved["settings"] != settings:

@@ -57,6 +57,20 @@ def score_panels(
     return panels, f"{name}, percent"
 
 
+def min_max_normalised(points: Points) -> Points:
+    """A series with its lowest mean at 0 and its highest at 1; all at 0 if they are equal.
+
+    >>> min_max_normalised({0.0: [80.0], 0.5: [90.0], 1.0: [85.0]})
+    {0.0: [0.0], 0.5: [1.0], 1.0: [0.5]}
+    """
+    means = [float(np.mean(scores)) for scores in points.values()]
+    low, span = min(means), max(means) - min(means)
+    return {
+        x: [(score - low) / span if span else 0.0 for score in scores]
+        for x, scores in points.items()
+    }
+
+
 def segment_place(spec: AdapterSpec) -> float | None:
     """Where a single LoRA's triplets lie: 0 at the largest, 1 at the smallest; None without any.
 

@@ -106,7 +106,7 @@ def _traits(config: RunConfig, left_out: set[str]) -> dict[str, Any]:
     adapter, spec = config.adapter, config.adapter.spec()
     given = {key: value for key, value in flatten(adapter).items() if value not in (None, [], {})}
     defaults = given.pop("defaults", {})
-    given |= {name: value for name, value in defaults.items() if spec.has_option(name)}
+    given = {n: value for n, value in defaults.items() if spec.has_option(n)} | given
     given |= given.pop("options", {})
     sizes = ("total_rank", "num_experts", "top_k")
     given |= {name: getattr(spec, name) for name in sizes}
