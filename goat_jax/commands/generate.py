@@ -9,15 +9,16 @@ from typing import Any
 
 import jax
 
+from goat_jax.data.conversations import chat_ids, chat_text
 from goat_jax.data.formats import read_jsonl
-from goat_jax.data.language import chat_text, fill
+from goat_jax.data.language import fill
 from goat_jax.data.tokenize import load_tokenizer
 from goat_jax.errors import UserError
 from goat_jax.layers import merge_model
 from goat_jax.mesh.config import MeshConfig
 from goat_jax.models.sources import find_model
 from goat_jax.run.folder import RUN
-from goat_jax.run.generate import Generator, Sampling
+from goat_jax.run.generate import Generator, Prompt, Sampling
 from goat_jax.run.problems import LANGUAGE_MODEL
 from goat_jax.run.reopen import load_on_mesh, reopen
 
@@ -41,16 +42,19 @@ def generate(
     texts = [*prompts, *(_prompts_of(file, template) if file else [])]
     if not texts:
         raise UserError("nothing to answer: give --prompt TEXT or --prompts FILE.jsonl")
+    asked: list[Prompt] = list(texts)
     if chat:
         turns = [[{"role": "user", "content": text}] for text in texts]
         texts = [chat_text(generator.tokenizer, turn, answer=True) for turn in turns]
+        asked = [chat_ids(generator.tokenizer, turn) for turn in turns]
     if len(texts) == 1 and not as_json:
-        generator.answers(texts, sampling, stream=_show)
+        generator.answers(asked, sampling, stream=_show)
         print()
         return 0
     for start in range(0, len(texts), BATCH):
-        batch = texts[start : start + BATCH]
-        for prompt, answer in zip(batch, generator.answers(batch, sampling), strict=True):
+        batch = slice(start, start + BATCH)
+        answers = generator.answers(asked[batch], sampling)
+        for prompt, answer in zip(texts[batch], answers, strict=True):
             line = {"prompt": prompt, "answer": answer}
             print(json.dumps(line) if as_json else f"{prompt}\n-> {answer}\n")
     return 0
@@ -63,7 +67,13 @@ def _show(piece: str) -> None:
 
 def _prompts_of(file: Path, template: str) -> list[str]:
     """The prompts of a JSONL file: its column "prompt", or the run's own template filled in."""
-    return [fill(template or "{prompt}", row) for row in read_jsonl(file)]
+    prompts = []
+    for number, row in enumerate(read_jsonl(file), start=1):
+        try:
+            prompts.append(fill(template or "{prompt}", row))
+        except UserError as error:
+            raise UserError(f"{file}: row {number}: {error}") from None
+    return prompts
 
 
 def _open(source: str, step: int | None, mesh: MeshConfig) -> tuple[Generator, str]:

@@ -5,13 +5,13 @@ import re
 from collections.abc import Mapping, Sequence
 
 from goat_jax.data.exams import EXAMS, ExamTask, Question, load_questions
-from goat_jax.data.language import FORMATS, LanguageTask, load_rows
+from goat_jax.data.language import CHAT_FORMATS, FORMATS, LanguageTask, load_rows
 from goat_jax.data.overlap import mark_of
 from goat_jax.data.prompts import INSTRUCTION
 from goat_jax.data.sources import Row
 from goat_jax.errors import UserError
 
-PLAIN_FORMATS = tuple(name for name in FORMATS if name != "messages")
+PLAIN_FORMATS = tuple(name for name in FORMATS if name not in CHAT_FORMATS)
 """Formats whose prompts are the same for any model."""
 
 
@@ -54,7 +54,7 @@ def learnt_questions(task: ExamTask) -> list[str]:
 
 def prompt_of(row: Row, task: LanguageTask) -> str:
     """What the model reads of a training row before it answers."""
-    pieces = FORMATS[task.format](row, task, None)
+    pieces = FORMATS[task.format](row, dataclasses.replace(task, learn="completion"), None)
     return "".join(piece.text for piece in pieces if not piece.learnt)
 
 

@@ -1,14 +1,17 @@
 """What a language-modelling task is: rows in any of the usual formats, as pieces of text.
 
-A row becomes pieces, each learnt or only read: the prompt is read, the completion is learnt. Pieces
-are tokenised one by one, so a prompt has the same tokens here as when text is generated from it.
+A row becomes pieces of one text, each learnt or only read: the prompt is read, the completion is
+learnt. `goat_jax.data.encoding` makes tokens of the whole.
 """
 
 import dataclasses
-import json
+import string
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
+from goat_jax.data.conversations import chat_spans, read_conversation
+from goat_jax.data.encoding import Piece
 from goat_jax.data.examples import (
     DEFAULT_SPLITS,
     check_limits,
@@ -16,23 +19,10 @@ from goat_jax.data.examples import (
     source_of,
     spaced,
 )
+from goat_jax.data.fields import check_text, read_text
 from goat_jax.data.selections import SELECTIONS
 from goat_jax.data.sources import Row, read_source
 from goat_jax.errors import UserError, nearest
-
-
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """A part of a text.
-
-    Attributes:
-      text: as it is tokenised.
-      learnt: whether its tokens count in the loss.
-    """
-
-    text: str
-    learnt: bool
-
 
 LANGUAGE_METRICS = ("perplexity", "token_accuracy")
 
@@ -143,9 +133,7 @@ def load_pieces(task: LanguageTask, split: str, tokenizer: Any) -> list[Text]:
             pieces = FORMATS[task.format](row, task, tokenizer)
         except UserError as error:
             raise UserError(f"{source}: row {index + 1}: {error}") from None
-        learn_all = task.learn == "all"
-        whole = [Piece(p.text, p.learnt or learn_all) for p in pieces if p.text]
-        texts.append(Text(whole, read_tasks(row, task, f"{source}: row {index + 1}")))
+        texts.append(Text(pieces, read_tasks(row, task, f"{source}: row {index + 1}")))
     return texts
 
 
@@ -194,110 +182,82 @@ def chosen_rows(task: LanguageTask, split: str, count: int, limit: int | None) -
     return [rows[place] for place in spaced(len(rows), limit)]
 
 
-def _text(row: Row, column: str) -> str:
-    value = row.get(column)
-    if not isinstance(value, str):
-        raise UserError(f"no text in column {column!r} (the row has {', '.join(row)})")
-    return value
-
-
 def _prompt_completion(row: Row, task: LanguageTask, tokenizer: Any) -> list[Piece]:
-    del task, tokenizer
-    return [Piece(_text(row, "prompt"), False), Piece(_text(row, "completion"), True)]
+    del tokenizer
+    return _asked_and_learnt(task, read_text(row, "prompt"), read_text(row, "completion"))
+
+
+def _asked_and_learnt(task: LanguageTask, prompt: str, completion: str) -> list[Piece]:
+    return [Piece(prompt, task.learn == "all"), Piece(completion, True)]
 
 
 def _plain_text(row: Row, task: LanguageTask, tokenizer: Any) -> list[Piece]:
     del task, tokenizer
-    return [Piece(_text(row, "text"), True)]
+    return [Piece(read_text(row, "text"), True)]
 
 
 def _alpaca(row: Row, task: LanguageTask, tokenizer: Any) -> list[Piece]:
-    """Columns instruction, input (may be empty or missing) and output."""
-    del task, tokenizer
-    given = row.get("input") or ""
-    parts = [("Instruction", _text(row, "instruction")), *([("Input", given)] if given else [])]
+    """Columns instruction, input (may be empty, null or missing) and output."""
+    del tokenizer
+    given = read_text(row, "input", default="")
+    parts = [("Instruction", read_text(row, "instruction"))]
+    parts += [("Input", given)] if given else []
     prompt = "".join(f"### {title}:\n{text}\n\n" for title, text in parts) + "### Response:\n"
-    return [Piece(prompt, False), Piece(_text(row, "output"), True)]
+    return _asked_and_learnt(task, prompt, read_text(row, "output"))
 
 
 def _template(row: Row, task: LanguageTask, tokenizer: Any) -> list[Piece]:
     del tokenizer
-    return [Piece(fill(task.prompt, row), False), Piece(fill(task.completion, row), True)]
+    return _asked_and_learnt(task, fill(task.prompt, row), fill(task.completion, row))
 
 
 def fill(template: str, row: Row) -> str:
-    """A template with a row's columns put in.
+    """A template with a row's columns put in: text, or whole numbers.
 
     >>> fill("Question: {query|question}", {"question": "why?"})
     'Question: why?'
     """
     try:
-        return template.format_map(_Alternatives(row))
-    except (KeyError, ValueError, IndexError) as error:
+        return _Filler().vformat(template, (), row)
+    except UserError:
+        raise
+    except (LookupError, ValueError, AttributeError, TypeError) as error:
         raise UserError(
-            f"template {template!r} does not fit ({error}); the row has {', '.join(row)}"
+            f"template {template!r} does not fit ({error}); the row has {', '.join(map(str, row))}"
         ) from None
 
 
-class _Alternatives(Mapping[str, Any]):
-    """A row in which ``a|b`` is column a, or b where there is no a."""
+class _Filler(string.Formatter):
+    """Fills a template with checked values; ``a|b`` is column a, or b where there is no a."""
 
-    def __init__(self, row: Row):
-        self._row = row
+    def get_value(self, key: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        for name in str(key).split("|"):
+            if kwargs.get(name) is not None:
+                return kwargs[name]
+        raise KeyError(key)
 
-    def __getitem__(self, names: str) -> Any:
-        for name in names.split("|"):
-            if self._row.get(name) is not None:
-                return self._row[name]
-        raise KeyError(names)
-
-    def __iter__(self) -> Any:
-        return iter(self._row)
-
-    def __len__(self) -> int:
-        return len(self._row)
+    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        # A column's own name may have dots and brackets, which else reach into its value.
+        whole = field_name in kwargs
+        value, key = (
+            (kwargs[field_name], field_name)
+            if whole
+            else super().get_field(field_name, args, kwargs)
+        )
+        check_text(value, f"column {field_name!r}", whole_numbers=True)
+        return value, key
 
 
 def _messages(row: Row, task: LanguageTask, tokenizer: Any) -> list[Piece]:
-    """A list of {role, content}; what the assistant says is learnt, with the mark of its end."""
-    del task
-    messages = row.get("messages")
-    if isinstance(messages, str):
-        messages = json.loads(messages)
-    if not isinstance(messages, list) or not messages:
-        raise UserError("no list in column 'messages'")
-    if not any(message.get("role") == "assistant" for message in messages):
-        raise UserError("no message of the assistant: nothing could be learnt")
-    pieces, done = [], ""
-    for number, message in enumerate(messages):
-        if message.get("role") != "assistant":
-            continue
-        asked = chat_text(tokenizer, messages[:number], answer=True)
-        answered = chat_text(tokenizer, messages[: number + 1])
-        if not (asked.startswith(done) and answered.startswith(asked)):
-            raise UserError(
-                "the chat template rewrites earlier messages, so the answers cannot be told from "
-                "the prompts: give prompt and completion instead"
-            )
-        pieces += [Piece(asked[len(done) :], False), Piece(answered[len(asked) :], True)]
-        done = answered
-    return pieces
-
-
-def chat_text(tokenizer: Any, messages: list[dict[str, str]], answer: bool = False) -> str:
-    """Messages as the model's own chat template writes them.
-
-    Args:
-      answer: end with the mark that begins the assistant's turn.
-
-    Raises UserError if the tokenizer has no template or the template refuses the messages.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError("this tokenizer has no chat template: give prompt and completion instead")
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
-    except Exception as error:  # whatever the template's own language raises
-        raise UserError(f"the chat template refuses the messages ({error})") from None
+    """A conversation; what the assistant says is learnt, with the mark of its end."""
+    text, learnt, skipped = chat_spans(tokenizer, read_conversation(row))
+    kinds = dict.fromkeys(learnt, True) | dict.fromkeys(skipped, False)
+    places = [0, *(place for span in sorted(kinds) for place in span), len(text)]
+    return [
+        Piece(text[start:end], kinds.get((start, end), task.learn == "all"))
+        for start, end in pairwise(places)
+        if start < end
+    ]
 
 
 FORMATS: dict[str, Callable[[Row, LanguageTask, Any], list[Piece]]] = {
@@ -309,5 +269,6 @@ FORMATS: dict[str, Callable[[Row, LanguageTask, Any], list[Piece]]] = {
 }
 """Format of a row -> its pieces."""
 
-ENDED_BY_TEMPLATE = frozenset({"messages"})
-"""Formats whose text ends with its own mark; the others get the tokenizer's end of text."""
+CHAT_FORMATS = frozenset({"messages"})
+"""Formats whose text a chat template writes, its beginning and its end included; the others get
+the tokenizer's."""

@@ -1,13 +1,14 @@
 """Texts as rows of tokens with a loss mask, one a row or several packed into one."""
 
 import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from goat_jax.data.language import ENDED_BY_TEMPLATE, LanguageTask, Piece, load_pieces
+from goat_jax.data.encoding import encode_pieces
+from goat_jax.data.language import CHAT_FORMATS, LanguageTask, load_pieces
 from goat_jax.data.overlap import mark_of
 from goat_jax.data.rows import Batch, Draw, fill_places, pad_right
 from goat_jax.errors import UserError
@@ -91,13 +92,14 @@ def load_texts(task: LanguageTask, split: str, tokenizer: Any, max_length: int) 
     """
     if max_length < 2:
         raise UserError(f"max_length {max_length}: a text needs 2 tokens or more")
-    ended = task.format in ENDED_BY_TEMPLATE
+    chat = task.format in CHAT_FORMATS
     all_ids, all_learnt, all_tasks, truncated, dropped = [], [], [], 0, 0
     for text in load_pieces(task, split, tokenizer):
-        ids, learnt = encode_pieces(tokenizer, text.pieces, end=not ended)
+        ids, learnt = encode_pieces(tokenizer, text.pieces, end=not chat, special=not chat)
         truncated += len(ids) > max_length
         ids, learnt = ids[:max_length], learnt[:max_length]
-        if not learnt[1:].any():
+        said = any(piece.learnt and piece.text for piece in text.pieces)
+        if not (said and learnt[1:].any()):
             dropped += 1
             continue
         all_ids.append(ids)
@@ -128,34 +130,6 @@ def pad_id(tokenizer: Any) -> int:
     """The token that fills up; without one of its own, any that the tokenizer has will do."""
     ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(number for number in ids if number is not None)
-
-
-def encode_pieces(
-    tokenizer: Any, pieces: Sequence[Piece], end: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids [T] int32 and the mask [T] of those that are learnt.
-
-    Args:
-      end: close with the tokenizer's end of text, learnt if the last piece is.
-    """
-    parts = [np.array(start_tokens(tokenizer, pieces[0].text), np.int32)]
-    masks = [np.zeros(len(parts[0]), bool)]
-    for piece in pieces:
-        ids = tokenizer(piece.text, add_special_tokens=False)["input_ids"]
-        parts.append(np.array(ids, np.int32))
-        masks.append(np.full(len(ids), piece.learnt))
-    if end and tokenizer.eos_token_id is not None:
-        parts.append(np.array([tokenizer.eos_token_id], np.int32))
-        masks.append(np.array([pieces[-1].learnt]))
-    return np.concatenate(parts), np.concatenate(masks)
-
-
-def start_tokens(tokenizer: Any, text: str) -> list[int]:
-    """What the tokenizer puts before a text (Llama's <s>), unless the text has it already."""
-    first = tokenizer.bos_token_id
-    if first is None or text.startswith(tokenizer.bos_token):
-        return []
-    return [first] if tokenizer("a")["input_ids"][:1] == [first] else []
 
 
 def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:

@@ -7,12 +7,12 @@ from typing import Any
 
 from goat_jax.data.exams import EXAMS, Question, share_right
 from goat_jax.run.examination import PREDICTIONS, Examination, Sitting
-from goat_jax.run.generate import Generator, Sampling
+from goat_jax.run.generate import Generator, Prompt, Sampling
 
 
 def answer_all(
     generator: Generator,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     sampling: Sampling,
     batch_size: int,
     progress: Callable[[int], None] = lambda done: None,
@@ -21,7 +21,7 @@ def answer_all(
 
     A last batch is filled up with its last prompt, since another size would be another compile.
     """
-    lengths = [len(generator.tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    lengths = [len(generator.encode(prompt)) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lengths.__getitem__)
     answers = [""] * len(prompts)
     for start in range(0, len(order), batch_size):

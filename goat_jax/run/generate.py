@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from goat_jax.data.encoding import encode_prompt
 from goat_jax.errors import UserError
 from goat_jax.layers import merge_model, split_model
 from goat_jax.models.decoder import Cache
@@ -19,6 +20,9 @@ from goat_jax.sites import find_stacks
 from goat_jax.typing import Array, Key, PyTree
 
 DEFAULT_NEW_TOKENS = 128
+
+Prompt = str | Sequence[int]
+"""A text, or token ids."""
 
 CONTEXT = 4
 """Tokens of the prompt that an answer is decoded together with."""
@@ -151,19 +155,23 @@ class Generator:
                 f"of {self.config.context}: shorten the prompt or ask for fewer new tokens"
             )
 
+    def encode(self, prompt: Prompt) -> list[int]:
+        """A prompt's token ids: those that it would have in training."""
+        return encode_prompt(self.tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
+
     def answers(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         sampling: Sampling,
         stream: Callable[[str], None] | None = None,
     ) -> list[str]:
         """The texts that follow the prompts.
 
         Args:
-            prompts: texts of any lengths.
+            prompts: texts of any lengths, or the token ids of a conversation.
             stream: is handed the pieces of the first answer as they come.
         """
-        encoded = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
+        encoded = [self.encode(prompt) for prompt in prompts]
         found: list[list[int]] = [[] for _ in prompts]
         done = [False] * len(prompts)
         shown = ""

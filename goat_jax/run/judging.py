@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from goat_jax.data.conversations import chat_ids
 from goat_jax.data.exams import ExamTask, Question
-from goat_jax.data.language import chat_text, fill
+from goat_jax.data.language import CHAT_FORMATS, fill
 from goat_jax.data.mt_bench import answer_record
 from goat_jax.data.prompts import NEXT_TURN
 from goat_jax.run.answering import answer_all
 from goat_jax.run.examination import Examination, Sitting
-from goat_jax.run.generate import Generator
+from goat_jax.run.generate import Generator, Prompt
 from goat_jax.run.judge import Judge, Verdict, grade
 
 ANSWERS, JUDGMENTS = "answers", "judgments"
@@ -77,13 +78,13 @@ def _conversations(sitting: Sitting) -> list[list[str]]:
 
 def conversation(
     task: ExamTask, generator: Generator, turns: Sequence[str], answers: Sequence[str]
-) -> str:
+) -> Prompt:
     """The prompt of the turn after these answers: in the task's template, or the model's own.
 
     A model that learnt `messages` is asked in its chat template; another in the template it was
     trained with, later turns going on in the same form.
     """
-    if task.format == "messages":
+    if task.format in CHAT_FORMATS:
         messages = []
         for user, assistant in zip(turns, answers, strict=False):
             messages += [
@@ -91,7 +92,7 @@ def conversation(
                 {"role": "assistant", "content": assistant},
             ]
         messages.append({"role": "user", "content": turns[len(answers)]})
-        return chat_text(generator.tokenizer, messages, answer=True)
+        return chat_ids(generator.tokenizer, messages)
     text = fill(task.prompt, {"instruction": turns[0], "asked": turns[0]})
     for answer, following in zip(answers, turns[1:], strict=False):
         text += answer + NEXT_TURN.replace("{asked}", following)

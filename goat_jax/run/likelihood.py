@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from goat_jax.data.batching import choose_buckets, evaluation_plan
-from goat_jax.data.language import Piece
+from goat_jax.data.encoding import Piece, encode_pieces
 from goat_jax.data.rows import FILLER
-from goat_jax.data.texts import Texts, encode_pieces, pad_id
+from goat_jax.data.texts import Texts, pad_id
 from goat_jax.errors import UserError
 from goat_jax.run.objectives import LANGUAGE
 from goat_jax.run.step import EvalStep, make_eval_step
@@ -42,7 +42,7 @@ class Scorer:
     Args:
         graph, trainable, base: of the model (`goat_jax.layers.split_model`).
         config: of the decoder.
-        tokenizer: of its checkpoint; prompt and continuation are tokenised apart, as in training.
+        tokenizer: of its checkpoint; prompt and continuation are tokenised as in training.
     """
 
     def __init__(

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from goat_jax.data.language import LanguageTask, Piece, load_pieces
+from goat_jax.data.encoding import Piece, encode_pieces
+from goat_jax.data.language import LanguageTask, load_pieces
 from goat_jax.data.rows import FILLER
-from goat_jax.data.texts import Texts, encode_pieces, load_texts, pack
+from goat_jax.data.texts import Texts, load_texts, pack
 from goat_jax.errors import UserError
 
 TEMPLATE = (
@@ -77,7 +78,7 @@ CASES = {
     "messages": (
         {"messages": CHAT},
         {},
-        "<s><user>1?<end><assistant>one<end><user>2?<end><assistant>two<end>",
+        "<user>1?<end><assistant>one<end><user>2?<end><assistant>two<end>",  # as transformers does
         "one<end>two<end>",
     ),
 }
@@ -107,7 +108,7 @@ def test_a_text_that_starts_itself_gets_no_second_start(tokenizer):
     ("row", "options", "says"),
     [
         ({"prompt": "a"}, {}, "row 1: no text in column 'completion' .the row has prompt"),
-        ({"text": 3}, {"format": "text"}, "row 1: no text in column 'text'"),
+        ({"text": 3}, {"format": "text"}, "row 1: column 'text' holds 3, not text"),
         ({"messages": []}, {"format": "messages"}, "row 1: no list in column 'messages'"),
         ({"messages": CHAT[:1]}, {"format": "messages"}, "no message of the assistant"),
         (

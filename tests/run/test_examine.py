@@ -16,9 +16,8 @@ from safetensors.numpy import save_file
 from goat_jax.cli import main
 from goat_jax.config import AdapterConfig, ModelConfig, RunConfig, TrainConfig
 from goat_jax.data.commonsense import FOLDERS
-from goat_jax.data.language import Piece
+from goat_jax.data.encoding import Piece, encode_pieces
 from goat_jax.data.tasks import make_task
-from goat_jax.data.texts import encode_pieces
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.layers import merge_model
 from goat_jax.mesh.config import MeshConfig

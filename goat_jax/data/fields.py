@@ -1,0 +1,68 @@
+"""The one reader of text fields: a column's value is text, or the row is refused.
+
+Nothing is turned into text that Python would only print (null, NaN, a list, an object): it would be
+learnt as those words. Only a template takes a whole number, which has one spelling.
+"""
+
+import reprlib
+from collections.abc import Mapping
+from typing import Any
+
+from goat_jax.errors import UserError
+
+Row = Mapping[str, Any]
+
+
+def read_text(row: Row, column: str, default: str | None = None) -> str:
+    """The text in a column.
+
+    Args:
+      default: the text of a row in which the column is missing or null; None: such a row is
+        refused.
+
+    >>> read_text({"prompt": "2 + 2"}, "prompt"), read_text({"input": None}, "input", default="")
+    ('2 + 2', '')
+    >>> read_text({"prompt": float("nan")}, "prompt")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: column 'prompt' holds nan, not text
+    """
+    value = row.get(column)
+    if value is None:
+        if default is not None:
+            return default
+        raise UserError(f"no text in column {column!r} (the row has {', '.join(map(str, row))})")
+    return check_text(value, f"column {column!r}")
+
+
+def check_text(value: Any, what: str, whole_numbers: bool = False) -> str:
+    """The value itself, if it is text that UTF-8 can write.
+
+    Args:
+      what: the value's place, for the error.
+      whole_numbers: whether an integer is text, too: its digits.
+
+    >>> check_text(4, "column 'answer'", whole_numbers=True)
+    '4'
+    """
+    if whole_numbers and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise UserError(f"{what} holds {shown(value)}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = value[error.start]
+        raise UserError(
+            f"{what} holds half of a character ({half!r}, a lone surrogate): correct the text"
+        ) from None
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it: short, and with JSON's words for null, true and false.
+
+    >>> shown(None), shown([{"type": "text"}])
+    ('null', "[{'type': 'text'}]")
+    """
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else reprlib.repr(value)
