@@ -10,7 +10,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from goat_jax.commands import arguments, exam_arguments
 from goat_jax.errors import Notice, RunFailed, UserError
@@ -26,6 +26,8 @@ def main(words: Sequence[str] | None = None) -> int:
     known, rest = parser.parse_known_args(words)
     if rest and not known.takes_overrides:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest[:1] == ["--"]:
+        parser.error("-- stands for nothing here: give fields as --NAME VALUE")
     try:
         with _notices_in_one_line():
             return known.run(known, rest)
@@ -78,8 +80,20 @@ def _say(error: object, code: int) -> int:
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as the verbs do, and takes no abbreviations: they would
+    catch fields of a config."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        text = " ".join(message.split())
+        self.exit(2, f"goat-jax: error: {text} ({self.prog} --help lists what there is)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="goat-jax", description="Fine-tuning with mixtures of LoRA experts in JAX."
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")

@@ -16,11 +16,21 @@ class UserError(ValueError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """``" (did you mean 'x'?)"`` for the known name most like this one, or nothing.
 
+    >>> nearest("batchsize", ["batch_size", "seed"])
+    " (did you mean 'batch_size'?)"
+    """
+    match = nearest_name(name, known)
+    return f" (did you mean {match!r}?)" if match else ""
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """The known name most like this one, if any is.
+
     Like it are a name of the same letters, one that it abbreviates by the initials of its words,
     one that has it as a word, and one that differs by few letters.
 
-    >>> nearest("batchsize", ["batch_size", "seed"]), nearest("lr", ["clip", "learning_rate"])
-    (" (did you mean 'batch_size'?)", " (did you mean 'learning_rate'?)")
+    >>> nearest_name("lr", ["clip", "learning_rate"]), nearest_name("rank", ["rho", "total_rank"])
+    ('learning_rate', 'total_rank')
     """
     wanted, names = _words(name), list(known)
     letters = "".join(wanted)
@@ -31,7 +41,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     )
     found = [one for fits in tests for one in names if fits(_words(one))]
     matches = found or difflib.get_close_matches(name, names, n=1)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""
+    return matches[0] if matches else None
 
 
 def _words(name: str) -> list[str]:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import json
+import os
 import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 from goat_jax.checks import check_choice, check_number
-from goat_jax.errors import UserError
+from goat_jax.errors import UserError, nearest
 
 FLOAT32_MAX, FLOAT32_TINY = 3.4028234e38, 1.1754944e-38
 INT32_MAX = 2**31 - 1
@@ -144,6 +146,52 @@ def made(name: str, kind: type, values: Mapping[str, Any]) -> Any:
     return kind(**values)
 
 
+def call(
+    function: Callable[..., Any], options: Mapping[str, Any], where: str, *, others: bool = False
+) -> Any:
+    """Calls a function with options by name, each checked against its annotation.
+
+    Args:
+        function: any, also one of which some arguments are given already (`functools.partial`).
+        options: by name; a number or truth value for a text is taken as it would be typed.
+        where: its name, for errors.
+        others: whether a ``**`` parameter takes options that are not named.
+
+    Raises:
+        UserError: an option that it does not have, lacks, or that is not valid.
+
+    >>> call(lambda rank=8: rank, {"rnk": 4}, "demo.py")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: demo.py has no option 'rnk' (did you mean 'rank'?): it has rank
+    """
+    parameters = inspect.signature(function).parameters
+    named = [n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    takes_all = others and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    whole = function.func if isinstance(function, functools.partial) else function
+    kinds = typing.get_type_hints(whole, include_extras=True)
+    values = {}
+    for name, value in options.items():
+        if name not in named and not takes_all:
+            hint = nearest(name, named)
+            raise UserError(
+                f"{where} has no option {name!r}{hint}: it has {', '.join(named) or 'none'}"
+            )
+        kind = kinds.get(name, Any) if name in named else Any
+        values[name] = checked(f"{where}: {name}", _as_typed(value, kind), kind)
+    for name, parameter in parameters.items():
+        if name in named and parameter.default is parameter.empty and name not in values:
+            raise UserError(f"{where} needs the option {name}")
+    return function(**values)
+
+
+def _as_typed(value: Any, kind: Any) -> Any:
+    """A number or truth value as text where a text is wanted: a folder may be called 2024."""
+    members = [_bare(member)[0] for member in _members(kind)]
+    if str in members and not {int, float, bool} & set(members) and isinstance(value, int | float):
+        return json.dumps(value)
+    return value
+
+
 def _bare(kind: Any) -> tuple[Any, tuple[Any, ...]]:
     """A type without its annotations, and these."""
     if typing.get_origin(kind) is Annotated:
@@ -192,6 +240,8 @@ def _checked_number(name: str, value: Any, kind: type, limits: tuple[Any, ...]) 
 
 def _checked_plain(name: str, value: Any, kind: type, limits: tuple[Any, ...]) -> Any:
     words = next((limit for limit in limits if isinstance(limit, OneOf)), None)
+    if kind is str and isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if words is not None:
         check_choice(name, value, words.known)
     elif not isinstance(value, kind):
@@ -244,7 +294,7 @@ def describe(kind: Any) -> str:
         return " or ".join(words)
     words = next((limit for limit in limits if isinstance(limit, OneOf)), None)
     if words is not None:
-        return f"one of {', '.join(words.known)}"
+        return ("one of " if len(words.known) > 1 else "") + ", ".join(words.known)
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     origin = typing.get_origin(kind)
     if origin is tuple:

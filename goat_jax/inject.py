@@ -17,11 +17,20 @@ from goat_jax.adapters.adapter import AdapterStart, init_adapter, segment_index
 from goat_jax.adapters.spec import OF_THE_RUN, AdapterSpec
 from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError, nearest
+from goat_jax.fields import check_fields
 from goat_jax.layers import Adapter, Dense, Factor, Head
 from goat_jax.sites import Site, find_sites, find_stacks
 from goat_jax.spread import Placing, start_layers, start_on_mesh
 from goat_jax.svd_store import SvdStore, is_known
-from goat_jax.targets import ALL_LINEAR, EVERYTHING, Targets, check_all_match, matches, trains
+from goat_jax.targets import (
+    ALL_LINEAR,
+    EVERYTHING,
+    Targets,
+    check_all_match,
+    check_regex,
+    matches,
+    trains,
+)
 from goat_jax.typing import Key
 
 
@@ -36,8 +45,32 @@ class Override:
             but for what is one for the whole run (`adapters.spec.OF_THE_RUN`).
     """
 
-    modules: Targets
+    modules: str | tuple[str, ...]
     options: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        check_fields(self, "override ")
+        if isinstance(self.modules, str):
+            check_regex("override", self.modules)
+
+    def spec(self, spec: AdapterSpec) -> AdapterSpec:
+        """The spec of these modules.
+
+        Args:
+            spec: that of all others.
+
+        Raises:
+            UserError: an option that the method does not have or that does not fit it, or one that
+                is one for the whole run.
+        """
+        own = spec.replace(**self.options)
+        for field in OF_THE_RUN:
+            if getattr(own, field) != getattr(spec, field):
+                raise UserError(
+                    f"an override of {self.modules!r} changes {field}, which is one for the whole "
+                    "run: set it for the adapter, not for some modules"
+                )
+        return own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,14 +197,7 @@ def _in_blocks(model: nnx.Module) -> list[str]:
 def _resolve(name: str, spec: AdapterSpec, overrides: Sequence[Override]) -> AdapterSpec:
     for override in overrides:
         if matches(name, override.modules):
-            own = spec.replace(**override.options)
-            for field in OF_THE_RUN:
-                if getattr(own, field) != getattr(spec, field):
-                    raise UserError(
-                        f"an override of {override.modules!r} changes {field}, which is one for "
-                        "the whole run: set it for the adapter, not for some modules"
-                    )
-            return own
+            return override.spec(spec)
     return spec
 
 

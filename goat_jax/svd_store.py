@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from threading import Lock, Semaphore
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ from jax.core import Tracer
 from threadpoolctl import threadpool_limits
 
 from goat_jax.core.svd import Svd, svd_by_gram, svd_of_kernel
-from goat_jax.errors import UserError, nearest
+from goat_jax.fields import OneOf, check_fields
 from goat_jax.files import report_unusable_cache, whole_file
 
 AUTO = "auto"
@@ -70,17 +70,11 @@ class SvdConfig:
     """
 
     folder: str = AUTO
-    keep: str = "segments"
-    route: str = "gram"
+    keep: Annotated[str, OneOf(KEEP)] = "segments"
+    route: Annotated[str, OneOf(ROUTES)] = "gram"
 
     def __post_init__(self) -> None:
-        for name, known in (("keep", KEEP), ("route", tuple(ROUTES))):
-            value = getattr(self, name)
-            if value not in known:
-                raise UserError(
-                    f"svd.{name} {value!r} is not known{nearest(value, known)}: choose from "
-                    f"{', '.join(known)}"
-                )
+        check_fields(self, "svd.")
 
     @property
     def store(self) -> SvdStore:

@@ -54,19 +54,20 @@ def check_all_match(
 they end in: key, query
     """
     if isinstance(targets, str):
-        _check_regex(kind, targets)
+        check_regex(kind, targets)
     for one in [targets] if isinstance(targets, str) else [[target] for target in targets]:
         if not any(match(name, one) for name in names):
             shown = one if isinstance(one, str) else one[0]
             suffixes = sorted({name.rsplit(".", 1)[-1] for name in names})
             hint = nearest(shown, suffixes)
             if shown in suffixes:
-                hint = f" as a regular expression over full names (did you mean [{shown!r}]?)"
+                hint = f" as a regular expression over full names (did you mean '[\"{shown}\"]'?)"
             known = ", ".join(suffixes)
             raise UserError(f"{kind} {shown!r} matches no {what}{hint}; they end in: {known}")
 
 
-def _check_regex(kind: str, pattern: str) -> None:
+def check_regex(kind: str, pattern: str) -> None:
+    """Raises `UserError` unless the pattern is a regular expression."""
     try:
         re.compile(pattern)
     except re.error as error:

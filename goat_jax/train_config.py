@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Annotated
 
 from goat_jax.errors import UserError
+from goat_jax.fields import Count, NonNegative, OneOf, Seed, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,32 +34,27 @@ class TrainConfig:
         seed: of the data's order, the head's and the adapters' start, and dropout.
     """
 
-    steps: int = 150
-    batch_size: int = 32
-    accumulate: int = 1
-    max_length: int = 128
-    shapes: int = 5
-    eval_batch_size: int = 64
-    eval_every: int = 100
-    save_every: int = 100
-    log_every: int = 10
-    patience: int | None = None
+    steps: Count = 150
+    batch_size: Count = 32
+    accumulate: Count = 1
+    max_length: Count = 128
+    shapes: Count = 5
+    eval_batch_size: Count = 64
+    eval_every: Count = 100
+    save_every: Count = 100
+    log_every: Count = 10
+    patience: Count | None = None
     best_by: str | None = None
-    grace_seconds: float = 60.0
-    save_errors: str = "stop"
-    seed: int = 0
+    grace_seconds: NonNegative = 60.0
+    save_errors: Annotated[str, OneOf(("stop", "continue"))] = "stop"
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        sizes = ("steps", "batch_size", "accumulate", "eval_batch_size")
-        for name in (*sizes, "eval_every", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)} must be at least 1")
+        check_fields(self, "train.")
         if self.batch_size % self.accumulate:
             raise UserError(
                 f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}"
             )
-        if self.save_errors not in ("stop", "continue"):
-            raise UserError(f"save_errors {self.save_errors!r} is neither stop nor continue")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +75,7 @@ class WatchConfig:
     wandb: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, "watch.")
         self.profiled_steps()  # what is wrong is said before anything is loaded
 
     def profiled_steps(self) -> range:
@@ -91,7 +89,7 @@ class WatchConfig:
         """
         if self.profile is None:
             return range(0)
-        found = re.fullmatch(r"(\d+):(\d+)", self.profile)
+        found = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", self.profile)
         first, last = map(int, found.groups()) if found else (0, 0)
         if not 1 <= first <= last:
             raise UserError(

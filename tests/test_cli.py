@@ -77,10 +77,8 @@ def test_bad_settings_give_one_line(config_file, tmp_path, capsys):
 
 
 def test_an_unknown_key_names_the_nearest(config_file, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(train(config_file, tmp_path / "run", "--adapter.metod", "goat"))
-    assert stop.value.code == 2
-    assert "--adapter.method" in capsys.readouterr().err
+    code, line = error_of(capsys, *train(config_file, tmp_path / "run", "--adapter.metod", "goat"))
+    assert code == 2 and "did you mean 'adapter.method'?" in line
 
 
 def test_an_unknown_config_option_names_the_nearest(config_file, tmp_path, capsys):

@@ -148,7 +148,7 @@ def test_the_checker_sees_a_bad_import(room, source, rule):
     [
         ("core", "import jax.numpy as jnp\nimport numpy as np\nimport functools"),
         ("core", "from goat_jax.core.svd import Svd\nfrom goat_jax.errors import UserError"),
-        ("cli", "from goat_jax.run.fit import fit\nimport tyro"),
+        ("cli", "from goat_jax.run.fit import fit\nimport rich"),
         ("inject", "from goat_jax.sites import find_sites\nfrom goat_jax import layers"),
         ("__init__", "from goat_jax.inject import inject"),
         ("testing", "from goat_jax.stack import Stack"),

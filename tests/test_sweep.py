@@ -166,17 +166,17 @@ def test_fields_of_all_kinds_are_set():
 @pytest.mark.parametrize(
     ("point", "message"),
     [
-        (("train.stepz", 7), "no field 'train.stepz' .did you mean 'steps'"),
+        (("train.stepz", 7), "no field 'train.stepz' .did you mean 'train.steps'"),
         (("train.steps", "many"), "train.steps 'many' is not valid: give a whole number"),
-        (("train.steps", True), "train.steps True is not valid"),
-        (("train", 7), "'train' is no field of the config with a value of its own"),
+        (("train.steps", True), "train.steps True is not valid: give a whole number"),
+        (("train", 7), "train is a group of fields: give one of them by name"),
         (("adapter.rhoo", 7), "rhoo"),
         (("adapter.rho", "a"), "adapter.rho 'a' is not valid: give a number"),
         (("adapter.total_rank", 8.5), "is not valid: give a whole number"),
         (("adapter.scale", 3), "is not valid: give a text"),
         (("adapter.targets", True), "is not valid: give a text"),
         (("train.patience", "a"), "is not valid: give a whole number"),
-        (("train", None), "no field of the config with a value of its own"),
+        (("train", None), "train is a group of fields"),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused(point, message):

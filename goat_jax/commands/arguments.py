@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 
 from goat_jax.commands import exam_arguments
+from goat_jax.commands.numbers import TOP_P, number
+from goat_jax.fields import Count, Natural, NonNegative, Positive, Seed
 
 
 def train(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +27,10 @@ def train(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT|auto",
         help="one process of several: where the first listens; auto on SLURM and TPU pods",
     )
-    parser.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    parser.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+    parser.add_argument("--processes", type=number(Count), metavar="N", help="how many there are")
+    parser.add_argument(
+        "--process", type=number(Natural), metavar="I", help="which one this is, from 0"
+    )
 
 
 def generate(parser: argparse.ArgumentParser) -> None:
@@ -37,13 +41,19 @@ def generate(parser: argparse.ArgumentParser) -> None:
         "--prompts", type=Path, metavar="FILE", help="JSONL with a column prompt, or a run's own"
     )
     parser.add_argument("--chat", action="store_true", help="wrap in the model's chat template")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="128 if there is room")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P")
+    parser.add_argument(
+        "--max-new-tokens", type=number(Count), metavar="N", help="128 if there is room"
+    )
+    parser.add_argument(
+        "--temperature", type=number(NonNegative), default=0.0, help="0 (default) is greedy"
+    )
+    parser.add_argument("--top-p", type=number(TOP_P), default=1.0, metavar="P")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT")
     exam_arguments.add_tensor(parser)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--step", type=int, help="which checkpoint; the best if not given")
+    parser.add_argument("--seed", type=number(Seed), default=0)
+    parser.add_argument(
+        "--step", type=number(Natural), help="which checkpoint; the best if not given"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, a line a prompt")
 
 
@@ -71,10 +81,18 @@ def export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", metavar="RUN", type=Path)
     parser.add_argument("out", metavar="OUT", type=Path, help="a folder that is not there yet")
     parser.add_argument("--to", required=True, choices=("peft", "goat", "merged", "lora"))
-    parser.add_argument("--step", type=int, help="which checkpoint; the best if not given")
-    parser.add_argument("--task-id", type=int, metavar="N", help="the task of a task-gated adapter")
     parser.add_argument(
-        "--rows", type=int, default=256, metavar="N", help="training rows to measure gates on"
+        "--step", type=number(Natural), help="which checkpoint; the best if not given"
+    )
+    parser.add_argument(
+        "--task-id", type=number(Natural), metavar="N", help="the task of a task-gated adapter"
+    )
+    parser.add_argument(
+        "--rows",
+        type=number(Count),
+        default=256,
+        metavar="N",
+        help="training rows to measure gates on",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -89,13 +107,19 @@ def compare(parser: argparse.ArgumentParser) -> None:
     """Of ``goat-jax compare``."""
     parser.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
     parser.add_argument("--methods", required=True, nargs="+", metavar="METHOD[:OPT=V,...]")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
-    parser.add_argument("--rates", type=float, nargs="+", default=[], metavar="LEARNING_RATE")
+    parser.add_argument("--seeds", type=number(Seed), nargs="+", default=[0], metavar="N")
+    parser.add_argument(
+        "--rates", type=number(Positive), nargs="+", default=[], metavar="LEARNING_RATE"
+    )
     parser.add_argument(
         "--equal", choices=("rank", "parameters"), default="rank", help="what methods share"
     )
     parser.add_argument(
-        "--at-once", type=int, default=1, metavar="N", help="runs of a method in one step (memory!)"
+        "--at-once",
+        type=number(Count),
+        default=1,
+        metavar="N",
+        help="runs of a method in one step (memory!)",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="FOLDER")
 
@@ -111,12 +135,15 @@ def sweep(parser: argparse.ArgumentParser) -> None:
         help="fields of the config, adapter.OPTION for those of a method's parts",
     )
     parser.add_argument(
-        "--random", type=int, metavar="N", help="draw N points; the whole grid if not given"
+        "--random",
+        type=number(Count),
+        metavar="N",
+        help="draw N points; the whole grid if not given",
     )
-    parser.add_argument("--draw", type=int, default=0, metavar="SEED", help="of --random")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
+    parser.add_argument("--draw", type=number(Seed), default=0, metavar="SEED", help="of --random")
+    parser.add_argument("--seeds", type=number(Seed), nargs="+", default=[0], metavar="N")
     parser.add_argument(
-        "--at-once", type=int, default=1, metavar="N", help="runs in one step (memory!)"
+        "--at-once", type=number(Count), default=1, metavar="N", help="runs in one step (memory!)"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"), metavar="FOLDER")
 
@@ -124,7 +151,7 @@ def sweep(parser: argparse.ArgumentParser) -> None:
 def bench(parser: argparse.ArgumentParser) -> None:
     """Of ``goat-jax bench``."""
     parser.add_argument("what", choices=("layer", "step", "growth"))
-    parser.add_argument("--rank", type=int, default=32, help="total rank of a layer (32)")
+    parser.add_argument("--rank", type=number(Count), default=32, help="total rank of a layer (32)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of a layer"
     )
@@ -136,7 +163,7 @@ def bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods", nargs="+", default=["lora", "goat"], metavar="METHOD", help="of a step"
     )
-    parser.add_argument("--turns", type=int, default=9, help="of each contender (9)")
+    parser.add_argument("--turns", type=number(Count), default=9, help="of each contender (9)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="keep JSON and figure there")
 
 
@@ -155,11 +182,17 @@ def inspect(parser: argparse.ArgumentParser) -> None:
 def plot(parser: argparse.ArgumentParser) -> None:
     """Of ``goat-jax plot``."""
     parser.add_argument("folders", metavar="RUN", type=Path, nargs="+")
-    parser.add_argument("--step", type=int, help="which checkpoint; the best if not given")
+    parser.add_argument(
+        "--step", type=number(Natural), help="which checkpoint; the best if not given"
+    )
     parser.add_argument("--text", metavar="SENTENCE", help="whose tokens are followed")
     parser.add_argument("--image", metavar="FILE", type=Path, help="whose patches are followed")
     parser.add_argument(
-        "--row", type=int, default=0, metavar="N", help="evaluation row, without text or image"
+        "--row",
+        type=number(Natural),
+        default=0,
+        metavar="N",
+        help="evaluation row, without text or image",
     )
     parser.add_argument(
         "--records-only", action="store_true", help="what metrics.jsonl holds; opens no model"

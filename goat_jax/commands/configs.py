@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from goat_jax.config import RunConfig, load_config
+from goat_jax.commands.field_help import describe_fields
+from goat_jax.config import RunConfig, field_kinds, load_config, with_fields
+from goat_jax.errors import UserError
+from goat_jax.fields import read_words
 from goat_jax.run.folder import load_run
 
 
@@ -30,14 +31,51 @@ def read_run_config(folder: Path, overrides: Sequence[str], prog: str) -> RunCon
 
 
 def override(config: RunConfig, overrides: Sequence[str], prog: str) -> RunConfig:
-    """A config with fields changed by the command line."""
-    return tyro.cli(
-        RunConfig,
-        default=config,
-        args=list(overrides),
-        prog=prog,
-        config=(tyro.conf.AvoidSubcommands,),  # the kind of task is the config file's
-    )
+    """A config with fields changed by the words of a command line: ``--NAME VALUE ...``.
+
+    Names have dashes or underscores. A list takes several words, or one in JSON; a mapping takes
+    ``KEY=VALUE`` words and keeps its other keys; ``--GROUP.no-NAME`` is false, ``none`` is None.
+    ``--help`` prints every field and ends the process.
+
+    Args:
+        prog: the command, for the help.
+
+    Raises:
+        UserError: a word that is no field, or a value that is not valid.
+    """
+    if {"-h", "--help"} & set(overrides):
+        print(describe_fields(config, prog))
+        raise SystemExit(0)
+    return with_fields(config, read_fields(config, overrides))
+
+
+def read_fields(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:
+    """The values that words of a command line give to fields of a config, by dotted name."""
+    kinds = field_kinds(config)
+    values: dict[str, Any] = {}
+    for name, given in _split(words):
+        kind = kinds.get(name, Any)
+        group, _, last = name.rpartition(".")
+        positive = f"{group}.{last.removeprefix('no_')}"
+        if last.startswith("no_") and not given and kinds.get(positive) is bool:
+            values[positive] = False
+        else:
+            values[name] = read_words(name, given, kind)
+    return values
+
+
+def _split(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """The name of every field, each with the words after it."""
+    place = 0
+    while place < len(words):
+        start, equals, value = words[place].partition("=")
+        if not start.startswith("--") or not start.strip("-"):
+            raise UserError(f"{words[place]!r} is no field: give fields as --NAME VALUE")
+        place, first = place + 1, place + 1
+        while place < len(words) and not words[place].startswith("--"):
+            place += 1
+        given = [*([value] if equals else []), *words[first:place]]
+        yield start[2:].replace("-", "_"), given
 
 
 def with_adapter(config: RunConfig, options: Mapping[str, Any]) -> RunConfig:
@@ -46,10 +84,4 @@ def with_adapter(config: RunConfig, options: Mapping[str, Any]) -> RunConfig:
     Raises:
         UserError: the method has no such option, or it does not fit.
     """
-    named = {field.name for field in dataclasses.fields(config.adapter)}
-    fields = {name: value for name, value in options.items() if name in named}
-    others = {name: value for name, value in options.items() if name not in named}
-    own = {**config.adapter.options, **others}
-    adapter = dataclasses.replace(config.adapter, **fields, options=own)
-    adapter.spec()  # what does not fit is said before anything is trained
-    return dataclasses.replace(config, adapter=adapter)
+    return with_fields(config, {f"adapter.{name}": value for name, value in options.items()})

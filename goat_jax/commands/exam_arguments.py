@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from goat_jax.commands.numbers import DEVICES, TOP_P, number
 from goat_jax.errors import UserError
+from goat_jax.fields import Count, Natural, NonNegative, Positive, Seed
 
 if TYPE_CHECKING:  # jax is not started for --help
     from goat_jax.run.examination import ExamOptions
@@ -18,7 +20,9 @@ WAYS = ("loss", "generate", "likelihood", "code", "judge")
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds them."""
     parser.add_argument("source", metavar="RUN|MODEL", help="a run folder or a language model")
-    parser.add_argument("--step", type=int, help="which checkpoint; the best if not given")
+    parser.add_argument(
+        "--step", type=number(Natural), help="which checkpoint; the best if not given"
+    )
     parser.add_argument(
         "--task",
         action="append",
@@ -28,7 +32,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--how", choices=WAYS, help="how to score; the task knows if not given")
     parser.add_argument("--data", metavar="SOURCE", help="other rows than the task's own")
-    parser.add_argument("--limit", type=int, metavar="N", help="questions of each set, spaced")
+    parser.add_argument(
+        "--limit", type=number(Count), metavar="N", help="questions of each set, spaced"
+    )
     add_tensor(parser)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where predictions are written")
     parser.add_argument("--json", action="store_true", help="print JSON, a line a task")
@@ -40,7 +46,7 @@ def add_tensor(parser: argparse.ArgumentParser) -> None:
     """Adds the one that puts a large model on several devices."""
     parser.add_argument(
         "--tensor",
-        type=int,
+        type=number(DEVICES),
         default=1,
         metavar="N",
         help="share every layer out over the N devices there are (-1: all)",
@@ -55,11 +61,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_answers(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--batch-size", type=int, default=16, metavar="N", help="16")
-    group.add_argument("--max-new-tokens", type=int, metavar="N", help="the task's if not given")
-    group.add_argument("--temperature", type=float, help="the task's if not given; 0 is greedy")
-    group.add_argument("--top-p", type=float, default=1.0, metavar="P")
-    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--batch-size", type=number(Count), default=16, metavar="N", help="16")
+    group.add_argument(
+        "--max-new-tokens", type=number(Count), metavar="N", help="the task's if not given"
+    )
+    group.add_argument(
+        "--temperature", type=number(NonNegative), help="the task's if not given; 0 is greedy"
+    )
+    group.add_argument("--top-p", type=number(TOP_P), default=1.0, metavar="P")
+    group.add_argument("--seed", type=number(Seed), default=0)
     group.add_argument("--dtype", default="float32", help="of a pretrained model's weights")
 
 
@@ -69,11 +79,17 @@ def _add_programs(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="allow running what the model wrote, confined (Linux with Landlock and seccomp)",
     )
-    group.add_argument("--samples", type=int, default=1, metavar="N", help="programs a question")
-    group.add_argument("--k", type=int, nargs="+", default=[1], help="of pass@k")
-    group.add_argument("--seconds", type=float, default=10.0, help="for each program")
-    group.add_argument("--memory", type=int, default=1024, metavar="MIB", help="for each program")
-    group.add_argument("--workers", type=int, default=1, help="programs or judgments at a time")
+    group.add_argument(
+        "--samples", type=number(Count), default=1, metavar="N", help="programs a question"
+    )
+    group.add_argument("--k", type=number(Count), nargs="+", default=[1], help="of pass@k")
+    group.add_argument("--seconds", type=number(Positive), default=10.0, help="for each program")
+    group.add_argument(
+        "--memory", type=number(Count), default=1024, metavar="MIB", help="for each program"
+    )
+    group.add_argument(
+        "--workers", type=number(Count), default=1, help="programs or judgments at a time"
+    )
 
 
 def _add_judge(group: argparse._ArgumentGroup) -> None:
@@ -82,8 +98,12 @@ def _add_judge(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--judge-key", type=Path, metavar="FILE", help="holds the endpoint's key")
     group.add_argument("--judge-prompts", metavar="FILE", help="FastChat's judge_prompts.jsonl")
     group.add_argument("--references", metavar="FILE", help="reference answers, FastChat's form")
-    group.add_argument("--attempts", type=int, default=4, metavar="N", help="requests a grade")
-    group.add_argument("--wait", type=float, default=1.0, help="seconds before the second attempt")
+    group.add_argument(
+        "--attempts", type=number(Count), default=4, metavar="N", help="requests a grade"
+    )
+    group.add_argument(
+        "--wait", type=number(NonNegative), default=1.0, help="seconds before the second attempt"
+    )
 
 
 def options_of(given: argparse.Namespace) -> ExamOptions:

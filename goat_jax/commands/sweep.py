@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from goat_jax.checks import check_number
-from goat_jax.commands.configs import override, with_adapter
+from goat_jax.commands.configs import override
 from goat_jax.commands.outcomes import (
     Runs,
     check_all_different,
@@ -23,9 +23,8 @@ from goat_jax.commands.outcomes import (
     score_in_words,
     standing,
 )
-from goat_jax.config import AdapterConfig, RunConfig, load_config
-from goat_jax.errors import RunFailed, UserError, nearest
-from goat_jax.fields import checked, field_types
+from goat_jax.config import RunConfig, load_config, with_fields
+from goat_jax.errors import RunFailed, UserError
 from goat_jax.files import write_whole
 from goat_jax.plots.sweep import plot_sweep
 from goat_jax.run.together import Member, Outcome, shared_step
@@ -260,32 +259,7 @@ def config_at(base: RunConfig, point: Point) -> RunConfig:
     Raises:
         UserError: a field it does not have, or a value that does not fit.
     """
-    start = "adapter."
-    own = {name.removeprefix(start): v for name, v in point if name.startswith(start)}
-    kinds = field_types(AdapterConfig)
-    checked_own = {  # the parts of the method check their own options
-        name: checked(start + name, value, kinds[name]) if name in kinds else value
-        for name, value in own.items()
-    }
-    config = with_adapter(base, checked_own) if own else base
-    for name, value in point:
-        if not name.startswith(start):
-            config = _with_field(config, name.split("."), value, name)
-    return config
-
-
-def _with_field(config: Any, path: Sequence[str], value: Any, name: str) -> Any:
-    """A dataclass with one field changed, to a value of the field's type."""
-    known = {field.name for field in dataclasses.fields(config)}
-    if path[0] not in known:
-        raise UserError(f"the config has no field {name!r}{nearest(path[0], known)}")
-    now = getattr(config, path[0])
-    if len(path) > 1 and dataclasses.is_dataclass(now):
-        return dataclasses.replace(config, **{path[0]: _with_field(now, path[1:], value, name)})
-    if len(path) > 1 or dataclasses.is_dataclass(now):
-        raise UserError(f"{name!r} is no field of the config with a value of its own")
-    value = checked(name, value, field_types(type(config))[path[0]])
-    return dataclasses.replace(config, **{path[0]: value})
+    return with_fields(base, dict(point))
 
 
 def _by_base(points: Sequence[Point]) -> dict[Point, list[Point]]:

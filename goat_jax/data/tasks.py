@@ -18,6 +18,7 @@ from goat_jax.data.language import LanguageTask
 from goat_jax.data.mathematics import gsm8k, metamath
 from goat_jax.data.vision_tasks import VISION, vision
 from goat_jax.errors import UserError, nearest
+from goat_jax.fields import call
 
 __all__ = [
     "KINDS",
@@ -147,7 +148,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 }
 
 
-def make_task(name: str, **options: object) -> Task:
+def make_task(name: str, /, **options: object) -> Task:
     """The task `TASKS[name](**options)`; UserError names an unknown task or option.
 
     >>> make_task("rtee")  # doctest: +ELLIPSIS
@@ -158,6 +159,6 @@ def make_task(name: str, **options: object) -> Task:
         known = ", ".join(TASKS)
         raise UserError(f"unknown task {name!r}{nearest(name, TASKS)}: use one of {known}")
     try:
-        return TASKS[name](**options)
+        return call(TASKS[name], options, f"task {name}", others=True)
     except TypeError as error:
         raise UserError(f"task {name}: {error}") from None

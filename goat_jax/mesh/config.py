@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 from goat_jax.errors import UserError, nearest
+from goat_jax.fields import check_fields
 
 AXES = ("data", "fsdp", "tensor")
 """The axes of every mesh, slowest first: devices next to each other share a `tensor` group."""
@@ -40,6 +41,7 @@ of one array: give one of them other axes
     vocab: tuple[str, ...] = ("tensor",)
 
     def __post_init__(self) -> None:
+        check_fields(self, "mesh.rules.")
         for field in dataclasses.fields(self):
             axes = getattr(self, field.name)
             for axis in axes:
@@ -85,6 +87,7 @@ class MeshConfig:
     rules: Rules = Rules()
 
     def __post_init__(self) -> None:
+        check_fields(self, "mesh.")
         given = self.given
         for name, size in zip(AXES, given, strict=True):
             if size < 1 and size != -1:

@@ -1,13 +1,14 @@
 """The optimizer of a run: clip, AdamW, schedule, as one optax chain."""
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import optax
 
-from goat_jax.errors import UserError
+from goat_jax.fields import Natural, NonNegative, OneOf, Positive, Rate, check_fields
 from goat_jax.optim.adam import scale_by_adam
-from goat_jax.optim.schedules import make_schedule, warmup_of
+from goat_jax.optim.schedules import SCHEDULES, make_schedule, warmup_of
 from goat_jax.optim.transforms import PLAIN, Stages, Transform
 from goat_jax.typing import Array, PyTree
 
@@ -22,23 +23,22 @@ class OptimizerConfig:
         warmup_steps: optimizer steps of warm-up; a run of fewer steps warms up for a tenth of them.
         weight_decay: decoupled, not on biases and the scales of norms.
         clip: largest global norm of the gradient; None does not clip.
-        beta1, beta2, epsilon: Adam's.
+        beta1: decay of Adam's first moment.
+        beta2: decay of Adam's second moment.
+        epsilon: term in Adam's denominator.
     """
 
-    learning_rate: float = 1e-4
-    schedule: str = "cosine"
-    warmup_steps: int = 100
-    weight_decay: float = 0.0
-    clip: float | None = 1.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
+    learning_rate: Positive = 1e-4
+    schedule: Annotated[str, OneOf(SCHEDULES)] = "cosine"
+    warmup_steps: Natural = 100
+    weight_decay: NonNegative = 0.0
+    clip: Positive | None = 1.0
+    beta1: Rate = 0.9
+    beta2: Rate = 0.999
+    epsilon: Positive = 1e-8
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise UserError(f"learning rate {self.learning_rate} must be above 0")
-        if self.clip is not None and self.clip <= 0:
-            raise UserError(f"clip {self.clip} must be above 0, or none to switch it off")
+        check_fields(self, "optimizer.")
 
 
 def make_optimizer(

@@ -29,7 +29,7 @@ def check_switch(course: Course, steps: int) -> None:
     if after is not None and not 0 < after < steps:
         raise UserError(
             f"this method changes after step {after}, and the run has {steps}: give "
-            f"adapter.options switch_after a number in 1..{steps - 1}"
+            f"adapter.switch_after a number in 1..{steps - 1}"
         )
 
 
