@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import logging
+import re
 import sys
 import tempfile
 import warnings
@@ -23,12 +24,10 @@ def main(words: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code: 0, 1 (failed or out of tolerance) or 2 (bad input)."""
     _hush_failed_writes()
     parser = _parser()
-    known, rest = parser.parse_known_args(words)
-    if rest and not known.takes_overrides:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest[:1] == ["--"]:
-        parser.error("-- stands for nothing here: give fields as --NAME VALUE")
     try:
+        known, rest = parser.parse_known_args(words)
+        if rest and not known.takes_overrides:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
         with _notices_in_one_line():
             return known.run(known, rest)
     except UserError as error:
@@ -89,7 +88,10 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         text = " ".join(message.split())
-        self.exit(2, f"goat-jax: error: {text} ({self.prog} --help lists what there is)\n")
+        value = re.match(r"argument (\S+): (.* is not valid.*)", text)
+        if value:
+            raise UserError(" ".join(value.groups()))
+        raise UserError(f"{text} ({self.prog} --help lists what there is)")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -315,7 +315,7 @@ def read_words(name: str, words: Sequence[str], kind: Any) -> Any:
         UserError: no word, or more than the type takes.
 
     >>> read_words("a", ["2"], float), read_words("b", ["x", "y"], str | tuple[str, ...])
-    (2, ('x', 'y'))
+    (2.0, ('x', 'y'))
     >>> read_words("c", ['["x"]'], str | tuple[str, ...]), read_words("d", ["None"], int | None)
     (('x',), None)
     """
@@ -340,11 +340,11 @@ def read_words(name: str, words: Sequence[str], kind: Any) -> Any:
         return {"true": True, "false": False}.get(words[0].lower(), words[0])
     if str in members and not {int, float} & set(members):
         return words[0]
-    return _number(words[0])
+    return _number(words[0], (float,) if float in members else (int, float))
 
 
-def _number(word: str) -> Any:
-    for kind in (int, float):
+def _number(word: str, kinds: Sequence[type] = (int, float)) -> Any:
+    for kind in kinds:
         try:
             return kind(word)
         except ValueError:
