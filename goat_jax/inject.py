@@ -157,12 +157,7 @@ def inject(
     (True, 66)
     """
     pretrained = _size(model, nnx.Param)
-    names = [name for site in find_sites(model) for name in site.names()]
-    every = [name for site in _with_parameters(model) for name in site.names()]
-    check_all_match(names, "target", targets)
-    check_all_match(every, "module to train", train, trains, "module")
-    for override in overrides:
-        check_all_match(names, "override", override.modules)
+    check_choices(model, spec, targets, overrides, train)
     if targets == ALL_LINEAR:
         targets = _in_blocks(model)
     _cut_stacks(model, spec, targets, overrides, train)
@@ -180,11 +175,41 @@ def inject(
             elif spec.whole_model:
                 what, reason = "trained in full", ""
         rows.append((site, what, reason, shape))
-    if not any(what == "adapter" for _, what, *_ in rows):
-        reasons = {reason for _, _, reason, _ in rows if reason}
-        raise UserError(f"no module could be adapted: {'; '.join(sorted(reasons))}")
     train_in_full(model, EVERYTHING if spec.whole_model else train)
     return _report(model, rows, pretrained)
+
+
+def check_choices(
+    model: nnx.Module,
+    spec: AdapterSpec,
+    targets: Targets,
+    overrides: Sequence[Override] = (),
+    train: Targets = (),
+) -> None:
+    """Checks what `inject` is to adapt; shapes are all it looks at, so weights need not be there.
+
+    Raises:
+        UserError: as `inject`.
+    """
+    sites = find_sites(model)
+    names = [name for site in sites for name in site.names()]
+    every = [name for site in _with_parameters(model) for name in site.names()]
+    check_all_match(names, "target", targets)
+    check_all_match(every, "module to train", train, trains, "module")
+    for override in overrides:
+        check_all_match(names, "override", override.modules)
+    if targets == ALL_LINEAR:
+        targets = _in_blocks(model)
+    reasons = set()
+    for site in sites:
+        for name in site.names():
+            if trains(name, train):
+                continue
+            chosen, reason = _choose(site, name, spec, targets, overrides)
+            if chosen is not None:
+                return
+            reasons.add(reason)
+    raise UserError(f"no module could be adapted: {'; '.join(sorted(reasons))}")
 
 
 def _in_blocks(model: nnx.Module) -> list[str]:

@@ -140,14 +140,15 @@ def evaluate_run(
     folder: Path, step: int | None, data: str | None, mesh: MeshConfig = ONE_DEVICE
 ) -> tuple[dict[str, float], int]:
     """Scores of one checkpoint on the evaluation rows of its task, and its step."""
-    run = reopen(folder, step, mesh)
-    config, built = run.config, run.built
+    config = dataclasses.replace(load_run(folder)[0], mesh=mesh)
     if data is not None:
         changes: dict[str, Any] = {"evaluation": data, "evaluation_limit": None}
         if isinstance(config.task, LanguageTask):
             changes["held_out"] = 0
         config = dataclasses.replace(config, task=dataclasses.replace(config.task, **changes))
     rows = evaluation_batches(config, load_rows(config, "evaluation")[0])
+    run = reopen(folder, step, mesh)
+    built = run.built
     base = run.state.frozen(built.base)
     found = score(
         built.eval_step, run.state.trainable, base, rows, config.task, put=built.put_whole

@@ -1,14 +1,14 @@
 """Texts as rows of tokens with a loss mask, one a row or several packed into one."""
 
 import bisect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from goat_jax.data.encoding import encode_pieces
-from goat_jax.data.language import CHAT_FORMATS, LanguageTask, load_pieces
+from goat_jax.data.language import CHAT_FORMATS, LanguageTask, Text, load_pieces
 from goat_jax.data.overlap import mark_of
 from goat_jax.data.rows import Batch, Draw, fill_places, pad_right
 from goat_jax.errors import UserError
@@ -90,11 +90,18 @@ def load_texts(task: LanguageTask, split: str, tokenizer: Any, max_length: int) 
 
     Raises UserError if `max_length` is below 2, or if nothing is left that could be learnt.
     """
+    return encode_texts(task, split, load_pieces(task, split, tokenizer), tokenizer, max_length)
+
+
+def encode_texts(
+    task: LanguageTask, split: str, texts: Sequence[Text], tokenizer: Any, max_length: int
+) -> Texts:
+    """`load_texts` of rows that have been read."""
     if max_length < 2:
         raise UserError(f"max_length {max_length}: a text needs 2 tokens or more")
     chat = task.format in CHAT_FORMATS
     all_ids, all_learnt, all_tasks, truncated, dropped = [], [], [], 0, 0
-    for text in load_pieces(task, split, tokenizer):
+    for text in texts:
         ids, learnt = encode_pieces(tokenizer, text.pieces, end=not chat, special=not chat)
         truncated += len(ids) > max_length
         ids, learnt = ids[:max_length], learnt[:max_length]

@@ -1,6 +1,7 @@
 """Texts to token ids: ragged, so that padding is decided batch by batch."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,31 @@ class Encoded:
             **{f"part_{name}": rows[numbers] for name, rows in self.parts.items()},
             **{name: rows[numbers] for name, rows in self.tasks.items()},
         }
+
+
+class LateTokenizer:
+    """A tokenizer that is loaded when it is first used: rows are checked before that.
+
+    Args:
+      load: gives the tokenizer.
+
+    >>> LateTokenizer(lambda: "a tokenizer").upper()
+    'A TOKENIZER'
+    """
+
+    def __init__(self, load: Callable[[], Any]):
+        self._load = load
+
+    @functools.cached_property
+    def loaded(self) -> Any:
+        """The tokenizer itself."""
+        return self._load()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loaded, name)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self.loaded(*args, **options)
 
 
 def load_tokenizer(folder: str | Path) -> Any:

@@ -8,7 +8,7 @@ import math
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -16,7 +16,6 @@ import numpy as np
 from goat_jax.config import DTYPES, RunConfig
 from goat_jax.data.metrics import goodness
 from goat_jax.errors import RunFailed, UserError
-from goat_jax.run.checkpoint import Checkpoints
 from goat_jax.run.evaluate import evaluate
 from goat_jax.run.folder import claimed, identify
 from goat_jax.run.meter import Meter, memory_peaks
@@ -31,6 +30,9 @@ from goat_jax.run.signals import Signals
 from goat_jax.run.state import RunState
 from goat_jax.run.utilization import StepFlops, peak_of_devices
 from goat_jax.typing import Batch
+
+if TYPE_CHECKING:  # Orbax takes a fifth of a start, which a wrong word in a config would wait for
+    from goat_jax.run.checkpoint import Checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +82,13 @@ def fit(
         UserError: anything wrong with the config, the data, the model or the folder.
         RunFailed: a loss or gradient that is not finite.
     """
+    from goat_jax.run.checkpoint import Checkpoints
+
     folder = Path(config.out)
     with contextlib.ExitStack() as held:
         by_first(lambda: held.enter_context(claimed(folder, config)))
-        built = build(config)
-        data = load_data(config, built.vocabulary)
+        data = load_data(config)
+        built = build(config, data)
         by_first(lambda: identify(folder, config, built, command))
         going_on = config.train.save_errors == "continue"
         checkpoints = Checkpoints(folder, config.best_by, going_on=going_on)
@@ -112,12 +116,14 @@ def begin(
     Raises:
         UserError: as `fit`, or the folder holds a run already.
     """
+    from goat_jax.run.checkpoint import Checkpoints
+
     folder = Path(config.out)
     with contextlib.ExitStack() as held:
         if held.enter_context(claimed(folder, config)):
             raise UserError(f"{folder} holds this run already: give another --out")
-        built = build(config)
-        data = load_data(config, built.vocabulary)
+        data = load_data(config)
+        built = build(config, data)
         state = start(built)
         checkpoints = Checkpoints(folder, config.best_by)
         held.callback(checkpoints.close)

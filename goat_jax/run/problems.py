@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ from goat_jax.data.examples import TextTask, load_examples
 from goat_jax.data.exams import ExamTask
 from goat_jax.data.image_tasks import ImageTask
 from goat_jax.data.images import ImageRows, load_images
-from goat_jax.data.language import LanguageTask
+from goat_jax.data.language import LanguageTask, load_pieces
 from goat_jax.data.metrics import score, split_metric
 from goat_jax.data.rows import Rows
 from goat_jax.data.tasks import Task
-from goat_jax.data.texts import Texts, load_texts
-from goat_jax.data.tokenize import Encoded, encode, load_tokenizer
+from goat_jax.data.texts import Texts, encode_texts
+from goat_jax.data.tokenize import Encoded, encode
 from goat_jax.errors import UserError
 from goat_jax.models.clip_text import class_kernel
 from goat_jax.models.load import Loaded
@@ -52,7 +51,9 @@ class Problem:
         model_options: task -> fields of the model's config that it settles.
         prepare: (task, loaded model, its folder) -> None; gives a model what only the task knows.
         one_row: (task, tokens) -> rows with one blank row, which tells what a batch looks like.
-        reader: (task, the model's folder or file, most tokens in a row) -> split -> its rows.
+        read: (task, split, tokenizer) -> the split's rows with their columns checked, not yet
+            tokenised; the tokenizer is used by formats that its chat template writes.
+        encode: (task, split, what `read` gave, tokenizer, most tokens in a row) -> its rows.
         scores: (metric names, sums over all rows, batches' labels and weights, outputs) -> scores.
         notes: task -> what else a person should know of its rows, a line each.
     """
@@ -63,7 +64,8 @@ class Problem:
     model_options: Callable[[Any], dict[str, Any]]
     prepare: Callable[[Any, Loaded, Path], None]
     one_row: Callable[[Any, int], Rows]
-    reader: Callable[[Any, Path, int], Callable[[str], Rows]]
+    read: Callable[[Any, str, Any], Any]
+    encode: Callable[[Any, str, Any, Any, int], Rows]
     scores: Callable[[Sequence[str], Totals, Sequence[Mapping], np.ndarray], dict[str, float]]
     notes: Callable[[Any], Sequence[str]] = lambda task: ()
 
@@ -93,16 +95,6 @@ def _blank_text(task: LanguageTask, length: int) -> Rows:
 def _blank_image(task: ImageTask, length: int) -> Rows:
     row = {task.image: np.zeros((2, 2), np.uint8)}
     return ImageRows(task, "blank", [row], [0], np.zeros(1, np.int32))
-
-
-def _read_examples(task: TextTask, model: Path, length: int) -> Callable[[str], Rows]:
-    tokenizer = load_tokenizer(model)
-    return lambda split: encode(tokenizer, load_examples(task, split), length)
-
-
-def _read_texts(task: LanguageTask, model: Path, length: int) -> Callable[[str], Rows]:
-    tokenizer = load_tokenizer(model)
-    return lambda split: load_texts(task, split, tokenizer, length)
 
 
 def _score_outputs(
@@ -148,7 +140,8 @@ _TEXT = Problem(
     model_options=lambda task: {"num_labels": max(1, len(task.labels))},
     prepare=_nothing,
     one_row=_blank_example,
-    reader=_read_examples,
+    read=lambda task, split, tokenizer: load_examples(task, split),
+    encode=lambda task, split, examples, tokenizer, length: encode(tokenizer, examples, length),
     scores=_score_outputs,
 )
 _LANGUAGE = Problem(
@@ -158,7 +151,8 @@ _LANGUAGE = Problem(
     model_options=lambda task: {},
     prepare=_nothing,
     one_row=_blank_text,
-    reader=_read_texts,
+    read=load_pieces,
+    encode=encode_texts,
     scores=_score_tokens,
 )
 
@@ -169,7 +163,8 @@ _IMAGE = Problem(
     model_options=lambda task: {"num_labels": len(task.labels)},
     prepare=_start_from_class_names,
     one_row=_blank_image,
-    reader=lambda task, model, length: partial(load_images, task),
+    read=lambda task, split, tokenizer: load_images(task, split),
+    encode=lambda task, split, images, tokenizer, length: images,
     scores=_score_outputs,
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,13 @@ from goat_jax.errors import Notice, UserError
 from goat_jax.mesh.config import MeshConfig
 from goat_jax.mesh.placement import make_placement
 from goat_jax.models.load import Loaded, load_model
-from goat_jax.run.checkpoint import Checkpoints
 from goat_jax.run.folder import check_same_model, load_run
 from goat_jax.run.placed import keep_rows
 from goat_jax.run.setup import Built, build
 from goat_jax.run.state import RunState
+
+if TYPE_CHECKING:
+    from goat_jax.run.checkpoint import Checkpoints
 
 ONE_DEVICE = MeshConfig()
 
@@ -67,6 +69,8 @@ def reopen(folder: Path, step: int | None, mesh: MeshConfig = ONE_DEVICE) -> Reo
     Raises:
         UserError: no run there, no such checkpoint, or another base model than it was trained on.
     """
+    from goat_jax.run.checkpoint import Checkpoints
+
     config, saved = load_run(folder)
     config = dataclasses.replace(config, mesh=mesh)
     checkpoints = Checkpoints(folder, config.best_by, read_only=True)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jax.sharding import NamedSharding
 
 from goat_jax.adapters.spec import AdapterSpec
@@ -20,13 +21,15 @@ from goat_jax.data.batching import choose_buckets
 from goat_jax.data.overlap import note_of
 from goat_jax.data.pipeline import eval_batches, train_iterator
 from goat_jax.data.rows import Rows
+from goat_jax.data.tokenize import LateTokenizer, load_tokenizer
 from goat_jax.errors import UserError
-from goat_jax.inject import InjectReport, inject
+from goat_jax.inject import InjectReport, check_choices, inject
 from goat_jax.layers import split_model
 from goat_jax.mesh.placement import Placement
+from goat_jax.models.architecture import architecture_of
 from goat_jax.models.fingerprint import fingerprint
 from goat_jax.models.load import Loaded, load_model
-from goat_jax.models.sources import find_model
+from goat_jax.models.sources import find_model, open_checkpoint
 from goat_jax.optim.optimizer import make_optimizer, schedule_of, shortened_warmup
 from goat_jax.optim.pairs import scales_of
 from goat_jax.optim.scaling_alignment import align, alignment_ratios, scaling_alignment
@@ -90,12 +93,44 @@ class Built:
         return batch if self.placed is None else self.placed.put_whole(batch)
 
 
-def build(config: RunConfig) -> Built:
-    """Loads the model, injects the adapters and makes the steps; nothing is compiled yet.
+def check(config: RunConfig) -> Any:
+    """Checks all that can be told without rows and weights; of the model, its config and shapes.
+
+    Returns:
+        The model's own config.
 
     Raises:
         UserError: anything in the config that does not fit.
     """
+    spec = config.adapter.spec()
+    placement_of(config)
+    check_switch(spec.course, config.train.steps)
+    options, path = model_options(config), find_model(config.model.path)
+    hf, _ = open_checkpoint(path)
+    architecture = architecture_of(hf, path)
+    check_model(config.task, architecture.kind, str(path))
+    try:
+        own = architecture.config_of(hf, **options)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    shapes = nnx.eval_shape(lambda: architecture.build(own, rngs=nnx.Rngs(0)))
+    adapter = config.adapter
+    check_choices(shapes, spec, adapter.targets, adapter.overrides, adapter.train)
+    return own
+
+
+def build(config: RunConfig, data: Data | None = None) -> Built:
+    """Loads the model, injects the adapters and makes the steps; nothing is compiled yet.
+
+    Args:
+        data: the run's, if it is loaded already, and the config checked with it. A method may
+            start from gradients on it.
+
+    Raises:
+        UserError: anything in the config that does not fit.
+    """
+    if data is None:
+        check(config)
     path = find_model(config.model.path)
     problem = problem_of(config.task)
     spec, placement = config.adapter.spec(), placement_of(config)
@@ -107,10 +142,8 @@ def build(config: RunConfig) -> Built:
         sharding=None if placement is None else placement.parameter,
         **model_options(config),
     )
-    check_model(config.task, loaded.kind, str(path))
-    check_switch(spec.course, config.train.steps)
     problem.prepare(config.task, loaded, path)
-    gradients = _gradients(config, spec, loaded)
+    gradients = _gradients(config, spec, loaded, data)
     report = adapt(loaded.model, config, spec, adapter_key, gradients, placement)
     norms = residual_norms(loaded.model, None if placement is None else placement.whole)
     quantized = quantized_base(loaded.model, config)
@@ -220,7 +253,9 @@ def method_optimizer(
     return scaling_alignment(optimizer, alignment_ratios(scales, forward))
 
 
-def _gradients(config: RunConfig, spec: AdapterSpec, loaded: Loaded) -> dict[str, Array] | None:
+def _gradients(
+    config: RunConfig, spec: AdapterSpec, loaded: Loaded, data: Data | None
+) -> dict[str, Array] | None:
     """The gradients that the method starts from, of the run's own first batches."""
     count = spec.initializer.gradient_batches
     if not count:
@@ -231,7 +266,8 @@ def _gradients(config: RunConfig, spec: AdapterSpec, loaded: Loaded) -> dict[str
             "run it in one"
         )
     set_remat(loaded.model, config)
-    batches = itertools.islice(load_data(config, vocabulary_of(loaded)).train, count)
+    rows = (data or load_data(config)).rows
+    batches = itertools.islice(training_batches(config, rows), count)
     objective = problem_of(config.task).objective(config.task)
     return kernel_gradients(loaded.model, objective, batches, config.adapter.targets)
 
@@ -277,12 +313,14 @@ class Data:
     """The task's rows as batches.
 
     Attributes:
-        train: endless iterator of training batches, checkpointable.
+        rows: the training rows.
+        train: endless iterator of batches of them, checkpointable.
         evaluation: every evaluation row once.
         notes: what a person should know of the rows and the run's length, a line each.
         shares: into how many shares the training batches are cut; `train` gives one of them.
     """
 
+    rows: Rows
     train: Any
     evaluation: Sequence[Batch]
     notes: tuple[str, ...]
@@ -290,17 +328,18 @@ class Data:
 
 
 def load_data(config: RunConfig, vocabulary: int | None = None) -> Data:
-    """Reads, tokenises and batches the task.
+    """Reads, tokenises and batches the task, and checks the config on the way; no weight is read.
+
+    Cheap checks come first: columns and labels, then the rest of the config (`check`), then tokens.
 
     Args:
-        vocabulary: how many tokens the model knows, None if it reads no tokens.
+        vocabulary: how many tokens the model knows; None for what its config says.
 
     Raises:
-        UserError: rows that cannot be read, or tokens that the model does not know.
+        UserError: rows that cannot be read, tokens that the model does not know, or anything else
+            in the config that does not fit.
     """
-    train, held_out = load_rows(config, "train", "evaluation")
-    if vocabulary is not None:
-        check_tokens([*train.input_ids, *held_out.input_ids], vocabulary)  # type: ignore
+    train, held_out = load_rows(config, "train", "evaluation", vocabulary=vocabulary)
     share = share_of_process(placement_of(config), config.train.batch_size)
     notes = (
         describe("training", train),
@@ -310,6 +349,7 @@ def load_data(config: RunConfig, vocabulary: int | None = None) -> Data:
         shortened_warmup(config.optimizer, config.train.steps),
     )
     return Data(
+        rows=train,
         train=training_batches(config, train, share),
         evaluation=evaluation_batches(config, held_out),
         notes=tuple(filter(None, notes)),
@@ -334,11 +374,25 @@ def check_tokens(texts: Iterable[np.ndarray], vocabulary: int) -> None:
         )
 
 
-def load_rows(config: RunConfig, *splits: str) -> list[Rows]:
-    """The rows of some of the splits "train" and "evaluation"."""
-    path = find_model(config.model.path)
-    read = problem_of(config.task).reader(config.task, path, config.train.max_length)
-    return [read(split) for split in splits]
+def load_rows(config: RunConfig, *splits: str, vocabulary: int | None = None) -> list[Rows]:
+    """The rows of some of the splits "train" and "evaluation"; arguments and order of `load_data`.
+
+    All splits are read before the model is looked for, which may have to be fetched, and before
+    the first row is tokenised.
+    """
+    problem, task = problem_of(config.task), config.task
+    tokenizer = LateTokenizer(lambda: load_tokenizer(find_model(config.model.path)))
+    read = [problem.read(task, split, tokenizer) for split in splits]
+    own = check(config)
+    length = config.train.max_length
+    rows = [
+        problem.encode(task, split, each, tokenizer, length)
+        for split, each in zip(splits, read, strict=True)
+    ]
+    known = getattr(own, "vocab_size", None) if vocabulary is None else vocabulary
+    if known is not None:
+        check_tokens([ids for each in rows for ids in each.input_ids], known)  # type: ignore
+    return rows
 
 
 def describe(what: str, rows: Rows) -> str:

@@ -28,9 +28,10 @@ from goat_jax.run.placed import placement_of
 from goat_jax.run.problems import problem_of
 from goat_jax.run.setup import (
     Built,
+    Data,
     build,
-    check_tokens,
     evaluation_batches,
+    load_data,
     load_rows,
     training_batches,
 )
@@ -152,10 +153,11 @@ def shared_step(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
 
 
 def _train_some(configs: Sequence[RunConfig]) -> Iterator[Outcome]:
-    builts = [build(configs[0])]
+    data = load_data(configs[0])
+    builts = [build(configs[0], data)]
     for config in configs[1:]:
-        builts.append(_sharing(build(config), builts[0]))
-    yield from _Group(configs, builts).train()
+        builts.append(_sharing(build(config, data), builts[0]))
+    yield from _Group(configs, builts, data).train()
 
 
 def _sharing(built: Built, first: Built) -> Built:
@@ -173,7 +175,7 @@ def _sharing(built: Built, first: Built) -> Built:
 class _Group:
     """Runs in one step."""
 
-    def __init__(self, configs: Sequence[RunConfig], builts: Sequence[Built]):
+    def __init__(self, configs: Sequence[RunConfig], builts: Sequence[Built], data: Data):
         self.configs, self.config, self.built = configs, configs[0], builts[0]
         self.base, self.base_axes = _stack_different([built.base for built in builts])
         self.start = _stack([built.state for built in builts])
@@ -183,12 +185,8 @@ class _Group:
             "aux_weight": jnp.asarray([each.adapter.spec().aux_weight for each in configs]),
             "scales": _stack([built.scales for built in builts]),
         }
-        rows, held_out = load_rows(self.config, "train", "evaluation")
-        if self.built.vocabulary is not None:
-            texts = [*rows.input_ids, *held_out.input_ids]  # type: ignore[attr-defined]
-            check_tokens(texts, self.built.vocabulary)
-        self.batches = [training_batches(each, rows) for each in configs]
-        self.held_out = evaluation_batches(self.config, held_out)
+        self.batches = [training_batches(each, data.rows) for each in configs]
+        self.held_out = data.evaluation
 
     def train(self) -> list[Outcome]:
         """From the start to the last step."""
