@@ -9,7 +9,6 @@ answers with transformers' ``generate`` and its cache.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +40,7 @@ def jax_answers(model: Any, prompts: np.ndarray, new: int) -> Callable[[], Any]:
     """Tokens as they come, each handed to the host."""
     generator, sampling = Generator(model, tokenizer=None, apart=True), Sampling(max_new_tokens=new)
     # Random weights may choose any token, the end of the text too.
-    generator.config = dataclasses.replace(generator.config, eos_ids=())
+    generator.end_ids = ()
     rows = prompts.tolist()
     return lambda: [len(tokens) for tokens in generator.tokens(rows, sampling)]
 

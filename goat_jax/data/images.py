@@ -62,6 +62,11 @@ class ImageRows:
     def __post_init__(self) -> None:
         object.__setattr__(self, "lengths", np.ones(len(self.labels), np.int32))
 
+    @property
+    def lookups(self) -> dict[str, list[np.ndarray]]:
+        """Images have no ids."""
+        return {}
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -1,9 +1,12 @@
 """What batches are made of: numbered rows of known lengths, gathered into arrays on demand."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
+
+from goat_jax.data.ids import check_ids
 
 Batch = dict[str, np.ndarray]
 Draw = tuple[int, ...] | None
@@ -21,6 +24,7 @@ class Rows(Protocol):
       truncated: how many rows lost their end.
       dropped: how many were left out, nothing usable being in them.
       marks: what tells each row (or text) from others (`goat_jax.data.overlap`).
+      lookups: a table's name in `goat_jax.data.ids.TABLES` -> the ids that are looked up in it.
     """
 
     @property
@@ -34,6 +38,9 @@ class Rows(Protocol):
 
     @property
     def marks(self) -> Sequence[bytes]: ...
+
+    @property
+    def lookups(self) -> Mapping[str, Iterable[np.ndarray]]: ...
 
     def __len__(self) -> int: ...
 
@@ -55,6 +62,36 @@ def fill_places(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     weights = (rows != FILLER).astype(np.float32)
     last = rows[rows != FILLER][-1] if weights.any() else 0
     return np.where(rows == FILLER, last, rows), weights
+
+
+class Tokens(Protocol):
+    """Rows of tokens, maybe of several tasks."""
+
+    @property
+    def input_ids(self) -> list[np.ndarray]: ...
+
+    @property
+    def tasks(self) -> Mapping[str, np.ndarray]: ...
+
+
+def lookups_of(rows: Tokens) -> dict[str, list[np.ndarray]]:
+    """`Rows.lookups` of rows of tokens."""
+    tasks = [rows.tasks["task_ids"]] if "task_ids" in rows.tasks else []
+    return {"vocab_size": rows.input_ids, "num_tasks": tasks}
+
+
+def with_known_ids(rows: Rows, sizes: Mapping[str, int]) -> Rows:
+    """The rows, padded with an id that the model has.
+
+    Args:
+      sizes: of the model's tables (`goat_jax.data.ids.table_sizes`).
+
+    Raises UserError if a row has an id without a row in its table.
+    """
+    check_ids(rows.lookups, sizes)
+    pad = getattr(rows, "pad_id", 0)
+    # Padding is masked everywhere, so any id will do that is in the table.
+    return rows if pad < sizes.get("vocab_size", pad + 1) else replace(rows, pad_id=0)  # type: ignore
 
 
 def pad_right(arrays: Sequence[np.ndarray], length: int, value: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from goat_jax.data.encoding import encode_pieces
 from goat_jax.data.language import CHAT_FORMATS, LanguageTask, Text, load_pieces
 from goat_jax.data.overlap import mark_of
-from goat_jax.data.rows import Batch, Draw, fill_places, pad_right
+from goat_jax.data.rows import Batch, Draw, fill_places, lookups_of, pad_right
 from goat_jax.errors import UserError
 
 
@@ -46,6 +46,11 @@ class Texts:
     def marks(self) -> tuple[bytes, ...]:
         """What tells texts from others: their tokens."""
         return tuple(mark_of(ids) for ids in self.input_ids)
+
+    @property
+    def lookups(self) -> dict[str, list[np.ndarray]]:
+        """The ids that a model looks up."""
+        return lookups_of(self)
 
     def __len__(self) -> int:
         return len(self.members)

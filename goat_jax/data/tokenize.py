@@ -13,7 +13,7 @@ from goat_jax.data.formats import first_line
 from goat_jax.data.gguf_file import SUFFIX
 from goat_jax.data.gguf_tokenizer import gguf_tokenizer
 from goat_jax.data.quiet import import_transformers
-from goat_jax.data.rows import Batch, Draw, fill_places, pad_right
+from goat_jax.data.rows import Batch, Draw, fill_places, lookups_of, pad_right
 from goat_jax.errors import UserError
 
 # Any of these can hold a vocabulary; the configuration files alone cannot.
@@ -58,6 +58,11 @@ class Encoded:
     marks: tuple[bytes, ...] = field(default=(), repr=False)
     parts: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
     tasks: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    @property
+    def lookups(self) -> dict[str, list[np.ndarray]]:
+        """The ids that a model looks up."""
+        return lookups_of(self) | {"type_vocab_size": self.token_type_ids or []}
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -11,6 +11,7 @@ from typing import Any
 
 from goat_jax.errors import UserError, nearest
 from goat_jax.models.common import ACTIVATIONS
+from goat_jax.models.end_tokens import token_ids
 from goat_jax.models.rope import Rope
 
 _SIZES = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_size")
@@ -107,7 +108,7 @@ class DecoderConfig:
             "rms_norm_eps": hf.get("rms_norm_eps", 1e-6),
             "tie_embeddings": bool(hf.get("tie_word_embeddings", False)),
             "bos_id": hf.get("bos_token_id"),
-            "eos_ids": _ids(hf.get("eos_token_id")),
+            "eos_ids": token_ids(hf),
             "pad_id": hf.get("pad_token_id"),
         }
         return cls(**(values | family.biases(hf) | overrides))
@@ -147,12 +148,6 @@ def _size(hf: Mapping[str, Any], key: str) -> int:
     if hf.get(key) is None:
         raise UserError(f"config.json has no {key}: add it, it is a size of the network")
     return hf[key]
-
-
-def _ids(value: Any) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,7 +84,7 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": "blk.0.attn_q.bias" in file.tensors,
         "bos_token_id": file.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": file.get("tokenizer.ggml.eos_token_id"),
+        "eos_token_id": _end_tokens(file),
         "pad_token_id": file.get("tokenizer.ggml.padding_token_id"),
     }
     if scaling := _rope_scaling(file, name, config):
@@ -94,6 +94,13 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
             raise UserError(f"{file.path}: {name} with a sliding window ({window}) is unsupported")
         config |= {"model_type": row.windowed, "sliding_window": window}
     return config
+
+
+def _end_tokens(file: GgufFile) -> int | list[int] | None:
+    """The tokens that end a text, a turn, or a message."""
+    keys = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+    found = list(dict.fromkeys(number for key in keys if (number := file.get(key)) is not None))
+    return found if len(found) > 1 else next(iter(found), None)
 
 
 def _short(value: float) -> float:

@@ -10,6 +10,7 @@ from goat_jax.data.formats import first_line
 from goat_jax.data.packaged_models import PACKAGED_MODELS
 from goat_jax.errors import UserError, nearest
 from goat_jax.files import report_unusable_cache, temporary_folder
+from goat_jax.models.end_tokens import with_end_tokens
 from goat_jax.models.safetensors import Weights, open_weights, read_json
 
 PACKAGE = "package:"
@@ -82,4 +83,6 @@ def open_checkpoint(path: Path) -> tuple[dict[str, Any], Weights]:
         from goat_jax.models.gguf import open_gguf
 
         return open_gguf(path)
-    return read_json(path / "config.json", "a checkpoint folder"), open_weights(path)
+    return with_end_tokens(
+        read_json(path / "config.json", "a checkpoint folder"), path
+    ), open_weights(path)

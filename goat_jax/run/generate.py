@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from goat_jax.data.encoding import encode_prompt
+from goat_jax.data.ids import check_ids, table_sizes
 from goat_jax.errors import UserError
 from goat_jax.layers import merge_model, split_model
 from goat_jax.models.decoder import Cache
@@ -93,6 +94,9 @@ class Generator:
             copies each kernel of a scan out of its stack for every token; apart, tokens come faster
             and compiling takes longer. The kernels are in memory twice for a while.
 
+    Attributes:
+        end_ids: tokens that end an answer.
+
     The arrays of the model are arguments of the jitted steps, so new weights need no new compile.
     """
 
@@ -100,6 +104,8 @@ class Generator:
         model = unrolled(model) if apart else model
         graph, self._trainable, self._base = split_model(model)
         self.config, self.tokenizer, self.multiple = model.config, tokenizer, multiple
+        self.end_ids = end_ids(model.config, tokenizer)
+        check_ids({"vocab_size": [self.end_ids]}, table_sizes(model.config))
         self._empty = model.empty_cache
         self._extend = jax.jit(partial(_extend, graph), donate_argnums=4)
         self._choose = jax.jit(choose, static_argnums=(2, 3))
@@ -107,7 +113,7 @@ class Generator:
     def tokens(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[np.ndarray]:
         """Yields the next token (B,) of all prompts, one array a step.
 
-        After the model's end-of-text token a row repeats it; the steps end when all rows have.
+        After a token that ends an answer a row repeats it; the steps end when all rows have.
 
         Args:
             prompts: token ids, of any lengths.
@@ -121,7 +127,7 @@ class Generator:
             steps = max(1, min(DEFAULT_NEW_TOKENS, self.config.context - longest))
         self._check(prompts, longest + steps)
         longest = self._padded(longest, steps)
-        ids, mask = pad_left(prompts, self.config.pad_id or 0, longest)
+        ids, mask = pad_left(prompts, 0, longest)
         cache = self._empty(len(prompts), longest + steps)
         key = jax.random.key(sampling.seed)
         ended = np.zeros(len(prompts), bool)
@@ -130,9 +136,9 @@ class Generator:
             own = jax.random.fold_in(key, step)
             chosen = self._choose(logits, own, sampling.temperature, sampling.top_p)
             tokens = np.array(chosen)
-            if self.config.eos_ids:
-                tokens[ended] = self.config.eos_ids[0]
-                ended |= np.isin(tokens, self.config.eos_ids)
+            if self.end_ids:
+                tokens[ended] = self.end_ids[0]
+                ended |= np.isin(tokens, self.end_ids)
             yield tokens
             if ended.all():
                 return
@@ -148,6 +154,7 @@ class Generator:
     def _check(self, prompts: Sequence[Sequence[int]], tokens: int) -> None:
         if not all(prompts):
             raise UserError("an empty prompt: give it at least one token")
+        check_ids({"vocab_size": prompts}, table_sizes(self.config))
         # Dynamic scaling stretches as far as it must.
         if tokens > self.config.context and self.config.rope.kind != "dynamic":
             raise UserError(
@@ -179,7 +186,7 @@ class Generator:
             for row, token in enumerate(tokens.tolist()):
                 if done[row]:
                     continue
-                done[row] = token in self.config.eos_ids
+                done[row] = token in self.end_ids
                 if not done[row]:
                     found[row].append(token)
                     text = self._text(encoded[row], found[row])
@@ -199,6 +206,17 @@ class Generator:
         before = list(prompt[-CONTEXT:])
         start = len(self.tokenizer.decode(before, skip_special_tokens=True))
         return self.tokenizer.decode([*before, *ids], skip_special_tokens=True)[start:]
+
+
+def end_ids(config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that end an answer: the tokenizer's, which training ends texts with, and the
+    checkpoint's own, of config.json and generation_config.json.
+
+    Args:
+        config: a `DecoderConfig`.
+    """
+    own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    return tuple(dict.fromkeys((*own, *config.eos_ids)))
 
 
 def unrolled(model: Any) -> Any:

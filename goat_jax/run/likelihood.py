@@ -9,8 +9,9 @@ import numpy as np
 
 from goat_jax.data.batching import choose_buckets, evaluation_plan
 from goat_jax.data.encoding import Piece, encode_pieces
+from goat_jax.data.ids import check_ids, table_sizes
 from goat_jax.data.rows import FILLER
-from goat_jax.data.texts import Texts, pad_id
+from goat_jax.data.texts import Texts
 from goat_jax.errors import UserError
 from goat_jax.run.objectives import LANGUAGE
 from goat_jax.run.step import EvalStep, make_eval_step
@@ -98,11 +99,11 @@ class Scorer:
                 )
             all_ids.append(ids)
             all_learnt.append(learnt)
+        check_ids({"vocab_size": all_ids}, table_sizes(self.config))
         return Texts(
             input_ids=all_ids,
             learnt=all_learnt,
             members=[[number] for number in range(len(pairs))],
             lengths=np.array([len(ids) for ids in all_ids], np.int32),
-            pad_id=pad_id(self.tokenizer),
             truncated=cut,
         )

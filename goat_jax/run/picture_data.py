@@ -13,6 +13,7 @@ import numpy as np
 from goat_jax.adapters.adapter import segment_index
 from goat_jax.adapters.context import Context
 from goat_jax.config import RunConfig
+from goat_jax.data.ids import check_ids
 from goat_jax.data.images import ImageRows
 from goat_jax.data.tokenize import load_tokenizer
 from goat_jax.errors import UserError
@@ -109,6 +110,7 @@ def batch_of_text(run: Reopened, text: str | None, row: int) -> tuple[Batch, lis
         ids = batch["input_ids"][0][batch["attention_mask"][0] > 0]
         return batch, tokenizer.convert_ids_to_tokens(ids.tolist())
     ids = tokenizer(text, truncation=True, max_length=config.train.max_length)["input_ids"]
+    check_ids({"vocab_size": [ids]}, {"vocab_size": run.built.vocabulary})
     blank = problem_of(config.task).one_row(config.task, len(ids))
     batch = dict(blank.gather(np.array([0]), len(ids)))
     batch["input_ids"] = np.array([ids], np.int32)

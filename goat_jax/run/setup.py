@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,15 +19,17 @@ from jax.sharding import NamedSharding
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.config import DTYPES, RunConfig
 from goat_jax.data.batching import choose_buckets
+from goat_jax.data.ids import table_sizes
 from goat_jax.data.overlap import note_of
 from goat_jax.data.pipeline import eval_batches, train_iterator
-from goat_jax.data.rows import Rows
+from goat_jax.data.rows import Rows, with_known_ids
 from goat_jax.data.tokenize import LateTokenizer, load_tokenizer
 from goat_jax.errors import UserError
 from goat_jax.inject import InjectReport, check_choices, inject
 from goat_jax.layers import split_model
 from goat_jax.mesh.placement import Placement
 from goat_jax.models.architecture import architecture_of
+from goat_jax.models.end_tokens import token_ids
 from goat_jax.models.fingerprint import fingerprint
 from goat_jax.models.load import Loaded, load_model
 from goat_jax.models.sources import find_model, open_checkpoint
@@ -327,19 +330,16 @@ class Data:
     shares: int = 1
 
 
-def load_data(config: RunConfig, vocabulary: int | None = None) -> Data:
+def load_data(config: RunConfig) -> Data:
     """Reads, tokenises and batches the task, and checks the config on the way; no weight is read.
 
     Cheap checks come first: columns and labels, then the rest of the config (`check`), then tokens.
 
-    Args:
-        vocabulary: how many tokens the model knows; None for what its config says.
-
     Raises:
-        UserError: rows that cannot be read, tokens that the model does not know, or anything else
+        UserError: rows that cannot be read, ids that the model does not know, or anything else
             in the config that does not fit.
     """
-    train, held_out = load_rows(config, "train", "evaluation", vocabulary=vocabulary)
+    train, held_out = load_rows(config, "train", "evaluation")
     share = share_of_process(placement_of(config), config.train.batch_size)
     notes = (
         describe("training", train),
@@ -364,24 +364,14 @@ def training_batches(config: RunConfig, rows: Rows, share: tuple[int, int] = (0,
     return train_iterator(rows, size, config.train.seed, length, *share, buckets=buckets)
 
 
-def check_tokens(texts: Iterable[np.ndarray], vocabulary: int) -> None:
-    """Raises `UserError` if a text has a token that the model has no embedding for."""
-    largest = max((int(ids.max()) for ids in texts if len(ids)), default=0)
-    if largest >= vocabulary:
-        raise UserError(
-            f"the tokenizer gives token {largest}, but the model knows {vocabulary}: take both "
-            "from one checkpoint"
-        )
-
-
-def load_rows(config: RunConfig, *splits: str, vocabulary: int | None = None) -> list[Rows]:
-    """The rows of some of the splits "train" and "evaluation"; arguments and order of `load_data`.
+def load_rows(config: RunConfig, *splits: str) -> list[Rows]:
+    """The rows of some of the splits "train" and "evaluation"; checks and order of `load_data`.
 
     All splits are read before the model is looked for, which may have to be fetched, and before
     the first row is tokenised.
     """
     problem, task = problem_of(config.task), config.task
-    tokenizer = LateTokenizer(lambda: load_tokenizer(find_model(config.model.path)))
+    tokenizer = LateTokenizer(lambda: tokenizer_of(find_model(config.model.path)))
     read = [problem.read(task, split, tokenizer) for split in splits]
     own = check(config)
     length = config.train.max_length
@@ -389,10 +379,16 @@ def load_rows(config: RunConfig, *splits: str, vocabulary: int | None = None) ->
         problem.encode(task, split, each, tokenizer, length)
         for split, each in zip(splits, read, strict=True)
     ]
-    known = getattr(own, "vocab_size", None) if vocabulary is None else vocabulary
-    if known is not None:
-        check_tokens([ids for each in rows for ids in each.input_ids], known)  # type: ignore
-    return rows
+    sizes = table_sizes(own, config.adapter.spec().router)
+    return [with_known_ids(each, sizes) for each in rows]
+
+
+def tokenizer_of(path: Path) -> Any:
+    """A checkpoint's tokenizer; texts end with its own token, or else the checkpoint's first."""
+    tokenizer, ends = load_tokenizer(path), token_ids(open_checkpoint(path)[0])
+    if tokenizer.eos_token_id is None and ends:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
+    return tokenizer
 
 
 def describe(what: str, rows: Rows) -> str:

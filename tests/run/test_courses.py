@@ -99,7 +99,7 @@ def test_lora_ga_starts_from_the_gradient_of_the_first_batches(config, tmp_path)
     built = build(run)
     model = merge_model(built.graph, built.state.trainable, built.base)
     plain = pretrained(run)
-    data = load_data(run, 10**9).train
+    data = load_data(run).train
     batches = [next(data) for _ in range(2)]
     site = next(s for s in find_sites(model) if s.pattern.endswith("attention.self.query"))
     layer, adapter = 1, site.module.adapter
@@ -141,7 +141,7 @@ def loss_gradient(graph, trainable, base, batch):
 
 def test_gradients_are_averaged_batch_by_batch(config):
     model = pretrained(config)
-    data = load_data(config, 10**9).train
+    data = load_data(config).train
     batches = [next(data) for _ in range(2)]
     targets = r".*query"
     both = kernel_gradients(model, CLASSIFICATION, batches, targets)

@@ -1,0 +1,43 @@
+"""The tokens that end a text, as a checkpoint's files name them: one, or a list."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from goat_jax.errors import UserError
+from goat_jax.files import read_json
+
+
+def with_end_tokens(hf: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A config.json's content whose `eos_token_id` has those of generation_config.json, too.
+
+    Raises:
+        UserError: a damaged file, or a value that is no token id.
+    """
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return hf
+    given = read_json(file)
+    if not isinstance(given, dict):
+        raise UserError(f"{file} holds a {type(given).__name__}, not an object: fetch it again")
+    more = token_ids(given, str(file))
+    if not more:
+        return hf
+    both = (*token_ids(hf, str(folder / "config.json")), *more)
+    return hf | {"eos_token_id": list(dict.fromkeys(both))}
+
+
+def token_ids(config: Mapping[str, Any], where: str = "config.json") -> tuple[int, ...]:
+    """The tokens of a config's `eos_token_id`: one, a list, or none.
+
+    Raises:
+        UserError: a value that is no token id.
+
+    >>> token_ids({"eos_token_id": [2, 7]}), token_ids({"eos_token_id": 2}), token_ids({})
+    ((2, 7), (2,), ())
+    """
+    value = config.get("eos_token_id")
+    ids = [] if value is None else value if isinstance(value, list | tuple) else [value]
+    if not all(type(number) is int and number >= 0 for number in ids):
+        raise UserError(f"{where}: eos_token_id is {value!r}: give a token id, or a list of them")
+    return tuple(ids)
