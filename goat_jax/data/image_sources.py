@@ -3,13 +3,17 @@
 import gzip
 import hashlib
 import importlib
+import math
+import warnings
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from goat_jax.data.archives import MEMBER_BYTES
 from goat_jax.data.formats import Row
-from goat_jax.errors import UserError
+from goat_jax.errors import Notice, UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -20,7 +24,18 @@ DIGITS_TEST_ROWS = 360
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    names = (p for p in folder.iterdir() if not p.name.startswith(".") and p.name != "__MACOSX")
+    return sorted(path for path in names if path.is_dir())
+
+
+def _images(paths: Iterable[Path], below: Path) -> list[Path]:
+    """The images among some paths, sorted; hidden files, as macOS leaves them, are none."""
+
+    def is_image(path: Path) -> bool:
+        hidden = any(part.startswith(".") for part in path.relative_to(below).parts)
+        return not hidden and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+    return sorted(filter(is_image, paths))
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
@@ -39,8 +54,9 @@ def class_names(folder: Path) -> tuple[str, ...]:
 def read_image_folder(folder: Path) -> list[Row]:
     """Rows `{image, label}` of a folder with one subfolder for each class, sorted by path.
 
-    The image is an absolute path, the label the subfolder's name; files of other kinds
-    (`IMAGE_SUFFIXES`) are left alone.
+    The image is an absolute path, the label the subfolder's name, also for images in folders
+    further down. Hidden files and those of other kinds (`IMAGE_SUFFIXES`) are left alone; images
+    beside the subfolders have no class and are left out with a warning.
 
     Raises UserError if there is no subfolder, or one without images.
 
@@ -53,12 +69,19 @@ def read_image_folder(folder: Path) -> list[Row]:
     """
     rows: list[Row] = []
     for part in _folders(folder):
-        images = sorted(p for p in part.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        images = _images(part.rglob("*"), part)
         if not images:
             raise UserError(f"{part}: no image in it ({', '.join(IMAGE_SUFFIXES)}): remove it")
         rows += [{"image": str(path.absolute()), "label": part.name} for path in images]
     if not rows:
         raise UserError(f"{folder}: no subfolders: give a folder with one subfolder a class")
+    if loose := _images(folder.iterdir(), folder):
+        warnings.warn(
+            f"{folder}: {loose[0].name} and {len(loose) - 1} other images are in no class's "
+            "subfolder and are left out",
+            Notice,
+            stacklevel=2,
+        )
     return rows
 
 
@@ -76,16 +99,23 @@ def read_idx(path: Path) -> np.ndarray:
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            data = file.read()
+            head = file.read(4)
+            axes = head[3] if len(head) == 4 else 0
+            sizes = file.read(4 * axes)
+            if head[:3] != b"\0\0\x08" or len(head) < 4 or len(sizes) < 4 * axes:
+                raise UserError(f"{path}: not an idx file of bytes (it starts with {head!r})")
+            shape = np.frombuffer(sizes, ">u4").tolist()
+            count = math.prod(shape)
+            if count > MEMBER_BYTES:
+                raise UserError(f"{path}: {count:,} values in shape {tuple(shape)}: not read")
+            data = file.read(count + 1)  # one more would show
     except (EOFError, gzip.BadGzipFile, zlib.error):
         raise UserError(f"{path}: gzip data cut off or damaged: fetch it again") from None
-    if data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
-        raise UserError(f"{path}: not an idx file of bytes (it starts with {data[:4]!r})")
-    shape = np.frombuffer(data, ">u4", data[3], offset=4).tolist()
-    values = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
-    if values.size != np.prod(shape, dtype=np.int64):
-        raise UserError(f"{path}: {values.size} values for shape {tuple(shape)}: fetch it again")
-    return values.reshape(shape)
+    if len(data) != count:
+        more = "more than " if len(data) > count else ""
+        found = f"{more}{min(len(data), count)}"
+        raise UserError(f"{path}: {found} values for shape {tuple(shape)}: fetch it again")
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def read_idx_folder(folder: Path, split: str) -> list[Row]:

@@ -52,6 +52,8 @@ def to_rgb(image: "Image.Image") -> "Image.Image":
     """
     from PIL import Image, ImageOps
 
+    if image.mode == "I" and image.format == "TIFF":
+        raise UserError("an image of 32-bit integers has no range of colours: give 8 or 16 bits")
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise UserError("an image of floating-point values has no range of colours: give integers")

@@ -14,7 +14,7 @@ from goat_jax.data.image_sources import DIGITS_TEST_ROWS, read_idx, read_idx_fol
 from goat_jax.data.image_tasks import FASHION_MNIST, ImageTask, fashion_mnist
 from goat_jax.data.images import load_images
 from goat_jax.data.sources import read_image_source, read_source
-from goat_jax.errors import UserError
+from goat_jax.errors import Notice, UserError
 
 IMAGES = np.arange(3 * 5 * 4, dtype=np.uint8).reshape(3, 5, 4)
 LABELS = np.array([9, 0, 4], np.uint8)
@@ -106,6 +106,34 @@ def test_image_folders(tmp_path):
     (tmp_path / "a" / "1.webp").unlink()
     with pytest.raises(UserError, match=r"/a: no image in it"):
         read_source(str(tmp_path), "train")
+
+
+def test_hidden_files_are_no_images_and_nested_ones_are(tmp_path):
+    for name in ("a/0.png", "a/._0.png", "a/deep/er/1.png", "a/.thumbs/2.png", "__MACOSX/a/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a" / "folder.png").mkdir()
+    rows = read_source(str(tmp_path), "train")
+    found = [(row["label"], Path(row["image"]).relative_to(tmp_path).as_posix()) for row in rows]
+    assert found == [("a", "a/0.png"), ("a", "a/deep/er/1.png")]
+
+
+def test_images_without_a_class_are_named(tmp_path):
+    for name in ("a/0.png", "1.png", "2.png", "._3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.warns(Notice, match=r"1\.png and 1 other images are in no class's subfolder"):
+        assert len(read_source(str(tmp_path), "train")) == 1
+
+
+def test_an_idx_file_unpacks_to_no_more_than_its_shape(tmp_path):
+    path = tmp_path / "a-idx1-ubyte.gz"
+    path.write_bytes(gzip.compress(idx(LABELS) + bytes(10**6)))
+    with pytest.raises(UserError, match="more than 3 values for shape"):
+        read_idx(path)
+    path.write_bytes(gzip.compress(bytes([0, 0, 8, 3]) + b"\xff" * 12))
+    with pytest.raises(UserError, match="values in shape .*: not read"):
+        read_idx(path)
 
 
 def test_digits():

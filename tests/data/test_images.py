@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from goat_jax.data.image_tasks import ImageTask, digits, fashion_mnist, image_files
-from goat_jax.data.images import load_images
+from goat_jax.data.images import decode_image, load_images
 from goat_jax.data.pipeline import TrainBatches, eval_batches
 from goat_jax.errors import UserError
 
@@ -181,6 +181,59 @@ def test_bad_images_are_skipped_and_counted(folder):
         path.write_bytes(b"")
     with pytest.raises(UserError, match=r"row 1: .* cannot be decoded"):
         load_images(pets(folder, on_bad_image="skip"), "train")
+
+
+GREY = np.arange(120, dtype=np.uint8).reshape(10, 12)
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"),
+    [
+        ("1", "PNG"),
+        ("P", "GIF"),
+        ("LA", "PNG"),
+        ("PA", "TIFF"),
+        ("RGBA", "PNG"),
+        ("CMYK", "JPEG"),
+        ("CMYK", "TIFF"),
+        ("LAB", "TIFF"),
+        ("I;16", "PNG"),
+        ("I;16B", "TIFF"),
+    ],
+)
+def test_every_mode_becomes_the_same_colours(mode, form):
+    if mode.startswith("I"):
+        image = Image.new(mode, (12, 10), 65535)
+    else:
+        white = Image.new("RGB", (12, 10), "white")
+        image = white.convert("P").convert("PA") if mode == "PA" else white.convert(mode)
+    file = io.BytesIO()
+    image.save(file, form)
+    seen = decode_image(file.getvalue(), "here")
+    assert seen.mode == "RGB" and np.asarray(seen).min() >= 253
+
+
+def test_integers_without_a_range_are_refused():
+    file = io.BytesIO()
+    Image.fromarray(GREY.astype(np.int32)).save(file, "TIFF")
+    with pytest.raises(UserError, match="here: an image of 32-bit integers has no range"):
+        decode_image(file.getvalue(), "here")
+
+
+def test_of_an_animation_the_first_picture_is_seen():
+    red, blue = (Image.new("RGB", (6, 4), colour) for colour in ("red", "blue"))
+    file = io.BytesIO()
+    red.save(file, "GIF", save_all=True, append_images=[blue])
+    assert decode_image(file.getvalue(), "here").getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(6, (4, 6)), (3, (6, 4)), (99, (6, 4))])
+def test_images_are_upright(orientation, size):
+    about = Image.Exif()
+    about[0x0112] = orientation
+    file = io.BytesIO()
+    Image.new("RGB", (6, 4)).save(file, "JPEG", exif=about)
+    assert decode_image(file.getvalue(), "here").size == size
 
 
 @pytest.mark.parametrize(
