@@ -332,10 +332,12 @@ def read_words(name: str, words: Sequence[str], kind: Any) -> Any:
     if tuple in origins and (len(members) == 1 or len(words) != 1):
         inner = _bare(typing.get_args(members[origins.index(tuple)])[0])[0]
         return tuple(words) if inner is str else tuple(map(read_value, words))
-    if len(words) != 1 and members == [bool] and not words:
+    if not words and members == [bool]:
         return True
     if len(words) != 1:
         raise UserError(f"{name} takes one value, not {len(words)}: give {describe(kind)}")
+    if members == [Any]:
+        return read_value(words[0])
     if members == [bool]:
         return {"true": True, "false": False}.get(words[0].lower(), words[0])
     if str in members and not {int, float} & set(members):

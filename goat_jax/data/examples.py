@@ -10,6 +10,7 @@ from goat_jax.data.metrics import METRICS, REGRESSION_METRICS, split_metric
 from goat_jax.data.overlap import mark_of
 from goat_jax.data.sources import AND, Row, read_source
 from goat_jax.errors import UserError
+from goat_jax.fields import check_fields
 
 # The TFDS split that a source means if it names none.
 DEFAULT_SPLITS = {"train": "train", "evaluation": "validation"}
@@ -21,18 +22,22 @@ class TextTask:
 
     Attributes:
       name: how reports call it.
-      train, evaluation: source strings (`goat_jax.data.sources`).
+      train: the source of the training rows (`goat_jax.data.sources`).
+      evaluation: the source of the evaluation rows.
       text: one or two column names.
       label: the label's column name.
       labels: class names in the order of their ids; empty for regression (float labels).
       metrics: names from `METRICS`, the first is the one that decides.
       data_dir: TFDS's folder, the package cache, or where relative paths start.
-      train_limit, evaluation_limit: at most so many rows, evenly spaced over the source.
+      train_limit: at most so many training rows, evenly spaced over the source.
+      evaluation_limit: at most so many evaluation rows, likewise.
       parts: names of the held-out sources, where evaluation joins several with `AND`; a metric
         "accuracy_PART" scores only one of them.
       id: a column that names rows, to tell those that are in both splits; None: by the text.
-      task_id, task_type: columns with the number of a row's task (from 0), and with its kind (0 or
-        1), where the rows are of several and the method goes by them (MOELoRA, LoRAMoE).
+      task_id: the column with the number of a row's task (from 0), where the rows are of several
+        tasks and the method weighs experts by task (MOELoRA).
+      task_type: the column with the kind of a row's task, 0 or 1, for methods that go by it
+        (LoRAMoE).
 
     Raises UserError where these do not fit together.
 
@@ -58,10 +63,7 @@ matthews, f1
     task_type: str | None = None
 
     def __post_init__(self) -> None:
-        # One name may be written without a tuple; lists come from JSON.
-        for name in ("text", "labels", "metrics", "parts"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        check_fields(self, "task.")
         if len(self.text) not in (1, 2):
             raise UserError(
                 f"task {self.name}: text names {len(self.text)} columns {self.text}:"

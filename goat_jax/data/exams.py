@@ -96,7 +96,6 @@ of choice, number, program, conversation
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "stop", tuple(self.stop))  # lists come from JSON
         if self.exam not in EXAMS:
             hint = nearest(self.exam, EXAMS)
             raise UserError(

@@ -7,6 +7,7 @@ from pathlib import Path
 from goat_jax.data.examples import check_limits, check_scoring
 from goat_jax.data.image_sources import class_names
 from goat_jax.errors import UserError
+from goat_jax.fields import check_fields
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -39,15 +40,18 @@ class ImageTask:
 
     Attributes:
       name: how reports call it.
-      train, evaluation: source strings (`goat_jax.data.sources`).
+      train: the source of the training rows (`goat_jax.data.sources`).
+      evaluation: the source of the evaluation rows.
       image: the column with a path, the bytes of a file, or uint8 values (H, W[, 1 or 3]).
       label: the label's column name.
       labels: class names in the order of their ids.
       metrics: names from `METRICS` of classification, the first is the one that decides.
       data_dir: TFDS's folder, or where relative paths start, those in the image column too.
-      train_limit, evaluation_limit: at most so many rows, evenly spaced over the source.
+      train_limit: at most so many training rows, evenly spaced over the source.
+      evaluation_limit: at most so many evaluation rows, likewise.
       image_size: pixels of a side of what the model sees.
-      mean, std: per channel, of values from 0 to 1.
+      mean: the mean of each channel, of values from 0 to 1.
+      std: the deviation of each channel, likewise.
       train_crop: the least and largest share of an image's area that training sees; None: the
         same view as in evaluation.
       train_ratio: the range of a crop's width / height before it is made square.
@@ -87,12 +91,7 @@ class ImageTask:
     id: str | None = None
 
     def __post_init__(self) -> None:
-        # One name may be written without a tuple; lists come from JSON.
-        for name in ("labels", "written", "metrics", "mean", "std", "train_crop", "train_ratio"):
-            value = getattr(self, name)
-            if value is not None:
-                value = (value,) if isinstance(value, str) else tuple(value)
-            object.__setattr__(self, name, value)
+        check_fields(self, "task.")
         if not self.labels:
             raise UserError(f"task {self.name}: no class names: give labels, two or more")
         check_scoring(self.name, self.labels, self.metrics)

@@ -23,6 +23,7 @@ from goat_jax.data.fields import check_text, read_text
 from goat_jax.data.selections import SELECTIONS
 from goat_jax.data.sources import Row, read_source
 from goat_jax.errors import UserError, nearest
+from goat_jax.fields import check_fields
 
 LANGUAGE_METRICS = ("perplexity", "token_accuracy")
 
@@ -33,11 +34,13 @@ class LanguageTask:
 
     Attributes:
       name: how reports call it.
-      train, evaluation: source strings (`goat_jax.data.sources`).
+      train: the source of the training rows (`goat_jax.data.sources`).
+      evaluation: the source of the evaluation rows.
       format: a key of `FORMATS`.
-      prompt, completion: templates with a row's columns in braces, such as
+      prompt: a template with a row's columns in braces, such as
         ``"Question: {question}\\nAnswer:"``; only for the format "template". In
         ``{query|question}`` the first of the columns that a row has is put in.
+      completion: the template of what is learnt, likewise.
       learn: "completion", or "all" to learn the prompts too.
       selection: a key of `SELECTIONS`: which rows of the source are taken.
       held_out: so many rows of the training source, evenly spaced, are not learnt but are the
@@ -45,10 +48,12 @@ class LanguageTask:
       packing: several texts share a row of `max_length` tokens, without seeing each other.
       metrics: names from `LANGUAGE_METRICS`, the first decides.
       data_dir: TFDS's folder, the package cache, or where relative paths start.
-      train_limit, evaluation_limit: at most so many rows, evenly spaced over the source.
-      task_id, task_type: columns with the number of a row's task (from 0), and with its kind (0 or
-        1), where the rows are of several and the method goes by them (MOELoRA, LoRAMoE). A kind
-        belongs to a whole row of tokens, so it needs ``packing=False``.
+      train_limit: at most so many training rows, evenly spaced over the source.
+      evaluation_limit: at most so many evaluation rows, likewise.
+      task_id: the column with the number of a row's task (from 0), where the rows are of several
+        tasks and the method weighs experts by task (MOELoRA).
+      task_type: the column with the kind of a row's task, 0 or 1, for methods that go by it
+        (LoRAMoE). A kind belongs to a whole row of tokens, so it needs ``packing=False``.
 
     >>> LanguageTask("notes", "a.jsonl", "b.jsonl", format="txt")
     Traceback (most recent call last):
@@ -77,7 +82,7 @@ of prompt_completion, messages, alpaca, text, template
         def fail(what: str) -> UserError:
             return UserError(f"task {self.name}: {what}")
 
-        object.__setattr__(self, "metrics", tuple(self.metrics))  # lists come from JSON
+        check_fields(self, "task.")
         if self.format not in FORMATS:
             hint = nearest(self.format, FORMATS)
             known = ", ".join(FORMATS)

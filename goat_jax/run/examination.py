@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from goat_jax.data.exams import ExamTask, Question
 from goat_jax.errors import UserError
+from goat_jax.fields import Count, NonNegative, Range, Seed, check_fields
 from goat_jax.run.generate import Sampling
 from goat_jax.run.judge import Judge
 from goat_jax.run.subject import Subject
@@ -33,22 +34,20 @@ class ExamOptions:
         judge: who grades conversations; None: answers are written, not graded.
     """
 
-    batch_size: int = 16
-    temperature: float | None = None
-    top_p: float = 1.0
-    seed: int = 0
-    max_new_tokens: int | None = None
-    samples: int = 1
-    ks: tuple[int, ...] = (1,)
+    batch_size: Count = 16
+    temperature: NonNegative | None = None
+    top_p: Annotated[float, Range(above=0, at_most=1)] = 1.0
+    seed: Seed = 0
+    max_new_tokens: Count | None = None
+    samples: Count = 1
+    ks: tuple[Count, ...] = (1,)
     run_programs: bool = False
     limits: Limits = dataclasses.field(default_factory=Limits)
-    workers: int = 1
+    workers: Count = 1
     judge: Judge | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "samples", "workers"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)} must be 1 or more")
+        check_fields(self)
         for k in self.ks:
             if not 1 <= k <= self.samples:
                 raise UserError(

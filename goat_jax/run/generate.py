@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from flax import nnx
 from goat_jax.data.encoding import encode_prompt
 from goat_jax.data.ids import check_ids, table_sizes
 from goat_jax.errors import UserError
+from goat_jax.fields import Count, NonNegative, Range, Seed, check_fields
 from goat_jax.layers import merge_model, split_model
 from goat_jax.models.decoder import Cache
 from goat_jax.sites import find_stacks
@@ -45,19 +46,14 @@ class Sampling:
         UserError: a number out of its range.
     """
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    max_new_tokens: int | None = None
+    temperature: NonNegative = 0.0
+    top_p: Annotated[float, Range(above=0, at_most=1)] = 1.0
+    max_new_tokens: Count | None = None
     stop: tuple[str, ...] = ()
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise UserError(f"temperature {self.temperature} must be 0 (greedy) or above")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p {self.top_p} must be above 0 and at most 1")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens {self.max_new_tokens} must be at least 1")
+        check_fields(self)
 
 
 def choose(logits: Array, key: Key, temperature: float, top_p: float) -> Array:
