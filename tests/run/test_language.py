@@ -221,7 +221,7 @@ def test_what_could_become_a_stop_text_is_held_back():
     [
         (["--prompt", "what " * 60, "--max-new-tokens", "9"], "may need 69 tokens, more than the"),
         ([], "nothing to answer"),
-        (["--prompt", "what", "--top-p", "0"], "top_p 0.0 must be above 0"),
+        (["--prompt", "what", "--top-p", "0"], "--top-p 0.0 is not valid: give a number above 0"),
         (["--prompt", "what", "--chat"], "this tokenizer has no chat template"),
         (["--prompt", "what", "--step", "3"], "is a model, not a run"),
     ],
