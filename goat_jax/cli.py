@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import logging
-import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from goat_jax.commands import arguments, exam_arguments
-from goat_jax.errors import Notice, RunFailed, UserError
+from goat_jax.commands.door import Parser, in_one_line
+from goat_jax.errors import UserError
 from goat_jax.files import cache_folder, report_unusable_cache
 
 STOPPED_BY_SIGNAL = 143
@@ -22,80 +20,19 @@ STOPPED_BY_SIGNAL = 143
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code: 0, 1 (failed or out of tolerance) or 2 (bad input)."""
-    _hush_failed_writes()
+    return in_one_line("goat-jax", lambda: _run(words))
+
+
+def _run(words: Sequence[str] | None) -> int:
     parser = _parser()
-    try:
-        known, rest = parser.parse_known_args(words)
-        if rest and not known.takes_overrides:
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        with _notices_in_one_line():
-            return known.run(known, rest)
-    except UserError as error:
-        return _say(error, 2)
-    except RunFailed as error:
-        return _say(error, 1)
-    except OSError as error:
-        # A full disk, a missing permission: nothing is half-written, files are renamed when whole.
-        return _say(f"{error.strerror or error}: {error.filename or 'while writing'}", 1)
-
-
-def _hush_failed_writes() -> None:
-    """Leaves a checkpoint that could not be written to the one line of its error.
-
-    Orbax logs what it also raises. Of its other writes, still under way by then, each reports to an
-    event loop that is closed, from a thread of tensorstore's that no caller can catch it in; such
-    a report has broken our own line in two.
-    """
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    if sys.unraisablehook is sys.__unraisablehook__:
-        sys.unraisablehook = _unraisable
-
-
-@contextlib.contextmanager
-def _notices_in_one_line() -> Iterator[None]:
-    """Prints a `Notice` without the place in the code that other warnings name."""
-    show = warnings.showwarning
-
-    def show_notice(message: Any, category: type[Warning], *rest: Any, **options: Any) -> None:
-        if issubclass(category, Notice):
-            print(f"goat-jax: {message}", file=sys.stderr)
-        else:
-            show(message, category, *rest, **options)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show_notice
-        yield
-
-
-def _unraisable(report: Any) -> None:
-    error = report.exc_value
-    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-        sys.__unraisablehook__(report)
-
-
-def _say(error: object, code: int) -> int:
-    print(f"goat-jax: error: {error}", file=sys.stderr)
-    return code
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as the verbs do, and takes no abbreviations: they would
-    catch fields of a config."""
-
-    def __init__(self, **options: Any):
-        super().__init__(**options, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        text = " ".join(message.split())
-        value = re.match(r"argument (\S+): (.* is not valid.*)", text)
-        if value:
-            raise UserError(" ".join(value.groups()))
-        raise UserError(f"{text} ({self.prog} --help lists what there is)")
+    known, rest = parser.parse_known_args(words)
+    if rest and not known.takes_overrides:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return known.run(known, rest)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="goat-jax", description="Fine-tuning with mixtures of LoRA experts in JAX."
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")

@@ -12,6 +12,7 @@ from goat_jax.commands import exam_sweep as module
 from goat_jax.commands.exam_sweep import main
 from goat_jax.data.commonsense import FOLDERS
 from goat_jax.errors import RunFailed, UserError
+from goat_jax.run import coding
 from goat_jax.run.examination import Examination
 from programs import load_program
 
@@ -19,6 +20,7 @@ SCORES = {
     "commonsense170k": {f"accuracy/{name}": 0.5 + n / 100 for n, name in enumerate(FOLDERS)},
     "metamath": {"accuracy": 0.6},
     "codefeedback": {"pass@1": 0.25},
+    "boolq": {"accuracy": 0.7},
     "wizardlm": {"score/turn_1": 6.0, "score/turn_2": 5.0},
 }
 
@@ -58,6 +60,7 @@ def runner(monkeypatch):
     monkeypatch.setattr(module, "open_subject", own.open)
     monkeypatch.setattr(module, "examine", own.examine)
     monkeypatch.setattr(module, "draw", lambda folder: None)
+    monkeypatch.setattr(coding, "check_sandbox", lambda: None)
     return own
 
 
@@ -160,6 +163,7 @@ def test_a_run_that_fails_does_not_stop_the_others(error, runner, folder, tmp_pa
 
 def test_three_runs_fill_the_table_of_generation(runner, folder, tmp_path, capsys):
     arguments = given(tmp_path, folder, "--methods", "goat", "lora_pro", questions=True)
+    arguments.append("--run-programs")
     assert main(load_program("generation").SWEEP, arguments) == 0
     tasks = [(task, way) for name, task, way in runner.asked if "goat" in name]
     assert tasks == [("wizardlm", "judge"), ("metamath", "generate"), ("codefeedback", "code")]
@@ -188,7 +192,8 @@ def test_methods_have_ranks_and_options_and_runs_have_folders_of_their_own(
     rows = [cells(line) for line in capsys.readouterr().out.splitlines()[2:]]
     assert [row[0] for row in rows] == ["lora", goat] and rows[1][1] == "60.00"
     saved = json.loads((tmp_path / "out" / f"math-{name}-seed0" / "result.json").read_text())
-    assert saved["settings"]["adapter"] == {"scale": "alpha_over_rank", "rho": 5}
+    adapter = {name: saved["key"]["config"][f"adapter.{name}"] for name in ("scale", "rho")}
+    assert adapter == {"scale": "alpha_over_rank", "rho": 5}
 
 
 @pytest.mark.parametrize(
@@ -205,11 +210,9 @@ def test_methods_have_ranks_and_options_and_runs_have_folders_of_their_own(
 @pytest.mark.parametrize("program", ["glue", "generation"])
 def test_what_cannot_be_read_ends_the_program_in_one_line(program, arguments, line, capsys):
     loaded = load_program(program)
-    with pytest.raises(SystemExit) as ended:
-        loaded.main(loaded.TABLE if program == "glue" else loaded.SWEEP, arguments)
-    assert ended.value.code == 2
-    if program == "generation" or arguments[0] == "--methods":
-        assert line in capsys.readouterr().err.splitlines()[-1]
+    assert loaded.main(loaded.TABLE if program == "glue" else loaded.SWEEP, arguments) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert (line if program == "generation" else line.partition(" (did")[0]) in said
 
 
 def test_a_grade_that_nobody_gave_is_no_score(runner, folder, tmp_path, capsys, monkeypatch):
@@ -218,3 +221,87 @@ def test_a_grade_that_nobody_gave_is_no_score(runner, folder, tmp_path, capsys, 
     assert main(load_program("generation").SWEEP, arguments) == 0
     head, _, goat = (cells(line) for line in capsys.readouterr().out.splitlines())
     assert head == ["method", "chat", "average"] and goat[1] == "- (6.01)"
+
+
+JUDGE = ["--judge", "http://localhost/v1", "--judge-model", "one"]
+
+
+@pytest.mark.parametrize(
+    ("run", "first", "second"),
+    [
+        ("math", [], ["--temperature", "0.5"]),
+        ("math", [], ["--seed", "1"]),
+        ("math", ["--max-new-tokens", "9"], ["--max-new-tokens", "10"]),
+        ("code", ["--run-programs"], ["--run-programs", "--samples", "2"]),
+        ("code", ["--run-programs"], ["--run-programs", "--samples", "2", "--k", "2"]),
+        ("code", ["--run-programs"], ["--run-programs", "--seconds", "3"]),
+        ("chat", JUDGE, [*JUDGE[:3], "other"]),
+        ("chat", JUDGE, ["--judge", "http://localhost/v2", *JUDGE[2:]]),
+        ("chat", [], JUDGE),
+    ],
+)
+def test_another_examination_is_not_answered_from_the_last(
+    runner, folder, tmp_path, capsys, run, first, second
+):
+    sweep = load_program("generation").SWEEP
+    common = given(tmp_path, folder, "--methods", "goat", "--runs", run, questions=True)
+    for words, asked in ((first, 1), ([*first, "--workers", "2"], 1), (second, 2), (second, 2)):
+        assert main(sweep, [*common, *words]) == 0
+        assert len(runner.asked) == asked
+    assert "changed: examined again" in capsys.readouterr().err
+
+
+def test_what_else_a_result_depends_on(runner, folder, tmp_path):
+    sweep = load_program("commonsense").SWEEP
+    arguments = given(tmp_path, folder, "--methods", "goat")
+    assert main(sweep, arguments) == 0
+    (folder / "boolq" / "test.json").write_text("[1]")  # other questions in the same place
+    assert main(sweep, arguments) == 0 and len(runner.asked) == 2
+    path = tmp_path / "out" / "commonsense170k-goat-seed0" / "result.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps({**saved, "key": {**saved["key"], "version": "0.0.0"}}))
+    assert main(sweep, arguments) == 0 and len(runner.asked) == 3
+    path.write_text(json.dumps({**saved, "key": None}))  # of a release that kept less
+    assert main(sweep, arguments) == 0 and len(runner.asked) == 4
+    path.write_text("{")
+    assert main(sweep, arguments) == 1 and len(runner.asked) == 4
+
+
+def test_a_single_set_fills_its_own_column(runner, folder, tmp_path, capsys):
+    arguments = given(tmp_path, folder, "--methods", "goat")
+    arguments[4] += ",task=boolq"
+    (folder / "boolq" / "train.json").write_text("[]")
+    assert main(load_program("commonsense").SWEEP, arguments) == 0
+    head, _, goat = (cells(line) for line in capsys.readouterr().out.splitlines())
+    assert goat[1].startswith("70.00") and all(cell.startswith("- (") for cell in goat[2:-1])
+
+
+def test_programs_that_may_not_run_are_found_before_training(runner, folder, tmp_path, capsys):
+    arguments = given(tmp_path, folder, "--methods", "goat", "lora", questions=True)
+    sweep = load_program("generation").SWEEP
+    assert main(sweep, [*arguments, "--runs", "code"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "allow it with --run-programs" in line and not runner.trained
+    assert main(sweep, [*arguments, "--runs", "code", "math"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "(2 runs: code-goat-seed0, code-lora-seed0)" in line
+    assert runner.trained == ["math-goat-seed0", "math-lora-seed0"]
+
+
+@pytest.mark.parametrize(
+    "words", [["--options", "nosuch=1"], ["--methods", "gaot"], ["--seeds", "0", "0"], ["--k", "0"]]
+)
+def test_an_error_of_all_runs_is_said_once(runner, tmp_path, capsys, words):
+    sweep = load_program("commonsense").SWEEP
+    assert main(sweep, ["--out", str(tmp_path / "out"), *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("commonsense: error: ") and not runner.trained
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_score_that_is_not_finite_is_no_result(runner, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(SCORES, "metamath", {"accuracy": float("nan")})
+    arguments = given(tmp_path, folder, "--methods", "goat", "--runs", "math")
+    assert main(load_program("generation").SWEEP, arguments) == 1
+    printed = capsys.readouterr()
+    assert "the run diverged: accuracy is not finite" in printed.err and "- (60.20)" in printed.out

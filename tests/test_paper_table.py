@@ -7,7 +7,6 @@ import pytest
 
 from goat_jax.commands import paper_table as module
 from goat_jax.commands.paper_table import Cell, PaperTable, main, render
-from goat_jax.config import parse_options
 from goat_jax.errors import RunFailed, UserError
 
 PAPER = {
@@ -52,7 +51,8 @@ def table(tmp_path):
         "def get_config(task, method, rank=8, seed=0, folder=None):\n"
         "    adapter = AdapterConfig(method, total_rank=rank)\n"
         "    train = TrainConfig(seed=seed)\n"
-        "    return RunConfig(ModelConfig('m'), reviews(), adapter, train=train)\n"
+        "    model = ModelConfig('m', options={'folder': folder})\n"
+        "    return RunConfig(model, reviews(), adapter, train=train)\n"
     )
     return PaperTable(config, PAPER, "accuracy", "small")
 
@@ -68,7 +68,7 @@ def test_what_is_done_is_not_trained_again(trainer, table, tmp_path, capsys):
     assert [name[-5:] for name in trainer.calls[12:]] == ["seed2"] * 6
     assert (tmp_path / "out" / "table.md").read_text().startswith("| method")
     saved = json.loads((tmp_path / "out" / "rte-lora-rank16-seed0" / "result.json").read_text())
-    assert saved["settings"]["source"] == "task=rte,method=lora,rank=16,seed=0"
+    assert saved["key"]["config"]["adapter.total_rank"] == 16
 
 
 def test_every_task_can_have_options_of_its_own(trainer, table, tmp_path):
@@ -76,9 +76,9 @@ def test_every_task_can_have_options_of_its_own(trainer, table, tmp_path):
     options = ["--options", "folder=all", "rte:folder=one"]
     assert main(table, [*arguments, *options]) == 0
     kept = [tmp_path / "out" / f"{task}-goat-rho-5-seed0" for task in ("rte", "cola")]
-    settings = [json.loads((path / "result.json").read_text())["settings"] for path in kept]
-    assert [each["options"] for each in settings] == ["folder=all,folder=one", "folder=all"]
-    assert parse_options(settings[0]["options"]) == {"folder": "one"}  # the last one counts
+    keys = [json.loads((path / "result.json").read_text())["key"] for path in kept]
+    folders = [key["config"]["model.options"]["folder"] for key in keys]
+    assert folders == ["one", "all"]  # of two, the last one counts
 
 
 def test_folders_of_long_labels_have_short_names():

@@ -11,8 +11,8 @@ outputs back, as published mixtures of LoRA experts do.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,11 @@ from torch import nn
 
 from goat_jax.bench.steps import step_of
 from goat_jax.bench.turns import machine_line, take_turns
+from goat_jax.checks import check_number
 from goat_jax.commands.compare import entry_config, read_entries
+from goat_jax.commands.door import Parser, in_one_line
 from goat_jax.config import RunConfig
+from goat_jax.errors import UserError
 from goat_jax.models.named import transformers_config
 from goat_jax.run.shapes import batch_shapes
 from goat_jax.tables import render_table
@@ -60,9 +63,12 @@ def torch_model(config: RunConfig, model: str) -> tuple[Any, list[str]]:
 
     language = "learnt" in batch_shapes(config, 1)
     kind = "AutoModelForCausalLM" if language else "AutoModelForSequenceClassification"
-    made = getattr(transformers, kind).from_config(
-        transformers_config(model), attn_implementation="sdpa"
-    )
+    sizes = transformers_config(model)
+    try:
+        made = getattr(transformers, kind).from_config(sizes, attn_implementation="sdpa")
+    except ValueError as error:  # such as a model of images
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--model {model}: transformers has no {kind} of it ({reason})") from None
     names = [
         name
         for name, module in made.named_modules()
@@ -107,13 +113,21 @@ def torch_step(model: Any, config: RunConfig) -> Callable[[], float]:
     return step
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Steps in JAX and PyTorch, taking turns")
+def main(arguments: Sequence[str] | None = None) -> int:
+    return in_one_line("against_torch", lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    parser = Parser(
+        prog="against_torch",
+        description="Steps in JAX and PyTorch, taking turns",
+    )
     parser.add_argument("--config", required=True)
     parser.add_argument("--model", required=True, help="whose sizes to take")
     parser.add_argument("--methods", nargs="+", default=["lora", "goat"])
     parser.add_argument("--turns", type=int, default=7)
-    options, overrides = parser.parse_known_args()
+    options, overrides = parser.parse_known_args(arguments)
+    check_number("--turns", options.turns, at_least=1, whole=True)
     configs = {
         entry.label: entry_config(options.config, entry, overrides, "against_torch")
         for entry in read_entries(options.methods)
@@ -133,7 +147,8 @@ def main() -> None:
         for name, t in times.items()
     ]
     print(render_table(headers, rows, markdown=True))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from goat_jax.commands import paper_table
+from goat_jax.commands.door import Parser, in_one_line
 from goat_jax.commands.figures import draw_figures
 from goat_jax.commands.paper_table import PaperTable
-from goat_jax.errors import UserError
 from goat_jax.paper import GLUE_SCORES, VISION_SCORES
 from goat_jax.run.gather import gather
 
@@ -45,7 +45,11 @@ TABLES = {"vision": VISION_SCORES, "glue": GLUE_SCORES}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    return in_one_line("figures", lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    parser = Parser(
         prog="figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("figure", choices=[*RUNS, "draw"])
@@ -63,15 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def draw(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="figures draw")
+    parser = Parser(prog="figures draw")
     parser.add_argument("folders", nargs="+", type=Path, help="runs, or folders of runs")
     parser.add_argument("--out", type=Path, default=Path("figures"), metavar="FOLDER")
     parser.add_argument("--metric", help="the score that is shown; each run's own if not given")
     given = parser.parse_args(arguments)
-    try:
-        drawn, lacking = draw_figures(gather(given.folders), given.out, given.metric)
-    except UserError as error:
-        parser.error(str(error))
+    drawn, lacking = draw_figures(gather(given.folders), given.out, given.metric)
     for path in drawn:
         print(path)
     for line in lacking:

@@ -8,8 +8,8 @@ answers with transformers' ``generate`` and its cache.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,8 +17,11 @@ import numpy as np
 import torch
 
 from goat_jax.bench.turns import machine_line, random_like, take_turns
+from goat_jax.checks import check_number
+from goat_jax.commands.door import Parser, in_one_line
 from goat_jax.config import AdapterConfig, ModelConfig, RunConfig
 from goat_jax.data.tasks import language_files
+from goat_jax.errors import UserError
 from goat_jax.layers import merge_model
 from goat_jax.models.load import random_model
 from goat_jax.models.named import model_config, transformers_config
@@ -50,7 +53,11 @@ def torch_answers(model: str, prompts: np.ndarray, new: int) -> Callable[[], Any
     import transformers
 
     config = transformers_config(model)
-    made = transformers.AutoModelForCausalLM.from_config(config).eval()
+    try:
+        made = transformers.AutoModelForCausalLM.from_config(config).eval()
+    except ValueError as error:  # such as an encoder
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--model {model}: no language model of transformers ({reason})") from None
     ids = torch.from_numpy(prompts)
     settings = {"do_sample": False, "min_new_tokens": new, "max_new_tokens": new}
 
@@ -62,15 +69,27 @@ def torch_answers(model: str, prompts: np.ndarray, new: int) -> Callable[[], Any
     return answer
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Greedy answers in JAX and PyTorch")
+def main(arguments: Sequence[str] | None = None) -> int:
+    return in_one_line("generation_against_torch", lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    parser = Parser(
+        prog="generation_against_torch",
+        description="Greedy answers in JAX and PyTorch",
+    )
     parser.add_argument("--model", default="smollm2-135m", help="whose sizes to take")
     parser.add_argument("--methods", nargs="+", default=["goat"])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8], help="prompts at once")
     parser.add_argument("--prompt", type=int, default=32, metavar="TOKENS")
     parser.add_argument("--new", type=int, default=64, metavar="TOKENS")
     parser.add_argument("--turns", type=int, default=5)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    check_number("--prompt", options.prompt, at_least=1, whole=True)
+    check_number("--new", options.new, at_least=1, whole=True)
+    check_number("--turns", options.turns, at_least=1, whole=True)
+    for rows in options.rows:
+        check_number("--rows", rows, at_least=1, whole=True)
     plain = random_model(model_config(options.model), key=jax.random.key(0)).model
     models = {"jax": plain} | {f"jax {m}": adapted(options.model, m) for m in options.methods}
     print(machine_line())
@@ -90,7 +109,8 @@ def main() -> None:
             for name, t in times.items()
         ]
         print(render_table(headers, table, markdown=True))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,26 +1,40 @@
 """LoRAHub: combines trained runs for a new task by a few of its rows, without gradients.
 
     python train/lorahub.py configs/demo.py:method=lora runs/a runs/b runs/c --rows 16 --budget 40
+    python train/lorahub.py configs/demo.py:method=lora runs/a runs/b --task.train other.jsonl
 
 Prints what every run scores alone on the task's evaluation rows, and what their combination does.
 """
 
-import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from goat_jax.config import load_config
+from goat_jax.checks import check_number
+from goat_jax.commands.configs import read_config
+from goat_jax.commands.door import Parser, in_one_line
 from goat_jax.run.compose import compose
 from goat_jax.tables import render_table
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Combine trained runs for a new task (LoRAHub).")
+def main(arguments: Sequence[str] | None = None) -> int:
+    return in_one_line("lorahub", lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    parser = Parser(
+        prog="lorahub",
+        description="Combine trained runs for a new task (LoRAHub). Fields of the config can be "
+        "overridden: --task.train FILE, --train.seed 1, ...",
+    )
     parser.add_argument("config", help="a config file: names the new task")
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
     parser.add_argument("--rows", type=int, default=16, help="rows that the search looks at")
     parser.add_argument("--budget", type=int, default=40, help="evaluations of these rows")
-    options = parser.parse_args()
-    config = load_config(options.config)
+    options, overrides = parser.parse_known_args(arguments)
+    check_number("--rows", options.rows, at_least=1, whole=True)
+    check_number("--budget", options.budget, at_least=1, whole=True)
+    config = read_config(options.config, overrides, "lorahub")
     found = compose(config, options.runs, rows=options.rows, budget=options.budget)
     names = ("loss", *config.task.metrics)
     rows = [
@@ -29,7 +43,8 @@ def main() -> None:
     ]
     rows.append(["combined", "", *(f"{found.scores[name]:.4f}" for name in names)])
     print(render_table(["run", "coefficient", *names], rows, markdown=True))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,10 +8,10 @@ the base. The second start finds the decompositions that the first has kept.
 
 from __future__ import annotations
 
-import argparse
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ import torch
 
 from goat_jax.adapters.methods import method_spec
 from goat_jax.bench.turns import machine_line
+from goat_jax.checks import check_number
+from goat_jax.commands.door import Parser, in_one_line
 from goat_jax.exchange.modules import read_kernels
 from goat_jax.inject import inject
 from goat_jax.models.load import load_model
@@ -41,12 +43,20 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Starts in JAX, decompositions in PyTorch")
+def main(arguments: Sequence[str] | None = None) -> int:
+    return in_one_line("svd_against_torch", lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    parser = Parser(
+        prog="svd_against_torch",
+        description="Starts in JAX, decompositions in PyTorch",
+    )
     parser.add_argument("--model", default="package:smollm2")
     parser.add_argument("--method", default="goat")
     parser.add_argument("--rank", type=int, default=32)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    check_number("--rank", options.rank, at_least=1, whole=True)
     path, key = find_model(options.model), jax.random.key(0)
     spec = method_spec(options.method, total_rank=options.rank)
     kernels = kernels_of(load_model(path, key=key).model)
@@ -72,7 +82,8 @@ def main() -> None:
         f"{options.model}, {len(kernels)} kernels, {options.method} of total rank {options.rank}\n"
     )
     print(render_table(["", "seconds", "over torch", "second start"], rows, markdown=True))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,6 +5,7 @@ cross terms; the coefficients are the same in all layers. The result is an adapt
 them, of the method `lora`. (Huang et al. 2023, arXiv 2307.13269.)
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -55,7 +56,8 @@ def search(
     """The best coefficients (count,) found, and their objective: no gradients, `budget` calls.
 
     A (1+1) evolution strategy: from zeros, a random step, kept if it is better; steps grow after a
-    success and shrink after a failure. (The published code uses nevergrad's NGOpt.)
+    success and shrink after a failure. An objective that is not finite is worse than any other.
+    (The published code uses nevergrad's NGOpt.)
 
     >>> best, value = search(lambda c: float(((c - 0.5) ** 2).sum()), 2, jax.random.key(0))
     >>> value < 0.05
@@ -63,11 +65,16 @@ def search(
     """
     steps = np.asarray(jax.random.normal(key, (budget, count), jnp.float32), np.float64)
     best, size = np.zeros(count), BOUND / 3
-    value = float(objective(best))
+    value = finite_or_worst(objective(best))
     for step in steps[1:]:
         trial = np.clip(best + size * step, -BOUND, BOUND)
-        found = float(objective(trial))
+        found = finite_or_worst(objective(trial))
         size *= 1.5 if found < value else 0.84
         if found < value:
             best, value = trial, found
     return best, value
+
+
+def finite_or_worst(value: float) -> float:
+    """The value, or infinity if it is not finite: a search for the lowest passes it over."""
+    return float(value) if math.isfinite(value) else math.inf

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,17 +10,20 @@ from pathlib import Path
 import jax
 
 from goat_jax.commands.configs import read_config, with_adapter
+from goat_jax.commands.door import Parser, in_one_line
 from goat_jax.commands.exam_arguments import add_options, options_of
-from goat_jax.commands.labels import Label, add_arguments, options_by_part
-from goat_jax.commands.paper_table import Cell, Scores, conclude, render
+from goat_jax.commands.labels import Label, add_arguments, options_by_part, read_label
+from goat_jax.commands.outcomes import check_all_different
+from goat_jax.commands.paper_table import Cell, Scores, all_configs, conclude, in_words, render
+from goat_jax.commands.results import Key, keep_scores, kept_scores
 from goat_jax.commands.train import draw
 from goat_jax.config import RunConfig
-from goat_jax.data.exams import ExamTask
+from goat_jax.data.exams import CODE, ExamTask, named_by_set
 from goat_jax.errors import RunFailed, UserError
+from goat_jax.run.coding import check_programs
 from goat_jax.run.examination import ExamOptions
 from goat_jax.run.examine import examine, write_records
 from goat_jax.run.fit import fit
-from goat_jax.run.folder import RESULT, write_aside
 from goat_jax.run.subject import open_subject
 
 
@@ -61,42 +62,78 @@ class ExamSweep:
     name: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Exam:
+    """One run of a table of exams.
+
+    Attributes:
+        run: a key of the table's runs.
+        method: its row, as `labels.read_label` reads it.
+        seed: the run's.
+    """
+
+    run: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return f"{self.run}-{read_label(self.method).name}-seed{self.seed}"
+
+
 def main(sweep: ExamSweep, arguments: Sequence[str] | None = None) -> int:
-    """Runs what is not done, then prints the table; 0, 1 if a run failed, 143 if it was stopped."""
-    parser = argparse.ArgumentParser(
+    """Runs what is not done, then prints the table; 0, 1 if a run failed, 2 for bad input, 143 if
+    it was stopped."""
+    return in_one_line(sweep.name, lambda: _main(sweep, arguments))
+
+
+def _main(sweep: ExamSweep, arguments: Sequence[str] | None) -> int:
+    given, overrides = _parser(sweep).parse_known_args(arguments)
+    check_all_different("--seeds", given.seeds, at_least=0, whole=True)
+    options, of_run = options_of(given), options_by_part(given.options, list(sweep.runs))
+    methods = list(dict.fromkeys(read_label(text).text for text in given.methods))
+    runs = list(dict.fromkeys(given.runs))
+    exams = [Exam(run, method, seed) for seed in given.seeds for run in runs for method in methods]
+
+    def checked(exam: Exam) -> RunConfig:
+        label = read_label(exam.method)
+        source = sweep.runs[exam.run].source(label, exam.seed, of_run[exam.run])
+        config = config_of(source, overrides, label, sweep.name)
+        check_exam(config, options)
+        return dataclasses.replace(config, out=str(given.out / exam.name))
+
+    configs, problems = all_configs(exams, checked)
+    found: dict[Cell, float] = {}
+    for exam, config in configs.items():
+        try:
+            scores = run_one(config, options, not given.quiet)
+        except (UserError, RunFailed) as error:
+            problems.setdefault(str(error), []).append(exam.name)
+            continue
+        if scores is None:
+            print(f"stopped in {exam.name}; the same command continues", file=sys.stderr)
+            return 143
+        run = sweep.runs[exam.run]
+        for column, score in run.columns.items():
+            if score in scores:  # a grade that no judge gave is not there
+                found[Cell(column, exam.method, exam.seed)] = run.factor * scores[score]
+    columns = [column for name in runs for column in sweep.runs[name].columns]
+    table = render(sweep.paper, found, columns, methods)
+    conclude(given.out, table, in_words("not done", problems))
+    return 1 if problems else 0
+
+
+def _parser(sweep: ExamSweep) -> Parser:
+    parser = Parser(
         prog=sweep.name,
-        allow_abbrev=False,
         description="Trains and examines every method; what is done is not done again. Fields of "
         "the runs can be overridden: --model.path FOLDER, --train.steps 100, ...",
     )
     parser.add_argument("--runs", nargs="+", default=list(sweep.runs), choices=list(sweep.runs))
     add_arguments(parser, sweep.paper, sweep.name)
     add_options(parser)
-    given, overrides = parser.parse_known_args(arguments)
-    options = options_of(given)
-    of_run = options_by_part(given.options, list(sweep.runs), parser)
-    found: dict[Cell, float] = {}
-    problems = []
-    for seed in given.seeds:
-        for name in given.runs:
-            for label in given.methods:
-                run, folder = sweep.runs[name], given.out / f"{name}-{label.name}-seed{seed}"
-                source = run.source(label, seed, of_run[name])
-                try:
-                    scores = run_one(source, overrides, label, folder, options, not given.quiet)
-                except (UserError, RunFailed) as error:
-                    problems.append(f"{folder.name}: {error}")
-                    continue
-                if scores is None:
-                    print(f"stopped in {folder.name}; the same command continues", file=sys.stderr)
-                    return 143
-                for column, score in run.columns.items():
-                    if score in scores:  # a grade that no judge gave is not there
-                        found[Cell(column, label.text, seed)] = run.factor * scores[score]
-    columns = [column for name in given.runs for column in sweep.runs[name].columns]
-    table = render(sweep.paper, found, columns, [label.text for label in given.methods])
-    conclude(given.out, table, [f"not done: {problem}" for problem in problems])
-    return 1 if problems else 0
+    return parser
 
 
 def config_of(source: str, overrides: Sequence[str], label: Label, prog: str) -> RunConfig:
@@ -104,39 +141,39 @@ def config_of(source: str, overrides: Sequence[str], label: Label, prog: str) ->
     return with_adapter(read_config(source, overrides, prog), label.adapter)
 
 
-def run_one(
-    source: str,
-    overrides: list[str],
-    label: Label,
-    folder: Path,
-    options: ExamOptions,
-    progress: bool,
-) -> dict[str, float] | None:
+def check_exam(config: RunConfig, options: ExamOptions) -> None:
+    """Finds an exam that cannot be held, before anything is trained for it.
+
+    Raises:
+        UserError: the task has none, or the options do not allow it.
+    """
+    task = config.task
+    if not isinstance(task, ExamTask):
+        raise UserError(f"task {task.name} has no exam")
+    if task.way == CODE:
+        check_programs(task, options)
+
+
+def run_one(config: RunConfig, options: ExamOptions, progress: bool) -> dict[str, float] | None:
     """The scores of one run, trained and examined now if it is not done; None if it was stopped.
 
     Raises:
         UserError, RunFailed: as `fit` and `examine`; a result of other settings.
     """
-    settings = {"source": source, "overrides": overrides}
-    settings |= {"adapter": label.adapter} if label.adapter else {}
-    path = folder / RESULT
-    if path.is_file():
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        if saved["settings"] != settings:
-            raise UserError(f"{folder} has a result of other settings: choose another --out")
-        return saved["scores"]
-    config = config_of(source, overrides, label, folder.name)
-    config = dataclasses.replace(config, out=str(folder))
-    task = config.task
-    if not isinstance(task, ExamTask):
-        raise UserError(f"{source}: task {task.name} has no exam")
+    folder, key, task = Path(config.out), Key.of(config, options), config.task
+    assert isinstance(task, ExamTask)
+    kept, changed = kept_scores(folder, key)
+    if kept is not None:
+        return kept
+    if changed:
+        print(f"{folder.name}: {', '.join(changed[:3])} changed: examined again", file=sys.stderr)
     summary = fit(config, progress=progress)
     if summary.stopped.startswith("SIG"):
         return None
     draw(folder)
     found = examine(open_subject(str(folder), summary.step), task, task.way, options)
     write_records(folder / "evaluation", task.name, task.way, found)
-    result = {"settings": settings, "scores": found.scores, "notes": summary.notes}
-    write_aside(path, json.dumps(result, indent=1) + "\n")
+    scores = named_by_set(found.scores, task.questions)
+    keep_scores(folder, key, scores, notes=summary.notes)
     jax.clear_caches()  # the next run has a model of its own
-    return found.scores
+    return scores

@@ -73,18 +73,18 @@ def read_label(text: str) -> Label:
     return Label(text, method, int(rank) if at else None, parse_options(rest))
 
 
-def options_by_part(
-    given: Iterable[str], parts: Sequence[str], parser: argparse.ArgumentParser
-) -> dict[str, str]:
+def options_by_part(given: Iterable[str], parts: Sequence[str]) -> dict[str, str]:
     """Options of the config file for every part of a table.
 
     Args:
         given: each ``OPTION=VALUE,...`` for all parts or ``PART:OPTION=VALUE,...`` for one.
         parts: the table's.
-        parser: ends the program if a part is none of the table's.
+
+    Raises:
+        UserError: a part that is none of the table's.
 
     >>> given = ["math:folder=a", "code:folder=b", "batch=8"]
-    >>> options_by_part(given, ["math", "code", "chat"], argparse.ArgumentParser())
+    >>> options_by_part(given, ["math", "code", "chat"])
     {'math': 'batch=8,folder=a', 'code': 'batch=8,folder=b', 'chat': 'batch=8'}
     """
     shared, own = [], {part: [] for part in parts}
@@ -95,7 +95,7 @@ def options_by_part(
         elif part in own:
             own[part].append(options)
         else:
-            parser.error(
+            raise UserError(
                 f"--options {text}: the table has no part {part!r}{nearest(part, parts)}; "
                 f"its parts are: {', '.join(parts)}"
             )
@@ -112,8 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser, methods: Iterable[str], name:
     parser.add_argument(
         "--methods",
         nargs="+",
-        type=_argument,
-        default=[read_label(method) for method in methods],
+        default=list(methods),
         metavar="METHOD",
         help="each METHOD, METHOD@RANK or METHOD@RANK:OPTION=VALUE,...",
     )
@@ -128,10 +127,3 @@ def add_arguments(parser: argparse.ArgumentParser, methods: Iterable[str], name:
         help="of the config file, for all parts of the table or for one",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-
-
-def _argument(text: str) -> Label:
-    try:
-        return read_label(text)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import jax
 
 from goat_jax.commands.configs import read_config, with_adapter
+from goat_jax.commands.door import Parser, in_one_line
 from goat_jax.commands.figures import draw_figures
 from goat_jax.commands.labels import add_arguments, options_by_part, read_label
+from goat_jax.commands.outcomes import check_all_different
+from goat_jax.commands.results import Key, keep_scores, kept_scores
 from goat_jax.commands.train import draw
 from goat_jax.config import RunConfig
 from goat_jax.errors import RunFailed, UserError
+from goat_jax.files import write_whole
 from goat_jax.run.fit import fit
-from goat_jax.run.folder import RESULT, RUN, write_aside
+from goat_jax.run.folder import RUN
 from goat_jax.run.gather import gather
 from goat_jax.tables import render_table
 
@@ -88,42 +91,95 @@ class Cell:
 
 
 def main(table: PaperTable, arguments: Sequence[str] | None = None) -> int:
-    """Runs what is not done, then prints the table; 0, 1 if a run failed, 143 if it was stopped."""
-    parser = _parser(table)
-    options, overrides = parser.parse_known_args(arguments)
-    methods = [label.text for label in options.methods]
-    of_task = options_by_part(options.options, options.tasks, parser)
+    """Runs what is not done, then prints the table; 0, 1 if a run failed, 2 for bad input, 143 if
+    it was stopped."""
+    return in_one_line(table.name, lambda: _main(table, arguments))
+
+
+def _main(table: PaperTable, arguments: Sequence[str] | None) -> int:
+    options, overrides = _parser(table).parse_known_args(arguments)
+    check_all_different("--seeds", options.seeds, at_least=0, whole=True)
+    methods = list(dict.fromkeys(read_label(text).text for text in options.methods))
+    of_task = options_by_part(options.options, options.tasks)
     cells = [
         Cell(task, method, seed)
         for seed in options.seeds
-        for task in options.tasks
+        for task in dict.fromkeys(options.tasks)
         for method in methods
     ]
+
+    def config_of(cell: Cell) -> RunConfig:
+        config = cell.config(table.config, of_task[cell.task], overrides, table.name)
+        return dataclasses.replace(config, out=str(options.out / cell.name))
+
+    configs, problems = all_configs(cells, config_of)
     found: dict[Cell, float] = {}
-    problems = []
-    for cell in cells:
+    for cell, config in configs.items():
         try:
-            score = run_cell(
-                table, cell, options.out, of_task[cell.task], overrides, not options.quiet
-            )
+            scores = run_cell(config, not options.quiet)
         except (UserError, RunFailed) as error:
-            problems.append(f"{cell.name}: {error}")
+            problems.setdefault(str(error), []).append(cell.name)
             continue
-        if score is None:
+        if scores is None:
             print(f"stopped in {cell.name}; the same command continues", file=sys.stderr)
             return 143
-        found[cell] = score
+        found[cell] = 100 * scores[table.metric]
     rendered = render(table.paper, found, options.tasks, methods)
-    conclude(
-        options.out, rendered, [f"not trained: {problem}" for problem in problems], table.metric
-    )
+    conclude(options.out, rendered, in_words("not trained", problems), table.metric)
     return 1 if problems else 0
+
+
+class Named(Hashable, Protocol):
+    """One run of a table."""
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        ...
+
+
+Run = TypeVar("Run", bound=Named)
+
+
+def all_configs(
+    runs: Iterable[Run], config_of: Callable[[Run], RunConfig]
+) -> tuple[dict[Run, RunConfig], dict[str, list[str]]]:
+    """The configs of all runs, made before any is trained; and each error with its runs' names.
+
+    Raises:
+        UserError: no run has a config.
+    """
+    configs: dict[Run, RunConfig] = {}
+    problems: dict[str, list[str]] = {}
+    for run in runs:
+        try:
+            configs[run] = config_of(run)
+        except UserError as error:
+            problems.setdefault(str(error), []).append(run.name)
+    if not configs:
+        more = f" (and {len(problems) - 1} other errors)" if len(problems) > 1 else ""
+        raise UserError(next(iter(problems), "no runs: name some") + more)
+    return configs, problems
+
+
+def in_words(what: str, problems: Mapping[str, Sequence[str]]) -> list[str]:
+    """A line for each error, with all the runs that it is of.
+
+    >>> in_words("not trained", {"no rows": ["a"], "no model": ["b", "c"]})
+    ['not trained: a: no rows', 'not trained: no model (2 runs: b, c)']
+    """
+    return [
+        f"{what}: {runs[0]}: {error}"
+        if len(runs) == 1
+        else f"{what}: {error} ({len(runs)} runs: {', '.join(runs)})"
+        for error, runs in problems.items()
+    ]
 
 
 def conclude(out: Path, table: str, problems: Sequence[str], metric: str | None = None) -> None:
     """Writes and prints a table, draws the paper's figures that its runs are enough for."""
     out.mkdir(parents=True, exist_ok=True)
-    write_aside(out / TABLE, table + "\n")
+    write_whole(out / TABLE, table + "\n")
     print(table)
     if any(out.rglob(RUN)):
         for path in draw_figures(gather([out]), out, metric)[0]:
@@ -132,10 +188,9 @@ def conclude(out: Path, table: str, problems: Sequence[str], metric: str | None 
         print(problem, file=sys.stderr)
 
 
-def _parser(table: PaperTable) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser(table: PaperTable) -> Parser:
+    parser = Parser(
         prog=table.name,
-        allow_abbrev=False,
         description="Trains every task with every method; what is done is not trained again. "
         "Fields of the runs can be overridden: --model.path FOLDER, --train.steps 100, ...",
     )
@@ -145,37 +200,23 @@ def _parser(table: PaperTable) -> argparse.ArgumentParser:
     return parser
 
 
-def run_cell(
-    table: PaperTable, cell: Cell, out: Path, options: str, overrides: list[str], progress: bool
-) -> float | None:
-    """The score of one run in percent, trained now if it is not done; None if it was stopped.
+def run_cell(config: RunConfig, progress: bool) -> dict[str, float] | None:
+    """The scores of one run, trained now if it is not done; None if it was stopped.
 
     Raises:
         UserError, RunFailed: as `goat_jax.run.fit.fit`; a result of other settings.
     """
-    folder = out / cell.name
-    config = cell.config(table.config, options, overrides, table.name)
-    config = dataclasses.replace(config, out=str(folder))
-    path = folder / RESULT
-    settings = {"source": cell.options, "options": options, "overrides": overrides}
-    adapter = read_label(cell.method).adapter
-    settings |= {"adapter": adapter} if adapter else {}
-    if path.is_file():
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        if saved["settings"] != settings:
-            raise UserError(
-                f"{folder} has a result of other settings ({saved['settings']['options']} "
-                f"{' '.join(saved['settings']['overrides'])}): give the same or another --out"
-            )
-        return 100 * saved["scores"][table.metric]
+    folder, key = Path(config.out), Key.of(config)
+    scores, _ = kept_scores(folder, key)
+    if scores is not None:
+        return scores
     summary = fit(config, progress=progress)
     if summary.stopped.startswith("SIG"):
         return None
     draw(summary.folder)
-    result = {"settings": settings, "step": summary.step, "scores": summary.after}
-    write_aside(path, json.dumps(result | {"notes": summary.notes}, indent=1) + "\n")
+    keep_scores(folder, key, summary.after, step=summary.step, notes=summary.notes)
     jax.clear_caches()  # the next run has a model of its own
-    return 100 * summary.after[table.metric]
+    return summary.after
 
 
 def render(

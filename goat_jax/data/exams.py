@@ -5,7 +5,7 @@ are right, and in which ways it can be put. A task names its exam; nothing else 
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from goat_jax.data.choices import extract_label, read_choices
@@ -251,3 +251,13 @@ def mean_by_group(
     means = {group: sum(own) / len(own) for group, own in groups.items()}
     own = {f"{name}/{group}": mean for group, mean in means.items()} if len(means) > 1 else {}
     return {name: sum(means.values()) / len(means), **own}
+
+
+def named_by_set(scores: Mapping[str, float], sets: Collection[str]) -> dict[str, float]:
+    """The scores of an exam, with the name of their set also if it is the only one.
+
+    >>> named_by_set({"accuracy": 0.5}, ["boolq"])
+    {'accuracy': 0.5, 'accuracy/boolq': 0.5}
+    """
+    own = {f"{name}/{only}": v for only in sets for name, v in scores.items() if "/" not in name}
+    return {**scores, **own} if len(sets) == 1 else dict(scores)

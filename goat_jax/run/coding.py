@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from goat_jax.data.exams import mean_by_group
+from goat_jax.data.exams import ExamTask, mean_by_group
 from goat_jax.data.programs import definitions, pass_at_k, solution
 from goat_jax.data.sources import Row
 from goat_jax.errors import UserError
 from goat_jax.run.answering import answer_all
-from goat_jax.run.examination import PREDICTIONS, Examination, Sitting
+from goat_jax.run.examination import PREDICTIONS, Examination, ExamOptions, Sitting
 from goat_jax.sandbox.limits import Trial
 from goat_jax.sandbox.run import check_sandbox, run_programs
 
@@ -22,12 +22,7 @@ def examine_by_tests(sitting: Sitting) -> Examination:
         UserError: running programs is not allowed by the options, or not possible here.
     """
     options, questions = sitting.options, sitting.questions
-    if not options.run_programs:
-        raise UserError(
-            f"task {sitting.task.name} is scored by running programs that the model wrote: allow "
-            "it with --run-programs (they run confined, see goat_jax/sandbox)"
-        )
-    check_sandbox()
+    check_programs(sitting.task, options)
     programs = _written(sitting)
     rows = [question.row for question in questions] * options.samples
     total = 2 * len(programs)
@@ -68,6 +63,20 @@ def trial_of(program: str, row: Row) -> Trial:
         known=definitions(str(row["prompt"])),
         functions=(name,),
     )
+
+
+def check_programs(task: ExamTask, options: ExamOptions) -> None:
+    """Refuses an exam by programs that the options do not allow, or that cannot be confined here.
+
+    Raises:
+        UserError: says how to allow it, or what is missing.
+    """
+    if not options.run_programs:
+        raise UserError(
+            f"task {task.name} is scored by running programs that the model wrote: allow it with "
+            "--run-programs (they run confined, see goat_jax/sandbox)"
+        )
+    check_sandbox()
 
 
 def _written(sitting: Sitting) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from goat_jax.adapters.hub import combine_adapters, penalty, search
 from goat_jax.config import RunConfig
-from goat_jax.errors import UserError
+from goat_jax.errors import RunFailed, UserError
 from goat_jax.run.evaluate import evaluate
 from goat_jax.run.reopen import Reopened, reopen
 from goat_jax.run.setup import evaluation_batches, load_rows, training_batches
@@ -58,9 +59,11 @@ def compose(
 
     Raises:
         UserError: fewer than two runs, runs of another base model, or adapters of other shapes.
+        RunFailed: no coefficients give a finite loss.
     """
     if len(runs) < 2:
         raise UserError(f"{len(runs)} runs: LoRAHub combines two or more")
+    config.adapter.spec()  # a misspelt method is found before any run is opened
     opened = [reopen(folder, None) for folder in runs]
     _check_one_base(runs, opened)
     built = opened[0].built
@@ -77,6 +80,8 @@ def compose(
 
     key = jax.random.key(config.train.seed)
     best, loss = search(objective, len(runs), key, budget=budget)
+    if not math.isfinite(loss):
+        raise RunFailed("no coefficients give a finite loss on these rows: look at the runs' own")
     found = _combined(trees, jnp.asarray(best, jnp.float32))
     held_out = evaluation_batches(config, load_rows(config, "evaluation")[0])
     scores = [

@@ -1,0 +1,89 @@
+"""The frame of every program: what goes wrong ends in one line, with an exit code that says it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+from goat_jax.errors import Notice, RunFailed, UserError
+
+
+def in_one_line(program: str, run: Callable[[], int]) -> int:
+    """Runs a program; returns its exit code: its own, 1 (failed) or 2 (bad input).
+
+    Args:
+        program: its name, in front of the line.
+        run: does its work and returns its exit code.
+    """
+    _hush_failed_writes()
+    try:
+        with _notices_in_one_line(program):
+            return run()
+    except UserError as error:
+        return _say(program, error, 2)
+    except RunFailed as error:
+        return _say(program, error, 1)
+    except OSError as error:
+        # A full disk, a missing permission: nothing is half-written, files are renamed when whole.
+        return _say(program, f"{error.strerror or error}: {error.filename or 'while writing'}", 1)
+
+
+def _hush_failed_writes() -> None:
+    """Leaves a checkpoint that could not be written to the one line of its error.
+
+    Orbax logs what it also raises. Of its other writes, still under way by then, each reports to an
+    event loop that is closed, from a thread of tensorstore's that no caller can catch it in; such
+    a report has broken our own line in two.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _unraisable
+
+
+def _unraisable(report: Any) -> None:
+    error = report.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__unraisablehook__(report)
+
+
+@contextlib.contextmanager
+def _notices_in_one_line(program: str) -> Iterator[None]:
+    """Prints a `Notice` without the place in the code that other warnings name."""
+    show = warnings.showwarning
+
+    def show_notice(message: Any, category: type[Warning], *rest: Any, **options: Any) -> None:
+        if issubclass(category, Notice):
+            print(f"{program}: {message}", file=sys.stderr)
+        else:
+            show(message, category, *rest, **options)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show_notice
+        yield
+
+
+def _say(program: str, error: object, code: int) -> int:
+    print(f"{program}: error: {error}", file=sys.stderr)
+    return code
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as the verbs do, and takes no abbreviations: they would
+    catch fields of a config."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        text = " ".join(message.split())
+        value = re.match(r"argument (\S+): (.* is not valid.*)", text)
+        if value:
+            raise UserError(" ".join(value.groups()))
+        raise UserError(f"{text} ({self.prog} --help lists what there is)")
