@@ -181,7 +181,8 @@ def test_methods_have_ranks_and_options_and_runs_have_folders_of_their_own(
     shutil.copytree(folder, data)
     options = ["--options", f"folder={folder}", f"questions={folder}", f"code:folder={data}"]
     arguments = ["--out", str(tmp_path / "out"), "--quiet", *options, "--runs", "math", "code"]
-    assert main(load_program("generation").SWEEP, [*arguments, "--methods", "lora", goat]) == 0
+    arguments += ["--run-programs", "--methods", "lora", goat]
+    assert main(load_program("generation").SWEEP, arguments) == 0
     name = "goat-rank16-scale-alpha_over_rank-rho-5"
     assert runner.trained[1] == f"math-{name}-seed0"
     math, code = runner.configs[1], runner.configs[3]

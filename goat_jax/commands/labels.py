@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -99,7 +100,18 @@ def options_by_part(given: Iterable[str], parts: Sequence[str]) -> dict[str, str
                 f"--options {text}: the table has no part {part!r}{nearest(part, parts)}; "
                 f"its parts are: {', '.join(parts)}"
             )
-    return {part: ",".join(filter(None, [*shared, *own[part]])) for part in parts}
+    return {part: _merged(",".join(shared), ",".join(own[part])) for part in parts}
+
+
+def _merged(shared: str, own: str) -> str:
+    """Options in one text; a part's own replace those that all parts share.
+
+    >>> _merged("batch=8,folder=a", "folder=b")
+    'batch=8,folder=b'
+    """
+    values = parse_options(shared) | parse_options(own)
+    texts = {n: v if isinstance(v, str) else json.dumps(v) for n, v in values.items()}
+    return ",".join(f"{name}={text}" for name, text in texts.items())
 
 
 def add_arguments(parser: argparse.ArgumentParser, methods: Iterable[str], name: str) -> None:
