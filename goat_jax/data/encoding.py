@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from goat_jax.data.fields import check_text
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -36,7 +38,7 @@ def encode_pieces(
       special: begin with the tokens that the tokenizer begins a text with; a chat template writes
         its own.
     """
-    text = "".join(piece.text for piece in pieces)
+    text = check_text("".join(piece.text for piece in pieces), "the text")
     start = start_tokens(tokenizer, text) if special else []
     ids, learnt = _text_tokens(tokenizer, text, pieces)
     last = tokenizer.eos_token_id

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from goat_jax.data.fields import check_text, shown
 from goat_jax.data.metrics import METRICS, REGRESSION_METRICS, split_metric
 from goat_jax.data.overlap import mark_of
 from goat_jax.data.sources import AND, Row, read_source
@@ -239,10 +240,9 @@ def read_column(row: Row, name: str, where: str) -> Any:
 
 
 def _texts(row: Row, columns: tuple[str, ...], where: str) -> tuple[str, ...]:
-    values = tuple(read_column(row, name, where) for name in columns)
-    for name, value in zip(columns, values, strict=True):
-        if not isinstance(value, str):
-            raise UserError(f"{where}: column {name!r} holds {value!r}, not text")
+    values = tuple(
+        check_text(read_column(row, name, where), f"{where}: column {name!r}") for name in columns
+    )
     if not any(value.strip() for value in values):
         raise UserError(f"{where}: empty text in column {', '.join(map(repr, columns))}")
     return values
@@ -271,9 +271,9 @@ def read_tasks(row: Row, task: OfTasks, where: str) -> dict[str, int]:
             continue
         value = read_column(row, column, where)
         highest = 1 if name == "task_types" else np.iinfo(np.int32).max
-        if isinstance(value, str) and value.isdigit():  # CSV has no numbers
+        if isinstance(value, str) and value.isdecimal() and len(value) < 20:  # CSV has no numbers
             value = int(value)
-        if not isinstance(value, int) or not 0 <= value <= highest:
+        if type(value) is not int or not 0 <= value <= highest:
             kind = "0 or 1" if name == "task_types" else "a number from 0"
             raise UserError(f"{where}: column {column!r} holds {value!r}: expected {kind}")
         found[name] = int(value)
@@ -296,13 +296,15 @@ def read_label(
         if str(value) in names:
             return names.index(str(value))
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        # true and false are two classes, and no number of another scale.
+        truth = isinstance(value, bool) and len(labels) != 2
+        number = float("nan" if truth else value)
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not labels and np.isfinite(number):
         return number
     if number in range(len(labels)):
         return number
-    shown = ", ".join(labels if len(labels) <= 12 else (*labels[:3], "...", labels[-1]))
-    allowed = f"{shown} (ids 0 to {len(labels) - 1})"
-    raise UserError(f"{where}: label {value!r}: expected {allowed if labels else 'a number'}")
+    names = ", ".join(labels if len(labels) <= 12 else (*labels[:3], "...", labels[-1]))
+    allowed = f"{names} (ids 0 to {len(labels) - 1})"
+    raise UserError(f"{where}: label {shown(value)}: expected {allowed if labels else 'a number'}")

@@ -6,6 +6,7 @@ learnt as those words. Only a template takes a whole number, which has one spell
 
 import reprlib
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 from goat_jax.errors import UserError
@@ -44,8 +45,8 @@ def check_text(value: Any, what: str, whole_numbers: bool = False) -> str:
     >>> check_text(4, "column 'answer'", whole_numbers=True)
     '4'
     """
-    if whole_numbers and isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
+    if whole_numbers and isinstance(value, Integral) and not isinstance(value, bool):
+        return str(int(value))
     if not isinstance(value, str):
         raise UserError(f"{what} holds {shown(value)}, not text")
     try:

@@ -16,6 +16,9 @@ from goat_jax.errors import UserError
 
 Row = dict[str, Any]
 
+LONGEST_CELL = 2**31 - 1
+"""Characters of a CSV cell; Python's own limit of 131,072 is less than a long document."""
+
 
 def first_line(error: BaseException) -> str:
     """The first line of what another library's exception says, for a one-line message of ours.
@@ -71,10 +74,18 @@ def read_jsonl(path: Path) -> list[Row]:
                 f"{path}:{number}: not valid JSON ({error.msg}, column {error.colno}):"
                 " one complete object a line is needed"
             ) from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{number}: {_unreadable(error)}") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: a {type(row).__name__}, not a JSON object {{...}}")
         rows.append(row)
     return rows
+
+
+def _unreadable(error: Exception) -> str:
+    """Why Python refuses JSON that has no mistake in it: depth, or a number of very many digits."""
+    deep = isinstance(error, RecursionError)
+    return "JSON nested too deep to be read" if deep else f"JSON not readable ({first_line(error)})"
 
 
 def read_json(path: Path) -> list[Row]:
@@ -86,10 +97,13 @@ def read_json(path: Path) -> list[Row]:
     >>> read_json(path)[1]
     {'sentence': 'poor'}
     """
+    text = "".join(text_lines(path))
     try:
-        rows = json.loads("".join(text_lines(path)))
+        rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: {_unreadable(error)}") from None
     if not isinstance(rows, list):
         raise UserError(f"{path}: a {type(rows).__name__}, not an array of objects [{{...}}, ...]")
     for number, row in enumerate(rows, start=1):
@@ -123,6 +137,7 @@ def read_csv(path: Path) -> list[Row]:
     >>> read_csv(path)
     [{'sentence': 'well, fine', 'label': '1'}]
     """
+    csv.field_size_limit(LONGEST_CELL)
     reader = csv.reader(text_lines(path), strict=True)
     try:
         return _table(path, ((reader.line_num, fields) for fields in reader if fields))

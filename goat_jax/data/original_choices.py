@@ -7,6 +7,7 @@ that of the rows LLM-Adapters trains and tests on.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from goat_jax.data.fields import check_text, read_text
 from goat_jax.data.sources import Row
 from goat_jax.errors import UserError
 
@@ -61,6 +62,10 @@ SET_APART = frozenset({"solution"})
 """Labels whose options stand in paragraphs of their own."""
 
 
+TRUTH = {"true": 0, "1": 0, "false": 1, "0": 1}
+"""A written answer -> its place among true and false."""
+
+
 def _place(value: Any, start: int = 0) -> int | None:
     """A number from 0, of one that may be written as text and start higher."""
     try:
@@ -70,25 +75,28 @@ def _place(value: Any, start: int = 0) -> int | None:
 
 
 def _boolq(row: Row) -> Parts:
-    asked = f"Please answer the following question with true or false, question: {row['question']}?"
-    return asked, "", (), 0 if row["answer"] else 1
+    question = read_text(row, "question")
+    asked = f"Please answer the following question with true or false, question: {question}?"
+    # A table has the word, which is true for Python whatever it says.
+    return asked, "", (), TRUTH.get(str(row["answer"]).lower())
 
 
 def _piqa(row: Row) -> Parts:
-    asked = f"Please choose the correct solution to the question: {row['goal']}"
-    return asked, "solution", (row["sol1"], row["sol2"]), _place(row["label"])
+    asked = f"Please choose the correct solution to the question: {read_text(row, 'goal')}"
+    return asked, "solution", _columns(row, "sol1", "sol2"), _place(row["label"])
 
 
 def _siqa(row: Row) -> Parts:
-    options = (row["answerA"], row["answerB"], row["answerC"])
-    return _question(f"{row['context']} {row['question']}", options, _place(row["label"], 1))
+    options = _columns(row, "answerA", "answerB", "answerC")
+    asked = " ".join(_columns(row, "context", "question"))
+    return _question(asked, options, _place(row["label"], 1))
 
 
 def _hellaswag(row: Row) -> Parts:
-    context = row.get("ctx") or row.get("context")
+    context = read_text(row, "ctx" if row.get("ctx") else "context")
     asked = (
         "Please choose the correct ending to complete the given sentence: "
-        f"{row['activity_label']}: {context}"
+        f"{read_text(row, 'activity_label')}: {context}"
     )
     return asked, "ending", _texts(row["endings"]), _place(row["label"])
 
@@ -96,11 +104,11 @@ def _hellaswag(row: Row) -> Parts:
 def _winogrande(row: Row) -> Parts:
     asked = (
         "Please choose the correct answer to fill in the blank to complete the given sentence: "
-        f"{row['sentence']}"
+        f"{read_text(row, 'sentence')}"
     )
     # TFDS has the number of a class, the hub the number of the option.
     place = _place(row["label"]) if "label" in row else _place(row["answer"], 1)
-    return asked, "option", (row["option1"], row["option2"]), place
+    return asked, "option", _columns(row, "option1", "option2"), place
 
 
 def _listed(row: Row) -> Parts:
@@ -124,8 +132,14 @@ def _question(asked: str, options: Sequence[str], place: int | None) -> Parts:
     return f"Please choose the correct answer to the question: {asked}", "answer", options, place
 
 
+def _columns(row: Row, *columns: str) -> list[str]:
+    return [read_text(row, column) for column in columns]
+
+
 def _texts(values: Iterable[Any]) -> list[str]:
-    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+    """The options or their labels, each text or a whole number."""
+    found = [value.decode() if isinstance(value, bytes) else value for value in values]
+    return [check_text(value, f"option {n}", True) for n, value in enumerate(found, start=1)]
 
 
 ORIGINAL: tuple[tuple[set[str], Callable[[Row], Parts]], ...] = (

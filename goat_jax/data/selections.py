@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from goat_jax.data.choices import read_choices
+from goat_jax.data.fields import read_text
 from goat_jax.data.original_choices import instructed
 from goat_jax.data.sources import Row
 from goat_jax.errors import UserError
@@ -22,7 +23,7 @@ def options(row: Row) -> Row | None:
     'fire'
     """
     row = instructed(row)
-    choices = read_choices(str(row["instruction"]))
+    choices = read_choices(read_text(row, "instruction"))
     texts = dict(zip(choices.labels, choices.texts, strict=True))
     if row.get("answer") not in texts:
         raise UserError(f"answer {row.get('answer')!r} is not among {', '.join(choices.labels)}")

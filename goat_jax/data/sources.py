@@ -8,6 +8,7 @@ of a file, or of a folder with a subfolder of images for each class.
 Several sources with `OR` between them are tried in their order.
 """
 
+import contextlib
 import dataclasses
 import importlib
 from collections.abc import Callable, Sequence
@@ -91,7 +92,9 @@ def _plain(value: Any) -> Any:
         case dict():
             return {key: _plain(item) for key, item in value.items()}
         case bytes():
-            return value.decode("utf-8", errors="replace")
+            # What is no text stays bytes, which no text column takes.
+            with contextlib.suppress(UnicodeDecodeError):
+                return value.decode("utf-8")
         case np.generic():
             return value.item()
     return value
