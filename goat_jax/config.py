@@ -187,6 +187,12 @@ class RunConfig:
         check_fields(self)
         if self.model.quantize != "none" and not self.mesh.single:
             raise UserError("model.quantize is for one device: leave mesh as it is")
+        traced = self.watch.profiled_steps()
+        if traced and traced.start > self.train.steps:
+            raise UserError(
+                f"watch.profile {self.watch.profile!r} would trace nothing: the run has "
+                f"{self.train.steps} steps"
+            )
         if self.train.best_by is not None:
             check_choice("train.best_by", self.train.best_by, (*self.task.metrics, "loss"))
 

@@ -10,6 +10,7 @@ from matplotlib.text import Text
 from goat_jax.errors import UserError
 from goat_jax.plots import plot_expert_load, plot_training
 from goat_jax.plots.compare import comparison_figure
+from goat_jax.plots.curves import Panel, curves_figure
 from goat_jax.plots.expert_load import expert_load_figure
 from goat_jax.plots.style import short_names
 from goat_jax.plots.sweep import sweep_figure
@@ -266,3 +267,10 @@ def test_comparison_panels_have_a_mean_each_and_mark_what_diverged():
     assert headings[1].endswith("0.800 at the end\n1 of 2 runs diverged")
     assert headings[2] == "lora\n2 of 2 runs diverged"
     assert figure.axes[0].get_ylim()[1] < 1.1
+
+
+def test_a_bounded_panel_begins_at_zero_and_shows_its_bound():
+    panel = Panel("routers", "nats", {"entropy": [([1, 2], [2.05, 2.06])]}, bounds={"ln 8": 2.079})
+    (ax,) = curves_figure([[panel]], "Entropy", False).axes
+    assert ax.get_ylim() == pytest.approx((0, 1.08 * 2.079)) and labels(ax) == ["entropy", "ln 8"]
+    assert list(ax.lines[-1].get_ydata()) == [2.079, 2.079]

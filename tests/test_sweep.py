@@ -156,6 +156,12 @@ def test_every_point_is_checked_before_any_is_trained(trained, source, tmp_path)
     assert not trained
 
 
+def test_a_trace_of_no_step_is_refused():
+    with pytest.raises(UserError, match="'100:200' would trace nothing: the run has 12 steps"):
+        config_at(BASE, (("train.steps", 12), ("watch.profile", "100:200")))
+    assert config_at(BASE, (("train.steps", 12), ("watch.profile", "12:200"))).train.steps == 12
+
+
 def test_fields_of_all_kinds_are_set():
     point = (("adapter.rho", 5.0), ("train.steps", 7), ("optimizer.learning_rate", 1))
     found = config_at(BASE, point)

@@ -179,7 +179,13 @@ def _draw_entropy_over_time(records: Records, path: Path) -> None:
     steps, values = training_series(records, "router_entropy")
     if max(values, default=0.0) <= 0:
         raise _Missing("the run has no router whose entropy was recorded")
-    panel = Panel("mean over all routers", "entropy, nats", {"router entropy": [(steps, values)]})
+    experts = max(len(row) for rows in _loads(records)[-1]["modules"].values() for row in rows)
+    panel = Panel(
+        "mean over all routers",
+        "entropy, nats",
+        {"router entropy": [(steps, values)]},
+        bounds={f"even shares: ln {experts} = {np.log(experts):.2f}": float(np.log(experts))},
+    )
     plot_curves([[panel]], path, title="Router entropy over time")
 
 
@@ -200,7 +206,7 @@ def _draw_entropy(opened: Opened, path: Path) -> None:
         x_label="layer",
         y_label="",
         rows=short_names(list(found)),
-        scale=Scale("nats", bottom=None, top=float(np.log(experts))),
+        scale=Scale("nats", top=float(np.log(experts))),
     )
 
 

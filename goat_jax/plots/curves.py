@@ -26,15 +26,19 @@ class Panel:
     """Curves that share their axes.
 
     Attributes:
-        title, y_label: as they are written.
+        title: its heading.
+        y_label: the name of its y axis.
         curves: label -> the curves of its runs, one a seed: their mean is drawn, and their range.
         log: whether the values are drawn on a logarithmic scale.
+        bounds: label -> a value that no curve exceeds, drawn as a dotted line; with any, the y axis
+            begins at 0 and shows all of them.
     """
 
     title: str
     y_label: str
     curves: Mapping[str, Sequence[Curve]]
     log: bool = False
+    bounds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def plot_curves(
@@ -80,7 +84,7 @@ def curves_figure(grid: Sequence[Sequence[Panel]], title: str, one_legend: bool)
     for row, panels in zip(axes, grid, strict=True):
         for ax, panel in zip(row, panels, strict=False):
             _draw_panel(ax, panel, labels)
-            tidy(ax, legend=len(panel.curves) > 1 and not one_legend)
+            tidy(ax, legend=len(panel.curves) + len(panel.bounds) > 1 and not one_legend)
         for ax in row[len(panels) :]:
             ax.set_visible(False)
     figure.align_ylabels(axes)
@@ -103,6 +107,10 @@ def _draw_panel(ax: Axes, panel: Panel, labels: Sequence[str]) -> None:
         ax.plot(steps, mean, line, color=color, linewidth=1.5, label=label)
         if len(runs) > 1:
             ax.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+    for label, value in panel.bounds.items():
+        ax.axhline(value, color="black", linestyle=":", linewidth=1.2, label=label)
+    if panel.bounds:
+        ax.set_ylim(0, 1.08 * max(panel.bounds.values()))
     if panel.log:
         log_axis(ax)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
