@@ -225,3 +225,35 @@ def test_methods_of_a_model(capsys):
     assert main(["methods", "--model", "clip-vit-base-patch32"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["goat", "8", "8", "1,990,656", "2.28%"] in lines
+
+
+def test_a_source_that_does_not_exist_is_no_model(tmp_path, capsys):
+    code, line = error_of(capsys, "evaluate", str(tmp_path / "nothing"))
+    assert code == 2 and "nothing does not exist here: give a run folder" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["evaluate", "run", "--limit", "0"], "--limit 0 is not valid"),
+        (["evaluate", "run", "--seconds", "nan"], "--seconds nan is not valid"),
+        (["evaluate", "run", "--tensor", "0"], "--tensor 0 is not valid: give 1 or more, or -1"),
+        (["evaluate", "run", "--memory", "1.5"], "--memory 1.5 is not valid"),
+        (["evaluate", "run", "--k", "1", "0"], "--k 0 is not valid"),
+        (["generate", "run", "--temperature", "nan"], "--temperature nan is not valid"),
+        (["generate", "run", "--top-p", "2"], "--top-p 2.0 is not valid"),
+        (["generate", "run", "--max-new-tokens", "0"], "--max-new-tokens 0 is not valid"),
+        (["generate", "run", "--seed", "-1"], "--seed -1 is not valid"),
+        (["plot", "run", "--row", "-1"], "--row -1 is not valid"),
+        (["export", "run", "out", "--to", "peft", "--step", "x"], "--step 'x' is not valid"),
+        (["export", "run", "out", "--to", "pfet"], "invalid choice: 'pfet'"),
+        (["bench", "layer", "--turns", "0"], "--turns 0 is not valid"),
+        (["train", "--process", "inf"], "--process inf is not valid"),
+        (["plot", "run", "--stp", "3"], "unrecognized arguments: --stp 3"),
+        (["nosuch"], "invalid choice: 'nosuch'"),
+        ([], "VERB"),
+    ],
+)
+def test_wrong_arguments_of_every_verb_are_one_line(words, message, capsys):
+    code, line = error_of(capsys, *words)
+    assert code == 2 and message in line

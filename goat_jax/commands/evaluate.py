@@ -16,6 +16,7 @@ from goat_jax.data.language import LanguageTask
 from goat_jax.data.tasks import Task, make_task
 from goat_jax.errors import UserError
 from goat_jax.mesh.config import MeshConfig
+from goat_jax.models.sources import PACKAGE
 from goat_jax.run.evaluate import evaluate as score
 from goat_jax.run.examine import examine, write_records
 from goat_jax.run.folder import RUN, load_run
@@ -27,6 +28,10 @@ from goat_jax.tables import render_table
 
 EVALUATION = "evaluation"
 """The folder of predictions, in a run's own folder unless --out says otherwise."""
+
+
+OF_EXAMS = ("limit", "max_new_tokens", "temperature", "judge", "judge_key")
+"""Arguments that mean nothing where a run is scored by its loss."""
 
 
 def evaluate(given: argparse.Namespace) -> int:
@@ -43,6 +48,10 @@ def evaluate(given: argparse.Namespace) -> int:
                 f"--how {LOSS} is for a run on its own task (and --data): {given.source} with "
                 "--task is scored by exams"
             )
+        for name in OF_EXAMS:
+            if getattr(given, name) is not None:
+                flag = "--" + name.replace("_", "-")
+                raise UserError(f"{flag} is for exams: {given.source} is scored by {LOSS}")
         return _print_loss(Path(given.source), given.step, given.data, mesh, given.json)
     options = options_of(given)
     subject = open_subject(given.source, given.step, given.dtype, mesh)
@@ -66,6 +75,10 @@ def _own_task(source: str) -> Task:
     if not (Path(source) / RUN).is_file():
         if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
             raise UserError(f"{source} is not a run folder: it has no {RUN}")
+        if not Path(source).exists() and not source.startswith(PACKAGE):
+            raise UserError(
+                f"{source} does not exist here: give a run folder, or a model and its --task"
+            )
         raise UserError(f"{source} is a model without a task: name one with --task")
     return load_run(Path(source))[0].task
 

@@ -321,3 +321,28 @@ def test_a_model_starts_and_learns_in_one_trace(name, kind, outputs_before):
     for path, distance in jax.tree_util.tree_leaves_with_path(moved):
         leaf = path[-1].key
         assert (distance > 0) == (leaf not in ASLEEP.get(name, set())), leaf
+
+
+NUMBERS = [
+    (name, part, field.name)
+    for name, method in METHODS.items()
+    for part in ("initializer", "base_edit", "router", "combine", "scale", "aux_loss")
+    for field in dataclasses.fields(getattr(method.spec, part))
+    if isinstance(getattr(getattr(method.spec, part), field.name), int | float | None)
+]
+
+
+@pytest.mark.parametrize(("name", "part", "option"), NUMBERS, ids=lambda value: value)
+def test_wrong_numbers_of_an_option_are_refused_and_the_rest_starts_finite(name, part, option):
+    for wrong in (float("nan"), float("inf"), "2", {"a": 2.0}):
+        with pytest.raises(UserError, match=option):
+            small(name).replace(**{option: wrong})
+    for unusual in (-1, 0, 1e30, 10**400):
+        try:
+            spec = small(name).replace(**{option: unusual})
+        except UserError as error:
+            assert "\n" not in str(error)
+        else:
+            segments = spec.initializer.segments(KERNEL, spec, jax.random.key(0))
+            scale = spec.scale(IN, segments, spec)
+            assert np.isfinite(scale).all()
