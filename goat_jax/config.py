@@ -20,6 +20,7 @@ from goat_jax.data.tasks import KINDS, Task
 from goat_jax.errors import UserError, nearest_name
 from goat_jax.fields import (
     Count,
+    Name,
     NonNegative,
     OneOf,
     Positive,
@@ -60,7 +61,7 @@ class ModelConfig:
         options: fields of the model's own config, such as {"pooling": "mean"}.
     """
 
-    path: str
+    path: Name
     dtype: Annotated[str, OneOf(DTYPES)] = "float32"
     remat: Annotated[str, OneOf(REMAT)] = "none"
     quantize: Annotated[str, OneOf(("none", *QUANTIZED))] = "none"
@@ -128,6 +129,8 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "adapter.")
+        if not self.targets:
+            raise UserError("adapter.targets is empty: name modules, or all-linear")
         if isinstance(self.targets, str):
             check_regex("adapter.targets", self.targets)
         spec = self.spec()
@@ -181,7 +184,7 @@ class RunConfig:
     mesh: MeshConfig = MeshConfig()
     svd: SvdConfig = SvdConfig()
     watch: WatchConfig = WatchConfig()
-    out: str = "runs/run"
+    out: Name = "runs/run"
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -52,6 +52,12 @@ class OneOf:
     known: Collection[str]
 
 
+@dataclasses.dataclass(frozen=True)
+class NotEmpty:
+    """Marks a text that has at least one character."""
+
+
+Name = Annotated[str, NotEmpty()]
 Count = Annotated[int, Range(at_least=1)]
 Natural = Annotated[int, Range(at_least=0)]
 Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
@@ -246,6 +252,8 @@ def _checked_plain(name: str, value: Any, kind: type, limits: tuple[Any, ...]) -
         check_choice(name, value, words.known)
     elif not isinstance(value, kind):
         raise UserError(f"{name} {value!r} is not valid: give {describe(kind)}")
+    elif kind is str and ("\0" in value or (not value and NotEmpty() in limits)):
+        raise UserError(f"{name} {value!r} is not valid: give {describe(kind)} with characters")
     return value
 
 

@@ -23,6 +23,8 @@ HEADERS = ["work", "method", "median s", "ratio", "temporary MiB", "ratio", "GFL
 
 def bench(options: argparse.Namespace, overrides: list[str]) -> int:
     """Measures, prints a table, and keeps all numbers if a folder is given."""
+    if options.what != "step" and (options.config or options.model):
+        raise UserError(f"bench {options.what} takes no --config and no --model: bench step does")
     print(machine_line())
     found = {"layer": _layers, "step": _steps, "growth": _growth}[options.what](options, overrides)
     if options.out is not None:
