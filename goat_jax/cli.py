@@ -128,7 +128,7 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
 def _import(options: argparse.Namespace, rest: list[str]) -> int:
     from goat_jax.commands.import_adapter import import_adapter
 
-    return import_adapter(options.source, options.config, rest)
+    return import_adapter(options.source, options.config, rest, options.other_base)
 
 
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:

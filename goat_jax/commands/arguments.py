@@ -101,6 +101,9 @@ def import_adapter(parser: argparse.ArgumentParser) -> None:
     """Of ``goat-jax import``."""
     parser.add_argument("source", metavar="FOLDER", type=Path, help="PEFT, or published GOAT")
     parser.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
+    parser.add_argument(
+        "--other-base", action="store_true", help="the model is meant to be another than its own"
+    )
 
 
 def compare(parser: argparse.ArgumentParser) -> None:

@@ -4,38 +4,64 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import sys
 from functools import partial
 from pathlib import Path
 
 from goat_jax.commands.configs import override
 from goat_jax.config import AdapterConfig, RunConfig, load_config
 from goat_jax.errors import UserError
-from goat_jax.exchange.imported import Imported, check_modules, check_weights, put_tensors
+from goat_jax.exchange.fitted import fit_adapter
+from goat_jax.exchange.imported import (
+    Imported,
+    base_note,
+    check_modules,
+    check_weights,
+    put_tensors,
+)
+from goat_jax.exchange.modules import module_names
 from goat_jax.exchange.read import read_adapter
 from goat_jax.inject import Override
+from goat_jax.models.architecture import architecture_of
+from goat_jax.models.named import model_config
 from goat_jax.run.fit import begin
 from goat_jax.run.setup import Built
-from goat_jax.run.shapes import kernel_shapes
+from goat_jax.run.shapes import abstract_model, kernel_shapes
 from goat_jax.run.state import RunState
 from goat_jax.tables import render_table
 
 
-def import_adapter(source: Path, config: str, overrides: list[str]) -> int:
+def import_adapter(
+    source: Path, config: str, overrides: list[str], other_base: bool = False
+) -> int:
     """Makes a run at step 0 of somebody's adapter: to evaluate, generate with, train on, export.
 
     Args:
         source: folder or file of the adapter.
         config: file that names model and task; the adapter's own settings replace its.
         overrides: fields to change.
+        other_base: whether the adapter shall go on another base model than its own.
     """
     adapter = read_adapter(source)
-    own = adapter_config(load_config(config), adapter)
-    chosen = override(own, overrides, "goat-jax import")
+    base = override(load_config(config), overrides, "goat-jax import")
+    where = base.model.path
+    hf = model_config(where)
+    architecture = architecture_of(hf, Path(where))
+    fitted = fit_adapter(adapter, architecture, hf, module_names(abstract_model(base)))
+    own = adapter_config(load_config(config), fitted.adapter)
+    model = dataclasses.replace(own.model, options={**own.model.options, **fitted.options})
+    chosen = override(dataclasses.replace(own, model=model), overrides, "goat-jax import")
     if chosen.adapter.forward_scale is not None:
         raise UserError("adapter.forward_scale changes what factors mean: import without it")
-    check_modules(adapter, kernel_shapes(chosen))
-    command = shlex.join(["goat-jax", "import", str(source), "--config", config, *overrides])
-    made = begin(chosen, partial(start_state, adapter), command)
+    adapter, whole = fitted.adapter, module_names(abstract_model(chosen))
+    check_modules(adapter, kernel_shapes(chosen), whole)
+    for note in (*fitted.notes, None if other_base else base_note(adapter, where)):
+        if note is not None:
+            print(note, file=sys.stderr)
+    meant = ["--other-base"] if other_base else []
+    words = ["goat-jax", "import", str(source), "--config", config, *meant, *overrides]
+    command = shlex.join(words)
+    made = begin(chosen, partial(start_state, adapter, other_base), command)
     rows = [[name, f"{value:.4f}"] for name, value in made.after.items()]
     print(render_table([f"{chosen.adapter.method} from {source}", "score"], rows, align="lr"))
     print(f"step 0 written to {made.folder}; goat-jax train --run {made.folder} goes on")
@@ -52,8 +78,8 @@ def adapter_config(config: RunConfig, adapter: Imported) -> RunConfig:
     return dataclasses.replace(config, adapter=own)
 
 
-def start_state(adapter: Imported, built: Built) -> RunState:
+def start_state(adapter: Imported, other_base: bool, built: Built) -> RunState:
     """The state before the first step, with the adapter's tensors in it."""
-    check_weights(adapter, built.base_fingerprint)
+    check_weights(adapter, built.base_fingerprint, other_base)
     trainable = put_tensors(adapter, built.graph, built.state.trainable, built.base)
     return dataclasses.replace(built.state, trainable=trainable)

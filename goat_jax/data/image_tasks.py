@@ -49,9 +49,9 @@ class ImageTask:
       data_dir: TFDS's folder, or where relative paths start, those in the image column too.
       train_limit: at most so many training rows, evenly spaced over the source.
       evaluation_limit: at most so many evaluation rows, likewise.
-      image_size: pixels of a side of what the model sees.
-      mean: the mean of each channel, of values from 0 to 1.
-      std: the deviation of each channel, likewise.
+      image_size: pixels of a side of what the model sees; None: as the checkpoint was trained.
+      mean: taken off each channel; None: the checkpoint's own.
+      std: what each channel is then divided by; None: the checkpoint's own.
       train_crop: the least and largest share of an image's area that training sees; None: the
         same view as in evaluation.
       train_ratio: the range of a crop's width / height before it is made square.
@@ -79,9 +79,9 @@ class ImageTask:
     data_dir: str | None = None
     train_limit: int | None = None
     evaluation_limit: int | None = None
-    image_size: int = 224
-    mean: tuple[float, ...] = CLIP_MEAN
-    std: tuple[float, ...] = CLIP_STD
+    image_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     train_crop: tuple[float, float] | None = (0.9, 1.0)
     train_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = False
@@ -101,10 +101,12 @@ class ImageTask:
 
     def _problems(self) -> list[str]:
         found = []
-        if self.image_size < 1:
+        if self.image_size is not None and self.image_size < 1:
             found.append(f"image_size {self.image_size}: give 1 or more")
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
-            found.append(f"mean {self.mean}, std {self.std}: give three each, std above 0")
+        mean, std = self.mean or CLIP_MEAN, self.std or CLIP_STD
+        finite = all(map(math.isfinite, (*mean, *std)))
+        if len(mean) != 3 or len(std) != 3 or not finite or not all(value > 0 for value in std):
+            found.append(f"mean {mean}, std {std}: give three each, std above 0")
         if self.train_crop and not _is_range(self.train_crop, most=1.0):
             found.append(f"train_crop {self.train_crop}: give two shares, 0 < least <= most <= 1")
         if not _is_range(self.train_ratio):
@@ -134,7 +136,7 @@ def image_files(
     data_dir: str | None = None,
     train_limit: int | None = None,
     evaluation_limit: int | None = None,
-    image_size: int = 224,
+    image_size: int | None = None,
     flip: bool = False,
     on_bad_image: str = "error",
 ) -> ImageTask:

@@ -2,8 +2,8 @@
 
 The training view is the usual random resized crop (Szegedy et al., "Going Deeper with
 Convolutions", 2015, section 6), the evaluation view a resize of the shorter side and a centre
-crop. Sizes are rounded as torchvision rounds them, and Pillow resizes, so that a model sees here
-what it saw when it was trained there.
+crop. Sizes are rounded as torchvision rounds them, places as transformers does, and Pillow
+resizes, so that a model sees here what it saw when it was trained there.
 """
 
 import math
@@ -20,6 +20,8 @@ Box = tuple[int, int, int, int]
 """top, left, height, width in pixels."""
 
 TRIES = 10
+BICUBIC = 3
+"""Pillow's number of the filter."""
 
 
 def array_image(array: np.ndarray) -> "Image.Image":
@@ -104,8 +106,14 @@ def _largest_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
     return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
-def resized_crop(image: "Image.Image", box: Box, size: int) -> "Image.Image":
-    """The box of an image, resized to size x size (bicubic, with antialiasing).
+def resized_crop(
+    image: "Image.Image", box: Box, size: int | tuple[int, int], resample: int = BICUBIC
+) -> "Image.Image":
+    """The box of an image, resized (with antialiasing).
+
+    Args:
+      size: of a square, or (height, width).
+      resample: Pillow's number of the filter.
 
     >>> from PIL import Image
     >>> resized_crop(Image.new("RGB", (8, 6)), (1, 2, 4, 4), 3).size
@@ -114,8 +122,38 @@ def resized_crop(image: "Image.Image", box: Box, size: int) -> "Image.Image":
     from PIL import Image
 
     top, left, height, width = box
+    rows, columns = (size, size) if isinstance(size, int) else size
     cut = image.crop((left, top, left + width, top + height))
-    return cut.resize((size, size), Image.Resampling.BICUBIC)
+    return cut.resize((columns, rows), Image.Resampling(resample))
+
+
+def resize_shorter(image: "Image.Image", length: int, resample: int = BICUBIC) -> "Image.Image":
+    """The image with a shorter side of `length` pixels.
+
+    >>> from PIL import Image
+    >>> resize_shorter(Image.new("RGB", (8, 6)), 3).size
+    (4, 3)
+    """
+    from PIL import Image
+
+    width, height = image.size
+    shorter = min(width, height)
+    # Cut off, not rounded, as torchvision and transformers have it.
+    resized = (length * width // shorter, length * height // shorter)
+    return image.resize(resized, Image.Resampling(resample))
+
+
+def crop_centre(image: "Image.Image", height: int, width: int) -> "Image.Image":
+    """The middle of an image, black where the image is smaller.
+
+    What is left over is cut in halves and rounded down, as transformers does.
+
+    >>> from PIL import Image
+    >>> crop_centre(Image.new("RGB", (8, 6)), 3, 4).size
+    (4, 3)
+    """
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def centre_view(image: "Image.Image", size: int) -> "Image.Image":
@@ -125,23 +163,20 @@ def centre_view(image: "Image.Image", size: int) -> "Image.Image":
     >>> centre_view(Image.new("RGB", (8, 6)), 3).size
     (3, 3)
     """
-    from PIL import Image
-
-    width, height = image.size
-    shorter = min(width, height)
-    # Cut off, not rounded, as torchvision has it.
-    resized = (size * width // shorter, size * height // shorter)
-    image = image.resize(resized, Image.Resampling.BICUBIC)
-    left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
-    return image.crop((left, top, left + size, top + size))
+    return crop_centre(resize_shorter(image, size), size, size)
 
 
-def normalise(image: "Image.Image", mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """(H, W, 3) float32: grey levels as 0 to 1, less the mean, by the deviation of a channel.
+def normalise(
+    image: "Image.Image",
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    factor: float = 1 / 255,
+) -> np.ndarray:
+    """(H, W, 3) float32: grey levels times a factor, less the mean, by the channel's deviation.
 
     >>> from PIL import Image
     >>> normalise(Image.new("RGB", (1, 1), (255, 0, 0)), (0.5,) * 3, (0.5,) * 3).tolist()
     [[[1.0, -1.0, -1.0]]]
     """
-    unit = np.asarray(image, np.float32) / np.float32(255)
-    return (unit - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+    scaled = (np.asarray(image, np.float64) * factor).astype(np.float32)
+    return (scaled - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)

@@ -11,14 +11,8 @@ import numpy as np
 from goat_jax.data.examples import DEFAULT_SPLITS, read_column, read_label, source_of, spaced
 from goat_jax.data.formats import Row, first_line
 from goat_jax.data.image_tasks import ImageTask
-from goat_jax.data.image_transforms import (
-    array_image,
-    centre_view,
-    crop_box,
-    normalise,
-    resized_crop,
-    to_rgb,
-)
+from goat_jax.data.image_transforms import array_image, crop_box, resized_crop, to_rgb
+from goat_jax.data.image_view import View, view_of
 from goat_jax.data.overlap import mark_of
 from goat_jax.data.rows import Batch, Draw, fill_places
 from goat_jax.data.sources import read_image_source
@@ -33,7 +27,8 @@ class ImageRows:
     """N labelled images.
 
     Attributes:
-      task: how they are seen.
+      task: the columns, and the crops of training.
+      view: of the evaluation, whose size and numbers training shares.
       source: where they come from, for messages.
       rows: of the source.
       numbers: N places in `rows`.
@@ -43,13 +38,15 @@ class ImageRows:
       lengths: [N] int32, all one: every batch has the same shape.
       truncated: none ever is.
 
-    >>> task = ImageTask("dots", "", "", labels=("a", "b"), image_size=2)
-    >>> rows = ImageRows(task, "here", [{"image": np.zeros((4, 4), np.uint8)}], [0], np.array([1]))
+    >>> task, view = ImageTask("dots", "", "", labels=("a", "b")), View(shorter=2, crop=(2, 2))
+    >>> images = [{"image": np.zeros((4, 4), np.uint8)}]
+    >>> rows = ImageRows(task, view, "here", images, [0], np.array([1]))
     >>> rows.gather(np.array([0, -1]), 1)["pixel_values"].shape
     (2, 2, 2, 3)
     """
 
     task: ImageTask
+    view: View
     source: str
     rows: Sequence[Row] = field(repr=False)
     numbers: Sequence[int] = field(repr=False)
@@ -81,7 +78,7 @@ class ImageRows:
         A crop follows from `draw` and its row's number alone, so that the processes that share a
         batch see what one process would see.
 
-        Returns `pixel_values` [B, image_size, image_size, 3] float32, `labels` [B] int32 and
+        Returns `pixel_values` [B, height, width, 3] float32, `labels` [B] int32 and
         `weights` [B] float32. Raises UserError for an image that cannot be decoded.
         """
         del length
@@ -93,33 +90,36 @@ class ImageRows:
         }
 
     def pixels(self, number: int, draw: Draw = None) -> np.ndarray:
-        """What the model sees of one row, (image_size, image_size, 3) float32."""
+        """What the model sees of one row, (height, width, 3) float32."""
         task, place = self.task, self.numbers[number]
         where = f"{self.source}: row {place + 1}"
         image = decode_image(self.rows[place].get(task.image), where, task.data_dir)
         if draw is None:
-            view = centre_view(image, task.image_size)
+            seen = self.view.whole(image)
         else:
-            view = training_view(image, task, np.random.default_rng((*draw, number)))
-        return normalise(view, task.mean, task.std)
+            rng = np.random.default_rng((*draw, number))
+            seen = training_view(image, task, self.view, rng)
+        return self.view.numbers(seen)
 
 
-def training_view(image: "Image.Image", task: ImageTask, rng: np.random.Generator) -> "Image.Image":
-    """A random crop, mirrored or not, as the task says.
+def training_view(
+    image: "Image.Image", task: ImageTask, view: View, rng: np.random.Generator
+) -> "Image.Image":
+    """A random crop of a view's size, mirrored or not, as the task says.
 
     >>> from PIL import Image
-    >>> task = ImageTask("dots", "", "", labels=("a", "b"), image_size=2)
-    >>> training_view(Image.new("RGB", (5, 4)), task, np.random.default_rng(0)).size
+    >>> task, view = ImageTask("dots", "", "", labels=("a", "b")), View(shorter=2, crop=(2, 2))
+    >>> training_view(Image.new("RGB", (5, 4)), task, view, np.random.default_rng(0)).size
     (2, 2)
     """
     from PIL import ImageOps
 
     if task.train_crop is None:
-        view = centre_view(image, task.image_size)
+        seen = view.whole(image)
     else:
         box = crop_box(image.height, image.width, rng, task.train_crop, task.train_ratio)
-        view = resized_crop(image, box, task.image_size)
-    return ImageOps.mirror(view) if task.flip and rng.random() < 0.5 else view
+        seen = resized_crop(image, box, view.size, view.resample)
+    return ImageOps.mirror(seen) if task.flip and rng.random() < 0.5 else seen
 
 
 def decode_image(value: Any, where: str, folder: str | Path | None = None) -> "Image.Image":
@@ -181,6 +181,8 @@ def load_images(task: ImageTask, split: str) -> ImageRows:
     Here only the start of every file is read, unless the task skips bad images: then each is
     decoded once, and those that cannot be are left out and counted.
 
+    They are seen as CLIP's, but for what the task says; another checkpoint's `view` replaces it.
+
     Raises UserError naming source and row number (from 1) for a row without image or label, for a
     label that is no class of the task, and for a file that is missing or no image.
 
@@ -190,6 +192,7 @@ def load_images(task: ImageTask, split: str) -> ImageRows:
     goat_jax.errors.UserError: task pets has no split 'dev': use train or evaluation
     """
     source, limit = source_of(task, split)
+    view = view_of(task, None)
     rows = read_image_source(source, DEFAULT_SPLITS[split], task.image, task.data_dir)
     numbers, labels, marks, problems = [], [], [], []
     for number in spaced(len(rows), limit):
@@ -205,7 +208,7 @@ def load_images(task: ImageTask, split: str) -> ImageRows:
     if not numbers:
         raise problems[0] if problems else UserError(f"{source}: no rows")
     ids = np.array(labels, np.int32)
-    return ImageRows(task, source, rows, numbers, ids, len(problems), tuple(marks))
+    return ImageRows(task, view, source, rows, numbers, ids, len(problems), tuple(marks))
 
 
 def _mark(row: Row, image: Any, where: str, task: ImageTask) -> bytes:

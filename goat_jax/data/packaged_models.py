@@ -114,3 +114,10 @@ PACKAGED_MODELS: dict[str, Callable[[], Path]] = {
     "dinov2-small": dino_folder,
 }
 """Pretrained models that a package brings, by the name a config writes as ``package:NAME``."""
+
+ORIGINS: dict[str, str] = {
+    "package:minilm": "sentence-transformers/all-MiniLM-L6-v2",
+    "package:smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
+"""A packaged model as a config writes it -> its repository on the Hugging Face hub, where the
+package says which it is."""

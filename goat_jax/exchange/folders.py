@@ -14,7 +14,14 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from goat_jax.errors import UserError
-from goat_jax.models.safetensors import PICKLED, WeightFiles, read_header, read_json
+from goat_jax.models.safetensors import (
+    PICKLED,
+    STORED,
+    WeightFiles,
+    check_finite,
+    read_header,
+    read_json,
+)
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 ABOUT = "goat_jax.json"
@@ -106,6 +113,25 @@ def write_shards(
             "weight_map": {name: named[number - 1] for name, number in places.items()},
         },
     )
+
+
+def read_tensors(source: Path) -> dict[str, np.ndarray]:
+    """All tensors of an adapter, float and finite.
+
+    Raises:
+        UserError: as for `open_adapter`; a tensor of integers, or with numbers that are not finite.
+    """
+    opened = open_adapter(source)
+    found = {}
+    for name, entry in opened.entries.items():
+        if entry.dtype not in STORED:
+            raise UserError(
+                f"{entry.file}: {name} is stored as {entry.dtype}: save the adapter as one of "
+                f"{', '.join(STORED)}"
+            )
+        found[name] = opened[name]
+        check_finite(found[name], name, entry.file)
+    return found
 
 
 def open_adapter(source: Path) -> WeightFiles:

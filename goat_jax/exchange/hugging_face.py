@@ -11,14 +11,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from goat_jax.data.image_tasks import ImageTask
 from goat_jax.errors import UserError
 from goat_jax.models.clip_text import TEXT, class_kernel
 from goat_jax.models.load import load_model
 from goat_jax.models.vision_heads import CLASSIFIER, ZERO_SHOT
-
-BICUBIC = 3
-"""Pillow's number of the filter."""
 
 SAME = 1e-6
 """How far two class matrices of one text tower may be apart, their columns of length 1."""
@@ -155,27 +151,3 @@ FAMILIES = {
     "dinov2": Family("Dinov2", _without_mask_token),
 }
 """model_type -> what is its own."""
-
-
-def preprocessor_config(task: ImageTask) -> dict[str, Any]:
-    """preprocessor_config.json for the view that a task evaluates: the shorter side resized, the
-    centre cropped, normalised by the task's numbers. CLIP's class has all of it, for every family.
-
-    >>> config = preprocessor_config(ImageTask("pets", "a", "b", labels=("cat", "dog")))
-    >>> config["size"], config["crop_size"]
-    ({'shortest_edge': 224}, {'height': 224, 'width': 224})
-    """
-    size = task.image_size
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": size},
-        "resample": BICUBIC,
-        "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
-        "do_rescale": True,
-        "do_normalize": True,
-        "image_mean": list(task.mean),
-        "image_std": list(task.std),
-    }

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from goat_jax.data.packaged_models import ORIGINS
 from goat_jax.errors import UserError, nearest
 from goat_jax.exchange.modules import write_head
 from goat_jax.layers import merge_model, split_model
+from goat_jax.models.architecture import ARCHITECTURES
 from goat_jax.sites import find_sites
 from goat_jax.typing import PyTree
 
@@ -30,6 +32,7 @@ class Imported:
         overrides: (modules, options) of modules that differ.
         modules: module -> our name of a factor -> its array.
         head: torch's tensors of modules that were trained in full.
+        revision: of the base model on the hub, if it says one.
     """
 
     source: str
@@ -40,6 +43,7 @@ class Imported:
     overrides: tuple[tuple[tuple[str, ...], Mapping[str, Any]], ...]
     modules: Mapping[str, Mapping[str, np.ndarray]]
     head: Mapping[str, np.ndarray]
+    revision: str | None = None
 
     @property
     def head_modules(self) -> tuple[str, ...]:
@@ -47,23 +51,62 @@ class Imported:
         return tuple(sorted({name.rpartition(".")[0] for name in self.head}))
 
 
-def check_weights(adapter: Imported, sha256: str) -> None:
-    """Raises `UserError` if the adapter is known to belong to other weights than the model's."""
-    if adapter.base_sha256 not in (None, sha256):
+OUTPUTS = {arch.tie.name.rpartition(".")[0] for arch in ARCHITECTURES.values() if arch.tie}
+"""Modules that a model with tied embeddings has under another name."""
+
+
+def check_weights(adapter: Imported, sha256: str, meant: bool = False) -> None:
+    """Raises `UserError` if the adapter is known to belong to other weights than the model's.
+
+    Args:
+        meant: whether the user has said that it shall go on other weights.
+    """
+    if not meant and adapter.base_sha256 not in (None, sha256):
         raise UserError(
             f"{adapter.source} is an adapter{_of(adapter)}, whose weights are "
             f"{str(adapter.base_sha256)[:12]}; the model's are {sha256[:12]}: give the model it "
-            "was trained on"
+            "was trained on, or --other-base if this is meant"
         )
 
 
-def check_modules(adapter: Imported, kernels: Mapping[str, tuple[int, int]]) -> None:
+def base_note(adapter: Imported, path: str) -> str | None:
+    """A line if the adapter names another base model than `path`, or a revision of it.
+
+    The last part of a name decides, so that a folder ``models/roberta-large`` counts as
+    ``FacebookAI/roberta-large``. An adapter that knows the sha256 of its base's weights is checked
+    by it (`check_weights`), whatever the names.
+    """
+    if adapter.base is None or adapter.base_sha256 is not None:
+        return None
+    named, given = (_last_part(ORIGINS.get(name, name)) for name in (adapter.base, path))
+    revision = "" if adapter.revision in (None, "main") else f" at revision {adapter.revision}"
+    if named == given and not revision:
+        return None
+    return (
+        f"warning: {adapter.source} was trained on {adapter.base}{revision}, the model here is "
+        f"{path}: results differ if the weights do (--other-base if this is meant)"
+    )
+
+
+def _last_part(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2].lower()
+
+
+def check_modules(
+    adapter: Imported, kernels: Mapping[str, tuple[int, int]], modules: Collection[str]
+) -> None:
     """Raises `UserError` unless the model has the adapter's modules, in its sizes.
 
     Args:
-        kernels: linear module -> (I, O).
+        kernels: linear module that can take an adapter -> (I, O).
+        modules: all modules of the model.
     """
     for name, arrays in adapter.modules.items():
+        if name in OUTPUTS or (name in modules and name not in kernels):
+            raise UserError(
+                f"{adapter.source} adapts {name!r}, which takes no adapter here: merge that part "
+                "into the base model with PEFT, or train without it in target_modules"
+            )
         if name not in kernels:
             raise UserError(
                 f"{adapter.source} adapts {name!r}, which the model does not have"
@@ -90,17 +133,23 @@ def put_tensors(
     Raises:
         UserError: tensors that are missing, or of other shapes than the model's adapters.
     """
-    model = merge_model(graph, trainable, base)
+    model, used = merge_model(graph, trainable, base), set()
     for site in find_sites(model):
         module: Any = site.module
         if module.adapter is None:
             continue
+        used |= set(site.names())
         for key in module.adapter.names:
             variable = getattr(module.adapter, key)
             shape = tuple(variable.shape if site.layers is None else variable.shape[1:])
             layers = [_factor(adapter, name, key, shape) for name in site.names()]
             whole = layers[0] if site.layers is None else np.stack(layers)
             variable.set_value(jnp.asarray(whole, variable.dtype))
+    for name in sorted(set(adapter.modules) - used):
+        raise UserError(
+            f"{adapter.source}: {name} got no adapter, since its rank is above the module's "
+            "smaller side: train the adapter with a smaller rank there"
+        )
     write_head(model, adapter.head_modules, lambda name, shape: _head(adapter, name, shape))
     new = split_model(model)[1]
     return jax.tree.map(lambda made, like: jax.device_put(made, like.sharding), new, trainable)

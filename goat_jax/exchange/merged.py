@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,10 +18,11 @@ from goat_jax.adapters.adapter import merge_adapter
 from goat_jax.adapters.routing import NoRouter
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.data.image_tasks import ImageTask
+from goat_jax.data.image_view import view_of
 from goat_jax.errors import UserError
 from goat_jax.exchange.folders import SHARD_BYTES, write_json, write_shards
-from goat_jax.exchange.hugging_face import FAMILIES, Form, preprocessor_config
-from goat_jax.models.architecture import architecture_of
+from goat_jax.exchange.hugging_face import FAMILIES, Form
+from goat_jax.models.architecture import Architecture, architecture_of
 from goat_jax.models.sources import open_checkpoint
 from goat_jax.models.torch_names import torch_parameters
 from goat_jax.sites import find_sites
@@ -101,8 +103,10 @@ def write_merged(
     """
     if any(site.module.adapter is not None for site in find_sites(model)):  # type: ignore
         raise UserError("the model still has adapters: fold them first")
-    hf, labels = open_checkpoint(path)[0], getattr(task, "labels", ())
-    stored = architecture_of(hf, path).stored_name
+    hf = open_checkpoint(path)[0]
+    architecture = architecture_of(hf, path)
+    changes = changed_keys(architecture, hf, model.config)
+    stored = architecture.stored_name
     parts = (model, *form.parts(model, path, task))
     tensors = (
         (stored(name), tensor)
@@ -111,10 +115,55 @@ def write_merged(
         if form.has(name)
     )
     write_shards(folder, tensors, most)
-    write_json(folder / "config.json", merged_config(hf, form, dtype, labels))
+    labels = class_names(getattr(task, "labels", ()), getattr(model.config, "num_labels", 0))
+    write_json(folder / "config.json", merged_config({**hf, **changes}, form, dtype, labels))
     copy_tokenizer(path, folder)
     if isinstance(task, ImageTask):  # what the pretrained model saw may be another view
-        write_json(folder / "preprocessor_config.json", preprocessor_config(task))
+        write_json(folder / "preprocessor_config.json", view_of(task, path).config())
+
+
+ELSEWHERE = ("family", "num_labels", "head", "pooling", "dropout")
+"""Fields of our configs that config.json says by other means (class, labels), or that are a note
+on the model card."""
+
+
+def changed_keys(architecture: Architecture, hf: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """What config.json has to say otherwise than the pretrained model's: the fields that differ.
+
+    Args:
+        config: the model's own.
+
+    Raises:
+        UserError: a field that differs and that config.json has no key for.
+
+    >>> from goat_jax.models.architecture import ARCHITECTURES
+    >>> hf = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1,
+    ...     "num_attention_heads": 2, "intermediate_size": 16}
+    >>> llama = ARCHITECTURES["llama"]
+    >>> changed_keys(llama, hf, llama.config_of(hf, tie_embeddings=True))
+    {'tie_word_embeddings': True}
+    """
+    before, changed = architecture.config_of(hf), {}
+    for field in dataclasses.fields(before):
+        value = getattr(config, field.name)
+        if field.name in ELSEWHERE or value == getattr(before, field.name):
+            continue
+        if field.name not in architecture.keys:
+            raise UserError(
+                f"{field.name} is not as in the pretrained config.json, and no key there says it: "
+                "drop it from model.options"
+            )
+        changed[architecture.keys[field.name]] = value
+    return changed
+
+
+def class_names(labels: Sequence[str], count: int) -> Sequence[str]:
+    """Names of a head's outputs; of a regression, transformers' own.
+
+    >>> class_names((), 1)
+    ['LABEL_0']
+    """
+    return labels or [f"LABEL_{number}" for number in range(count)]
 
 
 def merged_config(

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from goat_jax.checks import check_choice, check_number
 from goat_jax.errors import UserError, nearest
-from goat_jax.exchange.folders import ADAPTER_CONFIG, open_adapter, read_about
+from goat_jax.exchange.folders import ADAPTER_CONFIG, read_about, read_tensors
 from goat_jax.exchange.imported import Imported
 from goat_jax.exchange.peft_write import ACTIVATIONS, PREFIX
 from goat_jax.models.safetensors import read_json
@@ -29,7 +30,7 @@ NOT_READ = (
 )
 """Settings of PEFT's LoRA that change what it computes and have no form here."""
 
-DEFAULTS = {"r": 8, "lora_alpha": 8}
+DEFAULTS = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "depth": 0, "scaling": 1.0}
 """PEFT's own, of what a config leaves out."""
 
 Options = dict[str, Any]
@@ -50,22 +51,27 @@ def read_peft(folder: Path, config: Mapping[str, Any]) -> Imported:
             f"{folder} is a PEFT adapter of type {kind}{nearest(kind, READERS)}: "
             f"{', '.join(READERS)} can be read"
         )
-    tensors = {name.removeprefix(PREFIX): value for name, value in open_adapter(folder).items()}
+    tensors = {name.removeprefix(PREFIX): value for name, value in read_tensors(folder).items()}
     modules, head = _by_module(folder, tensors, NAMES[kind])
     options, overrides = READERS[kind](folder, config, modules)
     options["targets"] = tuple(modules)
     found = Imported(
         source=str(folder),
-        base=config.get("base_model_name_or_path") or None,
+        base=_name(config.get("base_model_name_or_path")),
         base_sha256=read_about(folder).get("base_sha256"),
         options=options,
         settles_all=True,
         overrides=overrides,
         modules=modules,
         head=head,
+        revision=_name(config.get("revision")),
     )
     options["train"] = found.head_modules
     return found
+
+
+def _name(value: Any) -> str | None:
+    return value if value and isinstance(value, str) else None
 
 
 NAMES: dict[str, dict[str, str]] = {
@@ -74,6 +80,7 @@ NAMES: dict[str, dict[str, str]] = {
         r"lora_B\.weight": "b",
         r"lora_magnitude_vector(\.weight)?": "magnitude",
     },
+    "ADALORA": {r"lora_A": "a", r"lora_B": "b", r"lora_E": "core"},
     "PEANUT": {
         r"peanut_A\.weight": "a",
         r"peanut_B\.weight": "b",
@@ -103,12 +110,14 @@ def _by_module(
         raise UserError(f"{folder} has no factors of its type: it is not whole")
     modules = {}
     for module, own in listed.items():
-        for key in ("a", "b"):
+        for key in sorted({"a", "b", "core"} & set(names.values())):
             if key not in own:
                 raise UserError(f"{folder} has no factor {key} of {module}: it is not whole")
         matrices = {key: np.stack([t.T for t in each]) for key, each in own.items()}
         if "magnitude" in matrices:
             matrices["magnitude"] = matrices["magnitude"].reshape(-1)
+        if "core" in matrices:
+            matrices["core"] = matrices["core"].reshape(1, -1)
         modules[module] = {k: v.astype(np.float32) for k, v in matrices.items()}
     return modules, head
 
@@ -120,32 +129,25 @@ def _read_lora(
     folder: Path, config: Mapping[str, Any], modules: Mapping[str, Mapping[str, np.ndarray]]
 ) -> tuple[Options, Overrides]:
     start = config.get("init_lora_weights", True)
-    if start not in STARTS:
+    if not isinstance(start, str | bool | None) or start not in STARTS:
         raise UserError(
             f"{folder}: init_lora_weights {start!r} changes the base model in a way that cannot be "
             "repeated here: save it with path_initial_model_for_weight_conversion"
         )
-    unread = [name for name in NOT_READ if config.get(name)]
-    if config.get("bias", "none") != "none":
-        unread.append("bias")
-    if unread:
-        raise UserError(f"{folder} uses {', '.join(unread)}, which no adapter here has")
+    _refuse_unread(folder, config)
     if config.get("use_dora") and STARTS[start] is not _PLAIN:
         raise UserError(f"{folder} joins use_dora and {start}, which no adapter here does")
-    options: Options = {
-        **STARTS[start],
-        "total_rank": config.get("r", DEFAULTS["r"]),
-        "alpha": float(config.get("lora_alpha", DEFAULTS["lora_alpha"])),
-        "dropout": float(config.get("lora_dropout", 0.0)),
-        "options": {},
-    }
+    rank = _number(folder, config, "r", at_least=1, whole=True)
+    options: Options = {**STARTS[start], "total_rank": rank, **_alpha_and_dropout(folder, config)}
     if config.get("use_dora"):
         options["method"] = "dora"
     if config.get("use_rslora"):
         options["scale"] = "alpha_over_root_rank"
+    alphas = _pattern(folder, config, "alpha_pattern", above=0)
+    _pattern(folder, config, "rank_pattern", at_least=1, whole=True)
     groups: dict[tuple[int, float], list[str]] = {}
     for name, arrays in modules.items():
-        alpha = float(_by_pattern(name, config.get("alpha_pattern"), options["alpha"]))
+        alpha = float(_by_pattern(name, alphas, options["alpha"]))
         groups.setdefault((arrays["a"].shape[-1], alpha), []).append(name)
     usual = (options["total_rank"], options["alpha"])
     return options, tuple(
@@ -153,6 +155,47 @@ def _read_lora(
         for (rank, alpha), names in groups.items()
         if (rank, alpha) != usual
     )
+
+
+def _refuse_unread(folder: Path, config: Mapping[str, Any]) -> None:
+    unread = [name for name in NOT_READ if config.get(name)]
+    if config.get("bias", "none") != "none":
+        unread.append("bias")
+    if unread:
+        raise UserError(f"{folder} uses {', '.join(unread)}, which no adapter here has")
+
+
+def _number(folder: Path, config: Mapping[str, Any], name: str, **limits: Any) -> Any:
+    """A number of adapter_config.json in its range, or PEFT's own where it is left out."""
+    value = config.get(name)
+    value = DEFAULTS[name] if value is None else value
+    check_number(f"{Path(folder) / ADAPTER_CONFIG}: {name}", value, **limits)
+    return value
+
+
+def _alpha_and_dropout(folder: Path, config: Mapping[str, Any]) -> Options:
+    return {
+        "alpha": float(_number(folder, config, "lora_alpha", above=0)),
+        "dropout": float(_number(folder, config, "lora_dropout", at_least=0, below=1)),
+        "options": {},
+    }
+
+
+def _pattern(
+    folder: Path, config: Mapping[str, Any], name: str, **limits: Any
+) -> Mapping[str, Any]:
+    """A table of numbers by pattern in adapter_config.json, each in its range."""
+    found = config.get(name) or {}
+    where = f"{Path(folder) / ADAPTER_CONFIG}: {name}"
+    if not isinstance(found, Mapping):
+        raise UserError(f"{where} is a {type(found).__name__}, not a table of numbers")
+    for pattern, value in found.items():
+        check_number(f"{where}[{pattern!r}]", value, **limits)
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"{where}: {pattern!r} is not a valid pattern ({error})") from None
+    return found
 
 
 def _by_pattern(name: str, patterns: Mapping[str, Any] | None, usual: Any) -> Any:
@@ -168,19 +211,53 @@ def _read_network(
 ) -> tuple[Options, Overrides]:
     ours = {theirs: own for own, theirs in ACTIVATIONS.items()}
     activation = config.get("act_fn", "relu")
-    if activation not in ours:
-        raise UserError(f"{folder}: act_fn {activation!r} is not one of {', '.join(ours)}")
+    check_choice(f"{Path(folder) / ADAPTER_CONFIG}: act_fn", activation, ours)
     settled = {
-        "depth": config.get("depth", 0),
+        "depth": _number(folder, config, "depth", at_least=0, whole=True),
         "activation": ours[activation],
-        "value": float(config.get("scaling", 1.0)),
+        "value": float(_number(folder, config, "scaling")),
     }
-    return {"method": "neat", "total_rank": config.get("r", 32), "options": settled}, ()
+    rank = config.get("r", 32)
+    check_number(f"{Path(folder) / ADAPTER_CONFIG}: r", rank, at_least=1, whole=True)
+    return {"method": "neat", "total_rank": rank, "options": settled}, ()
+
+
+def _read_adalora(
+    folder: Path, config: Mapping[str, Any], modules: Mapping[str, dict[str, np.ndarray]]
+) -> tuple[Options, Overrides]:
+    """AdaLoRA, whose pruned ranks are left out of the file: here they are there, as zeros.
+
+    Its scale goes by the rank that it started with, whatever was pruned since.
+    """
+    _refuse_unread(folder, config)
+    rank = config.get("init_r", 12)
+    check_number(f"{Path(folder) / ADAPTER_CONFIG}: init_r", rank, at_least=1, whole=True)
+    kept = config.get("rank_pattern") or {}
+    for name, arrays in modules.items():
+        left = arrays["a"].shape[-1]
+        places = np.flatnonzero(np.asarray(kept.get(f"{name}.lora_E", [True] * left), bool))
+        if len(places) != left or left > rank or (left and places[-1] >= rank):
+            raise UserError(
+                f"{folder}: {name} has {left} ranks, rank_pattern keeps {len(places)} of {rank}: "
+                "it is not whole"
+            )
+        for key, axis in (("a", -1), ("b", -2), ("core", -1)):
+            array = np.moveaxis(arrays[key], axis, -1)
+            whole = np.zeros((*array.shape[:-1], rank), np.float32)
+            whole[..., places] = array
+            arrays[key] = np.moveaxis(whole, -1, axis)
+    options: Options = {
+        "method": "adalora",
+        "total_rank": rank,
+        **_alpha_and_dropout(folder, config),
+    }
+    return options, ()
 
 
 READERS: dict[str, Callable[..., tuple[Options, Overrides]]] = {
     "LORA": _read_lora,
     "PEANUT": _read_network,
+    "ADALORA": _read_adalora,
 }
 """PEFT's type -> what its config means here."""
 

@@ -19,6 +19,7 @@ from goat_jax.exchange.folders import (
     ADAPTER,
     ADAPTER_CONFIG,
     open_adapter,
+    read_tensors,
     write_json,
     write_tensors,
 )
@@ -80,7 +81,7 @@ def read_published(source: Path, config: Mapping[str, Any], base_sha256: str | N
     Raises:
         UserError: experts that are missing or of several numbers.
     """
-    tensors = open_adapter(source)
+    tensors = read_tensors(source)
     found: dict[str, dict[str, dict[int, np.ndarray]]] = {}
     routers, head = {}, {}
     for name, value in tensors.items():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from goat_jax.errors import UserError, nearest
@@ -19,6 +20,37 @@ from goat_jax.models import (
     vision_heads,
 )
 from goat_jax.models.encoder_families import FAMILIES
+
+
+@dataclasses.dataclass(frozen=True)
+class Tie:
+    """Two tensors of a model that are one where config.json says so.
+
+    Attributes:
+        name: the tensor that files may leave out.
+        twin: the tensor it equals.
+        key: the key of config.json that ties them.
+        field: that key's field in our config.
+    """
+
+    name: str
+    twin: str
+    key: str
+    field: str
+
+    def applies(self, hf: Mapping[str, Any]) -> bool:
+        """Whether a config.json ties the two; transformers does not without the key."""
+        return bool(hf.get(self.key, False))
+
+    def equal(self, tensors: Mapping[str, Any]) -> bool:
+        """Whether two tensors that are both there hold the same numbers.
+
+        >>> tie = Tie("a", "b", "tied", "tied")
+        >>> tie.equal({"a": np.ones(2), "b": np.zeros(2)}), tie.equal({"a": np.ones(2)})
+        (False, True)
+        """
+        both = self.name in tensors and self.twin in tensors
+        return not both or np.array_equal(tensors[self.name], tensors[self.twin])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +67,8 @@ class Architecture:
             output per label. Empty for models that have nothing but what was pretrained.
         renamed: part of a stored name -> today's, in the order in which they apply.
         drops: whether its config takes rates of dropout.
+        tie: tensors that config.json may tie, None if the family has none.
+        keys: field of our config -> the key of config.json that says the same.
     """
 
     kind: str
@@ -45,6 +79,8 @@ class Architecture:
     head: tuple[str, ...]
     renamed: tuple[tuple[str, str], ...] = ()
     drops: bool = False
+    tie: Tie | None = None
+    keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def todays_name(self, name: str) -> str:
         """A parameter's name in a file as its module is called today."""
@@ -86,6 +122,7 @@ def _encoder(name: str, ignored: str) -> Architecture:
         ignored=ignored,
         head=family.head,
         drops=True,
+        keys=family.keys,
     )
 
 
@@ -96,6 +133,8 @@ _DECODER = Architecture(
     prefix="model.",
     ignored=r".*rotary_emb\.inv_freq|lm_head\.weight",  # a tied output may be stored all the same
     head=(),
+    tie=Tie("lm_head.weight", "model.embed_tokens.weight", "tie_word_embeddings", "tie_embeddings"),
+    keys=decoder_config.KEYS,
 )
 
 

@@ -95,7 +95,7 @@ class DecoderConfig:
             if name not in fields:
                 raise UserError(f"a decoder has no setting {name!r}{nearest(name, fields)}")
         family = FAMILIES[hf["model_type"]]
-        sizes: dict[str, Any] = {ours: _size(hf, theirs) for ours, theirs in _KEYS.items()}
+        sizes: dict[str, Any] = {ours: _size(hf, theirs) for ours, theirs in _SIZE_KEYS.items()}
         heads = sizes["num_heads"]
         context = hf.get("max_position_embeddings") or family.context
         values: dict[str, Any] = sizes | {
@@ -135,13 +135,24 @@ def tiny_decoder_config(**changes: Any) -> DecoderConfig:
     return DecoderConfig(**(values | changes))
 
 
-_KEYS = {
+_SIZE_KEYS = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
     "num_layers": "num_hidden_layers",
     "num_heads": "num_attention_heads",
     "intermediate_size": "intermediate_size",
 }
+KEYS = _SIZE_KEYS | {
+    "num_kv_heads": "num_key_value_heads",
+    "head_size": "head_dim",
+    "context": "max_position_embeddings",
+    "activation": "hidden_act",
+    "rms_norm_eps": "rms_norm_eps",
+    "tie_embeddings": "tie_word_embeddings",
+    "bos_id": "bos_token_id",
+    "pad_id": "pad_token_id",
+}
+"""Field of `DecoderConfig` -> the key of config.json that says the same."""
 
 
 def _size(hf: Mapping[str, Any], key: str) -> int:

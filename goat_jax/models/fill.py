@@ -15,9 +15,9 @@ import numpy as np
 from flax import nnx
 
 from goat_jax.errors import UserError
-from goat_jax.models.architecture import Architecture
+from goat_jax.models.architecture import Architecture, Tie
 from goat_jax.models.common import Constant, LayerNorm, RMSNorm
-from goat_jax.models.safetensors import Weights
+from goat_jax.models.safetensors import STORED, Weights, check_finite
 from goat_jax.models.torch_names import Layout, parameters
 from goat_jax.sites import Site
 from goat_jax.typing import Key
@@ -30,9 +30,6 @@ ShardingOf = Callable[[Site, str], Any]
 
 FLOAT32 = (LayerNorm, RMSNorm, Constant)
 """Modules that stay in float32 whatever the dtype of the weights: small, and worth their digits."""
-
-STORED = ("F64", "F32", "F16", "BF16")
-"""How a tensor may be stored; everything else is quantised or no weight."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,17 +68,24 @@ def fill(
     dtype: Any,
     new_head: bool = False,
     sharding: ShardingOf | None = None,
+    tie: Tie | None = None,
 ) -> tuple[str, ...]:
     """Gives every parameter of an abstract model its value; returns the names of fresh ones.
 
     One tensor at a time is read, into the place that its layer has in the stacked parameter.
 
-    Args: as for `goat_jax.models.load.load_model`.
+    Args:
+        model, weights, architecture, key, dtype, new_head, sharding: as for
+            `goat_jax.models.load.load_model`.
+        tie: two tensors that config.json ties, either of which may stand for both.
 
     Raises:
         UserError: tensors that do not fit; the model is then untouched.
     """
     stored = _canonical_names(weights, architecture)
+    for one, other in () if tie is None else ((tie.name, tie.twin), (tie.twin, tie.name)):
+        if one not in stored and other in stored:
+            stored[one] = stored[other]
     if new_head:
         stored = {name: own for name, own in stored.items() if not _is_output(name, architecture)}
     slots = [_slot(*parameter) for parameter in parameters(model)]
@@ -159,7 +163,10 @@ def _read(
     )
     parts = np.empty((len(names), *shape), dtype)
     for place, name in enumerate(names):
-        parts[place] = slot.layout.from_torch(weights[stored[name]])[inner]
+        own, entry = stored[name], weights.entries[stored[name]]
+        with np.errstate(over="ignore"):  # too large for the dtype: an infinity, refused below
+            parts[place] = slot.layout.from_torch(weights[own])[inner]
+        check_finite(parts[place], own, entry.file)
     return parts if slot.stacked else parts[0]
 
 

@@ -71,12 +71,16 @@ def load_model(
     path = Path(path)
     hf, weights = open_checkpoint(path)
     architecture = architecture or architecture_of(hf, path)
+    tie = architecture.tie if architecture.tie and architecture.tie.applies(hf) else None
+    if tie and not tie.equal(weights):
+        # As transformers: two tensors in the file that differ count more than the config.
+        hf, tie = {**hf, tie.key: False}, None
     try:
         config = architecture.config_of(hf, **overrides)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     model = nnx.eval_shape(lambda: architecture.build(config, rngs=nnx.Rngs(0)))
-    fresh = fill(model, weights, architecture, key, dtype, new_head, sharding)
+    fresh = fill(model, weights, architecture, key, dtype, new_head, sharding, tie)
     return Loaded(model, fresh, architecture.kind, weights)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,13 @@ import ml_dtypes  # noqa: F401  (teaches numpy the name "bfloat16")
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from goat_jax import files
+from goat_jax.data.formats import first_line
 from goat_jax.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+STORED = ("F64", "F32", "F16", "BF16")
+"""How a tensor may be stored; everything else is quantised or no weight."""
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -25,9 +28,9 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path.parent} has no {path.name}: give the path of {what}")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}): fetch it again") from None
+        value = files.read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}: fetch it again") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, not an object: fetch it again")
     return value
@@ -71,8 +74,41 @@ class WeightFiles(Weights):
     """The tensors of safetensors files."""
 
     def __getitem__(self, name: str) -> np.ndarray:
-        with _open(self.entries[name].file) as file:
-            return file.get_tensor(name)
+        path = self.entries[name].file
+        with _open(path) as file:
+            try:
+                return file.get_tensor(name)
+            except (SafetensorError, TypeError, ValueError, AttributeError) as error:
+                raise UserError(
+                    f"{path}: {name} cannot be read ({first_line(error)}): fetch it again"
+                ) from None
+
+
+def check_finite(array: np.ndarray, name: str, file: Path) -> None:
+    """Refuses a tensor with numbers that are not finite, before anything is computed from it.
+
+    Args:
+        array: the tensor, or the part of it that is used.
+        name: the tensor's name in the file.
+        file: where it is from.
+
+    Raises:
+        UserError: names the tensor, the file and the kind of number.
+
+    >>> check_finite(np.array([1.0, np.nan]), "lm_head.weight", Path("model.safetensors"))
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: model.safetensors: lm_head.weight has 1 of 2 values that are not \
+finite (NaN): fetch it again, or take weights that are whole
+    """
+    finite = np.isfinite(array)
+    if finite.all():
+        return
+    count = array.size - np.count_nonzero(finite)
+    kind = "NaN" if np.isnan(array).any() else "infinity"
+    raise UserError(
+        f"{file}: {name} has {count:,} of {array.size:,} values that are not finite ({kind}): "
+        "fetch it again, or take weights that are whole"
+    )
 
 
 def _open(path: Path) -> Any:

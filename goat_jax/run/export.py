@@ -17,6 +17,8 @@ from goat_jax.exchange.hugging_face import Form, form_of
 from goat_jax.exchange.low_rank import LowRank
 from goat_jax.exchange.modules import module_names
 from goat_jax.layers import split_model
+from goat_jax.models.architecture import architecture_of
+from goat_jax.models.sources import open_checkpoint
 from goat_jax.models.vision_heads import ZERO_SHOT
 from goat_jax.run.evaluate import evaluate
 from goat_jax.run.folder import load_run, read_run
@@ -133,7 +135,7 @@ def _form(run: Trained) -> Form:
 
 
 def _peft_use(run: Trained, name: str) -> str:
-    form, labels = _form(run), len(getattr(run.task, "labels", ()))
+    form, labels = _form(run), getattr(run.model.config, "num_labels", 0)
     more = f", num_labels={labels}" if labels and not form.absent else ""
     return "\n".join(
         [
@@ -160,6 +162,11 @@ def _write_peft(
     whole = (run.model, *form.parts(run.model, run.path, run.task))
     every = [name for part in whole for name in module_names(part)]
     head = {name: tensor for name, tensor in run.head.items() if form.has(name)}
+    tie = architecture_of(open_checkpoint(run.path)[0], run.path).tie
+    if tie and tie.twin in head and tie.name.rpartition(".")[0] not in every:
+        # One array here; PEFT keeps modules that were trained in full apart from what they tie.
+        head[tie.name] = head[tie.twin]
+        every.append(tie.name.rpartition(".")[0])
     parts = list(dict.fromkeys(name.rpartition(".")[0] for name in head))
     peft_write.write_peft(
         folder,

@@ -111,7 +111,7 @@ def batch_of_text(run: Reopened, text: str | None, row: int) -> tuple[Batch, lis
         return batch, tokenizer.convert_ids_to_tokens(ids.tolist())
     ids = tokenizer(text, truncation=True, max_length=config.train.max_length)["input_ids"]
     check_ids({"vocab_size": [ids]}, {"vocab_size": run.built.vocabulary})
-    blank = problem_of(config.task).one_row(config.task, len(ids))
+    blank = problem_of(config.task).one_row(config.task, config.model.path, len(ids))
     batch = dict(blank.gather(np.array([0]), len(ids)))
     batch["input_ids"] = np.array([ids], np.int32)
     batch["attention_mask"] = np.ones((1, len(ids)), np.int32)

@@ -15,6 +15,7 @@ from goat_jax.data.exam_overlap import learnt_questions
 from goat_jax.data.examples import TextTask, load_examples
 from goat_jax.data.exams import ExamTask
 from goat_jax.data.image_tasks import ImageTask
+from goat_jax.data.image_view import view_of
 from goat_jax.data.images import ImageRows, load_images
 from goat_jax.data.language import LanguageTask, load_pieces
 from goat_jax.data.metrics import score, split_metric
@@ -25,6 +26,7 @@ from goat_jax.data.tokenize import Encoded, encode
 from goat_jax.errors import UserError
 from goat_jax.models.clip_text import class_kernel
 from goat_jax.models.load import Loaded
+from goat_jax.models.sources import PACKAGE, find_model
 from goat_jax.models.vision_heads import CLASSIFIER, ZERO_SHOT
 from goat_jax.run.objectives import (
     CLASSIFICATION,
@@ -50,10 +52,11 @@ class Problem:
         objective: task -> the loss.
         model_options: task -> fields of the model's config that it settles.
         prepare: (task, loaded model, its folder) -> None; gives a model what only the task knows.
-        one_row: (task, tokens) -> rows with one blank row, which tells what a batch looks like.
+        one_row: (task, model's path, tokens) -> one blank row, which tells what a batch looks like.
         read: (task, split, tokenizer) -> the split's rows with their columns checked, not yet
             tokenised; the tokenizer is used by formats that its chat template writes.
-        encode: (task, split, what `read` gave, tokenizer, most tokens in a row) -> its rows.
+        encode: (task, split, what `read` gave, tokenizer, most tokens in a row, the model's path) ->
+            its rows.
         scores: (metric names, sums over all rows, batches' labels and weights, outputs) -> scores.
         notes: task -> what else a person should know of its rows, a line each.
     """
@@ -63,9 +66,9 @@ class Problem:
     objective: Callable[[Any], Objective]
     model_options: Callable[[Any], dict[str, Any]]
     prepare: Callable[[Any, Loaded, Path], None]
-    one_row: Callable[[Any, int], Rows]
+    one_row: Callable[[Any, str, int], Rows]
     read: Callable[[Any, str, Any], Any]
-    encode: Callable[[Any, str, Any, Any, int], Rows]
+    encode: Callable[[Any, str, Any, Any, int, str], Rows]
     scores: Callable[[Sequence[str], Totals, Sequence[Mapping], np.ndarray], dict[str, float]]
     notes: Callable[[Any], Sequence[str]] = lambda task: ()
 
@@ -82,19 +85,27 @@ def _start_from_class_names(task: ImageTask, loaded: Loaded, path: Path) -> None
         model.head.classifier.kernel.set_value(jnp.asarray(kernel))
 
 
-def _blank_example(task: TextTask, length: int) -> Rows:
+def _blank_example(task: TextTask, model: str, length: int) -> Rows:
     ids, lengths = np.zeros(length, np.int32), np.array([length], np.int32)
     return Encoded([ids], None, lengths, np.zeros(1, np.int32 if task.labels else np.float32))
 
 
-def _blank_text(task: LanguageTask, length: int) -> Rows:
+def _blank_text(task: LanguageTask, model: str, length: int) -> Rows:
     ids, learnt = np.zeros(length, np.int32), np.ones(length, bool)
     return Texts([ids], [learnt], [[0]], np.array([length], np.int32))
 
 
-def _blank_image(task: ImageTask, length: int) -> Rows:
-    row = {task.image: np.zeros((2, 2), np.uint8)}
-    return ImageRows(task, "blank", [row], [0], np.zeros(1, np.int32))
+def _blank_image(task: ImageTask, model: str, length: int) -> Rows:
+    folder = find_model(model) if model.startswith(PACKAGE) else Path(model)
+    row, label = {task.image: np.zeros((2, 2), np.uint8)}, np.zeros(1, np.int32)
+    return ImageRows(task, view_of(task, folder), "blank", [row], [0], label)
+
+
+def _as_trained(
+    task: ImageTask, split: str, images: ImageRows, tokenizer: Any, length: int, model: str
+) -> Rows:
+    """Images as the model's checkpoint saw them."""
+    return dataclasses.replace(images, view=view_of(task, find_model(model)))
 
 
 def _score_outputs(
@@ -141,7 +152,9 @@ _TEXT = Problem(
     prepare=_nothing,
     one_row=_blank_example,
     read=lambda task, split, tokenizer: load_examples(task, split),
-    encode=lambda task, split, examples, tokenizer, length: encode(tokenizer, examples, length),
+    encode=lambda task, split, examples, tokenizer, length, model: encode(
+        tokenizer, examples, length
+    ),
     scores=_score_outputs,
 )
 _LANGUAGE = Problem(
@@ -152,7 +165,9 @@ _LANGUAGE = Problem(
     prepare=_nothing,
     one_row=_blank_text,
     read=load_pieces,
-    encode=encode_texts,
+    encode=lambda task, split, pieces, tokenizer, length, model: encode_texts(
+        task, split, pieces, tokenizer, length
+    ),
     scores=_score_tokens,
 )
 
@@ -164,7 +179,7 @@ _IMAGE = Problem(
     prepare=_start_from_class_names,
     one_row=_blank_image,
     read=lambda task, split, tokenizer: load_images(task, split),
-    encode=lambda task, split, images, tokenizer, length: images,
+    encode=_as_trained,
     scores=_score_outputs,
 )
 

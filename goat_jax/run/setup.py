@@ -376,7 +376,7 @@ def load_rows(config: RunConfig, *splits: str) -> list[Rows]:
     own = check(config)
     length = config.train.max_length
     rows = [
-        problem.encode(task, split, each, tokenizer, length)
+        problem.encode(task, split, each, tokenizer, length, config.model.path)
         for split, each in zip(splits, read, strict=True)
     ]
     sizes = table_sizes(own, config.adapter.spec().router)

@@ -201,7 +201,8 @@ def batch_shapes(config: RunConfig, rows: int) -> dict[str, jax.ShapeDtypeStruct
     (5, 8, 8, 3)
     """
     length = config.train.max_length
-    one = problem_of(config.task).one_row(config.task, length).gather(np.zeros(1, int), length)
+    blank = problem_of(config.task).one_row(config.task, config.model.path, length)
+    one = blank.gather(np.zeros(1, int), length)
     return {
         name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype)
         for name, array in one.items()
@@ -225,12 +226,16 @@ class _Gradients(Mapping[str, Array]):
         return len(self._sites)
 
 
+def abstract_model(config: RunConfig) -> nnx.Module:
+    """The model that a config names, of shapes only; no weights are read."""
+    hf, options, key = model_config(config.model.path), model_options(config), jax.random.key(0)
+    return nnx.eval_shape(lambda: random_model(hf, key=key, **options).model)
+
+
 def kernel_shapes(config: RunConfig) -> dict[str, tuple[int, int]]:
     """Linear module -> (I, O) of the model that a config names; no weights are read."""
-    hf, options, key = model_config(config.model.path), model_options(config), jax.random.key(0)
-    model = nnx.eval_shape(lambda: random_model(hf, key=key, **options).model)
     return {
         name: tuple(site.module.kernel.shape[-2:])  # type: ignore[attr-defined]
-        for site in find_sites(model)
+        for site in find_sites(abstract_model(config))
         for name in site.names()
     }

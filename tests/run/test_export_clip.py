@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 
 from goat_jax.adapters.context import EVAL
 from goat_jax.config import AdapterConfig, ModelConfig, RunConfig, TrainConfig
-from goat_jax.data.image_transforms import array_image, centre_view, normalise
+from goat_jax.data.image_transforms import array_image
+from goat_jax.data.image_view import view_of
 from goat_jax.data.tasks import make_task
 from goat_jax.errors import UserError
 from goat_jax.exchange.folders import ADAPTER, ADAPTER_CONFIG
@@ -212,11 +213,12 @@ def test_a_run_in_bfloat16_loads_in_bfloat16(run_of, tmp_path):
 
 @pytest.mark.parametrize("shape", [(16, 16, 3), (20, 30, 3)])
 def test_images_are_prepared_as_the_run_prepared_them(zero_shot, tmp_path, shape):
-    task = load_run(zero_shot)[0].task
+    config = load_run(zero_shot)[0]
+    view = view_of(config.task, config.model.path)
     export_run(zero_shot, "merged", tmp_path / "merged")
     pixels = np.random.default_rng(1).integers(0, 255, shape, dtype=np.uint8)
     image = array_image(pixels)
-    ours = normalise(centre_view(image, task.image_size), task.mean, task.std)
+    ours = view.numbers(view.whole(image))
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "merged")
     theirs = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     np.testing.assert_allclose(theirs, ours, atol=1e-5)

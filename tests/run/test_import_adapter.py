@@ -142,6 +142,45 @@ def test_settings_without_a_form_here(field, folder, plain, tmp_path):
     assert message in refused(tmp_path / "peft", plain, tmp_path)
 
 
+NUMBERS = [
+    *(("lora_alpha", text) for text in ("NaN", "Infinity", "1e999", "-3", "0", '"16"', "true")),
+    *(("r", text) for text in ("NaN", "0", "-1", "2.5", '"8"')),
+    *(("lora_dropout", text) for text in ("NaN", "1", "-0.1")),
+    *(("alpha_pattern", text) for text in ('{"query": NaN}', '{"query": -1}', '{"(": 2}', "[1]")),
+    ("rank_pattern", '{"query": "3"}'),
+    ("init_lora_weights", "[1]"),
+]
+
+
+@pytest.mark.parametrize(("field", "text"), NUMBERS)
+def test_numbers_of_a_config_that_make_no_sense(field, text, folder, plain, tmp_path):
+    shutil.copytree(folder, tmp_path / "peft")
+    path = tmp_path / "peft" / ADAPTER_CONFIG
+    rest = {key: value for key, value in json.loads(path.read_text()).items() if key != field}
+    path.write_text(json.dumps(rest)[:-1] + f', "{field}": {text}}}')
+    message = refused(tmp_path / "peft", plain, tmp_path)
+    assert ADAPTER_CONFIG in message or "init_lora_weights" in message
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("ending", ["query.lora_B.weight", "classifier.weight"])
+def test_tensors_that_are_not_finite(ending, value, folder, plain, tmp_path):
+    shutil.copytree(folder, tmp_path / "peft")
+    tensors = load_file(folder / ADAPTER)
+    name = next(name for name in tensors if name.endswith(ending))
+    tensors[name].flat[-1] = value
+    save_file(tensors, tmp_path / "peft" / ADAPTER)
+    assert f"{name} has 1 of" in refused(tmp_path / "peft", plain, tmp_path)
+
+
+def test_published_tensors_that_are_not_finite(plain, tmp_path):
+    gating = {"bert.encoder.layer.0.output.dense.lora_gating.weight": np.full((2, 8), np.nan)}
+    save_file(gating, tmp_path / "bare.safetensors")
+    assert "lora_gating.weight has 16 of 16" in refused(
+        tmp_path / "bare.safetensors", plain, tmp_path
+    )
+
+
 def damage(tensors, name):
     module = "base_model.model.bert.encoder.layer.0.attention.self.query"
     damages = {
