@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from goat_jax.errors import UserError, nearest
+from goat_jax.errors import UserError
 from goat_jax.models import (
     decoder,
     decoder_config,
@@ -19,6 +19,7 @@ from goat_jax.models import (
     vision_families,
     vision_heads,
 )
+from goat_jax.models.config_keys import check_keys
 from goat_jax.models.encoder_families import FAMILIES
 
 
@@ -109,6 +110,7 @@ class Architecture:
                 f"model.dropout {overrides['dropout']!r}: a model of the kind {self.kind} has no "
                 "dropout of its own here: leave it 0"
             )
+        check_keys(hf["model_type"], hf)
         return self.config(hf, **overrides)
 
 
@@ -180,10 +182,9 @@ def architecture_of(hf: Mapping[str, Any], where: Path) -> Architecture:
     kind, known = hf.get("model_type"), ", ".join(ARCHITECTURES)
     if kind is None:
         raise UserError(f"{where / 'config.json'} has no model_type: add one of {known}")
-    if kind not in ARCHITECTURES:
-        hint = nearest(str(kind), ARCHITECTURES)
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        # No "did you mean": a name that is close (albert, qwen3) is another network.
         raise UserError(
-            f"{where}: model_type {kind!r} is not supported{hint}: use a checkpoint of one of "
-            f"{known}"
+            f"{where}: model_type {kind!r} is not supported: use a checkpoint of one of {known}"
         )
     return ARCHITECTURES[kind]

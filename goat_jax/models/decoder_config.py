@@ -61,7 +61,7 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         for name in _SIZES:
             size = getattr(self, name)
-            if not isinstance(size, int) or size < 1:
+            if type(size) is not int or size < 1:
                 raise UserError(f"{name} is {size!r}: it must be a whole number from 1 up")
         if self.num_heads % self.num_kv_heads:
             raise UserError(
@@ -72,9 +72,9 @@ class DecoderConfig:
             raise UserError(f"head size {self.head_size} is odd: positions turn pairs of features")
         if len(self.windows) != self.num_layers:
             raise UserError(f"{len(self.windows)} windows for {self.num_layers} layers: one each")
-        if self.activation not in ACTIVATIONS:
+        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
-            hint = nearest(self.activation, ACTIVATIONS)
+            hint = nearest(str(self.activation), ACTIVATIONS)
             raise UserError(f"activation {self.activation!r} is not one of {known}{hint}")
 
     @classmethod

@@ -50,14 +50,14 @@ def check_sizes(config: object, *names: str) -> None:
     """Raises `UserError` for a field that is no whole number from 1 up."""
     for name in names:
         size = getattr(config, name)
-        if not isinstance(size, int) or size < 1:
+        if type(size) is not int or size < 1:
             raise UserError(f"{name} is {size!r}: it must be a whole number from 1 up")
 
 
 def check_choice(what: str, chosen: object, known: object) -> None:
     """Raises `UserError` for a name that a table does not have."""
     names = list(known)  # type: ignore[call-overload]
-    if chosen not in names:
+    if not isinstance(chosen, str) or chosen not in names:
         hint = nearest(str(chosen), names)
         raise UserError(f"{what} {chosen!r} is not one of {', '.join(names)}{hint}")
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from goat_jax.checks import check_number
 from goat_jax.errors import UserError, nearest
 from goat_jax.typing import Array
 
@@ -50,8 +51,8 @@ class Rope:
     truncate: bool = True
 
     def __post_init__(self) -> None:
-        if self.kind not in SCALINGS:
-            hint = nearest(self.kind, SCALINGS)
+        if not isinstance(self.kind, str) or self.kind not in SCALINGS:
+            hint = nearest(str(self.kind), SCALINGS)
             raise UserError(
                 f"rope scaling {self.kind!r} is not supported{hint}: one of {', '.join(SCALINGS)}"
             )
@@ -71,10 +72,18 @@ class Rope:
         given = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
         values = {name: value for name, value in given.items() if value is not None}
         kind = values.get("rope_type", values.get("type", "default"))
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                raise UserError(
+                    f"rope_parameters has an object {name!r}: only one scaling for all layers is "
+                    "supported"
+                )
+            if name in _LIMITS:
+                check_number(f"rope scaling's {name}", value, **_LIMITS[name])
         partial = values.get("partial_rotary_factor", hf.get("partial_rotary_factor")) or 1.0
         if partial != 1.0:
             raise UserError(f"partial_rotary_factor {partial} is not supported: only 1.0 is")
-        for name in NEEDED.get(kind, ()):
+        for name in NEEDED.get(str(kind), ()):
             if name not in values:
                 raise UserError(f"rope scaling {kind!r} has no {name!r}: add it to config.json")
         original = hf.get("original_max_position_embeddings")
@@ -175,6 +184,14 @@ def _yarn_scale(rope: Rope) -> float:
         return grown(rope.mscale) / grown(rope.mscale_all_dim)
     return grown(1.0)
 
+
+_LIMITS: dict[str, dict[str, Any]] = {
+    **{name: {"above": 0} for name in ("factor", "rope_theta", "low_freq_factor", "beta_fast")},
+    **{name: {"above": 0} for name in ("high_freq_factor", "beta_slow", "attention_factor")},
+    **{name: {"at_least": 0} for name in ("mscale", "mscale_all_dim", "partial_rotary_factor")},
+    "original_max_position_embeddings": {"at_least": 1, "whole": True},
+}
+"""Number of a scaling -> the range that makes sense."""
 
 SCALINGS: dict[str, Callable[[Rope, np.ndarray, int], Frequencies]] = {
     "default": _plain,

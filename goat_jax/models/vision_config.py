@@ -78,7 +78,6 @@ class VisionConfig(BlockConfig):
         """
         family = FAMILIES[hf["model_type"]]
         flat = family.flatten(hf)
-        _refuse_unsupported(flat)
         fixed = {"family": hf["model_type"], "num_labels": label_count(flat)}
         values = read_fields(cls, flat, family.keys, {**family.defaults, **fixed}, overrides)
         values["image_size"] = _hashable(values["image_size"])
@@ -135,15 +134,6 @@ def _side(patch: Any) -> Any:
     if len(patch) != 2 or patch[0] != patch[1]:
         raise UserError(f"patch_size is {list(patch)}: only square patches are supported")
     return patch[0]
-
-
-def _refuse_unsupported(flat: Mapping[str, Any]) -> None:
-    """Settings that would silently give other numbers."""
-    if flat.get("use_swiglu_ffn"):
-        raise UserError(
-            "use_swiglu_ffn is true: the gated feed-forward of DINOv2 giant is not supported; "
-            "use a small, base or large checkpoint"
-        )
 
 
 def tiny_vision_config(family: str = "clip", **overrides: Any) -> VisionConfig:

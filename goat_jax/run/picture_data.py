@@ -14,6 +14,7 @@ from goat_jax.adapters.adapter import segment_index
 from goat_jax.adapters.context import Context
 from goat_jax.config import RunConfig
 from goat_jax.data.ids import check_ids
+from goat_jax.data.image_view import view_of
 from goat_jax.data.images import ImageRows
 from goat_jax.data.tokenize import load_tokenizer
 from goat_jax.errors import UserError
@@ -130,7 +131,9 @@ def batch_of_image(run: Reopened, path: Path | None, row: int) -> Batch:
         return _evaluation_row(run.config, row)
     task: Any = run.config.task
     rows = [{task.image: str(path.absolute())}]
-    return ImageRows(task, str(path), rows, [0], np.zeros(1, np.int32)).gather(np.array([0]), 1)
+    view = view_of(task, find_model(run.config.model.path))
+    images = ImageRows(task, view, str(path), rows, [0], np.zeros(1, np.int32))
+    return images.gather(np.array([0]), 1)
 
 
 def _evaluation_row(config: RunConfig, row: int) -> Batch:

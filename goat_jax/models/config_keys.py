@@ -1,0 +1,328 @@
+"""The keys of config.json per model_type: read, computed at one value only, or without effect.
+
+An accepted checkpoint must compute what transformers computes of it. So every key that transformers
+reads for one of our model types is in exactly one of three lists, and a test walks the config
+classes and the code of the installed transformers to see that none is missing. A key that is in no
+list is one that transformers does not read for this model type either; it is ignored, as there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from goat_jax.checks import check_number
+from goat_jax.errors import UserError
+
+Check = Callable[[str, Any], None]
+"""(key, value) -> None; a `UserError` for a value of the wrong type or range."""
+
+
+def _switch(key: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise UserError(f"config.json: {key} is {value!r}: it must be true or false")
+
+
+def _word(key: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise UserError(f"config.json: {key} is {value!r}: it must be a string")
+
+
+def _table(key: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise UserError(f"config.json: {key} is {value!r}: it must be an object")
+
+
+def _number(**limits: Any) -> Check:
+    return lambda key, value: check_number(f"config.json: {key}", value, **limits)
+
+
+def _ids(key: str, value: Any) -> None:
+    for one in value if isinstance(value, list | tuple) else [value]:
+        check_number(f"config.json: {key}", one, whole=True)
+
+
+def _layer_types(key: str, value: Any) -> None:
+    known = ("full_attention", "sliding_attention")
+    if not isinstance(value, list | tuple) or any(kind not in known for kind in value):
+        raise UserError(
+            f"config.json: {key} is {value!r}: it must be a list of {' and '.join(known)}"
+        )
+
+
+def _anything(key: str, value: Any) -> None:
+    """The reader of the key says itself what is wrong, in its own words."""
+
+
+_RATE = _number(at_least=0, below=1)
+_EPSILON = _number(at_least=0)
+_ID = _number(whole=True)
+_WINDOW = _number(at_least=1, whole=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Keys:
+    """What becomes of the keys of one model_type's config.json.
+
+    Attributes:
+        read: key -> the check of its value; what it says is done.
+        fixed: key -> the values at which transformers computes what is computed here; the first is
+            the usual one. Others are refused. null and a missing key count as valid.
+        without_effect: keys that change no output of the models that are built here: they start
+            weights that are then loaded, belong to other heads, or choose what a call returns.
+        parts: key -> the model_type whose keys the object there has.
+        aliases: a key's other name -> the key; both may be there only if they agree.
+    """
+
+    read: Mapping[str, Check]
+    fixed: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    without_effect: frozenset[str] = frozenset()
+    parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def known(self) -> set[str]:
+        """All keys that are in a list."""
+        return {*self.read, *self.fixed, *self.without_effect, *self.parts, *self.aliases}
+
+
+_COMMON_READ: dict[str, Check] = {
+    "model_type": _word,
+    "architectures": _anything,
+    "id2label": _table,
+    "num_labels": _number(at_least=1, whole=True),
+}
+_COMMON_FIXED: dict[str, tuple[Any, ...]] = {
+    "is_encoder_decoder": (False,),
+    "quantization_config": (None,),
+    "pruned_heads": ({},),
+}
+_COMMON_WITHOUT = frozenset(
+    {
+        *("_attn_implementation", "_name_or_path", "transformers_version", "dtype", "torch_dtype"),
+        *("label2id", "problem_type", "output_attentions", "output_hidden_states", "return_dict"),
+        *("use_cache", "initializer_range", "initializer_factor", "chunk_size_feed_forward"),
+    }
+)
+
+
+def _keys(
+    read: Mapping[str, Check],
+    fixed: Mapping[str, tuple[Any, ...]] | None = None,
+    without: tuple[str, ...] = (),
+    parts: Mapping[str, str] | None = None,
+) -> Keys:
+    return Keys(
+        {**_COMMON_READ, **read},
+        {**_COMMON_FIXED, **(fixed or {})},
+        _COMMON_WITHOUT | frozenset(without),
+        parts or {},
+    )
+
+
+# Sizes of the network are checked by our configs, which overrides reach as well.
+_SIZES: dict[str, Check] = dict.fromkeys(
+    ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"), _anything
+) | {"intermediate_size": _anything, "hidden_act": _anything}
+
+_BERT = _keys(
+    {
+        **_SIZES,
+        "max_position_embeddings": _anything,
+        "type_vocab_size": _number(at_least=1, whole=True),
+        "layer_norm_eps": _EPSILON,
+        "pad_token_id": _ID,
+        "hidden_dropout_prob": _RATE,
+        "attention_probs_dropout_prob": _RATE,
+        "classifier_dropout": _RATE,
+    },
+    {
+        "position_embedding_type": ("absolute",),
+        "is_decoder": (False,),
+        "add_cross_attention": (False,),
+    },
+    ("bos_token_id", "eos_token_id", "tie_word_embeddings"),
+)
+_DISTILBERT = dataclasses.replace(
+    _keys(
+        {
+            **dict.fromkeys(("vocab_size", "dim", "n_layers", "n_heads", "hidden_dim"), _anything),
+            "max_position_embeddings": _anything,
+            "activation": _anything,
+            "pad_token_id": _ID,
+            "dropout": _RATE,
+            "attention_dropout": _RATE,
+            "seq_classif_dropout": _RATE,
+        },
+        {"position_embedding_type": ("absolute",), "is_decoder": (False,)},
+        # The sinusoids are the start of a table that the checkpoint holds.
+        (
+            "sinusoidal_pos_embds",
+            "qa_dropout",
+            "bos_token_id",
+            "eos_token_id",
+            "tie_word_embeddings",
+        ),
+    ),
+    aliases={
+        "hidden_size": "dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+    },
+)
+_DECODER_READ: dict[str, Check] = {
+    **_SIZES,
+    "num_key_value_heads": _number(at_least=1, whole=True),
+    "head_dim": _number(at_least=1, whole=True),
+    "max_position_embeddings": _number(at_least=1, whole=True),
+    "original_max_position_embeddings": _number(at_least=1, whole=True),
+    "rms_norm_eps": _EPSILON,
+    "rope_theta": _number(above=0),
+    "rope_scaling": _table,
+    "rope_parameters": _table,
+    "partial_rotary_factor": _anything,
+    "tie_word_embeddings": _switch,
+    "bos_token_id": _ids,
+    "eos_token_id": _ids,
+    "pad_token_id": _ids,
+}
+_CAUSAL: dict[str, tuple[Any, ...]] = {"is_causal": (True,), "attention_chunk_size": (None,)}
+# Slices of the same products; dropout of the attention, which decoders here do not have.
+_DECODER_WITHOUT = ("pretraining_tp", "attention_dropout")
+_IMAGES: dict[str, Check] = {
+    **{key: check for key, check in _SIZES.items() if key != "vocab_size"},
+    "layer_norm_eps": _EPSILON,
+    "image_size": _anything,
+    "patch_size": _anything,
+    "num_channels": _anything,
+}
+_VIT_WITHOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob", "encoder_stride")
+_CLIP_PART_WITHOUT = ("attention_dropout", "logit_scale_init_value", "text_config", "vision_config")
+
+KEYS: dict[str, Keys] = {
+    "bert": _BERT,
+    "roberta": _BERT,
+    "distilbert": _DISTILBERT,
+    "llama": _keys(
+        {**_DECODER_READ, "attention_bias": _switch, "mlp_bias": _switch},
+        # Not of the network, but a cache of transformers would drop what is outside of it.
+        {**_CAUSAL, "sliding_window": (None,)},
+        _DECODER_WITHOUT,
+    ),
+    "mistral": _keys({**_DECODER_READ, "sliding_window": _WINDOW}, _CAUSAL, _DECODER_WITHOUT),
+    "qwen2": _keys(
+        {
+            **_DECODER_READ,
+            "use_sliding_window": _switch,
+            "sliding_window": _WINDOW,
+            "max_window_layers": _number(at_least=0, whole=True),
+            "layer_types": _layer_types,
+        },
+        _CAUSAL,
+        _DECODER_WITHOUT,
+    ),
+    "clip": _keys(
+        {"projection_dim": _anything},
+        without=("logit_scale_init_value",),
+        parts={
+            "vision_config": "clip_vision_model",
+            "text_config": "clip_text_model",
+            "vision_config_dict": "clip_vision_model",
+            "text_config_dict": "clip_text_model",
+        },
+    ),
+    "clip_vision_model": _keys(
+        {**_IMAGES, "projection_dim": _anything}, without=_CLIP_PART_WITHOUT
+    ),
+    "clip_text_model": _keys(
+        {
+            **_SIZES,
+            "layer_norm_eps": _EPSILON,
+            "max_position_embeddings": _anything,
+            "eos_token_id": _anything,
+            "projection_dim": _anything,
+        },
+        without=(*_CLIP_PART_WITHOUT, "bos_token_id", "pad_token_id"),
+    ),
+    "vit": _keys(
+        {**_IMAGES, "qkv_bias": _switch},
+        without=(*_VIT_WITHOUT, "pooler_act", "pooler_output_size"),
+    ),
+    "dinov2": _keys(
+        {**_IMAGES, "qkv_bias": _switch, "mlp_ratio": _number(above=0)},
+        {"use_swiglu_ffn": (False,)},
+        (
+            *_VIT_WITHOUT,
+            *("layerscale_value", "drop_path_rate", "use_mask_token"),
+            # Of the class for backbones alone.
+            *("apply_layernorm", "reshape_hidden_states", "out_features", "out_indices"),
+            "stage_names",
+        ),
+    ),
+}
+"""model_type -> its keys; parts of a config have a model_type, too."""
+
+
+def check_keys(model_type: str, hf: Mapping[str, Any]) -> None:
+    """Refuses a config.json that asks for what is not computed here.
+
+    Raises:
+        UserError: names the key, its value and the values that are valid.
+
+    >>> check_keys("dinov2", {"use_swiglu_ffn": True})
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: config.json: use_swiglu_ffn is True, and only False is computed \
+here: use a checkpoint with that
+    """
+    keys = KEYS[model_type]
+    for key, value in hf.items():
+        if value is None:
+            continue
+        if key in keys.parts:
+            _table(key, value)
+            check_keys(keys.parts[key], value)
+        elif key in keys.read:
+            keys.read[key](key, value)
+        elif key in keys.fixed and value not in keys.fixed[key]:
+            raise UserError(
+                f"config.json: {key} is {_short(value)}, and only {keys.fixed[key][0]!r} is "
+                "computed here: use a checkpoint with that"
+            )
+    for alias, key in keys.aliases.items():
+        if hf.get(alias) not in (None, hf.get(key)):
+            raise UserError(
+                f"config.json: {alias} is {hf[alias]!r} and {key} is {hf.get(key)!r}, which are "
+                f"two names of one size: give {key} alone"
+            )
+    _check_head_size(keys, hf)
+    _check_code(hf)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _check_head_size(keys: Keys, hf: Mapping[str, Any]) -> None:
+    """The size of a head is read for decoders; elsewhere it must be the usual one."""
+    size, width, heads = (hf.get(key) for key in ("head_dim", "hidden_size", "num_attention_heads"))
+    if (
+        None in (size, width, heads)
+        or "head_dim" in KEYS.get(str(hf.get("model_type")), _BERT).read
+    ):
+        return
+    if size * heads != width:
+        raise UserError(
+            f"config.json: head_dim is {size}, and only hidden_size / num_attention_heads is "
+            "computed here: use a checkpoint with that"
+        )
+
+
+def _check_code(hf: Mapping[str, Any]) -> None:
+    """A model that brings its own code is not the one that its model_type names."""
+    places = hf.get("auto_map")
+    if isinstance(places, Mapping) and any(str(key).startswith("AutoModel") for key in places):
+        raise UserError(
+            "config.json: auto_map names code of the checkpoint's own, which is never run: use a "
+            "checkpoint that transformers loads without trust_remote_code"
+        )

@@ -1,0 +1,163 @@
+"""Every key of config.json that transformers reads is read here, refused, or without effect."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import jax
+import pytest
+import transformers
+
+from goat_jax.errors import UserError
+from goat_jax.models.architecture import ARCHITECTURES
+from goat_jax.models.config_keys import KEYS
+from goat_jax.models.load import random_model
+from goat_jax.models.safetensors import read_json
+
+BLOCKS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+TEXT = {**BLOCKS, "vocab_size": 20, "intermediate_size": 16}
+SMALL = {
+    "bert": TEXT,
+    "roberta": TEXT,
+    "distilbert": {"vocab_size": 20, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 16},
+    "llama": TEXT,
+    "mistral": TEXT | {"num_key_value_heads": 2},
+    "qwen2": TEXT | {"num_key_value_heads": 2},
+    "clip": {"vision_config": {**BLOCKS, "intermediate_size": 16}, "text_config": TEXT},
+    "clip_vision_model": {**BLOCKS, "intermediate_size": 16},
+    "vit": {**BLOCKS, "intermediate_size": 16},
+    "dinov2": BLOCKS,
+}
+
+
+def config_class(model_type):
+    return type(transformers.AutoConfig.for_model(model_type))
+
+
+def keys_of_transformers(model_type):
+    """What its config class declares and what a saved config holds."""
+    cls = config_class(model_type)
+    own = [base for base in cls.__mro__ if ".models." in base.__module__]
+    declared = {name for base in own for name in getattr(base, "__annotations__", {})}
+    methods = {name for name in dir(cls) if callable(getattr(cls, name))}
+    found = (declared | set(cls().to_dict()) | set(cls.attribute_map)) - methods
+    return {name for name in found if not name.startswith("_out_")}  # what a property keeps
+
+
+def keys_in_code(module):
+    """What the code beside a config class reads of it."""
+    spec = importlib.util.find_spec(module.replace("configuration_", "modeling_"))
+    code = Path(spec.origin).read_text(encoding="utf-8")
+    read = set(re.findall(r"config\.([a-z]\w+)", code))
+    read |= set(re.findall(r'getattr\((?:self\.)?config, "(\w+)"', code))
+    return read - set(dir(transformers.PreTrainedConfig)) - {"get"}
+
+
+def fields_of_the_base():
+    """Keys that every config has; methods and properties are none."""
+    return set(transformers.PreTrainedConfig().to_dict())
+
+
+@pytest.mark.parametrize("model_type", KEYS)
+def test_no_key_of_transformers_is_unknown(model_type):
+    unknown = (keys_of_transformers(model_type) | fields_of_the_base()) - KEYS[model_type].known()
+    assert not unknown, f"decide in goat_jax/models/config_keys.py what becomes of {unknown}"
+
+
+@pytest.mark.parametrize("module", sorted({config_class(kind).__module__ for kind in KEYS}))
+def test_no_key_that_the_code_of_transformers_reads_is_unknown(module):
+    here = [kind for kind in KEYS if config_class(kind).__module__ == module]
+    known = {key for kind in here for key in KEYS[kind].known()}
+    unknown = keys_in_code(module) - known - {"head_dim"}  # compared with the usual one everywhere
+    assert not unknown, f"decide in goat_jax/models/config_keys.py what becomes of {unknown}"
+
+
+@pytest.mark.parametrize("model_type", KEYS)
+def test_a_key_is_in_one_list(model_type):
+    keys = KEYS[model_type]
+    lists = [set(keys.read), set(keys.fixed), set(keys.without_effect)]
+    lists += [set(keys.parts), set(keys.aliases)]
+    assert sum(map(len, lists)) == len(keys.known())
+
+
+def test_every_architecture_has_its_keys():
+    assert set(ARCHITECTURES) <= set(KEYS)
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_configs_as_transformers_saves_them_are_accepted(model_type, tmp_path):
+    config_class(model_type)().save_pretrained(tmp_path)
+    hf = read_json(tmp_path / "config.json", "a checkpoint")
+    ARCHITECTURES[model_type].config_of(hf)
+
+
+FIXED = [(kind, key) for kind in ARCHITECTURES for key in KEYS[kind].fixed]
+
+
+@pytest.mark.parametrize(("model_type", "key"), FIXED)
+def test_what_is_computed_at_one_value_is_refused_at_others(model_type, key):
+    hf = {"model_type": model_type, **SMALL[model_type]}
+    architecture = ARCHITECTURES[model_type]
+    usual = KEYS[model_type].fixed[key][0]
+    assert architecture.config_of({**hf, key: usual}) == architecture.config_of(hf)
+    other = (not usual) if isinstance(usual, bool) else {"0": [1]}
+    with pytest.raises(UserError, match=f"{key} is .*, and only {usual!r} is computed here"):
+        architecture.config_of({**hf, key: other})
+
+
+WRONG = [
+    ("llama", {"attention_bias": "false"}, "attention_bias is 'false': it must be true or false"),
+    ("llama", {"tie_word_embeddings": 1}, "tie_word_embeddings is 1: it must be true or false"),
+    ("llama", {"rms_norm_eps": "1e-5"}, "rms_norm_eps '1e-5' is not valid"),
+    ("llama", {"eos_token_id": ["</s>"]}, "eos_token_id '</s>' is not valid"),
+    ("llama", {"rope_theta": 0}, "rope_theta 0 is not valid: give a number above 0"),
+    ("llama", {"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "factor '2' is not valid"),
+    ("llama", {"rope_scaling": [1]}, "rope_scaling is .1.: it must be an object"),
+    (
+        "llama",
+        {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+        "only one scaling for all layers",
+    ),
+    ("llama", {"rope_parameters": {"rope_type": "longrope"}}, "'longrope' is not supported"),
+    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
+    ("llama", {"hidden_act": ["silu"]}, "activation .* is not one of"),
+    ("llama", {"num_hidden_layers": True}, "num_layers is True"),
+    ("llama", {"auto_map": {"AutoModelForCausalLM": "a.B"}}, "never run"),
+    ("llama", {"quantization_config": {"bits": 4}}, "quantization_config is .*bits"),
+    ("mistral", {"sliding_window": 0}, "sliding_window 0 is not valid"),
+    ("qwen2", {"layer_types": ["full_attention", "chunked"]}, "must be a list of"),
+    ("bert", {"layer_norm_eps": -1}, "layer_norm_eps -1 is not valid"),
+    ("bert", {"type_vocab_size": 0}, "type_vocab_size 0 is not valid"),
+    ("bert", {"hidden_dropout_prob": 1}, "hidden_dropout_prob 1 is not valid"),
+    ("bert", {"id2label": ["a"]}, "id2label is ..a..: it must be an object"),
+    ("roberta", {"pad_token_id": "1"}, "pad_token_id '1' is not valid"),
+    ("distilbert", {"hidden_size": 48}, "hidden_size is 48 and dim is 32, which are two names"),
+    ("vit", {"qkv_bias": "no"}, "qkv_bias is 'no'"),
+    ("vit", {"head_dim": 16}, "head_dim is 16"),
+    ("dinov2", {"mlp_ratio": 0}, "mlp_ratio 0 is not valid"),
+    ("clip", {"vision_config": 3}, "vision_config is 3: it must be an object"),
+    ("clip", {"vision_config": {"layer_norm_eps": "x"}}, "layer_norm_eps 'x' is not valid"),
+]
+
+
+@pytest.mark.parametrize(("model_type", "change", "message"), WRONG)
+def test_values_that_make_no_sense(model_type, change, message):
+    hf = {"model_type": model_type, **SMALL[model_type], **change}
+    with pytest.raises(UserError, match=message) as error:
+        random_model(hf, key=jax.random.key(0))
+    assert "\n" not in str(error.value)
+
+
+def test_keys_that_transformers_does_not_read_are_ignored():
+    hf = {"model_type": "llama", **SMALL["llama"]}
+    architecture = ARCHITECTURES["llama"]
+    assert architecture.config_of({**hf, "my_note": {"a": 1}}) == architecture.config_of(hf)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_numbers_that_are_not_finite(number, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(SMALL["bert"])[:-1] + f', "layer_norm_eps": {number}}}')
+    with pytest.raises(UserError, match=f"config.json holds the number {number}: give a finite"):
+        read_json(path, "a checkpoint")
