@@ -62,6 +62,8 @@ def import_adapter(
     words = ["goat-jax", "import", str(source), "--config", config, *meant, *overrides]
     command = shlex.join(words)
     made = begin(chosen, partial(start_state, adapter, other_base), command)
+    for note in made.built.notes:
+        print(note, file=sys.stderr)
     rows = [[name, f"{value:.4f}"] for name, value in made.after.items()]
     print(render_table([f"{chosen.adapter.method} from {source}", "score"], rows, align="lr"))
     print(f"step 0 written to {made.folder}; goat-jax train --run {made.folder} goes on")

@@ -22,6 +22,9 @@ from goat_jax.models import (
 from goat_jax.models.config_keys import check_keys
 from goat_jax.models.encoder_families import FAMILIES
 
+OTHER_TASKS = ("ForTokenClassification", "ForMultipleChoice")
+"""Endings of classes of transformers whose heads have the names of a sequence's classifier."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Tie:
@@ -98,6 +101,16 @@ class Architecture:
         for stored, today in reversed(self.renamed):
             name = name.replace(today, stored)
         return name
+
+    def has_other_head(self, hf: Mapping[str, Any]) -> bool:
+        """Whether the class in config.json has a head by our names that does another task.
+
+        >>> ARCHITECTURES["bert"].has_other_head({"architectures": ["BertForMultipleChoice"]})
+        True
+        """
+        classes = hf.get("architectures") or ()
+        names = classes if isinstance(classes, list | tuple) else [classes]
+        return bool(self.head) and any(str(name).endswith(OTHER_TASKS) for name in names)
 
     def config_of(self, hf: Mapping[str, Any], **overrides: Any) -> Any:
         """Our config of a config.json; overrides win.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -60,6 +60,19 @@ class _Slot:
         getattr(self.site.module, self.parameter).set_value(value)
 
 
+@dataclasses.dataclass(frozen=True)
+class Filled:
+    """What filling a model found.
+
+    Attributes:
+        fresh: names of parameters that the checkpoint does not have.
+        left_out: names of the file's tensors that belong to another head.
+    """
+
+    fresh: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
 def fill(
     model: nnx.Module,
     weights: Weights,
@@ -69,8 +82,8 @@ def fill(
     new_head: bool = False,
     sharding: ShardingOf | None = None,
     tie: Tie | None = None,
-) -> tuple[str, ...]:
-    """Gives every parameter of an abstract model its value; returns the names of fresh ones.
+) -> Filled:
+    """Gives every parameter of an abstract model its value.
 
     One tensor at a time is read, into the place that its layer has in the stacked parameter.
 
@@ -86,20 +99,64 @@ def fill(
     for one, other in () if tie is None else ((tie.name, tie.twin), (tie.twin, tie.name)):
         if one not in stored and other in stored:
             stored[one] = stored[other]
-    if new_head:
-        stored = {name: own for name, own in stored.items() if not _is_output(name, architecture)}
     slots = [_slot(*parameter) for parameter in parameters(model)]
-    _check(slots, stored, weights, architecture)
+    wanted = {name: slot.torch_shape() for slot in slots for name in slot.names}
+    left_out = _of_another_head(stored, wanted, weights, architecture, tie)
+    if new_head:
+        left_out |= {name for name in stored if _is_output(name, architecture)}
+    read = {name: own for name, own in stored.items() if name not in left_out}
+    _check(wanted, read, weights, architecture, left_out)
     fresh: list[str] = []
     for slot in slots:
-        if slot.names[0] in stored:
-            own = partial(_read, slot, stored, weights, _dtype(slot, architecture, dtype))
+        if slot.names[0] in read:
+            own = partial(_read, slot, read, weights, _dtype(slot, architecture, dtype))
         else:
             own = partial(_start, slot, key)
             fresh += slot.names
         where = None if sharding is None else sharding(slot.site, slot.parameter)
         slot.set(_place(own, slot.full_shape(), where))
-    return tuple(fresh)
+    return Filled(tuple(fresh), tuple(sorted(stored[name] for name in left_out)))
+
+
+def _of_another_head(
+    stored: Mapping[str, str],
+    wanted: Mapping[str, tuple[int, ...]],
+    weights: Weights,
+    architecture: Architecture,
+    tie: Tie | None,
+) -> set[str]:
+    """Tensors of a head that the checkpoint was trained with and this model does not have.
+
+    They stand beside the base model; or in the place of our head, of other modules or with other
+    labels.
+    """
+    ours = {_top(name) for name in (*wanted, *(() if tie is None else (tie.name,)))}
+    heads = {_top(module) for module in architecture.head} - {_top(architecture.prefix)}
+    extra = [
+        name
+        for name in stored
+        if name not in wanted and not re.fullmatch(architecture.ignored, name)
+    ]
+    replaced = {_top(name) for name in extra} & heads
+    resized = {
+        _module(name)
+        for name, shape in wanted.items()
+        if name in stored
+        and _is_output(name, architecture)
+        and weights.entries[stored[name]].shape[1:] == shape[1:]
+        and weights.entries[stored[name]].shape != shape
+    }
+    return {
+        name
+        for name in stored
+        if _top(name) in replaced
+        or _module(name) in resized
+        or (name in extra and _top(name) not in ours)
+    }
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def cast(model: nnx.Module, architecture: Architecture, dtype: Any) -> None:
@@ -179,13 +236,13 @@ def _start(slot: _Slot, key: Key, index: Index) -> np.ndarray:
 
 
 def _check(
-    slots: list[_Slot],
+    wanted: Mapping[str, tuple[int, ...]],
     stored: Mapping[str, str],
     weights: Weights,
     architecture: Architecture,
+    left_out: Iterable[str],
 ) -> None:
     """Lists everything that does not fit, in one line."""
-    wanted = {name: slot.torch_shape() for slot in slots for name in slot.names}
     found = {name: weights.entries[stored[name]] for name in wanted if name in stored}
     extra = [name for name in stored if name not in wanted]
     misshapen = [name for name, entry in found.items() if entry.shape != wanted[name]]
@@ -201,11 +258,13 @@ def _check(
     }
     problems = {kind: names for kind, names in lists.items() if names}
     if problems:
-        only_labels = list(problems) == ["wrong shape"] and all(
-            _is_output(name, architecture) for name in misshapen
+        other = shortened(list(left_out))
+        fix = (
+            f"it was saved with another task's head ({other}): take the checkpoint it was made from"
+            if other and list(problems) == ["missing"]
+            else "take both from one checkpoint"
         )
-        fix = "new_head=True starts it afresh" if only_labels else "take both from one checkpoint"
-        told = "; ".join(f"{kind}: {_some(names)}" for kind, names in problems.items())
+        told = "; ".join(f"{kind}: {shortened(names)}" for kind, names in problems.items())
         raise UserError(f"{weights.folder}: the weights do not fit config.json; {told}; {fix}")
 
 
@@ -225,6 +284,11 @@ def _module(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _some(names: list[str], most: int = 5) -> str:
+def shortened(names: Collection[str], most: int = 5) -> str:
+    """Names in one line, the first few of many.
+
+    >>> shortened(["b", "a", "c"], 2)
+    'a, b and 1 more'
+    """
     shown = ", ".join(sorted(names)[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -12,7 +12,7 @@ from flax import nnx
 
 from goat_jax.errors import UserError
 from goat_jax.models.architecture import Architecture, architecture_of
-from goat_jax.models.fill import ShardingOf, cast, fill
+from goat_jax.models.fill import ShardingOf, cast, fill, shortened
 from goat_jax.models.safetensors import Weights
 from goat_jax.models.sources import open_checkpoint
 from goat_jax.typing import Key
@@ -27,12 +27,14 @@ class Loaded:
         fresh: names of parameters that the checkpoint does not have (a new head).
         kind: "text encoder", "language model", ...
         weights: what was read, still open; None of a model that was made up.
+        notes: what a person should know of the checkpoint, a line each.
     """
 
     model: Any
     fresh: tuple[str, ...]
     kind: str
     weights: Weights | None = None
+    notes: tuple[str, ...] = ()
 
 
 def load_model(
@@ -56,8 +58,8 @@ def load_model(
         dtype: of kernels, biases and embeddings, and so of the hidden states. Norms, heads
             and single arrays (class tokens, scales) are float32 always: they are small, and heads
             are trained.
-        new_head: start the last layer of the head afresh even if the checkpoint has one, as when
-            a model tuned on one task goes on to a task with other labels.
+        new_head: start the last layer of the head afresh even if the checkpoint has one that
+            fits. One with another number of labels, or of another kind of task, is left out anyway.
         sharding: (module's site, name of the parameter) -> where its parts go; each part is read
             straight to its device. None: everything on the default device.
         architecture: what to load instead of what config.json asks for, such as the text tower of
@@ -80,8 +82,13 @@ def load_model(
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     model = nnx.eval_shape(lambda: architecture.build(config, rngs=nnx.Rngs(0)))
-    fresh = fill(model, weights, architecture, key, dtype, new_head, sharding, tie)
-    return Loaded(model, fresh, architecture.kind, weights)
+    new_head = new_head or architecture.has_other_head(hf)
+    filled = fill(model, weights, architecture, key, dtype, new_head, sharding, tie)
+    notes = ()
+    if filled.left_out:
+        start = f"; {', '.join(architecture.head)} start fresh" if architecture.head else ""
+        notes = (f"{path}: left out {shortened(filled.left_out)}, of another task's head{start}",)
+    return Loaded(model, filled.fresh, architecture.kind, weights, notes)
 
 
 def random_model(

@@ -342,6 +342,6 @@ class _Loop:
             after=self.after,
             best_step=best,
             best_score=None if best is None else scores[best],
-            notes=self.data.notes,
+            notes=(*self.data.notes, *self.built.notes),
             built=self.built,
         )

@@ -66,6 +66,7 @@ class Built:
         kind: of the model, such as "language model".
         vocabulary: tokens it knows, None if it reads none.
         fresh: parameters the checkpoint did not have.
+        notes: what a person should know of the checkpoint, a line each.
         switches: optimizer steps done -> what the method changes then.
         base_fingerprint: sha256 of the pretrained weights.
         residual_norms: module name -> norm of its frozen kernel per layer.
@@ -87,6 +88,7 @@ class Built:
     kind: str
     vocabulary: int | None
     fresh: tuple[str, ...]
+    notes: tuple[str, ...]
     switches: Mapping[int, Switch]
     base_fingerprint: str
     residual_norms: dict[str, list[float]]
@@ -187,6 +189,7 @@ def build(config: RunConfig, data: Data | None = None) -> Built:
         kind=loaded.kind,
         vocabulary=vocabulary_of(loaded),
         fresh=loaded.fresh,
+        notes=loaded.notes,
         switches={}
         if switch_step is None
         else {switch_step: make_switch(graph, optimizer, spec.course, state_lies)},
