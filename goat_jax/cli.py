@@ -121,6 +121,7 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
         step=options.step,
         task=options.task_id,
         rows=options.rows,
+        dtype=options.dtype,
         as_json=options.json,
     )
 

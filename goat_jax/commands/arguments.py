@@ -94,6 +94,11 @@ def export(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="training rows to measure gates on",
     )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of merged weights; as the pretrained ones are stored if not given",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from goat_jax.commands.field_help import describe_fields
 from goat_jax.config import RunConfig, field_kinds, load_config, with_fields
+from goat_jax.data.sources import AND, OR
+from goat_jax.data.tasks import Task
 from goat_jax.errors import UserError
 from goat_jax.fields import read_words
 from goat_jax.run.folder import load_run
@@ -46,7 +49,28 @@ def override(config: RunConfig, overrides: Sequence[str], prog: str) -> RunConfi
     if {"-h", "--help"} & set(overrides):
         print(describe_fields(config, prog))
         raise SystemExit(0)
-    return with_fields(config, read_fields(config, overrides))
+    values = read_fields(config, overrides)
+    changed = with_fields(config, values)
+    if "task.name" in values:
+        return changed
+    return dataclasses.replace(changed, task=named_by_data(config.task, changed.task))
+
+
+def named_by_data(before: Task, after: Task) -> Task:
+    """A task under a name of its own if its rows are no longer those that the name stands for.
+
+    >>> from goat_jax.data.tasks import reviews
+    >>> own = dataclasses.replace(reviews(), train="letters/train.jsonl")
+    >>> named_by_data(reviews(), own).name
+    'letters-train'
+    """
+    same = (after.train, after.evaluation) == (before.train, before.evaluation)
+    if same:
+        return after
+    place = Path(after.train.partition(AND)[0].partition(OR)[0].partition("@")[0])
+    parts = [place.parent.name, place.stem]
+    name = re.sub(r"[^\w.-]+", "-", "-".join(filter(None, parts))).strip("-")
+    return dataclasses.replace(after, name=name or after.name)
 
 
 def read_fields(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:

@@ -17,10 +17,11 @@ def export(
     step: int | None,
     task: int | None,
     rows: int,
+    dtype: str | None,
     as_json: bool,
 ) -> int:
     """Exports a run and prints where to, its scores, and what must be known."""
-    made = export_run(folder, to, out, step=step, task=task, rows=rows)
+    made = export_run(folder, to, out, step=step, task=task, rows=rows, dtype=dtype)
     if as_json:
         about = {"folder": str(out), "step": made.step, "notes": made.notes}
         print(json.dumps(about | {"scores": made.scores}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ class Facts:
         scores: column -> metric -> value, on the evaluation rows.
         trained: parameters that were trained.
         command: that trained it, if it is known.
+        versions: of the libraries that trained it, by name.
+        base: the pretrained model, by its repository where that is known.
         use: Python lines that load it, "" if there are none.
         notes: what a person must know, a line each.
     """
@@ -31,26 +34,35 @@ class Facts:
     scores: Mapping[str, Mapping[str, float]]
     trained: int
     command: str | None
+    versions: Mapping[str, str]
+    base: str
     use: str
     notes: tuple[str, ...] = ()
 
 
-def write_card(name: str, config: RunConfig, facts: Facts) -> str:
-    """README.md as the Hugging Face hub reads it."""
-    method, base = config.adapter.method, config.model.path
+def write_card(name: str, config: RunConfig, facts: Facts, merged: bool) -> str:
+    """README.md as the Hugging Face hub reads it.
+
+    Args:
+        merged: whether the adapter is in the weights, not beside them.
+    """
+    method, base = config.adapter.method, facts.base
     head = {
-        "base_model": base,
+        "base_model": json.dumps(base),
         "library_name": facts.library,
         "tags": f"[goat_jax, lora, {method}]",
     }
+    given = "" if base == config.model.path else f" (`{config.model.path}`)"
+    state = "is merged into these weights" if merged else "is not merged: it needs its base model"
     lines = [
         "---",
         *(f"{key}: {value}" for key, value in head.items()),
         "---",
         f"# {name}",
         "",
-        f"{facts.form}, of a run with goat_jax: `{method}` on `{base}`, checkpoint of step "
-        f"{facts.step}, {facts.trained:,} trained parameters.",
+        f"{facts.form}, of a run with goat_jax: `{method}` on `{base}`{given}, trained on "
+        f"`{config.task.name}`, checkpoint of step {facts.step}, {facts.trained:,} trained "
+        f"parameters. The adapter {state}.",
         *(["", *(f"- {note}" for note in facts.notes)] if facts.notes else []),
         "",
         "## Scores on the evaluation rows",
@@ -64,6 +76,10 @@ def write_card(name: str, config: RunConfig, facts: Facts) -> str:
         ("Training", config.train),
     ):
         lines += ["", f"## {title}", "", _fields(part)]
+    if facts.versions:
+        rows = [[f"`{library}`", version] for library, version in facts.versions.items()]
+        table = render_table(["library", "version"], rows, markdown=True)
+        lines += ["", "## Versions", "", table]
     if facts.command:
         lines += ["", "## Command", "", "```sh", facts.command, "```"]
     if facts.use:
@@ -80,5 +96,10 @@ def _table(columns: Mapping[str, Mapping[str, float]]) -> str:
 def _fields(part: Any) -> str:
     """The fields of a part of the config that are set."""
     values = {name: value for name, value in flatten(part).items() if value not in (None, [], {})}
-    rows = [[f"`{name}`", f"`{value}`"] for name, value in values.items()]
+    rows = [[f"`{name}`", f"`{_one_line(value)}`"] for name, value in values.items()]
     return render_table(["field", "value"], rows, markdown=True)
+
+
+def _one_line(value: Any) -> str:
+    """A value that stays inside its cell of a Markdown table."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("`", "'")

@@ -13,6 +13,7 @@ from flax import nnx
 
 from goat_jax.errors import UserError
 from goat_jax.models.clip_text import TEXT, class_kernel
+from goat_jax.models.encoder_families import FAMILIES as ENCODERS
 from goat_jax.models.load import load_model
 from goat_jax.models.vision_heads import CLASSIFIER, ZERO_SHOT
 
@@ -112,6 +113,33 @@ def form_of(kind: str, config: Any) -> Form:
     'ForCausalLM'
     """
     return FORMS[kind, getattr(config, "head", None)]
+
+
+_POOLED = """
+
+import torch
+
+
+def logits(**batch):
+    inner = {model}
+    hidden = inner.base_model(**batch).last_hidden_state
+    mask = batch["attention_mask"].unsqueeze(-1)
+    mean = (hidden * mask).sum(1) / mask.sum(1)
+    dense, out = map(inner.get_submodule, {head})
+    return out(torch.{activation}(dense(mean)))"""
+
+
+def pooled_logits(config: Any, model: str) -> str:
+    """Python lines for the logits of a head that reads the mean of the tokens, "" for others.
+
+    Args:
+        config: our own.
+        model: the expression for transformers' model.
+    """
+    if getattr(config, "pooling", "cls") != "mean":
+        return ""
+    family = ENCODERS[config.family]
+    return _POOLED.format(model=model, head=family.head, activation=family.head_activation)
 
 
 def _whole_clip(hf: Mapping[str, Any]) -> dict[str, Any]:

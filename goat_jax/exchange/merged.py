@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -109,7 +110,7 @@ def write_merged(
     stored = architecture.stored_name
     parts = (model, *form.parts(model, path, task))
     tensors = (
-        (stored(name), tensor)
+        (stored(name), as_stored(name, tensor, dtype))
         for part in parts
         for name, tensor in torch_parameters(part)
         if form.has(name)
@@ -120,6 +121,33 @@ def write_merged(
     copy_tokenizer(path, folder)
     if isinstance(task, ImageTask):  # what the pretrained model saw may be another view
         write_json(folder / "preprocessor_config.json", view_of(task, path).config())
+
+
+DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16, "float16": np.float16}
+"""What weights can be written as."""
+
+STORED_AS = {"BF16": "bfloat16", "F16": "float16"}
+
+
+def stored_dtype(path: Path) -> str:
+    """The dtype that most numbers of a checkpoint are stored in."""
+    sizes: Counter[str] = Counter()
+    for entry in open_checkpoint(path)[1].entries.values():
+        sizes[STORED_AS.get(entry.dtype, "float32")] += int(np.prod(entry.shape))
+    return sizes.most_common(1)[0][0]
+
+
+def as_stored(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
+    """A tensor in the dtype that it is written in.
+
+    Raises:
+        UserError: a number that the dtype has no room for.
+    """
+    with np.errstate(over="ignore"):
+        cast = tensor.astype(DTYPES[dtype])
+    if not np.isfinite(cast).all():
+        raise UserError(f"{name} has numbers beyond the range of {dtype}: give --dtype float32")
+    return cast
 
 
 ELSEWHERE = ("family", "num_labels", "head", "pooling", "dropout")

@@ -9,16 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from goat_jax.checks import check_choice
 from goat_jax.config import flatten
+from goat_jax.data.packaged_models import ORIGINS
 from goat_jax.errors import UserError
 from goat_jax.exchange import folders, merged, names, peft_write, published
 from goat_jax.exchange.card import Facts, write_card
-from goat_jax.exchange.hugging_face import Form, form_of
+from goat_jax.exchange.hugging_face import Form, form_of, pooled_logits
 from goat_jax.exchange.low_rank import LowRank
 from goat_jax.exchange.modules import module_names
 from goat_jax.layers import split_model
 from goat_jax.models.architecture import architecture_of
-from goat_jax.models.sources import open_checkpoint
+from goat_jax.models.sources import PACKAGE, open_checkpoint
 from goat_jax.models.vision_heads import ZERO_SHOT
 from goat_jax.run.evaluate import evaluate
 from goat_jax.run.folder import load_run, read_run
@@ -52,6 +54,7 @@ def export_run(
     step: int | None = None,
     task: int | None = None,
     rows: int = 256,
+    dtype: str | None = None,
     shard_bytes: int = folders.SHARD_BYTES,
 ) -> Exported:
     """Writes a run's adapter, or its whole model, in another format; all of it or nothing.
@@ -64,6 +67,8 @@ def export_run(
         step: which checkpoint; the best if None.
         task: whose experts' weights are taken, of an adapter that goes by tasks.
         rows: training rows that the mean weights are measured on.
+        dtype: of a merged model's weights; None: as the pretrained ones are stored, or bfloat16 if
+            the run computed in it.
         shard_bytes: of a merged model's files.
 
     Raises:
@@ -72,6 +77,10 @@ def export_run(
     """
     if to not in FORMS:
         raise UserError(f"{to!r} is not a format: {', '.join(FORMS)}")
+    if dtype is not None:
+        check_choice("--dtype", dtype, merged.DTYPES)
+        if to != "merged":
+            raise UserError(f"--dtype is for --to merged: {to} keeps its factors in float32")
     bits = load_run(Path(folder))[0].model.quantize
     if bits != "none":
         raise UserError(f"{folder} learnt on a base in {bits}: only runs on a whole one go out")
@@ -79,11 +88,11 @@ def export_run(
         run = Trained(Path(folder), step)
         try:
             options = {"name": Path(out).name, "task": task, "rows": rows}
-            facts, extra = FORMS[to](run, aside, **options, shard_bytes=shard_bytes)
+            facts, extra = FORMS[to](run, aside, **options, dtype=dtype, shard_bytes=shard_bytes)
         except UserError as error:
             raise UserError(f"{folder} cannot be exported to {to}: {error}") from None
         facts = dataclasses.replace(facts, notes=(*_notes(run), *facts.notes))
-        card = write_card(Path(out).name, run.config, facts)
+        card = write_card(Path(out).name, run.config, facts, to == "merged")
         (aside / "README.md").write_text(card, encoding="utf-8")
         about = {
             "form": to,
@@ -98,20 +107,23 @@ def export_run(
 
 
 def _facts(run: Trained, form: str, library: str, use: str = "", **columns: Any) -> Facts:
+    saved = read_run(run.folder)
     return Facts(
         form=form,
         library=library,
         step=run.opened.step,
         scores={"run": run.scores, **columns},
         trained=run.built.inject_report.trained_parameters,
-        command=read_run(run.folder).get("command"),
+        command=saved.get("command"),
+        versions=saved.get("versions", {}),
+        base=ORIGINS.get(run.config.model.path, run.config.model.path),
         use=use,
     )
 
 
 DIFFERS = {
     ("pooling", "mean"): "the head reads the mean of the tokens; transformers' class reads the "
-    "first one, so its logits are others",
+    "first one, so its own logits are others: `logits` on the card computes this run's",
     ("head", ZERO_SHOT): "transformers' CLIPModel compares images with texts, so give it the "
     "prompt of every class, in the order of the labels",
     ("family", "clip_vision_model"): "transformers builds a classifier only on the config.json of "
@@ -137,15 +149,23 @@ def _form(run: Trained) -> Form:
 def _peft_use(run: Trained, name: str) -> str:
     form, labels = _form(run), getattr(run.model.config, "num_labels", 0)
     more = f", num_labels={labels}" if labels and not form.absent else ""
-    return "\n".join(
-        [
-            "from peft import PeftModel",
-            f"from transformers import {form.auto}",
-            "",
-            f'base = {form.auto}.from_pretrained("{run.config.model.path}"{more})',
-            f'model = PeftModel.from_pretrained(base, "{name}")',
-        ]
-    )
+    packaged = run.config.model.path.startswith(PACKAGE)
+    path = "path" if packaged else repr(run.config.model.path)
+    if run.path.suffix == ".gguf":
+        path = "path.parent, gguf_file=path.name"
+    lines = ["from peft import PeftModel", f"from transformers import {form.auto}", ""]
+    if packaged:
+        lines.insert(0, "from goat_jax.models.sources import find_model")
+        lines.append(f"path = find_model({run.config.model.path!r})")
+    elif run.path.suffix == ".gguf":
+        lines.insert(0, "from pathlib import Path\n")
+        lines.append(f"path = Path({run.config.model.path!r})")
+    dtype = run.config.model.dtype
+    lines += [
+        f'base = {form.auto}.from_pretrained({path}{more}, dtype="{dtype}")',
+        f'model = PeftModel.from_pretrained(base, "{name}")',
+    ]
+    return "\n".join(lines) + pooled_logits(run.model.config, "model.get_base_model()")
 
 
 def _write_lora(run: Trained, folder: Path, modules: Mapping[str, LowRank]) -> None:
@@ -176,7 +196,7 @@ def _write_peft(
         targets=names.shortest_suffixes(list(run.now), every),
         heads=names.whole_modules(parts, every),
         kind=run.built.kind,
-        base=run.config.model.path,
+        base=ORIGINS.get(run.config.model.path, run.config.model.path),
     )
 
 
@@ -201,22 +221,30 @@ def _to_goat(run: Trained, folder: Path, **_: Any) -> tuple[Facts, Extra]:
         for name, value in flatten(run.config.adapter).items()
         if name not in ("targets", "train", "overrides")
     }
-    base = run.config.model.path
+    base = ORIGINS.get(run.config.model.path, run.config.model.path)
     published.write_published(folder, run.now, run.head, base, options)
     return _facts(run, "An adapter with the published GOAT code's tensor names", "goat_jax"), {}
 
 
 def _to_merged(
-    run: Trained, folder: Path, name: str, task: int | None, shard_bytes: int, **_: Any
+    run: Trained,
+    folder: Path,
+    name: str,
+    task: int | None,
+    dtype: str | None,
+    shard_bytes: int,
+    **_: Any,
 ) -> tuple[Facts, Extra]:
     gates = run.task_gates(task)
     if gates is None:
         _refuse_routers(run, "--to lora approximates it")
     form = _form(run)
-    use = form.snippet(name, run.task)
+    use = form.snippet(name, run.task) + pooled_logits(run.model.config, "model")
     facts = _facts(run, "A whole model, the adapter merged into it", "transformers", use)
     merged.fold_adapters(run.model, gates)
-    dtype = run.config.model.dtype
+    if dtype is None:
+        narrow = run.config.model.dtype != "float32"
+        dtype = run.config.model.dtype if narrow else merged.stored_dtype(run.path)
     merged.write_merged(folder, run.model, form, run.path, run.task, dtype, shard_bytes)
     return facts, {}
 

@@ -12,6 +12,7 @@ from goat_jax.cli import main
 from goat_jax.commands.import_adapter import import_adapter
 from goat_jax.errors import UserError
 from goat_jax.exchange.folders import ABOUT, ADAPTER, ADAPTER_CONFIG
+from goat_jax.exchange.imported import Imported, base_note, check_weights
 from goat_jax.layers import merge_model
 from goat_jax.run.export import export_run
 from goat_jax.run.fit import begin
@@ -30,8 +31,14 @@ KINDS = {
     ),
     "dora": lambda: peft.LoraConfig(r=2, use_dora=True, target_modules=TARGETS),
     "pissa": lambda: peft.LoraConfig(r=2, init_lora_weights="pissa", target_modules=TARGETS),
+    "adalora": lambda: peft.AdaLoraConfig(
+        init_r=4, target_r=2, lora_alpha=3, total_step=10, target_modules=TARGETS
+    ),
     "peanut": lambda: peft.PeanutConfig(r=4, depth=2, act_fn="silu", target_modules=TARGETS),
 }
+
+
+QUICK = ("lora", "adalora")
 
 
 def peft_folder(tiny, out, kind):
@@ -47,10 +54,24 @@ def peft_folder(tiny, out, kind):
             if parameter.requires_grad:
                 scale = 0.1 if "original_module" not in name else 0.0
                 parameter.add_(scale * torch.randn_like(parameter))
+        if kind == "adalora":
+            prune(model)
         ids = torch.arange(4, 19).reshape(3, 5)
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.numpy()
     model.save_pretrained(out)
     return logits
+
+
+def prune(model):
+    """As AdaLoRA's allocator: ranks whose singular value is zero are left out of the file."""
+    kept = {"query": [True, False, True, True], "value": [False, False, True, False]}
+    pattern = {}
+    for name, parameter in model.base_model.model.named_parameters():
+        if name.endswith("lora_E.default"):
+            mask = kept.get(name.split(".")[-3], [True] * 4)
+            parameter[~torch.tensor(mask)] = 0.0
+            pattern[name] = mask
+    model.peft_config["default"].rank_pattern = pattern
 
 
 def our_logits(folder):
@@ -70,7 +91,8 @@ def plain(tiny, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "kind", ["lora", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS if k != "lora")]
+    "kind",
+    [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in KINDS],
 )
 def test_peft_s_own_folder_computes_the_same_here(kind, tiny, plain, tmp_path, capsys):
     logits = peft_folder(tiny, tmp_path / "peft", kind)
@@ -78,6 +100,48 @@ def test_peft_s_own_folder_computes_the_same_here(kind, tiny, plain, tmp_path, c
     assert main(["import", str(tmp_path / "peft"), "--config", plain, "--out", str(out)]) == 0
     assert "step 0 written" in capsys.readouterr().out
     assert np.abs(our_logits(out) - logits).max() < 1e-5
+
+
+def test_an_adapter_of_a_bare_model_and_of_another_base(tiny, plain, tmp_path, capsys):
+    """Names without the model's prefix, a head of another task, another base in the config."""
+    logits = peft_folder(tiny, tmp_path / "peft", "lora")
+    path = tmp_path / "peft" / ADAPTER
+    long, short = "base_model.model.bert.", "base_model.model."
+    tensors = {name.replace(long, short): value for name, value in load_file(path).items()}
+    assert f"{short}encoder.layer.0.attention.self.query.lora_A.weight" in tensors
+    save_file(tensors | {f"{short}qa_outputs.weight": np.zeros((2, 32), np.float32)}, path)
+    config = tmp_path / "peft" / ADAPTER_CONFIG
+    changes = {"base_model_name_or_path": "somebody/bert-large", "revision": "v2"}
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    import_adapter(tmp_path / "peft", plain, ["--out", str(tmp_path / "run")])
+    said = capsys.readouterr().err.splitlines()
+    assert any("qa_outputs.weight left out" in line for line in said)
+    (warning,) = (line for line in said if line.startswith("warning:"))
+    assert "was trained on somebody/bert-large at revision v2, the model here is" in warning
+    assert "--other-base" in warning
+    assert np.abs(our_logits(tmp_path / "run") - logits).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("base", "revision", "path", "warned"),
+    [
+        ("FacebookAI/roberta-large", None, "roberta-large", False),
+        ("FacebookAI/roberta-large", "main", "models/roberta-large/", False),
+        ("FacebookAI/roberta-large", "abc", "roberta-large", True),
+        ("roberta-base", None, "roberta-large", True),
+        ("sentence-transformers/all-MiniLM-L6-v2", None, "package:minilm", False),
+        ("package:minilm", None, "sentence-transformers/all-MiniLM-L6-v2", False),
+        (None, None, "roberta-large", False),
+    ],
+)
+def test_which_bases_are_another(base, revision, path, warned):
+    adapter = Imported("peft", base, None, {}, True, (), {}, {}, revision)
+    assert (base_note(adapter, path) is not None) == warned
+    known = dataclasses.replace(adapter, base_sha256="0" * 64)
+    assert base_note(known, path) is None
+    with pytest.raises(UserError, match="--other-base if this is meant"):
+        check_weights(known, "1" * 64)
+    check_weights(known, "1" * 64, meant=True)
 
 
 @pytest.mark.slow
