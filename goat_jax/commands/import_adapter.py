@@ -8,8 +8,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from goat_jax.commands.configs import override
-from goat_jax.config import AdapterConfig, RunConfig, load_config
+from goat_jax.commands.configs import override, read_fields
+from goat_jax.config import AdapterConfig, RunConfig, load_config, with_fields
 from goat_jax.errors import UserError
 from goat_jax.exchange.fitted import fit_adapter
 from goat_jax.exchange.imported import (
@@ -43,14 +43,17 @@ def import_adapter(
         other_base: whether the adapter shall go on another base model than its own.
     """
     adapter = read_adapter(source)
-    base = override(load_config(config), overrides, "goat-jax import")
+    # Other fields may belong to the method that the adapter is going to settle.
+    values = read_fields(before := load_config(config), overrides)
+    own = {name: value for name, value in values.items() if name.startswith("model.")}
+    base = with_fields(before, own)
     where = base.model.path
     hf = model_config(where)
     architecture = architecture_of(hf, Path(where))
     fitted = fit_adapter(adapter, architecture, hf, module_names(abstract_model(base)))
-    own = adapter_config(load_config(config), fitted.adapter)
-    model = dataclasses.replace(own.model, options={**own.model.options, **fitted.options})
-    chosen = override(dataclasses.replace(own, model=model), overrides, "goat-jax import")
+    settled = adapter_config(before, fitted.adapter)
+    model = dataclasses.replace(settled.model, options={**before.model.options, **fitted.options})
+    chosen = override(dataclasses.replace(settled, model=model), overrides, "goat-jax import")
     if chosen.adapter.forward_scale is not None:
         raise UserError("adapter.forward_scale changes what factors mean: import without it")
     adapter, whole = fitted.adapter, module_names(abstract_model(chosen))
