@@ -102,6 +102,19 @@ _COMMON_WITHOUT = frozenset(
         *("_attn_implementation", "_name_or_path", "transformers_version", "dtype", "torch_dtype"),
         *("label2id", "problem_type", "output_attentions", "output_hidden_states", "return_dict"),
         *("use_cache", "initializer_range", "initializer_factor", "chunk_size_feed_forward"),
+        # Of every config of transformers 4: settings of generation, which are read elsewhere, and
+        # of kinds of models that are not built here.
+        *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id"),
+        *("is_decoder", "add_cross_attention", "cross_attention_hidden_size"),
+        *("tie_encoder_decoder", "tie_word_embeddings", "tokenizer_class", "prefix"),
+        *("finetuning_task", "task_specific_params", "torchscript", "use_bfloat16"),
+        *("tf_legacy_loss", "max_length", "min_length", "do_sample", "early_stopping"),
+        *("num_beams", "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p"),
+        *("typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size"),
+        *("encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences"),
+        *("output_scores", "return_dict_in_generate", "forced_bos_token_id", "suppress_tokens"),
+        *("forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty"),
+        *("begin_suppress_tokens", "gradient_checkpointing"),
     }
 )
 
@@ -112,12 +125,9 @@ def _keys(
     without: tuple[str, ...] = (),
     parts: Mapping[str, str] | None = None,
 ) -> Keys:
-    return Keys(
-        {**_COMMON_READ, **read},
-        {**_COMMON_FIXED, **(fixed or {})},
-        _COMMON_WITHOUT | frozenset(without),
-        parts or {},
-    )
+    read, fixed = {**_COMMON_READ, **read}, {**_COMMON_FIXED, **(fixed or {})}
+    others = (_COMMON_WITHOUT | frozenset(without)) - set(read) - set(fixed)
+    return Keys(read, fixed, others, parts or {})
 
 
 # Sizes of the network are checked by our configs, which overrides reach as well.
@@ -141,7 +151,6 @@ _BERT = _keys(
         "is_decoder": (False,),
         "add_cross_attention": (False,),
     },
-    ("bos_token_id", "eos_token_id", "tie_word_embeddings"),
 )
 _DISTILBERT = dataclasses.replace(
     _keys(
@@ -156,13 +165,7 @@ _DISTILBERT = dataclasses.replace(
         },
         {"position_embedding_type": ("absolute",), "is_decoder": (False,)},
         # The sinusoids are the start of a table that the checkpoint holds.
-        (
-            "sinusoidal_pos_embds",
-            "qa_dropout",
-            "bos_token_id",
-            "eos_token_id",
-            "tie_word_embeddings",
-        ),
+        ("sinusoidal_pos_embds", "qa_dropout"),
     ),
     aliases={
         "hidden_size": "dim",
@@ -242,7 +245,7 @@ KEYS: dict[str, Keys] = {
             "eos_token_id": _anything,
             "projection_dim": _anything,
         },
-        without=(*_CLIP_PART_WITHOUT, "bos_token_id", "pad_token_id"),
+        without=_CLIP_PART_WITHOUT,
     ),
     "vit": _keys(
         {**_IMAGES, "qkv_bias": _switch},
