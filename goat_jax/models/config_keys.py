@@ -308,11 +308,11 @@ def _short(value: Any) -> str:
 
 def _check_head_size(keys: Keys, hf: Mapping[str, Any]) -> None:
     """The size of a head is read for decoders; elsewhere it must be the usual one."""
-    size, width, heads = (hf.get(key) for key in ("head_dim", "hidden_size", "num_attention_heads"))
+    sizes: list[Any] = [hf.get(k) for k in ("head_dim", "hidden_size", "num_attention_heads")]
+    size, width, heads = sizes
     if size is None or "head_dim" in keys.read:
         return
-    whole = isinstance(size, int) and isinstance(width, int) and isinstance(heads, int)
-    if not whole or size * heads != width:
+    if any(type(each) is not int for each in sizes) or size * heads != width:
         raise UserError(
             f"config.json: head_dim is {size}, and only hidden_size / num_attention_heads is "
             "computed here: use a checkpoint with that"
