@@ -246,10 +246,14 @@ def _read_adalora(
             whole = np.zeros((*array.shape[:-1], rank), np.float32)
             whole[..., places] = array
             arrays[key] = np.moveaxis(whole, -1, axis)
+    target = config.get("target_r", 8)
+    check_number(f"{Path(folder) / ADAPTER_CONFIG}: target_r", target, at_least=1, whole=True)
     options: Options = {
+        **_alpha_and_dropout(folder, config),
         "method": "adalora",
         "total_rank": rank,
-        **_alpha_and_dropout(folder, config),
+        # Where training goes on; nothing that is computed now depends on it.
+        "options": {"target_rank": max(1, min(target, rank - 1))},
     }
     return options, ()
 
