@@ -55,7 +55,7 @@ class Problem:
         one_row: (task, model's path, tokens) -> one blank row, which tells what a batch looks like.
         read: (task, split, tokenizer) -> the split's rows with their columns checked, not yet
             tokenised; the tokenizer is used by formats that its chat template writes.
-        encode: (task, split, what `read` gave, tokenizer, most tokens in a row, the model's path) ->
+        encode: (task, split, what `read` gave, tokenizer, most tokens in a row, model's path) ->
             its rows.
         scores: (metric names, sums over all rows, batches' labels and weights, outputs) -> scores.
         notes: task -> what else a person should know of its rows, a line each.
