@@ -96,7 +96,7 @@ def test_what_the_card_says_is_the_run_s(to, state, run, tmp_path):
         assert re.search(rf"\| `{library}` +\| {re.escape(version)} +\|", card), library
     for name, value in made.scores["run"].items():
         cell = re.search(rf"\| {name} +\| +([\d.]+) +\|", card)
-        assert float(cell[1]) == pytest.approx(value, abs=1e-4), name
+        assert float(cell[1]) == pytest.approx(value, rel=1e-3), name
     assert "goat-jax train --config demo.py" in card
     if to == "peft":
         config = json.loads((tmp_path / "out" / ADAPTER_CONFIG).read_text())
