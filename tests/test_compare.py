@@ -104,3 +104,22 @@ def test_a_file_of_other_settings_is_found_before_any_run(trained, command, tmp_
     trained.clear()
     assert main([*command, "goat,lora", "--train.steps", "7"]) == 2
     assert "holds runs of another config (train.steps)" in capsys.readouterr().err and not trained
+
+
+def test_another_model_in_the_same_place_is_noticed(trained, command, tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(b"one")
+    words = [*command, "lora", "--model.path", str(tmp_path / "model")]
+    assert main(words) == 0 == main([*words, "--train.log-every", "3"]) and len(trained) == 1
+    weights.write_bytes(b"two")
+    assert main(words) == 2 and len(trained) == 1
+    assert "another config (files model.path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"runs": 3}', '{"runs": [{}]}', "\x00"])
+def test_a_file_that_holds_no_runs_is_said_in_one_line(trained, command, tmp_path, capsys, text):
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "lora.json").write_text(text)
+    assert main([*command, "lora"]) == 2 and not trained
+    assert len(capsys.readouterr().err.splitlines()) == 1

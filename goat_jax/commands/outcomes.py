@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from goat_jax.checks import check_number
-from goat_jax.config import RunConfig, flatten
+from goat_jax.commands.results import Key
+from goat_jax.config import RunConfig
 from goat_jax.data.metrics import goodness
 from goat_jax.errors import UserError
 from goat_jax.files import read_json, write_whole
@@ -29,10 +30,6 @@ class Runs:
     members: Sequence[Member]
     path: Path
 
-    def settings(self) -> dict[str, Any]:
-        """The settings that all of them share."""
-        return {name: value for name, value in flatten(self.config).items() if name != "out"}
-
     def kept(self) -> dict[Member, Outcome]:
         """The outcomes in the file.
 
@@ -41,19 +38,18 @@ class Runs:
         """
         if not self.path.is_file():
             return {}
-        saved, settings = read_json(self.path), self.settings()
+        saved = read_json(self.path)
         try:
-            theirs = dict(saved["config"])
+            changed = Key.of(self.config).changed(saved.get("key") or {})
             found = [_outcome(run) for run in saved["runs"]]
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise UserError(
                 f"{self.path} does not hold runs: delete it or give another --out"
             ) from None
-        names = [n for n in {**settings, **theirs} if theirs.get(n) != settings.get(n)]
-        if names:
+        if changed:
+            names = ", ".join(name.removeprefix("config ") for name in changed[:3])
             raise UserError(
-                f"{self.path} holds runs of another config ({', '.join(names[:3])}): give another "
-                "--out"
+                f"{self.path} holds runs of another config ({names}): give another --out"
             )
         return {outcome.member: outcome for outcome in found}
 
@@ -66,7 +62,8 @@ class Runs:
         """Writes the file."""
         runs = [dataclasses.asdict(each) for each in found.values()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"config": self.settings(), "runs": runs}, allow_nan=False)
+        key = dataclasses.asdict(Key.of(self.config))
+        text = json.dumps({"key": key, "runs": runs}, allow_nan=False)
         write_whole(self.path, text + "\n")
 
 
