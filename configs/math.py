@@ -4,7 +4,8 @@
     goat-jax evaluate runs/metamath-goat-8-0
 
 FOLDER has MetaMathQA-395K.json; ``questions=`` GSM8K's test file or its folder (tensorflow_datasets
-if not given). Rows made from GSM8K are taken, 100,000 of them.
+if not given). Rows made from GSM8K are taken, 100,000 of them, evenly spaced. ``accuracy_strict``
+reads an answer as the paper's script does, by the whole number behind the first "####".
 
 As published: total rank 8, alpha 16, 8 experts, 2 of them active, AdamW, 2e-5, cosine, 100 warm-up
 steps, dropout 0.05, batch 32, 5 epochs, at most 1024 tokens, eta 1 (0.1 at rates around 1e-4);

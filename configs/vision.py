@@ -9,8 +9,8 @@ gtsrb, resisc45, sun397, svhn (goat_jax/data/vision_tasks.py says which splits).
 
 As published: total rank 8, alpha 16, 8 experts, 2 of them active, AdamW, 1e-4, cosine, 100 warm-up
 steps, dropout 0.05, batch 512, the epochs below, eta 1. The head compares an image with "a photo of
-a CLASS" and is frozen, as the paper says; ``head=zero_shot,train_head=true`` trains it, as the
-published code does, and ``head=linear`` starts a linear one, which is trained always.
+a CLASS" and is frozen, as the paper says. The published code trains a new linear head on the mean
+of the patches instead: ``head=linear``. ``train_head=true`` trains the head of class names.
 Expected of GOAT (accuracy in percent, the paper's, of the last step): Cars 53.50, DTD 75.32,
 EuroSAT 98.82, GTSRB 98.17, RESISC45 93.46, SUN397 54.53, SVHN 96.62; of the other methods:
 ``VISION_SCORES`` in goat_jax/paper.py. No run at this size is part of this project.

@@ -15,9 +15,11 @@ def test_the_example_runs(title):
     names: dict = {}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         exec(dict(BLOCKS)[title], names)
+    assert names.keys() & {"losses", "y"}
     if "losses" in names:
         assert names["losses"][-1] < names["losses"][0]
-    assert names["y"].shape == (4, 32) if "y" in names else names["losses"]
+    if "y" in names:
+        assert names["y"].shape == (4, 32)
 
 
 def test_there_is_one_for_every_kind_of_model():

@@ -24,7 +24,9 @@ CODEFEEDBACK_ROWS = 100_000
 
 
 def codefeedback(folder: str, questions: str, **options: Any) -> ExamTask:
-    """CodeFeedback's first 100,000 rows with code, examined on HumanEval, as in the paper.
+    """100,000 of CodeFeedback's rows with code, examined on HumanEval, as in the paper.
+
+    They are evenly spaced over the file; the published loader takes the first of it.
 
     Args:
       folder: holds CodeFeedback-Filtered-Instruction.jsonl (or codefeedback.*, train.*).

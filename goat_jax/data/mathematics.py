@@ -1,4 +1,4 @@
-r"""Mathematics: learnt from MetaMathQA, examined on GSM8K by the number an answer ends with.
+r"""Mathematics: learnt from MetaMathQA, examined on GSM8K by the number an answer gives.
 
 A row of GSM8K (Cobbe et al., arXiv 2110.14168):
 
@@ -53,7 +53,10 @@ def gsm8k(folder: str | None = None, **options: Any) -> ExamTask:
 
 
 def metamath(folder: str, questions: str | None = None, **options: Any) -> ExamTask:
-    """MetaMathQA's 100,000 grade-school rows, examined on GSM8K, as in the paper.
+    """100,000 of MetaMathQA's grade-school rows, examined on GSM8K, as in the paper.
+
+    They are evenly spaced over the file; the published loader takes the first of it, without those
+    of 512 tokens and more.
 
     Args:
       folder: holds MetaMathQA-395K.json (the published file; or metamathqa.*, train.*).

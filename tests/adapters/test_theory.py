@@ -15,6 +15,8 @@ import pytest
 from goat_jax.adapters.adapter import apply_layer, init_adapter
 from goat_jax.adapters.context import Context
 from goat_jax.adapters.methods import method_spec
+from goat_jax.core import scaling
+from goat_jax.core.initializers import kaiming_uniform
 
 IN, OUT, EXPERTS, ACTIVE, TOKENS = 24, 16, 4, 2, 60
 SIZES = {"num_experts": EXPERTS, "top_k": ACTIVE}
@@ -144,3 +146,25 @@ def test_experts_of_aligned_gradients_train_as_whole_kernels():
     assert distances[0] < 0.05 and min(ways) > 0.02, (distances, ways)
     for larger, smaller in itertools.pairwise(distances):
         assert larger / smaller == pytest.approx(2, rel=0.1), distances
+
+
+@pytest.mark.parametrize("rank", [1, 8, 32])
+def test_the_theorys_scale_matches_the_mean_and_does_not_minimise_the_error(rank):
+    """What docs/mathematics.md says of s = sqrt(3 I eta / R), by starts that are drawn."""
+    width, draws = 256, 200
+    keys = jax.random.split(jax.random.key(3), draws)
+    a = np.stack([kaiming_uniform(key, (width, rank), fan_in=width) for key in keys], dtype=float)
+    g = np.asarray(made(4, width, 4), float)
+    once = a @ (np.swapaxes(a, 1, 2) @ g)  # of scale 1: a a^T g
+
+    def error(scale):
+        return np.sqrt(np.square(scale**2 * once - g).sum((1, 2)).mean() / np.square(g).sum())
+
+    theory = float(scaling.theory(1, rank, width, 1.0)[0])
+    along = (theory**2 * once * g).sum((1, 2)).mean() / np.square(g).sum()
+    assert along == pytest.approx(1, abs=0.1)
+    assert error(theory) == pytest.approx(((width - 0.2) / rank) ** 0.5, rel=0.1)
+    least = (3 * width / (width + rank - 0.2)) ** 0.5
+    assert least == pytest.approx(3**0.5, rel=0.07)
+    nearby = [error(least * factor) for factor in (0.7, 1.0, 1.4)]
+    assert min(nearby) == nearby[1] < 1 < error(theory)
