@@ -4,8 +4,8 @@
     goat-jax evaluate runs/codefeedback-goat-8-0 --run-programs
 
 FOLDER has CodeFeedback-Filtered-Instruction.jsonl; ``questions=`` HumanEval's file or its folder.
-100,000 answers with code are taken, evenly spaced, up to the end of their first block. The second command runs
-what the model writes, in the sandbox (`goat_jax.sandbox`).
+100,000 answers with code are taken, evenly spaced, up to the end of their first block. The second
+command runs what the model writes, in the sandbox (`goat_jax.sandbox`).
 
 As published: total rank 8, alpha 16, 8 experts, 2 of them active, AdamW, 2e-5, cosine, 100 warm-up
 steps, dropout 0.05, batch 32, 5 epochs, at most 1024 tokens, eta 1 (0.1 at rates around 1e-4);

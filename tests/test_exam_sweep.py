@@ -18,7 +18,7 @@ from programs import load_program
 
 SCORES = {
     "commonsense170k": {f"accuracy/{name}": 0.5 + n / 100 for n, name in enumerate(FOLDERS)},
-    "metamath": {"accuracy": 0.6},
+    "metamath": {"accuracy": 0.7, "accuracy_strict": 0.6},
     "codefeedback": {"pass@1": 0.25},
     "boolq": {"accuracy": 0.7},
     "wizardlm": {"score/turn_1": 6.0, "score/turn_2": 5.0},
@@ -206,6 +206,8 @@ def test_methods_have_ranks_and_options_and_runs_have_folders_of_their_own(
         (["--methods", "gaot"], "unknown method 'gaot' (did you mean 'goat'?)"),
         (["--methods", "goat:rho"], "option 'rho' is not of the form name=value"),
         (["--options", "maths:folder=x"], "no part 'maths' (did you mean 'math'?)"),
+        (["--options", "folder"], "option 'folder' is not of the form name=value"),
+        (["--options", "rank=1,rank=2"], "option rank is given twice"),
     ],
 )
 @pytest.mark.parametrize("program", ["glue", "generation"])

@@ -20,7 +20,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SWEEP = ExamSweep(
     {
         "chat": ExamRun(CONFIGS / "chat.py", {"chat": "score/turn_1"}, factor=1.0),
-        "math": ExamRun(CONFIGS / "math.py", {"math": "accuracy"}),
+        "math": ExamRun(CONFIGS / "math.py", {"math": "accuracy_strict"}),
         "code": ExamRun(CONFIGS / "code.py", {"code": "pass@1"}),
     },
     GENERATION_SCORES,

@@ -12,7 +12,7 @@ from goat_jax.data.choices import extract_label, read_choices
 from goat_jax.data.examples import spaced
 from goat_jax.data.language import LanguageTask, fill
 from goat_jax.data.mt_bench import TEMPERATURES, turns_of
-from goat_jax.data.numbers import extract_number
+from goat_jax.data.numbers import extract_number, strict_number
 from goat_jax.data.original_choices import instructed
 from goat_jax.data.prompts import CODE_REQUEST
 from goat_jax.data.sources import Row, read_source
@@ -57,6 +57,7 @@ class Exam:
     Attributes:
       read: (row, task) -> fields of `Question`.
       extract: (question, generated text) -> the answer it gives, or None.
+      strictly: the same by a stricter reading, for a second score, accuracy_strict.
       ways: how it can be put; the first if the task does not say.
       id_columns: columns that may hold a row's id.
     """
@@ -65,6 +66,7 @@ class Exam:
     extract: Callable[[Question, str], str | None]
     ways: tuple[str, ...]
     id_columns: tuple[str, ...] = ()
+    strictly: Callable[[Question, str], str | None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +219,12 @@ def _number(question: Question, text: str) -> str | None:
     return None if number is None else str(number)
 
 
+def _strict_number(question: Question, text: str) -> str | None:
+    del question
+    number = strict_number(text)
+    return None if number is None else str(number)
+
+
 def _whole(question: Question, text: str) -> str | None:
     del question
     return text
@@ -224,7 +232,7 @@ def _whole(question: Question, text: str) -> str | None:
 
 EXAMS: dict[str, Exam] = {
     "choice": Exam(_read_choice, _label, (GENERATE, LIKELIHOOD), ("id",)),
-    "number": Exam(_read_number, _number, (GENERATE,), ("id",)),
+    "number": Exam(_read_number, _number, (GENERATE,), ("id",), _strict_number),
     "program": Exam(_read_program, _whole, (CODE,), ("task_id",)),
     "conversation": Exam(_read_conversation, _whole, (JUDGE,), ("question_id",)),
 }

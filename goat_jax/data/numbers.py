@@ -15,6 +15,7 @@ NUMBER = re.compile(
     rf"|(?P<plain>{UNSIGNED})"
     r")"
 )
+STRICT = re.compile(r"####\s*(-?[0-9]+(?:,[0-9]+)*)")
 STATED = re.compile(r"answer\s+is\b\s*:?|answer\s*:", re.IGNORECASE)
 
 
@@ -70,6 +71,16 @@ def extract_number(text: str) -> Fraction | None:
             return found[0]
     found = numbers_in(text)
     return found[-1] if found else None
+
+
+def strict_number(text: str) -> Fraction | None:
+    """The whole number behind the first "####", or None: how the paper's published script reads.
+
+    >>> print(strict_number("#### -1,234.5 dollars"), strict_number("The answer is 18."))
+    -1234 None
+    """
+    found = STRICT.search(text)
+    return None if found is None else Fraction(found[1].replace(",", ""))
 
 
 def _marked(text: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from goat_jax.data.exams import EXAMS, Question, share_right
+from goat_jax.data.exams import EXAMS, Exam, Question, share_right
 from goat_jax.run.examination import PREDICTIONS, Examination, Sitting
 from goat_jax.run.generate import Generator, Prompt, Sampling
 
@@ -44,13 +44,30 @@ def examine_by_answer(sitting: Sitting) -> Examination:
         sitting.options.batch_size,
         lambda done: sitting.progress(done, len(questions)),
     )
-    extract, records, right = EXAMS[task.exam].extract, [], []
+    return mark_answers(EXAMS[task.exam], questions, answers)
+
+
+def mark_answers(exam: Exam, questions: Sequence[Question], answers: Sequence[str]) -> Examination:
+    """Compares what generated texts say with the right answers.
+
+    Scores: accuracy; accuracy_strict, if the exam has a stricter reading, to which an answer that
+    it cannot read is wrong; without_answer, the share of texts that say nothing to the question.
+    """
+    records, right, strict = [], [], []
     for question, answer in zip(questions, answers, strict=True):
-        said = extract(question, answer)
+        said = exam.extract(question, answer)
         right.append(said is not None and said == question.answer)
         records.append(_record(question, right[-1]) | {"generated": answer, "prediction": said})
+        if exam.strictly is not None:
+            said = records[-1]["prediction_strict"] = exam.strictly(question, answer)
+            strict.append(said is not None and said == question.answer)
     silent = sum(record["prediction"] is None for record in records)
     scores = share_right(questions, right) | {"without_answer": silent / len(questions)}
+    if exam.strictly is not None:
+        scores |= {
+            name.replace("accuracy", "accuracy_strict", 1): value
+            for name, value in share_right(questions, strict).items()
+        }
     return Examination(scores, {PREDICTIONS: records})
 
 

@@ -5,8 +5,10 @@ from fractions import Fraction
 import pytest
 
 from goat_jax.data.choices import extract_label, read_choices
-from goat_jax.data.numbers import extract_number, numbers_in
+from goat_jax.data.exams import EXAMS, Question
+from goat_jax.data.numbers import extract_number, numbers_in, strict_number
 from goat_jax.errors import UserError
+from goat_jax.run.answering import mark_answers
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -114,3 +116,32 @@ def test_options_that_mention_each_other():
 def test_what_is_no_multiple_choice_is_told(asked, says):
     with pytest.raises(UserError, match=says):
         read_choices(asked)
+
+
+@pytest.mark.parametrize(
+    ("text", "loose", "strict"),
+    [
+        ("18 eggs. #### 18", True, True),
+        ("18 eggs.\n####18\nThe answer is: 18", True, True),
+        ("#### 18.50", False, True),  # only the whole number is read
+        ("#### $18", True, False),
+        ("#### 18\n#### 19", False, True),  # the first one
+        ("The answer is 18.", True, False),
+        (r"\boxed{18}", True, False),
+        ("So 9 and 9 are 18", True, False),
+        ("#### 17", False, False),
+        ("nothing", False, False),
+    ],
+)
+def test_sums_are_marked_by_two_readings(text, loose, strict):
+    """As the answer itself says, and as the paper's published script reads it."""
+    found = mark_answers(EXAMS["number"], [Question("1", "gsm8k", {}, "", "18")], [text])
+    assert (found.scores["accuracy"], found.scores["accuracy_strict"]) == (loose, strict)
+
+
+def test_thousands_and_signs_are_read_strictly_too():
+    for text, number in (("#### -1,234", -1234), ("#### 5,000,000 dollars", 5_000_000)):
+        assert strict_number(text) == number
+    assert strict_number("#### none") is None
+    choice = Question("1", "a", {}, "", "a1", ("a1", "a2"))
+    assert "accuracy_strict" not in mark_answers(EXAMS["choice"], [choice], ["a1"]).scores

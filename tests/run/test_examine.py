@@ -165,7 +165,7 @@ def lines_of(path):
     ("name", "arguments", "scores", "lines"),
     [
         ("commonsense170k", ["--limit", "1"], {"accuracy", "accuracy/piqa"}, 8),
-        ("metamath", [], {"accuracy", "without_answer"}, 3),
+        ("metamath", [], {"accuracy", "accuracy_strict", "without_answer"}, 3),
         ("codefeedback", ["--run-programs", "--seconds", "20"], {"pass@1"}, 3),
         ("wizardlm", [], {"answered"}, 3),
     ],
