@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from goat_jax.data.encoding import encode_prompt
-from goat_jax.data.fields import Row, check_text, shown
+from goat_jax.data.fields import Row, check_text, read_text, shown
 from goat_jax.errors import UserError
 from goat_jax.files import parse_json
 
@@ -57,7 +57,10 @@ def read_conversation(row: Row) -> Conversation:
         raise UserError(
             f"no list in column {column!r}{found} (the row has {', '.join(map(str, row))})"
         )
-    pairs = [_message(value, f"message {n}") for n, value in enumerate(values, start=1)]
+    # Some ShareGPT rows have the system's message in a column of its own.
+    system = read_text(row, "system", default="") if column == "conversations" else ""
+    pairs = [({"role": "system", "content": system}, 1)] if system else []
+    pairs += [_message(value, f"message {n}") for n, value in enumerate(values, start=1)]
     return Conversation(*zip(*pairs, strict=True), tools=_tools(row))  # type: ignore[misc]
 
 

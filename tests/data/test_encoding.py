@@ -2,14 +2,17 @@
 gives them, for tokenizers of every kind."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from goat_jax.data.conversations import chat_ids, read_conversation
 from goat_jax.data.encoding import Piece, encode_pieces, encode_prompt
+from goat_jax.data.exams import ExamTask
 from goat_jax.data.language import LanguageTask
 from goat_jax.data.texts import load_texts
+from goat_jax.run.judging import conversation
 from tiny_tokenizers import KINDS, TEMPLATES, make_tokenizer
 
 CHATS = {
@@ -234,6 +237,26 @@ def test_share_gpt_rows_are_the_same_conversation(tokenizer_of, learn):
     expected = learn(tokenizer, {"messages": messages("system")}, format="messages")
     found = learn(tokenizer, {"conversations": chat}, format="messages")
     assert found[0] == expected[0] and (found[1] == expected[1]).all()
+
+
+def test_a_system_column_begins_a_share_gpt_conversation():
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    for row in (
+        {"conversations": turns, "system": "s"},
+        {"conversations": [{"from": "system", "value": "s"}, *turns]},
+    ):
+        assert [m["content"] for m in read_conversation(row).messages] == ["s", "a", "b"]
+
+
+@pytest.mark.parametrize("template", ["chatml", "llama_2", "llama_3"])
+def test_a_judged_conversation_has_transformers_ids(template, tokenizer_of):
+    tokenizer = tokenizer_of("llama_2", template)
+    task = ExamTask("chat", "a", "a", format="messages", exam="conversation")
+    generator = SimpleNamespace(tokenizer=tokenizer)
+    prompt = conversation(task, generator, ["what is 2?", "and 4?"], ["two"])  # type: ignore
+    chat = [("user", "what is 2?"), ("assistant", "two"), ("user", "and 4?")]
+    chat = [{"role": role, "content": text} for role, text in chat]
+    assert prompt == transformers_ids(tokenizer, chat, add_generation_prompt=True)
 
 
 def test_parts_of_type_text_are_joined_and_a_call_of_tools_may_say_nothing():

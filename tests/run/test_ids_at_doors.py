@@ -1,6 +1,7 @@
 """Ids without a row in a table are refused at every door, and what ends an answer is one set."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from goat_jax.data.tasks import language_files
 from goat_jax.data.texts import Texts
 from goat_jax.data.tokenize import Encoded, load_tokenizer
 from goat_jax.errors import UserError
+from goat_jax.models.gguf_config import _end_tokens
 from goat_jax.models.load import load_model
 from goat_jax.run.generate import Generator, Sampling
 from goat_jax.run.setup import load_data, load_rows
@@ -158,6 +160,17 @@ def test_an_answer_ends_at_any_token_that_a_file_names(folder, config_ids, gener
     loaded = load_model(folder, key=jax.random.key(0))
     generator = Generator(loaded.model, load_tokenizer(folder))
     assert generator.end_ids == ends
+
+
+def test_a_gguf_file_may_name_several_ends():
+    for given, ends in [
+        ({"eos": 2}, 2),
+        ({"eos": 2, "eot": 7}, [2, 7]),
+        ({"eot": 7, "eom": 7}, 7),
+        ({}, None),
+    ]:
+        keys = {f"tokenizer.ggml.{name}_token_id": number for name, number in given.items()}
+        assert _end_tokens(SimpleNamespace(get=keys.get)) == ends  # type: ignore[arg-type]
 
 
 def test_an_answer_stops_at_the_generation_configs_token(folder):
