@@ -251,7 +251,9 @@ class _Loop:
         with self.meter.during("device"):
             loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise self.failure(step, loss, metrics["squares_by_leaf"])
+            where = not_finite(metrics["squares_by_leaf"], self.built.names)
+            what = f"the loss is {loss} and not finite are the gradients of {where}"
+            raise self.failure(step, what)
         self.meter.add(batch, flops)
         if step % self.config.train.log_every == 0 or step == self.config.train.steps:
             self.record(step, jax.device_get(metrics))
@@ -297,6 +299,9 @@ class _Loop:
         scores = found.scores
         self.records.write("eval", self.step, split="evaluation", **scores, seconds=found.seconds)
         self.records.write("load", self.step, modules=found.load)
+        bad = [name for name, value in scores.items() if not math.isfinite(value)]
+        if bad and self.step > 0:  # the last step broke the weights, though its own loss was finite
+            raise self.failure(self.step, f"of the held-out scores {', '.join(bad)} is not finite")
         if self.step > 0:
             self.best.add(self.step, goodness(self.best_by, scores[self.best_by]))
         self.bar.update(self.step, **{name: scores[name] for name in self.config.task.metrics})
@@ -319,14 +324,13 @@ class _Loop:
             self.checkpoints.save(self.state, self.data.train, notes, scores)
         self.saved = self.step
 
-    def failure(self, step: int, loss: float, squares_by_leaf: Any) -> RunFailed:
-        """Says what was not finite, where, and what is left."""
+    def failure(self, step: int, what: str) -> RunFailed:
+        """Says what was not finite, and what is left."""
         self.checkpoints.wait()
         good = self.checkpoints.latest_step()
         kept = "nothing was saved yet" if good is None else f"the checkpoint of step {good} is kept"
         return RunFailed(
-            f"step {step}: the loss is {loss} and not finite are the gradients of "
-            f"{not_finite(squares_by_leaf, self.built.names)}; {kept} in {self.config.out}: "
+            f"step {step}: {what}; {kept} in {self.config.out}: "
             f"lower the learning rate ({self.config.optimizer.learning_rate:g}) or check the data"
         )
 

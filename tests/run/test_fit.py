@@ -168,3 +168,12 @@ def test_bfloat16_trains_with_float32_adapters(config, tmp_path):
     # jax's own attention mixes dtypes when it is lowered, so the strict rule is lifted here.
     with jax.numpy_dtype_promotion("standard"):
         assert fit(config, progress=False).after["accuracy"] > 0.8
+
+
+def test_scores_that_are_not_finite_end_the_run(config, tmp_path):
+    """The only step's loss and gradient are finite; the weights that it leaves are not."""
+    train = dataclasses.replace(config.train, steps=1, eval_every=1, save_every=1)
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=1e30, warmup_steps=0)
+    broken = dataclasses.replace(config, train=train, optimizer=optimizer, out=str(tmp_path / "r"))
+    with pytest.raises(RunFailed, match="step 1: of the held-out scores loss is not finite; noth"):
+        fit(broken, progress=False)
