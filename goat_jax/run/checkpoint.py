@@ -1,14 +1,17 @@
 """Checkpoints with Orbax: the run's state and the data iterator, never the frozen base.
 
 A checkpoint is complete or it does not exist: Orbax writes aside and renames, so a process that is
-killed at any moment leaves the last complete one to start from.
+killed at any moment leaves the last complete one to start from. One that was damaged later is
+noticed by its checksums (`run.checksums`) and passed over.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,10 +23,14 @@ import orbax.checkpoint as ocp
 
 from goat_jax.data.metrics import goodness
 from goat_jax.errors import Notice, RunFailed, UserError
+from goat_jax.run.checksums import MARK, CheckedPath, damage_of
+from goat_jax.run.processes import by_first, is_first
 from goat_jax.run.state import RunState
 from goat_jax.typing import PyTree
 
-FOLDER = "checkpoints"
+FOLDER, DAMAGED = "checkpoints", "damaged"
+DELETED = ".deleted"
+"""Where checkpoints are moved to be deleted: a kill must not leave half of one in its place."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,13 +114,20 @@ class Checkpoints:
             best_fn=lambda scores: goodness(best_by, scores[best_by]),
             preservation_policy=LatestAndBest(keep, best_by),
             enable_async_checkpointing=True,
+            temporary_path_class=CheckedPath,
+            cleanup_tmp_directories=not read_only,  # what killed processes left
+            todelete_subdir=None if read_only else DELETED,
             create=not read_only,
             read_only=read_only,
+            lightweight_initialize=read_only,  # a reader asks for the scores that it needs
         )
         root = (Path(folder) / FOLDER).absolute()
         if read_only and not root.is_dir():
             raise UserError(f"{folder} has no checkpoints: train it first")
         self._root = root
+        if not read_only:
+            self._delete()
+            by_first(lambda: _move_damaged(root))
         self._manager = ocp.CheckpointManager(root, options=self._options)
 
     def latest_step(self) -> int | None:
@@ -124,10 +138,22 @@ class Checkpoints:
         """The steps there are checkpoints of."""
         return sorted(self._manager.all_steps())
 
+    def damage(self, step: int, thorough: bool = True) -> str | None:
+        """What is wrong with a checkpoint (`damage_of`), None if it is intact."""
+        return damage_of(self._root / str(step), step, thorough)
+
     def scores(self) -> dict[int, float]:
         """Step -> its score by `best_by`, of the checkpoints that have one on the disk."""
-        found = {step: self._manager.metrics(step) for step in self.all_steps()}
-        return {step: each[self.best_by] for step, each in found.items() if each}
+        whole = [step for step in self.all_steps() if not self.damage(step, thorough=False)]
+        found = {step: self._metrics(step).get(self.best_by) for step in whole}
+        return {step: score for step, score in found.items() if isinstance(score, int | float)}
+
+    def _metrics(self, step: int) -> dict[str, Any]:
+        try:
+            found = self._manager.metrics(step)
+        except (ValueError, OSError):  # damaged, or deleted by the process that trains
+            found = None
+        return found if isinstance(found, dict) else {}
 
     def best_step(self) -> int | None:
         """The step with the best score, the first of equals; None if no checkpoint has a score."""
@@ -156,9 +182,14 @@ class Checkpoints:
         )
         # Nothing was left behind by the one before, or its error is not taken for this one's.
         self._forgiving(lambda: self._manager.wait_until_finished())
+        self._delete()
         step = int(state.step)
         kept = metrics if self.best_by in metrics else None
-        self._forgiving(lambda: self._manager.save(step, args=items, metrics=kept, force=True))
+        self._forgiving(
+            lambda: self._manager.save(
+                step, args=items, metrics=kept, force=True, custom_metadata=MARK
+            )
+        )
 
     def restore(self, like: RunState, data: Any | None, step: int | None = None) -> Restored:
         """Reads a checkpoint into the shapes, dtypes and shardings of a freshly made state.
@@ -181,14 +212,17 @@ class Checkpoints:
         }
         if data is not None:
             items["data"] = ocp.args.JsonRestore()
+        where = f"{self._manager.directory}/{step}"
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
-        except (ValueError, KeyError) as error:
+        except Exception as error:  # what Orbax raises depends on what is broken, and where
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{self._manager.directory}/{step} does not fit this run's settings ({reason}): "
-                "use another run folder"
+                f"{where} cannot be read or does not fit this run's settings ({reason}): use "
+                "another run folder, or move it away to go on from the checkpoint before"
             ) from error
+        if int(found["state"]["step"]) != step:
+            raise UserError(f"{where} is the checkpoint of step {int(found['state']['step'])}")
         if data is not None:
             data.set_state(found["data"])
         return Restored(_run_state(found["state"], like), found["notes"])
@@ -197,11 +231,18 @@ class Checkpoints:
         """Returns when everything started has been written; raises what went wrong meanwhile."""
         with self._said_clearly():
             self._manager.wait_until_finished()
+        self._delete()
 
     def close(self) -> None:
         """Waits, and lets go of the folder."""
         with self._said_clearly():
             self._manager.close()
+        self._delete()
+
+    def _delete(self) -> None:
+        """Deletes what is no longer kept; the training has no other file there."""
+        if not self._options.read_only and is_first():
+            shutil.rmtree(self._root / DELETED, ignore_errors=True)
 
     def _forgiving(self, action: Callable[[], Any]) -> None:
         """Does it; a failure to write only warns if the run is to go on."""
@@ -231,6 +272,56 @@ class Checkpoints:
                 f"a checkpoint could not be written to {self._root} ({short}); {kept}: "
                 "free some space and start the same command again"
             ) from error
+
+
+def steps_in(root: Path) -> list[int]:
+    """The steps that a folder has complete checkpoints of, damaged or not, the newest first."""
+    names = [path.name for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def _move_damaged(root: Path) -> None:
+    """Moves damaged checkpoints out of the way of a run that continues; nothing is deleted.
+
+    Of an older one than the newest that is intact, large files are not read: they matter to nobody
+    until it is opened.
+
+    Raises:
+        UserError: there are checkpoints, and none of them is intact.
+    """
+    damaged: dict[int, str] = {}
+    newest: int | None = None
+    for step in steps_in(root):
+        reason = damage_of(root / str(step), step, thorough=newest is None)
+        if reason is not None:
+            damaged[step] = reason
+        elif newest is None:
+            newest = step
+    if damaged and newest is None:
+        raise UserError(
+            f"no checkpoint in {root} is intact ({listed(damaged)}): restore one from a copy, or "
+            "begin anew with another --out"
+        )
+    for step, reason in damaged.items():
+        kept = _free_name(root.parent / DAMAGED, str(step))
+        (root / str(step)).rename(kept)
+        warnings.warn(
+            f"the checkpoint of step {step} is passed over ({reason}) and now in {kept}; the "
+            f"newest that is intact is that of step {newest}",
+            Notice,
+            stacklevel=2,
+        )
+
+
+def listed(damaged: Mapping[int, str]) -> str:
+    """Damaged steps with the reasons, for a message."""
+    return ", ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+
+
+def _free_name(folder: Path, name: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    names = (name if n == 1 else f"{name}-{n}" for n in itertools.count(1))
+    return next(folder / each for each in names if not (folder / each).exists())
 
 
 def _plain(state: RunState) -> dict[str, PyTree]:

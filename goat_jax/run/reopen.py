@@ -15,6 +15,7 @@ from goat_jax.errors import Notice, UserError
 from goat_jax.mesh.config import MeshConfig
 from goat_jax.mesh.placement import make_placement
 from goat_jax.models.load import Loaded, load_model
+from goat_jax.run.checkpoint import best_of, listed
 from goat_jax.run.folder import check_same_model, load_run
 from goat_jax.run.placed import keep_rows
 from goat_jax.run.setup import Built, build
@@ -83,20 +84,47 @@ def reopen(folder: Path, step: int | None, mesh: MeshConfig = ONE_DEVICE) -> Reo
 
 
 def _chosen(folder: Path, checkpoints: Checkpoints, step: int | None) -> int:
-    """The step that is asked for, or that of the best checkpoint."""
+    """The step that is asked for, or the best whose checkpoint is intact."""
     known = checkpoints.all_steps()
     if not known:
         raise UserError(f"{folder} has no complete checkpoint yet: train it first")
     if step not in (None, *known):
         raise UserError(f"{folder} has no checkpoint of step {step}; there are: {known}")
-    if step is not None:
-        return step
-    best = checkpoints.best_step()
-    if best is None:
-        warnings.warn(
+    candidates = _best_first(checkpoints) if step is None else [step]
+    # The quick check of all comes first: a score that was damaged must not choose.
+    damaged = {n: why for n in candidates if (why := checkpoints.damage(n, thorough=False))}
+    for candidate in [n for n in candidates if n not in damaged]:
+        why = checkpoints.damage(candidate)
+        if why is None:
+            _tell_choice(folder, checkpoints, candidate, damaged, asked=step is not None)
+            return candidate
+        damaged[candidate] = why
+    raise UserError(
+        f"{folder}: no checkpoint that could be used is intact ({listed(damaged)}): give the step "
+        f"of another one ({known}), or restore it from a copy"
+    )
+
+
+def _best_first(checkpoints: Checkpoints) -> list[int]:
+    """All steps: by their scores, the first of equals first; then those without, newest first."""
+    left, order = checkpoints.scores(), []
+    while (best := best_of(left, checkpoints.best_by)) is not None:
+        order.append(best)
+        del left[best]
+    return order + [step for step in reversed(checkpoints.all_steps()) if step not in order]
+
+
+def _tell_choice(
+    folder: Path, checkpoints: Checkpoints, step: int, damaged: dict[int, str], asked: bool
+) -> None:
+    """Says which checkpoint is used where that is not simply the best."""
+    if damaged:
+        text = f"damaged checkpoints of {folder} ({listed(damaged)}): step {step} is used"
+    elif not asked and step not in checkpoints.scores():
+        text = (
             f"no checkpoint of {folder} has a score (the run was not evaluated yet, or an older "
-            f"version saved it without): step {known[-1]}, the latest, is used",
-            Notice,
-            stacklevel=3,
+            f"version saved it without): step {step}, the latest, is used"
         )
-    return known[-1] if best is None else best
+    else:
+        return
+    warnings.warn(text, Notice, stacklevel=4)
