@@ -217,6 +217,7 @@ FREE_TO_CHANGE = (
     "train.patience",
     "train.grace_seconds",
     "train.save_errors",
+    "train.changed_rows",
     "svd.folder",
     "svd.keep",
     *(f"watch.{field.name}" for field in dataclasses.fields(WatchConfig)),

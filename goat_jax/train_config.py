@@ -31,6 +31,8 @@ class TrainConfig:
         save_errors: "stop" ends the run when a checkpoint cannot be written (a full disk), keeping
             the one before; "continue" warns and tries again at the next, and fails only if the last
             cannot be written. Several processes always stop.
+        changed_rows: "stop" refuses to continue a run whose data set has changed since it began;
+            "accept" goes on with the rows as they are now, and run.json keeps both digests.
         seed: of the data's order, the head's and the adapters' start, and dropout.
     """
 
@@ -47,6 +49,7 @@ class TrainConfig:
     best_by: str | None = None
     grace_seconds: NonNegative = 60.0
     save_errors: Annotated[str, OneOf(("stop", "continue"))] = "stop"
+    changed_rows: Annotated[str, OneOf(("stop", "accept"))] = "stop"
     seed: Seed = 0
 
     def __post_init__(self) -> None:

@@ -54,7 +54,7 @@ OF_CONFIGS = {
     "SvdConfig": "folder keep route",
     "TrainConfig": (
         "steps batch_size accumulate max_length shapes eval_batch_size eval_every save_every "
-        "log_every patience best_by grace_seconds save_errors seed"
+        "log_every patience best_by grace_seconds save_errors changed_rows seed"
     ),
     "WatchConfig": "utilization profile wandb",
 }

@@ -64,6 +64,11 @@ class ImageRows:
         """Images have no ids."""
         return {}
 
+    @property
+    def contents(self) -> tuple[Any, ...]:
+        """Labels, and digests of the images or their ids; not their pixels, which are many."""
+        return self.labels, self.marks
+
     def __len__(self) -> int:
         return len(self.labels)
 

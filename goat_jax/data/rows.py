@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -41,6 +41,11 @@ class Rows(Protocol):
 
     @property
     def lookups(self) -> Mapping[str, Iterable[np.ndarray]]: ...
+
+    @property
+    def contents(self) -> Any:
+        """All that is learnt from the rows, or digests of it: arrays, lists, mappings, numbers."""
+        ...
 
     def __len__(self) -> int: ...
 

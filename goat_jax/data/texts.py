@@ -52,6 +52,11 @@ class Texts:
         """The ids that a model looks up."""
         return lookups_of(self)
 
+    @property
+    def contents(self) -> tuple[Any, ...]:
+        """Tokens, which of them are learnt, and which texts share a row."""
+        return self.input_ids, self.learnt, self.members, self.tasks
+
     def __len__(self) -> int:
         return len(self.members)
 

@@ -64,6 +64,11 @@ class Encoded:
         """The ids that a model looks up."""
         return lookups_of(self) | {"type_vocab_size": self.token_type_ids or []}
 
+    @property
+    def contents(self) -> tuple[Any, ...]:
+        """Tokens and labels."""
+        return self.input_ids, self.token_type_ids, self.labels, self.parts, self.tasks
+
     def __len__(self) -> int:
         return len(self.labels)
 

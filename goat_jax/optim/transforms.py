@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
 
 import optax
 
@@ -32,7 +32,13 @@ class Stages(NamedTuple):
 
 
 class Transform(Protocol):
-    """A method's optimizer."""
+    """A method's optimizer.
+
+    Attributes:
+        length_matters: whether the first steps depend on how many there will be.
+    """
+
+    length_matters: ClassVar[bool]
 
     def __call__(
         self, stages: Stages, scales: PyTree, total_steps: int
@@ -55,6 +61,8 @@ class Plain:
     {'a': 1.0}
     """
 
+    length_matters: ClassVar[bool] = False
+
     def __call__(
         self, stages: Stages, scales: PyTree, total_steps: int
     ) -> optax.GradientTransformation:
@@ -76,6 +84,8 @@ class LoraPlus:
     Raises:
         UserError: an adapter that has no a and b.
     """
+
+    length_matters: ClassVar[bool] = False
 
     lr_ratio: Positive = 16.0
 
@@ -110,6 +120,8 @@ class LoraPro:
     Raises:
         UserError: another x or other moments, or an adapter that is not a sum of ``s a b``.
     """
+
+    length_matters: ClassVar[bool] = False
 
     x: Annotated[str, OneOf(CHOICES)] = "sylvester"
     moments: Annotated[str, OneOf(("factors", "full"))] = "factors"
@@ -146,6 +158,8 @@ class LateStart:
         late: names of the arrays.
     """
 
+    length_matters: ClassVar[bool] = False
+
     late: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -172,6 +186,8 @@ class PrunedRanks:
         beta1: decay of the smoothed sensitivity.
         beta2: decay of its uncertainty.
     """
+
+    length_matters: ClassVar[bool] = True
 
     target_rank: Count = 8
     warmup: Natural = 0

@@ -13,22 +13,25 @@ import itertools
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from orbax.checkpoint.path import atomicity
 
 from goat_jax.data.metrics import goodness
 from goat_jax.errors import Notice, RunFailed, UserError
-from goat_jax.run.checksums import MARK, CheckedPath, damage_of
+from goat_jax.run.checksums import MARK, damage_of, write_checksums
 from goat_jax.run.processes import by_first, is_first
 from goat_jax.run.state import RunState
+from goat_jax.run.steps import CHECKPOINTS, best_of, listed, steps_in
 from goat_jax.typing import PyTree
 
-FOLDER, DAMAGED = "checkpoints", "damaged"
+DAMAGED = "damaged"
+"""Where damaged checkpoints are moved when a run continues without them, in the run folder."""
 DELETED = ".deleted"
 """Where checkpoints are moved to be deleted: a kill must not leave half of one in its place."""
 
@@ -46,21 +49,24 @@ class Restored:
     notes: dict[str, Any]
 
 
-def best_of(scores: Mapping[int, float], metric: str) -> int | None:
-    """The step with the best score: the first of equals, never one that is not finite.
+class CheckedPath(atomicity.AtomicRenameTemporaryPath):
+    """Orbax's temporary folder, with checksums written as the last thing before it is renamed."""
 
-    Args:
-        scores: step -> its value of the metric.
-
-    >>> best_of({5: 0.5, 10: 0.9, 15: 0.9, 20: float("nan")}, "accuracy")
-    10
-    >>> best_of({5: 3.0, 10: 2.0}, "perplexity"), best_of({}, "accuracy")
-    (10, None)
-    """
-    finite = [
-        (goodness(metric, score), -step) for step, score in scores.items() if math.isfinite(score)
-    ]
-    return -max(finite)[1] if finite else None
+    async def finalize(self) -> None:
+        """Completes the folder and gives it its name."""
+        final = self.get_final()
+        if not final.name.isdigit():  # an item of a checkpoint: the checkpoint has the checksums
+            await super().finalize()
+            return
+        # Orbax's own last files, its time stamp among them, are written by the call that renames.
+        # So it renames to another temporary name, and the real name is given here.
+        complete = final.with_name(f"{final.name}{atomicity.TMP_DIR_SUFFIX}-complete")
+        shutil.rmtree(complete, ignore_errors=True)
+        self._final_path = complete
+        await super().finalize()
+        self._final_path = final
+        write_checksums(Path(complete), int(final.name))
+        complete.rename(final)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +127,7 @@ class Checkpoints:
             read_only=read_only,
             lightweight_initialize=read_only,  # a reader asks for the scores that it needs
         )
-        root = (Path(folder) / FOLDER).absolute()
+        root = (Path(folder) / CHECKPOINTS).absolute()
         if read_only and not root.is_dir():
             raise UserError(f"{folder} has no checkpoints: train it first")
         self._root = root
@@ -274,12 +280,6 @@ class Checkpoints:
             ) from error
 
 
-def steps_in(root: Path) -> list[int]:
-    """The steps that a folder has complete checkpoints of, damaged or not, the newest first."""
-    names = [path.name for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
-    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
-
-
 def _move_damaged(root: Path) -> None:
     """Moves damaged checkpoints out of the way of a run that continues; nothing is deleted.
 
@@ -311,11 +311,6 @@ def _move_damaged(root: Path) -> None:
             Notice,
             stacklevel=2,
         )
-
-
-def listed(damaged: Mapping[int, str]) -> str:
-    """Damaged steps with the reasons, for a message."""
-    return ", ".join(f"step {step}: {reason}" for step, reason in damaged.items())
 
 
 def _free_name(folder: Path, name: str) -> Path:

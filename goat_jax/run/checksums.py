@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from orbax.checkpoint.path import atomicity
 
 from goat_jax.errors import UserError
 from goat_jax.files import read_json, sha256_of, write_whole
@@ -24,26 +21,6 @@ MARK = {"checksums": NAME}
 METADATA = "_CHECKPOINT_METADATA"
 SMALL = 1 << 20
 """Files of more bytes than this are only hashed by a thorough check."""
-
-
-class CheckedPath(atomicity.AtomicRenameTemporaryPath):
-    """Orbax's temporary folder, with checksums written as the last thing before it is renamed."""
-
-    async def finalize(self) -> None:
-        """Completes the folder and gives it its name."""
-        final = self.get_final()
-        if not final.name.isdigit():  # an item of a checkpoint: the checkpoint has the checksums
-            await super().finalize()
-            return
-        # Orbax's own last files, its time stamp among them, are written by the call that renames.
-        # So it renames to another temporary name, and the real name is given here.
-        complete = final.with_name(f"{final.name}{atomicity.TMP_DIR_SUFFIX}-complete")
-        shutil.rmtree(complete, ignore_errors=True)
-        self._final_path = complete
-        await super().finalize()
-        self._final_path = final
-        write_checksums(Path(complete), int(final.name))
-        complete.rename(final)
 
 
 def write_checksums(folder: Path, step: int) -> None:

@@ -17,7 +17,7 @@ from goat_jax.config import DTYPES, RunConfig
 from goat_jax.data.metrics import goodness
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.run.evaluate import evaluate
-from goat_jax.run.folder import claimed, identify
+from goat_jax.run.folder import check_same_rows, claimed, identify
 from goat_jax.run.meter import Meter, memory_peaks
 from goat_jax.run.norms import norms_by_module, not_finite
 from goat_jax.run.problems import problem_of
@@ -88,8 +88,9 @@ def fit(
     with contextlib.ExitStack() as held:
         by_first(lambda: held.enter_context(claimed(folder, config)))
         data = load_data(config)
+        by_first(lambda: check_same_rows(folder, config, data))
         built = build(config, data)
-        by_first(lambda: identify(folder, config, built, command))
+        by_first(lambda: identify(folder, config, built, data, command))
         going_on = config.train.save_errors == "continue"
         checkpoints = Checkpoints(folder, config.best_by, going_on=going_on)
         held.callback(checkpoints.close)
@@ -133,7 +134,7 @@ def begin(
         loop.save(loop.before)
         checkpoints.wait()
         # Last: without its checkpoint the run would be another one, so until then it is none.
-        identify(folder, config, built, command)
+        identify(folder, config, built, data, command)
         return loop.summary("imported")
 
 

@@ -14,8 +14,10 @@ import numpy as np
 from goat_jax.config import FREE_TO_CHANGE, RunConfig, config_from_json, flatten
 from goat_jax.errors import UserError
 from goat_jax.files import read_json, write_whole
+from goat_jax.optim.optimizer import schedule_of
 from goat_jax.run.lock import LOCK, locked
-from goat_jax.run.setup import Built
+from goat_jax.run.setup import Built, Data
+from goat_jax.run.steps import CHECKPOINTS, steps_in
 
 RUN = "run.json"
 RESULT = "result.json"  # what a run of a table came to
@@ -92,31 +94,41 @@ def _remove_unless_used(folder: Path) -> None:
             folder.rmdir()
 
 
-def identify(folder: Path, config: RunConfig, built: Built, command: str | None = None) -> None:
+def identify(
+    folder: Path, config: RunConfig, built: Built, data: Data, command: str | None = None
+) -> None:
     """Writes run.json where a run begins; where it had begun, checks that it is the same.
+
+    What a continued run may change of its identity, its length and its rows, is written, too.
 
     Args:
         folder: is this run's (`claimed`).
         command: the command that begins the run, to be kept.
 
     Raises:
-        UserError: the model is not the one that the run began with.
+        UserError: the model or the rows are not those that the run began with.
     """
     path = Path(folder) / RUN
-    if path.is_file():
-        check_same_model(folder, read_run(folder), built)
-        return
-    kept = describe(config, built) | ({"command": command} if command else {})
-    write_whole(path, json.dumps(kept, indent=1) + "\n")
+    if not path.is_file():
+        saved = describe(config, built, data) | ({"command": command} if command else {})
+    else:
+        before = read_run(folder)
+        check_same_model(folder, before, built)
+        saved = before | rows_of(folder, before, config, data)
+        saved["config"] = saved["config"] | {"train.steps": config.train.steps}
+        if saved == before:
+            return
+    write_whole(path, json.dumps(saved, indent=1) + "\n")
 
 
-def describe(config: RunConfig, built: Built) -> dict[str, Any]:
+def describe(config: RunConfig, built: Built, data: Data) -> dict[str, Any]:
     """What identifies a run, as JSON."""
     return {
         "config": flatten(config),
         "base_sha256": built.base_fingerprint,
         "residual_norms": built.residual_norms,
         "trained_parameters": built.inject_report.trained_parameters,
+        "rows": data.identity,
         "versions": versions(),
     }
 
@@ -150,13 +162,72 @@ def load_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
 
 def check_same_config(folder: Path, saved: dict[str, Any], config: RunConfig) -> None:
     """Raises `UserError` unless a config differs from a run's only where it may."""
-    before = flatten(config_from_json(saved["config"]))  # with what fields since then stand for
+    theirs = config_from_json(saved["config"])
+    before = flatten(theirs)  # with what fields since then stand for
     for name, value in flatten(config).items():
-        if name not in FREE_TO_CHANGE and before.get(name) != value:
+        if name not in (*FREE_TO_CHANGE, "train.steps") and before.get(name) != value:
             raise UserError(
                 f"{folder} holds a run with {name} = {before.get(name)!r}, now {value!r}: "
                 "give the same or another --out"
             )
+    _check_length(folder, theirs, config)
+
+
+def _check_length(folder: Path, before: RunConfig, now: RunConfig) -> None:
+    """Another number of steps is fine if the steps already done would have been the same."""
+    planned, wanted = before.train.steps, now.train.steps
+    done = max(steps_in(folder / CHECKPOINTS), default=0)
+    if wanted == planned:
+        return
+    why = None
+    if wanted < done:
+        why = f"{done} are done"
+    elif now.adapter.spec().transform.length_matters:
+        why = "its method plans over all steps"
+    elif not _same_rates(before, now):
+        why = (
+            f"its {now.optimizer.schedule} schedule follows from them, only a constant one goes on"
+        )
+    if why is not None:
+        raise UserError(
+            f"{folder} holds a run with train.steps = {planned}, now {wanted} ({why}): give the "
+            "same or another --out"
+        )
+
+
+def _same_rates(one: RunConfig, other: RunConfig) -> bool:
+    """Whether the learning rates agree as long as both runs last."""
+    steps = np.arange(min(one.train.steps, other.train.steps))
+    mine, theirs = (schedule_of(each.optimizer, each.train.steps)(steps) for each in (one, other))
+    return np.array_equal(np.asarray(mine), np.asarray(theirs))
+
+
+def check_same_rows(folder: Path, config: RunConfig, data: Data) -> None:
+    """Raises `UserError` if a run had begun in the folder with other rows; needs no model."""
+    if (folder / RUN).is_file():
+        rows_of(folder, read_run(folder), config, data)
+
+
+def rows_of(folder: Path, saved: dict[str, Any], config: RunConfig, data: Data) -> dict[str, Any]:
+    """The entries of run.json about the rows, with earlier ones where a change is accepted.
+
+    Raises:
+        UserError: the rows have changed, and the config does not accept it.
+    """
+    before = saved.get("rows", {})  # older versions kept no digests: from now on there are
+    changed = [split for split in before if before[split] != data.identity[split]]
+    if not changed:
+        return {"rows": data.identity}
+    if config.train.changed_rows == "stop":
+        counts = [f"{each[changed[0]]['rows']:,}" for each in (before, data.identity)]
+        raise UserError(
+            f"the {' and '.join(changed)} rows of {folder} have changed since it began "
+            f"({counts[0]} rows then, {counts[1]} now): restore them, give another --out, or say "
+            "that it is meant with --train.changed-rows accept"
+        )
+    until = max(steps_in(folder / CHECKPOINTS), default=0)
+    earlier = [*saved.get("earlier_rows", []), {"until_step": until, **before}]
+    return {"rows": data.identity, "earlier_rows": earlier}
 
 
 def check_same_model(folder: Path, saved: dict[str, Any], built: Built) -> None:

@@ -15,11 +15,11 @@ from goat_jax.errors import Notice, UserError
 from goat_jax.mesh.config import MeshConfig
 from goat_jax.mesh.placement import make_placement
 from goat_jax.models.load import Loaded, load_model
-from goat_jax.run.checkpoint import best_of, listed
 from goat_jax.run.folder import check_same_model, load_run
 from goat_jax.run.placed import keep_rows
 from goat_jax.run.setup import Built, build
 from goat_jax.run.state import RunState
+from goat_jax.run.steps import best_of, listed
 
 if TYPE_CHECKING:
     from goat_jax.run.checkpoint import Checkpoints

@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.config import DTYPES, RunConfig
 from goat_jax.data.batching import choose_buckets
+from goat_jax.data.fingerprint import fingerprint as rows_fingerprint
 from goat_jax.data.ids import table_sizes
 from goat_jax.data.overlap import note_of
 from goat_jax.data.pipeline import eval_batches, train_iterator
@@ -330,6 +331,7 @@ class Data:
     train: Any
     evaluation: Sequence[Batch]
     notes: tuple[str, ...]
+    identity: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     shares: int = 1
 
 
@@ -356,8 +358,14 @@ def load_data(config: RunConfig) -> Data:
         train=training_batches(config, train, share),
         evaluation=evaluation_batches(config, held_out),
         notes=tuple(filter(None, notes)),
+        identity={"training": identity_of(train), "held-out": identity_of(held_out)},
         shares=share[1],
     )
+
+
+def identity_of(rows: Rows) -> dict[str, Any]:
+    """Number and digest of rows, as JSON."""
+    return {"rows": len(rows), "sha256": rows_fingerprint(rows)}
 
 
 def training_batches(config: RunConfig, rows: Rows, share: tuple[int, int] = (0, 1)) -> Any:
