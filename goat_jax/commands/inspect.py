@@ -98,8 +98,12 @@ def score_table(records: list[dict[str, Any]]) -> str:
     """Every evaluation of the run."""
     skipped = {"kind", "step", "split", "seconds"}
     names = [name for name in (records[0] if records else {}) if name not in skipped]
-    rows = [[r["step"], *(f"{r[name]:.4f}" for name in names)] for r in records]
+    rows = [[r["step"], *(_number(r.get(name)) for name in names)] for r in records]
     return render_table(["step", *names], rows)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"  # a score that was not finite is none
 
 
 def load_table(record: dict[str, Any]) -> str:

@@ -230,7 +230,7 @@ class Checkpoints:
         if int(found["state"]["step"]) != step:
             raise UserError(f"{where} is the checkpoint of step {int(found['state']['step'])}")
         if data is not None:
-            data.set_state(found["data"])
+            _set_position(data, found["data"], where)
         return Restored(_run_state(found["state"], like), found["notes"])
 
     def wait(self) -> None:
@@ -278,6 +278,28 @@ class Checkpoints:
                 f"a checkpoint could not be written to {self._root} ({short}); {kept}: "
                 "free some space and start the same command again"
             ) from error
+
+
+def _set_position(data: Any, position: Any, where: str) -> None:
+    """Sets a data iterator to a saved position."""
+    try:
+        if not _alike(position, data.get_state()):
+            raise ValueError("it has another form")
+        data.set_state(position)
+    except (ValueError, IndexError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{where}: the saved position in the data cannot be taken up ({reason}): move this "
+            "checkpoint away to go on from the one before"
+        ) from error
+
+
+def _alike(value: Any, other: Any) -> bool:
+    """Whether two JSON values have the same names and types, and no number is negative."""
+    if isinstance(other, dict):
+        same = isinstance(value, dict) and value.keys() == other.keys()
+        return same and all(_alike(value[name], other[name]) for name in other)
+    return type(value) is type(other) and not (isinstance(value, int | float) and value < 0)
 
 
 def _move_damaged(root: Path) -> None:

@@ -157,6 +157,22 @@ class _Best:
             self.worse += 1
 
 
+def _from_notes(notes: Any, step: int, folder: str) -> tuple[_Best, dict | None, dict]:
+    """What `save` noted: the best evaluation, and the first and the last scores."""
+    try:
+        best = _Best(*(notes["best"][name] for name in ("step", "score", "worse")))
+        before, after = notes["before"], notes["after"]
+        numbers = [best.step, best.score, best.worse, *(before or {}).values(), *after.values()]
+        if not all(isinstance(each, int | float) for each in numbers):
+            raise TypeError("a value is no number")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"the notes of the checkpoint of step {step} in {folder} are not a run's ({error}): "
+            "move it away to go on from the checkpoint before"
+        ) from error
+    return best, before, after
+
+
 class _Loop:
     """The state of `fit` between steps."""
 
@@ -190,8 +206,7 @@ class _Loop:
             return
         found = self.checkpoints.restore(self.state, self.data.train, step)
         self.state, self.step, self.saved = found.state, step, step
-        self.best = _Best(**found.notes["best"])
-        self.before, self.after = found.notes["before"], found.notes["after"]
+        self.best, self.before, self.after = _from_notes(found.notes, step, self.config.out)
 
     def run(self, signals: Signals) -> Summary:
         """All steps that are left, or up to the one during which a signal came."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from goat_jax.config import FREE_TO_CHANGE, RunConfig, config_from_json, flatten
 from goat_jax.errors import UserError
+from goat_jax.fields import Natural, check_fields, made
 from goat_jax.files import read_json, write_whole
 from goat_jax.optim.optimizer import schedule_of
 from goat_jax.run.lock import LOCK, locked
@@ -33,6 +35,47 @@ LIBRARIES = {
     "grain": "grain",
 }
 """Name in run.json -> name of the package whose version a run's numbers may depend on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RowsIdentity:
+    """The rows of one split.
+
+    Attributes:
+        rows: their number.
+        sha256: digest of all of them.
+    """
+
+    rows: Natural
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFile:
+    """The entries of run.json, with their types; those with a default came with later versions.
+
+    Attributes:
+        config: fields of the `RunConfig` by their dotted names.
+        base_sha256: digest of the pretrained weights.
+        residual_norms: module name -> norm of its frozen kernel per layer.
+        trained_parameters: their number.
+        versions: of the libraries with which the run began.
+        rows: split -> its rows.
+        earlier_rows: the rows before they were changed, the oldest first.
+        command: the command that began the run.
+    """
+
+    config: Mapping[str, Any]
+    base_sha256: str
+    residual_norms: Mapping[str, tuple[float, ...]]
+    trained_parameters: Natural
+    versions: Mapping[str, str]
+    rows: Mapping[str, RowsIdentity] = dataclasses.field(default_factory=dict)
+    earlier_rows: tuple[Mapping[str, Any], ...] = ()
+    command: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @contextlib.contextmanager
@@ -151,18 +194,38 @@ def read_run(folder: Path) -> dict[str, Any]:
     path = Path(folder) / RUN
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder: it has no {RUN}")
-    return read_json(path)
+    saved = read_json(path)
+    if not isinstance(saved, dict):
+        raise UserError(f"{path} is not valid: it holds a {type(saved).__name__}, no object")
+    known = {field.name for field in dataclasses.fields(RunFile)}
+    with _named(path):
+        made("it", RunFile, {name: value for name, value in saved.items() if name in known})
+    return saved
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Puts a file's name in front of the errors of its content."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} is not valid: {reason}") from None
 
 
 def load_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
     """The config of a run folder, and all that run.json says."""
     saved = read_run(folder)
-    return config_from_json(saved["config"]), saved
+    with _named(Path(folder) / RUN):
+        config = config_from_json(saved["config"])
+        check_fields(config.task, "task.")
+    return config, saved
 
 
 def check_same_config(folder: Path, saved: dict[str, Any], config: RunConfig) -> None:
     """Raises `UserError` unless a config differs from a run's only where it may."""
-    theirs = config_from_json(saved["config"])
+    with _named(Path(folder) / RUN):
+        theirs = config_from_json(saved["config"])
     before = flatten(theirs)  # with what fields since then stand for
     for name, value in flatten(config).items():
         if name not in (*FREE_TO_CHANGE, "train.steps") and before.get(name) != value:
@@ -215,7 +278,7 @@ def rows_of(folder: Path, saved: dict[str, Any], config: RunConfig, data: Data) 
         UserError: the rows have changed, and the config does not accept it.
     """
     before = saved.get("rows", {})  # older versions kept no digests: from now on there are
-    changed = [split for split in before if before[split] != data.identity[split]]
+    changed = [split for split, rows in data.identity.items() if before.get(split, rows) != rows]
     if not changed:
         return {"rows": data.identity}
     if config.train.changed_rows == "stop":
@@ -239,8 +302,9 @@ def check_same_model(folder: Path, saved: dict[str, Any], built: Built) -> None:
             f"{mine[:12]}): give the same model or another --out"
         )
     for name, norms in built.residual_norms.items():
-        before = saved["residual_norms"].get(name, np.inf)
-        if not np.allclose(before, norms, rtol=NORM_TOLERANCE, atol=0):
+        before = saved["residual_norms"].get(name, [])
+        alike = len(before) == len(norms)
+        if not alike or not np.allclose(before, norms, rtol=NORM_TOLERANCE, atol=0):
             raise UserError(
                 f"{folder}: the rebuilt frozen kernel of {name} is not the one it was trained on: "
                 "the library's SVD start has changed, start anew with another --out"

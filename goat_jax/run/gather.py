@@ -10,6 +10,8 @@ from typing import Any
 
 from goat_jax.config import RunConfig, flatten
 from goat_jax.errors import UserError
+from goat_jax.fields import checked
+from goat_jax.files import read_json
 from goat_jax.run.folder import RESULT, RUN, load_run
 from goat_jax.run.records import FILE_NAME, read_records, training_series
 
@@ -78,7 +80,10 @@ def _read(folder: Path) -> Gathered:
 def _scores(folder: Path, config: RunConfig, records: Sequence[Mapping]) -> dict[str, float]:
     result = folder / RESULT
     if result.is_file():
-        return json.loads(result.read_text(encoding="utf-8"))["scores"]
+        saved = read_json(result)
+        if not isinstance(saved, dict) or "scores" not in saved:
+            raise UserError(f"{result} is not valid: it has no scores")
+        return dict(checked(f"{result}: scores", saved["scores"], Mapping[str, float]))
     ends = [r for r in records if r["kind"] == "eval" and r["step"] == config.train.steps]
     skipped = {"kind", "step", "split", "seconds"}
     last = ends[-1] if ends else {}

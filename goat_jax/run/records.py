@@ -23,7 +23,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -31,6 +31,7 @@ from typing import IO, Any, Self
 import numpy as np
 
 from goat_jax.errors import RunFailed, UserError
+from goat_jax.files import parse_json
 from goat_jax.run.mirrors import Mirror
 
 FILE_NAME = "metrics.jsonl"
@@ -201,12 +202,51 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
+    """The record on a line; None if it is none, so that readers need not ask of every value."""
     try:
-        record = json.loads(line)
-    except ValueError:  # bad JSON and bad UTF-8 alike
+        record = parse_json(line, FILE_NAME)
+    except UserError:
         return None
-    whole = isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record
-    return record if whole else None
+    if not isinstance(record, dict) or type(record.get("step")) is not int or record["step"] < 0:
+        return None
+    fits, kind = _SHAPES.get(str(record.get("kind"))), record.get("kind")
+    values = {name: value for name, value in record.items() if name not in ("kind", "step")}
+    return record if isinstance(kind, str) and (fits is None or fits(values)) else None
+
+
+def _is_number(value: Any) -> bool:
+    # Booleans count, as they do for Python; an integer may be too large for a float.
+    return value is None or (isinstance(value, int | float) and abs(value) < 1e308)
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value))
+
+
+def _is_table(value: Any) -> bool:
+    """Whether a value is rows of numbers, all of one length."""
+    rows = isinstance(value, list) and bool(value) and all(map(_are_numbers, value))
+    return rows and len(value[0]) > 0 and len({len(row) for row in value}) == 1
+
+
+def _of_layers(values: Mapping[str, Any]) -> bool:
+    return all(
+        isinstance(each, dict) and all(map(_are_numbers, each.values())) for each in values.values()
+    )
+
+
+_SHAPES: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "train": lambda values: all(_is_number(v) or _are_numbers(v) for v in values.values()),
+    "eval": lambda values: (
+        isinstance(values.get("split", ""), str)
+        and all(_is_number(value) for name, value in values.items() if name != "split")
+    ),
+    "load": lambda values: (
+        isinstance(values.get("modules"), dict) and all(map(_is_table, values["modules"].values()))
+    ),
+    "layers": _of_layers,
+}
+"""Kind of a record -> whether its values have the shape that readers rely on."""
 
 
 def _ends_in_half_a_line(path: Path) -> bool:

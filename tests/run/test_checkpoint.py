@@ -4,11 +4,10 @@ import dataclasses
 import json
 import shutil
 
-import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
 
+from checkpoints import Batches, save, state_of, without_checksums
 from goat_jax.commands.train import report
 from goat_jax.errors import Notice, UserError
 from goat_jax.run import fit as loop
@@ -17,44 +16,6 @@ from goat_jax.run.checksums import damage_of
 from goat_jax.run.fit import fit
 from goat_jax.run.folder import load_run
 from goat_jax.run.reopen import reopen
-from goat_jax.run.state import RunState
-
-
-class Batches:
-    """A data iterator as far as checkpoints know one."""
-
-    def __init__(self):
-        self.state = {"next_index": 0}
-
-    def get_state(self):
-        return self.state
-
-    def set_state(self, state):
-        self.state = state
-
-
-def state_of(step: int) -> RunState:
-    return RunState(
-        step=jnp.asarray(step, jnp.int32),
-        trainable={"a": jnp.full((4, 3), step, jnp.float32)},
-        opt_state=(jnp.zeros((4, 3)),),
-        key=jax.random.key(step),
-        constants={},
-    )
-
-
-def save(checkpoints: Checkpoints, step: int, scores: dict[str, float] | None = None) -> None:
-    data = Batches()
-    data.state = {"next_index": step}
-    checkpoints.save(state_of(step), data, {"saved": step}, scores)
-
-
-def without_checksums(checkpoint):
-    """As an older version left it."""
-    (checkpoint / "checksums.json").unlink()
-    path = checkpoint / "_CHECKPOINT_METADATA"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"custom_metadata": {}}))
-
 
 NAN, INF = float("nan"), float("inf")
 SCORES = {10: 0.5, 20: NAN, 30: 0.9, 40: None, 50: 0.9, 60: INF, 70: 0.6, 80: 0.6}
