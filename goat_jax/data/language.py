@@ -226,7 +226,7 @@ def fill(template: str, row: Row) -> str:
         return _Filler().vformat(template, (), row)
     except UserError:
         raise
-    except (LookupError, ValueError, AttributeError, TypeError) as error:
+    except (LookupError, ValueError, AttributeError, TypeError, MemoryError) as error:
         raise UserError(
             f"template {template!r} does not fit ({error}); the row has {', '.join(map(str, row))}"
         ) from None
