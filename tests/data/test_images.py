@@ -272,7 +272,7 @@ def test_an_array_that_is_no_image(tmp_path):
         ({"std": (1.0, 0.0, 1.0)}, r"std \(1\.0, 0\.0, 1\.0\): give three each"),
         ({"mean": (0.5,)}, "give three each"),
         ({"train_crop": (0.5, 1.5)}, r"train_crop \(0\.5, 1\.5\): give two shares"),
-        ({"train_ratio": (2, 1)}, r"train_ratio \(2, 1\): give two ratios"),
+        ({"train_ratio": (2, 1)}, r"train_ratio \(2.0, 1.0\): give two ratios"),
         ({"on_bad_image": "drop"}, "on_bad_image 'drop': use one of error, skip"),
     ],
 )

@@ -115,7 +115,7 @@ def test_a_decoder_is_filled(tmp_path, architecture, biases):
     config, weights = open_gguf(write(tmp_path / "a.gguf", tensors, architecture))
     row = architecture_of(config, tmp_path)
     model = nnx.eval_shape(lambda: row.build(row.config(config), rngs=nnx.Rngs(0)))
-    assert fill(model, weights, row, jax.random.key(0), jnp.float32) == ()
+    assert fill(model, weights, row, jax.random.key(0), jnp.float32).fresh == ()
     found = torch_tensors(model)
     assert set(found) == set(tensors)
     for name, tensor in tensors.items():
