@@ -8,6 +8,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from goat_jax.commands import arguments, exam_arguments
@@ -94,13 +95,20 @@ def _plot(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> int:
-    from goat_jax.commands.train import train
-    from goat_jax.run.processes import Processes, join
-
     if options.coordinator:
-        join(Processes(options.coordinator, options.processes, options.process))
-    elif options.processes is not None or options.process is not None:
+        from goat_jax.run.processes import Processes, as_one
+
+        place = Processes(options.coordinator, options.processes, options.process)
+        train = partial(in_one_line, "goat-jax", partial(_train_here, options, rest))
+        return as_one(place, train)
+    if options.processes is not None or options.process is not None:
         raise UserError("--processes and --process need --coordinator HOST:PORT")
+    return _train_here(options, rest)
+
+
+def _train_here(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.commands.train import train
+
     if (options.config is None) == (options.run_folder is None):
         raise UserError("train takes --config FILE, or --run RUN to go on: give one of them")
     if options.help_fields:

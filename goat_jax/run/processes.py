@@ -6,7 +6,9 @@ them see the same files (a shared folder), and only the first writes what is not
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +19,7 @@ import numpy as np
 
 from goat_jax.config import RunConfig, flatten
 from goat_jax.errors import UserError
+from goat_jax.run.lifeline import PLACE, Lifeline
 from goat_jax.run.mirrors import Mirror, TensorBoard, WeightsAndBiases
 from goat_jax.run.records import Records
 
@@ -56,10 +59,10 @@ class Processes:
             raise UserError(f"process {self.index} of {self.count}: the index counts from 0")
 
 
-def join(processes: Processes, timeout: int = 300) -> None:
+def join(processes: Processes, timeout: int = 300) -> Lifeline:
     """Connects this process with the others, before jax is used for anything else.
 
-    On CPUs they exchange numbers by gloo.
+    On CPUs they exchange numbers by gloo. From here on the end of one ends all (`lifeline`).
 
     Args:
         timeout: seconds to wait for the others.
@@ -68,6 +71,9 @@ def join(processes: Processes, timeout: int = 300) -> None:
         UserError: they did not come, or jax has started already.
     """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # A run has its own way to end at a signal (`signals`); jax's would only report, in lines of
+    # C++, that the first process cannot be reached.
+    jax.config.update("jax_enable_preemption_service", False)
     named = processes.coordinator != "auto"
     try:
         jax.distributed.initialize(
@@ -82,6 +88,51 @@ def join(processes: Processes, timeout: int = 300) -> None:
             f"the processes could not be joined by {processes.coordinator} ({reason}): start all "
             "of them, with one address, within the time"
         ) from error
+    return _lifeline(timeout)
+
+
+def _lifeline(timeout: int) -> Lifeline:
+    """This process's lifeline; one that knows nobody where no connection can be made, since then
+    jax's own heartbeats are left."""
+    from jax._src import distributed  # its store has no public name
+
+    state: Any = distributed.global_state
+    lifeline = Lifeline(state.process_id)
+    if state.process_id == 0:
+        state.client.key_value_set(PLACE, lifeline.listen())
+    else:
+        told = state.client.blocking_key_value_get(PLACE, timeout * 1000)
+        host = state.coordinator_address.rpartition(":")[0].strip("[]")
+        with contextlib.suppress(OSError):
+            lifeline.connect(host, told)
+    return lifeline
+
+
+def as_one(processes: Processes, action: Callable[[], int]) -> int:
+    """Runs an action as one of several processes; if it fails in one, all of them end.
+
+    Args:
+        action: returns the exit code; below 128 it says that the action failed and has said why.
+    """
+    lifeline = join(processes)
+    try:
+        code = action()
+    except Exception:
+        # Most likely another process has died under a collective; who it was is the better line.
+        lifeline.wait(LOST_SECONDS)
+        traceback.print_exc()
+        lifeline.fail(1)
+    if 0 < code < FIRST_SIGNAL:
+        lifeline.fail(code)
+    lifeline.done()
+    return code
+
+
+FIRST_SIGNAL = 128
+"""Exit codes from here on stand for signals, after which all processes have saved."""
+
+LOST_SECONDS = 10.0
+"""How long a process whose collective failed waits for its lifeline to say why."""
 
 
 def is_first() -> bool:

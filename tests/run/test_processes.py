@@ -17,6 +17,7 @@ import pytest
 from goat_jax.errors import UserError
 from goat_jax.mesh.config import MeshConfig
 from goat_jax.run.fit import fit
+from goat_jax.run.lifeline import AGAIN, Lifeline
 from goat_jax.run.processes import NoRecords, Processes, Votes, agreed
 from goat_jax.run.records import read_records
 from goat_jax.run.reopen import reopen
@@ -183,6 +184,91 @@ def test_a_mesh_runs_through_the_loop(config, tmp_path, finished):
     alone = finished[1]
     assert summary.after["loss"] == pytest.approx(alone.after["loss"], rel=1e-3)
     assert summary.after["accuracy"] == alone.after["accuracy"]
+
+
+AS_ONE = """
+import sys, threading
+from goat_jax.commands.door import in_one_line
+from goat_jax.errors import UserError
+from goat_jax.run.processes import Processes, agreed, as_one
+
+what, address, count, index = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+
+def action():
+    if what == "error" and index == 1:
+        raise UserError("a wrong word")
+    if what != "idle":
+        agreed(True)
+    print("ready", flush=True)
+    while what == "collective":
+        agreed(True)
+    if what in ("idle", "error"):
+        threading.Event().wait()
+    return 0
+
+sys.exit(as_one(Processes(address, count, index), lambda: in_one_line("goat-jax", action)))
+"""
+"""A process of several, without a model: it waits, is in collectives, fails or ends well."""
+
+
+def run_as_one(what, count, victim):
+    """Codes and error lines of the processes; one of them is killed when all are ready."""
+    address = f"127.0.0.1:{free_port()}"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", AS_ONE, what, address, str(count), str(i)], **pipes)
+        for i in range(count)
+    ]
+    try:
+        if victim is not None:
+            for process in processes:
+                while "ready" not in process.stdout.readline():
+                    assert process.poll() is None
+            processes[victim].kill()
+        errors = [process.communicate(timeout=400)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return [process.returncode for process in processes], errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "count", "victim"), [("idle", 2, 0), ("collective", 3, 2)])
+def test_when_one_is_killed_the_others_end_with_one_line(what, count, victim):
+    """Whether they wait outside of jax, as while they compile, or in a collective."""
+    codes, errors = run_as_one(what, count, victim)
+    assert codes.pop(victim) == -signal.SIGKILL and errors.pop(victim) == ""
+    assert codes == [75] * (count - 1)
+    line = f"goat-jax: error: process {victim} was killed or crashed: {AGAIN}\n"
+    if victim == 0:  # XLA's own thread may log first that the coordinator is gone
+        errors = ["".join(re.findall(r"^goat-jax:.*\n|^Traceback", e, re.M)) for e in errors]
+    assert errors == [line] * (count - 1)
+
+
+@pytest.mark.slow
+def test_when_one_fails_the_others_end_with_its_code():
+    codes, errors = run_as_one("error", 2, None)
+    assert codes == [2, 2]
+    assert errors[1] == "goat-jax: error: a wrong word\n"
+    assert errors[0] == "goat-jax: error: process 1 has failed: see its message\n"
+
+
+@pytest.mark.slow
+def test_processes_that_end_well_end_in_silence():
+    assert run_as_one("done", 2, None) == ([0, 0], ["", ""])
+
+
+def test_a_stranger_at_the_port_means_nothing(monkeypatch):
+    monkeypatch.setattr(os, "_exit", lambda code: pytest.fail(f"ended with {code}"))
+    lifeline = Lifeline(0)
+    port = int(lifeline.listen().split()[0])
+    for said in (b"", b"GET / HTTP/1.1\r\n\r\n", bytes(36)):
+        with socket.create_connection(("127.0.0.1", port), 60) as peer:
+            peer.sendall(said)
+            peer.shutdown(socket.SHUT_WR)
+            assert peer.recv(1) == b""  # closed on the other side, too
+    assert not lifeline._peers
 
 
 @pytest.mark.parametrize(
