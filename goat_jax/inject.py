@@ -66,8 +66,9 @@ class Override:
         own = spec.replace(**self.options)
         for field in OF_THE_RUN:
             if getattr(own, field) != getattr(spec, field):
+                names = self.modules if isinstance(self.modules, str) else list(self.modules)
                 raise UserError(
-                    f"an override of {self.modules!r} changes {field}, which is one for the whole "
+                    f"an override of {names!r} changes {field}, which is one for the whole "
                     "run: set it for the adapter, not for some modules"
                 )
         return own

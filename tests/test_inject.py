@@ -119,7 +119,10 @@ def test_counts():
         ({"targets": ["quary"]}, "target 'quary' matches no linear layer (did you mean 'query'?)"),
         ({"targets": ["query", "gate"]}, "target 'gate' matches no linear layer; they end in: "),
         ({"targets": r".*\.gate"}, "target '.*\\\\.gate' matches no linear layer"),
-        ({"targets": "query"}, "as a regular expression over full names (did you mean ['query']?)"),
+        (
+            {"targets": "query"},
+            "as a regular expression over full names (did you mean '[\"query\"]'?)",
+        ),
         ({"targets": "*query"}, "target '*query' is not a regular expression: nothing to repeat"),
         ({"train": ["clasifier"]}, "module to train 'clasifier' matches no module (did you"),
         ({"overrides": [Override(["q"], {})]}, "override 'q' matches no linear layer"),
