@@ -45,7 +45,8 @@ class Runner:
     def open(self, folder, step):
         return SimpleNamespace(name=Path(folder).name, step=step)
 
-    def examine(self, subject, task, way, options):
+    def examine(self, subject, task, way, options, folder):
+        assert folder.name == "evaluation"
         assert subject.step == 3  # the last one, as in the paper, not the best
         self.asked.append((subject.name, task.name, way))
         shift = 0.1 * int(subject.name[-1])
@@ -159,6 +160,19 @@ def test_a_run_that_fails_does_not_stop_the_others(error, runner, folder, tmp_pa
     assert f"not done: commonsense170k-lora-seed0: {error}" in printed.err
     lora, goat = (cells(line) for line in printed.out.splitlines()[2:])
     assert lora[1] == "- (69.80)" and goat[1] == "50.00 (73.60, -23.60)"
+
+
+def test_cut_answers_and_problems_are_said(folder, runner, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(SCORES, "codefeedback", {"pass@1": 0.25, "cut_answers": 0.5})
+    own = ["--methods", "goat", "--runs", "code", "--run-programs"]
+    arguments = given(tmp_path, folder, *own, questions=True)
+    assert main(load_program("generation").SWEEP, arguments) == 0
+    assert "50.0% of the answers were cut at --max-new-tokens" in capsys.readouterr().err
+    problem = Examination({"unscored": 2.0}, {}, "the judge graded none of 2 turns: no grade")
+    monkeypatch.setattr(module, "examine", lambda *given, folder: problem)
+    arguments = given(tmp_path, folder, "--methods", "goat", "--runs", "chat", questions=True)
+    assert main(load_program("generation").SWEEP, arguments) == 1
+    assert "the judge graded none of 2 turns" in capsys.readouterr().err
 
 
 def test_three_runs_fill_the_table_of_generation(runner, folder, tmp_path, capsys):

@@ -14,11 +14,12 @@ from goat_jax.config import parse_options
 from goat_jax.data.exams import LOSS, ExamTask, way_of
 from goat_jax.data.language import LanguageTask
 from goat_jax.data.tasks import Task, make_task
-from goat_jax.errors import UserError
+from goat_jax.errors import RunFailed, UserError
 from goat_jax.mesh.config import MeshConfig
 from goat_jax.models.sources import PACKAGE
 from goat_jax.run.evaluate import evaluate as score
-from goat_jax.run.examine import examine, write_records
+from goat_jax.run.examination import CUT_ANSWERS
+from goat_jax.run.examine import check_needs, examine, write_records
 from goat_jax.run.folder import RUN, load_run
 from goat_jax.run.progress import TrainProgress
 from goat_jax.run.reopen import ONE_DEVICE, reopen
@@ -54,15 +55,23 @@ def evaluate(given: argparse.Namespace) -> int:
                 raise UserError(f"{flag} is for exams: {given.source} is scored by {LOSS}")
         return _print_loss(Path(given.source), given.step, given.data, mesh, given.json)
     options = options_of(given)
-    subject = open_subject(given.source, given.step, given.dtype, mesh)
-    out = given.out or (Path(given.source) / EVALUATION if is_run else Path(EVALUATION))
+    exams = []
     for task, way in zip(tasks, ways, strict=True):
         assert isinstance(task, ExamTask)  # `way_of` finds no exam in others
-        task = _with_rows(task, given.data, given.limit)
+        exam = _with_rows(task, given.data, given.limit)
+        check_needs(exam, way, options)
+        exams.append((exam, way))
+    subject = open_subject(given.source, given.step, given.dtype, mesh)
+    out = given.out or (Path(given.source) / EVALUATION if is_run else Path(EVALUATION))
+    problems = []
+    for task, way in exams:
         with _Bar(not given.quiet) as bar:
-            found = examine(subject, task, way, options, bar)
+            found = examine(subject, task, way, options, bar, out)
         paths = write_records(out, task.name, way, found)
         _print_scores(subject, task.name, way, found.scores, paths, given.json)
+        problems += [found.problem] if found.problem else []
+    if problems:
+        raise RunFailed("; ".join(problems))
     return 0
 
 
@@ -135,6 +144,8 @@ def _print_scores(
     where = subject.name if subject.step is None else f"{subject.name}, step {subject.step}"
     rows = [[name, f"{value:.4f}"] for name, value in scores.items()]
     print(render_table([f"{task} by {way} ({where})", "score"], rows, align="lr"))
+    if CUT_ANSWERS in scores:
+        print(f"{scores[CUT_ANSWERS]:.1%} of the answers were cut at --max-new-tokens")
     print(f"written: {', '.join(map(str, paths))}", flush=True)
 
 

@@ -104,6 +104,13 @@ def _add_judge(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--wait", type=number(NonNegative), default=1.0, help="seconds before the second attempt"
     )
+    group.add_argument(
+        "--judge-timeout",
+        type=number(Positive),
+        default=120.0,
+        metavar="S",
+        help="seconds for one request",
+    )
 
 
 def options_of(given: argparse.Namespace) -> ExamOptions:
@@ -150,4 +157,5 @@ def _judge_of(given: argparse.Namespace) -> Judge | None:
         references=read_references(references) if references else {},
         attempts=given.attempts,
         wait=given.wait,
+        timeout=given.judge_timeout,
     )

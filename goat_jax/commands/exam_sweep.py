@@ -21,8 +21,8 @@ from goat_jax.config import RunConfig
 from goat_jax.data.exams import CODE, ExamTask, named_by_set
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.run.coding import check_programs
-from goat_jax.run.examination import ExamOptions
-from goat_jax.run.examine import examine, write_records
+from goat_jax.run.examination import CUT_ANSWERS, ExamOptions
+from goat_jax.run.examine import check_needs, examine, write_records
 from goat_jax.run.fit import fit
 from goat_jax.run.subject import open_subject
 
@@ -167,12 +167,19 @@ def run_one(config: RunConfig, options: ExamOptions, progress: bool) -> dict[str
         return kept
     if changed:
         print(f"{folder.name}: {', '.join(changed[:3])} changed: examined again", file=sys.stderr)
+    check_needs(task, task.way, options)
     summary = fit(config, progress=progress)
     if summary.stopped.startswith("SIG"):
         return None
     draw(folder)
-    found = examine(open_subject(str(folder), summary.step), task, task.way, options)
-    write_records(folder / "evaluation", task.name, task.way, found)
+    subject, where = open_subject(str(folder), summary.step), folder / "evaluation"
+    found = examine(subject, task, task.way, options, folder=where)
+    write_records(where, task.name, task.way, found)
+    if found.problem:
+        raise RunFailed(found.problem)
+    if CUT_ANSWERS in found.scores:
+        said = f"{found.scores[CUT_ANSWERS]:.1%} of the answers were cut at --max-new-tokens"
+        print(f"{folder.name}: {said}", file=sys.stderr)
     scores = named_by_set(found.scores, task.questions)
     keep_scores(folder, key, scores, notes=summary.notes)
     jax.clear_caches()  # the next run has a model of its own

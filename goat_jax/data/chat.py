@@ -49,3 +49,32 @@ alpaca_evol_instruct_70k, wizardlm, train
         "stop": END_OF_ANSWER,
     }
     return ExamTask("wizardlm", train, **(settings | options))
+
+
+def mt_bench(questions: str, **options: Any) -> ExamTask:
+    """MT-Bench put to any model, without training rows.
+
+    Args:
+      questions: MT-Bench's question.jsonl, or a folder with question.*.
+      options: other fields of `ExamTask`. format=messages asks in the model's chat template, in
+        place of the prompt that `wizardlm` trains with.
+
+    >>> mt_bench("question.jsonl").ways
+    ('judge', 'loss')
+    """
+    source = question_source(questions, split="question")
+    settings: dict[str, Any] = {
+        "train": source,
+        "evaluation": source,
+        "questions": {"mt_bench": source},
+        "exam": "conversation",
+        "max_new_tokens": 1024,
+        "stop": END_OF_ANSWER,
+    }
+    if options.get("format", "template") == "template":
+        settings |= {
+            "format": "template",
+            "prompt": instruction("{asked}"),
+            "completion": "{turns}",
+        }
+    return ExamTask("mt_bench", **(settings | options))

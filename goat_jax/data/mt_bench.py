@@ -29,8 +29,22 @@ TEMPERATURES = {
 WITH_REFERENCE = frozenset({"math", "coding", "reasoning"})
 """Categories that are judged with a reference answer at hand."""
 
-RATING = re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]")
-BARE_RATING = re.compile(r"\[(\d+(?:\.\d+)?)\]")
+_NUMBER = r"(-?\d+(?:\.\d+)?)"
+_OF_TEN = r"(?:\s*/\s*10(?!\d))?"
+RATINGS = (
+    re.compile(rf"\[\[\s*{_NUMBER}{_OF_TEN}\s*\]\]"),
+    re.compile(
+        rf"\b(?:rating|grade|score)\b[\s*_]*(?:is|[:=])[\s*_\[]*{_NUMBER}{_OF_TEN}"
+        r"(?!\.?\d|\s*[-\u2013/]\s*\d)",
+        re.IGNORECASE,
+    ),
+    re.compile(rf"\[\s*{_NUMBER}\s*\]"),
+)
+"""Forms of a grade, the best first: [[7]]; Rating: 7; [7]."""
+_TAG = r"(?:think|thinking|thought|thoughts|reasoning)"
+THOUGHT = re.compile(rf"<{_TAG}>.*?(?:</{_TAG}>|\Z)", re.IGNORECASE | re.DOTALL)
+BEGUN_THOUGHT = re.compile(rf"\A.*</{_TAG}>", re.IGNORECASE | re.DOTALL)
+"""A thought, also one that is not ended; and the end of one whose beginning was in the prompt."""
 SCALE = (1.0, 10.0)
 
 
@@ -164,15 +178,17 @@ def judge_messages(
 
 
 def read_rating(text: str) -> float | None:
-    """The grade 1 to 10 in a verdict, written as [[5]] or else as [5]; None if there is none.
+    """The last grade in a verdict, outside of thoughts; None if it is not from 1 to 10.
 
-    >>> read_rating("Good. [[8.5]]"), read_rating("[[11]]"), read_rating("eight")
-    (8.5, None, None)
+    >>> read_rating("Good. [[8.5]]"), read_rating("<think>[[2]]</think>Rating: 7"), read_rating("8")
+    (8.5, 7.0, None)
     """
-    found = RATING.search(text) or BARE_RATING.search(text)
-    if found is None or not SCALE[0] <= float(found[1]) <= SCALE[1]:
-        return None
-    return float(found[1])
+    text = BEGUN_THOUGHT.sub("", THOUGHT.sub("", text))
+    for form in RATINGS:
+        if found := form.findall(text):
+            grade = float(found[-1])
+            return grade if SCALE[0] <= grade <= SCALE[1] else None
+    return None
 
 
 def turns_of(row: Row) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from goat_jax.data.chat import wizardlm
+from goat_jax.data.chat import mt_bench, wizardlm
 from goat_jax.data.coding import codefeedback, humaneval
 from goat_jax.data.commonsense import FOLDERS, JOINT, commonsense, commonsense170k
 from goat_jax.data.examples import Examples, TextTask, load_examples
@@ -42,6 +42,7 @@ __all__ = [
     "load_examples",
     "make_task",
     "metamath",
+    "mt_bench",
     "reviews",
     "wizardlm",
 ]
@@ -139,6 +140,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "codefeedback": codefeedback,
     "humaneval": humaneval,
     "wizardlm": wizardlm,
+    "mt_bench": mt_bench,
     JOINT: commonsense170k,
     **{name: partial(commonsense, name) for name in FOLDERS},
     "image_files": image_files,

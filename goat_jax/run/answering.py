@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from goat_jax.data.exams import EXAMS, Exam, Question, share_right
-from goat_jax.run.examination import PREDICTIONS, Examination, Sitting
-from goat_jax.run.generate import Generator, Prompt, Sampling
+from goat_jax.run.examination import CUT_ANSWERS, PREDICTIONS, Examination, Sitting
+from goat_jax.run.generate import Answer, Generator, Prompt, Sampling
+from goat_jax.run.journal import NOTHING_KEPT, Journal
 
 
 def answer_all(
@@ -16,22 +18,39 @@ def answer_all(
     sampling: Sampling,
     batch_size: int,
     progress: Callable[[int], None] = lambda done: None,
-) -> list[str]:
+    journal: Journal = NOTHING_KEPT,
+) -> list[Answer]:
     """The answers to prompts, in their order; prompts of similar length share a batch.
 
     A last batch is filled up with its last prompt, since another size would be another compile.
+
+    Args:
+        journal: batches that are in it are not generated again, so that the others are drawn as
+            they would have been.
     """
     lengths = [len(generator.encode(prompt)) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lengths.__getitem__)
-    answers = [""] * len(prompts)
+    answers: dict[int, Answer] = {}
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
         filled = [*places, *[places[-1]] * (batch_size - len(places))]
-        found = generator.answers([prompts[place] for place in filled], sampling)
-        for place, answer in zip(places, found, strict=False):
-            answers[place] = answer
+        batch = [prompts[place] for place in filled]
+        key = [dataclasses.asdict(sampling), [p if isinstance(p, str) else list(p) for p in batch]]
+        kept = journal.get(key)
+        if kept is None:
+            found = generator.complete(batch, sampling)[: len(places)]
+            journal.put(key, [[answer.text, answer.cut] for answer in found])
+        else:
+            found = [Answer(text, cut) for text, cut in kept]
+        answers |= zip(places, found, strict=True)
         progress(start + len(places))
-    return answers
+    return [answers[place] for place in range(len(prompts))]
+
+
+def cut_share(answers: Sequence[Answer]) -> dict[str, float]:
+    """The score cut_answers: the share that the new tokens were too few for, if there are any."""
+    cut = sum(answer.cut for answer in answers)
+    return {CUT_ANSWERS: cut / len(answers)} if cut else {}
 
 
 def examine_by_answer(sitting: Sitting) -> Examination:
@@ -43,6 +62,7 @@ def examine_by_answer(sitting: Sitting) -> Examination:
         sitting.options.sampling(task, 0.0),
         sitting.options.batch_size,
         lambda done: sitting.progress(done, len(questions)),
+        sitting.journal,
     )
     return mark_answers(EXAMS[task.exam], questions, answers)
 
@@ -55,11 +75,12 @@ def mark_answers(exam: Exam, questions: Sequence[Question], answers: Sequence[st
     """
     records, right, strict = [], [], []
     for question, answer in zip(questions, answers, strict=True):
-        said = exam.extract(question, answer)
+        said = exam.extract(question, answer.text)
         right.append(said is not None and said == question.answer)
-        records.append(_record(question, right[-1]) | {"generated": answer, "prediction": said})
+        record = {"generated": answer.text, "cut": answer.cut, "prediction": said}
+        records.append(_record(question, right[-1]) | record)
         if exam.strictly is not None:
-            said = records[-1]["prediction_strict"] = exam.strictly(question, answer)
+            said = records[-1]["prediction_strict"] = exam.strictly(question, answer.text)
             strict.append(said is not None and said == question.answer)
     silent = sum(record["prediction"] is None for record in records)
     scores = share_right(questions, right) | {"without_answer": silent / len(questions)}
@@ -68,7 +89,7 @@ def mark_answers(exam: Exam, questions: Sequence[Question], answers: Sequence[st
             name.replace("accuracy", "accuracy_strict", 1): value
             for name, value in share_right(questions, strict).items()
         }
-    return Examination(scores, {PREDICTIONS: records})
+    return Examination(scores | cut_share(answers), {PREDICTIONS: records})
 
 
 def examine_by_likelihood(sitting: Sitting) -> Examination:

@@ -6,8 +6,9 @@ from goat_jax.data.exams import ExamTask, mean_by_group
 from goat_jax.data.programs import definitions, pass_at_k, solution
 from goat_jax.data.sources import Row
 from goat_jax.errors import UserError
-from goat_jax.run.answering import answer_all
+from goat_jax.run.answering import answer_all, cut_share
 from goat_jax.run.examination import PREDICTIONS, Examination, ExamOptions, Sitting
+from goat_jax.run.generate import Answer
 from goat_jax.sandbox.limits import Trial
 from goat_jax.sandbox.run import check_sandbox, run_programs
 
@@ -23,7 +24,7 @@ def examine_by_tests(sitting: Sitting) -> Examination:
     """
     options, questions = sitting.options, sitting.questions
     check_programs(sitting.task, options)
-    programs = _written(sitting)
+    programs, answers = _written(sitting)
     rows = [question.row for question in questions] * options.samples
     total = 2 * len(programs)
     tested = [trial_of(program, row) for program, row in zip(programs, rows, strict=True)]
@@ -38,6 +39,7 @@ def examine_by_tests(sitting: Sitting) -> Examination:
             "task_id": questions[place % len(questions)].id,
             "sample": place // len(questions),
             "completion": program,
+            "cut": answers[place].cut,
             "passed": outcome.passed,
             "result": "passed" if outcome.passed else outcome.detail,
         }
@@ -51,7 +53,7 @@ def examine_by_tests(sitting: Sitting) -> Examination:
     for k in options.ks:
         chances = [pass_at_k(options.samples, count, k) for count in passed]
         scores |= mean_by_group(f"pass@{k}", questions, chances)
-    return Examination(scores, {PREDICTIONS: records})
+    return Examination(scores | cut_share(answers), {PREDICTIONS: records})
 
 
 def trial_of(program: str, row: Row) -> Trial:
@@ -79,12 +81,12 @@ def check_programs(task: ExamTask, options: ExamOptions) -> None:
     check_sandbox()
 
 
-def _written(sitting: Sitting) -> list[str]:
-    """All programs: the first sample of every question, then the second, ..."""
+def _written(sitting: Sitting) -> tuple[list[str], list[Answer]]:
+    """All programs and the answers they are from: the first samples of all questions, then ..."""
     options, questions = sitting.options, sitting.questions
     generator = sitting.subject.generator()
     total = 2 * options.samples * len(questions)
-    programs = []
+    programs, found = [], []
     for draw in range(options.samples):
         temperature = TEMPERATURE if options.samples > 1 else 0.0
         before = len(programs)
@@ -94,9 +96,11 @@ def _written(sitting: Sitting) -> list[str]:
             options.sampling(sitting.task, temperature, draw),
             options.batch_size,
             lambda done, before=before: sitting.progress(before + done, total),
+            sitting.journal,
         )
+        found += answers
         programs += [
-            solution(str(question.row["prompt"]), str(question.row["entry_point"]), answer)
+            solution(str(question.row["prompt"]), str(question.row["entry_point"]), answer.text)
             for question, answer in zip(questions, answers, strict=True)
         ]
-    return programs
+    return programs, found

@@ -10,6 +10,7 @@ from goat_jax.data.exams import ExamTask, Question
 from goat_jax.errors import UserError
 from goat_jax.fields import Count, NonNegative, Range, Seed, check_fields
 from goat_jax.run.generate import Sampling
+from goat_jax.run.journal import NOTHING_KEPT, Journal
 from goat_jax.run.judge import Judge
 from goat_jax.run.subject import Subject
 from goat_jax.sandbox.limits import Limits
@@ -78,10 +79,12 @@ class Examination:
     Attributes:
         scores: by name; the first decides.
         records: name of a file -> its lines.
+        problem: why there is no score to go by, in one line; empty if there is one.
     """
 
     scores: dict[str, float]
     records: Mapping[str, Sequence[Mapping[str, Any]]]
+    problem: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +96,7 @@ class Sitting:
         task, questions: what it is asked.
         options: how.
         progress: is told how far it is.
+        journal: answers and grades so far.
     """
 
     subject: Subject
@@ -100,7 +104,10 @@ class Sitting:
     questions: Sequence[Question]
     options: ExamOptions
     progress: Progress = lambda done, total: None
+    journal: Journal = NOTHING_KEPT
 
 
+CUT_ANSWERS = "cut_answers"
+"""Name of the score that says how many answers ended with --max-new-tokens; there if any did."""
 PREDICTIONS = "predictions"
 """Name of the file with a line for each question."""

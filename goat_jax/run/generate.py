@@ -56,6 +56,19 @@ class Sampling:
         check_fields(self)
 
 
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The text that follows a prompt.
+
+    Attributes:
+        text: without the text that ended it.
+        cut: whether the new tokens ran out before the model ended it.
+    """
+
+    text: str
+    cut: bool = False
+
+
 def choose(logits: Array, key: Key, temperature: float, top_p: float) -> Array:
     """The next token (B,) int32 for logits (B, V) float32.
 
@@ -168,7 +181,16 @@ class Generator:
         sampling: Sampling,
         stream: Callable[[str], None] | None = None,
     ) -> list[str]:
-        """The texts that follow the prompts.
+        """The texts of `complete`."""
+        return [answer.text for answer in self.complete(prompts, sampling, stream)]
+
+    def complete(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        stream: Callable[[str], None] | None = None,
+    ) -> list[Answer]:
+        """What follows the prompts.
 
         Args:
             prompts: texts of any lengths, or the token ids of a conversation.
@@ -195,7 +217,10 @@ class Generator:
             if all(done):
                 break
         texts = map(self._text, encoded, found)
-        return [_cut(text, sampling.stop)[0] for text in texts]
+        return [
+            Answer(_cut(text, sampling.stop)[0], cut=not own)
+            for text, own in zip(texts, done, strict=True)
+        ]
 
     def _text(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
         """What tokens say after a prompt; alone, some tokenizers would drop their first space."""

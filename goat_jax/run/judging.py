@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import uuid
 from collections.abc import Sequence
@@ -11,11 +12,12 @@ from typing import Any
 from goat_jax.data.conversations import chat_ids
 from goat_jax.data.exams import ExamTask, Question
 from goat_jax.data.language import CHAT_FORMATS, fill
-from goat_jax.data.mt_bench import answer_record
+from goat_jax.data.mt_bench import answer_record, judge_messages
 from goat_jax.data.prompts import NEXT_TURN
-from goat_jax.run.answering import answer_all
+from goat_jax.errors import RunFailed
+from goat_jax.run.answering import answer_all, cut_share
 from goat_jax.run.examination import Examination, Sitting
-from goat_jax.run.generate import Generator, Prompt
+from goat_jax.run.generate import Answer, Generator, Prompt
 from goat_jax.run.judge import Judge, Verdict, grade
 
 ANSWERS, JUDGMENTS = "answers", "judgments"
@@ -27,15 +29,21 @@ def examine_by_judge(sitting: Sitting) -> Examination:
 
     Scores: score (all turns that have a grade), score/turn_1, score/turn_2, and unscored, how many
     turns have none. Without a judge only `answered`, the number of questions.
+
+    Raises:
+        RunFailed: the judge refuses for good.
     """
     questions, judge = sitting.questions, sitting.options.judge
-    answers = _conversations(sitting)
-    records = [
+    found = _conversations(sitting)
+    answers = [[answer.text.strip() for answer in own] for own in found]
+    cut = cut_share([answer for own in found for answer in own])
+    answered = [
         answer_record(question.id, sitting.subject.name, turns, uuid.uuid4().hex, time.time())
-        for question, turns in zip(questions, answers, strict=True)
+        | {"cut": [answer.cut for answer in own]}
+        for question, turns, own in zip(questions, answers, found, strict=True)
     ]
     if judge is None:
-        return Examination({"answered": float(len(records))}, {ANSWERS: records})
+        return Examination({"answered": float(len(answered))} | cut, {ANSWERS: answered})
     asked = [(place, turn) for place, own in enumerate(answers) for turn in range(1, len(own) + 1)]
     verdicts = _verdicts(sitting, judge, answers, asked)
     judgments = [
@@ -43,14 +51,18 @@ def examine_by_judge(sitting: Sitting) -> Examination:
         for (place, turn), verdict in zip(asked, verdicts, strict=True)
     ]
     turns = [turn for _, turn in asked]
-    return Examination(_scores(turns, verdicts), {ANSWERS: records, JUDGMENTS: judgments})
+    problem = ""
+    if all(verdict.score is None for verdict in verdicts):
+        problem = f"the judge graded none of {len(verdicts)} turns: {verdicts[0].error}"
+    records = {ANSWERS: answered, JUDGMENTS: judgments}
+    return Examination(_scores(turns, verdicts) | cut, records, problem)
 
 
-def _conversations(sitting: Sitting) -> list[list[str]]:
+def _conversations(sitting: Sitting) -> list[list[Answer]]:
     """The answers to all turns of all questions: first turns together, then second ones."""
     questions, options = sitting.questions, sitting.options
     generator = sitting.subject.generator()
-    answers: list[list[str]] = [[] for _ in questions]
+    answers: list[list[Answer]] = [[] for _ in questions]
     total = sum(len(question.turns) for question in questions)
     done = 0
     for turn in range(max(len(question.turns) for question in questions)):
@@ -61,7 +73,13 @@ def _conversations(sitting: Sitting) -> list[list[str]]:
                 if question.temperature == temperature and turn < len(question.turns)
             ]
             prompts = [
-                conversation(sitting.task, generator, questions[p].turns, answers[p]) for p in own
+                conversation(
+                    sitting.task,
+                    generator,
+                    questions[p].turns,
+                    [answer.text.strip() for answer in answers[p]],
+                )
+                for p in own
             ]
             said = answer_all(
                 generator,
@@ -69,9 +87,10 @@ def _conversations(sitting: Sitting) -> list[list[str]]:
                 options.sampling(sitting.task, temperature, turn),
                 min(options.batch_size, max(1, len(prompts))),
                 lambda count, before=done: sitting.progress(before + count, total),
+                sitting.journal,
             )
             for place, answer in zip(own, said, strict=True):
-                answers[place].append(answer.strip())
+                answers[place].append(answer)
             done += len(own)
     return answers
 
@@ -102,17 +121,37 @@ def conversation(
 def _verdicts(
     sitting: Sitting, judge: Judge, answers: list[list[str]], asked: list[tuple[int, int]]
 ) -> list[Verdict]:
+    refused: list[RunFailed] = []
+
     def one(place: int, turn: int) -> Verdict:
+        if refused:  # for good: nothing more is asked
+            raise refused[0]
         question = sitting.questions[place]
         category = str(question.row.get("category", ""))
         turns, own = question.turns[:turn], answers[place][:turn]
-        return grade(judge, question.id, category, turns, own)
+        _, messages = judge_messages(
+            judge.prompts, category, turns, own, judge.references.get(question.id)
+        )
+        key = [judge.url, judge.model, messages]
+        if (kept := sitting.journal.get(key)) is not None:
+            return Verdict(kept["score"], tuple(kept["prompt"]), kept["judgment"])
+        try:
+            verdict = grade(judge, question.id, category, turns, own)
+        except RunFailed as refusal:
+            refused.append(refusal)
+            raise
+        if verdict.score is not None:  # others are asked again
+            sitting.journal.put(key, dataclasses.asdict(verdict))
+        return verdict
 
     verdicts = []
-    with ThreadPoolExecutor(sitting.options.workers) as pool:
+    pool = ThreadPoolExecutor(sitting.options.workers)
+    try:
         for verdict in pool.map(lambda each: one(*each), asked):
             verdicts.append(verdict)
             sitting.progress(len(verdicts), len(asked))
+    finally:
+        pool.shutdown(cancel_futures=True)
     return verdicts
 
 

@@ -6,6 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from goat_jax.config import DTYPES
 from goat_jax.data.tasks import Task
 from goat_jax.data.tokenize import load_tokenizer
@@ -15,10 +18,11 @@ from goat_jax.mesh.config import MeshConfig
 from goat_jax.models.sources import find_model
 from goat_jax.run.folder import RUN
 from goat_jax.run.generate import Generator
+from goat_jax.run.journal import digest
 from goat_jax.run.likelihood import Scorer
 from goat_jax.run.problems import LANGUAGE_MODEL
 from goat_jax.run.reopen import ONE_DEVICE, load_on_mesh, reopen
-from goat_jax.typing import PyTree
+from goat_jax.typing import Array, PyTree
 
 MULTIPLE = 64
 """Prompts are padded to a multiple of so many tokens."""
@@ -51,9 +55,21 @@ class Subject:
         model = merge_model(self.graph, self.trainable, self.base)
         return Generator(model, self.tokenizer, MULTIPLE)
 
+    def digest(self) -> str:
+        """A short text that other weights would not have."""
+        leaves = jax.tree.leaves((self.trainable, self.base))
+        arrays = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.number)]
+        sums = [(leaf.shape, float(_sum(leaf)), float(_sum(jnp.abs(leaf)))) for leaf in arrays]
+        return digest([self.name, self.step, sums])
+
     def scorer(self) -> Scorer:
         """Tells how likely continuations are."""
         return Scorer(self.graph, self.trainable, self.base, self.config, self.tokenizer)
+
+
+@jax.jit
+def _sum(leaf: Array) -> Array:
+    return leaf.astype(jnp.float32).sum()
 
 
 def open_subject(

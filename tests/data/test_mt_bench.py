@@ -44,7 +44,24 @@ def test_the_published_files_are_read(shared, tmp_path):
         ("Fine. Rating: [[8]]", 8.0),
         ("[[7.5]]", 7.5),
         ("Rating: [6]", 6.0),
-        ("[[10]] and then [[2]]", 10.0),
+        ("[[10]] and then [[2]]", 2.0),
+        ("[[ 7 ]]", 7.0),
+        ("[[7/10]]", 7.0),
+        ("Rating: 7", 7.0),
+        ("**Rating:** 7.5/10.", 7.5),
+        ("Rating: 8 out of 10", 8.0),
+        ("My grade is 6", 6.0),
+        ("As [1] says. Score: 9", 9.0),
+        ("<think>perhaps [[3]]</think> [[8]]", 8.0),
+        ("[[9]] <think>no, [[3]]</think>", 9.0),
+        ("perhaps [[3]]</think>\nRating: [[8]]", 8.0),
+        ("<Thinking>[[3]] or [[4]]", None),
+        ("[[5]] no, [[50]]", None),
+        ("[[-5]]", None),
+        ("Rating: 70/100", None),
+        ("Rating: 7/100", None),
+        ("Rating: 7-8", None),
+        ("Rate this from 1 to 10", None),
         ("[[0]]", None),
         ("[[11]]", None),
         ("[[eight]]", None),
@@ -66,6 +83,12 @@ def test_answers_have_fastchats_fields(shared):
     assert record.keys() == published.keys()
     assert record["choices"][0].keys() == published["choices"][0].keys()
     assert type(record["question_id"]) is type(published["question_id"])
+
+
+@pytest.mark.parametrize("form", ["template", "messages"])
+def test_mt_bench_needs_no_rows_to_train_on(shared, form):
+    task = make_task("mt_bench", questions=str(shared / "data" / "mt_bench"), format=form)
+    assert len(load_questions(task)) == 80 and task.way == "judge"
 
 
 @pytest.mark.parametrize(

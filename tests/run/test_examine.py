@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import jax
@@ -18,7 +16,7 @@ from goat_jax.config import AdapterConfig, ModelConfig, RunConfig, TrainConfig
 from goat_jax.data.commonsense import FOLDERS
 from goat_jax.data.encoding import Piece, encode_pieces
 from goat_jax.data.tasks import make_task
-from goat_jax.errors import RunFailed, UserError
+from goat_jax.errors import UserError
 from goat_jax.layers import merge_model
 from goat_jax.mesh.config import MeshConfig
 from goat_jax.models.decoder import Decoder, tiny_decoder_config
@@ -27,8 +25,7 @@ from goat_jax.optim.optimizer import OptimizerConfig
 from goat_jax.run import examine  # noqa: F401  whole before any part is replaced
 from goat_jax.run.answering import answer_all
 from goat_jax.run.fit import fit
-from goat_jax.run.generate import Sampling
-from goat_jax.run.judge import Judge, ask, grade
+from goat_jax.run.generate import Answer, Sampling
 from goat_jax.run.subject import open_subject
 
 CONTEXT = 512
@@ -203,14 +200,18 @@ def test_answers_are_marked(run, capsys, monkeypatch):
     from goat_jax.run import answering
 
     answers = ["the correct answer is answer2", "Answer 2!", "answer1", "none", "answer2", "2"]
-    monkeypatch.setattr(answering, "answer_all", lambda *arguments: answers)
+    given = [Answer(text, cut=not place) for place, text in enumerate(answers)]
+    monkeypatch.setattr(answering, "answer_all", lambda *arguments: given)
     capsys.readouterr()
     assert main(["evaluate", run.out, "--json", "--quiet"]) == 0
     (found,) = said(capsys)
-    assert found["scores"] == pytest.approx({"accuracy": 0.5, "without_answer": 1 / 3})
+    assert found["scores"] == pytest.approx(
+        {"accuracy": 0.5, "without_answer": 1 / 3, "cut_answers": 1 / 6}
+    )
     records = lines_of(found["files"][0])
     assert [record["right"] for record in records] == [True, True, False, False, True, False]
     assert [record["generated"] for record in records] == answers
+    assert [record["cut"] for record in records] == [True] + [False] * 5
     assert records[2]["prediction"] == "answer1" and records[3]["prediction"] is None
 
 
@@ -289,7 +290,10 @@ def test_batched_answers_are_those_alone_whatever_they_are_padded_to(model):
     sampling = Sampling(max_new_tokens=5)
     together = answer_all(generator, prompts, sampling, batch_size=2)
     generator.multiple = 1
-    assert together == [generator.answers([prompt], sampling)[0] for prompt in prompts]
+    assert together == [generator.complete([prompt], sampling)[0] for prompt in prompts]
+    assert all(answer.cut for answer in together)
+    ended = dataclasses.replace(sampling, stop=(together[0].text[:1],))
+    assert generator.complete(["one"], ended) == [Answer("", cut=False)]
 
 
 def test_answers_need_few_compiles(model):
@@ -315,10 +319,11 @@ def test_pass_at_k_of_several_samples(model, data, tmp_path, capsys, monkeypatch
 
     drawn = []
 
-    def answers(generator, prompts, sampling, batch_size, progress):
+    def answers(generator, prompts, sampling, batch_size, progress, journal):
         drawn.append((sampling.seed, sampling.temperature))
         progress(len(prompts))
-        return ["    return 1\n" if sampling.seed in (8, 9) else "    return 2\n"] * len(prompts)
+        right = sampling.seed in (8, 9)
+        return [Answer("    return 1\n" if right else "    return 2\n", right)] * len(prompts)
 
     monkeypatch.setattr(coding, "answer_all", answers)
     task = f"humaneval:questions={data / 'code'}"
@@ -328,138 +333,11 @@ def test_pass_at_k_of_several_samples(model, data, tmp_path, capsys, monkeypatch
     (found,) = said(capsys)
     assert found["scores"]["pass@1"] == pytest.approx(0.5)
     assert found["scores"]["pass@2"] == pytest.approx(5 / 6)
+    assert found["scores"]["cut_answers"] == 0.5
     assert drawn == [(7, 0.8), (8, 0.8), (9, 0.8), (10, 0.8)]
     records = lines_of(found["files"][0])
     assert [r["sample"] for r in records if r["passed"]] == [1] * 3 + [2] * 3
     assert "AssertionError" in records[0]["result"]
-
-
-# The judge
-
-
-class FakeJudge(BaseHTTPRequestHandler):
-    """Plays a list of replies: a status and a body each; the last one again and again."""
-
-    replies: list = []
-    seen: list = []
-
-    def do_POST(self):
-        length = int(self.headers["Content-Length"])
-        sent = json.loads(self.rfile.read(length))
-        type(self).seen.append((self.path, self.headers.get("Authorization"), sent))
-        status, body = self.replies[min(len(self.seen), len(self.replies)) - 1]
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
-
-    def log_message(self, *arguments):
-        pass
-
-
-def reply(text):
-    return 200, {"choices": [{"message": {"role": "assistant", "content": text}}]}
-
-
-@pytest.fixture
-def judge_at(monkeypatch):
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    servers = []
-
-    def start(*replies):
-        handler = type("Judge", (FakeJudge,), {"replies": list(replies), "seen": []})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        servers.append((server, thread))
-        return f"http://127.0.0.1:{server.server_address[1]}/v1", handler.seen
-
-    yield start
-    for server, thread in servers:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def judge(url, **more):
-    return Judge(url, "grader", wait=0.0, timeout=5.0, **more)
-
-
-def test_both_turns_are_answered_and_graded(model, data, tmp_path, judge_at, capsys):
-    url, seen = judge_at(*[reply(f"Reasons. [[{n}]]") for n in (2, 4, 6, 8, 3, 7)])
-    (tmp_path / "key").write_text("secret\n")
-    task = f"wizardlm:folder={data / 'chat'},questions={data / 'chat'},max_new_tokens=8"
-    arguments = ["--judge", url, "--judge-model", "grader", "--judge-key", str(tmp_path / "key")]
-    where = ["--out", str(tmp_path / "out"), "--quiet", "--json"]
-    assert main(["evaluate", str(model), "--task", task, *arguments, *where]) == 0
-    (found,) = said(capsys)
-    assert found["scores"] == pytest.approx(
-        {"score": 5.0, "score/turn_1": 11 / 3, "score/turn_2": 19 / 3, "unscored": 0.0}
-    )
-    answers, judgments = (lines_of(path) for path in found["files"][:2])
-    assert [a["question_id"] for a in answers] == [81, 82, 83]
-    assert all(len(a["choices"][0]["turns"]) == 2 for a in answers)
-    assert [(j["question_id"], j["turn"], j["score"]) for j in judgments[:2]] == [
-        (81, 1, 2.0),
-        (81, 2, 4.0),
-    ]
-    path, key, sent = seen[1]
-    assert (path, key, sent["model"]) == ("/v1/chat/completions", "Bearer secret", "grader")
-    told = sent["messages"][1]["content"]
-    assert "Say a." in told and "Again." in told and answers[0]["choices"][0]["turns"][1] in told
-
-
-def test_rubbish_and_failures_are_tried_again(judge_at):
-    url, seen = judge_at(
-        (500, b"no"), (200, b"<html>"), (200, {"choices": []}), reply("Fine."), reply("[[7]]")
-    )
-    found = grade(judge(url, attempts=5), "81", "writing", ["Why?"], ["So."])
-    assert found.score == 7.0 and not found.error and len(seen) == 5
-
-
-@pytest.mark.parametrize(
-    ("answer", "says"),
-    [
-        ((500, b""), "HTTP 500"),
-        ((429, b""), "HTTP 429"),
-        ((200, b"<html>"), "JSONDecodeError"),
-        ((200, {"error": "busy"}), "no choices"),
-        ((200, {"choices": [{"message": {"content": None}}]}), "NoneType, not text"),
-        (reply("I would say [[eleven]]"), "no grade"),
-        (reply("[[11]]"), "no grade"),
-    ],
-)
-def test_what_stays_rubbish_is_unscored_never_a_score(judge_at, answer, says):
-    url, seen = judge_at(answer)
-    waits = []
-    found = grade(
-        dataclasses.replace(judge(url, attempts=3, sleep=waits.append), wait=1.0),
-        "81", "writing", ["Why?"], ["So."],
-    )  # fmt: skip
-    assert found.score is None and says in found.error
-    assert len(seen) == 3 and waits == [1.0, 2.0]
-
-
-def test_an_endpoint_that_is_not_there_leaves_everything_unscored(
-    model, data, tmp_path, judge_at, capsys
-):
-    url, _ = judge_at((503, b""))
-    task = f"wizardlm:folder={data / 'chat'},questions={data / 'chat'},max_new_tokens=4"
-    arguments = ["--judge", url, "--judge-model", "g", "--attempts", "2", "--wait", "0"]
-    where = ["--out", str(tmp_path), "--quiet", "--json"]
-    assert main(["evaluate", str(model), "--task", task, *arguments, *where]) == 0
-    (found,) = said(capsys)
-    assert found["scores"] == {"unscored": 6.0}
-    assert all(line["score"] is None and line["error"] for line in lines_of(found["files"][1]))
-
-
-@pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_refusal_for_good_stops_at_once(judge_at, status):
-    url, seen = judge_at((status, b""))
-    with pytest.raises(RunFailed, match=f"answers {status}"):
-        ask(judge(url), [{"role": "user", "content": "x"}])
-    assert len(seen) == 1
 
 
 # Bad requests
@@ -478,10 +356,14 @@ def test_a_refusal_for_good_stops_at_once(judge_at, status):
         (["--task", "gsm8k", "--judge-model", "x"], "--judge-model is for a judge"),
         (["--task", "gsm8k", "--judge", "x"], "is no address"),
         (["--task", "gsm8k", "--judge", "http://x"], "give --judge-model"),
+        (
+            ["--task", "gsm8k", "--judge", "http://x", "--judge-timeout", "nan"],
+            "--judge-timeout nan is not valid",
+        ),
         (["--task", "gsm8k", "--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--task", "gsm8k", "--limit", "0"], "--limit 0 is not valid"),
         (["--task", "gsm8k", "--batch-size", "0"], "--batch-size 0 is not valid"),
-        (["--task", "gsm8k", "--seconds", "0"], "sandbox limit seconds 0.0 must be above 0"),
+        (["--task", "gsm8k", "--seconds", "0"], "--seconds 0.0 is not valid"),
         (["--task", "gsm8k", "--dtype", "int4"], "dtype 'int4' is not one of"),
     ],
 )
