@@ -67,7 +67,9 @@ def examine_by_answer(sitting: Sitting) -> Examination:
     return mark_answers(EXAMS[task.exam], questions, answers)
 
 
-def mark_answers(exam: Exam, questions: Sequence[Question], answers: Sequence[str]) -> Examination:
+def mark_answers(
+    exam: Exam, questions: Sequence[Question], answers: Sequence[Answer]
+) -> Examination:
     """Compares what generated texts say with the right answers.
 
     Scores: accuracy; accuracy_strict, if the exam has a stricter reading, to which an answer that

@@ -32,15 +32,13 @@ NEEDS: dict[str, Callable[[ExamTask, ExamOptions], None]] = {
 
 
 def check_needs(task: ExamTask, way: str, options: ExamOptions) -> None:
-    """Checks all that can be wrong without the model, which may take long to load or to train.
+    """Checks what a way needs before the model, which may take long to load or to train.
 
     Raises:
-        UserError: the task has no such way, its questions cannot be read, or the options lack
-            what the way needs.
+        UserError: the task has no such way, or the options lack what it needs.
         RunFailed: the judge does not answer.
     """
     task.check_way(way)
-    load_questions(task)
     if way in NEEDS:
         NEEDS[way](task, options)
 
