@@ -148,7 +148,7 @@ def shared_step(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
         forward_scale=own.forward_scale,
         overrides=own.overrides,
     )
-    common = dataclasses.replace(with_member(config, Member(0, 1.0)), adapter=adapter, out="")
+    common = dataclasses.replace(with_member(config, Member(0, 1.0)), adapter=adapter, out="shared")
     return common, spec.after_start() | {"aux_weight": None}
 
 
