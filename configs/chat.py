@@ -18,10 +18,10 @@ Expected grade on MT-Bench (1 to 10, the paper's, judged by GPT-4):
 No run at this size is part of this project.
 """
 
-from goat_jax.config import AdapterConfig, ModelConfig, RunConfig, TrainConfig
-from goat_jax.data.tasks import make_task
+from goat_jax.config.paper import llama_eta, method_sizes, peak_rate
+from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
+from goat_jax.data.tasks.registry import make_task
 from goat_jax.optim.optimizer import OptimizerConfig
-from goat_jax.paper import llama_eta, method_sizes, peak_rate
 
 TRAIN_ROWS = 52_000
 

@@ -5,7 +5,7 @@
 
 FOLDER has CodeFeedback-Filtered-Instruction.jsonl; ``questions=`` HumanEval's file or its folder.
 100,000 answers with code are taken, evenly spaced, up to the end of their first block. The second
-command runs what the model writes, in the sandbox (`goat_jax.sandbox`).
+command runs what the model writes, in the sandbox (`goat_jax.evaluation.sandbox`).
 
 As published: total rank 8, alpha 16, 8 experts, 2 of them active, AdamW, 2e-5, cosine, 100 warm-up
 steps, dropout 0.05, batch 32, 5 epochs, at most 1024 tokens, eta 1 (0.1 at rates around 1e-4);
@@ -18,10 +18,10 @@ Expected pass@1 on HumanEval (percent, the paper's; greedy answers here, sampled
 No run at this size is part of this project.
 """
 
-from goat_jax.config import AdapterConfig, ModelConfig, RunConfig, TrainConfig
-from goat_jax.data.tasks import make_task
+from goat_jax.config.paper import llama_eta, method_sizes, peak_rate
+from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
+from goat_jax.data.tasks.registry import make_task
 from goat_jax.optim.optimizer import OptimizerConfig
-from goat_jax.paper import llama_eta, method_sizes, peak_rate
 
 TRAIN_ROWS = 100_000
 

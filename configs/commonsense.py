@@ -15,14 +15,14 @@ paper's accuracy):
     BoolQ 73.60  PIQA 83.95  SIQA 80.50  HellaSwag 87.12  WinoGrande 85.00
     ARC-e 87.79  ARC-c 76.88  OBQA 87.00  average 82.73
 
-Of the other methods: ``COMMONSENSE_SCORES`` in goat_jax/paper.py. No run at this size is part of
+Of the other methods: ``COMMONSENSE_SCORES`` in goat_jax/config/paper.py. No run at this size is part of
 this project.
 """
 
-from goat_jax.config import AdapterConfig, ModelConfig, RunConfig, TrainConfig
-from goat_jax.data.tasks import make_task
+from goat_jax.config.paper import llama_eta, method_sizes, peak_rate
+from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
+from goat_jax.data.tasks.registry import make_task
 from goat_jax.optim.optimizer import OptimizerConfig
-from goat_jax.paper import llama_eta, method_sizes, peak_rate
 
 TRAIN_ROWS = {
     "commonsense170k": 170420 - 120,

@@ -6,8 +6,8 @@ About 82% held-out accuracy from about 50%, in two to three minutes on two CPU c
 of labelled sentences takes the place of the reviews: ``configs/demo.py:task=cola,folder=FOLDER``.
 """
 
-from goat_jax.config import AdapterConfig, ModelConfig, RunConfig, TrainConfig
-from goat_jax.data.tasks import make_task
+from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
+from goat_jax.data.tasks.registry import make_task
 from goat_jax.optim.optimizer import OptimizerConfig
 
 

@@ -8,8 +8,8 @@ Another image encoder, such as CLIP ViT-B/32, takes its place with ``--model.pat
 --task.image-size 224``.
 """
 
-from goat_jax.config import AdapterConfig, ModelConfig, RunConfig, TrainConfig
-from goat_jax.data.tasks import make_task
+from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
+from goat_jax.data.tasks.registry import make_task
 from goat_jax.optim.optimizer import OptimizerConfig
 
 

@@ -7,8 +7,8 @@ The weights come from a package (93 MB); the rows from tensorflow_datasets, or f
 Llama, Qwen2 or Mistral checkpoint takes the place of SmolLM2: ``--model.path FOLDER``.
 """
 
-from goat_jax.config import AdapterConfig, ModelConfig, RunConfig, TrainConfig
-from goat_jax.data.tasks import gsm8k
+from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
+from goat_jax.data.tasks.registry import gsm8k
 from goat_jax.optim.optimizer import OptimizerConfig
 
 

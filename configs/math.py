@@ -19,10 +19,10 @@ At a learning rate of 1e-5 GOAT reaches 58.74 there, at 5e-5 62.05. No run at th
 this project.
 """
 
-from goat_jax.config import AdapterConfig, ModelConfig, RunConfig, TrainConfig
-from goat_jax.data.tasks import make_task
+from goat_jax.config.paper import llama_eta, method_sizes, peak_rate
+from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
+from goat_jax.data.tasks.registry import make_task
 from goat_jax.optim.optimizer import OptimizerConfig
-from goat_jax.paper import llama_eta, method_sizes, peak_rate
 
 TRAIN_ROWS = 100_000
 

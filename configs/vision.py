@@ -5,7 +5,7 @@
 
 Without ``--model.path`` CLIP comes from the hub; ``folder=FOLDER`` has the images in place of
 tensorflow_datasets (FOLDER/train/CLASS/*.jpg, FOLDER/test/CLASS/*.jpg). Tasks: cars, dtd, eurosat,
-gtsrb, resisc45, sun397, svhn (goat_jax/data/vision_tasks.py says which splits).
+gtsrb, resisc45, sun397, svhn (goat_jax/data/tasks/vision.py says which splits).
 
 As published: total rank 8, alpha 16, 8 experts, 2 of them active, AdamW, 1e-4, cosine, 100 warm-up
 steps, dropout 0.05, batch 512, the epochs below, eta 1. The head compares an image with "a photo of
@@ -13,14 +13,14 @@ a CLASS" and is frozen, as the paper says. The published code trains a new linea
 of the patches instead: ``head=linear``. ``train_head=true`` trains the head of class names.
 Expected of GOAT (accuracy in percent, the paper's, of the last step): Cars 53.50, DTD 75.32,
 EuroSAT 98.82, GTSRB 98.17, RESISC45 93.46, SUN397 54.53, SVHN 96.62; of the other methods:
-``VISION_SCORES`` in goat_jax/paper.py. No run at this size is part of this project.
+``VISION_SCORES`` in goat_jax/config/paper.py. No run at this size is part of this project.
 """
 
-from goat_jax.config import AdapterConfig, ModelConfig, RunConfig, TrainConfig
-from goat_jax.data.tasks import make_task
-from goat_jax.data.vision_tasks import VISION
+from goat_jax.config.paper import method_sizes, peak_rate
+from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
+from goat_jax.data.tasks.registry import make_task
+from goat_jax.data.tasks.vision import VISION
 from goat_jax.optim.optimizer import OptimizerConfig
-from goat_jax.paper import method_sizes, peak_rate
 
 EPOCHS = {
     "cars": 35,

@@ -69,7 +69,7 @@ def command_page() -> str:
 
 
 def _help(*verb: str) -> str:
-    from goat_jax.cli import main
+    from goat_jax.cli.main import main
 
     said = io.StringIO()
     before = os.environ.get("COLUMNS")

@@ -11,12 +11,12 @@ from goat_jax.adapters.context import Context
 from goat_jax.adapters.methods import METHODS, Method, method_spec
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import RunFailed, UserError
-from goat_jax.inject import InjectReport, Override, inject
-from goat_jax.layers import Dense, Factor, Head, merge_model, run_model, split_model
+from goat_jax.inject.inject import InjectReport, Override, inject
+from goat_jax.integrations.attach import Adapted
+from goat_jax.integrations.linen import adapt_linen
+from goat_jax.integrations.nnx import adapt_nnx, merge_nnx, run_adapted
 from goat_jax.models.load import Loaded, load_model
-from goat_jax.own.attach import Adapted
-from goat_jax.own.linen_models import adapt_linen
-from goat_jax.own.nnx_models import adapt_nnx, merge_nnx, run_adapted
+from goat_jax.nn.dense import Dense, Factor, Head, merge_model, run_model, split_model
 
 __version__ = "0.1.0"
 

@@ -54,3 +54,12 @@ class RunFailed(RuntimeError):
 
 class Notice(UserWarning):
     """Warning that a person has to know about; the command line prints its one line alone."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what another library's exception says, for a one-line message of ours.
+
+    >>> first_line(ValueError("no such column"))
+    'no such column'
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from goat_jax.checks import check_choice
+from goat_jax.validation.checks import check_choice
 
 REGISTRY: dict[str, dict[str, type]] = {}
 """Kind of a part (a field of `AdapterSpec`) -> name -> its class."""
@@ -42,7 +42,7 @@ def find_part(kind: str, value: Any) -> Any:
     Raises:
         UserError: an unknown name, naming all that are known, or something that is no such part.
 
-    >>> import goat_jax.adapters.scales
+    >>> import goat_jax.adapters.parts.scales
     >>> find_part("scale", "alpha_over_rank")
     AlphaOverRank()
     """

@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 
 from goat_jax.adapters.context import EVAL, Context
-from goat_jax.layers import Dense
-from goat_jax.stack import Stack
+from goat_jax.nn.dense import Dense
+from goat_jax.nn.stack import Stack
 from goat_jax.typing import Array, PyTree
 
 

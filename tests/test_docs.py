@@ -10,7 +10,7 @@ import pytest
 
 import goat_jax
 from goat_jax.adapters.methods import METHODS
-from goat_jax.cli import VERBS
+from goat_jax.cli.main import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

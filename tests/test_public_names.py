@@ -7,7 +7,7 @@ import inspect
 import pytest
 
 import goat_jax
-import goat_jax.config
+import goat_jax.config.run
 
 PUBLIC = [
     "METHODS",
@@ -58,18 +58,18 @@ OF_CONFIGS = {
     ),
     "WatchConfig": "utilization profile wandb",
 }
-"""Classes of `goat_jax.config` and their fields, which config files and run folders have."""
+"""Classes of `goat_jax.config.run` and their fields, which config files and run folders have."""
 
 OF_RUNS = {
-    "goat_jax.config": "load_config",
-    "goat_jax.data.tasks": "make_task files image_files language_files",
+    "goat_jax.config.run": "load_config",
+    "goat_jax.data.tasks.registry": "make_task files image_files language_files",
     "goat_jax.optim.optimizer": "OptimizerConfig",
-    "goat_jax.run.export": "export_run",
-    "goat_jax.run.fit": "Summary begin fit",
-    "goat_jax.run.plan": "plan",
-    "goat_jax.run.reopen": "reopen",
-    "goat_jax.run.shapes": "abstract_run",
-    "goat_jax.run.together": "Member Outcome train_together with_member",
+    "goat_jax.interop.export_run": "export_run",
+    "goat_jax.training.trainer": "Summary begin fit",
+    "goat_jax.planning.plan": "plan",
+    "goat_jax.training.checkpoints.restore": "reopen",
+    "goat_jax.training.abstract_run": "abstract_run",
+    "goat_jax.training.vmapped_runs": "Member Outcome train_together with_member",
 }
 """What programs around runs import, by module."""
 
@@ -93,7 +93,7 @@ def test_every_public_name_is_documented():
 
 @pytest.mark.parametrize("name", OF_CONFIGS)
 def test_configs_keep_their_fields(name):
-    found = {field.name for field in dataclasses.fields(getattr(goat_jax.config, name))}
+    found = {field.name for field in dataclasses.fields(getattr(goat_jax.config.run, name))}
     assert found >= set(OF_CONFIGS[name].split())
 
 

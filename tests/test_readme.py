@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from goat_jax.adapters.methods import METHODS
-from goat_jax.cli import main
+from goat_jax.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

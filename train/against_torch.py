@@ -20,14 +20,14 @@ from torch import nn
 
 from goat_jax.bench.steps import step_of
 from goat_jax.bench.turns import machine_line, take_turns
-from goat_jax.checks import check_number
-from goat_jax.commands.compare import entry_config, read_entries
-from goat_jax.commands.door import Parser, in_one_line
-from goat_jax.config import RunConfig
+from goat_jax.cli.compare import entry_config, read_entries
+from goat_jax.cli.entry import Parser, in_one_line
+from goat_jax.config.run import RunConfig
 from goat_jax.errors import UserError
-from goat_jax.models.named import transformers_config
-from goat_jax.run.shapes import batch_shapes
-from goat_jax.tables import render_table
+from goat_jax.models.known_sizes import transformers_config
+from goat_jax.text_tables import render_table
+from goat_jax.training.abstract_run import batch_shapes
+from goat_jax.validation.checks import check_number
 
 
 class RoutedLora(nn.Module):

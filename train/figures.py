@@ -16,12 +16,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from goat_jax.commands import paper_table
-from goat_jax.commands.door import Parser, in_one_line
-from goat_jax.commands.figures import draw_figures
-from goat_jax.commands.paper_table import PaperTable
-from goat_jax.paper import GLUE_SCORES, VISION_SCORES
-from goat_jax.run.gather import gather
+from goat_jax.analysis.collect_runs import gather
+from goat_jax.cli.entry import Parser, in_one_line
+from goat_jax.config.paper import GLUE_SCORES, VISION_SCORES
+from reproduction import tables as paper_table
+from reproduction.figures import draw_figures
+from reproduction.tables import PaperTable
 
 MIXTURES = ("molora", "hydralora", "goat")
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

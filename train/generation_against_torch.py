@@ -17,17 +17,17 @@ import numpy as np
 import torch
 
 from goat_jax.bench.turns import machine_line, random_like, take_turns
-from goat_jax.checks import check_number
-from goat_jax.commands.door import Parser, in_one_line
-from goat_jax.config import AdapterConfig, ModelConfig, RunConfig
-from goat_jax.data.tasks import language_files
+from goat_jax.cli.entry import Parser, in_one_line
+from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig
+from goat_jax.data.tasks.registry import language_files
 from goat_jax.errors import UserError
-from goat_jax.layers import merge_model
+from goat_jax.evaluation.sampler import Generator, Sampling
+from goat_jax.models.known_sizes import model_config, transformers_config
 from goat_jax.models.load import random_model
-from goat_jax.models.named import model_config, transformers_config
-from goat_jax.run.generate import Generator, Sampling
-from goat_jax.run.shapes import abstract_run
-from goat_jax.tables import render_table
+from goat_jax.nn.dense import merge_model
+from goat_jax.text_tables import render_table
+from goat_jax.training.abstract_run import abstract_run
+from goat_jax.validation.checks import check_number
 
 
 def adapted(model: str, method: str) -> Any:

@@ -10,8 +10,8 @@ trained again. The table is printed at the end and written to runs/glue/table.md
 import sys
 from pathlib import Path
 
-from goat_jax.commands.paper_table import PaperTable, main
-from goat_jax.paper import GLUE_SCORES
+from goat_jax.config.paper import GLUE_SCORES
+from reproduction.tables import PaperTable, main
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "glue.py"
 TABLE = PaperTable(CONFIG, GLUE_SCORES, "accuracy", "glue")

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from goat_jax.checks import check_number
-from goat_jax.commands.configs import read_config
-from goat_jax.commands.door import Parser, in_one_line
-from goat_jax.run.compose import compose
-from goat_jax.tables import render_table
+from goat_jax.cli.arguments.config import read_config
+from goat_jax.cli.entry import Parser, in_one_line
+from goat_jax.text_tables import render_table
+from goat_jax.training.lorahub import compose
+from goat_jax.validation.checks import check_number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

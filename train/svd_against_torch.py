@@ -20,15 +20,15 @@ import torch
 
 from goat_jax.adapters.methods import method_spec
 from goat_jax.bench.turns import machine_line
-from goat_jax.checks import check_number
-from goat_jax.commands.door import Parser, in_one_line
-from goat_jax.exchange.modules import read_kernels
-from goat_jax.inject import inject
+from goat_jax.cli.entry import Parser, in_one_line
+from goat_jax.inject.inject import inject
+from goat_jax.inject.svd_cache import ROUTES, SvdStore
+from goat_jax.interop.modules import read_kernels
 from goat_jax.models.load import load_model
-from goat_jax.models.sources import find_model
-from goat_jax.sites import find_sites
-from goat_jax.svd_store import ROUTES, SvdStore
-from goat_jax.tables import render_table
+from goat_jax.nn.named_modules import find_sites
+from goat_jax.pretrained.resolve import find_model
+from goat_jax.text_tables import render_table
+from goat_jax.validation.checks import check_number
 
 
 def kernels_of(model: Any) -> list[torch.Tensor]:

@@ -12,8 +12,8 @@ runs/vision/table.md.
 import sys
 from pathlib import Path
 
-from goat_jax.commands.paper_table import PaperTable, main
-from goat_jax.paper import VISION_SCORES
+from goat_jax.config.paper import VISION_SCORES
+from reproduction.tables import PaperTable, main
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "vision.py"
 TABLE = PaperTable(CONFIG, VISION_SCORES, "accuracy", "vision")

@@ -3,17 +3,7 @@
 import dataclasses
 from typing import Any
 
-from goat_jax.adapters.combines import (
-    DiagonalCore,
-    MagnitudeAndDirection,
-    OutputGains,
-    SharedProjection,
-    SumOfExperts,
-)
-from goat_jax.adapters.directions import FindDirections, LoraAndDirections
-from goat_jax.adapters.full_rank import CopiesOfKernel, TakeOutKernel, WholeKernels
-from goat_jax.adapters.gradient_start import GradientSegments
-from goat_jax.adapters.losses import (
+from goat_jax.adapters.parts.aux_losses import (
     Balance,
     CoreAndOrthogonality,
     LocalizedBalance,
@@ -21,15 +11,34 @@ from goat_jax.adapters.losses import (
     Orthogonality,
     ThresholdBalance,
 )
-from goat_jax.adapters.network import KernelNetwork, ZeroNetwork
-from goat_jax.adapters.routing import (
+from goat_jax.adapters.parts.combines import (
+    DiagonalCore,
+    MagnitudeAndDirection,
+    OutputGains,
+    SharedProjection,
+    SumOfExperts,
+)
+from goat_jax.adapters.parts.full import CopiesOfKernel, TakeOutKernel, WholeKernels
+from goat_jax.adapters.parts.gradient_init import GradientSegments
+from goat_jax.adapters.parts.initializers import (
+    BothRandom,
+    DropMinor,
+    KeepBase,
+    SharedZeroDelta,
+    SubtractMean,
+    SvdSegments,
+    ZeroDelta,
+)
+from goat_jax.adapters.parts.lora_dash import FindDirections, LoraAndDirections
+from goat_jax.adapters.parts.neat import KernelNetwork, ZeroNetwork
+from goat_jax.adapters.parts.routers import (
     NoRouter,
     Softmax,
     TaskGate,
     Threshold,
     TopK,
 )
-from goat_jax.adapters.scales import (
+from goat_jax.adapters.parts.scales import (
     AlphaOverRank,
     AlphaOverRootRank,
     AlphaOverStartRank,
@@ -39,15 +48,6 @@ from goat_jax.adapters.scales import (
     Theory,
 )
 from goat_jax.adapters.spec import AdapterSpec
-from goat_jax.adapters.start import (
-    BothRandom,
-    DropMinor,
-    KeepBase,
-    SharedZeroDelta,
-    SubtractMean,
-    SvdSegments,
-    ZeroDelta,
-)
 from goat_jax.core import svd
 from goat_jax.errors import UserError, nearest
 from goat_jax.optim.transforms import LateStart, LoraPlus, LoraPro, PrunedRanks

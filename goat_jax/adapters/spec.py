@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from goat_jax.adapters.context import Context
-from goat_jax.adapters.course import STEADY, Course
+from goat_jax.adapters.parts.phases import STEADY, Course
 from goat_jax.core.routers import Routing
 from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError, nearest
-from goat_jax.fields import NonNegative, Rate, check_fields
 from goat_jax.optim.transforms import PLAIN, Transform
 from goat_jax.registry import find_part
 from goat_jax.typing import Array, Factors, Key
+from goat_jax.validation.fields import NonNegative, Rate, check_fields
 
 
 class Given(NamedTuple):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from goat_jax.adapters.combines import SumOfExperts
+from goat_jax.adapters.parts.combines import SumOfExperts
 from goat_jax.core.routers import Routing
 from goat_jax.typing import Array, Factors
 

@@ -16,7 +16,7 @@ from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.bench.alternatives import ALTERNATIVES, Dispatched
 from goat_jax.bench.measured import Contender, Measured, measure, temporary_bytes
 from goat_jax.bench.turns import random_like
-from goat_jax.run.flops import matmul_flops
+from goat_jax.training.logging.flops import matmul_flops
 from goat_jax.typing import Array, Factors
 
 

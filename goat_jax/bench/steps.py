@@ -11,10 +11,10 @@ import numpy as np
 
 from goat_jax.bench.measured import Contender, Measured, measure, temporary_bytes
 from goat_jax.bench.turns import random_like
-from goat_jax.config import DTYPES, RunConfig
-from goat_jax.run.flops import matmul_flops
-from goat_jax.run.shapes import AbstractRun, abstract_run
-from goat_jax.run.utilization import measured_peak
+from goat_jax.config.run import DTYPES, RunConfig
+from goat_jax.training.abstract_run import AbstractRun, abstract_run
+from goat_jax.training.logging.flops import matmul_flops
+from goat_jax.training.logging.mfu import measured_peak
 from goat_jax.typing import PyTree
 
 

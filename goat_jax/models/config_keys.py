@@ -12,8 +12,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from goat_jax.checks import check_number
 from goat_jax.errors import UserError
+from goat_jax.validation.checks import check_number
 
 Check = Callable[[str, Any], None]
 """(key, value) -> None; a `UserError` for a value of the wrong type or range."""

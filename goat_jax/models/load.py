@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from goat_jax.errors import UserError
-from goat_jax.models.architecture import Architecture, architecture_of
-from goat_jax.models.fill import ShardingOf, cast, fill, shortened
-from goat_jax.models.safetensors import Weights
-from goat_jax.models.sources import open_checkpoint
+from goat_jax.models.load_parameters import ShardingOf, cast, fill, shortened
+from goat_jax.models.registry import Architecture, architecture_of
+from goat_jax.pretrained.resolve import open_checkpoint
+from goat_jax.pretrained.safetensors import Weights
 from goat_jax.typing import Key
 
 

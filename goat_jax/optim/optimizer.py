@@ -6,11 +6,11 @@ from typing import Annotated
 import jax
 import optax
 
-from goat_jax.fields import Natural, NonNegative, OneOf, Positive, Rate, check_fields
 from goat_jax.optim.adam import scale_by_adam
 from goat_jax.optim.schedules import SCHEDULES, make_schedule, warmup_of
 from goat_jax.optim.transforms import PLAIN, Stages, Transform
 from goat_jax.typing import Array, PyTree
+from goat_jax.validation.fields import Natural, NonNegative, OneOf, Positive, Rate, check_fields
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,7 +42,7 @@ def scales_of(trainable: PyTree, base: PyTree) -> PyTree:
     """The scale of every adapter, where its factors are.
 
     Args:
-        trainable, base: as `layers.split_model` gives them; the scales are frozen, so in base.
+        trainable, base: as `dense.split_model` gives them; the scales are frozen, so in base.
 
     Returns:
         the structure of `trainable` with an adapter's dict replaced by {"scale": (..., E)}, and

@@ -58,7 +58,7 @@ def align(trainable: PyTree, base: PyTree, forward: float) -> tuple[PyTree, PyTr
     """Moves all of the scales but `forward` into the factors: the model computes the same.
 
     Args:
-        trainable, base: as `layers.split_model` gives them.
+        trainable, base: as `dense.split_model` gives them.
     """
     ratios = alignment_ratios(scales_of(trainable, base), forward)
     return times_ratios(trainable, ratios), _with_scales(base, ratios["adapter"], forward)

@@ -8,13 +8,13 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
 import optax
 
 from goat_jax.errors import UserError
-from goat_jax.fields import Count, Natural, OneOf, Positive, Rate, check_fields
 from goat_jax.optim.late_start import with_late_start
 from goat_jax.optim.lora_plus import lora_plus
 from goat_jax.optim.lora_pro import CHOICES, lora_pro, lora_pro_full
 from goat_jax.optim.rank_budget import RankBudget, with_rank_budget
 from goat_jax.registry import part
 from goat_jax.typing import PyTree
+from goat_jax.validation.fields import Count, Natural, OneOf, Positive, Rate, check_fields
 
 
 class Stages(NamedTuple):

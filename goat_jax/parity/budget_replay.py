@@ -15,7 +15,7 @@ from flax import nnx
 
 from goat_jax.adapters.context import EVAL, Context
 from goat_jax.adapters.spec import AdapterSpec
-from goat_jax.layers import Adapter, Dense, merge_model, run_model, split_model
+from goat_jax.nn.dense import Adapter, Dense, merge_model, run_model, split_model
 from goat_jax.optim.rank_budget import RankBudget, adapters_with_core, triplet_scores
 from goat_jax.parity.bundle import Arrays, Record
 from goat_jax.parity.checks import GIVEN, METHOD, Check, Comparison, worst

@@ -11,8 +11,8 @@ import numpy as np
 import optax
 
 from goat_jax.adapters.adapter import init_adapter
-from goat_jax.adapters.directions import Directions, find_directions
-from goat_jax.layers import split_model
+from goat_jax.adapters.parts.lora_dash import Directions, find_directions
+from goat_jax.nn.dense import split_model
 from goat_jax.optim.late_start import restart
 from goat_jax.parity.bundle import Arrays
 from goat_jax.parity.checks import GIVEN, METHOD, Check, Comparison

@@ -11,8 +11,10 @@ import numpy as np
 
 from goat_jax.adapters.context import Context
 from goat_jax.errors import UserError
-from goat_jax.models import decoder_config, encoder_families, vision_families
-from goat_jax.run.objectives import (
+from goat_jax.models.decoder import config as decoder_config
+from goat_jax.models.encoder import families as encoder_families
+from goat_jax.models.vision import families as vision_families
+from goat_jax.training.losses import (
     CLASSIFICATION,
     IMAGE_CLASSIFICATION,
     LANGUAGE,

@@ -11,9 +11,9 @@ import numpy as np
 
 from goat_jax.adapters.adapter import apply_layer
 from goat_jax.adapters.context import EVAL
-from goat_jax.adapters.hub import combine_adapters, penalty
-from goat_jax.adapters.losses import CoreAndOrthogonality
+from goat_jax.adapters.lorahub import combine_adapters, penalty
 from goat_jax.adapters.methods import method_spec
+from goat_jax.adapters.parts.aux_losses import CoreAndOrthogonality
 from goat_jax.core.residual import delta_weight
 from goat_jax.core.routers import route_all
 from goat_jax.parity.bundle import Arrays

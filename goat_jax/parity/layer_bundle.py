@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from goat_jax.adapters.scales import Fixed
+from goat_jax.adapters.parts.scales import Fixed
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError
 from goat_jax.optim.optimizer import OptimizerConfig

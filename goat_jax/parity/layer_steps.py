@@ -15,7 +15,7 @@ from flax import nnx
 from goat_jax.adapters.adapter import Report
 from goat_jax.adapters.context import EVAL, Context
 from goat_jax.adapters.spec import AdapterSpec
-from goat_jax.layers import Adapter, Dense, merge_model, run_model, split_model
+from goat_jax.nn.dense import Adapter, Dense, merge_model, run_model, split_model
 from goat_jax.optim.optimizer import OptimizerConfig, make_optimizer
 from goat_jax.optim.pairs import scales_of
 from goat_jax.optim.transforms import PLAIN, Transform

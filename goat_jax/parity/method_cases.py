@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from goat_jax.adapters.methods import method_spec
-from goat_jax.adapters.routing import TopK
+from goat_jax.adapters.parts.routers import TopK
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError, nearest
 from goat_jax.parity.bundle import METHODS, Arrays, Record, read_object

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from goat_jax.adapters.scales import Fixed, Theory
+from goat_jax.adapters.parts.scales import Fixed, Theory
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError, nearest
-from goat_jax.models.safetensors import read_json
 from goat_jax.optim.optimizer import OptimizerConfig
 from goat_jax.optim.schedules import SCHEDULES
 from goat_jax.parity.bundle import MODEL, Arrays, Record, read_npz, read_object, read_safetensors
 from goat_jax.parity.published import PublishedType, read_init_type, read_spec
+from goat_jax.pretrained.safetensors import read_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,10 +14,10 @@ import numpy as np
 
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError
-from goat_jax.exchange.modules import Start, read_kernels, read_starts
-from goat_jax.inject import inject, train_in_full
-from goat_jax.layers import split_model
+from goat_jax.inject.inject import inject, train_in_full
+from goat_jax.interop.modules import Start, read_kernels, read_starts
 from goat_jax.models.load import load_model
+from goat_jax.nn.dense import split_model
 from goat_jax.optim.schedules import make_schedule
 from goat_jax.parity.align import LARGEST_NOISE, agreeing_steps, align_signs, svd_noise
 from goat_jax.parity.checks import GIVEN, MODEL, OWN, Check, Comparison, Note, worst

@@ -7,12 +7,12 @@ import re
 
 import numpy as np
 
-from goat_jax.adapters.combines import SumOfExperts
-from goat_jax.adapters.losses import Balance
-from goat_jax.adapters.routing import TopK
-from goat_jax.adapters.scales import AlphaOverRank, AlphaOverRootRank, Fixed, Theory
+from goat_jax.adapters.parts.aux_losses import Balance
+from goat_jax.adapters.parts.combines import SumOfExperts
+from goat_jax.adapters.parts.initializers import KeepBase, SubtractMean, SvdSegments, ZeroDelta
+from goat_jax.adapters.parts.routers import TopK
+from goat_jax.adapters.parts.scales import AlphaOverRank, AlphaOverRootRank, Fixed, Theory
 from goat_jax.adapters.spec import AdapterSpec, BaseEdit, ScaleRule
-from goat_jax.adapters.start import KeepBase, SubtractMean, SvdSegments, ZeroDelta
 from goat_jax.core import svd
 from goat_jax.core.svd import Segments
 from goat_jax.errors import UserError, nearest

@@ -20,7 +20,7 @@ from goat_jax.parity.layers import replay_case
 from goat_jax.parity.method_cases import read_entries
 from goat_jax.parity.methods import replay_entry
 from goat_jax.parity.models import replay_run
-from goat_jax.tables import render_table
+from goat_jax.text_tables import render_table
 
 Paths = Sequence[Path | str]
 Replay = Callable[[], list[Check | Note]]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from goat_jax.exchange.modules import Start
+from goat_jax.interop.modules import Start
 from goat_jax.parity.align import agreeing_steps
 from goat_jax.parity.checks import Check, Comparison, Note
 from goat_jax.parity.training import Outcome, Trainer

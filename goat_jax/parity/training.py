@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from goat_jax.exchange.modules import Start, read_head, read_starts, write_head, write_starts
-from goat_jax.layers import merge_model, split_model
+from goat_jax.interop.modules import Start, read_head, read_starts, write_head, write_starts
+from goat_jax.nn.dense import merge_model, split_model
 from goat_jax.optim.optimizer import OptimizerConfig, make_optimizer
 from goat_jax.parity.families import Inputs
 from goat_jax.parity.model_bundle import ModelRun
-from goat_jax.run.objectives import Objective
-from goat_jax.run.state import RunState
-from goat_jax.run.step import (
+from goat_jax.training.losses import Objective
+from goat_jax.training.state import RunState
+from goat_jax.training.step import (
     EvalStep,
     Metrics,
     TrainStep,

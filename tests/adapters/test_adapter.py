@@ -9,7 +9,7 @@ import pytest
 from goat_jax.adapters.adapter import apply_adapter, init_adapter, merge_adapter
 from goat_jax.adapters.context import EVAL, Context
 from goat_jax.adapters.methods import METHODS, method_spec
-from goat_jax.adapters.routing import NoRouter
+from goat_jax.adapters.parts.routers import NoRouter
 from goat_jax.errors import UserError
 from goat_jax.testing import assert_close
 

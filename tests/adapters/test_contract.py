@@ -16,11 +16,11 @@ from goat_jax.adapters.context import Context
 from goat_jax.adapters.methods import METHODS
 from goat_jax.adapters.spec import START_ONLY
 from goat_jax.errors import UserError
-from goat_jax.inject import inject
-from goat_jax.layers import Adapter, Dense, merge_model, run_model, split_model
-from goat_jax.models.decoder import Decoder, tiny_decoder_config
-from goat_jax.models.encoder import Encoder, tiny_config
-from goat_jax.sites import find_sites, reports_by_name
+from goat_jax.inject.inject import inject
+from goat_jax.models.decoder.model import Decoder, tiny_decoder_config
+from goat_jax.models.encoder.model import Encoder, tiny_config
+from goat_jax.nn.dense import Adapter, Dense, merge_model, run_model, split_model
+from goat_jax.nn.named_modules import find_sites, reports_by_name
 from goat_jax.testing import assert_close
 
 IN, OUT, BATCH, TOKENS = 24, 20, 3, 5

@@ -5,15 +5,11 @@ import re
 
 import pytest
 
-from goat_jax.adapters.full_rank import CopiesOfKernel, TakeOutKernel
-from goat_jax.adapters.gradient_start import GradientSegments
-from goat_jax.adapters.losses import Balance
 from goat_jax.adapters.methods import METHODS, method_spec
-from goat_jax.adapters.network import ZeroNetwork
-from goat_jax.adapters.routing import NoRouter, Softmax, TaskGate, Threshold, TopK
-from goat_jax.adapters.scales import AlphaOverRank, BySpectrum, Fixed, Theory
-from goat_jax.adapters.spec import PARTS
-from goat_jax.adapters.start import (
+from goat_jax.adapters.parts.aux_losses import Balance
+from goat_jax.adapters.parts.full import CopiesOfKernel, TakeOutKernel
+from goat_jax.adapters.parts.gradient_init import GradientSegments
+from goat_jax.adapters.parts.initializers import (
     BothRandom,
     DropMinor,
     KeepBase,
@@ -22,6 +18,10 @@ from goat_jax.adapters.start import (
     SvdSegments,
     ZeroDelta,
 )
+from goat_jax.adapters.parts.neat import ZeroNetwork
+from goat_jax.adapters.parts.routers import NoRouter, Softmax, TaskGate, Threshold, TopK
+from goat_jax.adapters.parts.scales import AlphaOverRank, BySpectrum, Fixed, Theory
+from goat_jax.adapters.spec import PARTS
 from goat_jax.core import svd
 from goat_jax.errors import UserError
 from goat_jax.optim.transforms import PrunedRanks

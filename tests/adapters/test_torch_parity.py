@@ -18,7 +18,7 @@ from flax import nnx
 from goat_jax.adapters.adapter import init_adapter
 from goat_jax.adapters.context import EVAL
 from goat_jax.adapters.methods import METHODS, method_spec
-from goat_jax.layers import Adapter, Dense, merge_model, run_model, split_model
+from goat_jax.nn.dense import Adapter, Dense, merge_model, run_model, split_model
 from goat_jax.testing import assert_close, relative_error
 
 TOKENS, STEPS, RATE, DECAY, COEF = 21, 10, 3e-3, 0.1, 0.5

@@ -7,10 +7,10 @@ import pytest
 
 from goat_jax.adapters.adapter import apply_layer, init_adapter, merge_adapter
 from goat_jax.adapters.context import EVAL, Context
-from goat_jax.adapters.directions import find_directions
-from goat_jax.adapters.gradient_start import DIRECTIONS, SIZES
 from goat_jax.adapters.methods import method_spec
-from goat_jax.adapters.tasks import for_task
+from goat_jax.adapters.parts.gradient_init import DIRECTIONS, SIZES
+from goat_jax.adapters.parts.lora_dash import find_directions
+from goat_jax.adapters.task_gate import for_task
 from goat_jax.core import aux_losses, routers
 from goat_jax.errors import UserError
 from goat_jax.testing import assert_close

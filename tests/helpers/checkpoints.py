@@ -5,8 +5,8 @@ import json
 import jax
 import jax.numpy as jnp
 
-from goat_jax.run.checkpoint import Checkpoints
-from goat_jax.run.state import RunState
+from goat_jax.training.checkpoints.checkpoint import Checkpoints
+from goat_jax.training.state import RunState
 
 
 class Batches:

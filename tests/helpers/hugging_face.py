@@ -6,7 +6,7 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
-from goat_jax.models.torch_names import torch_tensors
+from goat_jax.models.torch_layout import torch_tensors
 
 
 def write_weights(folder: Path, model: Any, model_type: str, **fields: int) -> None:

@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 from PIL import Image
 
-from goat_jax.data.prepare import RECIPES
+from goat_jax.data.prepare.prepare import RECIPES
 
 
 def picture(seed, form="JPEG", size=(40, 30)):

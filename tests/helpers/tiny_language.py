@@ -2,7 +2,7 @@
 
 from flax import nnx
 
-from goat_jax.models.decoder import Decoder, tiny_decoder_config
+from goat_jax.models.decoder.model import Decoder, tiny_decoder_config
 from hugging_face import write_weights
 
 COLOURS = {"grass": "green", "sky": "blue", "blood": "red", "snow": "white", "coal": "black"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flax import nnx
 
-from goat_jax.models.encoder import Encoder, tiny_config
+from goat_jax.models.encoder.model import Encoder, tiny_config
 from hugging_face import write_weights
 
 GOOD = ["fine", "bright", "warm", "sharp", "lovely"]
@@ -64,8 +64,8 @@ def write_rows(path: Path, count: int, seed: int) -> Path:
 
 
 CONFIG = """
-from goat_jax.config import AdapterConfig, ModelConfig, RunConfig, TrainConfig
-from goat_jax.data.tasks import files
+from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
+from goat_jax.data.tasks.registry import files
 from goat_jax.optim.optimizer import OptimizerConfig
 
 

@@ -13,7 +13,7 @@ import torch
 import transformers
 from flax import nnx
 
-from goat_jax.models.torch_names import torch_tensors
+from goat_jax.models.torch_layout import torch_tensors
 
 torch.set_num_threads(1)  # tiny models; more threads only wait for each other
 transformers.logging.set_verbosity_error()

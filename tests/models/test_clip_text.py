@@ -9,8 +9,8 @@ from flax import nnx
 from transformers import CLIPTokenizer
 
 from goat_jax.errors import UserError
-from goat_jax.models.clip_text import TEXT, class_kernel
 from goat_jax.models.load import load_model
+from goat_jax.models.vision.clip_text import TEXT, class_kernel
 
 TOLERANCE = 1e-5
 NAMES = ["cat", "dog eel", "eel", "a blurry cat"]

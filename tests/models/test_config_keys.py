@@ -10,10 +10,10 @@ import pytest
 import transformers
 
 from goat_jax.errors import UserError
-from goat_jax.models.architecture import ARCHITECTURES
 from goat_jax.models.config_keys import KEYS
 from goat_jax.models.load import random_model
-from goat_jax.models.safetensors import read_json
+from goat_jax.models.registry import ARCHITECTURES
+from goat_jax.pretrained.safetensors import read_json
 
 BLOCKS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 TEXT = {**BLOCKS, "vocab_size": 20, "intermediate_size": 16}

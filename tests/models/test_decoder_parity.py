@@ -10,7 +10,7 @@ import torch
 import transformers
 from flax import nnx
 
-from goat_jax.models.decoder import Decoder, segment_positions, tiny_decoder_config
+from goat_jax.models.decoder.model import Decoder, segment_positions, tiny_decoder_config
 from goat_jax.models.load import load_model
 
 TOLERANCE = 1e-4

@@ -11,11 +11,11 @@ from flax import nnx
 
 from goat_jax.adapters.context import EVAL, Context
 from goat_jax.errors import UserError
-from goat_jax.models.common import attend
-from goat_jax.models.dropout import drop, rates_of
-from goat_jax.models.encoder import Encoder, tiny_config
-from goat_jax.models.encoder_families import FAMILIES
+from goat_jax.models.encoder.families import FAMILIES
+from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.models.load import load_model, random_model
+from goat_jax.nn.dropout import drop, rates_of
+from goat_jax.nn.modules import attend
 
 KEY = jax.random.key(7)
 BERT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}

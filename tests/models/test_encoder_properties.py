@@ -8,9 +8,9 @@ import torch
 from flax import nnx
 
 from goat_jax.adapters.context import EVAL
-from goat_jax.models.common import POOLING
-from goat_jax.models.encoder import Encoder, tiny_config
+from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.models.load import load_model
+from goat_jax.nn.modules import POOLING
 
 FAMILIES = pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
 

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from goat_jax.errors import UserError
-from goat_jax.models.encoder import Encoder, tiny_config
+from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.models.load import load_model
 from hugging_face import write_weights
 

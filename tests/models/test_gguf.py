@@ -10,12 +10,12 @@ import pytest
 from flax import nnx
 
 from goat_jax.errors import UserError
-from goat_jax.models.architecture import architecture_of
-from goat_jax.models.fill import fill
-from goat_jax.models.fingerprint import fingerprint
-from goat_jax.models.gguf import LAYER_NAMES, OUTER_NAMES, open_gguf
-from goat_jax.models.gguf_config import LLAMA3_ROPE, llama3_divisors
-from goat_jax.models.torch_names import torch_tensors
+from goat_jax.models.load_parameters import fill
+from goat_jax.models.registry import architecture_of
+from goat_jax.models.torch_layout import torch_tensors
+from goat_jax.pretrained.fingerprint import fingerprint
+from goat_jax.pretrained.gguf.config import LLAMA3_ROPE, llama3_divisors
+from goat_jax.pretrained.gguf.weights import LAYER_NAMES, OUTER_NAMES, open_gguf
 
 LAYERS, HEADS, GROUPS, SIZE, WIDTH, INNER, VOCABULARY = 2, 4, 2, 8, 32, 64, 48
 KINDS = {"F32": 0, "F16": 1e-3, "BF16": 1e-2, "Q8_0": 2e-2}

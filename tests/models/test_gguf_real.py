@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from goat_jax.data.packaged_models import smollm2_file
 from goat_jax.errors import UserError
-from goat_jax.models.fingerprint import fingerprint
-from goat_jax.models.gguf import open_gguf
+from goat_jax.pretrained.fingerprint import fingerprint
+from goat_jax.pretrained.gguf.weights import open_gguf
+from goat_jax.pretrained.packaged_models import smollm2_file
 
 
 @pytest.mark.slow

@@ -13,11 +13,11 @@ import transformers
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from goat_jax.models.architecture import ARCHITECTURES
-from goat_jax.models.encoder import Encoder, EncoderConfig
-from goat_jax.models.fill import fill
+from goat_jax.models.encoder.model import Encoder, EncoderConfig
 from goat_jax.models.load import load_model
-from goat_jax.models.safetensors import INDEX, SINGLE, WeightFiles, open_weights
+from goat_jax.models.load_parameters import fill
+from goat_jax.models.registry import ARCHITECTURES
+from goat_jax.pretrained.safetensors import INDEX, SINGLE, WeightFiles, open_weights
 
 KEY = jax.random.key(7)
 FAMILIES = pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])

@@ -11,11 +11,11 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch_file
 
 from goat_jax.errors import UserError
-from goat_jax.models.architecture import ARCHITECTURES
-from goat_jax.models.encoder import Encoder, tiny_config
-from goat_jax.models.encoder_config import EncoderConfig
+from goat_jax.models.encoder.config import EncoderConfig
+from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.models.load import load_model
-from goat_jax.models.safetensors import INDEX, SINGLE
+from goat_jax.models.registry import ARCHITECTURES
+from goat_jax.pretrained.safetensors import INDEX, SINGLE
 
 SIZES = {
     "model_type": "bert",

@@ -10,7 +10,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from goat_jax.errors import UserError
-from goat_jax.models.decoder import Decoder, tiny_decoder_config
+from goat_jax.models.decoder.model import Decoder, tiny_decoder_config
 from goat_jax.models.load import load_model
 from hugging_face import write_weights
 

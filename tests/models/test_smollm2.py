@@ -6,12 +6,12 @@ import pytest
 import torch
 import transformers
 
-from goat_jax.data.packaged_models import smollm2_file
-from goat_jax.data.tokenize import load_tokenizer
+from goat_jax.data.pipeline.tokenize import load_tokenizer
 from goat_jax.errors import UserError
+from goat_jax.evaluation.sampler import Generator, Sampling
 from goat_jax.models.load import load_model
-from goat_jax.models.sources import open_checkpoint
-from goat_jax.run.generate import Generator, Sampling
+from goat_jax.pretrained.packaged_models import smollm2_file
+from goat_jax.pretrained.resolve import open_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 import transformers
 
-from goat_jax.data.exams import load_questions
-from goat_jax.data.packaged_models import smollm2_file
-from goat_jax.data.tasks import make_task
+from goat_jax.data.tasks.evaluation import load_questions
+from goat_jax.data.tasks.registry import make_task
 from goat_jax.errors import UserError
-from goat_jax.models.sources import open_checkpoint
-from goat_jax.run.answering import examine_by_likelihood
-from goat_jax.run.examination import PREDICTIONS, ExamOptions, Sitting
-from goat_jax.run.subject import open_subject
+from goat_jax.evaluation.generate_and_loglikelihood import examine_by_likelihood
+from goat_jax.evaluation.model import open_subject
+from goat_jax.evaluation.types import PREDICTIONS, ExamOptions, Sitting
+from goat_jax.pretrained.packaged_models import smollm2_file
+from goat_jax.pretrained.resolve import open_checkpoint
 
 pytestmark = pytest.mark.slow
 

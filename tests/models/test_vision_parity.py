@@ -8,9 +8,9 @@ import pytest
 import torch
 from flax import nnx
 
-from goat_jax.models.architecture import ARCHITECTURES
 from goat_jax.models.load import load_model
-from goat_jax.models.vision import cubic_resize
+from goat_jax.models.registry import ARCHITECTURES
+from goat_jax.models.vision.model import cubic_resize
 
 TOLERANCE = 1e-5
 FAMILIES = pytest.mark.parametrize("family", ["clip", "vit", "dinov2"])

@@ -12,15 +12,15 @@ from safetensors.numpy import load_file, save_file
 
 from goat_jax.adapters.methods import method_spec
 from goat_jax.errors import UserError
-from goat_jax.inject import inject
-from goat_jax.layers import split_model
+from goat_jax.inject.inject import inject
 from goat_jax.models.load import load_model
-from goat_jax.models.safetensors import SINGLE
-from goat_jax.models.vision import VisionModel, tiny_vision_config
-from goat_jax.models.vision_config import VisionConfig
-from goat_jax.run.objectives import IMAGE_CLASSIFICATION
-from goat_jax.run.state import RunState
-from goat_jax.run.step import make_eval_step, make_train_step
+from goat_jax.models.vision.config import VisionConfig
+from goat_jax.models.vision.model import VisionModel, tiny_vision_config
+from goat_jax.nn.dense import split_model
+from goat_jax.pretrained.safetensors import SINGLE
+from goat_jax.training.losses import IMAGE_CLASSIFICATION
+from goat_jax.training.state import RunState
+from goat_jax.training.step import make_eval_step, make_train_step
 
 TARGETS = {
     "clip": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],

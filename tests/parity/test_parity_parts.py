@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from goat_jax.adapters.scales import AlphaOverRank, AlphaOverRootRank, Fixed, Theory
+from goat_jax.adapters.parts.scales import AlphaOverRank, AlphaOverRootRank, Fixed, Theory
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core import svd
 from goat_jax.errors import UserError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from goat_jax.exchange.modules import Start
+from goat_jax.interop.modules import Start
 from goat_jax.parity.checks import GIVEN, MODEL, Check, Comparison, Note
 from goat_jax.parity.models import replay_run
 from goat_jax.parity.report import main

@@ -32,7 +32,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def config(tiny: Path):
     """The tiny run's config."""
-    from goat_jax.config import load_config
+    from goat_jax.config.run import load_config
 
     return load_config(str(tiny / "config.py"))
 
@@ -42,7 +42,7 @@ def finished(config, tmp_path_factory: pytest.TempPathFactory):
     """The tiny run, trained to its end once: (config, summary)."""
     import dataclasses
 
-    from goat_jax.run.fit import fit
+    from goat_jax.training.trainer import fit
 
     out = tmp_path_factory.mktemp("finished") / "run"
     config = dataclasses.replace(config, out=str(out))

@@ -1,0 +1,164 @@
+"""Auxiliary losses as parts."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from goat_jax.adapters.context import Context
+from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.core import aux_losses
+from goat_jax.core.orthogonality import gram_norms
+from goat_jax.core.routers import Routing
+from goat_jax.errors import UserError
+from goat_jax.registry import part
+from goat_jax.typing import Array, Factors
+from goat_jax.validation.fields import NonNegative, Rate, check_fields
+
+
+@part("aux_loss", "none")
+@dataclasses.dataclass(frozen=True)
+class NoAuxLoss:
+    """Nothing: a real part, so that nothing branches on its absence."""
+
+    def __call__(self, routing: Routing, arrays: Factors, ctx: Context) -> Array:
+        del routing, arrays, ctx
+        return jnp.zeros((), jnp.float32)
+
+
+@part("aux_loss", "balance")
+@dataclasses.dataclass(frozen=True)
+class Balance:
+    """Load balancing of the experts, 1 when balanced in the paper's form, k in the published one.
+
+    An expert that all tokens share has no column in the router and does not count.
+
+    Attributes:
+        published: the published code's form, k times the paper's.
+        count_padding: let padding tokens count too, as the published code does.
+    """
+
+    published: bool = False
+    count_padding: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def __call__(self, routing: Routing, arrays: Factors, ctx: Context) -> Array:
+        if "router" in arrays and arrays["router"].shape[-1] < routing.probs.shape[-1]:
+            shared = routing.probs.shape[-1] - arrays["router"].shape[-1]
+            routing = jax.tree.map(lambda value: value[..., shared:], routing)
+        form = aux_losses.balance_loss_published if self.published else aux_losses.balance_loss
+        return form(routing, None if self.count_padding else ctx.mask)
+
+
+@part("aux_loss", "threshold_balance")
+@dataclasses.dataclass(frozen=True)
+class ThresholdBalance:
+    """AdaMoLE's: E sum f_i Q_i with what the probabilities are above the threshold.
+
+    Attributes:
+        count_padding: let padding tokens count too, as the published code does.
+    """
+
+    count_padding: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def check(self, spec: AdapterSpec) -> None:
+        """Only a router with a threshold has margins."""
+        if not hasattr(spec.router, "tau_max"):
+            raise UserError(
+                f"ThresholdBalance needs a router with a threshold, {type(spec.router).__name__} "
+                "has none: choose aux_loss Balance"
+            )
+
+    def __call__(self, routing: Routing, arrays: Factors, ctx: Context) -> Array:
+        del arrays
+        return aux_losses.threshold_balance(routing, None if self.count_padding else ctx.mask)
+
+
+@part("aux_loss", "localized_balance")
+@dataclasses.dataclass(frozen=True)
+class LocalizedBalance:
+    """LoRAMoE's: squared coefficient of variation of the experts' use per example.
+
+    Attributes:
+        delta: how much more the half of the experts counts that belongs to the example's task type;
+            0 treats all alike and needs no task types.
+        count_padding: let padding tokens count too, as the published code does.
+    """
+
+    delta: Rate = 0.0
+    count_padding: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def check(self, spec: AdapterSpec) -> None:
+        """Refuses a number of experts that has no halves."""
+        if self.delta and spec.num_experts % 2:
+            raise UserError(
+                f"{spec.num_experts} experts have no halves: choose an even number, or delta 0"
+            )
+
+    def __call__(self, routing: Routing, arrays: Factors, ctx: Context) -> Array:
+        del arrays
+        types = ctx.task_types if self.delta else None
+        if self.delta and types is None:
+            raise UserError(
+                "LocalizedBalance goes by the type of each example's task: give task_types (B,) "
+                "with the batch (in a run by task.task_type), or choose delta 0"
+            )
+        mask = None if self.count_padding else ctx.mask
+        return aux_losses.localized_balance(routing, types, self.delta, mask)
+
+
+@part("aux_loss", "orthogonality")
+@dataclasses.dataclass(frozen=True)
+class Orthogonality:
+    """AdaLoRA's: mean of ``|a^T a - 1|`` and ``|b b^T - 1|``, unsquared, of one layer.
+
+    AdaLoRA averages over all matrices of the model; here layers are added up, so its weight omega
+    is an `aux_weight` of omega / (adapted layers).
+    """
+
+    def __call__(self, routing: Routing, arrays: Factors, ctx: Context) -> Array:
+        del routing, ctx
+        of_a, of_b = gram_norms(arrays["a"], arrays["b"])
+        return (of_a.mean() + of_b.mean()) / 2
+
+
+@part("aux_loss", "core_and_orthogonality")
+@dataclasses.dataclass(frozen=True)
+class CoreAndOrthogonality:
+    """KaSA's: ``beta |core|^2 + gamma (|a^T a - 1| + |b b^T - 1|)``, weights included.
+
+    Attributes:
+        beta: weight of the core's squares.
+        gamma: weight of both deviations from orthogonality.
+        published: KaSA's own code, which takes the large Gram matrices (and averages over layers:
+            divide `aux_weight` by their number); otherwise the small ones, as PEFT does.
+    """
+
+    beta: NonNegative = 1e-4
+    gamma: NonNegative = 1e-3
+    published: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def check(self, spec: AdapterSpec) -> None:
+        """It needs a core."""
+        if not hasattr(spec.combine, "core_std"):
+            raise UserError(
+                f"CoreAndOrthogonality weighs a core, which {type(spec.combine).__name__} has not: "
+                "choose combine DiagonalCore"
+            )
+
+    def __call__(self, routing: Routing, arrays: Factors, ctx: Context) -> Array:
+        del routing, ctx
+        of_a, of_b = gram_norms(arrays["a"], arrays["b"], self.published)
+        core = jnp.square(arrays["core"]).sum()
+        return self.beta * core + self.gamma * (of_a + of_b).sum()

@@ -1,0 +1,195 @@
+"""Combines as parts: what an adapter adds to the layer's output, and how it folds into a kernel."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from goat_jax.adapters.spec import AdapterSpec, Combine, Extras
+from goat_jax.core.column_norms import column_norms
+from goat_jax.core.dispatch import HIDDEN, dispatch, expand, flat
+from goat_jax.core.precision import wide
+from goat_jax.core.residual import delta_weight, side_by_side
+from goat_jax.core.routers import Routing
+from goat_jax.errors import UserError
+from goat_jax.registry import part
+from goat_jax.typing import Array, Factors, Key
+from goat_jax.validation.fields import NonNegative, check_fields
+
+
+@part("combine", "sum_of_experts")
+@dataclasses.dataclass(frozen=True)
+class SumOfExperts(Combine):
+    """sum_i w_i s_i x a_i b_i, gated in rank space (`goat_jax.core.dispatch`)."""
+
+    layout: ClassVar[str] = "pairs"
+    replaces: ClassVar[bool] = False
+    starts_plain: ClassVar[bool] = True
+
+    def dropout_copies(self, spec: AdapterSpec) -> int | None:
+        return spec.num_experts if spec.dropout_per_expert else None
+
+    def pairs(self, arrays: Factors) -> tuple[Array, Array]:
+        """The factors a (E, I, R) and b (E, R, O) that are multiplied."""
+        return arrays["a"], arrays["b"]
+
+    def inner(self, arrays: Factors) -> Array | None:
+        return flat(self.pairs(arrays)[0])
+
+    def __call__(
+        self,
+        x: Array,
+        kernel: Array,
+        arrays: Factors,
+        scale: Array,
+        routing: Routing,
+        hidden: Array | None = None,
+    ) -> Array:
+        del kernel
+        gate = routing.weights * jnp.broadcast_to(scale, routing.weights.shape)
+        return dispatch(x, *self.pairs(arrays), gate, hidden)
+
+    def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
+        del spec
+        merged = kernel.astype(scale.dtype) + delta_weight(*self.pairs(arrays), scale)
+        return merged.astype(kernel.dtype)
+
+    def low_rank(self, arrays: Factors, scale: Array) -> tuple[Array, Array]:
+        return side_by_side(*self.pairs(arrays), scale)
+
+
+@part("combine", "diagonal_core")
+@dataclasses.dataclass(frozen=True)
+class DiagonalCore(SumOfExperts):
+    """s x a diag(core) b: KaSA and AdaLoRA, whose core stands for singular values.
+
+    Attributes:
+        core_std: the core's start is normal with this deviation: 1 for KaSA, 0 for AdaLoRA.
+    """
+
+    core_std: NonNegative = 1.0
+    starts_plain: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def extras(
+        self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec, key: Key
+    ) -> Extras:
+        del kernel, factors, scale
+        shape = (spec.num_experts, spec.rank)
+        core = self.core_std * jax.random.normal(key, shape, jnp.float32)
+        return Extras({"core": core}, {})
+
+    def pairs(self, arrays: Factors) -> tuple[Array, Array]:
+        a, core = arrays["a"], arrays["core"]
+        return a * jnp.broadcast_to(core[:, None, :], a.shape), arrays["b"]
+
+
+@part("combine", "output_gains")
+@dataclasses.dataclass(frozen=True)
+class OutputGains(SumOfExperts):
+    """s sum_i (x a_i b_i) * gain_i, gains per output that start at zero: MultiLoRA."""
+
+    starts_plain: ClassVar[bool] = False
+
+    def extras(
+        self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec, key: Key
+    ) -> Extras:
+        del factors, scale, key
+        return Extras({"gain": jnp.zeros((spec.num_experts, kernel.shape[1]), jnp.float32)}, {})
+
+    def pairs(self, arrays: Factors) -> tuple[Array, Array]:
+        b, gain = arrays["b"], arrays["gain"]
+        return arrays["a"], b * jnp.broadcast_to(gain[:, None, :], b.shape)
+
+
+@part("combine", "magnitude_and_direction")
+@dataclasses.dataclass(frozen=True)
+class MagnitudeAndDirection(SumOfExperts):
+    """DoRA: the columns of W0 + s a b, each scaled to a trained length (one per output).
+
+    The length of the column itself carries no gradient, as published. While there is dropout, both
+    ``x W0`` and ``x a b`` in what is added see one dropped x, the frozen branch x itself.
+    """
+
+    def check(self, spec: AdapterSpec) -> None:
+        """One length per output cannot belong to weights that differ from token to token."""
+        if not spec.router.mergeable:
+            raise UserError(
+                f"MagnitudeAndDirection normalises one kernel, and {type(spec.router).__name__} "
+                "weighs experts by token: choose router=none"
+            )
+
+    def extras(
+        self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec, key: Key
+    ) -> Extras:
+        del spec, key
+        return Extras({"magnitude": column_norms(kernel, factors["a"], factors["b"], scale)}, {})
+
+    def _gain(self, kernel: Array, arrays: Factors, scale: Array) -> Array:
+        norms = column_norms(kernel, *self.pairs(arrays), scale)
+        return arrays["magnitude"] / jax.lax.stop_gradient(norms)
+
+    def __call__(
+        self,
+        x: Array,
+        kernel: Array,
+        arrays: Factors,
+        scale: Array,
+        routing: Routing,
+        hidden: Array | None = None,
+    ) -> Array:
+        if x.ndim > routing.weights.ndim:
+            raise UserError("DoRA uses one dropped x for all its terms: dropout_per_expert=false")
+        delta = super().__call__(x, kernel, arrays, scale, routing, hidden)
+        gain = jnp.broadcast_to(self._gain(kernel, arrays, scale), delta.shape).astype(x.dtype)
+        return (gain - 1) * jnp.dot(x, kernel.astype(x.dtype)) + gain * delta
+
+    def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
+        whole = super().merge(kernel.astype(scale.dtype), arrays, scale, spec)
+        gain = jnp.broadcast_to(self._gain(kernel, arrays, scale), kernel.shape)
+        return (gain * whole).astype(kernel.dtype)
+
+
+@part("combine", "shared_projection")
+@dataclasses.dataclass(frozen=True)
+class SharedProjection(SumOfExperts):
+    """sum_i w_i s_i (x a) b_i: HydraLoRA, one a for all experts."""
+
+    layout: ClassVar[str] = "shared"
+    starts_plain: ClassVar[bool] = False
+
+    def inner(self, arrays: Factors) -> Array | None:
+        return arrays["a"][0]
+
+    def __call__(
+        self,
+        x: Array,
+        kernel: Array,
+        arrays: Factors,
+        scale: Array,
+        routing: Routing,
+        hidden: Array | None = None,
+    ) -> Array:
+        del kernel
+        a, b = arrays["a"][0], arrays["b"]
+        gate = routing.weights * jnp.broadcast_to(scale, routing.weights.shape)
+        if hidden is None:
+            hidden = jnp.dot(x, a.astype(x.dtype), preferred_element_type=wide(x.dtype))
+        own_copies = x.ndim > gate.ndim
+        shared = jnp.moveaxis(hidden, 0, -2) if own_copies else hidden[..., None, :]
+        shape = (*gate.shape, a.shape[-1])
+        gated = jnp.broadcast_to(shared, shape) * jnp.broadcast_to(gate[..., None], shape)
+        flat = checkpoint_name(gated.astype(x.dtype).reshape(*gate.shape[:-1], -1), HIDDEN)
+        return expand(flat, b.reshape(-1, b.shape[-1]))
+
+    def pairs(self, arrays: Factors) -> tuple[Array, Array]:
+        a, b = arrays["a"], arrays["b"]
+        return jnp.broadcast_to(a, (b.shape[0], *a.shape[1:])), b
+
+    def low_rank(self, arrays: Factors, scale: Array) -> tuple[Array, Array]:
+        b = arrays["b"]
+        return arrays["a"][0], (b * jnp.broadcast_to(scale[:, None, None], b.shape)).sum(0)

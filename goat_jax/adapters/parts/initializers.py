@@ -1,0 +1,237 @@
+"""How an adapter starts: initializers of the factors, and edits of the frozen kernel."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from goat_jax.adapters.spec import AdapterSpec, Given, Initializer
+from goat_jax.core import initializers, svd
+from goat_jax.core.residual import residual_kernel, side_by_side
+from goat_jax.core.svd import Segments, Svd
+from goat_jax.errors import UserError
+from goat_jax.registry import find_function, part
+from goat_jax.typing import Array, Factors, Key
+from goat_jax.validation.fields import Positive, Share, check_fields
+
+
+@part("initializer", "zero_delta")
+@dataclasses.dataclass(frozen=True)
+class ZeroDelta(Initializer):
+    """LoRA's start: random a, zero b.
+
+    Attributes:
+        a_std: a is normal with this deviation; None is LoRA's kaiming uniform.
+    """
+
+    a_std: Positive | None = None
+    layout: ClassVar[str] = "pairs"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
+        in_features, out_features = given.kernel.shape
+        sizes = (in_features, out_features, spec.num_experts, spec.rank)
+        start = initializers.zero_delta(key, *sizes)
+        if self.a_std is not None:
+            start["a"] = self.a_std * jax.random.normal(key, start["a"].shape, jnp.float32)
+        return start
+
+
+@part("initializer", "both_random")
+@dataclasses.dataclass(frozen=True)
+class BothRandom(ZeroDelta):
+    """Random a and random b, for combines that start at zero in another way.
+
+    Attributes:
+        b_std: b is normal with this deviation; None is kaiming uniform over R.
+    """
+
+    b_std: Positive | None = None
+
+    def check(self, spec: AdapterSpec) -> None:
+        """Without a zero elsewhere the layer would not start as it was."""
+        if spec.combine.starts_plain:
+            raise UserError(
+                f"{type(self).__name__} has no zero factor, and {type(spec.combine).__name__} adds "
+                "a b from the start: choose initializer ZeroDelta"
+            )
+
+    def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
+        start = super().factors(given, spec, key)
+        own, shape = jax.random.fold_in(key, 1), start["b"].shape
+        start["b"] = (
+            initializers.kaiming_uniform(own, shape, spec.rank)
+            if self.b_std is None
+            else self.b_std * jax.random.normal(own, shape, jnp.float32)
+        )
+        return start
+
+
+@part("initializer", "shared_zero_delta")
+@dataclasses.dataclass(frozen=True)
+class SharedZeroDelta(ZeroDelta):
+    """HydraLoRA's start: one random a (1, I, R) for all experts, zero b."""
+
+    layout: ClassVar[str] = "shared"
+
+    def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
+        start = super().factors(given, spec, key)
+        return {"a": start["a"][:1], "b": start["b"]}
+
+
+def check_added_as_it_is(initializer: Initializer, spec: AdapterSpec) -> None:
+    """A start whose product is not zero has to be taken off the frozen kernel as it is."""
+    if not spec.combine.starts_plain:
+        raise UserError(
+            f"{type(initializer).__name__} starts with a b different from zero, which "
+            f"{type(spec.combine).__name__} does not add as it is: choose ZeroDelta"
+        )
+
+
+@part("initializer", "svd_segments")
+@dataclasses.dataclass(frozen=True)
+class SvdSegments(Initializer):
+    """Every expert starts from its own segment of the kernel's SVD (paper eq. 13 and 19).
+
+    Attributes:
+        choice: which triplets each expert gets, a function or its name in
+            `goat_jax.core.svd.SEGMENTS`: `block_heads` is GOAT's.
+        rho: damping of the start; 1 keeps the segment whole.
+        offset: how far the choice is moved down the spectrum, as a share of the room below it: with
+            `principal` 0 takes the largest triplets, 1 the smallest (the paper's first figure).
+    """
+
+    choice: Segments = svd.block_heads
+    rho: Positive = 10.0
+    offset: Share = 0.0
+    layout: ClassVar[str] = "pairs"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "choice", find_function("choice", self.choice, svd.SEGMENTS))
+        check_fields(self)
+
+    def segments(self, kernel: Array, spec: AdapterSpec, key: Key) -> Svd:
+        index = self.triplets(min(kernel.shape), spec, key)
+        return svd.take_segments(svd.svd_of_kernel(kernel), index)
+
+    def triplets(self, h: int, spec: AdapterSpec, key: Key) -> Array:
+        """The index (E, R) of every expert's triplets among the h of a kernel."""
+        svd.check_segments(h, spec.num_experts, spec.rank)
+        return svd.moved(self.choice(h, spec.num_experts, spec.rank, key), h, self.offset)
+
+    def check(self, spec: AdapterSpec) -> None:
+        check_added_as_it_is(self, spec)
+
+    def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
+        del spec, key
+        assert given.segments is not None
+        # The first expert's scale for all: GOAT+ rescales the experts, not their start (app. E).
+        return initializers.factors_of_segments(given.segments, given.scale[0], self.rho)
+
+
+@part("base_edit", "keep")
+@dataclasses.dataclass(frozen=True)
+class KeepBase:
+    """The frozen kernel is the pretrained one."""
+
+    looks_at_kernel: ClassVar[bool] = False
+
+    def __call__(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:
+        del factors, scale, spec
+        return kernel
+
+    def removed(
+        self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec
+    ) -> tuple[Array, Array]:
+        del factors, scale, spec
+        i, o = kernel.shape
+        return jnp.zeros((i, 0), jnp.float32), jnp.zeros((0, o), jnp.float32)
+
+
+@part("base_edit", "drop_minor")
+@dataclasses.dataclass(frozen=True)
+class DropMinor:
+    """KaSA: the kernel without its smallest r singular triplets, for which nothing compensates."""
+
+    looks_at_kernel: ClassVar[bool] = True
+
+    def triplets(self, h: int, spec: AdapterSpec, key: Key) -> Array:
+        """The index (E, R) of the triplets that are dropped among the h of a kernel."""
+        svd.check_segments(h, spec.num_experts, spec.rank)
+        return svd.minor(h, spec.num_experts, spec.rank, key)
+
+    def __call__(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:
+        del factors, scale
+        return self.without(kernel, self._minor(kernel, spec))
+
+    def removed(
+        self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec
+    ) -> tuple[Array, Array]:
+        del factors, scale
+        return self._product(self._minor(kernel, spec))
+
+    def without(self, kernel: Array, minor: Svd) -> Array:
+        """The kernel less these triplets, u (E, I, R), s (E, R), vt (E, R, O)."""
+        dropped = jnp.dot(*self._product(minor), precision="highest")
+        return (kernel.astype(jnp.float32) - dropped).astype(kernel.dtype)
+
+    def _minor(self, kernel: Array, spec: AdapterSpec) -> Svd:
+        index = self.triplets(min(kernel.shape), spec, jax.random.key(0))
+        return svd.take_segments(svd.svd_of_kernel(kernel), index)
+
+    def _product(self, minor: Svd) -> tuple[Array, Array]:
+        """(I, E R) and (E R, O), whose product the triplets are."""
+        u, s, vt = (part.astype(jnp.float32) for part in minor)
+        return side_by_side(u * jnp.broadcast_to(s[:, None], u.shape), vt, jnp.ones(len(u)))
+
+
+@part("base_edit", "subtract_mean")
+@dataclasses.dataclass(frozen=True)
+class SubtractMean:
+    """Takes the experts' expected start off the kernel: W0 - (1/E) sum s_i a_i b_i (Thm 3.4).
+
+    Without a router the experts' weight is 1, not 1/E, which gives PiSSA's residual.
+
+    Attributes:
+        with_first_scale: use s_1 for every expert, as the published code does with unequal scales;
+            the theorem uses each expert's own.
+    """
+
+    with_first_scale: bool = False
+    looks_at_kernel: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def check(self, spec: AdapterSpec) -> None:
+        """What is taken off has to be what the adapter adds at the start."""
+        if not spec.combine.starts_plain:
+            raise UserError(
+                f"SubtractMean takes s a b off the kernel, which {type(spec.combine).__name__} "
+                "does not start with: choose base_edit KeepBase"
+            )
+
+    def __call__(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:
+        a, b, (scale, weight) = factors["a"], factors["b"], self._gains(scale, spec)
+        return residual_kernel(kernel, a, b, scale, weight)
+
+    def weight(self, spec: AdapterSpec) -> float | tuple[float, ...]:
+        """What of an expert's product is taken off, one number for all or one each."""
+        return spec.router.mean_weight(spec)
+
+    def _gains(self, scale: Array, spec: AdapterSpec) -> tuple[Array, Array]:
+        """(E,) scales, and the weights, () or (E,), that the products are taken off with."""
+        if self.with_first_scale:
+            scale = scale[:1].repeat(spec.num_experts)
+        return scale, jnp.asarray(self.weight(spec), jnp.float32)
+
+    def removed(
+        self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec
+    ) -> tuple[Array, Array]:
+        del kernel
+        scale, weight = self._gains(scale, spec)
+        gains = scale * jnp.broadcast_to(weight, scale.shape)
+        return side_by_side(factors["a"], factors["b"], gains)

@@ -1,0 +1,157 @@
+"""LoRA-Dash: after some steps of LoRA, the pretrained directions it changed most get coefficients.
+
+Both phases are the same parts. The directions are constants, zero at first, so their term is zero
+and the coefficients have no gradient; `find_directions` gives their values for the switch.
+"""
+
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from goat_jax.adapters.parts.combines import SumOfExperts
+from goat_jax.adapters.spec import AdapterSpec, Extras
+from goat_jax.core.residual import delta_weight
+from goat_jax.core.routers import Routing
+from goat_jax.core.svd import svd_of_kernel
+from goat_jax.errors import UserError
+from goat_jax.registry import part
+from goat_jax.typing import Array, Factors, Key
+from goat_jax.validation.fields import Count, check_fields
+
+
+@part("combine", "lora_and_directions")
+@dataclasses.dataclass(frozen=True)
+class LoraAndDirections(SumOfExperts):
+    """s x a b + x u diag(coefficients) vt; the second term is not scaled.
+
+    While there is dropout the two terms see independently dropped x.
+
+    Attributes:
+        num_directions: K, how many get a coefficient.
+    """
+
+    num_directions: Count = 8
+    starts_plain: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def check(self, spec: AdapterSpec) -> None:
+        """The directions are those of one kernel, the same for all tokens."""
+        if spec.num_experts > 1 or not spec.router.mergeable:
+            raise UserError("LoraAndDirections has one pair of factors: num_experts=1, router=none")
+
+    def extras(
+        self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec, key: Key
+    ) -> Extras:
+        del factors, scale, spec, key
+        count, (in_features, out_features) = self.num_directions, kernel.shape
+        if count > min(kernel.shape):
+            raise UserError(
+                f"num_directions {count} is above the layer's smaller side {min(kernel.shape)}: "
+                f"choose at most {min(kernel.shape)}"
+            )
+        return Extras(
+            {"coefficients": jnp.zeros((count,), jnp.float32)},
+            {
+                "u": jnp.zeros((in_features, count), jnp.float32),
+                "vt": jnp.zeros((count, out_features), jnp.float32),
+            },
+        )
+
+    def dropout_copies(self, spec: AdapterSpec) -> int | None:
+        return 2 if spec.dropout else None
+
+    def __call__(
+        self,
+        x: Array,
+        kernel: Array,
+        arrays: Factors,
+        scale: Array,
+        routing: Routing,
+        hidden: Array | None = None,
+    ) -> Array:
+        first, second = (x[0], x[1]) if x.ndim == routing.weights.ndim + 1 else (x, x)
+        along = jnp.dot(second, arrays["u"].astype(x.dtype))
+        along = along * jnp.broadcast_to(arrays["coefficients"].astype(x.dtype), along.shape)
+        plain = super().__call__(first, kernel, arrays, scale, routing, hidden)
+        return plain + jnp.dot(along, arrays["vt"].astype(x.dtype))
+
+    def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
+        plain = super().merge(kernel.astype(scale.dtype), arrays, scale, spec)
+        u, coefficients, vt = arrays["u"], arrays["coefficients"], arrays["vt"]
+        own = jnp.einsum("IK,K,KO->IO", u, coefficients, vt, precision="highest")
+        return (plain + own).astype(kernel.dtype)
+
+    def low_rank(self, arrays: Factors, scale: Array) -> tuple[Array, Array]:
+        a, b = super().low_rank(arrays, scale)
+        vt = arrays["vt"]
+        along = jnp.broadcast_to(arrays["coefficients"][:, None], vt.shape) * vt
+        return jnp.concatenate([a, arrays["u"]], 1), jnp.concatenate([b, along])
+
+
+@part("course", "find_directions")
+@dataclasses.dataclass(frozen=True)
+class FindDirections:
+    """The course of LoRA-Dash: after some steps of LoRA the directions get their values.
+
+    Attributes:
+        switch_after: optimizer steps before that (the original counts forward passes).
+    """
+
+    switch_after: Count = 100
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def check(self, spec: AdapterSpec) -> None:
+        """There have to be directions."""
+        if not hasattr(spec.combine, "num_directions"):
+            raise UserError(
+                f"FindDirections is for LoraAndDirections, not {type(spec.combine).__name__}"
+            )
+
+    def switch_step(self) -> int:
+        return self.switch_after
+
+    def constants(self, kernel: Array, arrays: Factors, scale: Array) -> Factors:
+        found = find_directions(kernel, arrays, scale, arrays["coefficients"].shape[0])
+        return {"u": found.u, "vt": found.vt}
+
+
+class Directions(NamedTuple):
+    """The pretrained directions that changed most, the largest rate first.
+
+    Attributes:
+        u, vt: (I, K), (K, O), the adapter's constants from now on.
+        index: (K,) their place in the kernel's spectrum.
+        rates: (H,) change rate of every direction.
+        values: (H,) the kernel's singular values.
+    """
+
+    u: Array
+    vt: Array
+    index: Array
+    rates: Array
+    values: Array
+
+
+def find_directions(kernel: Array, factors: Factors, scale: Array, count: int) -> Directions:
+    """The K directions of the frozen kernel (I, O) that LoRA changed most, relative to their size.
+
+    The rate of direction i is ``|u_i^T (s a b) v_i| / sigma_i``, with nothing added to small sigma,
+    as published.
+
+    >>> kernel = jnp.diag(jnp.array([3.0, 2.0, 1.0]))
+    >>> factors = {"a": jnp.array([[[0.0], [0.0], [1.0]]]), "b": jnp.array([[[0.0, 0.0, 1.0]]])}
+    >>> find_directions(kernel, factors, jnp.array([0.5]), 1).index
+    Array([2], dtype=int32)
+    """
+    u, s, vt = svd_of_kernel(kernel)
+    change = delta_weight(factors["a"], factors["b"], scale)
+    along = jnp.einsum("IH,IO,HO->H", u, change, vt, precision="highest")
+    rates = jnp.abs(along) / s
+    _, index = jax.lax.top_k(rates, count)
+    return Directions(u[:, index], vt[index], index, rates, s)

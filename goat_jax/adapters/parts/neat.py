@@ -1,0 +1,124 @@
+"""NEAT (PEANuT): the change of the kernel is a small network of the kernel itself."""
+
+import dataclasses
+from typing import Annotated, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from goat_jax.adapters.spec import AdapterSpec, Combine, Extras, Given, Initializer
+from goat_jax.core.initializers import kaiming_uniform
+from goat_jax.core.precision import wide
+from goat_jax.core.routers import Routing
+from goat_jax.errors import UserError
+from goat_jax.registry import part
+from goat_jax.typing import Array, Factors, Key
+from goat_jax.validation.fields import Natural, OneOf, check_fields
+
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+    "identity": lambda x: x,
+}
+
+
+@part("initializer", "zero_network")
+@dataclasses.dataclass(frozen=True)
+class ZeroNetwork(Initializer):
+    """Random a (1, width, R), zero b (1, R, width): the network's first and last layer."""
+
+    layout: ClassVar[str] = "network"
+
+    def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
+        width = given.kernel.shape[0 if getattr(spec.combine, "over_inputs", False) else 1]
+        return {
+            "a": kaiming_uniform(key, (1, width, spec.rank), width),
+            "b": jnp.zeros((1, spec.rank, width), jnp.float32),
+        }
+
+
+@part("combine", "kernel_network")
+@dataclasses.dataclass(frozen=True)
+class KernelNetwork(Combine):
+    """``x (W0 + s act(W0 a) b)``, with further layers between a and b if it is deep.
+
+    A deep one passes through `depth` encoders (R, R), which keep what they were given, and as many
+    decoders, which add it back, the last first; the activation follows a, and every encoder and
+    decoder matrix, before what is added back.
+
+    Attributes:
+        depth: pairs of encoder and decoder; "depth D" of NEAT's own code is 2 + 2 depth.
+        activation: a key of `ACTIVATIONS`.
+        over_inputs: the network acts on the kernel's input axis, as the paper prints and a later
+            fork does, W0 + s b' act(a' W0); otherwise on the output axis, as the first code and
+            PEFT do.
+    """
+
+    depth: Natural = 0
+    activation: Annotated[str, OneOf(ACTIVATIONS)] = "relu"
+    over_inputs: bool = False
+    layout: ClassVar[str] = "network"
+    replaces: ClassVar[bool] = True
+    starts_plain: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def check(self, spec: AdapterSpec) -> None:
+        """One network, whose input is the kernel and not a token."""
+        if spec.num_experts > 1 or not spec.router.mergeable:
+            raise UserError("KernelNetwork is one network: choose num_experts=1 and router=none")
+        if spec.dropout:
+            raise UserError(
+                f"KernelNetwork changes the kernel, so there is nothing to drop: dropout=0, not "
+                f"{spec.dropout}"
+            )
+
+    def extras(
+        self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec, key: Key
+    ) -> Extras:
+        del kernel, factors, scale
+        if self.depth == 0:
+            return Extras({}, {})
+        shape = (self.depth, spec.rank, spec.rank)
+        keys = jax.random.split(key)
+        made = [kaiming_uniform(own, shape, spec.rank) for own in keys]
+        return Extras(dict(zip(("encoders", "decoders"), made, strict=True)), {})
+
+    def _changed(self, kernel: Array, arrays: Factors, scale: Array) -> Array:
+        """The kernel (I, O) and the network's scaled output on it, in float32 at least."""
+        return kernel.astype(wide(kernel.dtype)) + scale[0] * self._change(kernel, arrays)
+
+    def _change(self, kernel: Array, arrays: Factors) -> Array:
+        """The network's output on the kernel (I, O), before its scale."""
+        act, rows = ACTIVATIONS[self.activation], kernel.astype(wide(kernel.dtype))
+        rows = rows.T if self.over_inputs else rows
+        hidden = act(jnp.dot(rows, arrays["a"][0]))
+        kept = []
+        for layer in range(self.depth):
+            kept.append(hidden)
+            hidden = act(jnp.dot(hidden, arrays["encoders"][layer]))
+        for layer in range(self.depth):
+            hidden = act(jnp.dot(hidden, arrays["decoders"][layer])) + kept.pop()
+        change = jnp.dot(hidden, arrays["b"][0])
+        return change.T if self.over_inputs else change
+
+    def __call__(
+        self,
+        x: Array,
+        kernel: Array,
+        arrays: Factors,
+        scale: Array,
+        routing: Routing,
+        hidden: Array | None = None,
+    ) -> Array:
+        del routing, hidden
+        return jnp.dot(x, self._changed(kernel, arrays, scale).astype(x.dtype))
+
+    def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
+        del spec
+        return self._changed(kernel, arrays, scale).astype(kernel.dtype)
+
+    def low_rank(self, arrays: Factors, scale: Array) -> tuple[Array, Array]:
+        raise UserError("a network of the kernel changes it, and the change has no low rank")

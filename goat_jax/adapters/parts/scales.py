@@ -1,0 +1,148 @@
+"""Scale rules as parts: what `goat_jax.core.scaling` computes, with their options."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from goat_jax.adapters.spec import AdapterSpec, ScaleRule
+from goat_jax.core import scaling
+from goat_jax.core.svd import Svd
+from goat_jax.errors import UserError
+from goat_jax.registry import find_part, part
+from goat_jax.typing import Array
+from goat_jax.validation.checks import check_number
+from goat_jax.validation.fields import Positive, check_fields
+
+
+@part("scale", "alpha_over_rank")
+@dataclasses.dataclass(frozen=True)
+class AlphaOverRank:
+    """alpha / R: LoRA, and what the published GOAT code runs."""
+
+    def check(self, spec: AdapterSpec) -> None:
+        """Refuses an alpha that would switch the adapter off or turn its sign."""
+        check_number("alpha", spec.alpha, above=0)
+
+    def __call__(self, in_features: int, segments: Svd | None, spec: AdapterSpec) -> Array:
+        del in_features, segments
+        return scaling.alpha_over_rank(spec.num_experts, spec.rank, spec.alpha)
+
+
+@part("scale", "alpha_over_total_rank")
+@dataclasses.dataclass(frozen=True)
+class AlphaOverTotalRank:
+    """alpha / r, r of all experts together: MOELoRA."""
+
+    def check(self, spec: AdapterSpec) -> None:
+        """Refuses an alpha that would switch the adapter off or turn its sign."""
+        check_number("alpha", spec.alpha, above=0)
+
+    def __call__(self, in_features: int, segments: Svd | None, spec: AdapterSpec) -> Array:
+        del in_features, segments
+        return scaling.alpha_over_rank(spec.num_experts, spec.total_rank, spec.alpha)
+
+
+@part("scale", "alpha_over_start_rank")
+@dataclasses.dataclass(frozen=True)
+class AlphaOverStartRank:
+    """alpha / (r + 1e-5): AdaLoRA, which keeps the rank it starts with in here while it prunes.
+
+    An alpha of 0 or less stands for the rank, as published.
+    """
+
+    def __call__(self, in_features: int, segments: Svd | None, spec: AdapterSpec) -> Array:
+        del in_features, segments
+        alpha = spec.alpha if spec.alpha > 0 else float(spec.rank)
+        return jnp.full((spec.num_experts,), alpha / (spec.rank + 1e-5), jnp.float32)
+
+
+@part("scale", "alpha_over_root_rank")
+@dataclasses.dataclass(frozen=True)
+class AlphaOverRootRank:
+    """alpha / sqrt(R): rsLoRA."""
+
+    def check(self, spec: AdapterSpec) -> None:
+        """Refuses an alpha that would switch the adapter off or turn its sign."""
+        check_number("alpha", spec.alpha, above=0)
+
+    def __call__(self, in_features: int, segments: Svd | None, spec: AdapterSpec) -> Array:
+        del in_features, segments
+        return scaling.alpha_over_root_rank(spec.num_experts, spec.rank, spec.alpha)
+
+
+@part("scale", "theory")
+@dataclasses.dataclass(frozen=True)
+class Theory:
+    """sqrt(3 I eta / R), Theorem 3.5 of the paper.
+
+    Attributes:
+        eta: full fine-tuning learning rate divided by the adapter's.
+    """
+
+    eta: Positive = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def __call__(self, in_features: int, segments: Svd | None, spec: AdapterSpec) -> Array:
+        del segments
+        return scaling.theory(spec.num_experts, spec.rank, in_features, self.eta)
+
+
+@part("scale", "fixed")
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """A constant.
+
+    Attributes:
+        value: the scale, or one scale per expert.
+    """
+
+    value: Positive | tuple[Positive, ...] = 2.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def check(self, spec: AdapterSpec) -> None:
+        """Refuses a list that does not give every expert its scale."""
+        if isinstance(self.value, tuple) and len(self.value) != spec.num_experts:
+            raise UserError(
+                f"value has {len(self.value)} scales for {spec.num_experts} experts: give one each"
+            )
+
+    def __call__(self, in_features: int, segments: Svd | None, spec: AdapterSpec) -> Array:
+        del in_features, segments
+        return jnp.broadcast_to(jnp.asarray(self.value, jnp.float32), (spec.num_experts,))
+
+
+@part("scale", "by_spectrum")
+@dataclasses.dataclass(frozen=True)
+class BySpectrum:
+    """GOAT+ (GOAT-s in v4): the first expert's scale by another rule, the others by their spectrum.
+
+    Finite for every kernel: an expert whose segment is empty keeps the first one's scale.
+
+    Attributes:
+        first: the rule that gives s_1, a part or its name.
+    """
+
+    first: ScaleRule = Theory()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "first", find_part("scale", self.first))
+        if isinstance(self.first, BySpectrum):
+            raise UserError("first is the rule that by_spectrum begins with: give another one")
+
+    def check(self, spec: AdapterSpec) -> None:
+        """Refuses what the first rule refuses."""
+        check = getattr(self.first, "check", None)
+        if check is not None:
+            check(spec)
+
+    def __call__(self, in_features: int, segments: Svd | None, spec: AdapterSpec) -> Array:
+        if segments is None:
+            raise UserError(
+                "scale by_spectrum needs experts that start from SVD segments: choose another "
+                "scale, or a method whose initializer is SvdSegments"
+            )
+        return scaling.by_spectrum(self.first(in_features, segments, spec), segments.s)

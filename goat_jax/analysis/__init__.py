@@ -1,0 +1,1 @@
+"""Numbers of finished runs, collected for tables and plots."""

@@ -1,0 +1,127 @@
+"""What the paper's figures show, taken from run folders: numbers by task, method and place."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.analysis.collect_runs import Gathered, by_series
+
+NOMINAL = 4096
+"""Length of the spectrum by which the place of a segment is told, whatever the kernels' own is."""
+
+Points = dict[float, list[float]]
+
+
+def score_panels(
+    runs: Sequence[Gathered],
+    x_of: Callable[[Gathered], float | None],
+    apart: Sequence[str] = (),
+    metric: str | None = None,
+) -> tuple[dict[str, dict[str, Points]], str]:
+    """Task -> series -> x -> scores of its runs, and what the scores are.
+
+    Shares are turned into percent. Series of fewer than two points in all are left out.
+
+    Args:
+        x_of: where a run lies on the x axis; None leaves it out.
+        apart: fields of the adapter that the x axis stands for.
+        metric: the score; None for the one each run was judged by.
+    """
+    panels: dict[str, dict[str, Points]] = {}
+    names: list[str] = []
+    usable = [run for run in runs if x_of(run) is not None and run.score(metric) is not None]
+    for label, members in by_series(usable, apart).items():
+        if len({x_of(run) for run in members}) < 2:
+            continue
+        for run in members:
+            x, score = x_of(run), run.score(metric)
+            assert x is not None and score is not None
+            names.append(score[0])
+            points = panels.setdefault(run.task, {}).setdefault(label, {})
+            points.setdefault(x, []).append(score[1])
+    if not panels:
+        return {}, ""
+    every = [points for series in panels.values() for points in series.values()]
+    name = Counter(names).most_common(1)[0][0]
+    values = [value for points in every for scores in points.values() for value in scores]
+    if max(map(abs, values)) > 1:
+        return panels, name
+    for points in every:
+        points |= {x: [100 * value for value in scores] for x, scores in points.items()}
+    return panels, f"{name}, percent"
+
+
+def min_max_normalised(points: Points) -> Points:
+    """A series with its lowest mean at 0 and its highest at 1; all at 0 if they are equal.
+
+    >>> min_max_normalised({0.0: [80.0], 0.5: [90.0], 1.0: [85.0]})
+    {0.0: [0.0], 0.5: [1.0], 1.0: [0.5]}
+    """
+    means = [float(np.mean(scores)) for scores in points.values()]
+    low, span = min(means), max(means) - min(means)
+    return {
+        x: [(score - low) / span if span else 0.0 for score in scores]
+        for x, scores in points.items()
+    }
+
+
+def segment_place(spec: AdapterSpec) -> float | None:
+    """Where a single LoRA's triplets lie: 0 at the largest, 1 at the smallest; None without any.
+
+    >>> from goat_jax.adapters.methods import method_spec
+    >>> segment_place(method_spec("pissa")), segment_place(method_spec("milora"))
+    (0.0, 1.0)
+    """
+    triplets = getattr(spec.initializer, "triplets", None)
+    if triplets is None or spec.num_experts > 1 or spec.rank > NOMINAL // 2:
+        return None
+    first = int(np.asarray(triplets(NOMINAL, spec, jax.random.key(0))).min())
+    return round(first / (NOMINAL - spec.rank), 3)
+
+
+def constant_scale(spec: AdapterSpec) -> float | None:
+    """The scale of a single LoRA, None if it depends on the layer.
+
+    >>> from goat_jax.adapters.methods import method_spec
+    >>> constant_scale(method_spec("lora", alpha=16.0, total_rank=8))
+    2.0
+    >>> constant_scale(method_spec("lora", scale="theory")) is None
+    True
+    """
+    if spec.num_experts > 1:
+        return None
+    narrow, wide = (float(spec.scale(width, None, spec)[0]) for width in (1, 4))
+    return narrow if narrow == wide else None
+
+
+def scale_and_rank(run: Gathered) -> tuple[float, int]:
+    """The scale of a run of a single LoRA, and its rank."""
+    spec = run.config.adapter.spec()
+    return constant_scale(spec) or 0.0, spec.total_rank
+
+
+def grouped(
+    runs: Sequence[Gathered], label: Callable[[Gathered], str]
+) -> dict[str, list[Gathered]]:
+    """Runs by a label of theirs, in the order they come."""
+    groups: dict[str, list[Gathered]] = {}
+    for run in runs:
+        groups.setdefault(label(run), []).append(run)
+    return groups
+
+
+def mean_load(load: Mapping[str, Any]) -> list[np.ndarray]:
+    """The shares (E,) of every layer of a load record, those with all its experts.
+
+    >>> mean_load({"modules": {"q": [[0.5, 0.5], [0.25, 0.75]]}})[1].tolist()
+    [0.25, 0.75]
+    """
+    rows = [row for layers in load["modules"].values() for row in layers]
+    most = max((len(row) for row in rows), default=0)
+    return [np.asarray(row, float) for row in rows if len(row) == most and None not in row]

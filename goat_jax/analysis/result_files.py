@@ -1,0 +1,166 @@
+"""Results of a table's runs, kept with all that they depend on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from goat_jax.config.run import FREE_TO_CHANGE, RunConfig, flatten
+from goat_jax.errors import RunFailed, UserError
+from goat_jax.evaluation.types import ExamOptions
+from goat_jax.files import read_json, write_whole
+from goat_jax.training.checkpoints.run_dir import RESULT
+
+EDGE = 2**16
+"""Bytes of a file's beginning and end that its stamp reads."""
+
+EXAM_ALONE = {"batch_size", "workers", "run_programs"}
+"""Options that say how an examination is run, not what it comes to."""
+JUDGE_ALONE = {"key", "attempts", "wait", "timeout", "sleep"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """Everything that a result depends on, as JSON.
+
+    Attributes:
+        config: the run's config, without what its numbers do not depend on.
+        files: stamps of the files that the config names: model, rows, questions.
+        exam: how the run was examined; empty if it was not.
+        version: this library's.
+    """
+
+    config: Mapping[str, Any]
+    files: Mapping[str, str]
+    exam: Mapping[str, Any]
+    version: str = metadata.version("goat-jax")
+
+    @classmethod
+    def of(cls, config: RunConfig, options: ExamOptions | None = None) -> Key:
+        """The key of a run, and of its examination."""
+        values = flatten(config)
+        own = {name: value for name, value in values.items() if name not in FREE_TO_CHANGE}
+        places = {name: value for name, value in values.items() if name != "out"}
+        return cls(own, stamps(places), {} if options is None else _traits(options))
+
+    def changed(self, saved: Mapping[str, Any]) -> list[str]:
+        """What of a saved key is not as it is here, each by its name."""
+        mine = json.loads(json.dumps(dataclasses.asdict(self)))
+        names = []
+        for part, value in mine.items():
+            other = saved.get(part)
+            if isinstance(value, dict) and isinstance(other, dict):
+                both = {**value, **other}
+                names += [f"{part} {n}" for n in both if value.get(n) != other.get(n)]
+            elif value != other:
+                names.append(part)
+        return names
+
+
+def kept_scores(folder: Path, key: Key) -> tuple[dict[str, float] | None, list[str]]:
+    """The scores that a run's folder has, None if they have to be found (again); and what of their
+    key has changed.
+
+    Raises:
+        UserError: a result of another config, or a file that is no result.
+    """
+    path = folder / RESULT
+    if not path.is_file():
+        return None, []
+    saved = read_json(path)
+    if not (isinstance(saved, dict) and isinstance(saved.get("scores"), dict)):
+        raise UserError(f"{path} is no result of a run: delete it")
+    changed = key.changed(saved.get("key") or {})  # of an older release: all of it has
+    trained_otherwise = [n.removeprefix("config ") for n in changed if n.startswith("config ")]
+    if trained_otherwise:
+        raise UserError(
+            f"{folder} has a result of other settings ({', '.join(trained_otherwise[:3])}): "
+            "give the same or another --out"
+        )
+    return (None if changed else saved["scores"]), changed
+
+
+def keep_scores(folder: Path, key: Key, scores: Mapping[str, float], **more: Any) -> None:
+    """Writes a result.
+
+    Raises:
+        RunFailed: scores that are not finite.
+    """
+    bad = [name for name, value in scores.items() if not math.isfinite(value)]
+    if bad:
+        raise RunFailed(f"the run diverged: {bad[0]} is not finite")
+    result = {"key": dataclasses.asdict(key), **more, "scores": scores}
+    write_whole(folder / RESULT, json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+
+def stamps(values: Mapping[str, Any]) -> dict[str, str]:
+    """A stamp of the content of every file or folder that a config's values name.
+
+    It reads names, sizes and the ends of the files, not all of their bytes. A copy elsewhere has
+    the same stamp.
+    """
+    found = {}
+    for name, value in values.items():
+        for text in _texts(value):
+            for part in text.split(" || "):
+                path = Path(part).expanduser()
+                if len(part) < 4096 and "\0" not in part and part and path.exists():
+                    found[f"{name} {path.parent.name}/{path.name}"] = _stamp(path)
+    return found
+
+
+def _texts(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(each)
+
+
+def _stamp(path: Path) -> str:
+    digest = hashlib.sha256()
+    files: Sequence[Path] = [path]
+    if path.is_dir():
+        files = sorted(each for each in path.rglob("*") if each.is_file())
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path)} {size}\n".encode(errors="surrogateescape"))
+        with file.open("rb") as opened:
+            digest.update(opened.read(EDGE))
+            if size > EDGE:
+                opened.seek(max(EDGE, size - EDGE), os.SEEK_SET)
+                digest.update(opened.read())
+    return digest.hexdigest()
+
+
+def _traits(options: ExamOptions) -> dict[str, Any]:
+    """The options that an examination's scores depend on; long ones as their digests."""
+    values = {name: v for name, v in _plain(options).items() if name not in EXAM_ALONE}
+    if values.get("judge"):
+        values["judge"] = {n: v for n, v in values["judge"].items() if n not in JUDGE_ALONE}
+    return {name: _short(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A value of dataclasses, mappings and sequences as JSON has it."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value if isinstance(value, str | int | float | None) else type(value).__name__
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _short(each) for name, each in value.items()}
+    text = json.dumps(value)
+    return value if len(text) < 100 else hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,229 @@
+"""What the pictures of one run need besides its records: looked up in a checkpoint and its data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from goat_jax.adapters.adapter import segment_index
+from goat_jax.adapters.context import Context
+from goat_jax.config.run import RunConfig
+from goat_jax.data.pipeline.image_view import view_of
+from goat_jax.data.pipeline.images import ImageRows
+from goat_jax.data.pipeline.token_ids import check_ids
+from goat_jax.data.pipeline.tokenize import load_tokenizer
+from goat_jax.errors import UserError
+from goat_jax.interop.modules import read_kernels
+from goat_jax.models.load import load_model
+from goat_jax.nn.dense import Adapter, merge_model
+from goat_jax.nn.named_modules import find_sites, name_number
+from goat_jax.plots.spectra import Spectrum
+from goat_jax.pretrained.resolve import find_model
+from goat_jax.training.checkpoints.restore import Reopened
+from goat_jax.training.setup import load_rows, model_options
+from goat_jax.training.step import forward
+from goat_jax.training.task_types import problem_of
+from goat_jax.typing import Batch
+
+IMAGE = "pixel_values"
+BATCHES = 4
+"""Evaluation batches that the router's entropy is averaged over."""
+
+ByModule = dict[str, np.ndarray]
+"""Name pattern of a module -> numbers, layers first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Routes:
+    """How the experts share one row.
+
+    Attributes:
+        weights: module -> (L, T, E).
+        tokens: T texts; empty for an image.
+        image: (H, W, 3), None for a text.
+    """
+
+    weights: ByModule
+    tokens: Sequence[str]
+    image: np.ndarray | None
+
+
+def router_entropies(run: Reopened, batches: Sequence[Batch]) -> ByModule:
+    """Mean entropy (L,) of every router over some batches, in nats."""
+    found = _reports(run, batches[:BATCHES], per_token=False)
+    return {
+        name: np.mean([np.asarray(reports[name].entropy) for reports in found], axis=0)
+        for name in found[0]
+    }
+
+
+def routes(run: Reopened, batch: Batch, tokens: Sequence[str] = ()) -> Routes:
+    """The experts' weights for the first row of a batch; only modules that see single tokens.
+
+    Args:
+        tokens: what they are, where the row is a text.
+    """
+    (reports,) = _reports(run, [batch], per_token=True)
+    count = len(tokens) or None
+    weights = {
+        name: np.asarray(report.weights[:, 0, :count])
+        for name, report in reports.items()
+        if report.weights is not None and report.weights.ndim == 4
+    }
+    image = np.asarray(batch[IMAGE][0]) if IMAGE in batch else None
+    return Routes(weights, tokens, image)
+
+
+def _reports(run: Reopened, batches: Sequence[Batch], *, per_token: bool) -> list[Any]:
+    """What the adapters report of each batch: module -> `Report`."""
+    objective = problem_of(run.config.task).objective(run.config.task)
+    base = run.state.frozen(run.built.base)
+
+    @jax.jit
+    def reports(trainable: Any, base: Any, batch: Batch) -> Any:
+        own = Context.of_batch(batch, None, batch.get("attention_mask"))
+        ctx = dataclasses.replace(own, per_token=per_token)
+        return forward(run.built.graph, trainable, base, batch, objective, ctx).reports
+
+    order = dict.fromkeys(row.name for row in run.built.inject_report.rows)
+    found = [jax.device_get(reports(run.state.trainable, base, batch)) for batch in batches]
+    return [{name: each[name] for name in order if name in each} for each in found]
+
+
+def batch_of_text(run: Reopened, text: str | None, row: int) -> tuple[Batch, list[str]]:
+    """A batch of one text and its tokens: the given one, or a row of the evaluation split.
+
+    Raises:
+        UserError: the run's model reads images, or there is no such row.
+    """
+    config = run.config
+    if run.built.vocabulary is None:
+        raise UserError("this run's model reads images: give --image or --row, not --text")
+    tokenizer = load_tokenizer(find_model(config.model.path))
+    if text is None:
+        batch = _evaluation_row(config, row)
+        ids = batch["input_ids"][0][batch["attention_mask"][0] > 0]
+        return batch, tokenizer.convert_ids_to_tokens(ids.tolist())
+    ids = tokenizer(text, truncation=True, max_length=config.train.max_length)["input_ids"]
+    check_ids({"vocab_size": [ids]}, {"vocab_size": run.built.vocabulary})
+    blank = problem_of(config.task).one_row(config.task, config.model.path, len(ids))
+    batch = dict(blank.gather(np.array([0]), len(ids)))
+    batch["input_ids"] = np.array([ids], np.int32)
+    batch["attention_mask"] = np.ones((1, len(ids)), np.int32)
+    return batch, tokenizer.convert_ids_to_tokens(ids)
+
+
+def batch_of_image(run: Reopened, path: Path | None, row: int) -> Batch:
+    """A batch of one image: of a file, or a row of the evaluation split.
+
+    Raises:
+        UserError: the run's model reads texts, or the file is no image.
+    """
+    if run.built.vocabulary is not None:
+        raise UserError("this run's model reads texts: give --text or --row, not --image")
+    if path is None:
+        return _evaluation_row(run.config, row)
+    task: Any = run.config.task
+    rows = [{task.image: str(path.absolute())}]
+    view = view_of(task, find_model(run.config.model.path))
+    images = ImageRows(task, view, str(path), rows, [0], np.zeros(1, np.int32))
+    return images.gather(np.array([0]), 1)
+
+
+def _evaluation_row(config: RunConfig, row: int) -> Batch:
+    rows = load_rows(config, "evaluation")[0]
+    if not 0 <= row < len(rows):
+        raise UserError(f"--row {row}: the evaluation split has rows 0 to {len(rows) - 1}")
+    return rows.gather(np.array([row]), int(rows.lengths[row]))
+
+
+def update_norms(run: Reopened) -> ByModule:
+    """How far every expert has moved: (L, E) Frobenius norms of s a b now minus at the start.
+
+    Modules whose adapter is no sum of s a b are left out.
+    """
+    frozen = run.state.frozen(run.built.base)
+    now = _adapters(merge_model(run.built.graph, run.state.trainable, frozen))
+    start = _adapters(merge_model(run.built.graph, run.built.state.trainable, run.built.base))
+    found: dict[str, list[np.ndarray]] = {}
+    for (name, after), (_, before) in zip(now, start, strict=True):
+        if after.spec.is_plain_sum or after.spec.combine.layout == "shared":
+            found.setdefault(name, []).append(norms_of_change(_arrays(before), _arrays(after)))
+    return {name: np.concatenate(runs) for name, runs in found.items() if _alike(runs)}
+
+
+def _alike(runs: Sequence[np.ndarray]) -> bool:
+    return len({run.shape[-1] for run in runs}) == 1
+
+
+def _adapters(model: Any) -> list[tuple[str, Adapter]]:
+    sites = ((site.pattern, site.module.adapter) for site in find_sites(model))  # type: ignore
+    return [(name, adapter) for name, adapter in sites if adapter is not None]
+
+
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _arrays(adapter: Adapter) -> Arrays:
+    """a (L, E or 1, I, R), b (L, E, R, O) and scale (L, E) in float64."""
+    factors = adapter.factors()
+    parts = [
+        np.asarray(each, np.float64) for each in (factors["a"], factors["b"], adapter.scale[...])
+    ]
+    a, b, scale = parts if parts[0].ndim == 4 else [part[None] for part in parts]
+    return a, b, scale
+
+
+def norms_of_change(before: Arrays, after: Arrays) -> np.ndarray:
+    """Frobenius norms (L, E) of s a b after, minus before; never forms a product (I, O).
+
+    >>> one, two = np.ones((1, 1, 3, 1)), np.full((1, 1, 1, 2), 2.0)
+    >>> norms_of_change((one, 0 * two, np.ones((1, 1))), (one, two, np.ones((1, 1)))).round(3)
+    array([[4.899]])
+    """
+    (a, b, s), (x, y, t) = before, after
+    squares = _inner(x, y, x, y, t * t) - 2 * _inner(a, b, x, y, s * t) + _inner(a, b, a, b, s * s)
+    return np.sqrt(np.maximum(squares, 0.0))
+
+
+def _inner(
+    a: np.ndarray, b: np.ndarray, x: np.ndarray, y: np.ndarray, scale: np.ndarray
+) -> np.ndarray:
+    """<a b, x y> of every expert, times a scale (L, E)."""
+    left, right = np.einsum("leir,leis->lers", a, x), np.einsum("lero,leso->lers", b, y)
+    return (left * right).sum((-2, -1)) * scale
+
+
+def spectra(run: Reopened) -> dict[str, Spectrum]:
+    """Singular values of the pretrained kernels of the middle layer, with the experts' segments."""
+    config = run.config
+    model = load_model(
+        find_model(config.model.path), key=jax.random.key(0), **model_options(config)
+    ).model
+    key = jax.random.split(jax.random.key(config.train.seed), 3)[1]  # as `setup.build` has it
+    trained = merge_model(run.built.graph, run.state.trainable, run.built.base)
+    middle = {}
+    for pattern, sites in _by_pattern(trained).items():
+        names = [(name, site.module.adapter) for site in sites for name in site.names()]
+        middle[pattern] = names[len(names) // 2]
+    kernels = read_kernels(model, [name for name, _ in middle.values()])
+    found = {}
+    for pattern, (name, adapter) in middle.items():
+        values = np.linalg.svd(kernels[name].astype(np.float32), compute_uv=False)
+        own = jax.random.fold_in(key, name_number(name))
+        index = segment_index(len(values), adapter.spec, own)
+        found[pattern] = Spectrum(values, None if index is None else np.asarray(index))
+    return found
+
+
+def _by_pattern(model: Any) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for site in find_sites(model):
+        if site.module.adapter is not None:  # type: ignore[attr-defined]
+            found.setdefault(site.pattern, []).append(site)
+    return found

@@ -1,0 +1,163 @@
+"""Results of runs that are compared: kept on disk as they come, ranked, and put into words."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from goat_jax.analysis.result_files import Key
+from goat_jax.config.run import RunConfig
+from goat_jax.data.metrics import goodness
+from goat_jax.errors import UserError
+from goat_jax.files import read_json, write_whole
+from goat_jax.training.vmapped_runs import Member, Outcome, train_together, with_member
+from goat_jax.validation.checks import check_number
+
+LONGEST_NAME = 120
+"""Characters of a file's name; file systems take 255 bytes, of which an ending needs some."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """A config at several seeds and learning rates, and the file that keeps their outcomes."""
+
+    config: RunConfig
+    members: Sequence[Member]
+    path: Path
+
+    def kept(self) -> dict[Member, Outcome]:
+        """The outcomes in the file.
+
+        Raises:
+            UserError: the file is of other settings, or is no such file.
+        """
+        if not self.path.is_file():
+            return {}
+        saved = read_json(self.path)
+        try:
+            changed = Key.of(self.config).changed(saved.get("key") or {})
+            found = [_outcome(run) for run in saved["runs"]]
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise UserError(
+                f"{self.path} does not hold runs: delete it or give another --out"
+            ) from None
+        if changed:
+            names = ", ".join(name.removeprefix("config ") for name in changed[:3])
+            raise UserError(
+                f"{self.path} holds runs of another config ({names}): give another --out"
+            )
+        return {outcome.member: outcome for outcome in found}
+
+    def missing(self) -> list[Member]:
+        """The members that the file lacks."""
+        kept = self.kept()
+        return [member for member in self.members if member not in kept]
+
+    def keep(self, found: Mapping[Member, Outcome]) -> None:
+        """Writes the file."""
+        runs = [dataclasses.asdict(each) for each in found.values()]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        key = dataclasses.asdict(Key.of(self.config))
+        text = json.dumps({"key": key, "runs": runs}, allow_nan=False)
+        write_whole(self.path, text + "\n")
+
+
+def _outcome(saved: Mapping[str, Any]) -> Outcome:
+    own = {"member": Member(**saved["member"]), "losses": tuple(saved["losses"])}
+    return Outcome(**{**saved, **own})
+
+
+def outcomes(wanted: Sequence[Runs], at_once: int) -> Iterator[tuple[Runs, list[Outcome]]]:
+    """Trains what the files do not have yet, and gives every entry as soon as it is complete."""
+    # All files are read before any run is trained: one may be of other settings.
+    kept = [runs.kept() for runs in wanted]
+    missing = [
+        (number, member)
+        for number, runs in enumerate(wanted)
+        for member in runs.members
+        if member not in kept[number]
+    ]
+    configs = [with_member(wanted[number].config, member) for number, member in missing]
+    trained = zip(missing, train_together(configs, at_once), strict=True)
+    for number, runs in enumerate(wanted):
+        while not kept[number].keys() >= set(runs.members):
+            (own, member), outcome = next(trained)
+            kept[own][member] = outcome
+            wanted[own].keep(kept[own])
+        yield runs, [kept[number][member] for member in runs.members]
+
+
+def finite(group: Sequence[Outcome]) -> list[Outcome]:
+    """The outcomes of runs that did not diverge."""
+    return [outcome for outcome in group if outcome.diverged is None]
+
+
+def standing(group: Sequence[Outcome], metric: str) -> tuple[int, float]:
+    """A sort key that is higher for better runs: by the mean score of a group's finite runs.
+
+    A group with runs that diverged is below every group with fewer of them.
+
+    >>> first = Outcome(Member(0, 0.1), (), {}, {"accuracy": 0.5}, 1, 0.1, 1.0, 1)
+    >>> second = dataclasses.replace(first, after={}, diverged=3)
+    >>> standing([first], "accuracy") > standing([first, second], "accuracy")
+    True
+    """
+    left = finite(group)
+    mean = statistics.fmean(goodness(metric, o.after[metric]) for o in left) if left else 0.0
+    return len(left) - len(group), mean
+
+
+def score_in_words(group: Sequence[Outcome], name: str) -> str:
+    """Mean and spread of a score over a group's finite runs, and how many of them diverged."""
+    left, count = finite(group), len(group)
+    if not left:
+        return "diverged"
+    note = f" ({count - len(left)} of {count} diverged)" if len(left) < count else ""
+    return mean_and_spread([outcome.after[name] for outcome in left]) + note
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """The mean, and the standard deviation of the sample if there is more than one.
+
+    >>> mean_and_spread([0.5, 0.7])
+    '0.6000 ± 0.1414'
+    """
+    mean = statistics.fmean(values)
+    return f"{mean:.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
+
+
+def check_all_different(flag: str, values: Sequence[float], **limits: Any) -> None:
+    """Refuses a list of numbers that has one twice, or one out of its limits.
+
+    Args:
+        flag: as people type it.
+        limits: as for `check_number`.
+
+    >>> check_all_different("--seeds", [0, 1, 0])
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: --seeds 0 1 0: 0 is there twice
+    """
+    for value in values:
+        check_number(flag, value, **limits)
+    twice = [value for place, value in enumerate(values) if value in values[:place]]
+    if twice:
+        raise UserError(f"{flag} {' '.join(map(str, values))}: {twice[0]} is there twice")
+
+
+def file_name(label: str) -> str:
+    """A label as part of a file's name: no longer than `LONGEST_NAME`, another for another label.
+
+    >>> file_name("goat:rho=5"), file_name("a/b")
+    ('goat-rho-5', 'a-b-c14cddc0')
+    """
+    name = "".join(c if c.isalnum() or c in "_-." else "-" for c in label)
+    plain = all(c.isalnum() or c in "_-.:=, " for c in label)
+    if plain and len(name.encode()) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(label.encode()).hexdigest()[:8]
+    return f"{name.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}-{digest}"

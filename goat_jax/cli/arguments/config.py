@@ -1,0 +1,111 @@
+"""A config file and what the command line changes in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from goat_jax.cli.arguments.field_help import describe_fields
+from goat_jax.config.run import RunConfig, field_kinds, load_config, with_fields
+from goat_jax.data.sources.read import AND, OR
+from goat_jax.data.tasks.registry import Task
+from goat_jax.errors import UserError
+from goat_jax.training.checkpoints.run_dir import load_run
+from goat_jax.validation.fields import read_words
+
+
+def read_config(source: str, overrides: Sequence[str], prog: str) -> RunConfig:
+    """The config of a file (``FILE[:OPTION=VALUE,...]``) with fields overridden.
+
+    Args:
+        overrides: ``--field value ...``, typed by the dataclasses.
+        prog: shown in usage messages.
+    """
+    return override(load_config(source), overrides, prog)
+
+
+def read_run_config(folder: Path, overrides: Sequence[str], prog: str) -> RunConfig:
+    """The config of a run that has begun, with fields overridden; it goes on where it is."""
+    config = dataclasses.replace(load_run(folder)[0], out=str(folder))
+    return override(config, overrides, prog)
+
+
+def override(config: RunConfig, overrides: Sequence[str], prog: str) -> RunConfig:
+    """A config with fields changed by the words of a command line: ``--NAME VALUE ...``.
+
+    Names have dashes or underscores. A list takes several words, or one in JSON; a mapping takes
+    ``KEY=VALUE`` words and keeps its other keys; ``--GROUP.no-NAME`` is false, ``none`` is None.
+    ``--help`` prints every field and ends the process.
+
+    Args:
+        prog: the command, for the help.
+
+    Raises:
+        UserError: a word that is no field, or a value that is not valid.
+    """
+    if {"-h", "--help"} & set(overrides):
+        print(describe_fields(config, prog))
+        raise SystemExit(0)
+    values = read_fields(config, overrides)
+    changed = with_fields(config, values)
+    if "task.name" in values:
+        return changed
+    return dataclasses.replace(changed, task=named_by_data(config.task, changed.task))
+
+
+def named_by_data(before: Task, after: Task) -> Task:
+    """A task under a name of its own if its rows are no longer those that the name stands for.
+
+    >>> from goat_jax.data.tasks.registry import reviews
+    >>> own = dataclasses.replace(reviews(), train="letters/train.jsonl")
+    >>> named_by_data(reviews(), own).name
+    'letters-train'
+    """
+    same = (after.train, after.evaluation) == (before.train, before.evaluation)
+    if same:
+        return after
+    place = Path(after.train.partition(AND)[0].partition(OR)[0].partition("@")[0])
+    parts = [place.parent.name, place.stem]
+    name = re.sub(r"[^\w.-]+", "-", "-".join(filter(None, parts))).strip("-")
+    return dataclasses.replace(after, name=name or after.name)
+
+
+def read_fields(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:
+    """The values that words of a command line give to fields of a config, by dotted name."""
+    kinds = field_kinds(config)
+    values: dict[str, Any] = {}
+    for name, given in _split(words):
+        kind = kinds.get(name, Any)
+        group, _, last = name.rpartition(".")
+        positive = f"{group}.{last.removeprefix('no_')}"
+        if last.startswith("no_") and not given and kinds.get(positive) is bool:
+            values[positive] = False
+        else:
+            values[name] = read_words(name, given, kind)
+    return values
+
+
+def _split(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """The name of every field, each with the words after it."""
+    place = 0
+    while place < len(words):
+        start, equals, value = words[place].partition("=")
+        if not start.startswith("--") or not start.strip("-"):
+            raise UserError(f"{words[place]!r} is no field: give fields as --NAME VALUE")
+        place, first = place + 1, place + 1
+        while place < len(words) and not words[place].startswith("--"):
+            place += 1
+        given = [*([value] if equals else []), *words[first:place]]
+        yield start[2:].replace("-", "_"), given
+
+
+def with_adapter(config: RunConfig, options: Mapping[str, Any]) -> RunConfig:
+    """The config with other fields of its adapter, or options of the adapter's parts.
+
+    Raises:
+        UserError: the method has no such option, or it does not fit.
+    """
+    return with_fields(config, {f"adapter.{name}": value for name, value in options.items()})

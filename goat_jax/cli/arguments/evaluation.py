@@ -1,0 +1,161 @@
+"""The arguments of ``goat-jax evaluate``, and what they say of an examination."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from goat_jax.cli.arguments.numbers import DEVICES, TOP_P, number
+from goat_jax.errors import UserError
+from goat_jax.validation.fields import Count, Natural, NonNegative, Positive, Seed
+
+if TYPE_CHECKING:  # jax is not started for --help
+    from goat_jax.evaluation.judge_client import Judge
+    from goat_jax.evaluation.types import ExamOptions
+
+WAYS = ("loss", "generate", "likelihood", "code", "judge")
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Adds them."""
+    parser.add_argument("source", metavar="RUN|MODEL", help="a run folder or a language model")
+    parser.add_argument(
+        "--step", type=number(Natural), help="which checkpoint; the best if not given"
+    )
+    parser.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        metavar="NAME[:OPT=V,...]",
+        help="instead of the run's own; may be given several times",
+    )
+    parser.add_argument("--how", choices=WAYS, help="how to score; the task knows if not given")
+    parser.add_argument("--data", metavar="SOURCE", help="other rows than the task's own")
+    parser.add_argument(
+        "--limit", type=number(Count), metavar="N", help="questions of each set, spaced"
+    )
+    add_tensor(parser)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where predictions are written")
+    parser.add_argument("--json", action="store_true", help="print JSON, a line a task")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_options(parser)
+
+
+def add_tensor(parser: argparse.ArgumentParser) -> None:
+    """Adds the one that puts a large model on several devices."""
+    parser.add_argument(
+        "--tensor",
+        type=number(DEVICES),
+        default=1,
+        metavar="N",
+        help="share every layer out over the N devices there are (-1: all)",
+    )
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds those that `options_of` reads."""
+    _add_answers(parser.add_argument_group("answers"))
+    _add_programs(parser.add_argument_group("programs (--how code)"))
+    _add_judge(parser.add_argument_group("a judge (--how judge)"))
+
+
+def _add_answers(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--batch-size", type=number(Count), default=16, metavar="N", help="16")
+    group.add_argument(
+        "--max-new-tokens", type=number(Count), metavar="N", help="the task's if not given"
+    )
+    group.add_argument(
+        "--temperature", type=number(NonNegative), help="the task's if not given; 0 is greedy"
+    )
+    group.add_argument("--top-p", type=number(TOP_P), default=1.0, metavar="P")
+    group.add_argument("--seed", type=number(Seed), default=0)
+    group.add_argument("--dtype", default="float32", help="of a pretrained model's weights")
+
+
+def _add_programs(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--run-programs",
+        action="store_true",
+        help="allow running what the model wrote, confined (Linux with Landlock and seccomp)",
+    )
+    group.add_argument(
+        "--samples", type=number(Count), default=1, metavar="N", help="programs a question"
+    )
+    group.add_argument("--k", type=number(Count), nargs="+", default=[1], help="of pass@k")
+    group.add_argument("--seconds", type=number(Positive), default=10.0, help="for each program")
+    group.add_argument(
+        "--memory", type=number(Count), default=1024, metavar="MIB", help="for each program"
+    )
+    group.add_argument(
+        "--workers", type=number(Count), default=1, help="programs or judgments at a time"
+    )
+
+
+def _add_judge(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--judge", metavar="URL", help="OpenAI-compatible, such as http://HOST/v1")
+    group.add_argument("--judge-model", default="", metavar="NAME")
+    group.add_argument("--judge-key", type=Path, metavar="FILE", help="holds the endpoint's key")
+    group.add_argument("--judge-prompts", metavar="FILE", help="FastChat's judge_prompts.jsonl")
+    group.add_argument("--references", metavar="FILE", help="reference answers, FastChat's form")
+    group.add_argument(
+        "--attempts", type=number(Count), default=4, metavar="N", help="requests a grade"
+    )
+    group.add_argument(
+        "--wait", type=number(NonNegative), default=1.0, help="seconds before the second attempt"
+    )
+    group.add_argument(
+        "--judge-timeout",
+        type=number(Positive),
+        default=120.0,
+        metavar="S",
+        help="seconds for one request",
+    )
+
+
+def options_of(given: argparse.Namespace) -> ExamOptions:
+    """How the examination is run."""
+    from goat_jax.evaluation.sandbox.limits import MEBIBYTE, Limits
+    from goat_jax.evaluation.types import ExamOptions
+
+    limits = Limits(
+        seconds=given.seconds,
+        cpu_seconds=max(1, round(given.seconds)),
+        memory=given.memory * MEBIBYTE,
+    )
+    return ExamOptions(
+        batch_size=given.batch_size,
+        temperature=given.temperature,
+        top_p=given.top_p,
+        seed=given.seed,
+        max_new_tokens=given.max_new_tokens,
+        samples=given.samples,
+        ks=tuple(given.k),
+        run_programs=given.run_programs,
+        limits=limits,
+        workers=given.workers,
+        judge=_judge_of(given),
+    )
+
+
+def _judge_of(given: argparse.Namespace) -> Judge | None:
+    from goat_jax.data.tasks.mt_bench import OWN_PROMPTS, read_judge_prompts, read_references
+    from goat_jax.evaluation.judge_client import Judge, read_key
+
+    if given.judge is None:
+        for name in ("judge_model", "judge_key", "judge_prompts", "references"):
+            if getattr(given, name):
+                flag = "--" + name.replace("_", "-")
+                raise UserError(f"{flag} is for a judge: give its address with --judge URL")
+        return None
+    prompts, references = given.judge_prompts, given.references
+    return Judge(
+        url=given.judge,
+        model=given.judge_model,
+        key=read_key(given.judge_key) if given.judge_key else "",
+        prompts=read_judge_prompts(prompts) if prompts else OWN_PROMPTS,
+        references=read_references(references) if references else {},
+        attempts=given.attempts,
+        wait=given.wait,
+        timeout=given.judge_timeout,
+    )

@@ -1,0 +1,96 @@
+"""Help for every field of a config and every option of a method, from docstrings and types."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import textwrap
+from typing import Any
+
+from goat_jax.adapters.methods import METHODS
+from goat_jax.config.run import AdapterConfig, RunConfig, field_kinds, method_options
+from goat_jax.registry import REGISTRY
+from goat_jax.validation.fields import describe
+
+WIDTH = 100
+
+
+def attribute_help(kind: type) -> dict[str, str]:
+    """The entries under ``Attributes:`` in a class's docstring, and in those of its bases.
+
+    >>> attribute_help(RunConfig)["out"]
+    'the run folder; a run that exists there is continued.'
+    """
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        _, _, section = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")
+        inside = re.match(r"(?:[ ]+.*\n?|\n)*", section)
+        text = textwrap.dedent(inside.group() if inside else "")
+        for name, entry in re.findall(r"^(\w+):((?:.*\n?)(?:[ ]+.*\n?)*)", text, re.MULTILINE):
+            found[name] = " ".join(entry.split())
+    return found
+
+
+def field_help(config: Any, prefix: str = "") -> dict[str, str]:
+    """The help of every field by its dotted name."""
+    own, texts = attribute_help(type(config)), {}
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            texts |= field_help(value, name + ".")
+        else:
+            texts[name] = own.get(field.name, "")
+    return texts
+
+
+def describe_fields(config: RunConfig, prog: str) -> str:
+    """Every field as a command line takes it, with its type, its present value and its help."""
+    texts, blocks = field_help(config), []
+    for name, kind in field_kinds(config).items():
+        value = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        blocks.append(_block(name, f"{describe(kind)}; now {_shown(value)}. {texts[name]}"))
+    options = [
+        _block(f"adapter.{name}", f"{_taken_by(parts)}. {_option_help(name, parts)}")
+        for name, parts in method_options().items()
+        if not hasattr(AdapterConfig, name)
+    ]
+    return "\n".join(
+        [
+            f"fields of {prog}: --NAME VALUE ...",
+            *blocks,
+            "",
+            "options of methods and of their parts (goat-jax methods lists which has which):",
+            *options,
+        ]
+    )
+
+
+def _block(name: str, text: str) -> str:
+    body = textwrap.fill(text, WIDTH, initial_indent="      ", subsequent_indent="      ")
+    return f"  --{name.replace('_', '-')}\n{body}"
+
+
+def _shown(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _option_help(name: str, parts: list[type]) -> str:
+    if name in REGISTRY:
+        return f"the part by its name: {', '.join(REGISTRY[name])}."
+    texts = [attribute_help(part).get(name, "") for part in parts]
+    return next(filter(None, texts), "")
+
+
+def _taken_by(parts: list[type]) -> str:
+    names = [name for name, method in METHODS.items() if _has_part(method.spec, parts)]
+    return f"for {', '.join(names)}" if parts and names else "for every method"
+
+
+def _has_part(holder: Any, parts: list[type]) -> bool:
+    inner = [getattr(holder, field.name) for field in dataclasses.fields(holder)]
+    held = [one for one in inner if dataclasses.is_dataclass(one)]
+    return any(isinstance(one, tuple(parts)) or _has_part(one, parts) for one in held)

@@ -1,0 +1,128 @@
+"""``goat-jax bench``: what adapters cost on this device, as ratios within one process."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from typing import Any
+
+from goat_jax.bench.layer import SIZES, Size, contenders, measure_growth, measure_layer
+from goat_jax.bench.measured import Measured
+from goat_jax.bench.steps import measure_steps
+from goat_jax.bench.turns import machine, machine_line
+from goat_jax.cli.compare import entry_config, read_entries
+from goat_jax.config.run import DTYPES
+from goat_jax.errors import UserError
+from goat_jax.plots.growth import plot_growth, slope
+from goat_jax.text_tables import render_table
+from goat_jax.training.checkpoints.run_dir import write_aside
+
+HEADERS = ["work", "method", "median s", "ratio", "temporary MiB", "ratio", "GFLOP"]
+
+
+def bench(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Measures, prints a table, and keeps all numbers if a folder is given."""
+    if options.what != "step" and (options.config or options.model):
+        raise UserError(f"bench {options.what} takes no --config and no --model: bench step does")
+    print(machine_line())
+    found = {"layer": _layers, "step": _steps, "growth": _growth}[options.what](options, overrides)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"machine": machine(), "turns": options.turns, **found}, indent=1)
+        write_aside(options.out / f"bench_{options.what}.json", text + "\n")
+        print(f"\nall numbers are in {options.out}")
+    return 0
+
+
+def _layers(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
+    _no_overrides(overrides)
+    rows: list[Measured] = []
+    for size in _sizes(options.size) or SIZES:
+        rows += measure_layer(
+            size, contenders(options.rank), DTYPES[options.dtype], turns=options.turns
+        )
+    print(f"\nforward and backward, {options.dtype}, total rank {options.rank}\n")
+    print(table(rows))
+    return {"dtype": options.dtype, "rank": options.rank, "layers": _json(rows)}
+
+
+def _steps(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
+    if options.config is None:
+        raise UserError("bench step needs --config FILE: its model's sizes and its batch")
+    entries = read_entries(options.methods)
+    configs = {
+        entry.label: entry_config(options.config, entry, overrides, "goat-jax bench")
+        for entry in entries
+    }
+    found = measure_steps(configs, options.model, turns=options.turns)
+    print(f"\noptimizer steps of {options.config}\n")
+    print(table(found.measured))
+    shares = {one.name: found.share_of_peak(one) for one in found.measured}
+    print(f"\na plain matrix product reaches {found.peak / 1e9:,.0f} GFLOP/s; of that the steps")
+    print("  ".join(f"{name}: {share:.0%}" for name, share in shares.items()))
+    return {"steps": _json(found.measured), "peak": found.peak, "shares": shares}
+
+
+def _growth(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
+    _no_overrides(overrides)
+    size = (_sizes(options.size) or [Size(1024, 1024, 1024)])[0]
+    method = options.methods[-1]
+    found = measure_growth(size, method, (8, 16, 32, 64, 128), (4, 8, 16, 32), turns=options.turns)
+    rows = [
+        [axis, value, one.seconds, one.temporaries / 2**20]
+        for axis, points in found.items()
+        for value, one in points
+    ]
+    print(f"\n{method}, layer of {size}\n")
+    print(render_table(["axis", "size", "median s", "temporary MiB"], rows))
+    points = {
+        axis: [(n, one.seconds, one.temporaries) for n, one in of] for axis, of in found.items()
+    }
+    slopes = {}
+    for what, place in (("time", 1), ("temporaries", 2)):
+        slopes[what] = {
+            axis: slope([p[0] for p in of], [p[place] for p in of]) for axis, of in points.items()
+        }
+        powers = "  ".join(f"{axis}: {power:.2f}" for axis, power in slopes[what].items())
+        print(f"\nexponents of {what}:  {powers}")
+    if options.out is not None:
+        plot_growth(points, options.out / "growth.png", title=f"{method}, layer of {size}")
+    measured = {axis: _json([one for _, one in points]) for axis, points in found.items()}
+    return {"method": method, "growth": measured, "slopes": slopes}
+
+
+def table(rows: list[Measured] | tuple[Measured, ...]) -> str:
+    """A line each, as Markdown."""
+    cells = [
+        [
+            row.size,
+            row.name,
+            f"{row.seconds:.4f}",
+            f"{row.ratio:.3f}",
+            f"{row.temporaries / 2**20:.1f}",
+            f"{row.temporaries_ratio:.3f}",
+            f"{row.flops / 1e9:.2f}",
+        ]
+        for row in rows
+    ]
+    return render_table(HEADERS, cells, "llrrrrr", markdown=True)
+
+
+def _sizes(words: list[str]) -> list[Size]:
+    sizes = []
+    for word in words:
+        numbers = word.split(",")
+        if len(numbers) != 3 or not all(n.isdigit() and int(n) > 0 for n in numbers):
+            raise UserError(f"size {word!r} is not TOKENS,IN,OUT, such as 2048,1024,4096")
+        sizes.append(Size(*map(int, numbers)))
+    return sizes
+
+
+def _no_overrides(overrides: list[str]) -> None:
+    if overrides:
+        raise UserError(f"{' '.join(overrides)}: fields of a config belong to bench step")
+
+
+def _json(rows: list[Measured] | tuple[Measured, ...]) -> list[dict[str, Any]]:
+    return [dataclasses.asdict(row) for row in rows]

@@ -1,0 +1,83 @@
+"""``goat-jax data``: which sets there are, and making one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from goat_jax.data.prepare.prepare import RECIPES, default_folder, prepare
+from goat_jax.data.prepare.recipe import Recipe
+from goat_jax.text_tables import human_bytes, render_table
+
+
+def list_sets() -> int:
+    """Prints every task whose data can be made, with size, licence and how."""
+    rows = [
+        [task, human_bytes(recipe.size) if recipe.size else "-", _how(recipe), recipe.licence]
+        for task, recipe in RECIPES.items()
+    ]
+    print(render_table(["task", "to fetch", "how", "licence"], rows))
+    return 0
+
+
+def _how(recipe: Recipe) -> str:
+    return f"by hand: {', '.join(recipe.by_hand)}" if recipe.by_hand else "fetched"
+
+
+def prepare_set(task: str, out: Path | None, archives: Path | None, progress: bool = True) -> int:
+    """Makes one set, shows how far it is, prints where it is, its rows and its licence."""
+    bar = _Bar(progress)
+    try:
+        made = prepare(task, out, archives, bar.report)
+    finally:
+        bar.stop()
+    rows = ", ".join(f"{name} {count:,}" for name, count in made.rows.items())
+    print(f"{task}: {'made' if made.fresh else 'was there already'} in {made.folder}: {rows}")
+    print(f"licence: {RECIPES[task].licence}")
+    if out is not None and out.expanduser() != default_folder():
+        print(f"for training: --task.data-dir {out}")
+    return 0
+
+
+class _Bar:
+    """One bar a file, drawn in a terminal only; started by the first report."""
+
+    def __init__(self, enabled: bool):
+        self._enabled = enabled
+        self._bar: Any = None
+        self._tasks: dict[str, Any] = {}
+
+    def report(self, name: str, done: int, total: int | None) -> None:
+        if not self._enabled:
+            return
+        if self._bar is None:
+            self._bar = _make_bar()
+            self._bar.start()
+        if name not in self._tasks:
+            self._tasks[name] = self._bar.add_task(name, total=total)
+        self._bar.update(self._tasks[name], completed=done, total=total)
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _make_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )

@@ -1,0 +1,180 @@
+"""``goat-jax evaluate``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from goat_jax.cli.arguments.evaluation import options_of
+from goat_jax.config.run import parse_options
+from goat_jax.data.tasks.evaluation import LOSS, ExamTask, way_of
+from goat_jax.data.tasks.language import LanguageTask
+from goat_jax.data.tasks.registry import Task, make_task
+from goat_jax.errors import RunFailed, UserError
+from goat_jax.evaluation.evaluate_lm import check_needs, examine, write_records
+from goat_jax.evaluation.model import Subject, open_subject
+from goat_jax.evaluation.types import CUT_ANSWERS
+from goat_jax.pretrained.resolve import PACKAGE
+from goat_jax.sharding.config import MeshConfig
+from goat_jax.text_tables import render_table
+from goat_jax.training.checkpoints.restore import ONE_DEVICE, reopen
+from goat_jax.training.checkpoints.run_dir import RUN, load_run
+from goat_jax.training.evaluate import evaluate as score
+from goat_jax.training.logging.progress_bar import TrainProgress
+from goat_jax.training.setup import evaluation_batches, load_rows
+
+EVALUATION = "evaluation"
+"""The folder of predictions, in a run's own folder unless --out says otherwise."""
+
+
+OF_EXAMS = ("limit", "max_new_tokens", "temperature", "judge", "judge_key")
+"""Arguments that mean nothing where a run is scored by its loss."""
+
+
+def evaluate(given: argparse.Namespace) -> int:
+    """Prints the scores of a run or a model; of an exam, the predictions are written as well."""
+    is_run = (Path(given.source) / RUN).is_file()
+    tasks = [_task_of(text) for text in given.task]
+    if not tasks:
+        tasks = [_own_task(given.source)]
+    mesh = MeshConfig(tensor=given.tensor)
+    ways = [way_of(task, given.how) for task in tasks]
+    if LOSS in ways:
+        if given.task or not is_run:
+            raise UserError(
+                f"--how {LOSS} is for a run on its own task (and --data): {given.source} with "
+                "--task is scored by exams"
+            )
+        for name in OF_EXAMS:
+            if getattr(given, name) is not None:
+                flag = "--" + name.replace("_", "-")
+                raise UserError(f"{flag} is for exams: {given.source} is scored by {LOSS}")
+        return _print_loss(Path(given.source), given.step, given.data, mesh, given.json)
+    options = options_of(given)
+    exams = []
+    for task, way in zip(tasks, ways, strict=True):
+        assert isinstance(task, ExamTask)  # `way_of` finds no exam in others
+        exam = _with_rows(task, given.data, given.limit)
+        check_needs(exam, way, options)
+        exams.append((exam, way))
+    subject = open_subject(given.source, given.step, given.dtype, mesh)
+    out = given.out or (Path(given.source) / EVALUATION if is_run else Path(EVALUATION))
+    problems = []
+    for task, way in exams:
+        with _Bar(not given.quiet) as bar:
+            found = examine(subject, task, way, options, bar, out)
+        paths = write_records(out, task.name, way, found)
+        _print_scores(subject, task.name, way, found.scores, paths, given.json)
+        problems += [found.problem] if found.problem else []
+    if problems:
+        raise RunFailed("; ".join(problems))
+    return 0
+
+
+def _task_of(text: str) -> Task:
+    name, _, options = text.partition(":")
+    return make_task(name, **parse_options(options))
+
+
+def _own_task(source: str) -> Task:
+    if not (Path(source) / RUN).is_file():
+        if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+            raise UserError(f"{source} is not a run folder: it has no {RUN}")
+        if not Path(source).exists() and not source.startswith(PACKAGE):
+            raise UserError(
+                f"{source} does not exist here: give a run folder, or a model and its --task"
+            )
+        raise UserError(f"{source} is a model without a task: name one with --task")
+    return load_run(Path(source))[0].task
+
+
+def _with_rows(task: ExamTask, data: str | None, limit: int | None) -> ExamTask:
+    """The task with other questions, or with fewer."""
+    changes: dict[str, Any] = {}
+    if data is not None:
+        changes["questions"] = {"data": data}
+    if limit is not None:
+        changes["question_limit"] = limit
+    return dataclasses.replace(task, **changes)
+
+
+class _Bar:
+    """Progress of an examination, whose length is known only when it begins."""
+
+    def __init__(self, enabled: bool):
+        self._enabled = enabled
+        self._progress: TrainProgress | None = None
+        self._done = 0
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._progress is None or done < self._done:  # a second round: answers, then grades
+            self._stop()
+            self._progress = TrainProgress(total, enabled=self._enabled)
+            self._progress.__enter__()
+        self._done = done
+        self._progress.update(done)
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.__exit__(None, None, None)
+
+
+def _print_scores(
+    subject: Subject,
+    task: str,
+    way: str,
+    scores: Mapping[str, float],
+    paths: list[Path],
+    as_json: bool,
+) -> None:
+    if as_json:
+        about = {"source": subject.name, "step": subject.step, "task": task, "how": way}
+        print(json.dumps(about | {"scores": scores, "files": list(map(str, paths))}), flush=True)
+        return
+    where = subject.name if subject.step is None else f"{subject.name}, step {subject.step}"
+    rows = [[name, f"{value:.4f}"] for name, value in scores.items()]
+    print(render_table([f"{task} by {way} ({where})", "score"], rows, align="lr"))
+    if CUT_ANSWERS in scores:
+        print(f"{scores[CUT_ANSWERS]:.1%} of the answers were cut at --max-new-tokens")
+    print(f"written: {', '.join(map(str, paths))}", flush=True)
+
+
+def _print_loss(
+    folder: Path, step: int | None, data: str | None, mesh: MeshConfig, as_json: bool
+) -> int:
+    scores, step = evaluate_run(folder, step, data, mesh)
+    if as_json:
+        print(json.dumps({"step": step, **scores}))
+    else:
+        print(render_table(["step", *scores], [[step, *(f"{s:.4f}" for s in scores.values())]]))
+    return 0
+
+
+def evaluate_run(
+    folder: Path, step: int | None, data: str | None, mesh: MeshConfig = ONE_DEVICE
+) -> tuple[dict[str, float], int]:
+    """Scores of one checkpoint on the evaluation rows of its task, and its step."""
+    config = dataclasses.replace(load_run(folder)[0], mesh=mesh)
+    if data is not None:
+        changes: dict[str, Any] = {"evaluation": data, "evaluation_limit": None}
+        if isinstance(config.task, LanguageTask):
+            changes["held_out"] = 0
+        config = dataclasses.replace(config, task=dataclasses.replace(config.task, **changes))
+    rows = evaluation_batches(config, load_rows(config, "evaluation")[0])
+    run = reopen(folder, step, mesh)
+    built = run.built
+    base = run.state.frozen(built.base)
+    found = score(
+        built.eval_step, run.state.trainable, base, rows, config.task, put=built.put_whole
+    )
+    return found.scores, run.step

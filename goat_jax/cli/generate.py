@@ -1,0 +1,107 @@
+"""``goat-jax generate``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from goat_jax.data.pipeline.tokenize import load_tokenizer
+from goat_jax.data.sources.formats import read_jsonl
+from goat_jax.data.tasks.conversations import chat_ids, chat_text
+from goat_jax.data.tasks.language import fill
+from goat_jax.errors import UserError
+from goat_jax.evaluation.sampler import Generator, Prompt, Sampling
+from goat_jax.nn.dense import merge_model
+from goat_jax.pretrained.resolve import find_model
+from goat_jax.sharding.config import MeshConfig
+from goat_jax.training.checkpoints.restore import load_on_mesh, reopen
+from goat_jax.training.checkpoints.run_dir import RUN
+from goat_jax.training.task_types import LANGUAGE_MODEL
+
+BATCH = 16
+"""Prompts answered together."""
+
+
+def generate(
+    source: str,
+    prompts: list[str],
+    file: Path | None,
+    sampling: Sampling,
+    *,
+    chat: bool,
+    step: int | None,
+    mesh: MeshConfig,
+    as_json: bool,
+) -> int:
+    """Answers prompts with a run's checkpoint or a pretrained model; one prompt is streamed."""
+    generator, template = _open(source, step, mesh)
+    texts = [*prompts, *(_prompts_of(file, template) if file else [])]
+    if not texts:
+        raise UserError("nothing to answer: give --prompt TEXT or --prompts FILE.jsonl")
+    asked: list[Prompt] = list(texts)
+    if chat:
+        turns = [[{"role": "user", "content": text}] for text in texts]
+        texts = [chat_text(generator.tokenizer, turn, answer=True) for turn in turns]
+        asked = [chat_ids(generator.tokenizer, turn) for turn in turns]
+    if len(texts) == 1 and not as_json:
+        generator.answers(asked, sampling, stream=_show)
+        print()
+        return 0
+    for start in range(0, len(texts), BATCH):
+        batch = slice(start, start + BATCH)
+        answers = generator.answers(asked[batch], sampling)
+        for prompt, answer in zip(texts[batch], answers, strict=True):
+            line = {"prompt": prompt, "answer": answer}
+            print(json.dumps(line) if as_json else f"{prompt}\n-> {answer}\n")
+    return 0
+
+
+def _show(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
+def _prompts_of(file: Path, template: str) -> list[str]:
+    """The prompts of a JSONL file: its column "prompt", or the run's own template filled in."""
+    prompts = []
+    for number, row in enumerate(read_jsonl(file), start=1):
+        try:
+            prompts.append(fill(template or "{prompt}", row))
+        except UserError as error:
+            raise UserError(f"{file}: row {number}: {error}") from None
+    return prompts
+
+
+def _open(source: str, step: int | None, mesh: MeshConfig) -> tuple[Generator, str]:
+    """A generator, and the prompt template of the run's task."""
+    if (Path(source) / RUN).is_file():
+        return _open_run(Path(source), step, mesh)
+    if step is not None:
+        raise UserError(f"{source} is a model, not a run: --step needs a run folder")
+    path = find_model(source)
+    loaded = load_on_mesh(path, mesh)
+    return _generator(_checked(loaded.model, loaded.kind, source), load_tokenizer(path)), ""
+
+
+def _generator(model: Any, tokenizer: Any) -> Generator:
+    # What is compiled is kept for the next start, so here the time of a token is what counts.
+    return Generator(model, tokenizer, apart=jax.default_backend() == "cpu")
+
+
+def _open_run(folder: Path, step: int | None, mesh: MeshConfig) -> tuple[Generator, str]:
+    run = reopen(folder, step, mesh)
+    base = run.state.frozen(run.built.base)
+    model = merge_model(run.built.graph, run.state.trainable, base)
+    tokenizer = load_tokenizer(find_model(run.config.model.path))
+    generator = _generator(_checked(model, run.built.kind, str(folder)), tokenizer)
+    return generator, getattr(run.config.task, "prompt", "")
+
+
+def _checked(model: Any, kind: str, source: str) -> Any:
+    if kind != LANGUAGE_MODEL:
+        raise UserError(f"{source} is a {kind}: only a {LANGUAGE_MODEL} generates text")
+    return model

@@ -1,0 +1,90 @@
+"""``goat-jax import``."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from functools import partial
+from pathlib import Path
+
+from goat_jax.cli.arguments.config import override, read_fields
+from goat_jax.config.run import AdapterConfig, RunConfig, load_config, with_fields
+from goat_jax.errors import UserError
+from goat_jax.inject.inject import Override
+from goat_jax.interop.detect import read_adapter
+from goat_jax.interop.import_adapter import (
+    Imported,
+    base_note,
+    check_modules,
+    check_weights,
+    put_tensors,
+)
+from goat_jax.interop.match_base import fit_adapter
+from goat_jax.interop.modules import module_names
+from goat_jax.models.known_sizes import model_config
+from goat_jax.models.registry import architecture_of
+from goat_jax.text_tables import render_table
+from goat_jax.training.abstract_run import abstract_model, kernel_shapes
+from goat_jax.training.setup import Built
+from goat_jax.training.state import RunState
+from goat_jax.training.trainer import begin
+
+
+def import_adapter(
+    source: Path, config: str, overrides: list[str], other_base: bool = False
+) -> int:
+    """Makes a run at step 0 of somebody's adapter: to evaluate, generate with, train on, export.
+
+    Args:
+        source: folder or file of the adapter.
+        config: file that names model and task; the adapter's own settings replace its.
+        overrides: fields to change.
+        other_base: whether the adapter shall go on another base model than its own.
+    """
+    adapter = read_adapter(source)
+    # Other fields may belong to the method that the adapter is going to settle.
+    values = read_fields(before := load_config(config), overrides)
+    own = {name: value for name, value in values.items() if name.startswith("model.")}
+    base = with_fields(before, own)
+    where = base.model.path
+    hf = model_config(where)
+    architecture = architecture_of(hf, Path(where))
+    fitted = fit_adapter(adapter, architecture, hf, module_names(abstract_model(base)))
+    settled = adapter_config(before, fitted.adapter)
+    model = dataclasses.replace(settled.model, options={**before.model.options, **fitted.options})
+    chosen = override(dataclasses.replace(settled, model=model), overrides, "goat-jax import")
+    if chosen.adapter.forward_scale is not None:
+        raise UserError("adapter.forward_scale changes what factors mean: import without it")
+    adapter, whole = fitted.adapter, module_names(abstract_model(chosen))
+    check_modules(adapter, kernel_shapes(chosen), whole)
+    for note in (*fitted.notes, None if other_base else base_note(adapter, where)):
+        if note is not None:
+            print(note, file=sys.stderr)
+    meant = ["--other-base"] if other_base else []
+    words = ["goat-jax", "import", str(source), "--config", config, *meant, *overrides]
+    command = shlex.join(words)
+    made = begin(chosen, partial(start_state, adapter, other_base), command)
+    for note in made.built.notes:
+        print(note, file=sys.stderr)
+    rows = [[name, f"{value:.4f}"] for name, value in made.after.items()]
+    print(render_table([f"{chosen.adapter.method} from {source}", "score"], rows, align="lr"))
+    print(f"step 0 written to {made.folder}; goat-jax train --run {made.folder} goes on")
+    return 0
+
+
+def adapter_config(config: RunConfig, adapter: Imported) -> RunConfig:
+    """The config with everything that the adapter settles."""
+    fields = {field.name for field in dataclasses.fields(AdapterConfig)}
+    options = {name: value for name, value in adapter.options.items() if name in fields}
+    overrides = tuple(Override(modules, values) for modules, values in adapter.overrides)
+    first = AdapterConfig() if adapter.settles_all else config.adapter
+    own = dataclasses.replace(first, **{**options, "overrides": overrides})
+    return dataclasses.replace(config, adapter=own)
+
+
+def start_state(adapter: Imported, other_base: bool, built: Built) -> RunState:
+    """The state before the first step, with the adapter's tensors in it."""
+    check_weights(adapter, built.base_fingerprint, other_base)
+    trainable = put_tensors(adapter, built.graph, built.state.trainable, built.base)
+    return dataclasses.replace(built.state, trainable=trainable)

@@ -1,0 +1,123 @@
+"""``goat-jax inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from goat_jax.config.run import load_config
+from goat_jax.core.svd import share_of_spectrum
+from goat_jax.inject.inject import InjectReport
+from goat_jax.models.load import load_model
+from goat_jax.nn.named_modules import find_sites
+from goat_jax.pretrained.resolve import find_model
+from goat_jax.text_tables import human_count, render_table
+from goat_jax.training.abstract_run import abstract_run
+from goat_jax.training.checkpoints.run_dir import load_run
+from goat_jax.training.logging.metrics_log import read_records
+from goat_jax.training.setup import model_options
+
+
+def inspect(folder: Path) -> int:
+    """Prints what a run trains, what its kernels' spectra hold, its scores and expert load."""
+    config, saved = load_run(folder)
+    sizes = abstract_run(config, find_model(config.model.path))
+    print(trainable_table(sizes.inject_report))
+    print()
+    print(spectrum_table(config))
+    records = read_records(folder)
+    print()
+    print(score_table([record for record in records if record["kind"] == "eval"]))
+    loads = [record for record in records if record["kind"] == "load"]
+    if loads:
+        print()
+        print(load_table(loads[-1]))
+    return 0
+
+
+def inspect_config(source: str, model: str | None) -> int:
+    """Prints what a run of a config would train, from the model's config alone: no weights."""
+    print(trainable_table(abstract_run(load_config(source), model).inject_report))
+    return 0
+
+
+def trainable_table(report: InjectReport) -> str:
+    """What was adapted, trained in full or left frozen, and why."""
+    rows = [
+        [
+            row.name,
+            "-" if row.layers is None else f"{row.layers.start}-{row.layers.stop - 1}",
+            f"{row.shape[0]} x {row.shape[1]}",
+            row.what,
+            f"{row.trained:,}",
+            row.reason,
+        ]
+        for row in report.rows
+    ]
+    table = render_table(["module", "layers", "in x out", "is", "trained", "why"], rows)
+    total = (
+        f"adapters {report.adapter_parameters:,} + heads {report.head_parameters:,} of "
+        f"{human_count(report.total_parameters)} parameters "
+        f"({report.trained_parameters / report.total_parameters:.2%}); adapters are "
+        f"{report.adapter_share:.2%} of the pretrained {human_count(report.pretrained_parameters)}"
+    )
+    return f"{table}\n{total}"
+
+
+def spectrum_table(config: Any) -> str:
+    """Largest, median and smallest singular value of every target, and what its segments hold."""
+    import jax
+
+    model = load_model(
+        find_model(config.model.path), key=jax.random.key(0), **model_options(config)
+    ).model
+    rank = config.adapter.spec().total_rank
+    rows = []
+    for site in find_sites(model):
+        kernel = np.asarray(site.module.kernel[...], np.float32)  # type: ignore[attr-defined]
+        values = np.linalg.svd(kernel.reshape(-1, *kernel.shape[-2:]), compute_uv=False)
+        top = [share_of_spectrum(s, np.arange(min(rank, len(s)))[None]) for s in values]
+        rows.append(
+            [
+                site.pattern,
+                f"{values[:, 0].mean():.3f}",
+                f"{np.median(values):.3f}",
+                f"{values[:, -1].mean():.2e}",
+                f"{np.mean(top):.1%}",
+            ]
+        )
+    return render_table(
+        ["module (mean over layers)", "largest", "median", "smallest", f"energy in top {rank}"],
+        rows,
+    )
+
+
+def score_table(records: list[dict[str, Any]]) -> str:
+    """Every evaluation of the run."""
+    skipped = {"kind", "step", "split", "seconds"}
+    names = [name for name in (records[0] if records else {}) if name not in skipped]
+    rows = [[r["step"], *(_number(r.get(name)) for name in names)] for r in records]
+    return render_table(["step", *names], rows)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"  # a score that was not finite is none
+
+
+def load_table(record: dict[str, Any]) -> str:
+    """Share of tokens per expert, mean over layers, with the most uneven layer."""
+    rows = []
+    for name, layers in record["modules"].items():
+        shares = np.asarray(layers)
+        even = 1 / shares.shape[-1]
+        worst = int(np.argmax(shares.max(-1)))
+        rows.append(
+            [
+                name,
+                " ".join(f"{share:.0%}" for share in shares.mean(0)),
+                f"{shares.max() / even:.1f}x even share in layer {worst}",
+            ]
+        )
+    return render_table([f"expert load, step {record['step']}", "mean", "highest"], rows)

@@ -1,0 +1,76 @@
+"""``goat-jax methods``."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from typing import Any
+
+from goat_jax.adapters.methods import METHODS
+from goat_jax.adapters.spec import PARTS, Router
+from goat_jax.text_tables import render_table
+from goat_jax.training.abstract_run import count
+
+
+def methods(model: str | None = None) -> int:
+    """Prints every method: source, parts with their options, whether it merges, what to know.
+
+    Args:
+        model: a model's name or folder; then also how much each trains of it, at its own sizes.
+    """
+    if model is not None:
+        print(share_table(model))
+        return 0
+    print(f"parts: {', '.join(PARTS)}\n")
+    for name, method in METHODS.items():
+        parts = [describe_part(getattr(method.spec, part)) for part in PARTS]
+        print(f"{name}: {method.source}")
+        print(f"  {method.equation}")
+        print(textwrap.fill(", ".join(parts), 100, initial_indent="  ", subsequent_indent="  "))
+        print(f"  {_merging(method.spec.router)}")
+        if method.note:
+            print(f"  note: {method.note}")
+        print()
+    return 0
+
+
+def share_table(model: str) -> str:
+    """What every method, at its published sizes, trains in all linear layers of a model's blocks.
+
+    Counted from the model's config alone.
+    """
+    rows = []
+    for name, method in METHODS.items():
+        found = count(model, method.spec)
+        sizes = [method.spec.total_rank, method.spec.num_experts]
+        share = f"{found.trained_parameters / found.pretrained_parameters:.2%}"
+        rows.append([name, *sizes, f"{found.trained_parameters:,}", share])
+    return render_table(["method", "total rank", "experts", "parameters", "of the model"], rows)
+
+
+def _merging(router: Router) -> str:
+    """Whether the method folds into one kernel.
+
+    >>> from goat_jax.adapters.parts.routers import TopK
+    >>> _merging(TopK())
+    'does not merge: experts are weighed token by token'
+    """
+    if router.mergeable:
+        return "merges into one kernel"
+    return f"does not merge: experts are weighed {router.varies}"
+
+
+def describe_part(part: Any) -> str:
+    """A part in few words: its class, and the options it has.
+
+    >>> from goat_jax.adapters.parts.scales import Theory
+    >>> describe_part(Theory(eta=0.1))
+    'Theory(eta=0.1)'
+    """
+    options = []
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        shown = describe_part(value) if dataclasses.is_dataclass(value) else value
+        options.append(f"{field.name}={getattr(shown, '__name__', shown)}")
+    name = type(part).__name__
+    return f"{name}({', '.join(options)})" if options else name

@@ -1,0 +1,98 @@
+"""``goat-jax plan``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+
+from goat_jax.cli.arguments.config import read_config
+from goat_jax.errors import UserError
+from goat_jax.planning.plan import Plan, largest_rows
+from goat_jax.planning.plan import plan as plan_run
+from goat_jax.text_tables import human_count, render_table
+from goat_jax.training.logging.chips import Topology, find_topology
+
+
+def plan(
+    source: str,
+    overrides: list[str],
+    topology: str,
+    *,
+    chip: str | None = None,
+    largest: bool = False,
+    as_json: bool = False,
+) -> int:
+    """Prints what a training step takes on a topology."""
+    kind, _, size = topology.partition(":")
+    _only_cpus(int(size) if kind == "cpu" and size.isdigit() else 1)
+    config = read_config(source, overrides, "goat-jax plan")
+    there = find_topology(topology, chip)
+    found = plan_run(config, there)
+    rows = None
+    if largest:
+        if there.chip is None:
+            raise UserError("--largest-batch needs to know the memory: add --chip, such as v5e")
+        rows = largest_rows(config, there, there.chip.memory)
+    print(json.dumps(as_values(found, there, rows)) if as_json else report(found, there, rows))
+    return 0
+
+
+def _only_cpus(count: int) -> None:
+    """Lets this process have so many CPU devices and no others, unless jax has started already:
+    a plan computes nothing, and libtpu alone would look for a TPU."""
+    try:
+        jax.config.update("jax_num_cpu_devices", max(1, count))
+        jax.config.update("jax_platforms", "cpu")
+    except RuntimeError:
+        return  # `find_topology` says what is missing
+
+
+def as_values(found: Plan, there: Topology, rows: int | None) -> dict:
+    """All figures by name."""
+    values = dataclasses.asdict(found) | {"topology": there.name}
+    if there.chip is not None:
+        values["roofline_seconds"] = found.roofline(there.chip)
+    return values if rows is None else values | {"largest_rows_per_part": rows}
+
+
+def report(found: Plan, there: Topology, rows: int | None) -> str:
+    """The figures for a person."""
+    sizes = " x ".join(f"{name} {size}" for name, size in found.mesh.items()) or "no mesh"
+    lines = [
+        f"{found.devices} devices of {there.name}, {sizes}; {found.rows} rows a step; trained "
+        f"{human_count(found.trained)} of {human_count(found.total)} parameters",
+        "",
+        render_table(
+            ["bytes per device", "GiB"],
+            [
+                ["state, frozen base, batch", _gib(found.arguments)],
+                ["temporaries", _gib(found.temporaries)],
+                ["peak", _gib(found.peak)],
+            ],
+        ),
+        "",
+        render_table(
+            ["exchange", "runs a step", "GiB per device"],
+            [[name, e.count, _gib(e.bytes)] for name, e in found.exchanges.items()]
+            or [["none", "", ""]],
+        ),
+        "",
+        f"matrix products: {found.flops:.3e} FLOPs a step, "
+        f"{found.flops / found.devices:.3e} per device",
+    ]
+    if there.chip is not None:
+        bounds = found.roofline(there.chip)
+        slowest = max(bounds, key=lambda name: bounds[name])
+        each = ", ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in bounds.items())
+        lines.append(f"at least {bounds[slowest] * 1e3:.1f} ms a step, by {slowest} ({each})")
+        fits = "fits" if found.peak <= there.chip.memory else "does not fit"
+        lines.append(f"{fits} into {_gib(there.chip.memory)} GiB")
+    if rows is not None:
+        lines.append(f"largest micro-batch that fits: {rows} rows for each part of the rows")
+    return "\n".join(lines)
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.3f}"

@@ -1,0 +1,317 @@
+"""``goat-jax plot``: every picture of a run, as PNG files and on one page."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from goat_jax.analysis.run_data import (
+    batch_of_image,
+    batch_of_text,
+    router_entropies,
+    routes,
+    spectra,
+    update_norms,
+)
+from goat_jax.config.run import RunConfig
+from goat_jax.errors import UserError
+from goat_jax.plots import plot_expert_load, plot_training
+from goat_jax.plots.curves import Panel, plot_curves
+from goat_jax.plots.heatmaps import Scale, plot_heatmaps
+from goat_jax.plots.page import Section, render_page
+from goat_jax.plots.spectra import plot_spectra
+from goat_jax.plots.style import short_names
+from goat_jax.plots.tokens import plot_patches, plot_tokens
+from goat_jax.training.checkpoints.restore import Reopened, reopen
+from goat_jax.training.checkpoints.run_dir import load_run, write_aside
+from goat_jax.training.logging.metrics_log import read_records, training_series
+from goat_jax.training.setup import evaluation_batches, load_rows
+
+PAGE, PICTURES = "report.html", "plots"
+Records = Sequence[Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What is looked at.
+
+    Attributes:
+        step: of the checkpoint; None for the best.
+        text, image: whose tokens or patches are followed; without them an evaluation row.
+        row: its number.
+        records_only: whether the model stays closed.
+    """
+
+    step: int | None = None
+    text: str | None = None
+    image: Path | None = None
+    row: int = 0
+    records_only: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """One of the pictures.
+
+    Attributes:
+        name: of its file.
+        heading, text: on the page.
+        draw: (what it is made of, file) -> None; UserError says why there is none.
+    """
+
+    name: str
+    heading: str
+    text: str
+    draw: Callable[[Any, Path], None]
+
+
+def plot(folder: Path, choice: Choice) -> Path:
+    """Draws a run to RUN/plots/*.png and RUN/report.html; returns the page.
+
+    Raises:
+        UserError: no run there, no such checkpoint, or a text for a model that reads images.
+    """
+    config, saved = load_run(folder)
+    records = read_records(folder)
+    sections = [_section(picture, records, folder / PICTURES) for picture in OF_RECORDS]
+    step = max((record["step"] for record in records), default=0)
+    if not choice.records_only:
+        run = reopen(folder, choice.step)
+        step = run.step
+        opened = Opened(run, choice)
+        sections += [_section(picture, opened, folder / PICTURES) for picture in OF_CHECKPOINT]
+    page = render_page(
+        f"Run {folder.resolve().name}", facts(config, saved, records, step), sections
+    )
+    write_aside(folder / PAGE, page)
+    return folder / PAGE
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A run's checkpoint and what of it is looked at."""
+
+    run: Reopened
+    choice: Choice
+
+
+def _section(picture: Picture, source: Any, folder: Path) -> Section:
+    path = folder / f"{picture.name}.png"
+    try:
+        picture.draw(source, path)
+    except _Missing as missing:
+        path.unlink(missing_ok=True)  # of an earlier call
+        return Section(picture.heading, f"Not drawn: {missing}.")
+    return Section(picture.heading, picture.text, path.read_bytes())
+
+
+class _Missing(Exception):
+    """A run does not have what a picture shows."""
+
+
+def facts(
+    config: RunConfig, saved: Mapping[str, Any], records: Records, step: int
+) -> dict[str, str]:
+    """What a reader wants to know first."""
+    evals = [record for record in records if record["kind"] == "eval"]
+    names = ("loss", *config.task.metrics)
+    scores = [
+        f"{name} {evals[-1][name]:.4f}"
+        for name in names
+        if evals and evals[-1].get(name) is not None
+    ]
+    adapter = config.adapter.spec()
+    return {
+        "task": config.task.name,
+        "model": config.model.path,
+        "method": f"{config.adapter.method}, total rank {adapter.total_rank}, "
+        f"{adapter.num_experts} experts, {adapter.top_k} active",
+        "trained parameters": f"{saved['trained_parameters']:,}",
+        "steps": f"{config.train.steps:,}; the checkpoint shown is of step {step:,}",
+        "last evaluation": ", ".join(scores) or "none yet",
+    }
+
+
+def _loads(records: Records) -> list[Mapping[str, Any]]:
+    found = [r for r in records if r["kind"] == "load" and r["modules"]]
+    several = [
+        r for r in found if any(len(row) > 1 for rows in r["modules"].values() for row in rows)
+    ]
+    if not several:
+        raise _Missing("the run has no load of several experts")
+    return several
+
+
+def _draw_training(records: Records, path: Path) -> None:
+    try:
+        plot_training(records, path, title="Losses and scores")
+    except UserError as error:
+        raise _Missing(str(error)) from None
+
+
+def _draw_load(records: Records, path: Path) -> None:
+    plot_expert_load(_loads(records), path, title="Expert load by layer")
+
+
+def _draw_load_over_time(records: Records, path: Path) -> None:
+    loads = _loads(records)
+    names = list(loads[-1]["modules"])
+    tables = {}
+    for short, name in zip(short_names(names), names, strict=True):
+        means = [np.nanmean(np.array(load["modules"][name], float), axis=0) for load in loads]
+        tables[short] = np.stack(means, axis=1) * len(means[0])
+    plot_heatmaps(
+        tables,
+        path,
+        title="Expert load over time, mean over layers",
+        x_label="step of the evaluation",
+        y_label="expert",
+        scale=Scale("share / even share", even=1.0, top=2.0),
+        columns=[f"{load['step']:,}" for load in loads],
+    )
+
+
+def _draw_entropy_over_time(records: Records, path: Path) -> None:
+    steps, values = training_series(records, "router_entropy")
+    if max(values, default=0.0) <= 0:
+        raise _Missing("the run has no router whose entropy was recorded")
+    experts = max(len(row) for rows in _loads(records)[-1]["modules"].values() for row in rows)
+    panel = Panel(
+        "mean over all routers",
+        "entropy, nats",
+        {"router entropy": [(steps, values)]},
+        bounds={f"even shares: ln {experts} = {np.log(experts):.2f}": float(np.log(experts))},
+    )
+    plot_curves([[panel]], path, title="Router entropy over time")
+
+
+def _draw_entropy(opened: Opened, path: Path) -> None:
+    run = opened.run
+    experts = _experts(run)
+    batches = evaluation_batches(run.config, load_rows(run.config, "evaluation")[0])
+    found = router_entropies(run, batches)
+    layers = max(len(values) for values in found.values())
+    rows = [
+        np.pad(values, (0, layers - len(values)), constant_values=np.nan)
+        for values in found.values()
+    ]
+    plot_heatmaps(
+        {"": np.stack(rows)},
+        path,
+        title=f"Router entropy by layer at step {run.step:,} (even: {np.log(experts):.2f})",
+        x_label="layer",
+        y_label="",
+        rows=short_names(list(found)),
+        scale=Scale("nats", top=float(np.log(experts))),
+    )
+
+
+def _experts(run: Reopened) -> int:
+    experts = run.config.adapter.spec().num_experts
+    if experts < 2:
+        raise _Missing("the method has one expert")
+    return experts
+
+
+def _draw_routes(opened: Opened, path: Path) -> None:
+    run, choice = opened.run, opened.choice
+    _experts(run)
+    title = f"Strongest expert, step {run.step:,}"
+    if run.built.vocabulary is None and choice.text is None:
+        found = routes(run, batch_of_image(run, choice.image, choice.row))
+        assert found.image is not None
+        draw, what = plot_patches, found.image
+    elif choice.image is None:
+        found = routes(run, *batch_of_text(run, choice.text, choice.row))
+        draw, what = plot_tokens, found.tokens
+    else:
+        raise UserError("this run's model reads texts: give --text or --row, not --image")
+    if not found.weights:
+        raise _Missing("no adapted module sees single tokens")
+    names = short_names(list(found.weights))
+    draw(dict(zip(names, found.weights.values(), strict=True)), what, path, title=title)  # type: ignore
+
+
+def _draw_spectra(opened: Opened, path: Path) -> None:
+    found = spectra(opened.run)
+    named = dict(zip(short_names(list(found)), found.values(), strict=True))
+    plot_spectra(named, path, title="Singular values of the pretrained kernels, middle layer")
+
+
+def _draw_updates(opened: Opened, path: Path) -> None:
+    found = update_norms(opened.run)
+    if not found:
+        raise _Missing("the method's adapters are no sum of s a b")
+    plot_heatmaps(
+        dict(zip(short_names(list(found)), found.values(), strict=True)),
+        path,
+        title=f"Update of every expert, steps 0 to {opened.run.step:,}",
+        x_label="expert",
+        y_label="layer",
+        scale=Scale("norm of the change of s a b"),
+    )
+
+
+OF_RECORDS = (
+    Picture(
+        "training",
+        "Losses and scores",
+        "The training loss of the task and the scores of every evaluation.",
+        _draw_training,
+    ),
+    Picture(
+        "load",
+        "Expert load by layer",
+        "Share of the evaluation's tokens that each expert gets, by layer and kind of module, at "
+        "the last evaluation. White is an even share, purple less, orange more.",
+        _draw_load,
+    ),
+    Picture(
+        "load_over_time",
+        "Expert load over time",
+        "The same, averaged over layers, at every evaluation of the run.",
+        _draw_load_over_time,
+    ),
+    Picture(
+        "entropy_over_time",
+        "Router entropy over time",
+        "Mean entropy of the routers' probabilities in training. It is largest, ln E, where all "
+        "experts are equally likely, and 0 where a router always knows.",
+        _draw_entropy_over_time,
+    ),
+)
+"""Drawn from metrics.jsonl."""
+
+OF_CHECKPOINT = (
+    Picture(
+        "entropy",
+        "Router entropy by layer",
+        "Mean over the tokens of the first evaluation batches; the darkest is an even choice.",
+        _draw_entropy,
+    ),
+    Picture(
+        "routes",
+        "Which expert a token goes to",
+        "Each token (or patch) has the colour of the expert with the largest weight; the colour is "
+        "paler the more the others weigh.",
+        _draw_routes,
+    ),
+    Picture(
+        "spectra",
+        "Singular spectra and segments",
+        "Singular values of the pretrained kernels in the middle layer. Bands mark the segments "
+        "that the experts start from, where the method has any.",
+        _draw_spectra,
+    ),
+    Picture(
+        "updates",
+        "Updates per expert",
+        "Frobenius norm of what each expert has added to its kernel since the start, by layer.",
+        _draw_updates,
+    ),
+)
+"""Drawn from a checkpoint and the evaluation rows."""

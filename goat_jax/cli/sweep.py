@@ -1,0 +1,323 @@
+"""``goat-jax sweep``: one config at many points, a grid or random ones; a table and a figure."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from goat_jax.analysis.run_results import (
+    Runs,
+    check_all_different,
+    file_name,
+    finite,
+    outcomes,
+    score_in_words,
+    standing,
+)
+from goat_jax.cli.arguments.config import override
+from goat_jax.config.run import RunConfig, load_config, with_fields
+from goat_jax.errors import RunFailed, UserError
+from goat_jax.files import write_whole
+from goat_jax.plots.sweep import plot_sweep
+from goat_jax.text_tables import render_table
+from goat_jax.training.vmapped_runs import Member, Outcome, shared_step
+from goat_jax.validation.checks import check_number
+
+TABLE, FIGURE = "sweep.md", "sweep.png"
+RATE = "optimizer.learning_rate"
+"""The field whose values are in one file, as seeds are."""
+GIVEN_ELSEWHERE = {"train.seed": "--seeds", "out": "--out"}
+
+Point = tuple[tuple[str, Any], ...]
+"""(field, value) pairs, in the order of the axes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """A field and where to look.
+
+    Attributes:
+        field: of the config by its dotted name.
+        values: all there are, or the two ends of a range.
+        between: whether they are the ends of a range, which only random points fill.
+        log: whether its numbers are drawn, and shown, by their logarithm.
+    """
+
+    field: str
+    values: tuple[Any, ...]
+    between: bool = False
+    log: bool = False
+
+    def draw(self, random: np.random.Generator) -> Any:
+        """A value: of a list any, of a range in between (whole if both ends are)."""
+        if not self.between:
+            return self.values[int(random.integers(len(self.values)))]
+        low, high = self.values
+        whole = isinstance(low, int) and isinstance(high, int)
+        if self.log:
+            drawn = math.exp(random.uniform(math.log(low), math.log(high)))
+            return min(max(round(drawn), low), high) if whole else float(f"{drawn:.4g}")
+        if whole:
+            return int(random.integers(low, high + 1))
+        return float(f"{random.uniform(low, high):.4g}")
+
+
+def sweep(
+    source: str,
+    over: Sequence[str],
+    overrides: Sequence[str] = (),
+    *,
+    draws: int | None = None,
+    drawn_by: int = 0,
+    seeds: Sequence[int] = (0,),
+    at_once: int = 1,
+    out: Path,
+    say: Callable[[str], None] = print,
+) -> int:
+    """Trains a config at every point; writes a table, best first, and a figure by each field.
+
+    What an earlier call with the same settings has finished is not trained again. Points that
+    differ only in learning rate, auxiliary weight, seed and how their adapters start share one
+    compiled step, `at_once` runs of it by vmap (`goat_jax.training.vmapped_runs`).
+
+    Args:
+        source: a config file.
+        over: axes as `read_axis` reads them.
+        overrides: ``--field value ...`` of all points.
+        draws: random points; None for the grid of all values.
+        drawn_by: seed of the random points.
+        seeds: of the runs at each point.
+
+    Raises:
+        UserError: an unknown field, a value that does not fit, a range without `draws`; before any
+            run is trained.
+        RunFailed: all runs diverged; the table and the numbers are written.
+    """
+    check_number("--random", draws, at_least=1, whole=True, optional=True)
+    check_number("--draw", drawn_by, at_least=0, whole=True)
+    check_number("--at-once", at_once, at_least=1, whole=True)
+    check_all_different("--seeds", seeds, at_least=0, whole=True)
+    axes = read_axes(over)
+    points = grid(axes) if draws is None else random_points(axes, draws, drawn_by)
+    base = override(load_config(source), overrides, "goat-jax sweep")
+    configs = {point: config_at(base, point) for point in points}  # all are checked before any runs
+    groups = _side_by_side(_by_base(points), configs)
+    wanted = [
+        Runs(
+            _at_rate(configs[group[0]], base),
+            [Member(seed, rate) for rate in _rates(group, configs) for seed in seeds],
+            out / f"{file_name(describe(shared)) or 'point'}.json",
+        )
+        for shared, group in groups.items()
+    ]
+    found: dict[Point, list[Outcome]] = {}
+    for (shared, group), (runs, done) in zip(
+        groups.items(), outcomes(wanted, at_once), strict=True
+    ):
+        for point in group:
+            rate = configs[point].optimizer.learning_rate
+            found[point] = [outcome for outcome in done if outcome.member.learning_rate == rate]
+        say(f"{describe(shared) or 'learning rates'}: {len(runs.members)} runs")
+    metric = base.best_by
+    best_first = sorted(found, key=lambda point: standing(found[point], metric), reverse=True)
+    table = sweep_table({point: found[point] for point in best_first}, axes, base.task.metrics)
+    write_whole(out / TABLE, table + "\n")
+    plot_sweep(
+        {axis.field: [dict(point)[axis.field] for point in found] for axis in axes},
+        [[o.after[metric] for o in finite(of_point)] for of_point in found.values()],
+        out / FIGURE,
+        title=f"{base.task.name}: {metric} at {len(points)} points",
+        y_label=metric,
+        log={axis.field for axis in axes if axis.log},
+    )
+    best = found[best_first[0]]
+    said = f"best: {describe(best_first[0])}\n" if len(finite(best)) == len(best) else ""
+    say(f"\n{table}\n\n{said}{TABLE} and {FIGURE} are in {out}")
+    if not any(map(finite, found.values())):
+        raise RunFailed("all runs diverged: lower the learning rate or check the data")
+    if not said:
+        say("at every point some runs diverged: none is called the best")
+    return 0
+
+
+def read_axes(over: Sequence[str]) -> list[Axis]:
+    """Axes of a command line, each of another field."""
+    axes = [read_axis(text) for text in over]
+    fields = [axis.field for axis in axes]
+    twice = [field for place, field in enumerate(fields) if field in fields[:place]]
+    if twice:
+        raise UserError(f"--over has {twice[0]} twice: give all its values at once")
+    return axes
+
+
+def read_axis(text: str) -> Axis:
+    """``FIELD=V,V,...`` or ``FIELD=LOW..HIGH[:log]``; values are JSON where they can be.
+
+    >>> read_axis("adapter.rho=1,5,10").values
+    (1, 5, 10)
+    >>> axis = read_axis("optimizer.learning-rate=1e-5..1e-3:log")
+    >>> axis.field, axis.values, axis.between, axis.log
+    ('optimizer.learning_rate', (1e-05, 0.001), True, True)
+    """
+    name, equals, rest = text.partition("=")
+    field = name.strip().replace("-", "_")
+    if not equals or not rest:
+        raise UserError(
+            f"--over {text!r} is not of the form FIELD=V,V,... or FIELD=LOW..HIGH[:log]"
+        )
+    if field in GIVEN_ELSEWHERE:
+        raise UserError(f"{field} is no field to sweep over: {GIVEN_ELSEWHERE[field]} gives it")
+    if ".." in rest:
+        return _read_range(text, field, rest)
+    values = tuple(_value(each, text) for each in rest.split(","))
+    # 1 and 1.0 are one value; True equals 1 for Python, but is another value of a config.
+    if len({(isinstance(value, bool), value) for value in values}) < len(values):
+        raise UserError(f"--over {text}: a value is there twice")
+    return Axis(field, values)
+
+
+def _read_range(text: str, field: str, rest: str) -> Axis:
+    span, colon, word = rest.partition(":")
+    low, high = (_value(end, text) for end in span.split("..", 1))
+    log = bool(colon)
+    if log and word != "log":
+        raise UserError(f"--over {text}: {word!r} may only be log")
+    if not (_is_number(low) and _is_number(high) and low < high and not (log and low <= 0)):
+        raise UserError(
+            f"--over {text}: a range has two numbers, the smaller first (above 0 if :log)"
+        )
+    for end in (low, high):
+        check_number(f"--over {text}:", end, at_least=-LARGEST, at_most=LARGEST)
+    return Axis(field, (low, high), between=True, log=log)
+
+
+LARGEST = 1e15
+"""Ends of ranges: numbers up to this can be drawn, and are exact if whole."""
+
+
+def _value(text: str, where: str) -> Any:
+    """A JSON number, string, true, false or null; any other text is a string."""
+    if not text.strip():
+        raise UserError(f"--over {where}: a value is empty")
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return text.strip()
+    if isinstance(value, list | dict):
+        raise UserError(f"--over {where}: {text} is no single value")
+    if _is_number(value):
+        check_number(f"--over {where}:", value)
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def grid(axes: Sequence[Axis]) -> list[Point]:
+    """Every combination, the last axis fastest.
+
+    >>> grid([Axis("a", (1, 2)), Axis("b", ("x",))])
+    [(('a', 1), ('b', 'x')), (('a', 2), ('b', 'x'))]
+    """
+    for axis in axes:
+        if axis.between:
+            raise UserError(
+                f"{axis.field} has a range, which a grid cannot fill: give values, or --random N"
+            )
+    names = [axis.field for axis in axes]
+    combinations = itertools.product(*(axis.values for axis in axes))
+    return [tuple(zip(names, values, strict=True)) for values in combinations]
+
+
+def random_points(axes: Sequence[Axis], count: int, seed: int) -> list[Point]:
+    """So many different points at random, fewer where there are no more; the first ones stay the
+    same when `count` grows.
+
+    >>> random_points([read_axis("a=1,2")], 9, seed=0)
+    [(('a', 2),), (('a', 1),)]
+    """
+    random = np.random.default_rng(seed)
+    found: dict[Point, None] = {}
+    for _ in range(100 * count):
+        found[tuple((axis.field, axis.draw(random)) for axis in axes)] = None
+        if len(found) == count:
+            break
+    return list(found)
+
+
+def config_at(base: RunConfig, point: Point) -> RunConfig:
+    """The config at a point.
+
+    Raises:
+        UserError: a field it does not have, or a value that does not fit.
+    """
+    return with_fields(base, dict(point))
+
+
+def _by_base(points: Sequence[Point]) -> dict[Point, list[Point]]:
+    """Points that differ in nothing but the learning rate, together."""
+    groups: dict[Point, list[Point]] = {}
+    for point in points:
+        shared = tuple(pair for pair in point if pair[0] != RATE)
+        groups.setdefault(shared, []).append(point)
+    return groups
+
+
+def _side_by_side(
+    groups: Mapping[Point, list[Point]], configs: Mapping[Point, RunConfig]
+) -> dict[Point, list[Point]]:
+    """The groups, those that can share a compiled step next to each other."""
+    steps: list[Any] = []  # configs are no keys of a dict: some fields are lists
+
+    def place(entry: tuple[Point, list[Point]]) -> int:
+        step = shared_step(configs[entry[1][0]])
+        if step not in steps:
+            steps.append(step)
+        return steps.index(step)
+
+    return dict(sorted(groups.items(), key=place))
+
+
+def _rates(group: Sequence[Point], configs: Mapping[Point, RunConfig]) -> list[float]:
+    return list(dict.fromkeys(configs[point].optimizer.learning_rate for point in group))
+
+
+def _at_rate(config: RunConfig, base: RunConfig) -> RunConfig:
+    """With the rate that the members' own replace, so that a later call knows its settings."""
+    rate = base.optimizer.learning_rate
+    return dataclasses.replace(
+        config, optimizer=dataclasses.replace(config.optimizer, learning_rate=rate)
+    )
+
+
+def describe(point: Point) -> str:
+    """A point in words of the command line.
+
+    >>> describe((("adapter.rho", 5), ("train.steps", 10)))
+    'adapter.rho=5 train.steps=10'
+    """
+    return " ".join(f"{name}={value}" for name, value in point)
+
+
+def sweep_table(
+    found: Mapping[Point, Sequence[Outcome]], axes: Sequence[Axis], metrics: Sequence[str]
+) -> str:
+    """Markdown: a line a point with the mean and spread of its seeds' scores."""
+    rows = [
+        [
+            *(str(value) for _, value in point),
+            *(score_in_words(of_point, name) for name in (*metrics, "loss")),
+            f"{of_point[0].trained_parameters:,}",
+        ]
+        for point, of_point in found.items()
+    ]
+    headers = [*(axis.field for axis in axes), *metrics, "loss", "trained"]
+    return render_table(headers, rows, "r" * len(headers), markdown=True)

@@ -1,0 +1,114 @@
+"""``goat-jax train``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+from goat_jax.cli.arguments.config import read_config, read_run_config
+from goat_jax.config.run import RunConfig
+from goat_jax.inject.svd_cache import AUTO
+from goat_jax.plots import plot_expert_load, plot_training
+from goat_jax.text_tables import human_count, render_table
+from goat_jax.training.distributed.processes import is_first
+from goat_jax.training.logging.metrics_log import read_records
+from goat_jax.training.trainer import Summary, fit
+
+OUT_OF_TIME = 75
+"""Exit code of a run that was told to stop and could not save in time (EX_TEMPFAIL)."""
+
+
+def train(
+    source: str | None,
+    overrides: list[str],
+    *,
+    run: Path | None = None,
+    progress: bool = True,
+    cache: Path | None = None,
+) -> int:
+    """Trains from a config file and overrides; prints a summary, draws the plots.
+
+    Args:
+        source: the config file; None to go on with a run.
+        run: its folder.
+        cache: the user's folder for what can be computed again.
+
+    Exit codes: 0 done, 143 or 130 saved after SIGTERM or Ctrl-C, 75 (`OUT_OF_TIME`) if that took
+    longer than ``train.grace_seconds``.
+    """
+    if source is None:
+        assert run is not None
+        config = read_run_config(run, overrides, "goat-jax train")
+        begun = ["--run", str(run)]
+    else:
+        config = read_config(source, overrides, "goat-jax train")
+        begun = ["--config", source]
+    if config.svd.folder == AUTO and cache is not None:
+        svd = dataclasses.replace(config.svd, folder=str(cache / "svd"))
+        config = dataclasses.replace(config, svd=svd)
+    command = shlex.join(["goat-jax", "train", *begun, *overrides])
+    summary = fit(config, progress=progress, expired=give_up, command=command)
+    if is_first():
+        draw(summary.folder)
+        print(report(config, summary))
+    if summary.stopped.startswith("SIG"):
+        print(f"{summary.stopped}: saved step {summary.step}; the same command continues.")
+        return 128 + signal.Signals[summary.stopped]
+    return 0
+
+
+def give_up() -> None:
+    """Ends the process where it stands; the last complete checkpoint is what is left."""
+    print(
+        "goat-jax: error: the last save took longer than train.grace_seconds; the checkpoint "
+        "before it is kept and the same command continues",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(OUT_OF_TIME)
+
+
+def draw(folder: Path) -> None:
+    """The run's two pictures, from its records."""
+    records = read_records(folder)
+    plot_training(records, folder / "training.png", title=f"Training run {folder.name}")
+    loads = [record for record in records if record["kind"] == "load"]
+    if loads:
+        plot_expert_load(loads, folder / "expert_load.png", title=f"Expert load, {folder.name}")
+
+
+def report(config: RunConfig, summary: Summary) -> str:
+    """What a person wants to know at the end."""
+    built, quantized = summary.built.inject_report, summary.built.quantize_report
+    share = built.trained_parameters / built.total_parameters
+    names = ["loss", *config.task.metrics]
+    before = summary.before or {}
+    rows = [[name, _number(before.get(name)), _number(summary.after.get(name))] for name in names]
+    lines = [
+        "",
+        f"{config.adapter.method} on {config.task.name}: {summary.stopped} at step {summary.step}",
+        "; ".join(summary.notes),
+        f"trained {human_count(built.trained_parameters)} of "
+        f"{human_count(built.total_parameters)} parameters ({share:.2%})",
+        *([] if quantized is None else [str(quantized)]),
+        "",
+        render_table(["held out", "before", "after"], rows),
+        "",
+        f"{_best(summary)}; records, checkpoints, training.png, expert_load.png in "
+        f"{summary.folder}",
+    ]
+    return "\n".join(lines)
+
+
+def _best(summary: Summary) -> str:
+    if summary.best_step is None:
+        return "no checkpoint has a score yet"
+    return f"best step {summary.best_step} ({summary.best_score:.4f})"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

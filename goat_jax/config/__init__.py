@@ -1,0 +1,1 @@
+"""Configuration of a run, and how files and command lines become one."""

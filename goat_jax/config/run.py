@@ -1,0 +1,483 @@
+"""`RunConfig`: everything a run is made of, and how config files and overrides become one."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax.numpy as jnp
+
+from goat_jax.adapters.methods import method_spec
+from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.config.train import TrainConfig, WatchConfig
+from goat_jax.data.tasks.registry import KINDS, Task
+from goat_jax.errors import UserError, nearest_name
+from goat_jax.inject.inject import ALL_LINEAR, Override
+from goat_jax.inject.svd_cache import SvdConfig
+from goat_jax.inject.targets import check_regex
+from goat_jax.nn.dropout import CHECKPOINT
+from goat_jax.nn.quantized_kernel import KINDS as QUANTIZED
+from goat_jax.nn.stack import REMAT
+from goat_jax.optim.optimizer import OptimizerConfig
+from goat_jax.registry import REGISTRY
+from goat_jax.sharding.config import MeshConfig, Rules
+from goat_jax.validation.checks import check_choice
+from goat_jax.validation.fields import (
+    Count,
+    Name,
+    NonNegative,
+    OneOf,
+    Positive,
+    Rate,
+    call,
+    check_fields,
+    field_types,
+    made,
+    read_value,
+)
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The pretrained model.
+
+    Attributes:
+        path: the folder of a Hugging Face checkpoint, or ``package:NAME``.
+        dtype: the dtype of the frozen weights and the computation; adapters are always float32.
+        remat: what the backward pass recomputes, a key of `goat_jax.nn.stack.REMAT`.
+        quantize: bits of the frozen kernels once the adapters are started: a key of
+            `goat_jax.nn.quantized_kernel.KINDS` (the extra `quant`), or "none".
+        dropout: the model's own in training: one rate for every place where its torch model
+            drops something, or "checkpoint" for the rates in config.json, with which transformers
+            trains; text encoders only, others have nothing there. `adapter.dropout` is another.
+        options: fields of the model's own config, such as {"pooling": "mean"}.
+    """
+
+    path: Name
+    dtype: Annotated[str, OneOf(DTYPES)] = "float32"
+    remat: Annotated[str, OneOf(REMAT)] = "none"
+    quantize: Annotated[str, OneOf(("none", *QUANTIZED))] = "none"
+    dropout: Rate | Annotated[str, OneOf((CHECKPOINT,))] = 0.0
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "model.")
+        if "dropout" in self.options:
+            raise UserError("model.options has dropout: give it as model.dropout")
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterConfig:
+    """The method and where it goes. What is None stays as the method has it.
+
+    Attributes:
+        method: a row of METHODS.
+        targets: "all-linear", a regular expression over module names, or a list of suffixes.
+        train: modules trained in full, by suffix: the task head.
+        total_rank: rank of all experts together.
+        num_experts: number of experts.
+        top_k: experts per token, for top-k routers.
+        alpha: LoRA's alpha, for scale rules that have one.
+        dropout: rate on the adapter's input.
+        dropout_per_expert: whether every expert has a mask of its own.
+        aux_weight: weight of the auxiliary loss.
+        whole_model: whether all that has no adapter is trained, too; `full` and `full_moe` do so.
+        scale: the scale rule's name.
+        choice: the name of the choice of SVD segments.
+        rho: damping of a start from SVD segments.
+        eta: full fine-tuning's learning rate over the adapter's, for the scale rule `theory`.
+        published: whether the auxiliary loss is that of the published code.
+        count_padding: whether padding counts in the auxiliary loss, as in the published code.
+        options: further options of the method, and other parts, by name. A command line and a sweep
+            have each as ``adapter.NAME`` (`goat-jax methods` lists them).
+        defaults: options for those of the resulting parts that have them and are given no other
+            value, such as the paper's eta for LLaMA, which only some scale rules use.
+        forward_scale: what of the scale stays in the forward pass; the optimizer makes up for the
+            rest (`optim.scaling_alignment`). None leaves all of it there, as published.
+        overrides: other options for some modules.
+    """
+
+    method: str = "goat"
+    targets: str | tuple[str, ...] = ALL_LINEAR
+    train: tuple[str, ...] = ("classifier",)
+    total_rank: Count | None = None
+    num_experts: Count | None = None
+    top_k: Count | None = None
+    alpha: float | None = None
+    dropout: Rate | None = None
+    dropout_per_expert: bool | None = None
+    aux_weight: NonNegative | None = None
+    whole_model: bool | None = None
+    scale: str | None = None
+    choice: str | None = None
+    rho: Positive | None = None
+    eta: Positive | None = None
+    published: bool | None = None
+    count_padding: bool | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    forward_scale: Positive | None = None
+    overrides: tuple[Override, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self, "adapter.")
+        if not self.targets:
+            raise UserError("adapter.targets is empty: name modules, or all-linear")
+        if isinstance(self.targets, str):
+            check_regex("adapter.targets", self.targets)
+        spec = self.spec()
+        for override in self.overrides:
+            override.spec(spec)
+
+    def spec(self) -> AdapterSpec:
+        """The method with these options; UserError if they do not fit it.
+
+        >>> AdapterConfig("goat", total_rank=32, rho=5.0).spec().rank
+        4
+        """
+        own = {"method", "targets", "train", "overrides", "options", "defaults", "forward_scale"}
+        options = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in own and getattr(self, field.name) is not None
+        }
+        options |= self.options
+        spec = method_spec(self.method, **options)
+        unset = {name: self.defaults[name] for name in self.defaults if name not in options}
+        spec = spec.replace(**{n: v for n, v in unset.items() if spec.has_option(n)})
+        if self.forward_scale is not None and not spec.is_plain_sum:
+            raise UserError(
+                f"forward_scale needs an adapter that is a sum of s a b: {self.method} is none"
+            )
+        return spec
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One run.
+
+    Attributes:
+        model: the pretrained model.
+        task: what is learnt, and from which rows.
+        adapter: the method and where it goes.
+        optimizer: rates and constants of AdamW.
+        train: the course of the run.
+        mesh: the devices.
+        svd: how starts from an SVD are computed and kept.
+        watch: what is watched besides the records.
+        out: the run folder; a run that exists there is continued.
+    """
+
+    model: ModelConfig
+    task: Task
+    adapter: AdapterConfig = AdapterConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
+    svd: SvdConfig = SvdConfig()
+    watch: WatchConfig = WatchConfig()
+    out: Name = "runs/run"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.model.quantize != "none" and not self.mesh.single:
+            raise UserError("model.quantize is for one device: leave mesh as it is")
+        traced = self.watch.profiled_steps()
+        if traced and traced.start > self.train.steps:
+            raise UserError(
+                f"watch.profile {self.watch.profile!r} would trace nothing: the run has "
+                f"{self.train.steps} steps"
+            )
+        if self.train.best_by is not None:
+            check_choice("train.best_by", self.train.best_by, (*self.task.metrics, "loss"))
+
+    @property
+    def best_by(self) -> str:
+        """The metric that marks the best checkpoint."""
+        return self.train.best_by or self.task.metrics[0]
+
+
+FREE_TO_CHANGE = (
+    "out",
+    "model.path",
+    "model.remat",
+    "task.data_dir",
+    "train.eval_every",
+    "train.save_every",
+    "train.log_every",
+    "train.eval_batch_size",
+    "train.patience",
+    "train.grace_seconds",
+    "train.save_errors",
+    "train.changed_rows",
+    "svd.folder",
+    "svd.keep",
+    *(f"watch.{field.name}" for field in dataclasses.fields(WatchConfig)),
+    *(f"mesh.{field.name}" for field in dataclasses.fields(MeshConfig)),
+    *(f"mesh.rules.{field.name}" for field in dataclasses.fields(Rules)),
+)
+"""Fields that a continued run may change, since its numbers do not depend on them (on the mesh by
+no more than the order of sums)."""
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every field of a config by its dotted name, as JSON values.
+
+    >>> flatten(OptimizerConfig())["schedule"]
+    'cosine'
+    """
+    values: dict[str, Any] = {}
+    if type(config) in KINDS.values():
+        values[prefix + "kind"] = next(k for k, kind in KINDS.items() if kind is type(config))
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            values |= flatten(value, name + ".")
+        else:
+            values[name] = json.loads(json.dumps(value, default=_as_json))
+    return values
+
+
+def _as_json(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return dict(value)
+    return str(value)
+
+
+def load_config(source: str) -> RunConfig:
+    """Runs ``get_config(**options)`` of a config file.
+
+    Args:
+        source: ``FILE.py`` or ``FILE.py:option=value,...``; values are JSON where they can be.
+
+    Raises:
+        UserError: no such file, an error in it, no ``get_config`` in it, or an option that it does
+            not have or that does not fit it.
+    """
+    path, _, rest = source.partition(":")
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"config file {path} does not exist")
+    spec = importlib.util.spec_from_file_location(f"goat_jax_config_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"config file {path} is no Python file: its name ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    with _errors_of(path):
+        spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path} has no function get_config: see configs/ for examples")
+    options = parse_options(rest)
+    with _errors_of(path):
+        config = call(module.get_config, options, path)
+    if not isinstance(config, RunConfig):
+        raise UserError(f"{path}: get_config returns no RunConfig but a {type(config).__name__}")
+    return config
+
+
+@contextlib.contextmanager
+def _errors_of(path: str) -> Iterator[None]:
+    """Turns any error of a config file's own code into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        line = next((f.lineno for f in reversed(frames) if f.filename == str(path)), None)
+        line = getattr(error, "lineno", line)
+        what = " ".join(str(error).split())
+        where = path if line is None else f"{path}, line {line}"
+        raise UserError(f"{where}: {type(error).__name__}: {what}") from error
+
+
+def parse_options(text: str) -> dict[str, Any]:
+    """``"task=rte,rank=8"`` as a dict; values are read as JSON, or else as strings.
+
+    A comma inside of a JSON list, object or string does not end a value.
+
+    >>> parse_options("task=rte,rank=8")
+    {'task': 'rte', 'rank': 8}
+    >>> parse_options('targets=["query", "key"],rho=5')
+    {'targets': ['query', 'key'], 'rho': 5}
+    """
+    options: dict[str, Any] = {}
+    while text:
+        name, equals, rest = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name.isidentifier():
+            raise UserError(f"option {text.partition(',')[0]!r} is not of the form name=value")
+        if name in options:
+            raise UserError(f"option {name} is given twice")
+        value, text = _first_value(rest)
+        options[name] = read_value(value)
+    return options
+
+
+def _first_value(text: str) -> tuple[str, str]:
+    """The text of the first value of several that commas part, and what comes after it."""
+    if text[:1] in ("[", "{", '"'):
+        try:
+            end = json.JSONDecoder().raw_decode(text)[1]
+        except (ValueError, RecursionError):
+            end = 0
+        if end and text[end : end + 1] in ("", ","):
+            return text[:end], text[end + 1 :]
+    value, _, after = text.partition(",")
+    return value, after
+
+
+class _Group(dict[str, Any]):
+    """Values for fields of a config that is itself a field."""
+
+
+def with_fields(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """The config with other values of some fields.
+
+    Args:
+        values: dotted name of a field -> its value. ``adapter.NAME`` may also be an option of the
+            method or of one of its parts, and ``model.options.NAME`` a key of a mapping.
+
+    Raises:
+        UserError: an unknown field, or a value that is not valid.
+
+    >>> from goat_jax.data.tasks.registry import reviews
+    >>> config = RunConfig(ModelConfig("m"), reviews())
+    >>> with_fields(config, {"adapter.method": "lora_dash", "adapter.switch_after": 20}).adapter
+    ... # doctest: +ELLIPSIS
+    AdapterConfig(method='lora_dash', ... options={'switch_after': 20}, ...)
+    """
+    tree = _Group()
+    for name, value in values.items():
+        *groups, last = name.split(".")
+        place = tree
+        for group in groups:
+            inner = place.setdefault(group, _Group())
+            if not isinstance(inner, _Group):
+                raise UserError(f"{name} is given, and {group} as a whole: give one of them")
+            place = inner
+        place[last] = value
+    return _replaced(config, tree, "")
+
+
+def _replaced(config: Any, tree: Mapping[str, Any], prefix: str) -> Any:
+    known = [field.name for field in dataclasses.fields(config)]
+    changes: dict[str, Any] = {}
+    others: dict[str, Any] = {}
+    for name, value in tree.items():
+        if name in known:
+            changes[name] = _replaced_value(getattr(config, name), value, prefix + name)
+        elif isinstance(config, AdapterConfig) and is_method_option(name, config):
+            others[name] = value
+        else:
+            raise unknown_field(config, prefix, name)
+    if others:
+        changes["options"] = {**config.options, **changes.get("options", {}), **others}
+    return dataclasses.replace(config, **changes)
+
+
+def _replaced_value(now: Any, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(now):
+        if not isinstance(value, _Group):
+            fields = ", ".join(field.name for field in dataclasses.fields(now))
+            raise UserError(f"{name} is a group of fields: give one of them by name ({fields})")
+        return _replaced(now, value, name + ".")
+    if isinstance(now, Mapping) and isinstance(value, Mapping):
+        return {**now, **value}
+    if isinstance(value, _Group):
+        raise UserError(f"{name} has no fields of its own, such as {next(iter(value))}")
+    return value
+
+
+def unknown_field(config: Any, prefix: str, name: str) -> UserError:
+    """The error for a field that a config, or a part of one, does not have."""
+    own = {field.name: prefix + field.name for field in dataclasses.fields(config)}
+    if isinstance(config, AdapterConfig):
+        own |= {option: prefix + option for option in method_options()}
+    if isinstance(config, RunConfig):  # a field of a group, without its group
+        own = {dotted.rpartition(".")[2]: dotted for dotted in field_kinds(config)} | own
+    match = nearest_name(name, own)
+    hint = f" (did you mean {own[match]!r}?)" if match else ""
+    return UserError(
+        f"the config has no field {prefix + name!r}{hint}: goat-jax train --config FILE "
+        "--help-fields lists them"
+    )
+
+
+def field_kinds(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The type of every field by its dotted name.
+
+    >>> list(field_kinds(MeshConfig(), "mesh."))[-2:]
+    ['mesh.rules.inner', 'mesh.rules.vocab']
+    """
+    kinds: dict[str, Any] = {}
+    for name, kind in field_types(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            kinds |= field_kinds(value, f"{prefix}{name}.")
+        else:
+            kinds[prefix + name] = kind
+    return kinds
+
+
+def is_method_option(name: str, adapter: AdapterConfig) -> bool:
+    """Whether any method's part has an option of this name."""
+    return name in method_options() or adapter.spec().has_option(name)
+
+
+def method_options() -> dict[str, list[type]]:
+    """Every option of the parts of all methods, each with the parts that have it; and the kinds of
+    parts, which a part's name may be given for.
+
+    >>> [part.__name__ for part in method_options()["rho"]]
+    ['SvdSegments']
+    """
+    found: dict[str, list[type]] = {kind: [] for kind in REGISTRY}
+    for named in REGISTRY.values():
+        for part in named.values():
+            for field in dataclasses.fields(part):
+                found.setdefault(field.name, []).append(part)
+    return found
+
+
+def config_from_json(values: Mapping[str, Any]) -> RunConfig:
+    """The `RunConfig` that `flatten` wrote: dotted names -> JSON values.
+
+    Raises:
+        UserError: an unknown field, one that is missing, or a value that is not valid.
+
+    >>> from goat_jax.data.tasks.registry import reviews
+    >>> config = RunConfig(ModelConfig("m", options={"pooling": "mean"}), reviews())
+    >>> config_from_json(flatten(config)) == config
+    True
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"config {values!r} is not valid: give values by name")
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        *groups, last = name.split(".")
+        place = tree
+        for group in groups:
+            place = place.setdefault(group, {})
+            if not isinstance(place, dict):
+                raise UserError(f"config has {group} both as a value and as a group of fields")
+        place[last] = _tuples(value)
+    task = tree.get("task")
+    if not isinstance(task, dict):
+        raise UserError("config has no task.kind, which it needs")
+    kind = task.pop("kind", None)
+    check_choice("task.kind", kind, KINDS)
+    return made("config", RunConfig, tree | {"task": made("task", KINDS[kind], task)})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value

@@ -1,0 +1,1 @@
+"""From rows to batches: tokens, images, packing, buckets, a checkpointable iterator."""

@@ -1,0 +1,111 @@
+"""What batches are made of: numbered rows of known lengths, gathered into arrays on demand."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from goat_jax.data.pipeline.token_ids import check_ids
+
+Batch = dict[str, np.ndarray]
+Draw = tuple[int, ...] | None
+"""Numbers that seed what is random in a training batch (seed, batch number); None in evaluation."""
+
+FILLER = -1
+"""Marks a place of a batch that no row fills."""
+
+
+class Rows(Protocol):
+    """Rows that can be batched.
+
+    Attributes:
+      lengths: [N] int32; rows of similar length share a batch, padded to one length.
+      truncated: how many rows lost their end.
+      dropped: how many were left out, nothing usable being in them.
+      marks: what tells each row (or text) from others (`goat_jax.data.pipeline.overlap`).
+      lookups: a table's name in `goat_jax.data.pipeline.token_ids.TABLES` -> the ids that are looked up in it.
+    """
+
+    @property
+    def lengths(self) -> np.ndarray: ...
+
+    @property
+    def truncated(self) -> int: ...
+
+    @property
+    def dropped(self) -> int: ...
+
+    @property
+    def marks(self) -> Sequence[bytes]: ...
+
+    @property
+    def lookups(self) -> Mapping[str, Iterable[np.ndarray]]: ...
+
+    @property
+    def contents(self) -> Any:
+        """All that is learnt from the rows, or digests of it: arrays, lists, mappings, numbers."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def gather(self, rows: np.ndarray, length: int, draw: Draw = None) -> Batch:
+        """The batch of these rows [B], padded to `length`.
+
+        A `FILLER` place repeats the last real row with weight 0. Every batch has `weights` [B].
+        """
+        ...
+
+
+def fill_places(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers without `FILLER` (the last real row in its place) and weights [B] float32.
+
+    >>> numbers, weights = fill_places(np.array([4, 2, -1]))
+    >>> numbers.tolist(), weights.tolist()
+    ([4, 2, 2], [1.0, 1.0, 0.0])
+    """
+    weights = (rows != FILLER).astype(np.float32)
+    last = rows[rows != FILLER][-1] if weights.any() else 0
+    return np.where(rows == FILLER, last, rows), weights
+
+
+class Tokens(Protocol):
+    """Rows of tokens, maybe of several tasks."""
+
+    @property
+    def input_ids(self) -> list[np.ndarray]: ...
+
+    @property
+    def tasks(self) -> Mapping[str, np.ndarray]: ...
+
+
+def lookups_of(rows: Tokens) -> dict[str, list[np.ndarray]]:
+    """`Rows.lookups` of rows of tokens."""
+    tasks = [rows.tasks["task_ids"]] if "task_ids" in rows.tasks else []
+    return {"vocab_size": rows.input_ids, "num_tasks": tasks}
+
+
+def with_known_ids(rows: Rows, sizes: Mapping[str, int]) -> Rows:
+    """The rows, padded with an id that the model has.
+
+    Args:
+      sizes: of the model's tables (`goat_jax.data.pipeline.token_ids.table_sizes`).
+
+    Raises UserError if a row has an id without a row in its table.
+    """
+    check_ids(rows.lookups, sizes)
+    pad = getattr(rows, "pad_id", 0)
+    # Padding is masked everywhere, so any id will do that is in the table.
+    return rows if pad < sizes.get("vocab_size", pad + 1) else replace(rows, pad_id=0)  # type: ignore
+
+
+def pad_right(arrays: Sequence[np.ndarray], length: int, value: int) -> np.ndarray:
+    """[B, length] int32 of integer arrays that are at most so long.
+
+    >>> pad_right([np.array([4, 5])], 3, 0).tolist()
+    [[4, 5, 0]]
+    """
+    padded = np.full((len(arrays), length), value, np.int32)
+    for place, array in zip(padded, arrays, strict=True):
+        place[: len(array)] = array
+    return padded

@@ -1,0 +1,40 @@
+"""One digest of all rows of a split: tells whether a data set has changed since a run began."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from goat_jax.data.pipeline.dataset import Rows
+
+
+def fingerprint(rows: Rows) -> str:
+    """SHA-256 of what rows hold and of their order.
+
+    >>> from goat_jax.data.pipeline.tokenize import Encoded
+    >>> ids, lengths = [np.array([4, 5])], np.array([2])
+    >>> one, other = (Encoded(ids, None, lengths, np.array([label])) for label in (0, 1))
+    >>> fingerprint(one) == fingerprint(one), fingerprint(one) == fingerprint(other)
+    (True, False)
+    """
+    found = hashlib.sha256()
+    _add(found, rows.contents)
+    return found.hexdigest()
+
+
+def _add(found: Any, value: Any) -> None:
+    # Kinds and lengths are part of it, so that nothing can move from one value to the next.
+    if isinstance(value, np.ndarray):
+        found.update(f"{value.dtype}{value.shape}".encode())
+        found.update(np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, Mapping):
+        _add(found, [part for item in sorted(value.items()) for part in item])
+    elif isinstance(value, list | tuple):
+        found.update(f"{len(value)}:".encode())
+        for part in value:
+            _add(found, part)
+    else:
+        found.update(repr(value).encode())

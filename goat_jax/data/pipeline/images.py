@@ -1,0 +1,239 @@
+"""Images as rows of batches: decoded, cropped and normalised when a batch asks for them."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from goat_jax.data.pipeline.dataset import Batch, Draw, fill_places
+from goat_jax.data.pipeline.image_transforms import array_image, crop_box, resized_crop, to_rgb
+from goat_jax.data.pipeline.image_view import View, view_of
+from goat_jax.data.pipeline.overlap import mark_of
+from goat_jax.data.sources.formats import Row
+from goat_jax.data.sources.read import read_image_source
+from goat_jax.data.tasks.image import ImageTask
+from goat_jax.data.tasks.text import DEFAULT_SPLITS, read_column, read_label, source_of, spaced
+from goat_jax.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True, eq=False)
+class ImageRows:
+    """N labelled images.
+
+    Attributes:
+      task: the columns, and the crops of training.
+      view: of the evaluation, whose size and numbers training shares.
+      source: where they come from, for messages.
+      rows: of the source.
+      numbers: N places in `rows`.
+      labels: [N] int32 class ids.
+      dropped: how many rows were left out since their image cannot be decoded.
+      marks: what tells images from others.
+      lengths: [N] int32, all one: every batch has the same shape.
+      truncated: none ever is.
+
+    >>> task, view = ImageTask("dots", "", "", labels=("a", "b")), View(shorter=2, crop=(2, 2))
+    >>> images = [{"image": np.zeros((4, 4), np.uint8)}]
+    >>> rows = ImageRows(task, view, "here", images, [0], np.array([1]))
+    >>> rows.gather(np.array([0, -1]), 1)["pixel_values"].shape
+    (2, 2, 2, 3)
+    """
+
+    task: ImageTask
+    view: View
+    source: str
+    rows: Sequence[Row] = field(repr=False)
+    numbers: Sequence[int] = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+    dropped: int = 0
+    marks: tuple[bytes, ...] = field(default=(), repr=False)
+    lengths: np.ndarray = field(init=False, repr=False)
+    truncated: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lengths", np.ones(len(self.labels), np.int32))
+
+    @property
+    def lookups(self) -> dict[str, list[np.ndarray]]:
+        """Images have no ids."""
+        return {}
+
+    @property
+    def contents(self) -> tuple[Any, ...]:
+        """Labels, and digests of the images or their ids; not their pixels, which are many."""
+        return self.labels, self.marks
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def gather(self, rows: np.ndarray, length: int, draw: Draw = None) -> Batch:
+        """One batch.
+
+        Args:
+          rows: [B] row numbers; a `FILLER` place repeats the last real row with weight 0.
+          length: every image has length 1.
+          draw: numbers that seed the crops, for training; None for the evaluation view.
+
+        A crop follows from `draw` and its row's number alone, so that the processes that share a
+        batch see what one process would see.
+
+        Returns `pixel_values` [B, height, width, 3] float32, `labels` [B] int32 and
+        `weights` [B] float32. Raises UserError for an image that cannot be decoded.
+        """
+        del length
+        numbers, weights = fill_places(rows)
+        return {
+            "pixel_values": np.stack([self.pixels(int(number), draw) for number in numbers]),
+            "labels": self.labels[numbers],
+            "weights": weights,
+        }
+
+    def pixels(self, number: int, draw: Draw = None) -> np.ndarray:
+        """What the model sees of one row, (height, width, 3) float32."""
+        task, place = self.task, self.numbers[number]
+        where = f"{self.source}: row {place + 1}"
+        image = decode_image(self.rows[place].get(task.image), where, task.data_dir)
+        if draw is None:
+            seen = self.view.whole(image)
+        else:
+            rng = np.random.default_rng((*draw, number))
+            seen = training_view(image, task, self.view, rng)
+        return self.view.numbers(seen)
+
+
+def training_view(
+    image: "Image.Image", task: ImageTask, view: View, rng: np.random.Generator
+) -> "Image.Image":
+    """A random crop of a view's size, mirrored or not, as the task says.
+
+    >>> from PIL import Image
+    >>> task, view = ImageTask("dots", "", "", labels=("a", "b")), View(shorter=2, crop=(2, 2))
+    >>> training_view(Image.new("RGB", (5, 4)), task, view, np.random.default_rng(0)).size
+    (2, 2)
+    """
+    from PIL import ImageOps
+
+    if task.train_crop is None:
+        seen = view.whole(image)
+    else:
+        box = crop_box(image.height, image.width, rng, task.train_crop, task.train_ratio)
+        seen = resized_crop(image, box, view.size, view.resample)
+    return ImageOps.mirror(seen) if task.flip and rng.random() < 0.5 else seen
+
+
+def decode_image(value: Any, where: str, folder: str | Path | None = None) -> "Image.Image":
+    """The upright RGB image of a path, of a file's bytes or of an array.
+
+    Args:
+      value: a path, absolute or from `folder`; bytes; or uint8 values (H, W[, 1 or 3]).
+      where: source and row, for the message of a UserError.
+
+    >>> decode_image("nowhere.png", "pets.csv: row 3")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: pets.csv: row 3: nowhere.png: no such file
+    """
+    return _read(value, where, folder, whole=True)
+
+
+def check_image(value: Any, where: str, folder: str | Path | None = None) -> None:
+    """As `decode_image`, but reads the start of a file only, which tells what it is.
+
+    >>> check_image(b"GIF87", "pets.csv: row 3")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: pets.csv: row 3: the image cannot be decoded (unknown format): \
+repair it, or set on_bad_image to 'skip'
+    """
+    _read(value, where, folder, whole=False)
+
+
+def _read(value: Any, where: str, folder: str | Path | None, whole: bool) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(value, str | Path):
+        value = _file(value, folder)
+        if not value.is_file():
+            raise UserError(f"{where}: {value}: no such file")
+    elif not isinstance(value, bytes | np.ndarray):
+        raise UserError(
+            f"{where}: {type(value).__name__} is no image: give a path, bytes or an array"
+        )
+    try:
+        if isinstance(value, np.ndarray):
+            return to_rgb(array_image(value))
+        with Image.open(io.BytesIO(value) if isinstance(value, bytes) else value) as image:
+            return to_rgb(image) if whole else None
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except Exception as error:  # what Pillow raises depends on the format and where it is damaged
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "unknown format" if unknown else first_line(error)
+        name = f"{value}" if isinstance(value, Path) else "the image"
+        raise UserError(
+            f"{where}: {name} cannot be decoded ({reason}):"
+            " repair it, or set on_bad_image to 'skip'"
+        ) from None
+
+
+def load_images(task: ImageTask, split: str) -> ImageRows:
+    """The rows of a task's `train` or `evaluation` source; images are decoded batch by batch.
+
+    Here only the start of every file is read, unless the task skips bad images: then each is
+    decoded once, and those that cannot be are left out and counted.
+
+    They are seen as CLIP's, but for what the task says; another checkpoint's `view` replaces it.
+
+    Raises UserError naming source and row number (from 1) for a row without image or label, for a
+    label that is no class of the task, and for a file that is missing or no image.
+
+    >>> task = ImageTask("pets", "a.csv", "b.csv", labels=("cat", "dog"))
+    >>> load_images(task, "dev")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: task pets has no split 'dev': use train or evaluation
+    """
+    source, limit = source_of(task, split)
+    view = view_of(task, None)
+    rows = read_image_source(source, DEFAULT_SPLITS[split], task.image, task.data_dir)
+    numbers, labels, marks, problems = [], [], [], []
+    for number in spaced(len(rows), limit):
+        row, where = rows[number], f"{source}: row {number + 1}"
+        label = read_label(row, task.label, task.labels, where, task.written)
+        image = read_column(row, task.image, where)
+        if problem := _problem(image, where, task):
+            problems.append(problem)
+        else:
+            numbers.append(number)
+            labels.append(label)
+            marks.append(_mark(row, image, where, task))
+    if not numbers:
+        raise problems[0] if problems else UserError(f"{source}: no rows")
+    ids = np.array(labels, np.int32)
+    return ImageRows(task, view, source, rows, numbers, ids, len(problems), tuple(marks))
+
+
+def _mark(row: Row, image: Any, where: str, task: ImageTask) -> bytes:
+    """What tells an image from others: its id, or else what is stored of it."""
+    if task.id is not None:
+        return mark_of(read_column(row, task.id, where))
+    return mark_of(_file(image, task.data_dir) if isinstance(image, str | Path) else image)
+
+
+def _file(value: str | Path, folder: str | Path | None) -> Path:
+    return Path(folder or "") / Path(value).expanduser()
+
+
+def _problem(value: Any, where: str, task: ImageTask) -> UserError | None:
+    """What is wrong with an image, raised unless the task skips it."""
+    check = decode_image if task.on_bad_image == "skip" else check_image
+    try:
+        check(value, where, task.data_dir)
+    except UserError as error:
+        if task.on_bad_image == "error":
+            raise
+        return error
+    return None

@@ -1,0 +1,198 @@
+"""Batches for the training loop and for evaluation, the first as a checkpointable grain iterator.
+
+Element i of the training stream is whole batch i: which epoch it lies in and which rows it has
+follows from i alone. So the iterator's state is one number, and resuming costs nothing and gives
+the same batches, whatever was prefetched when the state was saved.
+"""
+
+import sys
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, overload
+
+from goat_jax.data.pipeline.batching import (
+    Plan,
+    choose_buckets,
+    epoch_plan,
+    evaluation_plan,
+)
+from goat_jax.data.pipeline.dataset import Batch, Rows
+from goat_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import grain
+
+
+def batches_per_epoch(rows: Rows, batch_size: int) -> int:
+    """Full batches in one epoch. UserError if the rows do not fill one.
+
+    >>> import numpy as np
+    >>> from goat_jax.data.pipeline.tokenize import Encoded
+    >>> data = Encoded([np.array([4])] * 5, None, np.ones(5, int), np.zeros(5, int))
+    >>> batches_per_epoch(data, 2)
+    2
+    """
+    if not 1 <= batch_size <= len(rows):
+        raise UserError(
+            f"{len(rows)} rows do not fill one batch of {batch_size}: choose 1 to {len(rows)}"
+        )
+    return len(rows) // batch_size
+
+
+def process_slice(batch_size: int, process_index: int, process_count: int) -> slice:
+    """The places of a global batch that one process holds: contiguous and equal.
+
+    >>> process_slice(8, process_index=1, process_count=2)
+    slice(4, 8, None)
+    """
+    if not 0 <= process_index < process_count:
+        raise UserError(f"process {process_index} of {process_count}: the index counts from 0")
+    if batch_size % process_count:
+        raise UserError(
+            f"batch size {batch_size} is not divisible by {process_count} processes:"
+            f" choose a multiple of {process_count}"
+        )
+    share = batch_size // process_count
+    return slice(process_index * share, (process_index + 1) * share)
+
+
+class TrainBatches:
+    """The endless training stream as a random-access source: `source[i]` is batch i.
+
+    Attributes:
+      per_epoch: batches in an epoch; batch i belongs to epoch `i // per_epoch`.
+      buckets: the padded lengths in use.
+
+    >>> import numpy as np
+    >>> from goat_jax.data.pipeline.tokenize import Encoded
+    >>> data = Encoded([np.array([4])] * 5, None, np.ones(5, int), np.zeros(5, int))
+    >>> stream = TrainBatches(data, batch_size=2, seed=0, max_length=8)
+    >>> stream.per_epoch, stream.buckets, stream[7]["input_ids"].shape
+    (2, (8,), (2, 8))
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        batch_size: int,
+        seed: int,
+        max_length: int,
+        process_index: int = 0,
+        process_count: int = 1,
+        buckets: Sequence[int] | None = None,
+    ) -> None:
+        self.per_epoch = batches_per_epoch(rows, batch_size)
+        if seed < 0:
+            raise UserError(f"seed {seed}: give 0 or more")
+        lengths = rows.lengths
+        self.buckets = tuple(buckets or choose_buckets(lengths, batch_size, max_length))
+        self._rows, self._seed = rows, seed
+        self._places = process_slice(batch_size, process_index, process_count)
+        plan = partial(epoch_plan, lengths, batch_size, seed, buckets=self.buckets)
+        # Two epochs: prefetching threads are already in the next one near an epoch's end.
+        self.plan = lru_cache(maxsize=2)(plan)
+        self.plan(0)  # buckets that do not fit must fail here, not in a prefetching thread
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> Batch:
+        epoch, number = divmod(int(index), self.per_epoch)
+        plan = self.plan(epoch)
+        numbers, length = plan.rows[number, self._places], int(plan.lengths[number])
+        return self._rows.gather(numbers, length, (self._seed, int(index)))
+
+
+def train_iterator(
+    rows: Rows,
+    batch_size: int,
+    seed: int,
+    max_length: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    buckets: Sequence[int] | None = None,
+    *,
+    threads: int = 1,
+    prefetch: int = 4,
+) -> "grain.DatasetIterator[Batch]":
+    """An endless iterator of training batches that Orbax can save and restore.
+
+    Args:
+      rows: what batches are made of.
+      batch_size: B of the global batch; a process gets B / process_count rows of it.
+      seed: fixes the order of all epochs.
+      max_length: the longest a batch may be.
+      process_index, process_count: this host's place, as `jax.process_index()` gives it.
+      buckets: padded lengths; chosen from the data if None.
+      threads, prefetch: batches are made ahead by so many threads, at most so many of them.
+
+    The batches are those of `gather`. `get_state()` / `set_state()` carry one number;
+    `grain.checkpoint.CheckpointSave` / `CheckpointRestore` put it into an Orbax checkpoint. A
+    state means the same batches only for the same data, batch size, seed and buckets.
+
+    >>> import numpy as np
+    >>> from goat_jax.data.pipeline.tokenize import Encoded
+    >>> data = Encoded([np.array([4])] * 5, None, np.ones(5, int), np.zeros(5, int))
+    >>> batches = train_iterator(data, batch_size=2, seed=0, max_length=8)
+    >>> next(batches)["weights"].tolist()
+    [1.0, 1.0]
+    """
+    import grain
+
+    source = TrainBatches(rows, batch_size, seed, max_length, process_index, process_count, buckets)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    return iter(grain.MapDataset.source(source).to_iter_dataset(options))
+
+
+class EvalBatches(Sequence[Batch]):
+    """Every row once, as a sequence of batches that are made when asked for.
+
+    Attributes:
+      plan: `plan.rows[i]` are the row numbers of global batch i (-1 for a filler).
+
+    >>> import numpy as np
+    >>> from goat_jax.data.pipeline.tokenize import Encoded
+    >>> data = Encoded([np.array([4])] * 3, None, np.ones(3, int), np.zeros(3, int))
+    >>> [batch["weights"].tolist() for batch in eval_batches(data, 2, max_length=8)]
+    [[1.0, 1.0], [1.0, 0.0]]
+    """
+
+    def __init__(self, rows: Rows, plan: Plan, places: slice) -> None:
+        self.plan = plan
+        self._rows = rows
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Batch]: ...
+
+    def __getitem__(self, index: int | slice) -> Batch | list[Batch]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        numbers, length = self.plan.rows[index], int(self.plan.lengths[index])
+        return self._rows.gather(numbers[self._places], length)
+
+
+def eval_batches(
+    rows: Rows,
+    batch_size: int,
+    max_length: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    buckets: Sequence[int] | None = None,
+) -> EvalBatches:
+    """All rows in batches of one size, sorted by length; fillers of the last have weight 0.
+
+    Arguments as in `train_iterator`. A process whose share of the last batch is fillers only still
+    gets that batch, since all processes must run the same steps.
+    """
+    places = process_slice(batch_size, process_index, process_count)
+    if batch_size < 1:
+        raise UserError(f"batch size {batch_size}: give 1 or more")
+    sizes = tuple(buckets or choose_buckets(rows.lengths, batch_size, max_length))
+    return EvalBatches(rows, evaluation_plan(rows.lengths, batch_size, sizes), places)

@@ -1,0 +1,175 @@
+"""Texts as rows of tokens with a loss mask, one a row or several packed into one."""
+
+import bisect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from goat_jax.data.pipeline.dataset import Batch, Draw, fill_places, lookups_of, pad_right
+from goat_jax.data.pipeline.encoding import encode_pieces
+from goat_jax.data.pipeline.overlap import mark_of
+from goat_jax.data.tasks.language import CHAT_FORMATS, LanguageTask, Text, load_pieces
+from goat_jax.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """N tokenised texts in M rows.
+
+    Attributes:
+      input_ids: N int32 arrays of their own lengths.
+      learnt: N bool arrays beside them: the tokens that count in the loss.
+      members: M lists of text numbers; the texts that share a row, in their order.
+      lengths: [M] int32, tokens in a row.
+      pad_id: the token that fills a row up; it is never learnt and never seen.
+      truncated: texts that lost their end.
+      dropped: texts left out because nothing that is learnt was left of them.
+      tasks: "task_ids", "task_types" -> [N] int32, of texts of several tasks.
+
+    >>> ids, learnt = np.array([4, 5], np.int32), np.array([False, True])
+    >>> Texts([ids], [learnt], [[0]], np.array([2])).gather(np.array([0]), 3)["segments"].tolist()
+    [[1, 1, 0]]
+    """
+
+    input_ids: list[np.ndarray] = field(repr=False)
+    learnt: list[np.ndarray] = field(repr=False)
+    members: list[list[int]] = field(repr=False)
+    lengths: np.ndarray = field(repr=False)
+    pad_id: int = 0
+    truncated: int = 0
+    dropped: int = 0
+    tasks: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    @property
+    def marks(self) -> tuple[bytes, ...]:
+        """What tells texts from others: their tokens."""
+        return tuple(mark_of(ids) for ids in self.input_ids)
+
+    @property
+    def lookups(self) -> dict[str, list[np.ndarray]]:
+        """The ids that a model looks up."""
+        return lookups_of(self)
+
+    @property
+    def contents(self) -> tuple[Any, ...]:
+        """Tokens, which of them are learnt, and which texts share a row."""
+        return self.input_ids, self.learnt, self.members, self.tasks
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def gather(self, rows: np.ndarray, length: int, draw: Draw = None) -> Batch:
+        """One padded batch; padding is on the right.
+
+        Returns `input_ids`, `segments` (1, 2, ... for the texts of a row, 0 for padding),
+        `attention_mask` and `learnt` [B, T] int32, and `weights` [B] float32. Texts of several
+        tasks bring `task_ids` [B, T] int32, since they may share a row, and `task_types` [B].
+        """
+        del draw
+        numbers, weights = fill_places(rows)
+        own = [self.members[number] for number in numbers]
+        input_ids = [np.concatenate([self.input_ids[text] for text in texts]) for texts in own]
+        learnt = [np.concatenate([self.learnt[text] for text in texts]) for texts in own]
+        segments = [
+            np.repeat(np.arange(1, len(texts) + 1), [len(self.input_ids[text]) for text in texts])
+            for texts in own
+        ]
+        padded = pad_right(segments, length, 0)
+        tasks = {}
+        if "task_ids" in self.tasks:
+            # 0 stands for padding, so segment i of a row is text i - 1.
+            of_text = [np.concatenate([[0], self.tasks["task_ids"][texts]]) for texts in own]
+            ids = [table[row] for table, row in zip(of_text, padded, strict=True)]
+            tasks["task_ids"] = np.stack(ids).astype(np.int32)
+        if "task_types" in self.tasks:
+            tasks["task_types"] = self.tasks["task_types"][[texts[0] for texts in own]]
+        return {
+            "input_ids": pad_right(input_ids, length, self.pad_id),
+            "segments": padded,
+            "attention_mask": (padded > 0).astype(np.int32),
+            "learnt": pad_right(learnt, length, 0),
+            "weights": weights,
+            **tasks,
+        }
+
+
+def load_texts(task: LanguageTask, split: str, tokenizer: Any, max_length: int) -> Texts:
+    """The texts of a split, tokenised, cut to `max_length` tokens, and packed if the task says so.
+
+    Raises UserError if `max_length` is below 2, or if nothing is left that could be learnt.
+    """
+    return encode_texts(task, split, load_pieces(task, split, tokenizer), tokenizer, max_length)
+
+
+def encode_texts(
+    task: LanguageTask, split: str, texts: Sequence[Text], tokenizer: Any, max_length: int
+) -> Texts:
+    """`load_texts` of rows that have been read."""
+    if max_length < 2:
+        raise UserError(f"max_length {max_length}: a text needs 2 tokens or more")
+    chat = task.format in CHAT_FORMATS
+    all_ids, all_learnt, all_tasks, truncated, dropped = [], [], [], 0, 0
+    for text in texts:
+        ids, learnt = encode_pieces(tokenizer, text.pieces, end=not chat, special=not chat)
+        truncated += len(ids) > max_length
+        ids, learnt = ids[:max_length], learnt[:max_length]
+        said = any(piece.learnt and piece.text for piece in text.pieces)
+        if not (said and learnt[1:].any()):
+            dropped += 1
+            continue
+        all_ids.append(ids)
+        all_learnt.append(learnt)
+        all_tasks.append(text.tasks)
+    if not all_ids:
+        raise UserError(
+            f"task {task.name}: nothing to learn is left of the {dropped} {split} texts within "
+            f"{max_length} tokens: raise max_length"
+        )
+    lengths = np.array([len(ids) for ids in all_ids], np.int32)
+    members = pack(lengths, max_length) if task.packing else [[i] for i in range(len(lengths))]
+    return Texts(
+        input_ids=all_ids,
+        learnt=all_learnt,
+        members=members,
+        lengths=np.array([lengths[texts].sum() for texts in members], np.int32),
+        pad_id=pad_id(tokenizer),
+        truncated=truncated,
+        dropped=dropped,
+        tasks={
+            name: np.array([tasks[name] for tasks in all_tasks], np.int32) for name in all_tasks[0]
+        },
+    )
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The token that fills up; without one of its own, any that the tokenizer has will do."""
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(number for number in ids if number is not None)
+
+
+def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
+    """Puts texts together so that few places stay empty: longest first, each where it fits best.
+
+    Args:
+      lengths: [N], none above `capacity`.
+
+    Returns lists of text numbers; the same lengths always give the same lists.
+
+    >>> pack(np.array([5, 3, 4, 2]), 8)
+    [[0, 1], [2, 3]]
+    """
+    bins: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (free places, number of the bin), sorted
+    for text in np.argsort(-lengths, kind="stable").tolist():
+        need = int(lengths[text])
+        place = bisect.bisect_left(room, (need, -1))
+        if place == len(room):
+            bins.append([])
+            free, number = capacity, len(bins) - 1
+        else:
+            free, number = room.pop(place)
+        bins[number].append(text)
+        bisect.insort(room, (free - need, number))
+    return bins

@@ -1,0 +1,1 @@
+"""Data sets fetched from their official files and written in one layout."""

@@ -1,0 +1,1 @@
+"""Rows from files: JSONL, CSV, Parquet, npz, image folders, TFDS."""

@@ -1,0 +1,43 @@
+"""Where a task's files are, under the names that their publishers gave them."""
+
+from pathlib import Path
+
+from goat_jax.data.sources.formats import FORMATS, find_split
+from goat_jax.errors import UserError
+
+
+def has_split(folder: Path, split: str) -> bool:
+    """Whether a folder has a file of this name, in any format.
+
+    >>> has_split(Path("nowhere"), "train")
+    False
+    """
+    return any((folder / f"{split}{suffix}").is_file() for suffix in FORMATS)
+
+
+def first_file(folder: str | Path, *names: str) -> str:
+    """The file of the first of these names that a folder has, in any format.
+
+    >>> first_file("nowhere", "metamath", "train")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: nowhere: no file of any of the names metamath, train
+    """
+    root = Path(folder).expanduser()
+    for name in names:
+        if has_split(root, name):
+            return find_split([root], name)
+    raise UserError(f"{folder}: no file of any of the names {', '.join(names)}")
+
+
+def question_source(given: str | None, default: str | None = None, split: str = "test") -> str:
+    """The source of questions: what was given, the file of a split in it if it is a folder.
+
+    >>> question_source(None, "tfds:gsm8k@test")
+    'tfds:gsm8k@test'
+    """
+    if given is None:
+        if default is None:
+            raise UserError("questions=... is missing: a file, or a folder with the questions")
+        return default
+    path = Path(given).expanduser()
+    return find_split([path], split) if path.is_dir() else given

@@ -1,0 +1,222 @@
+"""File formats: each reader turns one file into a list of plain dictionaries."""
+
+import csv
+import gzip
+import importlib
+import json
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from goat_jax.errors import UserError, first_line
+
+Row = dict[str, Any]
+
+LONGEST_CELL = 2**31 - 1
+"""Characters of a CSV cell; Python's own limit of 131,072 is less than a long document."""
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """The decoded lines of a UTF-8 file (gzip if it ends in .gz), line ends kept.
+
+    Raises UserError naming file and line where the text is not UTF-8 or the gzip data is cut off.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "two.txt"
+    >>> _ = path.write_bytes(b"one" + bytes([10]) + b"two")
+    >>> [line.strip() for line in text_lines(path)]
+    ['one', 'two']
+    """
+    number = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                # Spreadsheets start a file with a byte-order mark, which is no part of the text.
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}:{number}: not UTF-8 text ({error.reason}): re-encode it") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        raise UserError(
+            f"{path}:{number + 1}: gzip data cut off or damaged: fetch it again"
+        ) from None
+
+
+def read_jsonl(path: Path) -> list[Row]:
+    """One JSON object a line; blank lines are skipped. UserError names the line that is not one.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "rows.jsonl"
+    >>> _ = path.write_text('{"sentence": "fine", "label": 1}')
+    >>> read_jsonl(path)
+    [{'sentence': 'fine', 'label': 1}]
+    """
+    rows = []
+    for number, line in enumerate(text_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{path}:{number}: not valid JSON ({error.msg}, column {error.colno}):"
+                " one complete object a line is needed"
+            ) from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{number}: {_unreadable(error)}") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number}: a {type(row).__name__}, not a JSON object {{...}}")
+        rows.append(row)
+    return rows
+
+
+def _unreadable(error: Exception) -> str:
+    """Why Python refuses JSON that has no mistake in it: depth, or a number of very many digits."""
+    deep = isinstance(error, RecursionError)
+    return "JSON nested too deep to be read" if deep else f"JSON not readable ({first_line(error)})"
+
+
+def read_json(path: Path) -> list[Row]:
+    """One array of JSON objects; UserError names the place that is not one.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "rows.json"
+    >>> _ = path.write_text('[{"sentence": "fine"}, {"sentence": "poor"}]')
+    >>> read_json(path)[1]
+    {'sentence': 'poor'}
+    """
+    text = "".join(text_lines(path))
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: {_unreadable(error)}") from None
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: a {type(rows).__name__}, not an array of objects [{{...}}, ...]")
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: element {number} is a {type(row).__name__}, not an object")
+    return rows
+
+
+def _table(path: Path, records: Iterator[tuple[int, list[str]]]) -> list[Row]:
+    """Rows of a table whose first record names the columns; records come with their line number."""
+    _, header = next(records, (0, []))
+    if len(set(header)) != len(header):
+        raise UserError(f"{path}:1: column names repeat ({', '.join(header)}): rename them")
+    rows = []
+    for number, fields in records:
+        if len(fields) != len(header):
+            raise UserError(
+                f"{path}:{number}: {len(fields)} fields, but the header names {len(header)}"
+            )
+        rows.append(dict(zip(header, fields, strict=True)))
+    return rows
+
+
+def read_csv(path: Path) -> list[Row]:
+    """Comma-separated with a header and RFC 4180 quotes; all values are strings.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "rows.csv"
+    >>> _ = path.write_text('''sentence,label
+    ... "well, fine",1''')
+    >>> read_csv(path)
+    [{'sentence': 'well, fine', 'label': '1'}]
+    """
+    csv.field_size_limit(LONGEST_CELL)
+    reader = csv.reader(text_lines(path), strict=True)
+    try:
+        return _table(path, ((reader.line_num, fields) for fields in reader if fields))
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: not valid CSV ({error})") from None
+
+
+def read_tsv(path: Path) -> list[Row]:
+    r"""Tab-separated with a header; quotes are ordinary characters, as GLUE's files have them.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "rows.tsv"
+    >>> _ = path.write_text("sentence\tlabel\nsay \"fine\"\t1\n")
+    >>> read_tsv(path)
+    [{'sentence': 'say "fine"', 'label': '1'}]
+    """
+    lines = (line.rstrip("\r\n") for line in text_lines(path))
+    return _table(path, ((n, line.split("\t")) for n, line in enumerate(lines, start=1) if line))
+
+
+def read_npz(path: Path) -> list[Row]:
+    """Arrays of one length N as columns; row i has element i of each. Pickled arrays are refused.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "rows.npz"
+    >>> np.savez(path, sentence=["fine", "poor"], label=[1, 0])
+    >>> read_npz(path)[1]
+    {'sentence': 'poor', 'label': 0}
+    """
+    try:
+        # Opened here because numpy leaves a file open whose archive it cannot read.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            columns = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, TypeError) as error:
+        raise UserError(
+            f"{path}: not a readable .npz of plain arrays ({first_line(error)})"
+        ) from None
+    shapes = {name: column.shape for name, column in columns.items()}
+    if any(shape == () for shape in shapes.values()) or len({s[0] for s in shapes.values()}) > 1:
+        raise UserError(f"{path}: columns need one common length, got shapes {shapes}")
+    lists = [c.tolist() if c.ndim == 1 else list(c) for c in columns.values()]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*lists, strict=True)]
+
+
+def read_parquet(path: Path) -> list[Row]:
+    """A Parquet file, through pyarrow (an optional package; UserError says so if it is missing).
+
+    >>> import pyarrow, pyarrow.parquet, tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "rows.parquet"
+    >>> pyarrow.parquet.write_table(pyarrow.table({"sentence": ["fine"], "label": [1]}), path)
+    >>> read_parquet(path)
+    [{'sentence': 'fine', 'label': 1}]
+    """
+    try:
+        pyarrow = importlib.import_module("pyarrow")
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise UserError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from None
+    try:
+        return parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({first_line(error)})") from None
+
+
+FORMATS: dict[str, Callable[[Path], list[Row]]] = {
+    ".jsonl": read_jsonl,
+    ".jsonl.gz": read_jsonl,
+    ".json": read_json,
+    ".json.gz": read_json,
+    ".csv": read_csv,
+    ".csv.gz": read_csv,
+    ".tsv": read_tsv,
+    ".tsv.gz": read_tsv,
+    ".npz": read_npz,
+    ".parquet": read_parquet,
+}
+
+
+def find_split(folders: Sequence[Path], split: str) -> str:
+    """The file of a split, in any format, in the first of these folders that has one."""
+    for folder in folders:
+        for suffix in FORMATS:
+            if (path := folder / f"{split}{suffix}").is_file():
+                return str(path.resolve())
+    known = ", ".join(FORMATS)
+    raise UserError(f"{folders[0]}: no file named {split} with one of the endings {known}")
+
+
+def split_files(folder: str | Path, *splits: str) -> list[str]:
+    """The files of some splits in one folder."""
+    return [find_split([Path(folder).expanduser()], split) for split in splits]

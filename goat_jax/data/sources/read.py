@@ -1,0 +1,257 @@
+"""Where rows come from: every source gives a list of plain dictionaries.
+
+A source is a string. `tfds:NAME` (or `tfds:NAME@SPLIT`) reads a TFDS data set, `reviews:train` the
+demo task's package, `digits:train` scikit-learn's digits, `idx:FOLDER@train` files as MNIST has
+them, `hf:OWNER/NAME[/CONFIG]@SPLIT` a data set of the Hugging Face hub; anything else is the path
+of a file, or of a folder with a subfolder of images for each class.
+
+Several sources with `OR` between them are tried in their order.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from goat_jax.data.sources.formats import FORMATS, Row
+from goat_jax.data.sources.images import read_digits, read_idx_folder, read_image_folder
+from goat_jax.data.sources.reviews import read_reviews
+from goat_jax.errors import UserError, first_line
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """All rows of one file, its format chosen by the suffix (a key of `FORMATS`).
+
+    Raises UserError with one line for a missing file, an unknown suffix, a file without rows and
+    the first line that cannot be read (`file:line`).
+
+    >>> read_rows("nowhere.jsonl")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: nowhere.jsonl: no such file
+    """
+    path = Path(path)
+    suffix = next((s for s in FORMATS if path.name.lower().endswith(s)), None)
+    if suffix is None:
+        raise UserError(f"{path}: unknown file type: use one of {', '.join(FORMATS)}")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        rows = FORMATS[suffix](path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or first_line(error)})") from None
+    if not rows:
+        raise UserError(f"{path}: the file has no rows")
+    return rows
+
+
+def read_tfds(
+    name: str, split: str, data_dir: str | Path | None = None, download: bool = True
+) -> list[Row]:
+    """Rows of a TFDS data set stored as array_record, read without TensorFlow.
+
+    Args:
+      name: as TFDS writes it, `glue/rte` or `glue/rte:2.0.0`; or any data set prepared in data_dir.
+      split: `train`, `validation`, `train[:10%]` ...
+      data_dir: TFDS's data folder (its own default if None).
+      download: whether TFDS may fetch and prepare what is not in data_dir.
+
+    Returns text as str, integers as int, other features as TFDS gives them (numpy arrays). Raises
+    UserError with the first line of TFDS's complaint (unknown name or split, no network, data
+    stored as TFRecord).
+
+    >>> read_tfds("no_such_set", "train", download=False)
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: tfds:no_such_set@train: Dataset no_such_set not found.
+    """
+    try:
+        return [_plain(row) for row in _open_tfds(name, split, data_dir, download)]
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"tfds:{name}@{split}: {first_line(error)}") from error
+
+
+def _open_tfds(name: str, split: str, data_dir: str | Path | None, download: bool) -> Any:
+    import tensorflow_datasets as tfds
+    import tensorflow_datasets.text  # noqa: F401  builders of the older kind, glue, register here
+
+    try:
+        folder = None if data_dir is None else str(data_dir)
+        return tfds.data_source(name, split=split, data_dir=folder, download=download)
+    except Exception as error:  # TFDS raises from ValueError to AssertionError on bad input
+        raise UserError(f"tfds:{name}@{split}: {first_line(error)}") from error
+
+
+def _plain(value: Any) -> Any:
+    """TFDS's bytes and numpy scalars as str and Python numbers, in nested features too."""
+    match value:
+        case dict():
+            return {key: _plain(item) for key, item in value.items()}
+        case bytes():
+            # What is no text stays bytes, which no text column takes.
+            with contextlib.suppress(UnicodeDecodeError):
+                return value.decode("utf-8")
+        case np.generic():
+            return value.item()
+    return value
+
+
+def _tfds(rest: str, split: str, data_dir: str | Path | None) -> list[Row]:
+    name, chosen = _at(rest, split)
+    return read_tfds(name, chosen, data_dir)
+
+
+def _reviews(rest: str, split: str, data_dir: str | Path | None) -> list[Row]:
+    return read_reviews(rest, data_dir)
+
+
+def _digits(rest: str, split: str, data_dir: str | Path | None) -> list[Row]:
+    return read_digits(rest)
+
+
+def _idx(rest: str, split: str, data_dir: str | Path | None) -> list[Row]:
+    folder, chosen = _at(rest, split)
+    return read_idx_folder(_path(folder, data_dir), chosen)
+
+
+def _hub(rest: str, split: str, data_dir: str | Path | None) -> list[Row]:
+    return [_plain(row) for row in _open_hub(rest, split)]
+
+
+def _open_hub(rest: str, split: str) -> Any:
+    """Rows of a hub data set; images stay as stored, a dict with their bytes."""
+    name, chosen = _at(rest, split)
+    owner, _, rest = name.partition("/")
+    repository, _, config = rest.partition("/")
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError:
+        raise UserError(f"hf:{name}: needs the package datasets: pip install datasets") from None
+    try:
+        rows = datasets.load_dataset(f"{owner}/{repository}", config or None, split=chosen)
+        for column, feature in rows.features.items():
+            if type(feature).__name__ == "Image":
+                rows = rows.cast_column(column, datasets.Image(decode=False))
+        return rows
+    except Exception as error:  # http, cache, script and name errors, each of its own kind
+        raise UserError(f"hf:{name}@{chosen}: {first_line(error)}") from error
+
+
+def _at(rest: str, split: str) -> tuple[str, str]:
+    """`NAME@SPLIT` in two, with the split that is meant if none is named."""
+    name, _, chosen = rest.partition("@")
+    return name, chosen or split
+
+
+def _path(path: str, data_dir: str | Path | None) -> Path:
+    return (Path(data_dir) if data_dir else Path()) / Path(path).expanduser()
+
+
+SCHEMES: dict[str, Callable[[str, str, str | Path | None], list[Row]]] = {
+    "tfds": _tfds,
+    "reviews": _reviews,
+    "digits": _digits,
+    "idx": _idx,
+    "hf": _hub,
+}
+
+OR = " || "
+AND = " ++ "
+"""Between sources: where rows come from if not from the first, and further rows of the same split
+(`goat_jax.data.tasks.text`)."""
+
+
+def read_source(source: str, split: str, data_dir: str | Path | None = None) -> list[Row]:
+    """Rows of a source string: `SCHEME:...` with a key of `SCHEMES`, else a path.
+
+    Args:
+      source: `tfds:glue/rte`, `tfds:glue/mnli@validation_matched`, `reviews:test`, `data/dev.csv`.
+      split: the split if a `tfds:` or `idx:` source does not name one after `@`.
+      data_dir: TFDS's folder, the package cache, or the folder relative paths start from.
+
+    >>> read_source("dev.txt", "train")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: dev.txt: unknown file type: use one of .jsonl, .jsonl.gz, .json, \
+.json.gz, .csv, .csv.gz, .tsv, .tsv.gz, .npz, .parquet
+    """
+    return _first(source, lambda one: _read_one(one, split, data_dir))
+
+
+def _first(source: str, read: Callable[[str], Any]) -> Any:
+    """The rows of the first of several sources that gives any; one error that names them all."""
+    problems = []
+    for one in source.split(OR):
+        try:
+            return read(one)
+        except UserError as error:
+            problems.append(str(error))
+    raise UserError("; ".join(problems))
+
+
+def _read_one(source: str, split: str, data_dir: str | Path | None) -> list[Row]:
+    scheme, _, rest = source.partition(":")
+    if rest and scheme in SCHEMES:
+        return SCHEMES[scheme](rest, split, data_dir)
+    path = _path(source, data_dir)
+    return read_image_folder(path) if path.is_dir() else read_rows(path)
+
+
+def read_image_source(
+    source: str, split: str, column: str, data_dir: str | Path | None = None
+) -> Sequence[Row]:
+    """As `read_source`, but rows of TFDS are read when asked for, their images as stored bytes.
+
+    Decoded images of a large data set do not fit into memory.
+
+    Args:
+      column: the image's; other columns are as TFDS gives them.
+
+    >>> read_image_source("nowhere.jsonl", "train", "image")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: nowhere.jsonl: no such file
+    """
+    return _first(source, lambda one: _read_images(one, split, column, data_dir))
+
+
+def _read_images(
+    source: str, split: str, column: str, data_dir: str | Path | None
+) -> Sequence[Row]:
+    scheme, _, rest = source.partition(":")
+    if scheme == "hf":
+        return _HubImages(_open_hub(rest, split), column)
+    if scheme != "tfds":
+        return _read_one(source, split, data_dir)
+    from tensorflow_datasets import decode, features
+
+    name, chosen = _at(rest, split)
+    try:
+        # TFDS would fetch gigabytes first and then need TensorFlow to read images.
+        rows = _open_tfds(name, chosen, data_dir, download=False)
+    except UserError as error:
+        where = "TFDS's folder" if data_dir is None else data_dir
+        raise UserError(
+            f"{error} (nothing of that name, split and form in {where}: goat-jax data prepare "
+            "makes the paper's image sets)"
+        ) from None
+    if isinstance(dict(rows.dataset_info.features or {}).get(column), features.Image):
+        return dataclasses.replace(rows, decoders={column: decode.SkipDecoding()})
+    return rows
+
+
+class _HubImages(Sequence[Row]):
+    """Rows of a hub data set, read when asked for, with the image's bytes in its column."""
+
+    def __init__(self, rows: Any, column: str):
+        self._rows, self._column = rows, column
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        row = dict(self._rows[int(index)])
+        image = row.get(self._column)
+        return row | {self._column: image["bytes"]} if isinstance(image, dict) else row

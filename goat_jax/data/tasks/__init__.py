@@ -1,0 +1,1 @@
+"""Tasks: which columns of the rows are learned from, and how the answers are scored."""

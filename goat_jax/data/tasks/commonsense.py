@@ -1,0 +1,154 @@
+r"""Commonsense reasoning: eight multiple-choice sets, and Commonsense170K that trains for all.
+
+The rows are in the form of LLM-Adapters (Hu et al. 2023, arXiv 2304.01933): columns instruction,
+input (empty), output and answer. One of ARC-Easy's:
+
+    instruction: "Please choose the correct answer to the question: Which statement best explains
+        why photosynthesis is the foundation of most food webs?
+
+        Answer1: Sunlight is the source of energy for nearly all ecosystems. Answer2: Most
+        ecosystems are found on land instead of in water. Answer3: Carbon dioxide is more available
+        than other gases. Answer4: The producers in all ecosystems are plants.
+
+        Answer format: answer1/answer2/answer3/answer4"
+    output: "the correct answer is answer1"
+    answer: "answer1"
+
+Rows in the sets' original form, as tensorflow_datasets and the hub have them, are put into it
+(`goat_jax.data.tasks.commonsense_formats`).
+"""
+
+from pathlib import Path
+from typing import Any
+
+from goat_jax.data.sources.eval_files import has_split
+from goat_jax.data.sources.formats import find_split
+from goat_jax.data.sources.read import OR
+from goat_jax.data.tasks.evaluation import ExamTask
+from goat_jax.data.tasks.prompts import END_OF_ANSWER, instruction
+from goat_jax.errors import UserError, nearest
+
+FOLDERS: dict[str, tuple[str, ...]] = {
+    "boolq": ("boolq",),
+    "piqa": ("piqa",),
+    "siqa": ("social_i_qa", "siqa"),
+    "hellaswag": ("hellaswag",),
+    "winogrande": ("winogrande",),
+    "arc_easy": ("ARC-Easy", "arc_easy"),
+    "arc_challenge": ("ARC-Challenge", "arc_challenge"),
+    "obqa": ("openbookqa", "obqa"),
+}
+"""Task -> what its folder may be called; LLM-Adapters' names first. The order is the paper's."""
+
+PUBLISHED: dict[str, tuple[str, str, str, str]] = {
+    "boolq": ("bool_q", "google/boolq", "train", "validation"),
+    "piqa": ("piqa", "ybisk/piqa", "train", "validation"),
+    "siqa": ("social_i_qa", "allenai/social_i_qa", "train", "validation"),
+    "hellaswag": ("hellaswag", "Rowan/hellaswag", "train", "validation"),
+    "winogrande": ("winogrande", "allenai/winogrande/winogrande_xl", "train_xl", "validation"),
+    "arc_easy": ("ai2_arc/ARC-Easy", "allenai/ai2_arc/ARC-Easy", "train", "test"),
+    "arc_challenge": ("ai2_arc/ARC-Challenge", "allenai/ai2_arc/ARC-Challenge", "train", "test"),
+    "obqa": ("openbookqa", "allenai/openbookqa/main", "train", "test"),
+}
+"""Task -> its names in TFDS and on the hub, TFDS's training split and the split of its questions:
+the labelled validation set where the test set has no labels, as LLM-Adapters has it."""
+
+JOINT = "commonsense170k"
+JOINT_FILES = ("commonsense_170k", "commonsense170k")
+HELD_OUT = 120
+"""Rows of Commonsense170K that are not learnt but tell how training goes, as in LLM-Adapters."""
+
+
+def commonsense(name: str, folder: str | None = None, *, cloze: bool = False, **options: Any):
+    """One of the eight tasks, trained on its own rows.
+
+    Args:
+      name: a key of `FOLDERS`.
+      folder: holds NAME/train.* and NAME/test.* (LLM-Adapters' dataset folder); None: TFDS, or
+        else the hub.
+      cloze: ask the bare question and compare the likelihoods of the options' own texts, for models
+        that have not learnt to answer with labels.
+      options: other fields of `ExamTask`.
+
+    >>> commonsense("arc_easy").questions
+    {'arc_easy': 'tfds:ai2_arc/ARC-Easy@test || hf:allenai/ai2_arc/ARC-Easy@test'}
+    """
+    if name not in FOLDERS:
+        known = ", ".join(FOLDERS)
+        raise UserError(f"unknown commonsense task {name!r}{nearest(name, FOLDERS)}: {known}")
+    train, test = _sources(name, folder)
+    form = CLOZE if cloze else {}
+    settings = PLAIN | {"evaluation": test, "questions": {name: test}} | form | options
+    return ExamTask(name, train, **settings)
+
+
+def commonsense170k(folder: str | None = None, *, cloze: bool = False, **options: Any) -> ExamTask:
+    """Commonsense170K: trained on all eight at once, examined on each.
+
+    Args:
+      folder: holds commonsense_170k.json (or .jsonl ...), there or in ft-training_set/, and the
+        folders of those of the eight tasks that are to be scored.
+      cloze, options: as for `commonsense`.
+
+    >>> commonsense170k("nowhere")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: nowhere: no test file of any of boolq, piqa, social_i_qa, \
+hellaswag, winogrande, ARC-Easy, ARC-Challenge, openbookqa
+    """
+    if folder is None:
+        raise UserError(f"task {JOINT} needs folder=..., with {JOINT_FILES[0]}.json in it")
+    root = Path(folder).expanduser()
+    questions = {
+        name: find_split(folders, "test")
+        for name, parts in FOLDERS.items()
+        if (folders := [root / part for part in parts if has_split(root / part, "test")])
+    }
+    if not questions:
+        known = ", ".join(parts[0] for parts in FOLDERS.values())
+        raise UserError(f"{folder}: no test file of any of {known}")
+    places = [root, root / "ft-training_set"]
+    train = next(
+        (
+            find_split(places, file)
+            for file in JOINT_FILES
+            if any(has_split(p, file) for p in places)
+        ),
+        str(root / f"{JOINT_FILES[0]}.json"),
+    )
+    form = CLOZE if cloze else {}
+    settings = PLAIN | {"evaluation": train, "held_out": HELD_OUT, "questions": questions}
+    return ExamTask(JOINT, train, **(settings | form | options))
+
+
+PLAIN: dict[str, Any] = {
+    "format": "template",
+    "prompt": instruction("{instruction}"),
+    "completion": "{output}",
+    "selection": "instructions",
+    "exam": "choice",
+    "continuation": "the correct answer is {label}",
+    "max_new_tokens": 32,
+    "stop": END_OF_ANSWER,
+}
+"""As the paper's runs ask and answer."""
+
+CLOZE: dict[str, Any] = {
+    "prompt": "Question: {stem}\nAnswer:",
+    "completion": " {text}",
+    "selection": "options",
+    "continuation": " {option}",
+    "way": "likelihood",
+}
+"""The bare question, answered by the text of an option."""
+
+
+def _sources(name: str, folder: str | None) -> tuple[str, str]:
+    """The training rows, wherever they should be, and the questions, which must be there."""
+    if folder is None:
+        tfds, hub, train, test = PUBLISHED[name]
+        own = train.partition("_")[0]  # on the hub the size is part of the name
+        return f"tfds:{tfds}@{train}{OR}hf:{hub}@{own}", f"tfds:{tfds}@{test}{OR}hf:{hub}@{test}"
+    roots = [Path(folder).expanduser() / part for part in FOLDERS[name]]
+    # Some sets come without their training rows, and can be scored all the same.
+    train = next((find_split([r], "train") for r in roots if has_split(r, "train")), None)
+    return train or str(roots[0] / "train.jsonl"), find_split(roots, "test")

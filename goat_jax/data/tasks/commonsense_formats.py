@@ -1,0 +1,154 @@
+"""The eight commonsense sets in their original columns, put into the instruction form.
+
+The columns are those of tensorflow_datasets and of the hub, which differ in places; the wording is
+that of the rows LLM-Adapters trains and tests on.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from goat_jax.data.sources.read import Row
+from goat_jax.data.sources.text_fields import check_text, read_text
+from goat_jax.errors import UserError
+
+Parts = tuple[str, str, Sequence[str], Any]
+"""(the question as asked, the labels' word, the options, the answer as a place from 0)."""
+
+
+def instructed(row: Row) -> Row:
+    r"""The row itself if it has an instruction, else the columns of that form.
+
+    >>> goal = {"goal": "Boil water.", "sol1": "Heat it.", "sol2": "Cool it.", "label": 0}
+    >>> instructed(goal)["instruction"].splitlines()[2]
+    'Solution1: Heat it.'
+    >>> instructed(goal)["answer"]
+    'solution1'
+    """
+    if "instruction" in row:
+        return row
+    for columns, parts in ORIGINAL:
+        if columns <= row.keys():
+            return _written(row, *parts(row))
+    raise UserError(
+        f"no column 'instruction', nor those of a known set (the row has {', '.join(row)})"
+    )
+
+
+def _written(row: Row, asked: str, word: str, options: Sequence[str], place: Any) -> Row:
+    if not word:
+        labels: Sequence[str] = ("true", "false")
+        listed = ""
+    else:
+        labels = [f"{word}{number}" for number in range(1, len(options) + 1)]
+        named = [f"{label.capitalize()}: {o}" for label, o in zip(labels, options, strict=True)]
+        listed = (APART if word in SET_APART else " ").join(named) + APART
+    try:
+        answer = labels[place] if place in range(len(labels)) else None
+    except TypeError:
+        answer = None
+    if answer is None:
+        raise UserError(f"its answer is none of {len(labels)} options: no labelled row")
+    return {
+        **({"id": row["id"]} if "id" in row else {}),
+        "instruction": f"{asked}{APART}{listed}Answer format: {'/'.join(labels)}",
+        "input": "",
+        "output": f"the correct answer is {answer}",
+        "answer": answer,
+    }
+
+
+APART = "\n\n"
+SET_APART = frozenset({"solution"})
+"""Labels whose options stand in paragraphs of their own."""
+
+
+TRUTH = {"true": 0, "1": 0, "false": 1, "0": 1}
+"""A written answer -> its place among true and false."""
+
+
+def _place(value: Any, start: int = 0) -> int | None:
+    """A number from 0, of one that may be written as text and start higher."""
+    try:
+        return int(value) - start
+    except (TypeError, ValueError):
+        return None
+
+
+def _boolq(row: Row) -> Parts:
+    question = read_text(row, "question")
+    asked = f"Please answer the following question with true or false, question: {question}?"
+    # A table has the word, which is true for Python whatever it says.
+    return asked, "", (), TRUTH.get(str(row["answer"]).lower())
+
+
+def _piqa(row: Row) -> Parts:
+    asked = f"Please choose the correct solution to the question: {read_text(row, 'goal')}"
+    return asked, "solution", _columns(row, "sol1", "sol2"), _place(row["label"])
+
+
+def _siqa(row: Row) -> Parts:
+    options = _columns(row, "answerA", "answerB", "answerC")
+    asked = " ".join(_columns(row, "context", "question"))
+    return _question(asked, options, _place(row["label"], 1))
+
+
+def _hellaswag(row: Row) -> Parts:
+    context = read_text(row, "ctx" if row.get("ctx") else "context")
+    asked = (
+        "Please choose the correct ending to complete the given sentence: "
+        f"{read_text(row, 'activity_label')}: {context}"
+    )
+    return asked, "ending", _texts(row["endings"]), _place(row["label"])
+
+
+def _winogrande(row: Row) -> Parts:
+    asked = (
+        "Please choose the correct answer to fill in the blank to complete the given sentence: "
+        f"{read_text(row, 'sentence')}"
+    )
+    # TFDS has the number of a class, the hub the number of the option.
+    place = _place(row["label"]) if "label" in row else _place(row["answer"], 1)
+    return asked, "option", _columns(row, "option1", "option2"), place
+
+
+def _listed(row: Row) -> Parts:
+    """ARC, and the hub's OpenBookQA: choices with labels of their own."""
+    labels = _texts(row["choices"]["label"])
+    key = _texts([row["answerKey"]])[0]
+    place = labels.index(key) if key in labels else None
+    asked = row.get("question_stem") or row["question"]
+    return _question(asked, _texts(row["choices"]["text"]), place)
+
+
+def _obqa(row: Row) -> Parts:
+    """TFDS's OpenBookQA: a question with its choices in it."""
+    asked = row["question"]
+    options = [asked[f"choice_{letter}"] for letter in "ABCD"]
+    key = row["answerKey"]
+    return _question(asked["stem"], options, "ABCD".find(key) if isinstance(key, str) else key)
+
+
+def _question(asked: str, options: Sequence[str], place: int | None) -> Parts:
+    return f"Please choose the correct answer to the question: {asked}", "answer", options, place
+
+
+def _columns(row: Row, *columns: str) -> list[str]:
+    return [read_text(row, column) for column in columns]
+
+
+def _texts(values: Iterable[Any]) -> list[str]:
+    """The options or their labels, each text or a whole number."""
+    found = [value.decode() if isinstance(value, bytes) else value for value in values]
+    return [check_text(value, f"option {n}", True) for n, value in enumerate(found, start=1)]
+
+
+ORIGINAL: tuple[tuple[set[str], Callable[[Row], Parts]], ...] = (
+    ({"goal", "sol1", "sol2", "label"}, _piqa),
+    ({"context", "question", "answerA", "answerB", "answerC", "label"}, _siqa),
+    ({"endings", "activity_label", "label"}, _hellaswag),
+    ({"sentence", "option1", "option2"}, _winogrande),
+    ({"choices", "answerKey"}, _listed),
+    ({"question", "fact1", "answerKey"}, _obqa),
+    ({"question", "passage", "answer"}, _boolq),
+)
+"""The columns that tell a set, and how it is read."""

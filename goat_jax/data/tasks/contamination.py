@@ -1,0 +1,77 @@
+"""Questions of an exam that are among the rows it is learnt from: told, never left out."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+from goat_jax.data.pipeline.overlap import mark_of
+from goat_jax.data.sources.read import Row
+from goat_jax.data.tasks.evaluation import EXAMS, ExamTask, Question, load_questions
+from goat_jax.data.tasks.language import CHAT_FORMATS, FORMATS, LanguageTask, load_rows
+from goat_jax.data.tasks.prompts import INSTRUCTION
+from goat_jax.errors import UserError
+
+PLAIN_FORMATS = tuple(name for name in FORMATS if name not in CHAT_FORMATS)
+"""Formats whose prompts are the same for any model."""
+
+
+def learnt_questions(task: ExamTask) -> list[str]:
+    """A line for each set of questions some of which are training rows, too.
+
+    A question is one of them if a row's prompt has the same words (case, space and punctuation
+    apart), or if both have an id (`Exam.id_columns`) and it is the same; mere numbers are no ids.
+    Sets that cannot be read yet, and tasks that have no training rows of their own, are told so.
+
+    >>> learnt_questions(ExamTask("sums", "a.jsonl", "a.jsonl", questions={"sums": "a.jsonl"}))
+    ['sums: its questions are the rows it learns']
+    """
+    if task.train in task.questions.values():
+        return [f"{task.name}: its questions are the rows it learns"]
+    if task.format not in PLAIN_FORMATS or not task.questions:
+        return []
+    columns = EXAMS[task.exam].id_columns
+    rows = [row for _, row in load_rows(task, "train")]
+    prompts = {_words(prompt_of(row, task)) for row in rows}
+    ids = {found for row in rows if (found := id_of(row, columns))}
+    notes = []
+    for name, source in task.questions.items():
+        try:
+            own = load_questions(dataclasses.replace(task, questions={name: source}))
+        except UserError as error:
+            notes.append(f"{name}: not compared with the training rows ({error})")
+            continue
+        count = sum(
+            _words(question_text(question)) in prompts or id_of(question.row, columns) in ids
+            for question in own
+        )
+        if count:
+            verb = "is" if count == 1 else "are"
+            notes.append(
+                f"{name}: {count:,} of {len(own):,} questions {verb} in the training rows, too"
+            )
+    return notes
+
+
+def prompt_of(row: Row, task: LanguageTask) -> str:
+    """What the model reads of a training row before it answers."""
+    pieces = FORMATS[task.format](row, dataclasses.replace(task, learn="completion"), None)
+    return "".join(piece.text for piece in pieces if not piece.learnt)
+
+
+def question_text(question: Question) -> str:
+    """What the model reads of a question; of a conversation, of its first turn."""
+    return INSTRUCTION.replace("{asked}", question.turns[0]) if question.turns else question.prompt
+
+
+def id_of(row: Mapping, columns: Sequence[str]) -> str:
+    """The id of a row, empty if it has none but a number.
+
+    >>> id_of({"id": "Mercury_7175875"}, ("id",)), id_of({"id": 12}, ("id",))
+    ('Mercury_7175875', '')
+    """
+    found = next((str(row[column]) for column in columns if column in row), "")
+    return "" if found.isdigit() else found
+
+
+def _words(text: str) -> bytes:
+    return mark_of(" ".join(re.findall(r"\w+", text.lower())))

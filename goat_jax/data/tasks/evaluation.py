@@ -1,0 +1,271 @@
+"""Language tasks whose model is examined: it gets questions, and its answers are marked.
+
+What an exam is made of is a row of `EXAMS`: how a row of data becomes a question, which answers
+are right, and in which ways it can be put. A task names its exam; nothing else asks for names.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from goat_jax.data.sources.read import Row, read_source
+from goat_jax.data.tasks.commonsense_formats import instructed
+from goat_jax.data.tasks.final_number import extract_number, strict_number
+from goat_jax.data.tasks.language import LanguageTask, fill
+from goat_jax.data.tasks.mt_bench import TEMPERATURES, turns_of
+from goat_jax.data.tasks.multiple_choice import extract_label, read_choices
+from goat_jax.data.tasks.prompts import CODE_REQUEST
+from goat_jax.data.tasks.text import spaced
+from goat_jax.errors import UserError, nearest
+
+GENERATE, LIKELIHOOD, CODE, JUDGE, LOSS = "generate", "likelihood", "code", "judge", "loss"
+"""The ways to score: a generated answer; the most likely option; tests that a generated program
+passes; a judge's grade; and, as without an exam, the loss of the evaluation rows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One question of an exam.
+
+    Attributes:
+      id: the row's own id, or its number from 1.
+      group: which of the task's sets of questions it is from.
+      row: as it was read.
+      prompt: what the model reads.
+      answer: the right answer, as `marked` compares it; empty where none is known.
+      labels, continuations: of a multiple choice: what may be answered, and the text whose
+        likelihood stands for it.
+      turns: what the user says in each turn of a conversation.
+      temperature: to draw the answer with, if the exam says so.
+    """
+
+    id: str
+    group: str
+    row: Row = dataclasses.field(repr=False)
+    prompt: str
+    answer: str = ""
+    labels: tuple[str, ...] = ()
+    continuations: tuple[str, ...] = ()
+    turns: tuple[str, ...] = ()
+    temperature: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Exam:
+    """A kind of exam.
+
+    Attributes:
+      read: (row, task) -> fields of `Question`.
+      extract: (question, generated text) -> the answer it gives, or None.
+      strictly: the same by a stricter reading, for a second score, accuracy_strict.
+      ways: how it can be put; the first if the task does not say.
+      id_columns: columns that may hold a row's id.
+    """
+
+    read: "Callable[[Row, ExamTask], dict[str, Any]]"
+    extract: Callable[[Question, str], str | None]
+    ways: tuple[str, ...]
+    id_columns: tuple[str, ...] = ()
+    strictly: Callable[[Question, str], str | None] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ExamTask(LanguageTask):
+    """A language task with questions.
+
+    Attributes:
+      questions: name of a set of questions -> its source string.
+      exam: a key of `EXAMS`.
+      way: how the exam is put unless something else is asked for; "" is its first way.
+      continuation: template of what stands for an option, with {label} or {option}.
+      max_new_tokens: of an answer.
+      stop: texts that end an answer.
+      question_limit: at most so many questions of each set, evenly spaced.
+
+    >>> ExamTask("sums", "a.jsonl", "a.jsonl", exam="nunber")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: task sums: unknown exam 'nunber' (did you mean 'number'?): use one \
+of choice, number, program, conversation
+    """
+
+    questions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    exam: str = "choice"
+    way: str = ""
+    continuation: str = "the correct answer is {label}"
+    max_new_tokens: int = 32
+    stop: tuple[str, ...] = ()
+    question_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.exam not in EXAMS:
+            hint = nearest(self.exam, EXAMS)
+            raise UserError(
+                f"task {self.name}: unknown exam {self.exam!r}{hint}: use one of {', '.join(EXAMS)}"
+            )
+        if self.max_new_tokens < 1 or (self.question_limit is not None and self.question_limit < 1):
+            raise UserError(
+                f"task {self.name}: max_new_tokens {self.max_new_tokens} and question_limit"
+                f" {self.question_limit} must be 1 or more"
+            )
+        object.__setattr__(self, "way", self.check_way(self.way or EXAMS[self.exam].ways[0]))
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """How this task can be scored, its own way first."""
+        return tuple(dict.fromkeys((self.way, *EXAMS[self.exam].ways, LOSS)))
+
+    def check_way(self, way: str) -> str:
+        """The way, if the exam can be put so; UserError names those that it can."""
+        known = (*EXAMS[self.exam].ways, LOSS)
+        if way not in known:
+            raise UserError(
+                f"task {self.name} cannot be scored by {way!r}: use one of {', '.join(known)}"
+            )
+        return way
+
+
+def way_of(task: Any, asked: str | None = None) -> str:
+    """How a task of any kind is scored: as asked, or as it says itself; without an exam by loss.
+
+    Raises UserError for a way that the task does not have.
+
+    >>> way_of(LanguageTask("notes", "a.jsonl", "b.jsonl"))
+    'loss'
+    """
+    if isinstance(task, ExamTask):
+        return task.check_way(asked or task.way)
+    if asked not in (None, LOSS):
+        raise UserError(f"task {task.name} has no exam: it is scored by {LOSS} only, not {asked!r}")
+    return LOSS
+
+
+def load_questions(task: ExamTask) -> list[Question]:
+    """The questions of all of a task's sets.
+
+    Raises UserError for a task without questions, and naming source and row (from 1) for a row
+    that is none.
+    """
+    if not task.questions:
+        raise UserError(f"task {task.name} has no questions: give it a source, or --how {LOSS}")
+    exam, found = EXAMS[task.exam], []
+    for group, source in task.questions.items():
+        rows = read_source(source, "test", task.data_dir)
+        for index in spaced(len(rows), task.question_limit):
+            row = rows[index]
+            number = next((row[c] for c in exam.id_columns if c in row), index + 1)
+            try:
+                fields = exam.read(row, task)
+            except UserError as error:
+                raise UserError(f"{source}: row {index + 1}: {error}") from None
+            found.append(Question(id=str(number), group=group, row=row, **fields))
+    return found
+
+
+def _text(row: Row, *columns: str) -> str:
+    for column in columns:
+        if isinstance(row.get(column), str):
+            return row[column]
+    raise UserError(f"no text in column {' or '.join(columns)} (the row has {', '.join(row)})")
+
+
+def _read_choice(row: Row, task: ExamTask) -> dict[str, Any]:
+    row = instructed(row)
+    choices = read_choices(_text(row, "instruction"))
+    answer = _text(row, "answer").strip()
+    if answer not in choices.labels:
+        raise UserError(f"answer {answer!r} is not among the options {', '.join(choices.labels)}")
+    options = zip(choices.labels, choices.texts, strict=True)
+    return {
+        "prompt": fill(task.prompt, row | {"stem": choices.stem}),
+        "answer": answer,
+        "labels": choices.labels,
+        "continuations": tuple(
+            fill(task.continuation, {"label": label, "option": text}) for label, text in options
+        ),
+    }
+
+
+def _read_number(row: Row, task: ExamTask) -> dict[str, Any]:
+    number = extract_number(_text(row, "answer"))
+    if number is None:
+        raise UserError(f"no number in its answer {row['answer'][-40:]!r}")
+    return {"prompt": fill(task.prompt, row), "answer": str(number)}
+
+
+def _read_program(row: Row, task: ExamTask) -> dict[str, Any]:
+    for column in ("test", "entry_point"):
+        _text(row, column)
+    _text(row, "prompt")
+    return {"prompt": fill(task.prompt, row | {"asked": fill(CODE_REQUEST, row)})}
+
+
+def _read_conversation(row: Row, task: ExamTask) -> dict[str, Any]:
+    turns = turns_of(row)
+    return {
+        "prompt": turns[0],
+        "turns": turns,
+        "temperature": TEMPERATURES.get(str(row.get("category")), 0.7),
+    }
+
+
+def _label(question: Question, text: str) -> str | None:
+    return extract_label(text, question.labels)
+
+
+def _number(question: Question, text: str) -> str | None:
+    del question
+    number = extract_number(text)
+    return None if number is None else str(number)
+
+
+def _strict_number(question: Question, text: str) -> str | None:
+    del question
+    number = strict_number(text)
+    return None if number is None else str(number)
+
+
+def _whole(question: Question, text: str) -> str | None:
+    del question
+    return text
+
+
+EXAMS: dict[str, Exam] = {
+    "choice": Exam(_read_choice, _label, (GENERATE, LIKELIHOOD), ("id",)),
+    "number": Exam(_read_number, _number, (GENERATE,), ("id",), _strict_number),
+    "program": Exam(_read_program, _whole, (CODE,), ("task_id",)),
+    "conversation": Exam(_read_conversation, _whole, (JUDGE,), ("question_id",)),
+}
+"""Name of an exam -> what it is."""
+
+
+def share_right(questions: Sequence[Question], right: Sequence[bool]) -> dict[str, float]:
+    """Accuracy, the mean over the sets of questions, and that of each set if there are several.
+
+    >>> sets = [Question("1", "a", {}, ""), Question("2", "a", {}, ""), Question("1", "b", {}, "")]
+    >>> share_right(sets, [True, False, True])
+    {'accuracy': 0.75, 'accuracy/a': 0.5, 'accuracy/b': 1.0}
+    """
+    return mean_by_group("accuracy", questions, [float(each) for each in right])
+
+
+def mean_by_group(
+    name: str, questions: Sequence[Question], values: Sequence[float]
+) -> dict[str, float]:
+    """The mean over the sets of questions of a value's means, and each of these."""
+    groups: dict[str, list[float]] = {}
+    for question, value in zip(questions, values, strict=True):
+        groups.setdefault(question.group, []).append(value)
+    means = {group: sum(own) / len(own) for group, own in groups.items()}
+    own = {f"{name}/{group}": mean for group, mean in means.items()} if len(means) > 1 else {}
+    return {name: sum(means.values()) / len(means), **own}
+
+
+def named_by_set(scores: Mapping[str, float], sets: Collection[str]) -> dict[str, float]:
+    """The scores of an exam, with the name of their set also if it is the only one.
+
+    >>> named_by_set({"accuracy": 0.5}, ["boolq"])
+    {'accuracy': 0.5, 'accuracy/boolq': 0.5}
+    """
+    own = {f"{name}/{only}": v for only in sets for name, v in scores.items() if "/" not in name}
+    return {**scores, **own} if len(sets) == 1 else dict(scores)

@@ -1,0 +1,72 @@
+"""Which rows of a training set are learnt, and how much of each, as the paper's runs chose them."""
+
+from collections.abc import Callable
+from functools import partial
+
+from goat_jax.data.sources.read import Row
+from goat_jax.data.sources.text_fields import read_text
+from goat_jax.data.tasks.commonsense_formats import instructed
+from goat_jax.data.tasks.multiple_choice import read_choices
+from goat_jax.errors import UserError
+
+
+def every_row(row: Row) -> Row | None:
+    """Keeps the row as it is."""
+    return row
+
+
+def options(row: Row) -> Row | None:
+    """A multiple choice with its bare question as stem and the right option's words as text.
+
+    >>> asked = "Hot? A1: ice A2: fire\\nAnswer format: a1/a2"
+    >>> options({"instruction": asked, "answer": "a2"})["text"]
+    'fire'
+    """
+    row = instructed(row)
+    choices = read_choices(read_text(row, "instruction"))
+    texts = dict(zip(choices.labels, choices.texts, strict=True))
+    if row.get("answer") not in texts:
+        raise UserError(f"answer {row.get('answer')!r} is not among {', '.join(choices.labels)}")
+    return {**row, "stem": choices.stem, "text": texts[row["answer"]]}
+
+
+def grade_school(row: Row) -> Row | None:
+    """MetaMathQA: the rows made from GSM8K, told by their column type.
+
+    >>> grade_school({"query": "2 + 2?", "type": "MATH_AnsAug"}) is None
+    True
+    """
+    return row if "GSM" in str(row.get("type", "GSM")) else None
+
+
+def first_code_block(row: Row, column: str = "answer") -> Row | None:
+    """CodeFeedback: answers with a block of code, up to the end of the first.
+
+    >>> first_code_block({"answer": "So: ```x = 1``` or ```x = 2```"})["answer"]
+    'So: ```x = 1```'
+    """
+    if not isinstance(row.get(column), str):
+        return row
+    parts = row[column].split("```")
+    return {**row, column: "```".join(parts[:2]) + "```"} if len(parts) > 1 else None
+
+
+def no_refusals(row: Row, column: str = "output") -> Row | None:
+    """WizardLM: answers that neither refuse nor speak of being an AI.
+
+    >>> no_refusals({"output": "Sorry, I cannot."}) is None
+    True
+    """
+    said = str(row.get(column, "")).lower()
+    return None if "sorry" in said or "as an ai" in said else row
+
+
+SELECTIONS: dict[str, Callable[[Row], Row | None]] = {
+    "all": every_row,
+    "instructions": instructed,
+    "options": options,
+    "grade_school": grade_school,
+    "first_code_block": partial(first_code_block),
+    "no_refusals": partial(no_refusals),
+}
+"""Name of a choice of rows -> row -> the row as it is learnt, or None to leave it out."""

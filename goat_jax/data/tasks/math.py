@@ -1,0 +1,86 @@
+r"""Mathematics: learnt from MetaMathQA, examined on GSM8K by the number an answer gives.
+
+A row of GSM8K (Cobbe et al., arXiv 2110.14168):
+
+    question: "Janet's ducks lay 16 eggs per day. She eats three for breakfast every morning and
+        bakes muffins for her friends every day with four. She sells the remainder at the farmers'
+        market daily for $2 per fresh duck egg. How much in dollars does she make every day at the
+        farmers' market?"
+    answer: "Janet sells 16 - 3 - 4 = <<16-3-4=9>>9 duck eggs a day.\nShe makes 9 * 2 =
+        $<<9*2=18>>18 every day at the farmer's market.\n#### 18"
+
+MetaMathQA (Yu et al., arXiv 2309.12284) has the columns query, response and type; a response
+ends in "#### 18\nThe answer is: 18".
+"""
+
+from typing import Any
+
+from goat_jax.data.sources.eval_files import first_file, question_source
+from goat_jax.data.sources.formats import split_files
+from goat_jax.data.sources.read import OR
+from goat_jax.data.tasks.evaluation import ExamTask
+from goat_jax.data.tasks.prompts import END_OF_ANSWER, instruction
+
+PUBLISHED = tuple(
+    f"tfds:gsm8k@{split}{OR}hf:openai/gsm8k/main@{split}" for split in ("train", "test")
+)
+METAMATH_FILES = ("MetaMathQA-395K", "metamathqa", "train")
+METAMATH_ROWS = 100_000
+
+
+def gsm8k(folder: str | None = None, **options: Any) -> ExamTask:
+    """Grade-school mathematics, learnt from its own training rows with their steps.
+
+    Args:
+      folder: holds train.* and test.*; None: TFDS, or else the hub.
+      options: other fields of `ExamTask`.
+
+    >>> gsm8k().evaluation
+    'tfds:gsm8k@test || hf:openai/gsm8k/main@test'
+    """
+    train, test = split_files(folder, "train", "test") if folder else PUBLISHED
+    settings: dict[str, Any] = {
+        "evaluation": test,
+        "format": "template",
+        "prompt": "Question: {question}\nAnswer:",
+        "completion": " {answer}",
+        "questions": {"gsm8k": test},
+        "exam": "number",
+        "max_new_tokens": 256,
+        "stop": ("Question:",),
+    }
+    return ExamTask("gsm8k", train, **(settings | options))
+
+
+def metamath(folder: str, questions: str | None = None, **options: Any) -> ExamTask:
+    """100,000 of MetaMathQA's grade-school rows, examined on GSM8K, as in the paper.
+
+    They are evenly spaced over the file; the published loader takes the first of it, without those
+    of 512 tokens and more.
+
+    Args:
+      folder: holds MetaMathQA-395K.json (the published file; or metamathqa.*, train.*).
+      questions: GSM8K's test file, or a folder with test.*; None: TFDS, or else
+        the hub.
+      options: other fields of `ExamTask`.
+
+    >>> metamath("nowhere")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: nowhere: no file of any of the names MetaMathQA-395K, metamathqa, \
+train
+    """
+    train = first_file(folder, *METAMATH_FILES)
+    settings: dict[str, Any] = {
+        "evaluation": train,
+        "held_out": 200,
+        "train_limit": METAMATH_ROWS,
+        "selection": "grade_school",
+        "format": "template",
+        "prompt": instruction("{query|question}"),
+        "completion": "{response|answer}",
+        "questions": {"gsm8k": question_source(questions, PUBLISHED[1])},
+        "exam": "number",
+        "max_new_tokens": 512,
+        "stop": END_OF_ANSWER,
+    }
+    return ExamTask("metamath", train, **(settings | options))

@@ -1,0 +1,166 @@
+"""The task table: every family adds its constructors here.
+
+A family is a file beside this one that gives rows of `TASKS`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from goat_jax.data.tasks.chat import mt_bench, wizardlm
+from goat_jax.data.tasks.code import codefeedback, humaneval
+from goat_jax.data.tasks.commonsense import FOLDERS, JOINT, commonsense, commonsense170k
+from goat_jax.data.tasks.evaluation import ExamTask
+from goat_jax.data.tasks.glue import GLUE, glue
+from goat_jax.data.tasks.image import ImageTask, digits, fashion_mnist, image_files
+from goat_jax.data.tasks.language import LanguageTask
+from goat_jax.data.tasks.math import gsm8k, metamath
+from goat_jax.data.tasks.text import Examples, TextTask, load_examples
+from goat_jax.data.tasks.vision import VISION, vision
+from goat_jax.errors import UserError, nearest
+from goat_jax.validation.fields import call
+
+__all__ = [
+    "KINDS",
+    "TASKS",
+    "ExamTask",
+    "Examples",
+    "ImageTask",
+    "LanguageTask",
+    "Task",
+    "TextTask",
+    "codefeedback",
+    "commonsense",
+    "commonsense170k",
+    "digits",
+    "fashion_mnist",
+    "files",
+    "gsm8k",
+    "humaneval",
+    "image_files",
+    "language_files",
+    "load_examples",
+    "make_task",
+    "metamath",
+    "mt_bench",
+    "reviews",
+    "wizardlm",
+]
+
+Task = TextTask | LanguageTask | ImageTask | ExamTask
+
+KINDS: dict[str, type[Task]] = {
+    "text": TextTask,
+    "language": LanguageTask,
+    "exam": ExamTask,
+    "image": ImageTask,
+}
+"""Kinds of tasks, as run.json tells them apart."""
+
+
+def files(
+    train: str,
+    evaluation: str,
+    text: tuple[str, ...] = ("sentence",),
+    label: str = "label",
+    labels: tuple[str, ...] = (),
+    metrics: tuple[str, ...] = ("accuracy",),
+    *,
+    name: str = "files",
+    data_dir: str | None = None,
+    train_limit: int | None = None,
+    evaluation_limit: int | None = None,
+) -> TextTask:
+    """A task over the user's own files (or any two sources); arguments as in `TextTask`.
+
+    >>> files("train.csv", "dev.csv", labels=("negative", "positive")).text
+    ('sentence',)
+    """
+    return TextTask(
+        name=name,
+        train=train,
+        evaluation=evaluation,
+        text=text,
+        label=label,
+        labels=labels,
+        metrics=metrics,
+        data_dir=data_dir,
+        train_limit=train_limit,
+        evaluation_limit=evaluation_limit,
+    )
+
+
+def reviews(
+    *,
+    data_dir: str | None = None,
+    train_limit: int | None = None,
+    evaluation_limit: int | None = None,
+) -> TextTask:
+    """The demo task, movie-review sentences, negative or positive (`goat_jax.data.sources.reviews`).
+
+    Nothing is fetched before its rows are loaded; `data_dir` is the cache folder.
+
+    >>> reviews().evaluation
+    'reviews:test'
+    """
+    return TextTask(
+        name="reviews",
+        train="reviews:train",
+        evaluation="reviews:test",
+        text=("sentence",),
+        label="label",
+        labels=("negative", "positive"),
+        metrics=("accuracy", "f1"),
+        data_dir=data_dir,
+        train_limit=train_limit,
+        evaluation_limit=evaluation_limit,
+    )
+
+
+def language_files(
+    train: str, evaluation: str, format: str = "prompt_completion", **options: Any
+) -> LanguageTask:
+    """Language modelling over the user's own files; arguments as in `LanguageTask`.
+
+    >>> language_files("a.jsonl", "b.jsonl", "messages").packing
+    True
+    """
+    return LanguageTask(
+        options.pop("name", "language_files"), train, evaluation, format=format, **options
+    )
+
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "files": files,
+    "reviews": reviews,
+    **{name: partial(glue, name) for name in GLUE},
+    "language_files": language_files,
+    "gsm8k": gsm8k,
+    "metamath": metamath,
+    "codefeedback": codefeedback,
+    "humaneval": humaneval,
+    "wizardlm": wizardlm,
+    "mt_bench": mt_bench,
+    JOINT: commonsense170k,
+    **{name: partial(commonsense, name) for name in FOLDERS},
+    "image_files": image_files,
+    **{name: partial(vision, name) for name in VISION},
+    "digits": digits,
+    "fashion_mnist": fashion_mnist,
+}
+
+
+def make_task(name: str, /, **options: object) -> Task:
+    """The task `TASKS[name](**options)`; UserError names an unknown task or option.
+
+    >>> make_task("rtee")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: unknown task 'rtee' (did you mean 'rte'?): use one of files, ...
+    """
+    if name not in TASKS:
+        known = ", ".join(TASKS)
+        raise UserError(f"unknown task {name!r}{nearest(name, TASKS)}: use one of {known}")
+    try:
+        return call(TASKS[name], options, f"task {name}", others=True)
+    except TypeError as error:
+        raise UserError(f"task {name}: {error}") from None

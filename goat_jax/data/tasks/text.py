@@ -1,0 +1,310 @@
+"""What a text task is, and its rows as labelled examples."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from goat_jax.data.metrics import METRICS, REGRESSION_METRICS, split_metric
+from goat_jax.data.pipeline.overlap import mark_of
+from goat_jax.data.sources.read import AND, Row, read_source
+from goat_jax.data.sources.text_fields import check_text, shown
+from goat_jax.errors import UserError
+from goat_jax.validation.fields import check_fields
+
+# The TFDS split that a source means if it names none.
+DEFAULT_SPLITS = {"train": "train", "evaluation": "validation"}
+
+
+@dataclass(frozen=True)
+class TextTask:
+    """Classification (or regression) of a sentence or of a pair of sentences.
+
+    Attributes:
+      name: how reports call it.
+      train: the source of the training rows (`goat_jax.data.sources.read`).
+      evaluation: the source of the evaluation rows.
+      text: one or two column names.
+      label: the label's column name.
+      labels: class names in the order of their ids; empty for regression (float labels).
+      metrics: names from `METRICS`, the first is the one that decides.
+      data_dir: TFDS's folder, the package cache, or where relative paths start.
+      train_limit: at most so many training rows, evenly spaced over the source.
+      evaluation_limit: at most so many evaluation rows, likewise.
+      parts: names of the held-out sources, where evaluation joins several with `AND`; a metric
+        "accuracy_PART" scores only one of them.
+      id: a column that names rows, to tell those that are in both splits; None: by the text.
+      task_id: the column with the number of a row's task (from 0), where the rows are of several
+        tasks and the method weighs experts by task (MOELoRA).
+      task_type: the column with the kind of a row's task, 0 or 1, for methods that go by it
+        (LoRAMoE).
+
+    Raises UserError where these do not fit together.
+
+    >>> TextTask("tone", "a.csv", "b.csv", ("text",), "label", ("poor", "fine"), ("acuracy",))
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: task tone: unknown metric 'acuracy': classification has accuracy, \
+matthews, f1
+    """
+
+    name: str
+    train: str
+    evaluation: str
+    text: tuple[str, ...]
+    label: str
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+    data_dir: str | None = None
+    train_limit: int | None = None
+    evaluation_limit: int | None = None
+    parts: tuple[str, ...] = ()
+    id: str | None = None
+    task_id: str | None = None
+    task_type: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, "task.")
+        if len(self.text) not in (1, 2):
+            raise UserError(
+                f"task {self.name}: text names {len(self.text)} columns {self.text}:"
+                " give one, or two for pairs"
+            )
+        check_scoring(self.name, self.labels, self.metrics, self.parts)
+        check_limits(self.name, self.train_limit, self.evaluation_limit)
+
+
+def check_scoring(
+    name: str, labels: tuple[str, ...], metrics: tuple[str, ...], parts: tuple[str, ...] = ()
+) -> None:
+    """Raises UserError if a task's class names repeat, or its metrics do not go with them.
+
+    >>> check_scoring("tone", ("poor", "fine"), ("accuracy",))
+    """
+    if len(labels) == 1 or len(set(labels)) != len(labels):
+        raise UserError(
+            f"task {name}: labels {labels}: give two or more different names, or none (regression)"
+        )
+    kind = "classification" if labels else "regression"
+    known = [m for m in METRICS if (m in REGRESSION_METRICS) != bool(labels)]
+    for metric in metrics:
+        base, part = split_metric(metric)
+        if base not in known or (part and part not in parts):
+            raise UserError(
+                f"task {name}: unknown metric {metric!r}: {kind} has {', '.join(known)}"
+            )
+    if not metrics:
+        raise UserError(f"task {name}: no metric given: {kind} has {', '.join(known)}")
+
+
+def check_limits(name: str, *limits: int | None) -> None:
+    """Raises UserError for a limit that leaves no row.
+
+    >>> check_limits("tone", 100, None)
+    """
+    for limit in limits:
+        if limit is not None and limit < 1:
+            raise UserError(
+                f"task {name}: a limit of {limit} rows leaves nothing: give 1 or more, or None"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Texts and labels of N rows.
+
+    Attributes:
+      texts: one or two tuples of N strings.
+      labels: [N] int32 class ids, or float32 values for regression.
+      marks: what tells each row from others (`goat_jax.data.pipeline.overlap`).
+      parts: name of a part of the rows -> [N] float32, 1 where a row belongs to it.
+      tasks: "task_ids", "task_types" -> [N] int32, where the task has these columns.
+
+    >>> len(Examples((("fine", "poor"),), np.array([1, 0], np.int32)))
+    2
+    """
+
+    texts: tuple[tuple[str, ...], ...]
+    labels: np.ndarray = field(repr=False)
+    marks: tuple[bytes, ...] = field(default=(), repr=False)
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    tasks: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def load_examples(task: TextTask, split: str) -> Examples:
+    """The rows of a task's `train` or `evaluation` source, checked one by one.
+
+    Raises UserError naming source and row number (from 1) for a row without its text or label, and
+    for a label that is no class of the task.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> folder = tempfile.mkdtemp()
+    >>> _ = (Path(folder) / "a.jsonl").write_text('{"text": "fine film", "label": "good"}')
+    >>> task = TextTask("tone", "a.jsonl", "a.jsonl", ("text",), "label", ("bad", "good"),
+    ...                 ("accuracy",), data_dir=folder)
+    >>> load_examples(task, "train").labels
+    array([1], dtype=int32)
+    """
+    source, limit = source_of(task, split)
+    pieces = [
+        (piece, read_source(piece, DEFAULT_SPLITS[split], task.data_dir))
+        for piece in source.split(AND)
+    ]
+    places = [(part, i) for part, (_, rows) in enumerate(pieces) for i in range(len(rows))]
+    if not places:
+        raise UserError(f"{source}: no rows")
+    texts: list[tuple[str, ...]] = []
+    labels: list[float] = []
+    marks: list[bytes] = []
+    tasks: list[dict[str, int]] = []
+    chosen = [places[index] for index in spaced(len(places), limit)]
+    for part, index in chosen:
+        piece, rows = pieces[part]
+        row, where = rows[index], f"{piece}: row {index + 1}"
+        texts.append(_texts(row, task.text, where))
+        labels.append(read_label(row, task.label, task.labels, where))
+        tasks.append(read_tasks(row, task, where))
+        marks.append(mark_of(read_column(row, task.id, where) if task.id else texts[-1]))
+    dtype = np.int32 if task.labels else np.float32
+    columns = tuple(zip(*texts, strict=True))
+    parts = _parts(task, split, [part for part, _ in chosen], len(pieces))
+    numbers = {name: np.array([row[name] for row in tasks], np.int32) for name in tasks[0]}
+    return Examples(columns, np.asarray(labels, dtype), tuple(marks), parts, numbers)
+
+
+def _parts(task: TextTask, split: str, numbers: list[int], count: int) -> dict[str, np.ndarray]:
+    """Which rows belong to which part; none where other rows took the place of the task's own."""
+    if split != "evaluation" or count != len(task.parts):
+        return {}
+    of_row = np.array(numbers)
+    return {name: (of_row == i).astype(np.float32) for i, name in enumerate(task.parts)}
+
+
+class Splits(Protocol):
+    """What tasks of every kind say of their rows."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def train(self) -> str: ...
+
+    @property
+    def evaluation(self) -> str: ...
+
+    @property
+    def train_limit(self) -> int | None: ...
+
+    @property
+    def evaluation_limit(self) -> int | None: ...
+
+
+def source_of(task: Splits, split: str) -> tuple[str, int | None]:
+    """The source of a task's split "train" or "evaluation", and how many rows it may have at most.
+
+    >>> source_of(TextTask("tone", "a", "b", ("x",), "y", (), ("pearson",)), "train")
+    ('a', None)
+    """
+    if split not in DEFAULT_SPLITS:
+        raise UserError(f"task {task.name} has no split {split!r}: use train or evaluation")
+    if split == "train":
+        return task.train, task.train_limit
+    return task.evaluation, task.evaluation_limit
+
+
+def spaced(count: int, limit: int | None) -> Sequence[int]:
+    """All indices below count, or `limit` evenly spaced ones: files are often sorted by label.
+
+    >>> spaced(10, 3)
+    [0, 3, 6]
+    """
+    if limit is None or limit >= count:
+        return range(count)
+    return [i * count // limit for i in range(limit)]
+
+
+def read_column(row: Row, name: str, where: str) -> Any:
+    """A row's value; UserError if there is none.
+
+    >>> read_column({"label": 1}, "label", "row 1")
+    1
+    """
+    value = row.get(name)
+    if value is None:
+        raise UserError(f"{where}: no value in column {name!r} (the row has {', '.join(row)})")
+    return value
+
+
+def _texts(row: Row, columns: tuple[str, ...], where: str) -> tuple[str, ...]:
+    values = tuple(
+        check_text(read_column(row, name, where), f"{where}: column {name!r}") for name in columns
+    )
+    if not any(value.strip() for value in values):
+        raise UserError(f"{where}: empty text in column {', '.join(map(repr, columns))}")
+    return values
+
+
+class OfTasks(Protocol):
+    """Rows that may be of several tasks."""
+
+    @property
+    def task_id(self) -> str | None: ...
+
+    @property
+    def task_type(self) -> str | None: ...
+
+
+def read_tasks(row: Row, task: OfTasks, where: str) -> dict[str, int]:
+    """The number and the kind of a row's task, by the batch's names; what has no column is not.
+
+    >>> task = TextTask("t", "a", "b", ("x",), "y", (), ("pearson",), task_id="set")
+    >>> read_tasks({"set": 2}, task, "row 1")
+    {'task_ids': 2}
+    """
+    found = {}
+    for name, column in (("task_ids", task.task_id), ("task_types", task.task_type)):
+        if column is None:
+            continue
+        value = read_column(row, column, where)
+        highest = 1 if name == "task_types" else np.iinfo(np.int32).max
+        if isinstance(value, str) and value.isdecimal() and len(value) < 20:  # CSV has no numbers
+            value = int(value)
+        if type(value) is not int or not 0 <= value <= highest:
+            kind = "0 or 1" if name == "task_types" else "a number from 0"
+            raise UserError(f"{where}: column {column!r} holds {value!r}: expected {kind}")
+        found[name] = int(value)
+    return found
+
+
+def read_label(
+    row: Row, column: str, labels: tuple[str, ...], where: str, written: tuple[str, ...] = ()
+) -> float:
+    """A class name, or the id of a class; names win, so classes may be called "1" and "2".
+
+    Args:
+      written: what the rows call the classes, in the order of labels, if by other names.
+
+    >>> read_label({"label": "good"}, "label", ("bad", "good"), "row 1")
+    1
+    """
+    value = read_column(row, column, where)
+    for names in (labels, written):
+        if str(value) in names:
+            return names.index(str(value))
+    try:
+        # true and false are two classes, and no number of another scale.
+        truth = isinstance(value, bool) and len(labels) != 2
+        number = float("nan" if truth else value)
+    except (TypeError, ValueError, OverflowError):
+        number = float("nan")
+    if not labels and np.isfinite(number):
+        return number
+    if number in range(len(labels)):
+        return number
+    names = ", ".join(labels if len(labels) <= 12 else (*labels[:3], "...", labels[-1]))
+    allowed = f"{names} (ids 0 to {len(labels) - 1})"
+    raise UserError(f"{where}: label {shown(value)}: expected {allowed if labels else 'a number'}")

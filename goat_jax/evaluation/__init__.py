@@ -1,0 +1,1 @@
+"""Evaluation of language models: generation, log-likelihoods, code, a judge."""

@@ -1,0 +1,106 @@
+"""Examination by tests: the model writes programs, the sandbox says which ones pass."""
+
+from __future__ import annotations
+
+from goat_jax.data.sources.read import Row
+from goat_jax.data.tasks.evaluation import ExamTask, mean_by_group
+from goat_jax.errors import UserError
+from goat_jax.evaluation.generate_and_loglikelihood import answer_all, cut_share
+from goat_jax.evaluation.pass_at_k import definitions, pass_at_k, solution
+from goat_jax.evaluation.sampler import Answer
+from goat_jax.evaluation.sandbox.limits import Trial
+from goat_jax.evaluation.sandbox.run import check_sandbox, run_programs
+from goat_jax.evaluation.types import PREDICTIONS, Examination, ExamOptions, Sitting
+
+TEMPERATURE = 0.8
+"""Of several samples a question; a single one is the most likely."""
+
+
+def examine_by_tests(sitting: Sitting) -> Examination:
+    """Writes `samples` programs a question and runs each with its tests: pass@k.
+
+    Raises:
+        UserError: running programs is not allowed by the options, or not possible here.
+    """
+    options, questions = sitting.options, sitting.questions
+    check_programs(sitting.task, options)
+    programs, answers = _written(sitting)
+    rows = [question.row for question in questions] * options.samples
+    total = 2 * len(programs)
+    tested = [trial_of(program, row) for program, row in zip(programs, rows, strict=True)]
+    outcomes = run_programs(
+        tested,
+        options.limits,
+        options.workers,
+        lambda done: sitting.progress(len(programs) + done, total),
+    )
+    records = [
+        {
+            "task_id": questions[place % len(questions)].id,
+            "sample": place // len(questions),
+            "completion": program,
+            "cut": answers[place].cut,
+            "passed": outcome.passed,
+            "result": "passed" if outcome.passed else outcome.detail,
+        }
+        for place, (program, outcome) in enumerate(zip(programs, outcomes, strict=True))
+    ]
+    passed = [
+        sum(outcome.passed for outcome in outcomes[place :: len(questions)])
+        for place in range(len(questions))
+    ]
+    scores: dict[str, float] = {}
+    for k in options.ks:
+        chances = [pass_at_k(options.samples, count, k) for count in passed]
+        scores |= mean_by_group(f"pass@{k}", questions, chances)
+    return Examination(scores | cut_share(answers), {PREDICTIONS: records})
+
+
+def trial_of(program: str, row: Row) -> Trial:
+    """A program with the test of its question, in HumanEval's form."""
+    name = str(row["entry_point"])
+    return Trial(
+        program,
+        test=f"{row['test']}\n\ncheck({name})\n",
+        known=definitions(str(row["prompt"])),
+        functions=(name,),
+    )
+
+
+def check_programs(task: ExamTask, options: ExamOptions) -> None:
+    """Refuses an exam by programs that the options do not allow, or that cannot be confined here.
+
+    Raises:
+        UserError: says how to allow it, or what is missing.
+    """
+    if not options.run_programs:
+        raise UserError(
+            f"task {task.name} is scored by running programs that the model wrote: allow it with "
+            "--run-programs (they run confined, see goat_jax/sandbox)"
+        )
+    check_sandbox()
+
+
+def _written(sitting: Sitting) -> tuple[list[str], list[Answer]]:
+    """All programs and the answers they are from: the first samples of all questions, then ..."""
+    options, questions = sitting.options, sitting.questions
+    generator = sitting.subject.generator()
+    total = 2 * options.samples * len(questions)
+    programs, found = [], []
+    for draw in range(options.samples):
+        temperature = TEMPERATURE if options.samples > 1 else 0.0
+        before = len(programs)
+        answers = answer_all(
+            generator,
+            [question.prompt for question in questions],
+            options.sampling(sitting.task, temperature, draw),
+            options.batch_size,
+            lambda done, before=before: sitting.progress(before + done, total),
+            sitting.journal,
+        )
+        found += answers
+        programs += [
+            solution(str(question.row["prompt"]), str(question.row["entry_point"]), answer.text)
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+    return programs, found

@@ -1,0 +1,98 @@
+"""Puts an exam to a model in one of its ways, and writes down what it said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from goat_jax.data.tasks.evaluation import (
+    CODE,
+    GENERATE,
+    JUDGE,
+    LIKELIHOOD,
+    ExamTask,
+    load_questions,
+)
+from goat_jax.evaluation.code import check_programs, examine_by_tests
+from goat_jax.evaluation.generate_and_loglikelihood import examine_by_answer, examine_by_likelihood
+from goat_jax.evaluation.journal import NOTHING_KEPT, Journal
+from goat_jax.evaluation.judge_client import check_judge
+from goat_jax.evaluation.llm_judge import examine_by_judge
+from goat_jax.evaluation.model import Subject
+from goat_jax.evaluation.types import Examination, ExamOptions, Progress, Sitting
+from goat_jax.training.checkpoints.run_dir import write_aside
+
+WAYS: dict[str, Callable[[Sitting], Examination]] = {
+    GENERATE: examine_by_answer,
+    LIKELIHOOD: examine_by_likelihood,
+    CODE: examine_by_tests,
+    JUDGE: examine_by_judge,
+}
+"""How to score -> what does it."""
+
+NEEDS: dict[str, Callable[[ExamTask, ExamOptions], None]] = {
+    CODE: lambda task, options: check_programs(task, options),
+    JUDGE: lambda task, options: None if options.judge is None else check_judge(options.judge),
+}
+"""How to score -> the check of what it needs, besides a model and questions."""
+
+
+def check_needs(task: ExamTask, way: str, options: ExamOptions) -> None:
+    """Checks what a way needs before the model, which may take long to load or to train.
+
+    Raises:
+        UserError: the task has no such way, or the options lack what it needs.
+        RunFailed: the judge does not answer.
+    """
+    task.check_way(way)
+    if way in NEEDS:
+        NEEDS[way](task, options)
+
+
+def examine(
+    subject: Subject,
+    task: ExamTask,
+    way: str,
+    options: ExamOptions,
+    progress: Progress = lambda done, total: None,
+    folder: Path | None = None,
+) -> Examination:
+    """The scores and the records of one examination.
+
+    Args:
+        way: a key of `WAYS`.
+        folder: where the records will be written; answers and grades are kept there as they come,
+            so that an examination that was killed continues.
+
+    Raises:
+        UserError: the task has no such way, or its questions cannot be read.
+    """
+    task.check_way(way)
+    journal = NOTHING_KEPT
+    if folder is not None:
+        journal = Journal(_journal(folder, task.name, way), subject.digest())
+    return WAYS[way](Sitting(subject, task, load_questions(task), options, progress, journal))
+
+
+def write_records(folder: Path, task: str, way: str, found: Examination) -> list[Path]:
+    """Writes `TASK-WAY-NAME.jsonl` for each of the records, and the scores beside them.
+
+    Each file is written aside and renamed, so what was there before stays whole until then. What
+    was kept as it came is then removed, unless there is still something to be had.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, lines in found.records.items():
+        paths.append(folder / f"{task}-{way}-{name}.jsonl")
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_aside(paths[-1], text)
+    paths.append(folder / f"{task}-{way}-scores.json")
+    write_aside(paths[-1], json.dumps(found.scores, indent=1) + "\n")
+    if not found.problem:
+        _journal(folder, task, way).unlink(missing_ok=True)
+    return paths
+
+
+def _journal(folder: Path, task: str, way: str) -> Path:
+    return folder / f"{task}-{way}-so-far.jsonl"

@@ -1,0 +1,144 @@
+"""Examinations by generated answer and by the likelihood of options."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from goat_jax.data.tasks.evaluation import EXAMS, Exam, Question, share_right
+from goat_jax.evaluation.journal import NOTHING_KEPT, Journal
+from goat_jax.evaluation.sampler import Answer, Generator, Prompt, Sampling
+from goat_jax.evaluation.types import CUT_ANSWERS, PREDICTIONS, Examination, Sitting
+
+
+def answer_all(
+    generator: Generator,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    batch_size: int,
+    progress: Callable[[int], None] = lambda done: None,
+    journal: Journal = NOTHING_KEPT,
+) -> list[Answer]:
+    """The answers to prompts, in their order; prompts of similar length share a batch.
+
+    A last batch is filled up with its last prompt, since another size would be another compile.
+
+    Args:
+        journal: batches that are in it are not generated again, so that the others are drawn as
+            they would have been.
+    """
+    lengths = [len(generator.encode(prompt)) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lengths.__getitem__)
+    answers: dict[int, Answer] = {}
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        filled = [*places, *[places[-1]] * (batch_size - len(places))]
+        batch = [prompts[place] for place in filled]
+        key = [dataclasses.asdict(sampling), [p if isinstance(p, str) else list(p) for p in batch]]
+        kept = journal.get(key)
+        if kept is None:
+            found = generator.complete(batch, sampling)[: len(places)]
+            journal.put(key, [[answer.text, answer.cut] for answer in found])
+        else:
+            found = [Answer(text, cut) for text, cut in kept]
+        answers |= zip(places, found, strict=True)
+        progress(start + len(places))
+    return [answers[place] for place in range(len(prompts))]
+
+
+def cut_share(answers: Sequence[Answer]) -> dict[str, float]:
+    """The score cut_answers: the share that the new tokens were too few for, if there are any."""
+    cut = sum(answer.cut for answer in answers)
+    return {CUT_ANSWERS: cut / len(answers)} if cut else {}
+
+
+def examine_by_answer(sitting: Sitting) -> Examination:
+    """Generates an answer to every question and compares what it says with the right one."""
+    questions, task = sitting.questions, sitting.task
+    answers = answer_all(
+        sitting.subject.generator(),
+        [question.prompt for question in questions],
+        sitting.options.sampling(task, 0.0),
+        sitting.options.batch_size,
+        lambda done: sitting.progress(done, len(questions)),
+        sitting.journal,
+    )
+    return mark_answers(EXAMS[task.exam], questions, answers)
+
+
+def mark_answers(
+    exam: Exam, questions: Sequence[Question], answers: Sequence[Answer]
+) -> Examination:
+    """Compares what generated texts say with the right answers.
+
+    Scores: accuracy; accuracy_strict, if the exam has a stricter reading, to which an answer that
+    it cannot read is wrong; without_answer, the share of texts that say nothing to the question.
+    """
+    records, right, strict = [], [], []
+    for question, answer in zip(questions, answers, strict=True):
+        said = exam.extract(question, answer.text)
+        right.append(said is not None and said == question.answer)
+        record = {"generated": answer.text, "cut": answer.cut, "prediction": said}
+        records.append(_record(question, right[-1]) | record)
+        if exam.strictly is not None:
+            said = records[-1]["prediction_strict"] = exam.strictly(question, answer.text)
+            strict.append(said is not None and said == question.answer)
+    silent = sum(record["prediction"] is None for record in records)
+    scores = share_right(questions, right) | {"without_answer": silent / len(questions)}
+    if exam.strictly is not None:
+        scores |= {
+            name.replace("accuracy", "accuracy_strict", 1): value
+            for name, value in share_right(questions, strict).items()
+        }
+    return Examination(scores | cut_share(answers), {PREDICTIONS: records})
+
+
+def examine_by_likelihood(sitting: Sitting) -> Examination:
+    """Takes the most likely option: by the sum of its tokens' log-probabilities, and by the mean.
+
+    Scores: accuracy (sum) and accuracy_norm (mean, which does not favour short options).
+    """
+    questions = sitting.questions
+    pairs = [(q.prompt, text) for q in questions for text in q.continuations]
+    found = sitting.subject.scorer()(
+        pairs,
+        sitting.options.batch_size,
+        progress=lambda done: sitting.progress(done, len(pairs)),
+    )
+    records, by_sum, by_mean, start = [], [], [], 0
+    for question in questions:
+        own = slice(start, start + len(question.labels))
+        start = own.stop
+        chosen = question.labels[int(found.sums[own].argmax())]
+        normal = question.labels[int(found.means[own].argmax())]
+        by_sum.append(chosen == question.answer)
+        by_mean.append(normal == question.answer)
+        records.append(
+            _record(question, by_sum[-1])
+            | {
+                "prediction": chosen,
+                "prediction_norm": normal,
+                "log_likelihoods": dict(
+                    zip(question.labels, found.sums[own].tolist(), strict=True)
+                ),
+                "tokens": found.tokens[own].tolist(),
+            }
+        )
+    normed = share_right(questions, by_mean)
+    scores = share_right(questions, by_sum) | {
+        name.replace("accuracy", "accuracy_norm", 1): value for name, value in normed.items()
+    }
+    if found.cut:
+        scores["cut_prompts"] = found.cut / len(pairs)
+    return Examination(scores, {PREDICTIONS: records})
+
+
+def _record(question: Question, right: bool) -> dict[str, Any]:
+    return {
+        "id": question.id,
+        "set": question.group,
+        "right": right,
+        "answer": question.answer,
+        "prompt": question.prompt,
+    }

@@ -1,0 +1,183 @@
+"""Examination by a judge: both turns are answered, written as FastChat does, and graded."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from goat_jax.data.tasks.conversations import chat_ids
+from goat_jax.data.tasks.evaluation import ExamTask, Question
+from goat_jax.data.tasks.language import CHAT_FORMATS, fill
+from goat_jax.data.tasks.mt_bench import answer_record, judge_messages
+from goat_jax.data.tasks.prompts import NEXT_TURN
+from goat_jax.errors import RunFailed
+from goat_jax.evaluation.generate_and_loglikelihood import answer_all, cut_share
+from goat_jax.evaluation.judge_client import Judge, Verdict, grade
+from goat_jax.evaluation.sampler import Answer, Generator, Prompt
+from goat_jax.evaluation.types import Examination, Sitting
+
+ANSWERS, JUDGMENTS = "answers", "judgments"
+"""Names of the files: FastChat's model_answer and its single-answer judgments."""
+
+
+def examine_by_judge(sitting: Sitting) -> Examination:
+    """Answers all turns; with a judge, grades each.
+
+    Scores: score (all turns that have a grade), score/turn_1, score/turn_2, and unscored, how many
+    turns have none. Without a judge only `answered`, the number of questions.
+
+    Raises:
+        RunFailed: the judge refuses for good.
+    """
+    questions, judge = sitting.questions, sitting.options.judge
+    found = _conversations(sitting)
+    answers = [[answer.text.strip() for answer in own] for own in found]
+    cut = cut_share([answer for own in found for answer in own])
+    answered = [
+        answer_record(question.id, sitting.subject.name, turns, uuid.uuid4().hex, time.time())
+        | {"cut": [answer.cut for answer in own]}
+        for question, turns, own in zip(questions, answers, found, strict=True)
+    ]
+    if judge is None:
+        return Examination({"answered": float(len(answered))} | cut, {ANSWERS: answered})
+    asked = [(place, turn) for place, own in enumerate(answers) for turn in range(1, len(own) + 1)]
+    verdicts = _verdicts(sitting, judge, answers, asked)
+    judgments = [
+        _judgment(sitting.subject.name, judge, questions[place], turn, verdict)
+        for (place, turn), verdict in zip(asked, verdicts, strict=True)
+    ]
+    turns = [turn for _, turn in asked]
+    problem = ""
+    if all(verdict.score is None for verdict in verdicts):
+        problem = f"the judge graded none of {len(verdicts)} turns: {verdicts[0].error}"
+    records = {ANSWERS: answered, JUDGMENTS: judgments}
+    return Examination(_scores(turns, verdicts) | cut, records, problem)
+
+
+def _conversations(sitting: Sitting) -> list[list[Answer]]:
+    """The answers to all turns of all questions: first turns together, then second ones."""
+    questions, options = sitting.questions, sitting.options
+    generator = sitting.subject.generator()
+    answers: list[list[Answer]] = [[] for _ in questions]
+    total = sum(len(question.turns) for question in questions)
+    done = 0
+    for turn in range(max(len(question.turns) for question in questions)):
+        for temperature in sorted({question.temperature for question in questions}):
+            own = [
+                place
+                for place, question in enumerate(questions)
+                if question.temperature == temperature and turn < len(question.turns)
+            ]
+            prompts = [
+                conversation(
+                    sitting.task,
+                    generator,
+                    questions[p].turns,
+                    [answer.text.strip() for answer in answers[p]],
+                )
+                for p in own
+            ]
+            said = answer_all(
+                generator,
+                prompts,
+                options.sampling(sitting.task, temperature, turn),
+                min(options.batch_size, max(1, len(prompts))),
+                lambda count, before=done: sitting.progress(before + count, total),
+                sitting.journal,
+            )
+            for place, answer in zip(own, said, strict=True):
+                answers[place].append(answer)
+            done += len(own)
+    return answers
+
+
+def conversation(
+    task: ExamTask, generator: Generator, turns: Sequence[str], answers: Sequence[str]
+) -> Prompt:
+    """The prompt of the turn after these answers: in the task's template, or the model's own.
+
+    A model that learnt `messages` is asked in its chat template; another in the template it was
+    trained with, later turns going on in the same form.
+    """
+    if task.format in CHAT_FORMATS:
+        messages = []
+        for user, assistant in zip(turns, answers, strict=False):
+            messages += [
+                {"role": "user", "content": user},
+                {"role": "assistant", "content": assistant},
+            ]
+        messages.append({"role": "user", "content": turns[len(answers)]})
+        return chat_ids(generator.tokenizer, messages)
+    text = fill(task.prompt, {"instruction": turns[0], "asked": turns[0]})
+    for answer, following in zip(answers, turns[1:], strict=False):
+        text += answer + NEXT_TURN.replace("{asked}", following)
+    return text
+
+
+def _verdicts(
+    sitting: Sitting, judge: Judge, answers: list[list[str]], asked: list[tuple[int, int]]
+) -> list[Verdict]:
+    refused: list[RunFailed] = []
+
+    def one(place: int, turn: int) -> Verdict:
+        if refused:  # for good: nothing more is asked
+            raise refused[0]
+        question = sitting.questions[place]
+        category = str(question.row.get("category", ""))
+        turns, own = question.turns[:turn], answers[place][:turn]
+        _, messages = judge_messages(
+            judge.prompts, category, turns, own, judge.references.get(question.id)
+        )
+        key = [judge.url, judge.model, messages]
+        if (kept := sitting.journal.get(key)) is not None:
+            return Verdict(kept["score"], tuple(kept["prompt"]), kept["judgment"])
+        try:
+            verdict = grade(judge, question.id, category, turns, own)
+        except RunFailed as refusal:
+            refused.append(refusal)
+            raise
+        if verdict.score is not None:  # others are asked again
+            sitting.journal.put(key, dataclasses.asdict(verdict))
+        return verdict
+
+    verdicts = []
+    pool = ThreadPoolExecutor(sitting.options.workers)
+    try:
+        for verdict in pool.map(lambda each: one(*each), asked):
+            verdicts.append(verdict)
+            sitting.progress(len(verdicts), len(asked))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return verdicts
+
+
+def _judgment(
+    model: str, judge: Judge, question: Question, turn: int, verdict: Verdict
+) -> dict[str, Any]:
+    """One line of FastChat's file of judgments; its score is null where there is none."""
+    return {
+        "question_id": int(question.id) if question.id.isdigit() else question.id,
+        "model": model,
+        "judge": [judge.model, verdict.prompt[0]],
+        "user_prompt": verdict.prompt[1],
+        "judgment": verdict.judgment,
+        "score": verdict.score,
+        "turn": turn,
+        "tstamp": time.time(),
+        **({"error": verdict.error} if verdict.error else {}),
+    }
+
+
+def _scores(turns: Sequence[int], verdicts: Sequence[Verdict]) -> dict[str, float]:
+    given: dict[str, list[float]] = {}
+    for turn, verdict in zip(turns, verdicts, strict=True):
+        if verdict.score is not None:
+            given.setdefault("score", []).append(verdict.score)
+            given.setdefault(f"score/turn_{turn}", []).append(verdict.score)
+    means = {name: sum(values) / len(values) for name, values in given.items()}
+    unscored = sum(verdict.score is None for verdict in verdicts)
+    return dict(sorted(means.items())) | {"unscored": float(unscored)}

@@ -1,0 +1,109 @@
+"""How likely a model holds given continuations of prompts: batched, one compile per length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from goat_jax.data.pipeline.batching import choose_buckets, evaluation_plan
+from goat_jax.data.pipeline.dataset import FILLER
+from goat_jax.data.pipeline.encoding import Piece, encode_pieces
+from goat_jax.data.pipeline.packing import Texts
+from goat_jax.data.pipeline.token_ids import check_ids, table_sizes
+from goat_jax.errors import UserError
+from goat_jax.training.losses import LANGUAGE
+from goat_jax.training.step import EvalStep, make_eval_step
+from goat_jax.typing import PyTree
+
+
+class Likelihoods(NamedTuple):
+    """Of N continuations.
+
+    Attributes:
+        sums: [N] float64, the log-probability of each given its prompt, in nats.
+        tokens: [N] int64, tokens of each.
+        cut: how many texts lost the beginning of their prompt because the context is too short.
+    """
+
+    sums: np.ndarray
+    tokens: np.ndarray
+    cut: int
+
+    @property
+    def means(self) -> np.ndarray:
+        """[N], per token."""
+        return self.sums / self.tokens
+
+
+class Scorer:
+    """Scores continuations with a decoder, its adapters active.
+
+    Args:
+        graph, trainable, base: of the model (`goat_jax.nn.dense.split_model`).
+        config: of the decoder.
+        tokenizer: of its checkpoint; prompt and continuation are tokenised as in training.
+    """
+
+    def __init__(
+        self, graph: Any, trainable: dict[str, PyTree], base: PyTree, config: Any, tokenizer: Any
+    ):
+        self.config, self.tokenizer = config, tokenizer
+        self._step: EvalStep = make_eval_step(graph, LANGUAGE)
+        self._arrays = trainable, base
+
+    def __call__(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        batch_size: int = 16,
+        shapes: int = 5,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> Likelihoods:
+        """Log-probabilities of (prompt, continuation) pairs.
+
+        Args:
+            shapes: padded lengths in use, each compiled once.
+            progress: is told how many pairs are done.
+
+        Raises:
+            UserError: a continuation without tokens, or one that alone fills the context.
+        """
+        texts = self._texts(pairs)
+        length = int(texts.lengths.max())
+        buckets = choose_buckets(texts.lengths, batch_size, length, max_shapes=shapes)
+        plan = evaluation_plan(texts.lengths, batch_size, buckets)
+        sums = np.zeros(len(pairs))
+        done = 0
+        for rows, width in zip(plan.rows, plan.lengths, strict=True):
+            _, losses = self._step(*self._arrays, texts.gather(rows, int(width)))
+            real = rows != FILLER
+            sums[rows[real]] = -np.asarray(losses, np.float64)[real]
+            done += int(real.sum())
+            progress(done)
+        tokens = np.array([learnt.sum() for learnt in texts.learnt])
+        return Likelihoods(sums, tokens, texts.truncated)
+
+    def _texts(self, pairs: Sequence[tuple[str, str]]) -> Texts:
+        context = self.config.context
+        all_ids, all_learnt, cut = [], [], 0
+        for prompt, continuation in pairs:
+            pieces = [Piece(prompt, False), Piece(continuation, True)]
+            ids, learnt = encode_pieces(self.tokenizer, pieces, end=False)
+            cut += len(ids) > context
+            ids, learnt = ids[-context:], learnt[-context:]
+            if not learnt.any() or learnt[0]:
+                raise UserError(
+                    f"the likelihood of {continuation[:40]!r} needs 1 token or more of it behind"
+                    f" one of a prompt, all within the context of {context}"
+                )
+            all_ids.append(ids)
+            all_learnt.append(learnt)
+        check_ids({"vocab_size": all_ids}, table_sizes(self.config))
+        return Texts(
+            input_ids=all_ids,
+            learnt=all_learnt,
+            members=[[number] for number in range(len(pairs))],
+            lengths=np.array([len(ids) for ids in all_ids], np.int32),
+            truncated=cut,
+        )

@@ -1,0 +1,119 @@
+"""What is examined: a language model, from a run's checkpoint or as it was pretrained."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from goat_jax.config.run import DTYPES
+from goat_jax.data.pipeline.tokenize import load_tokenizer
+from goat_jax.data.tasks.registry import Task
+from goat_jax.errors import UserError
+from goat_jax.evaluation.journal import digest
+from goat_jax.evaluation.loglikelihood import Scorer
+from goat_jax.evaluation.sampler import Generator
+from goat_jax.nn.dense import merge_model, split_model
+from goat_jax.pretrained.resolve import find_model
+from goat_jax.sharding.config import MeshConfig
+from goat_jax.training.checkpoints.restore import ONE_DEVICE, load_on_mesh, reopen
+from goat_jax.training.checkpoints.run_dir import RUN
+from goat_jax.training.task_types import LANGUAGE_MODEL
+from goat_jax.typing import Array, PyTree
+
+MULTIPLE = 64
+"""Prompts are padded to a multiple of so many tokens."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A language model with its tokenizer.
+
+    Attributes:
+        name: of the run's folder or the model.
+        graph, trainable, base: of the model (`goat_jax.nn.dense.split_model`).
+        config: of the decoder.
+        tokenizer: of its checkpoint.
+        task: of the run; None for a pretrained model.
+        step: of the checkpoint; None for a pretrained model.
+    """
+
+    name: str
+    graph: Any
+    trainable: dict[str, PyTree]
+    base: PyTree
+    config: Any
+    tokenizer: Any
+    task: Task | None = None
+    step: int | None = None
+
+    def generator(self) -> Generator:
+        """Answers prompts."""
+        model = merge_model(self.graph, self.trainable, self.base)
+        return Generator(model, self.tokenizer, MULTIPLE)
+
+    def digest(self) -> str:
+        """A short text that other weights would not have."""
+        leaves = jax.tree.leaves((self.trainable, self.base))
+        arrays = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.number)]
+        sums = [(leaf.shape, float(_sum(leaf)), float(_sum(jnp.abs(leaf)))) for leaf in arrays]
+        return digest([self.name, self.step, sums])
+
+    def scorer(self) -> Scorer:
+        """Tells how likely continuations are."""
+        return Scorer(self.graph, self.trainable, self.base, self.config, self.tokenizer)
+
+
+@jax.jit
+def _sum(leaf: Array) -> Array:
+    return leaf.astype(jnp.float32).sum()
+
+
+def open_subject(
+    source: str, step: int | None = None, dtype: str = "float32", mesh: MeshConfig = ONE_DEVICE
+) -> Subject:
+    """A run's checkpoint (the best if no step is given), or a pretrained model.
+
+    Args:
+        dtype: of a pretrained model's weights; a run has its own.
+        mesh: what it is put on. Prompts come in any number, so only `tensor` may be above 1.
+
+    Raises:
+        UserError: neither a run nor a model, or no language model.
+    """
+    if (Path(source) / RUN).is_file():
+        return _open_run(Path(source), step, mesh)
+    if step is not None:
+        raise UserError(f"{source} is a model, not a run: --step needs a run folder")
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    path = find_model(source)
+    loaded = load_on_mesh(path, mesh, dtype=DTYPES[dtype])
+    _check(loaded.kind, source)
+    graph, trainable, base = split_model(loaded.model)
+    name = Path(path).name or source
+    return Subject(name, graph, trainable, base, loaded.model.config, load_tokenizer(path))
+
+
+def _open_run(folder: Path, step: int | None, mesh: MeshConfig) -> Subject:
+    run = reopen(folder, step, mesh)
+    _check(run.built.kind, str(folder))
+    trainable, base = run.state.trainable, run.state.frozen(run.built.base)
+    return Subject(
+        name=folder.resolve().name,
+        graph=run.built.graph,
+        trainable=trainable,
+        base=base,
+        config=merge_model(run.built.graph, trainable, base).config,
+        tokenizer=load_tokenizer(find_model(run.config.model.path)),
+        task=run.config.task,
+        step=run.step,
+    )
+
+
+def _check(kind: str, source: str) -> None:
+    if kind != LANGUAGE_MODEL:
+        raise UserError(f"{source} is a {kind}: only a {LANGUAGE_MODEL} answers questions")

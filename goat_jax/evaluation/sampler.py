@@ -1,0 +1,299 @@
+"""Text from a language model: one jitted prefill, one jitted step per token, a cache in between."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from goat_jax.data.pipeline.encoding import encode_prompt
+from goat_jax.data.pipeline.token_ids import check_ids, table_sizes
+from goat_jax.errors import UserError
+from goat_jax.models.decoder.model import Cache
+from goat_jax.nn.dense import merge_model, split_model
+from goat_jax.nn.named_modules import find_stacks
+from goat_jax.typing import Array, Key, PyTree
+from goat_jax.validation.fields import Count, NonNegative, Range, Seed, check_fields
+
+DEFAULT_NEW_TOKENS = 128
+
+Prompt = str | Sequence[int]
+"""A text, or token ids."""
+
+CONTEXT = 4
+"""Tokens of the prompt that an answer is decoded together with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        temperature: 0 takes the most likely token; above, logits are divided by it.
+        top_p: only the most likely tokens that together have this probability.
+        max_new_tokens: at most so many a prompt; None: as many as the context has room for, up
+            to `DEFAULT_NEW_TOKENS`.
+        stop: texts that end the answer; they are not part of it.
+        seed: of the draws.
+
+    Raises:
+        UserError: a number out of its range.
+    """
+
+    temperature: NonNegative = 0.0
+    top_p: Annotated[float, Range(above=0, at_most=1)] = 1.0
+    max_new_tokens: Count | None = None
+    stop: tuple[str, ...] = ()
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The text that follows a prompt.
+
+    Attributes:
+        text: without the text that ended it.
+        cut: whether the new tokens ran out before the model ended it.
+    """
+
+    text: str
+    cut: bool = False
+
+
+def choose(logits: Array, key: Key, temperature: float, top_p: float) -> Array:
+    """The next token (B,) int32 for logits (B, V) float32.
+
+    >>> choose(jnp.array([[0.0, 2.0, 1.0]]), jax.random.key(0), 0.0, 1.0)
+    Array([1], dtype=int32)
+    """
+    if temperature == 0.0:
+        return logits.argmax(-1).astype(jnp.int32)
+    logits = logits / temperature
+    if top_p < 1.0:
+        logits = jnp.where(_among_likely(logits, top_p), logits, -jnp.inf)
+    return jax.random.categorical(key, logits).astype(jnp.int32)
+
+
+def _among_likely(logits: Array, top_p: float) -> Array:
+    """Whether the tokens more likely than this one have less than top_p together."""
+    order = jnp.argsort(-logits, axis=-1)
+    ordered = jnp.take_along_axis(jax.nn.softmax(logits), order, axis=-1)
+    before = jnp.cumsum(ordered, axis=-1) - ordered
+    return jnp.take_along_axis(before < top_p, jnp.argsort(order, axis=-1), axis=-1)
+
+
+class Generator:
+    """Answers prompts with a decoder, its adapters active.
+
+    Args:
+        model: a `Decoder`, with adapters or without.
+        tokenizer: of its checkpoint.
+        multiple: prompts are padded to a multiple of so many tokens where the context has room, so
+            that prompts of many lengths need few compiles.
+        apart: whether every layer gets a program of its own, in place of one scan over them. A CPU
+            copies each kernel of a scan out of its stack for every token; apart, tokens come faster
+            and compiling takes longer. The kernels are in memory twice for a while.
+
+    Attributes:
+        end_ids: tokens that end an answer.
+
+    The arrays of the model are arguments of the jitted steps, so new weights need no new compile.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, multiple: int = 1, *, apart: bool = False):
+        model = unrolled(model) if apart else model
+        graph, self._trainable, self._base = split_model(model)
+        self.config, self.tokenizer, self.multiple = model.config, tokenizer, multiple
+        self.end_ids = end_ids(model.config, tokenizer)
+        check_ids({"vocab_size": [self.end_ids]}, table_sizes(model.config))
+        self._empty = model.empty_cache
+        self._extend = jax.jit(partial(_extend, graph), donate_argnums=4)
+        self._choose = jax.jit(choose, static_argnums=(2, 3))
+
+    def tokens(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[np.ndarray]:
+        """Yields the next token (B,) of all prompts, one array a step.
+
+        After a token that ends an answer a row repeats it; the steps end when all rows have.
+
+        Args:
+            prompts: token ids, of any lengths.
+
+        Raises:
+            UserError: an empty prompt, or one that with the new tokens exceeds the context.
+        """
+        longest = max(map(len, prompts))
+        steps = sampling.max_new_tokens
+        if steps is None:
+            steps = max(1, min(DEFAULT_NEW_TOKENS, self.config.context - longest))
+        self._check(prompts, longest + steps)
+        longest = self._padded(longest, steps)
+        ids, mask = pad_left(prompts, 0, longest)
+        cache = self._empty(len(prompts), longest + steps)
+        key = jax.random.key(sampling.seed)
+        ended = np.zeros(len(prompts), bool)
+        for step in range(steps):
+            logits, cache = self._extend(self._trainable, self._base, ids, mask, cache)
+            own = jax.random.fold_in(key, step)
+            chosen = self._choose(logits, own, sampling.temperature, sampling.top_p)
+            tokens = np.array(chosen)
+            if self.end_ids:
+                tokens[ended] = self.end_ids[0]
+                ended |= np.isin(tokens, self.end_ids)
+            yield tokens
+            if ended.all():
+                return
+            ids, mask = jnp.asarray(tokens)[:, None], jnp.ones((len(prompts), 1), jnp.int32)
+
+    def _padded(self, longest: int, steps: int) -> int:
+        """A length for prompts of up to `longest` tokens: a multiple, if that fits."""
+        length = -(-longest // self.multiple) * self.multiple
+        # Dynamic scaling sees how long a row is, so padding would change its answers.
+        fits = length + steps <= self.config.context and self.config.rope.kind != "dynamic"
+        return length if fits else longest
+
+    def _check(self, prompts: Sequence[Sequence[int]], tokens: int) -> None:
+        if not all(prompts):
+            raise UserError("an empty prompt: give it at least one token")
+        check_ids({"vocab_size": prompts}, table_sizes(self.config))
+        # Dynamic scaling stretches as far as it must.
+        if tokens > self.config.context and self.config.rope.kind != "dynamic":
+            raise UserError(
+                f"a prompt and its answer may need {tokens} tokens, more than the model's context "
+                f"of {self.config.context}: shorten the prompt or ask for fewer new tokens"
+            )
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """A prompt's token ids: those that it would have in training."""
+        return encode_prompt(self.tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
+
+    def answers(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        stream: Callable[[str], None] | None = None,
+    ) -> list[str]:
+        """The texts of `complete`."""
+        return [answer.text for answer in self.complete(prompts, sampling, stream)]
+
+    def complete(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        stream: Callable[[str], None] | None = None,
+    ) -> list[Answer]:
+        """What follows the prompts.
+
+        Args:
+            prompts: texts of any lengths, or the token ids of a conversation.
+            stream: is handed the pieces of the first answer as they come.
+        """
+        encoded = [self.encode(prompt) for prompt in prompts]
+        found: list[list[int]] = [[] for _ in prompts]
+        done = [False] * len(prompts)
+        shown = ""
+        for tokens in self.tokens(encoded, sampling):
+            for row, token in enumerate(tokens.tolist()):
+                if done[row]:
+                    continue
+                done[row] = token in self.end_ids
+                if not done[row]:
+                    found[row].append(token)
+                    text = self._text(encoded[row], found[row])
+                    done[row] = _cut(text, sampling.stop)[1]
+            if stream is not None:
+                text = self._text(encoded[0], found[0])
+                text = _cut(text, sampling.stop)[0] if done[0] else _settled(text, sampling.stop)
+                stream(text[len(shown) :])
+                shown = text
+            if all(done):
+                break
+        texts = map(self._text, encoded, found)
+        return [
+            Answer(_cut(text, sampling.stop)[0], cut=not own)
+            for text, own in zip(texts, done, strict=True)
+        ]
+
+    def _text(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        """What tokens say after a prompt; alone, some tokenizers would drop their first space."""
+        before = list(prompt[-CONTEXT:])
+        start = len(self.tokenizer.decode(before, skip_special_tokens=True))
+        return self.tokenizer.decode([*before, *ids], skip_special_tokens=True)[start:]
+
+
+def end_ids(config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that end an answer: the tokenizer's, which training ends texts with, and the
+    checkpoint's own, of config.json and generation_config.json.
+
+    Args:
+        config: a `DecoderConfig`.
+    """
+    own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    return tuple(dict.fromkeys((*own, *config.eos_ids)))
+
+
+def unrolled(model: Any) -> Any:
+    """The model with each layer in a run of its own; the one given stays as it is."""
+    model = nnx.clone(model)
+    for stack in find_stacks(model):
+        stack.cut(range(1, sum(stack.sizes)))
+    return model
+
+
+def _extend(
+    graph: Any, trainable: dict[str, PyTree], base: PyTree, ids: Array, mask: Array, cache: Cache
+) -> tuple[Array, Cache]:
+    """Logits (B, V) after the last of these tokens, and the cache with them."""
+    model = merge_model(graph, trainable, base)
+    hidden, cache = model.extend(ids, mask, cache)
+    return model.logits(hidden[:, -1]), cache
+
+
+def pad_left(
+    prompts: Sequence[Sequence[int]], pad: int, length: int | None = None
+) -> tuple[Array, Array]:
+    """Token ids and mask (B, T) int32, every prompt ending in the last column.
+
+    Args:
+        length: T; that of the longest prompt if not given.
+
+    >>> ids, mask = pad_left([[5], [6, 7]], 0)
+    >>> ids.tolist(), mask.tolist()
+    ([[0, 5], [6, 7]], [[0, 1], [1, 1]])
+    """
+    longest = length or max(map(len, prompts))
+    ids = np.full((len(prompts), longest), pad, np.int32)
+    mask = np.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = prompt
+        mask[row, longest - len(prompt) :] = 1
+    return jnp.asarray(ids), jnp.asarray(mask)
+
+
+def _cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first stop text, and whether there was one."""
+    places = [place for ending in stop if (place := text.find(ending)) >= 0]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+def _settled(text: str, stop: Sequence[str]) -> str:
+    """What of an unfinished text cannot change any more: its end may be half a character, or the
+    beginning of a stop text."""
+    text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+    held = max((_overlap(text, ending) for ending in stop), default=0)
+    return text[: len(text) - held]
+
+
+def _overlap(text: str, ending: str) -> int:
+    """How many characters at the end of a text could begin an ending."""
+    return next(
+        (n for n in range(min(len(text), len(ending)), 0, -1) if text.endswith(ending[:n])), 0
+    )

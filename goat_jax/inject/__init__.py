@@ -1,0 +1,1 @@
+"""Adapters put into a model: targets, decompositions, sharded initialization."""

@@ -1,0 +1,405 @@
+"""Attaches adapters to the `Dense` modules of a model, and reports what was adapted and why."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from goat_jax.adapters.adapter import AdapterStart, init_adapter, segment_index
+from goat_jax.adapters.spec import OF_THE_RUN, AdapterSpec
+from goat_jax.core.svd import Svd
+from goat_jax.errors import UserError, nearest
+from goat_jax.inject.sharded_init import Placing, start_layers, start_on_mesh
+from goat_jax.inject.svd_cache import SvdStore, is_known
+from goat_jax.inject.targets import (
+    ALL_LINEAR,
+    EVERYTHING,
+    Targets,
+    check_all_match,
+    check_regex,
+    matches,
+    trains,
+)
+from goat_jax.nn.dense import Adapter, Dense, Factor, Head
+from goat_jax.nn.named_modules import Site, find_sites, find_stacks, name_number
+from goat_jax.typing import Key
+from goat_jax.validation.fields import check_fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Override:
+    """Other sizes or options for some modules.
+
+    Attributes:
+        modules: a regular expression, list of suffixes, as for targets. Layers are named by their
+            number, so a range of layers is ``r".*layer\\.[0-5]\\..*"``.
+        options: what `methods.method_spec` takes: total_rank, num_experts, alpha, eta, scale, ...
+            but for what is one for the whole run (`adapters.spec.OF_THE_RUN`).
+    """
+
+    modules: str | tuple[str, ...]
+    options: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        check_fields(self, "override ")
+        if isinstance(self.modules, str):
+            check_regex("override", self.modules)
+
+    def spec(self, spec: AdapterSpec) -> AdapterSpec:
+        """The spec of these modules.
+
+        Args:
+            spec: that of all others.
+
+        Raises:
+            UserError: an option that the method does not have or that does not fit it, or one that
+                is one for the whole run.
+        """
+        own = spec.replace(**self.options)
+        for field in OF_THE_RUN:
+            if getattr(own, field) != getattr(spec, field):
+                names = self.modules if isinstance(self.modules, str) else list(self.modules)
+                raise UserError(
+                    f"an override of {names!r} changes {field}, which is one for the whole "
+                    "run: set it for the adapter, not for some modules"
+                )
+        return own
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the report: a module (of several layers, if stacked) and what became of it."""
+
+    name: str
+    layers: range | None
+    shape: tuple[int, int]
+    trained: int
+    what: str
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class InjectReport:
+    """What `inject` did.
+
+    Attributes:
+        rows: one per module or run of layers; `what` is "adapter", "trained in full" or "frozen".
+        adapter_parameters, head_parameters, total_parameters: counts; total has all of the model.
+        pretrained_parameters: of the model before.
+    """
+
+    rows: tuple[Row, ...]
+    adapter_parameters: int
+    head_parameters: int
+    total_parameters: int
+    pretrained_parameters: int
+
+    @property
+    def trained_parameters(self) -> int:
+        """Everything that is optimised."""
+        return self.adapter_parameters + self.head_parameters
+
+    @property
+    def adapter_share(self) -> float:
+        """Parameters of the adapters over those of the pretrained model, as papers count."""
+        return self.adapter_parameters / self.pretrained_parameters
+
+
+def inject(
+    model: nnx.Module,
+    spec: AdapterSpec,
+    targets: Targets = ALL_LINEAR,
+    *,
+    key: Key,
+    overrides: Sequence[Override] = (),
+    train: Targets = (),
+    gradients: Mapping[str, jax.Array] | None = None,
+    placing: Placing | None = None,
+    svds: SvdStore | None = None,
+) -> InjectReport:
+    """Attaches an adapter to every target, in place; edits its kernel as the method says.
+
+    Stacked layers are initialised together. Where overrides make layers of a stack differ, the
+    stack is cut into runs of equal layers.
+
+    Args:
+        model: pretrained, without adapters.
+        spec: the method.
+        targets: which `Dense` modules get one, by their Hugging Face names; "all-linear" are those
+            of the transformer blocks.
+        key: every module derives its own key from its name, whatever else is adapted.
+        overrides: the first that matches a module applies.
+        train: modules trained in full (the task head), with their parts; they get no adapter. A
+            method that trains the whole model trains all others in full, too.
+        gradients: full module name -> gradient (I, O) of the loss with respect to its kernel, for
+            methods that start from it.
+        placing: where on a mesh the arrays go; None leaves them on one device. Layers of a stack
+            are then shared out among all devices for what their start computes.
+        svds: where decompositions are looked up and kept, layer by layer; None computes them.
+
+    Raises:
+        UserError: a target or override that matches nothing, nothing that could be adapted, or a
+            module that has an adapter already.
+
+    >>> from goat_jax.adapters.methods import method_spec
+    >>> from goat_jax.models.encoder.model import Encoder, tiny_config
+    >>> model = Encoder(tiny_config(), rngs=nnx.Rngs(0))
+    >>> spec = method_spec("goat", total_rank=8)
+    >>> report = inject(model, spec, ["query"], key=jax.random.key(0), train=["classifier"])
+    >>> report.adapter_parameters == 3 * (2 * 8 * 32 + 8 * 32), report.head_parameters
+    (True, 66)
+    """
+    pretrained = _size(model, nnx.Param)
+    check_choices(model, spec, targets, overrides, train)
+    if targets == ALL_LINEAR:
+        targets = _in_blocks(model)
+    _cut_stacks(model, spec, targets, overrides, train)
+    rows = []
+    for site in find_sites(model):
+        name = site.names()[0]
+        shape = tuple(site.module.kernel.shape[-2:])  # type: ignore[attr-defined]
+        if trains(name, train):
+            what, reason = "trained in full", ""
+        else:
+            chosen, reason = _choose(site, name, spec, targets, overrides)
+            what = "frozen" if chosen is None else "adapter"
+            if chosen is not None:
+                attach(site, chosen, key, gradients, placing, svds)
+            elif spec.whole_model:
+                what, reason = "trained in full", ""
+        rows.append((site, what, reason, shape))
+    train_in_full(model, EVERYTHING if spec.whole_model else train)
+    return _report(model, rows, pretrained)
+
+
+def check_choices(
+    model: nnx.Module,
+    spec: AdapterSpec,
+    targets: Targets,
+    overrides: Sequence[Override] = (),
+    train: Targets = (),
+) -> None:
+    """Checks what `inject` is to adapt; shapes are all it looks at, so weights need not be there.
+
+    Raises:
+        UserError: as `inject`.
+    """
+    sites = find_sites(model)
+    names = [name for site in sites for name in site.names()]
+    every = [name for site in _with_parameters(model) for name in site.names()]
+    check_all_match(names, "target", targets)
+    check_all_match(every, "module to train", train, trains, "module")
+    for override in overrides:
+        check_all_match(names, "override", override.modules)
+    if targets == ALL_LINEAR:
+        targets = _in_blocks(model)
+    reasons = set()
+    for site in sites:
+        for name in site.names():
+            if trains(name, train):
+                continue
+            chosen, reason = _choose(site, name, spec, targets, overrides)
+            if chosen is not None:
+                return
+            reasons.add(reason)
+    raise UserError(f"no module could be adapted: {'; '.join(sorted(reasons))}")
+
+
+def _in_blocks(model: nnx.Module) -> list[str]:
+    """Every linear layer of the blocks, as the paper adapts; of the whole model without blocks."""
+    sites = find_sites(model)
+    blocks = [site for site in sites if site.layers is not None] or sites
+    return [name for site in blocks for name in site.names()]
+
+
+def _resolve(name: str, spec: AdapterSpec, overrides: Sequence[Override]) -> AdapterSpec:
+    for override in overrides:
+        if matches(name, override.modules):
+            return override.spec(spec)
+    return spec
+
+
+def _choose(
+    site: Site, name: str, spec: AdapterSpec, targets: Targets, overrides: Sequence[Override]
+) -> tuple[AdapterSpec | None, str]:
+    """The spec of a module, or None and why it stays as it is."""
+    if not matches(name, targets):
+        return None, "not a target"
+    own = _resolve(name, spec, overrides)
+    smaller = min(site.module.kernel.shape[-2:])  # type: ignore[attr-defined]
+    if own.total_rank > smaller:
+        return None, f"total rank {own.total_rank} is above its smaller side {smaller}"
+    return own, ""
+
+
+def _cut_stacks(
+    model: nnx.Module,
+    spec: AdapterSpec,
+    targets: Targets,
+    overrides: Sequence[Override],
+    train: Targets,
+) -> None:
+    """Cuts every stack where the choice for any of its modules changes from layer to layer."""
+    for stack in find_stacks(model):
+        inside = [s for s in find_sites(model) if s.layers is not None and _is_part(stack, s)]
+        choices: dict[int, list[Any]] = {}
+        for site in inside:
+            for layer, name in zip(site.layers or (), site.names(), strict=True):
+                chosen = _choose(site, name, spec, targets, overrides)
+                choices.setdefault(layer, []).append((trains(name, train), *chosen))
+        order = sorted(choices)
+        pairs = zip(order, order[1:], strict=False)
+        stack.cut([later for sooner, later in pairs if choices[sooner] != choices[later]])
+
+
+def _is_part(stack: Any, site: Site) -> bool:
+    modules = (module for run in stack.runs for _, module in nnx.iter_modules(run))
+    return any(module is site.module for module in modules)
+
+
+def attach(
+    site: Site,
+    spec: AdapterSpec,
+    key: Key,
+    gradients: Mapping[str, jax.Array] | None = None,
+    placing: Placing | None = None,
+    svds: SvdStore | None = None,
+) -> None:
+    """Initialises an adapter from the site's kernel and hangs it there."""
+    dense: Dense = site.module  # type: ignore[assignment]
+    if dense.adapter is not None:
+        raise UserError(f"{site.names()[0]} has an adapter already: start from a new model")
+    start = start_adapter(dense.kernel[...], spec, key, site, gradients, placing, svds)
+    dense.kernel.set_value(start.kernel)
+    salt = name_number(site.pattern)
+    dense.adapter = Adapter(start.factors, start.scale, spec, salt, start.constants)
+
+
+def start_adapter(
+    kernel: jax.Array,
+    spec: AdapterSpec,
+    key: Key,
+    site: Site,
+    gradients: Mapping[str, jax.Array] | None = None,
+    placing: Placing | None = None,
+    svds: SvdStore | None = None,
+) -> AdapterStart:
+    """`init_adapter` of a site; layers of a stack one by one, each with the key of its own name."""
+    numbers = jnp.array([name_number(name) for name in site.names()], jnp.uint32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+    known = _gradients_of(site, gradients)
+    segments = None if svds is None else _stored_segments(kernel, spec, keys, site, svds)
+    if placing is not None:
+        return start_on_mesh(kernel, spec, keys, known, segments, site, placing)
+    if site.layers is None:
+        first = [
+            None if each is None else jax.tree.map(lambda a: a[0], each)
+            for each in (known, segments)
+        ]
+        return _start(kernel, spec, keys[0], *first)
+    return _start_stacked(kernel, spec, keys, known, segments)
+
+
+def _stored_segments(
+    kernel: jax.Array, spec: AdapterSpec, keys: Key, site: Site, svds: SvdStore
+) -> Svd | None:
+    """The segments of a site's layers from a store, stacked; None for starts without any, and where
+    shapes are all there is."""
+    smaller = min(kernel.shape[-2:])
+    if segment_index(smaller, spec, keys[0]) is None or not is_known(kernel):
+        return None
+    indices = np.asarray(jax.vmap(lambda key: segment_index(smaller, spec, key))(keys))
+    found = []
+    for svd, index in zip(
+        svds.of_layers(kernel, list(indices.reshape(len(indices), -1))), indices, strict=True
+    ):
+        u = np.moveaxis(np.asarray(svd.u).reshape(-1, *index.shape), 0, 1)
+        found.append(Svd(u, svd.s.reshape(index.shape), svd.vt.reshape(*index.shape, -1)))  # type: ignore[arg-type]
+    return jax.tree.map(lambda *layers: np.stack(layers), *found)
+
+
+def _gradients_of(site: Site, gradients: Mapping[str, jax.Array] | None) -> jax.Array | None:
+    """The gradients (L, I, O) of a site's layers, None if none are given."""
+    if gradients is None:
+        return None
+    for name in site.names():
+        if name not in gradients:
+            raise UserError(f"no gradient of {name!r} is given{nearest(name, gradients)}")
+    return jnp.stack([jnp.asarray(gradients[name]) for name in site.names()])
+
+
+@partial(jax.jit, static_argnums=1)
+def _start(
+    kernel: jax.Array, spec: AdapterSpec, key: Key, gradient: jax.Array | None, segments: Svd | None
+) -> AdapterStart:
+    return init_adapter(kernel, spec, key, gradient, segments)
+
+
+@partial(jax.jit, static_argnums=1)
+def _start_stacked(
+    kernels: jax.Array,
+    spec: AdapterSpec,
+    keys: Key,
+    gradients: jax.Array | None,
+    segments: Svd | None,
+) -> AdapterStart:
+    return start_layers(kernels, keys, gradients, segments, spec)
+
+
+def train_in_full(model: nnx.Module, modules: Targets) -> None:
+    """Turns the parameters of these modules into `Head`: trained in float32, not frozen.
+
+    The kernel under an adapter stays frozen, or what the adapter left of it. A module that sets the
+    dtype of what follows goes on computing in the one it was stored in.
+    """
+    for site in _with_parameters(model):
+        if not trains(site.names()[0], modules):
+            continue
+        module: Any = site.module
+        under_adapter = "kernel" if getattr(module, "adapter", None) is not None else None
+        for name, value in vars(module).items():
+            if type(value) is nnx.Param and name != under_adapter:
+                if hasattr(module, "kept_dtype"):
+                    module.kept_dtype = module.dtype
+                setattr(module, name, Head(value[...].astype(jnp.float32)))
+
+
+def _with_parameters(model: nnx.Module) -> list[Site]:
+    """Every module that has parameters of its own, linear or not."""
+    return [
+        site
+        for site in find_sites(model, nnx.Module)
+        if any(type(value) is nnx.Param for value in vars(site.module).values())
+    ]
+
+
+def _size(model: nnx.Module, *kinds: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, *kinds)))
+
+
+def _report(
+    model: nnx.Module, chosen: list[tuple[Site, str, str, tuple]], pretrained: int
+) -> InjectReport:
+    rows = []
+    for site, what, reason, shape in chosen:
+        module: Dense = site.module  # type: ignore[assignment]
+        rows.append(
+            Row(
+                name=site.pattern,
+                layers=site.layers,
+                shape=shape,
+                trained=_size(module, (Factor, Head)) if what != "frozen" else 0,
+                what=what,
+                reason=reason,
+            )
+        )
+    return InjectReport(
+        tuple(rows), _size(model, Factor), _size(model, Head), _size(model, nnx.Param), pretrained
+    )

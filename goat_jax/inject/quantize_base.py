@@ -1,0 +1,89 @@
+"""Puts the frozen kernels of a model into few bits, after its adapters have been started."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from goat_jax.nn.dense import Dense, Head
+from goat_jax.nn.named_modules import find_sites
+from goat_jax.nn.quantized_kernel import KINDS, QuantizedKernel, dequantize, quantize
+from goat_jax.typing import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizeReport:
+    """What a quantisation saved and what it cost.
+
+    Attributes:
+        kind: a key of `goat_jax.nn.quantized_kernel.KINDS`.
+        before, after: bytes of the quantised kernels, scales included, codes of 4 bits as half a
+            byte.
+        errors: name pattern -> relative error per layer, ||W - W'|| / ||W|| (Frobenius).
+    """
+
+    kind: str
+    before: int
+    after: int
+    errors: dict[str, Array]
+
+    def __str__(self) -> str:
+        values = {name: float(jnp.max(error)) for name, error in self.errors.items()}
+        mean = float(jnp.mean(jnp.concatenate(list(self.errors.values()))))
+        worst = max(values, key=values.__getitem__)
+        return (
+            f"quantised base: {self.kind}, {self.before / 2**20:.0f} -> {self.after / 2**20:.0f} "
+            f"MiB, relative error {mean:.4f} on average, at most {values[worst]:.4f} ({worst})"
+        )
+
+
+def quantize_base(model: nnx.Module, kind: str) -> QuantizeReport:
+    """Quantises every frozen kernel of the model's linear layers, in place.
+
+    Layer by layer: what is needed besides is one layer's kernel. Modules that are trained in full
+    stay as they are.
+
+    Raises:
+        UserError: qwix is not installed.
+    """
+    before = after = 0
+    errors: dict[str, list[Array]] = {}
+    for site in find_sites(model):
+        dense: Any = site.module
+        if not isinstance(dense, Dense) or isinstance(dense.kernel, Head):
+            continue
+        kernel = dense.kernel[...]
+        stacked = kernel if site.layers is not None else kernel[None]
+        codes, scales, error = _quantize_layers(stacked, kind)
+        before += kernel.size * kernel.dtype.itemsize
+        after += codes.size * _bits(kind) // 8 + scales.size * scales.dtype.itemsize
+        errors.setdefault(site.pattern, []).append(error)
+        if site.layers is None:
+            codes, scales = codes[0], scales[0]
+        dense.quantized = nnx.data(QuantizedKernel(codes, scales, kind))
+        dense.kernel = None  # type: ignore[assignment]  (nobody reads it from here on)
+    return QuantizeReport(
+        kind, before, after, {name: jnp.concatenate(e) for name, e in errors.items()}
+    )
+
+
+def _bits(kind: str) -> int:
+    return 4 if KINDS[kind] == "nf4" else 8
+
+
+@partial(jax.jit, static_argnums=1)
+def _quantize_layers(kernels: Array, kind: str) -> tuple[Array, Array, Array]:
+    """Codes, scales and relative errors of kernels (L, I, O)."""
+
+    def one(kernel: Array) -> tuple[Array, Array, Array]:
+        codes, scales = quantize(kernel, kind)
+        wide = kernel.astype(jnp.float32)
+        off = jnp.linalg.norm(wide - dequantize(codes, scales, kind))
+        return codes, scales, off / jnp.maximum(jnp.linalg.norm(wide), 1e-30)
+
+    return jax.lax.map(one, kernels)

@@ -1,0 +1,126 @@
+"""The start of adapters, layer by layer: on one device, or with the layers shared out on a mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any, Protocol, cast
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from goat_jax.adapters.adapter import AdapterStart, init_adapter
+from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.core.svd import Svd
+from goat_jax.inject.map_layers import map_layers
+from goat_jax.nn.named_modules import Site
+from goat_jax.typing import Array, Key
+
+
+class Placing(Protocol):
+    """Where the arrays of a model go; `goat_jax.sharding.rules.Placement` is one."""
+
+    @property
+    def whole(self) -> NamedSharding:
+        """A copy on every device."""
+        ...
+
+    def parameter(self, site: Site, name: str) -> NamedSharding:
+        """Of a parameter of a module."""
+        ...
+
+    def adapter(self, site: Site, name: str, shape: Sequence[int]) -> NamedSharding:
+        """Of an array of an adapter."""
+        ...
+
+
+def start_layers(
+    kernels: Array, keys: Key, gradients: Array | None, segments: Svd | None, spec: AdapterSpec
+) -> AdapterStart:
+    """`init_adapter` of stacked layers (L, I, O), each with its own key, gradient and segments."""
+    # A map, not a vmap: one layer's SVD is in memory at a time, and its result does not depend on
+    # which layers are stacked with it.
+    return jax.lax.map(
+        lambda layer: init_adapter(layer[0], spec, *layer[1:]), (kernels, keys, gradients, segments)
+    )
+
+
+def start_on_mesh(
+    kernel: Array,
+    spec: AdapterSpec,
+    keys: Key,
+    gradients: Array | None,
+    segments: Svd | None,
+    site: Site,
+    placing: Placing,
+) -> AdapterStart:
+    """The start of a site's adapter, every array where it belongs.
+
+    A stack's layers are shared out among all devices, as many at a time as there are devices, so
+    that each decomposes only its own; a device holds one whole kernel at a time and no more.
+
+    Args:
+        kernel: (L, I, O) of a stack, or (I, O), on the mesh.
+        keys: (L,), or (1,).  gradients: (L, I, O), (1, I, O) or None.
+        segments: of every layer's experts, if they are known.
+    """
+    stacked = site.layers is not None
+    all_layers = _all_layers(spec, stacked)
+    abstract = jax.eval_shape(all_layers, kernel, keys, gradients, segments)
+
+    def arrays(values: dict[str, Any]) -> Named:
+        return tuple((name, placing.adapter(site, name, v.shape)) for name, v in values.items())
+
+    own = placing.parameter(site, "kernel")
+    where = (own, arrays(abstract.factors), placing.whole, arrays(abstract.constants))
+    start = _compiled(spec, stacked, gradients is not None, segments is not None, where)
+    return start(kernel, key_everywhere(keys, placing.whole), gradients, segments)
+
+
+def key_everywhere(keys: Key, whole: NamedSharding) -> Key:
+    """PRNG keys on every device of a mesh, also on those of other processes."""
+    return jax.random.wrap_key_data(jax.device_put(jax.random.key_data(keys), whole))
+
+
+Named = tuple[tuple[str, NamedSharding], ...]
+
+
+@lru_cache(maxsize=64)
+def _compiled(
+    spec: AdapterSpec,
+    stacked: bool,
+    with_gradients: bool,
+    with_segments: bool,
+    where: tuple[NamedSharding, Named, NamedSharding, Named],
+) -> Callable[..., AdapterStart]:
+    """The jitted start of modules that are alike, compiled once for all of them."""
+    kernel, factors, scale, constants = where
+    start = AdapterStart(*cast(Any, (kernel, dict(factors), scale, dict(constants))))
+    if not stacked:
+        return jax.jit(_all_layers(spec, stacked), out_shardings=start)
+    specs = jax.tree.map(lambda sharding: sharding.spec, start)
+    whole = PartitionSpec()
+    known = Svd(*(whole,) * 3) if with_segments else None  # type: ignore[arg-type]
+    inputs = (specs.kernel, whole, specs.kernel if with_gradients else None, known)
+    one = partial(_one, spec=spec)
+    return jax.jit(
+        partial(map_layers, one, cast(Mesh, kernel.mesh), inputs, specs), out_shardings=start
+    )
+
+
+def _all_layers(spec: AdapterSpec, stacked: bool) -> Callable[..., AdapterStart]:
+    """The start of a stack, for its shapes, or of a kernel alone with a key and gradient (1,)."""
+    one = partial(_one, spec=spec)
+    if stacked:
+        return jax.vmap(one)
+
+    def alone(kernel: Array, *each: Any) -> AdapterStart:
+        return one(kernel, *jax.tree.map(lambda values: values[0], each))
+
+    return alone
+
+
+def _one(
+    kernel: Array, key: Key, gradient: Array | None, segments: Svd | None, spec: AdapterSpec
+) -> AdapterStart:
+    return init_adapter(kernel, spec, key, gradient, segments)

@@ -1,0 +1,137 @@
+"""What linen and NNX share: starts of (stacked) layers, the delta of one call, the report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from goat_jax.adapters.adapter import AdapterStart, Report, apply_adapter, init_adapter
+from goat_jax.adapters.context import Context
+from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.errors import UserError
+from goat_jax.inject.targets import ALL_LINEAR, Targets, check_all_match, matches
+from goat_jax.integrations.matmul_views import View
+from goat_jax.nn.named_modules import name_number
+from goat_jax.typing import Array, Factors, Key
+
+ROOT = "(model)"
+"""Name of a model among its own modules; an attribute cannot be called so."""
+
+
+def name_of(path: Sequence[Any]) -> str:
+    """The name of the module at a path.
+
+    >>> name_of(["blocks", 0, "query"]), name_of([])
+    ('blocks.0.query', '(model)')
+    """
+    return ".".join(map(str, path)) or ROOT
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """What became of a model's layers.
+
+    Attributes:
+        modules: names of those that got an adapter; the model itself is `ROOT`.
+        left: name of a module with a kernel that got none -> the reason.
+        parameters: trained ones, in all.
+    """
+
+    modules: tuple[str, ...]
+    left: Mapping[str, str]
+    parameters: int
+
+
+def choose(
+    found: Mapping[str, View | str], spec: AdapterSpec, targets: Targets
+) -> tuple[dict[str, View], dict[str, str]]:
+    """The modules to adapt, and why the others are not.
+
+    Args:
+        found: name -> how it is a matrix product, or why it is none.
+
+    Raises:
+        UserError: a target that matches nothing or cannot be adapted, a method that does not fit.
+    """
+    if spec.combine.replaces:
+        raise UserError(
+            f"{type(spec.combine).__name__} computes the whole layer itself: only goat_jax.Dense "
+            "takes it, choose a method that adds to the layer"
+        )
+    if spec.whole_model:
+        raise UserError(
+            "whole_model: in a model of your own you say what else is trained, choose "
+            "whole_model=false"
+        )
+    views = {name: view for name, view in found.items() if not isinstance(view, str)}
+    left = {name: reason for name, reason in found.items() if isinstance(reason, str)}
+    if targets != ALL_LINEAR:
+        check_all_match(list(found), "target", targets, what="module with a kernel")
+        wanted = [name for name in left if matches(name, targets)]
+        if wanted:
+            raise UserError(f"{wanted[0]} cannot be adapted: {left[wanted[0]]}")
+    chosen = {}
+    for name, view in views.items():
+        smaller = min(jax.eval_shape(view.matrix, _blank(view)).shape)
+        if not matches(name, targets):
+            left[name] = "not a target"
+        elif spec.total_rank > smaller:
+            left[name] = f"total rank {spec.total_rank} is above its smaller side {smaller}"
+        else:
+            chosen[name] = view
+    if not chosen:
+        reasons = "; ".join(sorted({f"{name}: {reason}" for name, reason in left.items()}))
+        raise UserError(f"no module could be adapted: {reasons or 'none has a kernel'}")
+    return chosen, left
+
+
+def _blank(view: View) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(view.kernel_shape, jnp.float32)
+
+
+def start_layer(
+    kernel: Array, view: View, spec: AdapterSpec, key: Key, name: str
+) -> tuple[AdapterStart, Array]:
+    """An adapter's start on a layer's kernel, and the kernel it is trained on, in its own shape.
+
+    Leading axes that the view does not know are of stacked layers: each starts by itself.
+    """
+    lead = kernel.shape[: kernel.ndim - len(view.kernel_shape)]
+
+    def start(kernel: Array, key: Key) -> tuple[AdapterStart, Array]:
+        made = init_adapter(view.matrix(kernel), spec, key)
+        return made, view.kernel(made.kernel)
+
+    keys = jax.random.fold_in(key, name_number(name))
+    run: Callable = start
+    if lead:
+        keys = jax.random.split(keys, lead)
+    for _ in lead:
+        run = jax.vmap(run)
+    return jax.jit(run)(kernel, keys)
+
+
+def delta_of(
+    x: Array,
+    kernel: Array,
+    view: View,
+    arrays: Factors,
+    scale: Array,
+    spec: AdapterSpec,
+    ctx: Context,
+    like: Array,
+) -> tuple[Array, Report]:
+    """What an adapter adds to a layer's output `like`, and its report."""
+    tokens = view.tokens(x).astype(like.dtype)
+    delta, report = apply_adapter(tokens, view.matrix(kernel), arrays, scale, spec, ctx)
+    return view.output(delta).astype(like.dtype), report
+
+
+def sum_of_losses(reports: Sequence[Report], spec: AdapterSpec) -> Array:
+    """The weighted sum of the adapters' auxiliary losses."""
+    losses = [report.aux_loss.sum() for report in reports]
+    return spec.aux_weight * sum(losses, jnp.zeros((), jnp.float32))

@@ -1,0 +1,265 @@
+"""Adapters on a Flax linen model that was not written for us: an interceptor adds what they add.
+
+The model's own parameters and the trained arrays are two pytrees with the same paths. They are
+joined inside the call only, so linen's own scans and remats slice and save them like kernels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from goat_jax.adapters.adapter import merge_adapter
+from goat_jax.adapters.context import EVAL, Context
+from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.errors import UserError
+from goat_jax.inject.targets import ALL_LINEAR, Targets
+from goat_jax.integrations.attach import (
+    Adapted,
+    choose,
+    delta_of,
+    name_of,
+    start_layer,
+    sum_of_losses,
+)
+from goat_jax.integrations.matmul_views import Axes, View, read_einsum
+from goat_jax.nn.named_modules import name_number
+from goat_jax.typing import Array, Key, PyTree
+
+PREFIX = "adapter_"
+"""Of our arrays' names beside the kernel they belong to."""
+REPORT = PREFIX + "report"
+INTERMEDIATES = "intermediates"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LinenAdapter:
+    """A linen model with adapters; a pure function of two pytrees.
+
+    Attributes:
+        model: the user's.
+        spec: the method.
+        views: path of a layer -> how it is a matrix product.
+        report: what became of the model's layers.
+    """
+
+    model: nn.Module
+    spec: AdapterSpec
+    views: Mapping[tuple[str, ...], View]
+    report: Adapted
+
+    def __call__(
+        self, frozen: PyTree, factors: PyTree, *args: Any, ctx: Context = EVAL, **kwargs: Any
+    ) -> tuple[Any, Array]:
+        """The model's output, and the weighted sum of the adapters' auxiliary losses.
+
+        Args:
+            frozen, factors: as `adapt_linen` gave them; factors are what is trained.
+            args, kwargs: of ``model.apply``, but for `mutable`.
+            ctx: dropout key, padding mask, tasks. Layers of an ``nn.scan`` see the same key.
+
+        Raises:
+            UserError: an ``nn.scan`` that loses the auxiliary losses of the layers in it.
+        """
+        variables = {**frozen, "params": _joined(frozen["params"], factors)}
+        with nn.intercept_methods(self._interceptor(ctx)):
+            y, state = self.model.apply(variables, *args, mutable=[INTERMEDIATES], **kwargs)
+        reports = list(_reports(state.get(INTERMEDIATES, {})))
+        if len(reports) < len(self.views) and self.spec.num_experts > 1:
+            raise UserError(
+                f"{len(self.views) - len(reports)} adapted layers reported nothing: give their "
+                "nn.scan variable_axes={'params': 0, 'intermediates': 0}"
+            )
+        return y, sum_of_losses(reports, self.spec)
+
+    def _interceptor(self, ctx: Context) -> Any:
+        def intercept(call: Any, args: tuple, kwargs: dict, where: Any) -> Any:
+            module, y = where.module, call(*args, **kwargs)
+            view = self.views.get(module.path) if where.method_name == "__call__" else None
+            if view is None:
+                return y
+            x = args[0] if args else kwargs["inputs"]
+            own = module.variables["params"]
+            arrays = {n.removeprefix(PREFIX): a for n, a in own.items() if n.startswith(PREFIX)}
+            scale = arrays.pop("scale")
+            salted = ctx.fold(name_number(name_of(module.path)))
+            delta, report = delta_of(x, own["kernel"], view, arrays, scale, self.spec, salted, y)
+            module.sow(INTERMEDIATES, REPORT, report)
+            return y + delta
+
+        return intercept
+
+    def merge(self, frozen: PyTree, factors: PyTree) -> PyTree:
+        """The model's own variables, with the adapters folded in.
+
+        Raises:
+            UserError: experts that are weighed token by token.
+        """
+        params = frozen["params"]
+        for path, view in self.views.items():
+            own = _at(params, path)
+            arrays = {**own, **_at(factors, path)}
+            arrays = {n.removeprefix(PREFIX): a for n, a in arrays.items() if n.startswith(PREFIX)}
+            scale = arrays.pop("scale")
+            kernel = _fold(own["kernel"], arrays, scale, view, self.spec)
+            kept = {name: array for name, array in own.items() if not name.startswith(PREFIX)}
+            params = _with(params, path, {**kept, "kernel": kernel})
+        return {**frozen, "params": params}
+
+
+def adapt_linen(
+    model: nn.Module,
+    variables: PyTree,
+    spec: AdapterSpec,
+    *args: Any,
+    targets: Targets = ALL_LINEAR,
+    key: Key,
+    **kwargs: Any,
+) -> tuple[LinenAdapter, PyTree, PyTree]:
+    """Adapters for a linen model: ``(apply, frozen, factors)``.
+
+    Args:
+        model: of any class; `nn.Dense`, `nn.DenseGeneral` and `nn.Einsum` are adapted, also in
+            ``nn.scan``, ``nn.vmap`` and ``nn.remat``.
+        variables: its own, pretrained; they are left as they are.
+        spec: the method (`goat_jax.method_spec`).
+        args, kwargs: an example of what the model is applied to; only shapes matter.
+        targets: a regular expression over paths such as "encoder.block_0.mlp.up", a list of
+            endings, or "all-linear".
+        key: every layer derives its own from its name.
+
+    Returns:
+        ``apply(frozen, factors, *args) -> (output, aux)``, the variables it is trained on, and
+        the trained arrays.
+
+    Raises:
+        UserError: a target that matches nothing or cannot be adapted, with the reason.
+
+    >>> from goat_jax import method_spec
+    >>> model, x = nn.Dense(16), jnp.ones((3, 8))
+    >>> variables = model.init(jax.random.key(0), x)
+    >>> spec = method_spec("goat", total_rank=8)
+    >>> apply, frozen, factors = adapt_linen(model, variables, spec, x, key=jax.random.key(1))
+    >>> y, aux = apply(frozen, factors, x)
+    >>> y.shape, sorted(factors)
+    ((3, 16), ['adapter_a', 'adapter_b', 'adapter_router'])
+    """
+    variables = nn.meta.unbox(variables)
+    found = _find(model, variables, args, kwargs)
+    chosen, left = choose({name_of(path): view for path, view in found.items()}, spec, targets)
+    params, factors, views = variables["params"], {}, {}
+    for path in found:
+        name = name_of(path)
+        if name not in chosen:
+            continue
+        own = _at(params, path)
+        start, kernel = start_layer(own["kernel"], chosen[name], spec, key, name)
+        fixed = {"scale": start.scale, **start.constants}
+        frozen = {PREFIX + name: array for name, array in fixed.items()}
+        params = _with(params, path, {**own, "kernel": kernel, **frozen})
+        trained = {PREFIX + name: array for name, array in start.factors.items()}
+        factors = _with(factors, path, trained)
+        views[path] = chosen[name]
+    size = sum(leaf.size for leaf in jax.tree.leaves(factors))
+    report = Adapted(tuple(name_of(path) for path in views), left, size)
+    return LinenAdapter(model, spec, views, report), {**variables, "params": params}, factors
+
+
+def _find(
+    model: nn.Module, variables: PyTree, args: tuple, kwargs: dict
+) -> dict[tuple[str, ...], View | str]:
+    """Every module with a parameter of two axes or more, in the order of their calls."""
+    found: dict[tuple[str, ...], View | str] = {}
+
+    def look(call: Any, given: tuple, named: dict, where: Any) -> Any:
+        y, module = call(*given, **named), where.module
+        own = module.variables.get("params", {})
+        arrays = [value for value in own.values() if not isinstance(value, Mapping)]
+        if where.method_name == "__call__" and any(jnp.ndim(array) >= 2 for array in arrays):
+            x = given[0] if given else named.get("inputs")
+            found[module.path] = _view(module, own, x)
+        return y
+
+    with nn.intercept_methods(look):
+        jax.eval_shape(lambda: model.apply(variables, *args, mutable=[INTERMEDIATES], **kwargs))
+    return found
+
+
+def _view(module: Any, own: Mapping[str, Any], x: Any) -> View | str:
+    """How a module is a matrix product, or why it is none."""
+    for kind, view in VIEWS.items():
+        if isinstance(module, kind):
+            try:
+                return view(module, own["kernel"].shape, x)
+            except UserError as error:
+                return str(error)
+    known = ", ".join(f"nn.{kind.__name__}" for kind in VIEWS)
+    return f"{type(module).__name__} is none of {known}"
+
+
+def _dense(module: Any, shape: tuple[int, ...], x: Any) -> View:
+    return Axes(shape[:1], shape[1:])
+
+
+def _general(module: Any, shape: tuple[int, ...], x: Any) -> View:
+    if module.batch_dims:
+        raise UserError(f"a kernel of its own along batch_dims {module.batch_dims}")
+    axes = (module.axis,) if isinstance(module.axis, int) else tuple(module.axis)
+    return Axes(shape[: len(axes)], shape[len(axes) :], axes)
+
+
+def _einsum(module: Any, shape: tuple[int, ...], x: Any) -> View:
+    if module.einsum_str is None:
+        raise UserError("its einsum is told at the call, not before")
+    return read_einsum(module.einsum_str, shape)
+
+
+VIEWS: dict[type, Any] = {nn.Dense: _dense, nn.DenseGeneral: _general, nn.Einsum: _einsum}
+"""Class of a layer -> how it is a matrix product."""
+
+
+def _fold(kernel: Array, arrays: Any, scale: Array, view: View, spec: AdapterSpec) -> Array:
+    def fold(kernel: Array, arrays: Any, scale: Array) -> Array:
+        return view.kernel(merge_adapter(view.matrix(kernel), arrays, scale, spec))
+
+    for _ in range(kernel.ndim - len(view.kernel_shape)):
+        fold = jax.vmap(fold)
+    return fold(kernel, arrays, scale)
+
+
+def _reports(tree: Any) -> Any:
+    """All reports that were sown; a module that is called often has several."""
+    for name, value in tree.items():
+        if name == REPORT:
+            yield from value
+        elif isinstance(value, Mapping):
+            yield from _reports(value)
+
+
+def _joined(params: Mapping, factors: Mapping) -> dict:
+    """Both trees in one."""
+    return {
+        **params,
+        **{
+            name: _joined(params[name], value) if name in params else value
+            for name, value in factors.items()
+        },
+    }
+
+
+def _at(tree: Any, path: tuple[str, ...]) -> Any:
+    for part in path:
+        tree = tree[part]
+    return tree
+
+
+def _with(tree: Mapping, path: tuple[str, ...], value: Any) -> dict:
+    """A nested dict with another value at a path."""
+    if not path:
+        return value
+    return {**tree, path[0]: _with(tree.get(path[0], {}), path[1:], value)}

@@ -1,0 +1,198 @@
+"""Adapters on a Flax NNX model that was not written for us: its layers change class, in place.
+
+Parameters keep their paths, so checkpoints of the model still fit. The trained arrays are of the
+variable type `Factor`: ``nnx.Optimizer(model, tx, wrt=Factor)``, ``nnx.DiffState(0, Factor)``.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from goat_jax.adapters.adapter import Report, merge_adapter
+from goat_jax.adapters.context import EVAL, Context
+from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.errors import UserError
+from goat_jax.inject.targets import ALL_LINEAR, Targets
+from goat_jax.integrations.attach import (
+    Adapted,
+    choose,
+    delta_of,
+    name_of,
+    start_layer,
+    sum_of_losses,
+)
+from goat_jax.integrations.matmul_views import Axes, View, read_einsum
+from goat_jax.nn.dense import Adapter, Factor, Sown, sow
+from goat_jax.nn.named_modules import name_number
+from goat_jax.typing import Array, Key
+
+_CONTEXT = contextvars.ContextVar("goat_jax context of a call", default=EVAL)
+"""Set for the time of a `run_adapted`, as the layers between it and the adapters know nothing."""
+
+
+def adapt_nnx(
+    model: nnx.Module, spec: AdapterSpec, targets: Targets = ALL_LINEAR, *, key: Key
+) -> Adapted:
+    """Attaches an adapter to every targeted layer of an NNX model, in place.
+
+    Args:
+        model: of any class; `nnx.Linear`, `nnx.LinearGeneral`, `nnx.Einsum` and their subclasses
+            are adapted, also stacked ones (`nnx.vmap`, `nnx.scan`).
+        spec: the method (`goat_jax.method_spec`).
+        targets: a regular expression over paths such as "blocks.0.attention.query", a list of
+            endings, or "all-linear".
+        key: every layer derives its own from its name.
+
+    Raises:
+        UserError: a target that matches nothing or cannot be adapted, with the reason.
+
+    >>> from goat_jax import method_spec
+    >>> model = nnx.Sequential(nnx.Linear(8, 16, rngs=nnx.Rngs(0)), nnx.relu)
+    >>> adapt_nnx(model, method_spec("lora", total_rank=2), key=jax.random.key(0)).modules
+    ('layers.0',)
+    >>> model(jnp.ones((3, 8))).shape
+    (3, 16)
+    """
+    modules = {name_of(path): module for path, module in nnx.iter_modules(model)}
+    if any(isinstance(module, Adapter) for module in modules.values()):
+        raise UserError("the model has adapters already: start from a new one")
+    found = {name: _view(module) for name, module in modules.items() if _has_kernel(module)}
+    chosen, left = choose(found, spec, targets)
+    for name, view in chosen.items():
+        module: Any = modules[name]
+        start, kernel = start_layer(module.kernel[...], view, spec, key, name)
+        module.kernel.set_value(kernel)
+        salt = name_number(name)
+        module.adapter = Adapter(start.factors, start.scale, spec, salt, start.constants)
+        module.view = view
+        module.__class__ = _adapted_class(type(module))
+    trained = jax.tree.leaves(nnx.state(model, Factor))
+    return Adapted(tuple(chosen), left, sum(leaf.size for leaf in trained))
+
+
+def run_adapted(
+    model: nnx.Module, *args: Any, ctx: Context = EVAL, **kwargs: Any
+) -> tuple[Any, Array]:
+    """The model's output, and the weighted sum of its adapters' auxiliary losses.
+
+    A plain call ``model(...)`` gives the output alone, without dropout.
+
+    Args:
+        ctx: dropout key, padding mask, tasks. Layers that the model scans see the same key.
+
+    >>> from goat_jax import method_spec
+    >>> model = nnx.Sequential(nnx.Linear(8, 16, rngs=nnx.Rngs(0)))
+    >>> _ = adapt_nnx(model, method_spec("goat", total_rank=8), key=jax.random.key(0))
+    >>> y, aux = run_adapted(model, jnp.ones((3, 8)))
+    >>> y.shape, aux.shape
+    ((3, 16), ())
+    """
+    token = _CONTEXT.set(ctx)
+    try:
+        y, sown = nnx.capture(model, Sown)(*args, **kwargs)
+    finally:
+        _CONTEXT.reset(token)
+    is_report = lambda value: isinstance(value, Report)  # noqa: E731
+    reports = jax.tree.leaves(nnx.to_pure_dict(sown), is_leaf=is_report)
+    modules: list[Any] = [module for _, module in nnx.iter_modules(model) if _is_adapted(module)]
+    specs = [module.adapter.spec for module in modules]
+    return y, sum_of_losses([r for r in reports if is_report(r)], specs[0])
+
+
+def merge_nnx(model: nnx.Module) -> None:
+    """Folds every adapter into its kernel, in place; the layers are of their own classes again.
+
+    Raises:
+        UserError: experts that are weighed token by token.
+    """
+    for _, module in list(nnx.iter_modules(model)):
+        if _is_adapted(module):
+            own: Any = module
+            own.kernel.set_value(_folded(own))
+            own.__class__ = getattr(type(own), PLAIN)
+            del own.adapter, own.view
+
+
+def _folded(module: Any) -> Array:
+    adapter, view = module.adapter, module.view
+
+    def fold(kernel: Array, arrays: Any, scale: Array) -> Array:
+        return view.kernel(merge_adapter(view.matrix(kernel), arrays, scale, adapter.spec))
+
+    kernel = module.kernel[...]
+    for _ in range(kernel.ndim - len(view.kernel_shape)):
+        fold = jax.vmap(fold)
+    return fold(kernel, adapter.factors() | adapter.constants(), adapter.scale[...])
+
+
+@functools.cache
+def _adapted_class(kind: type) -> type:
+    """A subclass whose call adds what the adapter adds; objects may change between the two."""
+
+    def call(self: Any, x: Array, *args: Any, **kwargs: Any) -> Array:
+        y = kind.__call__(self, x, *args, **kwargs)
+        adapter, ctx = self.adapter, _CONTEXT.get().fold(self.adapter.salt)
+        arrays = adapter.factors() | adapter.constants()
+        kernel, scale = self.kernel[...], adapter.scale[...]
+        delta, report = delta_of(x, kernel, self.view, arrays, scale, adapter.spec, ctx, y)
+        sow(adapter, "report", report)
+        return y + delta
+
+    own = {"__module__": __name__, "__call__": call, PLAIN: kind}
+    return type(f"Adapted{kind.__name__}", (kind,), own)
+
+
+PLAIN = "class_without_adapter"
+"""Attribute of an adapted class: the class that the layer was of."""
+
+
+def _is_adapted(module: Any) -> bool:
+    return hasattr(type(module), PLAIN)
+
+
+def _has_kernel(module: Any) -> bool:
+    """Whether a module has a parameter of two axes or more, of which it is the owner."""
+    values = (value for value in vars(module).values() if isinstance(value, nnx.Param))
+    return any(jnp.ndim(value[...]) >= 2 for value in values)
+
+
+def _view(module: Any) -> View | str:
+    """How a module is a matrix product, or why it is none."""
+    for kind, view in VIEWS.items():
+        if isinstance(module, kind):
+            try:
+                return view(module)
+            except UserError as error:
+                return str(error)
+    known = ", ".join(f"nnx.{kind.__name__}" for kind in VIEWS)
+    return f"{type(module).__name__} is none of {known}"
+
+
+def _linear(module: nnx.Linear) -> View:
+    return Axes((module.in_features,), (module.out_features,))
+
+
+def _general(module: nnx.LinearGeneral) -> View:
+    if module.batch_axis:
+        raise UserError(f"a kernel of its own along batch_axis {dict(module.batch_axis)}")
+    return Axes(tuple(module.in_features), tuple(module.out_features), tuple(module.axis))
+
+
+def _einsum(module: nnx.Einsum) -> View:
+    if module.einsum_str is None:
+        raise UserError("its einsum is told at the call, not before")
+    return read_einsum(module.einsum_str, tuple(module.kernel_shape))
+
+
+VIEWS: dict[type, Any] = {
+    nnx.Linear: _linear,
+    nnx.LinearGeneral: _general,
+    nnx.Einsum: _einsum,
+}
+"""Class of a layer -> how it is a matrix product."""

@@ -1,0 +1,294 @@
+"""A finished run in other people's formats: PEFT, the published code's, one plain LoRA, merged."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from goat_jax.config.run import flatten
+from goat_jax.errors import UserError
+from goat_jax.interop import folders, merged, peft_write
+from goat_jax.interop import reference_code as published
+from goat_jax.interop import target_names as names
+from goat_jax.interop.hf_config import Form, form_of, pooled_logits
+from goat_jax.interop.low_rank import LowRank
+from goat_jax.interop.model_card import Facts, write_card
+from goat_jax.interop.modules import module_names
+from goat_jax.interop.trained_run import Trained
+from goat_jax.models.registry import architecture_of
+from goat_jax.models.vision.heads import ZERO_SHOT
+from goat_jax.nn.dense import split_model
+from goat_jax.pretrained.packaged_models import ORIGINS
+from goat_jax.pretrained.resolve import PACKAGE, open_checkpoint
+from goat_jax.training.checkpoints.run_dir import load_run, read_run
+from goat_jax.training.evaluate import evaluate
+from goat_jax.training.step import make_eval_step
+from goat_jax.training.task_types import problem_of
+from goat_jax.validation.checks import check_choice
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What an export wrote.
+
+    Attributes:
+        folder: where.
+        step: of the checkpoint.
+        scores: column -> metric -> value on the run's evaluation rows.
+        notes: what a person must know.
+    """
+
+    folder: Path
+    step: int
+    scores: Mapping[str, Mapping[str, float]]
+    notes: tuple[str, ...]
+
+
+def export_run(
+    folder: Path,
+    to: str,
+    out: Path,
+    *,
+    step: int | None = None,
+    task: int | None = None,
+    rows: int = 256,
+    dtype: str | None = None,
+    shard_bytes: int = folders.SHARD_BYTES,
+) -> Exported:
+    """Writes a run's adapter, or its whole model, in another format; all of it or nothing.
+
+    Args:
+        folder: of the run.
+        to: "peft" (exact, on the pretrained model), "goat" (the published code's names), "merged"
+            (a Hugging Face model), or "lora" (routed experts with their mean weights).
+        out: a folder that is not there yet.
+        step: which checkpoint; the best if None.
+        task: whose experts' weights are taken, of an adapter that goes by tasks.
+        rows: training rows that the mean weights are measured on.
+        dtype: of a merged model's weights; None: as the pretrained ones are stored, or bfloat16 if
+            the run computed in it.
+        shard_bytes: of a merged model's files.
+
+    Raises:
+        UserError: a format that has no form for the adapter, with the reason; a folder that cannot
+            be written.
+    """
+    if to not in FORMS:
+        raise UserError(f"{to!r} is not a format: {', '.join(FORMS)}")
+    if dtype is not None:
+        check_choice("--dtype", dtype, merged.DTYPES)
+        if to != "merged":
+            raise UserError(f"--dtype is for --to merged: {to} keeps its factors in float32")
+    bits = load_run(Path(folder))[0].model.quantize
+    if bits != "none":
+        raise UserError(f"{folder} learnt on a base in {bits}: only runs on a whole one go out")
+    with folders.whole_folder(Path(out)) as aside:
+        run = Trained(Path(folder), step)
+        try:
+            options = {"name": Path(out).name, "task": task, "rows": rows}
+            facts, extra = FORMS[to](run, aside, **options, dtype=dtype, shard_bytes=shard_bytes)
+        except UserError as error:
+            raise UserError(f"{folder} cannot be exported to {to}: {error}") from None
+        facts = dataclasses.replace(facts, notes=(*_notes(run), *facts.notes))
+        card = write_card(Path(out).name, run.config, facts, to == "merged")
+        (aside / "README.md").write_text(card, encoding="utf-8")
+        about = {
+            "form": to,
+            "method": run.config.adapter.method,
+            "step": facts.step,
+            "base_sha256": run.built.base_fingerprint,
+            "scores": facts.scores,
+            **extra,
+        }
+        folders.write_json(aside / folders.ABOUT, about)
+    return Exported(Path(out), facts.step, facts.scores, facts.notes)
+
+
+def _facts(run: Trained, form: str, library: str, use: str = "", **columns: Any) -> Facts:
+    saved = read_run(run.folder)
+    return Facts(
+        form=form,
+        library=library,
+        step=run.opened.step,
+        scores={"run": run.scores, **columns},
+        trained=run.built.inject_report.trained_parameters,
+        command=saved.get("command"),
+        versions=saved.get("versions", {}),
+        base=ORIGINS.get(run.config.model.path, run.config.model.path),
+        use=use,
+    )
+
+
+DIFFERS = {
+    ("pooling", "mean"): "the head reads the mean of the tokens; transformers' class reads the "
+    "first one, so its own logits are others: `logits` on the card computes this run's",
+    ("head", ZERO_SHOT): "transformers' CLIPModel compares images with texts, so give it the "
+    "prompt of every class, in the order of the labels",
+    ("family", "clip_vision_model"): "transformers builds a classifier only on the config.json of "
+    "a whole CLIP; --to merged writes one",
+}
+"""(field, value) of a model's config -> what transformers' own class wants or does otherwise."""
+
+
+def _notes(run: Trained) -> tuple[str, ...]:
+    config = run.model.config
+    return tuple(
+        note for (field, value), note in DIFFERS.items() if getattr(config, field, None) == value
+    )
+
+
+Extra = dict[str, Any]
+
+
+def _form(run: Trained) -> Form:
+    return form_of(run.built.kind, run.model.config)
+
+
+def _peft_use(run: Trained, name: str) -> str:
+    form, labels = _form(run), getattr(run.model.config, "num_labels", 0)
+    more = f", num_labels={labels}" if labels and not form.absent else ""
+    packaged = run.config.model.path.startswith(PACKAGE)
+    path = "path" if packaged else repr(run.config.model.path)
+    if run.path.suffix == ".gguf":
+        path = "path.parent, gguf_file=path.name"
+    lines = ["from peft import PeftModel", f"from transformers import {form.auto}", ""]
+    if packaged:
+        lines.insert(0, "from goat_jax.pretrained.resolve import find_model")
+        lines.append(f"path = find_model({run.config.model.path!r})")
+    elif run.path.suffix == ".gguf":
+        lines.insert(0, "from pathlib import Path\n")
+        lines.append(f"path = Path({run.config.model.path!r})")
+    dtype = run.config.model.dtype
+    lines += [
+        f'base = {form.auto}.from_pretrained({path}{more}, dtype="{dtype}")',
+        f'model = PeftModel.from_pretrained(base, "{name}")',
+    ]
+    return "\n".join(lines) + pooled_logits(run.model.config, "model.get_base_model()")
+
+
+def _write_lora(run: Trained, folder: Path, modules: Mapping[str, LowRank]) -> None:
+    root = peft_write.is_root(modules, run.now)
+    _write_peft(
+        run, folder, peft_write.lora_config(modules, root), peft_write.lora_tensors(modules)
+    )
+
+
+def _write_peft(
+    run: Trained, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+) -> None:
+    form = _form(run)
+    whole = (run.model, *form.parts(run.model, run.path, run.task))
+    every = [name for part in whole for name in module_names(part)]
+    head = {name: tensor for name, tensor in run.head.items() if form.has(name)}
+    tie = architecture_of(open_checkpoint(run.path)[0], run.path).tie
+    if tie and tie.twin in head and tie.name.rpartition(".")[0] not in every:
+        # One array here; PEFT keeps modules that were trained in full apart from what they tie.
+        head[tie.name] = head[tie.twin]
+        every.append(tie.name.rpartition(".")[0])
+    parts = list(dict.fromkeys(name.rpartition(".")[0] for name in head))
+    peft_write.write_peft(
+        folder,
+        config,
+        tensors,
+        head,
+        targets=names.shortest_suffixes(list(run.now), every),
+        heads=names.whole_modules(parts, every),
+        kind=run.built.kind,
+        base=ORIGINS.get(run.config.model.path, run.config.model.path),
+    )
+
+
+def _to_peft(
+    run: Trained, folder: Path, name: str, task: int | None, **_: Any
+) -> tuple[Facts, Extra]:
+    layouts = {module.spec.combine.layout for module in run.now.values()}
+    if layouts == {"network"}:
+        settings = peft_write.network_config(run.now)
+        _write_peft(run, folder, settings, peft_write.network_tensors(run.now))
+    else:
+        gates = run.task_gates(task)
+        if gates is None:
+            _refuse_routers(run, "--to lora approximates it, --to goat keeps it")
+        _write_lora(run, folder, run.low_rank(gates))
+    return _facts(run, "A PEFT adapter", "peft", _peft_use(run, name)), {}
+
+
+def _to_goat(run: Trained, folder: Path, **_: Any) -> tuple[Facts, Extra]:
+    options = {
+        name: value
+        for name, value in flatten(run.config.adapter).items()
+        if name not in ("targets", "train", "overrides")
+    }
+    base = ORIGINS.get(run.config.model.path, run.config.model.path)
+    published.write_published(folder, run.now, run.head, base, options)
+    return _facts(run, "An adapter with the published GOAT code's tensor names", "goat_jax"), {}
+
+
+def _to_merged(
+    run: Trained,
+    folder: Path,
+    name: str,
+    task: int | None,
+    dtype: str | None,
+    shard_bytes: int,
+    **_: Any,
+) -> tuple[Facts, Extra]:
+    gates = run.task_gates(task)
+    if gates is None:
+        _refuse_routers(run, "--to lora approximates it")
+    form = _form(run)
+    use = form.snippet(name, run.task) + pooled_logits(run.model.config, "model")
+    facts = _facts(run, "A whole model, the adapter merged into it", "transformers", use)
+    merged.fold_adapters(run.model, gates)
+    if dtype is None:
+        narrow = run.config.model.dtype != "float32"
+        dtype = run.config.model.dtype if narrow else merged.stored_dtype(run.path)
+    merged.write_merged(folder, run.model, form, run.path, run.task, dtype, shard_bytes)
+    return facts, {}
+
+
+def _refuse_routers(run: Trained, instead: str) -> None:
+    routers = [each.spec.router for each in run.now.values() if not each.spec.router.mergeable]
+    if routers:
+        router = routers[0]
+        raise UserError(
+            f"{type(router).__name__} weighs the experts {router.varies}, so no single kernel "
+            f"equals this adapter; {instead}"
+        )
+
+
+def _to_lora(run: Trained, folder: Path, name: str, rows: int, **_: Any) -> tuple[Facts, Extra]:
+    if all(each.spec.router.mergeable for each in run.now.values()):
+        raise UserError("it has no router to approximate; --to peft is exact")
+    gates = run.mean_gates(rows)
+    _write_lora(run, folder, run.low_rank(gates))
+    before = run.scores
+    merged.fold_adapters(run.model, gates)
+    graph, trainable, base = split_model(run.model)
+    step = make_eval_step(graph, problem_of(run.task).objective(run.task))
+    after = evaluate(step, trainable, base, run.rows, run.task).scores
+    change = {name: after[name] - before[name] for name in before}
+    facts = _facts(
+        run,
+        "An approximation as one plain LoRA, every expert with its mean weight",
+        "peft",
+        _peft_use(run, name),
+        approximation=after,
+        change=change,
+    )
+    note = f"the experts' mean weights were measured on {rows} training rows"
+    shares = {name: [float(share) for share in own] for name, own in gates.items()}
+    return dataclasses.replace(facts, notes=(note,)), {"gates": shares}
+
+
+FORMS: dict[str, Callable[..., tuple[Facts, Extra]]] = {
+    "peft": _to_peft,
+    "goat": _to_goat,
+    "merged": _to_merged,
+    "lora": _to_lora,
+}
+"""Name of a format -> (run, folder, options) -> what its card says, and what is kept beside it."""

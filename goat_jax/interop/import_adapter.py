@@ -1,0 +1,176 @@
+"""An adapter read from a file: what it says of itself, and how its tensors go into a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from goat_jax.errors import UserError, nearest
+from goat_jax.interop.modules import write_head
+from goat_jax.models.registry import ARCHITECTURES
+from goat_jax.nn.dense import merge_model, split_model
+from goat_jax.nn.named_modules import find_sites
+from goat_jax.pretrained.packaged_models import ORIGINS
+from goat_jax.typing import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """An adapter as it was found.
+
+    Attributes:
+        source: where, for messages.
+        base: the model it says it belongs to, if it does.
+        base_sha256: of that model's weights, if it is known.
+        options: fields of `AdapterConfig` that it settles.
+        settles_all: whether all other fields are as the method has them, not as the user says.
+        overrides: (modules, options) of modules that differ.
+        modules: module -> our name of a factor -> its array.
+        head: torch's tensors of modules that were trained in full.
+        revision: of the base model on the hub, if it says one.
+    """
+
+    source: str
+    base: str | None
+    base_sha256: str | None
+    options: Mapping[str, Any]
+    settles_all: bool
+    overrides: tuple[tuple[tuple[str, ...], Mapping[str, Any]], ...]
+    modules: Mapping[str, Mapping[str, np.ndarray]]
+    head: Mapping[str, np.ndarray]
+    revision: str | None = None
+
+    @property
+    def head_modules(self) -> tuple[str, ...]:
+        """Names of the modules that were trained in full."""
+        return tuple(sorted({name.rpartition(".")[0] for name in self.head}))
+
+
+OUTPUTS = {arch.tie.name.rpartition(".")[0] for arch in ARCHITECTURES.values() if arch.tie}
+"""Modules that a model with tied embeddings has under another name."""
+
+
+def check_weights(adapter: Imported, sha256: str, meant: bool = False) -> None:
+    """Raises `UserError` if the adapter is known to belong to other weights than the model's.
+
+    Args:
+        meant: whether the user has said that it shall go on other weights.
+    """
+    if not meant and adapter.base_sha256 not in (None, sha256):
+        raise UserError(
+            f"{adapter.source} is an adapter{_of(adapter)}, whose weights are "
+            f"{str(adapter.base_sha256)[:12]}; the model's are {sha256[:12]}: give the model it "
+            "was trained on, or --other-base if this is meant"
+        )
+
+
+def base_note(adapter: Imported, path: str) -> str | None:
+    """A line if the adapter names another base model than `path`, or a revision of it.
+
+    The last part of a name decides, so that a folder ``models/roberta-large`` counts as
+    ``FacebookAI/roberta-large``. An adapter that knows the sha256 of its base's weights is checked
+    by it (`check_weights`), whatever the names.
+    """
+    if adapter.base is None or adapter.base_sha256 is not None:
+        return None
+    named, given = (_last_part(ORIGINS.get(name, name)) for name in (adapter.base, path))
+    revision = "" if adapter.revision in (None, "main") else f" at revision {adapter.revision}"
+    if named == given and not revision:
+        return None
+    return (
+        f"warning: {adapter.source} was trained on {adapter.base}{revision}, the model here is "
+        f"{path}: results differ if the weights do (--other-base if this is meant)"
+    )
+
+
+def _last_part(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2].lower()
+
+
+def check_modules(
+    adapter: Imported, kernels: Mapping[str, tuple[int, int]], modules: Collection[str]
+) -> None:
+    """Raises `UserError` unless the model has the adapter's modules, in its sizes.
+
+    Args:
+        kernels: linear module that can take an adapter -> (I, O).
+        modules: all modules of the model.
+    """
+    for name, arrays in adapter.modules.items():
+        if name in OUTPUTS or (name in modules and name not in kernels):
+            raise UserError(
+                f"{adapter.source} adapts {name!r}, which takes no adapter here: merge that part "
+                "into the base model with PEFT, or train without it in target_modules"
+            )
+        if name not in kernels:
+            raise UserError(
+                f"{adapter.source} adapts {name!r}, which the model does not have"
+                f"{nearest(name, kernels)}: it is an adapter{_of(adapter)}"
+            )
+        (i, o), a, b = kernels[name], arrays["a"], arrays["b"]
+        # A network of the kernel goes from its outputs to its outputs.
+        if a.shape[-1] != b.shape[-2] or (a.shape[-2], b.shape[-1]) not in ((i, o), (o, o)):
+            raise UserError(
+                f"{adapter.source}: the factors of {name} are {a.shape[-2:]} and {b.shape[-2:]}, "
+                f"the model's kernel is {(i, o)}: it is an adapter{_of(adapter)}"
+            )
+
+
+def _of(adapter: Imported) -> str:
+    return f" of {adapter.base}" if adapter.base else " of another model"
+
+
+def put_tensors(
+    adapter: Imported, graph: Any, trainable: dict[str, PyTree], base: PyTree
+) -> dict[str, PyTree]:
+    """The trainable pytree with the adapter's tensors in it, where its arrays lie.
+
+    Raises:
+        UserError: tensors that are missing, or of other shapes than the model's adapters.
+    """
+    model, used = merge_model(graph, trainable, base), set()
+    for site in find_sites(model):
+        module: Any = site.module
+        if module.adapter is None:
+            continue
+        used |= set(site.names())
+        for key in module.adapter.names:
+            variable = getattr(module.adapter, key)
+            shape = tuple(variable.shape if site.layers is None else variable.shape[1:])
+            layers = [_factor(adapter, name, key, shape) for name in site.names()]
+            whole = layers[0] if site.layers is None else np.stack(layers)
+            variable.set_value(jnp.asarray(whole, variable.dtype))
+    for name in sorted(set(adapter.modules) - used):
+        raise UserError(
+            f"{adapter.source}: {name} got no adapter, since its rank is above the module's "
+            "smaller side: train the adapter with a smaller rank there"
+        )
+    write_head(model, adapter.head_modules, lambda name, shape: _head(adapter, name, shape))
+    new = split_model(model)[1]
+    return jax.tree.map(lambda made, like: jax.device_put(made, like.sharding), new, trainable)
+
+
+def _factor(adapter: Imported, module: str, key: str, shape: tuple[int, ...]) -> np.ndarray:
+    found = adapter.modules.get(module, {}).get(key)
+    if found is None:
+        raise UserError(f"{adapter.source} has no {key} of {module}: the adapter needs it")
+    if found.shape != shape:
+        raise UserError(
+            f"{adapter.source}: {key} of {module} is {found.shape}, the adapter's is {shape}: "
+            "give the sizes it was trained with"
+        )
+    return found
+
+
+def _head(adapter: Imported, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    found = adapter.head.get(name)
+    if found is None:
+        raise UserError(f"{adapter.source} has no {name}: the head is not whole")
+    if found.shape != shape:
+        raise UserError(f"{adapter.source}: {name} is {found.shape}, the model's is {shape}")
+    return found.astype(np.float32)

@@ -1,0 +1,86 @@
+"""What an adapter does, written as low-rank factors on the pretrained kernel itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from goat_jax.errors import UserError
+from goat_jax.interop.modules import Adapted
+from goat_jax.typing import Factors
+
+OWN = {"a", "b", "magnitude"}
+"""The factors of an adapter that plain LoRA (or DoRA) has room for as they are."""
+
+
+class LowRank(NamedTuple):
+    """One module as plain LoRA.
+
+    Attributes:
+        a, b: (I, Q), (Q, O), float32.
+        scale: what multiplies their product.
+        magnitude: (O,) of DoRA, or None.
+        as_trained: whether a and b are the trained arrays, bit for bit.
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+    scale: float
+    magnitude: np.ndarray | None
+    as_trained: bool
+
+
+def low_rank(
+    now: Adapted, start: Adapted, kernel: Any | None = None, gates: np.ndarray | None = None
+) -> LowRank:
+    """The low-rank change of the pretrained kernel W0 that equals frozen kernel and adapter.
+
+    Where the start was taken off the kernel, it is added again: [a, a0] and [s b; -s b0], so the
+    rank is twice the adapter's.
+
+    Args:
+        now: trained.
+        start: the same module before training.
+        kernel: W0 (I, O), needed only if ``base_edit.looks_at_kernel``.
+        gates: (E,) weights that stand for those of a router; None for adapters without one.
+
+    Raises:
+        UserError: an adapter whose experts are weighed token by token and no gates, or one whose
+            change has no low rank.
+    """
+    spec = now.spec
+    if gates is None and not spec.router.mergeable:
+        raise UserError(
+            f"{type(spec.router).__name__} weighs the experts {spec.router.varies}, so no LoRA "
+            "equals this adapter"
+        )
+    scale = now.scale if gates is None else now.scale * gates.astype(np.float32)
+    a, b = spec.combine.low_rank(_on_device(now.arrays), jnp.asarray(scale))
+    base = jnp.asarray(now.kernel if kernel is None else kernel)
+    before = _on_device(start.factors)
+    removed = spec.base_edit.removed(base, before, jnp.asarray(start.scale), spec)
+    a0, b0 = map(np.asarray, removed)
+    if spec.num_experts == 1 and not a0.size and not now.constants and set(now.factors) <= OWN:
+        pair = (now.factors["a"][0], now.factors["b"][0])
+        return LowRank(*pair, float(now.scale[0]), now.factors.get("magnitude"), True)
+    whole = np.concatenate([a, a0], 1), np.concatenate([b, -b0])
+    return LowRank(*without_zeros(*whole), 1.0, now.factors.get("magnitude"), False)
+
+
+def _on_device(arrays: Mapping[str, np.ndarray]) -> Factors:
+    return {name: jnp.asarray(array) for name, array in arrays.items()}
+
+
+def without_zeros(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Factors without the columns and rows that add nothing, such as pruned ones; one at least.
+
+    >>> a, b = without_zeros(np.array([[1.0, 0.0, 2.0]]), np.ones((3, 4)))
+    >>> a.shape, b.shape
+    ((1, 2), (2, 4))
+    """
+    used = np.flatnonzero(a.any(0) & b.any(1))
+    used = used if used.size else np.zeros(1, int)
+    return a[:, used], b[used]

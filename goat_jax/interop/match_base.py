@@ -1,0 +1,125 @@
+"""An imported adapter by the names of the model it goes into, and what that model has to change."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from goat_jax.interop.import_adapter import Imported
+from goat_jax.models.registry import Architecture, Tie
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """An adapter that was fitted to a model.
+
+    Attributes:
+        adapter: the adapter, by our names.
+        options: fields of the model's config that the adapter needs.
+        notes: what a person must know, a line each.
+    """
+
+    adapter: Imported
+    options: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+
+def fit_adapter(
+    adapter: Imported, architecture: Architecture, hf: Mapping[str, Any], modules: Collection[str]
+) -> Fitted:
+    """Gives an adapter the model's names, and unties embeddings that it holds apart.
+
+    An adapter that was made on a bare model lacks the prefix of its names, one that was made with
+    transformers 4 has old names. What it holds for parts that our model leaves out (a pooler that
+    no classifier reads, another task's head) is left out, too.
+
+    Args:
+        hf: the model's config.json.
+        modules: names of all modules of the model that have parameters.
+    """
+    tie = architecture.tie
+    if tie is not None:  # a model whose embeddings are tied has no module of the second name
+        modules = {*modules, _module(tie.name), _module(tie.twin)}
+    names = {name: _our_name(name, architecture, modules) for name in adapter.modules}
+    unused = [name for name, own in names.items() if own is None and _unused(name, architecture)]
+    kept = {name: own or name for name, own in names.items() if name not in unused}
+    heads = {name: _our_tensor(name, architecture, modules) for name in adapter.head}
+    foreign = [
+        name
+        for name, own in heads.items()
+        if own is None and not name.startswith(architecture.prefix)
+    ]
+    head = {own or name: adapter.head[name] for name, own in heads.items() if name not in foreign}
+    left_out = [*unused, *foreign]
+    notes = (
+        f"{adapter.source}: {', '.join(sorted(left_out))} left out, the model has no such part",
+    )
+    head, options = _tied(head, tie, hf)
+    return Fitted(
+        dataclasses.replace(
+            adapter,
+            modules={own: adapter.modules[name] for name, own in kept.items()},
+            head=head,
+            overrides=tuple(
+                (tuple(kept[name] for name in group if name in kept), values)
+                for group, values in adapter.overrides
+                if any(name in kept for name in group)
+            ),
+            options={
+                **adapter.options,
+                "targets": tuple(kept.values()),
+                "train": tuple(sorted({_module(name) for name in head})),
+            },
+        ),
+        options,
+        notes if left_out else (),
+    )
+
+
+def _our_name(name: str, architecture: Architecture, modules: Collection[str]) -> str | None:
+    """The model's name of a module, None if it has no such module."""
+    for whole in (name, architecture.prefix + name):
+        own = architecture.todays_name(whole + ".").removesuffix(".")
+        if own in modules:
+            return own
+    return None
+
+
+def _our_tensor(name: str, architecture: Architecture, modules: Collection[str]) -> str | None:
+    module, dot, parameter = name.rpartition(".")
+    own = _our_name(module if dot else name, architecture, modules)
+    return own and own + dot + (parameter if dot else "")
+
+
+def _module(tensor: str) -> str:
+    return tensor.rpartition(".")[0]
+
+
+def _unused(name: str, architecture: Architecture) -> bool:
+    """Whether a module is one of those that our model leaves out since nothing reads them."""
+    tie = architecture.tie
+    return any(
+        re.fullmatch(architecture.ignored, weight) and (tie is None or weight != tie.name)
+        for weight in (f"{name}.weight", f"{architecture.prefix}{name}.weight")
+    )
+
+
+def _tied(
+    head: Mapping[str, np.ndarray], tie: Tie | None, hf: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The tensors trained in full and the options, of a base whose config.json may tie two.
+
+    PEFT trains a copy of a module in full, whatever else shares its array. So the two stay tied
+    only if the adapter holds both and they are equal; otherwise the model has to be untied.
+    """
+    head = dict(head)
+    if tie is None or not tie.applies(hf) or not {tie.name, tie.twin} & set(head):
+        return head, {}
+    if {tie.name, tie.twin} <= set(head) and tie.equal(head):
+        del head[tie.name]
+        return head, {}
+    return head, {tie.field: False}

@@ -1,0 +1,229 @@
+"""Whole models in Hugging Face's form: kernels with their adapters folded in, config, tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from goat_jax.adapters.adapter import merge_adapter
+from goat_jax.adapters.parts.routers import NoRouter
+from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.data.pipeline.image_view import view_of
+from goat_jax.data.tasks.image import ImageTask
+from goat_jax.errors import UserError
+from goat_jax.interop.folders import SHARD_BYTES, write_json, write_shards
+from goat_jax.interop.hf_config import FAMILIES, Form
+from goat_jax.models.registry import Architecture, architecture_of
+from goat_jax.models.torch_layout import torch_parameters
+from goat_jax.nn.named_modules import find_sites
+from goat_jax.pretrained.resolve import open_checkpoint
+from goat_jax.typing import Array, Factors
+
+TOKENIZER_FILES = (
+    *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+    *("*.model", "chat_template*", "preprocessor_config.json", "processor_config.json"),
+    "generation_config.json",
+)
+
+
+def fold_adapters(model: Any, gates: Mapping[str, np.ndarray] | None = None) -> None:
+    """Replaces every adapter by a kernel, in place.
+
+    Args:
+        gates: module -> (E,) weights that stand for a router's; None for adapters that have one
+            kernel anyway.
+
+    Raises:
+        UserError: an adapter that no single kernel equals, and no gates.
+
+    >>> from goat_jax import method_spec
+    >>> from goat_jax.inject import inject
+    >>> from goat_jax.testing import TinyModel
+    >>> model = TinyModel()
+    >>> _ = inject(model, method_spec("lora", total_rank=2), key=jax.random.key(0))
+    >>> fold_adapters(model)
+    >>> any(site.module.adapter for site in find_sites(model))
+    False
+    """
+    for site in find_sites(model):
+        dense: Any = site.module
+        adapter = dense.adapter
+        if adapter is None:
+            continue
+        spec, scale = adapter.spec, adapter.scale[...]
+        if gates is not None:
+            own = np.stack([gates[name] for name in site.names()])
+            own = own if site.layers is not None else own[0]
+            spec, scale = without_router(spec), scale * jnp.asarray(own, scale.dtype)
+        fold = partial(_fold, spec)
+        fold = fold if site.layers is None else jax.vmap(fold)
+        arrays = adapter.factors() | adapter.constants()
+        dense.kernel.set_value(jax.jit(fold)(dense.kernel[...], arrays, scale))
+        dense.adapter = nnx.data(None)
+
+
+def without_router(spec: AdapterSpec) -> AdapterSpec:
+    """The spec of experts whose weights have become part of their scales."""
+    return spec.replace(router=NoRouter())
+
+
+def _fold(spec: AdapterSpec, kernel: Array, arrays: Factors, scale: Array) -> Array:
+    return merge_adapter(kernel, arrays, scale, spec)
+
+
+def write_merged(
+    folder: Path,
+    model: Any,
+    form: Form,
+    path: Path,
+    task: Any,
+    dtype: str,
+    most: int = SHARD_BYTES,
+) -> None:
+    """Writes weights and config.json of a model without adapters, copies its tokenizer, and says
+    how images have to be prepared.
+
+    Args:
+        form: of the model.
+        path: of the pretrained model.
+        task: what it learnt.
+        dtype: of its weights.
+        most: bytes in a file.
+
+    Raises:
+        UserError: adapters, or a head that transformers' class has no place for.
+    """
+    if any(site.module.adapter is not None for site in find_sites(model)):  # type: ignore
+        raise UserError("the model still has adapters: fold them first")
+    hf = open_checkpoint(path)[0]
+    architecture = architecture_of(hf, path)
+    changes = changed_keys(architecture, hf, model.config)
+    stored = architecture.stored_name
+    parts = (model, *form.parts(model, path, task))
+    tensors = (
+        (stored(name), as_stored(name, tensor, dtype))
+        for part in parts
+        for name, tensor in torch_parameters(part)
+        if form.has(name)
+    )
+    write_shards(folder, tensors, most)
+    labels = class_names(getattr(task, "labels", ()), getattr(model.config, "num_labels", 0))
+    write_json(folder / "config.json", merged_config({**hf, **changes}, form, dtype, labels))
+    copy_tokenizer(path, folder)
+    if isinstance(task, ImageTask):  # what the pretrained model saw may be another view
+        write_json(folder / "preprocessor_config.json", view_of(task, path).config())
+
+
+DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16, "float16": np.float16}
+"""What weights can be written as."""
+
+STORED_AS = {"BF16": "bfloat16", "F16": "float16"}
+
+
+def stored_dtype(path: Path) -> str:
+    """The dtype that most numbers of a checkpoint are stored in."""
+    sizes: Counter[str] = Counter()
+    for entry in open_checkpoint(path)[1].entries.values():
+        sizes[STORED_AS.get(entry.dtype, "float32")] += int(np.prod(entry.shape))
+    return sizes.most_common(1)[0][0]
+
+
+def as_stored(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
+    """A tensor in the dtype that it is written in.
+
+    Raises:
+        UserError: a number that the dtype has no room for.
+    """
+    with np.errstate(over="ignore"):
+        cast = tensor.astype(DTYPES[dtype])
+    if not np.isfinite(cast).all():
+        raise UserError(f"{name} has numbers beyond the range of {dtype}: give --dtype float32")
+    return cast
+
+
+ELSEWHERE = ("family", "num_labels", "head", "pooling", "dropout")
+"""Fields of our configs that config.json says by other means (class, labels), or that are a note
+on the model card."""
+
+
+def changed_keys(architecture: Architecture, hf: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """What config.json has to say otherwise than the pretrained model's: the fields that differ.
+
+    Args:
+        config: the model's own.
+
+    Raises:
+        UserError: a field that differs and that config.json has no key for.
+
+    >>> from goat_jax.models.registry import ARCHITECTURES
+    >>> hf = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1,
+    ...     "num_attention_heads": 2, "intermediate_size": 16}
+    >>> llama = ARCHITECTURES["llama"]
+    >>> changed_keys(llama, hf, llama.config_of(hf, tie_embeddings=True))
+    {'tie_word_embeddings': True}
+    """
+    before, changed = architecture.config_of(hf), {}
+    for field in dataclasses.fields(before):
+        value = getattr(config, field.name)
+        if field.name in ELSEWHERE or value == getattr(before, field.name):
+            continue
+        if field.name not in architecture.keys:
+            raise UserError(
+                f"{field.name} is not as in the pretrained config.json, and no key there says it: "
+                "drop it from model.options"
+            )
+        changed[architecture.keys[field.name]] = value
+    return changed
+
+
+def class_names(labels: Sequence[str], count: int) -> Sequence[str]:
+    """Names of a head's outputs; of a regression, transformers' own.
+
+    >>> class_names((), 1)
+    ['LABEL_0']
+    """
+    return labels or [f"LABEL_{number}" for number in range(count)]
+
+
+def merged_config(
+    hf: Mapping[str, Any], form: Form, dtype: str, labels: Sequence[str]
+) -> dict[str, Any]:
+    """config.json of the merged model.
+
+    Args:
+        hf: config.json of the pretrained model.
+        form: of the model.  dtype: of its weights.
+        labels: names of the classes, () where there are none.
+
+    >>> from goat_jax.interop.hf_config import FORMS
+    >>> form = FORMS["text encoder", None]
+    >>> found = merged_config({"model_type": "bert"}, form, "float32", ["no", "yes"])
+    >>> found["architectures"], found["id2label"]
+    (['BertForSequenceClassification'], {'0': 'no', '1': 'yes'})
+    """
+    config = {key: value for key, value in hf.items() if key != "torch_dtype"}
+    family = FAMILIES.get(str(hf.get("model_type")))
+    if family is not None:
+        config = family.config(config) | {"architectures": [family.beginning + form.ending]}
+    if labels:
+        config["id2label"] = {str(number): label for number, label in enumerate(labels)}
+        config["label2id"] = {label: number for number, label in enumerate(labels)}
+    return config | {"dtype": dtype}
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copies what tokenizes texts or prepares images, from a checkpoint folder."""
+    for pattern in TOKENIZER_FILES:
+        for path in sorted(Path(source).glob(pattern)):
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)

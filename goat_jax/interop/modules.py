@@ -1,0 +1,182 @@
+"""Modules of a model by their torch name, one layer at a time: kernels, adapters and heads in and
+out, whatever is stacked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.errors import UserError, nearest
+from goat_jax.models.torch_layout import Layout, parameters
+from goat_jax.nn.dense import Head
+from goat_jax.nn.named_modules import Site, find_sites
+
+Read = Callable[[str, tuple[int, ...]], np.ndarray]
+"""(torch's name, torch's shape) -> a tensor of that shape in float32; a `UserError` if there is
+none."""
+
+
+class Start(NamedTuple):
+    """What an adapted module has.
+
+    Attributes:
+        kernel: (I, O), frozen.
+        factors: a (E, I, R), b (E, R, O), router (I, E).
+        scale: (E,).
+    """
+
+    kernel: np.ndarray
+    factors: dict[str, np.ndarray]
+    scale: np.ndarray
+
+
+class Adapted(NamedTuple):
+    """All of an adapted module.
+
+    Attributes:
+        spec: its method and sizes.
+        kernel: (I, O), frozen.
+        factors, constants: trained and frozen arrays by name.
+        scale: (E,).
+    """
+
+    spec: AdapterSpec
+    kernel: np.ndarray
+    factors: dict[str, np.ndarray]
+    constants: dict[str, np.ndarray]
+    scale: np.ndarray
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Factors and constants."""
+        return self.factors | self.constants
+
+
+def read_kernels(model: Any, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Kernels (I, O) of these modules.
+
+    Raises:
+        UserError: a name that no linear layer of the model has.
+    """
+    kernels = {}
+    for site in find_sites(model):
+        dense: Any = site.module
+        kernels |= dict(zip(site.names(), _layers(site, dense.kernel), strict=True))
+    for name in names:
+        if name not in kernels:
+            raise UserError(f"the model has no linear layer {name!r}{nearest(name, kernels)}")
+    return {name: kernels[name] for name in names}
+
+
+def _layers(site: Site, variable: Any) -> np.ndarray:
+    value = np.asarray(variable[...])
+    return value if site.layers is not None else value[None]
+
+
+def _stack(site: Site, arrays: list[np.ndarray]) -> Any:
+    return jnp.asarray(np.stack(arrays) if site.layers is not None else arrays[0])
+
+
+def _adapted(model: Any) -> list[Site]:
+    return [site for site in find_sites(model) if site.module.adapter is not None]  # type: ignore
+
+
+def read_starts(model: Any) -> dict[str, Start]:
+    """All adapted modules by name."""
+    starts = {}
+    for site in _adapted(model):
+        dense: Any = site.module
+        adapter = dense.adapter
+        kernels, scales = _layers(site, dense.kernel), _layers(site, adapter.scale)
+        factors = {name: _layers(site, getattr(adapter, name)) for name in adapter.names}
+        for layer, name in enumerate(site.names()):
+            own = {key: value[layer] for key, value in factors.items()}
+            starts[name] = Start(kernels[layer], own, scales[layer])
+    return starts
+
+
+def read_adapted(model: Any) -> Iterator[tuple[str, Adapted]]:
+    """All adapted modules by name, one layer at a time; one site's arrays are on the host."""
+    for site in _adapted(model):
+        dense: Any = site.module
+        adapter = dense.adapter
+        kernels, scales = _layers(site, dense.kernel), _layers(site, adapter.scale)
+        trained, frozen = (
+            {name: _layers(site, getattr(adapter, name)) for name in names}
+            for names in (adapter.names, adapter.constant_names)
+        )
+        for layer, name in enumerate(site.names()):
+            factors = {key: value[layer] for key, value in trained.items()}
+            constants = {key: value[layer] for key, value in frozen.items()}
+            yield name, Adapted(adapter.spec, kernels[layer], factors, constants, scales[layer])
+
+
+def write_starts(model: Any, starts: Mapping[str, Start]) -> None:
+    """Gives all adapted modules their kernels and factors, in place; scales stay."""
+    for site in _adapted(model):
+        module: Any = site.module
+        layers = [starts[name] for name in site.names()]
+        module.kernel.set_value(_stack(site, [start.kernel for start in layers]))
+        for key in module.adapter.names:
+            value = _stack(site, [start.factors[key] for start in layers])
+            getattr(module.adapter, key).set_value(value)
+
+
+def _head_parameters(model: Any, modules: Iterable[str]) -> dict[str, tuple[Any, Layout]]:
+    """Torch's name of a head's parameter -> our variable and torch's form of it."""
+    found: dict[str, dict[str, tuple[Any, Layout]]] = {}
+    stacked = set()
+    for site, parameter, layout in parameters(model):
+        name = site.names()[0]
+        variable = getattr(site.module, parameter)
+        found.setdefault(name, {})[layout.full_name(name)] = (variable, layout)
+        stacked |= set() if site.layers is None else set(site.names())
+    chosen = {}
+    for name in modules:
+        if name in stacked:
+            raise UserError(f"{name!r} is one of a stack of layers: only a head is trained in full")
+        if name not in found:
+            raise UserError(f"the model has no module {name!r} to train{nearest(name, found)}")
+        chosen |= found[name]
+    return chosen
+
+
+def write_head(model: Any, modules: Iterable[str], read: Read) -> None:
+    """Gives modules that are trained in full their values, in place."""
+    for name, (variable, layout) in _head_parameters(model, modules).items():
+        value = read(name, layout.torch_shape(tuple(variable.shape)))
+        variable.set_value(jnp.asarray(layout.from_torch(value)))
+
+
+def read_head(model: Any, modules: Iterable[str]) -> dict[str, np.ndarray]:
+    """Their values by torch's names and in its layout."""
+    return {
+        name: np.asarray(layout.to_torch(np.asarray(variable[...])))
+        for name, (variable, layout) in _head_parameters(model, modules).items()
+    }
+
+
+def trained_tensors(model: Any, fresh: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """Torch's tensors of what is trained in full, and of parameters that the checkpoint lacks.
+
+    Args:
+        fresh: torch's names of the latter.
+    """
+    found = {}
+    for site, parameter, layout in parameters(model):
+        variable = getattr(site.module, parameter)
+        names = [layout.full_name(name) for name in site.names()]
+        if isinstance(variable, Head) or any(name in fresh for name in names):
+            layers = [np.asarray(layout.to_torch(each)) for each in _layers(site, variable)]
+            found |= dict(zip(names, layers, strict=True))
+    return found
+
+
+def module_names(model: Any) -> list[str]:
+    """Full names of all modules that have parameters."""
+    names = (name for site, _, _ in parameters(model) for name in site.names())
+    return list(dict.fromkeys(names))

@@ -1,0 +1,272 @@
+"""Reads PEFT folders: LoRA in its variants, and PEANuT."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from goat_jax.errors import UserError, nearest
+from goat_jax.interop.folders import ADAPTER_CONFIG, read_about, read_tensors
+from goat_jax.interop.import_adapter import Imported
+from goat_jax.interop.peft_write import ACTIVATIONS, PREFIX
+from goat_jax.pretrained.safetensors import read_json
+from goat_jax.validation.checks import check_choice, check_number
+
+_PLAIN = {"method": "lora"}
+STARTS: dict[Any, dict[str, Any]] = {
+    **dict.fromkeys((True, False, "gaussian", "orthogonal", "eva", None), _PLAIN),
+    "pissa": {"method": "pissa", "rho": 1.0},
+}
+"""init_lora_weights -> the method whose frozen kernel is the one the adapter was trained on."""
+
+NOT_READ = (
+    *("layer_replication", "alora_invocation_tokens", "kasa_config", "arrow_config"),
+    *("use_qalora", "use_bdlora", "lora_bias", "target_parameters", "trainable_token_indices"),
+    *("megatron_config", "monteclora_config", "velora_config", "fan_in_fan_out"),
+)
+"""Settings of PEFT's LoRA that change what it computes and have no form here."""
+
+DEFAULTS = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "depth": 0, "scaling": 1.0}
+"""PEFT's own, of what a config leaves out."""
+
+Options = dict[str, Any]
+
+
+def read_peft(folder: Path, config: Mapping[str, Any]) -> Imported:
+    """The adapter of a PEFT folder.
+
+    Args:
+        config: its adapter_config.json.
+
+    Raises:
+        UserError: a type or a setting that cannot be read, tensors of unknown names or shapes.
+    """
+    kind = str(config.get("peft_type"))
+    if kind not in READERS:
+        raise UserError(
+            f"{folder} is a PEFT adapter of type {kind}{nearest(kind, READERS)}: "
+            f"{', '.join(READERS)} can be read"
+        )
+    tensors = {name.removeprefix(PREFIX): value for name, value in read_tensors(folder).items()}
+    modules, head = _by_module(folder, tensors, NAMES[kind])
+    options, overrides = READERS[kind](folder, config, modules)
+    options["targets"] = tuple(modules)
+    found = Imported(
+        source=str(folder),
+        base=_name(config.get("base_model_name_or_path")),
+        base_sha256=read_about(folder).get("base_sha256"),
+        options=options,
+        settles_all=True,
+        overrides=overrides,
+        modules=modules,
+        head=head,
+        revision=_name(config.get("revision")),
+    )
+    options["train"] = found.head_modules
+    return found
+
+
+def _name(value: Any) -> str | None:
+    return value if value and isinstance(value, str) else None
+
+
+NAMES: dict[str, dict[str, str]] = {
+    "LORA": {
+        r"lora_A\.weight": "a",
+        r"lora_B\.weight": "b",
+        r"lora_magnitude_vector(\.weight)?": "magnitude",
+    },
+    "ADALORA": {r"lora_A": "a", r"lora_B": "b", r"lora_E": "core"},
+    "PEANUT": {
+        r"peanut_A\.weight": "a",
+        r"peanut_B\.weight": "b",
+        r"peanut_encoders\.\d+\.weight": "encoders",
+        r"peanut_decoders\.\d+\.weight": "decoders",
+    },
+}
+"""PEFT's type -> endings of its tensors -> our factor."""
+
+
+def _by_module(
+    folder: Path, tensors: Mapping[str, np.ndarray], names: Mapping[str, str]
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Factors by module, in our layout, and the tensors of heads."""
+    listed: dict[str, dict[str, list[np.ndarray]]] = {}
+    head = {}
+    for name in sorted(tensors, key=lambda n: re.sub(r"\d+", lambda m: m[0].zfill(6), n)):
+        for ending, key in names.items():
+            if match := re.fullmatch(rf"(.+)\.{ending}", name):
+                listed.setdefault(match[1], {}).setdefault(key, []).append(tensors[name])
+                break
+        else:
+            if re.search(r"\.(lora|peanut)_\w+", name):
+                raise UserError(f"{folder} has {name!r}, which no adapter here has a place for")
+            head[name] = tensors[name]
+    if not listed:
+        raise UserError(f"{folder} has no factors of its type: it is not whole")
+    modules = {}
+    for module, own in listed.items():
+        for key in sorted({"a", "b", "core"} & set(names.values())):
+            if key not in own:
+                raise UserError(f"{folder} has no factor {key} of {module}: it is not whole")
+        matrices = {key: np.stack([t.T for t in each]) for key, each in own.items()}
+        if "magnitude" in matrices:
+            matrices["magnitude"] = matrices["magnitude"].reshape(-1)
+        if "core" in matrices:
+            matrices["core"] = matrices["core"].reshape(1, -1)
+        modules[module] = {k: v.astype(np.float32) for k, v in matrices.items()}
+    return modules, head
+
+
+Overrides = tuple[tuple[tuple[str, ...], Mapping[str, Any]], ...]
+
+
+def _read_lora(
+    folder: Path, config: Mapping[str, Any], modules: Mapping[str, Mapping[str, np.ndarray]]
+) -> tuple[Options, Overrides]:
+    start = config.get("init_lora_weights", True)
+    if not isinstance(start, str | bool | None) or start not in STARTS:
+        raise UserError(
+            f"{folder}: init_lora_weights {start!r} changes the base model in a way that cannot be "
+            "repeated here: save it with path_initial_model_for_weight_conversion"
+        )
+    _refuse_unread(folder, config)
+    if config.get("use_dora") and STARTS[start] is not _PLAIN:
+        raise UserError(f"{folder} joins use_dora and {start}, which no adapter here does")
+    rank = _number(folder, config, "r", at_least=1, whole=True)
+    options: Options = {**STARTS[start], "total_rank": rank, **_alpha_and_dropout(folder, config)}
+    if config.get("use_dora"):
+        options["method"] = "dora"
+    if config.get("use_rslora"):
+        options["scale"] = "alpha_over_root_rank"
+    alphas = _pattern(folder, config, "alpha_pattern", above=0)
+    _pattern(folder, config, "rank_pattern", at_least=1, whole=True)
+    groups: dict[tuple[int, float], list[str]] = {}
+    for name, arrays in modules.items():
+        alpha = float(_by_pattern(name, alphas, options["alpha"]))
+        groups.setdefault((arrays["a"].shape[-1], alpha), []).append(name)
+    usual = (options["total_rank"], options["alpha"])
+    return options, tuple(
+        (tuple(names), {"total_rank": rank, "alpha": alpha})
+        for (rank, alpha), names in groups.items()
+        if (rank, alpha) != usual
+    )
+
+
+def _refuse_unread(folder: Path, config: Mapping[str, Any]) -> None:
+    unread = [name for name in NOT_READ if config.get(name)]
+    if config.get("bias", "none") != "none":
+        unread.append("bias")
+    if unread:
+        raise UserError(f"{folder} uses {', '.join(unread)}, which no adapter here has")
+
+
+def _number(folder: Path, config: Mapping[str, Any], name: str, **limits: Any) -> Any:
+    """A number of adapter_config.json in its range, or PEFT's own where it is left out."""
+    value = config.get(name)
+    value = DEFAULTS[name] if value is None else value
+    check_number(f"{Path(folder) / ADAPTER_CONFIG}: {name}", value, **limits)
+    return value
+
+
+def _alpha_and_dropout(folder: Path, config: Mapping[str, Any]) -> Options:
+    return {
+        "alpha": float(_number(folder, config, "lora_alpha", above=0)),
+        "dropout": float(_number(folder, config, "lora_dropout", at_least=0, below=1)),
+        "options": {},
+    }
+
+
+def _pattern(
+    folder: Path, config: Mapping[str, Any], name: str, **limits: Any
+) -> Mapping[str, Any]:
+    """A table of numbers by pattern in adapter_config.json, each in its range."""
+    found = config.get(name) or {}
+    where = f"{Path(folder) / ADAPTER_CONFIG}: {name}"
+    if not isinstance(found, Mapping):
+        raise UserError(f"{where} is a {type(found).__name__}, not a table of numbers")
+    for pattern, value in found.items():
+        check_number(f"{where}[{pattern!r}]", value, **limits)
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"{where}: {pattern!r} is not a valid pattern ({error})") from None
+    return found
+
+
+def _by_pattern(name: str, patterns: Mapping[str, Any] | None, usual: Any) -> Any:
+    """The value of the first pattern that matches the end of a name, as PEFT looks it up."""
+    for pattern, value in (patterns or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", name):
+            return value
+    return usual
+
+
+def _read_network(
+    folder: Path, config: Mapping[str, Any], modules: Mapping[str, Mapping[str, np.ndarray]]
+) -> tuple[Options, Overrides]:
+    ours = {theirs: own for own, theirs in ACTIVATIONS.items()}
+    activation = config.get("act_fn", "relu")
+    check_choice(f"{Path(folder) / ADAPTER_CONFIG}: act_fn", activation, ours)
+    settled = {
+        "depth": _number(folder, config, "depth", at_least=0, whole=True),
+        "activation": ours[activation],
+        "value": float(_number(folder, config, "scaling")),
+    }
+    rank = config.get("r", 32)
+    check_number(f"{Path(folder) / ADAPTER_CONFIG}: r", rank, at_least=1, whole=True)
+    return {"method": "neat", "total_rank": rank, "options": settled}, ()
+
+
+def _read_adalora(
+    folder: Path, config: Mapping[str, Any], modules: Mapping[str, dict[str, np.ndarray]]
+) -> tuple[Options, Overrides]:
+    """AdaLoRA, whose pruned ranks are left out of the file: here they are there, as zeros.
+
+    Its scale goes by the rank that it started with, whatever was pruned since.
+    """
+    _refuse_unread(folder, config)
+    rank = config.get("init_r", 12)
+    check_number(f"{Path(folder) / ADAPTER_CONFIG}: init_r", rank, at_least=1, whole=True)
+    kept = config.get("rank_pattern") or {}
+    for name, arrays in modules.items():
+        left = arrays["a"].shape[-1]
+        places = np.flatnonzero(np.asarray(kept.get(f"{name}.lora_E", [True] * left), bool))
+        if len(places) != left or left > rank or (left and places[-1] >= rank):
+            raise UserError(
+                f"{folder}: {name} has {left} ranks, rank_pattern keeps {len(places)} of {rank}: "
+                "it is not whole"
+            )
+        for key, axis in (("a", -1), ("b", -2), ("core", -1)):
+            array = np.moveaxis(arrays[key], axis, -1)
+            whole = np.zeros((*array.shape[:-1], rank), np.float32)
+            whole[..., places] = array
+            arrays[key] = np.moveaxis(whole, -1, axis)
+    target = config.get("target_r", 8)
+    check_number(f"{Path(folder) / ADAPTER_CONFIG}: target_r", target, at_least=1, whole=True)
+    options: Options = {
+        **_alpha_and_dropout(folder, config),
+        "method": "adalora",
+        "total_rank": rank,
+        # Where training goes on; nothing that is computed now depends on it.
+        "options": {"target_rank": max(1, min(target, rank - 1))},
+    }
+    return options, ()
+
+
+READERS: dict[str, Callable[..., tuple[Options, Overrides]]] = {
+    "LORA": _read_lora,
+    "PEANUT": _read_network,
+    "ADALORA": _read_adalora,
+}
+"""PEFT's type -> what its config means here."""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json of a folder; empty if there is none."""
+    path = Path(folder) / ADAPTER_CONFIG
+    return read_json(path, "an adapter") if path.is_file() else {}

@@ -1,0 +1,155 @@
+"""Adapters as Hugging Face PEFT stores them: adapter_config.json and its tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from goat_jax.adapters.parts.scales import AlphaOverRootRank
+from goat_jax.errors import UserError
+from goat_jax.interop.folders import ADAPTER, ADAPTER_CONFIG, write_json, write_tensors
+from goat_jax.interop.low_rank import LowRank
+from goat_jax.interop.modules import Adapted
+from goat_jax.interop.target_names import most_common
+
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of the model it has wrapped."""
+
+ACTIVATIONS = {"relu": "relu", "silu": "silu", "tanh": "tanh", "identity": "linear"}
+"""Our name -> PEFT's."""
+
+TASK_TYPES = {"text encoder": "SEQ_CLS", "language model": "CAUSAL_LM", "image encoder": None}
+"""Kind of a model -> PEFT's task type."""
+
+
+def lora_config(modules: Mapping[str, LowRank], root: bool) -> dict[str, Any]:
+    """What adapter_config.json says of ranks and scales.
+
+    Args:
+        root: whether scales are alpha / sqrt(r), as rsLoRA has them.
+
+    >>> one, two = (LowRank(np.ones((4, r)), np.ones((r, 4)), 2.0, None, True) for r in (2, 3))
+    >>> found = lora_config({"q": one, "k": one, "v": two}, False)
+    >>> found["r"], found["lora_alpha"], found["rank_pattern"], found["alpha_pattern"]
+    (2, 4, {'v': 3}, {'v': 6})
+    """
+    ranks = {name: module.a.shape[1] for name, module in modules.items()}
+    alphas = {
+        name: _plain(module.scale * (math.sqrt(ranks[name]) if root else ranks[name]))
+        for name, module in modules.items()
+    }
+    rank, alpha = most_common(list(ranks.values())), most_common(list(alphas.values()))
+    return {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {name: own for name, own in ranks.items() if own != rank},
+        "alpha_pattern": {name: own for name, own in alphas.items() if own != alpha},
+        "use_rslora": root,
+        "use_dora": any(module.magnitude is not None for module in modules.values()),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+    }
+
+
+def _plain(value: float) -> float | int:
+    """A number that was rounded to float32 on its way, as its user wrote it."""
+    short = float(f"{value:.7g}")
+    return int(short) if short.is_integer() else short
+
+
+def lora_tensors(modules: Mapping[str, LowRank]) -> dict[str, np.ndarray]:
+    """PEFT's tensors of LoRA and DoRA, by its names without the prefix."""
+    tensors = {}
+    for name, module in modules.items():
+        tensors[f"{name}.lora_A.weight"] = module.a.T
+        tensors[f"{name}.lora_B.weight"] = module.b.T
+        if module.magnitude is not None:
+            tensors[f"{name}.lora_magnitude_vector"] = module.magnitude
+    return tensors
+
+
+def is_root(modules: Mapping[str, LowRank], adapted: Mapping[str, Adapted]) -> bool:
+    """Whether the scales are rsLoRA's, of factors that stayed as they were trained."""
+    return all(module.as_trained for module in modules.values()) and all(
+        isinstance(each.spec.scale, AlphaOverRootRank) for each in adapted.values()
+    )
+
+
+def network_config(modules: Mapping[str, Adapted]) -> dict[str, Any]:
+    """adapter_config.json of PEFT's PEANuT, which NEAT is.
+
+    Raises:
+        UserError: networks that PEFT has no form for.
+    """
+    first = next(iter(modules.values()))
+    for name, module in modules.items():
+        combine: Any = module.spec.combine
+        same = combine == first.spec.combine and module.spec.rank == first.spec.rank
+        if not same or module.scale[0] != first.scale[0]:
+            raise UserError(
+                f"{name} has another network than the first module: PEFT has one for all"
+            )
+        if combine.over_inputs:
+            raise UserError(
+                "over_inputs=true: PEFT's PEANuT acts on the output axis only, so it has no form "
+                "for this adapter; --to merged has"
+            )
+    network: Any = first.spec.combine
+    return {
+        "peft_type": "PEANUT",
+        "r": first.spec.rank,
+        "depth": network.depth,
+        "act_fn": ACTIVATIONS[network.activation],
+        "scaling": _plain(float(first.scale[0])),
+        "init_weights": True,
+    }
+
+
+def network_tensors(modules: Mapping[str, Adapted]) -> dict[str, np.ndarray]:
+    """PEFT's tensors of PEANuT, by its names without the prefix."""
+    tensors = {}
+    for name, module in modules.items():
+        tensors[f"{name}.peanut_A.weight"] = module.factors["a"][0].T
+        tensors[f"{name}.peanut_B.weight"] = module.factors["b"][0].T
+        for key in ("encoders", "decoders"):
+            for number, matrix in enumerate(module.factors.get(key, ())):
+                tensors[f"{name}.peanut_{key}.{number}.weight"] = matrix.T
+    return tensors
+
+
+def write_peft(
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    head: Mapping[str, np.ndarray],
+    *,
+    targets: list[str],
+    heads: list[str],
+    kind: str,
+    base: str,
+) -> None:
+    """Writes a PEFT folder.
+
+    Args:
+        config, tensors: of one of the forms above.
+        head: torch's tensors of the modules that were trained in full.
+        targets, heads: adapter_config's target_modules and modules_to_save.
+        kind: of the model.  base: where it came from.
+    """
+    common = {
+        "base_model_name_or_path": base,
+        "task_type": TASK_TYPES[kind],
+        "target_modules": targets,
+        "modules_to_save": heads or None,
+        "inference_mode": True,
+    }
+    write_json(folder / ADAPTER_CONFIG, {**config, **common})
+    named = {**tensors, **head}
+    write_tensors(folder / ADAPTER, {PREFIX + name: tensor for name, tensor in named.items()})

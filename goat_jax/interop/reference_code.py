@@ -1,0 +1,129 @@
+"""Routed adapters by the tensor names of the GOAT paper's published code, bit for bit, both ways.
+
+Per module: ``NAME.lora_A.I.weight`` (R, in), ``NAME.lora_B.I.weight`` (out, R) for every expert I,
+and ``NAME.lora_gating.weight`` (E, in); heads have their own names. The frozen residual kernel is
+not in the file: whoever reads it takes the start off the pretrained weights again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from goat_jax.errors import UserError
+from goat_jax.interop.folders import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    open_adapter,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from goat_jax.interop.import_adapter import Imported
+from goat_jax.interop.modules import Adapted
+
+TYPE = "GOAT"
+"""What adapter_config.json says, so that PEFT refuses the folder instead of misreading it."""
+
+GATING = "lora_gating.weight"
+_FACTOR = re.compile(r"(.+)\.lora_([AB])\.(\d+)\.weight")
+
+
+def published_tensors(modules: Mapping[str, Adapted]) -> dict[str, np.ndarray]:
+    """The tensors of all modules by their published names.
+
+    Raises:
+        UserError: an adapter of other parts than experts a, b and one router matrix.
+    """
+    tensors = {}
+    for name, module in modules.items():
+        if set(module.factors) != {"a", "b", "router"} or module.spec.combine.layout != "pairs":
+            raise UserError(
+                f"{name} has {', '.join(module.factors)} with {type(module.spec.router).__name__}: "
+                "the published code has pairs of experts and one router matrix"
+            )
+        pairs = zip(module.factors["a"], module.factors["b"], strict=True)
+        for number, (a, b) in enumerate(pairs):
+            tensors[f"{name}.lora_A.{number}.weight"] = a.T
+            tensors[f"{name}.lora_B.{number}.weight"] = b.T
+        tensors[f"{name}.{GATING}"] = module.factors["router"].T
+    return tensors
+
+
+def write_published(
+    folder: Path,
+    modules: Mapping[str, Adapted],
+    head: Mapping[str, np.ndarray],
+    base: str,
+    options: Mapping[str, Any],
+) -> None:
+    """Writes the tensors, and the settings (`AdapterConfig`) that they need to be used."""
+    write_tensors(folder / ADAPTER, {**published_tensors(modules), **head})
+    about = {"peft_type": TYPE, "base_model_name_or_path": base, "settings": dict(options)}
+    write_json(folder / ADAPTER_CONFIG, about)
+
+
+def is_published(source: Path) -> bool:
+    """Whether an adapter file has the published names."""
+    return any(name.endswith(GATING) for name in open_adapter(source))
+
+
+def read_published(source: Path, config: Mapping[str, Any], base_sha256: str | None) -> Imported:
+    """The adapter of a folder or a safetensors file with the published names.
+
+    Args:
+        config: adapter_config.json, if there is one that we wrote; {} otherwise.
+
+    Raises:
+        UserError: experts that are missing or of several numbers.
+    """
+    tensors = read_tensors(source)
+    found: dict[str, dict[str, dict[int, np.ndarray]]] = {}
+    routers, head = {}, {}
+    for name, value in tensors.items():
+        if match := _FACTOR.fullmatch(name):
+            module, key, number = match[1], match[2].lower(), int(match[3])
+            found.setdefault(module, {}).setdefault(key, {})[number] = value.T
+        elif name.endswith(GATING):
+            routers[name.removesuffix("." + GATING)] = value.T
+        else:
+            head[name] = value
+    modules = {name: _stacked(source, name, own, routers) for name, own in found.items()}
+    sizes = {name: module["a"].shape for name, module in modules.items()}
+    experts, _, rank = next(iter(sizes.values()))
+    for name, shape in sizes.items():
+        if (shape[0], shape[2]) != (experts, rank):
+            raise UserError(
+                f"{source}: {name} has {shape[0]} experts of rank {shape[2]}, others {experts} of "
+                f"{rank}: the published code has one size for all"
+            )
+    settings = dict(config.get("settings", {}))
+    options = {
+        **{key: value for key, value in settings.items() if value is not None},
+        "total_rank": experts * rank,
+        "num_experts": experts,
+        "targets": tuple(modules),
+        "train": tuple(sorted({name.rpartition(".")[0] for name in head})),
+    }
+    base = config.get("base_model_name_or_path")
+    whole = bool(settings)
+    return Imported(str(source), base, base_sha256, options, whole, (), modules, head)
+
+
+def _stacked(
+    source: Path,
+    name: str,
+    own: Mapping[str, Mapping[int, np.ndarray]],
+    routers: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Factors a (E, I, R), b (E, R, O) and router (I, E) of one module."""
+    numbers = list(range(len(own.get("a", ()))))
+    whole = all(sorted(own.get(key, ())) == numbers for key in ("a", "b"))
+    if not numbers or not whole or name not in routers or routers[name].shape[1] != len(numbers):
+        raise UserError(f"{source}: the experts of {name} are not all there, or not its router")
+    pairs = {key: np.stack([own[key][number] for number in numbers]) for key in ("a", "b")}
+    return {**pairs, "router": routers[name]}

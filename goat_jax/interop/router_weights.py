@@ -1,0 +1,59 @@
+"""What a run's routers do on its data, as numbers: the mean weight of every expert."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from goat_jax.adapters.context import Context
+from goat_jax.nn.named_modules import adapted_layers, find_sites
+from goat_jax.training.losses import Objective
+from goat_jax.training.step import counted, forward
+from goat_jax.typing import Array, Batch, PyTree
+
+
+def mean_gates(
+    graph: Any,
+    trainable: dict[str, PyTree],
+    base: PyTree,
+    batches: Sequence[Batch],
+    objective: Objective,
+    model: Any,
+) -> dict[str, np.ndarray]:
+    """Module -> (E,) mean weight of its experts over the real tokens of all batches, dropout off.
+
+    Args:
+        model: what `graph` and the trees are of, for the names of its modules.
+    """
+
+    @jax.jit
+    def weigh(trainable: dict, base: PyTree, batch: Batch) -> tuple[dict[str, Array], Array]:
+        mask = counted(batch)
+        ctx = dataclasses.replace(Context.of_batch(batch, None, mask), per_token=True)
+        reports = forward(graph, trainable, base, batch, objective, ctx).reports
+        tokens = mask.sum().astype(jnp.float32)
+        means = {name: report.mean_weights for name, report in reports.items()}
+        return jax.tree.map(lambda mean: mean * tokens, means), tokens
+
+    found = [weigh(trainable, base, batch) for batch in batches]
+    tokens = sum(float(count) for _, count in found)
+    layers = adapted_layers(model)
+    experts = {
+        name: site.module.adapter.scale.shape[-1]  # type: ignore[attr-defined]
+        for site in find_sites(model)
+        if site.module.adapter is not None  # type: ignore[attr-defined]
+        for name in site.names()
+    }
+    gates = {}
+    for pattern in layers:
+        parts = [np.asarray(sums[pattern], np.float64) for sums, _ in found]
+        whole = np.sum(parts, 0) / tokens
+        for layer, weights in zip(layers[pattern], whole, strict=True):
+            name = pattern.format(layer)
+            gates[name] = weights[: experts[name]].astype(np.float32)
+    return gates

@@ -1,0 +1,126 @@
+"""A finished run and what exporting it asks: adapters before and after, scores, mean gates."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from goat_jax.adapters.task_gate import for_task
+from goat_jax.config.run import DTYPES
+from goat_jax.interop.low_rank import LowRank, low_rank
+from goat_jax.interop.modules import Adapted, read_adapted, read_kernels, trained_tensors
+from goat_jax.interop.router_weights import mean_gates
+from goat_jax.models.load import load_model
+from goat_jax.nn.dense import merge_model
+from goat_jax.pretrained.resolve import find_model
+from goat_jax.training.checkpoints.restore import Reopened, reopen
+from goat_jax.training.evaluate import evaluate
+from goat_jax.training.lorahub import few_rows
+from goat_jax.training.setup import evaluation_batches, load_rows, model_options
+from goat_jax.training.task_types import problem_of
+from goat_jax.typing import PyTree
+
+Gates = Mapping[str, np.ndarray]
+
+
+class Trained:
+    """A run at one of its checkpoints.
+
+    Attributes:
+        folder: its folder.
+        opened, config, built: as reopened.
+        path: folder or file of the pretrained model.
+        base: the frozen pytree.
+        model: with its adapters.
+    """
+
+    def __init__(self, folder: Path, step: int | None):
+        self.folder = folder
+        self.opened: Reopened = reopen(folder, step)
+        self.config, self.built = self.opened.config, self.opened.built
+        self.path = find_model(self.config.model.path)
+        self.base: PyTree = self.opened.state.frozen(self.built.base)
+        self.model = self._model(self.opened.state.trainable, self.base)
+
+    def _model(self, trainable: dict[str, PyTree], base: PyTree) -> Any:
+        return merge_model(self.built.graph, trainable, base)
+
+    @functools.cached_property
+    def now(self) -> dict[str, Adapted]:
+        """Every adapted module, trained."""
+        return dict(read_adapted(self.model))
+
+    @functools.cached_property
+    def start(self) -> dict[str, Adapted]:
+        """The same before training."""
+        return dict(read_adapted(self._model(self.built.state.trainable, self.built.base)))
+
+    @functools.cached_property
+    def kernels(self) -> dict[str, np.ndarray]:
+        """Pretrained kernels, of modules whose frozen ones cannot be told from the factors."""
+        asking = [n for n, each in self.now.items() if each.spec.base_edit.looks_at_kernel]
+        if not asking:
+            return {}
+        dtype = DTYPES[self.config.model.dtype]
+        key, options = jax.random.key(0), model_options(self.config)
+        return read_kernels(load_model(self.path, key=key, dtype=dtype, **options).model, asking)
+
+    def low_rank(self, gates: Gates | None) -> dict[str, LowRank]:
+        """Every module as plain LoRA on the pretrained kernel."""
+        return {
+            name: low_rank(
+                module,
+                self.start[name],
+                self.kernels.get(name),
+                None if gates is None else gates[name],
+            )
+            for name, module in self.now.items()
+        }
+
+    @property
+    def head(self) -> dict[str, np.ndarray]:
+        """Torch's tensors of the head."""
+        return trained_tensors(self.model, self.built.fresh)
+
+    @functools.cached_property
+    def scores(self) -> dict[str, float]:
+        """Of the run's checkpoint."""
+        return evaluate(
+            self.built.eval_step, self.opened.state.trainable, self.base, self.rows, self.task
+        ).scores
+
+    @property
+    def task(self) -> Any:
+        return self.config.task
+
+    @functools.cached_property
+    def rows(self) -> Any:
+        return evaluation_batches(self.config, load_rows(self.config, "evaluation")[0])
+
+    def task_gates(self, task: int | None) -> Gates | None:
+        """The experts' weights for one task, None without one."""
+        if task is None:
+            return None
+        gates = {}
+        for name, module in self.now.items():
+            ones = jnp.ones(module.scale.shape)
+            arrays = {key: jnp.asarray(value) for key, value in module.factors.items()}
+            gates[name] = np.asarray(for_task(arrays, ones, module.spec, task)[1])
+        return gates
+
+    def mean_gates(self, rows: int) -> Gates:
+        """The experts' mean weights on the first training rows."""
+        return mean_gates(
+            self.built.graph,
+            self.opened.state.trainable,
+            self.base,
+            few_rows(self.config, rows),
+            problem_of(self.task).objective(self.task),
+            self.model,
+        )

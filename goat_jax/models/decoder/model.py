@@ -1,0 +1,258 @@
+"""Decoders with pre-normalised blocks: Llama 2 and 3, SmolLM2, Qwen2, Mistral; one network for all.
+
+Weights and the embedding table set the dtype of the hidden states; norms, rotations, the softmax of
+the attention and the logits compute in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from goat_jax.adapters.context import EVAL, Context
+from goat_jax.models.decoder.config import DecoderConfig, tiny_decoder_config
+from goat_jax.nn.dense import Dense
+from goat_jax.nn.modules import ACTIVATIONS, Embedding, Projection, RMSNorm, attend
+from goat_jax.nn.rope import rotate
+from goat_jax.nn.stack import Stack
+from goat_jax.typing import Array
+
+__all__ = ["Cache", "Decoder", "DecoderBlock", "DecoderConfig", "tiny_decoder_config"]
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens seen so far, for generation.
+
+    Attributes:
+        keys, values: (L, B, S, G, H), rotated already; S slots.
+        mask: (B, S) bool, true in slots that hold a real token.
+        length: slots in use, an int32 scalar.
+    """
+
+    keys: Array
+    values: Array
+    mask: Array
+    length: Array
+
+
+class DecoderBlock(nnx.Module):
+    """Self-attention and a gated feed-forward, each on a normalised copy, added to its input."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        width, inner, size = config.hidden_size, config.intermediate_size, config.head_size
+        heads, groups = config.num_heads * size, config.num_kv_heads * size
+        self.attention_norm = RMSNorm(width, config.rms_norm_eps)
+        self.query = Dense(width, heads, use_bias=config.qkv_bias, rngs=rngs)
+        self.key = Dense(width, groups, use_bias=config.qkv_bias, rngs=rngs)
+        self.value = Dense(width, groups, use_bias=config.qkv_bias, rngs=rngs)
+        self.attention_out = Dense(heads, width, use_bias=config.out_bias, rngs=rngs)
+        self.norm = RMSNorm(width, config.rms_norm_eps)
+        self.gate = Dense(width, inner, use_bias=config.mlp_bias, rngs=rngs)
+        self.up = Dense(width, inner, use_bias=config.mlp_bias, rngs=rngs)
+        self.down = Dense(inner, width, use_bias=config.mlp_bias, rngs=rngs)
+        self.head_size = size
+        self.activation = config.activation
+
+    def __call__(
+        self,
+        x: Array,
+        ctx: Context,
+        rotation: tuple[Array, Array],
+        keep: Array,
+        past: tuple[Array, Array, Array] | None = None,
+    ) -> tuple[Array, tuple[Array, Array] | None]:
+        """x (B, T, D) -> x, and keys and values of all slots if `past` was given.
+
+        Args:
+            rotation: of the tokens' positions.
+            keep: (B, 1, T, S), true where a token may attend to a slot.
+            past: keys and values (B, S, G, H) and the first slot that these tokens take.
+        """
+        normal = self.attention_norm(x)
+        split = (*x.shape[:-1], -1, self.head_size)
+        query, key, value = (
+            part(normal, ctx).reshape(split) for part in (self.query, self.key, self.value)
+        )
+        query, key = rotate(query, rotation), rotate(key, rotation)
+        kept = None
+        if past is not None:
+            keys, values, start = past
+            key = jax.lax.dynamic_update_slice_in_dim(keys, key.astype(keys.dtype), start, 1)
+            value = jax.lax.dynamic_update_slice_in_dim(values, value.astype(keys.dtype), start, 1)
+            kept = (key, value)
+            key, value = key.astype(query.dtype), value.astype(query.dtype)
+        attended = attend(query, key, value, keep).reshape(*x.shape[:-1], -1)
+        x = x + self.attention_out(attended, ctx)
+        normal = self.norm(x)
+        inner = ACTIVATIONS[self.activation](self.gate(normal, ctx)) * self.up(normal, ctx)
+        return x + self.down(inner, ctx), kept
+
+
+class Decoder(nnx.Module):
+    """A causal language model.
+
+    Attributes:
+        output_lies: on a mesh, how the output's kernel lies where it is used, or the compiler would
+            cut its inner side and exchange logits; else None.
+
+    >>> model = Decoder(tiny_decoder_config(), rngs=nnx.Rngs(0))
+    >>> model(jnp.ones((2, 5), jnp.int32)).shape
+    (2, 5, 64)
+    """
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        width = config.hidden_size
+        self.embeddings = Embedding(config.vocab_size, width, rngs=rngs)
+        self.layers = Stack(lambda r: DecoderBlock(config, rngs=r), config.num_layers, rngs=rngs)
+        self.norm = RMSNorm(width, config.rms_norm_eps)
+        if not config.tie_embeddings:
+            self.output = Projection(width, config.vocab_size, rngs=rngs)
+        self.config = config
+        self.output_lies: NamedSharding | None = None
+
+    def hf_names(self) -> dict[str, str]:
+        """Our path -> the torch name of the module (see `goat_jax.nn.named_modules`)."""
+        block = {f"layers.{ours}": f"model.layers.{{}}.{theirs}" for ours, theirs in BLOCK.items()}
+        outside = {"embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
+        return block | outside
+
+    def hidden(
+        self,
+        input_ids: Array,
+        attention_mask: Array | None = None,
+        segments: Array | None = None,
+        ctx: Context = EVAL,
+    ) -> Array:
+        """Normalised hidden states (B, T, D), which `logits` turns into logits.
+
+        Args:
+            input_ids: (B, T) integers.
+            attention_mask: (B, T), non-zero where a token is real; padding on either side.
+            segments: (B, T) integers; tokens see only their own segment, whose positions start
+                at 0. For packed rows, in the place of `attention_mask`.
+            ctx: dropout key, and the mask the balance loss uses.
+        """
+        slots = jnp.arange(input_ids.shape[1])
+        keep, positions = slots[None, :, None] >= slots[None, None], slots[None]
+        if segments is not None:
+            keep &= segments[:, :, None] == segments[:, None, :]
+            positions = segment_positions(segments)
+        elif attention_mask is not None:
+            keep &= (attention_mask != 0)[:, None, :]
+        rotation = self._rotation(positions)
+        x, _ = self._run(input_ids, ctx, rotation, keep, slots, slots, None)
+        return self.norm(x)
+
+    def logits(self, hidden: Array) -> Array:
+        """(..., V) float32 of hidden states (..., D)."""
+        kernel = self.output_kernel()
+        return jnp.dot(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+    def output_kernel(self) -> Array:
+        """(D, V), the embedding table transposed where the two are tied."""
+        tied = self.config.tie_embeddings
+        kernel = self.embeddings.table[...].T if tied else self.output.kernel[...]
+        if self.output_lies is None:
+            return kernel
+        return jax.lax.with_sharding_constraint(kernel, self.output_lies)
+
+    def __call__(
+        self,
+        input_ids: Array,
+        attention_mask: Array | None = None,
+        segments: Array | None = None,
+        ctx: Context = EVAL,
+    ) -> Array:
+        """Logits (B, T, V), float32; arguments as for `hidden`."""
+        return self.logits(self.hidden(input_ids, attention_mask, segments, ctx))
+
+    def empty_cache(self, batch: int, slots: int, dtype: Any = None) -> Cache:
+        """A cache with room for `slots` tokens a row, in the dtype of the hidden states."""
+        config = self.config
+        shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_size)
+        dtype = dtype or self.embeddings.dtype
+        keys, values = jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+        return Cache(keys, values, jnp.zeros((batch, slots), bool), jnp.zeros((), jnp.int32))
+
+    def extend(
+        self, input_ids: Array, attention_mask: Array, cache: Cache, ctx: Context = EVAL
+    ) -> tuple[Array, Cache]:
+        """Goes on from a cache: hidden states (B, T, D) of the new tokens and the cache with them.
+
+        Args:
+            input_ids, attention_mask: (B, T); rows of different lengths are padded on the left, so
+                that all go on at the same slot.
+            cache: with at least T free slots; more tokens than slots give wrong results.
+        """
+        tokens = input_ids.shape[1]
+        own = cache.length + jnp.arange(tokens)
+        mask = jax.lax.dynamic_update_slice_in_dim(
+            cache.mask, attention_mask != 0, cache.length, axis=1
+        )
+        slots = jnp.arange(mask.shape[1])
+        keep = (own[None, :, None] >= slots[None, None]) & mask[:, None, :]
+        # Only differences of positions matter, so rows may start at any slot.
+        rotation = self._rotation(own[None])
+        x, (keys, values) = self._run(input_ids, ctx, rotation, keep, own, slots, cache)
+        return self.norm(x), Cache(keys, values, mask, cache.length + tokens)
+
+    def _rotation(self, positions: Array) -> tuple[Array, Array]:
+        return self.config.rope.rotation(positions, self.config.head_size)
+
+    def _run(
+        self,
+        input_ids: Array,
+        ctx: Context,
+        rotation: tuple[Array, Array],
+        keep: Array,
+        own: Array,
+        slots: Array,
+        cache: Cache | None,
+    ) -> tuple[Array, Any]:
+        """All blocks; `own` are the slots of these tokens among all `slots`."""
+        each: dict[str, Any] = {}
+        windows = self.config.windows
+        if any(windows):
+            unlimited = jnp.iinfo(jnp.int32).max
+            each["window"] = jnp.array([window or unlimited for window in windows], jnp.int32)
+        if cache is not None:
+            each["past"] = (cache.keys, cache.values)
+
+        def call(block: DecoderBlock, x: Array, ctx: Context, each: Any) -> tuple[Array, Any]:
+            near = keep
+            if "window" in each:
+                near = keep & (own[None, :, None] - slots[None, None] < each["window"])
+            past = None if cache is None else (*each["past"], cache.length)
+            return block(x, ctx, rotation, near[:, None], past)
+
+        return self.layers.scan(call, self.embeddings(input_ids), ctx, each)
+
+
+def segment_positions(segments: Array) -> Array:
+    """(B, T): how many tokens of its own segment, which lies in one piece, come before a token.
+
+    >>> segment_positions(jnp.array([[1, 1, 2, 2, 2, 0]]))
+    Array([[0, 1, 0, 1, 2, 0]], dtype=int32)
+    """
+    slots = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
+    before = jnp.concatenate([segments[:, :1], segments[:, :-1]], axis=1)
+    first = jnp.where(segments != before, slots, 0)
+    return slots - jax.lax.cummax(first, axis=1)
+
+
+BLOCK = {
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "attention_out": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+    "attention_norm": "input_layernorm",
+    "norm": "post_attention_layernorm",
+}
+"""Our name of a block's part -> torch's."""

@@ -1,0 +1,1 @@
+"""Post-norm text encoders: BERT, RoBERTa, DistilBERT."""

@@ -1,0 +1,172 @@
+"""Sizes of well-known models, so that their runs can be planned and checked without their weights.
+
+The numbers are those of the published config.json files; whatever a file leaves out has the value
+that transformers gives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from goat_jax.errors import UserError, nearest
+from goat_jax.pretrained.resolve import PACKAGE, find_model, open_checkpoint
+from goat_jax.pretrained.safetensors import read_json
+
+
+def _blocks(width: int, layers: int, heads: int, inner: int) -> dict[str, int]:
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": inner,
+    }
+
+
+def _roberta(*blocks: int) -> dict[str, Any]:
+    return {
+        "model_type": "roberta",
+        "vocab_size": 50265,
+        **_blocks(*blocks),
+        "max_position_embeddings": 514,
+        "type_vocab_size": 1,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+        "pad_token_id": 1,
+    }
+
+
+def _bert(*blocks: int) -> dict[str, Any]:
+    return {
+        "model_type": "bert",
+        "vocab_size": 30522,
+        **_blocks(*blocks),
+        "max_position_embeddings": 512,
+        "type_vocab_size": 2,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+        "pad_token_id": 0,
+    }
+
+
+def _clip(vision: dict[str, int], patch: int, text: dict[str, int], shared: int) -> dict[str, Any]:
+    return {
+        "model_type": "clip",
+        "projection_dim": shared,
+        "vision_config": {**vision, "image_size": 224, "patch_size": patch},
+        "text_config": {**text, "vocab_size": 49408, "max_position_embeddings": 77},
+    }
+
+
+def _llama(blocks: dict[str, int], kv_heads: int, **rest: Any) -> dict[str, Any]:
+    values = {
+        "model_type": "llama",
+        "vocab_size": 32000,
+        **blocks,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    return values | rest
+
+
+_LLAMA_3 = {
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+    "rope_theta": 500000.0,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+}
+_SMOLLM2 = {
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "rope_theta": 100000.0,
+    "tie_word_embeddings": True,
+}
+
+NAMED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "roberta-base": _roberta(768, 12, 12, 3072),
+        "roberta-large": _roberta(1024, 24, 16, 4096),
+        "bert-base-uncased": _bert(768, 12, 12, 3072),
+        "bert-large-uncased": _bert(1024, 24, 16, 4096),
+        "all-minilm-l6-v2": _bert(384, 6, 12, 1536),
+        "clip-vit-base-patch32": _clip(
+            _blocks(768, 12, 12, 3072), 32, _blocks(512, 12, 8, 2048), 512
+        ),
+        "clip-vit-base-patch16": _clip(
+            _blocks(768, 12, 12, 3072), 16, _blocks(512, 12, 8, 2048), 512
+        ),
+        "clip-vit-large-patch14": _clip(
+            _blocks(1024, 24, 16, 4096), 14, _blocks(768, 12, 12, 3072), 768
+        ),
+        "vit-base-patch16-224": {
+            "model_type": "vit",
+            **_blocks(768, 12, 12, 3072),
+            "image_size": 224,
+            "patch_size": 16,
+        },
+        "llama-2-7b": _llama(_blocks(4096, 32, 32, 11008), 32),
+        "llama-2-13b": _llama(_blocks(5120, 40, 40, 13824), 40),
+        "llama-2-70b": _llama(_blocks(8192, 80, 64, 28672), 8),
+        "llama-3-8b": _llama(_blocks(4096, 32, 32, 14336), 8, **_LLAMA_3),
+        "llama-3-70b": _llama(_blocks(8192, 80, 64, 28672), 8, **_LLAMA_3),
+        "smollm2-135m": _llama(_blocks(576, 30, 9, 1536), 3, **_SMOLLM2),
+        "smollm2-1.7b": _llama(
+            _blocks(2048, 24, 32, 8192), 32, **(_SMOLLM2 | {"rope_theta": 130000.0})
+        ),
+    }
+)
+"""Short name of a model -> what its config.json says of its sizes."""
+
+
+def model_config(source: str | Path) -> dict[str, Any]:
+    """What config.json says of a model; no weight is read, nor asked for.
+
+    Args:
+        source: a folder with a config.json (weights need not be there), a .gguf file,
+            ``package:NAME``, or a name in `NAMED`, with or without its owner on the hub and the
+            ending ``-hf``.
+
+    Raises:
+        UserError: neither of them.
+
+    >>> model_config("meta-llama/Llama-2-7b-hf")["intermediate_size"]
+    11008
+    >>> model_config("roberta-lage")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: roberta-lage: no folder with a config.json, and no model whose \
+sizes are known (did you mean 'roberta-large'?): give a folder, or add its config.json
+    """
+    text = str(source)
+    if text.startswith(PACKAGE):
+        source = find_model(text)
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf":
+        return open_checkpoint(path)[0]
+    if path.is_dir():
+        return read_json(path / "config.json", "a model folder")
+    short = text.rpartition("/")[2].lower().removesuffix("-hf")
+    if short not in NAMED:
+        raise UserError(
+            f"{text}: no folder with a config.json, and no model whose sizes are known"
+            f"{nearest(short, NAMED)}: give a folder, or add its config.json"
+        )
+    return dict(NAMED[short])
+
+
+def transformers_config(source: str | Path) -> Any:
+    """`model_config` as an object of transformers, of which it makes its own models.
+
+    >>> transformers_config("roberta-large").num_hidden_layers
+    24
+    """
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**model_config(source))

@@ -1,0 +1,294 @@
+"""Fills an abstract model from weight files: every parameter from its tensor, or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import zlib
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from goat_jax.errors import UserError
+from goat_jax.models.registry import Architecture, Tie
+from goat_jax.models.torch_layout import Layout, parameters
+from goat_jax.nn.modules import Constant, LayerNorm, RMSNorm
+from goat_jax.nn.named_modules import Site
+from goat_jax.pretrained.safetensors import STORED, Weights, check_finite
+from goat_jax.typing import Key
+
+OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+"""Endings of names in checkpoints that were converted from TensorFlow long ago."""
+
+ShardingOf = Callable[[Site, str], Any]
+"""(module's site, name of its parameter) -> the sharding of the (stacked) parameter."""
+
+FLOAT32 = (LayerNorm, RMSNorm, Constant)
+"""Modules that stay in float32 whatever the dtype of the weights: small, and worth their digits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slot:
+    """One parameter of the model and the tensors (one per layer) that fill it."""
+
+    site: Site
+    parameter: str
+    names: tuple[str, ...]
+    layout: Layout
+
+    @property
+    def stacked(self) -> bool:
+        return self.site.layers is not None
+
+    def shape(self) -> tuple[int, ...]:
+        """Of one layer, as we have it."""
+        return tuple(getattr(self.site.module, self.parameter).shape[1 if self.stacked else 0 :])
+
+    def torch_shape(self) -> tuple[int, ...]:
+        return self.layout.torch_shape(self.shape())
+
+    def full_shape(self) -> tuple[int, ...]:
+        """Of all layers, as the parameter has it."""
+        return tuple(getattr(self.site.module, self.parameter).shape)
+
+    def set(self, value: jax.Array) -> None:
+        getattr(self.site.module, self.parameter).set_value(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Filled:
+    """What filling a model found.
+
+    Attributes:
+        fresh: names of parameters that the checkpoint does not have.
+        left_out: names of the file's tensors that belong to another head.
+    """
+
+    fresh: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def fill(
+    model: nnx.Module,
+    weights: Weights,
+    architecture: Architecture,
+    key: Key,
+    dtype: Any,
+    new_head: bool = False,
+    sharding: ShardingOf | None = None,
+    tie: Tie | None = None,
+) -> Filled:
+    """Gives every parameter of an abstract model its value.
+
+    One tensor at a time is read, into the place that its layer has in the stacked parameter.
+
+    Args:
+        model, weights, architecture, key, dtype, new_head, sharding: as for
+            `goat_jax.models.load.load_model`.
+        tie: two tensors that config.json ties, either of which may stand for both.
+
+    Raises:
+        UserError: tensors that do not fit; the model is then untouched.
+    """
+    stored = _canonical_names(weights, architecture)
+    for one, other in () if tie is None else ((tie.name, tie.twin), (tie.twin, tie.name)):
+        if one not in stored and other in stored:
+            stored[one] = stored[other]
+    slots = [_slot(*parameter) for parameter in parameters(model)]
+    wanted = {name: slot.torch_shape() for slot in slots for name in slot.names}
+    left_out = _of_another_head(stored, wanted, weights, architecture, tie)
+    if new_head:
+        left_out |= {name for name in stored if _is_output(name, architecture)}
+    read = {name: own for name, own in stored.items() if name not in left_out}
+    _check(wanted, read, weights, architecture, left_out)
+    fresh: list[str] = []
+    for slot in slots:
+        if slot.names[0] in read:
+            own = partial(_read, slot, read, weights, _dtype(slot, architecture, dtype))
+        else:
+            own = partial(_start, slot, key)
+            fresh += slot.names
+        where = None if sharding is None else sharding(slot.site, slot.parameter)
+        slot.set(_place(own, slot.full_shape(), where))
+    return Filled(tuple(fresh), tuple(sorted(stored[name] for name in left_out)))
+
+
+def _of_another_head(
+    stored: Mapping[str, str],
+    wanted: Mapping[str, tuple[int, ...]],
+    weights: Weights,
+    architecture: Architecture,
+    tie: Tie | None,
+) -> set[str]:
+    """Tensors of a head that the checkpoint was trained with and this model does not have.
+
+    They stand beside the base model; or in the place of our head, of other modules or with other
+    labels.
+    """
+    ours = {_top(name) for name in (*wanted, *(() if tie is None else (tie.name,)))}
+    heads = {_top(module) for module in architecture.head} - {_top(architecture.prefix)}
+    extra = [
+        name
+        for name in stored
+        if name not in wanted and not re.fullmatch(architecture.ignored, name)
+    ]
+    replaced = {_top(name) for name in extra} & heads
+    resized = {
+        _module(name)
+        for name, shape in wanted.items()
+        if name in stored
+        and _is_output(name, architecture)
+        and weights.entries[stored[name]].shape[1:] == shape[1:]
+        and weights.entries[stored[name]].shape != shape
+    }
+    return {
+        name
+        for name in stored
+        if _top(name) in replaced
+        or _module(name) in resized
+        or (name in extra and _top(name) not in ours)
+    }
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def cast(model: nnx.Module, architecture: Architecture, dtype: Any) -> None:
+    """Gives the parameters of a model that was not loaded the types that loading gives them."""
+    for slot in [_slot(*parameter) for parameter in parameters(model)]:
+        value = getattr(slot.site.module, slot.parameter)[...]
+        slot.set(value.astype(_dtype(slot, architecture, dtype)))
+
+
+def _dtype(slot: _Slot, architecture: Architecture, dtype: Any) -> Any:
+    small = isinstance(slot.site.module, FLOAT32)
+    return jnp.float32 if small or _is_head(slot.names[0], architecture) else dtype
+
+
+def _canonical_names(weights: Weights, architecture: Architecture) -> dict[str, str]:
+    """The name of today, with the prefix -> the name in the file."""
+    bare = not any(name.startswith(architecture.prefix) for name in weights)
+    names = {}
+    for own in weights:
+        prefix = architecture.prefix if bare and not _is_head(own, architecture) else ""
+        name = prefix + own
+        for old, new in OLD_NAMES.items():
+            name = name.removesuffix(old) + new if name.endswith(old) else name
+        names[architecture.todays_name(name)] = own
+    return names
+
+
+def _is_head(name: str, architecture: Architecture) -> bool:
+    return any(name.startswith(module + ".") for module in architecture.head)
+
+
+def _is_output(name: str, architecture: Architecture) -> bool:
+    """Whether a parameter belongs to the head's last layer, whose size is the number of labels."""
+    return any(name.startswith(module + ".") for module in architecture.head[-1:])
+
+
+def _slot(site: Site, parameter: str, layout: Layout) -> _Slot:
+    return _Slot(site, parameter, tuple(map(layout.full_name, site.names())), layout)
+
+
+Index = tuple[slice, ...]
+
+
+def _place(
+    read: Callable[[Index], np.ndarray], shape: tuple[int, ...], sharding: Any | None
+) -> jax.Array:
+    """The parameter on its devices; no more than one device's part of it is read at a time."""
+    if sharding is None:
+        return jnp.asarray(read((slice(None),) * len(shape)))
+    return jax.make_array_from_callback(shape, sharding, read)  # type: ignore[arg-type]
+
+
+def _read(
+    slot: _Slot, stored: Mapping[str, str], weights: Weights, dtype: Any, index: Index
+) -> np.ndarray:
+    """A part of a parameter, one layer's tensor at a time."""
+    layers, inner = (index[0], index[1:]) if slot.stacked else (slice(None), index)
+    names = slot.names[layers]
+    shape = tuple(
+        len(range(*cut.indices(size))) for cut, size in zip(inner, slot.shape(), strict=True)
+    )
+    parts = np.empty((len(names), *shape), dtype)
+    for place, name in enumerate(names):
+        own, entry = stored[name], weights.entries[stored[name]]
+        with np.errstate(over="ignore"):  # too large for the dtype: an infinity, refused below
+            parts[place] = slot.layout.from_torch(weights[own])[inner]
+        check_finite(parts[place], own, entry.file)
+    return parts if slot.stacked else parts[0]
+
+
+def _start(slot: _Slot, key: Key, index: Index) -> np.ndarray:
+    """torch's start of a new head: normal(0.02) kernels, zero biases; a key for every name."""
+    if slot.parameter == "bias":
+        return np.zeros(slot.full_shape(), np.float32)[index]
+    own = jax.random.fold_in(key, zlib.crc32(slot.names[0].encode()))
+    return np.asarray(0.02 * jax.random.normal(own, slot.full_shape(), jnp.float32))[index]
+
+
+def _check(
+    wanted: Mapping[str, tuple[int, ...]],
+    stored: Mapping[str, str],
+    weights: Weights,
+    architecture: Architecture,
+    left_out: Iterable[str],
+) -> None:
+    """Lists everything that does not fit, in one line."""
+    found = {name: weights.entries[stored[name]] for name in wanted if name in stored}
+    extra = [name for name in stored if name not in wanted]
+    misshapen = [name for name, entry in found.items() if entry.shape != wanted[name]]
+    lists = {
+        "missing": _missing(wanted, stored, architecture),
+        "unexpected": [n for n in extra if not re.fullmatch(architecture.ignored, n)],
+        "wrong shape": [
+            f"{name} is {found[name].shape}, the config says {wanted[name]}" for name in misshapen
+        ],
+        f"not stored as {', '.join(STORED)}": [
+            f"{name} is {entry.dtype}" for name, entry in found.items() if entry.dtype not in STORED
+        ],
+    }
+    problems = {kind: names for kind, names in lists.items() if names}
+    if problems:
+        other = shortened(list(left_out))
+        fix = (
+            f"it was saved with another task's head ({other}): take the checkpoint it was made from"
+            if other and list(problems) == ["missing"]
+            else "take both from one checkpoint"
+        )
+        told = "; ".join(f"{kind}: {shortened(names)}" for kind, names in problems.items())
+        raise UserError(f"{weights.folder}: the weights do not fit config.json; {told}; {fix}")
+
+
+def _missing(
+    wanted: Iterable[str], stored: Mapping[str, str], architecture: Architecture
+) -> list[str]:
+    """A head may be absent, but only as a whole: half a module would be half trained."""
+    present = {_module(name) for name in stored}
+    return [
+        name
+        for name in wanted
+        if name not in stored and (not _is_head(name, architecture) or _module(name) in present)
+    ]
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def shortened(names: Collection[str], most: int = 5) -> str:
+    """Names in one line, the first few of many.
+
+    >>> shortened(["b", "a", "c"], 2)
+    'a, b and 1 more'
+    """
+    shown = ", ".join(sorted(names)[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,0 +1,1 @@
+"""Vision towers, CLIP's text tower and zero-shot heads."""

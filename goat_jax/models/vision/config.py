@@ -1,0 +1,154 @@
+"""Sizes and settings of one vision model, from a config.json or by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from goat_jax.errors import UserError, nearest
+from goat_jax.models.encoder.config import label_count
+from goat_jax.models.vision.families import FAMILIES
+from goat_jax.nn.pre_norm_block import BlockConfig, check_choice, check_sizes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionConfig(BlockConfig):
+    """Sizes of a vision tower and its head; `from_hf` reads them from a config.json.
+
+    Attributes:
+        family: key of `FAMILIES`.
+        image_size: of a square image, or (height, width), in pixels.
+        patch_size: side of the square patches, in pixels.
+        channels: 3 for colour.
+        num_labels: outputs of the head.
+        head: key of `goat_jax.models.vision.heads.HEADS`: "linear" as in torch, or CLIP's
+            "zero_shot", which compares an image with a text feature for every class.
+        projection_dim: size of the space that CLIP's images and texts share.
+
+    Raises:
+        UserError: a size below 1, heads that do not divide the width, an image smaller than a
+            patch, an activation, family or head that is not known.
+    """
+
+    family: str
+    image_size: int | tuple[int, int]
+    patch_size: int
+    channels: int
+    num_labels: int = 2
+    head: str = "linear"
+    projection_dim: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("family", self.family, FAMILIES)
+        check_sizes(self, "patch_size", "channels", "num_labels")
+        check_choice(f"head of {self.family}", self.head, FAMILIES[self.family].heads)
+        if min(self.grid) < 1:
+            height, width = self.size
+            raise UserError(
+                f"an image of {height}x{width} pixels has no room for a patch of "
+                f"{self.patch_size}x{self.patch_size}: correct image_size or patch_size"
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images in pixels."""
+        return _pair(self.image_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches."""
+        height, width = self.size
+        return height // self.patch_size, width // self.patch_size
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any], **overrides: Any) -> VisionConfig:
+        """Reads a config.json given as a dict; overrides win.
+
+        What a config leaves out has the value that transformers gives it.
+
+        Raises:
+            UserError: a missing size, an unknown override, or a setting that is not supported.
+
+        >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+        >>> config = VisionConfig.from_hf({"model_type": "dinov2", **sizes, "image_size": 28})
+        >>> config.intermediate_size, config.grid
+        (32, (2, 2))
+        """
+        family = FAMILIES[hf["model_type"]]
+        flat = family.flatten(hf)
+        fixed = {"family": hf["model_type"], "num_labels": label_count(flat)}
+        values = read_fields(cls, flat, family.keys, {**family.defaults, **fixed}, overrides)
+        values["image_size"] = _hashable(values["image_size"])
+        values["patch_size"] = _side(values["patch_size"])
+        return cls(**values)
+
+
+def read_fields(
+    cls: type,
+    flat: Mapping[str, Any],
+    keys: Mapping[str, str],
+    defaults: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The fields of a config class: of overrides, else of config.json, else the defaults.
+
+    Raises:
+        UserError: an override that is no field, or a field that nothing gives.
+    """
+    fields = [field.name for field in dataclasses.fields(cls)]
+    for name in overrides:
+        if name not in fields:
+            raise UserError(f"a {cls.__name__} has no setting {name!r}{nearest(name, fields)}")
+    read = {field: flat[key] for field, key in keys.items() if flat.get(key) is not None}
+    values = {**defaults, **read, **overrides}
+    for field, key in keys.items():
+        required = field in (f.name for f in dataclasses.fields(cls) if _required(f))
+        if required and field not in values:
+            raise UserError(f"config.json has no {key}: add it, it is a size of the network")
+    return values
+
+
+def _required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _hashable(size: Any) -> Any:
+    """A config is part of the model's static structure: JSON's lists become tuples."""
+    if isinstance(size, int):
+        return size
+    if isinstance(size, list | tuple) and len(size) == 2 and all(type(s) is int for s in size):
+        return tuple(size)
+    raise UserError(f"image_size is {size!r}: it must be a whole number, or height and width")
+
+
+def _side(patch: Any) -> Any:
+    """The side of a square patch, which may be given as two equal numbers."""
+    if not isinstance(patch, list | tuple):
+        return patch
+    if len(patch) != 2 or patch[0] != patch[1]:
+        raise UserError(f"patch_size is {list(patch)}: only square patches are supported")
+    return patch[0]
+
+
+def tiny_vision_config(family: str = "clip", **overrides: Any) -> VisionConfig:
+    """A config small enough for tests and examples.
+
+    >>> tiny_vision_config("vit").grid
+    (4, 4)
+    """
+    sizes: dict[str, Any] = {
+        "family": family,
+        "hidden_size": 32,
+        "num_layers": 3,
+        "num_heads": 4,
+        "intermediate_size": 64,
+        "image_size": 16,
+        "patch_size": 4,
+    }
+    return VisionConfig(**{**FAMILIES[family].defaults, **sizes, **overrides})

@@ -1,0 +1,221 @@
+"""What tells CLIP's vision tower, ViT and DINOv2 apart, as one table.
+
+The families differ in their names, in what is normalised, in what the classifier sees and in
+whether other image sizes are taken. Each difference is a field of `Family`; no other code is per
+family. Names are those of the modules in transformers 5; `renamed` leads there from the names that
+transformers 4 has, and that version 5 still writes into files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from goat_jax.typing import Array
+
+
+def _class_token(hidden: Array) -> Array:
+    return hidden[:, 0]
+
+
+def _mean_of_patches(hidden: Array) -> Array:
+    return hidden[:, 1:].mean(1)
+
+
+def clip_section(hf: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A tower's part of a CLIP config.json, with what stands outside of it.
+
+    Where a file has ``NAME_config_dict`` it is that which counts, as in transformers.
+
+    >>> clip_section({"vision_config": {"hidden_size": 8}, "projection_dim": 4}, "vision")
+    {'hidden_size': 8, 'projection_dim': 4}
+    """
+    own = hf.get(f"{name}_config_dict")
+    section = dict((hf.get(f"{name}_config") if own is None else own) or {})
+    outside = ("projection_dim", "num_labels", "id2label")
+    # A tower writes labels and projections of its own, too; those of the whole model count.
+    inside = {key: value for key, value in section.items() if key not in outside}
+    return inside | {key: hf[key] for key in outside if hf.get(key) is not None}
+
+
+def _clip_vision(hf: Mapping[str, Any]) -> dict[str, Any]:
+    return clip_section(hf, "vision")
+
+
+def _with_inner_size(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """DINOv2 gives the feed-forward's size as a multiple of the width."""
+    width, ratio = hf.get("hidden_size"), hf.get("mlp_ratio", 4)
+    return {**hf, "intermediate_size": None if width is None else int(width * ratio)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What tells one family of vision models from another.
+
+    Attributes:
+        prefix: the tower's name inside a model with a head.
+        embeddings: our name of a part of the embeddings -> theirs, under the prefix.
+        layers: name of the list of layers, under the prefix.
+        block: our name of a block's part -> theirs.
+        norms: our name of a norm outside the blocks -> theirs; without "first_norm" the embeddings
+            are not normalised.
+        leading: axes of size 1 that the class token and the positions have in front in torch:
+            of each, how many.
+        patch_bias: whether the embedding of patches has one.
+        normalised: whether the last hidden states are those after the final norm.
+        pooled: the vectors (B, D) of the last hidden states (B, T, D) that the classifier sees,
+            one after the other.
+        other_sizes: takes images of other sizes, with interpolated positions.
+        heads: the heads there are weights for, keys of `goat_jax.models.vision.heads.HEADS`.
+        flatten: config.json -> the keys below, on one level.
+        keys: field of the config -> key.
+        defaults: fields that config.json may leave out or does not have; the values are those of
+            transformers.
+        renamed: part of a stored name -> today's, in the order in which they apply.
+    """
+
+    prefix: str
+    embeddings: Mapping[str, str]
+    layers: str
+    block: Mapping[str, str]
+    norms: Mapping[str, str]
+    leading: tuple[int, int]
+    patch_bias: bool
+    normalised: bool
+    pooled: tuple[Callable[[Array], Array], ...]
+    other_sizes: bool
+    heads: tuple[str, ...]
+    flatten: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    keys: Mapping[str, str]
+    defaults: Mapping[str, Any]
+    renamed: tuple[tuple[str, str], ...] = ()
+
+
+CLIP_BLOCK = {
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "attention_out": "self_attn.out_proj",
+    "attention_norm": "layer_norm1",
+    "up": "mlp.fc1",
+    "down": "mlp.fc2",
+    "norm": "layer_norm2",
+}
+_VIT_BLOCK = {
+    "query": "attention.q_proj",
+    "key": "attention.k_proj",
+    "value": "attention.v_proj",
+    "attention_out": "attention.o_proj",
+    "attention_norm": "layernorm_before",
+    "up": "mlp.fc1",
+    "down": "mlp.fc2",
+    "norm": "layernorm_after",
+}
+_DINO_BLOCK = _VIT_BLOCK | {
+    "attention_norm": "norm1",
+    "norm": "norm2",
+    "attention_scale": "layer_scale1.lambda1",
+    "scale": "layer_scale2.lambda1",
+}
+_VIT_EMBEDDINGS = {
+    "class_token": "embeddings.cls_token",
+    "patches": "embeddings.patch_embeddings.projection",
+    "positions": "embeddings.position_embeddings",
+}
+BLOCK_KEYS = {
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "activation": "hidden_act",
+    "layer_norm_eps": "layer_norm_eps",
+}
+_IMAGE_KEYS = {"image_size": "image_size", "patch_size": "patch_size", "channels": "num_channels"}
+_VIT_KEYS = {**BLOCK_KEYS, **_IMAGE_KEYS, "qkv_bias": "qkv_bias"}
+_CLIP_KEYS = {**BLOCK_KEYS, **_IMAGE_KEYS, "projection_dim": "projection_dim"}
+_VIT_DEFAULTS = {
+    "activation": "gelu",
+    "layer_norm_eps": 1e-12,
+    "image_size": 224,
+    "patch_size": 16,
+    "channels": 3,
+}
+# A file may hold only what differs from these, even of the sizes.
+_CLIP_DEFAULTS = {
+    "hidden_size": 768,
+    "num_layers": 12,
+    "num_heads": 12,
+    "intermediate_size": 3072,
+    "activation": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "image_size": 224,
+    "patch_size": 32,
+    "channels": 3,
+    "projection_dim": 512,
+}
+_ATTENTION_BEFORE = tuple(
+    (f"attention.attention.{old}.", f"attention.{new}.")
+    for old, new in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"))
+) + (("attention.output.dense.", "attention.o_proj."),)
+
+_CLIP = Family(
+    prefix="vision_model",
+    embeddings={
+        "class_token": "embeddings.class_embedding",
+        "patches": "embeddings.patch_embedding",
+        "positions": "embeddings.position_embedding.weight",
+    },
+    layers="encoder.layers",
+    block=CLIP_BLOCK,
+    norms={"first_norm": "pre_layrnorm", "final_norm": "post_layernorm"},
+    leading=(0, 0),
+    patch_bias=False,
+    normalised=False,
+    pooled=(_mean_of_patches,),
+    other_sizes=False,
+    heads=("linear", "zero_shot"),
+    flatten=_clip_vision,
+    keys=_CLIP_KEYS,
+    defaults=_CLIP_DEFAULTS,
+)
+_VIT = Family(
+    prefix="vit",
+    embeddings=_VIT_EMBEDDINGS,
+    layers="layers",
+    block=_VIT_BLOCK,
+    norms={"final_norm": "layernorm"},
+    leading=(2, 1),
+    patch_bias=True,
+    normalised=True,
+    pooled=(_class_token,),
+    other_sizes=False,
+    heads=("linear",),
+    flatten=dict,
+    keys=_VIT_KEYS,
+    defaults=_VIT_DEFAULTS,
+    renamed=(
+        ("encoder.layer.", "layers."),
+        *_ATTENTION_BEFORE,
+        ("intermediate.dense.", "mlp.fc1."),
+        ("output.dense.", "mlp.fc2."),
+    ),
+)
+_DINOV2 = dataclasses.replace(
+    _VIT,
+    prefix="dinov2",
+    layers="encoder.layer",
+    block=_DINO_BLOCK,
+    pooled=(_class_token, _mean_of_patches),
+    other_sizes=True,
+    flatten=_with_inner_size,
+    defaults=_VIT_DEFAULTS | {"layer_norm_eps": 1e-6, "patch_size": 14, "layer_scale": True},
+    renamed=_ATTENTION_BEFORE,
+)
+
+FAMILIES: dict[str, Family] = {
+    "clip": _CLIP,
+    "clip_vision_model": dataclasses.replace(_CLIP, flatten=dict),
+    "vit": _VIT,
+    "dinov2": _DINOV2,
+}

@@ -1,0 +1,79 @@
+"""What turns a vision tower's hidden states into one number per class."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+
+from goat_jax.adapters.context import Context
+from goat_jax.models.vision.config import VisionConfig
+from goat_jax.models.vision.families import FAMILIES
+from goat_jax.nn.dense import Dense
+from goat_jax.nn.modules import Constant, LayerNorm, Projection
+from goat_jax.typing import Array
+
+CLASSIFIER = "classifier"
+"""The torch name of the layer with an output per class, in every head."""
+
+
+class LinearHead(nnx.Module):
+    """A linear map of the pooled hidden states."""
+
+    NAMES = {"classifier": CLASSIFIER}
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        pooled = len(FAMILIES[config.family].pooled)
+        self.classifier = Dense(pooled * config.hidden_size, config.num_labels, rngs=rngs)
+        self.family = config.family
+
+    def __call__(self, hidden: Array, norm: LayerNorm, ctx: Context) -> Array:
+        """Logits (B, num_labels) of hidden states (B, T, D)."""
+        del norm
+        vectors = [pool(hidden.astype(jnp.float32)) for pool in FAMILIES[self.family].pooled]
+        return self.classifier(jnp.concatenate(vectors, -1), ctx.unmasked())
+
+
+class ZeroShotHead(nnx.Module):
+    """Compares an image with a text feature per class: exp(logit_scale) * image . text.
+
+    Images are normalised to length 1. The columns of the classifier's kernel (P, num_labels) are
+    the text features (`goat_jax.models.vision.clip_text.class_kernel`); as they are used as they stand,
+    they can be trained like any classifier.
+    """
+
+    NAMES = {
+        "projection": "visual_projection",
+        "logit_scale": "logit_scale",
+        "classifier": CLASSIFIER,
+    }
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        shared = config.projection_dim
+        self.projection = Projection(config.hidden_size, shared, rngs=rngs)
+        self.logit_scale = Constant((), rngs=rngs)
+        self.classifier = Dense(shared, config.num_labels, use_bias=False, rngs=rngs)
+
+    def __call__(self, hidden: Array, norm: LayerNorm, ctx: Context) -> Array:
+        """Logits (B, num_labels) of hidden states (B, T, D), not yet normalised."""
+        image = unit(self.projection(norm(hidden[:, 0].astype(jnp.float32))))
+        logits = self.classifier(image, ctx.unmasked())
+        scale = jnp.exp(self.logit_scale().astype(jnp.float32))
+        return logits * jnp.broadcast_to(scale, logits.shape)
+
+
+ZERO_SHOT = "zero_shot"
+
+HEADS: dict[str, type[LinearHead] | type[ZeroShotHead]] = {
+    "linear": LinearHead,
+    ZERO_SHOT: ZeroShotHead,
+}
+"""Heads by name; `NAMES` is our path in the head -> the torch name."""
+
+
+def unit(vectors: Array) -> Array:
+    """Vectors (..., P) divided by their length.
+
+    >>> unit(jnp.array([3.0, 4.0])).tolist()
+    [0.6000000238418579, 0.800000011920929]
+    """
+    return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)

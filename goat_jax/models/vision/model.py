@@ -1,0 +1,167 @@
+"""Image classifiers with pre-normalised blocks: CLIP's vision tower, ViT, DINOv2; one model.
+
+Kernels set the dtype of the hidden states; norms, the softmax of the attention and the head compute
+in float32.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from goat_jax.adapters.context import EVAL, Context
+from goat_jax.errors import UserError
+from goat_jax.models.vision.config import VisionConfig, tiny_vision_config
+from goat_jax.models.vision.families import FAMILIES
+from goat_jax.models.vision.heads import HEADS
+from goat_jax.nn.modules import Constant, LayerNorm, PatchEmbedding
+from goat_jax.nn.pre_norm_block import PreNormBlock
+from goat_jax.nn.stack import Stack
+from goat_jax.typing import Array
+
+__all__ = ["ImageEmbeddings", "VisionConfig", "VisionModel", "cubic_resize", "tiny_vision_config"]
+
+
+class ImageEmbeddings(nnx.Module):
+    """A class token and the patches row by row, each with its position."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        family, width = FAMILIES[config.family], config.hidden_size
+        rows, columns = config.grid
+        before_token, before_positions = ((1,) * axes for axes in family.leading)
+        self.patches = PatchEmbedding(
+            config.patch_size, config.channels, width, use_bias=family.patch_bias, rngs=rngs
+        )
+        self.class_token = Constant((*before_token, width), rngs=rngs)
+        self.positions = Constant((*before_positions, rows * columns + 1, width), rngs=rngs)
+        self.config = config
+
+    def __call__(self, images: Array) -> Array:
+        """(B, 1 + rows * columns, D) for images (B, height, width, channels).
+
+        Raises:
+            UserError: images of a shape or dtype that the model does not take.
+        """
+        check_images(images, self.config)
+        patches = self.patches(images)
+        batch, rows, columns, width = patches.shape
+        token = self.class_token().astype(patches.dtype).reshape(1, 1, width)
+        patches = patches.reshape(batch, rows * columns, width)
+        x = jnp.concatenate([jnp.broadcast_to(token, (batch, 1, width)), patches], 1)
+        positions = self._positions((rows, columns)).astype(x.dtype)
+        return x + jnp.broadcast_to(positions, x.shape)
+
+    def _positions(self, grid: tuple[int, int]) -> Array:
+        """(1 + rows * columns, D): as learned, or interpolated in float32 to another grid."""
+        width = self.config.hidden_size
+        learned = self.positions().reshape(-1, width)
+        if grid == self.config.grid:
+            return learned
+        cells = learned[1:].astype(jnp.float32).reshape(*self.config.grid, width)
+        weights = (cubic_resize(*sizes) for sizes in zip(self.config.grid, grid, strict=True))
+        resized = jnp.einsum(
+            "rR,cC,RCD->rcD", *map(jnp.asarray, weights), cells, precision="highest"
+        )
+        return jnp.concatenate([learned[:1].astype(jnp.float32), resized.reshape(-1, width)])
+
+
+def check_images(images: Array, config: VisionConfig) -> None:
+    """Raises `UserError` for images of a shape or dtype that a model does not take."""
+    height, width = config.size
+    if images.ndim != 4 or images.shape[-1] != config.channels:
+        raise UserError(
+            f"images have shape {images.shape}: give (batch, height, width, {config.channels}), "
+            "channels last"
+        )
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise UserError(f"images are {images.dtype}: scale and normalise them to float32 first")
+    if FAMILIES[config.family].other_sizes:
+        if min(images.shape[1:3]) < config.patch_size:
+            raise UserError(
+                f"images of {images.shape[1]}x{images.shape[2]} pixels are smaller than a patch of "
+                f"{config.patch_size}x{config.patch_size}: resize them"
+            )
+    elif images.shape[1:3] != config.size:
+        raise UserError(
+            f"images have {images.shape[1]}x{images.shape[2]} pixels, the model takes "
+            f"{height}x{width}: resize them"
+        )
+
+
+def cubic_resize(old: int, new: int) -> np.ndarray:
+    """Weights (new, old) float32 of a cubic interpolation along one axis.
+
+    The cubic convolution of Keys (1981) with a = -0.75 over pixel centres, edges repeated and
+    nothing smoothed when the new size is smaller: torch's bicubic with align_corners=False.
+
+    >>> cubic_resize(2, 2).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+    a = -0.75
+    centres = (np.arange(new) + 0.5) * (old / new) - 0.5
+    left = np.floor(centres)
+    weights = np.zeros((new, old))
+    for tap in (-1, 0, 1, 2):
+        place = left + tap
+        far = np.abs(centres - place)
+        near_weight = ((a + 2) * far - (a + 3)) * far**2 + 1
+        far_weight = a * (((far - 5) * far + 8) * far - 4)
+        column = np.clip(place, 0, old - 1).astype(int)
+        np.add.at(weights, (np.arange(new), column), np.where(far <= 1, near_weight, far_weight))
+    return weights.astype(np.float32)
+
+
+class VisionModel(nnx.Module):
+    """A vision tower and its classification head.
+
+    >>> model = VisionModel(tiny_vision_config(), rngs=nnx.Rngs(0))
+    >>> model(jnp.ones((2, 16, 16, 3))).shape
+    (2, 2)
+    """
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        family = FAMILIES[config.family]
+        self.embeddings = ImageEmbeddings(config, rngs=rngs)
+        if "first_norm" in family.norms:
+            self.first_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.layers = Stack(lambda r: PreNormBlock(config, rngs=r), config.num_layers, rngs=rngs)
+        self.final_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.head = HEADS[config.head](config, rngs=rngs)
+        self.config = config
+
+    def hf_names(self) -> dict[str, str]:
+        """Our path -> the torch name of the module (see `goat_jax.nn.named_modules`)."""
+        family = FAMILIES[self.config.family]
+        parts = {f"embeddings.{ours}": theirs for ours, theirs in family.embeddings.items()}
+        parts |= family.norms
+        parts |= {
+            f"layers.{ours}": f"{family.layers}.{{}}.{theirs}"
+            for ours, theirs in family.block.items()
+        }
+        names = {ours: f"{family.prefix}.{theirs}" for ours, theirs in parts.items()}
+        return names | {f"head.{ours}": theirs for ours, theirs in self.head.NAMES.items()}
+
+    def features(self, pixel_values: Array, ctx: Context = EVAL) -> Array:
+        """Last hidden states (B, T, D), in the dtype of the kernels; T counts the class token.
+
+        Args:
+            pixel_values: (B, height, width, channels), normalised as the model was trained.
+            ctx: dropout key and the mask the balance loss uses.
+
+        Raises:
+            UserError: images of a shape or dtype that the model does not take.
+        """
+        x = self.embeddings(pixel_values)
+        if hasattr(self, "first_norm"):
+            x = self.first_norm(x)
+        x = self.layers(x, ctx, None)
+        return self.final_norm(x) if FAMILIES[self.config.family].normalised else x
+
+    def __call__(self, pixel_values: Array, ctx: Context = EVAL) -> Array:
+        """Logits (B, num_labels), float32; arguments and errors as for `features`."""
+        return self.classify(self.features(pixel_values, ctx), ctx)
+
+    def classify(self, hidden: Array, ctx: Context = EVAL) -> Array:
+        """Logits (B, num_labels), float32, of hidden states (B, T, D) that `features` gave."""
+        return self.head(hidden, self.final_norm, ctx)

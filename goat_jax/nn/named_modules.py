@@ -1,0 +1,154 @@
+"""Where a model's modules are and what they are called: the Hugging Face names of a model's parts.
+
+A model may say how its own short paths translate by a method ``hf_names() -> dict``, for example
+``{"layers.query": "bert.encoder.layer.{}.attention.self.query"}``; ``{}`` stands for the layer's
+number. Without it the path itself is the name. Targets, loading, export and parity all speak these
+names, the same strings as torch and PEFT.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from goat_jax.adapters.adapter import Report
+from goat_jax.nn.dense import Dense
+from goat_jax.nn.stack import Stack
+from goat_jax.typing import Array, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A module of the model.
+
+    Attributes:
+        module: the module itself; its arrays have a leading layer axis when `layers` is not None.
+        path: its path in the model, such as ("layers", "runs", 0, "query").
+        pattern: its Hugging Face name, ``{}`` for the layer's number.
+        layers: the layers it holds, None outside a stack.
+    """
+
+    module: nnx.Module
+    path: tuple[Any, ...]
+    pattern: str
+    layers: range | None
+
+    def names(self) -> list[str]:
+        """The full name of every layer's module."""
+        if self.layers is None:
+            return [self.pattern]
+        return [self.pattern.format(layer) for layer in self.layers]
+
+
+def find_sites(model: nnx.Module, kind: type[nnx.Module] | tuple = Dense) -> list[Site]:
+    """All modules of a kind, in the order of `hf_names`, or else of the model's paths.
+
+    >>> from goat_jax.models.encoder.model import Encoder, tiny_config
+    >>> [site.pattern for site in find_sites(Encoder(tiny_config(), rngs=nnx.Rngs(0)))][0]
+    'bert.encoder.layer.{}.attention.self.query'
+    """
+    table = model.hf_names() if hasattr(model, "hf_names") else {}  # type: ignore[attr-defined]
+    stacks = {path: module for path, module in _modules(model) if isinstance(module, Stack)}
+    found = []
+    for path, module in _modules(model):
+        if isinstance(module, kind):
+            stack, inner, layers = _place_in_stack(path, stacks)
+            own = ".".join(str(part) for part in (*stack, *inner))
+            number = () if layers is None else ("{}",)
+            default = ".".join(str(part) for part in (*stack, *number, *inner))
+            found.append(Site(module, path, table.get(own, default), layers))
+    order = {pattern: place for place, pattern in enumerate(table.values())}
+    return sorted(found, key=lambda site: order.get(site.pattern, len(order)))
+
+
+def _modules(model: nnx.Module) -> Iterator[tuple[tuple[Any, ...], nnx.Module]]:
+    return ((tuple(path), module) for path, module in nnx.iter_modules(model))
+
+
+def _place_in_stack(path: tuple, stacks: dict[tuple, Stack]) -> tuple[tuple, tuple, range | None]:
+    """The path of the stack a module is in, its path in a layer, and the layers it stands for."""
+    for length in range(len(path)):
+        if path[:length] in stacks and len(path) > length + 1:
+            run = path[length + 1]
+            ranges = stacks[path[:length]].ranges()
+            return path[:length], path[length + 2 :], ranges[run]
+    return (), path, None
+
+
+def find_stacks(model: nnx.Module) -> list[Stack]:
+    """All stacks of the model."""
+    return [module for _, module in _modules(model) if isinstance(module, Stack)]
+
+
+def reports_by_name(model: nnx.Module, sown: PyTree) -> dict[str, Report]:
+    """What `dense.run_model` captured, by the name of the module, layers stacked first.
+
+    Returns:
+        name pattern -> `Report` with aux_loss (L,), load (L, E), entropy (L,), where L runs over
+        the layers that have an adapter there (`adapted_layers`), 1 outside a stack. Where tokens
+        were asked for, weights (L, ..., E) and mean_weights (L, E).
+    """
+    found: dict[str, list[Report]] = {}
+    for site in find_sites(model):
+        if site.module.adapter is None:  # type: ignore[attr-defined]
+            continue
+        report = _look_up(sown, site.path)["adapter"]["report"][0]
+        if site.layers is None:
+            report = jax.tree.map(lambda value: jnp.expand_dims(value, 0), report)
+        found.setdefault(site.pattern, []).append(report)
+    return {name: _concatenate(reports) for name, reports in found.items()}
+
+
+def _concatenate(runs: list[Report]) -> Report:
+    """One report of the runs of a stack; a run with fewer experts gets loads of zero."""
+    experts = max(run.load.shape[-1] for run in runs)
+
+    def joined(parts: list[Array]) -> Array:
+        blank = [[(0, 0)] * (part.ndim - 1) + [(0, experts - part.shape[-1])] for part in parts]
+        padded = [jnp.pad(part, pad) for part, pad in zip(parts, blank, strict=True)]
+        return jnp.concatenate(padded)
+
+    def asked_for(parts: list[Array | None]) -> Array | None:
+        given = [part for part in parts if part is not None]
+        return joined(given) if given else None
+
+    return Report(
+        aux_loss=jnp.concatenate([run.aux_loss for run in runs]),
+        load=joined([run.load for run in runs]),
+        entropy=jnp.concatenate([run.entropy for run in runs]),
+        weights=asked_for([run.weights for run in runs]),
+        mean_weights=asked_for([run.mean_weights for run in runs]),
+    )
+
+
+def _look_up(sown: PyTree, path: tuple) -> PyTree:
+    """The sown values at a module's path; a stack keeps those of a run under ``run_N``."""
+    parts = list(path)
+    while parts:
+        part = parts.pop(0)
+        sown = sown[f"run_{parts.pop(0)}"][0] if part == "runs" else sown[part]
+    return sown
+
+
+def adapted_layers(model: nnx.Module) -> dict[str, list[int]]:
+    """Name pattern -> the layers that have an adapter, in the order of `reports_by_name`."""
+    layers: dict[str, list[int]] = {}
+    for site in find_sites(model):
+        if site.module.adapter is not None:  # type: ignore[attr-defined]
+            layers.setdefault(site.pattern, []).extend(site.layers or [0])
+    return layers
+
+
+def name_number(name: str) -> int:
+    """A number that a name always has (Python's own hash changes from run to run).
+
+    >>> name_number("abc")
+    891568578
+    """
+    return zlib.crc32(name.encode()) & 0x7FFFFFFF

@@ -1,0 +1,104 @@
+"""The transformer block that normalises before it computes: of vision towers and CLIP's text."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+
+from goat_jax.adapters.context import Context
+from goat_jax.errors import UserError, nearest
+from goat_jax.nn.dense import Dense
+from goat_jax.nn.modules import ACTIVATIONS, Constant, LayerNorm, attend
+from goat_jax.typing import Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """Sizes and settings of a stack of such blocks.
+
+    Attributes:
+        layer_norm_eps: added to every variance.
+        qkv_bias: whether query, key and value have biases.
+        layer_scale: whether what a block adds is multiplied by a learned vector (DINOv2).
+
+    Raises:
+        UserError: a size below 1, heads that do not divide the width, an unknown activation.
+    """
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    activation: str
+    layer_norm_eps: float
+    qkv_bias: bool = True
+    layer_scale: bool = False
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "hidden_size", "num_layers", "num_heads", "intermediate_size")
+        if self.hidden_size % self.num_heads:
+            raise UserError(
+                f"hidden size {self.hidden_size} is not divisible by {self.num_heads} heads: "
+                "correct one of them"
+            )
+        check_choice("activation", self.activation, ACTIVATIONS)
+
+
+def check_sizes(config: object, *names: str) -> None:
+    """Raises `UserError` for a field that is no whole number from 1 up."""
+    for name in names:
+        size = getattr(config, name)
+        if type(size) is not int or size < 1:
+            raise UserError(f"{name} is {size!r}: it must be a whole number from 1 up")
+
+
+def check_choice(what: str, chosen: object, known: object) -> None:
+    """Raises `UserError` for a name that a table does not have."""
+    names = list(known)  # type: ignore[call-overload]
+    if not isinstance(chosen, str) or chosen not in names:
+        hint = nearest(str(chosen), names)
+        raise UserError(f"{what} {chosen!r} is not one of {', '.join(names)}{hint}")
+
+
+class PreNormBlock(nnx.Module):
+    """Self-attention and feed-forward of the normalised input, each added to the input.
+
+    >>> sizes = BlockConfig(hidden_size=8, num_layers=1, num_heads=2, intermediate_size=16,
+    ...     activation="gelu", layer_norm_eps=1e-5)
+    >>> PreNormBlock(sizes, rngs=nnx.Rngs(0))(jnp.ones((1, 3, 8)), Context(), None).shape
+    (1, 3, 8)
+    """
+
+    def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
+        width, inner, bias = config.hidden_size, config.intermediate_size, config.qkv_bias
+        self.attention_norm = LayerNorm(width, config.layer_norm_eps)
+        self.query = Dense(width, width, use_bias=bias, rngs=rngs)
+        self.key = Dense(width, width, use_bias=bias, rngs=rngs)
+        self.value = Dense(width, width, use_bias=bias, rngs=rngs)
+        self.attention_out = Dense(width, width, rngs=rngs)
+        self.norm = LayerNorm(width, config.layer_norm_eps)
+        self.up = Dense(width, inner, rngs=rngs)
+        self.down = Dense(inner, width, rngs=rngs)
+        if config.layer_scale:
+            self.attention_scale = Constant((width,), rngs=rngs)
+            self.scale = Constant((width,), rngs=rngs)
+        self.config = config
+
+    def __call__(self, x: Array, ctx: Context, keep: Array | None) -> Array:
+        """x (B, T, D); keep is true where a query may attend to a key, None if everywhere."""
+        normal = self.attention_norm(x)
+        split = (*x.shape[:-1], self.config.num_heads, -1)
+        projections = (self.query, self.key, self.value)
+        query, key, value = (part(normal, ctx).reshape(split) for part in projections)
+        attended = self.attention_out(attend(query, key, value, keep).reshape(x.shape), ctx)
+        x = x + self._scaled(attended, "attention_scale")
+        inner = ACTIVATIONS[self.config.activation](self.up(self.norm(x), ctx))
+        return x + self._scaled(self.down(inner, ctx), "scale")
+
+    def _scaled(self, x: Array, name: str) -> Array:
+        if not self.config.layer_scale:
+            return x
+        scale = getattr(self, name)()
+        return x * jnp.broadcast_to(scale.astype(x.dtype), x.shape)

@@ -1,0 +1,130 @@
+"""Layers of one shape, stored stacked on a leading axis and run by a scan: compile time stays the
+same whatever the depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from goat_jax.adapters.context import Context
+from goat_jax.core.dispatch import HIDDEN
+from goat_jax.errors import UserError
+from goat_jax.nn.dense import Sown, sow
+from goat_jax.typing import Array, PyTree
+
+REMAT: dict[str, Callable[[Callable], Callable]] = {
+    "none": lambda body: body,
+    "full": jax.checkpoint,
+    "save_matmuls": lambda body: jax.checkpoint(
+        body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    ),
+    "save_adapters": lambda body: jax.checkpoint(
+        body, policy=jax.checkpoint_policies.save_only_these_names(HIDDEN)
+    ),
+}
+"""What the backward pass recomputes: nothing, everything, all but the matrix products, or all but
+the adapters' projections in rank space."""
+
+
+class Stack(nnx.Module):
+    """A run of L equal layers ``layer(x, ctx, *args) -> x``.
+
+    Normally it is one run. Where adapters differ between layers it is cut into several runs, each
+    with its own scan.
+
+    Attributes:
+        runs: the stacked layers; every array of run i has a leading axis of sizes[i].
+        sizes: layers per run.
+        remat: a key of `REMAT`.
+        rows: on a mesh, how the hidden states between layers are cut by rows; else None.
+        row_parts: into how many parts.
+
+    >>> from goat_jax.nn.dense import Dense
+    >>> stack = Stack(lambda rngs: Dense(4, 4, rngs=rngs), 3, rngs=nnx.Rngs(0))
+    >>> stack.runs[0].kernel.shape
+    (3, 4, 4)
+    """
+
+    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], length: int, *, rngs: nnx.Rngs):
+        stacked = nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(length))
+        self.runs = nnx.List([stacked])
+        self.sizes = (length,)
+        self.remat = "none"
+        self.rows: NamedSharding | None = None
+        self.row_parts = 1
+
+    def ranges(self) -> list[range]:
+        """The layers of every run."""
+        stops = [sum(self.sizes[: i + 1]) for i in range(len(self.sizes))]
+        return [range(stop - size, stop) for size, stop in zip(self.sizes, stops, strict=True)]
+
+    def cut(self, starts: Sequence[int]) -> None:
+        """Cuts the stack so that a run begins at each of these layers, too."""
+        runs, sizes = [], []
+        for run, layers in zip(self.runs, self.ranges(), strict=True):
+            graph, state = nnx.split(run)
+            inner = sorted(start for start in set(starts) if layers.start < start < layers.stop)
+            edges = [0, *(start - layers.start for start in inner), len(layers)]
+            for low, high in zip(edges, edges[1:], strict=False):
+                piece = jax.tree.map(lambda a, low=low, high=high: a[low:high], state)
+                runs.append(nnx.merge(graph, piece))
+                sizes.append(high - low)
+        self.runs, self.sizes = nnx.List(runs), tuple(sizes)
+
+    def __call__(self, x: Array, ctx: Context, *args: Any) -> Array:
+        return self.scan(lambda layer, x, ctx, _: (layer(x, ctx, *args), None), x, ctx)[0]
+
+    def scan(
+        self,
+        call: Callable[[Any, Array, Context, Any], tuple[Array, Any]],
+        x: Array,
+        ctx: Context,
+        each: PyTree = None,
+    ) -> tuple[Array, PyTree]:
+        """Runs all layers, each with arrays of its own, such as its part of a KV cache.
+
+        Args:
+            call: (layer, x, ctx, its own) -> (x, kept); ``layer`` is a module of `runs`, unstacked.
+            each: a pytree of arrays with a leading axis of all L layers.
+
+        Returns:
+            x after the last layer, and what the calls kept, stacked again.
+        """
+        kept = []
+        for number, (run, layers) in enumerate(zip(self.runs, self.ranges(), strict=True)):
+            own = jax.tree.map(lambda a, layers=layers: a[layers.start : layers.stop], each)
+            x, (sown, kept_here) = self._scan(run, layers, call, x, ctx, own)
+            sow(self, f"run_{number}", sown)
+            kept.append(kept_here)
+        return x, jax.tree.map(lambda *parts: jax.numpy.concatenate(parts), *kept)
+
+    def _scan(
+        self,
+        run: nnx.Module,
+        layers: range,
+        call: Callable[..., tuple[Array, Any]],
+        x: Array,
+        ctx: Context,
+        each: PyTree,
+    ) -> tuple[Array, tuple[Any, Any]]:
+        graph, state = nnx.split(run)
+
+        def body(x: Array, layer: tuple[Any, Array, Any]) -> tuple[Array, tuple[Any, Any]]:
+            state, index, own = layer
+            model = nnx.merge(graph, state)
+            x = self._placed(x)
+            (y, kept), sown = nnx.capture(call, Sown)(model, x, ctx.fold(index), own)
+            return self._placed(y), (nnx.to_pure_dict(sown), kept)
+
+        if self.remat not in REMAT:
+            raise UserError(f"remat {self.remat!r} is not one of {', '.join(REMAT)}")
+        indices = jax.numpy.arange(layers.start, layers.stop)
+        return jax.lax.scan(REMAT[self.remat](body), x, (state, indices, each))
+
+    def _placed(self, x: Array) -> Array:
+        """Keeps x cut by rows: without a word the compiler may cut its features like a kernel's."""
+        return x if self.rows is None else jax.lax.with_sharding_constraint(x, self.rows)

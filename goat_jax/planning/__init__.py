@@ -1,0 +1,1 @@
+"""Runs compiled for devices that are not at hand: bytes, FLOPs, collectives."""

@@ -1,0 +1,119 @@
+"""What a compiled program does, read from its HLO text: the collectives, as often as they run."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+
+from goat_jax.planning.hlo_trip_counts import trips
+
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "ragged-all-to-all",
+)
+"""The operations in which devices exchange numbers."""
+
+BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16}
+BITS |= {"s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128}
+"""Element type -> its size; all others (float8 and the like) are 8."""
+
+_OPERATION = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = (?P<type>\(.*?\)|\S+) (?P<op>[\w-]+)\(")
+_HEAD = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.-]+) .*\{\s*$")
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|body|condition|branch_computations|called_computations)="
+    r"(?:\{([^}]*)\}|%?([\w.-]+))"
+)
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+    """One kind of collective in a program.
+
+    Attributes:
+        count: how often it runs.
+        bytes: the sizes of its (larger) arrays on one device, added up over all runs.
+    """
+
+    count: int
+    bytes: int
+
+
+def collectives(text: str) -> dict[str, Exchange]:
+    """The collectives that one run of a compiled program's text makes; loop bodies count as often
+    as they run (`hlo_trip_counts.trips`). A TPU's compiler spreads one collective over several fusions,
+    which all name its channel: it counts once.
+
+    >>> text = '''ENTRY %main (x: f32[2]) -> f32[8] {
+    ...   ROOT %g = f32[8]{0} all-gather(%x), dimensions={0}
+    ... }'''
+    >>> collectives(text)
+    {'all-gather': Exchange(count=1, bytes=32)}
+    """
+    computations, entry = _computations(text)
+    found: dict[str, list[int]] = {}
+    spread: set[str] = set()
+    for name, times in _runs(computations, entry):
+        for operation, size, channel in _own(computations[name]):
+            if channel and "fus" in name and channel in spread:
+                continue
+            spread.add(channel)
+            kind = found.setdefault(operation, [0, 0])
+            kind[0] += times
+            kind[1] += times * size
+    return {name: Exchange(*found[name]) for name in COLLECTIVES if name in found}
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """Name -> lines, and the entry's name."""
+    found: dict[str, list[str]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        head = None if line.startswith(" ") else _HEAD.match(line)
+        if head:
+            current = found.setdefault(head["name"], [])
+            entry = head["name"] if line.startswith("ENTRY") else entry
+        elif current is not None:
+            current.append(line)
+    return found, entry
+
+
+def _runs(computations: Mapping[str, list[str]], entry: str) -> Iterator[tuple[str, int]]:
+    """Every call of a computation, as (name, how often)."""
+    pending = [(entry, 1)]
+    while pending:
+        name, times = pending.pop()
+        yield name, times
+        for line in computations[name]:
+            inner = times * trips(computations, name, line) if " while(" in line else times
+            for several, one in _CALLED.findall(line):
+                for called in (several or one).split(","):
+                    called = called.strip("% ")
+                    if called in computations:
+                        pending.append((called, inner))
+
+
+def _own(lines: list[str]) -> Iterator[tuple[str, int, str]]:
+    """The collectives of a computation itself: kind, bytes, channel."""
+    for line in lines:
+        match = _OPERATION.match(line)
+        operation = match["op"].removesuffix("-start") if match else ""
+        if match and operation in COLLECTIVES:
+            sizes = [_bytes(*array) for array in _ARRAY.findall(match["type"])]
+            # The asynchronous form returns its operand too, a combined one several results.
+            size = max(sizes) if match["op"].endswith("-start") else sum(sizes)
+            channel = _CHANNEL.search(line)
+            yield operation, size, channel[1] if channel else ""
+
+
+def _bytes(kind: str, shape: str) -> int:
+    size = 1
+    for axis in filter(None, shape.split(",")):
+        size *= int(axis)
+    return size * BITS.get(kind, 8) // 8

@@ -1,0 +1,174 @@
+"""A run before it is paid for: its step compiled for devices that are not there, from shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from goat_jax.config.run import RunConfig
+from goat_jax.errors import UserError
+from goat_jax.planning.hlo_collectives import Exchange, collectives
+from goat_jax.sharding.config import MeshConfig
+from goat_jax.sharding.rules import Placement, make_placement
+from goat_jax.training.abstract_run import AbstractRun, abstract_run
+from goat_jax.training.logging.chips import Chip, Topology
+from goat_jax.training.logging.flops import matmul_flops
+from goat_jax.training.shardings import check_batches
+
+
+class DoesNotFit(UserError):
+    """A step that needs more memory than the devices have, by their own compiler."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a training step takes.
+
+    Attributes:
+        devices: how many.  mesh: their sizes by axis.
+        rows: of a batch, over all devices.
+        arguments: bytes per device of state, frozen base and batch.
+        temporaries: bytes per device that the step needs besides.
+        peak: bytes per device at most at one time, as the compiler says, or else the two together.
+        exchanges: collective -> count and bytes per device and step.
+        flops: of the matrix products of a step, over all devices.
+        trained, total: parameters.
+    """
+
+    devices: int
+    mesh: Mapping[str, int]
+    rows: int
+    arguments: int
+    temporaries: int
+    peak: int
+    exchanges: Mapping[str, Exchange]
+    flops: int
+    trained: int
+    total: int
+
+    def roofline(self, chip: Chip) -> dict[str, float]:
+        """Seconds that a step takes at least for its matrix products, its memory, its exchanges.
+
+        Memory: every argument and temporary read or written once. Exchanges: every byte over the
+        links once. The step takes at least the longest of the three.
+        """
+        return {
+            "compute": self.flops / self.devices / chip.flops,
+            "memory": (self.arguments + self.temporaries) / chip.bandwidth,
+            "exchange": sum(e.bytes for e in self.exchanges.values()) / chip.links,
+        }
+
+
+def plan(config: RunConfig, topology: Topology, model: str | Path | None = None) -> Plan:
+    """Compiles the training step of a run for a topology; nothing is loaded or run.
+
+    Args:
+        config: its mesh must fit the topology; one device's becomes ``fsdp=-1``.
+        model: whose sizes to take, as for `run.shapes.abstract_run`.
+
+    Raises:
+        UserError: a config that does not fit the mesh.
+        DoesNotFit: the compiler knows that the devices have too little memory.
+    """
+    config, placement = _placed(config, topology)
+    if placement is not None:
+        check_batches(config, placement)
+    run = abstract_run(config, model, placement)
+    compiled = _compiled(run)
+    memory = compiled.memory_analysis()
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    said = getattr(memory, "peak_memory_in_bytes", 0)
+    return Plan(
+        devices=len(topology.devices),
+        mesh={} if placement is None else dict(placement.mesh.shape),
+        rows=config.train.batch_size,
+        arguments=arguments,
+        temporaries=temporaries,
+        peak=max(said, arguments + temporaries),
+        exchanges=collectives(compiled.as_text()),
+        flops=matmul_flops(run.train_step, run.state, run.base, run.batch),
+        trained=run.inject_report.trained_parameters,
+        total=run.inject_report.total_parameters,
+    )
+
+
+def _compiled(run: AbstractRun) -> Any:
+    lowered = run.train_step.lower(run.state, run.base, run.batch)  # type: ignore[attr-defined]
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        said = re.search(r"Used [^.]*\.\S+ of \S+", str(error))
+        raise DoesNotFit(
+            f"the step does not fit into the devices' memory ({said[0] if said else 'exhausted'}): "
+            "take a smaller train.batch_size, more devices, or model.remat full"
+        ) from error
+
+
+def _placed(config: RunConfig, topology: Topology) -> tuple[RunConfig, Placement | None]:
+    if config.mesh.single and len(topology.devices) > 1:
+        config = dataclasses.replace(config, mesh=MeshConfig(fsdp=-1, rules=config.mesh.rules))
+    return config, make_placement(config.mesh, topology.devices)
+
+
+def largest_rows(
+    config: RunConfig,
+    topology: Topology,
+    memory: float,
+    model: str | Path | None = None,
+    *,
+    peak_of: Callable[[RunConfig], int] | None = None,
+    most: int = 4096,
+) -> int:
+    """Rows per micro-batch and row part of the mesh with which the step still fits.
+
+    Memory is nearly affine in the rows, so the next try is where the last two that fitted say the
+    limit is; after a miss it is the middle of what is left.
+
+    Args:
+        memory: bytes per device.
+        peak_of: config -> bytes per device; compiles if None.
+        most: the search ends there.
+
+    Returns:
+        0 if not even one row fits.
+    """
+    config, placement = _placed(config, topology)
+    unit = config.train.accumulate * (1 if placement is None else placement.row_parts)
+    peak_of = peak_of or (lambda config: plan(config, topology, model).peak)
+
+    def peak(rows: int) -> float:
+        sizes = {"batch_size": rows * unit, "eval_batch_size": rows * unit}
+        train = dataclasses.replace(config.train, **sizes)
+        try:
+            return peak_of(dataclasses.replace(config, train=train))
+        except DoesNotFit:
+            return math.inf
+
+    fitting: dict[int, float] = {}
+    low, high, rows = 0, most + 1, 1
+    while high - low > 1:
+        needed = peak(rows)
+        if needed <= memory:
+            fitting[rows], low = needed, rows
+            guess = _limit(fitting, memory)
+        else:
+            high, guess = rows, (low + rows) // 2
+        rows = min(max(guess, low + 1), high - 1)
+    return low
+
+
+def _limit(fitting: Mapping[int, float], memory: float) -> int:
+    """The most rows that fit if memory is affine in them; twice the last if only one is known."""
+    *others, (rows, peak) = fitting.items()
+    if not others or peak <= others[-1][1]:
+        return 2 * rows
+    before, less = others[-1]
+    return rows + int((memory - peak) * (rows - before) / (peak - less))

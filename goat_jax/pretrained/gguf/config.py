@@ -1,0 +1,192 @@
+"""A GGUF file's settings in the words of a Hugging Face config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from goat_jax.errors import UserError
+from goat_jax.pretrained.gguf.file import GgufFile
+
+ROPE_FACTORS = "rope_freqs.weight"
+"""The tensor by which a file says Llama 3.1's frequency scaling, one divisor per frequency."""
+
+LLAMA3_ROPE = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+"""What every published Llama 3 has; a file holds the divisors only, not these."""
+
+YARN_OPTIONS = {"yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"}
+
+
+@dataclasses.dataclass(frozen=True)
+class GgufArchitecture:
+    """What an architecture's name in a GGUF file means.
+
+    Attributes:
+        model_type: Hugging Face's name.
+        windowed: Hugging Face's name if the file has a sliding window; none: not supported.
+        permuted: whether llama.cpp's converter reorders the rows of q and k (it pairs
+            neighbouring rotary dimensions, Hugging Face pairs the halves of a head).
+    """
+
+    model_type: str
+    windowed: str | None
+    permuted: bool
+
+
+ARCHITECTURES: dict[str, GgufArchitecture] = {
+    "llama": GgufArchitecture("llama", windowed="mistral", permuted=True),
+    "qwen2": GgufArchitecture("qwen2", windowed=None, permuted=False),
+}
+"""Name in ``general.architecture`` -> what it is. Mistral's files call themselves llama."""
+
+
+def architecture_of(file: GgufFile) -> GgufArchitecture:
+    """The row of ``ARCHITECTURES`` for a file; UserError for any other and for expert models."""
+    name = file.need("general.architecture")
+    if name not in ARCHITECTURES:
+        raise UserError(
+            f"{file.path} is of architecture {name!r}: supported are {', '.join(ARCHITECTURES)}"
+        )
+    if file.get(f"{name}.expert_count"):
+        raise UserError(f"{file.path} is a mixture of experts: give a dense model")
+    return ARCHITECTURES[name]
+
+
+def hf_config(file: GgufFile) -> dict[str, Any]:
+    """A config.json's content made from the metadata of a GGUF file.
+
+    Raises:
+        UserError: an unknown architecture, a missing key, a form of attention or of rope scaling
+            that a config.json of that model type cannot say.
+    """
+    row, name = architecture_of(file), file.need("general.architecture")
+    heads, head_dim = _heads(file, name)
+    config = {
+        "model_type": row.model_type,
+        "hidden_size": file.need(f"{name}.embedding_length"),
+        "intermediate_size": file.need(f"{name}.feed_forward_length"),
+        "num_hidden_layers": file.need(f"{name}.block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": _number(file, f"{name}.attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "max_position_embeddings": file.need(f"{name}.context_length"),
+        "rms_norm_eps": _short(file.need(f"{name}.attention.layer_norm_rms_epsilon")),
+        "rope_theta": _short(file.get(f"{name}.rope.freq_base", 10000.0)),
+        "vocab_size": _vocabulary(file),
+        "hidden_act": "silu",
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
+        "bos_token_id": file.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": _end_tokens(file),
+        "pad_token_id": file.get("tokenizer.ggml.padding_token_id"),
+    }
+    if scaling := _rope_scaling(file, name, config):
+        config["rope_scaling"] = scaling
+    if window := file.get(f"{name}.attention.sliding_window"):
+        if row.windowed is None:
+            raise UserError(f"{file.path}: {name} with a sliding window ({window}) is unsupported")
+        config |= {"model_type": row.windowed, "sliding_window": window}
+    return config
+
+
+def _end_tokens(file: GgufFile) -> int | list[int] | None:
+    """The tokens that end a text, a turn, or a message."""
+    keys = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+    found = list(dict.fromkeys(number for key in keys if (number := file.get(key)) is not None))
+    return found if len(found) > 1 else next(iter(found), None)
+
+
+def _short(value: float) -> float:
+    """The decimal number that a float32 stands for: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))
+
+
+def _number(file: GgufFile, key: str, default: int | None = None) -> int:
+    value = file.need(key) if default is None else file.get(key, default)
+    if not isinstance(value, int):
+        raise UserError(f"{file.path}: {key} differs by layer, which is unsupported")
+    return value
+
+
+def _heads(file: GgufFile, name: str) -> tuple[int, int]:
+    """How many heads, and their size: all of it must be rotated."""
+    heads = _number(file, f"{name}.attention.head_count")
+    size = (
+        file.get(f"{name}.attention.key_length") or file.need(f"{name}.embedding_length") // heads
+    )
+    rotated = file.get(f"{name}.rope.dimension_count", size)
+    values = file.get(f"{name}.attention.value_length", size)
+    if rotated != size or values != size:
+        raise UserError(
+            f"{file.path}: heads of {size} with {rotated} rotated dimensions and values of"
+            f" {values}: only equal sizes are supported"
+        )
+    return heads, size
+
+
+def _vocabulary(file: GgufFile) -> int:
+    if "token_embd.weight" not in file.tensors:
+        raise UserError(f"{file.path} has no token_embd.weight: give a file with all the weights")
+    return int(file.tensors["token_embd.weight"].shape[-1])
+
+
+def _rope_scaling(file: GgufFile, name: str, config: dict[str, Any]) -> dict[str, Any] | None:
+    """``rope_scaling`` of a config.json, or None."""
+    start = f"{name}.rope.scaling."
+    given = {key.removeprefix(start): file.get(key) for key in file.fields if key.startswith(start)}
+    kind = given.pop("type", "none")
+    if ROPE_FACTORS in file.tensors:
+        return _llama3_scaling(file, config)
+    given.pop("finetuned", None)  # says how the model was made, not how it computes
+    factor = given.pop("factor", file.get(f"{name}.rope.scale_linear"))
+    if kind == "none" and factor in (None, 0.0, 1.0):
+        return None
+    found: dict[str, Any] = {"rope_type": kind, "factor": _short(factor or 1.0)}
+    length = given.pop("original_context_length", None)
+    if kind == "yarn":
+        if length:
+            found["original_max_position_embeddings"] = length
+        found |= {new: given.pop(old) for old, new in YARN_OPTIONS.items() if old in given}
+    # Files of before 2024 have a factor alone, which means linear.
+    if kind == "none":
+        found["rope_type"] = "linear"
+    if given or found["rope_type"] not in ("linear", "yarn"):
+        told = ", ".join([kind, *given])
+        raise UserError(f"{file.path}: rope scaling {told}: supported are linear and yarn")
+    return found
+
+
+def _llama3_scaling(file: GgufFile, config: dict[str, Any]) -> dict[str, Any]:
+    """The settings whose divisors are the file's; there is one unknown, the largest divisor."""
+    divisors = np.asarray(file.tensors[ROPE_FACTORS].data, np.float32)
+    scaling = {"rope_type": "llama3", "factor": _short(divisors.max()), **LLAMA3_ROPE}
+    expected = llama3_divisors(scaling, config["rope_theta"], config["head_dim"])
+    if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-4):
+        raise UserError(
+            f"{file.path}: {ROPE_FACTORS} is not the scaling of Llama 3: use its safetensors"
+        )
+    return scaling
+
+
+def llama3_divisors(scaling: dict[str, Any], theta: float, head_dim: int) -> np.ndarray:
+    """What Llama 3.1's scaling divides each rotary frequency by, [head_dim / 2] float32.
+
+    Long waves are slowed by the factor, short ones kept, those between interpolated (Llama Team,
+    "The Llama 3 Herd of Models", 2024, and the config.json files that came with it).
+
+    >>> divisors = llama3_divisors({"factor": 8.0, **LLAMA3_ROPE}, 500000.0, 128)
+    >>> float(divisors[0]), float(divisors[-1])
+    (1.0, 8.0)
+    """
+    frequency = theta ** -(np.arange(0, head_dim, 2) / head_dim)
+    turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    keep = np.clip((turns - low) / (high - low), 0, 1)
+    return (1 / (keep + (1 - keep) / scaling["factor"])).astype(np.float32)

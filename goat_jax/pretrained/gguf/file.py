@@ -1,0 +1,78 @@
+"""A GGUF file: checked once when opened, then asked for metadata and tensors.
+
+GGUF is llama.cpp's format: one file with the model's settings, its tokenizer and its (usually
+quantised) weights. The package `gguf` parses it; it is an extra, imported only here and where
+tensors are dequantised.
+"""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from goat_jax.errors import UserError, first_line
+
+MAGIC = b"GGUF"
+SUFFIX = ".gguf"
+
+
+@dataclass(frozen=True, eq=False)
+class GgufFile:
+    """An open GGUF file.
+
+    Attributes:
+      path: the file.
+      fields: metadata key -> the package's field, decoded when asked for: a vocabulary is long.
+      tensors: llama.cpp's tensor name -> the package's tensor, mapped from disk.
+    """
+
+    path: Path
+    fields: Mapping[str, Any]
+    tensors: Mapping[str, Any]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A metadata value as Python's int, float, bool, str or list; the default if absent."""
+        return self.fields[key].contents() if key in self.fields else default
+
+    def need(self, key: str) -> Any:
+        """A metadata value; UserError if the file has none."""
+        if key not in self.fields:
+            raise UserError(f"{self.path} has no {key}: convert the model with today's llama.cpp")
+        return self.fields[key].contents()
+
+
+def import_gguf(path: Path) -> Any:
+    """The package `gguf`; UserError names the extra where it is not installed."""
+    try:
+        return importlib.import_module("gguf")
+    except ImportError:
+        raise UserError(f"{path}: reading GGUF needs gguf: pip install 'goat-jax[gguf]'") from None
+
+
+def read_gguf(path: str | Path) -> GgufFile:
+    """Opens a GGUF file; weights stay on disk.
+
+    Raises UserError for a missing file, one that is no GGUF, one cut short or damaged, and where
+    the package `gguf` is not installed.
+
+    >>> read_gguf("nowhere.gguf")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: nowhere.gguf: no such file
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    with path.open("rb") as file:
+        start = file.read(len(MAGIC))
+    if start != MAGIC:
+        raise UserError(f"{path} is not a GGUF file (it starts with {start!r}): give a .gguf file")
+    gguf = import_gguf(path)
+    try:
+        reader = gguf.GGUFReader(path)
+    except Exception as error:  # what it raises depends on where the file ends
+        raise UserError(
+            f"{path} is damaged or cut short at {path.stat().st_size} bytes"
+            f" ({first_line(error)}): fetch it again"
+        ) from None
+    return GgufFile(path, dict(reader.fields), {tensor.name: tensor for tensor in reader.tensors})

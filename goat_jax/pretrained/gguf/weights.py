@@ -1,0 +1,152 @@
+"""GGUF weights under Hugging Face's names, dequantised one tensor at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from goat_jax.errors import UserError
+from goat_jax.pretrained.gguf.config import ROPE_FACTORS, architecture_of, hf_config
+from goat_jax.pretrained.gguf.file import GgufFile, import_gguf, read_gguf
+from goat_jax.pretrained.safetensors import Entry, Weights
+
+OUTER_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+LAYER_NAMES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+"""llama.cpp's module names -> Hugging Face's, outside and inside of the layers."""
+
+HEADS_OF = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
+"""The modules whose rows llama.cpp reorders -> the config's count of heads there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A tensor as the file has it.
+
+    Attributes:
+        tensor: the package's, mapped from disk.
+        heads: in how many heads its rows are to be put back into order; 0 if they are in order.
+    """
+
+    tensor: Any
+    heads: int
+
+
+@dataclasses.dataclass(frozen=True)
+class GgufWeights(Weights):
+    """Hugging Face tensor name -> float32 array, dequantised at each access.
+
+    Attributes:
+        folder: the .gguf file, for messages.
+        entries: tensor name -> `Entry`; the dtype is F32 since that is what reading gives.
+        stored: tensor name -> `Stored`.
+    """
+
+    stored: Mapping[str, Stored]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        stored = self.stored[name]
+        values = _dequantise(stored.tensor, self.folder).reshape(self.entries[name].shape)
+        return undo_permutation(values, stored.heads) if stored.heads else values
+
+
+def open_gguf(path: str | Path) -> tuple[dict[str, Any], GgufWeights]:
+    """A GGUF file as a config.json's content and weights by Hugging Face names.
+
+    Returns:
+        The config, and the weights: read when asked for, in torch's layout, (out, in).
+
+    Raises:
+        UserError: not a GGUF file, a damaged one, an unsupported architecture, tensor, setting or
+            quantisation, the package gguf not installed.
+
+    >>> open_gguf("nowhere.gguf")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: nowhere.gguf: no such file
+    """
+    file = read_gguf(path)
+    config = hf_config(file)
+    permuted = architecture_of(file).permuted
+    stored = {
+        _hf_name(name, file): Stored(tensor, config[HEADS_OF[part]] if permuted and part else 0)
+        for name, tensor in file.tensors.items()
+        if name != ROPE_FACTORS
+        for part in [_rotated(name)]
+    }
+    _check_quantisation(file)
+    entries = {
+        name: Entry(file.path, "F32", tuple(int(n) for n in reversed(own.tensor.shape)))
+        for name, own in stored.items()
+    }
+    return config, GgufWeights(file.path, entries, stored)
+
+
+def undo_permutation(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Rows (or a bias) of q or k in Hugging Face's order.
+
+    llama.cpp's converter interleaves the two halves of every head, so that a rotated pair lies
+    side by side; here they are taken apart again.
+
+    Args:
+        rows: (heads * head size, ...).
+
+    >>> undo_permutation(np.array([0, 2, 1, 3]), heads=1).tolist()
+    [0, 1, 2, 3]
+    """
+    pairs = rows.reshape(heads, -1, 2, *rows.shape[1:])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
+
+
+def _rotated(name: str) -> str:
+    """The key of ``HEADS_OF`` for a tensor's name, or nothing."""
+    part = name.split(".")[-2] if name.startswith("blk.") else ""
+    return part if part in HEADS_OF else ""
+
+
+def _hf_name(name: str, file: GgufFile) -> str:
+    module, _, parameter = name.rpartition(".")
+    layer = re.fullmatch(r"blk\.(\d+)\.(\w+)", module)
+    if layer and layer[2] in LAYER_NAMES:
+        return f"model.layers.{layer[1]}.{LAYER_NAMES[layer[2]]}.{parameter}"
+    if module in OUTER_NAMES:
+        return f"{OUTER_NAMES[module]}.{parameter}"
+    raise UserError(f"{file.path}: unknown tensor {name}: the model is of an unsupported kind")
+
+
+def _check_quantisation(file: GgufFile) -> None:
+    """Dequantises one row of every type, so that an unsupported one fails before reading."""
+    for tensor in {tensor.tensor_type: tensor for tensor in file.tensors.values()}.values():
+        _dequantise(tensor, file.path, rows=1)
+
+
+def _dequantise(tensor: Any, path: Path, rows: int | None = None) -> np.ndarray:
+    """float32 values, flat over all but the last axis if only some rows are wanted."""
+    data = tensor.data if rows is None else tensor.data.reshape(-1, tensor.data.shape[-1])[:rows]
+    try:
+        values = import_gguf(path).dequantize(data, tensor.tensor_type)
+    except RuntimeError:  # the package's way to say that it has no code for this type
+        kind = tensor.tensor_type.name
+        raise UserError(
+            f"{path}: {tensor.name} is quantised as {kind}, which gguf cannot undo:"
+            " quantise the model otherwise"
+        ) from None
+    # A copy: the file may be closed or change, and callers get a plain array.
+    return np.array(values, np.float32)

@@ -1,0 +1,87 @@
+"""Where a pretrained model comes from: a folder, a GGUF file, a package, or the hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from goat_jax.errors import UserError, first_line, nearest
+from goat_jax.files import report_unusable_cache, temporary_folder
+from goat_jax.pretrained.end_tokens import with_end_tokens
+from goat_jax.pretrained.packaged_models import PACKAGED_MODELS
+from goat_jax.pretrained.safetensors import Weights, open_weights, read_json
+
+PACKAGE = "package:"
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+"""What is fetched of a hub repository: never pickled weights, never code."""
+
+
+def find_model(path: str) -> Path:
+    """The folder or GGUF file of a model, fetched first if it is not here.
+
+    Args:
+        path: a folder, a .gguf file, ``package:NAME`` for a model that a package brings, or a name
+            on the Hugging Face hub such as ``roberta-large``. What exists here goes first.
+
+    Raises:
+        UserError: there is no such package, or neither a folder nor a repository of this name.
+
+    >>> find_model("package:minilmm")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: no packaged model 'minilmm' (did you mean 'minilm'?); there are: \
+minilm, smollm2, dinov2-small
+    """
+    if path.startswith(PACKAGE):
+        name = path.removeprefix(PACKAGE)
+        if name not in PACKAGED_MODELS:
+            raise UserError(
+                f"no packaged model {name!r}{nearest(name, PACKAGED_MODELS)}; "
+                f"there are: {', '.join(PACKAGED_MODELS)}"
+            )
+        return PACKAGED_MODELS[name]()
+    local = Path(path).expanduser()
+    if local.exists() or not HUB_NAME.fullmatch(path):
+        return local
+    return _from_hub(path)
+
+
+def _from_hub(name: str) -> Path:
+    import huggingface_hub
+
+    def fetch(**cache: Any) -> Path:
+        get = huggingface_hub.snapshot_download
+        return Path(get(name, allow_patterns=list(HUB_FILES), **cache))
+
+    try:
+        try:
+            return fetch()
+        except OSError as error:  # HTTP errors are OSErrors, too, but without a number
+            if error.errno is None:
+                raise
+            report_unusable_cache(huggingface_hub.constants.HF_HUB_CACHE, error)
+            return fetch(cache_dir=temporary_folder() / "hub")
+    except Exception as error:  # http, cache and name errors, each of its own kind
+        raise UserError(
+            f"{name} is no folder here, and the Hugging Face hub did not give it "
+            f"({first_line(error)}): check the path, the name or the network"
+        ) from None
+
+
+def open_checkpoint(path: Path) -> tuple[dict[str, Any], Weights]:
+    """A checkpoint's config.json as a dict, and its tensors by name, read when asked for.
+
+    Args:
+        path: a folder with config.json and safetensors, or a .gguf file.
+
+    Raises:
+        UserError: no such folder, no config, no weights, a damaged file.
+    """
+    if path.suffix == ".gguf":
+        from goat_jax.pretrained.gguf.weights import open_gguf
+
+        return open_gguf(path)
+    return with_end_tokens(
+        read_json(path / "config.json", "a checkpoint folder"), path
+    ), open_weights(path)

@@ -1,0 +1,72 @@
+"""Batches on a mesh: every process reads its own rows, and together they are one array."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from goat_jax.errors import UserError
+from goat_jax.sharding.rules import Placement
+
+
+def own_rows(placement: Placement, rows: int) -> slice:
+    """The rows of a global batch that this process's devices hold.
+
+    Raises:
+        UserError: they do not lie in one piece, so that no contiguous share is this process's.
+    """
+    found = placement.rows.addressable_devices_indices_map((rows,)).values()
+    parts = sorted({part[0].indices(rows)[:2] for part in found if part is not None})
+    if any(one[1] != other[0] for one, other in zip(parts, parts[1:], strict=False)):
+        raise UserError(
+            "the rows of this process's devices do not lie in one piece: let mesh axes data and "
+            "fsdp come first, in the order of the processes"
+        )
+    return slice(parts[0][0], parts[-1][1])
+
+
+def share_of_rows(placement: Placement, rows: int) -> tuple[int, int]:
+    """(index, count): this process reads share `index` of `count` equal ones of every batch."""
+    own = own_rows(placement, rows)
+    size = own.stop - own.start
+    if rows % size or own.start % size:
+        raise UserError(
+            f"the processes hold unequal shares of {rows} rows: give every process equally many "
+            "devices"
+        )
+    return own.start // size, rows // size
+
+
+def put_batch(batch: Mapping[str, Any], placement: Placement, rows: int) -> dict[str, Any]:
+    """A batch on the mesh, from this process's rows of it.
+
+    Args:
+        batch: arrays whose first axis is this process's share (`share_of_rows`).
+        rows: of the global batch.
+    """
+    first = own_rows(placement, rows).start
+
+    def put(array: Any) -> jax.Array:
+        values = np.asarray(array)
+
+        def part(index: Any) -> np.ndarray:
+            low, high, _ = index[0].indices(rows)
+            return values[low - first : high - first]
+
+        shape = (rows, *values.shape[1:])
+        return jax.make_array_from_callback(shape, placement.rows, part)
+
+    return {name: put(array) for name, array in batch.items()}
+
+
+def put_whole_batch(batch: Mapping[str, Any], placement: Placement) -> dict[str, Any]:
+    """A batch on the mesh, where every process has all of its rows and keeps its own."""
+
+    def put(array: Any) -> jax.Array:
+        values = np.asarray(array)
+        return jax.make_array_from_callback(values.shape, placement.rows, lambda i: values[i or ()])
+
+    return {name: put(array) for name, array in batch.items()}

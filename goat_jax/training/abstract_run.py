@@ -1,0 +1,241 @@
+"""A run as shapes only: model, adapters, optimizer and steps at full size, without any weights.
+
+Everything is traced as in a real run and nothing is computed, so that a model of any size can be
+counted, checked and planned on a small machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.config.run import DTYPES, RunConfig
+from goat_jax.inject.inject import ALL_LINEAR, InjectReport, inject
+from goat_jax.inject.targets import Targets
+from goat_jax.models.known_sizes import model_config
+from goat_jax.models.load import random_model
+from goat_jax.models.registry import architecture_of
+from goat_jax.nn.dense import split_model
+from goat_jax.nn.named_modules import find_sites
+from goat_jax.optim.pairs import scales_of
+from goat_jax.sharding.rules import Placement, model_shardings, tree_shardings
+from goat_jax.training.phase_change import starting_constants
+from goat_jax.training.setup import adapt, aligned, method_optimizer, model_options, quantized_base
+from goat_jax.training.shardings import Placed, keep_rows
+from goat_jax.training.state import RunState
+from goat_jax.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
+from goat_jax.training.task_types import check_model, problem_of
+from goat_jax.typing import Array, Batch, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractRun:
+    """A run without numbers; arrays are `jax.ShapeDtypeStruct`.
+
+    Attributes:
+        graph: static structure of the model, as in `setup.Built`.
+        base: frozen arrays.
+        state: at step 0, with the optimizer's arrays.
+        batch: a training batch at its longest.
+        eval_batch: an evaluation batch.
+        train_step, eval_step: jitted, as in a real run; the optimizer's constants are computed
+            inside.
+        inject_report: what was adapted, and how many parameters there are.
+        kind: of the model.
+    """
+
+    graph: Any
+    base: PyTree
+    state: RunState
+    batch: Batch
+    eval_batch: Batch
+    train_step: TrainStep
+    eval_step: EvalStep
+    inject_report: InjectReport
+    kind: str
+
+    def check(self) -> dict[str, Any]:
+        """Traces a training and an evaluation step; returns the shapes of the training metrics.
+
+        Raises:
+            ValueError: the step's state is not of the shapes and types that it was given.
+        """
+        after, metrics = jax.eval_shape(self.train_step, self.state, self.base, self.batch)
+        jax.eval_shape(self.eval_step, self.state.trainable, self.base, self.eval_batch)
+        if jax.tree.map(_type, after) != jax.tree.map(_type, self.state):
+            raise ValueError("a training step changes the shapes or types of the run's state")
+        return metrics
+
+
+def _type(array: Any) -> tuple:
+    return array.shape, array.dtype
+
+
+def abstract_run(
+    config: RunConfig, model: str | Path | None = None, placement: Placement | None = None
+) -> AbstractRun:
+    """Traces what `setup.build` builds, at full size and within seconds.
+
+    Args:
+        config: of the run.
+        model: whose sizes to take, as `models.named.model_config` reads them: a folder with a
+            config.json, or a name such as "roberta-large"; ``config.model.path`` if None.
+        placement: the mesh that the steps are for; its devices need not be there.
+
+    Raises:
+        UserError: anything in the config that does not fit.
+
+    >>> from goat_jax.config.run import AdapterConfig, ModelConfig
+    >>> from goat_jax.data.tasks.registry import language_files
+    >>> config = RunConfig(
+    ...     ModelConfig("llama-2-7b", dtype="bfloat16"), language_files("a.jsonl", "b.jsonl"),
+    ...     AdapterConfig("goat", total_rank=32, train=()))
+    >>> run = abstract_run(config)
+    >>> run.inject_report.total_parameters, run.batch["input_ids"].shape
+    (6827479040, (32, 128))
+    """
+    source = config.model.path if model is None else model
+    hf = model_config(source)
+    kind = architecture_of(hf, Path(source)).kind
+    check_model(config.task, kind, str(source))
+    spec, problem = config.adapter.spec(), problem_of(config.task)
+    found: dict[str, Any] = {}
+
+    def start() -> tuple[RunState, PyTree]:
+        head_key, adapter_key, run_key = jax.random.split(jax.random.key(config.train.seed), 3)
+        dtype = DTYPES[config.model.dtype]
+        loaded = random_model(hf, key=head_key, dtype=dtype, **model_options(config))
+        gradients = _Gradients(loaded.model) if spec.initializer.gradient_batches else None
+        found["report"] = adapt(loaded.model, config, spec, adapter_key, gradients)
+        quantized_base(loaded.model, config)
+        keep_rows(loaded.model, placement)
+        if placement is not None:
+            found["known"] = model_shardings(loaded.model, placement)
+        found["graph"], trainable, base = split_model(loaded.model)
+        optimizer = method_optimizer(config, spec, scales_of(trainable, base))
+        trainable, base = aligned(config, trainable, base)
+        constants = starting_constants(loaded.model, spec.course)
+        return RunState.create(trainable, optimizer, run_key, constants), base
+
+    state, base = jax.eval_shape(start)
+    graph, objective = found["graph"], problem.objective(config.task)
+    placed = None
+    if placement is not None:
+        known, whole = found["known"], placement.whole
+        where = tree_shardings(state, known, whole)
+        placed = Placed(placement, known, tree_shardings(base, known, whole), where)
+    return AbstractRun(
+        graph=graph,
+        base=base,
+        state=state,
+        batch=batch_shapes(config, config.train.batch_size),
+        eval_batch=batch_shapes(config, config.train.eval_batch_size),
+        train_step=_train_step(config, graph, spec, placed),
+        eval_step=make_eval_step(
+            graph, objective, None if placed is None else placed.in_evaluation()
+        ),
+        inject_report=found["report"],
+        kind=kind,
+    )
+
+
+def count(
+    model: str | Path, spec: AdapterSpec, targets: Targets = ALL_LINEAR, **options: Any
+) -> InjectReport:
+    """What a method would add to a model, counted from its config alone.
+
+    Args:
+        model: as for `abstract_run`.
+        targets: as for `goat_jax.inject.inject.inject`.
+        options: fields of the model's own config, such as num_labels.
+
+    >>> from goat_jax.adapters.methods import method_spec
+    >>> f"{count('roberta-large', method_spec('goat', total_rank=32)).adapter_share:.2%}"
+    '4.48%'
+    """
+    hf, found = model_config(model), {}
+
+    def start() -> None:
+        key = jax.random.key(0)
+        loaded = random_model(hf, key=key, dtype=jax.numpy.bfloat16, **options)
+        gradients = _Gradients(loaded.model) if spec.initializer.gradient_batches else None
+        found["report"] = inject(loaded.model, spec, targets, key=key, gradients=gradients)
+
+    jax.eval_shape(start)
+    return found["report"]
+
+
+def _train_step(
+    config: RunConfig, graph: Any, spec: AdapterSpec, placed: Placed | None
+) -> TrainStep:
+    """The run's step. A real run's optimizer has the adapters' scales as constants; here they are
+    no numbers before the step is traced."""
+
+    def step(state: RunState, base: PyTree, batch: Batch) -> tuple[RunState, dict[str, Any]]:
+        optimizer = method_optimizer(config, spec, scales_of(state.trainable, base))
+        own = make_train_step(
+            graph,
+            problem_of(config.task).objective(config.task),
+            optimizer,
+            aux_weight=spec.aux_weight,
+            accumulate=config.train.accumulate,
+        )
+        return own(state, base, batch)
+
+    return jax.jit(step, donate_argnums=0, **({} if placed is None else placed.in_step()))
+
+
+def batch_shapes(config: RunConfig, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of so many rows of the greatest length.
+
+    >>> from goat_jax.config.run import ModelConfig
+    >>> from goat_jax.data.tasks.registry import digits
+    >>> batch_shapes(RunConfig(ModelConfig("m"), digits(image_size=8)), 5)["pixel_values"].shape
+    (5, 8, 8, 3)
+    """
+    length = config.train.max_length
+    blank = problem_of(config.task).one_row(config.task, config.model.path, length)
+    one = blank.gather(np.zeros(1, int), length)
+    return {
+        name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype)
+        for name, array in one.items()
+    }
+
+
+class _Gradients(Mapping[str, Array]):
+    """A gradient of zeros for every linear layer, made when asked for."""
+
+    def __init__(self, model: Any):
+        self._sites = {name: site for site in find_sites(model) for name in site.names()}
+
+    def __getitem__(self, name: str) -> Array:
+        kernel = self._sites[name].module.kernel  # type: ignore[attr-defined]
+        return jax.numpy.zeros(kernel.shape[-2:], jax.numpy.float32)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+
+def abstract_model(config: RunConfig) -> nnx.Module:
+    """The model that a config names, of shapes only; no weights are read."""
+    hf, options, key = model_config(config.model.path), model_options(config), jax.random.key(0)
+    return nnx.eval_shape(lambda: random_model(hf, key=key, **options).model)
+
+
+def kernel_shapes(config: RunConfig) -> dict[str, tuple[int, int]]:
+    """Linear module -> (I, O) of the model that a config names; no weights are read."""
+    return {
+        name: tuple(site.module.kernel.shape[-2:])  # type: ignore[attr-defined]
+        for site in find_sites(abstract_model(config))
+        for name in site.names()
+    }

@@ -1,0 +1,1 @@
+"""The run folder: one writer, checksums, the best step, restoring."""

@@ -1,0 +1,376 @@
+"""Checkpoints with Orbax: the run's state and the data iterator, never the frozen base.
+
+A checkpoint is complete or it does not exist: Orbax writes aside and renames, so a process that is
+killed at any moment leaves the last complete one to start from. One that was damaged later is
+noticed by its checksums (`training.checksums`) and passed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import math
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint.path import atomicity
+
+from goat_jax.data.metrics import goodness
+from goat_jax.errors import Notice, RunFailed, UserError
+from goat_jax.training.checkpoints.checksums import MARK, damage_of, write_checksums
+from goat_jax.training.checkpoints.steps import CHECKPOINTS, best_of, listed, steps_in
+from goat_jax.training.distributed.processes import by_first, is_first
+from goat_jax.training.state import RunState
+from goat_jax.typing import PyTree
+
+DAMAGED = "damaged"
+"""Where damaged checkpoints are moved when a run continues without them, in the run folder."""
+DELETED = ".deleted"
+"""Where checkpoints are moved to be deleted: a kill must not leave half of one in its place."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a checkpoint gives back.
+
+    Attributes:
+        state: the run's state.
+        notes: the small JSON facts saved with it.
+    """
+
+    state: RunState
+    notes: dict[str, Any]
+
+
+class CheckedPath(atomicity.AtomicRenameTemporaryPath):
+    """Orbax's temporary folder, with checksums written as the last thing before it is renamed."""
+
+    async def finalize(self) -> None:
+        """Completes the folder and gives it its name."""
+        final = self.get_final()
+        if not final.name.isdigit():  # an item of a checkpoint: the checkpoint has the checksums
+            await super().finalize()
+            return
+        # Orbax's own last files, its time stamp among them, are written by the call that renames.
+        # So it renames to another temporary name, and the real name is given here.
+        complete = final.with_name(f"{final.name}{atomicity.TMP_DIR_SUFFIX}-complete")
+        shutil.rmtree(complete, ignore_errors=True)
+        self._final_path = complete
+        await super().finalize()
+        self._final_path = final
+        write_checksums(Path(complete), int(final.name))
+        complete.rename(final)
+
+
+@dataclasses.dataclass(frozen=True)
+class LatestAndBest(ocp.checkpoint_managers.preservation_policy.PreservationPolicy):
+    """Which checkpoints are kept. Orbax's own `BestN` would keep the last of equals.
+
+    Attributes:
+        latest: how many of the latest are kept.
+        best_by: the metric by which the best is kept, too.
+    """
+
+    latest: int
+    best_by: str
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """One answer for each checkpoint; they are in the order of their steps."""
+        del context
+        scored = [info for info in checkpoints if info.metrics and self.best_by in info.metrics]
+        best = best_of({info.step: info.metrics[self.best_by] for info in scored}, self.best_by)
+        latest = {info.step for info in checkpoints[-self.latest :]}
+        return [info.step in latest or info.step == best for info in checkpoints]
+
+
+class Checkpoints:
+    """The checkpoints of one run folder: the latest two, and the best by a metric.
+
+    The scores of an evaluation are Orbax's metrics of the checkpoint that follows it, so they are
+    on the disk with it, where `orbax.checkpoint.CheckpointManager` reads them.
+
+    Args:
+        folder: the run folder.
+        best_by: name of the evaluation metric whose best value marks the best checkpoint.
+        keep: how many of the latest are kept besides the best.
+        read_only: for evaluation: never tidies up, so another process may be training.
+        going_on: whether `save` only warns of a checkpoint that could not be written; `wait` raises
+            in any case. Without effect on several processes, which have to agree.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        best_by: str,
+        *,
+        keep: int = 2,
+        read_only: bool = False,
+        going_on: bool = False,
+    ):
+        self.best_by, self._going_on = best_by, going_on and jax.process_count() == 1
+        self._options = ocp.CheckpointManagerOptions(
+            # Without a best_fn Orbax writes no metrics.
+            best_fn=lambda scores: goodness(best_by, scores[best_by]),
+            preservation_policy=LatestAndBest(keep, best_by),
+            enable_async_checkpointing=True,
+            temporary_path_class=CheckedPath,
+            cleanup_tmp_directories=not read_only,  # what killed processes left
+            todelete_subdir=None if read_only else DELETED,
+            create=not read_only,
+            read_only=read_only,
+            lightweight_initialize=read_only,  # a reader asks for the scores that it needs
+        )
+        root = (Path(folder) / CHECKPOINTS).absolute()
+        if read_only and not root.is_dir():
+            raise UserError(f"{folder} has no checkpoints: train it first")
+        self._root = root
+        if not read_only:
+            self._delete()
+            by_first(lambda: _move_damaged(root))
+        self._manager = ocp.CheckpointManager(root, options=self._options)
+
+    def latest_step(self) -> int | None:
+        """The step of the newest complete checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    def all_steps(self) -> list[int]:
+        """The steps there are checkpoints of."""
+        return sorted(self._manager.all_steps())
+
+    def damage(self, step: int, thorough: bool = True) -> str | None:
+        """What is wrong with a checkpoint (`damage_of`), None if it is intact."""
+        return damage_of(self._root / str(step), step, thorough)
+
+    def scores(self) -> dict[int, float]:
+        """Step -> its score by `best_by`, of the checkpoints that have one on the disk."""
+        whole = [step for step in self.all_steps() if not self.damage(step, thorough=False)]
+        found = {step: self._metrics(step).get(self.best_by) for step in whole}
+        return {step: score for step, score in found.items() if isinstance(score, int | float)}
+
+    def _metrics(self, step: int) -> dict[str, Any]:
+        try:
+            found = self._manager.metrics(step)
+        except (ValueError, OSError):  # damaged, or deleted by the process that trains
+            found = None
+        return found if isinstance(found, dict) else {}
+
+    def best_step(self) -> int | None:
+        """The step with the best score, the first of equals; None if no checkpoint has a score."""
+        return best_of(self.scores(), self.best_by)
+
+    def save(
+        self, state: RunState, data: Any, notes: dict[str, Any], scores: dict[str, float] | None
+    ) -> None:
+        """Starts writing a checkpoint and returns; the training goes on meanwhile.
+
+        Args:
+            state: copied, so it may be donated to the next step at once.
+            data: the grain iterator of training batches; its position is one number, the same in
+                all processes, however many there are.
+            notes: small JSON facts.
+            scores: those of an evaluation at this step, None without one.
+        """
+        # JSON has no NaN; without a finite score by `best_by` a checkpoint can never be the best.
+        metrics = {name: value for name, value in (scores or {}).items() if math.isfinite(value)}
+        # A copy of our own: on a CPU orbax reads the very memory that the next step may reuse.
+        copied = jax.tree.map(jnp.copy, _plain(state))
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(copied),
+            data=ocp.args.JsonSave(data.get_state()),
+            notes=ocp.args.JsonSave(notes),
+        )
+        # Nothing was left behind by the one before, or its error is not taken for this one's.
+        self._forgiving(lambda: self._manager.wait_until_finished())
+        self._delete()
+        step = int(state.step)
+        kept = metrics if self.best_by in metrics else None
+        self._forgiving(
+            lambda: self._manager.save(
+                step, args=items, metrics=kept, force=True, custom_metadata=MARK
+            )
+        )
+
+    def restore(self, like: RunState, data: Any | None, step: int | None = None) -> Restored:
+        """Reads a checkpoint into the shapes, dtypes and shardings of a freshly made state.
+
+        Args:
+            like: a state of the same run; its arrays' contents do not matter.
+            data: the grain iterator to set to the saved position, None to leave data alone.
+            step: which checkpoint; the latest if None.
+
+        Raises:
+            UserError: the saved arrays are not those of this run.
+        """
+        step = self.latest_step() if step is None else step
+        if step is None:
+            raise UserError(f"{self._manager.directory} holds no complete checkpoint")
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
+        items: dict[str, Any] = {
+            "state": ocp.args.StandardRestore(abstract),
+            "notes": ocp.args.JsonRestore(),
+        }
+        if data is not None:
+            items["data"] = ocp.args.JsonRestore()
+        where = f"{self._manager.directory}/{step}"
+        try:
+            found = self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # what Orbax raises depends on what is broken, and where
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{where} cannot be read or does not fit this run's settings ({reason}): use "
+                "another run folder, or move it away to go on from the checkpoint before"
+            ) from error
+        if int(found["state"]["step"]) != step:
+            raise UserError(f"{where} is the checkpoint of step {int(found['state']['step'])}")
+        if data is not None:
+            _set_position(data, found["data"], where)
+        return Restored(_run_state(found["state"], like), found["notes"])
+
+    def wait(self) -> None:
+        """Returns when everything started has been written; raises what went wrong meanwhile."""
+        with self._said_clearly():
+            self._manager.wait_until_finished()
+        self._delete()
+
+    def close(self) -> None:
+        """Waits, and lets go of the folder."""
+        with self._said_clearly():
+            self._manager.close()
+        self._delete()
+
+    def _delete(self) -> None:
+        """Deletes what is no longer kept; the training has no other file there."""
+        if not self._options.read_only and is_first():
+            shutil.rmtree(self._root / DELETED, ignore_errors=True)
+
+    def _forgiving(self, action: Callable[[], Any]) -> None:
+        """Does it; a failure to write only warns if the run is to go on."""
+        try:
+            with self._said_clearly():
+                action()
+        except RunFailed as failure:
+            if not self._going_on:
+                raise
+            warnings.warn(f"the run goes on, but {failure}", Notice, stacklevel=3)
+            with contextlib.suppress(ValueError, OSError):
+                self._manager.close()
+            # What the old manager believes to be there is not.
+            self._manager = ocp.CheckpointManager(self._root, options=self._options)
+
+    @contextlib.contextmanager
+    def _said_clearly(self) -> Iterator[None]:
+        """Turns what goes wrong while writing, often long after `save` returned, into one line."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            reason = str(error).split("; ")[-1] if "; " in str(error) else str(error)
+            whole = [step for step in self.all_steps() if (self._root / str(step)).is_dir()]
+            kept = f"the checkpoint of step {whole[-1]} is kept" if whole else "none is kept"
+            short = " ".join(reason.split())[:160]
+            raise RunFailed(
+                f"a checkpoint could not be written to {self._root} ({short}); {kept}: "
+                "free some space and start the same command again"
+            ) from error
+
+
+def _set_position(data: Any, position: Any, where: str) -> None:
+    """Sets a data iterator to a saved position."""
+    try:
+        if not _alike(position, data.get_state()):
+            raise ValueError("it has another form")
+        data.set_state(position)
+    except (ValueError, IndexError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{where}: the saved position in the data cannot be taken up ({reason}): move this "
+            "checkpoint away to go on from the one before"
+        ) from error
+
+
+def _alike(value: Any, other: Any) -> bool:
+    """Whether two JSON values have the same names and types, and no number is negative."""
+    if isinstance(other, dict):
+        same = isinstance(value, dict) and value.keys() == other.keys()
+        return same and all(_alike(value[name], other[name]) for name in other)
+    return type(value) is type(other) and not (isinstance(value, int | float) and value < 0)
+
+
+def _move_damaged(root: Path) -> None:
+    """Moves damaged checkpoints out of the way of a run that continues; nothing is deleted.
+
+    Of an older one than the newest that is intact, large files are not read: they matter to nobody
+    until it is opened.
+
+    Raises:
+        UserError: there are checkpoints, and none of them is intact.
+    """
+    damaged: dict[int, str] = {}
+    newest: int | None = None
+    for step in steps_in(root):
+        reason = damage_of(root / str(step), step, thorough=newest is None)
+        if reason is not None:
+            damaged[step] = reason
+        elif newest is None:
+            newest = step
+    if damaged and newest is None:
+        raise UserError(
+            f"no checkpoint in {root} is intact ({listed(damaged)}): restore one from a copy, or "
+            "begin anew with another --out"
+        )
+    for step, reason in damaged.items():
+        kept = _free_name(root.parent / DAMAGED, str(step))
+        (root / str(step)).rename(kept)
+        warnings.warn(
+            f"the checkpoint of step {step} is passed over ({reason}) and now in {kept}; the "
+            f"newest that is intact is that of step {newest}",
+            Notice,
+            stacklevel=2,
+        )
+
+
+def _free_name(folder: Path, name: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    names = (name if n == 1 else f"{name}-{n}" for n in itertools.count(1))
+    return next(folder / each for each in names if not (folder / each).exists())
+
+
+def _plain(state: RunState) -> dict[str, PyTree]:
+    """The state as nested dicts and lists of plain arrays; typed keys become their data."""
+    plain = {
+        "step": state.step,
+        "trainable": _string_keys(state.trainable),
+        "opt_state": jax.tree.leaves(state.opt_state),
+        "key": jax.random.key_data(state.key),
+    }
+    return plain | ({"constants": _string_keys(state.constants)} if state.constants else {})
+
+
+def _run_state(saved: dict[str, PyTree], like: RunState) -> RunState:
+    # The trees are rebuilt from the fresh state: orbax has sorted the dicts, as jax does.
+    def rebuild(part: PyTree, name: str) -> PyTree:
+        return jax.tree.unflatten(jax.tree.structure(part), jax.tree.leaves(saved.get(name, {})))
+
+    return RunState(
+        step=saved["step"],
+        trainable=rebuild(like.trainable, "trainable"),
+        opt_state=rebuild(like.opt_state, "opt_state"),
+        key=jax.random.wrap_key_data(saved["key"]),
+        constants=rebuild(like.constants, "constants"),
+    )
+
+
+def _string_keys(tree: PyTree) -> PyTree:
+    """Orbax names files by keys, so the run numbers of a stack become zero-padded strings."""
+    if isinstance(tree, dict):
+        return {
+            f"{key:04d}" if isinstance(key, int) else key: _string_keys(value)
+            for key, value in tree.items()
+        }
+    return tree

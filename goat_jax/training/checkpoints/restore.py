@@ -1,0 +1,130 @@
+"""A run that was trained, opened again at one of its checkpoints, or a model as it was before."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from goat_jax.config.run import RunConfig
+from goat_jax.errors import Notice, UserError
+from goat_jax.models.load import Loaded, load_model
+from goat_jax.sharding.config import MeshConfig
+from goat_jax.sharding.rules import make_placement
+from goat_jax.training.checkpoints.run_dir import check_same_model, load_run
+from goat_jax.training.checkpoints.steps import best_of, listed
+from goat_jax.training.setup import Built, build
+from goat_jax.training.shardings import keep_rows
+from goat_jax.training.state import RunState
+
+if TYPE_CHECKING:
+    from goat_jax.training.checkpoints.checkpoint import Checkpoints
+
+ONE_DEVICE = MeshConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Reopened:
+    """A run at one step.
+
+    Attributes:
+        config: as it was trained.
+        built: rebuilt from the pretrained weights, which are checked to be the same.
+        state: of the checkpoint.
+        step: the checkpoint's.
+    """
+
+    config: RunConfig
+    built: Built
+    state: RunState
+    step: int
+
+
+def load_on_mesh(path: Path, mesh: MeshConfig, dtype: Any = jnp.float32) -> Loaded:
+    """A pretrained model, every part read straight to its devices.
+
+    Raises:
+        UserError: a mesh that does not take exactly the devices there are.
+    """
+    placement = make_placement(mesh)
+    loaded = load_model(
+        path,
+        key=jax.random.key(0),
+        dtype=dtype,
+        sharding=None if placement is None else placement.parameter,
+    )
+    keep_rows(loaded.model, placement)
+    return loaded
+
+
+def reopen(folder: Path, step: int | None, mesh: MeshConfig = ONE_DEVICE) -> Reopened:
+    """Rebuilds a run and restores one of its checkpoints, the best if no step is given.
+
+    Args:
+        mesh: what it is put on, whatever it was trained on.
+
+    Raises:
+        UserError: no run there, no such checkpoint, or another base model than it was trained on.
+    """
+    from goat_jax.training.checkpoints.checkpoint import Checkpoints
+
+    config, saved = load_run(folder)
+    config = dataclasses.replace(config, mesh=mesh)
+    checkpoints = Checkpoints(folder, config.best_by, read_only=True)
+    chosen = _chosen(folder, checkpoints, step)  # before anything dear is done
+    built = build(config)
+    check_same_model(folder, saved, built)
+    state = checkpoints.restore(built.state, None, chosen).state
+    checkpoints.close()
+    return Reopened(config, built, state, chosen)
+
+
+def _chosen(folder: Path, checkpoints: Checkpoints, step: int | None) -> int:
+    """The step that is asked for, or the best whose checkpoint is intact."""
+    known = checkpoints.all_steps()
+    if not known:
+        raise UserError(f"{folder} has no complete checkpoint yet: train it first")
+    if step not in (None, *known):
+        raise UserError(f"{folder} has no checkpoint of step {step}; there are: {known}")
+    candidates = _best_first(checkpoints) if step is None else [step]
+    # The quick check of all comes first: a score that was damaged must not choose.
+    damaged = {n: why for n in candidates if (why := checkpoints.damage(n, thorough=False))}
+    for candidate in [n for n in candidates if n not in damaged]:
+        why = checkpoints.damage(candidate)
+        if why is None:
+            _tell_choice(folder, checkpoints, candidate, damaged, asked=step is not None)
+            return candidate
+        damaged[candidate] = why
+    raise UserError(
+        f"{folder}: no checkpoint that could be used is intact ({listed(damaged)}): give the step "
+        f"of another one ({known}), or restore it from a copy"
+    )
+
+
+def _best_first(checkpoints: Checkpoints) -> list[int]:
+    """All steps: by their scores, the first of equals first; then those without, newest first."""
+    left, order = checkpoints.scores(), []
+    while (best := best_of(left, checkpoints.best_by)) is not None:
+        order.append(best)
+        del left[best]
+    return order + [step for step in reversed(checkpoints.all_steps()) if step not in order]
+
+
+def _tell_choice(
+    folder: Path, checkpoints: Checkpoints, step: int, damaged: dict[int, str], asked: bool
+) -> None:
+    """Says which checkpoint is used where that is not simply the best."""
+    if damaged:
+        text = f"damaged checkpoints of {folder} ({listed(damaged)}): step {step} is used"
+    elif not asked and step not in checkpoints.scores():
+        text = (
+            f"no checkpoint of {folder} has a score (the run was not evaluated yet, or an older "
+            f"version saved it without): step {step}, the latest, is used"
+        )
+    else:
+        return
+    warnings.warn(text, Notice, stacklevel=4)

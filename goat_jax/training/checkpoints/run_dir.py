@@ -1,0 +1,316 @@
+"""The run folder's identity: run.json says which run it is, and a restart must be that run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from goat_jax.config.run import FREE_TO_CHANGE, RunConfig, config_from_json, flatten
+from goat_jax.errors import UserError
+from goat_jax.files import read_json, write_whole
+from goat_jax.optim.optimizer import schedule_of
+from goat_jax.training.checkpoints.lock import LOCK, locked
+from goat_jax.training.checkpoints.steps import CHECKPOINTS, steps_in
+from goat_jax.training.setup import Built, Data
+from goat_jax.validation.fields import Natural, check_fields, made
+
+RUN = "run.json"
+RESULT = "result.json"  # what a run of a table came to
+# A rebuilt SVD differs by rounding (1e-7); another segment, seed or rho by more than this.
+NORM_TOLERANCE = 1e-5
+LIBRARIES = {
+    "goat_jax": "goat-jax",
+    "jax": "jax",
+    "flax": "flax",
+    "optax": "optax",
+    "orbax": "orbax-checkpoint",
+    "transformers": "transformers",
+    "grain": "grain",
+}
+"""Name in run.json -> name of the package whose version a run's numbers may depend on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RowsIdentity:
+    """The rows of one split.
+
+    Attributes:
+        rows: their number.
+        sha256: digest of all of them.
+    """
+
+    rows: Natural
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFile:
+    """The entries of run.json, with their types; those with a default came with later versions.
+
+    Attributes:
+        config: fields of the `RunConfig` by their dotted names.
+        base_sha256: digest of the pretrained weights.
+        residual_norms: module name -> norm of its frozen kernel per layer.
+        trained_parameters: their number.
+        versions: of the libraries with which the run began.
+        rows: split -> its rows.
+        earlier_rows: the rows before they were changed, the oldest first.
+        command: the command that began the run.
+    """
+
+    config: Mapping[str, Any]
+    base_sha256: str
+    residual_norms: Mapping[str, tuple[float, ...]]
+    trained_parameters: Natural
+    versions: Mapping[str, str]
+    rows: Mapping[str, RowsIdentity] = dataclasses.field(default_factory=dict)
+    earlier_rows: tuple[Mapping[str, Any], ...] = ()
+    command: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, config: RunConfig) -> Iterator[bool]:
+    """A context in which the folder is this run's alone; gives whether the run had begun there.
+
+    All of it is cheap: it comes before weights are loaded. What has to be computed is compared by
+    `identify`.
+
+    Raises:
+        UserError: the folder cannot be written to, holds other files or another run, or another
+            process is training there.
+    """
+    folder = Path(folder)
+    try:
+        missing = not folder.exists()
+        _check_content(folder)  # before a lock is left in somebody's folder
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        raise UserError(_unusable(folder, error)) from None
+    with contextlib.ExitStack() as held:
+        if missing:
+            held.callback(_remove_unless_used, folder)
+        try:
+            held.enter_context(locked(folder))
+        except OSError as error:
+            raise UserError(_unusable(folder, error)) from None
+        begun = _check_content(folder)
+        if begun:
+            check_same_config(folder, read_run(folder), config)
+        yield begun
+
+
+def _unusable(folder: Path, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or error
+    return f"{folder} cannot be a run folder ({reason}): choose another --out"
+
+
+def _check_content(folder: Path) -> bool:
+    """Whether a run had begun in the folder; `UserError` if it holds something else."""
+    if (folder / RUN).is_file():
+        return True
+    # A process that was killed early leaves its lock, or a run.json that was never finished.
+    others = [
+        path
+        for path in (folder.iterdir() if folder.exists() else ())
+        if path.name != LOCK and not (path.name.startswith(".") and path.name.endswith(".part"))
+    ]
+    if others:
+        raise UserError(f"{folder} holds other files and no {RUN}: choose another --out")
+    return False
+
+
+def _remove_unless_used(folder: Path) -> None:
+    """Removes the folder that this process made if no run has come to be in it."""
+    if [path.name for path in folder.iterdir()] == [LOCK]:
+        with contextlib.suppress(OSError):  # somebody else has begun there meanwhile
+            (folder / LOCK).unlink()
+            folder.rmdir()
+
+
+def identify(
+    folder: Path, config: RunConfig, built: Built, data: Data, command: str | None = None
+) -> None:
+    """Writes run.json where a run begins; where it had begun, checks that it is the same.
+
+    What a continued run may change of its identity, its length and its rows, is written, too.
+
+    Args:
+        folder: is this run's (`claimed`).
+        command: the command that begins the run, to be kept.
+
+    Raises:
+        UserError: the model or the rows are not those that the run began with.
+    """
+    path = Path(folder) / RUN
+    if not path.is_file():
+        saved = describe(config, built, data) | ({"command": command} if command else {})
+    else:
+        before = read_run(folder)
+        check_same_model(folder, before, built)
+        saved = before | rows_of(folder, before, config, data)
+        saved["config"] = saved["config"] | {"train.steps": config.train.steps}
+        if saved == before:
+            return
+    write_whole(path, json.dumps(saved, indent=1) + "\n")
+
+
+def describe(config: RunConfig, built: Built, data: Data) -> dict[str, Any]:
+    """What identifies a run, as JSON."""
+    return {
+        "config": flatten(config),
+        "base_sha256": built.base_fingerprint,
+        "residual_norms": built.residual_norms,
+        "trained_parameters": built.inject_report.trained_parameters,
+        "rows": data.identity,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions of goat_jax and of what its numbers depend on.
+
+    >>> list(versions())
+    ['goat_jax', 'jax', 'flax', 'optax', 'orbax', 'transformers', 'grain']
+    """
+    found = {}
+    for name, package in LIBRARIES.items():
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(package)
+    return found
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """run.json of a run folder."""
+    path = Path(folder) / RUN
+    if not path.is_file():
+        raise UserError(f"{folder} is not a run folder: it has no {RUN}")
+    saved = read_json(path)
+    if not isinstance(saved, dict):
+        raise UserError(f"{path} is not valid: it holds a {type(saved).__name__}, no object")
+    known = {field.name for field in dataclasses.fields(RunFile)}
+    with _named(path):
+        made("it", RunFile, {name: value for name, value in saved.items() if name in known})
+    return saved
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Puts a file's name in front of the errors of its content."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} is not valid: {reason}") from None
+
+
+def load_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
+    """The config of a run folder, and all that run.json says."""
+    saved = read_run(folder)
+    with _named(Path(folder) / RUN):
+        config = config_from_json(saved["config"])
+        check_fields(config.task, "task.")
+    return config, saved
+
+
+def check_same_config(folder: Path, saved: dict[str, Any], config: RunConfig) -> None:
+    """Raises `UserError` unless a config differs from a run's only where it may."""
+    with _named(Path(folder) / RUN):
+        theirs = config_from_json(saved["config"])
+    before = flatten(theirs)  # with what fields since then stand for
+    for name, value in flatten(config).items():
+        if name not in (*FREE_TO_CHANGE, "train.steps") and before.get(name) != value:
+            raise UserError(
+                f"{folder} holds a run with {name} = {before.get(name)!r}, now {value!r}: "
+                "give the same or another --out"
+            )
+    _check_length(folder, theirs, config)
+
+
+def _check_length(folder: Path, before: RunConfig, now: RunConfig) -> None:
+    """Another number of steps is fine if the steps already done would have been the same."""
+    planned, wanted = before.train.steps, now.train.steps
+    done = max(steps_in(folder / CHECKPOINTS), default=0)
+    if wanted == planned:
+        return
+    why = None
+    if wanted < done:
+        why = f"{done} are done"
+    elif now.adapter.spec().transform.length_matters:
+        why = "its method plans over all steps"
+    elif not _same_rates(before, now):
+        why = (
+            f"its {now.optimizer.schedule} schedule follows from them, only a constant one goes on"
+        )
+    if why is not None:
+        raise UserError(
+            f"{folder} holds a run with train.steps = {planned}, now {wanted} ({why}): give the "
+            "same or another --out"
+        )
+
+
+def _same_rates(one: RunConfig, other: RunConfig) -> bool:
+    """Whether the learning rates agree as long as both runs last."""
+    steps = np.arange(min(one.train.steps, other.train.steps))
+    mine, theirs = (schedule_of(each.optimizer, each.train.steps)(steps) for each in (one, other))
+    return np.array_equal(np.asarray(mine), np.asarray(theirs))
+
+
+def check_same_rows(folder: Path, config: RunConfig, data: Data) -> None:
+    """Raises `UserError` if a run had begun in the folder with other rows; needs no model."""
+    if (folder / RUN).is_file():
+        rows_of(folder, read_run(folder), config, data)
+
+
+def rows_of(folder: Path, saved: dict[str, Any], config: RunConfig, data: Data) -> dict[str, Any]:
+    """The entries of run.json about the rows, with earlier ones where a change is accepted.
+
+    Raises:
+        UserError: the rows have changed, and the config does not accept it.
+    """
+    before = saved.get("rows", {})  # older versions kept no digests: from now on there are
+    changed = [split for split, rows in data.identity.items() if before.get(split, rows) != rows]
+    if not changed:
+        return {"rows": data.identity}
+    if config.train.changed_rows == "stop":
+        counts = [f"{each[changed[0]]['rows']:,}" for each in (before, data.identity)]
+        raise UserError(
+            f"the {' and '.join(changed)} rows of {folder} have changed since it began "
+            f"({counts[0]} rows then, {counts[1]} now): restore them, give another --out, or say "
+            "that it is meant with --train.changed-rows accept"
+        )
+    until = max(steps_in(folder / CHECKPOINTS), default=0)
+    earlier = [*saved.get("earlier_rows", []), {"until_step": until, **before}]
+    return {"rows": data.identity, "earlier_rows": earlier}
+
+
+def check_same_model(folder: Path, saved: dict[str, Any], built: Built) -> None:
+    """Raises `UserError` unless a model is the one that a run began with."""
+    theirs, mine = saved["base_sha256"], built.base_fingerprint
+    if theirs != mine:
+        raise UserError(
+            f"{folder} belongs to a run on another base model (weights {theirs[:12]}, these are "
+            f"{mine[:12]}): give the same model or another --out"
+        )
+    for name, norms in built.residual_norms.items():
+        before = saved["residual_norms"].get(name, [])
+        alike = len(before) == len(norms)
+        if not alike or not np.allclose(before, norms, rtol=NORM_TOLERANCE, atol=0):
+            raise UserError(
+                f"{folder}: the rebuilt frozen kernel of {name} is not the one it was trained on: "
+                "the library's SVD start has changed, start anew with another --out"
+            )
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Writes a text file so that it is either the old one or whole."""
+    write_whole(path, text)

@@ -1,0 +1,62 @@
+"""Evaluation: every row once, the task's metrics over all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from goat_jax.training.step import EvalStep
+from goat_jax.training.task_types import Task, problem_of
+from goat_jax.typing import Batch, PyTree
+
+
+class Evaluation(NamedTuple):
+    """The result of an evaluation.
+
+    Attributes:
+        scores: loss and the named metrics (`goat_jax.data.metrics`).
+        load: name -> per layer the share of routed tokens per expert, summing to 1.
+        seconds: how long it took.
+    """
+
+    scores: dict[str, float]
+    load: dict[str, list[list[float]]]
+    seconds: float
+
+
+def evaluate(
+    eval_step: EvalStep,
+    trainable: dict[str, PyTree],
+    base: PyTree,
+    batches: Sequence[Batch],
+    task: Task,
+    put: Callable[[Batch], Batch] = lambda batch: batch,
+) -> Evaluation:
+    """The task's scores and the experts' load over all rows.
+
+    Steps are dispatched for all batches before any result is fetched.
+
+    Args:
+        put: puts a batch where the step takes it from (`Built.put_whole`).
+    """
+    start = time.perf_counter()
+    pending = [(batch, eval_step(trainable, base, put(batch))) for batch in batches]
+    totals = {
+        name: sum(float(sums[name]) for _, (sums, _) in pending)
+        for name in pending[0][1][0]
+        if name != "loads"
+    }
+    outputs = np.concatenate([np.asarray(output) for _, (_, output) in pending])
+    scores = problem_of(task).scores(task.metrics, totals, [batch for batch, _ in pending], outputs)
+    loads = jax.tree.map(
+        lambda *parts: sum(map(np.asarray, parts)), *(s["loads"] for _, (s, _) in pending)
+    )
+    return Evaluation(
+        scores={"loss": totals["loss"] / totals["count"], **scores},
+        load={name: (load / load.sum(-1, keepdims=True)).tolist() for name, load in loads.items()},
+        seconds=time.perf_counter() - start,
+    )

@@ -1,0 +1,63 @@
+"""The full gradient of the kernels before training, for methods that start from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from goat_jax.adapters.context import Context
+from goat_jax.inject.targets import Targets, matches
+from goat_jax.nn.named_modules import Site, find_sites
+from goat_jax.training.losses import Objective
+from goat_jax.typing import Array, Batch, PyTree
+
+
+def kernel_gradients(
+    model: nnx.Module, objective: Objective, batches: Iterable[Batch], targets: Targets
+) -> dict[str, Array]:
+    """Mean gradient over batches of the loss with respect to the target kernels, by full name.
+
+    Every batch counts the same, whatever its tokens (LoRA-GA, arXiv 2407.05000, algorithm 1). In
+    memory are the gradients of all these kernels at once, in their own dtype, as in full
+    fine-tuning.
+
+    Args:
+        model: pretrained, without adapters.
+        targets: as for `goat_jax.inject.inject.inject`.
+
+    Returns:
+        module name -> (I, O) float32, as `inject` takes them.
+    """
+    sites = [
+        site for site in find_sites(model) if any(matches(name, targets) for name in site.names())
+    ]
+    chosen = {(*site.path, "kernel") for site in sites}
+    graph, kernels, rest = nnx.split(model, lambda path, _: path in chosen, ...)
+
+    @jax.jit
+    def gradient(kernels: PyTree, rest: PyTree, batch: Batch) -> PyTree:
+        def loss_of(kernels: PyTree) -> Array:
+            ctx = Context.of_batch(batch, None, batch.get("attention_mask"))
+            loss, _, _ = objective.loss(nnx.merge(graph, kernels, rest), batch, ctx)
+            return loss / objective.count(batch)
+
+        return jax.grad(loss_of)(kernels)
+
+    total, count = None, 0
+    for batch in batches:
+        found = jax.tree.map(lambda g: g.astype(jnp.float32), gradient(kernels, rest, batch))
+        total = found if total is None else jax.tree.map(jnp.add, total, found)
+        count += 1
+    mean = nnx.to_flat_state(jax.tree.map(lambda value: value / count, total))
+    by_path = {path: variable[...] for path, variable in mean}
+    return {name: value for site in sites for name, value in _by_layer(site, by_path)}
+
+
+def _by_layer(site: Site, by_path: dict[tuple, Array]) -> list[tuple[str, Any]]:
+    value = by_path[(*site.path, "kernel")]
+    layers = value[None] if site.layers is None else value
+    return list(zip(site.names(), layers, strict=True))

@@ -1,0 +1,294 @@
+"""What a run wrote down about itself: `metrics.jsonl`, one JSON object a line.
+
+Every record has `kind` and `step` (optimizer updates made so far); the other fields by kind:
+
+- train: `loss`, `task_loss`, `aux_loss`, `grad_norm` (before clipping), `update_norm`,
+  `router_entropy` (mean, in nats), `learning_rate`, `tokens_per_second`, `padding_share` (0 to 1),
+  `utilization` (matrix products over the devices' peak), `host_peak_bytes`, `device_peak_bytes`
+  (where the device says), and `seconds` since the record before without evaluations, of which
+  `data_seconds` went into getting batches (the device works on the step before meanwhile),
+  `device_seconds` into waiting for the device (none: it waits for the host) and
+  `checkpoint_seconds` into starting checkpoints
+- layers: `entropy` (of the router), `grad_norm`, `update_norm`: {path pattern: one per layer}
+- eval: `split`, `loss`, the task's metrics such as `accuracy`, `seconds`
+- load: `modules`, {path pattern: a row for each layer of the share of each expert}; `{}` in the
+  pattern stands for the layer, and the shares of a row sum to 1
+
+JSON has no NaN: a number that is not finite is written as `null` and read back as None. The JSON
+file is the record; its mirrors get a copy of the finite scalars, tagged `train/loss`,
+`eval/validation/accuracy`.
+"""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import numpy as np
+
+from goat_jax.errors import RunFailed, UserError
+from goat_jax.files import parse_json
+from goat_jax.training.logging.writers import Mirror
+
+FILE_NAME = "metrics.jsonl"
+KINDS = ("train", "layers", "eval", "load")
+
+
+class Records:
+    """Writes the records of one run; a context manager, for one process of a run.
+
+    Each record is on its way to the disk when `write` returns: a killed run loses half a line at
+    most. A run that restarts calls `resume` first. In a run of several processes only one of them
+    may write.
+
+    Args:
+        folder: the run's folder, made if it is not there.
+        mirrors: what gets a copy of the scalars.
+
+    >>> import tempfile
+    >>> scratch = tempfile.TemporaryDirectory()
+    >>> folder = scratch.name
+    >>> with Records(folder) as records:
+    ...     records.write("train", 1, loss=np.float32(0.7), grad_norm=np.nan)
+    {'kind': 'train', 'step': 1, 'loss': 0.7, 'grad_norm': None}
+    >>> read_records(folder, "train")[0]["loss"]
+    0.7
+    >>> scratch.cleanup()
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], mirrors: Sequence[Mirror] = ()):
+        self.folder = Path(folder)
+        self.path = self.folder / FILE_NAME
+        self._mirrors = mirrors
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if _ends_in_half_a_line(self.path):
+            _rewrite(self.path, last_step=None)
+        self._file = self.path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+        for mirror in self._mirrors:
+            mirror.close()
+
+    def write(self, kind: str, step: int, **values: Any) -> dict[str, Any]:
+        """Appends one record and returns it as it will be read back.
+
+        Args:
+            kind: one of `KINDS`.
+            step: optimizer updates made so far.
+            values: numbers (Python, NumPy or JAX; a JAX array is waited for), strings, None, and
+                lists, arrays and mappings of them.
+
+        Raises:
+            UserError: unknown kind, a value that JSON cannot hold, or not inside `with`.
+            RunFailed: a full disk.
+        """
+        if kind not in KINDS:
+            raise UserError(f"unknown kind of record {kind!r}: choose one of {', '.join(KINDS)}")
+        if self._file is None:
+            raise UserError(f"{self.path} is not open: write inside `with Records(folder) as ...`")
+        record = {"kind": kind, "step": int(step)}
+        record |= {name: _to_json(value, name) for name, value in values.items()}
+        try:
+            # One call with the newline in it, so that a kill can only cut the last line.
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file.flush()
+            scalars = _scalars(record)
+            for mirror in self._mirrors if scalars else ():
+                mirror.add(scalars, record["step"])
+        except OSError as error:
+            raise RunFailed(
+                f"a record could not be written to {self.folder} ({error}): free some space and "
+                "start the same command again"
+            ) from error
+        return record
+
+    def resume(self, step: int) -> None:
+        """Forgets what a killed run wrote after the state it goes on from.
+
+        Drops the records of steps after `step` and half a last line, by writing the rest aside and
+        renaming; tells the mirrors. Call it before the first `write` of a
+        restart; with nothing written yet it does nothing.
+
+        Args:
+            step: the restored step; 0 for a run that was killed before its first checkpoint.
+        """
+        reopen = self._file is not None
+        self._close()
+        if self.path.exists():
+            _rewrite(self.path, last_step=step)
+        for mirror in self._mirrors:
+            mirror.resume(step)
+        if reopen:
+            self.__enter__()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # `write` has said it, of its own line
+                self._file.close()
+            self._file = None
+
+
+def read_records(folder: str | os.PathLike[str], kind: str | None = None) -> list[dict[str, Any]]:
+    """The records of a run in the order written, only those of one kind if given.
+
+    Half a last line, as a run leaves that is killed or still writing, is passed over.
+
+    Args:
+        folder: the run's folder.
+        kind: one of `KINDS`, or None for all.
+
+    Raises:
+        UserError: unknown kind, no records there, or a broken line before the last (named as
+            `file:line`).
+    """
+    if kind is not None and kind not in KINDS:
+        raise UserError(f"unknown kind of record {kind!r}: choose one of {', '.join(KINDS)}")
+    path = Path(folder) / FILE_NAME
+    if not path.is_file():
+        raise UserError(f"no {FILE_NAME} in {folder}: give the folder of a run that has started")
+    return [record for _, record in _lines(path) if kind in (None, record["kind"])]
+
+
+def training_series(
+    records: Iterable[Mapping[str, Any]], field: str
+) -> tuple[list[int], list[float]]:
+    """Steps and values of a field of the training records; gaps (null) are left out.
+
+    >>> training_series([{"kind": "train", "step": 5, "loss": 0.5}, {"kind": "eval"}], "loss")
+    ([5], [0.5])
+    """
+    points = {
+        record["step"]: record[field]
+        for record in records
+        if record["kind"] == "train" and record.get(field) is not None
+    }
+    return sorted(points), [points[step] for step in sorted(points)]
+
+
+def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a record by tag."""
+    split = record.get("split")
+    prefix = f"{record['kind']}/{split}" if split else record["kind"]
+    return {
+        f"{prefix}/{name}": value
+        for name, value in record.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and name != "step"
+    }
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Whole lines, newline included, with the records on them."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            record = _parse(line)
+            if record is not None:
+                yield line.rstrip(b"\n") + b"\n", record
+            elif line.endswith(b"\n"):
+                raise UserError(f"{path}:{number}: not a record: mend or delete that line")
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """The record on a line; None if it is none, so that readers need not ask of every value."""
+    try:
+        record = parse_json(line, FILE_NAME)
+    except UserError:
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int or record["step"] < 0:
+        return None
+    fits, kind = _SHAPES.get(str(record.get("kind"))), record.get("kind")
+    values = {name: value for name, value in record.items() if name not in ("kind", "step")}
+    return record if isinstance(kind, str) and (fits is None or fits(values)) else None
+
+
+def _is_number(value: Any) -> bool:
+    # Booleans count, as they do for Python; an integer may be too large for a float.
+    return value is None or (isinstance(value, int | float) and abs(value) < 1e308)
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value))
+
+
+def _is_table(value: Any) -> bool:
+    """Whether a value is rows of numbers, all of one length."""
+    rows = isinstance(value, list) and bool(value) and all(map(_are_numbers, value))
+    return rows and len(value[0]) > 0 and len({len(row) for row in value}) == 1
+
+
+def _of_layers(values: Mapping[str, Any]) -> bool:
+    return all(
+        isinstance(each, dict) and all(map(_are_numbers, each.values())) for each in values.values()
+    )
+
+
+_SHAPES: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "train": lambda values: all(_is_number(v) or _are_numbers(v) for v in values.values()),
+    "eval": lambda values: (
+        isinstance(values.get("split", ""), str)
+        and all(_is_number(value) for name, value in values.items() if name != "split")
+    ),
+    "load": lambda values: (
+        isinstance(values.get("modules"), dict) and all(map(_is_table, values["modules"].values()))
+    ),
+    "layers": _of_layers,
+}
+"""Kind of a record -> whether its values have the shape that readers rely on."""
+
+
+def _ends_in_half_a_line(path: Path) -> bool:
+    if not path.is_file() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+def _rewrite(path: Path, last_step: int | None) -> None:
+    """Keeps the whole lines, up to `last_step` if given."""
+    aside = path.with_name(path.name + ".aside")
+    with aside.open("wb") as file:
+        for line, record in _lines(path):
+            if last_step is None or record["step"] <= last_step:
+                file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def _to_json(value: Any, name: str) -> Any:
+    """Python values that JSON can hold; `name` is only for the error."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _to_json(part, f"{name}.{key}") for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(part, name) for part in value]
+    array = np.asarray(value)
+    if array.ndim:
+        return [_to_json(part, name) for part in array]
+    if array.dtype == bool or np.issubdtype(array.dtype, np.integer):
+        return array.item()
+    try:
+        number = float(array)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"record field {name} is a {type(value).__name__}: give numbers, strings or lists"
+        ) from None
+    if not math.isfinite(number):
+        return None
+    # The shortest decimal of a narrow float (0.1, not 0.10000000149011612) reads back as the same.
+    return number if array.dtype.itemsize >= 8 else float(str(array[()]))

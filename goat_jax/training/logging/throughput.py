@@ -1,0 +1,95 @@
+"""What is counted between two records: time and where it went, tokens, padding, operations."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+
+from goat_jax.typing import Batch
+
+
+class Meter:
+    """Throughput since the last reading.
+
+    Args:
+        unit: what is counted.
+        shares: of a batch there are so many, of which this process counts one.
+        peak: operations per second that all devices could do; None leaves the utilization out.
+
+    >>> meter = Meter(clock=iter([0.0, 0.5, 1.0, 2.0]).__next__, peak=10.0)
+    >>> meter.add({"attention_mask": np.array([[1, 1, 1, 0]]), "weights": np.ones(1)}, flops=4)
+    >>> with meter.during("data"):
+    ...     pass
+    >>> meter.read()  # doctest: +NORMALIZE_WHITESPACE
+    {'tokens_per_second': 1.5, 'padding_share': 0.25, 'seconds': 2.0, 'data_seconds': 0.5,
+     'device_seconds': 0.0, 'checkpoint_seconds': 0.0, 'utilization': 0.2}
+    """
+
+    PARTS: tuple[str, ...] = ("data", "device", "checkpoint")
+
+    def __init__(
+        self,
+        unit: str = "tokens",
+        shares: int = 1,
+        peak: float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self._unit, self._shares, self._peak, self._clock = unit, shares, peak, clock
+        self._start(self._clock())
+
+    def _start(self, now: float) -> None:
+        self._since, self._real, self._all, self._flops = now, 0, 0, 0
+        self._spent = dict.fromkeys(self.PARTS, 0.0)
+
+    @contextlib.contextmanager
+    def during(self, part: str) -> Iterator[None]:
+        """Counts the time of a block as spent on one of `PARTS`."""
+        start = self._clock()
+        yield
+        self._spent[part] += self._clock() - start
+
+    def add(self, batch: Batch, flops: int = 0) -> None:
+        """Counts a batch's tokens by its attention mask (B, T), or without one its rows."""
+        places = batch.get("attention_mask", batch["weights"])
+        self._real += int(np.count_nonzero(places))
+        self._all += int(np.size(places))
+        self._flops += flops
+
+    def pause(self, seconds: float) -> None:
+        """Leaves out time that was not training, such as an evaluation."""
+        self._since += seconds
+
+    def read(self) -> dict[str, float]:
+        """What `training.records` lists of it: throughput (real tokens only), padding, times."""
+        now = self._clock()
+        seconds = max(now - self._since, 1e-9)
+        found = {
+            f"{self._unit}_per_second": self._shares * self._real / seconds,
+            "padding_share": 1 - self._real / max(self._all, 1),
+            "seconds": now - self._since,
+            **{f"{part}_seconds": spent for part, spent in self._spent.items()},
+        }
+        if self._peak is not None:
+            found["utilization"] = self._flops / seconds / self._peak
+        self._start(now)
+        return found
+
+
+def memory_peaks() -> dict[str, float]:
+    """Bytes at most in use so far: by this process, and on its first device where that is told.
+
+    >>> memory_peaks()["host_peak_bytes"] > 2**20
+    True
+    """
+    unit = 1 if sys.platform == "darwin" else 1024
+    found: dict[str, float] = {
+        "host_peak_bytes": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    }
+    told = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return found if told is None else {**found, "device_peak_bytes": told}

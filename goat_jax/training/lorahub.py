@@ -1,0 +1,117 @@
+"""LoRAHub through the same seam: trained runs of one model, combined for a new task by few rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from goat_jax.adapters.lorahub import combine_adapters, penalty, search
+from goat_jax.config.run import RunConfig
+from goat_jax.errors import RunFailed, UserError
+from goat_jax.training.checkpoints.restore import Reopened, reopen
+from goat_jax.training.evaluate import evaluate
+from goat_jax.training.setup import evaluation_batches, load_rows, training_batches
+from goat_jax.typing import Array, Batch, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Composition:
+    """What a search found.
+
+    Attributes:
+        coefficients: one per run.
+        few_shot_loss: on the rows that were searched with, penalty included.
+        trainable: the combined adapters (and heads).
+        scores: on the task's evaluation rows.
+        alone: the same of every run by itself.
+    """
+
+    coefficients: tuple[float, ...]
+    few_shot_loss: float
+    trainable: PyTree
+    scores: dict[str, float]
+    alone: tuple[dict[str, float], ...]
+
+
+def compose(
+    config: RunConfig,
+    runs: Sequence[Path],
+    *,
+    rows: int = 16,
+    budget: int = 40,
+    weight: float = 0.05,
+) -> Composition:
+    """Searches coefficients of the runs' adapters that suit a task, without gradients.
+
+    Args:
+        config: names the task; its model and adapter must be those of the runs.
+        runs: folders of finished runs, each at its best checkpoint.
+        rows: training rows that the search looks at, the first in the order of the config's seed.
+        budget: evaluations of these rows.
+        weight: of the penalty on the coefficients' size.
+
+    Raises:
+        UserError: fewer than two runs, runs of another base model, or adapters of other shapes.
+        RunFailed: no coefficients give a finite loss.
+    """
+    if len(runs) < 2:
+        raise UserError(f"{len(runs)} runs: LoRAHub combines two or more")
+    config.adapter.spec()  # a misspelt method is found before any run is opened
+    opened = [reopen(folder, None) for folder in runs]
+    _check_one_base(runs, opened)
+    built = opened[0].built
+    trees = [run.state.trainable for run in opened]
+    batches = few_rows(config, rows)
+
+    def loss_of(trainable: PyTree) -> float:
+        sums = [built.eval_step(trainable, built.base, batch)[0] for batch in batches]
+        return sum(float(s["loss"]) for s in sums) / sum(float(s["count"]) for s in sums)
+
+    def objective(coefficients: np.ndarray) -> float:
+        c = jnp.asarray(coefficients, jnp.float32)
+        return loss_of(_combined(trees, c)) + float(penalty(c, weight))
+
+    key = jax.random.key(config.train.seed)
+    best, loss = search(objective, len(runs), key, budget=budget)
+    if not math.isfinite(loss):
+        raise RunFailed("no coefficients give a finite loss on these rows: look at the runs' own")
+    found = _combined(trees, jnp.asarray(best, jnp.float32))
+    held_out = evaluation_batches(config, load_rows(config, "evaluation")[0])
+    scores = [
+        evaluate(built.eval_step, trainable, built.base, held_out, config.task).scores
+        for trainable in (found, *trees)
+    ]
+    return Composition(tuple(map(float, best)), loss, found, scores[0], tuple(scores[1:]))
+
+
+def few_rows(config: RunConfig, rows: int) -> list[Batch]:
+    """The first training rows in the order of the config's seed, in batches of their own size."""
+    train = load_rows(config, "train")[0]
+    size = min(rows, config.train.batch_size)
+    sized = dataclasses.replace(config.train, batch_size=size, accumulate=1)
+    batches = training_batches(dataclasses.replace(config, train=sized), train)
+    return list(itertools.islice(batches, max(1, rows // size)))
+
+
+def _check_one_base(runs: Sequence[Path], opened: Sequence[Reopened]) -> None:
+    """The products of adapters add up only on one frozen kernel."""
+    first = opened[0].built
+    for folder, run in zip(runs, opened, strict=True):
+        same = run.built.base_fingerprint == first.base_fingerprint
+        if not same or run.built.residual_norms != first.residual_norms:
+            raise UserError(
+                f"{folder} and {runs[0]} have other frozen kernels: LoRAHub combines runs of one "
+                "method without a residual (lora, rslora) on one model"
+            )
+
+
+@jax.jit
+def _combined(trees: list[PyTree], coefficients: Array) -> PyTree:
+    return combine_adapters(trees, coefficients)

@@ -1,0 +1,87 @@
+"""The one change that a method may make between two steps (`goat_jax.adapters.parts.phases`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from goat_jax.adapters.parts.phases import Course
+from goat_jax.errors import UserError
+from goat_jax.nn.dense import Constant, merge_model
+from goat_jax.nn.named_modules import find_sites
+from goat_jax.optim.late_start import restart
+from goat_jax.training.state import RunState
+from goat_jax.typing import Array, Factors, PyTree
+
+Switch = Callable[[RunState, PyTree], RunState]
+
+
+def check_switch(course: Course, steps: int) -> None:
+    """Raises `UserError` if a training ends before its method's change."""
+    after = course.switch_step()
+    if after is not None and not 0 < after < steps:
+        raise UserError(
+            f"this method changes after step {after}, and the run has {steps}: give "
+            f"adapter.switch_after a number in 1..{steps - 1}"
+        )
+
+
+def starting_constants(model: nnx.Module, course: Course) -> PyTree:
+    """The constants that a run has to keep with its state: copies, or none if they never change."""
+    if course.switch_step() is None:
+        return {}
+    return jax.tree.map(jnp.copy, _constants(model))
+
+
+def make_switch(
+    graph: Any,
+    optimizer: optax.GradientTransformation,
+    course: Course,
+    shardings: RunState | None = None,
+) -> Switch:
+    """A function ``(state, base) -> state`` that gives every adapter its new constants.
+
+    The trained arrays stay; what joins late (`optim.late_start`) gets a new optimizer state.
+
+    Args:
+        shardings: of the state on a mesh; None for one device.
+    """
+
+    def switch(state: RunState, base: PyTree) -> RunState:
+        model = merge_model(graph, state.trainable, state.frozen(base))
+        for site in find_sites(model):
+            dense: Any = site.module
+            adapter = dense.adapter
+            if adapter is None:
+                continue
+            arrays = adapter.factors() | adapter.constants()
+            layer = (dense.weights(), arrays, adapter.scale[...])
+            for name, value in _exchange(course, site.layers is not None, layer).items():
+                getattr(adapter, name).set_value(value)
+        changed = dataclasses.replace(
+            state,
+            constants=_constants(model),
+            opt_state=restart(optimizer, state.opt_state, state.trainable),
+        )
+        # Arrays that lie otherwise than the step was compiled for would compile it once more.
+        return changed if shardings is None else jax.device_put(changed, shardings)
+
+    return switch
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _exchange(course: Course, stacked: bool, layer: tuple[Array, Factors, Array]) -> Factors:
+    if stacked:  # one layer's SVD in memory at a time
+        return jax.lax.map(lambda each: course.constants(*each), layer)
+    return course.constants(*layer)
+
+
+def _constants(model: nnx.Module) -> PyTree:
+    return nnx.to_pure_dict(nnx.state(model, Constant))

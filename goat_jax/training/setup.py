@@ -1,0 +1,422 @@
+"""From a `RunConfig` to everything a run needs: model, data, optimizer, jitted steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.config.run import DTYPES, RunConfig
+from goat_jax.data.pipeline.batching import choose_buckets
+from goat_jax.data.pipeline.dataset import Rows, with_known_ids
+from goat_jax.data.pipeline.fingerprint import fingerprint as rows_fingerprint
+from goat_jax.data.pipeline.loader import eval_batches, train_iterator
+from goat_jax.data.pipeline.overlap import note_of
+from goat_jax.data.pipeline.token_ids import table_sizes
+from goat_jax.data.pipeline.tokenize import LateTokenizer, load_tokenizer
+from goat_jax.errors import UserError
+from goat_jax.inject.inject import InjectReport, check_choices, inject
+from goat_jax.inject.quantize_base import QuantizeReport, quantize_base
+from goat_jax.models.load import Loaded, load_model
+from goat_jax.models.registry import architecture_of
+from goat_jax.nn.dense import split_model
+from goat_jax.nn.named_modules import find_sites, find_stacks
+from goat_jax.optim.optimizer import make_optimizer, schedule_of, shortened_warmup
+from goat_jax.optim.pairs import scales_of
+from goat_jax.optim.scaling_alignment import align, alignment_ratios, scaling_alignment
+from goat_jax.pretrained.end_tokens import token_ids
+from goat_jax.pretrained.fingerprint import fingerprint
+from goat_jax.pretrained.resolve import find_model, open_checkpoint
+from goat_jax.sharding.rules import Placement
+from goat_jax.training.init_gradients import kernel_gradients
+from goat_jax.training.phase_change import Switch, check_switch, make_switch, starting_constants
+from goat_jax.training.shardings import (
+    Placed,
+    keep_rows,
+    placement_of,
+    share_of_process,
+    start_state,
+)
+from goat_jax.training.state import RunState
+from goat_jax.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
+from goat_jax.training.task_types import check_model, problem_of
+from goat_jax.typing import Array, Batch, Key, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """A model with its adapters, ready to run.
+
+    Attributes:
+        graph, base: static structure and frozen arrays.
+        state: at step 0.
+        placed: where the arrays are on a mesh; None on one device.
+        train_step, eval_step: jitted.
+        schedule: optimizer steps done before -> learning rate.
+        scales: of the adapters as they started (`pairs.scales_of`).
+        optimizer_at: factor of the learning rate, scales -> the optimizer.
+        inject_report: what was adapted.
+        quantize_report: what the quantisation of the base costs; None without one.
+        names: path of a linear module -> its full name per layer.
+        patterns: the same with one name, ``{}`` in it for the layer.
+        kind: of the model, such as "language model".
+        vocabulary: tokens it knows, None if it reads none.
+        fresh: parameters the checkpoint did not have.
+        notes: what a person should know of the checkpoint, a line each.
+        switches: optimizer steps done -> what the method changes then.
+        base_fingerprint: sha256 of the pretrained weights.
+        residual_norms: module name -> norm of its frozen kernel per layer.
+    """
+
+    graph: Any
+    base: PyTree
+    state: RunState
+    placed: Placed | None
+    train_step: TrainStep
+    eval_step: EvalStep
+    schedule: optax.Schedule
+    scales: PyTree
+    optimizer_at: Callable[[float | Array, PyTree], optax.GradientTransformation]
+    inject_report: InjectReport
+    quantize_report: QuantizeReport | None
+    names: dict[tuple, list[str]]
+    patterns: dict[tuple, str]
+    kind: str
+    vocabulary: int | None
+    fresh: tuple[str, ...]
+    notes: tuple[str, ...]
+    switches: Mapping[int, Switch]
+    base_fingerprint: str
+    residual_norms: dict[str, list[float]]
+
+    def put_whole(self, batch: Batch) -> Batch:
+        """A batch where the steps take it from: on the mesh, if there is one."""
+        return batch if self.placed is None else self.placed.put_whole(batch)
+
+
+def check(config: RunConfig) -> Any:
+    """Checks all that can be told without rows and weights; of the model, its config and shapes.
+
+    Returns:
+        The model's own config.
+
+    Raises:
+        UserError: anything in the config that does not fit.
+    """
+    spec = config.adapter.spec()
+    placement_of(config)
+    check_switch(spec.course, config.train.steps)
+    options, path = model_options(config), find_model(config.model.path)
+    hf, _ = open_checkpoint(path)
+    architecture = architecture_of(hf, path)
+    check_model(config.task, architecture.kind, str(path))
+    try:
+        own = architecture.config_of(hf, **options)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    shapes = nnx.eval_shape(lambda: architecture.build(own, rngs=nnx.Rngs(0)))
+    adapter = config.adapter
+    check_choices(shapes, spec, adapter.targets, adapter.overrides, adapter.train)
+    return own
+
+
+def build(config: RunConfig, data: Data | None = None) -> Built:
+    """Loads the model, injects the adapters and makes the steps; nothing is compiled yet.
+
+    Args:
+        data: the run's, if it is loaded already, and the config checked with it. A method may
+            start from gradients on it.
+
+    Raises:
+        UserError: anything in the config that does not fit.
+    """
+    if data is None:
+        check(config)
+    path = find_model(config.model.path)
+    problem = problem_of(config.task)
+    spec, placement = config.adapter.spec(), placement_of(config)
+    head_key, adapter_key, run_key = jax.random.split(jax.random.key(config.train.seed), 3)
+    loaded = load_model(
+        path,
+        key=head_key,
+        dtype=DTYPES[config.model.dtype],
+        sharding=None if placement is None else placement.parameter,
+        **model_options(config),
+    )
+    problem.prepare(config.task, loaded, path)
+    gradients = _gradients(config, spec, loaded, data)
+    report = adapt(loaded.model, config, spec, adapter_key, gradients, placement)
+    norms = residual_norms(loaded.model, None if placement is None else placement.whole)
+    quantized = quantized_base(loaded.model, config)
+    graph, trainable, base = split_model(loaded.model)
+    scales = scales_of(trainable, base)
+    optimizer = method_optimizer(config, spec, scales)
+    trainable, base = aligned(config, trainable, base)
+    constants = starting_constants(loaded.model, spec.course)
+    state, base, placed = start_state(
+        loaded.model, placement, trainable, base, optimizer, run_key, constants
+    )
+    switch_step = spec.course.switch_step()
+    state_lies = None if placed is None else placed.state
+    objective = problem.objective(config.task)
+    return Built(
+        graph=graph,
+        base=base,
+        state=state,
+        placed=placed,
+        train_step=make_train_step(
+            graph,
+            objective,
+            optimizer,
+            aux_weight=spec.aux_weight,
+            accumulate=config.train.accumulate,
+            shardings=None if placed is None else placed.in_step(),
+        ),
+        eval_step=make_eval_step(
+            graph, objective, None if placed is None else placed.in_evaluation()
+        ),
+        scales=scales,
+        optimizer_at=lambda rate, scales: method_optimizer(config, spec, scales, rate),
+        schedule=schedule_of(config.optimizer, config.train.steps),
+        inject_report=report,
+        quantize_report=quantized,
+        names={site.path: site.names() for site in find_sites(loaded.model)},
+        patterns={site.path: site.pattern for site in find_sites(loaded.model)},
+        kind=loaded.kind,
+        vocabulary=vocabulary_of(loaded),
+        fresh=loaded.fresh,
+        notes=loaded.notes,
+        switches={}
+        if switch_step is None
+        else {switch_step: make_switch(graph, optimizer, spec.course, state_lies)},
+        base_fingerprint=fingerprint(loaded.weights),  # type: ignore[arg-type]  (was read)
+        residual_norms=norms,
+    )
+
+
+def adapt(
+    model: Any,
+    config: RunConfig,
+    spec: AdapterSpec,
+    key: Key,
+    gradients: Mapping[str, Array] | None = None,
+    placement: Placement | None = None,
+) -> InjectReport:
+    """Attaches the adapters that a config asks for; arguments as for `goat_jax.inject.inject.inject`."""
+    set_remat(model, config)
+    report = inject(
+        model,
+        spec,
+        config.adapter.targets,
+        key=key,
+        overrides=config.adapter.overrides,
+        train=config.adapter.train,
+        gradients=gradients,
+        placing=placement,
+        svds=config.svd.store,
+    )
+    keep_rows(model, placement)
+    return report
+
+
+def quantized_base(model: Any, config: RunConfig) -> QuantizeReport | None:
+    """Quantises the frozen kernels in place if the config says so."""
+    kind = config.model.quantize
+    return None if kind == "none" else quantize_base(model, kind)
+
+
+def set_remat(model: Any, config: RunConfig) -> None:
+    """Tells a model's blocks what their backward pass recomputes."""
+    for stack in find_stacks(model):
+        stack.remat = config.model.remat
+
+
+def aligned(
+    config: RunConfig, trainable: dict[str, PyTree], base: PyTree
+) -> tuple[dict[str, PyTree], PyTree]:
+    """Both pytrees with the scales where the config wants them: forward, or in the factors."""
+    forward = config.adapter.forward_scale
+    return (trainable, base) if forward is None else align(trainable, base, forward)
+
+
+def method_optimizer(
+    config: RunConfig, spec: AdapterSpec, scales: PyTree, rate: float | Array = 1.0
+) -> optax.GradientTransformation:
+    """The method's optimizer.
+
+    Args:
+        scales: of the adapters, before `aligned` moved them; may be traced.
+        rate: what the learning rate is multiplied with; likewise.
+    """
+    steps, forward = config.train.steps, config.adapter.forward_scale
+    optimizer = make_optimizer(config.optimizer, steps, spec.transform, scales, rate)
+    if forward is None:
+        return optimizer
+    return scaling_alignment(optimizer, alignment_ratios(scales, forward))
+
+
+def _gradients(
+    config: RunConfig, spec: AdapterSpec, loaded: Loaded, data: Data | None
+) -> dict[str, Array] | None:
+    """The gradients that the method starts from, of the run's own first batches."""
+    count = spec.initializer.gradient_batches
+    if not count:
+        return None
+    if jax.process_count() > 1:
+        raise UserError(
+            f"{config.adapter.method} starts from the gradient of batches that one process reads: "
+            "run it in one"
+        )
+    set_remat(loaded.model, config)
+    rows = (data or load_data(config)).rows
+    batches = itertools.islice(training_batches(config, rows), count)
+    objective = problem_of(config.task).objective(config.task)
+    return kernel_gradients(loaded.model, objective, batches, config.adapter.targets)
+
+
+def vocabulary_of(loaded: Loaded) -> int | None:
+    """How many tokens a model knows, None if it reads none."""
+    return getattr(loaded.model.config, "vocab_size", None)
+
+
+def model_options(config: RunConfig) -> dict[str, Any]:
+    """Fields of the model's config: those that the task settles, and the user's own."""
+    settled = problem_of(config.task).model_options(config.task)
+    for name in config.model.options:
+        if name in settled:
+            raise UserError(f"model.options has {name}: it follows from the task, drop it")
+    dropout = {"dropout": config.model.dropout} if config.model.dropout else {}
+    return settled | dropout | dict(config.model.options)
+
+
+def residual_norms(model: Any, whole: NamedSharding | None = None) -> dict[str, list[float]]:
+    """Frobenius norm of every adapted frozen kernel, per layer: tells one residual from another.
+
+    Args:
+        whole: on a mesh, a copy on every device.
+    """
+    norms: dict[str, list[float]] = {}
+    for site in find_sites(model):
+        if site.module.adapter is not None:  # type: ignore[attr-defined]
+            kernel = site.module.kernel[...]  # type: ignore[attr-defined]
+            layers = np.asarray(_norms(kernel, whole)).reshape(-1)
+            norms.setdefault(site.pattern, []).extend(map(float, layers))
+    return norms
+
+
+@partial(jax.jit, static_argnums=1)
+def _norms(kernel: Array, whole: NamedSharding | None) -> Array:
+    norms = jnp.sqrt(jnp.square(kernel.astype(jnp.float32)).sum(-1).sum(-1))
+    return norms if whole is None else jax.lax.with_sharding_constraint(norms, whole)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The task's rows as batches.
+
+    Attributes:
+        rows: the training rows.
+        train: endless iterator of batches of them, checkpointable.
+        evaluation: every evaluation row once.
+        notes: what a person should know of the rows and the run's length, a line each.
+        shares: into how many shares the training batches are cut; `train` gives one of them.
+    """
+
+    rows: Rows
+    train: Any
+    evaluation: Sequence[Batch]
+    notes: tuple[str, ...]
+    identity: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    shares: int = 1
+
+
+def load_data(config: RunConfig) -> Data:
+    """Reads, tokenises and batches the task, and checks the config on the way; no weight is read.
+
+    Cheap checks come first: columns and labels, then the rest of the config (`check`), then tokens.
+
+    Raises:
+        UserError: rows that cannot be read, ids that the model does not know, or anything else
+            in the config that does not fit.
+    """
+    train, held_out = load_rows(config, "train", "evaluation")
+    share = share_of_process(placement_of(config), config.train.batch_size)
+    notes = (
+        describe("training", train),
+        describe("held-out", held_out),
+        note_of(train.marks, held_out.marks),
+        *problem_of(config.task).notes(config.task),
+        shortened_warmup(config.optimizer, config.train.steps),
+    )
+    return Data(
+        rows=train,
+        train=training_batches(config, train, share),
+        evaluation=evaluation_batches(config, held_out),
+        notes=tuple(filter(None, notes)),
+        identity={"training": identity_of(train), "held-out": identity_of(held_out)},
+        shares=share[1],
+    )
+
+
+def identity_of(rows: Rows) -> dict[str, Any]:
+    """Number and digest of rows, as JSON."""
+    return {"rows": len(rows), "sha256": rows_fingerprint(rows)}
+
+
+def training_batches(config: RunConfig, rows: Rows, share: tuple[int, int] = (0, 1)) -> Any:
+    """Endless batches in the order of the run's seed, checkpointable; share i of n of each."""
+    size, length = config.train.batch_size, config.train.max_length
+    buckets = choose_buckets(rows.lengths, size, length, max_shapes=config.train.shapes)
+    return train_iterator(rows, size, config.train.seed, length, *share, buckets=buckets)
+
+
+def load_rows(config: RunConfig, *splits: str) -> list[Rows]:
+    """The rows of some of the splits "train" and "evaluation"; checks and order of `load_data`.
+
+    All splits are read before the model is looked for, which may have to be fetched, and before
+    the first row is tokenised.
+    """
+    problem, task = problem_of(config.task), config.task
+    tokenizer = LateTokenizer(lambda: tokenizer_of(find_model(config.model.path)))
+    read = [problem.read(task, split, tokenizer) for split in splits]
+    own = check(config)
+    length = config.train.max_length
+    rows = [
+        problem.encode(task, split, each, tokenizer, length, config.model.path)
+        for split, each in zip(splits, read, strict=True)
+    ]
+    sizes = table_sizes(own, config.adapter.spec().router)
+    return [with_known_ids(each, sizes) for each in rows]
+
+
+def tokenizer_of(path: Path) -> Any:
+    """A checkpoint's tokenizer; texts end with its own token, or else the checkpoint's first."""
+    tokenizer, ends = load_tokenizer(path), token_ids(open_checkpoint(path)[0])
+    if tokenizer.eos_token_id is None and ends:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
+    return tokenizer
+
+
+def describe(what: str, rows: Rows) -> str:
+    """How many rows there are, and how many are not whole."""
+    counts = {"cut short": rows.truncated, "left out": rows.dropped}
+    lost = [f"{count:,} {how}" for how, count in counts.items() if count]
+    return ", ".join([f"{len(rows):,} {what} rows", *lost])
+
+
+def evaluation_batches(config: RunConfig, rows: Rows) -> Sequence[Batch]:
+    """Every row once, in batches of the run's evaluation size."""
+    size, length = config.train.eval_batch_size, config.train.max_length
+    buckets = choose_buckets(rows.lengths, size, length, max_shapes=config.train.shapes)
+    return eval_batches(rows, size, length, buckets=buckets)

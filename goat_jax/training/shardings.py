@@ -1,0 +1,148 @@
+"""A run's arrays on a mesh: the shardings of state, base and batches, and putting them there."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+
+from goat_jax.config.run import RunConfig
+from goat_jax.inject.sharded_init import key_everywhere
+from goat_jax.nn.modules import Embedding
+from goat_jax.nn.named_modules import find_sites, find_stacks
+from goat_jax.sharding.batches import put_batch, put_whole_batch, share_of_rows
+from goat_jax.sharding.rules import Placement, make_placement, model_shardings, tree_shardings
+from goat_jax.training.state import RunState
+from goat_jax.typing import Batch, Key, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """The shardings of a run's step.
+
+    Attributes:
+        placement: the mesh and its rules.
+        known: path in the model -> sharding.
+        base: of the frozen tree.
+        state: a `RunState` of shardings.
+    """
+
+    placement: Placement
+    known: dict[tuple, Any]
+    base: PyTree
+    state: RunState
+
+    def put_share(self, batch: Batch, rows: int) -> Batch:
+        """A training batch on the mesh, from this process's share of its rows."""
+        return put_batch(batch, self.placement, rows)
+
+    def put_whole(self, batch: Batch) -> Batch:
+        """A batch on the mesh that every process has whole."""
+        return put_whole_batch(batch, self.placement)
+
+    def in_step(self) -> dict[str, Any]:
+        """Arguments of `jax.jit` for ``(state, base, batch) -> (state, metrics)``."""
+        rows, whole = self.placement.rows, self.placement.whole
+        return {
+            "in_shardings": (self.state, self.base, rows),
+            "out_shardings": (self.state, whole),
+        }
+
+    def in_evaluation(self) -> dict[str, Any]:
+        """Arguments of `jax.jit` for ``(trainable, base, batch) -> (sums, outputs)``."""
+        rows, whole = self.placement.rows, self.placement.whole
+        return {
+            "in_shardings": (self.state.trainable, self.base, rows),
+            "out_shardings": whole,
+        }
+
+
+def placement_of(config: RunConfig) -> Placement | None:
+    """The placement of a run on the devices there are, None for one device.
+
+    Raises:
+        UserError: a mesh that does not fit the devices, or batches that do not fit the mesh.
+    """
+    placement = make_placement(config.mesh, processes=jax.process_count())
+    if placement is not None:
+        check_batches(config, placement)
+    return placement
+
+
+def check_batches(config: RunConfig, placement: Placement) -> None:
+    """Raises `UserError` for batches or micro-batches that the mesh cuts unevenly."""
+    train = config.train
+    placement.check_rows(
+        "train.batch_size / train.accumulate", train.batch_size // train.accumulate
+    )
+    placement.check_rows("train.eval_batch_size", train.eval_batch_size)
+
+
+def start_state(
+    model: Any,
+    placement: Placement | None,
+    trainable: dict[str, PyTree],
+    base: PyTree,
+    optimizer: optax.GradientTransformation,
+    key: Key,
+    constants: PyTree,
+) -> tuple[RunState, PyTree, Placed | None]:
+    """The state before the first step and the frozen tree, where they belong, and that place.
+
+    Args:
+        model: what the trees were split from; on a mesh its stacks keep their rows cut.
+        constants: as `RunState` has them.
+    """
+    if placement is None:
+        return RunState.create(trainable, optimizer, key, constants), base, None
+    placed = plan_placement(model, placement, trainable, base, optimizer, key, constants)
+    trainable = jax.device_put(trainable, placed.state.trainable)
+    base = jax.device_put(base, placed.base)
+    key = key_everywhere(key, placement.whole)
+    create = jax.jit(
+        lambda trainable, key, constants: RunState.create(trainable, optimizer, key, constants),
+        out_shardings=placed.state,
+    )
+    return create(trainable, key, constants), base, placed
+
+
+def plan_placement(
+    model: Any,
+    placement: Placement,
+    trainable: dict[str, PyTree],
+    base: PyTree,
+    optimizer: optax.GradientTransformation,
+    key: Key,
+    constants: PyTree,
+) -> Placed:
+    """The shardings of a run's state and base; shapes are all it looks at."""
+    known = model_shardings(model, placement)
+    state = jax.eval_shape(
+        lambda t, k, c: RunState.create(t, optimizer, k, c), trainable, key, constants
+    )
+    whole = placement.whole
+    return Placed(
+        placement=placement,
+        known=known,
+        base=tree_shardings(base, known, whole),
+        state=tree_shardings(state, known, whole),
+    )
+
+
+def keep_rows(model: Any, placement: Placement | None) -> None:
+    """Tells a model how its hidden states lie on the mesh; before it is split."""
+    for stack in find_stacks(model):
+        stack.rows = None if placement is None else placement.rows
+        stack.row_parts = 1 if placement is None else placement.row_parts
+    for site in find_sites(model, Embedding):
+        site.module.steps = () if placement is None else placement.lookups  # type: ignore
+    if hasattr(model, "output_lies"):
+        shape = (model.config.hidden_size, model.config.vocab_size)
+        model.output_lies = None if placement is None else placement.output(shape)
+
+
+def share_of_process(placement: Placement | None, rows: int) -> tuple[int, int]:
+    """(index, count): this process reads share `index` of `count` of every training batch."""
+    return (0, 1) if placement is None else share_of_rows(placement, rows)

@@ -1,0 +1,180 @@
+"""The pure training and evaluation steps. `jit` is applied here and nowhere else in a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from goat_jax.adapters.adapter import Report
+from goat_jax.adapters.context import Context
+from goat_jax.nn.dense import Sown, merge_model
+from goat_jax.nn.named_modules import reports_by_name
+from goat_jax.training.losses import Objective
+from goat_jax.training.state import RunState
+from goat_jax.typing import Array, Batch, Key, PyTree
+
+Metrics = dict[str, Any]
+TrainStep = Callable[[RunState, PyTree, Batch], tuple[RunState, Metrics]]
+EvalStep = Callable[[dict[str, PyTree], PyTree, Batch], tuple[Metrics, Array]]
+
+
+def make_train_step(
+    graph: Any,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    aux_weight: float | Array,
+    accumulate: int = 1,
+    shardings: Mapping[str, Any] | None = None,
+) -> TrainStep:
+    """One optimizer step as a jitted function ``(state, base, batch) -> (state, metrics)``.
+
+    The state is donated; the base is an argument, so it is neither copied nor compiled in. A batch
+    is cut into `accumulate` micro-batches along its first axis, run one after the other; losses are
+    sums divided by the whole batch's count, so the cut does not change the gradient (but for the
+    balance loss, which is averaged over the micro-batches).
+
+    Metrics: loss, task_loss, aux_loss, grad_norm (before clipping), update_norm, the objective's
+    own sums divided by its count, reports (name -> `Report`), and squares_by_leaf and
+    update_squares_by_leaf: the squared norm of every gradient and update (per layer, if stacked).
+
+    Args:
+        shardings: in_shardings and out_shardings on a mesh; None for one device.
+    """
+
+    def total_loss(
+        trainable: dict, base: PyTree, batch: Batch, key: Key, count: Array
+    ) -> tuple[Array, Metrics]:
+        ctx = Context.of_batch(batch, key, batch.get("attention_mask"))
+        result = forward(graph, trainable, base, batch, objective, ctx)
+        task_loss = result.loss / count
+        aux_loss = aux_weight * sum_of_aux(result.reports) / accumulate
+        metrics = {name: value / count for name, value in result.sums.items()}
+        metrics |= {"task_loss": task_loss, "aux_loss": aux_loss, "reports": result.reports}
+        return task_loss + aux_loss, metrics
+
+    grad_of_loss = jax.value_and_grad(total_loss, has_aux=True)
+
+    @partial(jax.jit, donate_argnums=0, **(shardings or {}))
+    def train_step(state: RunState, base: PyTree, batch: Batch) -> tuple[RunState, Metrics]:
+        key, base = jax.random.fold_in(state.key, state.step), state.frozen(base)
+        count = objective.count(batch)
+        if accumulate == 1:
+            (loss, metrics), grads = grad_of_loss(state.trainable, base, batch, key, count)
+        else:
+            (loss, metrics), grads = _accumulated(
+                grad_of_loss, accumulate, state.trainable, base, batch, key, count
+            )
+        squares = jax.tree.map(_squares, grads)
+        metrics |= {"loss": loss, "grad_norm": _norm(squares), "squares_by_leaf": squares}
+        with jax.numpy_dtype_promotion("standard"):  # optax takes powers by an integer count
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        squares = jax.tree.map(_squares, updates)
+        metrics |= {"update_norm": _norm(squares), "update_squares_by_leaf": squares}
+        trainable = optax.apply_updates(state.trainable, updates)
+        changes = {"step": state.step + 1, "trainable": trainable, "opt_state": opt_state}
+        return dataclasses.replace(state, **changes), metrics
+
+    return train_step
+
+
+def make_eval_step(
+    graph: Any, objective: Objective, shardings: Mapping[str, Any] | None = None
+) -> EvalStep:
+    """A jitted ``(trainable, base, batch) -> (sums, outputs)``; dropout is off.
+
+    The sums add up over batches: loss, count, the objective's own, tokens, and loads, which is name
+    -> tokens that selected each expert (L, E). Rows of weight 0 count nowhere. Without an attention
+    mask all tokens of a row count, and `tokens` and loads are in rows.
+    """
+
+    @partial(jax.jit, **(shardings or {}))
+    def eval_step(trainable: dict, base: PyTree, batch: Batch) -> tuple[Metrics, Array]:
+        mask = counted(batch)
+        ctx = Context.of_batch(batch, None, mask)
+        result = forward(graph, trainable, base, batch, objective, ctx)
+        tokens = mask.sum().astype(jnp.float32)
+        loads = {name: report.load * tokens for name, report in result.reports.items()}
+        sums = {"loss": result.loss, "count": objective.count(batch), **result.sums}
+        return {**sums, "tokens": tokens, "loads": loads}, result.outputs
+
+    return eval_step
+
+
+def counted(batch: Batch) -> Array:
+    """True where a token counts: (B, T), or (B, 1) for rows that have no attention mask."""
+    rows = (batch["weights"] > 0)[:, None]
+    real = batch.get("attention_mask")
+    return rows if real is None else (real != 0) & rows
+
+
+class Forward(NamedTuple):
+    """What a forward pass gives.
+
+    Attributes:
+        loss: sum of losses.  sums: the objective's other sums.  outputs: what is scored.
+        reports: name -> `Report` of the adapters, layers first.
+    """
+
+    loss: Array
+    sums: dict[str, Array]
+    outputs: Array
+    reports: dict[str, Report]
+
+
+def forward(
+    graph: Any, trainable: dict, base: PyTree, batch: Batch, objective: Objective, ctx: Context
+) -> Forward:
+    """Runs the model under its objective and gathers what the adapters report."""
+    model = merge_model(graph, trainable, base)
+    (loss, sums, outputs), sown = nnx.capture(objective.loss, Sown)(model, batch, ctx)
+    return Forward(loss, sums, outputs, reports_by_name(model, nnx.to_pure_dict(sown)))
+
+
+def sum_of_aux(reports: dict[str, Report]) -> Array:
+    """The auxiliary losses of all modules and layers added up, unweighted."""
+    return sum((report.aux_loss.sum() for report in reports.values()), jnp.zeros(()))
+
+
+def _squares(array: Array) -> Array:
+    """Squared norm of an array, per entry of its first axis (the layer, in a stack)."""
+    return jnp.square(array).sum(axis=tuple(range(1, array.ndim)))
+
+
+def _norm(squares: PyTree) -> Array:
+    """Of a whole tree, from the squares of its leaves."""
+    return jnp.sqrt(sum(leaf.sum() for leaf in jax.tree.leaves(squares)))
+
+
+def _accumulated(
+    grad_of_loss: Callable,
+    accumulate: int,
+    trainable: PyTree,
+    base: PyTree,
+    batch: Batch,
+    key: Key,
+    count: Array,
+) -> tuple[tuple[Array, Metrics], PyTree]:
+    """The gradient of the whole batch, one micro-batch in memory at a time."""
+    cut = jax.tree.map(lambda a: a.reshape(accumulate, -1, *a.shape[1:]), dict(batch))
+
+    def one(number: Array) -> Any:
+        micro = jax.tree.map(lambda a: a[number], cut)
+        own = jax.random.fold_in(key, number)
+        (loss, metrics), grads = grad_of_loss(trainable, base, micro, own, count)
+        reports = metrics.pop("reports")
+        return (loss, metrics), grads, jax.tree.map(lambda value: value / accumulate, reports)
+
+    def add(total: Any, number: Array) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, one(number)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, jnp.zeros((), jnp.int32)))
+    ((loss, metrics), grads, reports), _ = jax.lax.scan(add, zeros, jnp.arange(accumulate))
+    return (loss, {**metrics, "reports": reports}), grads

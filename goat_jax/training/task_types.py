@@ -1,0 +1,208 @@
+"""What each kind of task means for a run: its rows, its loss, its scores, the model it needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from goat_jax.data.metrics import score, split_metric
+from goat_jax.data.pipeline.dataset import Rows
+from goat_jax.data.pipeline.image_view import view_of
+from goat_jax.data.pipeline.images import ImageRows, load_images
+from goat_jax.data.pipeline.packing import Texts, encode_texts
+from goat_jax.data.pipeline.tokenize import Encoded, encode
+from goat_jax.data.tasks.contamination import learnt_questions
+from goat_jax.data.tasks.evaluation import ExamTask
+from goat_jax.data.tasks.image import ImageTask
+from goat_jax.data.tasks.language import LanguageTask, load_pieces
+from goat_jax.data.tasks.registry import Task
+from goat_jax.data.tasks.text import TextTask, load_examples
+from goat_jax.errors import UserError
+from goat_jax.models.load import Loaded
+from goat_jax.models.vision.clip_text import class_kernel
+from goat_jax.models.vision.heads import CLASSIFIER, ZERO_SHOT
+from goat_jax.pretrained.resolve import PACKAGE, find_model
+from goat_jax.training.losses import (
+    CLASSIFICATION,
+    IMAGE_CLASSIFICATION,
+    LANGUAGE,
+    REGRESSION,
+    Objective,
+)
+
+LANGUAGE_MODEL = "language model"
+"""The kind of model that generates text."""
+
+Totals = Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A kind of task.
+
+    Attributes:
+        needs: the kind of model it is for (`models.architecture.Architecture.kind`).
+        unit: what its throughput counts.
+        objective: task -> the loss.
+        model_options: task -> fields of the model's config that it settles.
+        prepare: (task, loaded model, its folder) -> None; gives a model what only the task knows.
+        one_row: (task, model's path, tokens) -> one blank row, which tells what a batch looks like.
+        read: (task, split, tokenizer) -> the split's rows with their columns checked, not yet
+            tokenised; the tokenizer is used by formats that its chat template writes.
+        encode: (task, split, what `read` gave, tokenizer, most tokens in a row, model's path) ->
+            its rows.
+        scores: (metric names, sums over all rows, batches' labels and weights, outputs) -> scores.
+        notes: task -> what else a person should know of its rows, a line each.
+    """
+
+    needs: str
+    unit: str
+    objective: Callable[[Any], Objective]
+    model_options: Callable[[Any], dict[str, Any]]
+    prepare: Callable[[Any, Loaded, Path], None]
+    one_row: Callable[[Any, str, int], Rows]
+    read: Callable[[Any, str, Any], Any]
+    encode: Callable[[Any, str, Any, Any, int, str], Rows]
+    scores: Callable[[Sequence[str], Totals, Sequence[Mapping], np.ndarray], dict[str, float]]
+    notes: Callable[[Any], Sequence[str]] = lambda task: ()
+
+
+def _nothing(task: Task, loaded: Loaded, path: Path) -> None:
+    """Most models need nothing of the task but the number of labels."""
+
+
+def _start_from_class_names(task: ImageTask, loaded: Loaded, path: Path) -> None:
+    """A zero-shot head that the checkpoint does not have starts from the names of the classes."""
+    model = loaded.model
+    if model.config.head == ZERO_SHOT and f"{CLASSIFIER}.weight" in loaded.fresh:
+        kernel = class_kernel(path, task.labels, task.prompt)
+        model.head.classifier.kernel.set_value(jnp.asarray(kernel))
+
+
+def _blank_example(task: TextTask, model: str, length: int) -> Rows:
+    ids, lengths = np.zeros(length, np.int32), np.array([length], np.int32)
+    return Encoded([ids], None, lengths, np.zeros(1, np.int32 if task.labels else np.float32))
+
+
+def _blank_text(task: LanguageTask, model: str, length: int) -> Rows:
+    ids, learnt = np.zeros(length, np.int32), np.ones(length, bool)
+    return Texts([ids], [learnt], [[0]], np.array([length], np.int32))
+
+
+def _blank_image(task: ImageTask, model: str, length: int) -> Rows:
+    folder = find_model(model) if model.startswith(PACKAGE) else Path(model)
+    row, label = {task.image: np.zeros((2, 2), np.uint8)}, np.zeros(1, np.int32)
+    return ImageRows(task, view_of(task, folder), "blank", [row], [0], label)
+
+
+def _as_trained(
+    task: ImageTask, split: str, images: ImageRows, tokenizer: Any, length: int, model: str
+) -> Rows:
+    """Images as the model's checkpoint saw them."""
+    return dataclasses.replace(images, view=view_of(task, find_model(model)))
+
+
+def _score_outputs(
+    metrics: Sequence[str], totals: Totals, batches: Sequence[Mapping], outputs: np.ndarray
+) -> dict[str, float]:
+    """Metrics of predictions: the larger logit, or the one output of a regression.
+
+    A metric of a part of the rows is left out where the rows do not have that part.
+    """
+    del totals
+    wanted = [name for name in batches[0] if name in ("labels", "weights") or "part_" in name]
+    columns = {name: np.concatenate([batch[name] for batch in batches]) for name in wanted}
+    predictions = outputs[:, 0] if outputs.shape[-1] == 1 else outputs.argmax(-1)
+    scores = {}
+    for metric in metrics:
+        base, part = split_metric(metric)
+        weights = columns["weights"]
+        if part and f"part_{part}" not in columns:
+            continue
+        if part:
+            weights = weights * columns[f"part_{part}"]
+        scores[metric] = score((base,), predictions, columns["labels"], weights)[base]
+    return scores
+
+
+def _score_tokens(
+    metrics: Sequence[str], totals: Totals, batches: Sequence[Mapping], outputs: np.ndarray
+) -> dict[str, float]:
+    """Metrics that are means over tokens."""
+    del batches, outputs
+    loss = totals["loss"] / totals["count"]
+    known = {
+        "perplexity": math.exp(min(loss, 700.0)),
+        "token_accuracy": totals["token_accuracy"] / totals["count"],
+    }
+    return {name: known[name] for name in metrics}
+
+
+_TEXT = Problem(
+    needs="text encoder",
+    unit="tokens",
+    objective=lambda task: CLASSIFICATION if task.labels else REGRESSION,
+    model_options=lambda task: {"num_labels": max(1, len(task.labels))},
+    prepare=_nothing,
+    one_row=_blank_example,
+    read=lambda task, split, tokenizer: load_examples(task, split),
+    encode=lambda task, split, examples, tokenizer, length, model: encode(
+        tokenizer, examples, length
+    ),
+    scores=_score_outputs,
+)
+_LANGUAGE = Problem(
+    needs=LANGUAGE_MODEL,
+    unit="tokens",
+    objective=lambda task: LANGUAGE,
+    model_options=lambda task: {},
+    prepare=_nothing,
+    one_row=_blank_text,
+    read=load_pieces,
+    encode=lambda task, split, pieces, tokenizer, length, model: encode_texts(
+        task, split, pieces, tokenizer, length
+    ),
+    scores=_score_tokens,
+)
+
+_IMAGE = Problem(
+    needs="image encoder",
+    unit="images",
+    objective=lambda task: IMAGE_CLASSIFICATION,
+    model_options=lambda task: {"num_labels": len(task.labels)},
+    prepare=_start_from_class_names,
+    one_row=_blank_image,
+    read=lambda task, split, tokenizer: load_images(task, split),
+    encode=_as_trained,
+    scores=_score_outputs,
+)
+
+PROBLEMS: dict[type, Problem] = {
+    TextTask: _TEXT,
+    LanguageTask: _LANGUAGE,
+    ExamTask: dataclasses.replace(_LANGUAGE, notes=learnt_questions),
+    ImageTask: _IMAGE,
+}
+"""Type of a task -> what it means."""
+
+
+def problem_of(task: Task) -> Problem:
+    """The problem a task is.
+
+    >>> problem_of(LanguageTask("notes", "a.jsonl", "b.jsonl")).needs
+    'language model'
+    """
+    return PROBLEMS[type(task)]
+
+
+def check_model(task: Task, kind: str, where: str) -> None:
+    """Raises `UserError` unless a model is of the kind that a task needs."""
+    needs = problem_of(task).needs
+    if kind != needs:
+        raise UserError(f"{where} is a {kind}, but task {task.name} needs a {needs}")

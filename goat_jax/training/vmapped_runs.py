@@ -1,0 +1,326 @@
+"""Runs of one task that differ in how they start, trained at once under vmap.
+
+What their adapters start as, and the numbers seed, learning rate and weight of the auxiliary loss
+are arrays of the step, so one compiled step has many runs. Frozen arrays that are the same in all
+runs are in memory once. Nothing is saved on the way: a comparison is many short runs. Each run's
+numbers are those it would have alone (every batch padded alike), up to rounding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from goat_jax.config.run import AdapterConfig, RunConfig
+from goat_jax.errors import UserError
+from goat_jax.pretrained.resolve import find_model
+from goat_jax.training.abstract_run import abstract_run
+from goat_jax.training.evaluate import evaluate
+from goat_jax.training.phase_change import check_switch
+from goat_jax.training.setup import (
+    Built,
+    Data,
+    build,
+    evaluation_batches,
+    load_data,
+    load_rows,
+    training_batches,
+)
+from goat_jax.training.shardings import placement_of
+from goat_jax.training.state import RunState
+from goat_jax.training.step import make_train_step
+from goat_jax.training.task_types import problem_of
+from goat_jax.typing import Batch, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """What tells runs of one config apart.
+
+    Attributes:
+        seed: of its start, its data's order and its dropout.
+        learning_rate: its peak rate.
+    """
+
+    seed: int
+    learning_rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The result of one run. All its numbers are finite.
+
+    Attributes:
+        member: the run.
+        losses: the task's loss of every step's batch, up to the step at which the run diverged.
+        before: scores at the start.
+        after: scores after the last step; empty if the run diverged.
+        trained_parameters: the number of one run's trained parameters, heads included.
+        adapter_share: the adapters' parameters over the pretrained model's.
+        step_seconds: the median time of a step, divided by the number of runs in it.
+        temporary_bytes: the compiled step's memory besides its arguments, divided likewise.
+        diverged: the first step whose loss or gradient, or the last step if its scores, were not
+            finite; None if everything was.
+    """
+
+    member: Member
+    losses: tuple[float, ...]
+    before: dict[str, float]
+    after: dict[str, float]
+    trained_parameters: int
+    adapter_share: float
+    step_seconds: float
+    temporary_bytes: int
+    diverged: int | None = None
+
+
+def with_member(config: RunConfig, member: Member) -> RunConfig:
+    """The config of a member as a run of its own."""
+    train = dataclasses.replace(config.train, seed=member.seed)
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=member.learning_rate)
+    return dataclasses.replace(config, train=train, optimizer=optimizer)
+
+
+def train_together(configs: Sequence[RunConfig], at_once: int = 1) -> Iterator[Outcome]:
+    """Trains all runs, up to `at_once` neighbours that can share a compiled step in one.
+
+    Args:
+        configs: of the runs; put those `shared_step` says the same of side by side.
+
+    Yields:
+        their outcomes, in the order of the configs.
+
+    Raises:
+        UserError: as `check_runs`, before the first is trained.
+    """
+    check_runs(configs)
+    for alike in _groups(configs):
+        for first in range(0, len(alike), at_once):
+            yield from _train_some(alike[first : first + at_once])
+
+
+def check_runs(configs: Sequence[RunConfig]) -> None:
+    """Finds what does not fit in any of the runs, before the first of them is trained.
+
+    Raises:
+        UserError: as `goat_jax.training.setup.build`, or a config with a mesh.
+    """
+    for config in configs:
+        if placement_of(config) is not None:
+            raise UserError("runs are trained together on one device: leave mesh as it is")
+    data: list[Any] = []
+    for config in (alike[0] for alike in _groups(configs)[1:]):  # training checks the first
+        abstract_run(config, find_model(config.model.path))
+        check_switch(config.adapter.spec().course, config.train.steps)
+        own = config.task, config.model.path, config.train
+        if own not in data:
+            data.append(own)
+            rows, held_out = load_rows(config, "train", "evaluation")
+            training_batches(config, rows)
+            evaluation_batches(config, held_out)
+
+
+def _groups(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """Neighbours that can share a compiled step; every batch of theirs is padded alike."""
+    one_shape = [
+        dataclasses.replace(each, train=dataclasses.replace(each.train, shapes=1))
+        for each in configs
+    ]
+    return [list(alike) for _, alike in itertools.groupby(one_shape, key=shared_step)]
+
+
+def shared_step(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
+    """What two runs must agree in to share a compiled step: the config but for seed, learning rate
+    and the adapter's start, and what a step reads of the adapter."""
+    spec, own = config.adapter.spec(), config.adapter
+    adapter = AdapterConfig(
+        targets=own.targets,
+        train=own.train,
+        forward_scale=own.forward_scale,
+        overrides=own.overrides,
+    )
+    common = dataclasses.replace(with_member(config, Member(0, 1.0)), adapter=adapter, out="shared")
+    return common, spec.after_start() | {"aux_weight": None}
+
+
+def _train_some(configs: Sequence[RunConfig]) -> Iterator[Outcome]:
+    data = load_data(configs[0])
+    builts = [build(configs[0], data)]
+    for config in configs[1:]:
+        builts.append(_sharing(build(config, data), builts[0]))
+    yield from _Group(configs, builts, data).train()
+
+
+def _sharing(built: Built, first: Built) -> Built:
+    """With the first one's frozen arrays in the place of equal ones, which so are freed."""
+    known = dict(jax.tree_util.tree_leaves_with_path(first.base))
+
+    def share(path: Any, own: Any) -> Any:
+        other = known.get(path)
+        same = other is not None and own.shape == other.shape and bool(jnp.array_equal(own, other))
+        return other if same else own
+
+    return dataclasses.replace(built, base=jax.tree_util.tree_map_with_path(share, built.base))
+
+
+class _Group:
+    """Runs in one step."""
+
+    def __init__(self, configs: Sequence[RunConfig], builts: Sequence[Built], data: Data):
+        self.configs, self.config, self.built = configs, configs[0], builts[0]
+        self.base, self.base_axes = _stack_different([built.base for built in builts])
+        self.start = _stack([built.state for built in builts])
+        first = self.config.optimizer.learning_rate
+        self.numbers = {
+            "rate": jnp.asarray([each.optimizer.learning_rate / first for each in configs]),
+            "aux_weight": jnp.asarray([each.adapter.spec().aux_weight for each in configs]),
+            "scales": _stack([built.scales for built in builts]),
+        }
+        self.batches = [training_batches(each, data.rows) for each in configs]
+        self.held_out = data.evaluation
+
+    def train(self) -> list[Outcome]:
+        """From the start to the last step."""
+        state, batch = self.start, self.next_batch()
+        step = jax.vmap(self.step, in_axes=(0, self.base_axes, 0, 0))
+        compiled = (
+            jax.jit(step, donate_argnums=0).lower(state, self.base, batch, self.numbers).compile()
+        )
+        before, losses, seconds = self.evaluate(state), [], []
+        diverged: dict[int, int] = {}
+        for number in range(1, self.config.train.steps + 1):
+            start = time.perf_counter()
+            state, (loss, looked_at) = compiled(state, self.base, batch, self.numbers)
+            batch = self.next_batch()
+            losses.append(np.asarray(loss))
+            seconds.append(time.perf_counter() - start)
+            for place in np.flatnonzero(~np.isfinite(np.asarray(looked_at)).all(axis=1)):
+                diverged.setdefault(int(place), number)
+            if len(diverged) == len(self.configs):
+                break
+            if number in self.built.switches:
+                state = self.switched(state, number)
+        live = [place for place in range(len(self.configs)) if place not in diverged]
+        after = self.evaluate(state, live)
+        for place, scores in after.items():
+            if len(scores) > len(finite_only(scores)):
+                diverged[place] = len(losses)
+        memory: Any = compiled.memory_analysis()
+        count, report = len(self.configs), self.built.inject_report
+
+        def kept(i: int) -> int:
+            return diverged[i] - 1 if i in diverged else len(losses)
+
+        return [
+            Outcome(
+                member=Member(config.train.seed, config.optimizer.learning_rate),
+                losses=tuple(float(loss[i]) for loss in losses[: kept(i)]),
+                before=finite_only(before[i]),
+                after={} if i in diverged else after[i],
+                trained_parameters=report.trained_parameters,
+                adapter_share=report.adapter_share,
+                step_seconds=float(np.median(seconds)) / count,
+                temporary_bytes=int(memory.temp_size_in_bytes) // count,
+                diverged=diverged.get(i),
+            )
+            for i, config in enumerate(self.configs)
+        ]
+
+    def next_batch(self) -> Batch:
+        """The runs' next batches, one above the other."""
+        return _stack([next(batches) for batches in self.batches], np)
+
+    def step(
+        self, state: RunState, base: PyTree, batch: Batch, numbers: dict[str, PyTree]
+    ) -> tuple[RunState, Any]:
+        """One run's step, its task loss, and the numbers that training stops on if not finite."""
+        own = make_train_step(
+            self.built.graph,
+            problem_of(self.config.task).objective(self.config.task),
+            self.built.optimizer_at(numbers["rate"], numbers["scales"]),
+            aux_weight=numbers["aux_weight"],
+            accumulate=self.config.train.accumulate,
+        )
+        state, metrics = own(state, base, batch)
+        looked_at = [metrics[name] for name in ("task_loss", "loss", "grad_norm")]
+        return state, (metrics["task_loss"], jnp.stack(looked_at))
+
+    def switched(self, state: RunState, number: int) -> RunState:
+        """What the method changes after that step, in every run."""
+        switch, runs = self.built.switches[number], range(len(self.configs))
+        return _stack([switch(_one(state, i), self.base_of(i)) for i in runs])
+
+    def base_of(self, i: int) -> PyTree:
+        """A run's frozen arrays."""
+        return jax.tree.map(
+            lambda leaf, axis: leaf if axis is None else leaf[i], self.base, self.base_axes
+        )
+
+    def evaluate(
+        self, state: RunState, places: Sequence[int] | None = None
+    ) -> dict[int, dict[str, float]]:
+        """The scores of every run, or of the runs at some places."""
+        places = range(len(self.configs)) if places is None else places
+        if not places:
+            return {}
+        found = [self.eval_step(state, self.base, batch) for batch in self.held_out]
+        scores = {}
+        for place in places:
+            own = iter([_one(each, place) for each in found])
+            done = evaluate(
+                lambda *_, own=own: next(own), {}, None, self.held_out, self.config.task
+            )
+            scores[place] = done.scores
+        return scores
+
+    @partial(jax.jit, static_argnums=0)
+    def eval_step(self, state: RunState, base: PyTree, batch: Batch) -> Any:
+        """All runs' sums and outputs on one batch."""
+        step = self.built.eval_step
+
+        def one(state: RunState, base: PyTree) -> Any:
+            return step(state.trainable, state.frozen(base), batch)
+
+        return jax.vmap(one, in_axes=(0, self.base_axes))(state, base)
+
+
+def finite_only(scores: Mapping[str, float]) -> dict[str, float]:
+    """The scores that are finite.
+
+    >>> finite_only({"loss": float("nan"), "accuracy": 0.5})
+    {'accuracy': 0.5}
+    """
+    return {name: value for name, value in scores.items() if math.isfinite(value)}
+
+
+def _one(stacked: Any, i: int) -> Any:
+    return jax.tree.map(lambda a: a[i], stacked)
+
+
+def _stack(trees: Sequence[Any], library: Any = jnp) -> Any:
+    return jax.tree.map(lambda *leaves: library.stack(leaves), *trees)
+
+
+def _stack_different(trees: Sequence[PyTree]) -> tuple[PyTree, PyTree]:
+    """One tree of several with the same shapes, and vmap's axes for it.
+
+    Leaves that are one array in all of them stay as they are.
+    """
+
+    def is_one(leaves: tuple) -> bool:
+        return all(leaf is leaves[0] for leaf in leaves)
+
+    def stack(*leaves: Any) -> Any:
+        return leaves[0] if is_one(leaves) else jnp.stack(leaves)
+
+    axes = jax.tree.map(lambda *leaves: None if is_one(leaves) else 0, *trees)
+    return jax.tree.map(stack, *trees), axes

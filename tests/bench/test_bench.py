@@ -1,0 +1,119 @@
+"""Measurements: fair turns, alternatives that compute the same, exact counts, the verb itself."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from goat_jax.adapters.methods import method_spec
+from goat_jax.bench import layer
+from goat_jax.bench.alternatives import ALTERNATIVES
+from goat_jax.bench.layer import SIZES, Size, _compiled, contenders, measure_growth
+from goat_jax.bench.turns import take_turns
+from goat_jax.cli.main import main
+from goat_jax.core.dispatch import dispatch
+from goat_jax.errors import UserError
+from goat_jax.plots.growth import slope
+from goat_jax.pretrained.resolve import find_model
+
+
+def test_turns_alternate_and_every_call_is_warmed_up():
+    calls = []
+    contenders = {name: lambda name=name: calls.append(name) for name in "abc"}
+    found = take_turns(contenders, 2)
+    assert "".join(calls) == "abc" + "abc" + "cba"
+    assert {len(timing.seconds) for timing in found.values()} == {2}
+
+
+@pytest.mark.parametrize("name", ALTERNATIVES)
+def test_other_dispatches_give_the_same_output_and_gradients(name):
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, a = jax.random.normal(keys[0], (10, 12)), jax.random.normal(keys[1], (4, 12, 3))
+    b, logits = jax.random.normal(keys[2], (4, 3, 8)), jax.random.normal(keys[3], (10, 4))
+    top = jax.lax.top_k(logits, 2)[0][:, 1:]
+    gate = jnp.where(logits >= jnp.broadcast_to(top, logits.shape), jax.nn.softmax(logits), 0.0)
+
+    def value(function):
+        return jax.value_and_grad(
+            lambda *arrays: jnp.sin(function(*arrays)).sum(), argnums=(0, 1, 2)
+        )(x, a, b, gate)
+
+    for mine, theirs in zip(
+        jax.tree.leaves(value(ALTERNATIVES[name])), jax.tree.leaves(value(dispatch)), strict=True
+    ):
+        np.testing.assert_allclose(mine, theirs, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["f32", "bf16"])
+def test_goat_needs_no_array_of_its_input_s_size_more_than_plain_lora(size, dtype, monkeypatch):
+    """Temporary bytes of forward and backward: besides LoRA's only those of (S, E) and (I, E)."""
+    # The largest sizes' random numbers take long, and which numbers they are is of no account.
+    monkeypatch.setattr(layer, "random_like", lambda like, seed: jnp.zeros(like.shape, like.dtype))
+    specs = contenders(32)
+    plain = _compiled(size, specs["lora"], dtype).temporaries
+    more = _compiled(size, specs["goat"], dtype).temporaries - plain
+    assert more <= 8 * 4 * 16 * max(size.tokens, size.inputs)
+
+
+def test_cost_by_experts_is_flat_but_for_the_router():
+    """At one total rank the products grow by the router alone: 3 of S x I x E, and by the two of
+    S x k x E that put its k weights in their places."""
+    size = Size(256, 128, 128)
+    specs = {e: method_spec("goat", total_rank=32, num_experts=e, top_k=2) for e in (4, 8, 32)}
+    flops = {e: _compiled(size, spec, jnp.float32).flops for e, spec in specs.items()}
+    router = 2 * size.tokens * (3 * size.inputs + 2 * 2)
+    assert flops[8] - flops[4] == 4 * router and flops[32] - flops[4] == 28 * router
+
+
+def test_growth_is_measured_along_every_axis():
+    found = measure_growth(Size(32, 16, 16), "goat", (8, 16), (4, 8), turns=1)
+    assert {axis: [n for n, _ in points] for axis, points in found.items()} == {
+        "total rank": [8, 16],
+        "experts at rank 8": [4, 8],
+        "tokens": [8, 16, 32, 64],
+        "layers": [1, 2, 4, 8],
+    }
+    flops = [one.flops for _, one in found["layers"]]
+    assert [n / flops[0] for n in flops] == [1, 2, 4, 8]
+    oblong = measure_growth(Size(8, 16, 24), "goat", (8,), (8,), turns=1)
+    assert "layers" not in oblong  # no layer takes the outputs of the one before
+    assert slope([1, 2, 4, 8], [1.0, 4.0, 16.0, 64.0]) == pytest.approx(2.0)
+
+
+def test_layers_from_the_command_line(tmp_path, capsys):
+    out = tmp_path / "bench"
+    words = ["bench", "layer", "--size", "16,32,24", "--rank", "8", "--turns", "2"]
+    assert main([*words, "--out", str(out)]) == 0
+    found = json.loads((out / "bench_layer.json").read_text())
+    names = [row["name"] for row in found["layers"]]
+    assert names[:2] == ["lora", "goat"] and found["layers"][0]["ratio"] == 1.0
+    assert "| goat, ragged_dot" in capsys.readouterr().out and found["machine"]["jax"]
+
+
+@pytest.mark.slow
+def test_steps_from_the_command_line(capsys):
+    try:
+        find_model("package:minilm")
+    except UserError as error:
+        pytest.skip(f"the demo's model is out of reach: {error}")
+    words = "bench step --config configs/demo.py --model package:minilm --methods lora goat"
+    small = "--turns 1 --train.batch-size 2 --train.max-length 16"
+    assert main([*words.split(), *small.split()]) == 0
+    printed = capsys.readouterr().out
+    assert "| 2 x 16 | goat" in printed and "a plain matrix product reaches" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["bench", "layer", "--size", "1,2"], "'1,2' is not TOKENS,IN,OUT"),
+        (["bench", "step"], "bench step needs --config FILE"),
+        (["bench", "layer", "--train.steps", "3"], "belong to bench step"),
+    ],
+)
+def test_what_does_not_fit_is_said(words, message, capsys):
+    assert main(words) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,137 @@
+"""Exports of every family of models, reloaded with transformers and PEFT: the same logits."""
+
+import dataclasses
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tiny_language
+import tiny_run
+from goat_jax.adapters.context import EVAL
+from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
+from goat_jax.data.tasks.registry import files, language_files, make_task
+from goat_jax.interop.export_run import export_run
+from goat_jax.nn.dense import merge_model
+from goat_jax.optim.optimizer import OptimizerConfig
+from goat_jax.training.checkpoints.restore import reopen
+from goat_jax.training.trainer import begin
+from trained import trained_elsewhere
+
+torch = pytest.importorskip("torch", reason="needs the extra 'test', which brings torch")
+peft = pytest.importorskip("peft", reason="needs the extra 'test', which brings peft")
+transformers = pytest.importorskip("transformers")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
+]
+
+CLOSE = 1e-5
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
+IMAGE = {**SIZES, "image_size": 16, "patch_size": 8}
+
+
+WARM = OptimizerConfig(warmup_steps=0)
+
+
+def llama(root: Path) -> RunConfig:
+    tiny_language.write_model(root / "model")
+    rows = '{"prompt": "what is the sky ?", "completion": "blue"}\n' * 4
+    (root / "rows.jsonl").write_text(rows)
+    task = language_files(str(root / "rows.jsonl"), str(root / "rows.jsonl"))
+    train = TrainConfig(steps=2, batch_size=2, eval_batch_size=2, max_length=16)
+    adapter = AdapterConfig("pissa", total_rank=4, train=(), dropout=0.0)
+    return RunConfig(ModelConfig(str(root / "model")), task, adapter, WARM, train)
+
+
+def roberta(root: Path) -> RunConfig:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *tiny_run.GOOD, *tiny_run.BAD, *tiny_run.PLAIN]
+    config = transformers.RobertaConfig(
+        **SIZES,
+        vocab_size=len(words),
+        max_position_embeddings=48,
+        type_vocab_size=1,
+        pad_token_id=0,
+    )
+    transformers.RobertaForSequenceClassification(config).save_pretrained(root / "model")
+    tiny_run.write_tokenizer(root / "model", words)
+    rows = str(tiny_run.write_rows(root / "rows.jsonl", 4, seed=0))
+    train = TrainConfig(steps=2, batch_size=2, eval_batch_size=2, max_length=24)
+    adapter = AdapterConfig("pissa", total_rank=4, dropout=0.0)
+    task = files(rows, rows, labels=("bad", "good"))
+    return RunConfig(ModelConfig(str(root / "model")), task, adapter, WARM, train)
+
+
+def images(root: Path, model) -> RunConfig:
+    model.save_pretrained(root / "model")
+    task = make_task("digits", evaluation_limit=8)
+    task = dataclasses.replace(task, image_size=16)
+    train = TrainConfig(steps=2, batch_size=2, eval_batch_size=4)
+    adapter = AdapterConfig("pissa", total_rank=4, dropout=0.0)
+    return RunConfig(ModelConfig(str(root / "model")), task, adapter, WARM, train)
+
+
+def vit(root: Path) -> RunConfig:
+    config = transformers.ViTConfig(**IMAGE, num_labels=10)
+    return images(root, transformers.ViTForImageClassification(config))
+
+
+def dinov2(root: Path) -> RunConfig:
+    sizes = {name: size for name, size in IMAGE.items() if name != "intermediate_size"}
+    config = transformers.Dinov2Config(**sizes, mlp_ratio=2, num_labels=10)
+    return images(root, transformers.Dinov2ForImageClassification(config))
+
+
+FAMILIES = {
+    "llama": (llama, transformers.AutoModelForCausalLM),
+    "roberta": (roberta, transformers.AutoModelForSequenceClassification),
+    "vit": (vit, transformers.AutoModelForImageClassification),
+    "dinov2": (dinov2, transformers.AutoModelForImageClassification),
+}
+
+
+def inputs(family):
+    rng = np.random.default_rng(0)
+    if family in ("vit", "dinov2"):
+        return {"pixel_values": rng.normal(size=(3, 16, 16, 3)).astype(np.float32)}
+    ids = rng.integers(4, 15, (3, 7)).astype(np.int32)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+
+def our_logits(folder, given):
+    run = reopen(folder, None)
+    model = merge_model(run.built.graph, run.state.trainable, run.state.frozen(run.built.base))
+    return np.asarray(model(*map(jnp.asarray, given.values()), ctx=EVAL))
+
+
+def their_logits(model, given):
+    if "pixel_values" in given:
+        given = {"pixel_values": given["pixel_values"].transpose(0, 3, 1, 2).copy()}
+    tensors = {name: torch.tensor(value) for name, value in given.items()}
+    with torch.no_grad():
+        return model.eval()(**tensors).logits.numpy()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_peft_and_merged_models_have_the_run_s_logits(family, tmp_path):
+    make, auto = FAMILIES[family]
+    config = dataclasses.replace(make(tmp_path), out=str(tmp_path / "run"))
+    run = begin(config, trained_elsewhere).folder
+    given = inputs(family)
+    ours = our_logits(run, given)
+    export_run(run, "merged", tmp_path / "merged")
+    merged = their_logits(auto.from_pretrained(tmp_path / "merged"), given)
+    assert np.abs(merged - ours).max() < CLOSE * max(1, np.abs(ours).max())
+    base = auto.from_pretrained(config.model.path)
+    before = their_logits(base, given)
+    export_run(run, "peft", tmp_path / "peft")
+    loaded = their_logits(peft.PeftModel.from_pretrained(base, tmp_path / "peft"), given)
+    assert np.abs(loaded - ours).max() < CLOSE * max(1, np.abs(ours).max())
+    assert np.abs(loaded - before).max() > 1e-2

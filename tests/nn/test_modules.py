@@ -1,0 +1,61 @@
+"""The small parts of models against torch and against their definition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from transformers.activations import ACT2FN
+
+from goat_jax.nn.modules import ACTIVATIONS, Embedding, LayerNorm, attend
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_are_torchs(name):
+    x = np.linspace(-6, 6, 241, dtype=np.float32)
+    expected = ACT2FN[name](torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x)), expected, rtol=0, atol=2e-6)
+
+
+def test_layer_norm_is_torchs():
+    rng = np.random.default_rng(0)
+    x, scale, bias = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 5, 8), 8, 8))
+    ours = LayerNorm(8, 0.1)
+    ours.scale[...], ours.bias[...] = jnp.asarray(scale), jnp.asarray(bias)
+    expected = torch.nn.functional.layer_norm(
+        torch.from_numpy(x), (8,), torch.from_numpy(scale), torch.from_numpy(bias), 0.1
+    )
+    np.testing.assert_allclose(ours(jnp.asarray(x)), expected.numpy(), rtol=0, atol=1e-6)
+
+
+def test_layer_norm_of_bfloat16_loses_only_the_last_rounding():
+    # A mean of 100 leaves bfloat16 no digits for a spread of 1: only float32 sums survive it.
+    x = (100 + jax.random.normal(jax.random.key(0), (4, 256))).astype(jnp.bfloat16)
+    norm = LayerNorm(256, 1e-6)
+    narrow, wide = norm(x), norm(x.astype(jnp.float32))
+    assert narrow.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(narrow, wide.astype(jnp.bfloat16))
+
+
+def test_attention_is_torchs_in_both_widths():
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(2, 5, 3, 4)).astype(np.float32) for _ in range(3))
+    keep = rng.random((2, 1, 1, 5)) < 0.6
+    keep[..., 0] = True
+    heads = [torch.from_numpy(a).transpose(1, 2) for a in (q, k, v)]
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *heads, attn_mask=torch.from_numpy(keep)
+    )
+    expected = expected.transpose(1, 2).numpy()
+    wide = attend(*map(jnp.asarray, (q, k, v)), jnp.asarray(keep))
+    np.testing.assert_allclose(wide, expected, rtol=0, atol=1e-6)
+    narrow = attend(*(jnp.asarray(a, jnp.bfloat16) for a in (q, k, v)), jnp.asarray(keep))
+    assert narrow.dtype == jnp.bfloat16
+    np.testing.assert_allclose(narrow.astype(jnp.float32), expected, rtol=0, atol=3e-2)
+
+
+def test_an_id_outside_the_table_is_seen():
+    table = Embedding(5, 3, rngs=nnx.Rngs(0))
+    rows = table(jnp.array([4, 5]))
+    assert np.isfinite(rows[0]).all() and np.isnan(rows[1]).all()

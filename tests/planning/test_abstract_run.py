@@ -1,0 +1,144 @@
+"""A run of shapes is the run that `build` makes, and it traces at the size of any model."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from goat_jax.adapters.methods import METHODS
+from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
+from goat_jax.data.tasks.registry import language_files, make_task
+from goat_jax.errors import UserError
+from goat_jax.inject.inject import Override
+from goat_jax.models.known_sizes import NAMED, model_config
+from goat_jax.pretrained.resolve import open_checkpoint
+from goat_jax.training.abstract_run import abstract_run
+from goat_jax.training.setup import build, load_data
+
+
+def shapes(tree):
+    return jax.tree.map(lambda a: (tuple(a.shape), str(a.dtype)), tree)
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype"), [("goat", "float32"), ("lora_pro", "bfloat16"), ("full_moe", "bfloat16")]
+)
+def test_shapes_are_those_of_the_real_run(config, method, dtype):
+    model = dataclasses.replace(config.model, dtype=dtype)
+    adapter = dataclasses.replace(config.adapter, method=method, dropout=None)
+    config = dataclasses.replace(config, model=model, adapter=adapter)
+    real, abstract = build(config), abstract_run(config)
+    assert shapes(abstract.state) == shapes(real.state)
+    assert shapes(abstract.base) == shapes(real.base)
+    assert abstract.inject_report == real.inject_report
+    assert abstract.kind == real.kind
+
+
+@pytest.mark.slow
+def test_forward_scale_and_overrides_are_followed(config):
+    adapter = dataclasses.replace(
+        config.adapter,
+        forward_scale=2.0,
+        overrides=(Override(r".*layer\.0\..*", {"total_rank": 16}),),
+    )
+    config = dataclasses.replace(config, adapter=adapter)
+    real, abstract = build(config), abstract_run(config)
+    assert shapes(abstract.state) == shapes(real.state)
+    abstract.check()
+
+
+def test_batches_are_those_of_the_data(config):
+    # As long as the longest row, so that the data need no other length.
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, max_length=16))
+    real = load_data(config)
+    train, abstract = next(real.train), abstract_run(config)
+    assert shapes(abstract.batch) == shapes(train)
+    assert {n: a.dtype for n, a in abstract.eval_batch.items()} == {
+        n: a.dtype for n, a in real.evaluation[0].items()
+    }
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_metrics_are_those_of_a_step(config, accumulate):
+    train = dataclasses.replace(config.train, accumulate=accumulate)
+    config = dataclasses.replace(config, train=train)
+    real, batch = build(config), next(load_data(config).train)
+    _, metrics = jax.eval_shape(real.train_step, real.state, real.base, batch)
+    assert shapes(abstract_run(config).check()) == shapes(metrics)
+
+
+FULL_SIZE = {
+    "roberta-large": 355_361_794,
+    "clip-vit-base-patch32": 87_457_538,
+    "llama-2-7b": 6_738_415_616,
+    "llama-3-8b": 8_030_261_248,
+    "smollm2-135m": 134_515_008,
+}
+"""Parameters of the model with a head of two classes, as transformers counts them."""
+
+
+def full_size(name, method="lora"):
+    kinds = {"roberta": "rte", "bert": "rte", "llama": "gsm8k"}
+    columns = {"image_files": {"train": "a", "evaluation": "b", "labels": ("cat", "dog")}}
+    task = kinds.get(NAMED[name]["model_type"], "image_files")
+    return RunConfig(
+        ModelConfig(name, dtype="bfloat16"),
+        make_task(task, **columns.get(task, {})),
+        AdapterConfig(method, total_rank=16, train=()),
+        train=TrainConfig(batch_size=4, max_length=64),
+    )
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_named_models_have_their_published_size(name):
+    report = abstract_run(full_size(name)).inject_report
+    assert report.total_parameters - report.adapter_parameters == FULL_SIZE[name]
+
+
+def test_every_named_model_can_be_built():
+    for name in set(NAMED) - set(FULL_SIZE):
+        assert abstract_run(full_size(name)).inject_report.adapter_parameters > 0
+
+
+@pytest.mark.slow
+def test_every_method_traces_a_step_of_llama():
+    # Its gate needs numbers of tasks, which rows of a single task do not have.
+    for method in set(METHODS) - {"moelora"}:
+        sizes = {"multilora": 24, "molora_soft": 20}
+        config = full_size("llama-2-7b", method)
+        adapter = dataclasses.replace(config.adapter, total_rank=sizes.get(method, 16))
+        run = abstract_run(dataclasses.replace(config, adapter=adapter))
+        run.check()
+
+
+def test_a_folder_needs_no_weights(tmp_path):
+    folder = tmp_path / "sizes"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(dict(NAMED["smollm2-135m"])))
+    named = abstract_run(full_size("smollm2-135m"))
+    assert abstract_run(full_size("llama-2-7b"), folder).inject_report == named.inject_report
+    with pytest.raises(UserError, match="no weights|safetensors"):
+        open_checkpoint(folder)
+
+
+def test_what_does_not_fit_is_one_line(config):
+    with pytest.raises(UserError, match=r"llama-2-7b is a language model, but task files needs"):
+        abstract_run(config, "llama-2-7b")
+    with pytest.raises(UserError, match=r"did you mean 'llama-2-7b'"):
+        model_config("meta-llama/lama-2-7b")
+
+
+def test_a_step_that_changes_its_state_is_found(config):
+    run = abstract_run(config)
+    broken = dataclasses.replace(run, train_step=lambda state, base, batch: (None, {}))
+    with pytest.raises(ValueError, match="changes the shapes"):
+        broken.check()
+
+
+def test_language_task_without_files_is_enough():
+    """Nothing is read: neither rows nor weights."""
+    config = dataclasses.replace(
+        full_size("llama-2-7b"), task=language_files("nowhere.jsonl", "nowhere.jsonl")
+    )
+    assert abstract_run(config).batch["input_ids"].shape == (4, 64)

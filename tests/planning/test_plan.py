@@ -1,0 +1,154 @@
+"""A step planned from shapes: its bytes, its exchanges, its products, the batch that fits."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
+from goat_jax.data.tasks.registry import language_files
+from goat_jax.errors import UserError
+from goat_jax.planning.hlo_collectives import Exchange, collectives
+from goat_jax.planning.plan import DoesNotFit, largest_rows, plan
+from goat_jax.sharding.config import MeshConfig
+from goat_jax.training.logging.chips import CHIPS, find_topology
+from goat_jax.training.logging.flops import matmul_flops
+
+
+def test_loops_and_calls_count_as_often_as_they_run():
+    text = """\
+%loop.1 (p: f32[4]) -> f32[4] {
+  %ag = f32[4]{0} all-gather(%q), dimensions={0}
+}
+
+%inner (p: f32[4]) -> f32[4] {
+  %s = (f32[1]{0}, f32[4]{0}) all-gather-start(%q), dimensions={0}
+  %d = f32[4]{0} all-gather-done(%s)
+}
+
+ENTRY %main (p: bf16[4]) -> f32[4] {
+  %w = f32[4] while(%t), condition=%c, body=%loop.1, config={"known_trip_count":{"n":"5"}}
+  %r = (bf16[8]{0}, f32[2,2]{1,0}) all-reduce(%a, %b), to_apply=%add
+  ROOT %k = f32[4]{0} call(%w), to_apply=%inner
+}
+"""
+    found = collectives(text)
+    assert found == {"all-gather": Exchange(6, 5 * 16 + 16), "all-reduce": Exchange(1, 32)}
+
+
+def test_a_loop_without_a_known_count_is_read_from_its_counter():
+    """As the TPU's compiler leaves it: the step is handed in, the limit lies in the condition."""
+    text = """\
+%cond (p: (u32[], bf16[4], u32[])) -> pred[] {
+  %n = u32[]{:T(128)} constant(8)
+  %p = (u32[], bf16[4], u32[]) parameter(0)
+  %i = u32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+%body (p: (u32[], bf16[4], u32[])) -> (u32[], bf16[4], u32[]) {
+  %p = (u32[], bf16[4], u32[]) parameter(0)
+  %i = u32[]{:T(128)} get-tuple-element(%p), index=0
+  %x = bf16[4] get-tuple-element(%p), index=1
+  %two = u32[] get-tuple-element(%p), index=2
+  %s = (bf16[4]{0}, bf16[4]{0}, u32[]) collective-permute-start(%x), channel_id=1
+  %j = u32[] add(%i, %two)
+  ROOT %t = (u32[], bf16[4], u32[]) tuple(%j, %x, %two)
+}
+
+%async_collective_fusion.1 (p: bf16[4]) -> bf16[16] {
+  %g = bf16[16]{0} all-gather(%p), channel_id=7, dimensions={0}
+}
+
+%async_collective_fusion.2 (p: bf16[4]) -> bf16[16] {
+  %g = bf16[16]{0} all-gather(%p), channel_id=7, dimensions={0}
+}
+
+ENTRY %main (x: bf16[4]) -> bf16[4] {
+  %c = u32[] constant(0)
+  %zero = u32[] copy(%c)
+  %two = u32[] constant(2)
+  %start = (u32[], bf16[4], u32[]) tuple(%zero, %x, %two)
+  %w = (u32[], bf16[4], u32[]) while(%start), condition=%cond, body=%body
+  %f = bf16[16] fusion(%x), kind=kCustom, calls=%async_collective_fusion.1
+  %g = bf16[16] fusion(%x), kind=kCustom, calls=%async_collective_fusion.2
+}
+"""
+    found = collectives(text)
+    assert found == {"all-gather": Exchange(1, 32), "collective-permute": Exchange(4, 4 * 8)}
+
+
+def test_products_of_scans_conditions_and_gradients():
+    x = jax.ShapeDtypeStruct((4, 8), "float32")
+    w = jax.ShapeDtypeStruct((3, 8, 8), "float32")
+
+    def loss(w, x):
+        return jax.lax.scan(lambda c, k: (c @ k, None), x, w)[0].sum()
+
+    once = 2 * 4 * 8 * 8
+    assert matmul_flops(loss, w, x) == 3 * once
+    assert matmul_flops(jax.grad(loss), w, x) == 9 * once
+    assert matmul_flops(lambda w, x: (x @ w[0], jnp.ones(3))[1], w, x) == 0
+
+
+def config():
+    return RunConfig(
+        ModelConfig("llama-2-7b", dtype="bfloat16", remat="full"),
+        language_files("a.jsonl", "b.jsonl"),
+        AdapterConfig("goat", total_rank=32, train=()),
+        train=TrainConfig(batch_size=8, eval_batch_size=8, max_length=64),
+    )
+
+
+@pytest.mark.slow
+def test_llama_7b_is_planned_for_eight_devices():
+    sharded = dataclasses.replace(config(), mesh=MeshConfig(fsdp=8))
+    # On CPUs JAX itself mixes dtypes in the gradient of its bfloat16 attention.
+    with jax.numpy_dtype_promotion("standard"):
+        found = plan(sharded, find_topology("cpu:8", "v5e"))
+    assert found.total > 6.7e9 and found.mesh == {"data": 1, "fsdp": 8, "tensor": 1}
+    base = 2 * 6.74e9 / 8
+    assert base < found.arguments < 1.15 * base  # every large array is cut in eight
+    assert found.exchanges["all-gather"].count >= 32
+    layers, down, output = 32 * (4 * 4096**2 + 3 * 4096 * 11008), 32 * 4096 * 11008, 4096 * 32000
+    # forward, the gradient by the input, and forward again but for `down`, whose output nobody uses
+    products = 2 * 8 * 64 * (2 * (layers + output) + layers - down)
+    assert products < found.flops < 1.05 * products
+    assert set(found.roofline(CHIPS["v5e"])) == {"compute", "memory", "exchange"}
+
+
+@pytest.mark.parametrize("bend", [0, 1, 40])
+@pytest.mark.parametrize("known", [True, False])
+def test_the_largest_batch_is_found_in_few_compilations(known, bend):
+    """Memory that grows evenly or faster than that, by a compiler that says how much or refuses."""
+    topology, asked = find_topology("cpu:8"), []
+
+    def bytes_of(rows):
+        return 10_000 + 100 * rows + bend * rows**2
+
+    def peak_of(config):
+        rows = config.train.batch_size // 8
+        asked.append(rows)
+        if not known and bytes_of(rows) > bytes_of(37) + 5:
+            raise DoesNotFit("too large")
+        return bytes_of(rows)
+
+    assert largest_rows(config(), topology, bytes_of(37) + 5, peak_of=peak_of) == 37
+    assert len(asked) < (5 if bend == 0 else 12), asked
+    assert largest_rows(config(), topology, 10, peak_of=lambda _: 11) == 0
+    assert largest_rows(config(), topology, 10, peak_of=lambda _: 9, most=100) == 100
+
+
+@pytest.mark.parametrize(
+    ("name", "chip", "message"),
+    [
+        ("gpu:8", None, "neither cpu:N nor a TPU slice"),
+        ("cpu:x", None, "neither cpu:N nor a TPU slice"),
+        ("cpu:99", None, "has 8 CPU devices, not 99"),
+        ("cpu:8", "v5", "chip 'v5' is not known"),
+    ],
+)
+def test_unknown_devices_are_refused(name, chip, message):
+    with pytest.raises(UserError, match=message):
+        find_topology(name, chip)

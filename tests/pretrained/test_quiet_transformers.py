@@ -1,0 +1,29 @@
+"""What a terminal sees of the import of transformers where torch is missing."""
+
+import subprocess
+import sys
+
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None\n"
+REMARK = "PyTorch was not found"
+
+
+def stderr_of(code):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH + code], capture_output=True, text=True, check=True
+    )
+    return done.stderr
+
+
+def test_nothing_is_said_and_the_remark_would_be():
+    assert REMARK in stderr_of("import transformers")
+    quiet = "from goat_jax.pretrained.quiet_transformers import import_transformers; t = import_transformers()\n"
+    assert stderr_of(quiet + "t.PreTrainedTokenizerFast") == ""
+
+
+def test_errors_are_still_said():
+    code = (
+        "import logging; from goat_jax.pretrained.quiet_transformers import import_transformers\n"
+        "import_transformers(); log = logging.getLogger('transformers')\n"
+        "log.warning('a warning'); log.error('an error'); print(log.filters)"
+    )
+    assert stderr_of(code).removeprefix("[transformers] ") == "an error\n"

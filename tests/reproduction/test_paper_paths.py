@@ -1,0 +1,216 @@
+"""The whole path of every task of the two tables, on tiny random models: rows, steps, scores."""
+
+import dataclasses
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+from PIL import Image
+from safetensors.numpy import save_file
+
+import official
+from goat_jax.cli.arguments.config import read_config
+from goat_jax.cli.evaluate import evaluate_run
+from goat_jax.config.paper import GLUE_SCORES
+from goat_jax.data.prepare.prepare import prepare
+from goat_jax.data.tasks.vision import VISION, vision_classes
+from goat_jax.models.encoder.model import Encoder, tiny_config
+from goat_jax.models.torch_layout import torch_tensors
+from goat_jax.training.setup import load_data
+from goat_jax.training.trainer import fit
+from reproduction.tables import PaperTable, main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory) -> Path:
+    """A random two-layer RoBERTa with a tokenizer of letters."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    folder = tmp_path_factory.mktemp("models") / "roberta"
+    folder.mkdir()
+    letters = [chr(code) for code in range(33, 127)]
+    words = {w: n for n, w in enumerate(["<s>", "<pad>", "</s>", "<unk>", *letters])}
+    config = tiny_config("roberta", vocab_size=len(words), num_layers=2, num_labels=3)
+    hf = {
+        "model_type": "roberta",
+        "vocab_size": len(words),
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": 2,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "type_vocab_size": config.type_vocab_size,
+        "layer_norm_eps": 1e-5,
+        "num_labels": 3,
+    }
+    # Weights without a head: every task starts its own.
+    tensors = torch_tensors(Encoder(config, rngs=nnx.Rngs(0)))
+    bare = {name: value for name, value in tensors.items() if not name.startswith("classifier")}
+    save_file(bare, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(hf))
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>"}
+    settings |= {"unk_token": "<unk>", "model_max_length": 38}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    """A random CLIP of two layers with a tokenizer of letters and digits."""
+    folder = tmp_path_factory.mktemp("models") / "clip"
+    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    tokens = [*letters, *(each + "</w>" for each in letters), "<|startoftext|>", "<|endoftext|>"]
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32}
+    config = transformers.CLIPConfig(
+        vision_config={**sizes, "intermediate_size": 64, "image_size": 16, "patch_size": 8},
+        text_config={
+            **sizes,
+            "intermediate_size": 32,
+            "vocab_size": len(tokens),
+            "eos_token_id": len(tokens) - 1,
+            "max_position_embeddings": 77,
+        },
+        projection_dim=16,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.CLIPModel(config).save_pretrained(folder)
+    numbered = {token: n for n, token in enumerate(tokens)}
+    transformers.CLIPTokenizer(vocab=numbered, merges=[]).save_pretrained(folder)
+    return folder
+
+
+def trained(family, options, model, out, *overrides):
+    """A short run of a config of the paper on a tiny model."""
+    fixed = ["--model.path", str(model), "--model.dtype", "float32", "--train.steps", "2"]
+    fixed += ["--train.batch-size", "2", "--train.eval-batch-size", "4", "--out", str(out)]
+    fixed += ["--optimizer.warmup-steps", "0"]
+    config = read_config(f"{ROOT}/configs/{family}.py:{options}", [*fixed, *overrides], "test")
+    return config, fit(config, progress=False)
+
+
+METHOD = {"rte": "goat", "dtd": "goat"}
+"""A path does not depend on the method: one of each table goes with GOAT, the others with LoRA."""
+
+TEXT = ("--train.max-length", "32", "--train.shapes", "1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [*official.GLUE_FILES, "mrpc"])
+def test_glue_tasks_from_archives_to_scores(task, roberta, tmp_path, monkeypatch):
+    official.unpinned(monkeypatch, task)
+    archives = tmp_path / "archives"
+    archives.mkdir()
+    official.glue(archives, task)
+    prepare(task, tmp_path / "sets", archives)
+    options = f"task={task},method={METHOD.get(task, 'lora')},data_dir={tmp_path / 'sets'}"
+    config, summary = trained("glue", options, roberta, tmp_path / "run", *TEXT)
+    assert summary.step == 2
+    assert set(summary.after) == {"loss", *config.task.metrics}
+    assert 0 <= summary.after["accuracy"] <= 1
+    if task == "mnli":
+        both = [summary.after[f"accuracy_{part}"] for part in ("matched", "mismatched")]
+        assert summary.after["accuracy"] == pytest.approx(sum(both) / 2)  # of equal numbers
+        scores, _ = evaluate_run(tmp_path / "run", 2, None)
+        assert scores == pytest.approx(summary.after)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "metric"), [("cola", "matthews"), ("rte", ""), ("sst2", "")])
+def test_glue_tasks_on_their_real_rows(task, metric, shared, roberta, tmp_path):
+    options = f"task={task},method=lora,folder={shared / 'data' / 'glue'}"
+    limits = ("--task.evaluation-limit", "64")
+    config, summary = trained("glue", options, roberta, tmp_path / "run", *TEXT, *limits)
+    assert metric in ("", config.task.metrics[0])
+    rows = {"cola": "8,551", "rte": "2,490", "sst2": "6,920"}[task]
+    assert summary.notes[0].startswith(f"{rows} training rows")
+
+
+def image_folder(root, name, count=2):
+    """Images of the first two classes, in folders that are called as in the official archive."""
+    for split in ("train", "test"):
+        for kind in vision_classes(name)[0][:2]:
+            folder = root / split / kind.strip("/").replace("/", "_")
+            folder.mkdir(parents=True)
+            for number in range(count):
+                seed = hash((split, kind, number)) % 2**32
+                pixels = np.random.default_rng(seed).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", VISION)
+def test_image_tasks_from_archives_to_scores(task, clip, tmp_path, monkeypatch):
+    if task in ("eurosat", "resisc45"):  # their splits are cut at numbers that tiny sets lack
+        data = f"folder={image_folder(tmp_path / 'images', task)}"
+    else:
+        official.unpinned(monkeypatch, task)
+        archives = tmp_path / "archives"
+        archives.mkdir()
+        official.IMAGES[task](archives)
+        prepare(task, tmp_path / "sets", archives)
+        data = f"data_dir={tmp_path / 'sets'}"
+    config, summary = trained(
+        "vision", f"task={task},method={METHOD.get(task, 'lora')},{data}", clip, tmp_path / "run",
+        "--task.image-size", "16",
+    )  # fmt: skip
+    assert summary.step == 2 and 0 <= summary.after["accuracy"] <= 1
+    assert summary.built.inject_report.head_parameters == 0
+    head = summary.built.base["head"]["classifier"]["kernel"]
+    assert head.shape[1] == len(config.task.labels)
+    norms = np.linalg.norm(np.asarray(head), axis=0)
+    np.testing.assert_allclose(norms, 1, atol=1e-5)  # of class names, not of chance
+
+
+@pytest.mark.slow
+def test_a_table_is_trained_once_and_goes_on(shared, roberta, tmp_path, capsys):
+    table = PaperTable(ROOT / "configs" / "glue.py", GLUE_SCORES, "accuracy", "glue")
+    arguments = ["--tasks", "rte", "--methods", "lora", "--seeds", "0", "1", "--quiet"]
+    arguments += ["--out", str(tmp_path), "--options", f"folder={shared / 'data' / 'glue'}"]
+    arguments += ["--model.path", str(roberta), "--model.dtype", "float32", *TEXT]
+    arguments += ["--train.steps", "2", "--train.batch-size", "2", "--task.evaluation-limit", "16"]
+    arguments += ["--optimizer.warmup-steps", "0"]
+    assert main(table, arguments) == 0
+    printed = capsys.readouterr().out
+    assert "| lora" in printed and "±" in printed and "(84.47, " in printed
+    assert not list(tmp_path.glob("figure*.png"))  # of one method there is nothing to compare
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/**/*") if path.is_file()}
+    assert main(table, arguments) == 0
+    assert capsys.readouterr().out == printed
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/**/*") if path.is_file()}
+    assert before == after
+
+
+def rows_file(path, rows):
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def test_rows_of_both_splits_are_noted(roberta, tmp_path):
+    folder = tmp_path / "rte"
+    folder.mkdir()
+    rows = [{"sentence1": f"A{i}.", "sentence2": "B.", "label": i % 2} for i in range(6)]
+    rows_file(folder / "train.jsonl.gz", rows[:4])
+    rows_file(folder / "validation.jsonl.gz", rows[2:])
+    options = f"task=rte,method=lora,folder={tmp_path}"
+    config = read_config(
+        f"{ROOT}/configs/glue.py:{options}", ["--model.path", str(roberta), *TEXT], "test"
+    )
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=2))
+    assert load_data(config).notes[-1] == "2 of 4 held-out rows are in the training rows, too"

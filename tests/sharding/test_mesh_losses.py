@@ -1,0 +1,173 @@
+"""Same losses on every mesh of eight devices as on one, family by family, method by method."""
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from goat_jax.adapters.methods import method_spec
+from goat_jax.inject.inject import inject
+from goat_jax.models.decoder.model import Decoder, tiny_decoder_config
+from goat_jax.models.encoder.model import Encoder, tiny_config
+from goat_jax.models.vision.model import VisionModel, tiny_vision_config
+from goat_jax.nn.dense import split_model
+from goat_jax.optim.transforms import Stages
+from goat_jax.sharding.config import MeshConfig
+from goat_jax.sharding.rules import make_placement, place_model
+from goat_jax.testing import CountTraces, assert_close
+from goat_jax.training.losses import CLASSIFICATION, IMAGE_CLASSIFICATION, LANGUAGE
+from goat_jax.training.phase_change import make_switch, starting_constants
+from goat_jax.training.shardings import keep_rows, start_state
+from goat_jax.training.step import make_train_step
+
+ROWS, TOKENS, STEPS = 8, 8, 4
+HEADS = {"num_heads": 8, "num_layers": 2}
+# One that leads into a block's inside and one that leads back.
+TARGETS = r".*(query|q_proj|down_proj|fc2|[0-9]\.output\.dense)"
+SHAPES = [s for s in itertools.product((1, 2, 4, 8), repeat=3) if s[0] * s[1] * s[2] == 8]
+METHODS = {
+    "goat": {"total_rank": 8, "num_experts": 4, "dropout": 0.1},
+    "dora": {"total_rank": 4},
+    "hydralora": {"total_rank": 8, "num_experts": 2},
+}
+SWITCH = {"lora_dash": {"total_rank": 4, "num_directions": 4, "switch_after": 2}}
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def text(rows=ROWS):
+    ids = rng().integers(5, 60, (rows, TOKENS))
+    lengths = rng(1).integers(3, TOKENS + 1, rows)
+    mask = (np.arange(TOKENS)[None] < lengths[:, None]).astype(np.int32)
+    both = {"input_ids": ids.astype(np.int32), "attention_mask": mask}
+    return {**both, "weights": np.ones(rows, np.float32)}
+
+
+def labelled(rows=ROWS):
+    return {"labels": rng(2).integers(0, 2, rows).astype(np.int32)}
+
+
+FAMILIES = {
+    "encoder": (
+        lambda: Encoder(tiny_config(vocab_size=102, **HEADS), rngs=nnx.Rngs(0)),
+        CLASSIFICATION,
+        lambda: text() | labelled() | {"token_type_ids": np.zeros((ROWS, TOKENS), np.int32)},
+        ("classifier",),
+    ),
+    "decoder": (
+        lambda: Decoder(
+            tiny_decoder_config(num_kv_heads=8, head_size=4, num_heads=8), rngs=nnx.Rngs(0)
+        ),
+        LANGUAGE,
+        lambda: text() | {"learnt": np.ones((ROWS, TOKENS), np.int32)},
+        (),
+    ),
+    "vision": (
+        lambda: VisionModel(tiny_vision_config("vit", **HEADS), rngs=nnx.Rngs(0)),
+        IMAGE_CLASSIFICATION,
+        lambda: (
+            {
+                "pixel_values": rng().normal(size=(ROWS, 16, 16, 3)).astype(np.float32),
+                "weights": np.ones(ROWS, np.float32),
+            }
+            | labelled()
+        ),
+        ("classifier",),
+    ),
+}
+
+
+def train(family, method, shape, steps=STEPS):
+    """(losses, the state's place) of some steps on a mesh, or on one device for None."""
+    make, objective, batch_of, heads = FAMILIES[family]
+    model, batch = make(), batch_of()
+    placement = None if shape is None else make_placement(MeshConfig(*shape))
+    if placement is not None:
+        place_model(model, placement)
+    spec = method_spec(method, **(METHODS | SWITCH)[method])
+    inject(model, spec, TARGETS, key=jax.random.key(0), train=heads, placing=placement)
+    keep_rows(model, placement)
+    graph, trainable, base = split_model(model)
+    adam = Stages(optax.identity(), optax.scale_by_adam(), optax.scale_by_learning_rate(1e-3))
+    optimizer = spec.transform(adam, None, steps)
+    constants = starting_constants(model, spec.course)
+    state, base, placed = start_state(
+        model, placement, trainable, base, optimizer, jax.random.key(1), constants
+    )
+    there = batch if placed is None else placed.put_share(batch, ROWS)
+    loss = CountTraces(objective.loss)
+    step = make_train_step(
+        graph,
+        dataclasses.replace(objective, loss=loss),
+        optimizer,
+        aux_weight=spec.aux_weight,
+        shardings=None if placed is None else placed.in_step(),
+    )
+    losses = []
+    lies = None if placed is None else placed.state
+    switch = make_switch(graph, optimizer, spec.course, lies)
+    for number in range(1, steps + 1):
+        state, metrics = step(state, base, there)
+        losses.append(float(metrics["loss"]))
+        if number == spec.course.switch_step():
+            state = switch(state, base)
+    assert loss.count == 1
+    return losses, state, base
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """Losses on one device, computed once."""
+    known = {}
+
+    def get(family, method):
+        if (family, method) not in known:
+            known[family, method] = train(family, method, None)[0]
+        return known[family, method]
+
+    return get
+
+
+QUICK = [("encoder", "goat", (2, 2, 2))]
+
+
+def check(alone, family, method, shape):
+    losses, state, base = train(family, method, shape)
+    assert len(set(losses)) == STEPS
+    assert_close(losses, alone(family, method), 1e-5)
+    assert all(a.sharding.mesh.size == 8 for a in jax.tree.leaves((state.trainable, base)))
+    return state
+
+
+@pytest.mark.parametrize(("family", "method", "shape"), QUICK)
+def test_a_mesh_changes_no_loss(alone, family, method, shape):
+    check(alone, family, method, shape)
+
+
+@pytest.mark.slow
+def test_a_switch_between_two_steps_is_that_of_one_device(alone):
+    state = check(alone, "encoder", "lora_dash", (2, 2, 2))
+    arrays = jax.tree_util.tree_leaves_with_path(state.trainable)
+    learnt = [array for path, array in arrays if path[-1].key == "coefficients"]
+    # They have a gradient, and so a part in the last loss, only if there are directions.
+    assert learnt and all(np.abs(array).min() > 0 for array in learnt)
+
+
+# Every family and every method on every shape, but not every method of every family on each.
+GRID = [
+    (family, list(METHODS)[(i + j) % len(METHODS)], shape)
+    for i, family in enumerate(FAMILIES)
+    for j, shape in enumerate(SHAPES)
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "method", "shape"), GRID, ids=str)
+def test_no_mesh_changes_a_loss(alone, family, method, shape):
+    check(alone, family, method, shape)

@@ -1,0 +1,293 @@
+"""Real processes on this machine: they train as one, survive SIGKILL bit for bit, stop together."""
+
+import dataclasses
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from goat_jax.errors import UserError
+from goat_jax.sharding.config import MeshConfig
+from goat_jax.training.checkpoints.restore import reopen
+from goat_jax.training.distributed.lifeline import AGAIN, Lifeline
+from goat_jax.training.distributed.processes import NoRecords, Processes, Votes, agreed
+from goat_jax.training.logging.metrics_log import read_records
+from goat_jax.training.trainer import fit
+
+STEPS = 24
+TARGETS = r"bert\.encoder\..*query"  # few, so that the step compiles soon
+
+
+def free_port() -> int:
+    with socket.socket() as it:
+        it.bind(("127.0.0.1", 0))
+        return it.getsockname()[1]
+
+
+@pytest.fixture
+def start(tiny):
+    """Starts all processes of a run, each with two devices; ends those that a test leaves."""
+    started = []
+
+    def start(out, count, *mesh, steps=STEPS):
+        flags = re.sub(r"device_count=\d+", "device_count=2", os.environ["XLA_FLAGS"])
+        command = [sys.executable, "-m", "goat_jax.cli.main", "train", "--quiet", "--out", str(out)]
+        command += ["--config", f"{tiny / 'config.py'}:steps={steps}", *mesh]
+        command += ["--adapter.targets", TARGETS]
+        command += ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(count)]
+        own = [
+            subprocess.Popen(
+                [*command, "--process", str(index)],
+                env=dict(os.environ, XLA_FLAGS=flags),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for index in range(count)
+        ]
+        started.extend(own)
+        return own
+
+    yield start
+    for process in started:
+        process.kill()  # nothing, if it has ended
+        process.wait()
+        process.stdout.close()
+
+
+def finish(processes, code=0):
+    texts = [process.communicate(timeout=400)[0] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert codes == [code] * len(processes), "\n".join(text[-2000:] for text in texts)
+    return texts
+
+
+def last_step(out):
+    path = out / "metrics.jsonl"
+    found = re.findall(r'"step": (\d+)', path.read_text()) if path.is_file() else []
+    return max(map(int, found), default=0)
+
+
+def wait_for(out, step, processes):
+    end = time.monotonic() + 400
+    while last_step(out) < step and all(process.poll() is None for process in processes):
+        assert time.monotonic() < end, "the processes do not come to the step"
+        time.sleep(0.002)
+
+
+def kill(processes):
+    """One process dies; the launcher ends the others."""
+    processes[-1].send_signal(signal.SIGKILL)
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def losses(out):
+    return [(r["step"], r["loss"]) for r in read_records(out, "train")]
+
+
+def same_state(one, other):
+    states = [reopen(folder, STEPS).state for folder in (one, other)]
+    for a, b in zip(*map(jax.tree.leaves, (s.trainable for s in states)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "mesh"),
+    [
+        (2, ("--mesh.data", "2", "--mesh.fsdp", "2")),
+        (4, ("--mesh.fsdp", "4", "--mesh.tensor", "2")),
+    ],
+)
+def test_a_killed_process_changes_no_bit(start, tmp_path, count, mesh):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finish(start(whole, count, *mesh))
+    first = start(broken, count, *mesh)
+    wait_for(broken, 12, first)
+    kill(first)
+    assert 12 <= last_step(broken) < STEPS
+    fewer = shutil.copytree(broken, tmp_path / "fewer")
+    texts = finish(start(broken, count, *mesh))
+    assert "finished at step" in texts[0] and "finished" not in texts[-1]
+    assert losses(whole) == losses(broken) and len(losses(whole)) == STEPS // 2
+    same_state(whole, broken)
+    # Half the processes on another mesh go on, too; only the order of sums differs.
+    finish(start(fewer, count // 2, "--mesh.data", str(count // 2), "--mesh.fsdp", "2"))
+    steps, values = zip(*losses(fewer), strict=True)
+    assert steps == tuple(step for step, _ in losses(whole))
+    np.testing.assert_allclose(values, [loss for _, loss in losses(whole)], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_processes_share_a_store_of_decompositions(start, tmp_path):
+    store = tmp_path / "svd"
+
+    def train(name, folder):
+        finish(start(tmp_path / name, 2, "--mesh.fsdp", "4", "--svd.folder", folder, steps=6))
+        return losses(tmp_path / name)
+
+    first = train("first", str(store))
+    files = {path: path.stat().st_mtime_ns for path in store.iterdir()}
+    assert len(files) == 2  # the query kernels of two layers
+    assert train("again", str(store)) == first
+    assert {path: path.stat().st_mtime_ns for path in store.iterdir()} == files
+    np.testing.assert_allclose(train("without", "none"), first, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_stops_all_and_another_mesh_goes_on(start, config, tmp_path):
+    out = tmp_path / "run"
+    processes = start(out, 2, "--mesh.fsdp", "4", steps=3000)
+    wait_for(out, 6, processes)
+    processes[-1].send_signal(signal.SIGTERM)
+    texts = finish(processes, code=143)
+    stopped = int(re.search(r"saved step (\d+)", texts[0])[1])
+    assert 6 <= stopped < 3000
+    opened = reopen(out, None)  # one process, one device
+    assert opened.step <= stopped
+    train = dataclasses.replace(config.train, steps=3000)
+    again = dataclasses.replace(config, out=str(out), mesh=MeshConfig(2, 2, 2), train=train)
+    again = dataclasses.replace(again, adapter=dataclasses.replace(again.adapter, targets=TARGETS))
+    # One process, eight devices; told to stop as soon as it runs.
+    from goat_jax.training import trainer as module
+
+    module_signals = module.Signals
+
+    class Told(module_signals):
+        def __enter__(self):
+            super().__enter__()
+            self.caught = "SIGTERM"
+            return self
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "Signals", Told)
+        summary = fit(again, progress=False)
+    assert summary.step == stopped + 1
+
+
+@pytest.mark.slow
+def test_a_mesh_runs_through_the_loop(config, tmp_path, finished):
+    summary = fit(
+        dataclasses.replace(config, out=str(tmp_path / "run"), mesh=MeshConfig(2, 2, 2)),
+        progress=False,
+    )
+    alone = finished[1]
+    assert summary.after["loss"] == pytest.approx(alone.after["loss"], rel=1e-3)
+    assert summary.after["accuracy"] == alone.after["accuracy"]
+
+
+AS_ONE = """
+import sys, threading
+from goat_jax.cli.entry import in_one_line
+from goat_jax.errors import UserError
+from goat_jax.training.distributed.processes import Processes, agreed, as_one
+
+what, address, count, index = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+
+def action():
+    if what == "error" and index == 1:
+        raise UserError("a wrong word")
+    if what != "idle":
+        agreed(True)
+    print("ready", flush=True)
+    while what == "collective":
+        agreed(True)
+    if what in ("idle", "error"):
+        threading.Event().wait()
+    return 0
+
+sys.exit(as_one(Processes(address, count, index), lambda: in_one_line("goat-jax", action)))
+"""
+"""A process of several, without a model: it waits, is in collectives, fails or ends well."""
+
+
+def run_as_one(what, count, victim):
+    """Codes and error lines of the processes; one of them is killed when all are ready."""
+    address = f"127.0.0.1:{free_port()}"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", AS_ONE, what, address, str(count), str(i)], **pipes)
+        for i in range(count)
+    ]
+    try:
+        if victim is not None:
+            for process in processes:
+                while "ready" not in process.stdout.readline():
+                    assert process.poll() is None
+            processes[victim].kill()
+        errors = [process.communicate(timeout=400)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return [process.returncode for process in processes], errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "count", "victim"), [("idle", 2, 0), ("collective", 3, 2)])
+def test_when_one_is_killed_the_others_end_with_one_line(what, count, victim):
+    """Whether they wait outside of jax, as while they compile, or in a collective."""
+    codes, errors = run_as_one(what, count, victim)
+    assert codes.pop(victim) == -signal.SIGKILL and errors.pop(victim) == ""
+    assert codes == [75] * (count - 1)
+    line = f"goat-jax: error: process {victim} was killed or crashed: {AGAIN}\n"
+    if victim == 0:  # XLA's own thread may log first that the coordinator is gone
+        errors = ["".join(re.findall(r"^goat-jax:.*\n|^Traceback", e, re.M)) for e in errors]
+    assert errors == [line] * (count - 1)
+
+
+@pytest.mark.slow
+def test_when_one_fails_the_others_end_with_its_code():
+    codes, errors = run_as_one("error", 2, None)
+    assert codes == [2, 2]
+    assert errors[1] == "goat-jax: error: a wrong word\n"
+    assert errors[0] == "goat-jax: error: process 1 has failed: see its message\n"
+
+
+@pytest.mark.slow
+def test_processes_that_end_well_end_in_silence():
+    assert run_as_one("done", 2, None) == ([0, 0], ["", ""])
+
+
+def test_a_stranger_at_the_port_means_nothing(monkeypatch):
+    monkeypatch.setattr(os, "_exit", lambda code: pytest.fail(f"ended with {code}"))
+    lifeline = Lifeline(0)
+    port = int(lifeline.listen().split()[0])
+    for said in (b"", b"GET / HTTP/1.1\r\n\r\n", bytes(36)):
+        with socket.create_connection(("127.0.0.1", port), 60) as peer:
+            peer.sendall(said)
+            peer.shutdown(socket.SHUT_WR)
+            assert peer.recv(1) == b""  # closed on the other side, too
+    assert not lifeline._peers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("host", 2, 0), "'host' is not HOST:PORT"),
+        (("host:1",), "needs the number of processes"),
+        (("host:1", 2, 2), "the index counts from 0"),
+        (("auto", 2), "leave them out"),
+    ],
+)
+def test_bad_places_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        Processes(*arguments)
+
+
+def test_one_process_decides_alone(tmp_path):
+    assert agreed(True) and not agreed(False)
+    assert Votes().cast(True) and not Votes().cast(False)
+    with NoRecords(tmp_path) as records:
+        records.write("train", 1, loss=1.0)
+    assert not list(tmp_path.iterdir())

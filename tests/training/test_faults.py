@@ -1,0 +1,107 @@
+"""A disk that fills during a checkpoint and a clock that jumps change none of a run's numbers."""
+
+import ast
+import dataclasses
+import itertools
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import goat_jax
+from goat_jax.config.train import TrainConfig
+from goat_jax.errors import UserError
+from goat_jax.training.checkpoints.checkpoint import Checkpoints
+from goat_jax.training.checkpoints.restore import reopen
+from goat_jax.training.logging.metrics_log import read_records
+from goat_jax.training.trainer import fit
+
+
+def same_trained(one, other, step):
+    states = [reopen(folder, step).state.trainable for folder in (one, other)]
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+ON_A_DISK = """
+import dataclasses, resource, sys
+from goat_jax.config.run import load_config
+from goat_jax.training.checkpoints.checkpoint import Checkpoints
+from goat_jax.training.trainer import fit
+
+source, out, full = sys.argv[1], sys.argv[2], set(map(int, sys.argv[3].split(",")))
+save, free = Checkpoints.save, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+def on_a_full_disk(checkpoints, state, *rest):
+    # More than the records have by then, less than a checkpoint's largest file.
+    limit = (30_000, free[1]) if int(state.step) in full else free
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    save(checkpoints, state, *rest)
+
+Checkpoints.save = on_a_full_disk
+config = load_config(source)
+train = dataclasses.replace(config.train, save_errors="continue")
+fit(dataclasses.replace(config, out=out, train=train), progress=False)
+"""
+"""A run that goes on; a limit on file sizes stands for the disk, and no checkpoint of the steps
+named can be written. In a process of its own: Orbax leaves threads that failed."""
+
+
+def run_on_disk(source, out, full):
+    command = [sys.executable, "-c", ON_A_DISK, source, str(out), full]
+    return subprocess.run(command, capture_output=True, text=True, timeout=400)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_where_a_checkpoint_could_not_be_written(tiny, config, tmp_path):
+    done = run_on_disk(str(tiny / "config.py"), tmp_path / "run", "10,15")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "the run goes on, but a checkpoint could not be written" in done.stderr
+    assert "the checkpoint of step 5 is kept" in done.stderr
+    kept = Checkpoints(tmp_path / "run", "accuracy", read_only=True)
+    assert 10 not in kept.all_steps() and kept.latest_step() == config.train.steps
+    kept.close()
+
+
+@pytest.mark.slow
+def test_no_run_ends_well_without_its_last_checkpoint(tiny, tmp_path):
+    done = run_on_disk(f"{tiny / 'config.py'}:steps=12", tmp_path / "run", "12")
+    assert done.returncode == 1
+    assert not (tmp_path / "run" / "checkpoints" / "12").exists()
+
+
+def test_other_answers_to_errors_are_refused():
+    with pytest.raises(UserError, match="save_errors 'wait' is neither stop nor continue"):
+        TrainConfig(save_errors="wait")
+
+
+def test_a_clock_that_jumps_changes_nothing(config, tmp_path, finished, monkeypatch):
+    # Within Orbax's own timeouts, which it takes from this clock.
+    jumps, now = itertools.cycle([0.0, 100.0, -100.0]), time.time
+    monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
+    out = tmp_path / "run"
+    summary = fit(dataclasses.replace(config, out=str(out)), progress=False)
+    assert summary.after == finished[1].after
+    same_trained(out, finished[1].folder, config.train.steps)
+    for record in read_records(out, "train"):
+        rates = [value for name, value in record.items() if "second" in name]
+        assert rates and all(0 <= value < 1e7 for value in rates), record
+
+
+def test_only_stamps_come_from_the_wall_clock():
+    """Durations are differences of clocks that never jump."""
+    root = Path(goat_jax.__file__).parent
+    used = set()
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+            if name in ("time.time", "time.time_ns", "datetime.now", "datetime.datetime.now"):
+                used.add(path.relative_to(root).as_posix())
+    assert used == {
+        "evaluation/llm_judge.py",
+        "training/logging/writers.py",
+    }  # stamps of FastChat and TensorBoard

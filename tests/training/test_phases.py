@@ -1,0 +1,160 @@
+"""Methods whose training is more than steps: AdaLoRA prunes, LoRA-Dash switches, LoRA-GA looks
+at the gradient first. All through `fit`."""
+
+import dataclasses
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from goat_jax.adapters.context import Context
+from goat_jax.config.run import AdapterConfig
+from goat_jax.errors import UserError
+from goat_jax.inject.inject import inject
+from goat_jax.models.load import load_model
+from goat_jax.nn.dense import merge_model, split_model
+from goat_jax.nn.named_modules import find_sites
+from goat_jax.optim.rank_budget import adapters_with_core
+from goat_jax.testing import assert_close
+from goat_jax.training import trainer as fit_module
+from goat_jax.training.checkpoints.restore import reopen
+from goat_jax.training.init_gradients import kernel_gradients
+from goat_jax.training.losses import CLASSIFICATION
+from goat_jax.training.setup import build, load_data, model_options
+from goat_jax.training.trainer import fit
+
+
+def with_method(config, method, out, steps=14, **options):
+    adapter = dataclasses.replace(config.adapter, method=method, dropout=None, options=options)
+    train = dataclasses.replace(config.train, steps=steps)
+    return dataclasses.replace(config, adapter=adapter, train=train, out=str(out))
+
+
+def test_adalora_ends_with_its_target_of_triplets(config, tmp_path):
+    run = with_method(config, "adalora", tmp_path / "run", warmup=2, cooldown=4, target_rank=3)
+    summary = fit(run, progress=False)
+    assert summary.before and summary.after["loss"] < summary.before["loss"]
+    state = reopen(summary.folder, 14).state
+    cores = [own["core"] for own in adapters_with_core(state.trainable).values()]
+    layers = sum(core[..., 0].size for core in cores)
+    assert sum(int((core != 0).sum()) for core in cores) == 3 * layers
+    assert len({int((core != 0).sum()) for core in cores}) > 1, "some layers keep more than others"
+
+
+def pretrained(config):
+    """The model as `build` loads it."""
+    key = jax.random.split(jax.random.key(config.train.seed), 3)[0]
+    return load_model(config.model.path, key=key, **model_options(config)).model
+
+
+def coefficients(state):
+    leaves = jax.tree_util.tree_leaves_with_path(state.trainable["adapter"])
+    return [np.asarray(leaf) for path, leaf in leaves if path[-1].key == "coefficients"]
+
+
+def test_lora_dash_finds_directions_and_trains_them(config, tmp_path):
+    summary = fit(
+        with_method(config, "lora_dash", tmp_path / "run", switch_after=5), progress=False
+    )
+    before, after = (reopen(summary.folder, step).state for step in (10, 14))
+    assert all(np.abs(values).min() > 0 for values in coefficients(after))
+    chex.assert_trees_all_equal(before.constants, after.constants)
+    vectors = [leaf for leaf in jax.tree.leaves(after.constants) if leaf.shape[-1] == 8]
+    for u in vectors:
+        gram = np.einsum("...IK,...IL->...KL", u, u)
+        assert_close(gram, np.broadcast_to(np.eye(8, dtype=np.float32), gram.shape), 1e-5)
+
+
+@pytest.mark.slow
+def test_a_switched_run_continues_after_a_fault_with_the_same_bits(config, tmp_path, monkeypatch):
+    whole = with_method(config, "lora_dash", tmp_path / "whole", switch_after=5)
+    torn = dataclasses.replace(whole, out=str(tmp_path / "torn"))
+    fit(whole, progress=False)
+    take = fit_module._Loop.take_step
+
+    def fails_at_12(loop):
+        if loop.step == 12:
+            raise RuntimeError("power cut")
+        take(loop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module._Loop, "take_step", fails_at_12)
+        with pytest.raises(RuntimeError, match="power cut"):
+            fit(torn, progress=False)
+    fit(torn, progress=False)
+    one, other = (reopen(tmp_path / name, 14).state for name in ("whole", "torn"))
+    chex.assert_trees_all_equal(jax.random.key_data(one.key), jax.random.key_data(other.key))
+    for part in ("trainable", "opt_state", "constants"):
+        chex.assert_trees_all_equal(getattr(one, part), getattr(other, part))
+
+
+def test_a_switch_that_would_never_come_is_refused(config, tmp_path):
+    with pytest.raises(UserError, match=r"changes after step 100, and the run has 14.*1\.\.13"):
+        build(with_method(config, "lora_dash", tmp_path / "run"))
+
+
+def test_lora_ga_starts_from_the_gradient_of_the_first_batches(config, tmp_path):
+    run = with_method(config, "lora_ga", tmp_path / "run", gradient_batches=2)
+    built = build(run)
+    model = merge_model(built.graph, built.state.trainable, built.base)
+    plain = pretrained(run)
+    data = load_data(run).train
+    batches = [next(data) for _ in range(2)]
+    site = next(s for s in find_sites(model) if s.pattern.endswith("attention.self.query"))
+    layer, adapter = 1, site.module.adapter
+    own = next(s for s in find_sites(plain) if s.path == site.path).module
+
+    # The gradient by another way: of an adapter that is the whole kernel.
+    loaded = pretrained(run)
+    full = AdapterConfig("full").spec()
+    inject(loaded, full, run.adapter.targets, key=jax.random.key(0))
+    graph, trainable, base = split_model(loaded)
+    grads = [loss_gradient(graph, trainable, base, batch) for batch in batches]
+    g = np.mean(
+        [at(each["adapter"], site.path)["adapter"]["kernels"][layer, 0] for each in grads], 0
+    )
+
+    u, _, vt = np.linalg.svd(g)
+    a, b, rank = adapter.a[...][layer, 0], adapter.b[...][layer, 0], adapter.a.shape[-1]
+    size = own.kernel.shape[-1] ** 0.25 / 4
+    assert_close(a @ a.T, size**2 * u[:, :rank] @ u[:, :rank].T, 1e-3)
+    assert_close(b.T @ b, size**2 * vt[rank : 2 * rank].T @ vt[rank : 2 * rank], 1e-3)
+    scale = float(adapter.scale[...][layer, 0])
+    assert_close(site.module.kernel[...][layer] + scale * a @ b, own.kernel[...][layer], 1e-5)
+
+
+def at(tree, path):
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def loss_gradient(graph, trainable, base, batch):
+    def loss_of(trainable):
+        ctx = Context.of_batch(batch, None, batch["attention_mask"])
+        loss, _, _ = CLASSIFICATION.loss(merge_model(graph, trainable, base), batch, ctx)
+        return loss / CLASSIFICATION.count(batch)
+
+    return jax.jit(jax.grad(loss_of))(trainable)
+
+
+def test_gradients_are_averaged_batch_by_batch(config):
+    model = pretrained(config)
+    data = load_data(config).train
+    batches = [next(data) for _ in range(2)]
+    targets = r".*query"
+    both = kernel_gradients(model, CLASSIFICATION, batches, targets)
+    each = [kernel_gradients(model, CLASSIFICATION, [batch], targets) for batch in batches]
+    assert all(name.endswith("query") for name in both)
+    for name, value in both.items():
+        assert_close(value, (each[0][name] + each[1][name]) / 2, 1e-6)
+
+
+def test_lora_ga_trains_and_is_opened_again(config, tmp_path):
+    # Its factors start large, so that a rate at which others learn throws it off.
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=1e-3)
+    run = with_method(config, "lora_ga", tmp_path / "run", steps=10)
+    summary = fit(dataclasses.replace(run, optimizer=optimizer), progress=False)
+    assert summary.before and summary.after["loss"] < summary.before["loss"]
+    assert reopen(summary.folder, 10).step == 10

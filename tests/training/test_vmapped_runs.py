@@ -1,0 +1,139 @@
+"""Runs trained at once under vmap are the runs they would be alone."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from goat_jax.cli.compare import entry_config, read_entries, with_parameters_of
+from goat_jax.cli.main import main
+from goat_jax.errors import RunFailed
+from goat_jax.training import vmapped_runs as together
+from goat_jax.training.abstract_run import abstract_run
+from goat_jax.training.logging.metrics_log import read_records
+from goat_jax.training.trainer import fit
+from goat_jax.training.vmapped_runs import Member, shared_step, train_together, with_member
+
+DIVERGING = Member(0, 1e30)
+MEMBERS = [Member(0, 1e-2), Member(1, 1e-2), Member(1, 2e-3)]
+
+
+@pytest.fixture(scope="module")
+def short(config):
+    """Eight steps, without dropout (whose masks differ under vmap)."""
+    adapter = dataclasses.replace(config.adapter, dropout=0.0)
+    train = dataclasses.replace(config.train, steps=8, log_every=1, eval_every=8)
+    return dataclasses.replace(config, adapter=adapter, train=train)
+
+
+def with_options(config, **options):
+    return dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, **options))
+
+
+def alone(config, folder):
+    """Losses and scores of a run of its own."""
+    summary = fit(dataclasses.replace(config, out=str(folder)), progress=False)
+    records = [r for r in read_records(summary.folder) if r["kind"] == "train"]
+    return [record["task_loss"] for record in records], summary.before, summary.after
+
+
+def assert_same(outcome, expected):
+    losses, before, after = expected
+    np.testing.assert_allclose(outcome.losses, losses, rtol=2e-4)
+    for name in ("loss", "accuracy"):
+        np.testing.assert_allclose(outcome.before[name], before[name], rtol=2e-4)
+        np.testing.assert_allclose(outcome.after[name], after[name], rtol=2e-4)
+
+
+def test_members_are_the_runs_they_would_be_alone(short, tmp_path):
+    runs = [with_member(with_options(short, method="lora_plus"), m) for m in (*MEMBERS, DIVERGING)]
+    *together, diverged = list(train_together(runs, at_once=4))
+    for place in (0, 2):
+        assert_same(together[place], alone(runs[place], tmp_path / str(place)))
+    assert len({outcome.losses for outcome in together}) == 3
+    assert len({outcome.trained_parameters for outcome in together}) == 1
+    assert [outcome.member for outcome in together] == MEMBERS
+    assert [outcome.diverged for outcome in together] == [None] * 3
+    with pytest.raises(RunFailed, match=f"step {diverged.diverged}: the loss is"):
+        alone(runs[-1], tmp_path / "diverged")
+    assert len(diverged.losses) == diverged.diverged - 1 and diverged.after == {}
+    assert np.isfinite([*diverged.losses, *diverged.before.values()]).all()
+
+
+ALONE = {"num_experts": 1, "top_k": 1}
+STARTS = {
+    "numbers": ({"rho": 2.0}, {"eta": 0.5, "aux_weight": 0.5}, {"choice": "random"}),
+    "optimizer": tuple(
+        {**ALONE, "method": "lora_pro", "alpha": alpha, "forward_scale": 2.0}
+        for alpha in (8.0, 2.0)
+    ),
+    "methods": tuple({**ALONE, "method": name} for name in ("lora", "pissa")),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("starts", STARTS.values(), ids=STARTS)
+def test_runs_that_start_differently_share_a_step(short, tmp_path, monkeypatch, starts):
+    sizes = []
+    train = together._Group.train
+    monkeypatch.setattr(
+        together._Group, "train", lambda self: sizes.append(len(self.configs)) or train(self)
+    )
+    gentle = with_member(short, Member(0, 2e-3))  # LoRA-Pro solves with b near 0: rounding grows
+    runs = [with_options(gentle, **options) for options in starts]
+    found = list(train_together(runs, at_once=len(runs)))
+    assert sizes == [len(runs)]
+    assert len({outcome.losses for outcome in found}) == len(runs)
+    for place in (0, len(runs) - 1):
+        assert_same(found[place], alone(runs[place], tmp_path / str(place)))
+
+
+def test_runs_that_step_differently_do_not(short):
+    same = [
+        {"rho": 3.0},
+        {"alpha": 1.0},
+        {"aux_weight": 0.0},
+        {"choice": "random"},
+    ]
+    other = [{"top_k": 1}, {"dropout": 0.1}, {"total_rank": 16}, {"method": "hydralora"}]
+    assert all(shared_step(with_options(short, **each)) == shared_step(short) for each in same)
+    assert all(shared_step(with_options(short, **each)) != shared_step(short) for each in other)
+    longer = dataclasses.replace(short, train=dataclasses.replace(short.train, steps=9))
+    assert shared_step(longer) != shared_step(short)
+
+
+@pytest.mark.slow
+def test_compare_writes_a_table_and_a_figure_and_does_not_train_twice(tiny, tmp_path, capsys):
+    arguments = ["compare", "--config", f"{tiny / 'config.py'}:steps=4", "--seeds", "0", "1"]
+    arguments += ["--at-once", "2", "--out", str(tmp_path / "out"), "--methods", "goat,lora"]
+    assert main(arguments) == 0
+    table = (tmp_path / "out" / "comparison.md").read_text()
+    assert table in capsys.readouterr().out + "\n"
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["goat", "lora"]
+    assert table.count("±") == 2 * 2  # accuracy and loss of two methods
+    assert (tmp_path / "out" / "comparison.png").stat().st_size > 10_000
+    path = tmp_path / "out" / "goat.json"
+    saved = json.loads(path.read_text())
+    saved["runs"] = saved["runs"][:1]
+    saved["runs"][0]["after"]["loss"] = 123.0  # to be seen again, since it is not trained again
+    path.write_text(json.dumps(saved))
+    assert main(arguments) == 0
+    found = [run["after"]["loss"] for run in json.loads(path.read_text())["runs"]]
+    assert found[0] == 123.0 and found[1] < 2.0
+    assert main([*arguments[:2], f"{tiny / 'config.py'}:steps=5", *arguments[3:]]) == 2
+    assert "holds runs of another config (train.steps)" in capsys.readouterr().err
+
+
+def test_equal_parameters(tiny):
+    source = str(tiny / "config.py")
+    goat, lora, full = (
+        entry_config(source, entry) for entry in read_entries(["goat", "lora", "full:dropout=0"])
+    )
+    like = with_parameters_of(lora, goat)
+    target, plain, equal = (
+        abstract_run(each).inject_report.adapter_parameters for each in (goat, lora, like)
+    )
+    of_one_rank = plain / 8
+    assert abs(equal - target) <= of_one_rank / 2 < abs(plain - target)
+    assert with_parameters_of(full, goat) == full

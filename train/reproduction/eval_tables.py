@@ -1,0 +1,186 @@
+"""Methods x seeds of one table of exams: what ``train/commonsense.py`` and its like run."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+
+from goat_jax.analysis.result_files import Key, keep_scores, kept_scores
+from goat_jax.analysis.run_results import check_all_different
+from goat_jax.cli.arguments.config import read_config, with_adapter
+from goat_jax.cli.arguments.evaluation import add_options, options_of
+from goat_jax.cli.entry import Parser, in_one_line
+from goat_jax.cli.train import draw
+from goat_jax.config.run import RunConfig
+from goat_jax.data.tasks.evaluation import CODE, ExamTask, named_by_set
+from goat_jax.errors import RunFailed, UserError
+from goat_jax.evaluation.code import check_programs
+from goat_jax.evaluation.evaluate_lm import check_needs, examine, write_records
+from goat_jax.evaluation.model import open_subject
+from goat_jax.evaluation.types import CUT_ANSWERS, ExamOptions
+from goat_jax.training.trainer import fit
+from reproduction.labels import Label, add_arguments, options_by_part, read_label
+from reproduction.tables import Cell, Scores, all_configs, conclude, in_words, render
+
+
+@dataclasses.dataclass(frozen=True)
+class ExamRun:
+    """One training run of a method, which fills one or several columns.
+
+    Attributes:
+        config: the config file, whose options have method and seed.
+        columns: column of the table -> the score that it shows.
+        factor: of the scores: 100 for shares.
+    """
+
+    config: Path
+    columns: Mapping[str, str]
+    factor: float = 100.0
+
+    def source(self, label: Label, seed: int, options: str = "") -> str:
+        """The config file with the options of one run."""
+        own = f"{self.config}:{label.options},seed={seed}"
+        return f"{own},{options}" if options else own
+
+
+@dataclasses.dataclass(frozen=True)
+class ExamSweep:
+    """One table.
+
+    Attributes:
+        runs: name of a run -> what it is.
+        paper: method -> column -> score.
+        name: of the program and of the folder of runs.
+    """
+
+    runs: Mapping[str, ExamRun]
+    paper: Scores
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Exam:
+    """One run of a table of exams.
+
+    Attributes:
+        run: a key of the table's runs.
+        method: its row, as `labels.read_label` reads it.
+        seed: the run's.
+    """
+
+    run: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return f"{self.run}-{read_label(self.method).name}-seed{self.seed}"
+
+
+def main(sweep: ExamSweep, arguments: Sequence[str] | None = None) -> int:
+    """Runs what is not done, then prints the table; 0, 1 if a run failed, 2 for bad input, 143 if
+    it was stopped."""
+    return in_one_line(sweep.name, lambda: _main(sweep, arguments))
+
+
+def _main(sweep: ExamSweep, arguments: Sequence[str] | None) -> int:
+    given, overrides = _parser(sweep).parse_known_args(arguments)
+    check_all_different("--seeds", given.seeds, at_least=0, whole=True)
+    options, of_run = options_of(given), options_by_part(given.options, list(sweep.runs))
+    methods = list(dict.fromkeys(read_label(text).text for text in given.methods))
+    runs = list(dict.fromkeys(given.runs))
+    exams = [Exam(run, method, seed) for seed in given.seeds for run in runs for method in methods]
+
+    def checked(exam: Exam) -> RunConfig:
+        label = read_label(exam.method)
+        source = sweep.runs[exam.run].source(label, exam.seed, of_run[exam.run])
+        config = config_of(source, overrides, label, sweep.name)
+        check_exam(config, options)
+        return dataclasses.replace(config, out=str(given.out / exam.name))
+
+    configs, problems = all_configs(exams, checked)
+    found: dict[Cell, float] = {}
+    for exam, config in configs.items():
+        try:
+            scores = run_one(config, options, not given.quiet)
+        except (UserError, RunFailed) as error:
+            problems.setdefault(str(error), []).append(exam.name)
+            continue
+        if scores is None:
+            print(f"stopped in {exam.name}; the same command continues", file=sys.stderr)
+            return 143
+        run = sweep.runs[exam.run]
+        for column, score in run.columns.items():
+            if score in scores:  # a grade that no judge gave is not there
+                found[Cell(column, exam.method, exam.seed)] = run.factor * scores[score]
+    columns = [column for name in runs for column in sweep.runs[name].columns]
+    table = render(sweep.paper, found, columns, methods)
+    conclude(given.out, table, in_words("not done", problems))
+    return 1 if problems else 0
+
+
+def _parser(sweep: ExamSweep) -> Parser:
+    parser = Parser(
+        prog=sweep.name,
+        description="Trains and examines every method; what is done is not done again. Fields of "
+        "the runs can be overridden: --model.path FOLDER, --train.steps 100, ...",
+    )
+    parser.add_argument("--runs", nargs="+", default=list(sweep.runs), choices=list(sweep.runs))
+    add_arguments(parser, sweep.paper, sweep.name)
+    add_options(parser)
+    return parser
+
+
+def config_of(source: str, overrides: Sequence[str], label: Label, prog: str) -> RunConfig:
+    """The config of one run, with the adapter's options of its label."""
+    return with_adapter(read_config(source, overrides, prog), label.adapter)
+
+
+def check_exam(config: RunConfig, options: ExamOptions) -> None:
+    """Finds an exam that cannot be held, before anything is trained for it.
+
+    Raises:
+        UserError: the task has none, or the options do not allow it.
+    """
+    task = config.task
+    if not isinstance(task, ExamTask):
+        raise UserError(f"task {task.name} has no exam")
+    if task.way == CODE:
+        check_programs(task, options)
+
+
+def run_one(config: RunConfig, options: ExamOptions, progress: bool) -> dict[str, float] | None:
+    """The scores of one run, trained and examined now if it is not done; None if it was stopped.
+
+    Raises:
+        UserError, RunFailed: as `fit` and `examine`; a result of other settings.
+    """
+    folder, key, task = Path(config.out), Key.of(config, options), config.task
+    assert isinstance(task, ExamTask)
+    kept, changed = kept_scores(folder, key)
+    if kept is not None:
+        return kept
+    if changed:
+        print(f"{folder.name}: {', '.join(changed[:3])} changed: examined again", file=sys.stderr)
+    check_needs(task, task.way, options)
+    summary = fit(config, progress=progress)
+    if summary.stopped.startswith("SIG"):
+        return None
+    draw(folder)
+    subject, where = open_subject(str(folder), summary.step), folder / "evaluation"
+    found = examine(subject, task, task.way, options, folder=where)
+    write_records(where, task.name, task.way, found)
+    if found.problem:
+        raise RunFailed(found.problem)
+    if CUT_ANSWERS in found.scores:
+        said = f"{found.scores[CUT_ANSWERS]:.1%} of the answers were cut at --max-new-tokens"
+        print(f"{folder.name}: {said}", file=sys.stderr)
+    scores = named_by_set(found.scores, task.questions)
+    keep_scores(folder, key, scores, notes=summary.notes)
+    jax.clear_caches()  # the next run has a model of its own
+    return scores

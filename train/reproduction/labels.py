@@ -1,0 +1,141 @@
+"""What the table programs are asked for: methods with their options, and options for the parts."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from goat_jax.adapters.methods import method_spec
+from goat_jax.config.run import parse_options
+from goat_jax.errors import UserError, nearest
+
+LONGEST = 100
+"""Characters of a label in a folder's name; a longer one is cut and numbered by its hash."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """A method as it is typed: ``METHOD[@RANK][:OPTION=VALUE,...]``.
+
+    Attributes:
+        text: as typed; the row's name in the table.
+        method: a row of METHODS.
+        rank: the total rank, if it is not the table's.
+        adapter: fields and options of the adapter, over the config file's.
+    """
+
+    text: str
+    method: str
+    rank: int | None
+    adapter: Mapping[str, Any]
+
+    @property
+    def options(self) -> str:
+        """The config file's options.
+
+        >>> read_label("goat@16:rho=5").options
+        'method=goat,rank=16'
+        """
+        return f"method={self.method}" + (f",rank={self.rank}" if self.rank else "")
+
+    @property
+    def name(self) -> str:
+        """The label as a part of a folder's name.
+
+        >>> read_label("goat@16:rho=5").name
+        'goat-rank16-rho-5'
+        """
+        name = re.sub(r"[^\w.+-]", "-", self.text.replace("@", "-rank"))
+        if len(name) <= LONGEST:
+            return name
+        return f"{name[:LONGEST]}-{hashlib.sha256(self.text.encode()).hexdigest()[:8]}"
+
+
+def read_label(text: str) -> Label:
+    """Reads a method and its options.
+
+    Raises:
+        UserError: an unknown method, a rank that is no whole number, an option without a value.
+
+    >>> read_label("goat@16:rho=5").adapter
+    {'rho': 5}
+    """
+    head, _, rest = text.partition(":")
+    method, at, rank = head.partition("@")
+    method_spec(method)
+    if at and not re.fullmatch(r"[1-9][0-9]{0,6}", rank):
+        raise UserError(f"{text}: rank {rank!r} is not a whole number above 0 (METHOD@RANK)")
+    return Label(text, method, int(rank) if at else None, parse_options(rest))
+
+
+def options_by_part(given: Iterable[str], parts: Sequence[str]) -> dict[str, str]:
+    """Options of the config file for every part of a table.
+
+    Args:
+        given: each ``OPTION=VALUE,...`` for all parts or ``PART:OPTION=VALUE,...`` for one.
+        parts: the table's.
+
+    Raises:
+        UserError: a part that is none of the table's.
+
+    >>> given = ["math:folder=a", "code:folder=b", "batch=8"]
+    >>> options_by_part(given, ["math", "code", "chat"])
+    {'math': 'batch=8,folder=a', 'code': 'batch=8,folder=b', 'chat': 'batch=8'}
+    """
+    shared, own = [], {part: [] for part in parts}
+    for text in filter(None, given):
+        part, colon, options = text.partition(":")
+        if not colon or "=" in part:
+            shared.append(text)
+        elif part in own:
+            own[part].append(options)
+        else:
+            raise UserError(
+                f"--options {text}: the table has no part {part!r}{nearest(part, parts)}; "
+                f"its parts are: {', '.join(parts)}"
+            )
+    return {part: _merged(",".join(shared), ",".join(own[part])) for part in parts}
+
+
+def _merged(shared: str, own: str) -> str:
+    """Options in one text; a part's own replace those that all parts share.
+
+    >>> _merged("batch=8,folder=a", "folder=b")
+    'batch=8,folder=b'
+    """
+    values = parse_options(shared) | parse_options(own)
+    texts = {n: v if isinstance(v, str) else json.dumps(v) for n, v in values.items()}
+    return ",".join(f"{name}={text}" for name, text in texts.items())
+
+
+def add_arguments(parser: argparse.ArgumentParser, methods: Iterable[str], name: str) -> None:
+    """Adds what all table programs take.
+
+    Args:
+        methods: the table's rows.
+        name: the program's, and that of the folder of its runs.
+    """
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=list(methods),
+        metavar="METHOD",
+        help="each METHOD, METHOD@RANK or METHOD@RANK:OPTION=VALUE,...",
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
+    parser.add_argument("--out", type=Path, default=Path("runs") / name, metavar="FOLDER")
+    parser.add_argument(
+        "--options",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="[PART:]OPTION=VALUE,...",
+        help="of the config file, for all parts of the table or for one",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
