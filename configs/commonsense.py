@@ -15,8 +15,8 @@ paper's accuracy):
     BoolQ 73.60  PIQA 83.95  SIQA 80.50  HellaSwag 87.12  WinoGrande 85.00
     ARC-e 87.79  ARC-c 76.88  OBQA 87.00  average 82.73
 
-Of the other methods: ``COMMONSENSE_SCORES`` in goat_jax/config/paper.py. No run at this size is part of
-this project.
+Of the other methods: ``COMMONSENSE_SCORES`` in
+train/reproduction/published_scores.py. No run at this size is part of this project.
 """
 
 from goat_jax.config.paper import llama_eta, method_sizes, peak_rate

@@ -13,7 +13,8 @@ most 128 tokens, eta 1. RoBERTa's own dropout (0.1) is on, as transformers' Trai
 ``--model.dropout 0`` turns it off.
 Expected of GOAT (accuracy in percent, the paper's, of the last step): CoLA 86.86, SST-2 96.21,
 MRPC 84.55, QQP 91.40, MNLI 89.55 (matched and mismatched together), QNLI 94.19, RTE 85.56; of the
-other methods: ``GLUE_SCORES`` in goat_jax/config/paper.py. No run at this size is part of this project.
+other methods: ``GLUE_SCORES`` in
+train/reproduction/published_scores.py. No run at this size is part of this project.
 """
 
 from goat_jax.config.paper import method_sizes, peak_rate

@@ -13,7 +13,8 @@ a CLASS" and is frozen, as the paper says. The published code trains a new linea
 of the patches instead: ``head=linear``. ``train_head=true`` trains the head of class names.
 Expected of GOAT (accuracy in percent, the paper's, of the last step): Cars 53.50, DTD 75.32,
 EuroSAT 98.82, GTSRB 98.17, RESISC45 93.46, SUN397 54.53, SVHN 96.62; of the other methods:
-``VISION_SCORES`` in goat_jax/config/paper.py. No run at this size is part of this project.
+``VISION_SCORES`` in
+train/reproduction/published_scores.py. No run at this size is part of this project.
 """
 
 from goat_jax.config.paper import method_sizes, peak_rate

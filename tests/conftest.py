@@ -14,10 +14,16 @@ os.environ.setdefault(
     " --xla_cpu_use_fusion_emitters=false",
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# What one process compiles, the other workers and the processes that tests start need not: the
+# controller of pytest-xdist makes the folder, the others inherit it.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="goat_jax_compiled_"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="goat_jax_tests_")  # nobody's own cache
 
 import jax
 import pytest
+
+from tiny_run import write_run
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -39,3 +45,31 @@ def shared() -> Path:
     if not (path / "golden").is_dir():
         pytest.skip("needs the development data folder ../shared")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with model/, train.jsonl, test.jsonl and config.py."""
+    root = tmp_path_factory.mktemp("tiny")
+    write_run(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def config(tiny: Path):
+    """The tiny run's config."""
+    from goat_jax.config.run import load_config
+
+    return load_config(str(tiny / "config.py"))
+
+
+@pytest.fixture(scope="session")
+def finished(config, tmp_path_factory: pytest.TempPathFactory):
+    """The tiny run, trained to its end once: (config, summary)."""
+    import dataclasses
+
+    from goat_jax.training.trainer import fit
+
+    out = tmp_path_factory.mktemp("finished") / "run"
+    config = dataclasses.replace(config, out=str(out))
+    return config, fit(config, progress=False)

@@ -10,9 +10,9 @@ it stopped; what is done is not done again. The table is also written to runs/co
 import sys
 from pathlib import Path
 
-from goat_jax.config.paper import COMMONSENSE_SCORES
 from goat_jax.data.tasks.commonsense import FOLDERS, JOINT
 from reproduction.eval_tables import ExamRun, ExamSweep, main
+from reproduction.published_scores import COMMONSENSE_SCORES
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "commonsense.py"
 RUN = ExamRun(CONFIG, {name: f"accuracy/{name}" for name in FOLDERS})

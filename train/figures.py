@@ -18,9 +18,9 @@ from pathlib import Path
 
 from goat_jax.analysis.collect_runs import gather
 from goat_jax.cli.entry import Parser, in_one_line
-from goat_jax.config.paper import GLUE_SCORES, VISION_SCORES
 from reproduction import tables as paper_table
 from reproduction.figures import draw_figures
+from reproduction.published_scores import GLUE_SCORES, VISION_SCORES
 from reproduction.tables import PaperTable
 
 MIXTURES = ("molora", "hydralora", "goat")

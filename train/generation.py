@@ -13,8 +13,8 @@ runs/generation/table.md. Chat is the judge's grade of the first turn, from 1 to
 import sys
 from pathlib import Path
 
-from goat_jax.config.paper import GENERATION_SCORES
 from reproduction.eval_tables import ExamRun, ExamSweep, main
+from reproduction.published_scores import GENERATION_SCORES
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SWEEP = ExamSweep(

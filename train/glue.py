@@ -10,7 +10,7 @@ trained again. The table is printed at the end and written to runs/glue/table.md
 import sys
 from pathlib import Path
 
-from goat_jax.config.paper import GLUE_SCORES
+from reproduction.published_scores import GLUE_SCORES
 from reproduction.tables import PaperTable, main
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "glue.py"

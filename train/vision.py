@@ -12,7 +12,7 @@ runs/vision/table.md.
 import sys
 from pathlib import Path
 
-from goat_jax.config.paper import VISION_SCORES
+from reproduction.published_scores import VISION_SCORES
 from reproduction.tables import PaperTable, main
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "vision.py"

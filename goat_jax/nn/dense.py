@@ -156,7 +156,8 @@ def merge_model(graph: Any, trainable: dict[str, PyTree], base: PyTree) -> Any:
 def run_model(model: nnx.Module, *args: Any, **kwargs: Any) -> tuple[Any, PyTree]:
     """Calls the model and returns its output and all that its adapters reported.
 
-    The second value is a nested dict of lists of `Report`, see `goat_jax.nn.named_modules.reports_by_name`.
+    The second value is a nested dict of lists of `Report`, see
+    `goat_jax.nn.named_modules.reports_by_name`.
     """
     output, sown = nnx.capture(model, Sown)(*args, **kwargs)
     return output, nnx.to_pure_dict(sown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,7 @@ class ProSgd:
     """
 
     x: str
+    length_matters: ClassVar[bool] = False
 
     def __call__(
         self, stages: Stages, scales: PyTree, total_steps: int

@@ -47,8 +47,8 @@ class Exchange:
 
 def collectives(text: str) -> dict[str, Exchange]:
     """The collectives that one run of a compiled program's text makes; loop bodies count as often
-    as they run (`hlo_trip_counts.trips`). A TPU's compiler spreads one collective over several fusions,
-    which all name its channel: it counts once.
+    as they run (`hlo_trip_counts.trips`). A TPU's compiler spreads one collective over several
+    fusions, which all name its channel: it counts once.
 
     >>> text = '''ENTRY %main (x: f32[2]) -> f32[8] {
     ...   ROOT %g = f32[8]{0} all-gather(%x), dimensions={0}

@@ -213,7 +213,7 @@ def adapt(
     gradients: Mapping[str, Array] | None = None,
     placement: Placement | None = None,
 ) -> InjectReport:
-    """Attaches the adapters that a config asks for; arguments as for `goat_jax.inject.inject.inject`."""
+    """Attaches the adapters that a config asks for; arguments as for `inject.inject`."""
     set_remat(model, config)
     report = inject(
         model,

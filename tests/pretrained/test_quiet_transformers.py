@@ -16,7 +16,10 @@ def stderr_of(code):
 
 def test_nothing_is_said_and_the_remark_would_be():
     assert REMARK in stderr_of("import transformers")
-    quiet = "from goat_jax.pretrained.quiet_transformers import import_transformers; t = import_transformers()\n"
+    quiet = (
+        "from goat_jax.pretrained.quiet_transformers import import_transformers\n"
+        "t = import_transformers()\n"
+    )
     assert stderr_of(quiet + "t.PreTrainedTokenizerFast") == ""
 
 

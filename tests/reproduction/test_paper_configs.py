@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from goat_jax.adapters.methods import METHODS
-from goat_jax.config.paper import GLUE_SCORES, VISION_SCORES
 from goat_jax.config.run import load_config
 from goat_jax.data.tasks.glue import GLUE
 from goat_jax.data.tasks.vision import VISION
 from goat_jax.errors import UserError
 from goat_jax.training.abstract_run import abstract_run
+from reproduction.published_scores import GLUE_SCORES, VISION_SCORES
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TASKS = {"glue": [name for name in GLUE if name != "stsb"], "vision": list(VISION)}

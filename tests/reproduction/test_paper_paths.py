@@ -16,13 +16,13 @@ from safetensors.numpy import save_file
 import official
 from goat_jax.cli.arguments.config import read_config
 from goat_jax.cli.evaluate import evaluate_run
-from goat_jax.config.paper import GLUE_SCORES
 from goat_jax.data.prepare.prepare import prepare
 from goat_jax.data.tasks.vision import VISION, vision_classes
 from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.models.torch_layout import torch_tensors
 from goat_jax.training.setup import load_data
 from goat_jax.training.trainer import fit
+from reproduction.published_scores import GLUE_SCORES
 from reproduction.tables import PaperTable, main
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,4 +1,4 @@
-"""The bookkeeping of a table's runs; that they train is tested in tests/reproduction/test_paper_paths.py."""
+"""The bookkeeping of a table's runs; that they train is tested in test_paper_paths.py."""
 
 import json
 from types import SimpleNamespace

@@ -24,7 +24,8 @@ class Rows(Protocol):
       truncated: how many rows lost their end.
       dropped: how many were left out, nothing usable being in them.
       marks: what tells each row (or text) from others (`goat_jax.data.pipeline.overlap`).
-      lookups: a table's name in `goat_jax.data.pipeline.token_ids.TABLES` -> the ids that are looked up in it.
+      lookups: a table's name in `goat_jax.data.pipeline.token_ids.TABLES` -> the ids that are
+        looked up in it.
     """
 
     @property

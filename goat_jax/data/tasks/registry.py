@@ -96,7 +96,8 @@ def reviews(
     train_limit: int | None = None,
     evaluation_limit: int | None = None,
 ) -> TextTask:
-    """The demo task, movie-review sentences, negative or positive (`goat_jax.data.sources.reviews`).
+    """The demo task, movie-review sentences, negative or positive
+    (`goat_jax.data.sources.reviews`).
 
     Nothing is fetched before its rows are loaded; `data_dir` is the cache folder.
 

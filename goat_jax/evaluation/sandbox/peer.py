@@ -1,4 +1,4 @@
-"""Calls between two processes that exchange plain values only (`goat_jax.evaluation.sandbox.values`).
+"""Calls between two processes that exchange plain values only (`values`).
 
 The program's process and its test's hold one `Peer` each, over a pair of pipes. Calling a `Remote`
 runs the function where it lives. Functions and iterators cross as remotes in both directions, so a

@@ -37,8 +37,8 @@ class ZeroShotHead(nnx.Module):
     """Compares an image with a text feature per class: exp(logit_scale) * image . text.
 
     Images are normalised to length 1. The columns of the classifier's kernel (P, num_labels) are
-    the text features (`goat_jax.models.vision.clip_text.class_kernel`); as they are used as they stand,
-    they can be trained like any classifier.
+    the text features (`goat_jax.models.vision.clip_text.class_kernel`); as they are used as they
+    stand, they can be trained like any classifier.
     """
 
     NAMES = {

@@ -98,7 +98,8 @@ def test_importing_the_tasks_is_light():
     # Not jax: the package's own front page brings it.
     heavy = {"transformers", "tensorflow_datasets", "grain", "orbax", "pyarrow", "tensorflow"}
     code = (
-        "import sys, goat_jax.data.tasks.registry, goat_jax.data.pipeline.loader, goat_jax.data.pipeline.tokenize\n"
+        "import sys, goat_jax.data.tasks.registry\n"
+        "import goat_jax.data.pipeline.loader, goat_jax.data.pipeline.tokenize\n"
         f"print(sorted({heavy!r} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

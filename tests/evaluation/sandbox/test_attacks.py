@@ -420,7 +420,8 @@ def test_one_attack_among_others_ends_only_itself():
 def test_a_dead_parent_takes_the_program_with_it(tmp_path):
     """Its process and its test's end with the process that started them, whatever ended that."""
     parent = (
-        "from goat_jax.evaluation.sandbox import run; from goat_jax.evaluation.sandbox.limits import Limits, Trial\n"
+        "from goat_jax.evaluation.sandbox import run\n"
+        "from goat_jax.evaluation.sandbox.limits import Limits, Trial\n"
         "order = run._Child.order\n"
         "def shown(self, *args, **kwargs):\n"
         "    order(self, *args, **kwargs); print(self.process.pid, flush=True)\n"
