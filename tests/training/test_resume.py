@@ -79,3 +79,12 @@ def test_killed_and_restarted_ends_with_the_same_bits(tiny, tmp_path):
     chex.assert_trees_all_equal(one.trainable, other.trainable)
     chex.assert_trees_all_equal(one.opt_state, other.opt_state)
     assert without_times(whole) == without_times(broken)
+
+    # The best, the first of equals, is named and kept whatever was killed after it.
+    scores = {r["step"]: r["accuracy"] for r in records(whole) if r["kind"] == "eval" and r["step"]}
+    best = max(scores, key=lambda step: (scores[step], -step))
+    assert f"best step {best} ({scores[best]:.4f})" in text
+    for out in (whole, broken):
+        checkpoints = Checkpoints(out, "accuracy", read_only=True)
+        assert checkpoints.best_step() == best and checkpoints.damage(best) is None
+        checkpoints.close()
