@@ -1,24 +1,28 @@
 """Fine-tuning with mixtures of LoRA experts (GOAT and its relatives) in JAX."""
 
-from goat_jax.adapters.adapter import (
-    AdapterStart,
-    Report,
-    apply_adapter,
-    init_adapter,
-    merge_adapter,
-)
-from goat_jax.adapters.context import Context
-from goat_jax.adapters.methods import METHODS, Method, method_spec
-from goat_jax.adapters.spec import AdapterSpec
-from goat_jax.errors import RunFailed, UserError
-from goat_jax.inject.inject import InjectReport, Override, inject
-from goat_jax.integrations.attach import Adapted
-from goat_jax.integrations.linen import adapt_linen
-from goat_jax.integrations.nnx import adapt_nnx, merge_nnx, run_adapted
-from goat_jax.models.load import Loaded, load_model
-from goat_jax.nn.dense import Dense, Factor, Head, merge_model, run_model, split_model
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from goat_jax.adapters.adapter import (
+        AdapterStart,
+        Report,
+        apply_adapter,
+        init_adapter,
+        merge_adapter,
+    )
+    from goat_jax.adapters.context import Context
+    from goat_jax.adapters.methods import METHODS, Method, method_spec
+    from goat_jax.adapters.spec import AdapterSpec
+    from goat_jax.errors import RunFailed, UserError
+    from goat_jax.injection.inject import InjectReport, Override, inject
+    from goat_jax.integrations.attach import Adapted
+    from goat_jax.integrations.linen import adapt_linen
+    from goat_jax.integrations.nnx import adapt_nnx, merge_nnx, run_adapted
+    from goat_jax.models.load import Loaded, load_model
+    from goat_jax.nn.dense import Dense, Factor, Head, merge_model, run_model, split_model
+
+__version__ = "0.2.0"
 
 __all__ = [
     "METHODS",
@@ -50,3 +54,47 @@ __all__ = [
     "run_model",
     "split_model",
 ]
+
+_HOMES = {
+    "Adapted": "integrations.attach",
+    "AdapterSpec": "adapters.spec",
+    "AdapterStart": "adapters.adapter",
+    "Context": "adapters.context",
+    "Dense": "nn.dense",
+    "Factor": "nn.dense",
+    "Head": "nn.dense",
+    "InjectReport": "injection.inject",
+    "Loaded": "models.load",
+    "METHODS": "adapters.methods",
+    "Method": "adapters.methods",
+    "Override": "injection.inject",
+    "Report": "adapters.adapter",
+    "RunFailed": "errors",
+    "UserError": "errors",
+    "adapt_linen": "integrations.linen",
+    "adapt_nnx": "integrations.nnx",
+    "apply_adapter": "adapters.adapter",
+    "init_adapter": "adapters.adapter",
+    "inject": "injection.inject",
+    "load_model": "models.load",
+    "merge_adapter": "adapters.adapter",
+    "merge_model": "nn.dense",
+    "merge_nnx": "integrations.nnx",
+    "method_spec": "adapters.methods",
+    "run_adapted": "integrations.nnx",
+    "run_model": "nn.dense",
+    "split_model": "nn.dense",
+}
+"""Public name -> its module. Imported at the first use: the command line answers without them."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -18,7 +18,7 @@ FLOORS = (
     ("data", "optim"),
     ("adapters",),
     ("nn",),
-    ("inject", "models", "sharding"),
+    ("injection", "models", "sharding"),
     ("config", "integrations"),
     ("training",),
     ("bench", "evaluation", "interop", "planning"),
@@ -97,7 +97,7 @@ def test_imports_go_down(module):
 
 
 def test_all_modules_are_seen():
-    seen = {"core/svd.py", "inject/inject.py", "adapters/__init__.py", "__init__.py"}
+    seen = {"core/svd.py", "injection/inject.py", "adapters/__init__.py", "__init__.py"}
     assert seen <= set(MODULES)
     assert {room_of(module) for module in MODULES} >= {"core", "data", "models", "training", FACADE}
 
@@ -117,7 +117,11 @@ def test_the_sandbox_needs_the_standard_library_alone(module):
         ("data", "import goat_jax.models.encoder.model", "data (floor 3) is below models"),
         ("data", "from goat_jax import models", "data (floor 3) is below models"),
         ("core", "from goat_jax.files import read_json", "core and files are on one floor"),
-        ("nn", "def f():\n    from goat_jax.inject.inject import inject", "nn (floor 5) is below"),
+        (
+            "nn",
+            "def f():\n    from goat_jax.injection.inject import inject",
+            "nn (floor 5) is below",
+        ),
         ("bench", "from goat_jax.cli.main import main", "bench (floor 9) is below cli"),
         ("training", "from goat_jax.testing import TinyModel", "imported by tests only"),
         ("testing", "import torch", "torch is not used by the library"),
@@ -141,8 +145,8 @@ def test_the_checker_sees_a_bad_import(room, source, rule):
         ("core", "import jax.numpy as jnp\nimport numpy as np\nimport functools"),
         ("core", "from goat_jax.core.svd import Svd\nfrom goat_jax.errors import UserError"),
         ("cli", "from goat_jax.training.trainer import fit\nimport rich"),
-        ("inject", "from goat_jax.nn.named_modules import find_sites\nfrom goat_jax import nn"),
-        ("__init__", "from goat_jax.inject.inject import inject"),
+        ("injection", "from goat_jax.nn.named_modules import find_sites\nfrom goat_jax import nn"),
+        ("__init__", "from goat_jax.injection.inject import inject"),
         ("testing", "from goat_jax.nn.stack import Stack"),
     ],
 )

@@ -1,8 +1,11 @@
 """What `goat_jax` offers: a list that changes on purpose only, every name of it documented."""
 
+import ast
 import dataclasses
 import importlib.resources
 import inspect
+import subprocess
+import sys
 
 import pytest
 
@@ -106,3 +109,27 @@ def test_runs_keep_their_functions(module):
 
 def test_it_is_typed():
     assert importlib.resources.files("goat_jax").joinpath("py.typed").is_file()
+
+
+def test_names_are_imported_at_their_first_use():
+    code = "import sys, goat_jax; print(sorted({'jax', 'flax', 'numpy'} & set(sys.modules)))"
+    code += "; goat_jax.inject; print(goat_jax.inject.__name__, 'inject' in dir(goat_jax))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["[]", "inject True"]
+
+
+def test_homes_and_the_imports_that_type_checkers_read_agree():
+    tree = ast.parse(inspect.getsource(goat_jax))
+    checked = next(node for node in tree.body if isinstance(node, ast.If))
+    read = {
+        alias.name: node.module.removeprefix("goat_jax.")
+        for node in checked.body
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
+    assert read == goat_jax._HOMES and set(read) == set(goat_jax.__all__)
+
+
+def test_a_name_that_is_not_there():
+    with pytest.raises(AttributeError, match="'goat_jax' has no attribute 'nosuch'"):
+        goat_jax.nosuch  # noqa: B018

@@ -21,8 +21,8 @@ import torch
 from goat_jax.adapters.methods import method_spec
 from goat_jax.bench.turns import machine_line
 from goat_jax.cli.entry import Parser, in_one_line
-from goat_jax.inject.inject import inject
-from goat_jax.inject.svd_cache import ROUTES, SvdStore
+from goat_jax.injection.inject import inject
+from goat_jax.injection.svd_cache import ROUTES, SvdStore
 from goat_jax.interop.modules import read_kernels
 from goat_jax.models.load import load_model
 from goat_jax.nn.named_modules import find_sites

@@ -42,7 +42,7 @@ def measure_steps(
 
     Args:
         configs: by the name of what they stand for; the first is what the ratios are to.
-        model: whose sizes to take, as for `run.shapes.abstract_run`.
+        model: whose sizes to take, as for `training.abstract_run.abstract_run`.
     """
     made = {name: step_of(config, model) for name, config in configs.items()}
     first = next(iter(configs.values()))

@@ -11,7 +11,7 @@ from pathlib import Path
 from goat_jax.cli.arguments.config import override, read_fields
 from goat_jax.config.run import AdapterConfig, RunConfig, load_config, with_fields
 from goat_jax.errors import UserError
-from goat_jax.inject.inject import Override
+from goat_jax.injection.inject import Override
 from goat_jax.interop.detect import read_adapter
 from goat_jax.interop.import_adapter import (
     Imported,

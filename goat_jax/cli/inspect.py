@@ -9,7 +9,7 @@ import numpy as np
 
 from goat_jax.config.run import load_config
 from goat_jax.core.svd import share_of_spectrum
-from goat_jax.inject.inject import InjectReport
+from goat_jax.injection.inject import InjectReport
 from goat_jax.models.load import load_model
 from goat_jax.nn.named_modules import find_sites
 from goat_jax.pretrained.resolve import find_model

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from goat_jax.cli.arguments.config import read_config, read_run_config
 from goat_jax.config.run import RunConfig
-from goat_jax.inject.svd_cache import AUTO
+from goat_jax.injection.svd_cache import AUTO
 from goat_jax.plots import plot_expert_load, plot_training
 from goat_jax.text_tables import human_count, render_table
 from goat_jax.training.distributed.processes import is_first

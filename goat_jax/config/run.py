@@ -18,9 +18,9 @@ from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.config.train import TrainConfig, WatchConfig
 from goat_jax.data.tasks.registry import KINDS, Task
 from goat_jax.errors import UserError, nearest_name
-from goat_jax.inject.inject import ALL_LINEAR, Override
-from goat_jax.inject.svd_cache import SvdConfig
-from goat_jax.inject.targets import check_regex
+from goat_jax.injection.inject import ALL_LINEAR, Override
+from goat_jax.injection.svd_cache import SvdConfig
+from goat_jax.injection.targets import check_regex
 from goat_jax.nn.dropout import CHECKPOINT
 from goat_jax.nn.quantized_kernel import KINDS as QUANTIZED
 from goat_jax.nn.stack import REMAT

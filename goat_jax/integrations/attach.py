@@ -13,7 +13,7 @@ from goat_jax.adapters.adapter import AdapterStart, Report, apply_adapter, init_
 from goat_jax.adapters.context import Context
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError
-from goat_jax.inject.targets import ALL_LINEAR, Targets, check_all_match, matches
+from goat_jax.injection.targets import ALL_LINEAR, Targets, check_all_match, matches
 from goat_jax.integrations.matmul_views import View
 from goat_jax.nn.named_modules import name_number
 from goat_jax.typing import Array, Factors, Key

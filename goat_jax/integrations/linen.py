@@ -18,7 +18,7 @@ from goat_jax.adapters.adapter import merge_adapter
 from goat_jax.adapters.context import EVAL, Context
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError
-from goat_jax.inject.targets import ALL_LINEAR, Targets
+from goat_jax.injection.targets import ALL_LINEAR, Targets
 from goat_jax.integrations.attach import (
     Adapted,
     choose,

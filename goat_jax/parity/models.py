@@ -14,7 +14,7 @@ import numpy as np
 
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError
-from goat_jax.inject.inject import inject, train_in_full
+from goat_jax.injection.inject import inject, train_in_full
 from goat_jax.interop.modules import Start, read_kernels, read_starts
 from goat_jax.models.load import load_model
 from goat_jax.nn.dense import split_model

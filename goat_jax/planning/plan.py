@@ -70,7 +70,7 @@ def plan(config: RunConfig, topology: Topology, model: str | Path | None = None)
 
     Args:
         config: its mesh must fit the topology; one device's becomes ``fsdp=-1``.
-        model: whose sizes to take, as for `run.shapes.abstract_run`.
+        model: whose sizes to take, as for `training.abstract_run.abstract_run`.
 
     Raises:
         UserError: a config that does not fit the mesh.

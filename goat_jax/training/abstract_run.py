@@ -17,8 +17,8 @@ from flax import nnx
 
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.config.run import DTYPES, RunConfig
-from goat_jax.inject.inject import ALL_LINEAR, InjectReport, inject
-from goat_jax.inject.targets import Targets
+from goat_jax.injection.inject import ALL_LINEAR, InjectReport, inject
+from goat_jax.injection.targets import Targets
 from goat_jax.models.known_sizes import model_config
 from goat_jax.models.load import random_model
 from goat_jax.models.registry import architecture_of
@@ -153,7 +153,7 @@ def count(
 
     Args:
         model: as for `abstract_run`.
-        targets: as for `goat_jax.inject.inject.inject`.
+        targets: as for `goat_jax.injection.inject.inject`.
         options: fields of the model's own config, such as num_labels.
 
     >>> from goat_jax.adapters.methods import method_spec

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from goat_jax.adapters.context import Context
-from goat_jax.inject.targets import Targets, matches
+from goat_jax.injection.targets import Targets, matches
 from goat_jax.nn.named_modules import Site, find_sites
 from goat_jax.training.losses import Objective
 from goat_jax.typing import Array, Batch, PyTree
@@ -27,7 +27,7 @@ def kernel_gradients(
 
     Args:
         model: pretrained, without adapters.
-        targets: as for `goat_jax.inject.inject.inject`.
+        targets: as for `goat_jax.injection.inject.inject`.
 
     Returns:
         module name -> (I, O) float32, as `inject` takes them.

@@ -26,8 +26,8 @@ from goat_jax.data.pipeline.overlap import note_of
 from goat_jax.data.pipeline.token_ids import table_sizes
 from goat_jax.data.pipeline.tokenize import LateTokenizer, load_tokenizer
 from goat_jax.errors import UserError
-from goat_jax.inject.inject import InjectReport, check_choices, inject
-from goat_jax.inject.quantize_base import QuantizeReport, quantize_base
+from goat_jax.injection.inject import InjectReport, check_choices, inject
+from goat_jax.injection.quantize_base import QuantizeReport, quantize_base
 from goat_jax.models.load import Loaded, load_model
 from goat_jax.models.registry import architecture_of
 from goat_jax.nn.dense import split_model

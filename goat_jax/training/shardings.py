@@ -9,7 +9,7 @@ import jax
 import optax
 
 from goat_jax.config.run import RunConfig
-from goat_jax.inject.sharded_init import key_everywhere
+from goat_jax.injection.sharded_init import key_everywhere
 from goat_jax.nn.modules import Embedding
 from goat_jax.nn.named_modules import find_sites, find_stacks
 from goat_jax.sharding.batches import put_batch, put_whole_batch, share_of_rows

@@ -71,7 +71,7 @@ def fit(
     """Trains as the config says; continues a run that was begun in ``config.out``.
 
     A run that was killed and started again ends with the same bits as one that was not. In a run of
-    several processes (`run.processes.join`) each of them calls it.
+    several processes (`distributed.processes.join`) each of them calls it.
 
     Args:
         expired: called if SIGTERM or Ctrl-C came and the state is not saved within
@@ -82,13 +82,13 @@ def fit(
         UserError: anything wrong with the config, the data, the model or the folder.
         RunFailed: a loss or gradient that is not finite.
     """
-    from goat_jax.training.checkpoints.checkpoint import Checkpoints
-
     folder = Path(config.out)
     with contextlib.ExitStack() as held:
         by_first(lambda: held.enter_context(claimed(folder, config)))
         data = load_data(config)
         by_first(lambda: check_same_rows(folder, config, data))
+        from goat_jax.training.checkpoints.checkpoint import Checkpoints  # Orbax is slow to import
+
         built = build(config, data)
         by_first(lambda: identify(folder, config, built, data, command))
         going_on = config.train.save_errors == "continue"

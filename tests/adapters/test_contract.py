@@ -16,7 +16,7 @@ from goat_jax.adapters.context import Context
 from goat_jax.adapters.methods import METHODS
 from goat_jax.adapters.spec import START_ONLY
 from goat_jax.errors import UserError
-from goat_jax.inject.inject import inject
+from goat_jax.injection.inject import inject
 from goat_jax.models.decoder.model import Decoder, tiny_decoder_config
 from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.nn.dense import Adapter, Dense, merge_model, run_model, split_model

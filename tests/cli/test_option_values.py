@@ -30,7 +30,7 @@ from goat_jax.config.run import (
 )
 from goat_jax.data.tasks.registry import ExamTask, LanguageTask, digits, files
 from goat_jax.errors import UserError
-from goat_jax.inject.inject import Override
+from goat_jax.injection.inject import Override
 from goat_jax.registry import REGISTRY
 from reproduction.labels import read_label
 

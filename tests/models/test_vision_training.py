@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from goat_jax.adapters.methods import method_spec
 from goat_jax.errors import UserError
-from goat_jax.inject.inject import inject
+from goat_jax.injection.inject import inject
 from goat_jax.models.load import load_model
 from goat_jax.models.vision.config import VisionConfig
 from goat_jax.models.vision.model import VisionModel, tiny_vision_config

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from goat_jax.adapters.methods import method_spec
-from goat_jax.inject.inject import inject
+from goat_jax.injection.inject import inject
 from goat_jax.models.decoder.model import Decoder, tiny_decoder_config
 from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.models.vision.model import VisionModel, tiny_vision_config

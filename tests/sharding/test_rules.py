@@ -14,8 +14,8 @@ from goat_jax.config.run import (
     flatten,
 )
 from goat_jax.errors import UserError
-from goat_jax.inject.inject import inject
-from goat_jax.inject.map_layers import map_layers
+from goat_jax.injection.inject import inject
+from goat_jax.injection.map_layers import map_layers
 from goat_jax.models.decoder.model import Decoder, tiny_decoder_config
 from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.nn.dense import split_model

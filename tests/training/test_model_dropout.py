@@ -14,7 +14,7 @@ from goat_jax.cli.arguments.config import override
 from goat_jax.config.run import ModelConfig, RunConfig, config_from_json, flatten, load_config
 from goat_jax.data.tasks.registry import reviews
 from goat_jax.errors import UserError
-from goat_jax.inject.inject import inject
+from goat_jax.injection.inject import inject
 from goat_jax.models.load import random_model
 from goat_jax.nn.dense import split_model
 from goat_jax.training.losses import CLASSIFICATION

@@ -11,7 +11,7 @@ import pytest
 from goat_jax.adapters.context import Context
 from goat_jax.config.run import AdapterConfig
 from goat_jax.errors import UserError
-from goat_jax.inject.inject import inject
+from goat_jax.injection.inject import inject
 from goat_jax.models.load import load_model
 from goat_jax.nn.dense import merge_model, split_model
 from goat_jax.nn.named_modules import find_sites

@@ -15,9 +15,9 @@ from threadpoolctl import threadpool_limits
 from goat_jax.adapters.methods import method_spec
 from goat_jax.core.svd import svd_by_gram
 from goat_jax.errors import Notice, UserError
-from goat_jax.inject import svd_cache as svd_store
-from goat_jax.inject.inject import inject
-from goat_jax.inject.svd_cache import ROUTES, SvdConfig, SvdStore
+from goat_jax.injection import svd_cache as svd_store
+from goat_jax.injection.inject import inject
+from goat_jax.injection.svd_cache import ROUTES, SvdConfig, SvdStore
 from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.nn.named_modules import find_sites
 from goat_jax.testing import assert_close

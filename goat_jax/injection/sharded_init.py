@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from goat_jax.adapters.adapter import AdapterStart, init_adapter
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core.svd import Svd
-from goat_jax.inject.map_layers import map_layers
+from goat_jax.injection.map_layers import map_layers
 from goat_jax.nn.named_modules import Site
 from goat_jax.typing import Array, Key
 

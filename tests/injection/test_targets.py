@@ -1,6 +1,6 @@
 """Which names a target stands for."""
 
-from goat_jax.inject.targets import ALL_LINEAR, matches, trains
+from goat_jax.injection.targets import ALL_LINEAR, matches, trains
 
 
 def test_all_linear_is_every_name():

@@ -12,8 +12,8 @@ from goat_jax.adapters.context import Context
 from goat_jax.adapters.methods import METHODS
 from goat_jax.config.run import ModelConfig
 from goat_jax.errors import UserError
-from goat_jax.inject.inject import inject
-from goat_jax.inject.quantize_base import quantize_base
+from goat_jax.injection.inject import inject
+from goat_jax.injection.quantize_base import quantize_base
 from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.nn.dense import Dense, merge_model, split_model
 from goat_jax.nn.quantized_kernel import KINDS, dequantize, quantize, quantized_dot

@@ -16,9 +16,9 @@ from goat_jax.adapters.adapter import AdapterStart, init_adapter, segment_index
 from goat_jax.adapters.spec import OF_THE_RUN, AdapterSpec
 from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError, nearest
-from goat_jax.inject.sharded_init import Placing, start_layers, start_on_mesh
-from goat_jax.inject.svd_cache import SvdStore, is_known
-from goat_jax.inject.targets import (
+from goat_jax.injection.sharded_init import Placing, start_layers, start_on_mesh
+from goat_jax.injection.svd_cache import SvdStore, is_known
+from goat_jax.injection.targets import (
     ALL_LINEAR,
     EVERYTHING,
     Targets,
