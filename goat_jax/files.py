@@ -134,6 +134,21 @@ def _finite(where: str) -> Any:
     return parse
 
 
+def user_path(path: str | Path) -> Path:
+    """A path that a person gave, with a leading ``~`` or ``~name`` as their home folder.
+
+    Raises:
+        UserError: there is no such user.
+
+    >>> user_path("runs/demo").as_posix()
+    'runs/demo'
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: there is no such user: give the whole path") from None
+
+
 def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal digits.
 

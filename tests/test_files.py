@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from goat_jax.errors import UserError
-from goat_jax.files import cache_folder, parse_json, read_json, sha256_of, write_whole
+from goat_jax.files import cache_folder, parse_json, read_json, sha256_of, user_path, write_whole
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -73,3 +73,10 @@ def test_the_cache_folder_follows_xdg_unless_it_is_relative(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", "/home/me")
     assert cache_folder() == Path("/home/me/.cache/goat_jax")
+
+
+def test_a_home_folder_of_nobody_is_one_line(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert user_path("~/runs") == Path("/home/me/runs")
+    with pytest.raises(UserError, match="~nosuchuser/x: there is no such user"):
+        user_path("~nosuchuser/x")

@@ -15,7 +15,7 @@ from typing import Any
 from goat_jax.config.run import FREE_TO_CHANGE, RunConfig, flatten
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.evaluation.types import ExamOptions
-from goat_jax.files import read_json, write_whole
+from goat_jax.files import read_json, user_path, write_whole
 from goat_jax.training.checkpoints.run_dir import RESULT
 
 EDGE = 2**16
@@ -110,7 +110,7 @@ def stamps(values: Mapping[str, Any]) -> dict[str, str]:
     for name, value in values.items():
         for text in _texts(value):
             for part in text.split(" || "):
-                path = Path(part).expanduser()
+                path = user_path(part)
                 if len(part) < 4096 and "\0" not in part and part and path.exists():
                     found[f"{name} {path.parent.name}/{path.name}"] = _stamp(path)
     return found

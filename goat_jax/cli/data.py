@@ -7,6 +7,7 @@ from typing import Any
 
 from goat_jax.data.prepare.prepare import RECIPES, default_folder, prepare
 from goat_jax.data.prepare.recipe import Recipe
+from goat_jax.files import user_path
 from goat_jax.text_tables import human_bytes, render_table
 
 
@@ -34,7 +35,7 @@ def prepare_set(task: str, out: Path | None, archives: Path | None, progress: bo
     rows = ", ".join(f"{name} {count:,}" for name, count in made.rows.items())
     print(f"{task}: {'made' if made.fresh else 'was there already'} in {made.folder}: {rows}")
     print(f"licence: {RECIPES[task].licence}")
-    if out is not None and out.expanduser() != default_folder():
+    if out is not None and user_path(out) != default_folder():
         print(f"for training: --task.data-dir {out}")
     return 0
 

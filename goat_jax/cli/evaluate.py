@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -177,4 +178,9 @@ def evaluate_run(
     found = score(
         built.eval_step, run.state.trainable, base, rows, config.task, put=built.put_whole
     )
+    for name, value in found.scores.items():
+        if not math.isfinite(value):
+            raise RunFailed(
+                f"step {run.step} of {folder}: the {name} of the held-out rows is {value}"
+            )
     return found.scores, run.step

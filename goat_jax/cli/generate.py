@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from goat_jax.data.pipeline.tokenize import load_tokenizer
-from goat_jax.data.sources.formats import read_jsonl
+from goat_jax.data.sources.formats import Row, read_jsonl
 from goat_jax.data.tasks.conversations import chat_ids, chat_text
 from goat_jax.data.tasks.language import fill
 from goat_jax.errors import UserError
@@ -38,10 +38,11 @@ def generate(
     as_json: bool,
 ) -> int:
     """Answers prompts with a run's checkpoint or a pretrained model; one prompt is streamed."""
-    generator, template = _open(source, step, mesh)
-    texts = [*prompts, *(_prompts_of(file, template) if file else [])]
-    if not texts:
+    rows = [] if file is None else list(read_jsonl(file))  # before the model, which takes longer
+    if not (prompts or rows):
         raise UserError("nothing to answer: give --prompt TEXT or --prompts FILE.jsonl")
+    generator, template = _open(source, step, mesh)
+    texts = [*prompts, *_filled(rows, template, str(file))]
     asked: list[Prompt] = list(texts)
     if chat:
         turns = [[{"role": "user", "content": text}] for text in texts]
@@ -65,14 +66,14 @@ def _show(piece: str) -> None:
     sys.stdout.flush()
 
 
-def _prompts_of(file: Path, template: str) -> list[str]:
-    """The prompts of a JSONL file: its column "prompt", or the run's own template filled in."""
+def _filled(rows: list[Row], template: str, where: str) -> list[str]:
+    """The prompts of rows: their column "prompt", or the run's own template filled in."""
     prompts = []
-    for number, row in enumerate(read_jsonl(file), start=1):
+    for number, row in enumerate(rows, start=1):
         try:
             prompts.append(fill(template or "{prompt}", row))
         except UserError as error:
-            raise UserError(f"{file}: row {number}: {error}") from None
+            raise UserError(f"{where}: row {number}: {error}") from None
     return prompts
 
 

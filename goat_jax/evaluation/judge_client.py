@@ -24,7 +24,7 @@ from goat_jax.data.tasks.mt_bench import (
     read_rating,
 )
 from goat_jax.errors import RunFailed, UserError
-from goat_jax.files import parse_json
+from goat_jax.files import parse_json, user_path
 from goat_jax.validation.checks import check_number
 
 FINAL = {
@@ -138,7 +138,7 @@ def check_key(key: str, where: str) -> None:
 def read_key(path: Path) -> str:
     """The key in a file, which is not on a command line for everybody to see."""
     try:
-        key = path.expanduser().read_text(encoding="utf-8-sig").strip()
+        key = user_path(path).read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError:
         raise UserError(f"{path}: no key can be read from it (it is not text)") from None
     except (OSError, RuntimeError) as error:

@@ -12,7 +12,7 @@ from goat_jax.data.pipeline.dataset import FILLER
 from goat_jax.data.pipeline.encoding import Piece, encode_pieces
 from goat_jax.data.pipeline.packing import Texts
 from goat_jax.data.pipeline.token_ids import check_ids, table_sizes
-from goat_jax.errors import UserError
+from goat_jax.errors import RunFailed, UserError
 from goat_jax.training.losses import LANGUAGE
 from goat_jax.training.step import EvalStep, make_eval_step
 from goat_jax.typing import PyTree
@@ -68,6 +68,7 @@ class Scorer:
 
         Raises:
             UserError: a continuation without tokens, or one that alone fills the context.
+            RunFailed: a log-probability that is not finite; any comparison with it is meaningless.
         """
         texts = self._texts(pairs)
         length = int(texts.lengths.max())
@@ -81,6 +82,12 @@ class Scorer:
             sums[rows[real]] = -np.asarray(losses, np.float64)[real]
             done += int(real.sum())
             progress(done)
+        if not np.isfinite(sums).all():
+            pair = pairs[int(np.argmin(np.isfinite(sums)))]
+            raise RunFailed(
+                f"the log-probability of {pair[1][:40]!r} is not finite: the weights or their "
+                "dtype overflow; try --dtype float32"
+            )
         tokens = np.array([learnt.sum() for learnt in texts.learnt])
         return Likelihoods(sums, tokens, texts.truncated)
 

@@ -25,7 +25,7 @@ from jax.core import Tracer
 from threadpoolctl import threadpool_limits
 
 from goat_jax.core.svd import Svd, svd_by_gram, svd_of_kernel
-from goat_jax.files import report_unusable_cache, whole_file
+from goat_jax.files import report_unusable_cache, user_path, whole_file
 from goat_jax.validation.fields import OneOf, check_fields
 
 AUTO = "auto"
@@ -79,7 +79,7 @@ class SvdConfig:
     @property
     def store(self) -> SvdStore:
         """What `inject` uses."""
-        folder = None if self.folder in (AUTO, NONE) else Path(self.folder).expanduser()
+        folder = None if self.folder in (AUTO, NONE) else user_path(self.folder)
         return SvdStore(folder, self.keep, self.route)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from goat_jax.errors import UserError
+from goat_jax.files import user_path
 from goat_jax.interop.folders import ADAPTER_CONFIG, read_about
 from goat_jax.interop.import_adapter import Imported
 from goat_jax.interop.peft_read import read_config, read_peft
@@ -17,7 +18,7 @@ def read_adapter(source: Path) -> Imported:
     Raises:
         UserError: no adapter there, one of an unknown type, pickled or damaged tensors.
     """
-    source = Path(source).expanduser()
+    source = user_path(source)
     if not source.exists():
         raise UserError(f"{source} does not exist: give the folder of an adapter")
     config = read_config(source)

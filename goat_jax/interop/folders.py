@@ -14,6 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from goat_jax.errors import UserError
+from goat_jax.files import user_path
 from goat_jax.pretrained.safetensors import (
     PICKLED,
     STORED,
@@ -140,7 +141,7 @@ def open_adapter(source: Path) -> WeightFiles:
     Raises:
         UserError: nothing there, pickled weights, a damaged file.
     """
-    source = Path(source).expanduser()
+    source = user_path(source)
     file = source / ADAPTER if source.is_dir() else source
     if file.is_file() and file.suffix == ".safetensors":
         return WeightFiles(source, read_header(file))

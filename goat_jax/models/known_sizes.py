@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from goat_jax.errors import UserError, nearest
+from goat_jax.files import user_path
 from goat_jax.pretrained.resolve import PACKAGE, find_model, open_checkpoint
 from goat_jax.pretrained.safetensors import read_json
 
@@ -147,7 +148,7 @@ sizes are known (did you mean 'roberta-large'?): give a folder, or add its confi
     text = str(source)
     if text.startswith(PACKAGE):
         source = find_model(text)
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.suffix == ".gguf":
         return open_checkpoint(path)[0]
     if path.is_dir():

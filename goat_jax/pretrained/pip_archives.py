@@ -21,6 +21,7 @@ from goat_jax.files import (
     report_unusable_cache,
     sha256_of,
     temporary_folder,
+    user_path,
     whole_file,
 )
 
@@ -102,7 +103,7 @@ def fetch_package(
     >>> fetch_package("demo==1.0", "demo-1.0.zip", digest, cache).name
     'demo-1.0.zip'
     """
-    cache = default_cache() if cache_dir is None else Path(cache_dir).expanduser()
+    cache = default_cache() if cache_dir is None else user_path(cache_dir)
 
     def fetch(folder: Path) -> Path:
         target = folder / filename

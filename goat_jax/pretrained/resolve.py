@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from goat_jax.errors import UserError, first_line, nearest
-from goat_jax.files import report_unusable_cache, temporary_folder
+from goat_jax.files import report_unusable_cache, temporary_folder, user_path
 from goat_jax.pretrained.end_tokens import with_end_tokens
 from goat_jax.pretrained.packaged_models import PACKAGED_MODELS
 from goat_jax.pretrained.safetensors import Weights, open_weights, read_json
@@ -41,7 +41,7 @@ minilm, smollm2, dinov2-small
                 f"there are: {', '.join(PACKAGED_MODELS)}"
             )
         return PACKAGED_MODELS[name]()
-    local = Path(path).expanduser()
+    local = user_path(path)
     if local.exists() or not HUB_NAME.fullmatch(path):
         return local
     return _from_hub(path)

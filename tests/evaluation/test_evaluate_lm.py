@@ -16,7 +16,7 @@ from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConf
 from goat_jax.data.pipeline.encoding import Piece, encode_pieces
 from goat_jax.data.tasks.commonsense import FOLDERS
 from goat_jax.data.tasks.registry import make_task
-from goat_jax.errors import UserError
+from goat_jax.errors import RunFailed, UserError
 from goat_jax.evaluation import evaluate_lm as examine  # noqa: F401  whole before any part is replaced
 from goat_jax.evaluation.generate_and_loglikelihood import answer_all
 from goat_jax.evaluation.model import open_subject
@@ -282,6 +282,15 @@ def test_texts_beyond_the_context_lose_their_beginning(model):
     np.testing.assert_allclose(found.sums[0], found.sums[1], rtol=1e-6)
     with pytest.raises(UserError, match="behind one of a prompt"):
         scorer([("z", "a" * 512)])
+
+
+def test_likelihoods_that_are_not_finite_are_no_answer(model):
+    scorer = open_subject(str(model)).scorer()
+    trainable, base = scorer._arrays
+    broken = jax.tree.map(lambda x: x * np.nan if x.dtype == np.float32 else x, base)
+    scorer._arrays = trainable, broken
+    with pytest.raises(RunFailed, match="log-probability of 'b' is not finite"):
+        scorer([("a", "b")])
 
 
 def test_batched_answers_are_those_alone_whatever_they_are_padded_to(model):

@@ -17,6 +17,7 @@ from goat_jax.data.sources.read import read_image_source
 from goat_jax.data.tasks.image import ImageTask
 from goat_jax.data.tasks.text import DEFAULT_SPLITS, read_column, read_label, source_of, spaced
 from goat_jax.errors import UserError, first_line
+from goat_jax.files import user_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -224,7 +225,7 @@ def _mark(row: Row, image: Any, where: str, task: ImageTask) -> bytes:
 
 
 def _file(value: str | Path, folder: str | Path | None) -> Path:
-    return Path(folder or "") / Path(value).expanduser()
+    return Path(folder or "") / user_path(value)
 
 
 def _problem(value: Any, where: str, task: ImageTask) -> UserError | None:

@@ -11,6 +11,7 @@ import numpy as np
 from goat_jax.data.pipeline.dataset import Batch, Draw, fill_places, lookups_of, pad_right
 from goat_jax.data.tasks.text import Examples
 from goat_jax.errors import UserError, first_line
+from goat_jax.files import user_path
 from goat_jax.pretrained.gguf.file import SUFFIX
 from goat_jax.pretrained.gguf.tokenizer import gguf_tokenizer
 from goat_jax.pretrained.quiet_transformers import import_transformers
@@ -132,7 +133,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     Traceback (most recent call last):
     goat_jax.errors.UserError: nowhere: no such tokenizer folder
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     if folder.suffix == SUFFIX:
         return gguf_tokenizer(folder)
     if not folder.is_dir():

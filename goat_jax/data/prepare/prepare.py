@@ -20,6 +20,7 @@ from goat_jax.data.prepare.glue import GLUE_RECIPES
 from goat_jax.data.prepare.recipe import Recipe
 from goat_jax.data.prepare.vision import VISION_RECIPES
 from goat_jax.errors import UserError, first_line, nearest
+from goat_jax.files import user_path
 
 RECIPES: dict[str, Recipe] = {**VISION_RECIPES, **GLUE_RECIPES}
 """Name of a task -> how its data set is made."""
@@ -76,7 +77,7 @@ def prepare(
         hint = nearest(task, RECIPES)
         raise UserError(f"no recipe for {task!r}{hint}; there are: {', '.join(RECIPES)}")
     recipe = RECIPES[task]
-    root = default_folder() if out is None else Path(out).expanduser()
+    root = default_folder() if out is None else user_path(out)
     builder = open_builder(recipe, root)
     folder = Path(builder.data_path)
     if builder.is_prepared():
@@ -102,7 +103,7 @@ def gather_files(
     recipe: Recipe, folder: Path, archives: str | Path | None, report: Report = nothing
 ) -> dict[str, Path]:
     """Every file of a recipe by name: those in `archives` as they are, the others fetched."""
-    given = None if archives is None else Path(archives).expanduser()
+    given = None if archives is None else user_path(archives)
     if given is not None and not given.is_dir():
         raise UserError(f"{given}: no such folder: give the one with {_names(recipe)}")
     files = {}

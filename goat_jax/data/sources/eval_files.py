@@ -4,6 +4,7 @@ from pathlib import Path
 
 from goat_jax.data.sources.formats import FORMATS, find_split
 from goat_jax.errors import UserError
+from goat_jax.files import user_path
 
 
 def has_split(folder: Path, split: str) -> bool:
@@ -22,7 +23,7 @@ def first_file(folder: str | Path, *names: str) -> str:
     Traceback (most recent call last):
     goat_jax.errors.UserError: nowhere: no file of any of the names metamath, train
     """
-    root = Path(folder).expanduser()
+    root = user_path(folder)
     for name in names:
         if has_split(root, name):
             return find_split([root], name)
@@ -39,5 +40,5 @@ def question_source(given: str | None, default: str | None = None, split: str = 
         if default is None:
             raise UserError("questions=... is missing: a file, or a folder with the questions")
         return default
-    path = Path(given).expanduser()
+    path = user_path(given)
     return find_split([path], split) if path.is_dir() else given

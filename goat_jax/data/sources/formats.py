@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from goat_jax.errors import UserError, first_line
+from goat_jax.files import user_path
 
 Row = dict[str, Any]
 
@@ -219,4 +220,4 @@ def find_split(folders: Sequence[Path], split: str) -> str:
 
 def split_files(folder: str | Path, *splits: str) -> list[str]:
     """The files of some splits in one folder."""
-    return [find_split([Path(folder).expanduser()], split) for split in splits]
+    return [find_split([user_path(folder)], split) for split in splits]

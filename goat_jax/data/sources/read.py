@@ -21,6 +21,7 @@ from goat_jax.data.sources.formats import FORMATS, Row
 from goat_jax.data.sources.images import read_digits, read_idx_folder, read_image_folder
 from goat_jax.data.sources.reviews import read_reviews
 from goat_jax.errors import UserError, first_line
+from goat_jax.files import user_path
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -148,7 +149,7 @@ def _at(rest: str, split: str) -> tuple[str, str]:
 
 
 def _path(path: str, data_dir: str | Path | None) -> Path:
-    return (Path(data_dir) if data_dir else Path()) / Path(path).expanduser()
+    return (Path(data_dir) if data_dir else Path()) / user_path(path)
 
 
 SCHEMES: dict[str, Callable[[str, str, str | Path | None], list[Row]]] = {

@@ -18,7 +18,6 @@ Rows in the sets' original form, as tensorflow_datasets and the hub have them, a
 (`goat_jax.data.tasks.commonsense_formats`).
 """
 
-from pathlib import Path
 from typing import Any
 
 from goat_jax.data.sources.eval_files import has_split
@@ -27,6 +26,7 @@ from goat_jax.data.sources.read import OR
 from goat_jax.data.tasks.evaluation import ExamTask
 from goat_jax.data.tasks.prompts import END_OF_ANSWER, instruction
 from goat_jax.errors import UserError, nearest
+from goat_jax.files import user_path
 
 FOLDERS: dict[str, tuple[str, ...]] = {
     "boolq": ("boolq",),
@@ -97,7 +97,7 @@ hellaswag, winogrande, ARC-Easy, ARC-Challenge, openbookqa
     """
     if folder is None:
         raise UserError(f"task {JOINT} needs folder=..., with {JOINT_FILES[0]}.json in it")
-    root = Path(folder).expanduser()
+    root = user_path(folder)
     questions = {
         name: find_split(folders, "test")
         for name, parts in FOLDERS.items()
@@ -148,7 +148,7 @@ def _sources(name: str, folder: str | None) -> tuple[str, str]:
         tfds, hub, train, test = PUBLISHED[name]
         own = train.partition("_")[0]  # on the hub the size is part of the name
         return f"tfds:{tfds}@{train}{OR}hf:{hub}@{own}", f"tfds:{tfds}@{test}{OR}hf:{hub}@{test}"
-    roots = [Path(folder).expanduser() / part for part in FOLDERS[name]]
+    roots = [user_path(folder) / part for part in FOLDERS[name]]
     # Some sets come without their training rows, and can be scored all the same.
     train = next((find_split([r], "train") for r in roots if has_split(r, "train")), None)
     return train or str(roots[0] / "train.jsonl"), find_split(roots, "test")

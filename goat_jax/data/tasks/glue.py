@@ -31,6 +31,7 @@ from goat_jax.data.sources.formats import find_split
 from goat_jax.data.sources.read import AND, OR
 from goat_jax.data.tasks.text import TextTask
 from goat_jax.errors import UserError
+from goat_jax.files import user_path
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def glue(
     if name not in GLUE:
         raise UserError(f"unknown GLUE task {name!r}: use one of {', '.join(GLUE)}")
     row = GLUE[name]
-    roots = [Path(folder or "").expanduser() / part for part in (name, *row.folders)]
+    roots = [user_path(folder or "") / part for part in (name, *row.folders)]
 
     def source(split: str) -> str:
         if folder is not None:

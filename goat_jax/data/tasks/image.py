@@ -7,6 +7,7 @@ from pathlib import Path
 from goat_jax.data.sources.images import class_names
 from goat_jax.data.tasks.text import check_limits, check_scoring
 from goat_jax.errors import UserError
+from goat_jax.files import user_path
 from goat_jax.validation.fields import check_fields
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -147,7 +148,7 @@ def image_files(
     >>> image_files("train.jsonl", "dev.jsonl", labels=("cat", "dog")).image
     'image'
     """
-    folder = Path(data_dir or "") / Path(train).expanduser()
+    folder = Path(data_dir or "") / user_path(train)
     if not labels and folder.is_dir():
         labels = class_names(folder)
     return ImageTask(

@@ -26,6 +26,7 @@ from goat_jax.data.sources.formats import find_split
 from goat_jax.data.sources.read import OR
 from goat_jax.data.tasks.image import ImageTask
 from goat_jax.errors import UserError
+from goat_jax.files import user_path
 
 CLASSES = Path(__file__).parent / "classes"
 
@@ -126,7 +127,7 @@ def vision(name: str, folder: str | Path | None = None, **options: Any) -> Image
             for source, split in ((row.train, "train"), (row.test, "test"))
         )
     else:
-        train, test = (local_images(Path(folder).expanduser(), name, s) for s in ("train", "test"))
+        train, test = (local_images(user_path(folder), name, s) for s in ("train", "test"))
     return ImageTask(name, train, test, labels=words, written=written, **options)
 
 

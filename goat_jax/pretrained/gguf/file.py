@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from goat_jax.errors import UserError, first_line
+from goat_jax.files import user_path
 
 MAGIC = b"GGUF"
 SUFFIX = ".gguf"
@@ -60,7 +61,7 @@ def read_gguf(path: str | Path) -> GgufFile:
     Traceback (most recent call last):
     goat_jax.errors.UserError: nowhere.gguf: no such file
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     with path.open("rb") as file:
