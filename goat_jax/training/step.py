@@ -1,4 +1,4 @@
-"""The pure training and evaluation steps. `jit` is applied here and nowhere else in a run."""
+"""The pure training and evaluation steps, jitted."""
 
 from __future__ import annotations
 
