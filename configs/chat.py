@@ -1,21 +1,22 @@
-"""Chat with LLaMA-2-7B, as in the paper: WizardLM is learnt, MT-Bench is asked and judged.
+"""Chat with LLaMA-2-7B, as in the paper: trained on WizardLM, evaluated on MT-Bench by a judge.
 
     goat-jax train --config configs/chat.py:folder=FOLDER,method=goat --model.path LLAMA
     goat-jax evaluate runs/wizardlm-goat-8-0 --judge https://HOST/v1 --judge-model NAME \\
         --judge-key FILE --judge-prompts judge_prompts.jsonl --references gpt-4.jsonl
 
-FOLDER has WizardLM_evol_instruct_70k.json; ``questions=`` MT-Bench's question.jsonl or its folder.
-52,000 answers that are no refusals are taken. Judge prompts and references are FastChat's files.
+FOLDER contains WizardLM_evol_instruct_70k.json; ``questions=`` names MT-Bench's question.jsonl or
+its folder. 52,000 answers that are not refusals are used. Judge prompts and references are
+FastChat's files.
 
 As published: total rank 8, alpha 16, 8 experts, 2 of them active, AdamW, 2e-5, cosine, 100 warm-up
-steps, dropout 0.05, batch 32, 5 epochs, at most 1024 tokens, eta 1 (0.1 at rates around 1e-4);
-full fine-tuning at 1e-5. ``learning_rate=RATE`` sets the rate and the eta that goes with it.
-Expected grade on MT-Bench (1 to 10, the paper's, judged by GPT-4):
+steps, dropout 0.05, batch 32, 5 epochs, at most 1024 tokens, eta 1 (0.1 at learning rates around
+1e-4); full fine-tuning at 1e-5. ``learning_rate=RATE`` sets the learning rate and the matching eta.
+Expected grade on MT-Bench (1 to 10, from the paper, judged by GPT-4):
 
     method    full  lora  dora  pissa milora molora hydralora goat
     MT-Bench  5.56  5.61  5.97  5.30  5.23   5.84   5.82      6.01
 
-No run at this size is part of this project.
+This project includes no run at this size.
 """
 
 from goat_jax.config.paper import llama_eta, method_sizes, peak_rate

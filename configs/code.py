@@ -1,21 +1,22 @@
-"""Code with LLaMA-2-7B, as in the paper: CodeFeedback is learnt, HumanEval is asked.
+"""Code with LLaMA-2-7B, as in the paper: trained on CodeFeedback, evaluated on HumanEval.
 
     goat-jax train --config configs/code.py:folder=FOLDER,method=goat --model.path LLAMA
     goat-jax evaluate runs/codefeedback-goat-8-0 --run-programs
 
-FOLDER has CodeFeedback-Filtered-Instruction.jsonl; ``questions=`` HumanEval's file or its folder.
-100,000 answers with code are taken, evenly spaced, up to the end of their first block. The second
-command runs what the model writes, in the sandbox (`goat_jax.evaluation.sandbox`).
+FOLDER contains CodeFeedback-Filtered-Instruction.jsonl; ``questions=`` names HumanEval's file or
+its folder. 100,000 answers with code are used, evenly spaced, each up to the end of its first code
+block. The second command runs the programs that the model writes in the sandbox
+(`goat_jax.evaluation.sandbox`).
 
 As published: total rank 8, alpha 16, 8 experts, 2 of them active, AdamW, 2e-5, cosine, 100 warm-up
-steps, dropout 0.05, batch 32, 5 epochs, at most 1024 tokens, eta 1 (0.1 at rates around 1e-4);
-full fine-tuning at 1e-5. ``learning_rate=RATE`` sets the rate and the eta that goes with it.
-Expected pass@1 on HumanEval (percent, the paper's; greedy answers here, sampled ones there):
+steps, dropout 0.05, batch 32, 5 epochs, at most 1024 tokens, eta 1 (0.1 at learning rates around
+1e-4); full fine-tuning at 1e-5. ``learning_rate=RATE`` sets the learning rate and the matching eta.
+Expected pass@1 on HumanEval (percent, from the paper; it samples answers, here they are greedy):
 
     method     full   lora   dora   pissa  milora molora hydralora goat
     HumanEval  35.31  21.34  19.75  19.52  19.51  24.83  24.21     25.61
 
-No run at this size is part of this project.
+This project includes no run at this size.
 """
 
 from goat_jax.config.paper import llama_eta, method_sizes, peak_rate

@@ -1,22 +1,22 @@
-"""Commonsense reasoning with LLaMA-2-7B, as in the paper's table: learnt together, scored on each.
+"""Commonsense reasoning with LLaMA-2-7B, as in the paper: trained jointly, evaluated on each set.
 
     goat-jax train --config configs/commonsense.py:folder=FOLDER,method=goat --model.path LLAMA
     goat-jax evaluate runs/commonsense170k-goat-32-0
 
-FOLDER is LLM-Adapters' dataset folder with commonsense_170k.json in it; the second command gives
-all eight scores and their average, by generated answer (``--how likelihood`` by options).
-``task=arc_easy`` (or any of the eight) learns that set's own rows.
+FOLDER is LLM-Adapters' dataset folder with commonsense_170k.json in it. The second command prints
+all eight scores and their average, by generated answer (``--how likelihood``: by the most likely
+option). ``task=arc_easy`` (or any of the eight) trains on the rows of that set.
 
 As published: total rank 32, alpha 64, 8 experts, 2 of them active, AdamW, 1e-4, cosine, 100 warm-up
 steps, dropout 0.05, batch 16, 3 epochs, eta 0.1 (full fine-tuning then at 1e-5).
-``learning_rate=RATE`` sets the rate and the eta that goes with it. Expected of GOAT (percent, the
-paper's accuracy):
+``learning_rate=RATE`` sets the learning rate and the matching eta. Expected accuracy of GOAT
+(percent, from the paper):
 
     BoolQ 73.60  PIQA 83.95  SIQA 80.50  HellaSwag 87.12  WinoGrande 85.00
     ARC-e 87.79  ARC-c 76.88  OBQA 87.00  average 82.73
 
-Of the other methods: ``COMMONSENSE_SCORES`` in
-train/reproduction/published_scores.py. No run at this size is part of this project.
+For the other methods see ``COMMONSENSE_SCORES`` in train/reproduction/published_scores.py. This
+project includes no run at this size.
 """
 
 from goat_jax.config.paper import llama_eta, method_sizes, peak_rate
@@ -36,7 +36,7 @@ TRAIN_ROWS = {
     "obqa": 4957,
 }
 TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
-"""LLM-Adapters' choice, which the paper's shares of parameters agree with."""
+"""Target modules of LLM-Adapters; the parameter shares in the paper match them."""
 
 
 def get_config(
@@ -51,7 +51,7 @@ def get_config(
     dropout: float = 0.05,
     seed: int = 0,
 ) -> RunConfig:
-    exam = make_task(task, folder=folder, packing=False)  # first: an unknown name is its error
+    exam = make_task(task, folder=folder, packing=False)  # first: reports an unknown name
     steps = 3 * (TRAIN_ROWS[task] // batch)
     rate = peak_rate(method, adapters=1e-4, full=1e-5) if learning_rate is None else learning_rate
     sizes = method_sizes(method, rank, 2.0 * rank, dropout)

@@ -1,9 +1,9 @@
-"""The demo: GOAT on all linear layers of MiniLM-L6, sentiment of real movie-review sentences.
+"""Demo: GOAT on all linear layers of MiniLM-L6, for the sentiment of real movie-review sentences.
 
     goat-jax train --config configs/demo.py --out runs/demo
 
-About 82% held-out accuracy from about 50%, in two to three minutes on two CPU cores. Any other set
-of labelled sentences takes the place of the reviews: ``configs/demo.py:task=cola,folder=FOLDER``.
+Held-out accuracy rises from about 50% to about 82%, in two to three minutes on two CPU cores. Any
+other set of labeled sentences can replace the reviews: ``configs/demo.py:task=cola,folder=FOLDER``.
 """
 
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
@@ -21,7 +21,7 @@ def get_config(
 ) -> RunConfig:
     place = {} if folder is None else {"folder": folder}
     return RunConfig(
-        # MiniLM was trained to put a sentence's meaning into the mean of its tokens.
+        # MiniLM was trained to represent a sentence by the mean of its tokens.
         model=ModelConfig("package:minilm", options={"pooling": "mean"}),
         task=make_task(task, **place),
         adapter=AdapterConfig(
@@ -29,7 +29,7 @@ def get_config(
             targets=r"bert\.encoder\..*",
             train=("pooler.dense", "classifier"),
             total_rank=rank,
-            dropout=0.0,  # a quarter of a step on a CPU, for nothing in so short a run
+            dropout=0.0,  # takes a quarter of a step on a CPU; no gain in so short a run
         ),
         optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=10),
         train=TrainConfig(

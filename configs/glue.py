@@ -3,18 +3,18 @@
     goat-jax data prepare rte
     goat-jax train --config configs/glue.py:task=rte,method=goat --model.path FOLDER
 
-Without ``--model.path`` RoBERTa-large comes from the hub; ``folder=FOLDER`` has the rows in place
-of tensorflow_datasets (FOLDER/rte/train.jsonl, validation.jsonl).
+Without ``--model.path`` RoBERTa-large comes from the Hugging Face hub. ``folder=FOLDER`` reads the
+rows from files instead of tensorflow_datasets (FOLDER/rte/train.jsonl, validation.jsonl).
 
 As in table 4 of the paper and its published script: total rank 32, alpha 64 (the paper's table 11
 prints rank 8, alpha 16: ``rank=8``), 8 experts, 2 of them active, AdamW, 1e-4 (full fine-tuning
 1e-5, as in the script), cosine, 100 warm-up steps, dropout 0.05, batch 256, 10 epochs (RTE 50), at
-most 128 tokens, eta 1. RoBERTa's own dropout (0.1) is on, as transformers' Trainer leaves it;
+most 128 tokens, eta 1. RoBERTa's model dropout (0.1) is on, as in transformers' Trainer;
 ``--model.dropout 0`` turns it off.
-Expected of GOAT (accuracy in percent, the paper's, of the last step): CoLA 86.86, SST-2 96.21,
-MRPC 84.55, QQP 91.40, MNLI 89.55 (matched and mismatched together), QNLI 94.19, RTE 85.56; of the
-other methods: ``GLUE_SCORES`` in
-train/reproduction/published_scores.py. No run at this size is part of this project.
+Expected accuracy of GOAT (percent, from the paper, at the last step): CoLA 86.86, SST-2 96.21,
+MRPC 84.55, QQP 91.40, MNLI 89.55 (matched and mismatched together), QNLI 94.19, RTE 85.56. For the
+other methods see ``GLUE_SCORES`` in train/reproduction/published_scores.py. This project includes
+no run at this size.
 """
 
 from goat_jax.config.paper import method_sizes, peak_rate
@@ -47,7 +47,7 @@ def get_config(
     dropout: float = 0.05,
     seed: int = 0,
 ) -> RunConfig:
-    text = make_task(task, folder=folder, data_dir=data_dir)  # first: an unknown name is its error
+    text = make_task(task, folder=folder, data_dir=data_dir)  # first: reports an unknown name
     steps = EPOCHS.get(task, 10) * (TRAIN_ROWS[task] // batch)
     rate = peak_rate(method, adapters=1e-4, full=1e-5) if learning_rate is None else learning_rate
     return RunConfig(

@@ -1,10 +1,10 @@
-"""Grade-school mathematics with SmolLM2-135M: perplexity of the worked answers falls.
+"""Grade-school mathematics with SmolLM2-135M: lowers the perplexity of worked answers.
 
     goat-jax train --config configs/gsm8k.py --out runs/gsm8k
     goat-jax train --config configs/gsm8k.py:folder=data/gsm8k     (train.jsonl and test.jsonl)
 
-The weights come from a package (93 MB); the rows from tensorflow_datasets, or from a folder. Any
-Llama, Qwen2 or Mistral checkpoint takes the place of SmolLM2: ``--model.path FOLDER``.
+The weights come from a pip package (93 MB), the rows from tensorflow_datasets or from a folder. Any
+Llama, Qwen2 or Mistral checkpoint can replace SmolLM2: ``--model.path FOLDER``.
 """
 
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
@@ -23,7 +23,7 @@ def get_config(
     return RunConfig(
         model=ModelConfig("package:smollm2"),
         task=gsm8k(folder, evaluation_limit=rows),
-        # dropout costs more than it gives in so short a run
+        # dropout costs time and has no benefit in so short a run
         adapter=AdapterConfig(method=method, total_rank=rank, train=(), dropout=0.0),
         optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=steps // 10),
         train=TrainConfig(

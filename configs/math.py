@@ -1,22 +1,24 @@
-"""Mathematics with LLaMA-2-7B, as in the paper: MetaMathQA is learnt, GSM8K is asked.
+"""Mathematics with LLaMA-2-7B, as in the paper: trained on MetaMathQA, evaluated on GSM8K.
 
     goat-jax train --config configs/math.py:folder=FOLDER,method=goat --model.path LLAMA
     goat-jax evaluate runs/metamath-goat-8-0
 
-FOLDER has MetaMathQA-395K.json; ``questions=`` GSM8K's test file or its folder (tensorflow_datasets
-if not given). Rows made from GSM8K are taken, 100,000 of them, evenly spaced. ``accuracy_strict``
-reads an answer as the paper's script does, by the whole number behind the first "####".
+FOLDER contains MetaMathQA-395K.json; ``questions=`` names GSM8K's test file or its folder
+(tensorflow_datasets if not given). Of the rows made from GSM8K, 100,000 are used, evenly spaced.
+``accuracy_strict`` reads an answer as the paper's script does, by the integer after the first
+"####".
 
 As published: total rank 8, alpha 16, 8 experts, 2 of them active, AdamW, 2e-5, cosine, 100 warm-up
-steps, dropout 0.05, batch 32, 5 epochs, at most 1024 tokens, eta 1 (0.1 at rates around 1e-4);
-full fine-tuning at the same rate. ``learning_rate=RATE`` sets the rate and its eta.
-Expected exact match on GSM8K (percent, the paper's; greedy answers here, sampled ones there):
+steps, dropout 0.05, batch 32, 5 epochs, at most 1024 tokens, eta 1 (0.1 at learning rates around
+1e-4); full fine-tuning at the same learning rate. ``learning_rate=RATE`` sets the learning rate and
+the matching eta.
+Expected exact match on GSM8K (percent, from the paper; it samples answers, here they are greedy):
 
     method  full   lora   dora   pissa  milora molora hydralora goat
     GSM8K   59.36  52.84  54.59  55.42  54.44  56.63  57.39     60.20
 
-At a learning rate of 1e-5 GOAT reaches 58.74 there, at 5e-5 62.05. No run at this size is part of
-this project.
+At a learning rate of 1e-5 GOAT reaches 58.74 in the paper, at 5e-5 62.05. This project includes no
+run at this size.
 """
 
 from goat_jax.config.paper import llama_eta, method_sizes, peak_rate

@@ -3,18 +3,18 @@
     goat-jax data prepare dtd
     goat-jax train --config configs/vision.py:task=dtd,method=goat --model.path FOLDER
 
-Without ``--model.path`` CLIP comes from the hub; ``folder=FOLDER`` has the images in place of
-tensorflow_datasets (FOLDER/train/CLASS/*.jpg, FOLDER/test/CLASS/*.jpg). Tasks: cars, dtd, eurosat,
-gtsrb, resisc45, sun397, svhn (goat_jax/data/tasks/vision.py says which splits).
+Without ``--model.path`` CLIP comes from the Hugging Face hub. ``folder=FOLDER`` reads the images
+from files instead of tensorflow_datasets (FOLDER/train/CLASS/*.jpg, FOLDER/test/CLASS/*.jpg).
+Tasks: cars, dtd, eurosat, gtsrb, resisc45, sun397, svhn (splits: goat_jax/data/tasks/vision.py).
 
 As published: total rank 8, alpha 16, 8 experts, 2 of them active, AdamW, 1e-4, cosine, 100 warm-up
 steps, dropout 0.05, batch 512, the epochs below, eta 1. The head compares an image with "a photo of
 a CLASS" and is frozen, as the paper says. The published code trains a new linear head on the mean
 of the patches instead: ``head=linear``. ``train_head=true`` trains the head of class names.
-Expected of GOAT (accuracy in percent, the paper's, of the last step): Cars 53.50, DTD 75.32,
-EuroSAT 98.82, GTSRB 98.17, RESISC45 93.46, SUN397 54.53, SVHN 96.62; of the other methods:
-``VISION_SCORES`` in
-train/reproduction/published_scores.py. No run at this size is part of this project.
+Expected accuracy of GOAT (percent, from the paper, at the last step): Cars 53.50, DTD 75.32,
+EuroSAT 98.82, GTSRB 98.17, RESISC45 93.46, SUN397 54.53, SVHN 96.62. For the other methods see
+``VISION_SCORES`` in train/reproduction/published_scores.py. This project includes no run at this
+size.
 """
 
 from goat_jax.config.paper import method_sizes, peak_rate
@@ -48,7 +48,7 @@ def get_config(
     train_head: bool = False,
     seed: int = 0,
 ) -> RunConfig:
-    images = make_task(task, folder=folder, data_dir=data_dir)  # first: its error for a wrong name
+    images = make_task(task, folder=folder, data_dir=data_dir)  # first: reports an unknown name
     steps = EPOCHS[task] * (VISION[task].rows[0] // batch)
     rate = peak_rate(method, adapters=1e-4, full=1e-4) if learning_rate is None else learning_rate
     return RunConfig(

@@ -1,11 +1,11 @@
-"""Errors and notices for people: each is one line that names the thing and, if any, the fix."""
+"""Errors and notices for users: each is one line that names the cause and, if any, the fix."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Raised where the user gave something that cannot work; the command line prints it, exit 2.
+    """Error for invalid user input; the command line prints its one line and exits with code 2.
 
     >>> raise UserError("rank 7 is not divisible by 2 experts: choose a multiple of 2")
     Traceback (most recent call last):
@@ -14,7 +14,7 @@ class UserError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``" (did you mean 'x'?)"`` for the known name most like this one, or nothing.
+    """Returns ``" (did you mean 'x'?)"`` for the most similar known name, or an empty string.
 
     >>> nearest("batchsize", ["batch_size", "seed"])
     " (did you mean 'batch_size'?)"
@@ -24,10 +24,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str | None:
-    """The known name most like this one, if any is.
+    """Returns the most similar known name, or None if none is similar.
 
-    Like it are a name of the same letters, one that it abbreviates by the initials of its words,
-    one that has it as a word, and one that differs by few letters.
+    The first match counts: a name with the same letters, a name whose initials it spells, a name
+    that contains it as a word, a name that differs by few letters.
 
     >>> nearest_name("lr", ["clip", "learning_rate"]), nearest_name("rank", ["rho", "total_rank"])
     ('learning_rate', 'total_rank')
@@ -49,15 +49,15 @@ def _words(name: str) -> list[str]:
 
 
 class RunFailed(RuntimeError):
-    """A run that had to stop, with what happened and what was saved in one line; exit 1."""
+    """Error of a run that had to stop: one line with the cause and what was saved; exit code 1."""
 
 
 class Notice(UserWarning):
-    """Warning that a person has to know about; the command line prints its one line alone."""
+    """Warning that the user needs to see; the command line prints only its one line."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what another library's exception says, for a one-line message of ours.
+    """Returns the first line of another library's error message, for use in a one-line message.
 
     >>> first_line(ValueError("no such column"))
     'no such column'

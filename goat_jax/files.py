@@ -1,4 +1,4 @@
-"""File care: whole writes, checked JSON, checksums, and the one rule for cache folders."""
+"""File helpers: atomic writes, checked JSON, checksums, and the location of cache folders."""
 
 from __future__ import annotations
 
@@ -20,17 +20,21 @@ from typing import Any, NoReturn
 from goat_jax.errors import Notice, UserError
 
 _reported: set[str] = set()
-"""Cache folders whose failure has been reported."""
+"""Cache folders about which a warning was already given."""
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
-    """Writes a file so that it holds either its old content or all of the new one.
+    """Writes a file atomically: it holds either its old content or all of the new content.
 
-    The new content goes to a temporary file in the same folder, whose name no other process uses,
-    and takes the place of the old one when it is on the disk.
+    The new content goes to a temporary file in the same folder, whose name no other process uses.
+    Once its content is on the disk, the temporary file replaces the old one.
+
+    Args:
+        path: the file.
+        content: the new content; text is encoded as UTF-8.
 
     Raises:
-        OSError: it cannot be written; the old file is untouched and nothing is left behind.
+        OSError: the file cannot be written; the old file is unchanged, no temporary file is left.
 
     >>> folder = Path(tempfile.mkdtemp())
     >>> write_whole(folder / "a.txt", "one")
@@ -44,9 +48,9 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary file to write to, which takes the place of `path` if all went well.
+    """Yields a temporary file to write to, which replaces `path` if the block raises nothing.
 
-    For writers that take a file name; `write_whole` is for content that is in memory.
+    It is for writers that take a file name; `write_whole` is for content in memory.
 
     >>> path = Path(tempfile.mkdtemp()) / "a.txt"
     >>> with whole_file(path) as aside:
@@ -60,24 +64,24 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         yield aside
         put_in_place(aside, path)
     except BaseException:
-        with contextlib.suppress(OSError):  # the first error is the one to report
+        with contextlib.suppress(OSError):  # report the first error, not this one
             aside.unlink(missing_ok=True)
         raise
 
 
 def put_in_place(aside: Path, path: Path) -> None:
-    """Gives a file that was written aside its name, once its content is on the disk."""
+    """Renames a temporary file to its final name, once its content is on the disk."""
     with open(aside, "rb+") as file:
         os.fsync(file.fileno())
     os.replace(aside, path)
 
 
 def read_json(path: str | Path) -> Any:
-    """The value of a JSON file.
+    """Reads the value of a JSON file.
 
     Raises:
-        UserError: in one line: there is no such file, it cannot be read, is not UTF-8, is not JSON,
-            is nested too deep, or holds a number that is not finite.
+        UserError: the file does not exist, cannot be read, is not UTF-8, is not JSON, is nested too
+            deep, or holds a number that is not finite.
 
     >>> folder = Path(tempfile.mkdtemp())
     >>> write_whole(folder / "a.json", '{"rank": 8}')
@@ -94,13 +98,15 @@ def read_json(path: str | Path) -> Any:
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
-    """The value of a JSON text.
+    """Parses a JSON text.
 
     Args:
-        where: the text's origin, for the error.
+        text: the text, or its bytes in UTF-8.
+        where: the origin of the text, for errors.
 
     Raises:
-        UserError: as for `read_json`.
+        UserError: the text is not UTF-8, is not JSON, is nested too deep, or holds a number that is
+            not finite.
 
     >>> parse_json('{"alpha": NaN}', "adapter_config.json")
     Traceback (most recent call last):
@@ -135,10 +141,10 @@ def _finite(where: str) -> Any:
 
 
 def user_path(path: str | Path) -> Path:
-    """A path that a person gave, with a leading ``~`` or ``~name`` as their home folder.
+    """Returns a path given by the user, with a leading ``~`` or ``~name`` as the home folder.
 
     Raises:
-        UserError: there is no such user.
+        UserError: there is no user of this name, or the user has no home folder.
 
     >>> user_path("runs/demo").as_posix()
     'runs/demo'
@@ -150,7 +156,7 @@ def user_path(path: str | Path) -> Path:
 
 
 def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal digits.
+    """Computes the SHA-256 of a file's bytes, in hexadecimal digits.
 
     >>> folder = Path(tempfile.mkdtemp())
     >>> write_whole(folder / "empty", b"")
@@ -162,10 +168,14 @@ def sha256_of(path: str | Path) -> str:
 
 
 def cache_folder(name: str = "") -> Path:
-    """The folder for what can be made again: ``$XDG_CACHE_HOME/goat_jax/name``, or in ``~/.cache``.
+    """Returns a cache folder: ``$XDG_CACHE_HOME/goat_jax/name``, or ``~/.cache/goat_jax/name``.
 
-    It is not created here. Nothing may depend on it: a run with a cache that is full, read-only,
-    damaged or shared gives the same numbers as one without.
+    It is not created here, and holds only what can be computed again. No result may depend on it: a
+    run with a cache that is full, read-only, damaged or shared gives the same numbers as one
+    without.
+
+    Args:
+        name: the subfolder; empty for the root of all of them.
 
     >>> cache_folder("svd").parts[-2:]
     ('goat_jax', 'svd')
@@ -180,9 +190,10 @@ def cache_folder(name: str = "") -> Path:
 
 
 def report_unusable_cache(folder: str | Path, error: BaseException) -> None:
-    """Warns, once per folder and process, that a cache cannot be used; the work continues.
+    """Warns, once per folder and process, that a cache cannot be used and is skipped.
 
     Args:
+        folder: the cache folder.
         error: the reason.
     """
     if (folder := str(folder)) in _reported:
@@ -195,7 +206,7 @@ def report_unusable_cache(folder: str | Path, error: BaseException) -> None:
 
 @functools.cache
 def temporary_folder() -> Path:
-    """A folder for this process, removed at its end: for files that no cache could take."""
+    """Returns a folder for files that no cache could hold; it is removed when the process ends."""
     folder = Path(tempfile.mkdtemp(prefix="goat-jax-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

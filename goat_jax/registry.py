@@ -1,7 +1,7 @@
-"""The parts of methods by the names that config files and command lines give them.
+"""Registry of the parts of methods, by the names used in config files and command lines.
 
-A part names itself: ``@part("router", "top_k")`` above its class. Its fields are options, and have
-defaults, so that the name alone makes one.
+A part registers itself by ``@part("router", "top_k")`` above its class. Its fields are options with
+defaults, so that the name alone is enough to make the part.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any, TypeVar
 from goat_jax.validation.checks import check_choice
 
 REGISTRY: dict[str, dict[str, type]] = {}
-"""Kind of a part (a field of `AdapterSpec`) -> name -> its class."""
+"""Classes of parts by kind (a field of `AdapterSpec`), then by name."""
 
 Class = TypeVar("Class", bound=type)
 
 
 def part(kind: str, name: str) -> Callable[[Class], Class]:
-    """Gives a part its name; a decorator of the part's class.
+    """Returns a class decorator that registers a part under a name.
 
     Args:
         kind: the field of `AdapterSpec` that holds such parts.
-        name: unique among the parts of its kind.
+        name: the part's name, unique among the parts of its kind.
     """
 
     def add(cls: Class) -> Class:
@@ -37,10 +37,15 @@ def part(kind: str, name: str) -> Callable[[Class], Class]:
 
 
 def find_part(kind: str, value: Any) -> Any:
-    """The part that a name stands for, with its default options; a part stands for itself.
+    """Returns the part of a name, with its default options; a part is returned unchanged.
+
+    Args:
+        kind: the field of `AdapterSpec` that holds the part.
+        value: a name or a part.
 
     Raises:
-        UserError: an unknown name, naming all that are known, or something that is no such part.
+        UserError: an unknown name (the error lists the known ones), a part of another kind, or a
+            value that is neither.
 
     >>> import goat_jax.adapters.parts.scales
     >>> find_part("scale", "alpha_over_rank")
@@ -56,10 +61,15 @@ def find_part(kind: str, value: Any) -> Any:
 
 
 def find_function(name: str, value: Any, known: Mapping[str, Any]) -> Any:
-    """The function that a name stands for; a function stands for itself.
+    """Returns the function of a name; a function is returned unchanged.
+
+    Args:
+        name: the option, for errors.
+        value: a name or a function.
+        known: the functions by name.
 
     Raises:
-        UserError: an unknown name, naming all that are known, or something that is no function.
+        UserError: an unknown name (the error lists the known ones), or a value that is neither.
     """
     if callable(value):
         return value

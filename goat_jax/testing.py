@@ -1,4 +1,4 @@
-"""What tests of this package, and of models built with it, need again and again."""
+"""Helpers for tests of this package and of models built with it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from goat_jax.typing import Array, PyTree
 
 
 class CountTraces:
-    """A function that counts how often it is traced: jit calls it once per compilation.
+    """A function wrapper that counts traces: jit calls it once per compilation.
 
     >>> double = CountTraces(lambda x: 2 * x)
     >>> jitted = jax.jit(double)
@@ -35,9 +35,9 @@ class CountTraces:
 
 
 def relative_error(got: Any, expected: Any) -> float:
-    """Largest difference of two arrays, divided by the largest magnitude expected (max norm).
+    """Returns the largest difference of two arrays over the largest expected magnitude (max norm).
 
-    Where all expected values are zero it is the largest difference itself.
+    If all expected values are zero, it returns the largest difference itself.
 
     >>> relative_error([1.0, 4.0], [1.0, 5.0])
     0.2
@@ -50,7 +50,7 @@ def relative_error(got: Any, expected: Any) -> float:
 
 
 def assert_close(got: PyTree, expected: PyTree, relative: float = 1e-5) -> None:
-    """Raises unless every leaf of two equal pytrees is within ``relative`` of the other (max norm).
+    """Raises unless each leaf of two equal pytrees is within ``relative`` of the other (max norm).
 
     The message names the leaf that differs most.
 
@@ -64,7 +64,7 @@ def assert_close(got: PyTree, expected: PyTree, relative: float = 1e-5) -> None:
     pairs = zip(jax.tree.leaves(got), wanted, strict=True)
     errors = [(relative_error(a, b), jax.tree_util.keystr(path)) for a, (path, b) in pairs]
     worst, name = max(errors, default=(0.0, ""))
-    # Not "worst > relative": a nan must not pass.
+    # "not all(<=)" and not "any(>)", so that a NaN fails.
     if not all(error <= relative for error, _ in errors):
         raise AssertionError(
             f"{name or 'array'}: relative error {worst:.1e} is above {relative:.0e}"
@@ -84,7 +84,7 @@ class TinyBlock(nnx.Module):
 
 
 class TinyModel(nnx.Module):
-    """A stack of `TinyBlock` and a head on the mean token, to test what takes a model.
+    """A stack of `TinyBlock` and a head on the mean token, to test functions that take a model.
 
     >>> TinyModel(layers=2)(jnp.ones((3, 5, 8))).shape
     (3, 2)
@@ -98,7 +98,7 @@ class TinyModel(nnx.Module):
         self.head = Dense(width, classes, rngs=rngs)
 
     def hf_names(self) -> dict[str, str]:
-        """Our path -> the name in a torch model of this kind."""
+        """Maps each path in this model to the name in a torch model of the same kind."""
         return {
             "layers.query": "model.layers.{}.attention.query",
             "layers.up": "model.layers.{}.mlp.up",
@@ -107,5 +107,5 @@ class TinyModel(nnx.Module):
         }
 
     def __call__(self, x: Array, ctx: Context = EVAL) -> Array:
-        """Logits (B, classes) of x (B, T, D)."""
+        """Returns logits (B, classes) of x (B, T, D)."""
         return self.head(self.layers(x, ctx).mean(1), ctx.unmasked())

@@ -1,4 +1,4 @@
-"""Small tables as plain text or Markdown, and numbers short enough to read in them."""
+"""Tables as plain text or Markdown, and short forms of numbers for them."""
 
 from collections.abc import Sequence
 from numbers import Integral, Real
@@ -14,16 +14,16 @@ def render_table(
     *,
     markdown: bool = False,
 ) -> str:
-    """A table with one line a row, no newline at the end.
+    """Returns a table with one line per row and no newline at the end.
 
     Args:
-        headers: one for each column.
-        rows: cells; floats get 4 significant digits, None a dash, anything else its `str`.
-        align: one letter a column, `l` or `r`; by default columns of numbers to the right.
-        markdown: a GitHub table in place of plain text.
+        headers: the header of each column.
+        rows: the cells; floats get 4 significant digits, None a dash, anything else its `str`.
+        align: one letter per column, `l` or `r`; by default columns of numbers are right-aligned.
+        markdown: whether to return a GitHub table instead of plain text.
 
     Raises:
-        UserError: a row or `align` that does not fit the headers.
+        UserError: a row or `align` whose length does not match the headers, or another letter.
 
     >>> print(render_table(["method", "trained"], [["lora", 1024], ["goat", 96]]))
     method  trained
@@ -57,7 +57,7 @@ def render_table(
 
 
 def human_count(number: float) -> str:
-    """Three significant digits and k, M, B (1e9) or T.
+    """Returns a number with three significant digits and k, M, B (1e9) or T.
 
     >>> [human_count(n) for n in (0, 980, 999_999, 22_713_216, 7e9)]
     ['0', '980', '1M', '22.7M', '7B']
@@ -66,7 +66,7 @@ def human_count(number: float) -> str:
 
 
 def human_bytes(number: float) -> str:
-    """Three significant digits and a binary unit (1 KiB = 1024 B).
+    """Returns a size with three significant digits and a binary unit (1 KiB = 1024 B).
 
     >>> [human_bytes(n) for n in (0, 1023, 1024, 150_994_944, 3 * 2**39)]
     ['0 B', '1023 B', '1 KiB', '144 MiB', '1.5 TiB']
@@ -76,7 +76,7 @@ def human_bytes(number: float) -> str:
 
 def _scaled(number: float, base: int, units: Sequence[str]) -> str:
     size, unit = abs(float(number)), 0
-    # What would round up to the base is shown in the next unit: 1M, never 1000k.
+    # A number that would round up to the base gets the next unit: 1M, never 1000k.
     while size >= base - 0.5 and unit < len(units) - 1:
         size, unit = size / base, unit + 1
     digits = f"{size:.0f}" if size >= 99.95 else f"{size:.3g}"

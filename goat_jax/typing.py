@@ -1,6 +1,6 @@
-"""Axis letters and pytree names used throughout the package.
+"""Axis letters and type aliases used throughout the package.
 
-Arrays are lower-case words, capitals are axes only, as in ``jnp.einsum("SI,EIR->SER", x, a)``.
+Arrays have lower-case names; capitals are axes only, as in ``jnp.einsum("SI,EIR->SER", x, a)``.
 
 ======  ==============================  ======  ==================================
 letter  meaning                         letter  meaning
@@ -25,4 +25,4 @@ PyTree: TypeAlias = Any
 Factors: TypeAlias = dict[str, Array]
 """Trained arrays of one adapter by name: ``a`` (E, I, R), ``b`` (E, R, O), ``router`` (I, E)."""
 Batch: TypeAlias = Mapping[str, Any]
-"""Arrays by name, of numpy or jax."""
+"""Arrays of a batch by name, of numpy or jax."""

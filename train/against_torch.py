@@ -1,12 +1,12 @@
-"""A config's training step in JAX and in PyTorch, taking turns in one process.
+"""Times a config's training step in JAX and in PyTorch, interleaved in one process.
 
     python train/against_torch.py --config configs/gsm8k.py --model smollm2-135m --methods lora goat
     python train/against_torch.py --config configs/demo.py --model all-minilm-l6-v2 \\
         --methods lora goat --train.batch-size 8
 
-Needs torch, transformers and peft. PyTorch has on the same linear layers, at the same total
-rank: PEFT's LoRA, and a mixture that loops over its experts, gathers each one's tokens and adds its
-outputs back, as published mixtures of LoRA experts do.
+Needs torch, transformers and peft. In PyTorch two adapters are measured on the same linear layers
+at the same total rank: PEFT's LoRA, and a mixture that loops over its experts, gathers the tokens
+of each and adds its outputs back, as published mixtures of LoRA experts do.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from goat_jax.validation.checks import check_number
 
 
 class RoutedLora(nn.Module):
-    """A frozen linear layer plus the top-k experts of each token, expert by expert."""
+    """Linear layer plus the top-k experts of each token, computed in a loop over the experts."""
 
     def __init__(self, base: nn.Linear, rank: int, experts: int = 8, top_k: int = 2):
         super().__init__()
@@ -58,7 +58,7 @@ class RoutedLora(nn.Module):
 
 
 def torch_model(config: RunConfig, model: str) -> tuple[Any, list[str]]:
-    """A model of random weights and the names of the linear layers in its blocks."""
+    """Returns a model with random weights and the names of the linear layers in its blocks."""
     import transformers
 
     language = "learnt" in batch_shapes(config, 1)
@@ -66,7 +66,7 @@ def torch_model(config: RunConfig, model: str) -> tuple[Any, list[str]]:
     sizes = transformers_config(model)
     try:
         made = getattr(transformers, kind).from_config(sizes, attn_implementation="sdpa")
-    except ValueError as error:  # such as a model of images
+    except ValueError as error:  # such as an image model
         reason = str(error).splitlines()[0]
         raise UserError(f"--model {model}: transformers has no {kind} of it ({reason})") from None
     names = [
@@ -78,14 +78,14 @@ def torch_model(config: RunConfig, model: str) -> tuple[Any, list[str]]:
 
 
 def with_peft(model: Any, names: list[str], rank: int) -> Any:
-    """PEFT's LoRA on these layers."""
+    """Returns the model with PEFT's LoRA on the named layers."""
     import peft
 
     return peft.get_peft_model(model, peft.LoraConfig(r=rank, lora_alpha=2, target_modules=names))
 
 
 def with_experts(model: Any, names: list[str], rank: int) -> Any:
-    """Routed experts on these layers; all else is frozen."""
+    """Returns the model with routed experts on the named layers; everything else is frozen."""
     model.requires_grad_(False)
     for name in names:
         parent, _, last = name.rpartition(".")
@@ -95,7 +95,7 @@ def with_experts(model: Any, names: list[str], rank: int) -> Any:
 
 
 def torch_step(model: Any, config: RunConfig) -> Callable[[], float]:
-    """One AdamW step on full rows, as the JAX steps have them."""
+    """Returns a function that makes one AdamW step on rows without padding, as the JAX steps do."""
     rows, length = config.train.batch_size, config.train.max_length
     ids = torch.randint(0, 1000, (rows, length))
     labels = ids if "learnt" in batch_shapes(config, 1) else torch.zeros(rows, dtype=torch.long)

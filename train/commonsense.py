@@ -3,8 +3,9 @@
     python train/commonsense.py --options folder=data/commonsense --model.path path/to/Llama-2-7b
     python train/commonsense.py --methods lora goat goat@16:rho=5 --seeds 0 1 2
 
-One run a method and seed learns Commonsense170K and is examined on all eight sets. It goes on where
-it stopped; what is done is not done again. The table is also written to runs/commonsense/table.md.
+There is one run per method and seed: it trains on Commonsense170K and is evaluated on all eight
+sets. An interrupted run continues where it stopped, and finished runs are not repeated. The table
+is also written to runs/commonsense/table.md.
 """
 
 import sys

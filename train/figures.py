@@ -1,14 +1,15 @@
-"""The paper's figures: trains what one of them needs, or draws all that finished runs allow.
+"""The paper's figures: trains the runs that one of them needs, or draws all that runs allow.
 
     python train/figures.py 5 --tasks cars dtd --model.path CLIP
     python train/figures.py 1 --table glue --tasks rte --seeds 0 1 2 --model.path ROBERTA
     python train/figures.py draw runs/vision runs/figure5 --out figures
 
-Figures: 1 score against the segment a single LoRA of rank 32 or 128 starts from, min-max normalised
-for each rank, 2 loss and gradient norm of SVD starts against scale and rank, 4 loss curves by
-method, upcycled full fine-tuning among them, 5 score against rank, 6 score against experts and
-active experts, 7 share of tokens per expert by task. Runs go on where they stopped; what is done is
-not trained again. The tables of images and GLUE draw figures 4 and 7 by themselves.
+Figures: 1 score against the segment that a single LoRA of rank 32 or 128 is initialized from,
+min-max normalized for each rank, 2 loss and gradient norm of SVD initializations against scale and
+rank, 4 loss curves by method, upcycled full fine-tuning among them, 5 score against rank, 6 score
+against experts and active experts, 7 share of tokens per expert by task. Interrupted runs continue
+where they stopped, and finished runs are not repeated. The tables of images and GLUE draw figures 4
+and 7 by themselves.
 """
 
 import argparse
@@ -39,7 +40,7 @@ RUNS: dict[str, list[str]] = {
     "6": [f"goat@32:num_experts={e},top_k={k}" for e in EXPERTS for k in ACTIVE if k <= e],
     "7": ["goat"],
 }
-"""Figure -> the runs that it takes, on every task: METHOD[@RANK][:OPTION=VALUE,...]."""
+"""Figure -> the runs that it needs on every task: METHOD[@RANK][:OPTION=VALUE,...]."""
 
 TABLES = {"vision": VISION_SCORES, "glue": GLUE_SCORES}
 

@@ -1,4 +1,4 @@
-"""The paper's table of generation: chat, mathematics and code, every method beside its scores.
+"""The paper's table of generation: chat, mathematics and code; every method and published score.
 
     python train/generation.py --runs math --options folder=data/MetaMathQA --model.path LLAMA
     python train/generation.py --runs code --options folder=data/CodeFeedback --run-programs
@@ -6,8 +6,9 @@
         --options math:folder=MetaMathQA code:folder=CodeFeedback chat:folder=WizardLM
     python train/generation.py --runs math --methods goat goat@16 goat:scale=alpha_over_rank
 
-Each run goes on where it stopped; what is done is not done again. The table is also written to
-runs/generation/table.md. Chat is the judge's grade of the first turn, from 1 to 10.
+An interrupted run continues where it stopped, and finished runs are not repeated. The table is also
+written to runs/generation/table.md. The chat score is the judge's grade of the first turn, from 1
+to 10.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""A language model's greedy answers in JAX and in PyTorch, taking turns in one process.
+"""Times a language model's greedy answers in JAX and in PyTorch, interleaved in one process.
 
     python train/generation_against_torch.py --model smollm2-135m --rows 1 8 --methods goat
 
-Random weights of the real shapes, prompts of --prompt tokens, --new tokens each, float32. PyTorch
-answers with transformers' ``generate`` and its cache.
+The weights are random, in the real shapes and in float32. Each prompt has --prompt tokens and gets
+--new tokens as its answer. PyTorch answers with transformers' ``generate`` and its cache.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from goat_jax.validation.checks import check_number
 
 
 def adapted(model: str, method: str) -> Any:
-    """The model with a method's adapters on every linear layer."""
+    """Returns the model with a method's adapters on every linear layer and random weights."""
     task = language_files("none.jsonl", "none.jsonl")
     run = abstract_run(RunConfig(ModelConfig(model), task, AdapterConfig(method, train=())))
     leaves, structure = jax.tree.flatten((run.state.trainable, run.state.frozen(run.base)))
@@ -40,16 +40,16 @@ def adapted(model: str, method: str) -> Any:
 
 
 def jax_answers(model: Any, prompts: np.ndarray, new: int) -> Callable[[], Any]:
-    """Tokens as they come, each handed to the host."""
+    """Returns a function that generates `new` tokens per prompt and passes each to the host."""
     generator, sampling = Generator(model, tokenizer=None, apart=True), Sampling(max_new_tokens=new)
-    # Random weights may choose any token, the end of the text too.
+    # Random weights may choose any token, the end of the text too, which would shorten an answer.
     generator.end_ids = ()
     rows = prompts.tolist()
     return lambda: [len(tokens) for tokens in generator.tokens(rows, sampling)]
 
 
 def torch_answers(model: str, prompts: np.ndarray, new: int) -> Callable[[], Any]:
-    """transformers' greedy answers."""
+    """Returns a function that generates `new` greedy tokens per prompt with transformers."""
     import transformers
 
     config = transformers_config(model)

@@ -3,8 +3,8 @@
     python train/glue.py --options folder=data/glue --model.path path/to/roberta-large
     python train/glue.py --tasks cola rte --methods lora goat --seeds 0 1 2
 
-Every run has its own folder under runs/glue and goes on where it stopped; what is done is not
-trained again. The table is printed at the end and written to runs/glue/table.md.
+Every run has a folder under runs/glue. An interrupted run continues where it stopped, and finished
+runs are not repeated. The table is printed at the end and written to runs/glue/table.md.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""How long the start of a model's adapters takes, and PyTorch's SVD of the same kernels.
+"""Times the initialization of a model's adapters, and PyTorch's SVD of the same kernels.
 
     python train/svd_against_torch.py --model package:smollm2
 
-A start decomposes every linear layer's kernel, takes the experts' segments and subtracts them from
-the base. The second start finds the decompositions that the first has kept.
+Initialization decomposes every linear layer's kernel, takes the experts' segments and subtracts
+them from the base. A second initialization finds the decompositions that the first has stored.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from goat_jax.validation.checks import check_number
 
 
 def kernels_of(model: Any) -> list[torch.Tensor]:
-    """Every linear layer's kernel."""
+    """Returns the kernels of all linear layers as torch tensors."""
     names = [name for site in find_sites(model) for name in site.names()]
     return [torch.from_numpy(kernel.copy()) for kernel in read_kernels(model, names).values()]
 

@@ -4,9 +4,9 @@
     python train/vision.py --tasks dtd eurosat --methods lora lora@16 goat:rho=5 --seeds 0 1 2
     python train/vision.py --tasks dtd cars --options dtd:folder=images/dtd cars:folder=images/cars
 
-Every run has its own folder under runs/vision and goes on where it stopped; what is done is not
-trained again. The table, beside the published scores, is printed at the end and written to
-runs/vision/table.md.
+Every run has a folder under runs/vision. An interrupted run continues where it stopped, and
+finished runs are not repeated. The table, with the published scores, is printed at the end and
+written to runs/vision/table.md.
 """
 
 import sys

@@ -7,8 +7,8 @@
 #SBATCH --requeue
 #SBATCH --signal=TERM@120
 #SBATCH --open-mode=append
-# SIGTERM two minutes before the end: the run saves and exits with 143, and is put back in the
-# queue; the same command then continues from the shared run folder.
+# SLURM sends SIGTERM two minutes before the end: the run saves and exits with 143, and the job is put
+# back in the queue; the same command then continues from the shared run folder.
 set -u
 config=$1
 shift

@@ -1,7 +1,7 @@
 #!/bin/bash
-# One process on every host of a list: configs/launch/ssh.sh HOSTS CONFIG [--field value ...]
-# HOSTS is a file with a host a line, the coordinator first; all see the same folder. When one
-# process ends in error the others are stopped; the same command continues from the last checkpoint.
+# Starts one process on every host of a list: configs/launch/ssh.sh HOSTS CONFIG [--field value ...]
+# HOSTS is a file with one host per line, the coordinator first; all hosts see the same folder. If one
+# process ends in error, the others are stopped; the same command continues from the last checkpoint.
 set -u
 mapfile -t hosts < "$1"
 config=$2

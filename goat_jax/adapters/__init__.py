@@ -1,7 +1,7 @@
-"""A method is a choice of parts: an initializer x a base edit x a router x a combine x a scale x an
-auxiliary loss (`AdapterSpec`); the named methods are rows of one table (`METHODS`)."""
+"""Adapters. A method is a combination of parts (`AdapterSpec`): initializer, base edit, router,
+combine, scale and auxiliary loss. The named methods are rows of one table (`METHODS`)."""
 
-# Every module with parts, so that all of them are known by name wherever a spec is made.
+# Importing a module registers its parts, so import them all: a spec may name any part.
 from goat_jax.adapters.parts import aux_losses as losses
 from goat_jax.adapters.parts import combines, scales
 from goat_jax.adapters.parts import full as full_rank

@@ -1,4 +1,4 @@
-"""The three functions every method is: init, apply, merge. Arrays in, arrays out."""
+"""Initializes, applies and merges an adapter: pure functions of arrays, for every method."""
 
 from typing import Any, NamedTuple
 
@@ -15,13 +15,13 @@ from goat_jax.typing import Array, Factors, Key
 
 
 class AdapterStart(NamedTuple):
-    """What `init_adapter` makes of a pretrained kernel.
+    """Arrays of a newly initialized adapter, made by `init_adapter` from a pretrained kernel.
 
     Attributes:
-        kernel: the frozen kernel (I, O), pretrained minus what the adapter starts with.
+        kernel: the frozen kernel (I, O): the pretrained one after the method's base edit.
         factors: the trained arrays by name, float32.
-        scale: (E,) float32, frozen.
-        constants: further frozen arrays by name, which few methods have.
+        scale: the experts' scales (E,), float32, frozen.
+        constants: further frozen arrays by name; few methods have any.
     """
 
     kernel: Array
@@ -31,14 +31,15 @@ class AdapterStart(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What one adapter tells of a forward pass.
+    """Diagnostics and auxiliary loss of one adapter in a forward pass.
 
     Attributes:
-        aux_loss: its auxiliary loss, a scalar, not yet weighted.
-        load: (E,) share of the real tokens that select each expert; sums to K.
+        aux_loss: the auxiliary loss, a scalar, before `AdapterSpec.aux_weight`.
+        load: the fraction of real tokens that select each expert, (E,); sums to K.
         entropy: mean entropy of the router's probabilities over the real tokens, in nats, a scalar.
-        weights: (..., E) of the experts for every token, if the context asks for them; else None.
-        mean_weights: (E,) their mean over the real tokens, likewise.
+        weights: the experts' weights for every token, (..., E); None unless `Context.per_token`.
+        mean_weights: the mean of `weights` over the real tokens, (E,); None unless
+            `Context.per_token`.
     """
 
     aux_loss: Array
@@ -55,12 +56,16 @@ def init_adapter(
     gradient: Array | None = None,
     segments: Svd | None = None,
 ) -> AdapterStart:
-    """Start of an adapter on a pretrained kernel (I, O) of any float dtype.
+    """Initializes an adapter for a pretrained kernel.
 
     Args:
-        gradient: of the loss with respect to the kernel, (I, O), for starts that need it.
-        segments: the triplets of the kernel's SVD that `segment_index` names, if they are known;
-            else they are computed.
+        kernel: the pretrained kernel (I, O), of any float dtype.
+        spec: the method and its sizes.
+        key: PRNG key of everything random in the initialization.
+        gradient: the gradient of the loss with respect to the kernel, (I, O); needed only by
+            initializers that start from it.
+        segments: the kernel's singular triplets at `segment_index`, if already computed; None
+            computes them here.
 
     >>> from goat_jax.adapters.methods import METHODS
     >>> kernel = jax.random.normal(jax.random.key(0), (16, 8))
@@ -70,6 +75,7 @@ def init_adapter(
     """
     segment_key, factor_key, router_key = jax.random.split(key, 3)
     dropped = None
+    # Triplets passed in belong to the part that selects them, here the base edit.
     if _chooser(spec) is spec.base_edit:
         segments, dropped = None, segments
     if segments is None:
@@ -81,6 +87,7 @@ def init_adapter(
         frozen = spec.base_edit(kernel, factors, scale, spec)
     else:
         frozen = spec.base_edit.without(kernel, dropped)  # type: ignore[attr-defined]
+    # After the base edit: extras such as column magnitudes depend on the frozen kernel.
     extra_key = jax.random.fold_in(router_key, 1)
     extras = spec.combine.extras(frozen, factors, scale, spec, extra_key)
     routed = spec.router.init(kernel.shape[0], spec, router_key)
@@ -88,18 +95,24 @@ def init_adapter(
 
 
 def segment_index(h: int, spec: AdapterSpec, key: Key) -> Array | None:
-    """Which of a kernel's h singular triplets `init_adapter` needs with this key, by expert: those
-    the experts start from, or those the base edit drops.
+    """Returns the indices of the singular triplets that `init_adapter` needs with this key.
+
+    They are the triplets that the experts start from, or those that the base edit drops.
+
+    Args:
+        h: the number of singular values of the kernel.
+        spec: the method and its sizes.
+        key: the key that `init_adapter` gets.
 
     Returns:
-        (E, R), or None for a start that needs none.
+        The indices (E, R), or None if no part of the method uses the SVD.
     """
     chooser = _chooser(spec)
     return None if chooser is None else chooser.triplets(h, spec, jax.random.split(key, 3)[0])
 
 
 def _chooser(spec: AdapterSpec) -> Any:
-    """The part that says which triplets a start needs, None if no part does."""
+    """Returns the part that selects singular triplets, or None if no part does."""
     parts = (spec.initializer, spec.base_edit)
     return next((part for part in parts if hasattr(part, "triplets")), None)
 
@@ -107,18 +120,22 @@ def _chooser(spec: AdapterSpec) -> Any:
 def apply_adapter(
     x: Array, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec, ctx: Context
 ) -> tuple[Array, Report]:
-    """What the adapter adds to ``x @ kernel``: (..., O) in x's dtype, and its report.
+    """Computes what the adapter adds to ``x @ kernel``, (..., O) in x's dtype, and its report.
 
-    For the few methods whose ``spec.combine.replaces`` is true it is the whole output instead.
+    For the few methods whose ``spec.combine.replaces`` is true, the result is the layer's complete
+    output instead.
 
     Args:
         x: tokens (..., I).
-        kernel: the frozen kernel (I, O); most methods do not look at it.
-        arrays: factors, and constants if the method has any.  scale: (E,).
+        kernel: the frozen kernel (I, O); most methods do not use it.
+        arrays: factors, and constants if the method has any.
+        scale: the experts' scales (E,).
+        spec: the method and its sizes.
         ctx: dropout key (None in eval mode), padding mask, tasks.
     """
     dropped = dropout(x, spec.dropout, ctx.key, spec.combine.dropout_copies(spec))
     router, hidden, logits = spec.router.matrix(arrays), None, None
+    # Without dropout, adapter and router multiply the same x, so both products are made at once.
     if router is not None and dropped is x:
         inner = spec.combine.inner(arrays)
         if inner is not None:
@@ -138,7 +155,7 @@ def apply_adapter(
 def apply_layer(
     x: Array, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec, ctx: Context
 ) -> tuple[Array, Report]:
-    """Output (..., O) of frozen kernel and adapter together, for every method, and the report."""
+    """Computes the output (..., O) of frozen kernel plus adapter, and the adapter's report."""
     delta, report = apply_adapter(x, kernel, arrays, scale, spec, ctx)
     if spec.combine.replaces:
         return delta, report
@@ -146,10 +163,10 @@ def apply_layer(
 
 
 def merge_adapter(kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
-    """One kernel (I, O) that does what frozen kernel and adapter do together.
+    """Returns one kernel (I, O) equivalent to the frozen kernel and the adapter together.
 
     Raises:
-        UserError: when the experts' weights differ by token or task, so that there is none.
+        UserError: the experts' weights differ by token or task, so that no such kernel exists.
     """
     if not spec.router.mergeable:
         raise UserError(

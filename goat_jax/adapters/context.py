@@ -1,4 +1,4 @@
-"""What a forward pass tells every adapter besides x: dropout key, padding mask, tasks of rows."""
+"""`Context`: the inputs of every adapter besides x, such as dropout key, padding mask, task ids."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from goat_jax.typing import Array, Batch, Key
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """Passed down through the model, never stored: a step stays a pure function.
+    """Inputs of a forward pass besides the tokens.
+
+    It is passed down through the model and never stored, so that a step stays a pure function.
 
     Attributes:
-        key: PRNG key of the dropout masks; None is eval mode, no dropout anywhere.
-        mask: non-zero where a token is real, the shape of x without its feature axis, or one that
-            broadcasts to it; None if all are. Balance losses and the expert load leave masked
-            tokens out.
-        task_ids: (B,) integers, the task of every example, or (B, T), of every token of packed
-            ones, for routers that go by it.
-        task_types: (B,) of 0 and 1, the kind of its task, for LoRAMoE's localized balance.
-        per_token: whether adapters report how they weigh every token, and on average; static.
+        key: PRNG key of the dropout masks; None is eval mode, without any dropout.
+        mask: the padding mask, non-zero where a token is real: the shape of x without its feature
+            axis, or one that broadcasts to it. None if all tokens are real. Balance losses and the
+            expert load leave masked tokens out.
+        task_ids: the task of every example, integers (B,), or of every token of packed examples,
+            (B, T), for routers that use it.
+        task_types: the type of every example's task, 0 or 1, (B,), for LoRAMoE's localized balance.
+        per_token: whether adapters report the experts' weights for every token and their mean;
+            static under jit.
     """
 
     key: Key | None = None
@@ -35,7 +38,7 @@ class Context:
 
     @classmethod
     def of_batch(cls, batch: Batch, key: Key | None = None, mask: Array | None = None) -> Context:
-        """The context of a batch: its ``task_ids`` and ``task_types``, if it has them.
+        """Returns the context of a batch, with its ``task_ids`` and ``task_types`` if it has them.
 
         >>> Context.of_batch({"task_ids": jnp.array([2])}).task_ids
         Array([2], dtype=int32)
@@ -43,13 +46,13 @@ class Context:
         return cls(key, mask, batch.get("task_ids"), batch.get("task_types"))
 
     def fold(self, number: Array | int) -> Context:
-        """The context of a part of the model: an independent key, all else the same."""
+        """Returns the context of one part of the model: an independent key, all else the same."""
         if self.key is None:
             return self
         return dataclasses.replace(self, key=jax.random.fold_in(self.key, number))
 
     def unmasked(self) -> Context:
-        """For layers that do not see tokens one by one, such as a pooled classification head."""
+        """Returns the context without mask, for layers without token axis such as a pooled head."""
         return dataclasses.replace(self, mask=None)
 
 
@@ -57,13 +60,17 @@ EVAL = Context()
 
 
 def dropout(x: Array, rate: float, key: Key | None, copies: int | None = None) -> Array:
-    """Inverted dropout of x (..., I); unchanged when the rate is 0 or there is no key (eval).
+    """Applies inverted dropout to x; does nothing if the rate is 0 or the key is None (eval).
 
-    The scale is applied in float32 at least: in bfloat16 1 - 0.1 is 0.8984, a bias of 0.17% that
+    The division is done in float32 at least: in bfloat16, 1 - 0.1 is 0.8984, a bias of 0.17% that
     every layer would multiply in.
 
     Args:
-        copies: with E, returns (E, ..., I): one mask per expert instead of a shared one.
+        x: (..., I).
+        rate: the probability of dropping a number, at least 0 and below 1.
+        key: PRNG key of the mask.
+        copies: the number E of independently masked copies, (E, ..., I); None is one mask and no
+            additional axis.
 
     >>> dropout(jnp.ones(2), 0.5, None)
     Array([1., 1.], dtype=float32)

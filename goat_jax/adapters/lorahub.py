@@ -1,8 +1,8 @@
-"""LoRAHub: trained adapters of one shape, combined by a few numbers that need no gradient.
+"""LoRAHub: combines trained adapters of one shape by coefficients found without gradients.
 
-``a = sum_j c_j a_j`` and ``b = sum_j c_j b_j``, so that their product is quadratic in c and has
-cross terms; the coefficients are the same in all layers. The result is an adapter like each of
-them, of the method `lora`. (Huang et al. 2023, arXiv 2307.13269.)
+``a = sum_j c_j a_j`` and ``b = sum_j c_j b_j``, so the product is quadratic in c and has cross
+terms. The coefficients are the same in all layers. The result is an adapter of the method `lora`,
+of the same shape as its inputs. (Huang et al. 2023, arXiv 2307.13269.)
 """
 
 import math
@@ -16,18 +16,20 @@ from goat_jax.errors import UserError
 from goat_jax.typing import Array, Key, PyTree
 
 BOUND = 1.5
-"""Coefficients are searched between minus and plus this."""
+"""Limit of the search: every coefficient stays between -BOUND and BOUND."""
 
 
 def combine_adapters(adapters: Sequence[PyTree], coefficients: Array) -> PyTree:
-    """One adapter pytree, every array the sum of theirs weighed by coefficients (J,).
+    """Returns the weighted sum of adapters, array by array.
 
     Args:
-        adapters: J pytrees of one structure and shape: the factors of a layer, or all of a model's
-            (``trainable["adapter"]``).
+        adapters: J pytrees of one structure and shape: the factors of one layer, or those of a
+            complete model (``trainable["adapter"]``).
+        coefficients: the adapters' weights (J,).
 
     Raises:
-        UserError: adapters that do not fit together.
+        UserError: the adapters differ in structure or shape, there is none, or their number is not
+            that of the coefficients.
 
     >>> pair = {"a": jnp.ones((1, 2, 1)), "b": jnp.ones((1, 1, 2))}
     >>> combine_adapters([pair, pair], jnp.array([0.5, -1.0]))["a"][0, 0]
@@ -46,18 +48,27 @@ def combine_adapters(adapters: Sequence[PyTree], coefficients: Array) -> PyTree:
 
 
 def penalty(coefficients: Array, weight: float = 0.05) -> Array:
-    """weight * mean |c|, which the search adds to the loss."""
+    """L1 penalty ``weight * mean |c|``, added to the loss that `search` minimizes."""
     return weight * jnp.abs(coefficients).mean()
 
 
 def search(
     objective: Callable[[np.ndarray], float], count: int, key: Key, *, budget: int = 40
 ) -> tuple[np.ndarray, float]:
-    """The best coefficients (count,) found, and their objective: no gradients, `budget` calls.
+    """Minimizes an objective over coefficients without gradients.
 
-    A (1+1) evolution strategy: from zeros, a random step, kept if it is better; steps grow after a
-    success and shrink after a failure. An objective that is not finite is worse than any other.
-    (The published code uses nevergrad's NGOpt.)
+    A (1+1) evolution strategy: it starts from zeros, takes a random step and keeps it if the
+    objective is lower. Steps grow after a success and shrink after a failure. An objective that is
+    not finite counts as infinity. (The published code uses nevergrad's NGOpt.)
+
+    Args:
+        objective: maps coefficients (count,) to the value to minimize.
+        count: the number of coefficients.
+        key: PRNG key of the random steps.
+        budget: the number of calls of the objective.
+
+    Returns:
+        The best coefficients (count,), and their objective.
 
     >>> best, value = search(lambda c: float(((c - 0.5) ** 2).sum()), 2, jax.random.key(0))
     >>> value < 0.05
@@ -76,5 +87,5 @@ def search(
 
 
 def finite_or_worst(value: float) -> float:
-    """The value, or infinity if it is not finite: a search for the lowest passes it over."""
+    """Returns the value, or infinity if it is not finite, so that a minimization rejects it."""
     return float(value) if math.isfinite(value) else math.inf

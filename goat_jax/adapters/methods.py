@@ -1,4 +1,4 @@
-"""METHODS: every method by name, each a choice of parts. The only place that knows their names."""
+"""`METHODS`: every method by name, as a combination of parts, with its source and equation."""
 
 import dataclasses
 from typing import Any
@@ -55,14 +55,14 @@ from goat_jax.optim.transforms import LateStart, LoraPlus, LoraPro, PrunedRanks
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A row of the table.
+    """One method: a row of `METHODS`.
 
     Attributes:
-        spec: the parts and the paper's sizes.
-        source: the paper, and where in it.
+        spec: the method's parts, with the paper's sizes.
+        source: the paper, and the equation or section in it.
         equation: the layer's output y for a token x; a, b, router, core, gains, c and m are
             trained, s is the scale, R the rank of one expert.
-        note: what the reader must know: variants, deviations.
+        note: variants, and deviations from the paper or its code.
     """
 
     spec: AdapterSpec
@@ -290,7 +290,7 @@ METHODS: dict[str, Method] = {
 
 
 def method_spec(name: str, **options: Any) -> AdapterSpec:
-    """The spec of a method by name, with other sizes, parts or options of its parts.
+    """Returns the spec of a method, with some sizes, parts or options of its parts replaced.
 
     Raises:
         UserError: an unknown method, option or choice, or sizes that do not fit together.

@@ -1,7 +1,7 @@
-"""`AdapterSpec`: a method as a choice of parts, plus the sizes every method has.
+"""`AdapterSpec`: a method as a combination of parts, with the sizes that every method has.
 
-A part is a frozen dataclass. It may have a method ``check(spec)`` that raises `UserError` for a
-spec it does not fit; it runs when the spec is made.
+A part is a frozen dataclass. Its optional method ``check(spec)`` runs when a spec is made, and
+raises `UserError` if the part does not fit the spec.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from goat_jax.validation.fields import NonNegative, Rate, check_fields
 
 
 class Given(NamedTuple):
-    """What the factors of a layer can start from.
+    """Inputs from which an initializer makes the factors of one layer.
 
     Attributes:
-        kernel: the pretrained one, (I, O).
-        segments: the experts' segments of its SVD, if the initializer asked for them.
-        scale: (E,).
-        gradient: of the loss with respect to the kernel, (I, O), if it is known.
+        kernel: the pretrained kernel, (I, O).
+        segments: the experts' segments of the kernel's SVD; None if the initializer uses none.
+        scale: the experts' scales (E,).
+        gradient: the gradient of the loss with respect to the kernel, (I, O); None if not given.
     """
 
     kernel: Array
@@ -38,81 +38,82 @@ class Given(NamedTuple):
 
 
 class Initializer(Protocol):
-    """Makes the start values of the factors of one layer.
+    """Makes the initial factors of one layer.
 
     Attributes:
-        layout: what the factors look like, a key of `LAYOUTS`.
-        gradient_batches: training batches whose mean gradient it starts from, 0 for none.
+        layout: the shapes of the factors, a key of `LAYOUTS`.
+        gradient_batches: the number of training batches whose mean gradient it needs; 0 for none.
     """
 
     layout: ClassVar[str]
     gradient_batches: int = 0
 
     def segments(self, kernel: Array, spec: AdapterSpec, key: Key) -> Svd | None:
-        """The experts' segments of the kernel's SVD, or None when the start does not use them."""
+        """Returns the experts' segments of the kernel's SVD, or None if it does not use the SVD."""
         del kernel, spec, key
         return None
 
     def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
-        """The factors.
+        """Returns the initial factors by name, float32.
 
         Raises:
-            UserError: the start needs a gradient that is not there.
+            UserError: it needs a gradient and none was given.
         """
         ...
 
 
 class BaseEdit(Protocol):
-    """Says which frozen kernel the adapter is trained on.
+    """Makes the frozen kernel from the pretrained one.
 
     Attributes:
-        looks_at_kernel: whether what is taken off depends on the numbers of the pretrained kernel,
+        looks_at_kernel: whether the subtracted part depends on the values of the pretrained kernel,
             not on the factors alone.
     """
 
     looks_at_kernel: ClassVar[bool]
 
     def __call__(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:
-        """The frozen kernel (I, O) in the pretrained one's dtype.
+        """Returns the frozen kernel (I, O) in the dtype of the pretrained one.
 
-        A method that replaces ``x @ kernel`` may give back an empty one, (0, O).
+        A method that replaces ``x @ kernel`` may return an empty kernel, (0, O).
         """
         ...
 
     def removed(
         self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec
     ) -> tuple[Array, Array]:
-        """What was taken off the pretrained kernel, as factors (I, Q) and (Q, O).
+        """Returns the part subtracted from the pretrained kernel, as factors (I, Q) and (Q, O).
 
-        Args: as when it was taken off; the factors are those of the start.
+        The arguments are those of the original call, with the initial factors.
         """
         ...
 
 
 class Router(Protocol):
-    """Weighs the experts for every token.
+    """Computes the experts' weights for every token.
 
     Attributes:
-        mergeable: whether all tokens get the same weights, so that the adapter folds into a kernel.
-        varies: if not, how the weights vary: "token by token", "task by task".
+        mergeable: whether all tokens get the same weights, so that the adapter can be merged into
+            the kernel.
+        varies: the way the weights vary, for error messages: "token by token", "task by task".
     """
 
     mergeable: ClassVar[bool]
     varies: ClassVar[str]
 
     def init(self, in_features: int, spec: AdapterSpec, key: Key) -> Factors:
-        """The router's own trained arrays."""
+        """Returns the router's initial trained arrays by name."""
         ...
 
     def mean_weight(self, spec: AdapterSpec) -> float | tuple[float, ...]:
-        """An expert's expected weight, E[w_i] of Lemma 3.3: what the residual is taken with.
+        """Returns the experts' expected weight E[w_i] (Lemma 3.3), used for the residual kernel.
 
-        One number for all experts, or one each.
+        One number for all experts, or one for each.
         """
         ...
 
     def matrix(self, factors: Factors) -> Array | None:
-        """What x is multiplied with for its logits, (I, N), None if it does not look at x."""
+        """Returns the matrix (I, N) that maps x to logits, or None if x has no influence."""
         del factors
         return None
 
@@ -124,23 +125,30 @@ class Router(Protocol):
         ctx: Context,
         logits: Array | None = None,
     ) -> Routing:
-        """Routing of the tokens x (..., I).
+        """Routes the tokens x (..., I).
 
         Args:
-            logits: x times `matrix`, (..., N) in float32, if it is known already.
+            x: tokens (..., I).
+            factors: all trained arrays of the adapter by name.
+            spec: the method and its sizes.
+            ctx: inputs besides x, such as the tasks.
+            logits: x times `matrix`, (..., N) in float32; None computes it here.
         """
         ...
 
 
 class Combine(Protocol):
-    """Turns tokens and routing into what the adapter adds to the layer's output.
+    """Computes what the adapter adds to the layer's output from tokens and routing.
 
-    ``arrays`` are all arrays of the adapter by name: factors, extras of its own, router, constants.
+    ``arrays`` are all arrays of the adapter by name: factors, the combine's extras, router,
+    constants.
 
     Attributes:
         layout: the factors it works on, a key of `LAYOUTS`.
-        replaces: whether it computes the layer's output in place of ``x @ kernel``, not on top.
-        starts_plain: whether it starts as ``sum_i w_i s_i a_i b_i``, which base edits may subtract.
+        replaces: whether it computes the layer's complete output instead of an addition to
+            ``x @ kernel``.
+        starts_plain: whether it initially equals ``sum_i w_i s_i a_i b_i``, which base edits may
+            subtract.
     """
 
     layout: ClassVar[str]
@@ -150,17 +158,17 @@ class Combine(Protocol):
     def extras(
         self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec, key: Key
     ) -> Extras:
-        """Arrays of its own besides the factors; the kernel is the frozen one."""
+        """Returns its additional arrays besides the factors; `kernel` is the frozen one."""
         del kernel, factors, scale, spec, key
         return Extras({}, {})
 
     def dropout_copies(self, spec: AdapterSpec) -> int | None:
-        """How many independently dropped-out copies of x it takes; None is one, without an axis."""
+        """Returns the number of independently dropped-out copies of x, or None for x itself."""
         del spec
         return None
 
     def inner(self, arrays: Factors) -> Array | None:
-        """The narrow matrix (I, R) that x meets first, None if there is none."""
+        """Returns the narrow matrix (I, R) that multiplies x first, or None if there is none."""
         del arrays
         return None
 
@@ -173,48 +181,54 @@ class Combine(Protocol):
         routing: Routing,
         hidden: Array | None = None,
     ) -> Array:
-        """(..., O); x (..., I), or (copies, ..., I) while there is dropout.
+        """Returns what is added to ``x @ kernel``, or replaces it: (..., O).
 
         Args:
-            hidden: x times `inner`, (..., R) in float32, if it is known already.
+            x: tokens (..., I), or (copies, ..., I) if dropout is active and `dropout_copies` is
+                not None.
+            kernel: the frozen kernel (I, O).
+            arrays: all arrays of the adapter by name.
+            scale: the experts' scales (E,).
+            routing: the experts' weights for every token.
+            hidden: x times `inner`, (..., R) in float32; None computes it here.
         """
         ...
 
     def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
-        """The kernel (I, O) that computes frozen kernel and adapter at once."""
+        """Returns the kernel (I, O) equivalent to frozen kernel plus adapter."""
         ...
 
     def low_rank(self, arrays: Factors, scale: Array) -> tuple[Array, Array]:
-        """Factors (I, Q) and (Q, O) of what is added to the kernel if all experts have weight 1.
+        """Returns factors (I, Q) and (Q, O) of the kernel's change if all experts have weight 1.
 
         Raises:
-            UserError: what it does to the kernel has no low rank.
+            UserError: the change of the kernel is not of low rank.
         """
         ...
 
 
 class ScaleRule(Protocol):
-    """The number that multiplies every expert."""
+    """Computes the scale that multiplies each expert."""
 
     def __call__(self, in_features: int, segments: Svd | None, spec: AdapterSpec) -> Array:
-        """(E,) float32."""
+        """Returns the experts' scales (E,), float32."""
         ...
 
 
 class AuxLoss(Protocol):
-    """An additional loss of one layer, before its weight."""
+    """Computes an additional loss of one layer, before its weight."""
 
     def __call__(self, routing: Routing, arrays: Factors, ctx: Context) -> Array:
-        """A scalar in float32."""
+        """Returns the loss, a float32 scalar."""
         ...
 
 
 class Extras(NamedTuple):
-    """Arrays that a combine has besides the factors.
+    """Arrays of a combine besides the factors.
 
     Attributes:
-        trained: by name.
-        constants: by name; frozen, but a method may exchange them between steps.
+        trained: the trained arrays by name.
+        constants: the frozen arrays by name; a method may replace them between two steps.
     """
 
     trained: Factors
@@ -227,7 +241,7 @@ LAYOUTS = {
     "network": "a (1, O, R), b (1, R, O), or over I",
     "kernels": "kernels (E, I, O)",
 }
-"""What factors there are: an initializer makes one kind, a combine works on one."""
+"""Layouts of the factors and their shapes: an initializer makes one, a combine works on one."""
 
 PARTS = (
     "initializer",
@@ -242,33 +256,35 @@ PARTS = (
 
 
 START_ONLY = frozenset({"initializer", "base_edit", "scale", "alpha"})
-"""Fields of a spec that only the start of an adapter reads: its arrays hold what comes of them."""
+"""Spec fields used only to initialize an adapter: afterwards its arrays hold their effect."""
 
 OF_THE_RUN = ("transform", "course", "aux_weight", "whole_model")
-"""Fields of a spec that are not of a module's adapter but of the training of all of them."""
+"""Spec fields that apply to the whole run, and so cannot be overridden per module."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AdapterSpec:
-    """A method and its sizes. Frozen and hashable: it is static under jit.
+    """A method and its sizes. It is frozen and hashable, so that it can be static under jit.
 
     Attributes:
-        initializer: the part that makes the factors' start. Every part may be given by its name.
+        initializer: the part that makes the initial factors. Any part may be given by its name.
         base_edit: the part that makes the frozen kernel.
-        router: the part that weighs the experts.
+        router: the part that computes the experts' weights.
         combine: the part that computes what is added to the layer's output.
-        scale: the part that gives every expert its scale.
+        scale: the part that computes each expert's scale.
         aux_loss: the part that adds a loss per layer.
         transform: the part that changes the optimizer.
-        course: the part that changes the adapters in mid-training.
-        total_rank: r, shared out among the experts.
-        num_experts: E, how many there are.
-        top_k: K, experts per token (used by top-k routers).
+        course: the part that changes the adapters' constants once during training.
+        total_rank: the rank r of all experts together, divided equally among them.
+        num_experts: the number E of experts.
+        top_k: the number K of experts per token (used by top-k routers).
         alpha: LoRA's alpha, for the scale rules that have one.
-        dropout: rate on the adapter's input; the frozen branch and the router see x itself.
-        dropout_per_expert: draw one mask per expert (as the published code does), not a shared one.
-        aux_weight: weight of the auxiliary loss, summed over layers.
-        whole_model: train what has no adapter, too: norms, biases, embeddings, other layers.
+        dropout: dropout rate on the adapter's input; the frozen branch and the router see x itself.
+        dropout_per_expert: whether each expert has a separate dropout mask (as in the published
+            code) instead of a shared one.
+        aux_weight: weight of the auxiliary loss, which is summed over layers.
+        whole_model: whether everything without an adapter is trained too: norms, biases,
+            embeddings, other layers.
     """
 
     initializer: Initializer
@@ -301,12 +317,14 @@ class AdapterSpec:
 
     @property
     def rank(self) -> int:
-        """Rank R of one expert."""
+        """The rank R of one expert."""
         return self.total_rank // self.num_experts
 
     def after_start(self) -> dict[str, Any]:
-        """The fields that a started adapter still reads. Specs that agree in them, and whose
-        adapters have arrays of the same shapes, compute the same function of these arrays.
+        """Returns the fields that still matter once an adapter is initialized, with their values.
+
+        Specs that agree in them, and whose adapters have arrays of the same shapes, compute the
+        same function of these arrays.
 
         >>> from goat_jax.adapters.methods import METHODS
         >>> specs = [METHODS[name].spec for name in ("lora", "pissa", "molora")]
@@ -318,18 +336,21 @@ class AdapterSpec:
 
     @property
     def is_plain_sum(self) -> bool:
-        """Whether the adapter is a sum of s a b, whose algebra optimizers may use."""
+        """True if the adapter is a sum of s a b, which some optimizers rely on."""
         return self.combine.layout == "pairs" and self.combine.starts_plain
 
     def replace(self, **options: Any) -> AdapterSpec:
-        """A copy with other sizes or with other options of its parts, found by their name.
+        """Returns a copy with some sizes, parts, or options of its parts replaced, by name.
+
+        Raises:
+            UserError: an unknown option, or values that do not fit together.
 
         >>> from goat_jax.adapters.methods import METHODS
         >>> METHODS["goat"].spec.replace(total_rank=16, rho=5.0).initializer.rho
         5.0
         """
         own = {f.name for f in dataclasses.fields(self)}
-        # All at once: a check must not see half of what was asked for.
+        # Replaced all at once: a check between two changes could refuse a valid combination.
         values = {
             name: find_part(name, value) if name in PARTS else value
             for name, value in options.items()
@@ -341,7 +362,7 @@ class AdapterSpec:
         return dataclasses.replace(self, **values)
 
     def has_option(self, name: str) -> bool:
-        """Whether one of its parts has an option of this name.
+        """True if one of its parts has an option of this name.
 
         >>> from goat_jax.adapters.methods import METHODS
         >>> [METHODS[name].spec.has_option("eta") for name in ("goat", "goat_plus", "lora")]
@@ -365,7 +386,7 @@ class AdapterSpec:
 
 
 def _options(part: Any) -> list[str]:
-    """Names of a part's fields and of those of parts it holds, as GOAT+ holds the first scale."""
+    """Returns the names of a part's fields and of the fields of parts nested in it."""
     names = []
     for field in dataclasses.fields(part):
         inner = getattr(part, field.name)
@@ -374,7 +395,7 @@ def _options(part: Any) -> list[str]:
 
 
 def _set_option(part: Any, name: str, value: Any) -> Any:
-    """The part with one of its `_options` changed."""
+    """Returns the part with one of its `_options` replaced."""
     for field in dataclasses.fields(part):
         inner = getattr(part, field.name)
         if field.name == name:
@@ -394,7 +415,7 @@ def _check_layouts(initializer: Initializer, combine: Combine) -> None:
 
 
 def check_sizes(total_rank: int, num_experts: int, top_k: int) -> None:
-    """Raises `UserError` unless the rank divides among the experts and top_k of them exist."""
+    """Raises `UserError` unless num_experts divides total_rank and top_k is at most num_experts."""
     if num_experts < 1 or total_rank < 1:
         raise UserError(f"total rank {total_rank} and experts {num_experts} must be at least 1")
     if total_rank % num_experts:

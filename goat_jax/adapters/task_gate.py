@@ -1,4 +1,4 @@
-"""One task of an adapter that goes by tasks, as an adapter of its own."""
+"""Extracts the adapter of a single task from one that weights its experts by task."""
 
 import jax
 
@@ -11,12 +11,18 @@ from goat_jax.typing import Array, Factors
 def for_task(
     factors: Factors, scale: Array, spec: AdapterSpec, task: int
 ) -> tuple[Factors, Array, AdapterSpec]:
-    """The factors, scale and spec of an adapter without router that does what this one does there.
+    """Returns factors, scale and spec of an adapter without router, equivalent for one task.
 
-    It can be merged: the weights of the experts have become part of the scale.
+    It can be merged, because the experts' weights are now part of the scale.
+
+    Args:
+        factors: the adapter's trained arrays.
+        scale: the experts' scales (E,).
+        spec: a spec whose router is `TaskGate`.
+        task: the number of the task, counted from 0.
 
     Raises:
-        UserError: an adapter whose router does not go by tasks, or a task it does not have.
+        UserError: the router is not `TaskGate`, or there is no task of this number.
 
     >>> import jax
     >>> from goat_jax.adapters.adapter import init_adapter, merge_adapter

@@ -1,1 +1,1 @@
-"""Numbers of finished runs, collected for tables and plots."""
+"""Data of trained runs, collected for tables and plots."""

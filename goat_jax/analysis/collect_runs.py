@@ -1,4 +1,4 @@
-"""Run folders as plain data: what pictures and tables over many runs are made of."""
+"""Collects run folders as plain data, for figures and tables over many runs."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from goat_jax.training.logging.metrics_log import FILE_NAME, read_records, train
 from goat_jax.validation.fields import checked
 
 FOLLOWS = {"alpha", "dropout", "train", "targets"}
-"""Fields of an adapter that follow from its other sizes or its model, and tell no runs apart."""
+"""Adapter fields that follow from other fields or the model, so they do not separate series."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Gathered:
-    """A run as its folder has it.
+    """A run, read from its folder.
 
     Attributes:
-        folder: of the run.
-        config: as it was trained.
-        records: of its steps (`goat_jax.training.logging.metrics_log`).
-        scores: of the exam or the last step; empty while it is not finished.
+        folder: the run folder.
+        config: the config that the run was trained with.
+        records: the run's records (`goat_jax.training.logging.metrics_log`).
+        scores: the scores in the folder's result file, or else those of the last step; empty while
+            the run is not finished.
     """
 
     folder: Path
@@ -37,29 +38,32 @@ class Gathered:
 
     @property
     def task(self) -> str:
-        """Its task's name."""
+        """Name of the run's task."""
         return self.config.task.name
 
     def score(self, metric: str | None = None) -> tuple[str, float] | None:
-        """Name and value of the metric; without it of the one the run was judged by.
+        """Returns the name and the value of a score; None if the run has none.
 
-        An exam's scores have their own names, of which the first decides. None if there is none.
+        The first of these that exists is used: `metric`, the config's `best_by` metric, and the
+        first score, since the scores of an eval task have other names.
         """
         wanted = [metric, self.config.best_by, *self.scores]
         name = next((name for name in wanted if name in self.scores), None)
         return None if name is None else (name, self.scores[name])
 
     def series(self, field: str) -> tuple[list[int], list[float]]:
-        """Steps and values of a field of the training records; gaps (null) are left out."""
+        """Returns steps and values of a field of the training records; gaps (null) are left out."""
         return training_series(self.records, field)
 
     def last(self, kind: str) -> Mapping[str, Any] | None:
-        """Its last record of a kind."""
+        """Returns the last record of a kind; None if there is none."""
         return next((r for r in reversed(self.records) if r["kind"] == kind), None)
 
 
 def gather(roots: Iterable[Path]) -> list[Gathered]:
-    """All runs in and below some folders, in the order of their names.
+    """Reads all runs in and below some folders, in the order of their paths.
+
+    Runs that have written no records yet are left out.
 
     Raises:
         UserError: no run there, or a folder that cannot be read.
@@ -91,12 +95,17 @@ def _scores(folder: Path, config: RunConfig, records: Sequence[Mapping]) -> dict
 
 
 def by_series(runs: Iterable[Gathered], apart: Iterable[str] = ()) -> dict[str, list[Gathered]]:
-    """Runs by their method: those that differ in no more than seed, task and `apart` are together.
+    """Groups runs whose adapter settings agree, except for the fields in `apart`.
 
-    A label has the method's name and, where methods occur in several forms, what tells them apart.
+    A group's label is the method's name; if several groups share a method, the label also has the
+    settings in which they differ.
 
     Args:
-        apart: fields of the adapter that a picture has on its axes.
+        runs: the runs to group.
+        apart: fields of the adapter that a figure has on its axes.
+
+    Returns:
+        label -> the group's runs.
     """
     groups: dict[str, tuple[dict[str, Any], list[Gathered]]] = {}
     for run in runs:
@@ -107,7 +116,10 @@ def by_series(runs: Iterable[Gathered], apart: Iterable[str] = ()) -> dict[str, 
 
 
 def _traits(config: RunConfig, left_out: set[str]) -> dict[str, Any]:
-    """What tells the method of a config from others, sizes as they are, not as they are spelt."""
+    """Returns the settings that identify a config's method.
+
+    Sizes come from the spec, so that two ways to write the same size count as equal.
+    """
     adapter, spec = config.adapter, config.adapter.spec()
     given = {key: value for key, value in flatten(adapter).items() if value not in (None, [], {})}
     defaults = given.pop("defaults", {})

@@ -1,4 +1,4 @@
-"""What the paper's figures show, taken from run folders: numbers by task, method and place."""
+"""Data of the paper's figures, from run folders: scores by task, method and position."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.analysis.collect_runs import Gathered, by_series
 
 NOMINAL = 4096
-"""Length of the spectrum by which the place of a segment is told, whatever the kernels' own is."""
+"""Nominal length of a spectrum, from which `segment_place` computes a segment's position."""
 
 Points = dict[float, list[float]]
 
@@ -24,14 +24,19 @@ def score_panels(
     apart: Sequence[str] = (),
     metric: str | None = None,
 ) -> tuple[dict[str, dict[str, Points]], str]:
-    """Task -> series -> x -> scores of its runs, and what the scores are.
+    """Groups the scores of runs into panels (one per task) and series (one per method).
 
-    Shares are turned into percent. Series of fewer than two points in all are left out.
+    Scores are converted to percent if none is above 1 in absolute value. Series with fewer than
+    two different x values over all tasks are left out.
 
     Args:
-        x_of: where a run lies on the x axis; None leaves it out.
-        apart: fields of the adapter that the x axis stands for.
-        metric: the score; None for the one each run was judged by.
+        runs: the runs to show.
+        x_of: run -> its x value; None leaves the run out.
+        apart: fields of the adapter that the x axis shows.
+        metric: the metric to show; None for each run's `best_by` metric.
+
+    Returns:
+        task -> series -> x -> the runs' scores, and the label of the score axis.
     """
     panels: dict[str, dict[str, Points]] = {}
     names: list[str] = []
@@ -58,7 +63,7 @@ def score_panels(
 
 
 def min_max_normalised(points: Points) -> Points:
-    """A series with its lowest mean at 0 and its highest at 1; all at 0 if they are equal.
+    """Scales a series so that its lowest mean is 0 and its highest 1; all are 0 if they are equal.
 
     >>> min_max_normalised({0.0: [80.0], 0.5: [90.0], 1.0: [85.0]})
     {0.0: [0.0], 0.5: [1.0], 1.0: [0.5]}
@@ -72,7 +77,10 @@ def min_max_normalised(points: Points) -> Points:
 
 
 def segment_place(spec: AdapterSpec) -> float | None:
-    """Where a single LoRA's triplets lie: 0 at the largest, 1 at the smallest; None without any.
+    """Returns the position in the spectrum of the triplets that a single LoRA starts from.
+
+    It is 0 for the largest singular values and 1 for the smallest. It is None for specs with
+    several experts, without triplets, or with a rank above half of `NOMINAL`.
 
     >>> from goat_jax.adapters.methods import method_spec
     >>> segment_place(method_spec("pissa")), segment_place(method_spec("milora"))
@@ -86,7 +94,7 @@ def segment_place(spec: AdapterSpec) -> float | None:
 
 
 def constant_scale(spec: AdapterSpec) -> float | None:
-    """The scale of a single LoRA, None if it depends on the layer.
+    """Returns the scale of a single LoRA; None for several experts or a layer-dependent scale.
 
     >>> from goat_jax.adapters.methods import method_spec
     >>> constant_scale(method_spec("lora", alpha=16.0, total_rank=8))
@@ -101,7 +109,7 @@ def constant_scale(spec: AdapterSpec) -> float | None:
 
 
 def scale_and_rank(run: Gathered) -> tuple[float, int]:
-    """The scale of a run of a single LoRA, and its rank."""
+    """Returns the scale and the rank of a single LoRA's run; scale 0 if it is not constant."""
     spec = run.config.adapter.spec()
     return constant_scale(spec) or 0.0, spec.total_rank
 
@@ -109,7 +117,7 @@ def scale_and_rank(run: Gathered) -> tuple[float, int]:
 def grouped(
     runs: Sequence[Gathered], label: Callable[[Gathered], str]
 ) -> dict[str, list[Gathered]]:
-    """Runs by a label of theirs, in the order they come."""
+    """Groups runs by a label, in the order in which they come."""
     groups: dict[str, list[Gathered]] = {}
     for run in runs:
         groups.setdefault(label(run), []).append(run)
@@ -117,7 +125,9 @@ def grouped(
 
 
 def mean_load(load: Mapping[str, Any]) -> list[np.ndarray]:
-    """The shares (E,) of every layer of a load record, those with all its experts.
+    """Returns each layer's fractions of tokens per expert (E,) from a load record.
+
+    Layers with fewer experts than the others or with missing values are left out.
 
     >>> mean_load({"modules": {"q": [[0.5, 0.5], [0.25, 0.75]]}})[1].tolist()
     [0.25, 0.75]

@@ -1,4 +1,4 @@
-"""Results of a table's runs, kept with all that they depend on."""
+"""Result files of a table's runs, which store the scores with everything they depend on."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from goat_jax.files import read_json, user_path, write_whole
 from goat_jax.training.checkpoints.run_dir import RESULT
 
 EDGE = 2**16
-"""Bytes of a file's beginning and end that its stamp reads."""
+"""Number of bytes at a file's beginning and at its end that its stamp reads."""
 
 EXAM_ALONE = {"batch_size", "workers", "run_programs"}
-"""Options that say how an examination is run, not what it comes to."""
+"""Evaluation options that do not change the scores."""
 JUDGE_ALONE = {"key", "attempts", "wait", "timeout", "sleep"}
 
 
@@ -31,10 +31,10 @@ class Key:
     """Everything that a result depends on, as JSON.
 
     Attributes:
-        config: the run's config, without what its numbers do not depend on.
-        files: stamps of the files that the config names: model, rows, questions.
-        exam: how the run was examined; empty if it was not.
-        version: this library's.
+        config: the fields of the run's config that its numbers depend on.
+        files: the stamps of the files that the config names: model, rows, questions.
+        exam: the evaluation options; empty if the run was not evaluated separately.
+        version: the version of this library.
     """
 
     config: Mapping[str, Any]
@@ -44,14 +44,14 @@ class Key:
 
     @classmethod
     def of(cls, config: RunConfig, options: ExamOptions | None = None) -> Key:
-        """The key of a run, and of its examination."""
+        """Makes the key of a run and, if options are given, of its evaluation."""
         values = flatten(config)
         own = {name: value for name, value in values.items() if name not in FREE_TO_CHANGE}
         places = {name: value for name, value in values.items() if name != "out"}
         return cls(own, stamps(places), {} if options is None else _traits(options))
 
     def changed(self, saved: Mapping[str, Any]) -> list[str]:
-        """What of a saved key is not as it is here, each by its name."""
+        """Returns the names of the entries in which a saved key differs from this one."""
         mine = json.loads(json.dumps(dataclasses.asdict(self)))
         names = []
         for part, value in mine.items():
@@ -65,8 +65,15 @@ class Key:
 
 
 def kept_scores(folder: Path, key: Key) -> tuple[dict[str, float] | None, list[str]]:
-    """The scores that a run's folder has, None if they have to be found (again); and what of their
-    key has changed.
+    """Reads the scores of a run's result file.
+
+    Args:
+        folder: the run folder.
+        key: the key that the result must have.
+
+    Returns:
+        The scores, None if there is no result or its key has changed; and the names of the key's
+        entries that have changed.
 
     Raises:
         UserError: a result of another config, or a file that is no result.
@@ -77,7 +84,7 @@ def kept_scores(folder: Path, key: Key) -> tuple[dict[str, float] | None, list[s
     saved = read_json(path)
     if not (isinstance(saved, dict) and isinstance(saved.get("scores"), dict)):
         raise UserError(f"{path} is no result of a run: delete it")
-    changed = key.changed(saved.get("key") or {})  # of an older release: all of it has
+    changed = key.changed(saved.get("key") or {})  # without a key (older releases): every entry
     trained_otherwise = [n.removeprefix("config ") for n in changed if n.startswith("config ")]
     if trained_otherwise:
         raise UserError(
@@ -88,7 +95,13 @@ def kept_scores(folder: Path, key: Key) -> tuple[dict[str, float] | None, list[s
 
 
 def keep_scores(folder: Path, key: Key, scores: Mapping[str, float], **more: Any) -> None:
-    """Writes a result.
+    """Writes a run's result file.
+
+    Args:
+        folder: the run folder.
+        key: everything that the scores depend on.
+        scores: the scores by name.
+        more: further entries of the file.
 
     Raises:
         RunFailed: scores that are not finite.
@@ -101,10 +114,10 @@ def keep_scores(folder: Path, key: Key, scores: Mapping[str, float], **more: Any
 
 
 def stamps(values: Mapping[str, Any]) -> dict[str, str]:
-    """A stamp of the content of every file or folder that a config's values name.
+    """Computes a stamp of the content of every file or folder that a config's values name.
 
-    It reads names, sizes and the ends of the files, not all of their bytes. A copy elsewhere has
-    the same stamp.
+    A stamp hashes the names and sizes of the files and the bytes at their beginning and end, not
+    all of their bytes. A copy in another place has the same stamp.
     """
     found = {}
     for name, value in values.items():
@@ -141,7 +154,7 @@ def _stamp(path: Path) -> str:
 
 
 def _traits(options: ExamOptions) -> dict[str, Any]:
-    """The options that an examination's scores depend on; long ones as their digests."""
+    """Returns the options that an evaluation's scores depend on, long values as digests."""
     values = {name: v for name, v in _plain(options).items() if name not in EXAM_ALONE}
     if values.get("judge"):
         values["judge"] = {n: v for n, v in values["judge"].items() if n not in JUDGE_ALONE}
@@ -149,7 +162,7 @@ def _traits(options: ExamOptions) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value of dataclasses, mappings and sequences as JSON has it."""
+    """Converts nested dataclasses, mappings and sequences to JSON values."""
     if dataclasses.is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):

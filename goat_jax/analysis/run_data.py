@@ -1,4 +1,4 @@
-"""What the pictures of one run need besides its records: looked up in a checkpoint and its data."""
+"""Data for figures of one run that its records lack: from a checkpoint and the run's rows."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ from goat_jax.typing import Batch
 
 IMAGE = "pixel_values"
 BATCHES = 4
-"""Evaluation batches that the router's entropy is averaged over."""
+"""Number of evaluation batches over which the router's entropy is averaged."""
 
 ByModule = dict[str, np.ndarray]
-"""Name pattern of a module -> numbers, layers first."""
+"""Module name pattern -> numbers, with layers as the first axis."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Routes:
-    """How the experts share one row.
+    """Routing of one row: the experts' weights for each of its tokens.
 
     Attributes:
-        weights: module -> (L, T, E).
-        tokens: T texts; empty for an image.
-        image: (H, W, 3), None for a text.
+        weights: module name pattern -> expert weights (L, T, E).
+        tokens: the T tokens as text; empty for an image.
+        image: the image (H, W, 3); None for a text.
     """
 
     weights: ByModule
@@ -54,7 +54,7 @@ class Routes:
 
 
 def router_entropies(run: Reopened, batches: Sequence[Batch]) -> ByModule:
-    """Mean entropy (L,) of every router over some batches, in nats."""
+    """Returns the mean entropy (L,) of every router over the first `BATCHES` batches, in nats."""
     found = _reports(run, batches[:BATCHES], per_token=False)
     return {
         name: np.mean([np.asarray(reports[name].entropy) for reports in found], axis=0)
@@ -63,10 +63,14 @@ def router_entropies(run: Reopened, batches: Sequence[Batch]) -> ByModule:
 
 
 def routes(run: Reopened, batch: Batch, tokens: Sequence[str] = ()) -> Routes:
-    """The experts' weights for the first row of a batch; only modules that see single tokens.
+    """Returns the experts' weights for the first row of a batch.
+
+    Modules whose router does not see single tokens are left out.
 
     Args:
-        tokens: what they are, where the row is a text.
+        run: the restored run.
+        batch: the batch with the row.
+        tokens: the row's tokens as text; empty for an image.
     """
     (reports,) = _reports(run, [batch], per_token=True)
     count = len(tokens) or None
@@ -80,7 +84,7 @@ def routes(run: Reopened, batch: Batch, tokens: Sequence[str] = ()) -> Routes:
 
 
 def _reports(run: Reopened, batches: Sequence[Batch], *, per_token: bool) -> list[Any]:
-    """What the adapters report of each batch: module -> `Report`."""
+    """Returns the adapters' reports on each batch, as module -> `Report`."""
     objective = problem_of(run.config.task).objective(run.config.task)
     base = run.state.frozen(run.built.base)
 
@@ -96,7 +100,12 @@ def _reports(run: Reopened, batches: Sequence[Batch], *, per_token: bool) -> lis
 
 
 def batch_of_text(run: Reopened, text: str | None, row: int) -> tuple[Batch, list[str]]:
-    """A batch of one text and its tokens: the given one, or a row of the evaluation split.
+    """Makes a batch of one text; returns it with its tokens.
+
+    Args:
+        run: the restored run.
+        text: the text; None for a row of the evaluation split.
+        row: the row's index, if no text is given.
 
     Raises:
         UserError: the run's model reads images, or there is no such row.
@@ -119,7 +128,12 @@ def batch_of_text(run: Reopened, text: str | None, row: int) -> tuple[Batch, lis
 
 
 def batch_of_image(run: Reopened, path: Path | None, row: int) -> Batch:
-    """A batch of one image: of a file, or a row of the evaluation split.
+    """Makes a batch of one image.
+
+    Args:
+        run: the restored run.
+        path: the image file; None for a row of the evaluation split.
+        row: the row's index, if no file is given.
 
     Raises:
         UserError: the run's model reads texts, or the file is no image.
@@ -143,9 +157,9 @@ def _evaluation_row(config: RunConfig, row: int) -> Batch:
 
 
 def update_norms(run: Reopened) -> ByModule:
-    """How far every expert has moved: (L, E) Frobenius norms of s a b now minus at the start.
+    """Computes the Frobenius norms (L, E) of each expert's change of s a b since initialization.
 
-    Modules whose adapter is no sum of s a b are left out.
+    Modules whose adapter is not a sum of products s a b are left out.
     """
     frozen = run.state.frozen(run.built.base)
     now = _adapters(merge_model(run.built.graph, run.state.trainable, frozen))
@@ -170,7 +184,7 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _arrays(adapter: Adapter) -> Arrays:
-    """a (L, E or 1, I, R), b (L, E, R, O) and scale (L, E) in float64."""
+    """Returns a (L, E or 1, I, R), b (L, E, R, O) and the scale (L, E) in float64."""
     factors = adapter.factors()
     parts = [
         np.asarray(each, np.float64) for each in (factors["a"], factors["b"], adapter.scale[...])
@@ -180,7 +194,7 @@ def _arrays(adapter: Adapter) -> Arrays:
 
 
 def norms_of_change(before: Arrays, after: Arrays) -> np.ndarray:
-    """Frobenius norms (L, E) of s a b after, minus before; never forms a product (I, O).
+    """Computes the Frobenius norms (L, E) of the change of s a b, without forming (I, O) products.
 
     >>> one, two = np.ones((1, 1, 3, 1)), np.full((1, 1, 1, 2), 2.0)
     >>> norms_of_change((one, 0 * two, np.ones((1, 1))), (one, two, np.ones((1, 1)))).round(3)
@@ -194,18 +208,21 @@ def norms_of_change(before: Arrays, after: Arrays) -> np.ndarray:
 def _inner(
     a: np.ndarray, b: np.ndarray, x: np.ndarray, y: np.ndarray, scale: np.ndarray
 ) -> np.ndarray:
-    """<a b, x y> of every expert, times a scale (L, E)."""
+    """Returns the inner product <a b, x y> of every expert, times a scale (L, E)."""
     left, right = np.einsum("leir,leis->lers", a, x), np.einsum("lero,leso->lers", b, y)
     return (left * right).sum((-2, -1)) * scale
 
 
 def spectra(run: Reopened) -> dict[str, Spectrum]:
-    """Singular values of the pretrained kernels of the middle layer, with the experts' segments."""
+    """Computes the singular values of the pretrained kernels of each module's middle layer.
+
+    Each spectrum also has the indices of the experts' segments, if the method starts from them.
+    """
     config = run.config
     model = load_model(
         find_model(config.model.path), key=jax.random.key(0), **model_options(config)
     ).model
-    key = jax.random.split(jax.random.key(config.train.seed), 3)[1]  # as `setup.build` has it
+    key = jax.random.split(jax.random.key(config.train.seed), 3)[1]  # same as in `setup.build`
     trained = merge_model(run.built.graph, run.state.trainable, run.built.base)
     middle = {}
     for pattern, sites in _by_pattern(trained).items():

@@ -1,4 +1,4 @@
-"""Results of runs that are compared: kept on disk as they come, ranked, and put into words."""
+"""Results of compared runs: saved to disk as they come, ranked and formatted."""
 
 from __future__ import annotations
 
@@ -19,19 +19,28 @@ from goat_jax.training.vmapped_runs import Member, Outcome, train_together, with
 from goat_jax.validation.checks import check_number
 
 LONGEST_NAME = 120
-"""Characters of a file's name; file systems take 255 bytes, of which an ending needs some."""
+"""Most bytes of a file name made from a label.
+
+File systems allow 255 bytes, and suffixes need some of them.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """A config at several seeds and learning rates, and the file that keeps their outcomes."""
+    """A config at several seeds and learning rates, with the file that stores their results.
+
+    Attributes:
+        config: the config that the runs share.
+        members: the seed and learning rate of each run.
+        path: the file with the runs' results.
+    """
 
     config: RunConfig
     members: Sequence[Member]
     path: Path
 
     def kept(self) -> dict[Member, Outcome]:
-        """The outcomes in the file.
+        """Reads the results in the file; empty if there is no file.
 
         Raises:
             UserError: the file is of other settings, or is no such file.
@@ -54,12 +63,12 @@ class Runs:
         return {outcome.member: outcome for outcome in found}
 
     def missing(self) -> list[Member]:
-        """The members that the file lacks."""
+        """Returns the members whose results the file lacks."""
         kept = self.kept()
         return [member for member in self.members if member not in kept]
 
     def keep(self, found: Mapping[Member, Outcome]) -> None:
-        """Writes the file."""
+        """Writes results to the file, replacing its content."""
         runs = [dataclasses.asdict(each) for each in found.values()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         key = dataclasses.asdict(Key.of(self.config))
@@ -73,8 +82,16 @@ def _outcome(saved: Mapping[str, Any]) -> Outcome:
 
 
 def outcomes(wanted: Sequence[Runs], at_once: int) -> Iterator[tuple[Runs, list[Outcome]]]:
-    """Trains what the files do not have yet, and gives every entry as soon as it is complete."""
-    # All files are read before any run is trained: one may be of other settings.
+    """Trains the runs whose results the files lack; yields each entry once it is complete.
+
+    Args:
+        wanted: the configs with their members and files.
+        at_once: the largest number of runs per compiled step.
+
+    Yields:
+        An entry of `wanted`, and its results in the order of its members.
+    """
+    # All files are read before any run is trained, since one may belong to other settings.
     kept = [runs.kept() for runs in wanted]
     missing = [
         (number, member)
@@ -93,14 +110,14 @@ def outcomes(wanted: Sequence[Runs], at_once: int) -> Iterator[tuple[Runs, list[
 
 
 def finite(group: Sequence[Outcome]) -> list[Outcome]:
-    """The outcomes of runs that did not diverge."""
+    """Returns the results of the runs that did not diverge."""
     return [outcome for outcome in group if outcome.diverged is None]
 
 
 def standing(group: Sequence[Outcome], metric: str) -> tuple[int, float]:
-    """A sort key that is higher for better runs: by the mean score of a group's finite runs.
+    """Returns a sort key that is higher for better groups: by the mean score of the finite runs.
 
-    A group with runs that diverged is below every group with fewer of them.
+    A group with more diverged runs is below every group with fewer of them.
 
     >>> first = Outcome(Member(0, 0.1), (), {}, {"accuracy": 0.5}, 1, 0.1, 1.0, 1)
     >>> second = dataclasses.replace(first, after={}, diverged=3)
@@ -113,7 +130,7 @@ def standing(group: Sequence[Outcome], metric: str) -> tuple[int, float]:
 
 
 def score_in_words(group: Sequence[Outcome], name: str) -> str:
-    """Mean and spread of a score over a group's finite runs, and how many of them diverged."""
+    """Formats a score's mean and spread over a group's finite runs, with the number diverged."""
     left, count = finite(group), len(group)
     if not left:
         return "diverged"
@@ -122,7 +139,7 @@ def score_in_words(group: Sequence[Outcome], name: str) -> str:
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """The mean, and the standard deviation of the sample if there is more than one.
+    """Formats the mean, with the sample standard deviation if there is more than one value.
 
     >>> mean_and_spread([0.5, 0.7])
     '0.6000 ± 0.1414'
@@ -132,11 +149,15 @@ def mean_and_spread(values: Sequence[float]) -> str:
 
 
 def check_all_different(flag: str, values: Sequence[float], **limits: Any) -> None:
-    """Refuses a list of numbers that has one twice, or one out of its limits.
+    """Checks that the numbers of a list are within limits and all different.
 
     Args:
-        flag: as people type it.
-        limits: as for `check_number`.
+        flag: the command-line flag, named in the error message.
+        values: the numbers.
+        limits: the limits, as for `check_number`.
+
+    Raises:
+        UserError: a number that occurs twice or is out of the limits.
 
     >>> check_all_different("--seeds", [0, 1, 0])
     Traceback (most recent call last):
@@ -150,7 +171,10 @@ def check_all_different(flag: str, values: Sequence[float], **limits: Any) -> No
 
 
 def file_name(label: str) -> str:
-    """A label as part of a file's name: no longer than `LONGEST_NAME`, another for another label.
+    """Converts a label to a part of a file name of at most `LONGEST_NAME` bytes.
+
+    Labels that had to be shortened or that have unusual characters get a digest, so that
+    different labels rarely have the same name.
 
     >>> file_name("goat:rho=5"), file_name("a/b")
     ('goat-rho-5', 'a-b-c14cddc0')

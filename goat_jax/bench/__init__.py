@@ -1,1 +1,1 @@
-"""Measurements of speed and memory on the user's own device, as ratios within one process."""
+"""Benchmarks of speed and memory on the user's device, as ratios within one process."""

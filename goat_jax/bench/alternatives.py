@@ -1,6 +1,7 @@
-"""Other ways to dispatch tokens to experts, to show what the one in `core.dispatch` is worth.
+"""Alternative dispatches of tokens to experts, as baselines for `core.dispatch`.
 
-All give the same output for the same gate (tokens S, experts E, of which k are not zero).
+All compute the same output for the same gate (S, E) over S tokens and E experts, of which k per
+token are not zero.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ Dispatch = Callable[[Array, Array, Array, Array], Array]
 
 
 def full_outputs(x: Array, a: Array, b: Array, gate: Array) -> Array:
-    """Every expert's whole output (E, S, O) by a vmap, then their weighted sum."""
+    """Computes every expert's full output (E, S, O) by a vmap, then the weighted sum."""
     outputs = jax.vmap(lambda a, b: x @ a.astype(x.dtype) @ b.astype(x.dtype))(a, b)
     return jnp.einsum("eso,se->so", outputs, gate.astype(x.dtype))
 
 
 def gathered(x: Array, a: Array, b: Array, gate: Array, k: int = 2) -> Array:
-    """Every token takes the factors of its k experts: (S, k, I, R) and (S, k, R, O)."""
+    """Gathers the factors of each token's k experts: (S, k, I, R) and (S, k, R, O)."""
     weights, chosen = jax.lax.top_k(gate, k)
     hidden = jnp.einsum("si,skir->skr", x, a[chosen].astype(x.dtype))
     hidden *= jnp.broadcast_to(weights[..., None], hidden.shape).astype(x.dtype)
@@ -33,7 +34,7 @@ def gathered(x: Array, a: Array, b: Array, gate: Array, k: int = 2) -> Array:
 
 
 def ragged(x: Array, a: Array, b: Array, gate: Array, k: int = 2) -> Array:
-    """Tokens sorted by expert, k copies of each; two grouped products; added up again."""
+    """Sorts k copies of each token by expert, takes two grouped products and adds the copies up."""
     weights, chosen = jax.lax.top_k(gate, k)
     order = jnp.argsort(chosen.reshape(-1))
     token = order // k
@@ -54,10 +55,10 @@ ALTERNATIVES: dict[str, Dispatch] = {
 
 @dataclasses.dataclass(frozen=True)
 class Dispatched(SumOfExperts):
-    """The sum of experts by another dispatch.
+    """Sum of experts with another dispatch.
 
     Attributes:
-        dispatch: (x, a, b, gate) -> output.
+        dispatch: the dispatch, (x, a, b, gate) -> output.
     """
 
     dispatch: Dispatch = full_outputs

@@ -1,4 +1,4 @@
-"""One linear layer with its adapter: forward, and backward to its input and its factors."""
+"""Benchmark of one linear layer with its adapter: forward, and backward to input and factors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ from goat_jax.typing import Array, Factors
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A layer's work: tokens S, inputs I, outputs O."""
+    """Size of a layer's work.
+
+    Attributes:
+        tokens: the number of tokens S.
+        inputs: the number of input features I.
+        outputs: the number of output features O.
+    """
 
     tokens: int
     inputs: int
@@ -41,7 +47,7 @@ SIZES = (
 
 
 def contenders(rank: int) -> dict[str, AdapterSpec]:
-    """Plain LoRA first, GOAT of the same total rank, and GOAT by other dispatches."""
+    """Returns specs of plain LoRA (first), GOAT of the same total rank, and GOAT by dispatch."""
     goat = method_spec("goat", total_rank=rank)
     others = {
         f"goat, {name}": dataclasses.replace(goat, combine=Dispatched(dispatch=dispatch))
@@ -53,7 +59,13 @@ def contenders(rank: int) -> dict[str, AdapterSpec]:
 def measure_layer(
     size: Size, specs: Mapping[str, AdapterSpec], dtype: Any = jnp.float32, turns: int = 9
 ) -> tuple[Measured, ...]:
-    """Forward and backward of each, taking turns; the first is what the ratios are to.
+    """Measures forward and backward of each spec, interleaved; ratios are to the first spec.
+
+    Args:
+        size: the layer's size.
+        specs: name -> adapter spec.
+        dtype: the dtype of kernel and input.
+        turns: the number of timed calls of each spec.
 
     >>> specs = {name: method_spec(name, total_rank=8) for name in ("lora", "goat")}
     >>> lora, goat = measure_layer(Size(16, 32, 24), specs, turns=1)
@@ -65,7 +77,7 @@ def measure_layer(
 
 
 def _compiled(size: Size, spec: AdapterSpec, dtype: Any, depth: int | None = None) -> Contender:
-    """The layer's step, compiled; with a depth that of so many layers, scanned."""
+    """Compiles the layer's forward and backward; with a depth, a scan over `depth` layers."""
     kernel_shape = jax.ShapeDtypeStruct((size.inputs, size.outputs), dtype)
     start = jax.eval_shape(lambda k: init_adapter(k, spec, jax.random.key(0)), kernel_shape)
     stacked = () if depth is None else (depth,)
@@ -99,11 +111,20 @@ def _compiled(size: Size, spec: AdapterSpec, dtype: Any, depth: int | None = Non
 def measure_growth(
     size: Size, method: str, ranks: Sequence[int], experts: Sequence[int], turns: int = 5
 ) -> dict[str, list[tuple[int, Measured]]]:
-    """A method's layer against total rank, against the number of experts at one total rank, against
-    tokens, and against layers one after the other where outputs are as many as inputs.
+    """Measures how the cost of a method's layer grows.
+
+    It varies the total rank, the number of experts at one total rank, the tokens and, if there are
+    as many outputs as inputs, the number of consecutive layers.
+
+    Args:
+        size: the layer's size; the tokens vary around it.
+        method: the method's name.
+        ranks: the total ranks.
+        experts: the numbers of experts, at a total rank of the largest of them.
+        turns: the number of timed calls of each.
 
     Returns:
-        axis -> (value, measured); ratios are to the first value.
+        axis -> list of (value, measurement); ratios are to the first value.
     """
     rank = max(experts)
     spec = method_spec(method, total_rank=rank)

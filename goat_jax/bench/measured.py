@@ -1,4 +1,4 @@
-"""What contenders took, side by side: seconds by turns, bytes and operations by count."""
+"""Comparison of compiled programs: interleaved timing, temporary bytes and FLOPs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from goat_jax.bench.turns import take_turns
 
 
 class Contender(NamedTuple):
-    """A compiled program: a call that runs it, its temporary bytes and its operations."""
+    """A compiled program to measure.
+
+    Attributes:
+        call: a function that runs the program.
+        temporaries: the program's temporary bytes (`temporary_bytes`).
+        flops: the FLOPs of the program's matrix products.
+    """
 
     call: Callable[[], Any]
     temporaries: int
@@ -19,15 +25,16 @@ class Contender(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What a contender took.
+    """Measurement of one contender.
 
     Attributes:
-        size, name: of what.
-        seconds: median of a forward and backward pass.
-        ratio: of seconds to the first contender's, turn by turn.
-        temporaries: bytes that the compiled program needs besides arguments and results.
-        temporaries_ratio: to the first contender's.
-        flops: of its matrix products.
+        size: the size of the work, as text.
+        name: the contender's name.
+        seconds: the median seconds of a call.
+        ratio: the median over the turns of the seconds divided by the first contender's.
+        temporaries: the bytes that the compiled program needs besides arguments and results.
+        temporaries_ratio: the temporary bytes divided by the first contender's.
+        flops: the FLOPs of the program's matrix products.
     """
 
     size: str
@@ -40,7 +47,12 @@ class Measured:
 
 
 def measure(size: str, contenders: Mapping[str, Contender], turns: int) -> tuple[Measured, ...]:
-    """Runs all in turn; the first is what the ratios are to.
+    """Measures contenders with interleaved calls; ratios are to the first contender.
+
+    Args:
+        size: the size of the work, as text.
+        contenders: name -> contender.
+        turns: the number of timed calls of each.
 
     >>> one, two = measure("2 x 2", {"a": Contender(int, 10, 4), "b": Contender(int, 15, 4)}, 1)
     >>> one.ratio, two.temporaries_ratio
@@ -63,5 +75,5 @@ def measure(size: str, contenders: Mapping[str, Contender], turns: int) -> tuple
 
 
 def temporary_bytes(compiled: Any) -> int:
-    """Bytes that a compiled program needs besides its arguments and results."""
+    """Returns the bytes that a compiled program needs besides its arguments and results."""
     return compiled.memory_analysis().temp_size_in_bytes

@@ -1,4 +1,4 @@
-"""Whole training steps of a config, method by method, with random weights of the real shapes."""
+"""Benchmark of complete training steps of several methods, with random weights of real shapes."""
 
 from __future__ import annotations
 
@@ -20,29 +20,30 @@ from goat_jax.typing import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """Steps of several methods.
+    """Measured training steps of several methods.
 
     Attributes:
-        measured: of each; temporaries are those of the compiled step.
-        peak: operations per second of a plain matrix product, in the same process.
+        measured: the measurement of each method's step.
+        peak: the FLOP/s of a plain matrix product, measured in the same process.
     """
 
     measured: tuple[Measured, ...]
     peak: float
 
     def share_of_peak(self, one: Measured) -> float:
-        """Matrix products of a step per second, over what a plain product reaches."""
+        """Returns a step's FLOP/s in matrix products over the FLOP/s of a plain product."""
         return one.flops / one.seconds / self.peak
 
 
 def measure_steps(
     configs: Mapping[str, RunConfig], model: str | None = None, turns: int = 5
 ) -> Steps:
-    """Optimizer steps on batches of the configs' greatest length, taking turns.
+    """Measures optimizer steps on batches of the configs' greatest length, interleaved.
 
     Args:
-        configs: by the name of what they stand for; the first is what the ratios are to.
-        model: whose sizes to take, as for `training.abstract_run.abstract_run`.
+        configs: name -> config; ratios are to the first one.
+        model: the model whose sizes are used, as for `training.abstract_run.abstract_run`.
+        turns: the number of timed steps of each config.
     """
     made = {name: step_of(config, model) for name, config in configs.items()}
     first = next(iter(configs.values()))
@@ -51,7 +52,7 @@ def measure_steps(
 
 
 def step_of(config: RunConfig, model: str | None) -> Contender:
-    """An optimizer step, compiled."""
+    """Compiles an optimizer step; each call updates the state of the previous one."""
     run = abstract_run(config, model)
     state, base = (_numbers(tree) for tree in (run.state, run.base))
     batch = _batch(run)
@@ -72,7 +73,7 @@ def _numbers(tree: PyTree) -> PyTree:
 
 
 def _batch(run: AbstractRun) -> dict[str, np.ndarray]:
-    """Full rows: every token counts; its ids are below 1000."""
+    """Makes a batch without padding; token ids are below 1000, so that any vocabulary has them."""
     random = np.random.default_rng(0)
     filled = {
         "input_ids": lambda s: random.integers(0, 1000, s.shape),

@@ -1,4 +1,4 @@
-"""Timing by turns: on a machine that others use, only what ran side by side can be compared."""
+"""Interleaved timing. On a shared machine only calls that ran side by side are comparable."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ import jax.numpy as jnp
 class Timing:
     """Seconds of every turn of one contender.
 
+    Attributes:
+        seconds: the seconds of each call, in the order of the turns.
+
     >>> slow, fast = Timing((2.0, 9.0, 4.0)), Timing((1.0, 6.0, 2.0))
     >>> slow.median, slow.over(fast)
     (4.0, 2.0)
@@ -28,10 +31,11 @@ class Timing:
 
     @property
     def median(self) -> float:
+        """Median of the seconds."""
         return statistics.median(self.seconds)
 
     def over(self, other: Timing) -> float:
-        """The median of the ratios turn by turn."""
+        """Returns the median of the ratios to another timing, turn by turn."""
         return statistics.median(
             mine / theirs for mine, theirs in zip(self.seconds, other.seconds, strict=True)
         )
@@ -42,10 +46,15 @@ def take_turns(
     turns: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Calls all contenders in turn, as often as told, and waits for what each returns.
+    """Times interleaved calls of all contenders, each until its result is computed.
 
-    Each is called once before, to compile; every other turn goes backwards, so that nobody always
-    follows the same one.
+    Each is called once before, to compile. Every other turn is in reverse order, so that no
+    contender always follows the same one.
+
+    Args:
+        contenders: name -> function to time.
+        turns: the number of timed calls of each.
+        clock: a function that returns the time in seconds; tests replace it.
 
     >>> found = take_turns({"a": lambda: 1, "b": lambda: 2}, 2, iter(range(8)).__next__)
     >>> found["a"].seconds, found["b"].seconds
@@ -63,7 +72,7 @@ def take_turns(
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on.
+    """Describes the machine that the numbers were measured on.
 
     >>> machine()["devices"] >= 1
     True
@@ -79,7 +88,7 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name where Linux tells it, else its architecture."""
+    """Returns the processor's name from /proc/cpuinfo, or else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -89,7 +98,7 @@ def _processor() -> str:
 
 
 def machine_line() -> str:
-    """`machine` as one line, to be printed above a table.
+    """Returns `machine` as one line, to print above a table.
 
     >>> "  jax: " in machine_line()
     True
@@ -98,10 +107,12 @@ def machine_line() -> str:
 
 
 def random_like(shape: jax.ShapeDtypeStruct, seed: int) -> jax.Array:
-    """Small positive random numbers of a shape; zeros where they are whole, a key for a key.
+    """Makes small non-negative random numbers of a shape and dtype.
 
-    Times do not depend on the numbers as long as they are finite, which a negative second moment
-    of an optimizer would end.
+    Arrays of dtypes that are not floating-point are zero, and a PRNG key becomes a PRNG key.
+
+    Times do not depend on the numbers as long as they are finite. A negative second moment of an
+    optimizer would give NaN, so no number is negative.
     """
     if jnp.issubdtype(shape.dtype, jax.dtypes.prng_key):
         return jax.random.key(seed)

@@ -1,1 +1,1 @@
-"""What the verbs of the command line do: call the library, print tables, draw plots."""
+"""The verbs of the command line: each calls the library, prints tables and draws plots."""

@@ -1,4 +1,4 @@
-"""``goat-jax bench``: what adapters cost on this device, as ratios within one process."""
+"""``goat-jax bench``: the cost of adapters on this device, as ratios within one process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,18 @@ HEADERS = ["work", "method", "median s", "ratio", "temporary MiB", "ratio", "GFL
 
 
 def bench(options: argparse.Namespace, overrides: list[str]) -> int:
-    """Measures, prints a table, and keeps all numbers if a folder is given."""
+    """Measures, prints a table, and writes all numbers as JSON if ``--out`` gives a folder.
+
+    Args:
+        options: the parsed arguments of ``goat-jax bench``.
+        overrides: ``--field value ...``, for ``bench step`` only.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: arguments that do not fit this kind of benchmark.
+    """
     if options.what != "step" and (options.config or options.model):
         raise UserError(f"bench {options.what} takes no --config and no --model: bench step does")
     print(machine_line())
@@ -93,7 +104,7 @@ def _growth(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]
 
 
 def table(rows: list[Measured] | tuple[Measured, ...]) -> str:
-    """A line each, as Markdown."""
+    """Returns a Markdown table with one row per measurement."""
     cells = [
         [
             row.size,

@@ -1,4 +1,5 @@
-"""``goat-jax compare``: several methods on one task, with several seeds: a table and a figure."""
+"""``goat-jax compare``: trains several methods on one task with several seeds, for one table and
+one figure."""
 
 from __future__ import annotations
 
@@ -32,7 +33,13 @@ TABLE, FIGURE = "comparison.md", "comparison.png"
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One line of a comparison: ``METHOD`` or ``METHOD:option=value,...``."""
+    """One method of a comparison, given as ``METHOD`` or ``METHOD:option=value,...``.
+
+    Attributes:
+        label: the text as it was given; it names the method in the table and in file names.
+        method: the method's name.
+        options: fields of the adapter and options of its parts, by name.
+    """
 
     label: str
     method: str
@@ -53,21 +60,26 @@ def compare(
 ) -> int:
     """Trains every method from one config; writes a table, a figure and every run's numbers.
 
-    What an earlier call with the same settings has finished is not trained again.
+    Runs that an earlier call with the same settings has finished are not trained again.
 
     Args:
         source: a config file whose ``get_config`` takes ``method``.
-        methods: as `read_entries` reads them.
-        seeds: of the members of each method.
-        rates: their peak learning rates; none for the config's own.
-        overrides: ``--field value ...``, over the config file's.
-        equal: "rank" (the config's) or "parameters" (as near to the first method's as ranks go).
-        at_once: members trained in one step.
-        out: folder of the results.
+        methods: the methods, in the form that `read_entries` reads.
+        seeds: the seeds that each method is trained with.
+        rates: the peak learning rates that each method is trained with; empty for the config's.
+        overrides: ``--field value ...``, which override the config file.
+        equal: "rank" to use the config's total rank for all methods, or "parameters" to choose
+            ranks whose adapters are as close as possible to the first method's in size.
+        at_once: the number of runs trained in one vmapped step.
+        out: the folder for the results.
+        say: prints one message.
+
+    Returns:
+        The exit code.
 
     Raises:
-        UserError: anything that does not fit, before any run is trained.
-        RunFailed: all runs diverged; the table and the numbers are written.
+        UserError: an invalid argument or config, before any run is trained.
+        RunFailed: all runs diverged; the table and the numbers have been written.
     """
     check_choice("--equal", equal, ("rank", "parameters"))
     check_number("--at-once", at_once, at_least=1, whole=True)
@@ -82,10 +94,10 @@ def compare(
         Runs(config, _members(config, seeds, rates), out / f"{file_name(entry.label)}.json")
         for entry, config in zip(entries, configs, strict=True)
     ]
-    # What does not fit, a file of other settings included, is found before any run is trained.
+    # Every error, such as a result file of other settings, is found before any run is trained.
     check_runs([runs.config for runs in wanted if runs.missing()])
     found: dict[str, list[Outcome]] = {}
-    for entry, runs in zip(entries, wanted, strict=True):  # one method's runs in a step, no more
+    for entry, runs in zip(entries, wanted, strict=True):  # `at_once` counts one method's runs
         ((_, found[entry.label]),) = outcomes([runs], at_once)
         say(f"{entry.label}: {len(runs.members)} runs")
     metrics = configs[0].task.metrics
@@ -109,7 +121,7 @@ def _members(config: RunConfig, seeds: Sequence[int], rates: Sequence[float]) ->
 
 
 def read_entries(methods: Sequence[str]) -> list[Entry]:
-    """Methods of a command line: ``goat,lora`` and ``"adalora:total_rank=12,target_rank=8"``.
+    """Reads methods of a command line: ``goat,lora`` and ``"adalora:total_rank=12,target_rank=8"``.
 
     >>> [entry.label for entry in read_entries(["goat,lora", "goat:rho=5"])]
     ['goat', 'lora', 'goat:rho=5']
@@ -124,7 +136,7 @@ def read_entries(methods: Sequence[str]) -> list[Entry]:
 
 
 def check_all_methods_differ(entries: Sequence[Entry], configs: Sequence[RunConfig]) -> None:
-    """Refuses two entries that would train the same, however they are spelt."""
+    """Raises `UserError` if two entries would train the same adapter, however they are spelled."""
     known: list[tuple] = []
     for entry, config in zip(entries, configs, strict=True):
         traits = _traits(config.adapter)
@@ -136,7 +148,7 @@ def check_all_methods_differ(entries: Sequence[Entry], configs: Sequence[RunConf
 
 
 def _traits(adapter: AdapterConfig) -> tuple:
-    """The adapter's settings as they are resolved, not as they are spelt."""
+    """Returns the adapter's resolved settings, which do not depend on how they were spelled."""
     where = (adapter.targets, adapter.train, adapter.forward_scale, adapter.overrides)
     return adapter.method, adapter.spec(), where
 
@@ -144,15 +156,23 @@ def _traits(adapter: AdapterConfig) -> tuple:
 def entry_config(
     source: str, entry: Entry, overrides: Sequence[str] = (), verb: str = "goat-jax compare"
 ) -> RunConfig:
-    """The config of an entry: its own options over what the file says for the method."""
+    """Returns the config of an entry: its options override the file's values for the method.
+
+    Args:
+        source: a config file whose ``get_config`` takes ``method``.
+        entry: the method and its options.
+        overrides: ``--field value ...``, which override the config file.
+        verb: the command, for its help.
+    """
     of_method = f"{source}{',' if ':' in source else ':'}method={entry.method}"
     return with_adapter(read_config(of_method, overrides, verb), entry.options)
 
 
 def with_parameters_of(config: RunConfig, model: RunConfig) -> RunConfig:
-    """The config at the total rank whose adapters are nearest in size to those of another.
+    """Returns `config` at the total rank whose adapters are closest in size to those of `model`.
 
-    Sizes are affine in the rank, so two of them tell all.
+    The size of adapters is affine in the rank, so the sizes at two ranks determine it at all. A
+    method without a rank is returned unchanged.
     """
     wanted = _adapter_size(model)
     experts = config.adapter.spec().num_experts
@@ -173,7 +193,7 @@ def _adapter_size(config: RunConfig) -> int:
 
 
 def best_rate(found: Sequence[Outcome], metric: str) -> list[Outcome]:
-    """The outcomes at the learning rate whose mean score is best."""
+    """Returns the outcomes at the learning rate with the best mean score."""
     by_rate: dict[float, list[Outcome]] = {}
     for outcome in found:
         by_rate.setdefault(outcome.member.learning_rate, []).append(outcome)
@@ -181,7 +201,13 @@ def best_rate(found: Sequence[Outcome], metric: str) -> list[Outcome]:
 
 
 def comparison_table(found: dict[str, list[Outcome]], metrics: Sequence[str]) -> str:
-    """Markdown: per method and learning rate the mean and spread of scores, and what it costs."""
+    """Returns a Markdown table: for each method and learning rate the mean and spread of its
+    scores, its parameters, and the time and memory of a step.
+
+    Args:
+        found: label of a method -> the outcomes of its runs.
+        metrics: names of the task's metrics, each a column.
+    """
     rows = []
     for label, of_label in found.items():
         rates = dict.fromkeys(outcome.member.learning_rate for outcome in of_label)

@@ -1,4 +1,4 @@
-"""``goat-jax data``: which sets there are, and making one."""
+"""``goat-jax data``: lists the data sets and prepares them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from goat_jax.text_tables import human_bytes, render_table
 
 
 def list_sets() -> int:
-    """Prints every task whose data can be made, with size, licence and how."""
+    """Prints every task whose data set can be prepared, with download size, source and license."""
     rows = [
         [task, human_bytes(recipe.size) if recipe.size else "-", _how(recipe), recipe.licence]
         for task, recipe in RECIPES.items()
@@ -26,7 +26,17 @@ def _how(recipe: Recipe) -> str:
 
 
 def prepare_set(task: str, out: Path | None, archives: Path | None, progress: bool = True) -> int:
-    """Makes one set, shows how far it is, prints where it is, its rows and its licence."""
+    """Prepares one data set with progress bars; prints its folder, its row counts and its license.
+
+    Args:
+        task: the task's name.
+        out: the folder of all data sets; None for the default one.
+        archives: a folder that already has some of the files to fetch.
+        progress: whether to draw progress bars.
+
+    Returns:
+        The exit code.
+    """
     bar = _Bar(progress)
     try:
         made = prepare(task, out, archives, bar.report)
@@ -41,7 +51,7 @@ def prepare_set(task: str, out: Path | None, archives: Path | None, progress: bo
 
 
 class _Bar:
-    """One bar a file, drawn in a terminal only; started by the first report."""
+    """One progress bar per file, drawn in a terminal only and started by the first report."""
 
     def __init__(self, enabled: bool):
         self._enabled = enabled

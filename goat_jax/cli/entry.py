@@ -1,4 +1,4 @@
-"""The frame of every program: what goes wrong ends in one line, with an exit code that says it."""
+"""Error handling of every program: an error prints one line and sets the exit code."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from goat_jax.errors import Notice, RunFailed, UserError
 
 
 def in_one_line(program: str, run: Callable[[], int]) -> int:
-    """Runs a program; returns its exit code: its own, 1 (failed) or 2 (bad input).
+    """Runs a program; returns its exit code, or after an error 1 (failed) or 2 (bad input).
 
     Args:
-        program: its name, in front of the line.
-        run: does its work and returns its exit code.
+        program: the program's name, printed in front of the message.
+        run: does the program's work and returns its exit code.
     """
     _hush_failed_writes()
     try:
@@ -30,16 +30,16 @@ def in_one_line(program: str, run: Callable[[], int]) -> int:
     except RunFailed as error:
         return _say(program, error, 1)
     except OSError as error:
-        # A full disk, a missing permission: nothing is half-written, files are renamed when whole.
+        # A full disk or a missing permission. No file is half-written: it is renamed when complete.
         return _say(program, f"{error.strerror or error}: {error.filename or 'while writing'}", 1)
 
 
 def _hush_failed_writes() -> None:
-    """Leaves a checkpoint that could not be written to the one line of its error.
+    """Silences Orbax and asyncio after a failed checkpoint write, so only our error is printed.
 
-    Orbax logs what it also raises. Of its other writes, still under way by then, each reports to an
-    event loop that is closed, from a thread of tensorstore's that no caller can catch it in; such
-    a report has broken our own line in two.
+    Orbax logs the error that it also raises. Each of its writes that is still pending then reports
+    to an event loop that is already closed, from a thread of tensorstore where no caller can catch
+    the error. Such a report has split our error line in two.
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -55,7 +55,7 @@ def _unraisable(report: Any) -> None:
 
 @contextlib.contextmanager
 def _notices_in_one_line(program: str) -> Iterator[None]:
-    """Prints a `Notice` without the place in the code that other warnings name."""
+    """Prints each `Notice` as one line, without the source location that other warnings show."""
     show = warnings.showwarning
 
     def show_notice(message: Any, category: type[Warning], *rest: Any, **options: Any) -> None:
@@ -75,8 +75,10 @@ def _say(program: str, error: object, code: int) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as the verbs do, and takes no abbreviations: they would
-    catch fields of a config."""
+    """Argument parser that reports an error in one line, as the verbs do.
+
+    It accepts no abbreviated options, since these would capture fields of a config.
+    """
 
     def __init__(self, **options: Any):
         super().__init__(**options, allow_abbrev=False)

@@ -1,4 +1,4 @@
-"""``goat-jax evaluate``."""
+"""``goat-jax evaluate``: scores a run or a language model on its task or on evaluation tasks."""
 
 from __future__ import annotations
 
@@ -29,15 +29,27 @@ from goat_jax.training.logging.progress_bar import TrainProgress
 from goat_jax.training.setup import evaluation_batches, load_rows
 
 EVALUATION = "evaluation"
-"""The folder of predictions, in a run's own folder unless --out says otherwise."""
+"""Folder of the predictions, inside the run folder or, for a model, the current one; ``--out``
+names another."""
 
 
 OF_EXAMS = ("limit", "max_new_tokens", "temperature", "judge", "judge_key")
-"""Arguments that mean nothing where a run is scored by its loss."""
+"""Arguments of evaluation tasks only: they have no effect where a run is scored by its loss."""
 
 
 def evaluate(given: argparse.Namespace) -> int:
-    """Prints the scores of a run or a model; of an exam, the predictions are written as well."""
+    """Prints the scores of a run or a model; for evaluation tasks, also writes the predictions.
+
+    Args:
+        given: the parsed arguments of ``goat-jax evaluate``.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: arguments that do not fit the source or its task.
+        RunFailed: an evaluation that could not be completed.
+    """
     is_run = (Path(given.source) / RUN).is_file()
     tasks = [_task_of(text) for text in given.task]
     if not tasks:
@@ -58,7 +70,7 @@ def evaluate(given: argparse.Namespace) -> int:
     options = options_of(given)
     exams = []
     for task, way in zip(tasks, ways, strict=True):
-        assert isinstance(task, ExamTask)  # `way_of` finds no exam in others
+        assert isinstance(task, ExamTask)  # `way_of` returns LOSS for all other tasks
         exam = _with_rows(task, given.data, given.limit)
         check_needs(exam, way, options)
         exams.append((exam, way))
@@ -94,7 +106,7 @@ def _own_task(source: str) -> Task:
 
 
 def _with_rows(task: ExamTask, data: str | None, limit: int | None) -> ExamTask:
-    """The task with other questions, or with fewer."""
+    """Returns the task with other questions, or with fewer."""
     changes: dict[str, Any] = {}
     if data is not None:
         changes["questions"] = {"data": data}
@@ -104,7 +116,7 @@ def _with_rows(task: ExamTask, data: str | None, limit: int | None) -> ExamTask:
 
 
 class _Bar:
-    """Progress of an examination, whose length is known only when it begins."""
+    """Progress bar of an evaluation, whose length is known only when it begins."""
 
     def __init__(self, enabled: bool):
         self._enabled = enabled
@@ -118,7 +130,7 @@ class _Bar:
         self._stop()
 
     def __call__(self, done: int, total: int) -> None:
-        if self._progress is None or done < self._done:  # a second round: answers, then grades
+        if self._progress is None or done < self._done:  # a second pass: answers, then grades
             self._stop()
             self._progress = TrainProgress(total, enabled=self._enabled)
             self._progress.__enter__()
@@ -164,7 +176,17 @@ def _print_loss(
 def evaluate_run(
     folder: Path, step: int | None, data: str | None, mesh: MeshConfig = ONE_DEVICE
 ) -> tuple[dict[str, float], int]:
-    """Scores of one checkpoint on the evaluation rows of its task, and its step."""
+    """Returns a checkpoint's scores on the evaluation rows of its task, and the checkpoint's step.
+
+    Args:
+        folder: the run folder.
+        step: the checkpoint's step; None for the best checkpoint.
+        data: a source of rows to use instead of the task's evaluation rows.
+        mesh: the mesh that the model is placed on.
+
+    Raises:
+        RunFailed: a score that is not finite.
+    """
     config = dataclasses.replace(load_run(folder)[0], mesh=mesh)
     if data is not None:
         changes: dict[str, Any] = {"evaluation": data, "evaluation_limit": None}

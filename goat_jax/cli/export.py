@@ -1,4 +1,4 @@
-"""``goat-jax export``."""
+"""``goat-jax export``: writes a run's adapter or merged model in another format."""
 
 from __future__ import annotations
 
@@ -20,7 +20,21 @@ def export(
     dtype: str | None,
     as_json: bool,
 ) -> int:
-    """Exports a run and prints where to, its scores, and what must be known."""
+    """Exports a run; prints the folder, the scores and the notes of the export.
+
+    Args:
+        folder: the run folder.
+        to: the format: "peft", "goat", "merged" or "lora".
+        out: the folder to write, which must not exist yet.
+        step: the checkpoint's step; None for the best checkpoint.
+        task: the task of a task-gated adapter, by its number.
+        rows: the number of training rows on which the router's weights are measured.
+        dtype: the dtype of merged weights; None for that of the pretrained ones.
+        as_json: whether to print JSON.
+
+    Returns:
+        The exit code.
+    """
     made = export_run(folder, to, out, step=step, task=task, rows=rows, dtype=dtype)
     if as_json:
         about = {"folder": str(out), "step": made.step, "notes": made.notes}
@@ -31,7 +45,7 @@ def export(
 
 
 def report(made: Exported) -> str:
-    """The scores and notes of an export."""
+    """Returns the scores and notes of an export as text."""
     columns = list(made.scores)
     metrics = list(made.scores[columns[0]])
     table = [[m, *(f"{made.scores[column][m]:.4f}" for column in columns)] for m in metrics]

@@ -1,4 +1,4 @@
-"""``goat-jax generate``."""
+"""``goat-jax generate``: answers prompts with a run or a pretrained model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from goat_jax.training.checkpoints.run_dir import RUN
 from goat_jax.training.task_types import LANGUAGE_MODEL
 
 BATCH = 16
-"""Prompts answered together."""
+"""Number of prompts in one batch."""
 
 
 def generate(
@@ -37,7 +37,21 @@ def generate(
     mesh: MeshConfig,
     as_json: bool,
 ) -> int:
-    """Answers prompts with a run's checkpoint or a pretrained model; one prompt is streamed."""
+    """Answers prompts with a run's checkpoint or a pretrained model; streams a single answer.
+
+    Args:
+        source: a run folder, or a pretrained model.
+        prompts: the prompts.
+        file: a JSONL file with further prompts, or with rows for the prompt template of the run.
+        sampling: temperature, length and the other sampling options.
+        chat: whether to put each prompt into the model's chat template.
+        step: the checkpoint's step; None for the best checkpoint.
+        mesh: the mesh that the model is placed on.
+        as_json: whether to print JSON, one line per prompt.
+
+    Returns:
+        The exit code.
+    """
     rows = [] if file is None else list(read_jsonl(file))  # before the model, which takes longer
     if not (prompts or rows):
         raise UserError("nothing to answer: give --prompt TEXT or --prompts FILE.jsonl")
@@ -67,7 +81,13 @@ def _show(piece: str) -> None:
 
 
 def _filled(rows: list[Row], template: str, where: str) -> list[str]:
-    """The prompts of rows: their column "prompt", or the run's own template filled in."""
+    """Returns one prompt per row: the run's template filled in, or without one the column "prompt".
+
+    Args:
+        rows: the rows of the file.
+        template: the prompt template of the run's task; empty for a model.
+        where: the file's name, for messages.
+    """
     prompts = []
     for number, row in enumerate(rows, start=1):
         try:
@@ -78,7 +98,7 @@ def _filled(rows: list[Row], template: str, where: str) -> list[str]:
 
 
 def _open(source: str, step: int | None, mesh: MeshConfig) -> tuple[Generator, str]:
-    """A generator, and the prompt template of the run's task."""
+    """Returns a generator and the prompt template of the run's task, which is empty for a model."""
     if (Path(source) / RUN).is_file():
         return _open_run(Path(source), step, mesh)
     if step is not None:
@@ -89,7 +109,8 @@ def _open(source: str, step: int | None, mesh: MeshConfig) -> tuple[Generator, s
 
 
 def _generator(model: Any, tokenizer: Any) -> Generator:
-    # What is compiled is kept for the next start, so here the time of a token is what counts.
+    # Separate layers take longer to compile but answer faster on a CPU; the compiled program is
+    # cached for the next start, so the time per token matters more.
     return Generator(model, tokenizer, apart=jax.default_backend() == "cpu")
 
 

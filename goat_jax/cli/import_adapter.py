@@ -1,4 +1,4 @@
-"""``goat-jax import``."""
+"""``goat-jax import``: makes a run from an adapter of PEFT or of the published GOAT code."""
 
 from __future__ import annotations
 
@@ -34,16 +34,22 @@ from goat_jax.training.trainer import begin
 def import_adapter(
     source: Path, config: str, overrides: list[str], other_base: bool = False
 ) -> int:
-    """Makes a run at step 0 of somebody's adapter: to evaluate, generate with, train on, export.
+    """Makes a run at step 0 from an existing adapter, to evaluate, generate with, train and export.
 
     Args:
-        source: folder or file of the adapter.
-        config: file that names model and task; the adapter's own settings replace its.
-        overrides: fields to change.
-        other_base: whether the adapter shall go on another base model than its own.
+        source: the adapter's folder or file.
+        config: the config file, which names model and task; the adapter's settings replace its.
+        overrides: ``--field value ...``, which override the config file.
+        other_base: whether to put the adapter on another base model than the one it was made for.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: an adapter that cannot be read, or that does not fit the model or the overrides.
     """
     adapter = read_adapter(source)
-    # Other fields may belong to the method that the adapter is going to settle.
+    # Only the model's fields yet: others may belong to the method, which the adapter determines.
     values = read_fields(before := load_config(config), overrides)
     own = {name: value for name, value in values.items() if name.startswith("model.")}
     base = with_fields(before, own)
@@ -74,7 +80,7 @@ def import_adapter(
 
 
 def adapter_config(config: RunConfig, adapter: Imported) -> RunConfig:
-    """The config with everything that the adapter settles."""
+    """Returns the config with all the settings that the adapter determines."""
     fields = {field.name for field in dataclasses.fields(AdapterConfig)}
     options = {name: value for name, value in adapter.options.items() if name in fields}
     overrides = tuple(Override(modules, values) for modules, values in adapter.overrides)
@@ -84,7 +90,11 @@ def adapter_config(config: RunConfig, adapter: Imported) -> RunConfig:
 
 
 def start_state(adapter: Imported, other_base: bool, built: Built) -> RunState:
-    """The state before the first step, with the adapter's tensors in it."""
+    """Returns the state before the first step, with the adapter's tensors in it.
+
+    Raises:
+        UserError: the adapter is known to belong to other base weights, or its tensors do not fit.
+    """
     check_weights(adapter, built.base_fingerprint, other_base)
     trainable = put_tensors(adapter, built.graph, built.state.trainable, built.base)
     return dataclasses.replace(built.state, trainable=trainable)

@@ -1,4 +1,4 @@
-"""``goat-jax inspect``."""
+"""``goat-jax inspect``: prints what a run or a config trains, and a run's scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from goat_jax.training.setup import model_options
 
 
 def inspect(folder: Path) -> int:
-    """Prints what a run trains, what its kernels' spectra hold, its scores and expert load."""
+    """Prints a run's trained modules, its kernels' spectra, its scores and its expert load."""
     config, saved = load_run(folder)
     sizes = abstract_run(config, find_model(config.model.path))
     print(trainable_table(sizes.inject_report))
@@ -38,13 +38,21 @@ def inspect(folder: Path) -> int:
 
 
 def inspect_config(source: str, model: str | None) -> int:
-    """Prints what a run of a config would train, from the model's config alone: no weights."""
+    """Prints what a run of a config would train; reads the model's config alone, no weights.
+
+    Args:
+        source: the config file.
+        model: the name or folder of another model than the config's, or None.
+
+    Returns:
+        The exit code.
+    """
     print(trainable_table(abstract_run(load_config(source), model).inject_report))
     return 0
 
 
 def trainable_table(report: InjectReport) -> str:
-    """What was adapted, trained in full or left frozen, and why."""
+    """Returns a table of the modules that are adapted, trained in full or frozen, and why."""
     rows = [
         [
             row.name,
@@ -67,7 +75,8 @@ def trainable_table(report: InjectReport) -> str:
 
 
 def spectrum_table(config: Any) -> str:
-    """Largest, median and smallest singular value of every target, and what its segments hold."""
+    """Returns a table with the largest, median and smallest singular value of every linear module,
+    and the share of energy in as many top values as the total rank."""
     import jax
 
     model = load_model(
@@ -95,7 +104,7 @@ def spectrum_table(config: Any) -> str:
 
 
 def score_table(records: list[dict[str, Any]]) -> str:
-    """Every evaluation of the run."""
+    """Returns a table with the scores of every evaluation of the run."""
     skipped = {"kind", "step", "split", "seconds"}
     names = [name for name in (records[0] if records else {}) if name not in skipped]
     rows = [[r["step"], *(_number(r.get(name)) for name in names)] for r in records]
@@ -103,11 +112,11 @@ def score_table(records: list[dict[str, Any]]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"  # a score that was not finite is none
+    return "-" if value is None else f"{value:.4f}"  # None: the score was not finite
 
 
 def load_table(record: dict[str, Any]) -> str:
-    """Share of tokens per expert, mean over layers, with the most uneven layer."""
+    """Returns a table with the mean share of tokens per expert and the most uneven layer."""
     rows = []
     for name, layers in record["modules"].items():
         shares = np.asarray(layers)

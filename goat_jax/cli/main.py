@@ -1,4 +1,4 @@
-"""``goat-jax``: the one door. Each verb reads its arguments here and calls the library."""
+"""``goat-jax``: the command line. Each verb reads its arguments here and calls the library."""
 
 from __future__ import annotations
 
@@ -52,8 +52,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _keep_compiled() -> None:
-    """Lets a later start take the programs that this one compiles, unless the user has said where
-    jax keeps them (or JAX_ENABLE_COMPILATION_CACHE=false, that it does not)."""
+    """Turns on jax's persistent compilation cache, so that a later start compiles less.
+
+    The user's settings win: a cache folder set for jax is kept, and
+    JAX_ENABLE_COMPILATION_CACHE=false turns the cache off.
+    """
     import jax
 
     settings: Any = jax.config
@@ -66,9 +69,9 @@ def _keep_compiled() -> None:
             pass
     except OSError as error:
         report_unusable_cache(folder, error)
-        if not folder.is_dir():  # one that is only to be read still helps
+        if not folder.is_dir():  # a read-only cache still helps
             return
-    # jax compiles what it cannot read, and warns in two lines for every such program.
+    # jax compiles an entry that it cannot read, with a warning of two lines each time.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     settings.update("jax_compilation_cache_dir", str(folder))
 
@@ -246,10 +249,11 @@ class Verb:
     """One verb of the command line.
 
     Attributes:
-        run: (its arguments, what is left of the line) -> exit code.
-        arguments: adds its own.
-        help, example: what ``--help`` shows.
-        overrides: whether what is left may be fields of a config.
+        run: (the parsed arguments, the remaining words) -> exit code.
+        arguments: adds the verb's arguments to a parser.
+        help: the description that ``--help`` shows.
+        example: the example that ``--help`` shows.
+        overrides: whether the remaining words may be fields of a config.
     """
 
     run: Callable[[argparse.Namespace, list[str]], int]

@@ -1,4 +1,4 @@
-"""``goat-jax methods``."""
+"""``goat-jax methods``: lists the methods, or counts what each of them trains of a model."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from goat_jax.training.abstract_run import count
 
 
 def methods(model: str | None = None) -> int:
-    """Prints every method: source, parts with their options, whether it merges, what to know.
+    """Prints every method: source, equation, parts with their options, whether it merges, notes.
 
     Args:
-        model: a model's name or folder; then also how much each trains of it, at its own sizes.
+        model: a model's name or folder; if given, prints instead how many of its parameters each
+            method trains at its published sizes.
+
+    Returns:
+        The exit code.
     """
     if model is not None:
         print(share_table(model))
@@ -35,9 +39,9 @@ def methods(model: str | None = None) -> int:
 
 
 def share_table(model: str) -> str:
-    """What every method, at its published sizes, trains in all linear layers of a model's blocks.
+    """Returns a table of the parameters that every method trains, at its published sizes.
 
-    Counted from the model's config alone.
+    All linear layers of the model's blocks are adapted. The model's config suffices for the count.
     """
     rows = []
     for name, method in METHODS.items():
@@ -49,7 +53,7 @@ def share_table(model: str) -> str:
 
 
 def _merging(router: Router) -> str:
-    """Whether the method folds into one kernel.
+    """Returns the line that says if a method with this router merges into one kernel.
 
     >>> from goat_jax.adapters.parts.routers import TopK
     >>> _merging(TopK())
@@ -61,7 +65,7 @@ def _merging(router: Router) -> str:
 
 
 def describe_part(part: Any) -> str:
-    """A part in few words: its class, and the options it has.
+    """Returns a short description of a part: its class and its options.
 
     >>> from goat_jax.adapters.parts.scales import Theory
     >>> describe_part(Theory(eta=0.1))

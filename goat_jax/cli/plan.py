@@ -1,4 +1,4 @@
-"""``goat-jax plan``."""
+"""``goat-jax plan``: compiles a training step ahead of time and prints its memory and cost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,19 @@ def plan(
     largest: bool = False,
     as_json: bool = False,
 ) -> int:
-    """Prints what a training step takes on a topology."""
+    """Prints the memory, communication and FLOPs of a training step on a topology.
+
+    Args:
+        source: the config file.
+        overrides: ``--field value ...``, which override the config file.
+        topology: the devices to compile for, such as ``cpu:16`` or ``v5e:4x4``.
+        chip: the chip whose peaks and memory are assumed, such as ``v5e``; None for the topology's.
+        largest: whether to search for the largest micro-batch that fits, too.
+        as_json: whether to print JSON.
+
+    Returns:
+        The exit code.
+    """
     kind, _, size = topology.partition(":")
     _only_cpus(int(size) if kind == "cpu" and size.isdigit() else 1)
     config = read_config(source, overrides, "goat-jax plan")
@@ -40,8 +52,10 @@ def plan(
 
 
 def _only_cpus(count: int) -> None:
-    """Lets this process have so many CPU devices and no others, unless jax has started already:
-    a plan computes nothing, and libtpu alone would look for a TPU."""
+    """Gives this process `count` CPU devices and no others, unless jax has started already.
+
+    A plan computes nothing, so it needs no accelerator; without this, libtpu would look for a TPU.
+    """
     try:
         jax.config.update("jax_num_cpu_devices", max(1, count))
         jax.config.update("jax_platforms", "cpu")
@@ -50,7 +64,13 @@ def _only_cpus(count: int) -> None:
 
 
 def as_values(found: Plan, there: Topology, rows: int | None) -> dict:
-    """All figures by name."""
+    """Returns all figures of a plan by name.
+
+    Args:
+        found: the plan.
+        there: the topology that it was made for.
+        rows: the largest number of rows per part of the batch, or None if not searched for.
+    """
     values = dataclasses.asdict(found) | {"topology": there.name}
     if there.chip is not None:
         values["roofline_seconds"] = found.roofline(there.chip)
@@ -58,7 +78,13 @@ def as_values(found: Plan, there: Topology, rows: int | None) -> dict:
 
 
 def report(found: Plan, there: Topology, rows: int | None) -> str:
-    """The figures for a person."""
+    """Returns the figures of a plan as text.
+
+    Args:
+        found: the plan.
+        there: the topology that it was made for.
+        rows: the largest number of rows per part of the batch, or None if not searched for.
+    """
     sizes = " x ".join(f"{name} {size}" for name, size in found.mesh.items()) or "no mesh"
     lines = [
         f"{found.devices} devices of {there.name}, {sizes}; {found.rows} rows a step; trained "

@@ -1,4 +1,4 @@
-"""``goat-jax plot``: every picture of a run, as PNG files and on one page."""
+"""``goat-jax plot``: draws every picture of a run, as PNG files and on one page."""
 
 from __future__ import annotations
 
@@ -37,13 +37,14 @@ Records = Sequence[Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What is looked at.
+    """Options of the pictures: the checkpoint and the input to draw.
 
     Attributes:
-        step: of the checkpoint; None for the best.
-        text, image: whose tokens or patches are followed; without them an evaluation row.
-        row: its number.
-        records_only: whether the model stays closed.
+        step: the checkpoint's step; None for the best checkpoint.
+        text: the text whose tokens are drawn with their experts; None for an evaluation row.
+        image: the image whose patches are drawn with their experts; None for an evaluation row.
+        row: the number of the evaluation row.
+        records_only: whether to draw from the records alone, without loading the model.
     """
 
     step: int | None = None
@@ -55,12 +56,13 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """One of the pictures.
+    """One kind of picture.
 
     Attributes:
-        name: of its file.
-        heading, text: on the page.
-        draw: (what it is made of, file) -> None; UserError says why there is none.
+        name: the picture's file name, without ending.
+        heading: the heading on the page.
+        text: the explanation below the heading.
+        draw: (records or opened run, file) -> None; raises `_Missing` if the run lacks the data.
     """
 
     name: str
@@ -93,7 +95,12 @@ def plot(folder: Path, choice: Choice) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A run's checkpoint and what of it is looked at."""
+    """A run opened at a checkpoint, with the options of its pictures.
+
+    Attributes:
+        run: the run, restored at the checkpoint.
+        choice: the options.
+    """
 
     run: Reopened
     choice: Choice
@@ -104,19 +111,19 @@ def _section(picture: Picture, source: Any, folder: Path) -> Section:
     try:
         picture.draw(source, path)
     except _Missing as missing:
-        path.unlink(missing_ok=True)  # of an earlier call
+        path.unlink(missing_ok=True)  # a picture of an earlier call would be out of date
         return Section(picture.heading, f"Not drawn: {missing}.")
     return Section(picture.heading, picture.text, path.read_bytes())
 
 
 class _Missing(Exception):
-    """A run does not have what a picture shows."""
+    """Raised if a run lacks the data that a picture shows."""
 
 
 def facts(
     config: RunConfig, saved: Mapping[str, Any], records: Records, step: int
 ) -> dict[str, str]:
-    """What a reader wants to know first."""
+    """Returns the facts at the top of the page: task, model, method, sizes and last scores."""
     evals = [record for record in records if record["kind"] == "eval"]
     names = ("loss", *config.task.metrics)
     scores = [
@@ -284,7 +291,7 @@ OF_RECORDS = (
         _draw_entropy_over_time,
     ),
 )
-"""Drawn from metrics.jsonl."""
+"""Pictures drawn from metrics.jsonl."""
 
 OF_CHECKPOINT = (
     Picture(
@@ -314,4 +321,4 @@ OF_CHECKPOINT = (
         _draw_updates,
     ),
 )
-"""Drawn from a checkpoint and the evaluation rows."""
+"""Pictures drawn from a checkpoint and the evaluation rows."""

@@ -1,4 +1,5 @@
-"""``goat-jax sweep``: one config at many points, a grid or random ones; a table and a figure."""
+"""``goat-jax sweep``: trains one config at many points, a grid or random ones, for one table and
+one figure."""
 
 from __future__ import annotations
 
@@ -32,22 +33,22 @@ from goat_jax.validation.checks import check_number
 
 TABLE, FIGURE = "sweep.md", "sweep.png"
 RATE = "optimizer.learning_rate"
-"""The field whose values are in one file, as seeds are."""
+"""Field whose values share one result file, as seeds do."""
 GIVEN_ELSEWHERE = {"train.seed": "--seeds", "out": "--out"}
 
 Point = tuple[tuple[str, Any], ...]
-"""(field, value) pairs, in the order of the axes."""
+"""Pairs (field, value), in the order of the axes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """A field and where to look.
+    """A field of the config and the values to try.
 
     Attributes:
-        field: of the config by its dotted name.
-        values: all there are, or the two ends of a range.
-        between: whether they are the ends of a range, which only random points fill.
-        log: whether its numbers are drawn, and shown, by their logarithm.
+        field: the field's dotted name.
+        values: all values to try, or the two ends of a range.
+        between: whether `values` are the ends of a range, which only random points can fill.
+        log: whether numbers are drawn uniformly in their logarithm, and plotted on a log axis.
     """
 
     field: str
@@ -56,7 +57,7 @@ class Axis:
     log: bool = False
 
     def draw(self, random: np.random.Generator) -> Any:
-        """A value: of a list any, of a range in between (whole if both ends are)."""
+        """Draws a value: any of a list, or one within a range (an integer if both ends are)."""
         if not self.between:
             return self.values[int(random.integers(len(self.values)))]
         low, high = self.values
@@ -81,24 +82,31 @@ def sweep(
     out: Path,
     say: Callable[[str], None] = print,
 ) -> int:
-    """Trains a config at every point; writes a table, best first, and a figure by each field.
+    """Trains a config at every point; writes a table, best first, and a figure with a panel per
+    field.
 
-    What an earlier call with the same settings has finished is not trained again. Points that
-    differ only in learning rate, auxiliary weight, seed and how their adapters start share one
-    compiled step, `at_once` runs of it by vmap (`goat_jax.training.vmapped_runs`).
+    Runs that an earlier call with the same settings has finished are not trained again. Points that
+    differ only in learning rate, auxiliary weight, seed and adapter initialization share one
+    compiled step, which vmaps over `at_once` runs (`goat_jax.training.vmapped_runs`).
 
     Args:
-        source: a config file.
-        over: axes as `read_axis` reads them.
-        overrides: ``--field value ...`` of all points.
-        draws: random points; None for the grid of all values.
-        drawn_by: seed of the random points.
-        seeds: of the runs at each point.
+        source: the config file.
+        over: the axes, in the form that `read_axis` reads.
+        overrides: ``--field value ...``, which override the config file at all points.
+        draws: the number of random points; None for the grid of all values.
+        drawn_by: the seed of the random points.
+        seeds: the seeds that each point is trained with.
+        at_once: the number of runs trained in one vmapped step.
+        out: the folder for the results.
+        say: prints one message.
+
+    Returns:
+        The exit code.
 
     Raises:
-        UserError: an unknown field, a value that does not fit, a range without `draws`; before any
-            run is trained.
-        RunFailed: all runs diverged; the table and the numbers are written.
+        UserError: an unknown field, a value that does not fit, or a range without `draws`; before
+            any run is trained.
+        RunFailed: all runs diverged; the table and the numbers have been written.
     """
     check_number("--random", draws, at_least=1, whole=True, optional=True)
     check_number("--draw", drawn_by, at_least=0, whole=True)
@@ -107,7 +115,7 @@ def sweep(
     axes = read_axes(over)
     points = grid(axes) if draws is None else random_points(axes, draws, drawn_by)
     base = override(load_config(source), overrides, "goat-jax sweep")
-    configs = {point: config_at(base, point) for point in points}  # all are checked before any runs
+    configs = {point: config_at(base, point) for point in points}  # all checked before any run
     groups = _side_by_side(_by_base(points), configs)
     wanted = [
         Runs(
@@ -148,7 +156,11 @@ def sweep(
 
 
 def read_axes(over: Sequence[str]) -> list[Axis]:
-    """Axes of a command line, each of another field."""
+    """Reads the axes of a command line, each over a different field.
+
+    Raises:
+        UserError: an axis that cannot be read, or a field given twice.
+    """
     axes = [read_axis(text) for text in over]
     fields = [axis.field for axis in axes]
     twice = [field for place, field in enumerate(fields) if field in fields[:place]]
@@ -158,7 +170,7 @@ def read_axes(over: Sequence[str]) -> list[Axis]:
 
 
 def read_axis(text: str) -> Axis:
-    """``FIELD=V,V,...`` or ``FIELD=LOW..HIGH[:log]``; values are JSON where they can be.
+    """Reads ``FIELD=V,V,...`` or ``FIELD=LOW..HIGH[:log]``; values are parsed as JSON if possible.
 
     >>> read_axis("adapter.rho=1,5,10").values
     (1, 5, 10)
@@ -177,7 +189,7 @@ def read_axis(text: str) -> Axis:
     if ".." in rest:
         return _read_range(text, field, rest)
     values = tuple(_value(each, text) for each in rest.split(","))
-    # 1 and 1.0 are one value; True equals 1 for Python, but is another value of a config.
+    # 1 and 1.0 are one value. True equals 1 in Python but is a different value of a config.
     if len({(isinstance(value, bool), value) for value in values}) < len(values):
         raise UserError(f"--over {text}: a value is there twice")
     return Axis(field, values)
@@ -199,11 +211,11 @@ def _read_range(text: str, field: str, rest: str) -> Axis:
 
 
 LARGEST = 1e15
-"""Ends of ranges: numbers up to this can be drawn, and are exact if whole."""
+"""Largest magnitude of a range's ends; integers up to it are exact in float64."""
 
 
 def _value(text: str, where: str) -> Any:
-    """A JSON number, string, true, false or null; any other text is a string."""
+    """Reads a JSON number, string, true, false or null; any other text is a string."""
     if not text.strip():
         raise UserError(f"--over {where}: a value is empty")
     try:
@@ -222,7 +234,7 @@ def _is_number(value: Any) -> bool:
 
 
 def grid(axes: Sequence[Axis]) -> list[Point]:
-    """Every combination, the last axis fastest.
+    """Returns every combination of values; the last axis varies fastest.
 
     >>> grid([Axis("a", (1, 2)), Axis("b", ("x",))])
     [(('a', 1), ('b', 'x')), (('a', 2), ('b', 'x'))]
@@ -238,8 +250,9 @@ def grid(axes: Sequence[Axis]) -> list[Point]:
 
 
 def random_points(axes: Sequence[Axis], count: int, seed: int) -> list[Point]:
-    """So many different points at random, fewer where there are no more; the first ones stay the
-    same when `count` grows.
+    """Draws `count` different random points, or fewer if there are not that many.
+
+    The first points stay the same when `count` grows.
 
     >>> random_points([read_axis("a=1,2")], 9, seed=0)
     [(('a', 2),), (('a', 1),)]
@@ -254,16 +267,16 @@ def random_points(axes: Sequence[Axis], count: int, seed: int) -> list[Point]:
 
 
 def config_at(base: RunConfig, point: Point) -> RunConfig:
-    """The config at a point.
+    """Returns the config at a point.
 
     Raises:
-        UserError: a field it does not have, or a value that does not fit.
+        UserError: a field that the config does not have, or a value that does not fit.
     """
     return with_fields(base, dict(point))
 
 
 def _by_base(points: Sequence[Point]) -> dict[Point, list[Point]]:
-    """Points that differ in nothing but the learning rate, together."""
+    """Groups the points that differ only in learning rate, by the rest of the point."""
     groups: dict[Point, list[Point]] = {}
     for point in points:
         shared = tuple(pair for pair in point if pair[0] != RATE)
@@ -274,8 +287,8 @@ def _by_base(points: Sequence[Point]) -> dict[Point, list[Point]]:
 def _side_by_side(
     groups: Mapping[Point, list[Point]], configs: Mapping[Point, RunConfig]
 ) -> dict[Point, list[Point]]:
-    """The groups, those that can share a compiled step next to each other."""
-    steps: list[Any] = []  # configs are no keys of a dict: some fields are lists
+    """Returns the groups, ordered so that groups that can share a compiled step are adjacent."""
+    steps: list[Any] = []  # a list: configs with list fields cannot be hashed
 
     def place(entry: tuple[Point, list[Point]]) -> int:
         step = shared_step(configs[entry[1][0]])
@@ -291,7 +304,11 @@ def _rates(group: Sequence[Point], configs: Mapping[Point, RunConfig]) -> list[f
 
 
 def _at_rate(config: RunConfig, base: RunConfig) -> RunConfig:
-    """With the rate that the members' own replace, so that a later call knows its settings."""
+    """Returns `config` with the learning rate of `base`, which that of each member replaces.
+
+    So the result file's settings do not depend on the learning rates that are swept over, and a
+    later call recognizes them.
+    """
     rate = base.optimizer.learning_rate
     return dataclasses.replace(
         config, optimizer=dataclasses.replace(config.optimizer, learning_rate=rate)
@@ -299,7 +316,7 @@ def _at_rate(config: RunConfig, base: RunConfig) -> RunConfig:
 
 
 def describe(point: Point) -> str:
-    """A point in words of the command line.
+    """Returns a point in the form of the command line.
 
     >>> describe((("adapter.rho", 5), ("train.steps", 10)))
     'adapter.rho=5 train.steps=10'
@@ -310,7 +327,13 @@ def describe(point: Point) -> str:
 def sweep_table(
     found: Mapping[Point, Sequence[Outcome]], axes: Sequence[Axis], metrics: Sequence[str]
 ) -> str:
-    """Markdown: a line a point with the mean and spread of its seeds' scores."""
+    """Returns a Markdown table: one row per point, with mean and spread of its scores over seeds.
+
+    Args:
+        found: point -> the outcomes of its runs.
+        axes: the axes, each a column.
+        metrics: names of the task's metrics, each a column.
+    """
     rows = [
         [
             *(str(value) for _, value in point),

@@ -1,4 +1,4 @@
-"""``goat-jax train``."""
+"""``goat-jax train``: trains or continues a run, then prints a summary and draws its plots."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from goat_jax.training.logging.metrics_log import read_records
 from goat_jax.training.trainer import Summary, fit
 
 OUT_OF_TIME = 75
-"""Exit code of a run that was told to stop and could not save in time (EX_TEMPFAIL)."""
+"""Exit code of a run that got a stop signal and could not save in time (EX_TEMPFAIL)."""
 
 
 def train(
@@ -30,15 +30,18 @@ def train(
     progress: bool = True,
     cache: Path | None = None,
 ) -> int:
-    """Trains from a config file and overrides; prints a summary, draws the plots.
+    """Trains from a config file and overrides; prints a summary and draws the plots.
 
     Args:
-        source: the config file; None to go on with a run.
-        run: its folder.
-        cache: the user's folder for what can be computed again.
+        source: the config file; None to continue the run in `run`.
+        overrides: ``--field value ...``, which override the config.
+        run: the folder of the run to continue, if there is no config file.
+        progress: whether to draw a progress bar.
+        cache: the user's cache folder, or None.
 
-    Exit codes: 0 done, 143 or 130 saved after SIGTERM or Ctrl-C, 75 (`OUT_OF_TIME`) if that took
-    longer than ``train.grace_seconds``.
+    Returns:
+        The exit code: 0 if finished, 143 or 130 if saved after SIGTERM or Ctrl-C. The process ends
+        with 75 (`OUT_OF_TIME`) if saving took longer than ``train.grace_seconds``.
     """
     if source is None:
         assert run is not None
@@ -62,7 +65,7 @@ def train(
 
 
 def give_up() -> None:
-    """Ends the process where it stands; the last complete checkpoint is what is left."""
+    """Ends the process at once; the last complete checkpoint remains."""
     print(
         "goat-jax: error: the last save took longer than train.grace_seconds; the checkpoint "
         "before it is kept and the same command continues",
@@ -73,7 +76,7 @@ def give_up() -> None:
 
 
 def draw(folder: Path) -> None:
-    """The run's two pictures, from its records."""
+    """Draws the run's training curves and, if it has experts, their load, from its records."""
     records = read_records(folder)
     plot_training(records, folder / "training.png", title=f"Training run {folder.name}")
     loads = [record for record in records if record["kind"] == "load"]
@@ -82,7 +85,7 @@ def draw(folder: Path) -> None:
 
 
 def report(config: RunConfig, summary: Summary) -> str:
-    """What a person wants to know at the end."""
+    """Returns the summary of a finished run as text: sizes, notes, scores and files."""
     built, quantized = summary.built.inject_report, summary.built.quantize_report
     share = built.trained_parameters / built.total_parameters
     names = ["loss", *config.task.metrics]

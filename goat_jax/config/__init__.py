@@ -1,1 +1,1 @@
-"""Configuration of a run, and how files and command lines become one."""
+"""Configuration of a run, from config files and command lines."""

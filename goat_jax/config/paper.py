@@ -1,4 +1,4 @@
-"""The paper's settings for every method of ours: sizes, eta, peak learning rate.
+"""The paper's settings for the methods: sizes, eta, peak learning rate.
 
 Source: "Make LoRA Great Again", arXiv 2502.16894 v4, its tables of hyperparameters.
 """
@@ -14,9 +14,9 @@ from goat_jax.errors import UserError
 
 
 def llama_eta(learning_rate: float) -> float:
-    """eta of the paper's scale for LLaMA: 0.1 at rates around 1e-4 and 1 around 1e-5.
+    """Returns the paper's eta for LLaMA: 0.1 at learning rates around 1e-4, 1 around 1e-5.
 
-    Rates between go with the nearer one, on a logarithmic scale.
+    A learning rate in between gets the eta of the nearer one on a logarithmic scale.
 
     >>> llama_eta(1e-4), llama_eta(5e-5), llama_eta(2e-5)
     (0.1, 0.1, 1.0)
@@ -25,12 +25,12 @@ def llama_eta(learning_rate: float) -> float:
 
 
 def peak_rate(method: str, adapters: float, full: float) -> float:
-    """The peak learning rate of a method: one rate for adapters, one for whole kernels.
+    """Returns the peak learning rate of a method: `full` for full fine-tuning, else `adapters`.
 
     Args:
-        method: a row of METHODS.
-        adapters: the rate of the paper's hyperparameter tables.
-        full: the rate of full fine-tuning, upcycled or not.
+        method: a key of `METHODS`.
+        adapters: the learning rate of the paper's hyperparameter tables.
+        full: the learning rate of full fine-tuning, with or without experts.
 
     >>> [peak_rate(name, 1e-4, 1e-5) for name in ("goat", "full", "full_moe")]
     [0.0001, 1e-05, 1e-05]
@@ -39,15 +39,21 @@ def peak_rate(method: str, adapters: float, full: float) -> float:
 
 
 def method_sizes(method: str, rank: int, alpha: float, dropout: float) -> dict[str, Any]:
-    """`AdapterConfig`'s sizes for a method at the paper's rank, alpha and dropout.
+    """Returns the sizes in `AdapterConfig` for a method at the paper's rank, alpha and dropout.
 
-    Most methods take them as they are. Some cannot: what replaces or changes the kernel has nothing
-    to drop, some published numbers of experts do not divide the rank, and AdaLoRA starts with more.
-    The paper runs two otherwise than their authors: AdaMoLE has 8 experts, HydraLoRA 8 of which 2
-    are active, with the balance loss.
+    Most methods use these values unchanged. Methods that replace or change the kernel cannot use
+    dropout, some published numbers of experts do not divide the rank, and AdaLoRA starts with a
+    larger rank. The paper runs two methods with other settings than their authors: AdaMoLE with 8
+    experts, and HydraLoRA with 8 experts of which 2 are active, and the balance loss.
+
+    Args:
+        method: a key of `METHODS`.
+        rank: the total rank.
+        alpha: LoRA's alpha.
+        dropout: the dropout rate on the adapter's input.
 
     Raises:
-        UserError: a method that one task cannot train.
+        UserError: a method that cannot be trained on a single task.
 
     >>> method_sizes("neat", 8, 16.0, 0.05)["dropout"]
     0.0
@@ -95,4 +101,4 @@ _OTHER: Mapping[str, Callable[[int], dict[str, Any]]] = MappingProxyType(
         "moelora": _needs_tasks,
     }
 )
-"""Method -> what it has instead, at a total rank."""
+"""Sizes that differ from the common ones: method -> function of the total rank."""

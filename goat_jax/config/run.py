@@ -1,4 +1,4 @@
-"""`RunConfig`: everything a run is made of, and how config files and overrides become one."""
+"""`RunConfig`: the complete configuration of a run, from config files, overrides or JSON."""
 
 from __future__ import annotations
 
@@ -52,13 +52,15 @@ class ModelConfig:
     Attributes:
         path: the folder of a Hugging Face checkpoint, or ``package:NAME``.
         dtype: the dtype of the frozen weights and the computation; adapters are always float32.
-        remat: what the backward pass recomputes, a key of `goat_jax.nn.stack.REMAT`.
-        quantize: bits of the frozen kernels once the adapters are started: a key of
-            `goat_jax.nn.quantized_kernel.KINDS` (the extra `quant`), or "none".
-        dropout: the model's own in training: one rate for every place where its torch model
-            drops something, or "checkpoint" for the rates in config.json, with which transformers
-            trains; text encoders only, others have nothing there. `adapter.dropout` is another.
-        options: fields of the model's own config, such as {"pooling": "mean"}.
+        remat: the rematerialization policy of the backward pass, a key of
+            `goat_jax.nn.stack.REMAT`.
+        quantize: the quantization of the frozen kernels after the adapters are initialized: a key
+            of `goat_jax.nn.quantized_kernel.KINDS` (the extra `quant`), or "none".
+        dropout: the dropout rate inside the pretrained model in training: one rate for every place
+            with dropout in its torch model, or "checkpoint" for the rates in config.json, which
+            transformers uses in training. Text encoders only; other models have no dropout.
+            `adapter.dropout` is separate.
+        options: fields of the model architecture's config, such as {"pooling": "mean"}.
     """
 
     path: Name
@@ -76,33 +78,36 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AdapterConfig:
-    """The method and where it goes. What is None stays as the method has it.
+    """The method and its target modules. A field that is None keeps the method's default.
 
     Attributes:
-        method: a row of METHODS.
-        targets: "all-linear", a regular expression over module names, or a list of suffixes.
-        train: modules trained in full, by suffix: the task head.
-        total_rank: rank of all experts together.
-        num_experts: number of experts.
-        top_k: experts per token, for top-k routers.
+        method: the name of the method, a key of `METHODS`.
+        targets: the modules with adapters: "all-linear", a regular expression over module names, or
+            a list of suffixes.
+        train: suffixes of the modules trained in full, such as the task head.
+        total_rank: the rank of all experts together.
+        num_experts: the number of experts.
+        top_k: the number of experts per token, for top-k routers.
         alpha: LoRA's alpha, for scale rules that have one.
-        dropout: rate on the adapter's input.
-        dropout_per_expert: whether every expert has a mask of its own.
-        aux_weight: weight of the auxiliary loss.
-        whole_model: whether all that has no adapter is trained, too; `full` and `full_moe` do so.
-        scale: the scale rule's name.
+        dropout: the dropout rate on the adapter's input.
+        dropout_per_expert: whether each expert has a separate dropout mask.
+        aux_weight: the weight of the auxiliary loss.
+        whole_model: whether everything without an adapter is trained too, as in `full` and
+            `full_moe`.
+        scale: the name of the scale rule.
         choice: the name of the choice of SVD segments.
-        rho: damping of a start from SVD segments.
-        eta: full fine-tuning's learning rate over the adapter's, for the scale rule `theory`.
-        published: whether the auxiliary loss is that of the published code.
+        rho: the damping of initial factors from SVD segments.
+        eta: the learning rate of full fine-tuning divided by that of the adapter, for the scale
+            rule `theory`.
+        published: whether to use the auxiliary loss of the published code.
         count_padding: whether padding counts in the auxiliary loss, as in the published code.
-        options: further options of the method, and other parts, by name. A command line and a sweep
-            have each as ``adapter.NAME`` (`goat-jax methods` lists them).
-        defaults: options for those of the resulting parts that have them and are given no other
-            value, such as the paper's eta for LLaMA, which only some scale rules use.
-        forward_scale: what of the scale stays in the forward pass; the optimizer makes up for the
-            rest (`optim.scaling_alignment`). None leaves all of it there, as published.
-        overrides: other options for some modules.
+        options: further options of the method, and other parts, by name. Command lines and sweeps
+            give each one as ``adapter.NAME`` (`goat-jax methods` lists them).
+        defaults: options applied only if a part of the method has them and no other value is given,
+            such as the paper's eta for LLaMA, which only some scale rules use.
+        forward_scale: the scale that stays in the forward pass; the optimizer compensates for the
+            rest (`optim.scaling_alignment`). None keeps the complete scale there, as published.
+        overrides: different options for some modules.
     """
 
     method: str = "goat"
@@ -138,7 +143,10 @@ class AdapterConfig:
             override.spec(spec)
 
     def spec(self) -> AdapterSpec:
-        """The method with these options; UserError if they do not fit it.
+        """Returns the method's spec with these options.
+
+        Raises:
+            UserError: an unknown method or option, or values that do not fit together.
 
         >>> AdapterConfig("goat", total_rank=32, rho=5.0).spec().rank
         4
@@ -162,17 +170,17 @@ class AdapterConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """One run.
+    """Configuration of one training run.
 
     Attributes:
         model: the pretrained model.
-        task: what is learnt, and from which rows.
-        adapter: the method and where it goes.
-        optimizer: rates and constants of AdamW.
-        train: the course of the run.
-        mesh: the devices.
-        svd: how starts from an SVD are computed and kept.
-        watch: what is watched besides the records.
+        task: the task to train on, and its data.
+        adapter: the method and its target modules.
+        optimizer: the learning rate, schedule and constants of AdamW.
+        train: the settings of the training loop.
+        mesh: the devices and the sharding.
+        svd: the computation and caching of SVDs for initialization.
+        watch: the settings of monitoring.
         out: the run folder; a run that exists there is continued.
     """
 
@@ -201,7 +209,7 @@ class RunConfig:
 
     @property
     def best_by(self) -> str:
-        """The metric that marks the best checkpoint."""
+        """The metric that selects the best checkpoint."""
         return self.train.best_by or self.task.metrics[0]
 
 
@@ -224,12 +232,12 @@ FREE_TO_CHANGE = (
     *(f"mesh.{field.name}" for field in dataclasses.fields(MeshConfig)),
     *(f"mesh.rules.{field.name}" for field in dataclasses.fields(Rules)),
 )
-"""Fields that a continued run may change, since its numbers do not depend on them (on the mesh by
-no more than the order of sums)."""
+"""Fields that may change when a run is continued, because its numbers do not depend on them, except
+for the order of sums on another mesh."""
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Every field of a config by its dotted name, as JSON values.
+    """Returns every field of a config by its dotted name, as JSON values.
 
     >>> flatten(OptimizerConfig())["schedule"]
     'cosine'
@@ -258,11 +266,12 @@ def load_config(source: str) -> RunConfig:
     """Runs ``get_config(**options)`` of a config file.
 
     Args:
-        source: ``FILE.py`` or ``FILE.py:option=value,...``; values are JSON where they can be.
+        source: ``FILE.py`` or ``FILE.py:option=value,...``; a value is read as JSON, or else as
+            text.
 
     Raises:
-        UserError: no such file, an error in it, no ``get_config`` in it, or an option that it does
-            not have or that does not fit it.
+        UserError: the file does not exist, raises an error or has no ``get_config``, or an option
+            is unknown or not valid.
     """
     path, _, rest = source.partition(":")
     file = Path(path)
@@ -286,7 +295,7 @@ def load_config(source: str) -> RunConfig:
 
 @contextlib.contextmanager
 def _errors_of(path: str) -> Iterator[None]:
-    """Turns any error of a config file's own code into one line."""
+    """Converts any error of a config file's code to a `UserError` of one line."""
     try:
         yield
     except UserError:
@@ -301,9 +310,12 @@ def _errors_of(path: str) -> Iterator[None]:
 
 
 def parse_options(text: str) -> dict[str, Any]:
-    """``"task=rte,rank=8"`` as a dict; values are read as JSON, or else as strings.
+    """Parses ``"task=rte,rank=8"`` to a dict; values are read as JSON, or else as strings.
 
-    A comma inside of a JSON list, object or string does not end a value.
+    A comma inside a JSON list, object or string does not end a value.
+
+    Raises:
+        UserError: an option is not of the form name=value, or is given twice.
 
     >>> parse_options("task=rte,rank=8")
     {'task': 'rte', 'rank': 8}
@@ -324,7 +336,7 @@ def parse_options(text: str) -> dict[str, Any]:
 
 
 def _first_value(text: str) -> tuple[str, str]:
-    """The text of the first value of several that commas part, and what comes after it."""
+    """Splits comma-separated values into the text of the first one and the text after its comma."""
     if text[:1] in ("[", "{", '"'):
         try:
             end = json.JSONDecoder().raw_decode(text)[1]
@@ -337,15 +349,16 @@ def _first_value(text: str) -> tuple[str, str]:
 
 
 class _Group(dict[str, Any]):
-    """Values for fields of a config that is itself a field."""
+    """Values for the fields of a nested config, by name."""
 
 
 def with_fields(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    """The config with other values of some fields.
+    """Returns the config with the values of some fields replaced.
 
     Args:
-        values: dotted name of a field -> its value. ``adapter.NAME`` may also be an option of the
-            method or of one of its parts, and ``model.options.NAME`` a key of a mapping.
+        config: the config to start from.
+        values: the new values by the fields' dotted names. ``adapter.NAME`` may also be an option
+            of the method or of one of its parts, and ``model.options.NAME`` a key of a mapping.
 
     Raises:
         UserError: an unknown field, or a value that is not valid.
@@ -399,11 +412,11 @@ def _replaced_value(now: Any, value: Any, name: str) -> Any:
 
 
 def unknown_field(config: Any, prefix: str, name: str) -> UserError:
-    """The error for a field that a config, or a part of one, does not have."""
+    """Makes the error for an unknown field of a config, or of a config nested in it."""
     own = {field.name: prefix + field.name for field in dataclasses.fields(config)}
     if isinstance(config, AdapterConfig):
         own |= {option: prefix + option for option in method_options()}
-    if isinstance(config, RunConfig):  # a field of a group, without its group
+    if isinstance(config, RunConfig):  # also suggest a nested field given without its group
         own = {dotted.rpartition(".")[2]: dotted for dotted in field_kinds(config)} | own
     match = nearest_name(name, own)
     hint = f" (did you mean {own[match]!r}?)" if match else ""
@@ -414,7 +427,7 @@ def unknown_field(config: Any, prefix: str, name: str) -> UserError:
 
 
 def field_kinds(config: Any, prefix: str = "") -> dict[str, Any]:
-    """The type of every field by its dotted name.
+    """Returns the type of every field by its dotted name.
 
     >>> list(field_kinds(MeshConfig(), "mesh."))[-2:]
     ['mesh.rules.inner', 'mesh.rules.vocab']
@@ -430,13 +443,14 @@ def field_kinds(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def is_method_option(name: str, adapter: AdapterConfig) -> bool:
-    """Whether any method's part has an option of this name."""
+    """True if any registered part, or a part of the adapter's spec, has an option of this name."""
     return name in method_options() or adapter.spec().has_option(name)
 
 
 def method_options() -> dict[str, list[type]]:
-    """Every option of the parts of all methods, each with the parts that have it; and the kinds of
-    parts, which a part's name may be given for.
+    """Returns the options of all registered parts, each with the classes of parts that have it.
+
+    The kinds of parts, such as ``router``, are options too: their value is a part's name.
 
     >>> [part.__name__ for part in method_options()["rho"]]
     ['SvdSegments']
@@ -450,10 +464,10 @@ def method_options() -> dict[str, list[type]]:
 
 
 def config_from_json(values: Mapping[str, Any]) -> RunConfig:
-    """The `RunConfig` that `flatten` wrote: dotted names -> JSON values.
+    """Makes the `RunConfig` from the output of `flatten`: JSON values by dotted names.
 
     Raises:
-        UserError: an unknown field, one that is missing, or a value that is not valid.
+        UserError: an unknown field, a missing one, or a value that is not valid.
 
     >>> from goat_jax.data.tasks.registry import reviews
     >>> config = RunConfig(ModelConfig("m", options={"pooling": "mean"}), reviews())

@@ -1,4 +1,4 @@
-"""The course of a run, and what is watched on the way."""
+"""`TrainConfig` and `WatchConfig`: settings of the training loop and of its monitoring."""
 
 from __future__ import annotations
 
@@ -12,28 +12,32 @@ from goat_jax.validation.fields import Count, NonNegative, OneOf, Seed, check_fi
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The course of a run.
+    """Settings of the training loop.
 
     Attributes:
-        steps: optimizer steps.
+        steps: the number of optimizer steps.
         batch_size: examples per optimizer step, over all devices and micro-batches.
-        accumulate: micro-batches a batch is cut into, to save memory.
-        max_length: tokens per example; longer ones lose their end.
-        shapes: padded lengths in use: more of them waste less on padding, but each is compiled.
+        accumulate: micro-batches per optimizer step, to save memory.
+        max_length: the largest number of tokens per example; longer examples are truncated.
+        shapes: the number of padded lengths; more of them waste less on padding, but each one is
+            compiled.
         eval_batch_size: examples per evaluation step.
         eval_every: steps between evaluations; each is followed by a checkpoint.
-        save_every: steps between checkpoints besides those.
-        log_every: steps between records.
-        patience: evaluations without a better score before the run stops early; None never stops.
-        best_by: the metric that marks the best checkpoint; the task's first if None.
-        grace_seconds: from SIGTERM or Ctrl-C to the end of the last save; after that the command
-            line gives up with exit code 75.
-        save_errors: "stop" ends the run when a checkpoint cannot be written (a full disk), keeping
-            the one before; "continue" warns and tries again at the next, and fails only if the last
-            cannot be written. Several processes always stop.
-        changed_rows: "stop" refuses to continue a run whose data set has changed since it began;
-            "accept" goes on with the rows as they are now, and run.json keeps both digests.
-        seed: of the data's order, the head's and the adapters' start, and dropout.
+        save_every: steps between additional checkpoints.
+        log_every: steps between records of the metrics log.
+        patience: evaluations without a better score before the run stops early; None never stops
+            early.
+        best_by: the metric that selects the best checkpoint; None is the task's first metric.
+        grace_seconds: the time limit in seconds from SIGTERM or Ctrl-C to the end of the last save;
+            after it, the command line exits with code 75.
+        save_errors: the reaction to a checkpoint that cannot be written (a full disk). "stop" ends
+            the run and keeps the checkpoint before; "continue" warns, tries again at the next
+            checkpoint, and fails only if the last one cannot be written. Runs of several processes
+            always stop.
+        changed_rows: the reaction to a data set that has changed since the run began. "stop"
+            refuses to continue the run; "accept" continues with the present rows, and run.json
+            keeps both digests.
+        seed: the seed of the data order, the initialization of head and adapters, and dropout.
     """
 
     steps: Count = 150
@@ -62,15 +66,15 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WatchConfig:
-    """What is watched besides the records, which are always written.
+    """Settings of monitoring besides the metrics log, which is always written.
 
     Attributes:
-        utilization: whether records say which share of the devices' peak the matrix products reach;
-            costs a second at the start.
-        profile: "N:M" traces the steps N to M with `jax.profiler`, into the run folder; None traces
-            none.
-        wandb: name of the Weights & Biases project that gets a copy of the scalars (the extra
-            `wandb`); None for none.
+        utilization: whether to log the fraction of the devices' peak FLOP/s that the matrix
+            products reach; this takes a second at the start.
+        profile: the steps to trace with `jax.profiler` into the run folder, "N:M" for N to M; None
+            traces no step.
+        wandb: the name of the Weights & Biases project that gets a copy of the scalars (the extra
+            `wandb`); None for no copy.
     """
 
     utilization: bool = True
@@ -79,10 +83,10 @@ class WatchConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "watch.")
-        self.profiled_steps()  # what is wrong is said before anything is loaded
+        self.profiled_steps()  # so that errors come before anything is loaded
 
     def profiled_steps(self) -> range:
-        """The steps to trace, counted from 1.
+        """Returns the steps to trace, counted from 1; an empty range if `profile` is None.
 
         Raises:
             UserError: `profile` is not of the form N:M with 1 <= N <= M.

@@ -1,4 +1,4 @@
-"""Balance losses of a routed layer, and the load they watch over. Padding may be masked out."""
+"""Balance losses, expert load and router entropy of a routed layer. Padding can be masked out."""
 
 import jax.numpy as jnp
 
@@ -7,7 +7,7 @@ from goat_jax.typing import Array
 
 
 def _mean_over_tokens(values: Array, mask: Array | None) -> Array:
-    """Mean of (..., E) over all tokens, or over those whose mask (...,) is non-zero: (E,)."""
+    """Averages (..., E) over all tokens, or over those whose mask (...,) is non-zero, to (E,)."""
     flat = values.reshape(-1, values.shape[-1])
     if mask is None:
         return flat.mean(0)
@@ -16,27 +16,28 @@ def _mean_over_tokens(values: Array, mask: Array | None) -> Array:
 
 
 def expert_load(routing: Routing, mask: Array | None = None) -> Array:
-    """Share of the tokens that select each expert (E,): it sums to k."""
+    """Returns the fraction of tokens that select each expert, (E,); it sums to k."""
     return _mean_over_tokens(routing.selected.astype(jnp.float32), mask)
 
 
 def mean_weights(routing: Routing, mask: Array | None = None) -> Array:
-    """Mean weight of each expert over the tokens (E,), zero where it was not selected."""
+    """Returns the mean weight of each expert over the tokens, (E,); 0 where it is unselected."""
     return _mean_over_tokens(routing.weights.astype(jnp.float32), mask)
 
 
 def router_entropy(routing: Routing, mask: Array | None = None) -> Array:
-    """Mean entropy in nats of the tokens' softmax over all experts: log E when undecided."""
+    """Returns the mean entropy in nats of the softmax over all experts: log E if uniform."""
     probs = jnp.maximum(routing.probs, 1e-30)
     entropy = -(routing.probs * jnp.log(probs)).sum(-1, keepdims=True)
     return _mean_over_tokens(entropy, mask)[0]
 
 
 def balance_loss_published(routing: Routing, mask: Array | None = None) -> Array:
-    """The published code's ``E sum_i f_i P_i``, f_i = share of tokens selecting i: a scalar.
+    """Computes the published code's balance loss ``E sum_i f_i P_i``, a scalar.
 
-    P_i is the mean over tokens of the full softmax. It is k when balanced and E on collapse; only P
-    carries a gradient (f counts).
+    f_i is the fraction of tokens that select expert i, P_i the mean over tokens of its full softmax
+    probability. The loss is k if balanced and E on collapse. Only P carries a gradient, because f
+    is a count.
     """
     load = expert_load(routing, mask)
     probs = _mean_over_tokens(routing.probs, mask)
@@ -44,9 +45,9 @@ def balance_loss_published(routing: Routing, mask: Array | None = None) -> Array
 
 
 def threshold_balance(routing: Routing, mask: Array | None = None) -> Array:
-    """AdaMoLE's ``E sum_i f_i Q_i``: the published balance loss with margins for probabilities.
+    """Computes AdaMoLE's ``E sum_i f_i Q_i``: the published balance loss with margins as P.
 
-    A margin may be negative, so this is no count of anything; only Q carries a gradient.
+    A margin may be negative, and then so may the loss. Only Q carries a gradient.
     """
     assert routing.margins is not None
     return balance_loss_published(routing._replace(probs=routing.margins), mask)
@@ -55,14 +56,17 @@ def threshold_balance(routing: Routing, mask: Array | None = None) -> Array:
 def localized_balance(
     routing: Routing, task_types: Array | None, delta: float, mask: Array | None = None
 ) -> Array:
-    """LoRAMoE's squared coefficient of variation of the experts' use, per example: a scalar.
+    """Computes LoRAMoE's squared coefficient of variation of the experts' use, a scalar.
 
-    The use Q (B, E) is an example's weights added over its positions. The experts of the half that
-    belongs to the example's type count 1 + delta, the others 1 - delta, so that balance (loss 0)
-    means that the right half is used more. The first half belongs to type 1. Variance is unbiased.
+    The use (B, E) is the sum of an example's weights over its positions. It is multiplied by
+    1 + delta for the half of the experts that belongs to the example's type, and by 1 - delta for
+    the other half. The first half belongs to type 1. The variance is the unbiased one.
 
     Args:
-        task_types: (B,) of 0 and 1; not needed if delta is 0.
+        routing: the routing of the layer; its first axis is the batch.
+        task_types: the types 0 or 1 of the examples' tasks, (B,); None leaves the use unweighted.
+        delta: the strength of the localization.
+        mask: non-zero for real tokens; None if all are.
 
     >>> ones = jnp.ones((2, 3, 4))
     >>> float(localized_balance(Routing(ones, ones, ones > 0), None, 0.0))
@@ -84,7 +88,9 @@ def localized_balance(
 
 
 def balance_loss(routing: Routing, mask: Array | None = None) -> Array:
-    """The paper's (appendix C) ``sum_i f_i P_i`` with f_i = E / (k T) * count_i: 1 when balanced.
+    """Computes the paper's balance loss (appendix C), a scalar that is 1 if balanced.
+
+    It is ``sum_i f_i P_i`` with f_i = E / (k T) * count_i.
 
     >>> from goat_jax.core.routers import route_top_k
     >>> logits = jnp.array([[3.0, 2, 0, 0], [0, 0, 3, 2]])

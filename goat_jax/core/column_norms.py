@@ -1,4 +1,4 @@
-"""Lengths of the columns of a kernel with its adapter, without forming their sum."""
+"""Column norms of a kernel plus its adapter, without forming their sum."""
 
 import jax.numpy as jnp
 
@@ -7,13 +7,19 @@ from goat_jax.typing import Array
 
 
 def column_norms(kernel: Array, a: Array, b: Array, scale: Array) -> Array:
-    """Euclidean norm of every column of ``kernel + sum_i scale_i a_i b_i``: (O,) float32.
+    """Computes the Euclidean norm of every column of ``kernel + sum_i scale_i a_i b_i``.
 
-    Expanded as ``|k|^2 + 2 k.d + |d|^2``, so that nothing of the kernel's size is made (DoRA's note
-    on memory): d is spanned by the columns of a.
+    The square is expanded as ``|k|^2 + 2 k.d + |d|^2``. Since the columns of a span d, the last two
+    terms need no array of the kernel's size (DoRA's note on memory).
 
     Args:
-        kernel: (I, O).  a: (E, I, R).  b: (E, R, O).  scale: (E,).
+        kernel: the frozen kernel (I, O).
+        a: the experts' first factors (E, I, R).
+        b: the experts' second factors (E, R, O).
+        scale: the experts' scales (E,).
+
+    Returns:
+        The norms (O,), float32 (float64 for float64 arrays).
 
     >>> k, a, b = jnp.eye(2), jnp.ones((1, 2, 1)), jnp.array([[[0.0, 1.0]]])
     >>> column_norms(k, a, b, jnp.array([1.0])).round(4)

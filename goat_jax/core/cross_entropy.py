@@ -1,8 +1,8 @@
-"""Cross entropy over a large vocabulary, without ever holding the logits of all tokens.
+"""Cross entropy over a large vocabulary, without holding the logits of all tokens at once.
 
-The output layer is mostly frozen, so the forward pass computes a token's loss and, from the same
-logits, the loss's gradient with respect to its hidden state; the backward pass only scales it. That
-saves the second product with the (D, V) kernel that recomputation would cost.
+The output layer is usually frozen. So the forward pass computes a token's loss and, from the same
+logits, the gradient of the loss with respect to its hidden state; the backward pass only scales it.
+This saves recomputing the logits, a second product with the (D, V) kernel.
 """
 
 from collections.abc import Callable
@@ -15,23 +15,25 @@ import jax.numpy as jnp
 from goat_jax.typing import Array
 
 LOGITS_AT_ONCE = 2**24
-"""Logits held in memory at a time: 64 MiB in float32."""
+"""The number of logits in memory at a time: 64 MiB in float32."""
 
 
 def chunked_cross_entropy(
     hidden: Array, kernel: Array, labels: Array, chunk: int | None = None, parts: int = 1
 ) -> tuple[Array, Array]:
-    """Loss and correctness of every token.
+    """Computes the loss and the correctness of every token.
 
     Args:
-        hidden: (S, D).  kernel: (D, V).  labels: (S,) integers below V.
-        chunk: tokens of each part at a time; chosen by `LOGITS_AT_ONCE` if None.
-        parts: into how many equal ones a mesh cuts the tokens; every device then has work in every
-            chunk, on tokens of its own.
+        hidden: the final hidden states (S, D).
+        kernel: the kernel of the output layer (D, V).
+        labels: the correct tokens (S,), integers below V.
+        chunk: the number of tokens of each part per chunk; None derives it from `LOGITS_AT_ONCE`.
+        parts: the number of equal parts into which a mesh partitions the tokens; every chunk then
+            holds local tokens of every device.
 
     Returns:
-        -log softmax(hidden @ kernel)[labels], (S,) float32, and whether the label had the largest
-        logit, (S,) bool.
+        The losses ``-log softmax(hidden @ kernel)[labels]``, (S,) float32, and whether the label
+        had the largest logit, (S,) bool.
 
     >>> losses, correct = chunked_cross_entropy(jnp.eye(2), 9 * jnp.eye(2), jnp.array([0, 0]), 1)
     >>> correct.tolist(), [round(float(loss), 2) for loss in losses]
@@ -44,7 +46,12 @@ def chunked_cross_entropy(
 
 
 class Cut(NamedTuple):
-    """How tokens are cut up: into `parts`, and each of them into chunks of `chunk` tokens."""
+    """Division of the tokens into `parts`, and of each part into chunks of `chunk` tokens.
+
+    Attributes:
+        parts: the number of equal parts.
+        chunk: the number of tokens of a part in one chunk.
+    """
 
     parts: int
     chunk: int
@@ -60,7 +67,7 @@ def _cross_entropy(cut: Cut, hidden: Array, kernel: Array, labels: Array) -> tup
 
 
 def _losses(hidden: Array, kernel: Array, labels: Array) -> tuple[Array, Array, Array]:
-    """Losses, correctness, and softmax - onehot: the gradient with respect to the logits."""
+    """Returns losses, correctness, and the loss's gradient w.r.t. the logits, softmax - onehot."""
     logits = _logits(hidden, kernel)
     largest = logits.max(-1, keepdims=True)
     shifted = logits - jnp.broadcast_to(largest, logits.shape)
@@ -90,7 +97,7 @@ def _backward(cut: Cut, saved: Any, gradients: tuple[Array, Array]) -> tuple[Arr
     weights = gradients[0]
     for_hidden = back * jnp.broadcast_to(weights[:, None], back.shape).astype(back.dtype)
 
-    # Dropped by the compiler unless the kernel is trained.
+    # The kernel's gradient recomputes the logits; the compiler drops it if the kernel is frozen.
     def one(hidden: Array, labels: Array, weights: Array) -> Array:
         _, _, gradient = _losses(hidden, kernel, labels)
         weighted = gradient * jnp.broadcast_to(weights[:, None], gradient.shape)
@@ -106,7 +113,7 @@ _cross_entropy.defvjp(_forward, _backward)
 
 
 def _chunks(cut: Cut, *arrays: Array) -> tuple[Array, ...]:
-    """(S, ...) -> (chunks, parts * chunk, ...), each part filled up with zeros."""
+    """Reshapes (S, ...) to (chunks, parts * chunk, ...), padding each part with zeros."""
 
     def one(a: Array) -> Array:
         rest = a.shape[1:]
@@ -119,7 +126,7 @@ def _chunks(cut: Cut, *arrays: Array) -> tuple[Array, ...]:
 
 
 def _by_chunks(one: Callable[..., tuple[Array, ...]], cut: Cut, *arrays: Array) -> Any:
-    """`one` of every chunk, its results joined again."""
+    """Applies `one` to every chunk, and joins the results without the padding."""
     count = arrays[0].shape[0]
 
     def joined(result: Array) -> Array:

@@ -1,8 +1,8 @@
-"""Expert dispatch: every expert's projection in rank space, gated there, one contraction back.
+"""Expert dispatch: projects tokens to rank space, gates them, and projects back in one product.
 
-``delta = sum_i g_i x a_i b_i`` is computed as ``h_i = g_i (x a_i)`` by a vmap over the experts and
-then a single contraction of ``h`` with ``b`` over (expert, rank). Nothing of shape (E, S, O) ever
-exists; XLA sees two matrix products of plain LoRA's size at the same total rank.
+``delta = sum_i g_i x a_i b_i`` is computed as ``h_i = g_i (x a_i)`` by a vmap over the experts,
+then a single contraction of ``h`` with ``b`` over (expert, rank). No array of shape (E, S, O) is
+made; XLA sees two matrix products of plain LoRA's size at the same total rank.
 """
 
 import jax
@@ -13,18 +13,20 @@ from goat_jax.core.precision import wide
 from goat_jax.typing import Array
 
 HIDDEN = "adapter_hidden"
-"""Name under which a rematerialisation policy finds the projections in rank space: S x E x R
-numbers, next to nothing beside the layer's own S x O."""
+"""Name of the projections in rank space for rematerialization policies. They are S x E x R numbers,
+very few compared with the layer's output, S x O."""
 
 
 def project(x: Array, a: Array, gate: Array) -> Array:
-    """One expert in rank space: ``(x @ a) * gate``.
+    """Projects tokens to one expert's rank space and gates them: ``(x @ a) * gate``.
 
     Args:
-        x: (..., I).  a: (I, R).  gate: (...,) float32.
+        x: tokens (..., I).
+        a: the expert's first factor (I, R).
+        gate: the expert's gate for every token, (...,) float32.
 
     Returns:
-        (..., R) float32: it is tiny, so the gate is applied before any rounding to x's dtype.
+        (..., R) float32. The array is small, so the gate is applied before rounding to x's dtype.
     """
     hidden = jnp.dot(x, a.astype(x.dtype), preferred_element_type=wide(x.dtype))
     return hidden * gate[..., None]
@@ -32,13 +34,15 @@ def project(x: Array, a: Array, gate: Array) -> Array:
 
 @jax.custom_vjp
 def expand(hidden: Array, b: Array) -> Array:
-    """From rank space to the output: ``hidden @ b`` in hidden's dtype.
+    """Projects from rank space to the output: ``hidden @ b`` in hidden's dtype.
 
-    Its gradient is written out because the one XLA derives for b first transposes the whole output
-    gradient (S, O), a quarter of a training step on a CPU; and so b's gradient stays in float32.
+    The gradient is written by hand for two reasons. The derived one for b transposes the complete
+    output gradient (S, O) first, which takes a quarter of a training step on a CPU. And b's
+    gradient is accumulated in float32 this way.
 
     Args:
-        hidden: (..., R), R over all experts.  b: (R, O).
+        hidden: gated projections (..., R), with R over all experts.
+        b: the experts' second factors, one below the other (R, O).
 
     >>> expand(jnp.ones((3, 2)), jnp.ones((2, 4))).shape
     (3, 4)
@@ -65,18 +69,19 @@ expand.defvjp(_expand_forward, _expand_backward)
 
 
 def flat(a: Array) -> Array:
-    """The experts' a (E, I, R) side by side: (I, E x R)."""
+    """Puts the experts' a (E, I, R) side by side: (I, E x R)."""
     return jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1)
 
 
 def dispatch(x: Array, a: Array, b: Array, gate: Array, hidden: Array | None = None) -> Array:
-    """Sum over experts of ``gate_i * x a_i b_i``: (..., O) in x's dtype.
+    """Computes the sum over experts of ``gate_i * x a_i b_i``, (..., O) in x's dtype.
 
     Args:
-        x: (..., I), or (E, ..., I) when every expert sees its own (dropped-out) copy.
-        a: (E, I, R).  b: (E, R, O).
-        gate: (..., E) float32: routing weight times the expert's scale.
-        hidden: (..., E x R) float32, if x times all a (`flat`) is known already.
+        x: tokens (..., I), or (E, ..., I) with a separately dropped-out copy for each expert.
+        a: the experts' first factors (E, I, R).
+        b: the experts' second factors (E, R, O).
+        gate: routing weight times the expert's scale, (..., E) float32.
+        hidden: x times all a (`flat`), (..., E x R) float32; None computes it here.
 
     >>> x, a, b = jnp.ones((3, 4)), jnp.ones((2, 4, 1)), jnp.ones((2, 1, 5))
     >>> dispatch(x, a, b, jnp.array([[0.5, 0.0]] * 3))[0]

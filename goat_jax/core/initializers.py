@@ -1,4 +1,4 @@
-"""Start values of the expert factors ``a`` (E, I, R) and ``b`` (E, R, O), and of routers."""
+"""Initial values of the expert factors ``a`` (E, I, R) and ``b`` (E, R, O), and of routers."""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,9 @@ from goat_jax.typing import Array, Factors, Key
 
 
 def kaiming_uniform(key: Key, shape: tuple[int, ...], fan_in: int) -> Array:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)) in float32, variance 1 / (3 fan_in).
+    """Draws from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), float32, variance 1 / (3 fan_in).
 
-    It is torch's ``kaiming_uniform_(a=sqrt(5))``, from which the theory scale is derived (Thm 3.5).
+    It is torch's ``kaiming_uniform_(a=sqrt(5))``, which the scale of Theorem 3.5 assumes.
 
     >>> w = kaiming_uniform(jax.random.key(0), (100, 100), fan_in=100)
     >>> bool(jnp.abs(w).max() <= 0.1)
@@ -23,7 +23,7 @@ def kaiming_uniform(key: Key, shape: tuple[int, ...], fan_in: int) -> Array:
 def zero_delta(
     key: Key, in_features: int, out_features: int, num_experts: int, rank: int
 ) -> Factors:
-    """LoRA's start: a ~ kaiming uniform over I, b = 0, so that the adapter adds nothing."""
+    """Makes LoRA's initial factors: a kaiming uniform over I, b zero, so that nothing is added."""
     return {
         "a": kaiming_uniform(key, (num_experts, in_features, rank), in_features),
         "b": jnp.zeros((num_experts, rank, out_features), jnp.float32),
@@ -31,15 +31,15 @@ def zero_delta(
 
 
 def factors_of_segments(segments: Svd, scale: Array, rho: float) -> Factors:
-    """Square-root split of the experts' SVD segments, damped by rho (paper eq. 19).
+    """Splits the experts' SVD segments into factors by square roots, damped by rho (paper eq. 19).
 
     ``a_i = u_i sqrt(s_i) / sqrt(scale * rho)`` and ``b_i = sqrt(s_i) vt_i / sqrt(scale * rho)``, so
-    that ``scale * a_i @ b_i`` is 1/rho of the segment whatever the scale.
+    that ``scale * a_i @ b_i`` is 1/rho of the segment for any scale.
 
     Args:
         segments: u (E, I, R), s (E, R), vt (E, R, O), from `svd.take_segments`.
-        scale: one number for all experts: GOAT+ too starts from its first expert's scale.
-        rho: damping, 10 in the paper, 1 for PiSSA-like methods.
+        scale: one number for all experts, the first expert's scale even for GOAT+.
+        rho: the damping, 10 in the paper, 1 for PiSSA-like methods.
     """
     root = jnp.sqrt(segments.s / (scale * rho))
     return {"a": segments.u * root[:, None, :], "b": root[:, :, None] * segments.vt}

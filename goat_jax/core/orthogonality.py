@@ -1,4 +1,4 @@
-"""How far factors are from having orthonormal rows or columns: the losses of AdaLoRA and KaSA."""
+"""Deviation of factors from orthonormal rows or columns, for the losses of AdaLoRA and KaSA."""
 
 import jax
 import jax.numpy as jnp
@@ -7,12 +7,17 @@ from goat_jax.typing import Array
 
 
 def gram_norms(a: Array, b: Array, published: bool = False) -> tuple[Array, Array]:
-    """``|a_i^T a_i - 1|`` and ``|b_i b_i^T - 1|`` of every expert, unsquared Frobenius: (E,), (E,).
+    """Computes the Frobenius norms ``|a_i^T a_i - 1|`` and ``|b_i b_i^T - 1|`` of every expert.
 
     Args:
-        a: (E, I, R).  b: (E, R, O).
-        published: the norms of KaSA's own code, of the large Gram matrices ``a_i a_i^T`` (I, I) and
-            ``b_i^T b_i`` (O, O). They are ``sqrt(small^2 + I - R)``, so nothing large is made.
+        a: the experts' first factors (E, I, R).
+        b: the experts' second factors (E, R, O).
+        published: whether to use the large Gram matrices ``a_i a_i^T`` (I, I) and ``b_i^T b_i``
+            (O, O), as KaSA's code does. Their norms are ``sqrt(small^2 + I - R)`` (O for b), so the
+            large matrices are not formed.
+
+    Returns:
+        The norms for a, (E,), and for b, (E,).
 
     >>> a, b = jnp.eye(3)[None, :, :2], jnp.zeros((1, 2, 4))
     >>> [round(float(norm[0]), 4) for norm in gram_norms(a, b)]
@@ -29,7 +34,7 @@ def gram_norms(a: Array, b: Array, published: bool = False) -> tuple[Array, Arra
 
 
 def _squared_distance(gram: Array) -> Array:
-    """Squared Frobenius distance of (E, R, R) from the unit matrix: (E,)."""
+    """Computes the squared Frobenius distance of (E, R, R) from the identity, (E,)."""
     unit = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape)
     return jnp.square(gram - unit).sum((-2, -1))
 
@@ -41,7 +46,7 @@ def _root(square: Array) -> Array:
 
 @_root.defjvp
 def _root_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    # The norm has no gradient at 0; 0 is its smallest subgradient, and not a nan.
+    # The norm is not differentiable at 0; take the subgradient 0 instead of a NaN.
     root = jnp.sqrt(primals[0])
     slope = jnp.where(root == 0, 0.0, 0.5 / jnp.where(root == 0, 1.0, root))
     return root, slope * tangents[0]

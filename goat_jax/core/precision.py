@@ -1,4 +1,4 @@
-"""The dtype in which small, delicate sums are done."""
+"""Precision helpers: the dtype of sensitive sums, and exact bfloat16 splits of float32 arrays."""
 
 from typing import Any
 
@@ -9,7 +9,9 @@ from goat_jax.typing import Array
 
 
 def wide(dtype: Any) -> Any:
-    """float32 for float32 and narrower; float64 stays float64, so that gradients can be checked.
+    """Returns float32 for float32 and narrower dtypes, and float64 for float64.
+
+    float64 is kept so that gradients can be checked numerically.
 
     >>> wide(jnp.bfloat16)
     dtype('float32')
@@ -19,10 +21,10 @@ def wide(dtype: Any) -> Any:
 
 
 def bfloat16_parts(array: Array) -> Array:
-    """A float32 array (..., N) as three bfloat16 ones side by side, (..., 3 N), that add up to it.
+    """Splits a float32 array (..., N) into three bfloat16 arrays whose sum it is, (..., 3 N).
 
-    A bfloat16 array times the three, added up in float32, is its product with the float32 array
-    itself, and nothing else has to become float32 for it.
+    The three are side by side on the last axis. The product of a bfloat16 array with each of them,
+    summed in float32, is its product with the float32 array, without converting it to float32.
 
     >>> parts = bfloat16_parts(jnp.array([0.1, 3.0e-7]))
     >>> parts.reshape(3, 2).astype(jnp.float32).sum(0) == jnp.array([0.1, 3.0e-7])
@@ -30,7 +32,7 @@ def bfloat16_parts(array: Array) -> Array:
     """
     parts, rest = [], array
     for _ in range(3):
-        # Not a plain cast there and back, which compilers are allowed to leave out.
+        # Not a cast to bfloat16 and back, which compilers may optimize away.
         part = jax.lax.reduce_precision(rest, exponent_bits=8, mantissa_bits=7)
         parts.append(part.astype(jnp.bfloat16))
         rest = rest - part

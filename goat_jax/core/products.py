@@ -1,4 +1,4 @@
-"""One input times two narrow matrices at once: the factors of all experts, and the router's."""
+"""Products of one input with two narrow matrices at once: the experts' factors and the router."""
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +12,19 @@ Saved = tuple[Array, Array, Array]
 
 @jax.custom_vjp
 def narrow_products(x: Array, inner: Array, router: Array) -> tuple[Array, Array]:
-    """``x @ inner`` rounded as any product of x's dtype, and ``x @ router`` in float32.
+    """Computes ``x @ inner`` with operands in x's dtype, and ``x @ router`` in float32.
 
-    The same numbers as two products. Their gradients are taken side by side: one product gives that
-    of x, where two would give two arrays of x's size to add up, and one that of both matrices. In
-    bfloat16 nothing of x's size is ever float32, see `bfloat16_parts`.
+    The values are those of two separate products, but the gradients are combined: one product gives
+    x's gradient, instead of two arrays of x's size to add, and one product gives the gradients of
+    both matrices. In bfloat16 no array of x's size is converted to float32, see `bfloat16_parts`.
 
     Args:
-        x: (..., I).  inner: (I, R), R over all experts.  router: (I, E).
+        x: tokens (..., I).
+        inner: the first factors of all experts (I, R), with R over all experts.
+        router: the router's matrix (I, E).
 
     Returns:
-        (..., R) and (..., E), float32 (float64 for float64).
+        ``x @ inner`` (..., R) and ``x @ router`` (..., E), both float32 (float64 for float64).
 
     >>> hidden, logits = narrow_products(jnp.ones((3, 4)), jnp.ones((4, 2)), jnp.ones((4, 5)))
     >>> hidden.shape, logits.shape
@@ -46,7 +48,7 @@ def _backward(saved: Saved, gradients: tuple[Array, Array]) -> tuple[Array, Arra
     tokens, dtype = x.reshape(-1, x.shape[-1]), wide(x.dtype)
     columns = jnp.concatenate([inner, router], -1).astype(x.dtype)
     both = jnp.concatenate([for_hidden, for_logits], -1).astype(x.dtype)
-    # The highest precision is the router's wish; it costs little, the matrices being narrow.
+    # The router needs the highest precision; it costs little because the matrices are narrow.
     for_x = jnp.dot(both, columns.T, precision="highest")
     if x.dtype == jnp.bfloat16:
         both = jnp.concatenate([for_hidden.astype(x.dtype), bfloat16_parts(for_logits)], -1)
@@ -59,7 +61,7 @@ def _backward(saved: Saved, gradients: tuple[Array, Array]) -> tuple[Array, Arra
 
 
 def _sum_of_parts(side_by_side: Array) -> Array:
-    """What a product with `bfloat16_parts` stands for; the small parts are added first."""
+    """Sums the three products with `bfloat16_parts`; the small ones are added first."""
     first, second, third = jnp.split(side_by_side, 3, -1)
     return first + (second + third)
 

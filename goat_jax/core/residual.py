@@ -1,4 +1,4 @@
-"""The frozen kernel after the adapter's start has been taken off it."""
+"""Residual kernel: the pretrained kernel minus the adapter's initial output."""
 
 import jax.numpy as jnp
 
@@ -6,20 +6,25 @@ from goat_jax.typing import Array
 
 
 def delta_weight(a: Array, b: Array, scale: Array, weights: Array | float = 1.0) -> Array:
-    """``sum_i weights_i scale_i a_i @ b_i`` (I, O) in float32 at the highest precision.
+    """Computes ``sum_i weights_i scale_i a_i @ b_i`` (I, O), float32, at the highest precision.
 
     Args:
-        a: (E, I, R).  b: (E, R, O).  scale: (E,).  weights: a number, or (E,) gates.
+        a: the experts' first factors (E, I, R).
+        b: the experts' second factors (E, R, O).
+        scale: the experts' scales (E,).
+        weights: the experts' weights, one number for all or (E,).
     """
     gain = scale * weights
     return jnp.einsum("EIR,ERO->IO", a * gain[:, None, None], b, precision="highest")
 
 
 def side_by_side(a: Array, b: Array, gain: Array) -> tuple[Array, Array]:
-    """Factors (I, E R) and (E R, O) whose one product is ``sum_i gain_i a_i @ b_i``.
+    """Returns factors (I, E R) and (E R, O) whose product is ``sum_i gain_i a_i @ b_i``.
 
     Args:
-        a: (E, I, R).  b: (E, R, O).  gain: (E,).
+        a: the experts' first factors (E, I, R).
+        b: the experts' second factors (E, R, O).
+        gain: the experts' multipliers (E,).
 
     >>> a, b = side_by_side(jnp.ones((4, 3, 2)), jnp.ones((4, 2, 5)), jnp.ones(4))
     >>> a.shape, b.shape
@@ -32,11 +37,19 @@ def side_by_side(a: Array, b: Array, gain: Array) -> tuple[Array, Array]:
 def residual_kernel(
     kernel: Array, a: Array, b: Array, scale: Array, weight: Array | float
 ) -> Array:
-    """``kernel - weight * sum_i scale_i a_i @ b_i`` (I, O), cast once to the kernel's dtype.
+    """Computes ``kernel - sum_i weight_i scale_i a_i @ b_i`` (I, O) in the kernel's dtype.
 
-    With weight = 1/E this is W0 - W_res of Theorem 3.4: the subtracted part is the expectation of
-    the experts' output over a balanced router, so training starts aligned with the pretrained
-    kernel. With E = 1 and weight 1 it is the exact residual of PiSSA and MiLoRA.
+    The difference is taken in float32 and rounded once. With weight = 1/E it is W0 - W_res of
+    Theorem 3.4: the subtracted part is the expected output of the experts under a balanced router,
+    so training starts aligned with the pretrained kernel. With E = 1 and weight 1 it is the exact
+    residual of PiSSA and MiLoRA.
+
+    Args:
+        kernel: the pretrained kernel (I, O).
+        a: the experts' first factors (E, I, R).
+        b: the experts' second factors (E, R, O).
+        scale: the experts' scales (E,).
+        weight: the experts' expected weights, one number for all or (E,).
 
     >>> k = jnp.ones((2, 3)); a = jnp.ones((2, 2, 1)); b = jnp.ones((2, 1, 3))
     >>> residual_kernel(k, a, b, jnp.array([1.0, 1.0]), 0.5)

@@ -1,4 +1,4 @@
-"""Routers: from tokens to the weight of every expert, always in float32."""
+"""Routing functions: compute the experts' weights for every token, always in float32."""
 
 from typing import NamedTuple
 
@@ -10,14 +10,14 @@ from goat_jax.typing import Array
 
 
 class Routing(NamedTuple):
-    """How every token uses the experts.
+    """Weights of the experts for every token, and the probabilities behind them.
 
     Attributes:
-        weights: (..., E) float32, zero where an expert is not selected.
-        probs: (..., E) float32, softmax of the logits over all experts.
-        selected: (..., E) bool, the experts that were chosen.
-        margins: (..., E) float32, how far every probability is above the token's own threshold;
-            None where there is none.
+        weights: the experts' weights (..., E), float32, zero where an expert is not selected.
+        probs: the softmax of the logits over all experts (..., E), float32.
+        selected: a mask of the selected experts (..., E), bool.
+        margins: each probability minus the token's threshold (..., E), float32; None for routers
+            without threshold.
     """
 
     weights: Array
@@ -27,17 +27,17 @@ class Routing(NamedTuple):
 
 
 def router_logits(x: Array, router: Array) -> Array:
-    """``x @ router`` (..., E) in float32, whatever the dtype of x (..., I); router is (I, E)."""
-    # Accelerators multiply float32 in fewer bits unless asked, and that can change the choice.
+    """Computes ``x @ router`` (..., E) in float32 for any dtype of x (..., I); router is (I, E)."""
+    # By default accelerators multiply float32 in fewer bits, which can change the selected experts.
     dtype = wide(x.dtype)
     return jnp.dot(x.astype(dtype), router.astype(dtype), precision="highest")
 
 
 def route_top_k(logits: Array, top_k: int) -> Routing:
-    """Keeps the k most probable experts of each token, weights renormalised to sum to 1.
+    """Keeps the k most probable experts of each token, with weights renormalized to sum to 1.
 
-    A softmax over the selected logits (paper eq. 10): the same numbers as softmax over all experts,
-    top-k, division by the selected sum.
+    The weights are a softmax over the selected logits (paper eq. 10). They equal the softmax over
+    all experts, restricted to the top k and divided by its sum.
 
     >>> r = route_top_k(jnp.log(jnp.array([[0.6, 0.2, 0.2]])), top_k=1)
     >>> r.weights
@@ -45,28 +45,28 @@ def route_top_k(logits: Array, top_k: int) -> Routing:
     """
     probs = jax.nn.softmax(logits, axis=-1)
     chosen, experts = jax.lax.top_k(logits, top_k)
-    # one-hot instead of a scatter: its transpose is a product too, which every backend likes.
+    # One-hot instead of a scatter: its transpose is a product too, which is fast on every backend.
     one_hot = jax.nn.one_hot(experts, probs.shape[-1], dtype=probs.dtype)
-    # A second softmax, not a division of the probabilities: with k = 1 its gradient is exactly 0,
-    # where the quotient's is rounding noise that Adam would blow up to whole steps of the router.
+    # A second softmax instead of dividing the probabilities: with k = 1 its gradient is exactly 0.
+    # The quotient's gradient would be rounding noise, which Adam scales up to full-size steps.
     share = jax.nn.softmax(chosen, axis=-1)
     weights = jnp.einsum("...K,...KE->...E", share, one_hot, precision="highest")
     return Routing(weights, probs, one_hot.sum(-2) > 0)
 
 
 def route_top_k_masked(logits: Array, top_k: int) -> Routing:
-    """Keeps the k most probable experts with the probabilities they have, which sum to less than 1.
+    """Keeps the k most probable experts with their probabilities, which sum to less than 1.
 
-    What the published MoLoRA code does when it is given a top_k.
+    The published MoLoRA code does this if top_k is set.
     """
     chosen = route_top_k(logits, top_k)
     return chosen._replace(weights=jnp.where(chosen.selected, chosen.probs, 0.0))
 
 
 def route_top_p(logits: Array, p: float) -> Routing:
-    """Keeps the fewest experts whose probabilities reach p together, renormalised to sum to 1.
+    """Keeps the fewest experts whose probabilities sum to at least p, renormalized to sum to 1.
 
-    The most probable one is always among them. (The paper's appendix compares p = 0.25 with top-k.)
+    The most probable expert is always kept. (The paper's appendix compares p = 0.25 with top-k.)
 
     >>> r = route_top_p(jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]])), p=0.7)
     >>> [round(float(weight), 3) for weight in r.weights[0]]
@@ -84,10 +84,14 @@ def route_top_p(logits: Array, p: float) -> Routing:
 
 
 def route_threshold(logits: Array, threshold: Array) -> Routing:
-    """AdaMoLE: experts whose probability reaches the token's threshold (..., 1), by their margin.
+    """Keeps the experts whose probability reaches the token's threshold, as in AdaMoLE.
 
-    w_i = q_i / sum of the selected q, with q = probability - threshold. With a threshold of at most
-    1 / E an expert is always selected.
+    The weights are w_i = q_i / (sum of the selected q), with q = probability - threshold. If the
+    threshold is at most 1 / E, at least one expert is always selected.
+
+    Args:
+        logits: the router's logits (..., E).
+        threshold: each token's threshold (..., 1).
 
     >>> r = route_threshold(jnp.log(jnp.array([[0.5, 0.3, 0.2]])), jnp.array([[0.25]]))
     >>> [round(float(weight), 3) for weight in r.weights[0]]
@@ -100,10 +104,11 @@ def route_threshold(logits: Array, threshold: Array) -> Routing:
 
 
 def route_with_shared(logits: Array, top_k: int) -> Routing:
-    """The first expert for every token with weight 1, besides the k best of the E - 1 others.
+    """Uses the first expert for every token with weight 1, and the k best of the E - 1 others.
 
     Args:
-        logits: (..., E - 1), of all experts but the first, which has none and probability 0.
+        logits: the logits (..., E - 1) of all experts except the first, whose probability is 0.
+        top_k: the number of experts kept besides the first.
 
     >>> route_with_shared(jnp.array([[2.0, 0.0]]), 1).weights
     Array([[1., 1., 0.]], dtype=float32)
@@ -120,7 +125,7 @@ def route_with_shared(logits: Array, top_k: int) -> Routing:
 
 
 def _shares(values: Array) -> Array:
-    """Divided by their sum over the experts; zeros where that is zero."""
+    """Divides the values by their sum over the experts; zeros stay zeros if the sum is zero."""
     total = values.sum(-1, keepdims=True)
     return values / jnp.broadcast_to(jnp.where(total == 0, 1.0, total), values.shape)
 
@@ -132,6 +137,6 @@ def route_softmax(logits: Array) -> Routing:
 
 
 def route_all(shape: tuple[int, ...], num_experts: int) -> Routing:
-    """No router: every expert with weight 1 (plain LoRA is its case E = 1)."""
+    """Uses every expert with weight 1, without a router (plain LoRA is the case E = 1)."""
     ones = jnp.ones((*shape, num_experts), jnp.float32)
     return Routing(ones, ones / num_experts, ones > 0)

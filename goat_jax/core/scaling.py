@@ -1,7 +1,7 @@
-"""Scale rules: the number s_i that multiplies expert i's ``x a_i b_i``, (E,) in float32.
+"""Scale rules: compute the number s_i that multiplies expert i's ``x a_i b_i``, (E,) in float32.
 
-All of them take what a rule may depend on; ``rank`` is the rank of one expert, ``in_features`` the
-layer's I and ``segment_values`` the singular values (E, R) the experts start from (or None).
+In all of them ``rank`` is the rank of one expert, ``in_features`` the layer's I, and
+``segment_values`` the singular values (E, R) of the segments that the experts start from.
 """
 
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from goat_jax.typing import Array
 
 
 def alpha_over_rank(num_experts: int, rank: int, alpha: float) -> Array:
-    """LoRA's alpha / R (the published GOAT code too).
+    """Computes LoRA's scale alpha / R, also used by the published GOAT code.
 
     >>> alpha_over_rank(2, 4, 64.0)
     Array([16., 16.], dtype=float32)
@@ -19,12 +19,14 @@ def alpha_over_rank(num_experts: int, rank: int, alpha: float) -> Array:
 
 
 def alpha_over_root_rank(num_experts: int, rank: int, alpha: float) -> Array:
-    """rsLoRA's alpha / sqrt(R)."""
+    """Computes rsLoRA's scale alpha / sqrt(R)."""
     return jnp.full((num_experts,), alpha / rank**0.5, jnp.float32)
 
 
 def theory(num_experts: int, rank: int, in_features: int, eta: float) -> Array:
-    """Theorem 3.5: sqrt(3 I eta / R), with eta = full fine-tuning rate / LoRA rate.
+    """Computes the scale of Theorem 3.5, sqrt(3 I eta / R).
+
+    eta is the learning rate of full fine-tuning divided by that of LoRA.
 
     >>> theory(1, 1, 768, 1.0)
     Array([48.], dtype=float32)
@@ -33,13 +35,17 @@ def theory(num_experts: int, rank: int, in_features: int, eta: float) -> Array:
 
 
 def by_spectrum(scale: Array, segment_values: Array) -> Array:
-    """GOAT+: s_i = s_1 sqrt(sigma_1 / sigma_i), sigma_i the sum over expert i's segment (E, R).
+    """Computes GOAT+'s scales s_i = s_1 sqrt(sigma_1 / sigma_i), which equalize s_i^2 sigma_i.
 
-    (Called GOAT-s in v4 of the paper, appendix E.) s_i^2 sigma_i is then the same for all experts.
-    No scale does that for an empty segment, of a kernel of low rank or of zeros: both factors of
-    its expert are zero and stay so whatever multiplies them, and it keeps s_1. So does every expert
-    if the first one's segment is empty. Empty is what the precision of the numbers does not tell
-    from zero beside the largest segment.
+    sigma_i is the sum of the singular values of expert i's segment. (The method is called GOAT-s in
+    v4 of the paper, appendix E.) No scale can do this for an empty segment, as in a kernel of zeros
+    or of low rank: both factors of the expert are zero and stay zero under any scale, so it keeps
+    s_1. If the first segment is empty, every expert keeps s_1. A segment counts as empty if its sum
+    is zero to float precision, relative to the largest segment.
+
+    Args:
+        scale: the scales before the correction, s_1 for every expert (E,).
+        segment_values: the singular values of the experts' segments (E, R).
 
     >>> by_spectrum(jnp.array([2.0, 2.0, 2.0]), jnp.array([[4.0], [1.0], [0.0]]))
     Array([2., 4., 2.], dtype=float32)

@@ -1,4 +1,4 @@
-"""Singular value decomposition of a kernel, and the segments of it that the experts start from."""
+"""Singular value decomposition of a kernel, and its segments, from which the experts start."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from goat_jax.typing import Array, Key
 
 
 class Svd(NamedTuple):
-    """Thin SVD ``kernel = u @ diag(s) @ vt`` in float32, singular values descending.
+    """Thin SVD ``kernel = u @ diag(s) @ vt`` in float32, with descending singular values.
 
     Attributes:
         u: left singular vectors (..., I, H), H = min(I, O).
@@ -26,7 +26,9 @@ class Svd(NamedTuple):
 
 
 def svd_of_kernel(kernel: Array) -> Svd:
-    """Decomposes a kernel (..., I, O) of any float dtype in float32 (leading axes are batched).
+    """Computes the SVD of a kernel (..., I, O) of any float dtype in float32.
+
+    Leading axes are batch axes.
 
     >>> k = jnp.array([[3.0, 0.0], [0.0, 4.0]], jnp.bfloat16)
     >>> svd_of_kernel(k).s
@@ -36,17 +38,17 @@ def svd_of_kernel(kernel: Array) -> Svd:
 
 
 GRAM_RANGE = 1e-5
-"""Below this share of the largest singular value a Gram matrix in float64 has lost the digits of
-float32."""
+"""Smallest ratio of a singular value to the largest that a float64 Gram matrix resolves to float32
+precision."""
 
 
 def svd_by_gram(kernel: np.ndarray) -> Svd:
-    """The SVD of one kernel (I, O), by the eigenvectors of its smaller Gram matrix in float64.
+    """Computes the SVD of one kernel (I, O) from its smaller Gram matrix in float64.
 
-    A Gram matrix squares the singular values, so an eigenvalue's error of about H eps s_1^2, eps =
-    1.1e-16, is one of H eps s_1^2 / (2 s_k) in s_k: for s_k >= 1e-5 s_1 and H = 4096 it is below
-    2.3e-8 s_1, under float32's own rounding (6e-8), and u and vt are orthonormal to float32's
-    precision too. A kernel whose spectrum reaches further down goes to LAPACK in float64.
+    A Gram matrix squares the singular values. An eigenvalue's error of about H eps s_1^2, with
+    eps = 1.1e-16, becomes an error of H eps s_1^2 / (2 s_k) in s_k. For s_k >= 1e-5 s_1 and
+    H = 4096 this is below 2.3e-8 s_1, under float32's rounding (6e-8), and u and vt are orthonormal
+    to float32 precision too. A kernel with smaller singular values goes to LAPACK's SVD in float64.
 
     >>> svd_by_gram(np.array([[3.0, 0.0, 0.0], [0.0, 4.0, 0.0]], np.float32)).s
     array([4., 3.], dtype=float32)
@@ -65,7 +67,7 @@ def svd_by_gram(kernel: np.ndarray) -> Svd:
 
 
 Segments = Callable[[int, int, int, Key], Array]
-"""(h, num_experts, rank, key) -> the index (E, R) of the singular triplets of every expert."""
+"""Type of a choice: (h, num_experts, rank, key) -> the index (E, R) of every expert's triplets."""
 
 
 def _runs(starts: Array, rank: int) -> Array:
@@ -73,7 +75,7 @@ def _runs(starts: Array, rank: int) -> Array:
 
 
 def block_heads(h: int, num_experts: int, rank: int, key: Key) -> Array:
-    """GOAT's choice O (paper eq. 13): the first R of each of E equal blocks of the spectrum.
+    """Takes the first R of each of E equal blocks of the spectrum, GOAT's choice O (paper eq. 13).
 
     >>> block_heads(24, 4, 2, jax.random.key(0))[:, 0]
     Array([ 0,  6, 12, 18], dtype=int32)
@@ -83,31 +85,34 @@ def block_heads(h: int, num_experts: int, rank: int, key: Key) -> Array:
 
 
 def block_tails(h: int, num_experts: int, rank: int, key: Key) -> Array:
-    """The last R of each of E equal blocks (published code: ``goat_mini``)."""
+    """Takes the last R of each of E equal blocks (published code: ``goat_mini``)."""
     del key
     return _runs((jnp.arange(num_experts) + 1) * (h // num_experts) - rank, rank)
 
 
 def principal(h: int, num_experts: int, rank: int, key: Key) -> Array:
-    """Choice P: expert j takes the triplets j * R onwards, the largest first."""
+    """Takes R triplets from j * R onwards for expert j, the largest first (choice P)."""
     del h, key
     return _runs(jnp.arange(num_experts) * rank, rank)
 
 
 def minor(h: int, num_experts: int, rank: int, key: Key) -> Array:
-    """Choice M as in the paper: expert j starts at h - (j + 1) * R, the smallest first."""
+    """Takes R triplets from h - (j + 1) * R onwards for expert j, the paper's choice M.
+
+    The first expert gets the smallest triplets.
+    """
     del key
     return _runs(h - (jnp.arange(num_experts) + 1) * rank, rank)
 
 
 def minor_descending(h: int, num_experts: int, rank: int, key: Key) -> Array:
-    """The triplets of `minor`, experts in the published code's order (``milora``)."""
+    """Takes the triplets of `minor` with experts in the published code's order (``milora``)."""
     del key
     return _runs(h - (num_experts - jnp.arange(num_experts)) * rank, rank)
 
 
 def principal_and_minor(h: int, num_experts: int, rank: int, key: Key) -> Array:
-    """Half of all triplets from each end of the spectrum (published code: ``pissa_milora``)."""
+    """Takes half of all triplets from each end of the spectrum (published: ``pissa_milora``)."""
     del key
     total = num_experts * rank
     ends = jnp.concatenate([jnp.arange(total // 2), jnp.arange(h - (total - total // 2), h)])
@@ -115,10 +120,10 @@ def principal_and_minor(h: int, num_experts: int, rank: int, key: Key) -> Array:
 
 
 def random_blocks(h: int, num_experts: int, rank: int, key: Key) -> Array:
-    """Choice R: E distinct runs of R triplets, drawn from the h // R aligned ones.
+    """Draws E distinct blocks of R triplets from the h // R aligned ones (choice R).
 
-    The paper prints k_j = j * t' with a random t', which leaves the range for large j; distinct
-    aligned runs are the reading of it that always exists and never gives two experts one triplet.
+    The paper has k_j = j * t' with a random t', which exceeds the range for large j. Distinct
+    aligned blocks always exist and never give two experts the same triplet.
     """
     starts = jax.random.choice(key, h // rank, (num_experts,), replace=False) * rank
     return _runs(starts, rank)
@@ -133,11 +138,16 @@ SEGMENTS: dict[str, Segments] = {
     "principal_and_minor": principal_and_minor,
     "random": random_blocks,
 }
-"""Name of a choice of segments -> its function."""
+"""Choices of segments by name."""
 
 
 def moved(index: Array, h: int, offset: float) -> Array:
-    """An index (E, R) further down a spectrum of h values, by a share of the room below it.
+    """Shifts an index (E, R) down a spectrum of h values by a fraction of the room below it.
+
+    Args:
+        index: the indices of every expert's triplets.
+        h: the number of singular values.
+        offset: the fraction, 0 to 1.
 
     >>> moved(jnp.array([[0, 1]]), 10, 0.5), moved(jnp.array([[0, 1]]), 10, 1.0)
     (Array([[4, 5]], dtype=int32), Array([[8, 9]], dtype=int32))
@@ -149,7 +159,7 @@ def moved(index: Array, h: int, offset: float) -> Array:
 
 
 def check_segments(h: int, num_experts: int, rank: int) -> None:
-    """Raises `UserError` when a spectrum of h values cannot hold E disjoint segments of R."""
+    """Raises `UserError` if a spectrum of h values cannot hold E disjoint segments of R."""
     if num_experts * rank > h:
         raise UserError(
             f"total rank {num_experts * rank} is above the layer's smaller side {h}: "
@@ -158,7 +168,7 @@ def check_segments(h: int, num_experts: int, rank: int) -> None:
 
 
 def take_segments(svd: Svd, index: Array) -> Svd:
-    """The triplets of every expert: u (E, I, R), s (E, R), vt (E, R, O), from an index (E, R).
+    """Gathers every expert's triplets by an index (E, R): u (E, I, R), s (E, R), vt (E, R, O).
 
     >>> svd = svd_of_kernel(jnp.diag(jnp.array([4.0, 3.0, 2.0, 1.0])))
     >>> take_segments(svd, jnp.array([[0], [2]])).s
@@ -170,6 +180,11 @@ def take_segments(svd: Svd, index: Array) -> Svd:
 
 
 def share_of_spectrum(s: Array, index: Array) -> np.ndarray:
-    """Share of the squared singular values (H,) that each expert's segment (E, R) holds: (E,)."""
+    """Returns the fraction of the sum of squared singular values in each expert's segment, (E,).
+
+    Args:
+        s: all singular values (H,).
+        index: the indices of every expert's triplets (E, R).
+    """
     energy = np.asarray(s, np.float64) ** 2
     return energy[np.asarray(index)].sum(-1) / energy.sum()

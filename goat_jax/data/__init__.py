@@ -1,8 +1,9 @@
-"""Data: where rows come from, which task they make, and how they become batches.
+"""Data: sources of rows, tasks, and the pipeline that turns rows into batches.
 
-The path of a row: `sources` (a file or a TFDS name gives rows) -> `tasks` (columns, class names,
-metrics give `Examples`) -> `tokenize` (token ids) -> `batching` (which rows share a batch, and its
-padded length) -> `pipeline` (a checkpointable iterator of numpy batches). `metrics` scores the
-answers. Another family of tasks is another file beside `text.py`: for images it is
-`image_tasks`, and `images` gives the rows.
+A row passes through `sources` (reads a file or a TFDS data set), `tasks` (picks columns, class
+names and metrics), `pipeline.tokenize` (token ids), `pipeline.batching` (groups rows into batches
+and chooses the padded length) and `pipeline.loader` (a checkpointable iterator of numpy batches).
+`metrics` scores predictions, and `prepare` builds data sets from their official archives. Each
+family of tasks is one file in `tasks`; for images it is `tasks.image`, and `pipeline.images`
+supplies the rows.
 """

@@ -1,7 +1,7 @@
-"""Scores in plain numpy: [N] predictions against [N] labels, rows of weight 0 left out.
+"""Metrics in plain numpy: [N] predictions against [N] labels; rows with weight 0 are ignored.
 
 Every metric has the signature `(predictions, labels, weights=None) -> float`. Classification takes
-class ids, regression takes values. `weights` [N] >= 0 count a row that many times.
+class ids, regression takes values. A row with weight w >= 0 counts w times.
 """
 
 import math
@@ -18,7 +18,7 @@ Array = np.ndarray
 def _rows(
     predictions: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
 ) -> tuple[Array, Array, Array]:
-    """The rows that count, as flat arrays with float64 weights."""
+    """Returns the rows with nonzero weight, as flat arrays with float64 weights."""
     guessed, true = np.asarray(predictions), np.asarray(labels)
     counts = np.ones(true.shape) if weights is None else np.asarray(weights, np.float64)
     if guessed.ndim != 1 or not guessed.shape == true.shape == counts.shape:
@@ -33,7 +33,7 @@ def _rows(
 
 
 def accuracy(predictions: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """The share of rows whose class is right.
+    """Fraction of rows whose class is correct.
 
     >>> accuracy([1, 0, 1, 1], [1, 0, 0, 1])
     0.75
@@ -54,12 +54,12 @@ def matthews(predictions: ArrayLike, labels: ArrayLike, weights: ArrayLike | Non
     guessed, true, counts = _rows(predictions, labels, weights)
     classes = np.union1d(guessed, true)
     total = counts.sum()
-    # How often each class was guessed, and how often it was right to.
+    # Weighted counts of each class among the predictions and among the labels.
     in_guesses = counts @ (guessed[:, None] == classes)
     in_truth = counts @ (true[:, None] == classes)
     right = counts @ (guessed == true)
     spread = (total**2 - in_guesses @ in_guesses) * (total**2 - in_truth @ in_truth)
-    # Weights are floats, so the zero of a one-class side is only zero up to rounding.
+    # Weights are floats: with one class on a side the product is zero only up to rounding.
     if spread <= 1e-12 * total**4:
         return 0.0
     return float((right * total - in_guesses @ in_truth) / np.sqrt(spread))
@@ -89,7 +89,7 @@ def pearson(predictions: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
     0.982
     """
     guessed, true, counts = _rows(predictions, labels, weights)
-    # Asked of the values: a constant minus its own mean need not be exactly zero.
+    # Tested on the values: a constant minus its computed mean need not be exactly zero.
     if np.ptp(guessed) == 0 or np.ptp(true) == 0:
         return 0.0
     x = guessed - np.average(guessed.astype(np.float64), weights=counts)
@@ -98,7 +98,7 @@ def pearson(predictions: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
 
 
 def spearman(predictions: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """Spearman correlation: Pearson of the ranks, equal values sharing their mean rank.
+    """Spearman correlation: Pearson of the ranks, with ties given their mean rank.
 
     >>> spearman([0.1, 0.2, 0.9], [1.0, 3.0, 100.0])
     1.0
@@ -108,7 +108,7 @@ def spearman(predictions: ArrayLike, labels: ArrayLike, weights: ArrayLike | Non
 
 
 def _ranks(values: Array, weights: Array) -> Array:
-    """[N] mean ranks; a row of weight w takes w places."""
+    """Returns [N] mean ranks; a row with weight w takes w ranks."""
     _, group = np.unique(values, return_inverse=True)
     places = np.bincount(group, weights=weights)
     return (np.cumsum(places) - (places - 1) / 2)[group]
@@ -125,7 +125,7 @@ REGRESSION_METRICS = frozenset({"pearson", "spearman"})
 
 
 def split_metric(name: str) -> tuple[str, str]:
-    """A metric's own name, and the part of the rows that it is of.
+    """Splits a metric's name into the metric and the part of the rows that it scores.
 
     >>> split_metric("accuracy_matched"), split_metric("f1")
     (('accuracy', 'matched'), ('f1', ''))
@@ -140,7 +140,7 @@ def score(
     labels: ArrayLike,
     weights: ArrayLike | None = None,
 ) -> dict[str, float]:
-    """Several metrics at once, in the order of their names.
+    """Computes several metrics; returns them by name, in the order given.
 
     >>> score(("accuracy", "f1"), [1, 0], [1, 0])
     {'accuracy': 1.0, 'f1': 1.0}
@@ -155,9 +155,10 @@ LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
 
 
 def goodness(metric: str, value: float) -> float:
-    """A number that is higher for a better score; its own inverse for finite ones.
+    """Returns the score with the sign that makes higher better.
 
-    A score that is not finite is worse than any other, whatever the metric.
+    Applied twice, it gives a finite score back. A score that is not finite ranks below all others
+    for every metric.
 
     >>> goodness("accuracy", 0.9), goodness("perplexity", 7.0), goodness("accuracy", float("nan"))
     (0.9, -7.0, -inf)

@@ -1,4 +1,4 @@
-"""Examination by tests: the model writes programs, the sandbox says which ones pass."""
+"""Evaluation by unit tests: the model writes programs, and the sandbox tests them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from goat_jax.evaluation.sandbox.run import check_sandbox, run_programs
 from goat_jax.evaluation.types import PREDICTIONS, Examination, ExamOptions, Sitting
 
 TEMPERATURE = 0.8
-"""Of several samples a question; a single one is the most likely."""
+"""Sampling temperature for several samples a question; a single sample is decoded greedily."""
 
 
 def examine_by_tests(sitting: Sitting) -> Examination:
-    """Writes `samples` programs a question and runs each with its tests: pass@k.
+    """Generates `samples` programs per question, runs each with its tests and computes pass@k.
 
     Raises:
-        UserError: running programs is not allowed by the options, or not possible here.
+        UserError: the options do not allow running programs, or this machine cannot confine them.
     """
     options, questions = sitting.options, sitting.questions
     check_programs(sitting.task, options)
@@ -57,7 +57,7 @@ def examine_by_tests(sitting: Sitting) -> Examination:
 
 
 def trial_of(program: str, row: Row) -> Trial:
-    """A program with the test of its question, in HumanEval's form."""
+    """Combines a program with the test of its question, given in HumanEval's format."""
     name = str(row["entry_point"])
     return Trial(
         program,
@@ -68,10 +68,10 @@ def trial_of(program: str, row: Row) -> Trial:
 
 
 def check_programs(task: ExamTask, options: ExamOptions) -> None:
-    """Refuses an exam by programs that the options do not allow, or that cannot be confined here.
+    """Checks that the options allow running programs and that this machine can confine them.
 
     Raises:
-        UserError: says how to allow it, or what is missing.
+        UserError: one of the two fails; the message says how to allow it, or what is missing.
     """
     if not options.run_programs:
         raise UserError(
@@ -82,7 +82,10 @@ def check_programs(task: ExamTask, options: ExamOptions) -> None:
 
 
 def _written(sitting: Sitting) -> tuple[list[str], list[Answer]]:
-    """All programs and the answers they are from: the first samples of all questions, then ..."""
+    """Returns all programs and the answers they come from, sample by sample.
+
+    The first sample of every question comes first, then the second of every question, and so on.
+    """
     options, questions = sitting.options, sitting.questions
     generator = sitting.subject.generator()
     total = 2 * options.samples * len(questions)

@@ -1,4 +1,4 @@
-"""Puts an exam to a model in one of its ways, and writes down what it said."""
+"""Evaluates a model on an eval task with one of its scoring methods and writes the records."""
 
 from __future__ import annotations
 
@@ -29,20 +29,22 @@ WAYS: dict[str, Callable[[Sitting], Examination]] = {
     CODE: examine_by_tests,
     JUDGE: examine_by_judge,
 }
-"""How to score -> what does it."""
+"""Scoring method -> the function that runs it."""
 
 NEEDS: dict[str, Callable[[ExamTask, ExamOptions], None]] = {
     CODE: lambda task, options: check_programs(task, options),
     JUDGE: lambda task, options: None if options.judge is None else check_judge(options.judge),
 }
-"""How to score -> the check of what it needs, besides a model and questions."""
+"""Scoring method -> the check of its requirements besides a model and questions."""
 
 
 def check_needs(task: ExamTask, way: str, options: ExamOptions) -> None:
-    """Checks what a way needs before the model, which may take long to load or to train.
+    """Checks a scoring method's requirements before the model is loaded or trained.
+
+    Loading and training may take long, so a missing requirement should fail first.
 
     Raises:
-        UserError: the task has no such way, or the options lack what it needs.
+        UserError: the task has no such scoring method, or the options lack what it needs.
         RunFailed: the judge does not answer.
     """
     task.check_way(way)
@@ -58,15 +60,19 @@ def examine(
     progress: Progress = lambda done, total: None,
     folder: Path | None = None,
 ) -> Examination:
-    """The scores and the records of one examination.
+    """Runs one evaluation and returns its scores and records.
 
     Args:
-        way: a key of `WAYS`.
-        folder: where the records will be written; answers and grades are kept there as they come,
-            so that an examination that was killed continues.
+        subject: the model to evaluate.
+        task: the eval task.
+        way: the scoring method, a key of `WAYS`.
+        options: the settings of the evaluation.
+        progress: a function that is called with the number of finished items and the total.
+        folder: the folder that the records will be written to. Answers and grades are saved there
+            as they arrive, so that a killed evaluation can continue. None saves nothing.
 
     Raises:
-        UserError: the task has no such way, or its questions cannot be read.
+        UserError: the task has no such scoring method, or its questions cannot be read.
     """
     task.check_way(way)
     journal = NOTHING_KEPT
@@ -76,10 +82,14 @@ def examine(
 
 
 def write_records(folder: Path, task: str, way: str, found: Examination) -> list[Path]:
-    """Writes `TASK-WAY-NAME.jsonl` for each of the records, and the scores beside them.
+    """Writes `TASK-WAY-NAME.jsonl` for each kind of record and a file with the scores.
 
-    Each file is written aside and renamed, so what was there before stays whole until then. What
-    was kept as it came is then removed, unless there is still something to be had.
+    Each file is written under another name and then renamed, so an older file stays complete until
+    it is replaced. The journal of partial results is then removed, unless the evaluation ended
+    with a problem: the next attempt continues from it.
+
+    Returns:
+        The paths of the files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []

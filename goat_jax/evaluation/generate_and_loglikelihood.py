@@ -1,4 +1,4 @@
-"""Examinations by generated answer and by the likelihood of options."""
+"""Evaluation by generated answers and by the log-likelihood of answer options."""
 
 from __future__ import annotations
 
@@ -20,13 +20,19 @@ def answer_all(
     progress: Callable[[int], None] = lambda done: None,
     journal: Journal = NOTHING_KEPT,
 ) -> list[Answer]:
-    """The answers to prompts, in their order; prompts of similar length share a batch.
+    """Generates the answers to prompts and returns them in the prompts' order.
 
-    A last batch is filled up with its last prompt, since another size would be another compile.
+    Prompts of similar length share a batch. The last batch is padded with copies of its last
+    prompt, since another batch size would cost another compile.
 
     Args:
-        journal: batches that are in it are not generated again, so that the others are drawn as
-            they would have been.
+        generator: the model.
+        prompts: the texts or token ids to continue.
+        sampling: the sampling settings.
+        batch_size: the number of prompts per batch.
+        progress: a function that is called with the number of finished prompts.
+        journal: batches generated earlier; they are not generated again. The other batches get the
+            same random draws as in an uninterrupted evaluation.
     """
     lengths = [len(generator.encode(prompt)) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lengths.__getitem__)
@@ -48,13 +54,16 @@ def answer_all(
 
 
 def cut_share(answers: Sequence[Answer]) -> dict[str, float]:
-    """The score cut_answers: the share that the new tokens were too few for, if there are any."""
+    """Returns the score cut_answers: the fraction of answers that ran out of new tokens.
+
+    The result is empty if there are none.
+    """
     cut = sum(answer.cut for answer in answers)
     return {CUT_ANSWERS: cut / len(answers)} if cut else {}
 
 
 def examine_by_answer(sitting: Sitting) -> Examination:
-    """Generates an answer to every question and compares what it says with the right one."""
+    """Generates an answer to every question and compares it with the correct one."""
     questions, task = sitting.questions, sitting.task
     answers = answer_all(
         sitting.subject.generator(),
@@ -70,10 +79,11 @@ def examine_by_answer(sitting: Sitting) -> Examination:
 def mark_answers(
     exam: Exam, questions: Sequence[Question], answers: Sequence[Answer]
 ) -> Examination:
-    """Compares what generated texts say with the right answers.
+    """Extracts answers from generated texts and compares them with the correct ones.
 
-    Scores: accuracy; accuracy_strict, if the exam has a stricter reading, to which an answer that
-    it cannot read is wrong; without_answer, the share of texts that say nothing to the question.
+    Scores: accuracy; accuracy_strict, if the eval task has a stricter parser, for which an answer
+    that it cannot parse is wrong; without_answer, the fraction of texts without an extractable
+    answer.
     """
     records, right, strict = [], [], []
     for question, answer in zip(questions, answers, strict=True):
@@ -95,9 +105,10 @@ def mark_answers(
 
 
 def examine_by_likelihood(sitting: Sitting) -> Examination:
-    """Takes the most likely option: by the sum of its tokens' log-probabilities, and by the mean.
+    """Picks the most likely option by the sum of its tokens' log-probabilities, and by the mean.
 
-    Scores: accuracy (sum) and accuracy_norm (mean, which does not favour short options).
+    Scores: accuracy (sum) and accuracy_norm (mean, which does not favor short options); cut_prompts
+    is the fraction of prompts that lost their beginning, if there are any.
     """
     questions = sitting.questions
     pairs = [(q.prompt, text) for q in questions for text in q.continuations]

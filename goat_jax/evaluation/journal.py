@@ -1,8 +1,8 @@
-"""Answers and grades written as they come, so that a killed evaluation continues where it was.
+"""Saves answers and grades as they arrive, so that a killed evaluation can continue.
 
-A journal is a file of JSON lines: the first names what its results depend on, each further one is
-a result. It is only a help, removed when the evaluation is done: one of other settings, or a line
-that is not whole, is ignored.
+A journal is a file of JSON lines: the first holds a digest of the settings that the results depend
+on, each further line is a result. It is only a cache and is removed when the evaluation is done: a
+journal of other settings is ignored, and so is an incomplete line.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from goat_jax.files import parse_json, write_whole
 
 
 class Journal:
-    """Results by what they depend on.
+    """A cache of results, each stored under a digest of its inputs.
 
     Args:
-        path: the file; None keeps nothing.
-        settings: what all results depend on, as JSON data.
+        path: the journal's file; None saves nothing.
+        settings: the settings that all results depend on, as JSON data.
     """
 
     def __init__(self, path: Path | None, settings: Any = None):
@@ -34,10 +34,11 @@ class Journal:
         head = json.dumps({"settings": digest(settings)})
         lines = [head, *self._read(path, head)]
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Rewriting the file drops an incomplete last line, so that `put` appends to a new line.
         write_whole(path, "".join(f"{line}\n" for line in lines))
 
     def _read(self, path: Path, head: str) -> list[str]:
-        """The lines of results that a file with this head has."""
+        """Loads the results of a file whose first line is `head`, and returns their lines."""
         try:
             first, *lines = path.read_text(encoding="utf-8").split("\n")[:-1]
         except (OSError, ValueError):
@@ -53,11 +54,11 @@ class Journal:
         return kept
 
     def get(self, key: Any) -> Any:
-        """The result of what it depends on; None if there is none."""
+        """Returns the result stored for these inputs; None if there is none."""
         return self._results.get(digest(key))
 
     def put(self, key: Any, result: Any) -> None:
-        """Writes a result, a whole line."""
+        """Appends a result to the file, as one complete line."""
         if self.path is None:
             return
         line = json.dumps({"key": digest(key), "result": result}) + "\n"
@@ -66,11 +67,11 @@ class Journal:
 
 
 NOTHING_KEPT = Journal(None)
-"""Keeps nothing."""
+"""A journal that saves nothing."""
 
 
 def digest(data: Any) -> str:
-    """A short text that stands for JSON data.
+    """Returns a short hash of JSON data.
 
     >>> digest({"a": 1}) == digest({"a": 1}) != digest({"a": 2})
     True

@@ -1,4 +1,4 @@
-"""A judge behind an endpoint that speaks the OpenAI chat protocol."""
+"""Client for an LLM judge behind an endpoint with the OpenAI chat protocol."""
 
 from __future__ import annotations
 
@@ -32,30 +32,31 @@ FINAL = {
     403: "the key may not use it",
     404: "there is nothing at this address, or no such model",
 }
-"""HTTP errors that end the evaluation."""
+"""HTTP status codes that end the evaluation, with their explanations."""
 PASSING = (408, 409, 425, 429)
-"""Errors of the 4xx kind that another attempt may not meet; others are the request's own."""
+"""4xx status codes that a retry may avoid; other 4xx codes are the fault of the request."""
 TOKENS = 2048
+"""Limit of an answer's tokens."""
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
-"""Names of the field that limits an answer: the protocol's first, and that of newer models."""
+"""Names of the field that limits an answer's tokens: the protocol's, then that of newer models."""
 LONGEST_WAIT = 120.0
-"""Seconds; an endpoint may ask for more, but then another attempt is made early."""
+"""Longest wait before a retry, in seconds, even if the endpoint asks for a longer one."""
 LARGEST = 4 * 2**20
-"""Bytes of an answer."""
+"""Largest answer that is read, in bytes."""
 DETAIL = 200
-"""Characters of an error."""
+"""Longest error message that is kept, in characters."""
 FIRST_QUESTION = [{"role": "user", "content": "Answer with the word yes."}]
 
 
 class Refused(Exception):
-    """An answer to one request that would be the same at another attempt."""
+    """Permanent failure of one request: a retry would get the same answer."""
 
 
 class Busy(Exception):
-    """A failure that another attempt may not meet.
+    """Temporary failure: a retry may succeed.
 
     Attributes:
-        wait: seconds after which the endpoint asks for it.
+        wait: the seconds that the endpoint asks to wait before the retry.
     """
 
     def __init__(self, text: str, wait: float = 0.0):
@@ -65,19 +66,23 @@ class Busy(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-    """An endpoint that grades, and how it is asked.
+    """An endpoint that grades answers, with the settings of its requests.
 
     Attributes:
-        url: the endpoint's address, up to and without /chat/completions.
-        model: the judge's name there.
-        key: bearer token; empty for none. It is sent to this address and nowhere else.
+        url: the endpoint's address, without the ending /chat/completions.
+        model: the judge's model name at the endpoint.
+        key: the bearer token; empty for none. It is sent to this address and nowhere else.
         prompts: the judge's instructions (`goat_jax.data.tasks.mt_bench`).
         references: question id -> reference answers.
-        attempts: requests before a grade is given up.
-        wait: seconds before the second attempt; doubled for each further one.
-        timeout: seconds for one request.
-        sleep: function that waits, for tests.
-        refused: fields that the model does not take, filled as it says so.
+        attempts: the number of requests before a grade is given up.
+        wait: the seconds before the second attempt; doubled for each further one.
+        timeout: the seconds that one request may take.
+        sleep: the function that waits, replaced in tests.
+        refused: request fields that the model rejects, added when it first rejects them.
+
+    Raises:
+        UserError: an invalid address or key, a key sent over plain http, no model name, or a number
+            out of its range.
     """
 
     url: str
@@ -102,7 +107,7 @@ class Judge:
 
 
 def _check_address(url: str, with_key: bool) -> None:
-    """Refuses what is no address of an endpoint, or would show the key to everybody between."""
+    """Raises `UserError` for an invalid address, or for one that would expose the key."""
     try:
         parts = urllib.parse.urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -130,13 +135,17 @@ def _is_loopback(host: str) -> bool:
 
 
 def check_key(key: str, where: str) -> None:
-    """Refuses a key that cannot be one; the message does not show it."""
+    """Raises `UserError` for an invalid key; the message does not contain it."""
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise UserError(f"{where} is not one line of printable ASCII characters without spaces")
 
 
 def read_key(path: Path) -> str:
-    """The key in a file, which is not on a command line for everybody to see."""
+    """Reads the key from a file, since a command line is visible to other users.
+
+    Raises:
+        UserError: the file cannot be read, is empty or holds no valid key.
+    """
     try:
         key = user_path(path).read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError:
@@ -151,13 +160,13 @@ def read_key(path: Path) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """A judge's answer about one turn.
+    """A judge's grade of one turn.
 
     Attributes:
-        score: 1 to 10; None if no request gave a grade.
+        score: the grade, 1 to 10; None if no request gave one.
         prompt: the name of the judge's instructions, and the request's text.
-        judgment: the answer's text, of the last attempt that had any.
-        error: why there is no score.
+        judgment: the text of the last answer received.
+        error: the reason that there is no score; empty if there is one.
     """
 
     score: float | None
@@ -167,10 +176,10 @@ class Verdict:
 
 
 def check_judge(judge: Judge) -> None:
-    """Asks something tiny, before anything that takes long depends on the judge.
+    """Sends a short test request, so that an unusable judge fails before any long computation.
 
     Raises:
-        RunFailed: no attempt gets an answer in the protocol's form.
+        RunFailed: no attempt gets an answer in the protocol's format.
     """
     _, error = _attempts(judge, FIRST_QUESTION, lambda said: "")
     if error:
@@ -180,13 +189,19 @@ def check_judge(judge: Judge) -> None:
 def grade(
     judge: Judge, question: str, category: str, asked: Sequence[str], answers: Sequence[str]
 ) -> Verdict:
-    """A grade for the last of one or two turns; without one after all attempts, none.
+    """Asks the judge to grade the last of one or two turns.
+
+    If all attempts fail, the verdict has no score.
 
     Args:
+        judge: the judge.
         question: the question's id.
+        category: the question's category, which selects the judge's instructions.
+        asked: the user's turns.
+        answers: the model's answers to them.
 
     Raises:
-        RunFailed: the endpoint refuses in a way that no attempt would mend.
+        RunFailed: the endpoint rejects the requests for a reason that no retry can fix.
     """
     reference = judge.references.get(question)
     name, messages = judge_messages(judge.prompts, category, asked, answers, reference)
@@ -202,10 +217,12 @@ def grade(
 def _attempts(
     judge: Judge, messages: Sequence[Mapping[str, str]], problem: Callable[[str], str]
 ) -> tuple[str, str]:
-    """The last text that the judge answered, and why it is of no use; empty if it is.
+    """Returns the judge's last answer and the reason that it is unusable, empty if it is usable.
 
     Args:
-        problem: text -> why it is of no use, or empty.
+        judge: the judge.
+        messages: the request's messages.
+        problem: text -> the reason that it is unusable, or empty.
     """
     said, error, asked_for = "", "", 0.0
     for attempt in range(judge.attempts):
@@ -230,7 +247,7 @@ def _attempts(
 
 
 def _line(judge: Judge, text: object) -> str:
-    """A text in one short line, without the key that an endpoint may have repeated."""
+    """Shortens a text to one line and removes the key, which an endpoint may have repeated."""
     return "".join(
         each if each.isprintable() else " " for each in _without_key(judge, str(text)).strip()
     )[:DETAIL]
@@ -241,15 +258,20 @@ def _without_key(judge: Judge, text: str) -> str:
 
 
 def ask(judge: Judge, messages: Sequence[Mapping[str, str]]) -> str:
-    """The text that the endpoint answers.
+    """Sends one request and returns the text of the answer.
+
+    An optional field that the endpoint rejects is added to `judge.refused`, and the request is sent
+    again without it.
 
     Raises:
-        RunFailed: it refuses for good.
-        Refused: it refuses this request for good.
-        Busy, OSError, HTTPException, ValueError: it failed, or did not answer in the protocol's
-            form.
+        RunFailed: the endpoint rejects all requests permanently.
+        Refused: the endpoint rejects this request permanently.
+        Busy: the endpoint failed temporarily, or its answer is too long.
+        OSError: the connection failed or timed out.
+        HTTPException: the answer is not valid HTTP.
+        ValueError: the answer does not have the protocol's format.
     """
-    while True:
+    while True:  # ends: every repetition leaves out one more optional field
         body = _body(judge, messages)
         try:
             data = _post(judge, json.dumps(body).encode())
@@ -265,7 +287,7 @@ def ask(judge: Judge, messages: Sequence[Mapping[str, str]]) -> str:
 
 
 def _body(judge: Judge, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """A request, without the fields that the model has refused."""
+    """Builds a request's body without the fields that the model has rejected."""
     body: dict[str, Any] = {"model": judge.model, "messages": list(messages)}
     limit = next((name for name in TOKEN_LIMITS if name not in judge.refused), None)
     if limit is not None:
@@ -276,7 +298,7 @@ def _body(judge: Judge, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]
 
 
 def _refused_field(body: Mapping[str, Any], why: str) -> str | None:
-    """The optional field of a request that an error names first."""
+    """Returns the optional field of a request that an error names first; None if it names none."""
     places = {
         name: found.start()
         for name in (*TOKEN_LIMITS, "temperature")
@@ -286,7 +308,10 @@ def _refused_field(body: Mapping[str, Any], why: str) -> str | None:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows nothing: another address would get the key, and no question (POST becomes GET)."""
+    """Follows no redirect: the other address would get the key, but no request body.
+
+    urllib turns a redirected POST into a GET.
+    """
 
     def redirect_request(self, *arguments: Any) -> None:
         return None
@@ -298,14 +323,19 @@ def _post(judge: Judge, body: bytes) -> bytes:
         headers["Authorization"] = f"Bearer {judge.key}"
     request = urllib.request.Request(judge.url.rstrip("/") + "/chat/completions", body, headers)
     handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
-    if judge.url.startswith("http:"):  # a proxy would see the key
+    if judge.url.startswith("http:"):  # without TLS a proxy would see the key
         handlers.append(urllib.request.ProxyHandler({}))
     with urllib.request.build_opener(*handlers).open(request, timeout=judge.timeout) as response:
         return _read(response, judge.timeout)
 
 
 def _read(response: Any, timeout: float) -> bytes:
-    """A response's bytes, which may neither come for ever nor be without end."""
+    """Reads a response's bytes, with a limit on their number and on the time.
+
+    Raises:
+        Busy: more than `LARGEST` bytes.
+        TimeoutError: the response does not end in time.
+    """
     end, data = time.monotonic() + timeout, b""
     while part := response.read1(2**16):
         data += part
@@ -317,7 +347,7 @@ def _read(response: Any, timeout: float) -> bytes:
 
 
 def _reason(data: bytes) -> str:
-    """What an error's body says: its parameter and message, or its text."""
+    """Extracts an error's parameter and message from its body, or else returns the body's text."""
     try:
         error = parse_json(data, "an error")
         error = error.get("error", error) if isinstance(error, dict) else error
@@ -329,7 +359,7 @@ def _reason(data: bytes) -> str:
 
 
 def _failure(judge: Judge, error: urllib.error.HTTPError, why: str) -> Exception:
-    """The exception for an HTTP error that no change of the request avoids."""
+    """Returns the exception for an HTTP error that no change of the request avoids."""
     code, place = error.code, f"the judge at {judge.url} answers {error.code}"
     if code in FINAL:
         return RunFailed(f"{place}: {FINAL[code]}")
@@ -345,7 +375,7 @@ def _failure(judge: Judge, error: urllib.error.HTTPError, why: str) -> Exception
 
 
 def _seconds(after: str) -> float:
-    """Seconds that a Retry-After header asks for, a number or a date; 0 if it is neither."""
+    """Parses a Retry-After header, a number or a date, to seconds; 0 if it is neither."""
     after = after.strip()
     if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", after):
         return float(after)

@@ -1,4 +1,7 @@
-"""Examination by a judge: both turns are answered, written as FastChat does, and graded."""
+"""Evaluation by an LLM judge: the model answers all turns, and the judge grades the answers.
+
+Answers and judgments are written in FastChat's format.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +24,18 @@ from goat_jax.evaluation.sampler import Answer, Generator, Prompt
 from goat_jax.evaluation.types import Examination, Sitting
 
 ANSWERS, JUDGMENTS = "answers", "judgments"
-"""Names of the files: FastChat's model_answer and its single-answer judgments."""
+"""Names of the record files: FastChat's model_answer and its single-answer judgments."""
 
 
 def examine_by_judge(sitting: Sitting) -> Examination:
-    """Answers all turns; with a judge, grades each.
+    """Generates answers to all turns and, if there is a judge, has each of them graded.
 
-    Scores: score (all turns that have a grade), score/turn_1, score/turn_2, and unscored, how many
-    turns have none. Without a judge only `answered`, the number of questions.
+    Scores: score (the mean over all graded turns), score/turn_1, score/turn_2, and unscored, the
+    number of turns without a grade. Without a judge there is only `answered`, the number of
+    questions. cut_answers is added if any answer ran out of new tokens.
 
     Raises:
-        RunFailed: the judge refuses for good.
+        RunFailed: the judge rejects requests for a reason that no retry can fix.
     """
     questions, judge = sitting.questions, sitting.options.judge
     found = _conversations(sitting)
@@ -59,13 +63,14 @@ def examine_by_judge(sitting: Sitting) -> Examination:
 
 
 def _conversations(sitting: Sitting) -> list[list[Answer]]:
-    """The answers to all turns of all questions: first turns together, then second ones."""
+    """Generates the answers to all turns: the first turns of all questions, then the second."""
     questions, options = sitting.questions, sitting.options
     generator = sitting.subject.generator()
     answers: list[list[Answer]] = [[] for _ in questions]
     total = sum(len(question.turns) for question in questions)
     done = 0
     for turn in range(max(len(question.turns) for question in questions)):
+        # A batch shares its sampling settings, so it has questions of one temperature only.
         for temperature in sorted({question.temperature for question in questions}):
             own = [
                 place
@@ -98,10 +103,16 @@ def _conversations(sitting: Sitting) -> list[list[Answer]]:
 def conversation(
     task: ExamTask, generator: Generator, turns: Sequence[str], answers: Sequence[str]
 ) -> Prompt:
-    """The prompt of the turn after these answers: in the task's template, or the model's own.
+    """Builds the prompt of the turn that follows these answers.
 
-    A model that learnt `messages` is asked in its chat template; another in the template it was
-    trained with, later turns going on in the same form.
+    A model trained on `messages` gets its tokenizer's chat template. Another model gets the task's
+    template that it was trained with, with later turns appended in the same format.
+
+    Args:
+        task: the eval task, with the template.
+        generator: the model, with its tokenizer.
+        turns: the user's turns of the conversation.
+        answers: the model's answers so far, one per earlier turn.
     """
     if task.format in CHAT_FORMATS:
         messages = []
@@ -124,7 +135,7 @@ def _verdicts(
     refused: list[RunFailed] = []
 
     def one(place: int, turn: int) -> Verdict:
-        if refused:  # for good: nothing more is asked
+        if refused:  # permanently: the remaining turns would fail the same way
             raise refused[0]
         question = sitting.questions[place]
         category = str(question.row.get("category", ""))
@@ -140,7 +151,7 @@ def _verdicts(
         except RunFailed as refusal:
             refused.append(refusal)
             raise
-        if verdict.score is not None:  # others are asked again
+        if verdict.score is not None:  # turns without a grade are retried by the next evaluation
             sitting.journal.put(key, dataclasses.asdict(verdict))
         return verdict
 
@@ -158,7 +169,7 @@ def _verdicts(
 def _judgment(
     model: str, judge: Judge, question: Question, turn: int, verdict: Verdict
 ) -> dict[str, Any]:
-    """One line of FastChat's file of judgments; its score is null where there is none."""
+    """Builds one line of FastChat's judgments file; its score is null if there is no grade."""
     return {
         "question_id": int(question.id) if question.id.isdigit() else question.id,
         "model": model,

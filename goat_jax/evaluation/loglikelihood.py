@@ -1,4 +1,4 @@
-"""How likely a model holds given continuations of prompts: batched, one compile per length."""
+"""Log-likelihoods of given continuations of prompts, in batches, with one compile per length."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from goat_jax.typing import PyTree
 
 
 class Likelihoods(NamedTuple):
-    """Of N continuations.
+    """Log-likelihoods of N continuations.
 
     Attributes:
-        sums: [N] float64, the log-probability of each given its prompt, in nats.
-        tokens: [N] int64, tokens of each.
-        cut: how many texts lost the beginning of their prompt because the context is too short.
+        sums: [N] float64, the log-probability of each continuation given its prompt, in nats.
+        tokens: [N] int64, the number of tokens of each continuation.
+        cut: the number of texts that lost the beginning of their prompt because the context is too
+            short.
     """
 
     sums: np.ndarray
@@ -33,17 +34,19 @@ class Likelihoods(NamedTuple):
 
     @property
     def means(self) -> np.ndarray:
-        """[N], per token."""
+        """Log-probabilities per token, [N]."""
         return self.sums / self.tokens
 
 
 class Scorer:
-    """Scores continuations with a decoder, its adapters active.
+    """Scores continuations with a decoder whose adapters are active.
 
     Args:
-        graph, trainable, base: of the model (`goat_jax.nn.dense.split_model`).
-        config: of the decoder.
-        tokenizer: of its checkpoint; prompt and continuation are tokenised as in training.
+        graph: the model's graph (`goat_jax.nn.dense.split_model`).
+        trainable: the model's trainable pytree.
+        base: the model's frozen pytree.
+        config: the decoder's config.
+        tokenizer: the checkpoint's tokenizer; prompt and continuation are tokenized as in training.
     """
 
     def __init__(
@@ -60,15 +63,18 @@ class Scorer:
         shapes: int = 5,
         progress: Callable[[int], None] = lambda done: None,
     ) -> Likelihoods:
-        """Log-probabilities of (prompt, continuation) pairs.
+        """Computes the log-probabilities of (prompt, continuation) pairs.
 
         Args:
-            shapes: padded lengths in use, each compiled once.
-            progress: is told how many pairs are done.
+            pairs: the (prompt, continuation) texts.
+            batch_size: the number of pairs per batch.
+            shapes: the largest number of padded lengths, each compiled once.
+            progress: a function that is called with the number of finished pairs.
 
         Raises:
-            UserError: a continuation without tokens, or one that alone fills the context.
-            RunFailed: a log-probability that is not finite; any comparison with it is meaningless.
+            UserError: a continuation has no tokens, or the context has no room for both it and a
+                token of the prompt.
+            RunFailed: a log-probability is not finite, so any comparison with it is meaningless.
         """
         texts = self._texts(pairs)
         length = int(texts.lengths.max())

@@ -1,4 +1,4 @@
-"""What is examined: a language model, from a run's checkpoint or as it was pretrained."""
+"""The language model under evaluation, from a run's checkpoint or as pretrained."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from goat_jax.training.task_types import LANGUAGE_MODEL
 from goat_jax.typing import Array, PyTree
 
 MULTIPLE = 64
-"""Prompts are padded to a multiple of so many tokens."""
+"""Prompts are padded to a multiple of this number of tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +33,14 @@ class Subject:
     """A language model with its tokenizer.
 
     Attributes:
-        name: of the run's folder or the model.
-        graph, trainable, base: of the model (`goat_jax.nn.dense.split_model`).
-        config: of the decoder.
-        tokenizer: of its checkpoint.
-        task: of the run; None for a pretrained model.
-        step: of the checkpoint; None for a pretrained model.
+        name: the name of the run's folder or of the model.
+        graph: the model's graph (`goat_jax.nn.dense.split_model`).
+        trainable: the model's trainable pytree.
+        base: the model's frozen pytree.
+        config: the decoder's config.
+        tokenizer: the checkpoint's tokenizer.
+        task: the run's task; None for a pretrained model.
+        step: the checkpoint's step; None for a pretrained model.
     """
 
     name: str
@@ -51,19 +53,19 @@ class Subject:
     step: int | None = None
 
     def generator(self) -> Generator:
-        """Answers prompts."""
+        """Returns a generator of answers to prompts."""
         model = merge_model(self.graph, self.trainable, self.base)
         return Generator(model, self.tokenizer, MULTIPLE)
 
     def digest(self) -> str:
-        """A short text that other weights would not have."""
+        """Returns a short hash of the name, the step and checksums of all weights."""
         leaves = jax.tree.leaves((self.trainable, self.base))
         arrays = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.number)]
         sums = [(leaf.shape, float(_sum(leaf)), float(_sum(jnp.abs(leaf)))) for leaf in arrays]
         return digest([self.name, self.step, sums])
 
     def scorer(self) -> Scorer:
-        """Tells how likely continuations are."""
+        """Returns a scorer of the log-likelihoods of continuations."""
         return Scorer(self.graph, self.trainable, self.base, self.config, self.tokenizer)
 
 
@@ -75,14 +77,17 @@ def _sum(leaf: Array) -> Array:
 def open_subject(
     source: str, step: int | None = None, dtype: str = "float32", mesh: MeshConfig = ONE_DEVICE
 ) -> Subject:
-    """A run's checkpoint (the best if no step is given), or a pretrained model.
+    """Loads a run's checkpoint or a pretrained model.
 
     Args:
-        dtype: of a pretrained model's weights; a run has its own.
-        mesh: what it is put on. Prompts come in any number, so only `tensor` may be above 1.
+        source: a run's folder, or the name or path of a pretrained model.
+        step: the run's checkpoint; None: the best one.
+        dtype: the dtype of a pretrained model's weights; a run's dtype is in its config.
+        mesh: the device mesh to load it on. The number of prompts in a batch is arbitrary, so only
+            `tensor` may be above 1.
 
     Raises:
-        UserError: neither a run nor a model, or no language model.
+        UserError: `source` is neither a run nor a model, or it is not a language model.
     """
     if (Path(source) / RUN).is_file():
         return _open_run(Path(source), step, mesh)

@@ -1,4 +1,4 @@
-"""Programs that a model wrote: cut out of its answer, and counted as pass@k."""
+"""Extracts programs from a model's answers and computes pass@k."""
 
 import re
 import textwrap
@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from goat_jax.errors import UserError
 
 FENCE = "```"
-# Where a model that only continues a function goes on to something else.
+# A base model does not stop at the end of the function: these lines begin the text after it.
 ENDINGS = re.compile(r"^(?:class |def |async def |@|if |print\(|#|assert |from |import )", re.M)
 
 
 def code_in(text: str) -> str:
-    r"""The first block of code in an answer, or what comes before a closing fence.
+    r"""Returns the first block of code in an answer, or the text before a closing fence.
 
     >>> code_in("Here it is:\n```python\nx = 1\n```\nIt sets x.")
     'x = 1\n'
@@ -31,7 +31,7 @@ def code_in(text: str) -> str:
 
 
 def _looks_like_code(text: str) -> bool:
-    """Whether text before a fence is code already, so that the fence closes it."""
+    """True if the text before a fence is already code, so that the fence closes it."""
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines or lines[0][0].isspace():
         return bool(lines)
@@ -39,15 +39,15 @@ def _looks_like_code(text: str) -> bool:
 
 
 def solution(prompt: str, entry_point: str, answer: str) -> str:
-    r"""The program of an answer: its own definition of the function, or the prompt continued.
+    r"""Builds the program of an answer: its definition of the function, or the prompt continued.
 
-    Whatever follows the function and is no program is cut off. An answer that has lost the
-    indentation of its first line, or of all, gets it back.
+    Text after the function that is not valid Python is removed. The indentation is restored if the
+    answer lost it in its first line or in all lines.
 
     Args:
       prompt: the beginning of a program, ending in the function's signature and docstring.
       entry_point: the function's name.
-      answer: what the model said.
+      answer: the model's answer.
 
     >>> solution("def one():\n", "one", "return 1\n\nprint(one())")
     'def one():\n    return 1\n'
@@ -66,14 +66,14 @@ def solution(prompt: str, entry_point: str, answer: str) -> str:
 
 
 def _indented(body: str) -> Iterator[str]:
-    """A function's body as it is, and with its indentation given back."""
+    """Yields a function's body unchanged, then with its indentation restored."""
     yield body
     yield "    " + body.lstrip()
     yield textwrap.indent(textwrap.dedent(body), "    ")
 
 
 def _longest_program(code: str) -> str:
-    """The most of the first lines that are a program; all of them if none are."""
+    """Returns the longest run of leading lines that compiles; all lines if none does."""
     lines = code.splitlines()
     for count in range(len(lines), 0, -1):
         part = "\n".join(lines[:count])
@@ -85,7 +85,7 @@ def _longest_program(code: str) -> str:
 def _compiles(code: str) -> bool:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what the program should better not do
+            warnings.simplefilter("ignore")  # a model's program may draw SyntaxWarnings
             compile(code, "answer", "exec")
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return False
@@ -93,7 +93,7 @@ def _compiles(code: str) -> bool:
 
 
 def definitions(prompt: str) -> str:
-    r"""The prompt of a question as a program, whose unfinished function does nothing.
+    r"""Completes a question's prompt to a program whose unfinished function does nothing.
 
     >>> definitions("import math\n\ndef one():\n")
     'import math\n\ndef one():\n\n    pass\n'
@@ -102,10 +102,18 @@ def definitions(prompt: str) -> str:
 
 
 def pass_at_k(samples: int, passed: int, k: int) -> float:
-    """Chance that one of k samples passes, estimated without bias from more of them.
+    """Estimates without bias the probability that at least one of k samples passes.
 
-    1 - C(n - c, k) / C(n, k), as a product that does not overflow (Chen et al. 2021, arXiv
+    Computes 1 - C(n - c, k) / C(n, k) as a product that does not overflow (Chen et al. 2021, arXiv
     2107.03374, section 2.1).
+
+    Args:
+      samples: the number of samples, n.
+      passed: the number of samples that passed, c.
+      k: the number of samples to draw, at most `samples`.
+
+    Raises:
+      UserError: `k` or `passed` is out of its range.
 
     >>> pass_at_k(10, 3, 1), pass_at_k(5, 0, 5), pass_at_k(5, 1, 5)
     (0.3, 0.0, 1.0)

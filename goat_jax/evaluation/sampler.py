@@ -1,4 +1,4 @@
-"""Text from a language model: one jitted prefill, one jitted step per token, a cache in between."""
+"""Text generation with a language model: one jitted prefill and one jitted step per token."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ from goat_jax.typing import Array, Key, PyTree
 from goat_jax.validation.fields import Count, NonNegative, Range, Seed, check_fields
 
 DEFAULT_NEW_TOKENS = 128
+"""Largest number of new tokens if `Sampling.max_new_tokens` is None."""
 
 Prompt = str | Sequence[int]
-"""A text, or token ids."""
+"""Text or token ids."""
 
 CONTEXT = 4
-"""Tokens of the prompt that an answer is decoded together with."""
+"""Number of the prompt's last tokens that are decoded together with an answer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen.
+    """Sampling settings: how the next token is chosen.
 
     Attributes:
-        temperature: 0 takes the most likely token; above, logits are divided by it.
-        top_p: only the most likely tokens that together have this probability.
-        max_new_tokens: at most so many a prompt; None: as many as the context has room for, up
-            to `DEFAULT_NEW_TOKENS`.
+        temperature: the divisor of the logits; 0 takes the most likely token.
+        top_p: the probability mass of the most likely tokens that are sampled from.
+        max_new_tokens: the largest number of new tokens per prompt; None: as many as the context
+            has room for, up to `DEFAULT_NEW_TOKENS`.
         stop: texts that end the answer; they are not part of it.
-        seed: of the draws.
+        seed: the random seed of the draws.
 
     Raises:
-        UserError: a number out of its range.
+        UserError: a number is out of its range.
     """
 
     temperature: NonNegative = 0.0
@@ -58,11 +59,11 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """The text that follows a prompt.
+    """A generated answer to a prompt.
 
     Attributes:
-        text: without the text that ended it.
-        cut: whether the new tokens ran out before the model ended it.
+        text: the answer, without the stop text that ended it.
+        cut: whether the new tokens ran out before the model ended the answer.
     """
 
     text: str
@@ -70,7 +71,7 @@ class Answer:
 
 
 def choose(logits: Array, key: Key, temperature: float, top_p: float) -> Array:
-    """The next token (B,) int32 for logits (B, V) float32.
+    """Chooses the next tokens (B,) int32 from logits (B, V) float32.
 
     >>> choose(jnp.array([[0.0, 2.0, 1.0]]), jax.random.key(0), 0.0, 1.0)
     Array([1], dtype=int32)
@@ -84,7 +85,7 @@ def choose(logits: Array, key: Key, temperature: float, top_p: float) -> Array:
 
 
 def _among_likely(logits: Array, top_p: float) -> Array:
-    """Whether the tokens more likely than this one have less than top_p together."""
+    """True for each token if the more likely tokens have a total probability below top_p."""
     order = jnp.argsort(-logits, axis=-1)
     ordered = jnp.take_along_axis(jax.nn.softmax(logits), order, axis=-1)
     before = jnp.cumsum(ordered, axis=-1) - ordered
@@ -92,21 +93,21 @@ def _among_likely(logits: Array, top_p: float) -> Array:
 
 
 class Generator:
-    """Answers prompts with a decoder, its adapters active.
-
-    Args:
-        model: a `Decoder`, with adapters or without.
-        tokenizer: of its checkpoint.
-        multiple: prompts are padded to a multiple of so many tokens where the context has room, so
-            that prompts of many lengths need few compiles.
-        apart: whether every layer gets a program of its own, in place of one scan over them. A CPU
-            copies each kernel of a scan out of its stack for every token; apart, tokens come faster
-            and compiling takes longer. The kernels are in memory twice for a while.
-
-    Attributes:
-        end_ids: tokens that end an answer.
+    """Answers prompts with a decoder whose adapters are active.
 
     The arrays of the model are arguments of the jitted steps, so new weights need no new compile.
+
+    Args:
+        model: a `Decoder`, with or without adapters.
+        tokenizer: the checkpoint's tokenizer.
+        multiple: the number of tokens that prompts are padded to a multiple of, if the context has
+            room, so that prompts of many lengths need few compiles.
+        apart: whether the layers are unrolled instead of scanned. In a scan, a CPU copies each
+            kernel out of its stack for every token; unrolled layers generate faster but take longer
+            to compile. While the model is unrolled, its kernels are in memory twice.
+
+    Attributes:
+        end_ids: the ids of the tokens that end an answer.
     """
 
     def __init__(self, model: Any, tokenizer: Any, multiple: int = 1, *, apart: bool = False):
@@ -120,15 +121,17 @@ class Generator:
         self._choose = jax.jit(choose, static_argnums=(2, 3))
 
     def tokens(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[np.ndarray]:
-        """Yields the next token (B,) of all prompts, one array a step.
+        """Yields the next token (B,) of all prompts, one array per step.
 
-        After a token that ends an answer a row repeats it; the steps end when all rows have.
+        A row that has ended its answer repeats an end token. The iteration stops when all rows have
+        ended.
 
         Args:
-            prompts: token ids, of any lengths.
+            prompts: the token ids of the prompts, of any lengths.
+            sampling: the sampling settings.
 
         Raises:
-            UserError: an empty prompt, or one that with the new tokens exceeds the context.
+            UserError: a prompt is empty, or exceeds the context together with its new tokens.
         """
         longest = max(map(len, prompts))
         steps = sampling.max_new_tokens
@@ -154,9 +157,12 @@ class Generator:
             ids, mask = jnp.asarray(tokens)[:, None], jnp.ones((len(prompts), 1), jnp.int32)
 
     def _padded(self, longest: int, steps: int) -> int:
-        """A length for prompts of up to `longest` tokens: a multiple, if that fits."""
+        """Returns the padded length of prompts of up to `longest` tokens.
+
+        The length is rounded up to the multiple if the context has room for it.
+        """
         length = -(-longest // self.multiple) * self.multiple
-        # Dynamic scaling sees how long a row is, so padding would change its answers.
+        # Dynamic RoPE scaling depends on the length of a row, so padding would change the answers.
         fits = length + steps <= self.config.context and self.config.rope.kind != "dynamic"
         return length if fits else longest
 
@@ -164,7 +170,7 @@ class Generator:
         if not all(prompts):
             raise UserError("an empty prompt: give it at least one token")
         check_ids({"vocab_size": prompts}, table_sizes(self.config))
-        # Dynamic scaling stretches as far as it must.
+        # Dynamic RoPE scaling extends the context as far as needed.
         if tokens > self.config.context and self.config.rope.kind != "dynamic":
             raise UserError(
                 f"a prompt and its answer may need {tokens} tokens, more than the model's context "
@@ -172,7 +178,7 @@ class Generator:
             )
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """A prompt's token ids: those that it would have in training."""
+        """Encodes a prompt to the token ids that it would have in training."""
         return encode_prompt(self.tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
 
     def answers(
@@ -181,7 +187,7 @@ class Generator:
         sampling: Sampling,
         stream: Callable[[str], None] | None = None,
     ) -> list[str]:
-        """The texts of `complete`."""
+        """Returns the texts of the answers of `complete`."""
         return [answer.text for answer in self.complete(prompts, sampling, stream)]
 
     def complete(
@@ -190,11 +196,15 @@ class Generator:
         sampling: Sampling,
         stream: Callable[[str], None] | None = None,
     ) -> list[Answer]:
-        """What follows the prompts.
+        """Generates the answers to prompts.
 
         Args:
-            prompts: texts of any lengths, or the token ids of a conversation.
-            stream: is handed the pieces of the first answer as they come.
+            prompts: texts of any lengths, or the token ids of conversations.
+            sampling: the sampling settings.
+            stream: a function that is called with each new piece of the first answer.
+
+        Raises:
+            UserError: a prompt is empty, or exceeds the context together with its new tokens.
         """
         encoded = [self.encode(prompt) for prompt in prompts]
         found: list[list[int]] = [[] for _ in prompts]
@@ -223,25 +233,31 @@ class Generator:
         ]
 
     def _text(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
-        """What tokens say after a prompt; alone, some tokenizers would drop their first space."""
+        """Decodes an answer's tokens after the end of their prompt.
+
+        Decoded alone, they would lose their first space with some tokenizers.
+        """
         before = list(prompt[-CONTEXT:])
         start = len(self.tokenizer.decode(before, skip_special_tokens=True))
         return self.tokenizer.decode([*before, *ids], skip_special_tokens=True)[start:]
 
 
 def end_ids(config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The tokens that end an answer: the tokenizer's, which training ends texts with, and the
-    checkpoint's own, of config.json and generation_config.json.
+    """Returns the ids of the tokens that end an answer.
+
+    The first is the tokenizer's end token, with which training ends texts. The others are those of
+    the checkpoint's config.json and generation_config.json.
 
     Args:
         config: a `DecoderConfig`.
+        tokenizer: the checkpoint's tokenizer.
     """
     own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
     return tuple(dict.fromkeys((*own, *config.eos_ids)))
 
 
 def unrolled(model: Any) -> Any:
-    """The model with each layer in a run of its own; the one given stays as it is."""
+    """Returns a copy of the model whose stacks of layers are split into single layers."""
     model = nnx.clone(model)
     for stack in find_stacks(model):
         stack.cut(range(1, sum(stack.sizes)))
@@ -251,7 +267,7 @@ def unrolled(model: Any) -> Any:
 def _extend(
     graph: Any, trainable: dict[str, PyTree], base: PyTree, ids: Array, mask: Array, cache: Cache
 ) -> tuple[Array, Cache]:
-    """Logits (B, V) after the last of these tokens, and the cache with them."""
+    """Returns the logits (B, V) after the last of these tokens, and the updated cache."""
     model = merge_model(graph, trainable, base)
     hidden, cache = model.extend(ids, mask, cache)
     return model.logits(hidden[:, -1]), cache
@@ -260,10 +276,12 @@ def _extend(
 def pad_left(
     prompts: Sequence[Sequence[int]], pad: int, length: int | None = None
 ) -> tuple[Array, Array]:
-    """Token ids and mask (B, T) int32, every prompt ending in the last column.
+    """Pads prompts on the left to token ids and a mask, both (B, T) int32.
 
     Args:
-        length: T; that of the longest prompt if not given.
+        prompts: the token ids of the prompts.
+        pad: the token id to pad with.
+        length: T; None: the length of the longest prompt.
 
     >>> ids, mask = pad_left([[5], [6, 7]], 0)
     >>> ids.tolist(), mask.tolist()
@@ -279,21 +297,23 @@ def pad_left(
 
 
 def _cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
-    """The text before the first stop text, and whether there was one."""
+    """Returns the text before the first stop text, and whether there was one."""
     places = [place for ending in stop if (place := text.find(ending)) >= 0]
     return (text[: min(places)], True) if places else (text, False)
 
 
 def _settled(text: str, stop: Sequence[str]) -> str:
-    """What of an unfinished text cannot change any more: its end may be half a character, or the
-    beginning of a stop text."""
+    """Returns the part of an unfinished text that can no longer change.
+
+    The end of the text may be half a character, or the beginning of a stop text.
+    """
     text = text.rstrip("\N{REPLACEMENT CHARACTER}")
     held = max((_overlap(text, ending) for ending in stop), default=0)
     return text[: len(text) - held]
 
 
 def _overlap(text: str, ending: str) -> int:
-    """How many characters at the end of a text could begin an ending."""
+    """Returns the number of characters at the end of a text that could begin an ending."""
     return next(
         (n for n in range(min(len(text), len(ending)), 0, -1) if text.endswith(ending[:n])), 0
     )

@@ -1,4 +1,4 @@
-"""What an examination is given and gives, whichever way it is put."""
+"""Inputs and results of an evaluation, shared by all scoring methods."""
 
 from __future__ import annotations
 
@@ -16,23 +16,29 @@ from goat_jax.evaluation.sandbox.limits import Limits
 from goat_jax.validation.fields import Count, NonNegative, Range, Seed, check_fields
 
 Progress = Callable[[int, int], None]
-"""(done, of how many) -> None."""
+"""(number of finished items, total number) -> None."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ExamOptions:
-    """How an examination is run.
+    """Settings of an evaluation.
 
     Attributes:
-        batch_size: prompts, or options, scored together.
-        temperature: of generated answers; None: as the questions say.
-        top_p, seed, max_new_tokens: as in `Sampling`; None: as the task says.
-        samples: programs written for each question.
-        ks: the k of pass@k.
+        batch_size: the number of prompts, or of answer options, per batch.
+        temperature: the temperature of generated answers; None: as the scoring method or the
+            question sets it.
+        top_p: the probability mass to sample from, as in `Sampling`.
+        seed: the random seed, as in `Sampling`.
+        max_new_tokens: the largest number of new tokens per answer; None: as the task sets it.
+        samples: the number of programs generated for each question.
+        ks: the values k of pass@k.
         run_programs: whether programs that the model wrote may be run, in the sandbox.
-        limits: of each program.
-        workers: programs, or questions to the judge, at a time.
-        judge: who grades conversations; None: answers are written, not graded.
+        limits: the resource limits of each program.
+        workers: the number of programs, or of requests to the judge, that run at a time.
+        judge: the judge of conversations; None: answers are written but not graded.
+
+    Raises:
+        UserError: a number is out of its range, or a k is above `samples`.
     """
 
     batch_size: Count = 16
@@ -56,11 +62,12 @@ class ExamOptions:
                 )
 
     def sampling(self, task: ExamTask, temperature: float, draw: int = 0) -> Sampling:
-        """How answers are drawn.
+        """Returns the sampling settings for answers to a task.
 
         Args:
-            temperature: unless the options have one.
-            draw: 0, 1, ... for several answers to the same questions.
+            task: the eval task.
+            temperature: the temperature if the options have none.
+            draw: the number of the sample, 0, 1, ..., of several answers to the same questions.
         """
         given = temperature if self.temperature is None else self.temperature
         return Sampling(
@@ -74,12 +81,12 @@ class ExamOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Examination:
-    """The outcome.
+    """The result of an evaluation.
 
     Attributes:
-        scores: by name; the first decides.
-        records: name of a file -> its lines.
-        problem: why there is no score to go by, in one line; empty if there is one.
+        scores: the scores by name; the first is the main one.
+        records: the name of each record file -> its lines.
+        problem: the reason that there is no usable score, in one line; empty if there is one.
     """
 
     scores: dict[str, float]
@@ -89,14 +96,15 @@ class Examination:
 
 @dataclasses.dataclass(frozen=True)
 class Sitting:
-    """One examination: who, what, how.
+    """Everything that one evaluation needs.
 
     Attributes:
         subject: the model.
-        task, questions: what it is asked.
-        options: how.
-        progress: is told how far it is.
-        journal: answers and grades so far.
+        task: the eval task.
+        questions: the task's questions.
+        options: the settings of the evaluation.
+        progress: a function that is called with the number of finished items and the total.
+        journal: the answers and grades so far.
     """
 
     subject: Subject
@@ -108,6 +116,6 @@ class Sitting:
 
 
 CUT_ANSWERS = "cut_answers"
-"""Name of the score that says how many answers ended with --max-new-tokens; there if any did."""
+"""Name of the score for the fraction of answers cut off by --max-new-tokens; absent if it is 0."""
 PREDICTIONS = "predictions"
 """Name of the file with a line for each question."""

@@ -1,1 +1,1 @@
-"""Adapters put into a model: targets, decompositions, sharded initialization."""
+"""Injects adapters into a model: targets, decompositions, sharded initialization."""

@@ -1,4 +1,4 @@
-"""Attaches adapters to the `Dense` modules of a model, and reports what was adapted and why."""
+"""Attaches adapters to the `Dense` modules of a model and reports what was adapted and why."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Override:
     """Other sizes or options for some modules.
 
     Attributes:
-        modules: a regular expression, list of suffixes, as for targets. Layers are named by their
-            number, so a range of layers is ``r".*layer\\.[0-5]\\..*"``.
-        options: what `methods.method_spec` takes: total_rank, num_experts, alpha, eta, scale, ...
-            but for what is one for the whole run (`adapters.spec.OF_THE_RUN`).
+        modules: a regular expression or a list of suffixes, as for targets. Layers are named by
+            their number, so a range of layers is ``r".*layer\\.[0-5]\\..*"``.
+        options: options of `methods.method_spec`, such as total_rank, num_experts, alpha, eta and
+            scale, except those that apply to the whole run (`adapters.spec.OF_THE_RUN`).
     """
 
     modules: str | tuple[str, ...]
@@ -53,14 +53,14 @@ class Override:
             check_regex("override", self.modules)
 
     def spec(self, spec: AdapterSpec) -> AdapterSpec:
-        """The spec of these modules.
+        """Returns the spec of these modules.
 
         Args:
-            spec: that of all others.
+            spec: the spec of all other modules.
 
         Raises:
             UserError: an option that the method does not have or that does not fit it, or one that
-                is one for the whole run.
+                applies to the whole run.
         """
         own = spec.replace(**self.options)
         for field in OF_THE_RUN:
@@ -75,7 +75,16 @@ class Override:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the report: a module (of several layers, if stacked) and what became of it."""
+    """One line of the report: a module (of several layers, if stacked) and how it is trained.
+
+    Attributes:
+        name: the module's name pattern.
+        layers: the layers that the module holds; None outside a stack.
+        shape: the kernel's shape (I, O), without a layer axis.
+        trained: number of trained parameters of the module and its adapter.
+        what: "adapter", "trained in full" or "frozen".
+        reason: the reason why the module has no adapter; else empty.
+    """
 
     name: str
     layers: range | None
@@ -87,12 +96,14 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class InjectReport:
-    """What `inject` did.
+    """Summary of an `inject` call.
 
     Attributes:
-        rows: one per module or run of layers; `what` is "adapter", "trained in full" or "frozen".
-        adapter_parameters, head_parameters, total_parameters: counts; total has all of the model.
-        pretrained_parameters: of the model before.
+        rows: one row per module or run of layers.
+        adapter_parameters: number of the adapters' trained parameters.
+        head_parameters: number of parameters trained in full.
+        total_parameters: number of all parameters of the model, with the adapters' trained ones.
+        pretrained_parameters: number of the model's parameters before the call.
     """
 
     rows: tuple[Row, ...]
@@ -103,12 +114,12 @@ class InjectReport:
 
     @property
     def trained_parameters(self) -> int:
-        """Everything that is optimised."""
+        """Number of parameters that are optimized."""
         return self.adapter_parameters + self.head_parameters
 
     @property
     def adapter_share(self) -> float:
-        """Parameters of the adapters over those of the pretrained model, as papers count."""
+        """Ratio of adapter parameters to those of the pretrained model, as papers count."""
         return self.adapter_parameters / self.pretrained_parameters
 
 
@@ -124,25 +135,28 @@ def inject(
     placing: Placing | None = None,
     svds: SvdStore | None = None,
 ) -> InjectReport:
-    """Attaches an adapter to every target, in place; edits its kernel as the method says.
+    """Attaches an adapter to every target, in place, and edits its kernel as the method requires.
 
-    Stacked layers are initialised together. Where overrides make layers of a stack differ, the
-    stack is cut into runs of equal layers.
+    Stacked layers are initialized together. Where overrides make layers of a stack differ, the
+    stack is split into runs of equal layers.
 
     Args:
-        model: pretrained, without adapters.
+        model: the pretrained model, without adapters.
         spec: the method.
-        targets: which `Dense` modules get one, by their Hugging Face names; "all-linear" are those
-            of the transformer blocks.
-        key: every module derives its own key from its name, whatever else is adapted.
-        overrides: the first that matches a module applies.
-        train: modules trained in full (the task head), with their parts; they get no adapter. A
-            method that trains the whole model trains all others in full, too.
+        targets: the `Dense` modules that get an adapter, by their Hugging Face names; "all-linear"
+            means those of the transformer blocks.
+        key: PRNG key; every module derives a key from it by name, whatever else is adapted.
+        overrides: specs for some modules; the first that matches a module applies.
+        train: modules trained in full (the task head), with their submodules; they get no adapter.
+            A method that trains the whole model trains all others in full, too.
         gradients: full module name -> gradient (I, O) of the loss with respect to its kernel, for
             methods that start from it.
-        placing: where on a mesh the arrays go; None leaves them on one device. Layers of a stack
-            are then shared out among all devices for what their start computes.
-        svds: where decompositions are looked up and kept, layer by layer; None computes them.
+        placing: sharding of the arrays on a mesh; None leaves them on one device. With it, the
+            initialization of a stack's layers is distributed over all devices.
+        svds: cache of the layers' SVDs; None computes them without one.
+
+    Returns:
+        The report on every module.
 
     Raises:
         UserError: a target or override that matches nothing, nothing that could be adapted, or a
@@ -157,9 +171,11 @@ def inject(
     (True, 66)
     """
     pretrained = _size(model, nnx.Param)
+    # First, so that a wrong target does not leave a half-adapted model.
     check_choices(model, spec, targets, overrides, train)
     if targets == ALL_LINEAR:
         targets = _in_blocks(model)
+    # Before the modules are listed: each then has one spec for all its layers.
     _cut_stacks(model, spec, targets, overrides, train)
     rows = []
     for site in find_sites(model):
@@ -175,6 +191,7 @@ def inject(
             elif spec.whole_model:
                 what, reason = "trained in full", ""
         rows.append((site, what, reason, shape))
+    # After the adapters are attached, since a kernel that has one stays frozen.
     train_in_full(model, EVERYTHING if spec.whole_model else train)
     return _report(model, rows, pretrained)
 
@@ -186,10 +203,10 @@ def check_choices(
     overrides: Sequence[Override] = (),
     train: Targets = (),
 ) -> None:
-    """Checks what `inject` is to adapt; shapes are all it looks at, so weights need not be there.
+    """Checks the arguments of `inject`; it reads shapes alone, so weights may be abstract.
 
     Raises:
-        UserError: as `inject`.
+        UserError: as `inject`, except for a module that has an adapter already.
     """
     sites = find_sites(model)
     names = [name for site in sites for name in site.names()]
@@ -213,7 +230,7 @@ def check_choices(
 
 
 def _in_blocks(model: nnx.Module) -> list[str]:
-    """Every linear layer of the blocks, as the paper adapts; of the whole model without blocks."""
+    """Names every linear layer of the blocks, as the paper adapts, or of a model without blocks."""
     sites = find_sites(model)
     blocks = [site for site in sites if site.layers is not None] or sites
     return [name for site in blocks for name in site.names()]
@@ -229,7 +246,7 @@ def _resolve(name: str, spec: AdapterSpec, overrides: Sequence[Override]) -> Ada
 def _choose(
     site: Site, name: str, spec: AdapterSpec, targets: Targets, overrides: Sequence[Override]
 ) -> tuple[AdapterSpec | None, str]:
-    """The spec of a module, or None and why it stays as it is."""
+    """Returns a module's spec, or None and the reason why it gets no adapter."""
     if not matches(name, targets):
         return None, "not a target"
     own = _resolve(name, spec, overrides)
@@ -246,7 +263,7 @@ def _cut_stacks(
     overrides: Sequence[Override],
     train: Targets,
 ) -> None:
-    """Cuts every stack where the choice for any of its modules changes from layer to layer."""
+    """Splits every stack where the choice for any of its modules changes between layers."""
     for stack in find_stacks(model):
         inside = [s for s in find_sites(model) if s.layers is not None and _is_part(stack, s)]
         choices: dict[int, list[Any]] = {}
@@ -272,7 +289,7 @@ def attach(
     placing: Placing | None = None,
     svds: SvdStore | None = None,
 ) -> None:
-    """Initialises an adapter from the site's kernel and hangs it there."""
+    """Initializes an adapter from a module's kernel and attaches it there."""
     dense: Dense = site.module  # type: ignore[assignment]
     if dense.adapter is not None:
         raise UserError(f"{site.names()[0]} has an adapter already: start from a new model")
@@ -291,7 +308,7 @@ def start_adapter(
     placing: Placing | None = None,
     svds: SvdStore | None = None,
 ) -> AdapterStart:
-    """`init_adapter` of a site; layers of a stack one by one, each with the key of its own name."""
+    """Calls `init_adapter` on a module; each layer of a stack has a key derived from its name."""
     numbers = jnp.array([name_number(name) for name in site.names()], jnp.uint32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
     known = _gradients_of(site, gradients)
@@ -310,8 +327,10 @@ def start_adapter(
 def _stored_segments(
     kernel: jax.Array, spec: AdapterSpec, keys: Key, site: Site, svds: SvdStore
 ) -> Svd | None:
-    """The segments of a site's layers from a store, stacked; None for starts without any, and where
-    shapes are all there is."""
+    """Returns the stacked SVD segments of a module's layers from a store.
+
+    None for methods that use no segments, and where the kernel is abstract (shapes alone).
+    """
     smaller = min(kernel.shape[-2:])
     if segment_index(smaller, spec, keys[0]) is None or not is_known(kernel):
         return None
@@ -326,7 +345,7 @@ def _stored_segments(
 
 
 def _gradients_of(site: Site, gradients: Mapping[str, jax.Array] | None) -> jax.Array | None:
-    """The gradients (L, I, O) of a site's layers, None if none are given."""
+    """Returns the gradients (L, I, O) of a module's layers; None if none are given."""
     if gradients is None:
         return None
     for name in site.names():
@@ -356,8 +375,8 @@ def _start_stacked(
 def train_in_full(model: nnx.Module, modules: Targets) -> None:
     """Turns the parameters of these modules into `Head`: trained in float32, not frozen.
 
-    The kernel under an adapter stays frozen, or what the adapter left of it. A module that sets the
-    dtype of what follows goes on computing in the one it was stored in.
+    A kernel with an adapter stays frozen, also if the adapter changed it. A module that sets the
+    hidden states' dtype (`kept_dtype`) keeps computing in the dtype it was stored in.
     """
     for site in _with_parameters(model):
         if not trains(site.names()[0], modules):
@@ -372,7 +391,7 @@ def train_in_full(model: nnx.Module, modules: Targets) -> None:
 
 
 def _with_parameters(model: nnx.Module) -> list[Site]:
-    """Every module that has parameters of its own, linear or not."""
+    """Finds every module that directly holds parameters, linear or not."""
     return [
         site
         for site in find_sites(model, nnx.Module)

@@ -1,8 +1,8 @@
-"""Work on whole layers of a stack that is cut over a mesh: every device takes layers of its own.
+"""Applies a function to complete layers of a stack that is sharded over a mesh.
 
-As many layers at a time as there are devices: their parts are exchanged so that each device has one
-layer whole, and what it makes of it is cut up and exchanged again. Nothing is ever whole everywhere
-that is not to be.
+It takes as many layers at a time as there are devices. Their shards are exchanged so that each
+device has one complete layer, and the result is split and exchanged back. So no device ever holds
+more than one complete layer, except where `out_specs` replicates a result.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,14 @@ from goat_jax.typing import Array, PyTree
 def map_layers(
     function: Callable[..., PyTree], mesh: Mesh, specs: PyTree, out_specs: PyTree, *stacked: PyTree
 ) -> PyTree:
-    """``function`` of every layer of stacked arrays, each on one device, under `jax.jit`.
+    """Applies ``function`` to every layer of stacked arrays, each on one device, under `jax.jit`.
 
     Args:
-        function: of one layer's arrays, without their layer axis.
-        specs: how the arguments are cut, a `PartitionSpec` for every leaf; the layer axis, their
-            first, is not.
-        out_specs: the same for the results.
+        function: takes one layer's arrays, without their layer axis.
+        mesh: the mesh of devices.
+        specs: sharding of the arguments, a `PartitionSpec` for every leaf; the layer axis, which
+            comes first, is not sharded.
+        out_specs: sharding of the results, in the same form.
         stacked: pytrees whose leaves all have L layers.
 
     >>> mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -44,7 +45,7 @@ def map_layers(
             return jax.tree.map(partial(_scatter, mesh), made, out_specs)
 
         def cut(array: Array) -> Array:
-            # Copies of the last layer fill up the last group.
+            # Copies of the last layer pad the last group.
             filled = [array, *[array[-1:]] * (groups * devices - layers)]
             return jnp.concatenate(filled).reshape(groups, devices, *array.shape[1:])
 
@@ -56,7 +57,7 @@ def map_layers(
 
 
 def _axes(mesh: Mesh, spec: PartitionSpec) -> dict[str, int]:
-    """Mesh axis -> the array axis that it alone cuts."""
+    """Maps each mesh axis to the array axis that it shards alone."""
     single = {}
     for place, entry in enumerate(spec):
         names = (entry,) if isinstance(entry, str) else tuple(entry or ())
@@ -66,7 +67,7 @@ def _axes(mesh: Mesh, spec: PartitionSpec) -> dict[str, int]:
 
 
 def _shared(spec: PartitionSpec) -> dict[int, tuple[str, ...]]:
-    """Array axis -> the several mesh axes that cut it."""
+    """Maps each array axis to the mesh axes that shard it, where there are several."""
     return {
         place: tuple(entry)
         for place, entry in enumerate(spec)
@@ -75,7 +76,7 @@ def _shared(spec: PartitionSpec) -> dict[int, tuple[str, ...]]:
 
 
 def _gather(mesh: Mesh, array: Array, spec: PartitionSpec) -> Array:
-    """From this device's part of N layers, one for each of N devices, to its layer whole."""
+    """Exchanges this device's shards of N layers, one per device, for one complete layer."""
     for place, names in _shared(spec).items():
         array = jax.lax.all_gather(array, names, axis=place, tiled=True)
     single = _axes(mesh, spec)
@@ -90,8 +91,9 @@ def _gather(mesh: Mesh, array: Array, spec: PartitionSpec) -> Array:
 
 
 def _scatter(mesh: Mesh, array: Array, spec: PartitionSpec) -> Array:
-    """The way back: from one whole layer to this device's part of N."""
+    """Inverts `_gather`: exchanges one complete layer for this device's shards of N layers."""
     array, single = array[None], _axes(mesh, spec)
+    # In reverse order, to undo the exchanges of `_gather`.
     for name in reversed(mesh.axis_names):
         if name in single:
             array = jax.lax.all_to_all(array, name, single[name], 0, tiled=True)

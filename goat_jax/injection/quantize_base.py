@@ -1,4 +1,4 @@
-"""Puts the frozen kernels of a model into few bits, after its adapters have been started."""
+"""Quantizes the frozen kernels of a model, after its adapters have been initialized."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from goat_jax.typing import Array
 
 @dataclasses.dataclass(frozen=True)
 class QuantizeReport:
-    """What a quantisation saved and what it cost.
+    """Memory saved by a quantization, and its error.
 
     Attributes:
         kind: a key of `goat_jax.nn.quantized_kernel.KINDS`.
-        before, after: bytes of the quantised kernels, scales included, codes of 4 bits as half a
-            byte.
+        before: bytes of the kernels before quantization.
+        after: bytes after it, scales included, with a 4-bit code as half a byte.
         errors: name pattern -> relative error per layer, ||W - W'|| / ||W|| (Frobenius).
     """
 
@@ -43,10 +43,14 @@ class QuantizeReport:
 
 
 def quantize_base(model: nnx.Module, kind: str) -> QuantizeReport:
-    """Quantises every frozen kernel of the model's linear layers, in place.
+    """Quantizes every frozen kernel of the model's linear layers, in place.
 
-    Layer by layer: what is needed besides is one layer's kernel. Modules that are trained in full
-    stay as they are.
+    It works layer by layer, so the extra memory is one layer's kernel. Modules that are trained in
+    full stay as they are.
+
+    Args:
+        model: the model, changed in place.
+        kind: a key of `goat_jax.nn.quantized_kernel.KINDS`.
 
     Raises:
         UserError: qwix is not installed.
@@ -66,7 +70,7 @@ def quantize_base(model: nnx.Module, kind: str) -> QuantizeReport:
         if site.layers is None:
             codes, scales = codes[0], scales[0]
         dense.quantized = nnx.data(QuantizedKernel(codes, scales, kind))
-        dense.kernel = None  # type: ignore[assignment]  (nobody reads it from here on)
+        dense.kernel = None  # type: ignore[assignment]  (not read once `quantized` is set)
     return QuantizeReport(
         kind, before, after, {name: jnp.concatenate(e) for name, e in errors.items()}
     )
@@ -78,7 +82,7 @@ def _bits(kind: str) -> int:
 
 @partial(jax.jit, static_argnums=1)
 def _quantize_layers(kernels: Array, kind: str) -> tuple[Array, Array, Array]:
-    """Codes, scales and relative errors of kernels (L, I, O)."""
+    """Returns codes, scales and relative errors of kernels (L, I, O)."""
 
     def one(kernel: Array) -> tuple[Array, Array, Array]:
         codes, scales = quantize(kernel, kind)

@@ -1,4 +1,4 @@
-"""The start of adapters, layer by layer: on one device, or with the layers shared out on a mesh."""
+"""Initializes adapters layer by layer, on one device or with the layers distributed over a mesh."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from goat_jax.typing import Array, Key
 
 
 class Placing(Protocol):
-    """Where the arrays of a model go; `goat_jax.sharding.rules.Placement` is one."""
+    """Gives the sharding of a model's arrays; `goat_jax.sharding.rules.Placement` is one."""
 
     @property
     def whole(self) -> NamedSharding:
-        """A copy on every device."""
+        """Replicated sharding: a copy on every device."""
         ...
 
     def parameter(self, site: Site, name: str) -> NamedSharding:
-        """Of a parameter of a module."""
+        """Returns the sharding of a module's parameter."""
         ...
 
     def adapter(self, site: Site, name: str, shape: Sequence[int]) -> NamedSharding:
-        """Of an array of an adapter."""
+        """Returns the sharding of an adapter's array."""
         ...
 
 
 def start_layers(
     kernels: Array, keys: Key, gradients: Array | None, segments: Svd | None, spec: AdapterSpec
 ) -> AdapterStart:
-    """`init_adapter` of stacked layers (L, I, O), each with its own key, gradient and segments."""
+    """Calls `init_adapter` on stacked layers (L, I, O), with a key and optional arrays for each."""
     # A map, not a vmap: one layer's SVD is in memory at a time, and its result does not depend on
     # which layers are stacked with it.
     return jax.lax.map(
@@ -54,18 +54,24 @@ def start_on_mesh(
     site: Site,
     placing: Placing,
 ) -> AdapterStart:
-    """The start of a site's adapter, every array where it belongs.
+    """Initializes the adapter of a module on a mesh, with every array in its sharding.
 
-    A stack's layers are shared out among all devices, as many at a time as there are devices, so
-    that each decomposes only its own; a device holds one whole kernel at a time and no more.
+    The layers of a stack are distributed over all devices, as many at a time as there are devices,
+    so that each device decomposes only the layers assigned to it. A device holds at most one
+    complete kernel at a time.
 
     Args:
         kernel: (L, I, O) of a stack, or (I, O), on the mesh.
-        keys: (L,), or (1,).  gradients: (L, I, O), (1, I, O) or None.
-        segments: of every layer's experts, if they are known.
+        spec: the method.
+        keys: (L,), or (1,).
+        gradients: (L, I, O), (1, I, O) or None.
+        segments: the SVD segments of every layer's experts, or None if they are to be computed.
+        site: the module.
+        placing: gives the sharding of every array.
     """
     stacked = site.layers is not None
     all_layers = _all_layers(spec, stacked)
+    # The shardings depend on the arrays' shapes, and the jitted function needs them in advance.
     abstract = jax.eval_shape(all_layers, kernel, keys, gradients, segments)
 
     def arrays(values: dict[str, Any]) -> Named:
@@ -78,7 +84,7 @@ def start_on_mesh(
 
 
 def key_everywhere(keys: Key, whole: NamedSharding) -> Key:
-    """PRNG keys on every device of a mesh, also on those of other processes."""
+    """Replicates PRNG keys on every device of a mesh, including those of other processes."""
     return jax.random.wrap_key_data(jax.device_put(jax.random.key_data(keys), whole))
 
 
@@ -93,7 +99,7 @@ def _compiled(
     with_segments: bool,
     where: tuple[NamedSharding, Named, NamedSharding, Named],
 ) -> Callable[..., AdapterStart]:
-    """The jitted start of modules that are alike, compiled once for all of them."""
+    """Returns the jitted initialization, compiled once for all modules that are alike."""
     kernel, factors, scale, constants = where
     start = AdapterStart(*cast(Any, (kernel, dict(factors), scale, dict(constants))))
     if not stacked:
@@ -109,7 +115,10 @@ def _compiled(
 
 
 def _all_layers(spec: AdapterSpec, stacked: bool) -> Callable[..., AdapterStart]:
-    """The start of a stack, for its shapes, or of a kernel alone with a key and gradient (1,)."""
+    """Returns the initialization of a stack (used for its shapes alone) or of one kernel.
+
+    For one kernel the key and the gradient have a leading axis of 1.
+    """
     one = partial(_one, spec=spec)
     if stacked:
         return jax.vmap(one)

@@ -1,9 +1,9 @@
-"""Decompositions kept on disk by their content: a second start, a sweep, a sibling run find them.
+"""Disk cache of kernels' SVDs, keyed by content, so that restarts and sweeps compute them once.
 
-A file's name is the hash of the kernel's bytes and of what was computed from it; so nothing has to
-be invalidated, and two processes that write one file write the same. Files are written whole, carry
-a checksum, and are computed again if it does not hold. A folder that cannot be read or written
-costs a warning, never a run.
+A file's name is the hash of the kernel's bytes and of the parameters of the decomposition. So
+entries never need invalidating, and two processes that write the same file write the same content.
+Files are written atomically and carry a checksum; one whose checksum is wrong is computed again. A
+folder that cannot be read or written costs a warning and never stops a run.
 """
 
 from __future__ import annotations
@@ -39,31 +39,31 @@ def _lapack(kernel: np.ndarray) -> Svd:
 _jitted = jax.jit(svd_of_kernel)
 
 ROUTES: dict[str, Callable[[np.ndarray], Svd]] = {"lapack": _lapack, "gram": svd_by_gram}
-"""How a kernel is decomposed: by LAPACK in float32, or by the eigenvectors of its smaller Gram
-matrix in float64 (`core.svd.svd_by_gram` states its error)."""
+"""Name -> function that decomposes a kernel: LAPACK in float32, or the eigenvectors of the smaller
+Gram matrix in float64 (`core.svd.svd_by_gram` states its error)."""
 
 KEEP = ("segments", "full")
 
 WORK_BYTES = 4 * 2**30
-"""Memory for what decompositions of several kernels at once compute with."""
+"""Working memory in bytes for decompositions that run at the same time."""
 
 COPIES = 7
-"""How many float64 arrays of its kernel's size one decomposition holds: measured, 3 to 5.3 by the
-Gram matrix, up to 7 where a square kernel then goes to LAPACK."""
+"""Number of float64 arrays of the kernel's size that one decomposition holds. Measured: 3 to 5.3
+by the Gram matrix, up to 7 where a square kernel then falls back to LAPACK."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SvdConfig:
-    """How starts from an SVD are computed and kept.
+    """Settings for computing and caching the SVDs that adapters are initialized from.
 
     Attributes:
-        folder: where; "none" keeps nothing; "auto" is the user's cache folder on the command line
-            and "none" elsewhere.
+        folder: the cache folder; "none" keeps nothing; "auto" is the user's cache folder on the
+            command line and "none" elsewhere.
         keep: "segments" keeps the triplets that the experts start from, 4 r (I + O) bytes a kernel,
             which serve any rho, eta, scale and alpha; "full" keeps all of them,
             4 H (I + O + 1) bytes with H the smaller side (one and a half to two times the kernel in
             float32), which serve any rank, number of experts and choice of segments as well.
-        route: a key of `ROUTES`. "gram" is the faster one, and the more exact.
+        route: a key of `ROUTES`. "gram" is the faster and the more accurate one.
 
     Raises:
         UserError: an unknown choice.
@@ -78,20 +78,21 @@ class SvdConfig:
 
     @property
     def store(self) -> SvdStore:
-        """What `inject` uses."""
+        """The store that `inject` uses."""
         folder = None if self.folder in (AUTO, NONE) else user_path(self.folder)
         return SvdStore(folder, self.keep, self.route)
 
 
 @dataclasses.dataclass
 class SvdStore:
-    """Decompositions by content.
+    """Cache of decompositions by content.
 
     Attributes:
-        folder: where they are kept; None only computes.
+        folder: the cache folder; None computes without caching.
         keep: see `SvdConfig`.
         route: see `SvdConfig`.
-        found, computed: how many were read and how many were not there (or damaged).
+        found: number of decompositions read from the cache.
+        computed: number of decompositions computed, because they were missing or damaged there.
 
     >>> import tempfile
     >>> kernel = np.diag(np.arange(4.0, 0.0, -1.0)).astype(np.float32)
@@ -114,15 +115,16 @@ class SvdStore:
     def triplets(
         self, kernel: np.ndarray, index: np.ndarray, turn: AbstractContextManager | None = None
     ) -> Svd:
-        """u (I, n), s (n,), vt (n, O), float32, of the triplets with these numbers (n,).
+        """Returns u (I, n), s (n,), vt (n, O), float32, of the triplets with these indices (n,).
 
         Args:
             kernel: (I, O), any float dtype.
-            turn: entered to decompose it, not to look it up.
+            index: indices of the triplets, (n,).
+            turn: context manager entered to decompose the kernel, but not to look it up.
         """
         whole = self.keep == "full"
         path = self._path(kernel, None if whole else index)
-        # One that is being decomposed by another thread is waited for, and read.
+        # If another thread is decomposing the same kernel, wait for it, then read its result.
         with nullcontext() if path is None else self._making.setdefault(path, Lock()):
             n = min(kernel.shape) if whole else len(index)
             kept = None if path is None else _read(path, kernel.shape, n)
@@ -139,11 +141,16 @@ class SvdStore:
         return _take(kept, index) if whole else kept
 
     def of_layers(self, kernel: jax.Array, indices: Sequence[np.ndarray]) -> list[Svd]:
-        """`triplets` of every layer of a stack (L, I, O), or of one kernel (I, O); as many are
-        decomposed at a time as there are cores, and room for in `WORK_BYTES`.
+        """Returns `triplets` of every layer of a stack (L, I, O), or of one kernel (I, O).
 
-        Of a kernel that is spread over several processes each of them looks up or computes every
-        so manyth layer, has one whole at a time, and tells the others; all have to call it.
+        Several kernels are decomposed at a time, as many as there are cores and `WORK_BYTES`
+        allows. If the kernel is sharded over several processes, the layers are dealt out among
+        them: each process gathers one complete layer at a time, looks it up or decomposes it, and
+        broadcasts the result. All processes have to call it.
+
+        Args:
+            kernel: (L, I, O) or (I, O).
+            indices: the triplets' indices of every layer.
         """
         if kernel.is_fully_addressable:
             whole = np.asarray(kernel).reshape(-1, *kernel.shape[-2:])
@@ -151,7 +158,7 @@ class SvdStore:
             room = max(1, WORK_BYTES // (COPIES * 8 * whole[0].size))
             at_once = min(cores, room, len(whole))
             look = partial(self.triplets, turn=Semaphore(at_once))
-            # One thread for each of several kernels does more than several for one.
+            # One thread for each of several kernels is faster than several threads for one.
             with threadpool_limits(cores // at_once, "blas"), ThreadPoolExecutor(cores) as pool:
                 return list(pool.map(look, whole, indices))
         layers = [kernel] if kernel.ndim == 2 else kernel
@@ -162,7 +169,7 @@ class SvdStore:
         return found
 
     def _together(self, layers: Any, indices: Sequence[np.ndarray], group: range) -> list[Svd]:
-        """The triplets of as many layers as there are processes, one worked on by each."""
+        """Returns the triplets of a group of layers, at most one decomposed by each process."""
         from jax.experimental import multihost_utils
 
         mine, own = group.start + jax.process_index(), None
@@ -181,7 +188,7 @@ class SvdStore:
         return told
 
     def _write(self, path: Path, svd: Svd) -> None:
-        """Keeps a decomposition if the folder takes it; after a failure nothing more is tried."""
+        """Writes a decomposition to the folder; after a failure nothing more is written."""
         if not self._writable:
             return
         try:
@@ -201,7 +208,7 @@ class SvdStore:
 
 
 def is_known(kernel: Any) -> bool:
-    """Whether a kernel has numbers: under `jax.eval_shape` it has none."""
+    """True if a kernel has concrete values; under `jax.eval_shape` it has none."""
     return not isinstance(kernel, Tracer)
 
 
@@ -222,11 +229,12 @@ def _checksum(svd: Svd) -> str:
 
 
 def _read(path: Path, shape: tuple[int, ...], n: int) -> Svd | None:
-    """The decomposition in a file; None if there is none or it is damaged.
+    """Reads the decomposition in a file; None if there is none or it is damaged.
 
     Args:
-        shape: of the kernel.
-        n: how many triplets it must have.
+        path: the file.
+        shape: the kernel's shape.
+        n: number of triplets it must have.
     """
     from safetensors import safe_open
 
@@ -236,9 +244,9 @@ def _read(path: Path, shape: tuple[int, ...], n: int) -> Svd | None:
         with safe_open(path, framework="numpy") as file:
             svd = Svd(*(file.get_tensor(name) for name in Svd._fields))
             expected = (file.metadata() or {}).get("sha256")
-    except Exception:  # whatever is wrong with the file or its folder, the kernel is here
+    except Exception:  # whatever is wrong with the file, it can be computed from the kernel
         return None
-    # The checksum is of the numbers alone; a damaged header can give them another shape or type.
+    # The checksum covers the numbers alone; a damaged header can change their shape or dtype.
     shapes = [(shape[0], n), (n,), (n, shape[1])]
     fits = all(a.shape == b and a.dtype == np.float32 for a, b in zip(svd, shapes, strict=True))
     return svd if fits and expected == _checksum(svd) else None

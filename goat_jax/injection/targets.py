@@ -1,4 +1,4 @@
-"""Which modules are meant: a regular expression, a list of names or suffixes, or all of them."""
+"""Matches module names with targets: a regular expression, names or suffixes, or all linear."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ Targets = str | Sequence[str]
 
 
 def matches(name: str, targets: Targets) -> bool:
-    """Whether a full module name is among the targets.
+    """True if a full module name is among the targets.
 
     >>> matches("bert.encoder.layer.0.output.dense", ["dense"])
     True
@@ -30,7 +30,7 @@ def matches(name: str, targets: Targets) -> bool:
 
 
 def trains(name: str, modules: Targets) -> bool:
-    """Whether a module is to be trained in full: it, or a module it is a part of, is among these.
+    """True if a module is to be trained in full: its name or that of a parent is in `modules`.
 
     >>> trains("classifier.out_proj", ["classifier"])
     True
@@ -46,7 +46,7 @@ def check_all_match(
     match: Callable[[str, Targets], bool] = matches,
     what: str = "linear layer",
 ) -> None:
-    """Raises `UserError`, naming the nearest, if one of the targets matches none of the names.
+    """Raises `UserError` with a suggestion if one of the targets matches none of the names.
 
     >>> check_all_match(["layer.0.query", "layer.0.key"], "target", ["quary"])
     Traceback (most recent call last):

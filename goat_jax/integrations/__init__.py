@@ -1,1 +1,1 @@
-"""Adapters on models of your own: Flax NNX, Flax linen. See docs/own_model.md."""
+"""Adapters on Flax NNX and Flax linen models from other code bases. See docs/own_model.md."""

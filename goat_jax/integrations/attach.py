@@ -1,4 +1,4 @@
-"""What linen and NNX share: starts of (stacked) layers, the delta of one call, the report."""
+"""Parts shared by linen and NNX: choice of layers, their initialization, the delta of one call."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from goat_jax.nn.named_modules import name_number
 from goat_jax.typing import Array, Factors, Key
 
 ROOT = "(model)"
-"""Name of a model among its own modules; an attribute cannot be called so."""
+"""Name of a model among its modules; no attribute can have this name."""
 
 
 def name_of(path: Sequence[Any]) -> str:
-    """The name of the module at a path.
+    """Returns the name of the module at a path.
 
     >>> name_of(["blocks", 0, "query"]), name_of([])
     ('blocks.0.query', '(model)')
@@ -33,12 +33,12 @@ def name_of(path: Sequence[Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-    """What became of a model's layers.
+    """Summary of which layers of a model were adapted.
 
     Attributes:
-        modules: names of those that got an adapter; the model itself is `ROOT`.
-        left: name of a module with a kernel that got none -> the reason.
-        parameters: trained ones, in all.
+        modules: names of the modules that got an adapter; the model itself is `ROOT`.
+        left: name of a module with a kernel that got no adapter -> the reason.
+        parameters: total number of trained parameters.
     """
 
     modules: tuple[str, ...]
@@ -49,10 +49,15 @@ class Adapted:
 def choose(
     found: Mapping[str, View | str], spec: AdapterSpec, targets: Targets
 ) -> tuple[dict[str, View], dict[str, str]]:
-    """The modules to adapt, and why the others are not.
+    """Selects the modules to adapt, and gives the reason for each of the others.
 
     Args:
-        found: name -> how it is a matrix product, or why it is none.
+        found: module name -> its view as a matrix product, or the reason why it has none.
+        spec: the method.
+        targets: the modules to adapt.
+
+    Returns:
+        The views of the modules to adapt, and module name -> reason for the others.
 
     Raises:
         UserError: a target that matches nothing or cannot be adapted, a method that does not fit.
@@ -96,9 +101,20 @@ def _blank(view: View) -> jax.ShapeDtypeStruct:
 def start_layer(
     kernel: Array, view: View, spec: AdapterSpec, key: Key, name: str
 ) -> tuple[AdapterStart, Array]:
-    """An adapter's start on a layer's kernel, and the kernel it is trained on, in its own shape.
+    """Initializes an adapter on a layer's kernel.
 
-    Leading axes that the view does not know are of stacked layers: each starts by itself.
+    Leading axes that the view does not have belong to stacked layers; each layer is initialized
+    separately.
+
+    Args:
+        kernel: the layer's kernel, in the layer's shape.
+        view: the layer as a matrix product.
+        spec: the method.
+        key: PRNG key; the layer's key is derived from it by name.
+        name: the layer's name.
+
+    Returns:
+        The initialized adapter, and the kernel to train on, in the layer's shape.
     """
     lead = kernel.shape[: kernel.ndim - len(view.kernel_shape)]
 
@@ -125,13 +141,13 @@ def delta_of(
     ctx: Context,
     like: Array,
 ) -> tuple[Array, Report]:
-    """What an adapter adds to a layer's output `like`, and its report."""
+    """Computes an adapter's addition to a layer's output `like`, and its report."""
     tokens = view.tokens(x).astype(like.dtype)
     delta, report = apply_adapter(tokens, view.matrix(kernel), arrays, scale, spec, ctx)
     return view.output(delta).astype(like.dtype), report
 
 
 def sum_of_losses(reports: Sequence[Report], spec: AdapterSpec) -> Array:
-    """The weighted sum of the adapters' auxiliary losses."""
+    """Returns the weighted sum of the adapters' auxiliary losses."""
     losses = [report.aux_loss.sum() for report in reports]
     return spec.aux_weight * sum(losses, jnp.zeros((), jnp.float32))

@@ -1,7 +1,7 @@
-"""Adapters on a Flax linen model that was not written for us: an interceptor adds what they add.
+"""Adapters on any Flax linen model: a method interceptor adds their deltas.
 
-The model's own parameters and the trained arrays are two pytrees with the same paths. They are
-joined inside the call only, so linen's own scans and remats slice and save them like kernels.
+The model's variables and the trained arrays are two pytrees with the same paths. They are joined
+inside the call only, so linen's scans and remats slice and save the trained arrays like kernels.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from goat_jax.nn.named_modules import name_number
 from goat_jax.typing import Array, Key, PyTree
 
 PREFIX = "adapter_"
-"""Of our arrays' names beside the kernel they belong to."""
+"""Prefix of the names of adapter arrays, which are stored beside the layer's kernel."""
 REPORT = PREFIX + "report"
 INTERMEDIATES = "intermediates"
 
@@ -42,10 +42,10 @@ class LinenAdapter:
     """A linen model with adapters; a pure function of two pytrees.
 
     Attributes:
-        model: the user's.
+        model: the user's model.
         spec: the method.
-        views: path of a layer -> how it is a matrix product.
-        report: what became of the model's layers.
+        views: path of a layer -> its view as a matrix product.
+        report: summary of which layers were adapted.
     """
 
     model: nn.Module
@@ -56,12 +56,14 @@ class LinenAdapter:
     def __call__(
         self, frozen: PyTree, factors: PyTree, *args: Any, ctx: Context = EVAL, **kwargs: Any
     ) -> tuple[Any, Array]:
-        """The model's output, and the weighted sum of the adapters' auxiliary losses.
+        """Returns the model's output and the weighted sum of the adapters' auxiliary losses.
 
         Args:
-            frozen, factors: as `adapt_linen` gave them; factors are what is trained.
-            args, kwargs: of ``model.apply``, but for `mutable`.
+            frozen: the variables that `adapt_linen` returned.
+            factors: the trained arrays that `adapt_linen` returned.
+            args: positional arguments of ``model.apply`` after the variables.
             ctx: dropout key, padding mask, tasks. Layers of an ``nn.scan`` see the same key.
+            kwargs: keyword arguments of ``model.apply``, except `mutable`.
 
         Raises:
             UserError: an ``nn.scan`` that loses the auxiliary losses of the layers in it.
@@ -95,10 +97,14 @@ class LinenAdapter:
         return intercept
 
     def merge(self, frozen: PyTree, factors: PyTree) -> PyTree:
-        """The model's own variables, with the adapters folded in.
+        """Returns the model's variables with the adapters folded into the kernels.
+
+        Args:
+            frozen: the variables that `adapt_linen` returned.
+            factors: the trained arrays.
 
         Raises:
-            UserError: experts that are weighed token by token.
+            UserError: experts whose weights differ by token or task.
         """
         params = frozen["params"]
         for path, view in self.views.items():
@@ -121,17 +127,18 @@ def adapt_linen(
     key: Key,
     **kwargs: Any,
 ) -> tuple[LinenAdapter, PyTree, PyTree]:
-    """Adapters for a linen model: ``(apply, frozen, factors)``.
+    """Creates adapters for a linen model: ``(apply, frozen, factors)``.
 
     Args:
-        model: of any class; `nn.Dense`, `nn.DenseGeneral` and `nn.Einsum` are adapted, also in
-            ``nn.scan``, ``nn.vmap`` and ``nn.remat``.
-        variables: its own, pretrained; they are left as they are.
+        model: a model of any class; `nn.Dense`, `nn.DenseGeneral` and `nn.Einsum` are adapted, also
+            in ``nn.scan``, ``nn.vmap`` and ``nn.remat``.
+        variables: the model's pretrained variables, which are not changed.
         spec: the method (`goat_jax.method_spec`).
-        args, kwargs: an example of what the model is applied to; only shapes matter.
+        args: example positional arguments of the model; only their shapes matter.
         targets: a regular expression over paths such as "encoder.block_0.mlp.up", a list of
             endings, or "all-linear".
-        key: every layer derives its own from its name.
+        key: PRNG key; every layer's key is derived from it by name.
+        kwargs: example keyword arguments of the model.
 
     Returns:
         ``apply(frozen, factors, *args) -> (output, aux)``, the variables it is trained on, and
@@ -173,7 +180,7 @@ def adapt_linen(
 def _find(
     model: nn.Module, variables: PyTree, args: tuple, kwargs: dict
 ) -> dict[tuple[str, ...], View | str]:
-    """Every module with a parameter of two axes or more, in the order of their calls."""
+    """Finds every module with a parameter of two axes or more, in the order of the calls."""
     found: dict[tuple[str, ...], View | str] = {}
 
     def look(call: Any, given: tuple, named: dict, where: Any) -> Any:
@@ -191,7 +198,7 @@ def _find(
 
 
 def _view(module: Any, own: Mapping[str, Any], x: Any) -> View | str:
-    """How a module is a matrix product, or why it is none."""
+    """Returns a module's view as a matrix product, or the reason why it has none."""
     for kind, view in VIEWS.items():
         if isinstance(module, kind):
             try:
@@ -220,7 +227,7 @@ def _einsum(module: Any, shape: tuple[int, ...], x: Any) -> View:
 
 
 VIEWS: dict[type, Any] = {nn.Dense: _dense, nn.DenseGeneral: _general, nn.Einsum: _einsum}
-"""Class of a layer -> how it is a matrix product."""
+"""Class of a layer -> function from (layer, kernel shape, input) to its view."""
 
 
 def _fold(kernel: Array, arrays: Any, scale: Array, view: View, spec: AdapterSpec) -> Array:
@@ -233,7 +240,7 @@ def _fold(kernel: Array, arrays: Any, scale: Array, view: View, spec: AdapterSpe
 
 
 def _reports(tree: Any) -> Any:
-    """All reports that were sown; a module that is called often has several."""
+    """Yields all reports of a call; a module that is called several times has several."""
     for name, value in tree.items():
         if name == REPORT:
             yield from value
@@ -242,7 +249,7 @@ def _reports(tree: Any) -> Any:
 
 
 def _joined(params: Mapping, factors: Mapping) -> dict:
-    """Both trees in one."""
+    """Merges the two trees into one."""
     return {
         **params,
         **{
@@ -259,7 +266,7 @@ def _at(tree: Any, path: tuple[str, ...]) -> Any:
 
 
 def _with(tree: Mapping, path: tuple[str, ...], value: Any) -> dict:
-    """A nested dict with another value at a path."""
+    """Returns a copy of a nested dict with another value at a path."""
     if not path:
         return value
     return {**tree, path[0]: _with(tree.get(path[0], {}), path[1:], value)}

@@ -1,4 +1,4 @@
-"""Layers of other libraries seen as one matrix product of tokens (..., I) with a kernel (I, O)."""
+"""Views of other libraries' layers as one matrix product of tokens (..., I) and kernel (I, O)."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from goat_jax.typing import Array
 
 
 class View(Protocol):
-    """How a layer's kernel, input and output are those of a matrix product.
+    """Maps a layer's kernel, input and output to those of a matrix product, and back.
 
     Attributes:
-        kernel_shape: of one layer's kernel, without axes of stacked layers.
+        kernel_shape: the shape of one layer's kernel, without axes of stacked layers.
     """
 
     @property
     def kernel_shape(self) -> tuple[int, ...]: ...
 
     def matrix(self, kernel: Array) -> Array:
-        """The kernel as (I, O)."""
+        """Reshapes the layer's kernel to (I, O)."""
         ...
 
     def kernel(self, matrix: Array) -> Array:
-        """The layer's kernel of a matrix (I, O)."""
+        """Reshapes a matrix (I, O) to the layer's kernel."""
         ...
 
     def tokens(self, x: Array) -> Array:
-        """The layer's input as (..., I)."""
+        """Reshapes the layer's input to (..., I)."""
         ...
 
     def output(self, delta: Array) -> Array:
-        """What is added to the layer's output, of a delta (..., O)."""
+        """Reshapes a delta (..., O) to the layer's output, to which it is added."""
         ...
 
 
@@ -44,8 +44,9 @@ class Axes:
     """A kernel of input axes followed by output axes: Linear, Dense, LinearGeneral, DenseGeneral.
 
     Attributes:
-        inputs, outputs: their sizes.
-        axes: of x, which are contracted.
+        inputs: sizes of the kernel's input axes.
+        outputs: sizes of the kernel's output axes.
+        axes: the axes of x that are contracted.
 
     >>> view = Axes((2, 3), (5,), (-2, -1))
     >>> view.tokens(jnp.ones((7, 2, 3))).shape, view.matrix(jnp.ones((2, 3, 5))).shape
@@ -80,7 +81,9 @@ class Einsum:
     """``einsum("x,kernel->y", x, kernel)`` whose contracted axes and new axes are all the kernel's.
 
     Attributes:
-        x, k, y: its terms; x and y may begin with an ellipsis.
+        x: the input's term; may begin with an ellipsis.
+        k: the kernel's term.
+        y: the output's term; may begin with an ellipsis.
         kernel_shape: sizes of k's axes.
 
     >>> view = read_einsum("BTNH,NHD->BTD", (2, 3, 5))
@@ -127,7 +130,11 @@ class Einsum:
 
 
 def read_einsum(text: str, kernel_shape: tuple[int, ...]) -> Einsum:
-    """The view of an einsum of an input and a kernel.
+    """Parses the einsum of an input and a kernel into its view.
+
+    Args:
+        text: the equation, input,kernel->output.
+        kernel_shape: the kernel's shape.
 
     Raises:
         UserError: an einsum that is no matrix product, such as one with a kernel per head.

@@ -1,4 +1,4 @@
-"""Adapters on a Flax NNX model that was not written for us: its layers change class, in place.
+"""Adapters on any Flax NNX model: adapted layers change class, in place.
 
 Parameters keep their paths, so checkpoints of the model still fit. The trained arrays are of the
 variable type `Factor`: ``nnx.Optimizer(model, tx, wrt=Factor)``, ``nnx.DiffState(0, Factor)``.
@@ -33,7 +33,7 @@ from goat_jax.nn.named_modules import name_number
 from goat_jax.typing import Array, Key
 
 _CONTEXT = contextvars.ContextVar("goat_jax context of a call", default=EVAL)
-"""Set for the time of a `run_adapted`, as the layers between it and the adapters know nothing."""
+"""Context of the current `run_adapted` call; the model's layers cannot pass it to the adapters."""
 
 
 def adapt_nnx(
@@ -42,12 +42,12 @@ def adapt_nnx(
     """Attaches an adapter to every targeted layer of an NNX model, in place.
 
     Args:
-        model: of any class; `nnx.Linear`, `nnx.LinearGeneral`, `nnx.Einsum` and their subclasses
-            are adapted, also stacked ones (`nnx.vmap`, `nnx.scan`).
+        model: a model of any class; `nnx.Linear`, `nnx.LinearGeneral`, `nnx.Einsum` and their
+            subclasses are adapted, also stacked ones (`nnx.vmap`, `nnx.scan`).
         spec: the method (`goat_jax.method_spec`).
         targets: a regular expression over paths such as "blocks.0.attention.query", a list of
             endings, or "all-linear".
-        key: every layer derives its own from its name.
+        key: PRNG key; every layer's key is derived from it by name.
 
     Raises:
         UserError: a target that matches nothing or cannot be adapted, with the reason.
@@ -79,12 +79,15 @@ def adapt_nnx(
 def run_adapted(
     model: nnx.Module, *args: Any, ctx: Context = EVAL, **kwargs: Any
 ) -> tuple[Any, Array]:
-    """The model's output, and the weighted sum of its adapters' auxiliary losses.
+    """Returns the model's output and the weighted sum of its adapters' auxiliary losses.
 
-    A plain call ``model(...)`` gives the output alone, without dropout.
+    A plain call ``model(...)`` returns the output alone, without dropout.
 
     Args:
+        model: a model that `adapt_nnx` has adapted.
+        args: positional arguments of the model.
         ctx: dropout key, padding mask, tasks. Layers that the model scans see the same key.
+        kwargs: keyword arguments of the model.
 
     >>> from goat_jax import method_spec
     >>> model = nnx.Sequential(nnx.Linear(8, 16, rngs=nnx.Rngs(0)))
@@ -106,10 +109,10 @@ def run_adapted(
 
 
 def merge_nnx(model: nnx.Module) -> None:
-    """Folds every adapter into its kernel, in place; the layers are of their own classes again.
+    """Folds every adapter into its kernel, in place, and restores the layers' original classes.
 
     Raises:
-        UserError: experts that are weighed token by token.
+        UserError: experts whose weights differ by token or task.
     """
     for _, module in list(nnx.iter_modules(model)):
         if _is_adapted(module):
@@ -133,7 +136,7 @@ def _folded(module: Any) -> Array:
 
 @functools.cache
 def _adapted_class(kind: type) -> type:
-    """A subclass whose call adds what the adapter adds; objects may change between the two."""
+    """Returns a subclass whose call adds the adapter's delta; both classes have the same layout."""
 
     def call(self: Any, x: Array, *args: Any, **kwargs: Any) -> Array:
         y = kind.__call__(self, x, *args, **kwargs)
@@ -149,7 +152,7 @@ def _adapted_class(kind: type) -> type:
 
 
 PLAIN = "class_without_adapter"
-"""Attribute of an adapted class: the class that the layer was of."""
+"""Attribute of an adapted class that holds the layer's original class."""
 
 
 def _is_adapted(module: Any) -> bool:
@@ -157,13 +160,13 @@ def _is_adapted(module: Any) -> bool:
 
 
 def _has_kernel(module: Any) -> bool:
-    """Whether a module has a parameter of two axes or more, of which it is the owner."""
+    """True if a module directly holds a parameter of two axes or more."""
     values = (value for value in vars(module).values() if isinstance(value, nnx.Param))
     return any(jnp.ndim(value[...]) >= 2 for value in values)
 
 
 def _view(module: Any) -> View | str:
-    """How a module is a matrix product, or why it is none."""
+    """Returns a module's view as a matrix product, or the reason why it has none."""
     for kind, view in VIEWS.items():
         if isinstance(module, kind):
             try:
@@ -195,4 +198,4 @@ VIEWS: dict[type, Any] = {
     nnx.LinearGeneral: _general,
     nnx.Einsum: _einsum,
 }
-"""Class of a layer -> how it is a matrix product."""
+"""Class of a layer -> function from the layer to its view as a matrix product."""

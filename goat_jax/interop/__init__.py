@@ -1,1 +1,1 @@
-"""Other people's formats of adapters and models: PEFT, the published code, merged checkpoints."""
+"""Import and export of adapters and models: PEFT, the published code, merged checkpoints."""

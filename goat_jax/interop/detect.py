@@ -1,4 +1,4 @@
-"""An adapter from a folder or file, of whatever form that can be read."""
+"""Detects the format of an adapter and reads it from a folder or file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from goat_jax.interop.reference_code import TYPE, is_published, read_published
 
 
 def read_adapter(source: Path) -> Imported:
-    """The adapter of a PEFT folder, or of a folder or safetensors file with the published names.
+    """Reads an adapter in PEFT's format or with the published code's names.
+
+    Args:
+        source: a PEFT folder, or a folder or safetensors file with the published names.
 
     Raises:
-        UserError: no adapter there, one of an unknown type, pickled or damaged tensors.
+        UserError: there is no adapter, its type is unknown, or its tensors are pickled or damaged.
     """
     source = user_path(source)
     if not source.exists():

@@ -1,4 +1,4 @@
-"""A finished run in other people's formats: PEFT, the published code's, one plain LoRA, merged."""
+"""Exports a finished run to PEFT, the published code's format, plain LoRA or a merged model."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from goat_jax.validation.checks import check_choice
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What an export wrote.
+    """The result of an export.
 
     Attributes:
-        folder: where.
-        step: of the checkpoint.
+        folder: the folder that was written.
+        step: the checkpoint's step.
         scores: column -> metric -> value on the run's evaluation rows.
-        notes: what a person must know.
+        notes: remarks for the user.
     """
 
     folder: Path
@@ -59,23 +59,24 @@ def export_run(
     dtype: str | None = None,
     shard_bytes: int = folders.SHARD_BYTES,
 ) -> Exported:
-    """Writes a run's adapter, or its whole model, in another format; all of it or nothing.
+    """Writes a run's adapter or its complete model in another format, all of it or nothing.
 
     Args:
-        folder: of the run.
-        to: "peft" (exact, on the pretrained model), "goat" (the published code's names), "merged"
-            (a Hugging Face model), or "lora" (routed experts with their mean weights).
-        out: a folder that is not there yet.
-        step: which checkpoint; the best if None.
-        task: whose experts' weights are taken, of an adapter that goes by tasks.
-        rows: training rows that the mean weights are measured on.
-        dtype: of a merged model's weights; None: as the pretrained ones are stored, or bfloat16 if
-            the run computed in it.
-        shard_bytes: of a merged model's files.
+        folder: the run's folder.
+        to: the format: "peft" (exact, on the pretrained model), "goat" (the published code's
+            names), "merged" (a Hugging Face model), or "lora" (routed experts with their mean
+            weights).
+        out: the folder to create.
+        step: the checkpoint's step; None: the best checkpoint.
+        task: the task whose expert weights are used, for an adapter that is gated by tasks.
+        rows: the number of training rows that the mean weights are measured on.
+        dtype: the dtype of a merged model's weights; None: the run's dtype if it is not float32,
+            otherwise the dtype that the pretrained weights are stored in.
+        shard_bytes: the largest size of a merged model's files, in bytes.
 
     Raises:
-        UserError: a format that has no form for the adapter, with the reason; a folder that cannot
-            be written.
+        UserError: the format cannot represent the adapter (the message says why), or the folder
+            cannot be written.
     """
     if to not in FORMS:
         raise UserError(f"{to!r} is not a format: {', '.join(FORMS)}")
@@ -131,7 +132,7 @@ DIFFERS = {
     ("family", "clip_vision_model"): "transformers builds a classifier only on the config.json of "
     "a whole CLIP; --to merged writes one",
 }
-"""(field, value) of a model's config -> what transformers' own class wants or does otherwise."""
+"""(field, value) of a model's config -> a remark on how transformers' class differs from it."""
 
 
 def _notes(run: Trained) -> tuple[str, ...]:
@@ -186,7 +187,7 @@ def _write_peft(
     head = {name: tensor for name, tensor in run.head.items() if form.has(name)}
     tie = architecture_of(open_checkpoint(run.path)[0], run.path).tie
     if tie and tie.twin in head and tie.name.rpartition(".")[0] not in every:
-        # One array here; PEFT keeps modules that were trained in full apart from what they tie.
+        # Here both are one array; PEFT unties a module that was trained in full.
         head[tie.name] = head[tie.twin]
         every.append(tie.name.rpartition(".")[0])
     parts = list(dict.fromkeys(name.rpartition(".")[0] for name in head))
@@ -265,6 +266,7 @@ def _to_lora(run: Trained, folder: Path, name: str, rows: int, **_: Any) -> tupl
     if all(each.spec.router.mergeable for each in run.now.values()):
         raise UserError("it has no router to approximate; --to peft is exact")
     gates = run.mean_gates(rows)
+    # Written first, because folding removes the adapters from the model.
     _write_lora(run, folder, run.low_rank(gates))
     before = run.scores
     merged.fold_adapters(run.model, gates)
@@ -291,4 +293,7 @@ FORMS: dict[str, Callable[..., tuple[Facts, Extra]]] = {
     "merged": _to_merged,
     "lora": _to_lora,
 }
-"""Name of a format -> (run, folder, options) -> what its card says, and what is kept beside it."""
+"""Name of a format -> the function that writes a run to a folder in it.
+
+The function returns the facts for the model card, and further entries of `folders.ABOUT`.
+"""

@@ -1,4 +1,4 @@
-"""Folders that are whole or not there, and the safetensors files in them."""
+"""Writes folders atomically, and writes and reads the safetensors files in them."""
 
 from __future__ import annotations
 
@@ -26,16 +26,20 @@ from goat_jax.pretrained.safetensors import (
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 ABOUT = "goat_jax.json"
-"""What we say of an exported adapter besides what its format has room for."""
+"""Name of the file with our facts about an exported adapter that its format has no field for."""
 SHARD_BYTES = 5 * 10**9
+"""Default size limit of a checkpoint's files, in bytes."""
 
 
 @contextlib.contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """Gives a folder to write to, which becomes `out` when all went well and is removed otherwise.
+    """Yields a folder to write to, which is renamed to `out` on success and removed on failure.
+
+    Args:
+        out: the folder to create; an empty one may exist.
 
     Raises:
-        UserError: there is something already, or nothing can be written there.
+        UserError: `out` exists and is not an empty folder, or it cannot be written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as root:
@@ -62,18 +66,18 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """A JSON object, readable."""
+    """Writes a JSON object with indentation and sorted keys."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """What `ABOUT` says in a folder; empty for an adapter that is not from here."""
+    """Reads a folder's `ABOUT` file; empty for an adapter that goat_jax did not export."""
     about = folder / ABOUT
     return read_json(about, "an adapter") if about.is_file() else {}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """A safetensors file as torch's readers want it."""
+    """Writes a safetensors file in the form that PyTorch's readers expect."""
     whole = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     save_file(whole, path, metadata={"format": "pt"})
 
@@ -81,10 +85,14 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 def write_shards(
     folder: Path, tensors: Iterator[tuple[str, np.ndarray]], most: int = SHARD_BYTES
 ) -> None:
-    """A checkpoint's tensors, in one file or in shards with an index; one shard is held at a time.
+    """Writes a checkpoint's tensors to one file, or to shards with an index.
+
+    Only one shard is in memory at a time.
 
     Args:
-        most: bytes in a file, unless one tensor alone has more.
+        folder: the folder to write to.
+        tensors: the (name, tensor) pairs.
+        most: the largest size of a file in bytes, unless a single tensor is larger.
     """
     files: list[Path] = []
     places: dict[str, int] = {}
@@ -117,10 +125,10 @@ def write_shards(
 
 
 def read_tensors(source: Path) -> dict[str, np.ndarray]:
-    """All tensors of an adapter, float and finite.
+    """Reads all tensors of an adapter, which must be finite floats.
 
     Raises:
-        UserError: as for `open_adapter`; a tensor of integers, or with numbers that are not finite.
+        UserError: as for `open_adapter`, or a tensor is not stored as floats or is not finite.
     """
     opened = open_adapter(source)
     found = {}
@@ -136,10 +144,10 @@ def read_tensors(source: Path) -> dict[str, np.ndarray]:
 
 
 def open_adapter(source: Path) -> WeightFiles:
-    """The tensors of an adapter: a folder with `ADAPTER`, or a safetensors file.
+    """Opens the tensors of an adapter, from a folder with `ADAPTER` or from a safetensors file.
 
     Raises:
-        UserError: nothing there, pickled weights, a damaged file.
+        UserError: there is no such file, the weights are pickled, or the file is damaged.
     """
     source = user_path(source)
     file = source / ADAPTER if source.is_dir() else source

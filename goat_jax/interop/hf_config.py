@@ -1,4 +1,4 @@
-"""What a model is in transformers: its class, that class's config.json and further parts."""
+"""Describes a model's counterpart in transformers: its class, its config.json and further parts."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from goat_jax.models.vision.clip_text import TEXT, class_kernel
 from goat_jax.models.vision.heads import CLASSIFIER, ZERO_SHOT
 
 SAME = 1e-6
-"""How far two class matrices of one text tower may be apart, their columns of length 1."""
+"""Largest difference of two class matrices of one text tower whose columns have length 1."""
 
 
 def _no_parts(model: Any, path: Path, task: Any) -> tuple[nnx.Module, ...]:
-    """Most classes have nothing but what our model has."""
+    """Returns no parts: most classes have no tensors besides those of our model."""
     return ()
 
 
 def _text_tower(model: Any, path: Path, task: Any) -> tuple[nnx.Module, ...]:
-    """CLIP's text tower as the checkpoint has it, which makes the class matrix of the names anew.
+    """Loads the checkpoint's CLIP text tower, which computes the class matrix from the class names.
 
     Raises:
-        UserError: a class matrix that it does not make.
+        UserError: the model's class matrix was trained, so the text tower cannot compute it.
     """
     classes, made = model.head.classifier, class_kernel(path, task.labels, task.prompt)
     kernel = np.asarray(classes.kernel[...])
@@ -66,15 +66,15 @@ def logits(pixel_values):
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What one kind of model is in transformers.
+    """The counterpart of one kind of model in transformers.
 
     Attributes:
-        ending: of its class, after the family's beginning.
-        auto: the class that finds it by its config.json.
-        absent: the module of ours that it does not have, None if there is none.
-        parts: (model, its checkpoint, task) -> models whose tensors it has besides ours; raises
-            `UserError` if it cannot do without the absent module.
-        use: Python lines that load it, with {auto}, {name} and {prompt}.
+        ending: the end of its class name, after the family's beginning.
+        auto: the auto class that loads it by its config.json.
+        absent: our module that it does not have, None if there is none.
+        parts: (model, its checkpoint, task) -> further models whose tensors it has; raises
+            `UserError` if it cannot work without the absent module.
+        use: Python code that loads it, with the fields {auto}, {name} and {prompt}.
     """
 
     ending: str
@@ -84,11 +84,11 @@ class Form:
     use: str = _LOAD
 
     def has(self, tensor: str) -> bool:
-        """Whether it has one of our tensors, by torch's name."""
+        """True if it has this tensor of our model, given by its PyTorch name."""
         return tensor.rpartition(".")[0] != self.absent
 
     def snippet(self, name: str, task: Any) -> str:
-        """Python lines that load it from a folder."""
+        """Returns Python code that loads it from the folder `name`."""
         return self.use.format(auto=self.auto, name=name, prompt=getattr(task, "prompt", ""))
 
 
@@ -100,14 +100,15 @@ FORMS = {
         "Model", "AutoModelForZeroShotImageClassification", CLASSIFIER, _text_tower, _COMPARE
     ),
 }
-"""(kind of a model, the head of its config if that has one) -> its form."""
+"""(kind of a model, head in its config or None) -> its form."""
 
 
 def form_of(kind: str, config: Any) -> Form:
-    """The form of a model.
+    """Returns the form of a model.
 
     Args:
-        kind: of the model.  config: our own.
+        kind: the model's kind, such as "language model".
+        config: the model's goat_jax config.
 
     >>> form_of("language model", None).ending
     'ForCausalLM'
@@ -130,11 +131,11 @@ def logits(**batch):
 
 
 def pooled_logits(config: Any, model: str) -> str:
-    """Python lines for the logits of a head that reads the mean of the tokens, "" for others.
+    """Returns Python code for the logits of a head on mean-pooled tokens, "" for other heads.
 
     Args:
-        config: our own.
-        model: the expression for transformers' model.
+        config: the model's goat_jax config.
+        model: the Python expression for transformers' model.
     """
     if getattr(config, "pooling", "cls") != "mean":
         return ""
@@ -143,23 +144,23 @@ def pooled_logits(config: Any, model: str) -> str:
 
 
 def _whole_clip(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """A vision tower's config inside that of a whole CLIP: its classifier takes no other."""
+    """Wraps a vision tower's config in a full CLIP config, as CLIP's image classifier requires."""
     whole = {key: hf[key] for key in ("projection_dim",) if key in hf}
     return {"model_type": "clip", "vision_config": dict(hf), **whole}
 
 
 def _without_mask_token(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """It stands for hidden patches in pretraining, so our model does not have it."""
+    """Turns off the mask token, which is for pretraining only, so our model does not have it."""
     return {**hf, "use_mask_token": False}
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What is transformers' own in a family of models.
+    """The transformers conventions of a model family.
 
     Attributes:
-        beginning: of its classes.
-        config: config.json of a checkpoint -> what the class reads.
+        beginning: the beginning of its class names.
+        config: a checkpoint's config.json -> the config.json that the exported class reads.
     """
 
     beginning: str
@@ -178,4 +179,4 @@ FAMILIES = {
     "vit": Family("ViT"),
     "dinov2": Family("Dinov2", _without_mask_token),
 }
-"""model_type -> what is its own."""
+"""model_type of config.json -> its family."""

@@ -1,4 +1,4 @@
-"""An adapter read from a file: what it says of itself, and how its tensors go into a model."""
+"""An adapter read from a file: its metadata, its checks, and loading its tensors into a model."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from goat_jax.typing import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """An adapter as it was found.
+    """An adapter as read from its files.
 
     Attributes:
-        source: where, for messages.
-        base: the model it says it belongs to, if it does.
-        base_sha256: of that model's weights, if it is known.
-        options: fields of `AdapterConfig` that it settles.
-        settles_all: whether all other fields are as the method has them, not as the user says.
-        overrides: (modules, options) of modules that differ.
+        source: the folder or file that it was read from, for messages.
+        base: the base model that it names, None if it names none.
+        base_sha256: the hash of that model's weights, None if it is unknown.
+        options: the fields of `AdapterConfig` that the adapter determines.
+        settles_all: whether all other fields take the method's defaults instead of the user's
+            values.
+        overrides: the (modules, options) of modules whose options differ.
         modules: module -> our name of a factor -> its array.
-        head: torch's tensors of modules that were trained in full.
-        revision: of the base model on the hub, if it says one.
+        head: PyTorch's tensors of the modules that were trained in full.
+        revision: the base model's revision on the hub, None if it names none.
     """
 
     source: str
@@ -47,19 +48,24 @@ class Imported:
 
     @property
     def head_modules(self) -> tuple[str, ...]:
-        """Names of the modules that were trained in full."""
+        """Sorted names of the modules that were trained in full."""
         return tuple(sorted({name.rpartition(".")[0] for name in self.head}))
 
 
 OUTPUTS = {arch.tie.name.rpartition(".")[0] for arch in ARCHITECTURES.values() if arch.tie}
-"""Modules that a model with tied embeddings has under another name."""
+"""Output modules, which a model with tied embeddings has under another name."""
 
 
 def check_weights(adapter: Imported, sha256: str, meant: bool = False) -> None:
-    """Raises `UserError` if the adapter is known to belong to other weights than the model's.
+    """Checks that the adapter is not known to belong to other weights than the model's.
 
     Args:
-        meant: whether the user has said that it shall go on other weights.
+        adapter: the adapter.
+        sha256: the hash of the model's weights.
+        meant: whether the user has confirmed that the weights may differ.
+
+    Raises:
+        UserError: the hashes differ, and the user has not confirmed it.
     """
     if not meant and adapter.base_sha256 not in (None, sha256):
         raise UserError(
@@ -70,11 +76,11 @@ def check_weights(adapter: Imported, sha256: str, meant: bool = False) -> None:
 
 
 def base_note(adapter: Imported, path: str) -> str | None:
-    """A line if the adapter names another base model than `path`, or a revision of it.
+    """Returns a one-line warning if the adapter names another base model or revision than `path`.
 
-    The last part of a name decides, so that a folder ``models/roberta-large`` counts as
-    ``FacebookAI/roberta-large``. An adapter that knows the sha256 of its base's weights is checked
-    by it (`check_weights`), whatever the names.
+    Only the last parts of the names are compared, so a folder ``models/roberta-large`` matches
+    ``FacebookAI/roberta-large``. An adapter with the sha256 of its base's weights is checked by
+    `check_weights` instead, and the names do not matter.
     """
     if adapter.base is None or adapter.base_sha256 is not None:
         return None
@@ -95,11 +101,15 @@ def _last_part(name: str) -> str:
 def check_modules(
     adapter: Imported, kernels: Mapping[str, tuple[int, int]], modules: Collection[str]
 ) -> None:
-    """Raises `UserError` unless the model has the adapter's modules, in its sizes.
+    """Checks that the model has the adapter's modules with matching sizes.
 
     Args:
+        adapter: the adapter.
         kernels: linear module that can take an adapter -> (I, O).
-        modules: all modules of the model.
+        modules: the names of all modules of the model.
+
+    Raises:
+        UserError: the model lacks a module, or a module takes no adapter or has another size.
     """
     for name, arrays in adapter.modules.items():
         if name in OUTPUTS or (name in modules and name not in kernels):
@@ -113,7 +123,7 @@ def check_modules(
                 f"{nearest(name, kernels)}: it is an adapter{_of(adapter)}"
             )
         (i, o), a, b = kernels[name], arrays["a"], arrays["b"]
-        # A network of the kernel goes from its outputs to its outputs.
+        # A NEAT adapter is a network on the kernel's output axis, from O to O.
         if a.shape[-1] != b.shape[-2] or (a.shape[-2], b.shape[-1]) not in ((i, o), (o, o)):
             raise UserError(
                 f"{adapter.source}: the factors of {name} are {a.shape[-2:]} and {b.shape[-2:]}, "
@@ -128,10 +138,16 @@ def _of(adapter: Imported) -> str:
 def put_tensors(
     adapter: Imported, graph: Any, trainable: dict[str, PyTree], base: PyTree
 ) -> dict[str, PyTree]:
-    """The trainable pytree with the adapter's tensors in it, where its arrays lie.
+    """Returns the trainable pytree with the adapter's tensors, with unchanged shardings.
+
+    Args:
+        adapter: the adapter.
+        graph: the model's graph (`goat_jax.nn.dense.split_model`).
+        trainable: the model's trainable pytree.
+        base: the model's frozen pytree.
 
     Raises:
-        UserError: tensors that are missing, or of other shapes than the model's adapters.
+        UserError: a tensor is missing, or its shape differs from that of the model's adapter.
     """
     model, used = merge_model(graph, trainable, base), set()
     for site in find_sites(model):

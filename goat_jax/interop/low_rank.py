@@ -1,4 +1,4 @@
-"""What an adapter does, written as low-rank factors on the pretrained kernel itself."""
+"""Rewrites an adapter as low-rank factors on the pretrained kernel."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from goat_jax.interop.modules import Adapted
 from goat_jax.typing import Factors
 
 OWN = {"a", "b", "magnitude"}
-"""The factors of an adapter that plain LoRA (or DoRA) has room for as they are."""
+"""Names of the factors that plain LoRA (or DoRA) can store unchanged."""
 
 
 class LowRank(NamedTuple):
-    """One module as plain LoRA.
+    """The adapter of one module as plain LoRA.
 
     Attributes:
-        a, b: (I, Q), (Q, O), float32.
-        scale: what multiplies their product.
-        magnitude: (O,) of DoRA, or None.
+        a: the first factor, (I, Q), float32.
+        b: the second factor, (Q, O), float32.
+        scale: the scale of their product.
+        magnitude: DoRA's magnitudes, (O,), or None.
         as_trained: whether a and b are the trained arrays, bit for bit.
     """
 
@@ -36,20 +37,20 @@ class LowRank(NamedTuple):
 def low_rank(
     now: Adapted, start: Adapted, kernel: Any | None = None, gates: np.ndarray | None = None
 ) -> LowRank:
-    """The low-rank change of the pretrained kernel W0 that equals frozen kernel and adapter.
+    """Computes the low-rank change of the pretrained kernel W0 that equals frozen kernel + adapter.
 
-    Where the start was taken off the kernel, it is added again: [a, a0] and [s b; -s b0], so the
-    rank is twice the adapter's.
+    If the initial adapter was subtracted from the kernel, that is undone: the factors are [a, a0]
+    and [s b; -s b0], so the rank is twice the adapter's.
 
     Args:
-        now: trained.
+        now: the trained module.
         start: the same module before training.
         kernel: W0 (I, O), needed only if ``base_edit.looks_at_kernel``.
-        gates: (E,) weights that stand for those of a router; None for adapters without one.
+        gates: (E,) weights that replace those of a router; None for adapters without one.
 
     Raises:
-        UserError: an adapter whose experts are weighed token by token and no gates, or one whose
-            change has no low rank.
+        UserError: the router's weights vary and there are no gates, or the change does not have a
+            low rank.
     """
     spec = now.spec
     if gates is None and not spec.router.mergeable:
@@ -75,7 +76,7 @@ def _on_device(arrays: Mapping[str, np.ndarray]) -> Factors:
 
 
 def without_zeros(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Factors without the columns and rows that add nothing, such as pruned ones; one at least.
+    """Drops the ranks that contribute nothing, such as pruned ones, but keeps at least one.
 
     >>> a, b = without_zeros(np.array([[1.0, 0.0, 2.0]]), np.ones((3, 4)))
     >>> a.shape, b.shape

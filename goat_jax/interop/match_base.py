@@ -1,4 +1,4 @@
-"""An imported adapter by the names of the model it goes into, and what that model has to change."""
+"""Matches an imported adapter to a base model: renames its modules and unties embeddings."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from goat_jax.models.registry import Architecture, Tie
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """An adapter that was fitted to a model.
+    """An adapter matched to a base model.
 
     Attributes:
-        adapter: the adapter, by our names.
-        options: fields of the model's config that the adapter needs.
-        notes: what a person must know, a line each.
+        adapter: the adapter with the model's module names.
+        options: the fields of the model's config that the adapter requires.
+        notes: remarks for the user, one line each.
     """
 
     adapter: Imported
@@ -31,18 +31,20 @@ class Fitted:
 def fit_adapter(
     adapter: Imported, architecture: Architecture, hf: Mapping[str, Any], modules: Collection[str]
 ) -> Fitted:
-    """Gives an adapter the model's names, and unties embeddings that it holds apart.
+    """Renames an adapter's modules to the model's names, and unties embeddings that it has untied.
 
-    An adapter that was made on a bare model lacks the prefix of its names, one that was made with
-    transformers 4 has old names. What it holds for parts that our model leaves out (a pooler that
-    no classifier reads, another task's head) is left out, too.
+    An adapter made on a bare model lacks the prefix of the names, and one made with transformers 4
+    has old names. Tensors for parts that our model does not have (a pooler that no classifier
+    reads, another task's head) are dropped and named in a note.
 
     Args:
+        adapter: the adapter.
+        architecture: the model's architecture.
         hf: the model's config.json.
-        modules: names of all modules of the model that have parameters.
+        modules: the names of all modules of the model that have parameters.
     """
     tie = architecture.tie
-    if tie is not None:  # a model whose embeddings are tied has no module of the second name
+    if tie is not None:  # a model with tied embeddings has no module with the second name
         modules = {*modules, _module(tie.name), _module(tie.twin)}
     names = {name: _our_name(name, architecture, modules) for name in adapter.modules}
     unused = [name for name, own in names.items() if own is None and _unused(name, architecture)]
@@ -81,7 +83,7 @@ def fit_adapter(
 
 
 def _our_name(name: str, architecture: Architecture, modules: Collection[str]) -> str | None:
-    """The model's name of a module, None if it has no such module."""
+    """Returns the model's name of a module, None if it has no such module."""
     for whole in (name, architecture.prefix + name):
         own = architecture.todays_name(whole + ".").removesuffix(".")
         if own in modules:
@@ -100,7 +102,7 @@ def _module(tensor: str) -> str:
 
 
 def _unused(name: str, architecture: Architecture) -> bool:
-    """Whether a module is one of those that our model leaves out since nothing reads them."""
+    """True if our model leaves the module out, because nothing reads it."""
     tie = architecture.tie
     return any(
         re.fullmatch(architecture.ignored, weight) and (tie is None or weight != tie.name)
@@ -111,10 +113,10 @@ def _unused(name: str, architecture: Architecture) -> bool:
 def _tied(
     head: Mapping[str, np.ndarray], tie: Tie | None, hf: Mapping[str, Any]
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The tensors trained in full and the options, of a base whose config.json may tie two.
+    """Returns the fully trained tensors and the options, for a base that may tie two of them.
 
-    PEFT trains a copy of a module in full, whatever else shares its array. So the two stay tied
-    only if the adapter holds both and they are equal; otherwise the model has to be untied.
+    PEFT trains a copy of a module in full, even if another module shares its array. So the two stay
+    tied only if the adapter has both and they are equal; otherwise the model has to be untied.
     """
     head = dict(head)
     if tie is None or not tie.applies(hf) or not {tie.name, tie.twin} & set(head):

@@ -1,4 +1,4 @@
-"""Whole models in Hugging Face's form: kernels with their adapters folded in, config, tokenizer."""
+"""Writes merged Hugging Face checkpoints: kernels with folded adapters, config and tokenizer."""
 
 from __future__ import annotations
 
@@ -37,14 +37,15 @@ TOKENIZER_FILES = (
 
 
 def fold_adapters(model: Any, gates: Mapping[str, np.ndarray] | None = None) -> None:
-    """Replaces every adapter by a kernel, in place.
+    """Folds every adapter into its kernel, in place.
 
     Args:
-        gates: module -> (E,) weights that stand for a router's; None for adapters that have one
-            kernel anyway.
+        model: the model.
+        gates: module -> (E,) weights that replace a router's; None for adapters that a single
+            kernel can express.
 
     Raises:
-        UserError: an adapter that no single kernel equals, and no gates.
+        UserError: no single kernel equals an adapter, and there are no gates.
 
     >>> from goat_jax import method_spec
     >>> from goat_jax.inject import inject
@@ -73,7 +74,7 @@ def fold_adapters(model: Any, gates: Mapping[str, np.ndarray] | None = None) -> 
 
 
 def without_router(spec: AdapterSpec) -> AdapterSpec:
-    """The spec of experts whose weights have become part of their scales."""
+    """Returns the spec without its router, for experts whose weights are in their scales."""
     return spec.replace(router=NoRouter())
 
 
@@ -90,18 +91,22 @@ def write_merged(
     dtype: str,
     most: int = SHARD_BYTES,
 ) -> None:
-    """Writes weights and config.json of a model without adapters, copies its tokenizer, and says
-    how images have to be prepared.
+    """Writes the weights and config.json of a model without adapters, and copies its tokenizer.
+
+    For an image task, preprocessor_config.json describes how the images have to be prepared.
 
     Args:
-        form: of the model.
-        path: of the pretrained model.
-        task: what it learnt.
-        dtype: of its weights.
-        most: bytes in a file.
+        folder: the folder to write to.
+        model: the model.
+        form: the model's form in transformers.
+        path: the folder or file of the pretrained model.
+        task: the task that the model was trained on.
+        dtype: the dtype of the written weights, a key of `DTYPES`.
+        most: the largest size of a file, in bytes.
 
     Raises:
-        UserError: adapters, or a head that transformers' class has no place for.
+        UserError: the model still has adapters, its config has no counterpart in config.json,
+            transformers' class cannot express its head, or a weight is out of the dtype's range.
     """
     if any(site.module.adapter is not None for site in find_sites(model)):  # type: ignore
         raise UserError("the model still has adapters: fold them first")
@@ -120,18 +125,19 @@ def write_merged(
     labels = class_names(getattr(task, "labels", ()), getattr(model.config, "num_labels", 0))
     write_json(folder / "config.json", merged_config({**hf, **changes}, form, dtype, labels))
     copy_tokenizer(path, folder)
-    if isinstance(task, ImageTask):  # what the pretrained model saw may be another view
+    if isinstance(task, ImageTask):  # the task may preprocess images unlike the pretrained model
         write_json(folder / "preprocessor_config.json", view_of(task, path).config())
 
 
 DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16, "float16": np.float16}
-"""What weights can be written as."""
+"""Name -> dtype that weights can be written in."""
 
 STORED_AS = {"BF16": "bfloat16", "F16": "float16"}
+"""Stored dtype of a checkpoint -> dtype to write; all others are written as float32."""
 
 
 def stored_dtype(path: Path) -> str:
-    """The dtype that most numbers of a checkpoint are stored in."""
+    """Returns the dtype that most numbers of a checkpoint are stored in."""
     sizes: Counter[str] = Counter()
     for entry in open_checkpoint(path)[1].entries.values():
         sizes[STORED_AS.get(entry.dtype, "float32")] += int(np.prod(entry.shape))
@@ -139,10 +145,15 @@ def stored_dtype(path: Path) -> str:
 
 
 def as_stored(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
-    """A tensor in the dtype that it is written in.
+    """Casts a tensor to the dtype that it is written in.
+
+    Args:
+        name: the tensor's name, for messages.
+        tensor: the tensor.
+        dtype: a key of `DTYPES`.
 
     Raises:
-        UserError: a number that the dtype has no room for.
+        UserError: a number is out of the dtype's range.
     """
     with np.errstate(over="ignore"):
         cast = tensor.astype(DTYPES[dtype])
@@ -152,18 +163,20 @@ def as_stored(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
 
 
 ELSEWHERE = ("family", "num_labels", "head", "pooling", "dropout")
-"""Fields of our configs that config.json says by other means (class, labels), or that are a note
-on the model card."""
+"""Fields of our configs that config.json expresses in another way (class, labels), or that are a
+note on the model card."""
 
 
 def changed_keys(architecture: Architecture, hf: Mapping[str, Any], config: Any) -> dict[str, Any]:
-    """What config.json has to say otherwise than the pretrained model's: the fields that differ.
+    """Returns the keys of config.json whose values differ from the pretrained model's.
 
     Args:
-        config: the model's own.
+        architecture: the model's architecture.
+        hf: the pretrained model's config.json.
+        config: the model's goat_jax config.
 
     Raises:
-        UserError: a field that differs and that config.json has no key for.
+        UserError: a field differs, and config.json has no key for it.
 
     >>> from goat_jax.models.registry import ARCHITECTURES
     >>> hf = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1,
@@ -187,7 +200,7 @@ def changed_keys(architecture: Architecture, hf: Mapping[str, Any], config: Any)
 
 
 def class_names(labels: Sequence[str], count: int) -> Sequence[str]:
-    """Names of a head's outputs; of a regression, transformers' own.
+    """Returns the names of a head's outputs, or transformers' default names if there are none.
 
     >>> class_names((), 1)
     ['LABEL_0']
@@ -198,12 +211,13 @@ def class_names(labels: Sequence[str], count: int) -> Sequence[str]:
 def merged_config(
     hf: Mapping[str, Any], form: Form, dtype: str, labels: Sequence[str]
 ) -> dict[str, Any]:
-    """config.json of the merged model.
+    """Builds the config.json of the merged model.
 
     Args:
-        hf: config.json of the pretrained model.
-        form: of the model.  dtype: of its weights.
-        labels: names of the classes, () where there are none.
+        hf: the pretrained model's config.json.
+        form: the model's form in transformers.
+        dtype: the dtype of its weights.
+        labels: the names of the classes, () if there are none.
 
     >>> from goat_jax.interop.hf_config import FORMS
     >>> form = FORMS["text encoder", None]
@@ -222,7 +236,7 @@ def merged_config(
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copies what tokenizes texts or prepares images, from a checkpoint folder."""
+    """Copies the tokenizer, image preprocessor and generation settings of a checkpoint folder."""
     for pattern in TOKENIZER_FILES:
         for path in sorted(Path(source).glob(pattern)):
             if path.is_file():

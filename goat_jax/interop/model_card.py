@@ -1,4 +1,4 @@
-"""The model card of what is exported: README.md with base, data, method, scores and command."""
+"""Model card of an export: README.md with base model, data, method, scores and command."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from goat_jax.text_tables import render_table
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What a card tells besides the run's config.
+    """The contents of a model card that are not in the run's config.
 
     Attributes:
-        form: what was exported, in words.
-        library: what loads it.
-        step: of the checkpoint.
+        form: a description of the export, in words.
+        library: the library that loads it.
+        step: the checkpoint's step.
         scores: column -> metric -> value, on the evaluation rows.
-        trained: parameters that were trained.
-        command: that trained it, if it is known.
-        versions: of the libraries that trained it, by name.
-        base: the pretrained model, by its repository where that is known.
-        use: Python lines that load it, "" if there are none.
-        notes: what a person must know, a line each.
+        trained: the number of trained parameters.
+        command: the command that trained it, None if it is unknown.
+        versions: the versions of the libraries that trained it, by name.
+        base: the pretrained model, given by its repository if that is known.
+        use: Python code that loads the export, "" if there is none.
+        notes: remarks for the user, one line each.
     """
 
     form: str
@@ -41,10 +41,13 @@ class Facts:
 
 
 def write_card(name: str, config: RunConfig, facts: Facts, merged: bool) -> str:
-    """README.md as the Hugging Face hub reads it.
+    """Returns the text of README.md in the format of the Hugging Face hub.
 
     Args:
-        merged: whether the adapter is in the weights, not beside them.
+        name: the title.
+        config: the run's config.
+        facts: the other contents.
+        merged: whether the adapter is merged into the weights.
     """
     method, base = config.adapter.method, facts.base
     head = {
@@ -94,12 +97,12 @@ def _table(columns: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _fields(part: Any) -> str:
-    """The fields of a part of the config that are set."""
+    """Renders the non-empty fields of one part of the config as a table."""
     values = {name: value for name, value in flatten(part).items() if value not in (None, [], {})}
     rows = [[f"`{name}`", f"`{_one_line(value)}`"] for name, value in values.items()]
     return render_table(["field", "value"], rows, markdown=True)
 
 
 def _one_line(value: Any) -> str:
-    """A value that stays inside its cell of a Markdown table."""
+    """Escapes a value so that it stays inside one cell of a Markdown table."""
     return " ".join(str(value).split()).replace("|", "\\|").replace("`", "'")

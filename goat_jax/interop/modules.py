@@ -1,5 +1,7 @@
-"""Modules of a model by their torch name, one layer at a time: kernels, adapters and heads in and
-out, whatever is stacked."""
+"""Reads and writes a model's kernels, adapters and heads by PyTorch name, one layer at a time.
+
+The functions hide that the arrays of several layers may be stacked.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +18,17 @@ from goat_jax.nn.dense import Head
 from goat_jax.nn.named_modules import Site, find_sites
 
 Read = Callable[[str, tuple[int, ...]], np.ndarray]
-"""(torch's name, torch's shape) -> a tensor of that shape in float32; a `UserError` if there is
-none."""
+"""(PyTorch's name, PyTorch's shape) -> a float32 tensor of that shape; raises `UserError` if there
+is none."""
 
 
 class Start(NamedTuple):
-    """What an adapted module has.
+    """The values of an adapted module.
 
     Attributes:
-        kernel: (I, O), frozen.
-        factors: a (E, I, R), b (E, R, O), router (I, E).
-        scale: (E,).
+        kernel: the frozen kernel, (I, O).
+        factors: the trained arrays a (E, I, R), b (E, R, O), router (I, E).
+        scale: the experts' scales, (E,).
     """
 
     kernel: np.ndarray
@@ -35,13 +37,14 @@ class Start(NamedTuple):
 
 
 class Adapted(NamedTuple):
-    """All of an adapted module.
+    """The spec and values of an adapted module.
 
     Attributes:
-        spec: its method and sizes.
-        kernel: (I, O), frozen.
-        factors, constants: trained and frozen arrays by name.
-        scale: (E,).
+        spec: the adapter's method and sizes.
+        kernel: the frozen kernel, (I, O).
+        factors: the adapter's trained arrays by name.
+        constants: the adapter's frozen arrays by name.
+        scale: the experts' scales, (E,).
     """
 
     spec: AdapterSpec
@@ -52,15 +55,15 @@ class Adapted(NamedTuple):
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """Factors and constants."""
+        """Factors and constants by name."""
         return self.factors | self.constants
 
 
 def read_kernels(model: Any, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Kernels (I, O) of these modules.
+    """Returns the kernels (I, O) of these modules by name.
 
     Raises:
-        UserError: a name that no linear layer of the model has.
+        UserError: no linear layer of the model has this name.
     """
     kernels = {}
     for site in find_sites(model):
@@ -86,7 +89,7 @@ def _adapted(model: Any) -> list[Site]:
 
 
 def read_starts(model: Any) -> dict[str, Start]:
-    """All adapted modules by name."""
+    """Returns the values of all adapted modules by name."""
     starts = {}
     for site in _adapted(model):
         dense: Any = site.module
@@ -100,7 +103,10 @@ def read_starts(model: Any) -> dict[str, Start]:
 
 
 def read_adapted(model: Any) -> Iterator[tuple[str, Adapted]]:
-    """All adapted modules by name, one layer at a time; one site's arrays are on the host."""
+    """Yields all adapted modules with their names, one layer at a time.
+
+    Only the arrays of one stack of layers are on the host at a time.
+    """
     for site in _adapted(model):
         dense: Any = site.module
         adapter = dense.adapter
@@ -116,7 +122,7 @@ def read_adapted(model: Any) -> Iterator[tuple[str, Adapted]]:
 
 
 def write_starts(model: Any, starts: Mapping[str, Start]) -> None:
-    """Gives all adapted modules their kernels and factors, in place; scales stay."""
+    """Sets the kernels and factors of all adapted modules in place; scales are unchanged."""
     for site in _adapted(model):
         module: Any = site.module
         layers = [starts[name] for name in site.names()]
@@ -127,7 +133,7 @@ def write_starts(model: Any, starts: Mapping[str, Start]) -> None:
 
 
 def _head_parameters(model: Any, modules: Iterable[str]) -> dict[str, tuple[Any, Layout]]:
-    """Torch's name of a head's parameter -> our variable and torch's form of it."""
+    """Maps PyTorch's name of a head's parameter to our variable and its PyTorch layout."""
     found: dict[str, dict[str, tuple[Any, Layout]]] = {}
     stacked = set()
     for site, parameter, layout in parameters(model):
@@ -146,14 +152,27 @@ def _head_parameters(model: Any, modules: Iterable[str]) -> dict[str, tuple[Any,
 
 
 def write_head(model: Any, modules: Iterable[str], read: Read) -> None:
-    """Gives modules that are trained in full their values, in place."""
+    """Sets the values of fully trained modules in place.
+
+    Args:
+        model: the model.
+        modules: the names of the modules.
+        read: the function that returns a tensor by its PyTorch name and shape.
+
+    Raises:
+        UserError: the model has no such module, or it is one of a stack of layers.
+    """
     for name, (variable, layout) in _head_parameters(model, modules).items():
         value = read(name, layout.torch_shape(tuple(variable.shape)))
         variable.set_value(jnp.asarray(layout.from_torch(value)))
 
 
 def read_head(model: Any, modules: Iterable[str]) -> dict[str, np.ndarray]:
-    """Their values by torch's names and in its layout."""
+    """Returns the values of fully trained modules by PyTorch's names and in its layout.
+
+    Raises:
+        UserError: the model has no such module, or it is one of a stack of layers.
+    """
     return {
         name: np.asarray(layout.to_torch(np.asarray(variable[...])))
         for name, (variable, layout) in _head_parameters(model, modules).items()
@@ -161,10 +180,11 @@ def read_head(model: Any, modules: Iterable[str]) -> dict[str, np.ndarray]:
 
 
 def trained_tensors(model: Any, fresh: Collection[str] = ()) -> dict[str, np.ndarray]:
-    """Torch's tensors of what is trained in full, and of parameters that the checkpoint lacks.
+    """Returns PyTorch's tensors of fully trained parameters and of those not in the checkpoint.
 
     Args:
-        fresh: torch's names of the latter.
+        model: the model.
+        fresh: the PyTorch names of the parameters that the checkpoint does not have.
     """
     found = {}
     for site, parameter, layout in parameters(model):
@@ -177,6 +197,6 @@ def trained_tensors(model: Any, fresh: Collection[str] = ()) -> dict[str, np.nda
 
 
 def module_names(model: Any) -> list[str]:
-    """Full names of all modules that have parameters."""
+    """Returns the full names of all modules that have parameters."""
     names = (name for site, _, _ in parameters(model) for name in site.names())
     return list(dict.fromkeys(names))

@@ -1,4 +1,4 @@
-"""Reads PEFT folders: LoRA in its variants, and PEANuT."""
+"""Reads PEFT folders: LoRA and its variants, AdaLoRA, and PEANuT."""
 
 from __future__ import annotations
 
@@ -21,29 +21,31 @@ STARTS: dict[Any, dict[str, Any]] = {
     **dict.fromkeys((True, False, "gaussian", "orthogonal", "eva", None), _PLAIN),
     "pissa": {"method": "pissa", "rho": 1.0},
 }
-"""init_lora_weights -> the method whose frozen kernel is the one the adapter was trained on."""
+"""init_lora_weights -> options of the method that makes the same frozen kernel."""
 
 NOT_READ = (
     *("layer_replication", "alora_invocation_tokens", "kasa_config", "arrow_config"),
     *("use_qalora", "use_bdlora", "lora_bias", "target_parameters", "trainable_token_indices"),
     *("megatron_config", "monteclora_config", "velora_config", "fan_in_fan_out"),
 )
-"""Settings of PEFT's LoRA that change what it computes and have no form here."""
+"""Settings of PEFT's LoRA that change its computation and are not supported here."""
 
 DEFAULTS = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "depth": 0, "scaling": 1.0}
-"""PEFT's own, of what a config leaves out."""
+"""PEFT's defaults of the settings that a config omits."""
 
 Options = dict[str, Any]
 
 
 def read_peft(folder: Path, config: Mapping[str, Any]) -> Imported:
-    """The adapter of a PEFT folder.
+    """Reads the adapter of a PEFT folder.
 
     Args:
-        config: its adapter_config.json.
+        folder: the folder.
+        config: the folder's adapter_config.json.
 
     Raises:
-        UserError: a type or a setting that cannot be read, tensors of unknown names or shapes.
+        UserError: the type or a setting is not supported, or tensors are missing or have unknown
+            names or shapes.
     """
     kind = str(config.get("peft_type"))
     if kind not in READERS:
@@ -88,13 +90,13 @@ NAMES: dict[str, dict[str, str]] = {
         r"peanut_decoders\.\d+\.weight": "decoders",
     },
 }
-"""PEFT's type -> endings of its tensors -> our factor."""
+"""PEFT's type -> ending of a tensor's name -> our name of the factor."""
 
 
 def _by_module(
     folder: Path, tensors: Mapping[str, np.ndarray], names: Mapping[str, str]
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Factors by module, in our layout, and the tensors of heads."""
+    """Groups the factors by module, in our layout, and returns the tensors of heads apart."""
     listed: dict[str, dict[str, list[np.ndarray]]] = {}
     head = {}
     for name in sorted(tensors, key=lambda n: re.sub(r"\d+", lambda m: m[0].zfill(6), n)):
@@ -166,7 +168,7 @@ def _refuse_unread(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _number(folder: Path, config: Mapping[str, Any], name: str, **limits: Any) -> Any:
-    """A number of adapter_config.json in its range, or PEFT's own where it is left out."""
+    """Reads a number of adapter_config.json, or else PEFT's default, and checks its range."""
     value = config.get(name)
     value = DEFAULTS[name] if value is None else value
     check_number(f"{Path(folder) / ADAPTER_CONFIG}: {name}", value, **limits)
@@ -184,7 +186,7 @@ def _alpha_and_dropout(folder: Path, config: Mapping[str, Any]) -> Options:
 def _pattern(
     folder: Path, config: Mapping[str, Any], name: str, **limits: Any
 ) -> Mapping[str, Any]:
-    """A table of numbers by pattern in adapter_config.json, each in its range."""
+    """Reads a table of numbers by pattern in adapter_config.json and checks their range."""
     found = config.get(name) or {}
     where = f"{Path(folder) / ADAPTER_CONFIG}: {name}"
     if not isinstance(found, Mapping):
@@ -199,7 +201,7 @@ def _pattern(
 
 
 def _by_pattern(name: str, patterns: Mapping[str, Any] | None, usual: Any) -> Any:
-    """The value of the first pattern that matches the end of a name, as PEFT looks it up."""
+    """Returns the value of the first pattern that matches the end of a name, as PEFT does."""
     for pattern, value in (patterns or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", name):
             return value
@@ -225,9 +227,9 @@ def _read_network(
 def _read_adalora(
     folder: Path, config: Mapping[str, Any], modules: Mapping[str, dict[str, np.ndarray]]
 ) -> tuple[Options, Overrides]:
-    """AdaLoRA, whose pruned ranks are left out of the file: here they are there, as zeros.
+    """Reads AdaLoRA. Its file omits pruned ranks, which are restored here as zeros.
 
-    Its scale goes by the rank that it started with, whatever was pruned since.
+    Its scale depends on the initial rank, not on the rank that is left after pruning.
     """
     _refuse_unread(folder, config)
     rank = config.get("init_r", 12)
@@ -252,7 +254,7 @@ def _read_adalora(
         **_alpha_and_dropout(folder, config),
         "method": "adalora",
         "total_rank": rank,
-        # Where training goes on; nothing that is computed now depends on it.
+        # The target of further training; the forward pass does not depend on it.
         "options": {"target_rank": max(1, min(target, rank - 1))},
     }
     return options, ()
@@ -263,10 +265,10 @@ READERS: dict[str, Callable[..., tuple[Options, Overrides]]] = {
     "PEANUT": _read_network,
     "ADALORA": _read_adalora,
 }
-"""PEFT's type -> what its config means here."""
+"""PEFT's type -> the function that translates its config to our options."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json of a folder; empty if there is none."""
+    """Reads a folder's adapter_config.json; empty if there is none."""
     path = Path(folder) / ADAPTER_CONFIG
     return read_json(path, "an adapter") if path.is_file() else {}

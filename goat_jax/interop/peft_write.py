@@ -1,4 +1,4 @@
-"""Adapters as Hugging Face PEFT stores them: adapter_config.json and its tensors."""
+"""Writes adapters in Hugging Face PEFT's format: adapter_config.json and the tensors."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from goat_jax.interop.modules import Adapted
 from goat_jax.interop.target_names import most_common
 
 PREFIX = "base_model.model."
-"""What PEFT puts before the names of the model it has wrapped."""
+"""Prefix that PEFT adds to the names of the wrapped model."""
 
 ACTIVATIONS = {"relu": "relu", "silu": "silu", "tanh": "tanh", "identity": "linear"}
-"""Our name -> PEFT's."""
+"""Our name of an activation -> PEFT's."""
 
 TASK_TYPES = {"text encoder": "SEQ_CLS", "language model": "CAUSAL_LM", "image encoder": None}
 """Kind of a model -> PEFT's task type."""
 
 
 def lora_config(modules: Mapping[str, LowRank], root: bool) -> dict[str, Any]:
-    """What adapter_config.json says of ranks and scales.
+    """Builds the adapter_config.json of LoRA or DoRA, with its ranks and scales.
 
     Args:
-        root: whether scales are alpha / sqrt(r), as rsLoRA has them.
+        modules: module -> its adapter as plain LoRA.
+        root: whether scales are alpha / sqrt(r), as in rsLoRA.
 
     >>> one, two = (LowRank(np.ones((4, r)), np.ones((r, 4)), 2.0, None, True) for r in (2, 3))
     >>> found = lora_config({"q": one, "k": one, "v": two}, False)
@@ -59,13 +60,13 @@ def lora_config(modules: Mapping[str, LowRank], root: bool) -> dict[str, Any]:
 
 
 def _plain(value: float) -> float | int:
-    """A number that was rounded to float32 on its way, as its user wrote it."""
+    """Restores the number that the user wrote from its float32 rounding."""
     short = float(f"{value:.7g}")
     return int(short) if short.is_integer() else short
 
 
 def lora_tensors(modules: Mapping[str, LowRank]) -> dict[str, np.ndarray]:
-    """PEFT's tensors of LoRA and DoRA, by its names without the prefix."""
+    """Returns PEFT's tensors of LoRA and DoRA, by PEFT's names without the prefix."""
     tensors = {}
     for name, module in modules.items():
         tensors[f"{name}.lora_A.weight"] = module.a.T
@@ -76,17 +77,17 @@ def lora_tensors(modules: Mapping[str, LowRank]) -> dict[str, np.ndarray]:
 
 
 def is_root(modules: Mapping[str, LowRank], adapted: Mapping[str, Adapted]) -> bool:
-    """Whether the scales are rsLoRA's, of factors that stayed as they were trained."""
+    """True if all scales follow rsLoRA and all factors are exactly the trained ones."""
     return all(module.as_trained for module in modules.values()) and all(
         isinstance(each.spec.scale, AlphaOverRootRank) for each in adapted.values()
     )
 
 
 def network_config(modules: Mapping[str, Adapted]) -> dict[str, Any]:
-    """adapter_config.json of PEFT's PEANuT, which NEAT is.
+    """Builds the adapter_config.json of PEANuT, PEFT's name of NEAT.
 
     Raises:
-        UserError: networks that PEFT has no form for.
+        UserError: PEFT cannot express the networks.
     """
     first = next(iter(modules.values()))
     for name, module in modules.items():
@@ -113,7 +114,7 @@ def network_config(modules: Mapping[str, Adapted]) -> dict[str, Any]:
 
 
 def network_tensors(modules: Mapping[str, Adapted]) -> dict[str, np.ndarray]:
-    """PEFT's tensors of PEANuT, by its names without the prefix."""
+    """Returns PEFT's tensors of PEANuT, by PEFT's names without the prefix."""
     tensors = {}
     for name, module in modules.items():
         tensors[f"{name}.peanut_A.weight"] = module.factors["a"][0].T
@@ -138,10 +139,14 @@ def write_peft(
     """Writes a PEFT folder.
 
     Args:
-        config, tensors: of one of the forms above.
-        head: torch's tensors of the modules that were trained in full.
-        targets, heads: adapter_config's target_modules and modules_to_save.
-        kind: of the model.  base: where it came from.
+        folder: the folder to write to.
+        config: the adapter_config.json, from `lora_config` or `network_config`.
+        tensors: the adapter's tensors, from `lora_tensors` or `network_tensors`.
+        head: PyTorch's tensors of the modules that were trained in full.
+        targets: the value of target_modules in adapter_config.json.
+        heads: the value of modules_to_save in adapter_config.json.
+        kind: the model's kind, a key of `TASK_TYPES`.
+        base: the name or path of the base model.
     """
     common = {
         "base_model_name_or_path": base,

@@ -1,8 +1,9 @@
-"""Routed adapters by the tensor names of the GOAT paper's published code, bit for bit, both ways.
+"""Reads and writes routed adapters with the tensor names of the GOAT paper's published code.
 
-Per module: ``NAME.lora_A.I.weight`` (R, in), ``NAME.lora_B.I.weight`` (out, R) for every expert I,
-and ``NAME.lora_gating.weight`` (E, in); heads have their own names. The frozen residual kernel is
-not in the file: whoever reads it takes the start off the pretrained weights again.
+Both directions are exact, bit for bit. Each module has ``NAME.lora_A.I.weight`` (R, in) and
+``NAME.lora_B.I.weight`` (out, R) for every expert I, and ``NAME.lora_gating.weight`` (E, in); heads
+keep their names. The frozen residual kernel is not in the file: a reader subtracts the initial
+adapter from the pretrained weights again.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from goat_jax.interop.import_adapter import Imported
 from goat_jax.interop.modules import Adapted
 
 TYPE = "GOAT"
-"""What adapter_config.json says, so that PEFT refuses the folder instead of misreading it."""
+"""Value of peft_type in adapter_config.json, which makes PEFT reject the folder, not misread it."""
 
 GATING = "lora_gating.weight"
 _FACTOR = re.compile(r"(.+)\.lora_([AB])\.(\d+)\.weight")
 
 
 def published_tensors(modules: Mapping[str, Adapted]) -> dict[str, np.ndarray]:
-    """The tensors of all modules by their published names.
+    """Returns the tensors of all modules by their published names.
 
     Raises:
-        UserError: an adapter of other parts than experts a, b and one router matrix.
+        UserError: an adapter has other parts than experts a, b and one router matrix.
     """
     tensors = {}
     for name, module in modules.items():
@@ -61,25 +62,39 @@ def write_published(
     base: str,
     options: Mapping[str, Any],
 ) -> None:
-    """Writes the tensors, and the settings (`AdapterConfig`) that they need to be used."""
+    """Writes the tensors, and the settings (`AdapterConfig`) that are needed to use them.
+
+    Args:
+        folder: the folder to write to.
+        modules: the trained modules by name.
+        head: PyTorch's tensors of the modules that were trained in full.
+        base: the name or path of the base model.
+        options: the settings.
+
+    Raises:
+        UserError: an adapter has other parts than experts a, b and one router matrix.
+    """
     write_tensors(folder / ADAPTER, {**published_tensors(modules), **head})
     about = {"peft_type": TYPE, "base_model_name_or_path": base, "settings": dict(options)}
     write_json(folder / ADAPTER_CONFIG, about)
 
 
 def is_published(source: Path) -> bool:
-    """Whether an adapter file has the published names."""
+    """True if an adapter file has the published names."""
     return any(name.endswith(GATING) for name in open_adapter(source))
 
 
 def read_published(source: Path, config: Mapping[str, Any], base_sha256: str | None) -> Imported:
-    """The adapter of a folder or a safetensors file with the published names.
+    """Reads the adapter of a folder or a safetensors file with the published names.
 
     Args:
-        config: adapter_config.json, if there is one that we wrote; {} otherwise.
+        source: the folder or file.
+        config: the adapter_config.json that `write_published` wrote, {} if there is none.
+        base_sha256: the hash of the base model's weights, None if it is unknown.
 
     Raises:
-        UserError: experts that are missing or of several numbers.
+        UserError: experts or a router are missing, or the modules differ in the number or rank of
+            their experts.
     """
     tensors = read_tensors(source)
     found: dict[str, dict[str, dict[int, np.ndarray]]] = {}
@@ -120,7 +135,7 @@ def _stacked(
     own: Mapping[str, Mapping[int, np.ndarray]],
     routers: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Factors a (E, I, R), b (E, R, O) and router (I, E) of one module."""
+    """Stacks the factors a (E, I, R), b (E, R, O) and router (I, E) of one module."""
     numbers = list(range(len(own.get("a", ()))))
     whole = all(sorted(own.get(key, ())) == numbers for key in ("a", "b"))
     if not numbers or not whole or name not in routers or routers[name].shape[1] != len(numbers):

@@ -1,4 +1,4 @@
-"""What a run's routers do on its data, as numbers: the mean weight of every expert."""
+"""Mean router weight of every expert on a run's data."""
 
 from __future__ import annotations
 
@@ -25,10 +25,20 @@ def mean_gates(
     objective: Objective,
     model: Any,
 ) -> dict[str, np.ndarray]:
-    """Module -> (E,) mean weight of its experts over the real tokens of all batches, dropout off.
+    """Computes the mean weights (E,) of each module's experts over the real tokens of all batches.
+
+    Dropout is off.
 
     Args:
-        model: what `graph` and the trees are of, for the names of its modules.
+        graph: the model's graph (`goat_jax.nn.dense.split_model`).
+        trainable: the model's trainable pytree.
+        base: the model's frozen pytree.
+        batches: the batches to average over.
+        objective: the task's loss.
+        model: the model that `graph` and the pytrees belong to, for the names of its modules.
+
+    Returns:
+        Module -> mean weights (E,).
     """
 
     @jax.jit

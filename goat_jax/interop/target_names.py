@@ -1,4 +1,4 @@
-"""Lists of modules as people write them: the shortest suffixes that mean exactly these."""
+"""Short lists of modules: the shortest suffixes and names that select exactly the given ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def shortest_suffixes(chosen: Sequence[str], every: Collection[str]) -> list[str]:
-    """Suffixes that match the chosen names and no other, each as short as it can be.
+    """Returns the shortest suffixes that match the chosen names and no others.
 
     >>> every = ["layer.0.attention.output.dense", "layer.0.query", "classifier.dense"]
     >>> shortest_suffixes(every[:2], every)
@@ -25,7 +25,7 @@ def shortest_suffixes(chosen: Sequence[str], every: Collection[str]) -> list[str
 
 
 def whole_modules(parts: Sequence[str], every: Collection[str]) -> list[str]:
-    """The chosen modules, those of a top-level module that is chosen whole by its name.
+    """Replaces the modules of a completely chosen top-level module by its name.
 
     >>> every = ["bert.pooler.dense", "bert.norm", "classifier.dense", "classifier.out_proj"]
     >>> whole_modules(["bert.pooler.dense", "classifier.dense", "classifier.out_proj"], every)
@@ -40,5 +40,5 @@ def whole_modules(parts: Sequence[str], every: Collection[str]) -> list[str]:
 
 
 def most_common(values: Sequence[Any]) -> Any:
-    """The value that most have; the first of equals."""
+    """Returns the most common value; of equally common ones, the first."""
     return Counter(values).most_common(1)[0][0]

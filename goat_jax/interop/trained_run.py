@@ -1,4 +1,4 @@
-"""A finished run and what exporting it asks: adapters before and after, scores, mean gates."""
+"""A finished run with all that its export needs: adapters, scores and the experts' mean weights."""
 
 from __future__ import annotations
 
@@ -30,14 +30,20 @@ Gates = Mapping[str, np.ndarray]
 
 
 class Trained:
-    """A run at one of its checkpoints.
+    """A finished run at one of its checkpoints.
+
+    Args:
+        folder: the run's folder.
+        step: the checkpoint's step; None: the best checkpoint.
 
     Attributes:
-        folder: its folder.
-        opened, config, built: as reopened.
-        path: folder or file of the pretrained model.
-        base: the frozen pytree.
-        model: with its adapters.
+        folder: the run's folder.
+        opened: the reopened run.
+        config: the run's config.
+        built: the run's training setup.
+        path: the folder or file of the pretrained model.
+        base: the model's frozen pytree.
+        model: the trained model with its adapters.
     """
 
     def __init__(self, folder: Path, step: int | None):
@@ -53,17 +59,17 @@ class Trained:
 
     @functools.cached_property
     def now(self) -> dict[str, Adapted]:
-        """Every adapted module, trained."""
+        """Adapted modules after training, by name."""
         return dict(read_adapted(self.model))
 
     @functools.cached_property
     def start(self) -> dict[str, Adapted]:
-        """The same before training."""
+        """Adapted modules before training, by name."""
         return dict(read_adapted(self._model(self.built.state.trainable, self.built.base)))
 
     @functools.cached_property
     def kernels(self) -> dict[str, np.ndarray]:
-        """Pretrained kernels, of modules whose frozen ones cannot be told from the factors."""
+        """Pretrained kernels of modules whose frozen kernel depends on more than the factors."""
         asking = [n for n, each in self.now.items() if each.spec.base_edit.looks_at_kernel]
         if not asking:
             return {}
@@ -72,7 +78,14 @@ class Trained:
         return read_kernels(load_model(self.path, key=key, dtype=dtype, **options).model, asking)
 
     def low_rank(self, gates: Gates | None) -> dict[str, LowRank]:
-        """Every module as plain LoRA on the pretrained kernel."""
+        """Rewrites every module as plain LoRA on the pretrained kernel.
+
+        Args:
+            gates: module -> (E,) weights that replace a router's; None for adapters without one.
+
+        Raises:
+            UserError: a module's change cannot be written as LoRA.
+        """
         return {
             name: low_rank(
                 module,
@@ -85,12 +98,12 @@ class Trained:
 
     @property
     def head(self) -> dict[str, np.ndarray]:
-        """Torch's tensors of the head."""
+        """PyTorch's tensors of the parameters that were trained in full or newly initialized."""
         return trained_tensors(self.model, self.built.fresh)
 
     @functools.cached_property
     def scores(self) -> dict[str, float]:
-        """Of the run's checkpoint."""
+        """Scores of the run's checkpoint on its evaluation rows."""
         return evaluate(
             self.built.eval_step, self.opened.state.trainable, self.base, self.rows, self.task
         ).scores
@@ -104,7 +117,7 @@ class Trained:
         return evaluation_batches(self.config, load_rows(self.config, "evaluation")[0])
 
     def task_gates(self, task: int | None) -> Gates | None:
-        """The experts' weights for one task, None without one."""
+        """Returns the experts' weights (E,) of each module for one task; None if `task` is None."""
         if task is None:
             return None
         gates = {}
@@ -115,7 +128,11 @@ class Trained:
         return gates
 
     def mean_gates(self, rows: int) -> Gates:
-        """The experts' mean weights on the first training rows."""
+        """Returns the experts' mean weights (E,) of each module on the first training rows.
+
+        Args:
+            rows: the number of training rows to average over; an incomplete batch is left out.
+        """
         return mean_gates(
             self.built.graph,
             self.opened.state.trainable,

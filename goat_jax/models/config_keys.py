@@ -1,9 +1,9 @@
-"""The keys of config.json per model_type: read, computed at one value only, or without effect.
+"""The keys of config.json per model_type: read, valid at fixed values only, or without effect.
 
-An accepted checkpoint must compute what transformers computes of it. So every key that transformers
-reads for one of our model types is in exactly one of three lists, and a test walks the config
-classes and the code of the installed transformers to see that none is missing. A key that is in no
-list is one that transformers does not read for this model type either; it is ignored, as there.
+A checkpoint that is accepted must compute what it computes in transformers. So every key that
+transformers reads for one of our model types is in exactly one of three lists, and a test walks the
+config classes and the code of the installed transformers to check that none is missing. A key in no
+list is one that transformers does not read for this model type either, so it is ignored here, too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from goat_jax.errors import UserError
 from goat_jax.validation.checks import check_number
 
 Check = Callable[[str, Any], None]
-"""(key, value) -> None; a `UserError` for a value of the wrong type or range."""
+"""(key, value) -> None; raises `UserError` for a value of the wrong type or range."""
 
 
 def _switch(key: str, value: Any) -> None:
@@ -52,7 +52,7 @@ def _layer_types(key: str, value: Any) -> None:
 
 
 def _anything(key: str, value: Any) -> None:
-    """The reader of the key says itself what is wrong, in its own words."""
+    """Accepts any value; the code that reads the key checks it, with a more specific message."""
 
 
 _RATE = _number(at_least=0, below=1)
@@ -63,16 +63,16 @@ _WINDOW = _number(at_least=1, whole=True)
 
 @dataclasses.dataclass(frozen=True)
 class Keys:
-    """What becomes of the keys of one model_type's config.json.
+    """Treatment of the keys of one model_type's config.json.
 
     Attributes:
-        read: key -> the check of its value; what it says is done.
-        fixed: key -> the values at which transformers computes what is computed here; the first is
-            the usual one. Others are refused. null and a missing key count as valid.
-        without_effect: keys that change no output of the models that are built here: they start
-            weights that are then loaded, belong to other heads, or choose what a call returns.
+        read: key -> the check of its value; the model follows the value.
+        fixed: key -> the only values that are computed here, the usual one first. Others are
+            rejected. null and a missing key count as valid.
+        without_effect: keys that change no output of the models built here: they initialize weights
+            that are then loaded, belong to other heads, or select what a call returns.
         parts: key -> the model_type whose keys the object there has.
-        aliases: a key's other name -> the key; both may be there only if they agree.
+        aliases: a key's other name -> the key; both may be present only if they agree.
     """
 
     read: Mapping[str, Check]
@@ -82,7 +82,7 @@ class Keys:
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def known(self) -> set[str]:
-        """All keys that are in a list."""
+        """Returns all keys that are in one of the lists."""
         return {*self.read, *self.fixed, *self.without_effect, *self.parts, *self.aliases}
 
 
@@ -102,8 +102,8 @@ _COMMON_WITHOUT = frozenset(
         *("_attn_implementation", "_name_or_path", "transformers_version", "dtype", "torch_dtype"),
         *("label2id", "problem_type", "output_attentions", "output_hidden_states", "return_dict"),
         *("use_cache", "initializer_range", "initializer_factor", "chunk_size_feed_forward"),
-        # Of every config of transformers 4: settings of generation, which are read elsewhere, and
-        # of kinds of models that are not built here.
+        # Present in every config of transformers 4: generation settings, which are read elsewhere,
+        # and settings of kinds of models that are not built here.
         *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id"),
         *("is_decoder", "add_cross_attention", "cross_attention_hidden_size"),
         *("tie_encoder_decoder", "tie_word_embeddings", "tokenizer_class", "prefix"),
@@ -130,7 +130,7 @@ def _keys(
     return Keys(read, fixed, others, parts or {})
 
 
-# Sizes of the network are checked by our configs, which overrides reach as well.
+# Sizes of the network are checked by our config classes, so that overrides are checked, too.
 _SIZES: dict[str, Check] = dict.fromkeys(
     ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"), _anything
 ) | {"intermediate_size": _anything, "hidden_act": _anything}
@@ -164,7 +164,7 @@ _DISTILBERT = dataclasses.replace(
             "seq_classif_dropout": _RATE,
         },
         {"position_embedding_type": ("absolute",), "is_decoder": (False,)},
-        # The sinusoids are the start of a table that the checkpoint holds.
+        # The sinusoids only initialize a table that the checkpoint holds.
         ("sinusoidal_pos_embds", "qa_dropout"),
     ),
     aliases={
@@ -190,7 +190,7 @@ _DECODER_READ: dict[str, Check] = {
     "pad_token_id": _ids,
 }
 _CAUSAL: dict[str, tuple[Any, ...]] = {"is_causal": (True,), "attention_chunk_size": (None,)}
-# Slices of the same products; dropout of the attention, which decoders here do not have.
+# pretraining_tp slices the same products; decoders here have no attention dropout.
 _DECODER_WITHOUT = ("pretraining_tp", "attention_dropout")
 _IMAGES: dict[str, Check] = {
     **{key: check for key, check in _SIZES.items() if key != "vocab_size"},
@@ -208,7 +208,7 @@ KEYS: dict[str, Keys] = {
     "distilbert": _DISTILBERT,
     "llama": _keys(
         {**_DECODER_READ, "attention_bias": _switch, "mlp_bias": _switch},
-        # Not of the network, but a cache of transformers would drop what is outside of it.
+        # Not part of the network, but transformers' cache would drop tokens outside the window.
         {**_CAUSAL, "sliding_window": (None,)},
         _DECODER_WITHOUT,
     ),
@@ -252,25 +252,25 @@ KEYS: dict[str, Keys] = {
         without=(*_VIT_WITHOUT, "pooler_act", "pooler_output_size"),
     ),
     "dinov2": _keys(
-        {**_IMAGES, "qkv_bias": _switch, "mlp_ratio": _number(above=0)},
+        {**_IMAGES, "qkv_bias": _switch, "mlp_ratio": _number(above=0, at_most=1000)},
         {"use_swiglu_ffn": (False,)},
         (
             *_VIT_WITHOUT,
             *("layerscale_value", "drop_path_rate", "use_mask_token"),
-            # Of the class for backbones alone.
+            # Read by the backbone class alone.
             *("apply_layernorm", "reshape_hidden_states", "out_features", "out_indices"),
             "stage_names",
         ),
     ),
 }
-"""model_type -> its keys; parts of a config have a model_type, too."""
+"""model_type -> its keys; the sections of a nested config have a model_type, too."""
 
 
 def check_keys(model_type: str, hf: Mapping[str, Any]) -> None:
-    """Refuses a config.json that asks for what is not computed here.
+    """Rejects a config.json with a setting that is not computed here.
 
     Raises:
-        UserError: names the key, its value and the values that are valid.
+        UserError: names the key, its value and a valid value.
 
     >>> check_keys("dinov2", {"use_swiglu_ffn": True})
     Traceback (most recent call last):
@@ -307,7 +307,7 @@ def _short(value: Any) -> str:
 
 
 def _check_head_size(keys: Keys, hf: Mapping[str, Any]) -> None:
-    """The size of a head is read for decoders; elsewhere it must be the usual one."""
+    """Rejects an unusual head size, except for decoders, which read the key."""
     sizes: list[Any] = [hf.get(k) for k in ("head_dim", "hidden_size", "num_attention_heads")]
     size, width, heads = sizes
     if size is None or "head_dim" in keys.read:
@@ -320,7 +320,7 @@ def _check_head_size(keys: Keys, hf: Mapping[str, Any]) -> None:
 
 
 def _check_code(hf: Mapping[str, Any]) -> None:
-    """A model that brings its own code is not the one that its model_type names."""
+    """Rejects a model with custom code, which is not the network that model_type names."""
     places = hf.get("auto_map")
     if isinstance(places, Mapping) and any(str(key).startswith("AutoModel") for key in places):
         raise UserError(

@@ -1,7 +1,7 @@
-"""Sizes of well-known models, so that their runs can be planned and checked without their weights.
+"""Configs of well-known models, so that runs can be planned and checked without their weights.
 
-The numbers are those of the published config.json files; whatever a file leaves out has the value
-that transformers gives it.
+The numbers are those of the published config.json files; a setting that a file leaves out takes
+transformers' default.
 """
 
 from __future__ import annotations
@@ -124,11 +124,11 @@ NAMED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         ),
     }
 )
-"""Short name of a model -> what its config.json says of its sizes."""
+"""Short name of a model -> the sizes and settings of its config.json."""
 
 
 def model_config(source: str | Path) -> dict[str, Any]:
-    """What config.json says of a model; no weight is read, nor asked for.
+    """Returns the config.json of a model without reading its weights.
 
     Args:
         source: a folder with a config.json (weights need not be there), a .gguf file,
@@ -136,7 +136,7 @@ def model_config(source: str | Path) -> dict[str, Any]:
             ending ``-hf``.
 
     Raises:
-        UserError: neither of them.
+        UserError: none of these.
 
     >>> model_config("meta-llama/Llama-2-7b-hf")["intermediate_size"]
     11008
@@ -163,7 +163,7 @@ sizes are known (did you mean 'roberta-large'?): give a folder, or add its confi
 
 
 def transformers_config(source: str | Path) -> Any:
-    """`model_config` as an object of transformers, of which it makes its own models.
+    """Returns `model_config` as a config object of transformers, which builds models from it.
 
     >>> transformers_config("roberta-large").num_hidden_layers
     24

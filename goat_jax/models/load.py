@@ -1,4 +1,4 @@
-"""From a Hugging Face folder to a model: config, then every parameter from its tensor, loudly."""
+"""Loads a model from a checkpoint; a setting or tensor that does not fit is an error."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from goat_jax.typing import Key
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A model and what is worth knowing of its checkpoint.
+    """A model with facts about its checkpoint.
 
     Attributes:
-        model: with all parameters filled.
+        model: the model, with all parameters set.
         fresh: names of parameters that the checkpoint does not have (a new head).
-        kind: "text encoder", "language model", ...
-        weights: what was read, still open; None of a model that was made up.
-        notes: what a person should know of the checkpoint, a line each.
+        kind: the kind of model: "text encoder", "language model", ...
+        weights: the checkpoint's tensors, still readable; None for a random model.
+        notes: remarks on the checkpoint for the user, one line each.
     """
 
     model: Any
@@ -47,23 +47,23 @@ def load_model(
     architecture: Architecture | None = None,
     **overrides: Any,
 ) -> Loaded:
-    """Reads a Hugging Face checkpoint folder or a GGUF file.
+    """Loads a Hugging Face checkpoint folder or a GGUF file.
 
-    Nothing is built before everything is known to fit: config, names, shapes, stored types.
+    Config, names, shapes and stored types are all checked before any parameter is set.
 
     Args:
         path: a folder with config.json and safetensors (one file or shards with an index), or a
-            .gguf file, whose weights are dequantised.
-        key: for parameters the checkpoint does not have (a new classification head).
-        dtype: of kernels, biases and embeddings, and so of the hidden states. Norms, heads
-            and single arrays (class tokens, scales) are float32 always: they are small, and heads
+            .gguf file, whose weights are dequantized.
+        key: PRNG key for parameters that the checkpoint does not have (a new classification head).
+        dtype: dtype of kernels, biases and embeddings, and so of the hidden states. Norms, heads
+            and single arrays (class tokens, scales) are always float32: they are small, and heads
             are trained.
-        new_head: start the last layer of the head afresh even if the checkpoint has one that
-            fits. One with another number of labels, or of another kind of task, is left out anyway.
-        sharding: (module's site, name of the parameter) -> where its parts go; each part is read
-            straight to its device. None: everything on the default device.
-        architecture: what to load instead of what config.json asks for, such as the text tower of
-            a CLIP checkpoint.
+        new_head: whether to initialize the last layer of the head even if the checkpoint has one
+            that fits. One with another number of labels, or for another task, is never loaded.
+        sharding: function from (module, name of the parameter) to the parameter's sharding; each
+            shard is read straight to its device. None puts everything on the default device.
+        architecture: the architecture to load instead of that of config.json, such as the text
+            tower of a CLIP checkpoint.
         overrides: fields of the model's config, such as num_labels.
 
     Raises:
@@ -75,12 +75,13 @@ def load_model(
     architecture = architecture or architecture_of(hf, path)
     tie = architecture.tie if architecture.tie and architecture.tie.applies(hf) else None
     if tie and not tie.equal(weights):
-        # As transformers: two tensors in the file that differ count more than the config.
+        # As in transformers: if the file has two different tensors, the config's tie is ignored.
         hf, tie = {**hf, tie.key: False}, None
     try:
         config = architecture.config_of(hf, **overrides)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    # Abstract, so that no parameter takes memory before its tensor is read.
     model = nnx.eval_shape(lambda: architecture.build(config, rngs=nnx.Rngs(0)))
     new_head = new_head or architecture.has_other_head(hf)
     filled = fill(model, weights, architecture, key, dtype, new_head, sharding, tie)
@@ -94,11 +95,15 @@ def load_model(
 def random_model(
     hf: Mapping[str, Any], *, key: Key, dtype: Any = jnp.float32, **overrides: Any
 ) -> Loaded:
-    """What `load_model` gives, of random numbers; under `jax.eval_shape`, of shapes only.
+    """Builds a model as `load_model` does, with random parameters.
+
+    Under `jax.eval_shape` the parameters are abstract.
 
     Args:
-        hf: config.json as a dict.  key: of all parameters.
-        dtype, overrides: as for `load_model`.
+        hf: config.json as a dict.
+        key: PRNG key for all parameters.
+        dtype: see `load_model`.
+        overrides: see `load_model`.
 
     Raises:
         UserError: an unsupported model type or setting.

@@ -1,4 +1,4 @@
-"""Fills an abstract model from weight files: every parameter from its tensor, or not at all."""
+"""Fills an abstract model from weight files: every parameter is set, or loading fails."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from goat_jax.pretrained.safetensors import STORED, Weights, check_finite
 from goat_jax.typing import Key
 
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-"""Endings of names in checkpoints that were converted from TensorFlow long ago."""
+"""Old name endings, in checkpoints converted from TensorFlow -> current ones."""
 
 ShardingOf = Callable[[Site, str], Any]
-"""(module's site, name of its parameter) -> the sharding of the (stacked) parameter."""
+"""(module, name of its parameter) -> the sharding of the (stacked) parameter."""
 
 FLOAT32 = (LayerNorm, RMSNorm, Constant)
-"""Modules that stay in float32 whatever the dtype of the weights: small, and worth their digits."""
+"""Modules that stay in float32 whatever the dtype of the weights; they are small."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +46,14 @@ class _Slot:
         return self.site.layers is not None
 
     def shape(self) -> tuple[int, ...]:
-        """Of one layer, as we have it."""
+        """Returns one layer's shape, with our axes."""
         return tuple(getattr(self.site.module, self.parameter).shape[1 if self.stacked else 0 :])
 
     def torch_shape(self) -> tuple[int, ...]:
         return self.layout.torch_shape(self.shape())
 
     def full_shape(self) -> tuple[int, ...]:
-        """Of all layers, as the parameter has it."""
+        """Returns the shape of the parameter, layer axis included."""
         return tuple(getattr(self.site.module, self.parameter).shape)
 
     def set(self, value: jax.Array) -> None:
@@ -62,7 +62,7 @@ class _Slot:
 
 @dataclasses.dataclass(frozen=True)
 class Filled:
-    """What filling a model found.
+    """Result of filling a model.
 
     Attributes:
         fresh: names of parameters that the checkpoint does not have.
@@ -83,17 +83,22 @@ def fill(
     sharding: ShardingOf | None = None,
     tie: Tie | None = None,
 ) -> Filled:
-    """Gives every parameter of an abstract model its value.
+    """Sets every parameter of an abstract model.
 
-    One tensor at a time is read, into the place that its layer has in the stacked parameter.
+    Tensors are read one at a time, each into its layer's place in the stacked parameter.
 
     Args:
-        model, weights, architecture, key, dtype, new_head, sharding: as for
-            `goat_jax.models.load.load_model`.
+        model: the abstract model, filled in place.
+        weights: the checkpoint's tensors by name.
+        architecture: the model's architecture.
+        key: PRNG key for parameters that the checkpoint does not have.
+        dtype: see `goat_jax.models.load.load_model`.
+        new_head: see `goat_jax.models.load.load_model`.
+        sharding: see `goat_jax.models.load.load_model`.
         tie: two tensors that config.json ties, either of which may stand for both.
 
     Raises:
-        UserError: tensors that do not fit; the model is then untouched.
+        UserError: tensors that do not fit; the model is then unchanged.
     """
     stored = _canonical_names(weights, architecture)
     for one, other in () if tie is None else ((tie.name, tie.twin), (tie.twin, tie.name)):
@@ -125,10 +130,10 @@ def _of_another_head(
     architecture: Architecture,
     tie: Tie | None,
 ) -> set[str]:
-    """Tensors of a head that the checkpoint was trained with and this model does not have.
+    """Finds the tensors of a head that the checkpoint has and this model does not.
 
-    They stand beside the base model; or in the place of our head, of other modules or with other
-    labels.
+    Such a head is stored beside the base model, or under the names of our head but with other
+    modules or another number of labels.
     """
     ours = {_top(name) for name in (*wanted, *(() if tie is None else (tie.name,)))}
     heads = {_top(module) for module in architecture.head} - {_top(architecture.prefix)}
@@ -160,7 +165,7 @@ def _top(name: str) -> str:
 
 
 def cast(model: nnx.Module, architecture: Architecture, dtype: Any) -> None:
-    """Gives the parameters of a model that was not loaded the types that loading gives them."""
+    """Casts the parameters of a model that was not loaded to the dtypes that loading gives them."""
     for slot in [_slot(*parameter) for parameter in parameters(model)]:
         value = getattr(slot.site.module, slot.parameter)[...]
         slot.set(value.astype(_dtype(slot, architecture, dtype)))
@@ -172,7 +177,7 @@ def _dtype(slot: _Slot, architecture: Architecture, dtype: Any) -> Any:
 
 
 def _canonical_names(weights: Weights, architecture: Architecture) -> dict[str, str]:
-    """The name of today, with the prefix -> the name in the file."""
+    """Maps current names, prefix included, to the names in the file."""
     bare = not any(name.startswith(architecture.prefix) for name in weights)
     names = {}
     for own in weights:
@@ -189,7 +194,7 @@ def _is_head(name: str, architecture: Architecture) -> bool:
 
 
 def _is_output(name: str, architecture: Architecture) -> bool:
-    """Whether a parameter belongs to the head's last layer, whose size is the number of labels."""
+    """True if a parameter belongs to the head's last layer, whose size is the number of labels."""
     return any(name.startswith(module + ".") for module in architecture.head[-1:])
 
 
@@ -203,7 +208,7 @@ Index = tuple[slice, ...]
 def _place(
     read: Callable[[Index], np.ndarray], shape: tuple[int, ...], sharding: Any | None
 ) -> jax.Array:
-    """The parameter on its devices; no more than one device's part of it is read at a time."""
+    """Builds the parameter on its devices, reading at most one device's shard at a time."""
     if sharding is None:
         return jnp.asarray(read((slice(None),) * len(shape)))
     return jax.make_array_from_callback(shape, sharding, read)  # type: ignore[arg-type]
@@ -212,7 +217,7 @@ def _place(
 def _read(
     slot: _Slot, stored: Mapping[str, str], weights: Weights, dtype: Any, index: Index
 ) -> np.ndarray:
-    """A part of a parameter, one layer's tensor at a time."""
+    """Reads a slice of a parameter, one layer's tensor at a time."""
     layers, inner = (index[0], index[1:]) if slot.stacked else (slice(None), index)
     names = slot.names[layers]
     shape = tuple(
@@ -221,14 +226,14 @@ def _read(
     parts = np.empty((len(names), *shape), dtype)
     for place, name in enumerate(names):
         own, entry = stored[name], weights.entries[stored[name]]
-        with np.errstate(over="ignore"):  # too large for the dtype: an infinity, refused below
+        with np.errstate(over="ignore"):  # overflow to infinity is rejected below
             parts[place] = slot.layout.from_torch(weights[own])[inner]
         check_finite(parts[place], own, entry.file)
     return parts if slot.stacked else parts[0]
 
 
 def _start(slot: _Slot, key: Key, index: Index) -> np.ndarray:
-    """torch's start of a new head: normal(0.02) kernels, zero biases; a key for every name."""
+    """Initializes a new head's parameter: normal(0.02) kernels, zero biases, a key per name."""
     if slot.parameter == "bias":
         return np.zeros(slot.full_shape(), np.float32)[index]
     own = jax.random.fold_in(key, zlib.crc32(slot.names[0].encode()))
@@ -242,7 +247,7 @@ def _check(
     architecture: Architecture,
     left_out: Iterable[str],
 ) -> None:
-    """Lists everything that does not fit, in one line."""
+    """Raises `UserError` that lists everything that does not fit, in one line."""
     found = {name: weights.entries[stored[name]] for name in wanted if name in stored}
     extra = [name for name in stored if name not in wanted]
     misshapen = [name for name, entry in found.items() if entry.shape != wanted[name]]
@@ -271,7 +276,7 @@ def _check(
 def _missing(
     wanted: Iterable[str], stored: Mapping[str, str], architecture: Architecture
 ) -> list[str]:
-    """A head may be absent, but only as a whole: half a module would be half trained."""
+    """Lists missing tensors; a head's module may be absent, but only with all its parameters."""
     present = {_module(name) for name in stored}
     return [
         name
@@ -285,7 +290,7 @@ def _module(name: str) -> str:
 
 
 def shortened(names: Collection[str], most: int = 5) -> str:
-    """Names in one line, the first few of many.
+    """Joins names in one line, showing only the first few.
 
     >>> shortened(["b", "a", "c"], 2)
     'a, b and 1 more'

@@ -1,4 +1,4 @@
-"""Which model a config.json asks for: the table of everything that can be loaded."""
+"""Registry of all architectures that can be loaded, by the model_type of config.json."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from goat_jax.models.vision import heads as vision_heads
 from goat_jax.models.vision import model as vision
 
 OTHER_TASKS = ("ForTokenClassification", "ForMultipleChoice")
-"""Endings of classes of transformers whose heads have the names of a sequence's classifier."""
+"""Suffixes of transformers classes whose heads have the same names as a sequence classifier's."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tie:
-    """Two tensors of a model that are one where config.json says so.
+    """Two tensors of a model that config.json may declare to be one.
 
     Attributes:
         name: the tensor that files may leave out.
@@ -41,11 +41,11 @@ class Tie:
     field: str
 
     def applies(self, hf: Mapping[str, Any]) -> bool:
-        """Whether a config.json ties the two; transformers does not without the key."""
+        """True if a config.json ties the two; without the key they are untied."""
         return bool(hf.get(self.key, False))
 
     def equal(self, tensors: Mapping[str, Any]) -> bool:
-        """Whether two tensors that are both there hold the same numbers.
+        """True unless both tensors are there and hold different numbers.
 
         >>> tie = Tie("a", "b", "tied", "tied")
         >>> tie.equal({"a": np.ones(2), "b": np.zeros(2)}), tie.equal({"a": np.ones(2)})
@@ -57,20 +57,20 @@ class Tie:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """How to build and fill a family of models.
+    """Instructions to build and fill a family of models.
 
     Attributes:
-        kind: what it takes and gives: "text encoder", "language model", ...
-        config: config.json as a dict, and overrides -> our config.
-        build: our config -> model with fresh parameters.
-        prefix: what a checkpoint without the head leaves off its names ("bert.").
-        ignored: names in a checkpoint that the model does not need, a regular expression.
-        head: names of modules a checkpoint may lack: they start fresh. The last one has an
-            output per label. Empty for models that have nothing but what was pretrained.
-        renamed: part of a stored name -> today's, in the order in which they apply.
-        drops: whether its config takes rates of dropout.
-        tie: tensors that config.json may tie, None if the family has none.
-        keys: field of our config -> the key of config.json that says the same.
+        kind: the kind of model: "text encoder", "language model", ...
+        config: function from config.json as a dict, and overrides, to our config.
+        build: function from our config to a model with fresh parameters.
+        prefix: the prefix that names lack in a checkpoint without the head ("bert.").
+        ignored: regular expression of names in a checkpoint that the model does not need.
+        head: names of modules that a checkpoint may lack; they are then initialized. The last one
+            has an output per label. Empty for models without parameters beyond the pretrained ones.
+        renamed: pairs (part of a stored name, current part), in the order in which they apply.
+        drops: whether the config takes dropout rates.
+        tie: tensors that config.json may tie; None if the family has none.
+        keys: field of our config -> the key of config.json with the same meaning.
     """
 
     kind: str
@@ -85,13 +85,13 @@ class Architecture:
     keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def todays_name(self, name: str) -> str:
-        """A parameter's name in a file as its module is called today."""
+        """Translates a parameter's stored name to the current name of its module."""
         for stored, today in self.renamed:
             name = name.replace(stored, today)
         return name
 
     def stored_name(self, name: str) -> str:
-        """A parameter's name as files have it, which every version of transformers reads.
+        """Translates a parameter's name to the stored one, which all versions of transformers read.
 
         >>> ARCHITECTURES["vit"].stored_name("vit.layers.0.attention.o_proj.weight")
         'vit.encoder.layer.0.attention.output.dense.weight'
@@ -101,7 +101,7 @@ class Architecture:
         return name
 
     def has_other_head(self, hf: Mapping[str, Any]) -> bool:
-        """Whether the class in config.json has a head by our names that does another task.
+        """True if the class in config.json has a head with our names but for another task.
 
         >>> ARCHITECTURES["bert"].has_other_head({"architectures": ["BertForMultipleChoice"]})
         True
@@ -111,10 +111,10 @@ class Architecture:
         return bool(self.head) and any(str(name).endswith(OTHER_TASKS) for name in names)
 
     def config_of(self, hf: Mapping[str, Any], **overrides: Any) -> Any:
-        """Our config of a config.json; overrides win.
+        """Reads a config.json into our config; overrides win.
 
         Raises:
-            UserError: dropout where there is none, or what `config` finds wrong.
+            UserError: dropout for a model without it, or a setting that `config` rejects.
         """
         if overrides.get("dropout") and not self.drops:
             raise UserError(
@@ -144,7 +144,7 @@ _DECODER = Architecture(
     config=decoder.DecoderConfig.from_hf,
     build=decoder.Decoder,
     prefix="model.",
-    ignored=r".*rotary_emb\.inv_freq|lm_head\.weight",  # a tied output may be stored all the same
+    ignored=r".*rotary_emb\.inv_freq|lm_head\.weight",  # a file may hold a tied output, too
     head=(),
     tie=Tie("lm_head.weight", "model.embed_tokens.weight", "tie_word_embeddings", "tie_embeddings"),
     keys=decoder_config.KEYS,
@@ -179,10 +179,11 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def architecture_of(hf: Mapping[str, Any], where: Path) -> Architecture:
-    """The architecture a config.json asks for.
+    """Returns the architecture of a config.json.
 
     Args:
-        hf: the config as a dict.  where: its folder, for the message.
+        hf: config.json as a dict.
+        where: its folder, for the error message.
 
     Raises:
         UserError: no model_type, or one that is not in `ARCHITECTURES`.

@@ -1,4 +1,4 @@
-"""How torch stores every kind of module: the name of each parameter and the order of its axes."""
+"""torch's layout of every kind of module: each parameter's name and the order of its axes."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Array = Any
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """One parameter in torch.
+    """Name and axes of one parameter in torch.
 
     Attributes:
         name: torch's name inside the module; empty if the module's name is the parameter's.
-        axes: the axes of torch's tensor in the order that we have them; empty if they are equal.
+        axes: the axes of torch's tensor in the order of ours; empty if the orders are equal.
 
     >>> Layout("weight", (1, 0)).torch_shape((3, 5))
     (5, 3)
@@ -39,19 +39,19 @@ class Layout:
     axes: tuple[int, ...] = ()
 
     def full_name(self, module: str) -> str:
-        """The name in a state dict."""
+        """Returns the parameter's name in a state dict."""
         return f"{module}.{self.name}" if self.name else module
 
     def torch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Torch's shape of one layer's parameter that has this shape here."""
+        """Returns torch's shape of one layer's parameter that has shape `shape` here."""
         return tuple(shape[self.axes.index(axis)] for axis in sorted(self.axes)) or shape
 
     def from_torch(self, tensor: Array) -> Array:
-        """Torch's tensor with our axes."""
+        """Reorders the axes of torch's tensor to ours."""
         return tensor.transpose(self.axes) if self.axes else tensor
 
     def to_torch(self, array: Array) -> Array:
-        """Our array with torch's axes."""
+        """Reorders the axes of our array to torch's."""
         return array.transpose(np.argsort(self.axes)) if self.axes else array
 
 
@@ -64,11 +64,11 @@ TORCH_NAMES: dict[type[nnx.Module], dict[str, Layout]] = {
     RMSNorm: {"scale": Layout("weight")},
     Constant: {"value": Layout("")},
 }
-"""Module -> our parameter -> how torch has it."""
+"""Module -> our parameter name -> its layout in torch."""
 
 
 def parameters(model: nnx.Module) -> Iterator[tuple[Site, str, Layout]]:
-    """Every parameter that a checkpoint has: its module, our name of it, torch's form."""
+    """Yields every parameter that a checkpoint has: its module, our name for it, its layout."""
     for site in find_sites(model, tuple(TORCH_NAMES)):
         for parameter, layout in TORCH_NAMES[type(site.module)].items():
             if getattr(site.module, parameter) is not None:
@@ -76,7 +76,7 @@ def parameters(model: nnx.Module) -> Iterator[tuple[Site, str, Layout]]:
 
 
 def torch_parameters(model: nnx.Module) -> Iterator[tuple[str, np.ndarray]]:
-    """The parameters as torch has them, by its names, layer by layer; one module's at a time."""
+    """Yields (torch name, array in torch's layout), layer by layer, one parameter at a time."""
     for site, parameter, layout in parameters(model):
         value = np.asarray(getattr(site.module, parameter)[...])
         layers = value if site.layers is not None else value[None]
@@ -85,5 +85,5 @@ def torch_parameters(model: nnx.Module) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def torch_tensors(model: nnx.Module) -> dict[str, np.ndarray]:
-    """The model's parameters as torch's state dict has them: name -> array."""
+    """Returns the model's parameters as torch's state dict: name -> array."""
     return dict(torch_parameters(model))

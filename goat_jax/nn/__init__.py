@@ -1,1 +1,1 @@
-"""Layers that all model families share, and the names of the modules in a model."""
+"""Layers shared by all model families, and the names of a model's modules."""

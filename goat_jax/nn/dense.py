@@ -1,5 +1,7 @@
-"""The seam: a `Dense` that an adapter can be attached to, and the variable types that tell the
-trained pytrees from the frozen one."""
+"""`Dense`, the linear layer that adapters attach to, and the variable types for what is trained.
+
+The types separate the trained pytrees (`Factor`, `Head`) from the frozen one.
+"""
 
 from __future__ import annotations
 
@@ -21,35 +23,35 @@ class Factor(nnx.Param):
 
 
 class Head(nnx.Param):
-    """A parameter of a task head (or of any other module) that is trained in full."""
+    """A fully trained parameter of a task head or of any other module."""
 
 
 class Frozen(nnx.Variable):
-    """A constant of an adapter, such as its scales."""
+    """A frozen array of an adapter, such as its scales."""
 
 
 class Constant(Frozen):
-    """A frozen array that a method may exchange between two steps."""
+    """A frozen array that a method may replace between two training steps."""
 
 
 class Sown(nnx.Intermediate):
-    """What adapters report of a forward pass; captured, never stored."""
+    """A value that an adapter reports from a forward pass; captured, never stored."""
 
 
 def sow(module: nnx.Module, name: str, value: Any) -> None:
-    """Hands a value to `run_model`; does nothing in a plain call, which so leaves no trace."""
-    if hasattr(module, "__captures__"):  # set by nnx.capture, which `Module.sow` asks for
+    """Passes a value to `run_model`; does nothing in a plain call, so no trace of it is left."""
+    if hasattr(module, "__captures__"):  # set by nnx.capture; `Module.sow` needs it
         module.sow(Sown, name, value)
 
 
 class Adapter(nnx.Module):
-    """The arrays of one adapter, hanging at the `Dense` that it changes.
+    """The arrays of one adapter, attached to the `Dense` that it changes.
 
     Args:
         factors: trained arrays by name; in a stack each has a leading layer axis.
-        scale: (E,), or (L, E) in a stack.
+        scale: scales of the experts, (E,), or (L, E) in a stack.
         spec: the method; static.
-        salt: a number of its own for the dropout key, the same wherever the layer runs.
+        salt: number folded into the dropout key, fixed for this layer wherever it runs.
         constants: further frozen arrays by name.
     """
 
@@ -71,16 +73,16 @@ class Adapter(nnx.Module):
         self.salt = salt
 
     def factors(self) -> Factors:
-        """The trained arrays by name."""
+        """Returns the trained arrays by name."""
         return {name: getattr(self, name)[...] for name in self.names}
 
     def constants(self) -> Factors:
-        """The frozen arrays by name, but for the scale."""
+        """Returns the frozen arrays by name, except the scale."""
         return {name: getattr(self, name)[...] for name in self.constant_names}
 
     @property
     def replaces(self) -> bool:
-        """Whether it stands in place of ``x @ kernel``."""
+        """True if the adapter's output replaces ``x @ kernel`` instead of being added to it."""
         return self.spec.combine.replaces
 
     def __call__(self, x: Array, kernel: Array, ctx: Context) -> Array:
@@ -92,10 +94,10 @@ class Adapter(nnx.Module):
 
 
 class Dense(nnx.Module):
-    """``x @ kernel + bias``, plus the adapter's delta if one is attached.
+    """Linear layer ``x @ kernel + bias``, plus the adapter's delta if one is attached.
 
-    A few adapters stand in place of ``x @ kernel`` instead (`Adapter.replaces`). Computes in x's
-    dtype; the kernel (I, O) may be stored in another one, or in few bits (`quantized`; then
+    A few adapters replace ``x @ kernel`` instead (`Adapter.replaces`). The layer computes in x's
+    dtype. The kernel (I, O) may be stored in another dtype, or quantized (`quantized`; then
     `kernel` is None).
 
     >>> layer = Dense(4, 3, rngs=nnx.Rngs(0))
@@ -108,7 +110,7 @@ class Dense(nnx.Module):
     ):
         std = in_features**-0.5
         kernel = jax.random.normal(rngs.params(), (in_features, out_features), jnp.float32) * std
-        self.kernel = nnx.Param(kernel)  # None once it is quantized
+        self.kernel = nnx.Param(kernel)  # None once the layer is quantized
         self.quantized: QuantizedKernel | None = nnx.data(None)
         self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if use_bias else None
         self.adapter: Adapter | None = nnx.data(None)
@@ -121,7 +123,7 @@ class Dense(nnx.Module):
         return y if adapter is None else y + adapter(x, self.weights(), ctx)
 
     def weights(self) -> Array:
-        """The kernel as numbers, (I, O) or (L, I, O), however it is stored."""
+        """Returns the kernel, (I, O) or (L, I, O), dequantized if needed."""
         if self.quantized is not None:
             return self.quantized.kernel()
         return self.kernel[...]
@@ -138,10 +140,10 @@ class Dense(nnx.Module):
 
 
 def split_model(model: nnx.Module) -> tuple[Any, dict[str, PyTree], PyTree]:
-    """The model as (graph, trainable, base): static structure and two pytrees with the same paths.
+    """Splits a model into (graph, trainable, base): static structure and two disjoint pytrees.
 
-    ``trainable = {"adapter": ..., "head": ...}`` is all that is optimised; ``base`` is everything
-    frozen: residual kernels, embeddings, norms, scales.
+    ``trainable = {"adapter": ..., "head": ...}`` is all that is optimized; ``base`` is everything
+    frozen: residual kernels, embeddings, norms, scales. Both keep the model's paths.
     """
     graph, adapter, head, base = nnx.split(model, Factor, Head, ...)
     pure = nnx.to_pure_dict
@@ -149,12 +151,12 @@ def split_model(model: nnx.Module) -> tuple[Any, dict[str, PyTree], PyTree]:
 
 
 def merge_model(graph: Any, trainable: dict[str, PyTree], base: PyTree) -> Any:
-    """The model again, from the three things `split_model` gave."""
+    """Rebuilds the model from the three values that `split_model` returned."""
     return nnx.merge(graph, trainable["adapter"], trainable["head"], base)
 
 
 def run_model(model: nnx.Module, *args: Any, **kwargs: Any) -> tuple[Any, PyTree]:
-    """Calls the model and returns its output and all that its adapters reported.
+    """Calls the model and returns its output and everything that its adapters reported.
 
     The second value is a nested dict of lists of `Report`, see
     `goat_jax.nn.named_modules.reports_by_name`.

@@ -1,4 +1,4 @@
-"""Dropout of a model's own, in training and only if it is asked for; an adapter has another one."""
+"""The pretrained model's dropout (training only, off by default); adapter dropout is separate."""
 
 from __future__ import annotations
 
@@ -11,24 +11,30 @@ from goat_jax.nn.named_modules import name_number
 from goat_jax.typing import Array
 
 CHECKPOINT = "checkpoint"
-"""In place of a rate: the rates that the checkpoint's config.json has."""
+"""Value of `model.dropout` that stands for the rates in the checkpoint's config.json."""
 
 Rates = tuple[tuple[str, float], ...]
-"""Name of a place -> the rate there, as pairs, which hash; a place that is not named has none."""
+"""Pairs (place, dropout rate), which are hashable; a place that is not named has no dropout."""
 
 
 class RateKeys(NamedTuple):
-    """Where a config.json has a rate: the first of the keys that is set, or else the default."""
+    """Keys of a config.json that may hold a dropout rate.
+
+    Attributes:
+        keys: the keys to try; the first that is set gives the rate.
+        default: the rate if none of the keys is set.
+    """
 
     keys: tuple[str, ...]
     default: float = 0.1
 
 
 def rates_of(places: Mapping[str, RateKeys], asked: float | str, hf: Mapping[str, Any]) -> Rates:
-    """The rate of every place where a family of models drops something.
+    """Returns the dropout rate of every place where a model family applies dropout.
 
     Args:
-        asked: one rate for all, or `CHECKPOINT`.
+        places: place -> the config.json keys of its rate.
+        asked: one rate for all places, or `CHECKPOINT`.
         hf: config.json as a dict.
 
     Raises:
@@ -50,7 +56,7 @@ def rates_of(places: Mapping[str, RateKeys], asked: float | str, hf: Mapping[str
 
 
 def check_rate(rate: float | str) -> None:
-    """Raises `UserError` unless it is a number in [0, 1)."""
+    """Raises `UserError` unless the rate is a number in [0, 1)."""
     if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0.0 <= rate < 1.0:
         raise UserError(
             f"model.dropout {rate!r} is not a rate: give a number in [0, 1), or {CHECKPOINT!r} for "
@@ -59,9 +65,9 @@ def check_rate(rate: float | str) -> None:
 
 
 def dropper(place: str, rates: Rates, ctx: Context) -> Callable[[Array], Array] | None:
-    """Inverted dropout at a place; None in evaluation and where there is no rate.
+    """Returns the inverted dropout of a place; None in evaluation and where there is no rate.
 
-    Every place has a key of its own, made of its name.
+    Every place has a separate key, derived from its name.
 
     >>> dropper("down", (("down", 0.5),), Context()) is None
     True
@@ -74,7 +80,7 @@ def dropper(place: str, rates: Rates, ctx: Context) -> Callable[[Array], Array] 
 
 
 def drop(x: Array, place: str, rates: Rates, ctx: Context) -> Array:
-    """x after the dropout of a place, or x itself if it has none.
+    """Applies the dropout of a place to x; returns x itself if there is none.
 
     >>> import jax.numpy as jnp
     >>> drop(jnp.ones(2), "down", (("down", 0.5),), Context())

@@ -1,4 +1,4 @@
-"""Small parts every model uses: embeddings, layer norm, activations, attention, pooling."""
+"""Small modules shared by all models: embeddings, norms, activations, attention, pooling."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from goat_jax.typing import Array
 
 
 def _exact_gelu(x: Array) -> Array:
-    # As torch writes it; jax.nn.gelu goes by erfc, which compiles to five times the instructions.
+    # torch's formula; jax.nn.gelu uses erfc, which compiles to five times the instructions.
     return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
 
 
@@ -25,15 +25,17 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "swish": jax.nn.silu,
     "tanh": jnp.tanh,
 }
-"""Activations by the names Hugging Face configs use."""
+"""Activation functions by the names that Hugging Face configs use."""
 
 
 class Embedding(nnx.Module):
-    """A table (V, D) of vectors, looked up by number; a number outside the table gives NaN.
+    """A table (V, D) of vectors, looked up by index; an index outside the table gives NaN.
 
     Attributes:
-        kept_dtype: the table's before it was trained in full, which `dtype` then stays.
-        steps: on a mesh, how the vectors (B, T, D) lie first and then; else empty.
+        table: the vectors (V, D).
+        kept_dtype: the table's dtype before it became a float32 trainable; `dtype` keeps returning
+            it. None if the table is frozen.
+        steps: on a mesh, the shardings applied in turn to the vectors (B, T, D); else empty.
     """
 
     def __init__(self, size: int, features: int, *, rngs: nnx.Rngs):
@@ -43,11 +45,11 @@ class Embedding(nnx.Module):
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of the vectors it gives, and so of the model's hidden states."""
+        """Output dtype, and so the dtype of the model's hidden states."""
         return self.kept_dtype or self.table.dtype
 
     def __call__(self, ids: Array) -> Array:
-        """(..., D) for integer ids (...)."""
+        """Looks up vectors (..., D) for integer ids (...)."""
         x = jnp.take(self.table[...], ids, axis=0).astype(self.dtype)
         for sharding in self.steps if x.ndim == 3 else ():
             x = jax.lax.with_sharding_constraint(x, sharding)
@@ -55,7 +57,7 @@ class Embedding(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Normalises the last axis in float32, whatever the dtype of x; returns x's dtype."""
+    """Layer normalization of the last axis, in float32 whatever x's dtype; returns x's dtype."""
 
     def __init__(self, features: int, epsilon: float):
         self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
@@ -73,7 +75,7 @@ class LayerNorm(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Divides by the root mean square of the last axis, in float32; returns x's dtype."""
+    """Division by the root mean square of the last axis, in float32; returns x's dtype."""
 
     def __init__(self, features: int, epsilon: float):
         self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
@@ -87,7 +89,7 @@ class RMSNorm(nnx.Module):
 
 
 class Projection(nnx.Module):
-    """A linear map that never takes an adapter: a vocabulary's output, a shared embedding space.
+    """A linear map that never takes an adapter, for vocabulary outputs and shared embedding spaces.
 
     >>> Projection(4, 3, rngs=nnx.Rngs(0))(jnp.ones((2, 4))).shape
     (2, 3)
@@ -108,11 +110,13 @@ class Projection(nnx.Module):
 
 
 class PatchEmbedding(nnx.Module):
-    """Cuts images into square patches and maps each linearly: a convolution whose stride is its
-    width. What does not fill a patch, at the bottom and on the right, is left out.
+    """Splits images into square patches and maps each linearly (a convolution, stride = width).
+
+    Rows at the bottom and columns on the right that do not fill a patch are dropped.
 
     Attributes:
-        kept_dtype: the kernel's before it was trained in full, which `dtype` then stays.
+        kept_dtype: the kernel's dtype before it became a float32 trainable; `dtype` keeps
+            returning it. None if the kernel is frozen.
 
     >>> PatchEmbedding(8, 3, 16, use_bias=False, rngs=nnx.Rngs(0))(jnp.ones((2, 32, 24, 3))).shape
     (2, 4, 3, 16)
@@ -127,11 +131,11 @@ class PatchEmbedding(nnx.Module):
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of what it gives, and so of the model's hidden states."""
+        """Output dtype, and so the dtype of the model's hidden states."""
         return self.kept_dtype or self.kernel.dtype
 
     def __call__(self, images: Array) -> Array:
-        """(B, rows, columns, features) for images (B, height, width, channels)."""
+        """Embeds images (B, height, width, channels) as (B, rows, columns, features)."""
         kernel = self.kernel[...].astype(self.dtype)
         patch, _, channels, features = kernel.shape
         batch, height, width, _ = images.shape
@@ -152,7 +156,7 @@ class Constant(nnx.Module):
         self.value = nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32) * 0.02)
 
     def __call__(self) -> Array:
-        """The array."""
+        """Returns the array."""
         return self.value[...]
 
 
@@ -163,22 +167,24 @@ def attend(
     keep: Array | None,
     dropped: Callable[[Array], Array] | None = None,
 ) -> Array:
-    """Scaled dot-product attention (B, T, N, H); the softmax is in float32.
+    """Computes scaled dot-product attention (B, T, N, H), with the softmax in float32.
 
-    A row that may attend to nothing gives the mean of all values, never NaN.
+    A query that may attend to nothing gets the mean of all values, never NaN.
 
     Args:
-        query: (B, T, N, H).  key, value: (B, T, N, H), or fewer heads that divide N.
+        query: (B, T, N, H).
+        key: (B, T, N, H), or with fewer heads, a number that divides N.
+        value: the same shape as `key`.
         keep: true where a query may attend to a key, broadcastable to (B, N, T, T);
-            None if everywhere.
-        dropped: of the probabilities (B, N, T, T), those that are left; None leaves them all, and
-            jax free to choose how it computes them.
+            None if it may attend everywhere.
+        dropped: dropout of the probabilities (B, N, T, T). None means no dropout, and leaves jax
+            free to choose the attention implementation.
 
     >>> x = jnp.ones((1, 3, 2, 4), jnp.bfloat16)
     >>> attend(x, x, x, jnp.array([True, True, False])[None, None, None]).dtype
     dtype(bfloat16)
     """
-    # Inside, jax mixes bfloat16 and float32; a caller's strict promotion must not reach it.
+    # jax mixes bfloat16 and float32 internally, which a caller's strict promotion would reject.
     with jax.numpy_dtype_promotion("standard"):
         if dropped is None:
             return jax.nn.dot_product_attention(query, key, value, mask=keep)
@@ -192,12 +198,13 @@ def _attend_in_full(
     keep: Array | None,
     dropped: Callable[[Array], Array],
 ) -> Array:
-    """`attend` with its probabilities as an array; jax's own function does not show them."""
+    """Computes `attend` with explicit probabilities, which jax's function does not expose."""
     shares = query.shape[2] // key.shape[2]
     key, value = (jnp.repeat(array, shares, axis=2) for array in (key, value))
     query, key = query.astype(jnp.float32), key.astype(jnp.float32)
     logits = jnp.einsum("BTNH,BSNH->BNTS", query, key) * query.shape[-1] ** -0.5
     if keep is not None:
+        # A finite value: a query that may attend to nothing gets the mean of all values, not NaN.
         logits = jnp.where(keep, logits, 0.5 * jnp.finfo(jnp.float32).min)
     left = dropped(jax.nn.softmax(logits, axis=-1)).astype(value.dtype)
     return jnp.einsum("BNTS,BSNH->BTNH", left, value)
@@ -218,4 +225,4 @@ POOLING: dict[str, Callable[[Array, Array], Array]] = {
     "cls": _first_token,
     "mean": _mean_of_tokens,
 }
-"""One vector (B, D) of hidden states (B, T, D) and the attention mask (B, T)."""
+"""Name -> function from hidden states (B, T, D) and attention mask (B, T) to a vector (B, D)."""

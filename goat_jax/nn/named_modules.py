@@ -1,8 +1,8 @@
-"""Where a model's modules are and what they are called: the Hugging Face names of a model's parts.
+"""Finds a model's modules and gives them their Hugging Face names.
 
-A model may say how its own short paths translate by a method ``hf_names() -> dict``, for example
+A model may define ``hf_names() -> dict``, which maps its short paths to names, for example
 ``{"layers.query": "bert.encoder.layer.{}.attention.self.query"}``; ``{}`` stands for the layer's
-number. Without it the path itself is the name. Targets, loading, export and parity all speak these
+number. Without it the path itself is the name. Targets, loading, export and parity all use these
 names, the same strings as torch and PEFT.
 """
 
@@ -25,13 +25,13 @@ from goat_jax.typing import Array, PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """A module of the model.
+    """A module of the model, with its path and name.
 
     Attributes:
-        module: the module itself; its arrays have a leading layer axis when `layers` is not None.
-        path: its path in the model, such as ("layers", "runs", 0, "query").
-        pattern: its Hugging Face name, ``{}`` for the layer's number.
-        layers: the layers it holds, None outside a stack.
+        module: the module; its arrays have a leading layer axis when `layers` is not None.
+        path: the module's path in the model, such as ("layers", "runs", 0, "query").
+        pattern: the module's Hugging Face name, with ``{}`` for the layer's number.
+        layers: the layers that the module holds; None outside a stack.
     """
 
     module: nnx.Module
@@ -40,14 +40,14 @@ class Site:
     layers: range | None
 
     def names(self) -> list[str]:
-        """The full name of every layer's module."""
+        """Returns the full name of the module in every layer."""
         if self.layers is None:
             return [self.pattern]
         return [self.pattern.format(layer) for layer in self.layers]
 
 
 def find_sites(model: nnx.Module, kind: type[nnx.Module] | tuple = Dense) -> list[Site]:
-    """All modules of a kind, in the order of `hf_names`, or else of the model's paths.
+    """Finds all modules of a kind, in the order of `hf_names`, or else of the model's paths.
 
     >>> from goat_jax.models.encoder.model import Encoder, tiny_config
     >>> [site.pattern for site in find_sites(Encoder(tiny_config(), rngs=nnx.Rngs(0)))][0]
@@ -72,7 +72,7 @@ def _modules(model: nnx.Module) -> Iterator[tuple[tuple[Any, ...], nnx.Module]]:
 
 
 def _place_in_stack(path: tuple, stacks: dict[tuple, Stack]) -> tuple[tuple, tuple, range | None]:
-    """The path of the stack a module is in, its path in a layer, and the layers it stands for."""
+    """Returns the path of a module's stack, its path within a layer, and the layers it holds."""
     for length in range(len(path)):
         if path[:length] in stacks and len(path) > length + 1:
             run = path[length + 1]
@@ -82,17 +82,17 @@ def _place_in_stack(path: tuple, stacks: dict[tuple, Stack]) -> tuple[tuple, tup
 
 
 def find_stacks(model: nnx.Module) -> list[Stack]:
-    """All stacks of the model."""
+    """Finds all stacks of the model."""
     return [module for _, module in _modules(model) if isinstance(module, Stack)]
 
 
 def reports_by_name(model: nnx.Module, sown: PyTree) -> dict[str, Report]:
-    """What `dense.run_model` captured, by the name of the module, layers stacked first.
+    """Groups the reports that `dense.run_model` captured by module name.
 
     Returns:
         name pattern -> `Report` with aux_loss (L,), load (L, E), entropy (L,), where L runs over
-        the layers that have an adapter there (`adapted_layers`), 1 outside a stack. Where tokens
-        were asked for, weights (L, ..., E) and mean_weights (L, E).
+        the layers that have an adapter there (`adapted_layers`), 1 outside a stack. If the context
+        requested tokens, also weights (L, ..., E) and mean_weights (L, E).
     """
     found: dict[str, list[Report]] = {}
     for site in find_sites(model):
@@ -106,7 +106,7 @@ def reports_by_name(model: nnx.Module, sown: PyTree) -> dict[str, Report]:
 
 
 def _concatenate(runs: list[Report]) -> Report:
-    """One report of the runs of a stack; a run with fewer experts gets loads of zero."""
+    """Joins the reports of a stack's runs; a run with fewer experts gets loads of zero."""
     experts = max(run.load.shape[-1] for run in runs)
 
     def joined(parts: list[Array]) -> Array:
@@ -128,7 +128,7 @@ def _concatenate(runs: list[Report]) -> Report:
 
 
 def _look_up(sown: PyTree, path: tuple) -> PyTree:
-    """The sown values at a module's path; a stack keeps those of a run under ``run_N``."""
+    """Returns the captured values at a module's path; a stack keeps a run's under ``run_N``."""
     parts = list(path)
     while parts:
         part = parts.pop(0)
@@ -137,7 +137,7 @@ def _look_up(sown: PyTree, path: tuple) -> PyTree:
 
 
 def adapted_layers(model: nnx.Module) -> dict[str, list[int]]:
-    """Name pattern -> the layers that have an adapter, in the order of `reports_by_name`."""
+    """Maps each name pattern to its layers with an adapter, in the order of `reports_by_name`."""
     layers: dict[str, list[int]] = {}
     for site in find_sites(model):
         if site.module.adapter is not None:  # type: ignore[attr-defined]
@@ -146,7 +146,7 @@ def adapted_layers(model: nnx.Module) -> dict[str, list[int]]:
 
 
 def name_number(name: str) -> int:
-    """A number that a name always has (Python's own hash changes from run to run).
+    """Returns a hash of a name that is stable across processes (Python's `hash` is not).
 
     >>> name_number("abc")
     891568578

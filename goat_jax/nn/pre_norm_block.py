@@ -1,4 +1,4 @@
-"""The transformer block that normalises before it computes: of vision towers and CLIP's text."""
+"""Pre-norm transformer block, used by the vision towers and CLIP's text tower."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ from goat_jax.typing import Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """Sizes and settings of a stack of such blocks.
+    """Sizes and settings of a stack of pre-norm blocks.
 
     Attributes:
-        layer_norm_eps: added to every variance.
+        hidden_size: width D of the residual stream.
+        num_layers: number of blocks.
+        num_heads: attention heads per block; must divide `hidden_size`.
+        intermediate_size: width of the feed-forward's hidden layer.
+        activation: the feed-forward's activation, a key of `ACTIVATIONS`.
+        layer_norm_eps: constant added to every variance in layer normalization.
         qkv_bias: whether query, key and value have biases.
-        layer_scale: whether what a block adds is multiplied by a learned vector (DINOv2).
+        layer_scale: whether each sublayer's output is multiplied by a learned vector (DINOv2).
 
     Raises:
         UserError: a size below 1, heads that do not divide the width, an unknown activation.
@@ -47,7 +52,7 @@ class BlockConfig:
 
 
 def check_sizes(config: object, *names: str) -> None:
-    """Raises `UserError` for a field that is no whole number from 1 up."""
+    """Raises `UserError` if one of the fields `names` is not an integer of at least 1."""
     for name in names:
         size = getattr(config, name)
         if type(size) is not int or size < 1:
@@ -55,7 +60,7 @@ def check_sizes(config: object, *names: str) -> None:
 
 
 def check_choice(what: str, chosen: object, known: object) -> None:
-    """Raises `UserError` for a name that a table does not have."""
+    """Raises `UserError` if `chosen` is not one of the names in `known`; `what` names the field."""
     names = list(known)  # type: ignore[call-overload]
     if not isinstance(chosen, str) or chosen not in names:
         hint = nearest(str(chosen), names)
@@ -63,7 +68,7 @@ def check_choice(what: str, chosen: object, known: object) -> None:
 
 
 class PreNormBlock(nnx.Module):
-    """Self-attention and feed-forward of the normalised input, each added to the input.
+    """Self-attention and feed-forward, each on the normalized input and added to it.
 
     >>> sizes = BlockConfig(hidden_size=8, num_layers=1, num_heads=2, intermediate_size=16,
     ...     activation="gelu", layer_norm_eps=1e-5)
@@ -87,7 +92,13 @@ class PreNormBlock(nnx.Module):
         self.config = config
 
     def __call__(self, x: Array, ctx: Context, keep: Array | None) -> Array:
-        """x (B, T, D); keep is true where a query may attend to a key, None if everywhere."""
+        """Returns x (B, T, D) after the block.
+
+        Args:
+            x: (B, T, D).
+            ctx: context passed to every linear layer.
+            keep: true where a query may attend to a key; None if it may attend everywhere.
+        """
         normal = self.attention_norm(x)
         split = (*x.shape[:-1], self.config.num_heads, -1)
         projections = (self.query, self.key, self.value)

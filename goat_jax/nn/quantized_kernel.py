@@ -1,7 +1,7 @@
-"""A frozen kernel in few bits, as in QLoRA (arXiv 2305.14314, section 3): codes and their scales.
+"""Frozen kernel quantized to few bits, as in QLoRA (arXiv 2305.14314, section 3).
 
-The numbers are qwix's (the extra `quant`); what is here keeps the memory small while training: the
-product's backward pass makes the kernel again from its codes instead of keeping it.
+qwix (the extra `quant`) does the quantization. This module keeps training memory small: the
+product's backward pass dequantizes the kernel again instead of storing it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from goat_jax.errors import UserError
 from goat_jax.typing import Array
 
 KINDS: dict[str, Any] = {"int8": jnp.int8, "nf4": "nf4"}
-"""Name of a quantisation -> what qwix calls it."""
+"""Name of a quantization -> qwix's type for it."""
 
 TILE = 64
-"""Entries of a column that share a scale, at most; QLoRA's block size."""
+"""Largest number of entries of a column that share a scale; QLoRA's block size."""
 
 
 def _qwix() -> Any:
@@ -33,11 +33,12 @@ def _qwix() -> Any:
 
 
 def quantize(kernel: Array, kind: str) -> tuple[Array, Array]:
-    """Codes (I, O) and scales (I / tile, O) float32 of a kernel (I, O).
+    """Quantizes a kernel (I, O) to codes (I, O) and float32 scales (I / tile, O).
 
     The tile is the largest divisor of I that divides `TILE`.
 
     Args:
+        kernel: (I, O), any float dtype.
         kind: a key of `KINDS`.
     """
     tile = math.gcd(kernel.shape[0], TILE)
@@ -48,14 +49,14 @@ def quantize(kernel: Array, kind: str) -> tuple[Array, Array]:
 
 
 def dequantize(codes: Array, scales: Array, kind: str) -> Array:
-    """The kernel (I, O) float32 that codes and scales stand for."""
+    """Returns the float32 kernel (I, O) that codes and scales represent."""
     qwix = _qwix()
     return qwix.dequantize(qwix.QArray(codes, scales, None, KINDS[kind]))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def quantized_dot(x: Array, codes: Array, scales: Array, kind: str) -> Array:
-    """x (..., I) times the kernel, in x's dtype; only x has a gradient."""
+    """Multiplies x (..., I) by the kernel, in x's dtype; only x has a gradient."""
     return jnp.dot(x, dequantize(codes, scales, kind).astype(x.dtype))
 
 
@@ -73,10 +74,11 @@ quantized_dot.defvjp(_forward, _backward)
 
 
 class QuantizedKernel(nnx.Module):
-    """Stands in a layer in place of its kernel.
+    """Quantized replacement for a layer's kernel.
 
     Args:
-        codes, scales: as `quantize` gives them; in a stack each has a leading layer axis.
+        codes: the codes that `quantize` returns, (I, O); (L, I, O) in a stack.
+        scales: the scales that `quantize` returns, (I / tile, O); (L, I / tile, O) in a stack.
         kind: a key of `KINDS`; static.
     """
 
@@ -85,11 +87,11 @@ class QuantizedKernel(nnx.Module):
         self.kind = kind
 
     def dot(self, x: Array) -> Array:
-        """x (..., I) times the kernel: (..., O)."""
+        """Multiplies x (..., I) by the kernel; returns (..., O)."""
         return quantized_dot(x, self.codes[...], self.scales[...], self.kind)
 
     def kernel(self) -> Array:
-        """The kernel in float32, (I, O) or (L, I, O)."""
+        """Returns the dequantized float32 kernel, (I, O) or (L, I, O)."""
         codes, scales = self.codes[...], self.scales[...]
         if codes.ndim == 2:
             return dequantize(codes, scales, self.kind)

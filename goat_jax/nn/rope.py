@@ -1,8 +1,8 @@
-"""Rotary position embeddings, plain and with every scaling that Llama-like checkpoints use.
+"""Rotary position embeddings (RoPE), with every scaling that Llama-like checkpoints use.
 
 Sources: Su et al., "RoFormer" (arXiv 2104.09864); linear: Chen et al. (arXiv 2306.15595); yarn:
 Peng et al. (arXiv 2309.00071); llama3: as published with Llama 3.1. A config may spell them in two
-ways, `rope_theta` beside `rope_scaling`, or all of it in `rope_parameters`.
+ways: `rope_theta` beside `rope_scaling`, or all of it in `rope_parameters`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,26 @@ from goat_jax.validation.checks import check_number
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """How positions turn queries and keys.
+    """Settings of rotary position embeddings.
+
+    Except for `kind`, `context` and `original_context`, the names are those of Hugging Face
+    configs.
 
     Attributes:
-        kind: key of `SCALINGS`.
+        kind: a key of `SCALINGS`.
         theta: base of the wavelengths.
-        context: tokens the model was trained for; "dynamic" stretches beyond them.
-        factor, original_context, low_freq_factor, high_freq_factor, beta_fast, beta_slow,
-            attention_factor, mscale, mscale_all_dim, truncate: what the scalings need, by the names
-            of the config; `original_context` is ``original_max_position_embeddings``.
+        context: number of tokens the model was trained for; "dynamic" rescales beyond it.
+        factor: factor by which the context is extended.
+        original_context: ``original_max_position_embeddings``, the context before the extension;
+            None is `context`.
+        low_freq_factor: llama3: waves with fewer turns than this in the context are slowed fully.
+        high_freq_factor: llama3: waves with more turns than this in the context are kept.
+        beta_fast: yarn: turns in the context at which the ramp begins.
+        beta_slow: yarn: turns in the context at which the ramp ends.
+        attention_factor: yarn: scale of sines and cosines; None computes it from `factor`.
+        mscale: yarn: numerator weight of that scale, used together with `mscale_all_dim`.
+        mscale_all_dim: yarn: denominator weight of that scale.
+        truncate: yarn: whether the ramp's ends are rounded to whole features.
 
     >>> Rope(theta=100.0).frequencies(4)
     (array([1. , 0.1], dtype=float32), 1.0)
@@ -61,13 +72,15 @@ class Rope:
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any], theta: float, context: int) -> Rope:
-        """Reads either spelling of a config.json.
+        """Reads the RoPE settings of a config.json in either spelling.
 
         Args:
-            hf: the config.  theta, context: for what it leaves out.
+            hf: config.json as a dict.
+            theta: base of the wavelengths if the config has none.
+            context: number of tokens the model was trained for.
 
         Raises:
-            UserError: a scaling that is not supported, or one that lacks its numbers.
+            UserError: a scaling that is not supported, or one that lacks a number it needs.
         """
         given = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
         values = {name: value for name, value in given.items() if value is not None}
@@ -99,12 +112,17 @@ class Rope:
         )
 
     def frequencies(self, size: int) -> tuple[np.ndarray, float]:
-        """Radians per position (size / 2,) float32, and what sines and cosines are scaled by."""
+        """Returns radians per position (size / 2,) float32, and the scale of sines and cosines."""
         base = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
         return SCALINGS[self.kind](self, np.float32(1.0) / np.float32(self.theta) ** base, size)
 
     def rotation(self, positions: Array, size: int) -> tuple[Array, Array]:
-        """Cosines and sines (B, T, 1, size / 2), float32, for positions (B, T) and head size."""
+        """Computes cosines and sines (B, T, 1, size / 2), float32.
+
+        Args:
+            positions: (B, T).
+            size: head size H.
+        """
         plain, scale = self.frequencies(size)
         frequencies = jnp.asarray(plain)
         if self.kind == "dynamic":
@@ -114,7 +132,7 @@ class Rope:
 
 
 def rotate(x: Array, rotation: tuple[Array, Array]) -> Array:
-    """Turns heads x (B, T, N, H): feature i of the first half together with i of the second.
+    """Rotates heads x (B, T, N, H), pairing feature i of the first half with i of the second.
 
     >>> x = jnp.ones((1, 1, 1, 2))
     >>> rotate(x, Rope().rotation(jnp.zeros((1, 1)), 2)).ravel()
@@ -141,7 +159,7 @@ def _linear(rope: Rope, frequencies: np.ndarray, size: int) -> Frequencies:
 
 
 def _stretched(rope: Rope, length: Array, size: int) -> Array:
-    """Dynamic scaling: a larger base as soon as the text is longer than the context."""
+    """Computes dynamic scaling: the base grows once the text is longer than the context."""
     length = jnp.maximum(length, rope.context).astype(jnp.float32)
     stretch = rope.factor * length / rope.context - (rope.factor - 1)
     base = rope.theta * stretch ** (size / (size - 2))
@@ -149,7 +167,7 @@ def _stretched(rope: Rope, length: Array, size: int) -> Array:
 
 
 def _llama3(rope: Rope, frequencies: np.ndarray, size: int) -> Frequencies:
-    """Long waves are slowed by the factor, short ones kept, those between mixed."""
+    """Slows long waves by the factor, keeps short ones, and interpolates in between."""
     del size
     turns = np.float32(rope.original_context or rope.context) * frequencies / (2 * math.pi)
     kept = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
@@ -159,7 +177,7 @@ def _llama3(rope: Rope, frequencies: np.ndarray, size: int) -> Frequencies:
 
 
 def _yarn(rope: Rope, frequencies: np.ndarray, size: int) -> Frequencies:
-    """As llama3, with a ramp over the features; sines and cosines grow with the factor's log."""
+    """Interpolates as llama3, with a ramp over features; the output scale grows with log factor."""
     context = rope.original_context or rope.context
     low, high = (
         size * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
@@ -168,6 +186,7 @@ def _yarn(rope: Rope, frequencies: np.ndarray, size: int) -> Frequencies:
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, size - 1)
+    # Keeps the ramp from dividing by zero.
     high += 0.001 if low == high else 0.0
     slowed = np.clip((np.arange(size // 2, dtype=np.float32) - low) / (high - low), 0, 1)
     mixed = frequencies / rope.factor * slowed + frequencies * (1 - slowed)
@@ -191,16 +210,16 @@ _LIMITS: dict[str, dict[str, Any]] = {
     **{name: {"at_least": 0} for name in ("mscale", "mscale_all_dim", "partial_rotary_factor")},
     "original_max_position_embeddings": {"at_least": 1, "whole": True},
 }
-"""Number of a scaling -> the range that makes sense."""
+"""Name of a number in the config -> its valid range."""
 
 SCALINGS: dict[str, Callable[[Rope, np.ndarray, int], Frequencies]] = {
     "default": _plain,
     "linear": _linear,
-    "dynamic": _plain,  # plain up to the context, stretched beyond it
+    "dynamic": _plain,  # plain up to the context; `Rope.rotation` rescales beyond it
     "llama3": _llama3,
     "yarn": _yarn,
 }
-"""Scaling -> its frequencies and the scale of sines and cosines."""
+"""Name of a scaling -> the function for its frequencies and the scale of sines and cosines."""
 
 NEEDED = {
     "linear": ("factor",),
@@ -208,4 +227,4 @@ NEEDED = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "yarn": ("factor",),
 }
-"""Numbers that a scaling has no default for."""
+"""Name of a scaling -> the numbers it needs that have no default."""

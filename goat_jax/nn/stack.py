@@ -1,5 +1,7 @@
-"""Layers of one shape, stored stacked on a leading axis and run by a scan: compile time stays the
-same whatever the depth."""
+"""`Stack`: equal layers stacked on a leading axis and run by `jax.lax.scan`.
+
+The scan keeps compile time the same whatever the depth.
+"""
 
 from __future__ import annotations
 
@@ -26,22 +28,23 @@ REMAT: dict[str, Callable[[Callable], Callable]] = {
         body, policy=jax.checkpoint_policies.save_only_these_names(HIDDEN)
     ),
 }
-"""What the backward pass recomputes: nothing, everything, all but the matrix products, or all but
-the adapters' projections in rank space."""
+"""Name of a rematerialization policy -> wrapper of a layer's body. In the backward pass they
+recompute, in order: nothing, everything, all but the matrix products, and all but the adapters'
+projections in rank space."""
 
 
 class Stack(nnx.Module):
-    """A run of L equal layers ``layer(x, ctx, *args) -> x``.
+    """L layers of equal structure, called as ``layer(x, ctx, *args) -> x``.
 
-    Normally it is one run. Where adapters differ between layers it is cut into several runs, each
-    with its own scan.
+    Normally all layers form one run, computed by one scan. Where adapters differ between layers the
+    stack is split into several runs of consecutive layers, each with a separate scan.
 
     Attributes:
         runs: the stacked layers; every array of run i has a leading axis of sizes[i].
-        sizes: layers per run.
+        sizes: number of layers per run.
         remat: a key of `REMAT`.
-        rows: on a mesh, how the hidden states between layers are cut by rows; else None.
-        row_parts: into how many parts.
+        rows: on a mesh, the batch sharding of the hidden states between layers; else None.
+        row_parts: number of parts that `rows` splits the batch into.
 
     >>> from goat_jax.nn.dense import Dense
     >>> stack = Stack(lambda rngs: Dense(4, 4, rngs=rngs), 3, rngs=nnx.Rngs(0))
@@ -58,12 +61,12 @@ class Stack(nnx.Module):
         self.row_parts = 1
 
     def ranges(self) -> list[range]:
-        """The layers of every run."""
+        """Returns the layers of every run."""
         stops = [sum(self.sizes[: i + 1]) for i in range(len(self.sizes))]
         return [range(stop - size, stop) for size, stop in zip(self.sizes, stops, strict=True)]
 
     def cut(self, starts: Sequence[int]) -> None:
-        """Cuts the stack so that a run begins at each of these layers, too."""
+        """Splits the stack so that a run also begins at each of these layers."""
         runs, sizes = [], []
         for run, layers in zip(self.runs, self.ranges(), strict=True):
             graph, state = nnx.split(run)
@@ -85,14 +88,17 @@ class Stack(nnx.Module):
         ctx: Context,
         each: PyTree = None,
     ) -> tuple[Array, PyTree]:
-        """Runs all layers, each with arrays of its own, such as its part of a KV cache.
+        """Runs all layers, each with its slice of `each`, such as a layer's KV cache.
 
         Args:
-            call: (layer, x, ctx, its own) -> (x, kept); ``layer`` is a module of `runs`, unstacked.
+            call: (layer, x, ctx, slice of `each`) -> (x, kept); ``layer`` is an unstacked module of
+                `runs`.
+            x: input of the first layer.
+            ctx: context; every layer gets it folded with the layer's index.
             each: a pytree of arrays with a leading axis of all L layers.
 
         Returns:
-            x after the last layer, and what the calls kept, stacked again.
+            x after the last layer, and the `kept` values of all calls, stacked.
         """
         kept = []
         for number, (run, layers) in enumerate(zip(self.runs, self.ranges(), strict=True)):
@@ -126,5 +132,5 @@ class Stack(nnx.Module):
         return jax.lax.scan(REMAT[self.remat](body), x, (state, indices, each))
 
     def _placed(self, x: Array) -> Array:
-        """Keeps x cut by rows: without a word the compiler may cut its features like a kernel's."""
+        """Constrains x to `rows`; otherwise the compiler may shard its features like a kernel's."""
         return x if self.rows is None else jax.lax.with_sharding_constraint(x, self.rows)

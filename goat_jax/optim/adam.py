@@ -1,4 +1,4 @@
-"""Adam's direction with a bias correction that is exact in float32."""
+"""Adam's update direction with a bias correction that is exact in float32."""
 
 import math
 from typing import Any
@@ -11,11 +11,16 @@ from goat_jax.typing import Array, PyTree
 
 
 def scale_by_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:
-    """`optax.scale_by_adam`, number for number what torch's Adam does.
+    """Scales gradients as `optax.scale_by_adam` does, with the numbers of torch's Adam.
 
-    optax computes the correction as ``1 - beta2**count`` in float32: at the first step of
-    beta2 = 0.999 that leaves three digits, so its updates are off by 3e-5 of their size, a hundred
+    optax computes the bias correction as ``1 - beta2**count`` in float32. At the first step with
+    beta2 = 0.999 this leaves three digits, so the updates have a relative error of 3e-5, a hundred
     times float32's rounding. Here it is ``-expm1(count * log(beta2))``. The state is optax's.
+
+    Args:
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        epsilon: term added to the denominator.
 
     >>> tx = scale_by_adam(0.9, 0.999, 0.0)
     >>> zero = {"a": jnp.zeros(())}
@@ -50,6 +55,6 @@ def scale_by_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientT
 
 
 def _bias_correction(beta: float, count: Any) -> Array:
-    """``1 - beta**count`` without cancellation."""
+    """Computes ``1 - beta**count`` without cancellation."""
     log = math.log(beta) if beta else -math.inf
     return -jnp.expm1(count.astype(jnp.float32) * log)

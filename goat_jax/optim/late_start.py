@@ -1,4 +1,4 @@
-"""Parameters that join the training later, with an optimizer state of their own."""
+"""Separate optimizer state for parameters whose training starts later."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ NOW, LATE = "now", "late"
 def with_late_start(
     optimizer: optax.GradientTransformation, is_late: Callable[[str], bool]
 ) -> optax.GradientTransformation:
-    """The optimizer, twice: for parameters whose name `is_late` accepts its state is kept apart.
+    """Returns the optimizer with a separate state for the late parameters.
 
-    Both run from the start; `restart` makes the late ones' state new, so that Adam's bias
-    correction counts their steps from there.
+    Both states are updated from the first step. `restart` resets the late parameters' state, so
+    that Adam's bias correction counts their steps from then on.
 
     Args:
-        is_late: of a leaf's own name, the last part of its path.
+        optimizer: the optimizer of both groups of parameters.
+        is_late: True for the names of late parameters; a name is the last part of a leaf's path.
 
     >>> import jax.numpy as jnp
     >>> tx = with_late_start(optax.scale_by_adam(), lambda name: name == "c")
@@ -42,10 +43,13 @@ def with_late_start(
 
 
 def restart(optimizer: optax.GradientTransformation, state: Any, params: PyTree) -> Any:
-    """An optimizer's state with that of the late parameters as at the beginning.
+    """Returns an optimizer state in which that of the late parameters is newly initialized.
 
     Args:
-        optimizer: has `with_late_start` anywhere in its chain; without, the state stays as it is.
+        optimizer: the optimizer, with `with_late_start` anywhere in its chain; without it, the
+            state is returned unchanged.
+        state: the state before the reset.
+        params: the parameters.
     """
 
     def renew(old: Any, fresh: Any) -> Any:

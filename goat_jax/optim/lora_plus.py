@@ -8,13 +8,16 @@ from goat_jax.typing import PyTree
 
 
 def lora_plus(ratio: float = 16.0) -> optax.GradientTransformation:
-    """Multiplies what is done to every factor b by a ratio; stateless.
+    """Multiplies the updates of every factor b by a ratio; stateless.
 
-    It belongs at the end of a chain: the ratio is one of learning rates, so weight decay is
-    multiplied as well, and Adam would undo a ratio of gradients.
+    Put it at the end of a chain. The ratio is one of learning rates, so it applies to weight decay
+    as well, and Adam would cancel a ratio of gradients.
 
     Args:
-        ratio: learning rate of b over that of a; 16 is the paper's for LLaMA.
+        ratio: the learning rate of b divided by that of a; 16 is the paper's value for LLaMA.
+
+    Raises:
+        UserError: a ratio that is not above 0.
 
     >>> import jax.numpy as jnp
     >>> tx, pair = lora_plus(16.0), {"a": jnp.ones(()), "b": jnp.ones(())}

@@ -1,10 +1,10 @@
-"""LoRA-Pro: gradients of a and b that together come nearest to full fine-tuning's.
+"""LoRA-Pro: gradients of a and b whose joint effect is nearest to full fine-tuning's gradient.
 
-Wang et al., arXiv 2407.18242. With g the gradient of the full kernel, which is never formed: of all
-moves of the kernel that moving a and b can make, the one nearest to g is its projection
-``P_a g + g P_b - P_a g P_b`` on what a and b span. A matrix X (R, R) is free, it moves a and b
-against each other and not the kernel. Factors here are (in, rank) and (rank, out), the paper's
-transposed, and so are its formulas.
+Wang et al., arXiv 2407.18242. Let g be the gradient of the full kernel, which is never formed. Of
+all changes of the kernel that changes of a and b can make, the one nearest to g is its projection
+``P_a g + g P_b - P_a g P_b`` onto the span of a and b. A matrix X (R, R) remains free: it changes a
+and b in opposite ways and leaves the kernel as it is. The factors here are (in, rank) and
+(rank, out), the transposes of the paper's, and the formulas are transposed likewise.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from goat_jax.optim.pairs import is_pair, map_pairs, per_expert
 from goat_jax.typing import Array, PyTree
 
 DELTA = 1e-8
-"""Added to the Gram matrices before they are inverted."""
+"""Multiple of the identity added to the Gram matrices before they are inverted."""
 
 
 class _Pair(NamedTuple):
-    """One adapter's arrays: a (..., I, R), b (..., R, O), their gradients, and Gram inverses."""
+    """Arrays of one adapter: a (..., I, R), b (..., R, O), gradients, inverse Grams and scale."""
 
     a: Array
     b: Array
@@ -46,9 +46,10 @@ def _gram_inverse(gram: Array) -> Array:
 
 
 def _sylvester(pair: _Pair) -> Array:
-    """X with ``(b b') X + X (a' a) = -(b b')^-1 ga' a / s^2``: the nearest to the raw gradients.
+    """Returns the X that keeps the adjusted gradients nearest to the raw ones.
 
-    Both Gram matrices are symmetric, so two eigendecompositions solve it.
+    It solves ``(b b') X + X (a' a) = -(b b')^-1 ga' a / s^2``. Both Gram matrices are symmetric, so
+    two eigendecompositions suffice.
     """
     right = -pair.inverse_b @ _transposed(pair.grad_a) @ pair.a / pair.scale**2
     values_b, vectors_b = jnp.linalg.eigh(pair.b @ _transposed(pair.b))
@@ -62,7 +63,7 @@ def _sylvester(pair: _Pair) -> Array:
 
 
 def _symmetry(pair: _Pair) -> Array:
-    """X that lets a and b make the common part of the move half each."""
+    """Returns the X that splits the common part of the change equally between a and b."""
     common = pair.inverse_b @ (pair.b @ _transposed(pair.grad_b)) @ pair.inverse_a
     return -common / (2 * pair.scale**2)
 
@@ -76,21 +77,24 @@ CHOICES: dict[str, Callable[[_Pair], Array]] = {
     "symmetry": _symmetry,
     "zero": _zero,
 }
-"""How the free matrix X is chosen."""
+"""Choices of the free matrix X, by name."""
 
 
 def adjust(
     a: Array, b: Array, grad_a: Array, grad_b: Array, scale: Array, x: str = "sylvester"
 ) -> tuple[Array, Array]:
-    """LoRA-Pro's gradients of one adapter, or of any stack of them.
+    """Computes LoRA-Pro's gradients of one adapter, or of any stack of adapters.
 
     Args:
-        a, grad_a: (..., I, R).  b, grad_b: (..., R, O).
-        scale: (...,), what multiplies ``a b`` in the forward pass.
-        x: a key of `CHOICES`.
+        a: the first factor (..., I, R).
+        b: the second factor (..., R, O).
+        grad_a: the gradient of the loss with respect to a, (..., I, R).
+        grad_b: the gradient of the loss with respect to b, (..., R, O).
+        scale: the multiplier of ``a b`` in the forward pass, (...,).
+        x: the choice of the free matrix, a key of `CHOICES`.
 
     Returns:
-        the adjusted gradients of a and b, float32.
+        The adjusted gradients of a and b, float32.
 
     >>> a, b = jnp.array([[1.0], [0.0]]), jnp.array([[2.0]])
     >>> adjust(a, b, 2 * a, jnp.array([[1.0]]), jnp.ones(()), "zero")[0].ravel().tolist()
@@ -113,15 +117,15 @@ def adjust(
 def lora_pro(scales: PyTree, x: str = "sylvester") -> optax.GradientTransformation:
     """Replaces the gradients of every adapter's a and b by LoRA-Pro's; stateless.
 
-    Before Adam in a chain it is the paper's efficient AdamW, alone it is its SGD. Clipping comes
-    before it: the norm is that of the raw gradients, as published.
+    Before Adam in a chain, it is the paper's efficient AdamW; alone, it is the paper's SGD. Put
+    gradient clipping before it: the norm is that of the raw gradients, as published.
 
     Args:
-        scales: of every adapter, as `pairs.scales_of` gives them.
-        x: "sylvester", "symmetry" or "zero".
+        scales: the scale of every adapter, from `pairs.scales_of`.
+        x: the choice of the free matrix: "sylvester", "symmetry" or "zero".
 
     Raises:
-        UserError: another x.
+        UserError: an unknown x, or an update without parameters.
     """
     if x not in CHOICES:
         raise UserError(f"LoRA-Pro x {x!r} is not one of {', '.join(CHOICES)}{nearest(x, CHOICES)}")
@@ -140,22 +144,29 @@ def lora_pro(scales: PyTree, x: str = "sylvester") -> optax.GradientTransformati
 
 
 def _for_factors(scale: Array, factor: Array) -> Array:
-    """The scale with the leading axes (layers, experts) of a factor."""
+    """Broadcasts the scale to the leading axes (layers, experts) of a factor."""
     return jnp.broadcast_to(scale, factor.shape[:-2])
 
 
 def lora_pro_full(
     scales: PyTree, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8
 ) -> optax.GradientTransformation:
-    """Adam on the full gradient that a and b can express, projected back onto them.
+    """Applies Adam to the full gradient that a and b can express, and projects it back onto them.
 
-    The paper's full AdamW: per adapter the equivalent gradient ``s (a gb + ga b)`` (I, O) goes
-    through Adam, and its direction is turned into directions of a and b, with Sylvester's X. Takes
-    Adam's place in a chain. Its moments are as large as the kernels: float32 (..., E, I, O) each.
-    The published code also decays the frozen kernel when weight decay is set; here it stays frozen.
+    This is the paper's full AdamW: for each adapter, the equivalent gradient ``s (a gb + ga b)``
+    (I, O) goes through Adam, and the resulting direction is converted to directions of a and b with
+    Sylvester's X. It replaces Adam in a chain. Its moments are as large as the kernels: two arrays
+    (..., E, I, O) in float32. The published code also decays the frozen kernel if weight decay is
+    set; here the kernel stays frozen.
 
-    The state is `optax.ScaleByAdamState` over the parameters with every adapter's a and b replaced
-    by ``full``.
+    The state is `optax.ScaleByAdamState` over the parameters, with ``full`` in place of every
+    adapter's a and b.
+
+    Args:
+        scales: the scale of every adapter, from `pairs.scales_of`.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        epsilon: term added to Adam's denominator.
     """
     adam = scale_by_adam(beta1, beta2, epsilon)
 
@@ -187,7 +198,7 @@ def lora_pro_full(
 
 
 def _over_pairs(function: Callable[..., Any], params: PyTree, found: PyTree, own: PyTree) -> PyTree:
-    """As `map_pairs` by the pairs of `params`; everything else is what was found."""
+    """Maps the pairs of `params` as `map_pairs` does; everything else is taken from `found`."""
     leaves, structure = jax.tree.flatten(params, is_leaf=is_pair)
     others = zip(structure.flatten_up_to(found), structure.flatten_up_to(own), strict=True)
     mapped = [

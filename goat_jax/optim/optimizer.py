@@ -1,4 +1,4 @@
-"""The optimizer of a run: clip, AdamW, schedule, as one optax chain."""
+"""Optimizer of a run: gradient clipping, AdamW and learning-rate schedule as one optax chain."""
 
 import dataclasses
 from typing import Annotated
@@ -15,14 +15,15 @@ from goat_jax.validation.fields import Natural, NonNegative, OneOf, Positive, Ra
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW as the paper runs it.
+    """AdamW with the paper's settings.
 
     Attributes:
-        learning_rate: peak rate.
-        schedule: "cosine", "linear" or "constant", each after a linear warm-up.
+        learning_rate: the peak learning rate.
+        schedule: the learning-rate schedule after a linear warm-up: "cosine", "linear" or
+            "constant".
         warmup_steps: optimizer steps of warm-up; a run of fewer steps warms up for a tenth of them.
-        weight_decay: decoupled, not on biases and the scales of norms.
-        clip: largest global norm of the gradient; None does not clip.
+        weight_decay: decoupled weight decay, not applied to biases and the scales of norms.
+        clip: the largest global norm of the gradient; None does not clip.
         beta1: decay of Adam's first moment.
         beta2: decay of Adam's second moment.
         epsilon: term in Adam's denominator.
@@ -48,14 +49,15 @@ def make_optimizer(
     scales: PyTree = None,
     rate: float | Array = 1.0,
 ) -> optax.GradientTransformation:
-    """The optax chain of a run.
+    """Builds the optax chain of a run.
 
     Args:
-        config: rates and constants.
+        config: learning rate, schedule and constants.
         total_steps: length of the schedule in optimizer steps.
-        transform: what a method makes of the chain.
-        scales: of the adapters, for methods that need them (`pairs.scales_of`).
-        rate: what the schedule is multiplied with; may be traced, as in runs over several rates.
+        transform: the method's change of the chain.
+        scales: the adapters' scales, for methods that need them (`pairs.scales_of`).
+        rate: a multiplier of the schedule; may be traced, as in vmapped runs with several learning
+            rates.
 
     >>> tx = make_optimizer(OptimizerConfig(warmup_steps=0), total_steps=10)
     >>> one, zero = {"a": jax.numpy.ones(())}, {"a": jax.numpy.zeros(())}
@@ -76,12 +78,12 @@ def make_optimizer(
 
 
 def schedule_of(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """The learning rate by the number of steps done before."""
+    """Returns the learning rate as a function of the number of optimizer steps done."""
     return make_schedule(config.schedule, config.learning_rate, config.warmup_steps, total_steps)
 
 
 def shortened_warmup(config: OptimizerConfig, total_steps: int) -> str | None:
-    """A line for the reader if a run is too short for its warm-up, else None.
+    """Returns a message for the user if a run is shorter than its warm-up, else None.
 
     >>> shortened_warmup(OptimizerConfig(warmup_steps=100), 60)
     '6 warm-up steps, a tenth of the run: 100 do not fit into its 60 steps'
@@ -96,7 +98,7 @@ def shortened_warmup(config: OptimizerConfig, total_steps: int) -> str | None:
 
 
 def _decays(params: PyTree) -> PyTree:
-    """Which parameters decay; the others are those that transformers' Trainer leaves alone."""
+    """Marks parameters with weight decay: all but those that transformers' Trainer exempts."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: getattr(path[-1], "key", None) not in ("bias", "scale"), params
     )

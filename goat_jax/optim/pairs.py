@@ -1,4 +1,4 @@
-"""Finds the adapters in a pytree of parameters, for transforms that treat a and b together."""
+"""Finds adapters in a pytree of parameters, for transforms that treat a and b together."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ Factors = Mapping[str, Array]
 
 
 def is_pair(node: Any) -> bool:
-    """Whether a node holds the factors a (..., I, R) and b (..., R, O) of an adapter."""
+    """True if a node holds the factors a (..., I, R) and b (..., R, O) of an adapter."""
     return isinstance(node, Mapping) and "a" in node and "b" in node
 
 
 def map_pairs(function: Callable[..., Any], tree: PyTree, *others: PyTree) -> PyTree:
-    """`function` of every adapter's dict of factors; everything outside of adapters stays.
+    """Applies a function to every adapter's dict of factors; all other leaves stay unchanged.
 
     Args:
-        function: (factors, those of the other trees) -> the new dict.
-        others: of the same structure.
+        function: (factors, the corresponding nodes of `others`) -> the new dict.
+        tree: a pytree of parameters, gradients or updates.
+        others: further pytrees of the same structure, at least down to the adapters.
 
     >>> tree = {"query": {"a": 1.0, "b": 2.0, "router": 3.0}, "bias": 4.0}
     >>> map_pairs(lambda pair: {**pair, "b": 20.0}, tree)["query"]
@@ -39,21 +40,22 @@ def map_pairs(function: Callable[..., Any], tree: PyTree, *others: PyTree) -> Py
 
 
 def scales_of(trainable: PyTree, base: PyTree) -> PyTree:
-    """The scale of every adapter, where its factors are.
+    """Returns the scale of every adapter, at the place of its factors.
 
     Args:
-        trainable, base: as `dense.split_model` gives them; the scales are frozen, so in base.
+        trainable: the trained parameters, from `dense.split_model`.
+        base: the frozen parameters, from `dense.split_model`, which hold the scales.
 
     Returns:
-        the structure of `trainable` with an adapter's dict replaced by {"scale": (..., E)}, and
-        None in the place of everything else.
+        The structure of `trainable` with each adapter's dict replaced by {"scale": (..., E)}, and
+        None in place of everything else.
     """
 
     def find(path: tuple, node: Any) -> Any:
         if not is_pair(node):
             return None
         place = base
-        for entry in path[1:]:  # the first key tells adapters from heads
+        for entry in path[1:]:  # base lacks the first key, which separates adapters and heads
             place = place[entry.key]
         return {"scale": place["scale"]}
 
@@ -61,7 +63,7 @@ def scales_of(trainable: PyTree, base: PyTree) -> PyTree:
 
 
 def per_expert(scale: Array, factor: Array) -> Array:
-    """A number per expert (..., E) broadcast against a factor (..., E, rows, columns).
+    """Broadcasts one number per expert (..., E) to a factor's shape (..., E, rows, columns).
 
     >>> per_expert(jnp.array([1.0, 2.0]), jnp.ones((2, 3, 4))).shape
     (2, 3, 4)

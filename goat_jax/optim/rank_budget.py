@@ -1,7 +1,7 @@
-"""AdaLoRA's rank budget: which triplets of all adapters are worth keeping, step by step.
+"""AdaLoRA's rank budget: prunes the least important triplets of all adapters during training.
 
-The core (AdaLoRA's lambda) of a triplet that is not worth its rank is set to zero after an update;
-no shape changes, and a triplet may come back. (Zhang et al. 2023, arXiv 2303.10512, algorithm 1.)
+After an update, the core (AdaLoRA's lambda) of a pruned triplet is set to zero. No shape changes,
+and a triplet may come back. (Zhang et al. 2023, arXiv 2303.10512, algorithm 1.)
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from goat_jax.optim.pairs import is_pair
 from goat_jax.typing import Array, Factors, PyTree
 
 ARRAYS = ("a", "b", "core")
-"""What of an adapter is scored."""
+"""Names of an adapter's scored arrays."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RankBudget:
-    """How many triplets all adapters of a model may keep, by the step.
+    """Number of triplets that all adapters of a model may keep, as a function of the step.
 
     Attributes:
-        target_rank: triplets per layer at the end, on average.
-        total_steps: of the whole training.
+        target_rank: the average number of triplets per layer at the end.
+        total_steps: the number of steps of the training.
         warmup: steps before the budget falls.
-        cooldown: steps at the end whose choice is final.
+        cooldown: steps at the end during which the kept triplets no longer change.
         every: steps between two prunings.
-        beta1, beta2: of the smoothed sensitivity and of its uncertainty.
+        beta1: decay of the smoothed sensitivity.
+        beta2: decay of the sensitivity's uncertainty.
     """
 
     target_rank: int
@@ -51,13 +52,16 @@ class RankBudget:
             )
 
     def table(self, triplets: int, layers: int) -> tuple[np.ndarray, np.ndarray]:
-        """Triplets allowed in all layers after every step (T,), and whether that step prunes (T,).
+        """Returns the number allowed after each of T steps (T,), and whether it prunes (T,).
 
-        It falls with the cube of the time that is left.
+        The number counts the triplets of all layers. It falls with the cube of the remaining time.
 
         Args:
-            triplets: of all layers at the start.
-            layers: how many there are.
+            triplets: the initial number of triplets of all layers.
+            layers: the number of adapted layers.
+
+        Raises:
+            UserError: the target is not below the initial number.
 
         >>> budget = RankBudget(2, total_steps=20, warmup=3, cooldown=4)
         >>> budget.table(6, layers=1)[0].tolist()
@@ -78,11 +82,12 @@ class RankBudget:
 
 
 class Scores(NamedTuple):
-    """Smoothed sensitivity of every trained number, and its uncertainty: pytrees like the factors.
+    """Smoothed sensitivity of every scored parameter, and its uncertainty.
 
     Attributes:
-        mean: moving average of ``|parameter * gradient|``.
-        spread: moving average of how far it is from that.
+        mean: moving average of the sensitivity ``|parameter * gradient|``, a pytree like the
+            factors.
+        spread: moving average of the sensitivity's distance from `mean`, likewise.
     """
 
     mean: dict[str, Factors]
@@ -90,7 +95,7 @@ class Scores(NamedTuple):
 
 
 def init_scores(adapters: dict[str, Factors]) -> Scores:
-    """Zeros, for the a, b and core of every adapter by name."""
+    """Returns zero scores for the a, b and core of every adapter, by the adapter's name."""
     zeros = {
         name: {key: jnp.zeros_like(factors[key]) for key in ARRAYS}
         for name, factors in adapters.items()
@@ -105,12 +110,15 @@ def update_scores(
     budget: RankBudget,
     step: Array,
 ) -> Scores:
-    """The scores after a step, from its updated factors and its gradients; final in the cooldown.
+    """Returns the scores after a step; they no longer change during the cooldown.
 
     Args:
-        adapters, gradients: by name: a (..., E, I, R), b (..., E, R, O), core (..., E, R), with
-            leading axes for stacked layers.
-        step: 0 for the first.
+        scores: the scores before the step.
+        adapters: the updated arrays of every adapter by name: a (..., E, I, R), b (..., E, R, O),
+            core (..., E, R), with leading axes for stacked layers.
+        gradients: the gradients of the same arrays.
+        budget: the decays and the phases of the training.
+        step: the number of the step, 0 for the first.
     """
     still_open = jnp.asarray(step) < budget.total_steps - budget.cooldown
     now = jax.tree.map(lambda value, slope: jnp.abs(value * slope), adapters, gradients)
@@ -126,7 +134,7 @@ def update_scores(
 
 
 def triplet_scores(scores: Scores) -> dict[str, Array]:
-    """How much every triplet of every adapter matters: name -> (..., E, R)."""
+    """Returns the importance of every triplet by adapter: name -> (..., E, R)."""
     found = {}
     for name, mean in scores.mean.items():
         score = {key: mean[key] * scores.spread[name][key] for key in mean}
@@ -135,9 +143,15 @@ def triplet_scores(scores: Scores) -> dict[str, Array]:
 
 
 def kept_triplets(scores: Scores, budget: RankBudget, step: Array) -> dict[str, Array]:
-    """Which triplets (..., E, R) of every adapter stay after a step: the least of all go.
+    """Returns a mask of the triplets (..., E, R) of every adapter that are kept after a step.
 
-    Ties go together, so at first, where all scores are zero, more than the budget asks for.
+    The triplets with the lowest scores of all adapters are pruned. Ties are pruned together, so
+    initially, when all scores are zero, more are pruned than the budget requires.
+
+    Args:
+        scores: the scores after the step.
+        budget: the number of triplets to keep.
+        step: the number of the step, 0 for the first.
     """
     found = triplet_scores(scores)
     every = jnp.sort(jnp.concatenate([score.ravel() for score in found.values()]))
@@ -154,9 +168,9 @@ class RankBudgetState(NamedTuple):
     """State of `with_rank_budget`.
 
     Attributes:
-        step: updates done, int32.
-        scores: of all adapters, sharded like their factors.
-        inner: the optimizer's.
+        step: the number of updates done, int32.
+        scores: the scores of all adapters, sharded like their factors.
+        inner: the state of the wrapped optimizer.
     """
 
     step: Array
@@ -167,11 +181,19 @@ class RankBudgetState(NamedTuple):
 def with_rank_budget(
     optimizer: optax.GradientTransformation, budget: RankBudget
 ) -> optax.GradientTransformation:
-    """An optimizer whose updates end with AdaLoRA's pruning of the cores.
+    """Wraps an optimizer so that its updates also prune cores as AdaLoRA does.
 
-    Scores are taken from the gradients it is given (clip them before, not after, as PEFT's trainer
-    does) and from the parameters after the update. Parameters outside of adapters with a core, and
-    everything while the budget is whole, get the optimizer's own updates.
+    Scores are computed from the gradients passed to it and from the parameters after the update.
+    Clip the gradients before it, as PEFT's trainer does, not after it. Parameters outside of
+    adapters with a core get the updates of `optimizer` unchanged, and so does everything in steps
+    that prune nothing.
+
+    Args:
+        optimizer: computes the updates before pruning.
+        budget: the number of triplets to keep, by step.
+
+    Raises:
+        UserError: at `init`, parameters without an adapter with a core.
 
     >>> adapter = {"a": jnp.ones((1, 4, 2)), "b": jnp.ones((1, 2, 4))}
     >>> adapter |= {"core": jnp.array([[3.0, 1.0]])}
@@ -211,7 +233,7 @@ def with_rank_budget(
 
 
 def adapters_with_core(tree: PyTree) -> dict[str, Factors]:
-    """The scored arrays of every adapter that has a core, by the adapter's path."""
+    """Returns the scored arrays of every adapter with a core, by the adapter's path."""
     nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_pair)
     return {
         jax.tree_util.keystr(path): {key: node[key] for key in ARRAYS}

@@ -1,16 +1,16 @@
 """The paper's scaling alignment as a change of variables in the optimizer.
 
-GOAT's scale s stands in the forward pass: ``y += s x a b``. With another forward scale f and
+GOAT's scale s is part of the forward pass: ``y += s x a b``. With another forward scale f and
 factors ``a' = c a``, ``b' = c b``, ``c = sqrt(s / f)``, the product is the same:
-``f a' b' = s a b``. And so is the whole training run, if the optimizer works in the old variables:
+``f a' b' = s a b``. So is the complete training run, if the optimizer works in the old variables:
 
-- gradients are handed to it as ``c g'`` (the chain rule: g = c g'),
-- parameters as ``a' / c``, so that weight decay and trust ratios see what they would have seen,
-- its updates come back as ``c u``.
+- it gets the gradients as ``c g'`` (the chain rule: g = c g'),
+- it gets the parameters as ``a' / c``, so that weight decay and trust ratios see the old values,
+- its updates u are applied as ``c u``.
 
-For SGD that multiplies updates by ``s / f``; for Adam, which does not see how large gradients are,
-by ``sqrt(s / f)``. Routers and heads have c = 1. The identity is exact for any optimizer in
-between, Adam's epsilon, clipping and weight decay included.
+For SGD this multiplies updates by ``s / f``; for Adam, which is invariant to the gradients' size,
+by ``sqrt(s / f)``. Routers and heads have c = 1. The identity is exact for any optimizer, including
+Adam's epsilon, clipping and weight decay.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ from goat_jax.typing import Array, PyTree
 
 
 def alignment_ratios(scales: PyTree, forward: float) -> PyTree:
-    """``c = sqrt(s / f)`` of every adapter and expert.
+    """Computes ``c = sqrt(s / f)`` of every adapter and expert.
 
     Args:
-        scales: as `pairs.scales_of` gives them.
-        forward: f, the scale that stays in the forward pass.
+        scales: the scale s of every adapter, from `pairs.scales_of`.
+        forward: the scale f that stays in the forward pass.
+
+    Raises:
+        UserError: a forward scale that is not above 0.
     """
     if forward <= 0:
         raise UserError(f"forward scale {forward} must be above 0")
@@ -37,9 +40,9 @@ def alignment_ratios(scales: PyTree, forward: float) -> PyTree:
 
 
 def times_ratios(tree: PyTree, ratios: PyTree) -> PyTree:
-    """``a' = c a``, ``b' = c b`` of every adapter in a pytree of parameters, gradients or updates.
+    """Multiplies a and b of every adapter by c, in a pytree of parameters, gradients or updates.
 
-    None in `ratios` leaves a part alone.
+    Leaves where `ratios` has None stay unchanged.
 
     >>> pair = {"query": {"a": jnp.ones((2, 3, 1)), "b": jnp.ones((2, 1, 4))}}
     >>> aligned = times_ratios(pair, {"query": {"scale": jnp.array([1.0, 2.0])}})
@@ -55,17 +58,22 @@ def times_ratios(tree: PyTree, ratios: PyTree) -> PyTree:
 
 
 def align(trainable: PyTree, base: PyTree, forward: float) -> tuple[PyTree, PyTree]:
-    """Moves all of the scales but `forward` into the factors: the model computes the same.
+    """Moves all of the scales except `forward` into the factors; the model's output is unchanged.
 
     Args:
-        trainable, base: as `dense.split_model` gives them.
+        trainable: the trained parameters, from `dense.split_model`.
+        base: the frozen parameters, from `dense.split_model`.
+        forward: the scale that stays in the forward pass.
+
+    Returns:
+        The trained and the frozen parameters after the change.
     """
     ratios = alignment_ratios(scales_of(trainable, base), forward)
     return times_ratios(trainable, ratios), _with_scales(base, ratios["adapter"], forward)
 
 
 def _with_scales(base: PyTree, ratios: PyTree, forward: float) -> PyTree:
-    """The base with every adapter's scale set to one number."""
+    """Returns the base with every adapter's scale set to one number."""
     if not isinstance(base, dict) or not isinstance(ratios, dict):
         return base
     if set(ratios) == {"scale"}:
@@ -76,13 +84,13 @@ def _with_scales(base: PyTree, ratios: PyTree, forward: float) -> PyTree:
 def scaling_alignment(
     inner: optax.GradientTransformation, ratios: PyTree
 ) -> optax.GradientTransformation:
-    """An optimizer that trains aligned factors as `inner` would train the original ones.
+    """Returns an optimizer that trains aligned factors as `inner` would train the original ones.
+
+    Its state is that of `inner`. The numbers in `ratios` are constants of the compiled step.
 
     Args:
         inner: any optimizer, with its clipping, decay and schedule.
-        ratios: c of every adapter, as `alignment_ratios` gives it.
-
-    The state is inner's. Numbers in `ratios` are constants of the compiled step.
+        ratios: the ratio c of every adapter, from `alignment_ratios`.
     """
     inverse = jax.tree.map(lambda c: 1.0 / c, ratios)
 

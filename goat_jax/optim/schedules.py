@@ -1,4 +1,4 @@
-"""Learning-rate schedules, number for number those of Hugging Face transformers."""
+"""Learning-rate schedules with exactly the values of Hugging Face transformers."""
 
 from collections.abc import Callable
 
@@ -26,11 +26,11 @@ SCHEDULES: dict[str, Callable[[Array], Array]] = {
     "linear": _linear,
     "constant": _constant,
 }
-"""Share of the peak rate left, from the progress (0..1) after the warm-up."""
+"""Learning rate divided by the peak, as a function of the progress (0..1) after the warm-up."""
 
 
 def warmup_of(warmup_steps: int, total_steps: int) -> int:
-    """The warm-up of a run: as many steps as asked for, or a tenth of a run that has not so many.
+    """Returns the steps of warm-up: `warmup_steps`, or a tenth of a run that is shorter than that.
 
     >>> warmup_of(100, 140), warmup_of(100, 60), warmup_of(100, 4)
     (100, 6, 0)
@@ -39,11 +39,17 @@ def warmup_of(warmup_steps: int, total_steps: int) -> int:
 
 
 def make_schedule(name: str, peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """A schedule over optimizer steps counted from 0.
+    """Makes a learning-rate schedule over optimizer steps counted from 0.
 
-    It rises linearly as ``step / warmup_steps`` (so step 0 has rate 0, as in torch), then falls as
-    `SCHEDULES` says and reaches the end of its course at `total_steps`. A warm-up that does not fit
-    into the run is shortened to `warmup_of`.
+    The learning rate rises linearly as ``step / warmup_steps`` (so it is 0 at step 0, as in torch),
+    then follows `SCHEDULES`, whose progress is 1 at `total_steps`. A warm-up that does not fit into
+    the run is shortened to `warmup_of`.
+
+    Args:
+        name: a key of `SCHEDULES`.
+        peak: the largest learning rate.
+        warmup_steps: optimizer steps of warm-up.
+        total_steps: optimizer steps of the run.
 
     Raises:
         UserError: an unknown name, or a warm-up below 0.

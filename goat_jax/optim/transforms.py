@@ -1,4 +1,4 @@
-"""How a method changes the optimizer: parts that compose the stages of the usual chain."""
+"""Parts: optimizer transforms, which compose the stages of the usual chain for a method."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from goat_jax.validation.fields import Count, Natural, OneOf, Positive, Rate, ch
 
 
 class Stages(NamedTuple):
-    """The usual chain, cut where methods come in between.
+    """Stages of the usual optimizer chain, between which methods insert theirs.
 
     Attributes:
-        clip: of the raw gradients.
-        direction: Adam.
+        clip: clipping of the raw gradients.
+        direction: Adam's update direction.
         finish: weight decay and learning rate.
     """
 
@@ -32,10 +32,10 @@ class Stages(NamedTuple):
 
 
 class Transform(Protocol):
-    """A method's optimizer.
+    """Builds a method's optimizer from the stages of the usual chain.
 
     Attributes:
-        length_matters: whether the first steps depend on how many there will be.
+        length_matters: whether the first steps depend on the length of the training.
     """
 
     length_matters: ClassVar[bool]
@@ -43,11 +43,12 @@ class Transform(Protocol):
     def __call__(
         self, stages: Stages, scales: PyTree, total_steps: int
     ) -> optax.GradientTransformation:
-        """The whole chain.
+        """Returns the complete chain.
 
         Args:
-            scales: of the adapters (`pairs.scales_of`).
-            total_steps: length of the training.
+            stages: the stages of the usual chain.
+            scales: the adapters' scales (`pairs.scales_of`).
+            total_steps: length of the training in optimizer steps.
         """
         ...
 
@@ -55,7 +56,7 @@ class Transform(Protocol):
 @part("transform", "plain")
 @dataclasses.dataclass(frozen=True)
 class Plain:
-    """The usual chain as it is.
+    """The usual chain, unchanged.
 
     >>> Plain()(Stages(*[optax.identity()] * 3), None, 1).update({"a": 1.0}, ((), (), ()))[0]
     {'a': 1.0}
@@ -76,13 +77,13 @@ PLAIN = Plain()
 @part("transform", "lora_plus")
 @dataclasses.dataclass(frozen=True)
 class LoraPlus:
-    """`lora_plus` at the end of the chain.
+    """LoRA+: the usual chain with `lora_plus` at its end.
 
     Attributes:
-        lr_ratio: learning rate of b over that of a.
+        lr_ratio: the learning rate of b divided by that of a.
 
     Raises:
-        UserError: an adapter that has no a and b.
+        UserError: a method whose adapters have no a and b.
     """
 
     length_matters: ClassVar[bool] = False
@@ -93,7 +94,7 @@ class LoraPlus:
         check_fields(self)
 
     def check(self, spec: Any) -> None:
-        """Refuses what has no b to train faster."""
+        """Refuses a method without factors a and b."""
         if spec.combine.layout not in ("pairs", "shared"):
             raise UserError("LoRA+ trains b faster than a: this method has no such factors")
 
@@ -107,18 +108,18 @@ class LoraPlus:
 @part("transform", "lora_pro")
 @dataclasses.dataclass(frozen=True)
 class LoraPro:
-    """`lora_pro` before Adam, or `lora_pro_full` in its place.
+    """LoRA-Pro: `lora_pro` before Adam, or `lora_pro_full` in Adam's place.
 
     Attributes:
-        x: how the free matrix is chosen.
-        moments: "factors" keeps Adam's moments of a and b (the paper's efficient AdamW), "full"
-            those of the full gradient, as large as the kernels.
+        x: the choice of the free matrix, a key of `lora_pro.CHOICES`, with "factors" only.
+        moments: the arrays whose moments Adam keeps: "factors" for a and b (the paper's efficient
+            AdamW), "full" for the full gradient, which is as large as the kernels.
         beta1: decay of Adam's first moment, with "full" only.
         beta2: decay of Adam's second moment, with "full" only.
         epsilon: term in Adam's denominator, with "full" only.
 
     Raises:
-        UserError: another x or other moments, or an adapter that is not a sum of ``s a b``.
+        UserError: an unknown x or moments, or an adapter that is not a sum of ``s a b``.
     """
 
     length_matters: ClassVar[bool] = False
@@ -133,7 +134,7 @@ class LoraPro:
         check_fields(self)
 
     def check(self, spec: Any) -> None:
-        """Refuses adapters for which its algebra does not hold."""
+        """Refuses adapters that are not a sum of ``s a b``, as LoRA-Pro's formulas require."""
         if not spec.is_plain_sum:
             raise UserError(
                 "LoRA-Pro projects the gradient of a product s a b: this method's adapter is none"
@@ -152,10 +153,10 @@ class LoraPro:
 @part("transform", "late_start")
 @dataclasses.dataclass(frozen=True)
 class LateStart:
-    """Some arrays have an Adam of their own, which starts anew when they join (`late_start`).
+    """Keeps a separate Adam state for arrays that are trained later (`late_start`).
 
     Attributes:
-        late: names of the arrays.
+        late: the names of these arrays.
     """
 
     length_matters: ClassVar[bool] = False
@@ -176,15 +177,15 @@ class LateStart:
 @part("transform", "pruned_ranks")
 @dataclasses.dataclass(frozen=True)
 class PrunedRanks:
-    """`with_rank_budget` around Adam, after clipping: AdaLoRA.
+    """AdaLoRA: `with_rank_budget` around Adam, after clipping.
 
     Attributes:
-        target_rank: triplets per layer that are left at the end, on average.
+        target_rank: the average number of triplets per layer at the end.
         warmup: steps without pruning at the start.
-        cooldown: steps at the end whose choice is final.
+        cooldown: steps at the end during which the kept triplets no longer change.
         every: steps between two prunings.
         beta1: decay of the smoothed sensitivity.
-        beta2: decay of its uncertainty.
+        beta2: decay of the sensitivity's uncertainty.
     """
 
     length_matters: ClassVar[bool] = True
@@ -200,7 +201,7 @@ class PrunedRanks:
         check_fields(self)
 
     def check(self, spec: Any) -> None:
-        """There has to be something to prune."""
+        """Refuses a combine without core, several experts, and a rank that needs no pruning."""
         if not hasattr(spec.combine, "core_std"):
             raise UserError(
                 f"PrunedRanks prunes a core, which {type(spec.combine).__name__} does not have"

@@ -1,2 +1,4 @@
-"""Replay of numbers that PyTorch wrote: layers and whole fine-tuning runs, compared quantity by
-quantity. A parity bundle is a folder that anyone with the published code can write."""
+"""Replays layers and complete fine-tuning runs of PyTorch and compares every quantity.
+
+A parity bundle is a folder of numbers that anyone with the published code can write.
+"""

@@ -28,7 +28,10 @@ TENSORS = CASES["adalora"].tensors
 
 
 def replay_budget(entry: Entry, arrays: Arrays) -> Iterator[Check]:
-    """Losses, budgets, masks, scores and cores of every step, and what is left at the end."""
+    """Trains the layers and compares every step's losses, budgets, masks, scores and cores.
+
+    Finally it compares the output and the trained factors.
+    """
     record = entry.record
     compare = Comparison(METHOD, str(entry.folder), entry.name, GIVEN)
     spec, total = _spec(record), record.integer("total_step")
@@ -82,7 +85,7 @@ def _budget(spec: AdapterSpec, total_steps: int) -> RankBudget:
 
 
 class Chain(nnx.Module):
-    """Layers ``l0``, ``l1`` ... with tanh between them."""
+    """A chain of layers ``l0``, ``l1`` ... with tanh between them."""
 
     def __init__(self, layers: list[Dense]):
         self.count = len(layers)
@@ -115,7 +118,13 @@ def _layer(spec: AdapterSpec, arrays: Arrays, number: int) -> Dense:
 
 
 class Seen(NamedTuple):
-    """What a step shows: its loss, the scores and cores (M, R) after it."""
+    """Observed values of one step over M layers of rank R.
+
+    Attributes:
+        loss: the loss of the step, ().
+        scores: the triplets' scores after the step, (M, R).
+        cores: the layers' cores after the step, (M, R).
+    """
 
     loss: Array
     scores: Array
@@ -132,7 +141,7 @@ def _step(
     target: Array,
     weight: float,
 ) -> tuple[tuple[PyTree, Any], Seen]:
-    """One step of the method's own optimizer, which prunes."""
+    """Takes one step of AdaLoRA's optimizer, which also prunes."""
     trainable, opt_state = state
 
     def loss_of(trainable: PyTree) -> Array:
@@ -160,7 +169,7 @@ def _check_steps(
     yield compare.check("mask_now", due, arrays.get("mask_now"))
     yield compare.check("kept", cores != 0, arrays.get("kept_steps"))
     yield compare.check("lam_steps", cores, arrays.get("lam_steps"))
-    # Not a number where PyTorch scored nothing.
+    # PyTorch's scores are NaN in steps without scoring; both sides are set to 0 there.
     theirs = arrays.get("score_steps")
     scored = np.isfinite(theirs)
     yield compare.check("score_steps", np.where(scored, scores, 0.0), np.where(scored, theirs, 0.0))

@@ -1,4 +1,4 @@
-"""Reads parity bundles and refuses broken ones, naming the file and the key."""
+"""Reads parity bundles and rejects broken ones with the name of the file and the key."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from safetensors import SafetensorError, safe_open
 from goat_jax.errors import UserError, nearest
 
 LAYERS, MODEL, METHODS = "layers.json", "meta.json", "methods.json"
-"""The file that marks a folder as layer cases, as a model run, as cases of other methods."""
+"""Marker files of folders with layer cases, with a model run, and with cases of other methods."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A folder with one of the marker files.
+    """A parity bundle: a folder with one of the marker files.
 
     Attributes:
-        folder: where it is.
-        marker: `LAYERS`, `MODEL` or `METHODS`.
+        folder: the path of the folder.
+        marker: its marker file: `LAYERS`, `MODEL` or `METHODS`.
     """
 
     folder: Path
@@ -35,10 +35,10 @@ class Found:
 
 
 def find_bundles(paths: Sequence[Path | str]) -> list[Found]:
-    """All bundles in these folders and below them, each once.
+    """Finds all bundles in these folders and their subfolders, each once.
 
     Raises:
-        UserError: a path that is no folder, or one that has no bundle in it.
+        UserError: a path is not a folder, or has no bundle in it.
     """
     found: dict[tuple[Path, str], Found] = {}
     for path in map(Path, paths):
@@ -58,7 +58,11 @@ def find_bundles(paths: Sequence[Path | str]) -> list[Found]:
 
 
 def read_object(path: Path) -> Any:
-    """The value in a JSON file."""
+    """Reads the value in a JSON file.
+
+    Raises:
+        UserError: the file is missing or is not valid JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -69,11 +73,16 @@ def read_object(path: Path) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """The keys of one JSON object, checked as they are read.
+    """A JSON object whose values are checked when they are read.
+
+    The methods raise `UserError` for a missing required key and for a value of another type.
 
     Attributes:
-        values: the object.
-        where: file, and entry in it, for messages.
+        values: the JSON object.
+        where: the file and the entry in it, for messages.
+
+    Raises:
+        UserError: the JSON value is not an object.
 
     >>> Record({"rank": 16}, "layers.json").integer("rank")
     16
@@ -88,7 +97,7 @@ class Record:
             raise UserError(f"{self.where} holds a {kind} where an object belongs")
 
     def get(self, key: str) -> Any:
-        """A value that has to be there."""
+        """Returns the value of a required key."""
         if key not in self.values:
             raise UserError(f"{self.where} lacks {key!r}{nearest(key, self.values)}")
         return self.values[key]
@@ -97,21 +106,21 @@ class Record:
         return UserError(f"{self.where}: {key} is {self.values.get(key)!r}, not {wanted}")
 
     def text(self, key: str) -> str:
-        """A string."""
+        """Returns a non-empty string."""
         value = self.get(key)
         if not isinstance(value, str) or not value:
             raise self._refuse(key, "a text")
         return value
 
     def texts(self, key: str) -> list[str]:
-        """A list of strings."""
+        """Returns a list of strings."""
         value = self.get(key)
         if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
             raise self._refuse(key, "a list of texts")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite number; the default, if there is one, where it is absent or null."""
+        """Returns a finite number; the default, if one is given, for an absent or null value."""
         value = self.get(key) if default is None else self.values.get(key)
         value = default if value is None else value
         if value is None or not _is_number(value):
@@ -119,14 +128,14 @@ class Record:
         return float(value)
 
     def integer(self, key: str, least: int = 1) -> int:
-        """A whole number of at least `least`."""
+        """Returns an integer of at least `least`."""
         value = self.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise self._refuse(key, f"a whole number of at least {least}")
         return value
 
     def numbers(self, key: str, length: int) -> tuple[float, ...]:
-        """That many finite numbers; one number stands for all of them."""
+        """Returns `length` finite numbers; a single number is repeated."""
         value = self.get(key)
         values = value if isinstance(value, list) else [value] * length
         if len(values) != length or not all(map(_is_number, values)):
@@ -134,11 +143,11 @@ class Record:
         return tuple(map(float, values))
 
     def renamed(self, key: str, name: str) -> Record:
-        """The same with one key, which has to be there, under another name as well."""
+        """Returns the record with the value of a required key also stored under another name."""
         return Record({**self.values, name: self.get(key)}, self.where)
 
     def record(self, key: str) -> Record:
-        """An object inside this one."""
+        """Returns a nested object."""
         return Record(self.get(key), f"{self.where}: {key}")
 
 
@@ -149,13 +158,26 @@ def _is_number(value: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
-    """Named arrays of one file, checked as they are read."""
+    """Named arrays of one file, checked when they are read.
+
+    Attributes:
+        values: the arrays by name.
+        path: the file, for messages.
+    """
 
     values: Mapping[str, np.ndarray]
     path: Path
 
     def get(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
-        """An array of numbers that has to be there, of this shape if one is given."""
+        """Returns a required numeric array.
+
+        Args:
+            name: the array's name.
+            shape: the shape that it must have; None allows any.
+
+        Raises:
+            UserError: the array is missing, is not numeric or has another shape.
+        """
         if name not in self.values:
             raise UserError(f"{self.path} lacks the array {name!r}{nearest(name, self.values)}")
         array = self.values[name]
@@ -166,16 +188,20 @@ class Arrays:
         return array
 
     def floats(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
-        """The same, in float32."""
+        """Returns a required numeric array in float32; arguments and errors as for `get`."""
         return self.get(name, shape).astype(np.float32)
 
 
 def read_npz(path: Path) -> Arrays:
-    """All arrays of an npz file; pickled ones are refused."""
+    """Reads all arrays of an npz file; pickled arrays are rejected.
+
+    Raises:
+        UserError: the file is missing or cannot be read.
+    """
     if not path.is_file():
         raise UserError(f"{path} is missing: write the bundle again")
     try:
-        # From memory: np.load leaves a file that it cannot read open.
+        # Read from memory, because np.load does not close a file that it fails to read.
         file = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
         if isinstance(file, np.ndarray):
             raise UserError(f"{path} holds a single array, not an npz of named ones")
@@ -187,7 +213,11 @@ def read_npz(path: Path) -> Arrays:
 
 
 def read_safetensors(path: Path) -> Arrays:
-    """All tensors of a safetensors file."""
+    """Reads all tensors of a safetensors file.
+
+    Raises:
+        UserError: the file is missing or cannot be read.
+    """
     if not path.is_file():
         raise UserError(f"{path} is missing: write the bundle again")
     try:

@@ -1,4 +1,4 @@
-"""One comparison (`Check`), how errors are measured, and every tolerance."""
+"""Comparison of one quantity (`Check`), the error measures, and all tolerances."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from goat_jax.errors import UserError
 
 GIVEN, OWN = "given", "own"
-"""The two starts: the bundle's factors; our own initialisation of the pretrained weight."""
+"""Names of the two initializations: the bundle's factors, and ours from the pretrained weight."""
 
 
 def of_largest(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """``max|a - b| / max|b|``; ``max|a - b|`` where b is all zeros. NaN anywhere gives NaN.
+    """Computes ``max|a - b| / max|b|``; ``max|a - b|`` if b is all zeros. Any NaN gives NaN.
 
     >>> of_largest(np.array([1.0, 4.5]), np.array([1.0, 4.0]))
     0.125
@@ -25,20 +25,20 @@ def of_largest(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def of_each(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """``max(|a - b| / |b|)`` entry by entry; ``|a - b|`` where b is zero. NaN gives NaN."""
+    """Computes ``max(|a - b| / |b|)`` over entries; ``|a - b|`` where b is 0. Any NaN gives NaN."""
     ours, theirs = _wide(ours), _wide(theirs)
     size = np.where(theirs == 0, 1.0, np.abs(theirs))
     return float((np.abs(ours - theirs) / size).max(initial=0.0))
 
 
 def of_norm(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """``|a - b| / |b|`` in the Euclidean norm; ``|a - b|`` where b is all zeros. NaN gives NaN."""
+    """Computes ``|a - b| / |b|`` in the 2-norm; ``|a - b|`` if b is zero. Any NaN gives NaN."""
     ours, theirs = _wide(ours), _wide(theirs)
     return float(np.linalg.norm(ours - theirs) / (np.linalg.norm(theirs) or 1.0))
 
 
 def absolute(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """``max|a - b|``. NaN anywhere gives NaN."""
+    """Computes ``max|a - b|``. Any NaN gives NaN."""
     return float(np.abs(_wide(ours) - _wide(theirs)).max(initial=0.0))
 
 
@@ -48,13 +48,13 @@ def _wide(array: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Tolerance:
-    """How near a quantity has to be.
+    """Tolerance of one quantity.
 
     Attributes:
-        limit: the largest error allowed.
-        measure: how the error is measured.
-        svd: from our own start, so many times `align.svd_noise` is added to the limit.
-        own: the limit from our own start, where it is another one.
+        limit: the largest allowed error.
+        measure: the error measure, (ours, theirs) -> error.
+        svd: the multiple of `align.svd_noise` that is added to the limit from our initialization.
+        own: the limit from our initialization, None if it is `limit`.
     """
 
     limit: float
@@ -63,18 +63,20 @@ class Tolerance:
     own: float | None = None
 
 
-# From the given factors, everything is held to float32 rounding.
+# From the given factors, errors may not exceed float32 rounding.
 #
-# From our own start two float32 SVDs meet, torch's and ours. Their singular vectors differ by a few
-# times svd_noise = eps * s_1 / gap (measured: up to 5.2 times in 720 starts of random kernels), and
-# so do the factors and what is linear in one of them, their gradients: 10 times is allowed. In the
-# residual, the output and the loss only the part of a vector that leaves the experts' segment
-# counts, damped by rho and by E (measured: up to 0.07 times): 0.5 times is allowed.
+# From our initialization, two float32 SVDs are compared, PyTorch's and ours. Their singular vectors
+# differ by a few times svd_noise = eps * s_1 / gap (measured: up to 5.2 times in 720
+# initializations of random kernels). So do the factors and their gradients, which are linear in one
+# of them: 10 times is allowed. In the residual, the output and the loss, only the part of a vector
+# outside of the experts' segment matters, damped by rho and by E (measured: up to 0.07 times):
+# 0.5 times is allowed.
 #
-# Adam divides a gradient by its own size, so where that is nearly zero, its sign, a matter of
-# rounding, makes a whole step. Losses do not feel it (the gradient is nearly zero), single outputs
-# do: from our own start, where gradients differ by 1e-5 and not 1e-7, y_final was off by up to 8e-3
-# in 175 random cases that were otherwise right, and by 0.3 and more with a wrong scale or segment.
+# Adam divides a gradient by its magnitude. The sign of a nearly zero gradient is decided by
+# rounding, but it still makes a full step. This does not change losses (the gradient is nearly
+# zero), but it changes single outputs: from our initialization, where gradients differ by 1e-5
+# instead of 1e-7, y_final was off by up to 8e-3 in 175 random cases that were otherwise correct,
+# and by 0.3 and more with a wrong scale or segment.
 LAYER: Mapping[str, Tolerance] = {
     "scale": Tolerance(1e-6, of_each),
     "W_res": Tolerance(1e-5, svd=0.5),
@@ -90,7 +92,7 @@ LAYER: Mapping[str, Tolerance] = {
     "adamw_losses": Tolerance(1e-4, svd=5.0),
     "y_final": Tolerance(1e-4, own=2e-2),
 }
-"""Tolerances of layer cases by quantity."""
+"""Quantity of layer cases -> its tolerance."""
 
 _TRAINED = (
     *("A", "B", "router", "threshold_w", "threshold_b", "c", "task_embedding", "gate"),
@@ -98,9 +100,9 @@ _TRAINED = (
 )
 _AT_START = ("y", "aux", "loss", "grad_x", *(f"grad_{name}" for name in _TRAINED))
 
-# From an SVD: the published code's own float32 one is up to 1.6e-5 away from a float64 one, and so
-# are starts, change rates and the gradients of coefficients along its directions. Trained tensors:
-# Adam makes much of nearly zero gradients.
+# Quantities from an SVD: the published code's float32 SVD is up to 1.6e-5 away from a float64 one,
+# and so are initial values, change rates and the gradients of coefficients along its directions.
+# Trained tensors have a larger tolerance, because Adam amplifies nearly zero gradients.
 METHOD: Mapping[str, Tolerance] = {
     "scale": Tolerance(1e-6, of_each),
     **{name: Tolerance(1e-5) for name in _AT_START},
@@ -115,7 +117,7 @@ METHOD: Mapping[str, Tolerance] = {
         for prefix in ("sgd", "sgd_zero", "adamw", "full32")
         for name in ("losses", "y_final", "A_final", "B_final")
     },
-    # Its moments are in bfloat16.
+    # The moments of "full" are in bfloat16.
     **{f"full_{name}": Tolerance(1e-2) for name in ("losses", "y_final", "A_final", "B_final")},
     **{f"adj_{name}_{x}": Tolerance(1e-5) for name in "AB" for x in ("sylvester", "zero")},
     **{name: Tolerance(5e-5) for name in ("sigma", "change_rate", "directions")},
@@ -129,12 +131,12 @@ METHOD: Mapping[str, Tolerance] = {
         for name in ("A", "B", "q")
     },
 }
-"""Tolerances of the cases of other methods by quantity."""
+"""Quantity of the cases of other methods -> its tolerance."""
 
-# What the format does not set: lr is float32 against float64. Trained tensors are measured in their
-# norm, so that the sign of one nearly zero gradient is not all there is to see. Measured in
-# eight runs: at most 1.4e-5 in logits_after, 1.8e-5 in the tensors, 8e-5 from our own start (whose
-# factors are 5e-5 off before the first step).
+# Tolerances that the format does not set: lr is float32 here and float64 in PyTorch. Trained
+# tensors are measured by their norm, so that the sign of one nearly zero gradient does not dominate
+# the error. Measured in eight runs: at most 1.4e-5 in logits_after, 1.8e-5 in the tensors, 8e-5
+# from our initialization (whose factors are 5e-5 off before the first step).
 MODEL: Mapping[str, Tolerance] = {
     "trained parameters": Tolerance(0.0, absolute),
     "scale": Tolerance(1e-6, of_each),
@@ -155,20 +157,21 @@ MODEL: Mapping[str, Tolerance] = {
     "final router": Tolerance(2e-4, of_norm, own=1e-3),
     "final head": Tolerance(2e-4, of_norm, own=1e-3),
 }
-"""Tolerances of model runs by quantity."""
+"""Quantity of model runs -> its tolerance."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One quantity of one case, compared.
+    """The comparison of one quantity of one case.
 
     Attributes:
-        bundle: the folder.
-        case: layer case or model run.
-        start: `GIVEN` or `OWN`.
-        quantity: what was compared.
-        error, tolerance: measured and allowed; an error that is not a number is never ok.
-        where: the module where the error is largest, if there are several.
+        bundle: the bundle's folder.
+        case: the name of the layer case or model run.
+        start: the initialization, `GIVEN` or `OWN`.
+        quantity: the name of the quantity.
+        error: the measured error; NaN is never within the tolerance.
+        tolerance: the largest allowed error.
+        where: the module with the largest error, if there are several.
     """
 
     bundle: str
@@ -181,13 +184,19 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether the error is within the tolerance."""
+        """True if the error is within the tolerance."""
         return bool(self.error <= self.tolerance)
 
 
 @dataclasses.dataclass(frozen=True)
 class Note:
-    """Something about a case that the reader must know: what was not compared, and why."""
+    """A remark on a case for the reader, such as what was not compared, and why.
+
+    Attributes:
+        bundle: the bundle's folder.
+        case: the name of the layer case or model run.
+        text: the remark.
+    """
 
     bundle: str
     case: str
@@ -196,7 +205,14 @@ class Note:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Makes the checks of one case from one start.
+    """Makes the checks of one case from one initialization.
+
+    Attributes:
+        table: quantity -> its tolerance.
+        bundle: the bundle's folder.
+        case: the name of the layer case or model run.
+        start: the initialization, `GIVEN` or `OWN`.
+        svd_noise: the `align.svd_noise` of the kernel.
 
     >>> label = {"bundle": "golden", "case": "goat", "start": OWN}
     >>> one = Comparison(LAYER, **label, svd_noise=1e-5)
@@ -211,7 +227,17 @@ class Comparison:
     svd_noise: float = 0.0
 
     def check(self, quantity: str, ours: np.ndarray, theirs: np.ndarray, where: str = "") -> Check:
-        """Compares two arrays; `UserError` if their shapes differ."""
+        """Compares two arrays of one quantity.
+
+        Args:
+            quantity: the name of the quantity, a key of `table`.
+            ours: our array.
+            theirs: PyTorch's array.
+            where: the name of the module, if the case has several.
+
+        Raises:
+            UserError: their shapes differ.
+        """
         if np.shape(ours) != np.shape(theirs):
             raise UserError(
                 f"{self.bundle}: {self.case}: {quantity} has shape {np.shape(theirs)}, the replay "
@@ -226,16 +252,16 @@ class Comparison:
         return Check(self.bundle, self.case, self.start, quantity, error, limit, where)
 
     def note(self, text: str) -> Note:
-        """A note on the case."""
+        """Makes a note on the case."""
         return Note(self.bundle, self.case, text)
 
     def with_noise(self, svd_noise: float) -> Comparison:
-        """The same with another `align.svd_noise`."""
+        """Returns a copy with another `align.svd_noise`."""
         return dataclasses.replace(self, svd_noise=svd_noise)
 
 
 def worst(checks: Sequence[Check]) -> Check:
-    """The check that is furthest over its tolerance, or nearest to it.
+    """Returns the check with the largest ratio of error to tolerance; a failed one comes first.
 
     >>> checks = [Check("", "", "", "y", error, 1.0) for error in (0.5, float("nan"), 0.7)]
     >>> worst(checks).error

@@ -1,4 +1,4 @@
-"""Replays a LoRA-Dash case: LoRA, the switch, and the phase with directions."""
+"""Replays a LoRA-Dash case: the LoRA phase, the phase change, and the phase with directions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LATE = "coefficients"
 
 
 def replay_dash(entry: Entry, arrays: Arrays) -> Iterator[Check]:
-    """One training through both phases, and the second phase at other values."""
+    """Trains through both phases and compares them, then compares the second at other values."""
     plan = read_layer(entry, arrays)
     compare = Comparison(METHOD, str(entry.folder), entry.name, GIVEN)
     yield compare.check("scale", plan.scale, np.full(1, entry.record.number("scale")))
@@ -51,11 +51,12 @@ def replay_dash(entry: Entry, arrays: Arrays) -> Iterator[Check]:
 
 
 class Training:
-    """A layer in training, whose constants can be exchanged between steps.
+    """Training of a layer whose constants can be replaced between steps.
 
     Args:
         plan: the case.
-        factors, constants: what the adapter starts with.
+        factors: the adapter's initial trained arrays.
+        constants: the adapter's initial frozen arrays.
     """
 
     def __init__(self, plan: LayerPlan, factors: Factors, constants: Factors):
@@ -74,11 +75,11 @@ class Training:
 
     @property
     def factors(self) -> Factors:
-        """The trained arrays as they are now."""
+        """Current trained arrays of the adapter."""
         return self.trainable["adapter"]["adapter"]
 
     def switch(self) -> Directions:
-        """Gives the adapter its directions, and its coefficients an Adam of their own."""
+        """Finds the directions and restarts the optimizer state of their coefficients."""
         count = self.factors[LATE].shape[0]
         kernel, scale = jnp.asarray(self.plan.frozen), jnp.asarray(self.plan.scale)
         found = _find(kernel, self.factors, scale, count)
@@ -88,7 +89,7 @@ class Training:
         return found
 
     def step(self) -> Seen:
-        """One step of the package's optimizer."""
+        """Takes one step of the package's optimizer."""
         state = (self.trainable, self.opt_state)
         state, seen = layer_step(
             self.graph, self.recipe, state, self.base, *batch_of(self.plan.run)
@@ -105,7 +106,7 @@ def _find(kernel: Array, factors: Factors, scale: Array, count: int) -> Directio
 def _check_first(
     plan: LayerPlan, seen: Seen, arrays: Arrays, compare: Comparison
 ) -> Iterator[Check]:
-    """The first step knows no coefficients yet."""
+    """Compares the first step, which in PyTorch has no coefficients before the phase change."""
     grads = {name: value for name, value in seen.grads.items() if name != LATE}
     yield from check_seen(plan.case, seen._replace(grads=grads), arrays, compare)
 
@@ -117,7 +118,7 @@ def _check_directions(
     yield compare.check("sigma", np.asarray(found.values), arrays.get("sigma"))
     yield compare.check("change_rate", np.asarray(found.rates), arrays.get("change_rate"))
     yield compare.check("top_index", np.asarray(found.index), arrays.get("top_index"))
-    # Signs are arbitrary in pairs: what a direction does is its product.
+    # The sign of each pair of singular vectors is arbitrary, so their products are compared.
     ours = np.einsum("IK,KO->KOI", np.asarray(found.u), np.asarray(found.vt))
     theirs = np.einsum("OK,KI->KOI", arrays.get("U_top"), arrays.get("Vt_top"))
     yield compare.check("directions", ours, theirs)
@@ -135,7 +136,7 @@ def _check_factors(
 def _check_second_phase(
     plan: LayerPlan, entry: Entry, constants: Factors, arrays: Arrays, compare: Comparison
 ) -> Iterator[Check]:
-    """At given factors and coefficients, along the directions found before."""
+    """Compares one step at given factors and coefficients, along the directions found before."""
     factors = read_factors(arrays, plan.case, entry.record, "_p2")
     other = Training(plan, {k: jnp.asarray(v) for k, v in factors.items()}, constants)
     yield from check_seen(plan.case, other.step(), arrays, compare, "_p2")

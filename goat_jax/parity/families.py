@@ -1,4 +1,4 @@
-"""What a parity replay must know of a model beyond loading it: its inputs, and its loss."""
+"""Inputs and losses of the model families that parity replays."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ Inputs = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Models that take the same inputs.
+    """A group of models with the same inputs.
 
     Attributes:
-        inputs: the arrays a batch may have besides labels; the first must be there.
-        complete: checks the shapes of a batch and adds what the PyTorch model fills in by itself,
-            and row weights. Its second argument is the file, for messages.
-        objective: config.json -> the loss PyTorch's model computes.
+        inputs: the names of the arrays that a batch may have besides labels; the first is required.
+        complete: the function that checks the shapes of a batch and adds row weights and the
+            defaults of the PyTorch model. Its second argument is the file, for messages.
+        objective: config.json -> the loss that PyTorch's model computes.
     """
 
     inputs: tuple[str, ...]
@@ -58,7 +58,7 @@ def _complete_tokens(batch: Inputs, where: str) -> Inputs:
 
 
 def _complete_images(batch: Inputs, where: str) -> Inputs:
-    """PyTorch's images have their channels first, ours last."""
+    """Moves the channels of PyTorch's images to the last axis and adds row weights."""
     images, labels = batch["pixel_values"], batch["labels"]
     if images.ndim != 4 or labels.shape != images.shape[:1]:
         raise UserError(
@@ -75,7 +75,7 @@ _IMAGE_PROBLEMS = {"single_label_classification": IMAGE_CLASSIFICATION}
 
 
 def _classification(problems: Mapping[str, Objective], hf: Mapping[str, Any]) -> Objective:
-    """One label is a regression, as in transformers, unless problem_type says otherwise."""
+    """Returns the loss of a classifier: with one label, and no problem_type, it is a regression."""
     labels = hf.get("num_labels") or len(hf.get("id2label") or (0, 1))
     default = "regression" if labels == 1 else "single_label_classification"
     problem = hf.get("problem_type") or default
@@ -85,7 +85,7 @@ def _classification(problems: Mapping[str, Objective], hf: Mapping[str, Any]) ->
 
 
 def _complete_language(batch: Inputs, where: str) -> Inputs:
-    """PyTorch is given what to predict beside what to read; here a mask says which is learnt."""
+    """Converts PyTorch's labels, which repeat the tokens to train on, to a mask of these tokens."""
     ids, labels = batch["input_ids"], batch["labels"]
     for name, array in batch.items():
         if array.shape != ids.shape or array.ndim != 2:
@@ -108,7 +108,7 @@ def _language_loss_and_logits(
 
 
 IGNORED = -100
-"""torch's mark of a token that is not learnt."""
+"""PyTorch's label of a token that is not trained on."""
 
 _LANGUAGE = dataclasses.replace(LANGUAGE, loss=_language_loss_and_logits)
 
@@ -146,10 +146,16 @@ LABELS = {
 
 
 def complete_batch(batch: Inputs, family: Family, objective: Objective, where: str) -> Inputs:
-    """A batch as the package's models take it.
+    """Completes a batch to the inputs of the package's models.
+
+    Args:
+        batch: the bundle's arrays.
+        family: the model's family.
+        objective: the model's loss.
+        where: the file, for messages.
 
     Raises:
-        UserError: inputs that are missing or that the model does not take.
+        UserError: inputs are missing or unknown, or have the wrong shape or type.
     """
     if family.inputs[0] not in batch:
         raise UserError(f"{where} lacks the arrays {family.inputs[0]}_STEP")

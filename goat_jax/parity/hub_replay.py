@@ -1,4 +1,4 @@
-"""Replays cases without training: LoRAHub's combination of adapters, and KaSA's own loss."""
+"""Replays cases without training: LoRAHub's combination of adapters, and KaSA's auxiliary loss."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from goat_jax.typing import Array, Factors
 
 
 def replay_hub(entry: Entry, arrays: Arrays) -> Iterator[Check]:
-    """The combined factors, and the layer with them and with every single adapter."""
+    """Compares the combined factors, and the layer's output with them and with each adapter."""
     record = entry.record
     compare = Comparison(METHOD, str(entry.folder), entry.name, GIVEN)
     spec = method_spec("lora", total_rank=record.integer("rank"), alpha=record.number("alpha"))
@@ -56,7 +56,7 @@ def replay_hub(entry: Entry, arrays: Arrays) -> Iterator[Check]:
 
 
 def replay_kasa_loss(entry: Entry, arrays: Arrays) -> Iterator[Check]:
-    """Both forms of the loss over several layers, and their gradients."""
+    """Compares both forms of the auxiliary loss over several layers, and their gradients."""
     record = entry.record
     layers = record.integer("layers")
     compare = Comparison(METHOD, str(entry.folder), entry.name, GIVEN)
@@ -67,7 +67,7 @@ def replay_kasa_loss(entry: Entry, arrays: Arrays) -> Iterator[Check]:
     ]  # fmt: skip
     for form, published in (("peft", False), ("reference", True)):
         part = CoreAndOrthogonality(record.number("beta"), record.number("gamma"), published)
-        # Layers are summed here and in PEFT, averaged in KaSA's own code.
+        # The loss is summed over layers here and in PEFT, but averaged in KaSA's published code.
         weight = 1 / layers if published else 1.0
         loss, grads = _loss_of(part, factors, weight)
         yield compare.check(f"aux_{form}", np.asarray(loss), arrays.get(f"aux_{form}"))

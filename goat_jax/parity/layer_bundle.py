@@ -22,9 +22,9 @@ class LayerCase:
     """One entry of layers.json.
 
     Attributes:
-        name: of the case; its arrays are in ``layer_NAME.npz``.
-        folder: the bundle.
-        record: the entry.
+        name: the name of the case; its arrays are in ``layer_NAME.npz``.
+        folder: the bundle's folder.
+        record: the JSON object of the entry.
     """
 
     name: str
@@ -33,7 +33,11 @@ class LayerCase:
 
 
 def read_cases(folder: Path) -> list[LayerCase]:
-    """The cases of a folder with layers.json; their arrays are read later, one case at a time."""
+    """Lists the cases of a folder with layers.json; their arrays are read later, case by case.
+
+    Raises:
+        UserError: layers.json is missing, is not a list of objects, or repeats a name.
+    """
     path = folder / LAYERS
     entries = read_object(path)
     if not isinstance(entries, list) or not entries:
@@ -49,14 +53,15 @@ def read_cases(folder: Path) -> list[LayerCase]:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All that a case says, read and checked. Kernels are (I, O), as everywhere in the package.
+    """A layer case, read and checked, with kernels (I, O) as everywhere in the package.
 
     Attributes:
-        kind: what its init type means.
-        run: the layer as parts, at the file's scale, and its training.
-        kernel, residual: pretrained and frozen kernel (I, O).
-        factors: a (E, I, R), b (E, R, O), router (I, E) at the start.
-        expected: what PyTorch computed, by quantity, in its own layout.
+        kind: the meaning of its init type.
+        run: the layer's spec, at the file's scale, and its training.
+        kernel: the pretrained kernel, (I, O).
+        residual: the frozen kernel, (I, O).
+        factors: the initial a (E, I, R), b (E, R, O) and router (I, E).
+        expected: PyTorch's results by quantity, in PyTorch's layout.
     """
 
     kind: PublishedType
@@ -68,17 +73,17 @@ class Plan:
 
     @property
     def spec(self) -> AdapterSpec:
-        """The layer as parts."""
+        """Adapter spec of the layer."""
         return self.run.spec
 
     @property
     def steps(self) -> int:
-        """Steps of its AdamW."""
+        """Number of AdamW steps."""
         return self.run.steps
 
 
 def read_adamw(adamw: Record) -> tuple[Recipe, int]:
-    """A constant AdamW without clipping, as a bundle describes it, and its number of steps."""
+    """Reads an AdamW with a constant learning rate and no clipping, and its number of steps."""
     betas = adamw.numbers("betas", 2)
     config = OptimizerConfig(
         learning_rate=adamw.number("lr"),
@@ -94,7 +99,11 @@ def read_adamw(adamw: Record) -> tuple[Recipe, int]:
 
 
 def read_plan(case: LayerCase) -> Plan:
-    """Reads and checks a case and its arrays."""
+    """Reads and checks a case and its arrays.
+
+    Raises:
+        UserError: a key or an array is missing or invalid.
+    """
     record = case.record
     kind = read_init_type(record.text("init_type"), record.number("eta", 1.0))
     spec = read_spec(record, kind, Fixed(record.numbers("scaling", record.integer("num_experts"))))
@@ -141,5 +150,5 @@ def _read_arrays(
 
 
 def swap(factor: np.ndarray) -> np.ndarray:
-    """PyTorch's (E, out, in) of a factor to our (E, in, out), and back."""
+    """Converts a factor from PyTorch's (E, out, in) to our (E, in, out), or back."""
     return np.swapaxes(factor, 1, 2)

@@ -1,4 +1,4 @@
-"""Builds a layer out of the package's own modules and trains it on one batch."""
+"""Builds a layer from the package's modules and trains it on one batch."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from goat_jax.typing import Array, Factors, PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """An optimizer at a constant rate, as a static argument.
+    """An optimizer with a constant learning rate, usable as a static argument of jitted functions.
 
     Attributes:
-        config: its AdamW.
-        transform: what the method makes of it.
-        steps: of the training, for methods with a schedule of their own.
+        config: the settings of AdamW.
+        transform: the method's change of the optimizer.
+        steps: the number of training steps, for methods that schedule their change by it.
     """
 
     config: OptimizerConfig
@@ -37,22 +37,29 @@ class Recipe:
     steps: int = 1
 
     def make(self, trainable: PyTree, base: PyTree) -> optax.GradientTransformation:
-        """The transformation."""
+        """Makes the optimizer.
+
+        Args:
+            trainable: the trainable pytree.
+            base: the frozen pytree, which has the adapters' scales.
+        """
         scales = scales_of(trainable, base)
         return make_optimizer(self.config, self.steps, self.transform, scales)
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerRun:
-    """What a layer is trained with.
+    """The settings and data of a layer's training.
 
     Attributes:
-        spec: the layer as parts.
-        optimizer, steps: its training.
-        aux_coef: weight of the auxiliary loss.
-        bias: (O,) or None.
-        x, target: (..., I), (..., O).
-        ctx: tasks of the rows, if the method goes by them.
+        spec: the layer's adapter spec.
+        optimizer: the optimizer.
+        steps: the number of steps.
+        aux_coef: the weight of the auxiliary loss.
+        bias: the bias, (O,), or None.
+        x: the inputs, (..., I).
+        target: the target outputs, (..., O).
+        ctx: the tasks of the rows, if the method is gated by tasks.
     """
 
     spec: AdapterSpec
@@ -66,7 +73,16 @@ class LayerRun:
 
 
 class Seen(NamedTuple):
-    """What one step of a case computes, in our layout."""
+    """Results of one step of a case, in our layout.
+
+    Attributes:
+        y: the output, (..., O).
+        aux: the unweighted auxiliary loss, ().
+        loss: the total loss, ().
+        load: the fraction of the tokens at every expert, (E,).
+        grad_x: the gradient of the inputs, (..., I).
+        grads: the gradients of the factors by name.
+    """
 
     y: Array
     aux: Array
@@ -77,8 +93,15 @@ class Seen(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a case gives: all of its first step, every step's loss (steps,) and load (steps + 1, E),
-    the output after the last and the factors that gave it."""
+    """Results of a case's training.
+
+    Attributes:
+        first: the results of the first step.
+        losses: the loss of every step, (steps,).
+        loads: the load of every step and of the output after the last, (steps + 1, E).
+        y_final: the output after the last step.
+        factors: the factors after the last step.
+    """
 
     first: Seen
     losses: np.ndarray
@@ -94,8 +117,16 @@ def make_layer(
     scale: Array,
     constants: Factors | None = None,
 ) -> Dense:
-    """A `Dense` on a frozen kernel (I, O) with an adapter of these arrays."""
-    # Only as a form: the sizes are those of x and target, whatever is left of the kernel.
+    """Builds a `Dense` on a frozen kernel (I, O) with an adapter of these arrays.
+
+    Args:
+        run: the settings of the training, with the bias.
+        kernel: the frozen kernel.
+        factors: the adapter's trained arrays.
+        scale: the experts' scales, (E,).
+        constants: the adapter's frozen arrays.
+    """
+    # Only an abstract template: its sizes are those of x and target, whatever the kernel's are.
     sizes, with_bias = (run.x.shape[-1], run.target.shape[-1]), run.bias is not None
     layer = nnx.eval_shape(lambda: Dense(*sizes, use_bias=with_bias, rngs=nnx.Rngs(0)))
     layer.kernel.set_value(jnp.asarray(kernel))
@@ -106,7 +137,14 @@ def make_layer(
 
 
 def run_layer(run: LayerRun, kernel: np.ndarray, factors: Factors, scale: Array) -> Outcome:
-    """Trains a layer on the run's batch; nothing of it is kept but numbers."""
+    """Trains a layer on the run's batch and returns NumPy results only.
+
+    Args:
+        run: the settings and data of the training.
+        kernel: the frozen kernel, (I, O).
+        factors: the adapter's initial trained arrays.
+        scale: the experts' scales, (E,).
+    """
     graph, trainable, base = split_model(make_layer(run, kernel, factors, scale))
     state = (trainable, run.optimizer.make(trainable, base).init(trainable))
     batch = batch_of(run)
@@ -114,7 +152,7 @@ def run_layer(run: LayerRun, kernel: np.ndarray, factors: Factors, scale: Array)
     for _ in range(run.steps):
         state, seen = layer_step(graph, run.optimizer, state, base, *batch)
         history.append(seen)
-    # One step more shows what the last update did; the factors are those before it.
+    # One more step yields the output after the last update; the factors are read before it.
     trained = {name: np.asarray(value) for name, value in state[0]["adapter"]["adapter"].items()}
     history.append(layer_step(graph, run.optimizer, state, base, *batch)[1])
     return Outcome(
@@ -127,7 +165,7 @@ def run_layer(run: LayerRun, kernel: np.ndarray, factors: Factors, scale: Array)
 
 
 def batch_of(run: LayerRun) -> tuple[Array, Array, Array, Context]:
-    """The last arguments of `layer_step`."""
+    """Returns the last arguments of `layer_step`: x, target, aux_coef and ctx."""
     coef = jnp.asarray(run.aux_coef, jnp.float32)
     return jnp.asarray(run.x), jnp.asarray(run.target), coef, run.ctx
 
@@ -143,7 +181,7 @@ def layer_step(
     aux_coef: Array,
     ctx: Context,
 ) -> tuple[tuple[PyTree, Any], Seen]:
-    """What a layer computes, and the state after one optimizer step on it."""
+    """Takes one optimizer step; returns the new state and the layer's results before the step."""
     trainable, opt_state = state
     seen, grads = layer_gradients(graph, trainable, base, x, target, aux_coef, ctx)
     with jax.numpy_dtype_promotion("standard"):  # optax takes powers by an integer count
@@ -161,7 +199,10 @@ def layer_gradients(
     aux_coef: Array,
     ctx: Context,
 ) -> tuple[Seen, PyTree]:
-    """What a layer computes, and the gradient of mean square error and auxiliary loss."""
+    """Computes a layer's results and the gradients of its loss.
+
+    The loss is the mean squared error plus the weighted auxiliary loss.
+    """
 
     def loss_of(trainable: dict[str, PyTree], x: Array) -> tuple[Array, tuple[Array, Report]]:
         y, sown = run_model(merge_model(graph, trainable, base), x, ctx)

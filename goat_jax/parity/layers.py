@@ -1,4 +1,4 @@
-"""Replays a layer case: a `Dense` with an adapter, its gradients, and AdamW steps on one batch."""
+"""Replays a layer case: a `Dense` with an adapter, its gradients and AdamW steps on one batch."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from goat_jax.typing import Array, Factors
 
 
 def replay_case(case: LayerCase) -> list[Check | Note]:
-    """Runs a case from the given factors and from our own start, and compares every quantity.
+    """Runs a case from the given factors and from our initialization, and compares every quantity.
 
     Raises:
-        UserError: a case or array that cannot be read.
+        UserError: the case or one of its arrays cannot be read.
     """
     plan = read_plan(case)
     given = Comparison(LAYER, str(case.folder), case.name, GIVEN)
@@ -43,7 +43,7 @@ def _given_factors(plan: Plan) -> Factors:
 
 
 def _check_start(plan: Plan, factors: Factors, compare: Comparison) -> Iterator[Check | Note]:
-    """The residual that belongs to the given factors, and the scale where its rule is known."""
+    """Compares the residual of the given factors, and the scale if its rule is known."""
     residual = _edit_base(plan.spec, jnp.asarray(plan.kernel), factors, jnp.asarray(_scale(plan)))
     yield compare.check("W_res", np.asarray(residual), plan.residual)
     rule = np.asarray(plan.kind.scale(plan.kernel.shape[0], None, plan.spec))
@@ -69,11 +69,11 @@ def _own_start(spec: AdapterSpec, kernel: Array) -> tuple[Array, Array, Array]:
 
 
 def _check_own(plan: Plan, reference: Outcome, compare: Comparison) -> Iterator[Check | Note]:
-    """Our initialisation, and the case run from it with the given router."""
+    """Compares our initialization, and the case run from it with the given router."""
     residual, a, b = map(np.asarray, _own_start(plan.spec, jnp.asarray(plan.kernel)))
     given = plan.factors
     if plan.kind.choice is None:
-        # a is random: what can be compared is that nothing is taken off and nothing added.
+        # a is random, so only two facts can be compared: the kernel is unchanged, and b is zero.
         yield compare.check("W_res", residual, plan.residual)
         yield compare.check("init B", b, given["b"])
         return
@@ -98,7 +98,7 @@ def _check_own(plan: Plan, reference: Outcome, compare: Comparison) -> Iterator[
 def _check_outcome(
     plan: Plan, outcome: Outcome, compare: Comparison, agree: int | None = None
 ) -> Iterator[Check | Note]:
-    """Compares what was computed; of the training only its first `agree` forward passes."""
+    """Compares all results, but only the first `agree` forward passes of the training."""
     first, expected = outcome.first, plan.expected
     ours = {
         "y": first.y,

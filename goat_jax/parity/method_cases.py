@@ -1,4 +1,4 @@
-"""The cases of other methods: which row of METHODS a case is, and how its arrays become ours."""
+"""Cases of other methods: maps each case to a row of METHODS, and its arrays to our layout."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ Change = Callable[[np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How an array of PyTorch's is laid out here.
+    """A pair of conversions between PyTorch's layout of an array and ours.
 
     Attributes:
-        read: PyTorch's -> ours.  write: ours -> PyTorch's.
+        read: PyTorch's layout -> ours.
+        write: our layout -> PyTorch's.
     """
 
     read: Change
@@ -38,7 +39,7 @@ CORE = Form(lambda v: v.reshape(1, -1), lambda v: v.reshape(-1))
 COLUMN = Form(lambda v: v.reshape(1, -1), lambda v: v.reshape(-1, 1))
 
 Tensors = Mapping[str, tuple[str, Form]]
-"""Name in the file -> our name, and its form."""
+"""Name of an array in the file -> our name and its form."""
 
 SINGLE: Tensors = {"A": ("a", ONE_PAIR), "B": ("b", ONE_PAIR)}
 EXPERTS: Tensors = {"A": ("a", PAIRS), "B": ("b", PAIRS)}
@@ -47,13 +48,13 @@ ROUTED: Tensors = {**EXPERTS, "router": ("router", TRANSPOSED)}
 
 @dataclasses.dataclass(frozen=True)
 class MethodCase:
-    """What a formula of methods.json is here.
+    """Our counterpart of a formula of methods.json.
 
     Attributes:
-        spec: entry -> the layer as parts.
-        tensors: its trained arrays.
-        tasks: field of `Context` -> the array of the file that it is.
-        optimizer: the entry's "optimizer" -> its constants under the names of AdamW.
+        spec: entry -> the layer's adapter spec.
+        tensors: the trained arrays.
+        tasks: field of `Context` -> name of its array in the file.
+        optimizer: the entry's "optimizer" -> its settings under the names of AdamW.
     """
 
     spec: Callable[[Record], AdapterSpec]
@@ -63,7 +64,7 @@ class MethodCase:
 
 
 def _row(name: str, **options: Callable[[Record], object]) -> Callable[[Record], AdapterSpec]:
-    """A row of METHODS with rank, alpha and these options read from the entry."""
+    """Makes a function that reads rank, alpha and the options of a METHODS row from an entry."""
 
     def spec(record: Record) -> AdapterSpec:
         found: dict[str, Any] = {"total_rank": _total_rank(record), "num_experts": _experts(record)}
@@ -79,7 +80,7 @@ def _experts(record: Record) -> int:
 
 
 def _total_rank(record: Record) -> int:
-    """Rank of all experts together, whatever "rank" counts in a method."""
+    """Returns the total rank of all experts; an entry gives it or the rank per expert."""
     if "rank_per_expert" in record.values:
         return record.integer("rank_per_expert") * _experts(record)
     return record.integer("rank")
@@ -179,7 +180,7 @@ TASK_TENSORS: Tensors = {
 }
 
 LATE = ("coef",)
-"""Trained arrays that join later: the file has no start of theirs, which is zero."""
+"""Trained arrays that join after a phase change; they start at zero and are not in the file."""
 
 CASES: dict[str, MethodCase] = {
     "lora": MethodCase(_row("lora"), SINGLE),
@@ -223,7 +224,7 @@ CASES: dict[str, MethodCase] = {
     ),
     "lora_pro": MethodCase(_row("lora_pro"), SINGLE, optimizer=lambda r: r.record("adamw")),
 }
-"""Formula of methods.json -> what it is here; `methods.REPLAYS` has those that are no layer."""
+"""Formula of methods.json -> its counterpart; `methods.REPLAYS` also has those of other kinds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,10 +232,10 @@ class Entry:
     """One entry of methods.json.
 
     Attributes:
-        name: of the case; its arrays are in ``NAME.npz``.
-        folder: the bundle.
-        formula: what it is a case of.
-        record: the entry.
+        name: the name of the case; its arrays are in ``NAME.npz``.
+        folder: the bundle's folder.
+        formula: the formula that it is a case of, a key of `methods.REPLAYS`.
+        record: the JSON object of the entry.
     """
 
     name: str
@@ -244,7 +245,11 @@ class Entry:
 
 
 def read_entries(folder: Path) -> list[Entry]:
-    """The cases of a folder with methods.json; their arrays are read later."""
+    """Lists the cases of a folder with methods.json; their arrays are read later.
+
+    Raises:
+        UserError: methods.json is missing, is not a list of objects, or repeats a name.
+    """
     path = folder / METHODS
     entries = read_object(path)
     if not isinstance(entries, list) or not entries:
@@ -262,7 +267,17 @@ def read_entries(folder: Path) -> list[Entry]:
 def read_factors(
     arrays: Arrays, case: MethodCase, record: Record, suffix: str = "0"
 ) -> dict[str, np.ndarray]:
-    """The trained arrays of a case in our layout, those that its entry lists under "trainable"."""
+    """Reads the trained arrays of a case, listed under "trainable" in its entry, in our layout.
+
+    Args:
+        arrays: the arrays of the file.
+        case: our counterpart of the formula.
+        record: the JSON object of the entry.
+        suffix: the end of the arrays' names in the file; "0" is for the initial values.
+
+    Raises:
+        UserError: an array is missing, unknown or has another shape than listed.
+    """
     found = {}
     for name in record.record("trainable").values:
         if f"{name}{suffix}" not in arrays.values and name in LATE:

@@ -1,4 +1,4 @@
-"""A case of another method that is one layer: read, checked, and compared step by step."""
+"""Reads and checks a case of another method that is one layer, and compares one of its steps."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ class LayerPlan:
     """A case that is one layer, read and checked.
 
     Attributes:
-        case: what it is here.
-        run: the layer as parts, and its training.
-        kernel, frozen: pretrained and frozen kernel (I, O).
-        scale: (E,).
-        factors: at the start.
+        case: our counterpart of its formula.
+        run: the layer's spec and its training.
+        kernel: the pretrained kernel, (I, O).
+        frozen: the frozen kernel, (I, O).
+        scale: the experts' scales, (E,).
+        factors: the initial trained arrays by name.
     """
 
     case: MethodCase
@@ -38,7 +39,11 @@ class LayerPlan:
 
 
 def read_layer(entry: Entry, arrays: Arrays) -> LayerPlan:
-    """Reads a case of `CASES`."""
+    """Reads a case whose formula is in `CASES`.
+
+    Raises:
+        UserError: a key or an array is missing or invalid.
+    """
     record, case = entry.record, CASES[entry.formula]
     spec = case.spec(record)
     m, n = record.integer("out_features"), record.integer("in_features")
@@ -78,7 +83,7 @@ def _context(case: MethodCase, arrays: Arrays, tokens: tuple[int, ...]) -> Conte
 def check_seen(
     case: MethodCase, seen: Seen, arrays: Arrays, compare: Comparison, suffix: str = ""
 ) -> Iterator[Check]:
-    """Output, losses and gradients of one step, under names that end in `suffix`."""
+    """Compares the output, losses and gradients of one step, under names that end in `suffix`."""
     ours: dict[str, Any] = {"y": seen.y, "aux": seen.aux, "loss": seen.loss, "grad_x": seen.grad_x}
     for name, (own, form) in case.tensors.items():
         if own in seen.grads:

@@ -1,4 +1,4 @@
-"""Replays a case of another method: the same layer, gradients and AdamW steps as in training."""
+"""Replays a case of another method with the layer, gradients and AdamW steps of training."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from goat_jax.typing import Array
 
 
 def replay_entry(entry: Entry) -> list[Check | Note]:
-    """Runs a case from the given arrays, and its start from ours; compares every quantity.
+    """Runs a case from the given arrays, checks our initialization, and compares every quantity.
 
     Raises:
-        UserError: a case or array that cannot be read, or a method that parity does not know.
+        UserError: the case or an array cannot be read, or the method is unknown to parity.
     """
     if entry.formula not in REPLAYS:
         raise UserError(
@@ -74,7 +74,10 @@ def _check_trained(
 
 
 def _check_own_start(entry: Entry, plan: LayerPlan, arrays: Arrays) -> Iterator[Check]:
-    """Our initialisation, where it is not random: the frozen kernel, and products of factors."""
+    """Compares our initialization if it is not random: the frozen kernel and products of factors.
+
+    Only a case with a residual kernel has such an initialization.
+    """
     if "W_res" not in arrays.values:
         return
     own = Comparison(METHOD, str(entry.folder), entry.name, OWN)
@@ -86,7 +89,8 @@ def _check_own_start(entry: Entry, plan: LayerPlan, arrays: Arrays) -> Iterator[
         "AtA_init": lambda: a @ a.T,
         "BBt_init": lambda: b.T @ b,
     }
-    # The product of factors from different triplets, and so the kernel, depend on an SVD's signs.
+    # With factors from different triplets, their product and so the residual depend on the signs of
+    # the SVD. The residual is then compared from the given factors.
     arbitrary = "AtA_init" in arrays.values
     if arbitrary:
         given = Comparison(METHOD, str(entry.folder), entry.name, GIVEN)
@@ -118,4 +122,4 @@ REPLAYS: dict[str, Replay] = {formula: _replay_layer for formula in CASES} | {
     "kasa_aux": replay_kasa_loss,
     "adalora_trajectory": replay_budget,
 }
-"""Formula of methods.json -> what replays it."""
+"""Formula of methods.json -> the function that replays it."""

@@ -1,4 +1,4 @@
-"""Reads a model run: its settings, batches, expected numbers, and trained tensors by module."""
+"""Reads a model run: its settings, batches, expected results and trained tensors by module."""
 
 from __future__ import annotations
 
@@ -21,20 +21,24 @@ from goat_jax.pretrained.safetensors import read_json
 
 @dataclasses.dataclass(frozen=True)
 class ModelRun:
-    """A model run, read and checked as far as that goes without the model.
+    """A model run, read and checked as far as possible without the model.
 
     Attributes:
-        name, folder: of the bundle.
-        kind: what its init type means.
-        spec: the adapters as parts.
+        name: the name of the run.
+        folder: the bundle's folder.
+        kind: the meaning of its init type.
+        spec: the adapters' spec.
         scaling: the file's scale of every expert, None if it has none.
-        modules: names of the adapted modules.
-        optimizer, steps, aux_coef: how it was trained.
-        trained_parameters: how many PyTorch trained.
-        head: modules trained in full.
-        initial, final: tensors of `adapter_init` and `adapter_final`.
-        batches: one per step.
-        expected: what PyTorch computed.
+        modules: the names of the adapted modules.
+        optimizer: the settings of the optimizer.
+        steps: the number of training steps.
+        aux_coef: the weight of the auxiliary loss.
+        trained_parameters: the number of parameters that PyTorch trained.
+        head: the names of the modules that were trained in full.
+        initial: the tensors of `adapter_init`.
+        final: the tensors of `adapter_final`.
+        batches: the inputs of every step.
+        expected: PyTorch's results by quantity.
     """
 
     name: str
@@ -55,7 +59,11 @@ class ModelRun:
 
 
 def read_run(folder: Path) -> ModelRun:
-    """Reads and checks a folder with meta.json."""
+    """Reads and checks a folder with meta.json.
+
+    Raises:
+        UserError: a file, a key or an array is missing or invalid.
+    """
     record = Record(read_object(folder / MODEL), str(folder / MODEL))
     steps = record.integer("steps")
     kind = read_init_type(record.text("init_type"), record.number("eta", 1.0))
@@ -85,7 +93,7 @@ def read_run(folder: Path) -> ModelRun:
 
 def _spec(record: Record, kind: PublishedType) -> tuple[AdapterSpec, tuple[float, ...] | None]:
     theory = isinstance(kind.scale, Theory)
-    # The theory's scale differs from layer to layer, so one number in the file cannot be all of it.
+    # The theoretical scale depends on the layer, so one number in the file cannot describe it.
     absent = theory and record.values.get("scaling") is None
     scaling = None if absent else record.numbers("scaling", record.integer("num_experts"))
     scale = kind.scale if theory or scaling is None else Fixed(scaling)
@@ -114,7 +122,11 @@ def _optimizer(record: Record, steps: int) -> OptimizerConfig:
 
 
 def _head_modules(initial: Arrays, modules: tuple[str, ...], record: Record) -> tuple[str, ...]:
-    """Modules with trained tensors of their own; `adapter_init` lists them all."""
+    """Returns the modules that are trained in full: `adapter_init` has their tensors.
+
+    Raises:
+        UserError: an adapter of a module that is not listed, or no tensor of a listed head.
+    """
     of_adapters = re.compile(r"(.+)\.(lora_[AB]\.\d+|lora_gating)\.weight")
     trained = []
     for name in initial.values:
@@ -135,13 +147,16 @@ def _head_modules(initial: Arrays, modules: tuple[str, ...], record: Record) -> 
 def adapter_tensors(
     arrays: Arrays, module: str, spec: AdapterSpec, shape: tuple[int, ...]
 ) -> dict[str, np.ndarray]:
-    """The factors of one module from its PyTorch tensors: a (E, I, R), b (E, R, O), router (I, E).
+    """Converts the PyTorch tensors of one module to a (E, I, R), b (E, R, O) and router (I, E).
 
     Args:
-        arrays: of `adapter_init` or `adapter_final`.
-        module: its name.
-        spec: says E and R.
-        shape: (I, O) of its kernel.
+        arrays: the tensors of `adapter_init` or `adapter_final`.
+        module: the module's name.
+        spec: the adapter spec, which gives E and R.
+        shape: the shape (I, O) of the module's kernel.
+
+    Raises:
+        UserError: a tensor is missing or has another shape.
     """
     n, m = shape
     d, experts = spec.rank, range(spec.num_experts)
@@ -152,7 +167,7 @@ def adapter_tensors(
 
 
 def _batches(arrays: Arrays, steps: int) -> list[dict[str, np.ndarray]]:
-    """The inputs of every step by name; ``NAME_STEP`` is what an array is called."""
+    """Groups the arrays, which are named ``NAME_STEP``, to the inputs of every step by name."""
     batches: list[dict[str, np.ndarray]] = [{} for _ in range(steps)]
     kinds = sorted({name.rpartition("_")[0] for name in arrays.values})
     for kind in kinds:
@@ -177,5 +192,5 @@ def _expected(arrays: Arrays, steps: int) -> dict[str, np.ndarray]:
 
 
 def hf_config(folder: Path) -> Mapping:
-    """The model's config.json."""
+    """Reads the model's config.json."""
     return read_json(folder / "config.json", "a model run")

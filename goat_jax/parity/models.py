@@ -1,5 +1,7 @@
-"""Replays a model run: loads the model, starts its adapters, trains it with the package's own step
-and compares every number on the way."""
+"""Replays a model run and compares every number.
+
+The replay loads the model, initializes its adapters and trains it with the package's train step.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +35,13 @@ Kernels = Mapping[str, np.ndarray]
 
 
 def replay_run(folder: Path) -> list[Check | Note]:
-    """Runs a model run from the given factors and from our own start; compares every quantity.
+    """Replays a model run from the given factors and from our initialization.
+
+    Returns:
+        The checks of every quantity, and notes.
 
     Raises:
-        UserError: a bundle that cannot be read, or a model that parity does not cover.
+        UserError: the bundle cannot be read, or parity does not cover the model.
     """
     run, hf = read_run(folder), hf_config(folder)
     with jax.default_matmul_precision("highest"):
@@ -60,7 +65,7 @@ def replay_run(folder: Path) -> list[Check | Note]:
 
 
 def _given_starts(run: ModelRun, kernels: Kernels, own: Starts) -> dict[str, Start]:
-    """The bundle's factors, and the frozen kernels that belong to them."""
+    """Returns the bundle's factors with the frozen kernels that belong to them, by module."""
     starts = {}
     for name, kernel in kernels.items():
         if name not in own:
@@ -82,7 +87,7 @@ def _edit_base(spec: AdapterSpec, kernel: Any, factors: Any, scale: Any) -> Arra
 def _check_settings(
     trainer: Trainer, starts: Starts, compare: Comparison
 ) -> Iterator[Check | Note]:
-    """Trained parameters, learning rates, and the scale where the init type settles it."""
+    """Compares trained parameters, learning rates, and the scale if the init type determines it."""
     run, config = trainer.run, trainer.run.optimizer
     _, trainable, _ = split_model(trainer.model)
     count = sum(leaf.size for leaf in jax.tree.leaves(trainable))
@@ -99,7 +104,7 @@ def _check_settings(
             )
             for name, s in starts.items()
         ]
-        # Where the scale depends on the layer's size, the file's one number is that of some layer.
+        # If the scale depends on the layer's size, the file's one number is that of some layer.
         yield min(checks, key=lambda check: check.error)
     else:
         ours = np.asarray(rule(1, None, run.spec))
@@ -110,7 +115,7 @@ def _check_settings(
 def _check_outcome(
     run: ModelRun, outcome: Outcome, compare: Comparison, agree: int | None = None
 ) -> Iterator[Check | Note]:
-    """Compares what was computed; of the training only its first `agree` steps."""
+    """Compares all results, but only the first `agree` steps of the training."""
     expected = dict(run.expected)
     expected["loss"] = expected["task_loss"] + run.aux_coef * expected["aux_loss"]
     yield compare.check("logits_first", outcome.logits_first, expected["logits_first"])
@@ -131,7 +136,7 @@ FINAL = {"a": "final A", "b": "final B", "router": "final router"}
 
 
 def _check_final(run: ModelRun, outcome: Outcome, compare: Comparison) -> Iterator[Check]:
-    """The trained tensors after the last step, the worst module of each kind."""
+    """Compares the trained tensors after the last step; yields the worst module of each kind."""
     rows: dict[str, list[Check]] = {}
 
     def add(quantity: str, ours: np.ndarray, theirs: np.ndarray, where: str) -> None:
@@ -149,7 +154,7 @@ def _check_final(run: ModelRun, outcome: Outcome, compare: Comparison) -> Iterat
 
 
 def _product(factors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """sum_i a_i b_i (I, O): what the factors do together, whatever their signs."""
+    """Computes sum_i a_i b_i (I, O), which does not depend on the signs of singular vectors."""
     return np.einsum("EIR,ERO->IO", factors["a"], factors["b"])
 
 
@@ -161,7 +166,7 @@ def _check_own(
     reference: Outcome,
     compare: Comparison,
 ) -> Iterator[Check | Note]:
-    """Our initialisation, and the run from it with the given routers and head."""
+    """Compares our initialization, and the run from it with the given routers and head."""
     run, spec = trainer.run, trainer.run.spec
     choice = run.kind.choice
     rows: list[list[Check]] = []
@@ -169,7 +174,7 @@ def _check_own(
     for name, start in own.items():
         theirs = given[name].factors
         if choice is None:
-            # a is random: what can be compared is that nothing is added at the start.
+            # a is random, so only b can be compared: it is zero, and the adapter adds nothing.
             rows.append([compare.check("init B", start.factors["b"], theirs["b"], name)])
             continue
         noise = svd_noise(kernels[name], choice, spec.num_experts, spec.rank)

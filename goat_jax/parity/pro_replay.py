@@ -1,4 +1,4 @@
-"""Replays a LoRA-Pro case: the adjusted gradients, and its optimizers on one batch."""
+"""Replays a LoRA-Pro case: its adjusted gradients, and its optimizers on one batch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ProSgd:
     """LoRA-Pro without Adam.
 
     Attributes:
-        x: how the free matrix is chosen.
+        x: the choice of the free matrix, as in `lora_pro`.
     """
 
     x: str
@@ -49,11 +49,11 @@ OPTIMIZERS: Mapping[str, Transform] = {
     "full": LoraPro(moments="full"),
     "full32": LoraPro(moments="full"),
 }
-"""Prefix of the file's trajectories -> the optimizer."""
+"""Prefix of a trajectory's names in the file -> the optimizer's transform."""
 
 
 def replay_pro(entry: Entry, arrays: Arrays) -> Iterator[Check | Note]:
-    """The start, what LoRA-Pro makes of its gradients, and all trajectories."""
+    """Compares the first step, the adjusted gradients, and the trajectories of all optimizers."""
     plan = read_layer(entry, arrays)
     compare = Comparison(METHOD, str(entry.folder), entry.name, GIVEN)
     yield compare.check("scale", plan.scale, np.full(1, entry.record.number("scale")))
@@ -81,7 +81,7 @@ def replay_pro(entry: Entry, arrays: Arrays) -> Iterator[Check | Note]:
 
 
 def _recipe(record: Record, transform: Transform) -> tuple[Recipe, int]:
-    """An AdamW's constants, or no more than the rate of an SGD."""
+    """Reads the settings of an AdamW, or the learning rate of an SGD, and the number of steps."""
     if "betas" in record.values:
         recipe, steps = read_adamw(record)
         return dataclasses.replace(recipe, transform=transform), steps

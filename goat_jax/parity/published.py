@@ -1,4 +1,4 @@
-"""The published code's names: which parts of ours each of its init types is made of."""
+"""Maps the init types of the published code to our adapter parts."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ STARTS: dict[str, Segments | None] = {
     "lora": None,
     "mole": None,
 }
-"""Published init type without its scale -> the choice of SVD segments, None for a zero start."""
+"""Published init type without its scale affix -> choice of SVD segments, None for a zero init."""
 
 OWN_SCALE = {"pissa": 2.0}
-"""Names that, exactly so, bring a constant scale with them."""
+"""Init types that have a constant scale if they have no affix -> that scale."""
 
 SPANS_WHOLE_RANK = ("pissa", "milora", "pissa_milora")
-"""Starts that take r triplets off the kernel even where the experts hold only E * (r // E)."""
+"""Init types that subtract r triplets from the kernel, even if E experts hold fewer than r."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PublishedType:
-    """What an `init_type` of a bundle means.
+    """The meaning of a bundle's `init_type`.
 
     Attributes:
-        start: key of `STARTS`.
-        scale: the rule its name stands for.
-        fixed: whether the name alone settles the scale. Otherwise the published code lets an
+        start: the init type without its scale affix, a key of `STARTS`.
+        scale: the scale rule of the name.
+        fixed: whether the name alone determines the scale. Otherwise the published code lets an
             environment variable replace alpha / R.
     """
 
@@ -53,18 +53,23 @@ class PublishedType:
 
     @property
     def choice(self) -> Segments | None:
-        """The choice of SVD segments, None for a zero start."""
+        """Choice of SVD segments, None for a zero init."""
         return STARTS[self.start]
 
 
 def read_init_type(name: str, eta: float = 1.0) -> PublishedType:
-    """Reads a published name: a key of `STARTS`, with ``rs`` or ``scale`` as an affix.
+    """Parses a published name: a key of `STARTS`, optionally with ``rs`` or ``scale`` as an affix.
 
-    The scale goes by the first rule that applies, as there: "scale" in the name is the theory's
-    sqrt(3 n eta / d); "pissa" alone is 2; "rs" is alpha / sqrt(d); all others alpha / d.
+    As in the published code, the first rule that applies gives the scale: "scale" in the name is
+    the theoretical sqrt(3 n eta / d); "pissa" alone is 2; "rs" is alpha / sqrt(d); all others are
+    alpha / d.
+
+    Args:
+        name: the init type.
+        eta: the eta of the theoretical scale.
 
     Raises:
-        UserError: a name that is none of these.
+        UserError: the name is unknown.
 
     >>> read_init_type("lora_scale", eta=0.1)
     PublishedType(start='lora', scale=Theory(eta=0.1), fixed=True)
@@ -87,7 +92,11 @@ def read_init_type(name: str, eta: float = 1.0) -> PublishedType:
 
 @dataclasses.dataclass(frozen=True)
 class SubtractShare(SubtractMean):
-    """`SubtractMean` with a weight of its own in place of 1/E: W0 - share * s_1 sum_i a_i b_i."""
+    """`SubtractMean` with the weight `share` instead of 1/E: W0 - share * s_1 sum_i a_i b_i.
+
+    Attributes:
+        share: the weight of the sum.
+    """
 
     with_first_scale: bool = True
     share: float = 1.0
@@ -97,15 +106,20 @@ class SubtractShare(SubtractMean):
 
 
 def read_spec(record: Record, kind: PublishedType, scale: ScaleRule) -> AdapterSpec:
-    """The published layer as parts, from the keys rank, num_experts, top_k, alpha, rho, init_cof.
+    """Builds the spec of a published layer.
 
-    A zero start needs neither rho nor init_cof. What of the rank does not divide among the experts
-    is dropped, as there.
+    It reads the keys rank, num_experts, top_k, alpha, rho and init_cof. A zero init needs neither
+    rho nor init_cof. A remainder of the rank that does not divide among the experts is dropped, as
+    in the published code.
 
     Args:
         record: an entry of layers.json, or meta.json.
-        kind: what its init type means.
-        scale: the rule to run with, usually the file's own numbers.
+        kind: the meaning of its init type.
+        scale: the scale rule to run with, usually the numbers in the file.
+
+    Raises:
+        UserError: a key is missing or invalid, or the init type needs a rank that divides among the
+            experts.
 
     >>> sizes = {"rank": 16, "num_experts": 8, "top_k": 2, "alpha": 32}
     >>> record = Record({**sizes, "rho": 10, "init_cof": 0.125}, "layers.json")
@@ -141,7 +155,7 @@ def read_spec(record: Record, kind: PublishedType, scale: ScaleRule) -> AdapterS
 
 
 def scale_note(theirs: np.ndarray, rule: np.ndarray) -> str:
-    """What to say of a scale that the init type does not settle and that is not alpha / R."""
+    """Describes a scale that differs from the rule of an init type that does not determine it."""
     return (
         f"scale {np.unique(theirs).tolist()} is not {rule[0]:g}, what rank and alpha give: taken "
         "as the override that the published code allows"

@@ -1,4 +1,4 @@
-"""`run_parity`: replays bundles and says, quantity by quantity, how near the numbers are."""
+"""`run_parity`: replays bundles and reports the error of every quantity."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Replay = Callable[[], list[Check | Note]]
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What replaying some bundles gave.
+    """The results of replaying bundles.
 
     Attributes:
-        checks: everything that was compared.
-        notes: what was not compared, and why.
-        errors: bundles or cases that could not be replayed, one line each.
+        checks: the comparisons of all quantities.
+        notes: remarks, such as what was not compared, and why.
+        errors: the bundles or cases that could not be replayed, one line each.
     """
 
     checks: list[Check]
@@ -42,22 +42,27 @@ class Report:
 
     @property
     def failed(self) -> list[Check]:
-        """The checks that are out of tolerance."""
+        """Checks that are out of tolerance."""
         return [check for check in self.checks if not check.ok]
 
     @property
     def exit_code(self) -> int:
-        """2 if anything could not be replayed or nothing was, 1 if a check failed, or else 0."""
+        """Exit code: 2 if any replay was impossible or nothing was compared, 1 if a check failed.
+
+        Otherwise it is 0.
+        """
         if self.errors or not self.checks:
             return 2
         return 1 if self.failed else 0
 
 
 def replay(paths: Paths) -> Report:
-    """Replays all bundles in these folders and below them; a broken one does not stop the others.
+    """Replays all bundles in these folders and their subfolders.
+
+    A broken bundle does not stop the others.
 
     Raises:
-        UserError: a path without a bundle.
+        UserError: a path has no bundle.
     """
     report = Report([], [], [])
     for found in find_bundles(paths):
@@ -70,7 +75,7 @@ def replay(paths: Paths) -> Report:
 
 
 def _jobs(found: Found) -> Iterator[Replay]:
-    """What there is to replay in a bundle: every case by itself, or the model run."""
+    """Yields the replays of a bundle: one per case, or the model run."""
     if found.marker == LAYERS:
         for case in read_cases(found.folder):
             yield lambda case=case: replay_case(case)
@@ -90,16 +95,17 @@ def _run(job: Replay, found: Found, report: Report) -> None:
 
 
 def _named(error: UserError, found: Found) -> str:
-    """The message, with the bundle in front if it does not say it itself."""
+    """Returns the error's message, preceded by the bundle's folder if it does not name it."""
     text = " ".join(str(error).split())
     return text if str(found.folder) in text else f"{found.folder}: {text}"
 
 
 def run_parity(paths: Paths) -> list[Check]:
-    """Every quantity of every bundle in these folders and below them, compared.
+    """Replays all bundles in these folders and their subfolders and returns all checks.
 
     Raises:
-        UserError: a path without a bundle, a bundle that cannot be replayed, or nothing to compare.
+        UserError: a path has no bundle, a bundle cannot be replayed, or there is nothing to
+            compare.
     """
     report = replay(paths)
     _refuse_if_empty(report, paths)
@@ -119,12 +125,12 @@ def main(paths: Paths, as_json: bool = False, stream: TextIO | None = None) -> i
     """Replays bundles, writes the report and returns the exit code (`Report.exit_code`).
 
     Args:
-        paths: folders.
-        as_json: write one JSON object in place of the table.
-        stream: where to; standard output if not given.
+        paths: the folders with bundles.
+        as_json: whether to write one JSON object instead of the table.
+        stream: the stream to write to; None: standard output.
 
     Raises:
-        UserError: nothing could be compared at all.
+        UserError: a path has no bundle, or there is nothing to compare.
     """
     report = replay(paths)
     _refuse_if_empty(report, paths)
@@ -134,7 +140,7 @@ def main(paths: Paths, as_json: bool = False, stream: TextIO | None = None) -> i
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """The report as plain values; an error that is not a finite number is a string."""
+    """Converts the report to plain values; numbers that are not finite become strings."""
     return {
         "ok": report.exit_code == 0,
         "checks": [
@@ -152,7 +158,7 @@ def _plain(number: float) -> float | str:
 
 
 def to_text(report: Report) -> str:
-    """The largest error of every quantity as a table, then notes, errors and what failed.
+    """Formats the largest error of every quantity as a table, then notes, errors and failed checks.
 
     >>> check = Check("golden", "goat", "given", "y", 2e-3, 1e-5)
     >>> print(to_text(Report([check], [], [])))

@@ -1,10 +1,10 @@
-"""A token that sits between two experts goes to one of them by rounding, and a run with it.
+"""Handles tokens that are tied between two experts, so that rounding decides the rest of a run.
 
-Where a router's k-th and next logits differ in their last bit only, any correct float32 program may
-choose either expert; from then on there are two runs, both right. To tell this from an error, the
-run is made again from routers moved by one rounding: if that changes the choice, and the other run
-agrees with PyTorch in every number and within the same tolerances, then the choice was all that was
-different.
+If a router's k-th and next logits differ only in their last bit, any correct float32 program may
+choose either expert. From then on there are two different runs, both correct. To distinguish this
+from an error, the run is repeated from routers perturbed by one rounding. If that changes the
+choice, and the other run agrees with PyTorch in every number within the same tolerances, then the
+choice was the only difference.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from goat_jax.parity.checks import Check, Comparison, Note
 from goat_jax.parity.training import Outcome, Trainer
 
 ATTEMPTS = 8
-"""How often the routers are moved; a single tie goes the other way in about every second run."""
+"""Number of perturbed runs; a single tie goes the other way in about half of them."""
 
 Rows = list[Check | Note]
 
@@ -30,16 +30,17 @@ def settle_ties(
     judge: Callable[[Outcome], Iterable[Check | Note]],
     compare: Comparison,
 ) -> tuple[Outcome, Rows]:
-    """Trains from the starts; where that fails, from ones a rounding away that choose otherwise.
+    """Trains from the given adapters; if a check fails, also from perturbed routers.
 
     Args:
-        trainer: of the run.
-        starts: adapters by module.
-        judge: compares an outcome with what is expected.
-        compare: makes the note that a tie was met.
+        trainer: the run's trainer.
+        starts: the initial adapters by module.
+        judge: the function that compares an outcome with the expected results.
+        compare: the comparison that makes the note about a tie.
 
     Returns:
-        the first outcome that agrees and its rows, or those of the starts as they are.
+        The first outcome that agrees with PyTorch and its checks, or those of the unperturbed run
+        if none agrees.
     """
     outcome = trainer.train(starts)
     rows = list(judge(outcome))
@@ -65,7 +66,7 @@ def _agrees(rows: Rows) -> bool:
 
 
 def moved(starts: Mapping[str, Start], seed: int) -> dict[str, Start]:
-    """The same starts with every number of the routers one float32 up or down, at random.
+    """Perturbs every number of the routers to the next float32 up or down, at random.
 
     >>> router = np.ones((2, 2), np.float32)
     >>> start = Start(np.ones((2, 2)), {"router": router}, np.ones(2))

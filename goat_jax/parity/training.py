@@ -1,4 +1,4 @@
-"""Trains a model on a bundle's batches with the package's own step, and keeps what it computes."""
+"""Trains a model on a bundle's batches with the package's train step and records the results."""
 
 from __future__ import annotations
 
@@ -30,14 +30,16 @@ from goat_jax.training.step import (
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a run gives.
+    """The results of a run.
 
     Attributes:
-        per_step: loss, task_loss, aux_loss (unweighted), grad_norm, each (steps,).
-        loads: (steps, ...) share of the tokens at every expert of every module.
-        logits_first, logits_after: of batch 0 before the first and after the last step.
-        loss_after: the model's own loss on batch 0 after the last step.
-        starts, head: adapters and head after the last step.
+        per_step: loss, task_loss, aux_loss (unweighted) and grad_norm by name, each (steps,).
+        loads: the fraction of the tokens at every expert of every module, (steps, ...).
+        logits_first: the logits of batch 0 before the first step.
+        logits_after: the logits of batch 0 after the last step.
+        loss_after: the task loss on batch 0 after the last step.
+        starts: the adapters after the last step, by module.
+        head: the tensors of the head after the last step, by PyTorch name.
     """
 
     per_step: dict[str, np.ndarray]
@@ -51,13 +53,14 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """A model with adapters, and its compiled steps, to run from any start.
+    """A model with adapters and its jitted steps, to train from any initial values.
 
     Attributes:
-        run: the bundle.
-        model: with adapters; every run overwrites their values.
-        batches: complete ones.
-        train_step, eval_step: jitted, shared by all runs.
+        run: the model run of the bundle.
+        model: the model with adapters; every training overwrites their values.
+        batches: the completed batches.
+        train_step: the jitted train step, shared by all trainings.
+        eval_step: the jitted eval step, shared by all trainings.
     """
 
     run: ModelRun
@@ -70,13 +73,13 @@ class Trainer:
     def create(
         cls, run: ModelRun, model: Any, objective: Objective, batches: list[Inputs]
     ) -> Trainer:
-        """Makes the steps; nothing is compiled yet."""
+        """Makes a trainer with its steps, which are not compiled yet."""
         graph, _, _ = split_model(model)
         steps = _make_steps(graph, objective, run.optimizer, run.steps, run.aux_coef)
         return cls(run, model, batches, *steps)
 
     def train(self, starts: Mapping[str, Start]) -> Outcome:
-        """Trains from these adapters and the bundle's head on all batches, in order."""
+        """Trains from these adapters and the bundle's initial head on all batches, in order."""
         write_starts(self.model, starts)
         write_head(self.model, self.run.head, self.run.initial.floats)
         graph, trainable, base = split_model(self.model)
@@ -105,7 +108,7 @@ class Trainer:
 def _make_steps(
     graph: Any, objective: Objective, config: OptimizerConfig, total_steps: int, aux_coef: float
 ) -> tuple[TrainStep, EvalStep]:
-    """The jitted steps; bundles that differ in their numbers only share them, compiled once."""
+    """Makes the jitted steps; bundles that differ only in their numbers share compiled steps."""
     optimizer = make_optimizer(config, total_steps)
     train_step = make_train_step(graph, objective, optimizer, aux_weight=aux_coef)
     return train_step, make_eval_step(graph, objective)

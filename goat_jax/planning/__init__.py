@@ -1,1 +1,1 @@
-"""Runs compiled for devices that are not at hand: bytes, FLOPs, collectives."""
+"""Ahead-of-time plans of runs for other devices: bytes, FLOPs and collectives of a step."""

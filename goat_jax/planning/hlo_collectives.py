@@ -1,4 +1,4 @@
-"""What a compiled program does, read from its HLO text: the collectives, as often as they run."""
+"""Collectives of a compiled program, counted in its HLO text as often as they run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ COLLECTIVES = (
     "collective-permute",
     "ragged-all-to-all",
 )
-"""The operations in which devices exchange numbers."""
+"""HLO operations in which devices exchange data."""
 
 BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16}
 BITS |= {"s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128}
-"""Element type -> its size; all others (float8 and the like) are 8."""
+"""Element type -> its size in bits; all other types (such as float8) have 8."""
 
 _OPERATION = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = (?P<type>\(.*?\)|\S+) (?P<op>[\w-]+)\(")
 _HEAD = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.-]+) .*\{\s*$")
@@ -34,11 +34,12 @@ _CHANNEL = re.compile(r"channel_id=(\d+)")
 
 @dataclasses.dataclass(frozen=True)
 class Exchange:
-    """One kind of collective in a program.
+    """Total of one kind of collective in a program.
 
     Attributes:
-        count: how often it runs.
-        bytes: the sizes of its (larger) arrays on one device, added up over all runs.
+        count: the number of times that it runs.
+        bytes: the sum over these times of the array bytes on one device. An asynchronous
+            collective counts the larger of its operand and result.
     """
 
     count: int
@@ -46,9 +47,10 @@ class Exchange:
 
 
 def collectives(text: str) -> dict[str, Exchange]:
-    """The collectives that one run of a compiled program's text makes; loop bodies count as often
-    as they run (`hlo_trip_counts.trips`). A TPU's compiler spreads one collective over several
-    fusions, which all name its channel: it counts once.
+    """Counts the collectives of one execution of a compiled program, from its HLO text.
+
+    Loop bodies count as often as they run (`hlo_trip_counts.trips`). The TPU compiler may split
+    one collective into several fusions that share a channel id; it counts once.
 
     >>> text = '''ENTRY %main (x: f32[2]) -> f32[8] {
     ...   ROOT %g = f32[8]{0} all-gather(%x), dimensions={0}
@@ -71,7 +73,7 @@ def collectives(text: str) -> dict[str, Exchange]:
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """Name -> lines, and the entry's name."""
+    """Returns the lines of each computation by its name, and the entry computation's name."""
     found: dict[str, list[str]] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -85,7 +87,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _runs(computations: Mapping[str, list[str]], entry: str) -> Iterator[tuple[str, int]]:
-    """Every call of a computation, as (name, how often)."""
+    """Yields every call of a computation, as (name, number of times that it runs)."""
     pending = [(entry, 1)]
     while pending:
         name, times = pending.pop()
@@ -100,13 +102,14 @@ def _runs(computations: Mapping[str, list[str]], entry: str) -> Iterator[tuple[s
 
 
 def _own(lines: list[str]) -> Iterator[tuple[str, int, str]]:
-    """The collectives of a computation itself: kind, bytes, channel."""
+    """Yields the collectives in a computation's lines, as (kind, bytes, channel)."""
     for line in lines:
         match = _OPERATION.match(line)
         operation = match["op"].removesuffix("-start") if match else ""
         if match and operation in COLLECTIVES:
             sizes = [_bytes(*array) for array in _ARRAY.findall(match["type"])]
-            # The asynchronous form returns its operand too, a combined one several results.
+            # The type of an asynchronous start also holds the operand, so only the largest array
+            # counts. A combined collective has several results, which add up.
             size = max(sizes) if match["op"].endswith("-start") else sum(sizes)
             channel = _CHANNEL.search(line)
             yield operation, size, channel[1] if channel else ""

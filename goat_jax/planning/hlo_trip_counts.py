@@ -1,7 +1,8 @@
-"""How often a loop of a compiled program runs, read from its counter.
+"""Trip counts of the loops in a compiled program.
 
-Some compilers write the number down (``known_trip_count``). The TPU's leaves a counter in the
-loop's tuple: the condition compares it with a constant, the body adds a constant to it.
+Some compilers write the trip count into the HLO (``known_trip_count``). The TPU compiler leaves
+only a counter in the loop's tuple: the condition compares it with a constant, and the body adds a
+constant to it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ _CONSTANT = re.compile(r" constant\((\d+)\)")
 
 
 def trips(program: Program, caller: str, line: str) -> int:
-    """How often the ``while`` on a line of a computation runs; 1 if its counter is not understood.
+    """Returns the trip count of a ``while``; 1 if its counter cannot be parsed.
+
+    Args:
+        program: the program's computations.
+        caller: the computation that contains the ``while``.
+        line: the line of the ``while``.
 
     >>> program = {
     ...     "cond": ["%n = s32[] constant(8)", "%i = s32[] get-tuple-element(%p), index=0",
@@ -48,7 +54,7 @@ def trips(program: Program, caller: str, line: str) -> int:
 
 
 def _step(body: Sequence[str], place: int, handed: Sequence[int | None]) -> int:
-    """What the body adds to the counter at a place of its tuple; 1 if that is not plain."""
+    """Returns the constant that the body adds to the tuple's counter; 1 if it cannot be parsed."""
     following = _definition(body, _operands(_root(body))[place])
     for name in _operands(following) if " add(" in following else ():
         counter = _PLACE.search(_definition(body, name))
@@ -58,7 +64,13 @@ def _step(body: Sequence[str], place: int, handed: Sequence[int | None]) -> int:
 
 
 def _constant(lines: Sequence[str], name: str, handed: Sequence[int | None]) -> int | None:
-    """The number that a name stands for: a constant, a copy of one, or what the loop was handed."""
+    """Returns the value of a name; None if it is not known.
+
+    Args:
+        lines: the lines of the computation.
+        name: the name of a constant, of a copy of one, or of an element of the loop's tuple.
+        handed: the known initial values of the loop's tuple.
+    """
     definition = _definition(lines, name)
     found, place = _CONSTANT.search(definition), _PLACE.search(definition)
     if found:
@@ -76,7 +88,7 @@ def _named(line: str, key: str) -> str:
 
 
 def _operands(definition: str) -> list[str]:
-    """The names in an operation's brackets."""
+    """Returns the names of an operation's operands."""
     match = re.search(r" [\w-]+\(([^()]*)\)", definition.partition(" = ")[2])
     return re.findall(r"%([\w.-]+)", match[1]) if match else []
 

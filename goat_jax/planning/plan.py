@@ -1,4 +1,4 @@
-"""A run before it is paid for: its step compiled for devices that are not there, from shapes."""
+"""Ahead-of-time compilation of a run's training step for a target topology, from shapes."""
 
 from __future__ import annotations
 
@@ -23,22 +23,25 @@ from goat_jax.training.shardings import check_batches
 
 
 class DoesNotFit(UserError):
-    """A step that needs more memory than the devices have, by their own compiler."""
+    """Raised if the compiler finds that a step needs more memory than the devices have."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a training step takes.
+    """Resources that a training step needs.
 
     Attributes:
-        devices: how many.  mesh: their sizes by axis.
-        rows: of a batch, over all devices.
-        arguments: bytes per device of state, frozen base and batch.
-        temporaries: bytes per device that the step needs besides.
-        peak: bytes per device at most at one time, as the compiler says, or else the two together.
+        devices: the number of devices.
+        mesh: the mesh's size along each axis; empty on one device.
+        rows: the number of rows in a batch, over all devices.
+        arguments: the bytes per device of state, frozen base and batch.
+        temporaries: the bytes per device that the step needs in addition.
+        peak: the most bytes per device in use at one time: the larger of the compiler's figure, if
+            it gives one, and the sum of arguments and temporaries.
         exchanges: collective -> count and bytes per device and step.
-        flops: of the matrix products of a step, over all devices.
-        trained, total: parameters.
+        flops: the FLOPs of a step's matrix products, over all devices.
+        trained: the number of trained parameters.
+        total: the number of all parameters.
     """
 
     devices: int
@@ -53,10 +56,10 @@ class Plan:
     total: int
 
     def roofline(self, chip: Chip) -> dict[str, float]:
-        """Seconds that a step takes at least for its matrix products, its memory, its exchanges.
+        """Returns lower bounds in seconds on a step's compute, memory access and exchanges.
 
-        Memory: every argument and temporary read or written once. Exchanges: every byte over the
-        links once. The step takes at least the longest of the three.
+        Memory assumes that every argument and temporary is read or written once, and exchanges
+        that every byte crosses the links once. The step takes at least the longest of the three.
         """
         return {
             "compute": self.flops / self.devices / chip.flops,
@@ -69,8 +72,10 @@ def plan(config: RunConfig, topology: Topology, model: str | Path | None = None)
     """Compiles the training step of a run for a topology; nothing is loaded or run.
 
     Args:
-        config: its mesh must fit the topology; one device's becomes ``fsdp=-1``.
-        model: whose sizes to take, as for `training.abstract_run.abstract_run`.
+        config: the run's config. Its mesh must fit the topology; a mesh of one device becomes
+            ``fsdp=-1`` if the topology has several.
+        topology: the devices to compile for.
+        model: the model whose sizes are used, as for `training.abstract_run.abstract_run`.
 
     Raises:
         UserError: a config that does not fit the mesh.
@@ -127,18 +132,21 @@ def largest_rows(
     peak_of: Callable[[RunConfig], int] | None = None,
     most: int = 4096,
 ) -> int:
-    """Rows per micro-batch and row part of the mesh with which the step still fits.
+    """Finds the most rows per micro-batch and batch shard with which the step still fits.
 
-    Memory is nearly affine in the rows, so the next try is where the last two that fitted say the
-    limit is; after a miss it is the middle of what is left.
+    Memory is nearly affine in the rows. So the next guess extrapolates the last two sizes that
+    fitted; after one that does not fit, it is the middle of the remaining interval.
 
     Args:
-        memory: bytes per device.
-        peak_of: config -> bytes per device; compiles if None.
-        most: the search ends there.
+        config: the run's config, as for `plan`.
+        topology: the devices to compile for.
+        memory: the bytes of memory per device.
+        model: the model whose sizes are used, as for `plan`.
+        peak_of: config -> peak bytes per device; None compiles each config.
+        most: the largest number of rows to try.
 
     Returns:
-        0 if not even one row fits.
+        The number of rows, or 0 if not even one row fits.
     """
     config, placement = _placed(config, topology)
     unit = config.train.accumulate * (1 if placement is None else placement.row_parts)
@@ -166,7 +174,10 @@ def largest_rows(
 
 
 def _limit(fitting: Mapping[int, float], memory: float) -> int:
-    """The most rows that fit if memory is affine in them; twice the last if only one is known."""
+    """Extrapolates the most rows that fit, from the last two known peaks.
+
+    With one known peak, or if the peak did not grow, it is twice the last number of rows.
+    """
     *others, (rows, peak) = fitting.items()
     if not others or peak <= others[-1][1]:
         return 2 * rows

@@ -1,7 +1,8 @@
-"""Pictures of a run, drawn from its records.
+"""Figures of runs, drawn from their records.
 
-Figures are made without pyplot: no window, no global state, and safe in threads and without a
-display. Colours can be told apart with any colour vision (Okabe and Ito 2008; PuOr of ColorBrewer).
+Figures are made without pyplot, so there is no window and no global state, and drawing is safe in
+threads and without a display. Colors can be distinguished with any color vision (Okabe and Ito
+2008; PuOr of ColorBrewer).
 """
 
 from goat_jax.plots.expert_load import plot_expert_load

@@ -1,4 +1,4 @@
-"""Loss curves of several methods: a panel each, with the others' means behind."""
+"""Loss curves of several methods: one panel each, with the other methods' means behind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def plot_comparison(
     title: str,
     steps: int | None = None,
 ) -> None:
-    """Draws for every method its runs' losses, smoothed, and their mean, in a panel of its own.
+    """Draws one panel for every method with the smoothed losses of its runs and their mean.
 
     A run with fewer losses than steps diverged: its curve ends with a cross, and it is left out of
     the mean.
@@ -32,8 +32,11 @@ def plot_comparison(
     Args:
         losses: method -> runs -> loss of every step.
         path: a .png, .pdf or .svg file.
-        title: of the picture.
-        steps: the length of a whole run; the longest one's if None.
+        title: the figure's title.
+        steps: the number of steps of a complete run; None for that of the longest run.
+
+    Raises:
+        UserError: no losses, or another file type.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +53,7 @@ def plot_comparison(
 def comparison_figure(
     losses: Mapping[str, Sequence[Sequence[float]]], title: str, steps: int | None
 ) -> Figure:
-    """The figure of `plot_comparison`."""
+    """Returns the figure of `plot_comparison`."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -77,7 +80,7 @@ def comparison_figure(
         ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         tidy(ax, legend=False)
     for ax in grid[max(0, len(losses) - columns) : len(losses)]:
-        ax.tick_params(labelbottom=True)  # also above a place without a panel
+        ax.tick_params(labelbottom=True)  # shared axes hide them above an empty place
     for ax in grid[len(losses) :]:
         ax.set_visible(False)
     behind = "; grey: the other methods' means" if len(means) > 1 else ""
@@ -87,8 +90,10 @@ def comparison_figure(
 
 
 def _limit(ax: Axes, whole: Sequence[np.ndarray]) -> float:
-    """Limits the y axis to the runs that came to their end, which a diverging one would press flat;
-    returns its upper end."""
+    """Limits the y axis to the range of the complete runs and returns its upper end.
+
+    A diverging run would otherwise stretch the axis and flatten the other curves.
+    """
     if not whole:
         return np.inf
     low, high = min(curve.min() for curve in whole), max(curve.max() for curve in whole)
@@ -111,7 +116,7 @@ def _draw_runs(ax: Axes, curves: Sequence[np.ndarray], longest: int, top: float)
 def _heading(
     label: str, curves: Sequence[np.ndarray], mean: np.ndarray | None, longest: int
 ) -> str:
-    """The method, the mean at the end, and how many of its runs diverged.
+    """Returns a panel's heading: method, mean loss at the end, and number of diverged runs.
 
     >>> _heading("goat", [np.ones(2), np.ones(1)], np.ones(2), 2)
     'goat: 1.000 at the end\\n1 of 2 runs diverged'
@@ -123,7 +128,9 @@ def _heading(
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Mean of the last tenth of the run up to each step, over fewer steps at the start.
+    """Returns the moving mean over a window of a tenth of the run that ends at each step.
+
+    The window is shorter at the start.
 
     >>> smooth(np.arange(40.0))[[0, 1, 2, 39]].tolist()
     [0.0, 0.5, 1.0, 37.5]

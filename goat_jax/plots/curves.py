@@ -1,4 +1,4 @@
-"""Curves over the steps of several runs: a panel for each question that is asked of them."""
+"""Curves over the training steps of several runs, in panels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Curve = tuple[Sequence[int], Sequence[float]]
-"""Steps and values; NaN is a gap."""
+"""Steps and the values at them; NaN is a gap."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Panel:
     """Curves that share their axes.
 
     Attributes:
-        title: its heading.
-        y_label: the name of its y axis.
-        curves: label -> the curves of its runs, one a seed: their mean is drawn, and their range.
-        log: whether the values are drawn on a logarithmic scale.
-        bounds: label -> a value that no curve exceeds, drawn as a dotted line; with any, the y axis
-            begins at 0 and shows all of them.
+        title: the panel's heading.
+        y_label: the label of the y axis.
+        curves: label -> the curves of its runs, one per seed; their mean and range are drawn.
+        log: whether the y axis is logarithmic.
+        bounds: label -> a value that no curve exceeds, drawn as a dotted line; if there are any,
+            the y axis starts at 0 and shows all of them.
     """
 
     title: str
@@ -48,12 +48,13 @@ def plot_curves(
     title: str,
     one_legend: bool = False,
 ) -> None:
-    """Draws panels in rows. A label has one colour in all of them.
+    """Draws panels in rows. A label has the same color in all panels.
 
     Args:
         grid: rows of panels.
-        one_legend: for all panels together, not for each.
         path: a .png, .pdf or .svg file.
+        title: the figure's title.
+        one_legend: whether all panels share one legend.
 
     Raises:
         UserError: no curves, or another file type.
@@ -72,7 +73,7 @@ def plot_curves(
 
 
 def curves_figure(grid: Sequence[Sequence[Panel]], title: str, one_legend: bool) -> Figure:
-    """The figure of `plot_curves`."""
+    """Returns the figure of `plot_curves`."""
     from matplotlib.figure import Figure
 
     rows, columns = len(grid), max(len(row) for row in grid)
@@ -118,7 +119,7 @@ def _draw_panel(ax: Axes, panel: Panel, labels: Sequence[str]) -> None:
 
 
 def _band(runs: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Steps that all runs have, and mean, lowest and highest value there."""
+    """Returns the steps that all runs have, and the mean, lowest and highest value at each."""
     common = sorted(set.intersection(*(set(steps) for steps, _ in runs)))
     tables = [dict(zip(steps, values, strict=True)) for steps, values in runs]
     values = np.array([[table[step] for step in common] for table in tables], float)

@@ -1,4 +1,4 @@
-"""How the experts share the tokens: a heat map for each kind of module."""
+"""Expert load: a heat map of the share of tokens per expert and layer, for each kind of module."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 
-# From four even shares on all is dark orange: else one hot expert would pale all the others.
+# Shares above four times the even one get the same color: one hot expert would otherwise make all
+# the others look pale.
 _RATIO_LIMIT = 4.0
 
 
@@ -28,16 +29,16 @@ def plot_expert_load(
 ) -> None:
     """Draws the share of tokens per expert (columns) and layer (rows), a panel per kind of module.
 
-    Colours tell how a share compares with the even one, 1/E: white is even, purple less, orange
-    more. The number in a cell, where there is room, is the share in percent. Grey: no value.
+    Colors compare a share with the even one, 1/E: white is even, purple less, orange more, gray has
+    no value. The number in a cell, if there is room for it, is the share in percent.
 
     Args:
-        records: one record of kind load, or many records, of which the last of that kind is drawn.
-        path: a .png, .pdf or .svg file, written aside and then renamed.
-        title: of the picture.
+        records: one load record, or many records, of which the last load record is drawn.
+        path: a .png, .pdf or .svg file; it is written to a temporary file and then renamed.
+        title: the figure's title.
 
     Raises:
-        UserError: no load record, no shares in it, or another file type.
+        UserError: no load record, a record without shares, or another file type.
 
     >>> import pathlib, tempfile
     >>> modules = {"model.layers.{}.self_attn.q_proj": [[0.5, 0.5], [0.9, 0.1]]}
@@ -51,11 +52,11 @@ def plot_expert_load(
 
 
 def expert_load_figure(records: Record | Sequence[Record], title: str) -> Figure:
-    """The figure of `plot_expert_load`."""
+    """Returns the figure of `plot_expert_load`."""
     from matplotlib.figure import Figure
 
     step, shares = _load_shares(records)
-    # Experts that a layer does not have are NaN and do not count in its even share.
+    # Experts that a layer does not have are NaN and do not count toward its even share.
     ratios = {name: share * _count(share) for name, share in shares.items()}
     columns, figsize = _layout(len(shares), *next(iter(shares.values())).shape)
     figure = Figure(figsize=figsize, layout="constrained")
@@ -70,7 +71,8 @@ def expert_load_figure(records: Record | Sequence[Record], title: str) -> Figure
     figure.supxlabel("expert", fontsize=10)
     figure.supylabel("layer", fontsize=10)
     _draw_bar(figure, grid, highest)
-    # Lay out now: the size of a cell must be known, and thousands of numbers would slow it down.
+    # Lay out before printing numbers: their size depends on the cells' size, and thousands of texts
+    # would slow the layout down.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for ax, share in zip(grid, shares.values(), strict=False):
@@ -95,7 +97,7 @@ def _draw_bar(figure: Figure, grid: np.ndarray, highest: float) -> None:
     image = grid[0].images[0]
     extend = "max" if highest > _RATIO_LIMIT else "neither"
     bar = figure.colorbar(image, ax=list(grid), extend=extend, aspect=35, pad=0.02)
-    bar.ax.set_yscale("linear")  # equal steps, where the norm would give half of it to 0 to 1
+    bar.ax.set_yscale("linear")  # the norm would give half of the bar to 0 to 1
     bar.set_ticks([tick for tick in (0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4) if tick <= image.norm.vmax])
     bar.ax.tick_params(labelsize=8)
     bar.set_label("share / even share (1/E)", fontsize=9)
@@ -117,7 +119,7 @@ def _print_shares(ax: Axes, share: np.ndarray, dpi: float) -> None:
 
 
 def _layout(panels: int, layers: int, experts: int) -> tuple[int, tuple[float, float]]:
-    """Columns of panels, and the figure's size in inches: as near to 3:2 as they allow."""
+    """Returns the number of columns of panels and the figure's size in inches, close to 3:2."""
     width, height = 0.34 * experts, 0.19 * layers
     if width > 5.5 or height > 6.2:  # no room for numbers, so the cells can be small
         width, height = min(width, 3.2), min(height, 4.5)
@@ -149,7 +151,7 @@ def _count(rows: np.ndarray) -> np.ndarray:
 
 
 def _load_shares(records: Record | Sequence[Record]) -> tuple[int, dict[str, np.ndarray]]:
-    """Step and {path pattern: shares (L, E)}, all of one shape, NaN where there is no expert."""
+    """Returns the step and {path pattern: shares (L, E)}, all of one shape, NaN for no expert."""
     if not isinstance(records, Mapping):
         loads = [record for record in records if record["kind"] == "load"]
         if not loads:

@@ -1,4 +1,4 @@
-"""How time and memory grow with one size after the other."""
+"""Growth of time and memory with each size of a layer, on logarithmic axes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """The exponent p of the best fit value ~ size^p.
+    """Returns the exponent p of the best fit value ~ size^p.
 
     >>> round(slope([1, 2, 4], [3.0, 6.0, 12.0]), 6)
     1.0
@@ -26,17 +26,21 @@ def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
 
 
 Point = tuple[int, float, float]
-"""A size, the seconds and the temporary bytes it took."""
+"""Size, seconds and temporary bytes of one measurement."""
 
 
 def plot_growth(
     points: Mapping[str, Sequence[Point]], path: str | os.PathLike[str], *, title: str
 ) -> None:
-    """A column an axis, time above memory, all logarithmic, with the fitted exponents.
+    """Draws time above memory in one column per axis, all logarithmic, with the fitted exponents.
 
     Args:
-        points: axis -> its points.
+        points: axis (such as the rank) -> its measurements.
         path: a .png, .pdf or .svg file.
+        title: the figure's title.
+
+    Raises:
+        UserError: no points, or another file type.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Tables of numbers as colours: a panel each, all on one scale."""
+"""Heat maps of tables of numbers: one panel per table, all on one color scale."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ROOM = 16
-"""Rows or columns up to which each has its own tick."""
+"""Largest number of rows or columns that each get a tick."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """What the colours mean.
+    """Color scale of heat maps.
 
     Attributes:
-        label: of the colour bar.
-        even: a value that is drawn white, with purple below and orange above; None for plain
+        label: the label of the color bar.
+        even: the value drawn white, with purple below and orange above; None for a scale from
             light to dark.
-        bottom: the smallest value that is told apart; None for the smallest there is.
-        top: the largest; None for the largest there is.
+        bottom: the lower end of the scale; None for the smallest value of the tables.
+        top: the upper end of the scale; None for the largest value of the tables.
     """
 
     label: str
@@ -50,12 +50,17 @@ def plot_heatmaps(
     columns: Sequence[str] | None = None,
     rows: Sequence[str] | None = None,
 ) -> None:
-    """Draws tables of numbers; NaN is grey.
+    """Draws tables of numbers as heat maps; NaN is gray.
 
     Args:
         tables: heading -> numbers (rows, columns), all of one shape.
         path: a .png, .pdf or .svg file.
-        columns, rows: names of the columns and rows; their numbers from 0 if not given.
+        title: the figure's title.
+        x_label: the label of the x axis.
+        y_label: the label of the y axis.
+        scale: the color scale.
+        columns: the names of the columns; None to number them from 0.
+        rows: the names of the rows; None to number them from 0.
 
     Raises:
         UserError: no tables, or another file type.
@@ -85,7 +90,7 @@ def heatmaps_figure(
     columns: Sequence[str] | None = None,
     rows: Sequence[str] | None = None,
 ) -> Figure:
-    """The figure of `plot_heatmaps`."""
+    """Returns the figure of `plot_heatmaps`."""
     from matplotlib.figure import Figure
 
     height, width = next(iter(tables.values())).shape

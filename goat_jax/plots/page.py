@@ -1,4 +1,4 @@
-"""A page with pictures in one file: HTML that needs no network and no other file."""
+"""A page with pictures in one HTML file, which needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ td, th { text-align: left; vertical-align: top; padding: .2rem 1rem .2rem 0;
 
 
 class Section(NamedTuple):
-    """A part of a page.
+    """One section of a page.
 
     Attributes:
-        heading: of it.
-        text: what the picture shows, or why there is none.
-        picture: a PNG file, or None.
+        heading: the section's heading.
+        text: the description of the picture, or the reason why there is none.
+        picture: the contents of a PNG file, or None.
     """
 
     heading: str
@@ -35,7 +35,12 @@ class Section(NamedTuple):
 
 
 def render_page(title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> str:
-    """The page as HTML with its pictures inside.
+    """Returns the page as HTML with the pictures embedded.
+
+    Args:
+        title: the page's title.
+        facts: name -> value, shown as a table at the top.
+        sections: the sections below it.
 
     >>> page = render_page("Run", {"task": "a < b"}, [Section("Loss", "It falls.", b"png")])
     >>> "a &lt; b" in page, "data:image/png;base64,cG5n" in page, "http" in page

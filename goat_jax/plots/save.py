@@ -1,4 +1,4 @@
-"""Writing a figure to a file that is either whole or not there."""
+"""Writes figures to files atomically: a file is either complete or absent."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _DPI = 150
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes the figure aside and renames it; makes the folder if need be.
+    """Writes the figure to a temporary file and renames it; makes the folder if needed.
 
     Args:
         figure: a figure made without pyplot.
-        path: a .png (150 dots an inch), .pdf or .svg file.
+        path: a .png (150 dots per inch), .pdf or .svg file.
 
     Raises:
         UserError: another file type.

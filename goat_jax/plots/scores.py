@@ -1,4 +1,4 @@
-"""Scores against a number, such as the rank: a line for each series, a panel for each task."""
+"""Scores against a number such as the rank: one line per series, one panel per task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Scores = Mapping[str, Mapping[float, Sequence[float]]]
-"""Series -> where on the x axis -> the scores of its runs, one a seed."""
+"""Series -> position on the x axis -> the scores of its runs, one per seed."""
 
 
 def plot_scores(
@@ -29,12 +29,15 @@ def plot_scores(
     y_label: str,
     doubling: bool = False,
 ) -> None:
-    """Draws the mean of every point's scores, and bars of their range where there are several.
+    """Draws the mean of the scores at every point, with bars of their range if there are several.
 
     Args:
-        panels: heading -> series; a panel each.
+        panels: heading -> series of one panel.
         path: a .png, .pdf or .svg file.
-        doubling: whether x is drawn to base 2, with a tick at each point.
+        title: the figure's title.
+        x_label: the label of the x axis.
+        y_label: the label of the y axis.
+        doubling: whether the x axis is logarithmic to base 2, with a tick at each point.
 
     Raises:
         UserError: nothing to draw, or another file type.
@@ -55,7 +58,7 @@ def plot_scores(
 def scores_figure(
     panels: Mapping[str, Scores], title: str, x_label: str, y_label: str, doubling: bool
 ) -> Figure:
-    """The figure of `plot_scores`."""
+    """Returns the figure of `plot_scores`."""
     from matplotlib.figure import Figure
 
     rows, columns = grid_shape(len(panels))

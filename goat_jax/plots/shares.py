@@ -1,4 +1,4 @@
-"""How the experts share the tokens of several tasks: one row each."""
+"""Share of tokens per expert for several tasks, one row per task."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ _RATIO_LIMIT = 2.0
 def plot_shares(
     shares: Mapping[str, Sequence[float]], path: str | os.PathLike[str], *, title: str
 ) -> None:
-    """Draws a table of shares: white is the even one, purple less, orange more.
+    """Draws a table of shares: white is the even share, purple less, orange more.
 
     Args:
-        shares: row -> share of the tokens of each expert, summing to 1.
+        shares: name of a row -> share of the tokens that each expert gets; the sum is 1.
         path: a .png, .pdf or .svg file.
+        title: the figure's title.
 
     Raises:
         UserError: no shares, or another file type.
@@ -43,7 +44,7 @@ def plot_shares(
 
 
 def shares_figure(shares: Mapping[str, Sequence[float]], title: str) -> Figure:
-    """The figure of `plot_shares`."""
+    """Returns the figure of `plot_shares`."""
     from matplotlib.colors import TwoSlopeNorm
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Singular values of kernels, with the segments that the experts start from."""
+"""Singular values of kernels, with the segments that the experts are initialized from."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 
 class Spectrum(NamedTuple):
-    """Of one kernel.
+    """Singular values of one kernel.
 
     Attributes:
-        values: (H,), descending.
-        segments: (E, R), which of them each expert starts from; None for methods without segments.
+        values: singular values (H,), descending.
+        segments: indices (E, R) of the values that each expert is initialized from; None for
+            methods without segments.
     """
 
     values: np.ndarray
@@ -31,11 +32,12 @@ class Spectrum(NamedTuple):
 def plot_spectra(
     spectra: Mapping[str, Spectrum], path: str | os.PathLike[str], *, title: str
 ) -> None:
-    """Draws the values on a logarithmic scale and marks the segments in the experts' colours.
+    """Draws the values on a logarithmic scale and marks the segments in the experts' colors.
 
     Args:
-        spectra: heading -> spectrum; a panel each.
+        spectra: heading -> spectrum of one panel.
         path: a .png, .pdf or .svg file.
+        title: the figure's title.
 
     Raises:
         UserError: no spectra, or another file type.

@@ -1,4 +1,4 @@
-"""What the pictures have in common: colours, markers, lines, and axes without clutter."""
+"""Common style of all figures: colors, markers, lines, titles, legends and axes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, but for yellow, which paper swallows."""
+"""Okabe and Ito's palette without yellow, which is hard to see on white."""
 
 EXPERTS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#7F7F7F")
-"""Fills that tell experts apart; from the ninth on they come again."""
+"""Fill colors of the experts; from the ninth expert on they repeat."""
 
 MARKERS = "osD^vPX*"
 LINES = ("-", "--", "-.", ":")
 
 
 def marked(index: int) -> dict[str, Any]:
-    """Colour, line and marker of the nth series, so that it is known without the colour too.
+    """Returns color, line and marker of the series `index`, which identify it without color too.
 
     >>> marked(0)["color"] == marked(7)["color"], marked(0)["linestyle"] == marked(7)["linestyle"]
     (True, False)
@@ -35,7 +35,7 @@ def marked(index: int) -> dict[str, Any]:
 
 
 def tidy(ax: Axes, *, legend: bool = True) -> None:
-    """A light grid, two spines, and the legend outside, where it can hide no point."""
+    """Draws a light grid, two spines, and the legend outside, where it cannot hide a point."""
     ax.grid(alpha=0.3, linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
     if legend:
@@ -43,12 +43,12 @@ def tidy(ax: Axes, *, legend: bool = True) -> None:
 
 
 def write_title(figure: Figure, title: str) -> None:
-    """The figure's title, at its left, away from a legend at the right."""
+    """Writes the figure's title at the left, away from a legend at the right."""
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, wrap=True)
 
 
 def shared_legend(figure: Figure) -> None:
-    """One legend for all panels, to their right; each label once."""
+    """Draws one legend for all panels to their right, with each label once."""
     found = {
         label: handle
         for ax in figure.axes
@@ -58,7 +58,7 @@ def shared_legend(figure: Figure) -> None:
 
 
 def log_axis(ax: Axes) -> None:
-    """A logarithmic y axis with plain numbers at 1, 2 and 5 of each decade."""
+    """Makes the y axis logarithmic, with plain numbers at 1, 2 and 5 of each decade."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     ax.set_yscale("log")
@@ -68,7 +68,7 @@ def log_axis(ax: Axes) -> None:
 
 
 def grid_shape(panels: int, most: int = 3) -> tuple[int, int]:
-    """Rows and columns for so many panels, at most so many in a row.
+    """Returns the rows and columns of a grid for `panels` panels, with at most `most` in a row.
 
     >>> grid_shape(1), grid_shape(4), grid_shape(7)
     ((1, 1), (2, 2), (3, 3))
@@ -78,7 +78,7 @@ def grid_shape(panels: int, most: int = 3) -> tuple[int, int]:
 
 
 def short_names(patterns: Sequence[str]) -> list[str]:
-    """What follows the layer in each path, cut to the last words that still tell them apart.
+    """Shortens each path to its last words after the layer that still distinguish it.
 
     >>> short_names(["bert.layer.{}.attention.self.query", "bert.layer.{}.output.dense"])
     ['query', 'dense']

@@ -1,4 +1,4 @@
-"""Scores of a sweep against each field that it goes over."""
+"""Scores of a sweep against each field that it varies."""
 
 from __future__ import annotations
 
@@ -28,17 +28,19 @@ def plot_sweep(
     y_label: str,
     log: Collection[str] = (),
 ) -> None:
-    """Draws a panel for each field: a dot for the mean of each point's scores, where there are
-    several with bars of one standard deviation.
+    """Draws one panel per field, with a dot for the mean of each point's scores.
 
-    A line goes through the means of the dots above one value, where values come again. A point
-    without any score gets a cross at the bottom.
+    A dot has bars of one standard deviation if its point has several scores. If values of a field
+    repeat, a line connects the mean of the dots at each value. A point without any score gets a
+    cross at the bottom.
 
     Args:
         axes: field -> its value at every point.
-        scores: the finite scores of every point, one a seed.
+        scores: the finite scores of every point, one per seed.
         path: a .png, .pdf or .svg file.
-        log: fields drawn by their logarithm.
+        title: the figure's title.
+        y_label: the label of the y axis.
+        log: the fields with a logarithmic axis.
 
     Raises:
         UserError: nothing to draw, or another file type.
@@ -62,7 +64,7 @@ def sweep_figure(
     y_label: str,
     log: Collection[str],
 ) -> Figure:
-    """The figure of `plot_sweep`."""
+    """Returns the figure of `plot_sweep`."""
     from matplotlib.figure import Figure
 
     rows, columns = grid_shape(len(axes))
@@ -92,7 +94,7 @@ def sweep_figure(
         if len(again) < len(scored):
             ax.plot(again, [means[x[scored] == at].mean() for at in again], color=COLORS[1], lw=1.2)
         if lost:
-            foot = ax.get_xaxis_transform()  # x of the data, y as a share of the panel's height
+            foot = ax.get_xaxis_transform()  # x in data units, y in panel heights
             ax.scatter(
                 x[lost], [0.04] * len(lost), marker="x", color="black", transform=foot, zorder=3
             )
@@ -111,7 +113,10 @@ def sweep_figure(
 
 
 def _write_words(ax: Axes, labels: Sequence[str]) -> None:
-    """A tick for each word; long ones are cut in the middle and broken, or upright if many."""
+    """Labels the x axis with words, one tick each.
+
+    Long words are abbreviated in the middle and wrapped, or turned upright if there are many.
+    """
     short = [text if len(text) <= 24 else f"{text[:12]}…{text[-11:]}" for text in labels]
     room = 40 // len(labels)  # characters below a panel, for each
     upright = max(map(len, short)) > room and len(labels) > 4
@@ -122,7 +127,7 @@ def _write_words(ax: Axes, labels: Sequence[str]) -> None:
 
 
 def _write_numbers(ax: Axes, values: Sequence[float], log: bool) -> None:
-    """A tick for each value if they are few and apart, else some round ones."""
+    """Puts a tick at each value if the values are far enough apart, otherwise at round numbers."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
     log = log or _far_apart(values)
@@ -146,7 +151,7 @@ def _far_apart(values: Sequence[float]) -> bool:
 
 
 def _places(values: Sequence[Any]) -> tuple[list[float], list[str]]:
-    """Where values go on the x axis, and what is written there if they are no numbers.
+    """Returns the values' positions on the x axis, and the labels there if they are not numbers.
 
     >>> _places([1, 0.5]), _places(["b", "a", "b"])
     (([1.0, 0.5], []), ([0, 1, 0], ['b', 'a']))

@@ -1,4 +1,4 @@
-"""Which expert a token goes to: the words of a sentence, or the patches of an image, by layer."""
+"""Routing of single tokens: the strongest expert of each word or image patch, by layer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST_LAYERS = 4
 
 
 def expert_colors(weights: np.ndarray) -> np.ndarray:
-    """Colours (..., 3) of weights (..., E): the strongest expert's, paler the less it weighs.
+    """Returns colors (..., 3) for weights (..., E): the strongest expert's, paler for less weight.
 
     >>> expert_colors(np.array([[1.0, 0.0], [0.0, 0.0]])).round(2).tolist()
     [[0.0, 0.45, 0.7], [1.0, 1.0, 1.0]]
@@ -42,12 +42,13 @@ def plot_tokens(
     *,
     title: str,
 ) -> None:
-    """Draws tokens (columns) by layer (rows), a panel for each kind of module.
+    """Draws the strongest expert of each token (columns) and layer (rows), a panel per module kind.
 
     Args:
         weights: module -> weights (L, T, E) of the experts.
-        tokens: T texts; the first 64 are drawn.
+        tokens: the texts of the T tokens; the first 64 are drawn.
         path: a .png, .pdf or .svg file.
+        title: the figure's title.
 
     Raises:
         UserError: no weights, or another file type.
@@ -90,13 +91,14 @@ def plot_patches(
     *,
     title: str,
 ) -> None:
-    """Draws which expert each patch of an image goes to, for some layers and kinds of modules.
+    """Draws the strongest expert of each patch of an image, for some layers and each module kind.
 
     Args:
-        weights: module -> weights (L, T, E); tokens before the patches, such as a class token, are
-            left out: the patches are the last square number of tokens.
-        image: (H, W, 3), any range.
+        weights: module -> weights (L, T, E) of the experts. The patches are the largest square
+            number of tokens at the end; tokens before them, such as a class token, are left out.
+        image: the image (H, W, 3), in any range.
         path: a .png, .pdf or .svg file.
+        title: the figure's title.
 
     Raises:
         UserError: no weights, or another file type.
@@ -147,7 +149,8 @@ def _pixels(image: np.ndarray) -> np.ndarray:
 
 
 def _printable(token: str) -> str:
-    """A token as it can be drawn: its leading space marked, no dollar that starts a formula."""
+    """Returns a token as it can be drawn: leading spaces visible, dollars escaped (they start a
+    formula in matplotlib)."""
     text = token.replace("\u2581", "\u00b7").replace("\u0120", "\u00b7").replace("\u010a", "\\n")
     return text.replace("$", r"\$")[:14]
 

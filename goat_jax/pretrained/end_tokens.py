@@ -1,4 +1,4 @@
-"""The tokens that end a text, as a checkpoint's files name them: one, or a list."""
+"""Reads the tokens that end a text from a checkpoint's files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from goat_jax.files import read_json
 
 
 def with_end_tokens(hf: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A config.json's content whose `eos_token_id` has those of generation_config.json, too.
+    """Adds the end tokens of generation_config.json to a config.json's `eos_token_id`.
 
     Raises:
         UserError: a damaged file, or a value that is no token id.
@@ -28,7 +28,11 @@ def with_end_tokens(hf: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def token_ids(config: Mapping[str, Any], where: str = "config.json") -> tuple[int, ...]:
-    """The tokens of a config's `eos_token_id`: one, a list, or none.
+    """Returns the tokens of a config's `eos_token_id`: one, a list, or none.
+
+    Args:
+        config: the config.
+        where: the file's name, for the error message.
 
     Raises:
         UserError: a value that is no token id.

@@ -1,4 +1,4 @@
-"""One short string that says whether two sets of weights are the same, bit by bit."""
+"""Fingerprint of a set of weights: equal strings mean bitwise equal weights."""
 
 import hashlib
 import json
@@ -9,10 +9,10 @@ from goat_jax.pretrained.safetensors import Weights
 
 
 def fingerprint(weights: Weights) -> str:
-    """SHA-256 (64 hex digits) over name, stored dtype, shape and bytes of every tensor, by name.
+    """Computes SHA-256 (64 hex digits) over all tensors' names, stored dtypes, shapes and bytes.
 
-    It does not depend on how the tensors are spread over files, only on what they are. One tensor
-    is in memory at a time.
+    Tensors are taken in the order of their names, one in memory at a time. The result does not
+    depend on how they are distributed over files.
 
     >>> from pathlib import Path
     >>> from goat_jax.pretrained.safetensors import WeightFiles

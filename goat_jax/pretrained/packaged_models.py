@@ -1,4 +1,4 @@
-"""The pretrained models that Python packages bring, unpacked into the cache."""
+"""Pretrained models contained in Python packages, unpacked into the cache."""
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -44,17 +44,17 @@ def packaged_folder(
     unpack: Callable[[Path, Path], Path],
     cache_dir: str | Path | None = None,
 ) -> Path:
-    """Files of one of ``PACKAGES`` in the cache, fetched on the first call, all or nothing.
+    """Returns a cache folder with files from one of `PACKAGES`, fetched on the first call.
 
-    They are checked once in a process, and made again if they are damaged. If the cache cannot be
-    written they are made in a temporary folder, with a warning.
+    The folder is made atomically. Its files are checked once per process, and made again if they
+    are damaged. If the cache cannot be written they are made in a temporary folder, with a warning.
 
     Args:
-      name: a key of ``PACKAGES``.
-      folder: what the folder in the cache is called, before the start of the archive's hash.
-      names: of the files.
-      unpack: (archive, folder to make) -> that folder.
-      cache_dir: `default_cache()` if None.
+        name: a key of `PACKAGES`.
+        folder: name of the folder in the cache, before the first digits of the archive's hash.
+        names: names of the files.
+        unpack: function from (archive, folder to make) to that folder.
+        cache_dir: the cache folder; `default_cache()` if None.
     """
     cache = default_cache() if cache_dir is None else user_path(cache_dir)
     package = PACKAGES[name]
@@ -85,7 +85,7 @@ def _packaged_members(
 
 
 def minilm_folder(cache_dir: str | Path | None = None) -> Path:
-    """A folder with the MiniLM-L6 encoder: config, fp32 safetensors, tokenizer, licence.
+    """Returns a folder with the MiniLM-L6 encoder: config, fp32 safetensors, tokenizer, license.
 
     Fetched on the first call (84 MB); later calls only check the files.
     """
@@ -93,18 +93,21 @@ def minilm_folder(cache_dir: str | Path | None = None) -> Path:
 
 
 def smollm2_file(cache_dir: str | Path | None = None) -> Path:
-    """The GGUF file of SmolLM2-135M-Instruct, Q4_1: weights, settings, tokenizer, chat template.
+    """Returns the GGUF file of SmolLM2-135M-Instruct, Q4_1.
 
-    Fetched on the first call (93 MB); later calls only check the file.
+    It holds weights, settings, tokenizer and chat template. Fetched on the first call (93 MB);
+    later calls only check the file.
     """
     return _packaged_members("smollm2", "smollm2-135m", SMOLLM2_MEMBERS, cache_dir) / SMOLLM2_GGUF
 
 
 def dino_folder(cache_dir: str | Path | None = None) -> Path:
-    """A folder with a DINOv2 ViT-S/14: config, fp32 safetensors, mean and deviation of its images.
+    """Returns a folder with a DINOv2 ViT-S/14: config, fp32 safetensors, image mean and deviation.
 
-    Fetched and rewritten on the first call (90 MB); later calls only check the files. Raises
-    UserError if it cannot be fetched, or if the package onnx (an extra) is not installed.
+    Fetched and converted on the first call (90 MB); later calls only check the files.
+
+    Raises:
+        UserError: it cannot be fetched, or the package onnx (an extra) is not installed.
     """
     return packaged_folder("dinov2-small", "dinov2-small", FILES, write_dino, cache_dir)
 
@@ -114,11 +117,11 @@ PACKAGED_MODELS: dict[str, Callable[[], Path]] = {
     "smollm2": smollm2_file,
     "dinov2-small": dino_folder,
 }
-"""Pretrained models that a package brings, by the name a config writes as ``package:NAME``."""
+"""Name of a model in ``package:NAME`` -> function that returns its folder or file."""
 
 ORIGINS: dict[str, str] = {
     "package:minilm": "sentence-transformers/all-MiniLM-L6-v2",
     "package:smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
 }
-"""A packaged model as a config writes it -> its repository on the Hugging Face hub, where the
-package says which it is."""
+"""Packaged model, as a config names it -> its repository on the Hugging Face hub, for packages that
+state it."""

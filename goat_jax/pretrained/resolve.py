@@ -1,4 +1,4 @@
-"""Where a pretrained model comes from: a folder, a GGUF file, a package, or the hub."""
+"""Finds pretrained models: in a folder, a GGUF file, a package, or on the hub."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from goat_jax.pretrained.safetensors import Weights, open_weights, read_json
 PACKAGE = "package:"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-"""What is fetched of a hub repository: never pickled weights, never code."""
+"""Files fetched from a hub repository; never pickled weights, never code."""
 
 
 def find_model(path: str) -> Path:
-    """The folder or GGUF file of a model, fetched first if it is not here.
+    """Returns the folder or GGUF file of a model, after fetching it if necessary.
 
     Args:
-        path: a folder, a .gguf file, ``package:NAME`` for a model that a package brings, or a name
-            on the Hugging Face hub such as ``roberta-large``. What exists here goes first.
+        path: a folder, a .gguf file, ``package:NAME`` for a model that a package contains, or a
+            name on the Hugging Face hub such as ``roberta-large``. A local path goes first.
 
     Raises:
         UserError: there is no such package, or neither a folder nor a repository of this name.
@@ -57,12 +57,12 @@ def _from_hub(name: str) -> Path:
     try:
         try:
             return fetch()
-        except OSError as error:  # HTTP errors are OSErrors, too, but without a number
+        except OSError as error:  # HTTP errors are OSErrors, too, but have no errno
             if error.errno is None:
                 raise
             report_unusable_cache(huggingface_hub.constants.HF_HUB_CACHE, error)
             return fetch(cache_dir=temporary_folder() / "hub")
-    except Exception as error:  # http, cache and name errors, each of its own kind
+    except Exception as error:  # HTTP, cache and name errors are of many types
         raise UserError(
             f"{name} is no folder here, and the Hugging Face hub did not give it "
             f"({first_line(error)}): check the path, the name or the network"
@@ -70,7 +70,7 @@ def _from_hub(name: str) -> Path:
 
 
 def open_checkpoint(path: Path) -> tuple[dict[str, Any], Weights]:
-    """A checkpoint's config.json as a dict, and its tensors by name, read when asked for.
+    """Opens a checkpoint: its config.json as a dict, and its tensors by name, read on access.
 
     Args:
         path: a folder with config.json and safetensors, or a .gguf file.

@@ -16,12 +16,12 @@ from goat_jax.errors import UserError, first_line
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 STORED = ("F64", "F32", "F16", "BF16")
-"""How a tensor may be stored; everything else is quantised or no weight."""
+"""Supported dtypes of stored tensors; all others are quantized or no weights."""
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object from a file; one clear line if it is missing or broken."""
+    """Reads a JSON object from a file; raises `UserError` if it is missing or broken."""
     if not path.parent.is_dir():
         raise UserError(f"{path.parent} is not a folder here: give the path of {what}")
     if not path.is_file():
@@ -37,12 +37,12 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What the header of a weight file says of a tensor.
+    """Header entry of a tensor in a weight file.
 
     Attributes:
-        file: the file it is in.
-        dtype: how it is stored, in the format's own words: "F32", "BF16", ...
-        shape: as torch has it.
+        file: the file that holds the tensor.
+        dtype: the stored dtype, by the format's names: "F32", "BF16", ...
+        shape: the tensor's shape in torch.
     """
 
     file: Path
@@ -55,7 +55,7 @@ class Weights(Mapping[str, np.ndarray]):
     """Tensor name -> array, read from disk at each access, so that one tensor is held at a time.
 
     Attributes:
-        folder: where the files are, for messages.
+        folder: the folder with the files, for messages.
         entries: tensor name -> `Entry`.
     """
 
@@ -70,7 +70,7 @@ class Weights(Mapping[str, np.ndarray]):
 
 
 class WeightFiles(Weights):
-    """The tensors of safetensors files."""
+    """Tensors of safetensors files."""
 
     def __getitem__(self, name: str) -> np.ndarray:
         path = self.entries[name].file
@@ -84,15 +84,15 @@ class WeightFiles(Weights):
 
 
 def check_finite(array: np.ndarray, name: str, file: Path) -> None:
-    """Refuses a tensor with numbers that are not finite, before anything is computed from it.
+    """Raises if a tensor has values that are not finite, before anything is computed from it.
 
     Args:
         array: the tensor, or the part of it that is used.
         name: the tensor's name in the file.
-        file: where it is from.
+        file: the file, for the error message.
 
     Raises:
-        UserError: names the tensor, the file and the kind of number.
+        UserError: names the tensor, the file and the kind of value.
 
     >>> check_finite(np.array([1.0, np.nan]), "lm_head.weight", Path("model.safetensors"))
     Traceback (most recent call last):
@@ -123,7 +123,7 @@ def _open(path: Path) -> Any:
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """What the header of a safetensors file says of every tensor."""
+    """Reads the header of a safetensors file: tensor name -> `Entry`."""
     with _open(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         return {
@@ -133,7 +133,7 @@ def read_header(path: Path) -> dict[str, Entry]:
 
 
 def open_weights(folder: Path) -> WeightFiles:
-    """The weights of a checkpoint folder; a single file goes before an index, as in transformers.
+    """Opens a checkpoint folder's weights; a single file goes before an index, as in transformers.
 
     Raises:
         UserError: no safetensors there, a missing shard, a damaged file.
@@ -153,7 +153,7 @@ def open_weights(folder: Path) -> WeightFiles:
 
 
 def _read_index(path: Path) -> dict[str, Entry]:
-    """The entries of all shards; an index must not lead out of its folder."""
+    """Reads the entries of all shards; an index must not point outside its folder."""
     places = read_json(path, "an index of weights").get("weight_map")
     if not isinstance(places, dict) or not places:
         raise UserError(f"{path} has no weight_map: fetch it again")

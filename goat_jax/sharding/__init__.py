@@ -1,1 +1,1 @@
-"""Where every array lies on a mesh of devices: `data`, `fsdp` and `tensor`."""
+"""Sharding of every array over a mesh of devices with axes `data`, `fsdp` and `tensor`."""

@@ -1,4 +1,4 @@
-"""Batches on a mesh: every process reads its own rows, and together they are one array."""
+"""Batches on a mesh: every process reads its rows, and together they form one global array."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from goat_jax.sharding.rules import Placement
 
 
 def own_rows(placement: Placement, rows: int) -> slice:
-    """The rows of a global batch that this process's devices hold.
+    """Returns the rows of a global batch that this process's devices hold.
 
     Raises:
-        UserError: they do not lie in one piece, so that no contiguous share is this process's.
+        UserError: the rows are not contiguous.
     """
     found = placement.rows.addressable_devices_indices_map((rows,)).values()
     parts = sorted({part[0].indices(rows)[:2] for part in found if part is not None})
@@ -29,7 +29,11 @@ def own_rows(placement: Placement, rows: int) -> slice:
 
 
 def share_of_rows(placement: Placement, rows: int) -> tuple[int, int]:
-    """(index, count): this process reads share `index` of `count` equal ones of every batch."""
+    """Returns (index, count): this process reads shard `index` of `count` equal ones of a batch.
+
+    Raises:
+        UserError: the processes hold different numbers of rows.
+    """
     own = own_rows(placement, rows)
     size = own.stop - own.start
     if rows % size or own.start % size:
@@ -41,11 +45,12 @@ def share_of_rows(placement: Placement, rows: int) -> tuple[int, int]:
 
 
 def put_batch(batch: Mapping[str, Any], placement: Placement, rows: int) -> dict[str, Any]:
-    """A batch on the mesh, from this process's rows of it.
+    """Builds a global batch on the mesh from this process's rows.
 
     Args:
-        batch: arrays whose first axis is this process's share (`share_of_rows`).
-        rows: of the global batch.
+        batch: arrays whose first axis is this process's shard (`share_of_rows`).
+        placement: gives the batch sharding.
+        rows: number of rows of the global batch.
     """
     first = own_rows(placement, rows).start
 
@@ -63,7 +68,7 @@ def put_batch(batch: Mapping[str, Any], placement: Placement, rows: int) -> dict
 
 
 def put_whole_batch(batch: Mapping[str, Any], placement: Placement) -> dict[str, Any]:
-    """A batch on the mesh, where every process has all of its rows and keeps its own."""
+    """Puts a batch on the mesh where every process has all rows and keeps those of its devices."""
 
     def put(array: Any) -> jax.Array:
         values = np.asarray(array)

@@ -1,4 +1,4 @@
-"""A mesh's sizes and its rules: which logical axis of an array is cut along which mesh axes."""
+"""Mesh sizes, and the rules that map an array's logical axes to mesh axes."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ AXES = ("data", "fsdp", "tensor")
 """The axes of every mesh, slowest first: devices next to each other share a `tensor` group."""
 
 TOGETHER = (("embed", "inner"), ("embed", "vocab"), ("batch", "inner"), ("batch", "vocab"))
-"""Logical axes that meet in one array, which no mesh axis can cut twice."""
+"""Pairs of logical axes that occur in one array, so that they cannot share a mesh axis."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Logical axis -> the mesh axes it is cut along, none for an axis that stays whole.
+    """Logical axis -> the mesh axes it is sharded over; empty for an unsharded axis.
 
     Attributes:
-        batch: rows of batches and activations.
-        embed: the side of a kernel (and of its adapter) that faces the residual stream, the
-            features of embedding tables.
-        inner: the other side: heads, the inside of the feed-forward.
-        vocab: tokens of the embedding table and of the output.
+        batch: mesh axes for the batch axis of batches and activations.
+        embed: mesh axes for the side of a kernel (and of its adapter) that faces the residual
+            stream, and for the features of embedding tables.
+        inner: mesh axes for the other side: heads, the inside of the feed-forward.
+        vocab: mesh axes for the tokens of the embedding table and of the output.
 
     Raises:
-        UserError: an unknown mesh axis, or one that would cut an array twice.
+        UserError: an unknown mesh axis, or one that would shard an array twice.
 
     >>> Rules(embed=("tensor",))
     Traceback (most recent call last):
@@ -63,16 +63,16 @@ of one array: give one of them other axes
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """The devices of a run.
+    """Shape of the device mesh of a run.
 
-    All sizes 1 is one device and no mesh. Otherwise the sizes take all devices there are; at most
-    one may be -1, which is what the others leave.
+    All sizes 1 means one device and no mesh. Otherwise the product of the sizes must be the number
+    of devices; at most one size may be -1, which takes the devices that the others leave.
 
     Attributes:
-        data: groups that hold the same parameters and see other rows.
-        fsdp: devices that share out the parameters and see other rows.
-        tensor: devices that share out every layer's inside and see the same rows.
-        rules: what is cut along which axis.
+        data: number of data-parallel groups; each holds the same parameters and sees other rows.
+        fsdp: number of devices that shard the parameters and see other rows.
+        tensor: number of devices that shard every layer's inner side and see the same rows.
+        rules: the mesh axes that each logical axis is sharded over.
 
     Raises:
         UserError: a size that is neither positive nor -1, or two of -1.
@@ -97,19 +97,19 @@ class MeshConfig:
 
     @property
     def given(self) -> tuple[int, int, int]:
-        """The sizes in the order of `AXES`, as they were given."""
+        """Sizes in the order of `AXES`, as they were given."""
         return self.data, self.fsdp, self.tensor
 
     @property
     def single(self) -> bool:
-        """Whether this is one device and no mesh."""
+        """True if all sizes are 1: one device and no mesh."""
         return self.given == (1, 1, 1)
 
     def sizes(self, devices: int) -> tuple[int, int, int]:
-        """The sizes of a mesh of so many devices.
+        """Returns the sizes of a mesh of so many devices, with -1 resolved.
 
         Raises:
-            UserError: they do not take exactly these devices.
+            UserError: the product of the sizes is not this number of devices.
         """
         given, known = self.given, math.prod(size for size in self.given if size != -1)
         sizes = tuple(devices // known if size == -1 else size for size in given)

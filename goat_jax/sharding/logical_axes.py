@@ -1,4 +1,4 @@
-"""The logical axes of every array of a model: which side of which kernel faces what."""
+"""Logical axes of every array of a model, by the module it belongs to."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from goat_jax.nn.named_modules import Site
 Axes = tuple[str | None, ...]
 
 INWARD = {"query", "key", "value", "gate", "up"}
-"""Parts of a block that lead from the residual stream into its heads or its feed-forward."""
+"""Parts of a block that map the residual stream to its heads or its feed-forward."""
 
 OUTWARD = {"attention_out", "down"}
-"""Parts of a block that lead back."""
+"""Parts of a block that map back to the residual stream."""
 
 ADAPTER = {
     "a": ("in", None),
@@ -33,12 +33,12 @@ ADAPTER = {
     "gain": ("out",),
     "router": ("in", None),
 }
-"""Array of an adapter -> which side of the kernel its last axes follow. Cores and all else are
-whole."""
+"""Array of an adapter -> the side of the kernel that each of its last axes follows. Cores and all
+other arrays are replicated."""
 
 WHOLE_IF_SMALL = {"router"}
-"""Those that are cut only where a stack of them is large: with its two moments, a replicated router
-(I, E) of eight experts is a tenth of what each of 16 devices holds of a 7B model."""
+"""Arrays that are sharded only where a stack of them is large: with its two moments, a replicated
+router (I, E) of eight experts is a tenth of what each of 16 devices holds of a 7B model."""
 
 PARAMETERS: dict[type[nnx.Module], dict[str, Axes]] = {
     Dense: {"kernel": ("in", "out"), "bias": ("out",)},
@@ -49,11 +49,11 @@ PARAMETERS: dict[type[nnx.Module], dict[str, Axes]] = {
     RMSNorm: {"scale": (None,)},
     Constant: {"value": ()},
 }
-"""Module -> parameter -> the logical names of its last axes; in and out depend on the place."""
+"""Module -> parameter -> logical names of its last axes; `sides` resolves "in" and "out"."""
 
 
 def sides(site: Site) -> dict[str, str | None]:
-    """What the input and the output of a linear module face.
+    """Returns the logical axes of a linear module's input and output side.
 
     >>> from goat_jax.models.encoder.model import Encoder, tiny_config
     >>> from goat_jax.nn.named_modules import find_sites
@@ -68,16 +68,16 @@ def sides(site: Site) -> dict[str, str | None]:
 
 
 def parameter_axes(site: Site, name: str, rank: int) -> Axes:
-    """The logical axes of a module's parameter of `rank` axes; leading ones (layers) have none."""
+    """Returns a parameter's logical axes; leading axes (layers) beyond the named ones have none."""
     facing = sides(site)
     named = [facing.get(str(axis), axis) for axis in PARAMETERS[type(site.module)][name]]
-    if name == "bias":  # added to the residual stream, which is not cut by features
+    if name == "bias":  # added to the residual stream, whose features are not sharded
         named = [None if axis == "embed" else axis for axis in named]
     return (*(None,) * (rank - len(named)), *named)
 
 
 def adapter_axes(site: Site, name: str, rank: int) -> Axes:
-    """The logical axes of an array of the adapter at a site."""
+    """Returns the logical axes of an array of a module's adapter."""
     facing = sides(site)
     named = [None if side is None else facing[side] for side in ADAPTER.get(name, ())]
     return (*(None,) * (rank - len(named)), *named)

@@ -1,4 +1,4 @@
-"""`Placement`: from a mesh and its rules to the sharding of every array of a run."""
+"""`Placement`: the sharding of every array of a run, derived from a mesh and its rules."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from goat_jax.sharding.logical_axes import PARAMETERS, WHOLE_IF_SMALL, adapter_a
 from goat_jax.typing import PyTree
 
 SMALL = 2**20
-"""Arrays of fewer elements may stay whole where a rule would cut them unevenly; 4 MiB."""
+"""Arrays of fewer elements (4 MiB) stay replicated where a rule would shard them unevenly."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where the arrays of a run go.
+    """Sharding rules for the arrays of a run.
 
     Attributes:
-        mesh: with the axes `data`, `fsdp`, `tensor`.
+        mesh: the device mesh, with the axes `data`, `fsdp`, `tensor`.
         rules: logical axis -> mesh axes.
     """
 
@@ -35,36 +35,38 @@ class Placement:
 
     @property
     def whole(self) -> NamedSharding:
-        """A copy on every device: for numbers and for what is small."""
+        """Replicated sharding, for scalars and small arrays."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @property
     def rows(self) -> NamedSharding:
-        """Of batches and activations, which are cut by rows, their first axis."""
+        """Sharding of batches and activations along the batch axis, which is the first."""
         return NamedSharding(self.mesh, _spec([self.rules.batch]))
 
     @property
     def lookups(self) -> tuple[NamedSharding, NamedSharding]:
-        """Of vectors (B, T, D) looked up in a table: as the table is cut, then as activations are.
+        """Shardings of vectors (B, T, D) looked up in a table: as the table's, then by batch.
 
-        Without the step between, the compiler would make all vectors whole on every device.
+        Without the intermediate step the compiler would replicate all vectors on every device.
         """
         rows = tuple(axis for axis in self.rules.batch if axis not in self.rules.embed)
         first = NamedSharding(self.mesh, _spec([rows, (), self.rules.embed]))
         return first, self.rows
 
     def output(self, shape: Sequence[int]) -> NamedSharding:
-        """Of a vocabulary's output kernel (D, V) where it meets hidden states: its features are
-        whole there."""
+        """Returns the sharding of a vocabulary's output kernel (D, V) where it is used.
+
+        The feature axis D is unsharded there, as in the hidden states it is multiplied with.
+        """
         return self.cut("output", (None, "vocab"), shape)
 
     @property
     def row_parts(self) -> int:
-        """Into how many parts the rows of a batch are cut."""
+        """Number of parts that the rows of a batch are split into."""
         return self._parts(self.rules.batch)
 
     def parameter(self, site: Site, name: str) -> NamedSharding:
-        """Of a (stacked) parameter of a module, by the module's place in the model.
+        """Returns the sharding of a (stacked) parameter of a module, by its place in the model.
 
         Raises:
             UserError: an axis of a large array that the mesh does not divide; see `cut`.
@@ -74,22 +76,27 @@ class Placement:
         return self.cut(f"{site.pattern} ({name})", axes, shape)
 
     def adapter(self, site: Site, name: str, shape: Sequence[int]) -> NamedSharding:
-        """Of an array of the adapter at a site, its layer axis included: it follows the kernel."""
+        """Returns an adapter array's sharding, layer axis included; it follows the kernel."""
         axes = adapter_axes(site, name, len(shape))
         if name in WHOLE_IF_SMALL and math.prod(shape) < SMALL:
             return self.whole
         return self.cut(f"{site.pattern} (adapter's {name})", axes, shape)
 
     def cut(self, what: str, axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
-        """The sharding of an array with these logical axes; nothing is ever padded.
+        """Returns the sharding of an array with these logical axes; nothing is ever padded.
 
-        An axis that its devices do not divide stays whole if the array is smaller than `SMALL`. A
-        vocabulary, whose size is nobody's choice, hands its devices to the features instead. A
-        large array with an inner side alone (a factor of an adapter) is cut there along the
-        devices of both sides, or each of them would hold a copy.
+        An axis that its devices do not divide stays unsharded if the array is smaller than
+        `SMALL`. For a vocabulary, whose size cannot be chosen, the features are sharded over its
+        devices instead. A large array with an inner side alone (a factor of an adapter) is sharded
+        there over the devices of both sides; otherwise each of them would hold a copy.
+
+        Args:
+            what: the array's name, for the error message.
+            axes: the logical axis of each axis, None for unsharded.
+            shape: the array's shape.
 
         Raises:
-            UserError: another such axis of a larger array, naming `what`.
+            UserError: any other axis of a larger array that its devices do not divide.
         """
         entries: list[tuple[str, ...]] = []
         spilled: tuple[str, ...] = ()
@@ -118,7 +125,7 @@ class Placement:
         )
 
     def check_rows(self, name: str, rows: int) -> None:
-        """Raises `UserError` unless batches of so many rows are cut into equal parts."""
+        """Raises `UserError` unless batches of so many rows split into equal parts."""
         if rows % self.row_parts:
             raise UserError(
                 f"{name} {rows} is not divisible by the {self.row_parts} parts that mesh axes "
@@ -139,14 +146,15 @@ def _spec(entries: Sequence[tuple[str, ...]]) -> PartitionSpec:
 def make_placement(
     config: MeshConfig, devices: Sequence[Any] | None = None, processes: int = 1
 ) -> Placement | None:
-    """The placement that a config asks for, None for one device.
+    """Builds the placement of a mesh config; None for one device.
 
     Args:
-        devices: those to use; all there are if None.
-        processes: of the run; one device cannot be shared by several.
+        config: the mesh's sizes and rules.
+        devices: the devices to use; None means all that there are.
+        processes: number of processes of the run; one device cannot be shared by several.
 
     Raises:
-        UserError: sizes that do not take exactly these devices.
+        UserError: sizes whose product is not the number of devices.
 
     >>> make_placement(MeshConfig()) is None
     True
@@ -160,15 +168,15 @@ def make_placement(
 def _make_mesh(sizes: tuple[int, ...], devices: Sequence[Any]) -> Mesh:
     from jax.experimental import mesh_utils
 
-    # Puts neighbours on a TPU's torus, or GPUs of one host, next to each other.
+    # Orders devices so that neighbors on a TPU's torus, or GPUs of one host, are adjacent.
     grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return Mesh(np.asarray(grid), AXES)
 
 
 def model_shardings(model: Any, placement: Placement) -> dict[tuple, NamedSharding]:
-    """The sharding of every parameter and adapter array of a model, by its path in the trees.
+    """Returns the sharding of every parameter and adapter array of a model, by its path.
 
-    What is not listed (single numbers, small constants) is whole on every device.
+    Arrays that are not listed (scalars, small constants) are replicated.
     """
     found: dict[tuple, NamedSharding] = {}
     for site in find_sites(model, tuple(PARAMETERS)):
@@ -184,9 +192,9 @@ def model_shardings(model: Any, placement: Placement) -> dict[tuple, NamedShardi
 
 
 def place_model(model: Any, placement: Placement) -> None:
-    """Moves a model's parameters onto the mesh, in place; for models that are there already.
+    """Moves the parameters of a model that is already in memory onto the mesh, in place.
 
-    `goat_jax.models.load.load_model` reads them straight to their devices instead.
+    `goat_jax.models.load.load_model` instead reads parameters straight to their devices.
     """
     for site in find_sites(model, tuple(PARAMETERS)):
         for name in PARAMETERS[type(site.module)]:
@@ -197,10 +205,10 @@ def place_model(model: Any, placement: Placement) -> None:
 
 
 def tree_shardings(tree: PyTree, known: dict[tuple, NamedSharding], whole: Any) -> PyTree:
-    """The sharding of every leaf of a tree that has the model's paths somewhere in its own.
+    """Returns the sharding of every leaf of a tree whose paths end in the model's paths.
 
-    Parameters, gradients and optimizer states alike: a leaf belongs to the longest known path that
-    its own path ends with, if it has as many axes; all others are whole.
+    This covers parameters, gradients and optimizer states: a leaf takes the sharding of the longest
+    known path that its path ends with, if it has as many axes; all others get `whole`.
     """
     longest = max(map(len, known), default=0)
 

@@ -1,0 +1,1 @@
+"""Training of a run: setup, training loop, losses, evaluation, shardings."""

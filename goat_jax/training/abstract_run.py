@@ -1,7 +1,7 @@
-"""A run as shapes only: model, adapters, optimizer and steps at full size, without any weights.
+"""Abstract runs: model, adapters, optimizer and steps at full size, as shapes without weights.
 
-Everything is traced as in a real run and nothing is computed, so that a model of any size can be
-counted, checked and planned on a small machine.
+Everything is traced as in a real run and nothing is computed. The parameters and memory of a model
+of any size can therefore be counted, checked and planned on a small machine.
 """
 
 from __future__ import annotations
@@ -37,18 +37,19 @@ from goat_jax.typing import Array, Batch, PyTree
 
 @dataclasses.dataclass(frozen=True)
 class AbstractRun:
-    """A run without numbers; arrays are `jax.ShapeDtypeStruct`.
+    """A run whose arrays are `jax.ShapeDtypeStruct`.
 
     Attributes:
-        graph: static structure of the model, as in `setup.Built`.
-        base: frozen arrays.
-        state: at step 0, with the optimizer's arrays.
-        batch: a training batch at its longest.
-        eval_batch: an evaluation batch.
-        train_step, eval_step: jitted, as in a real run; the optimizer's constants are computed
-            inside.
-        inject_report: what was adapted, and how many parameters there are.
-        kind: of the model.
+        graph: the model's static structure, as in `setup.Built`.
+        base: the frozen arrays.
+        state: the state at step 0, optimizer state included.
+        batch: a training batch of the greatest length.
+        eval_batch: an evaluation batch of the greatest length.
+        train_step: the jitted training step; unlike in a real run, it computes the optimizer's
+            constants inside.
+        eval_step: the jitted evaluation step.
+        inject_report: the modules that were adapted, with their parameter counts.
+        kind: the model's kind, such as "language model".
     """
 
     graph: Any
@@ -65,7 +66,7 @@ class AbstractRun:
         """Traces a training and an evaluation step; returns the shapes of the training metrics.
 
         Raises:
-            ValueError: the step's state is not of the shapes and types that it was given.
+            ValueError: the training step changes a shape or dtype of the state.
         """
         after, metrics = jax.eval_shape(self.train_step, self.state, self.base, self.batch)
         jax.eval_shape(self.eval_step, self.state.trainable, self.base, self.eval_batch)
@@ -81,13 +82,14 @@ def _type(array: Any) -> tuple:
 def abstract_run(
     config: RunConfig, model: str | Path | None = None, placement: Placement | None = None
 ) -> AbstractRun:
-    """Traces what `setup.build` builds, at full size and within seconds.
+    """Traces the run that `setup.build` would build, at full size and within seconds.
 
     Args:
-        config: of the run.
-        model: whose sizes to take, as `models.named.model_config` reads them: a folder with a
+        config: the run's config.
+        model: the model whose sizes are used (`models.known_sizes.model_config`): a folder with a
             config.json, or a name such as "roberta-large"; ``config.model.path`` if None.
-        placement: the mesh that the steps are for; its devices need not be there.
+        placement: the sharding rules of the steps' mesh, whose devices need not exist; None for
+            one device.
 
     Raises:
         UserError: anything in the config that does not fit.
@@ -108,7 +110,7 @@ def abstract_run(
     spec, problem = config.adapter.spec(), problem_of(config.task)
     found: dict[str, Any] = {}
 
-    def start() -> tuple[RunState, PyTree]:
+    def start() -> tuple[RunState, PyTree]:  # in the order of `setup.build`, which says why
         head_key, adapter_key, run_key = jax.random.split(jax.random.key(config.train.seed), 3)
         dtype = DTYPES[config.model.dtype]
         loaded = random_model(hf, key=head_key, dtype=dtype, **model_options(config))
@@ -149,12 +151,13 @@ def abstract_run(
 def count(
     model: str | Path, spec: AdapterSpec, targets: Targets = ALL_LINEAR, **options: Any
 ) -> InjectReport:
-    """What a method would add to a model, counted from its config alone.
+    """Counts the parameters that a method adds to a model, from the model's config alone.
 
     Args:
-        model: as for `abstract_run`.
-        targets: as for `goat_jax.injection.inject.inject`.
-        options: fields of the model's own config, such as num_labels.
+        model: a folder or a name, as for `abstract_run`.
+        spec: the adapter spec.
+        targets: the modules to adapt, as for `goat_jax.injection.inject.inject`.
+        options: fields of the model's config, such as num_labels.
 
     >>> from goat_jax.adapters.methods import method_spec
     >>> f"{count('roberta-large', method_spec('goat', total_rank=32)).adapter_share:.2%}"
@@ -175,8 +178,11 @@ def count(
 def _train_step(
     config: RunConfig, graph: Any, spec: AdapterSpec, placed: Placed | None
 ) -> TrainStep:
-    """The run's step. A real run's optimizer has the adapters' scales as constants; here they are
-    no numbers before the step is traced."""
+    """Makes the run's training step.
+
+    A real run's optimizer has the adapters' scales as constants. Here the scales have no values
+    outside of the trace, so the optimizer is made inside the step.
+    """
 
     def step(state: RunState, base: PyTree, batch: Batch) -> tuple[RunState, dict[str, Any]]:
         optimizer = method_optimizer(config, spec, scales_of(state.trainable, base))
@@ -193,7 +199,7 @@ def _train_step(
 
 
 def batch_shapes(config: RunConfig, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of so many rows of the greatest length.
+    """Returns the shapes of a batch with `rows` rows of the greatest length.
 
     >>> from goat_jax.config.run import ModelConfig
     >>> from goat_jax.data.tasks.registry import digits
@@ -210,7 +216,7 @@ def batch_shapes(config: RunConfig, rows: int) -> dict[str, jax.ShapeDtypeStruct
 
 
 class _Gradients(Mapping[str, Array]):
-    """A gradient of zeros for every linear layer, made when asked for."""
+    """Mapping from linear layers to zero gradients, each made on access."""
 
     def __init__(self, model: Any):
         self._sites = {name: site for site in find_sites(model) for name in site.names()}
@@ -227,13 +233,13 @@ class _Gradients(Mapping[str, Array]):
 
 
 def abstract_model(config: RunConfig) -> nnx.Module:
-    """The model that a config names, of shapes only; no weights are read."""
+    """Returns a config's model with shapes in place of arrays; reads no weights."""
     hf, options, key = model_config(config.model.path), model_options(config), jax.random.key(0)
     return nnx.eval_shape(lambda: random_model(hf, key=key, **options).model)
 
 
 def kernel_shapes(config: RunConfig) -> dict[str, tuple[int, int]]:
-    """Linear module -> (I, O) of the model that a config names; no weights are read."""
+    """Returns the kernel shapes (I, O) of a config's model by module name; reads no weights."""
     return {
         name: tuple(site.module.kernel.shape[-2:])  # type: ignore[attr-defined]
         for site in find_sites(abstract_model(config))

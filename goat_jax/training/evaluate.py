@@ -1,4 +1,4 @@
-"""Evaluation: every row once, the task's metrics over all of them."""
+"""Evaluation: the task's metrics over every row."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from goat_jax.typing import Batch, PyTree
 
 
 class Evaluation(NamedTuple):
-    """The result of an evaluation.
+    """Result of an evaluation.
 
     Attributes:
-        scores: loss and the named metrics (`goat_jax.data.metrics`).
-        load: name -> per layer the share of routed tokens per expert, summing to 1.
-        seconds: how long it took.
+        scores: the loss and the task's metrics (`goat_jax.data.metrics`).
+        load: module name -> for each layer the fraction of routed tokens per expert, summing to 1.
+        seconds: the duration in seconds.
     """
 
     scores: dict[str, float]
@@ -36,12 +36,17 @@ def evaluate(
     task: Task,
     put: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Evaluation:
-    """The task's scores and the experts' load over all rows.
+    """Computes the task's scores and the experts' load over all rows.
 
-    Steps are dispatched for all batches before any result is fetched.
+    The steps of all batches are dispatched before any result is fetched.
 
     Args:
-        put: puts a batch where the step takes it from (`Built.put_whole`).
+        eval_step: the evaluation step, as `training.step.make_eval_step` makes it.
+        trainable: the trained arrays.
+        base: the frozen arrays.
+        batches: the evaluation batches; padding rows have weight 0.
+        task: the task, which names the metrics.
+        put: a function that moves a batch to the devices (`Built.put_whole`).
     """
     start = time.perf_counter()
     pending = [(batch, eval_step(trainable, base, put(batch))) for batch in batches]

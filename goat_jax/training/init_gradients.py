@@ -1,4 +1,4 @@
-"""The full gradient of the kernels before training, for methods that start from it."""
+"""Full gradients of the kernels before training, for methods that initialize from them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ from goat_jax.typing import Array, Batch, PyTree
 def kernel_gradients(
     model: nnx.Module, objective: Objective, batches: Iterable[Batch], targets: Targets
 ) -> dict[str, Array]:
-    """Mean gradient over batches of the loss with respect to the target kernels, by full name.
+    """Computes the mean gradient of the loss with respect to the target kernels.
 
-    Every batch counts the same, whatever its tokens (LoRA-GA, arXiv 2407.05000, algorithm 1). In
-    memory are the gradients of all these kernels at once, in their own dtype, as in full
-    fine-tuning.
+    Every batch has the same weight, whatever its number of tokens (LoRA-GA, arXiv 2407.05000,
+    algorithm 1). As in full fine-tuning, the gradients of all target kernels are in memory at
+    once, in the kernels' dtype, plus their float32 sum.
 
     Args:
-        model: pretrained, without adapters.
-        targets: as for `goat_jax.injection.inject.inject`.
+        model: the pretrained model, without adapters.
+        objective: the task's loss.
+        batches: the training batches to average over, at least one.
+        targets: the modules to adapt, as for `goat_jax.injection.inject.inject`.
 
     Returns:
-        module name -> (I, O) float32, as `inject` takes them.
+        full module name -> gradient (I, O) in float32, as `inject` takes them.
     """
     sites = [
         site for site in find_sites(model) if any(matches(name, targets) for name in site.names())

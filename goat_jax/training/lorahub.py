@@ -1,4 +1,4 @@
-"""LoRAHub through the same seam: trained runs of one model, combined for a new task by few rows."""
+"""LoRAHub: combines trained runs of one model for a new task, using a few of its rows."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from goat_jax.typing import Array, Batch, PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Composition:
-    """What a search found.
+    """Result of a search for coefficients.
 
     Attributes:
-        coefficients: one per run.
-        few_shot_loss: on the rows that were searched with, penalty included.
+        coefficients: the coefficient of each run.
+        few_shot_loss: the loss on the rows of the search, penalty included.
         trainable: the combined adapters (and heads).
-        scores: on the task's evaluation rows.
-        alone: the same of every run by itself.
+        scores: the combination's scores on the task's evaluation rows.
+        alone: the scores of each run by itself.
     """
 
     coefficients: tuple[float, ...]
@@ -48,14 +48,14 @@ def compose(
     budget: int = 40,
     weight: float = 0.05,
 ) -> Composition:
-    """Searches coefficients of the runs' adapters that suit a task, without gradients.
+    """Searches for coefficients of the runs' adapters that suit a task, without gradients.
 
     Args:
-        config: names the task; its model and adapter must be those of the runs.
-        runs: folders of finished runs, each at its best checkpoint.
-        rows: training rows that the search looks at, the first in the order of the config's seed.
-        budget: evaluations of these rows.
-        weight: of the penalty on the coefficients' size.
+        config: the config of the new task; its model and adapter must be those of the runs.
+        runs: the run folders; each run's best checkpoint is used.
+        rows: the number of training rows used by the search, the first in the seed's order.
+        budget: the number of evaluations on these rows.
+        weight: the weight of the penalty on the coefficients' size.
 
     Raises:
         UserError: fewer than two runs, runs of another base model, or adapters of other shapes.
@@ -63,7 +63,7 @@ def compose(
     """
     if len(runs) < 2:
         raise UserError(f"{len(runs)} runs: LoRAHub combines two or more")
-    config.adapter.spec()  # a misspelt method is found before any run is opened
+    config.adapter.spec()  # an unknown method fails before any run is restored
     opened = [reopen(folder, None) for folder in runs]
     _check_one_base(runs, opened)
     built = opened[0].built
@@ -92,7 +92,10 @@ def compose(
 
 
 def few_rows(config: RunConfig, rows: int) -> list[Batch]:
-    """The first training rows in the order of the config's seed, in batches of their own size."""
+    """Returns the first training rows in the order of the config's seed, in batches.
+
+    A batch has at most `rows` rows; a last incomplete batch is left out.
+    """
     train = load_rows(config, "train")[0]
     size = min(rows, config.train.batch_size)
     sized = dataclasses.replace(config.train, batch_size=size, accumulate=1)
@@ -101,7 +104,10 @@ def few_rows(config: RunConfig, rows: int) -> list[Batch]:
 
 
 def _check_one_base(runs: Sequence[Path], opened: Sequence[Reopened]) -> None:
-    """The products of adapters add up only on one frozen kernel."""
+    """Raises `UserError` unless all runs have the same frozen kernels.
+
+    The adapters' products can be added up only on one frozen kernel.
+    """
     first = opened[0].built
     for folder, run in zip(runs, opened, strict=True):
         same = run.built.base_fingerprint == first.base_fingerprint

@@ -1,4 +1,4 @@
-"""What is minimised: per family of tasks, a loss as sums over examples, so that parts add up."""
+"""Losses, one per task type. Each returns sums and a count, so micro-batches add up exactly."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Objective:
 
     Attributes:
         loss: (model, batch, ctx) -> (sum of losses, extra sums by name, outputs to score).
-        count: batch -> what the sums are divided by (examples, or tokens).
+        count: batch -> the divisor of the sums: the number of examples or tokens.
     """
 
     loss: Callable[[Any, Batch, Context], tuple[Array, dict[str, Array], Array]]
@@ -31,7 +31,7 @@ class Objective:
 
 TOKENS = ("input_ids", "attention_mask", "token_type_ids")
 IMAGES = ("pixel_values",)
-"""What a model is called with: names of a batch's arrays, in the order of its arguments."""
+"""Names of the batch arrays that a model is called with, in the order of its arguments."""
 
 
 def _logits(inputs: tuple[str, ...], model: Any, batch: Batch, ctx: Context) -> Array:
@@ -41,7 +41,10 @@ def _logits(inputs: tuple[str, ...], model: Any, batch: Batch, ctx: Context) -> 
 def _classification_loss(
     inputs: tuple[str, ...], model: Any, batch: Batch, ctx: Context
 ) -> tuple[Array, dict[str, Array], Array]:
-    """Cross entropy; batch has labels (B,) and weights (B,), 0 for rows that only fill up."""
+    """Returns the cross entropy, the number of hits and the logits.
+
+    The batch has labels (B,) and weights (B,); padding rows have weight 0.
+    """
     logits = _logits(inputs, model, batch, ctx)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
     correct = (logits.argmax(-1) == batch["labels"]).astype(jnp.float32)
@@ -52,7 +55,7 @@ def _classification_loss(
 def _regression_loss(
     inputs: tuple[str, ...], model: Any, batch: Batch, ctx: Context
 ) -> tuple[Array, dict[str, Array], Array]:
-    """Squared error of a model with one output; labels are floats."""
+    """Returns the squared error of a model with one output, and that output; labels are floats."""
     logits = _logits(inputs, model, batch, ctx)
     losses = jnp.square(logits[:, 0] - batch["labels"])
     return (losses * batch["weights"]).sum(), {}, logits
@@ -65,11 +68,11 @@ def _sum_of_weights(batch: Batch) -> Array:
 def language_loss(
     model: Any, batch: Batch, ctx: Context
 ) -> tuple[Array, dict[str, Array], tuple[Array, Array]]:
-    """Cross entropy of every learnt token given those before it.
+    """Returns the next-token cross entropy over the tokens that are trained on.
 
     Returns:
-        the sum of losses, the extra sums, and (losses (B, T) of the following token, 0 where it is
-        not learnt; hidden states (B, T, D)).
+        The sum of losses, the extra sums, and a pair: each position's loss on the following token
+        (B, T), 0 where that token is not trained on, and the hidden states (B, T, D).
     """
     hidden = model.hidden(batch["input_ids"], batch["attention_mask"], batch.get("segments"), ctx)
     following = jnp.roll(batch["input_ids"], -1, axis=1)
@@ -86,12 +89,16 @@ def language_loss(
 
 
 def _learnt_next(batch: Batch) -> Array:
-    """(B, T) float32: 1 where the next token is learnt and belongs to the same text."""
+    """Returns the weight (B, T) float32 of each position's next token.
+
+    It is the row's weight if the next token is trained on and belongs to the same text, else 0.
+    """
     learnt = batch["learnt"] != 0
     if "segments" in batch:
         segments = batch["segments"]
         learnt &= segments == jnp.roll(segments, 1, axis=1)
     rows = jnp.broadcast_to(batch["weights"][:, None], learnt.shape)
+    # No position precedes the first token, and the roll would move its weight to the last one.
     weights = jnp.where(learnt, rows, 0.0).at[:, 0].set(0.0)
     return jnp.roll(weights, -1, axis=1)
 

@@ -1,4 +1,7 @@
-"""The one change that a method may make between two steps (`goat_jax.adapters.parts.phases`)."""
+"""Phase change: the one change of constants that a method may make between two steps.
+
+The methods' phases are in `goat_jax.adapters.parts.phases`.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ Switch = Callable[[RunState, PyTree], RunState]
 
 
 def check_switch(course: Course, steps: int) -> None:
-    """Raises `UserError` if a training ends before its method's change."""
+    """Raises `UserError` unless a method's phase change comes before the last step."""
     after = course.switch_step()
     if after is not None and not 0 < after < steps:
         raise UserError(
@@ -34,9 +37,10 @@ def check_switch(course: Course, steps: int) -> None:
 
 
 def starting_constants(model: nnx.Module, course: Course) -> PyTree:
-    """The constants that a run has to keep with its state: copies, or none if they never change."""
+    """Returns copies of the adapters' constants, for the run's state; none if they never change."""
     if course.switch_step() is None:
         return {}
+    # Copied, because steps donate the state, and the originals are still part of the base.
     return jax.tree.map(jnp.copy, _constants(model))
 
 
@@ -46,12 +50,16 @@ def make_switch(
     course: Course,
     shardings: RunState | None = None,
 ) -> Switch:
-    """A function ``(state, base) -> state`` that gives every adapter its new constants.
+    """Makes a function ``(state, base) -> state`` that gives every adapter its new constants.
 
-    The trained arrays stay; what joins late (`optim.late_start`) gets a new optimizer state.
+    The trained arrays stay as they are. Arrays that are trained only from now on
+    (`optim.late_start`) get a new optimizer state.
 
     Args:
-        shardings: of the state on a mesh; None for one device.
+        graph: the model's static structure.
+        optimizer: the run's optimizer.
+        course: the method's phases.
+        shardings: the state's shardings on a mesh; None for one device.
     """
 
     def switch(state: RunState, base: PyTree) -> RunState:
@@ -70,7 +78,7 @@ def make_switch(
             constants=_constants(model),
             opt_state=restart(optimizer, state.opt_state, state.trainable),
         )
-        # Arrays that lie otherwise than the step was compiled for would compile it once more.
+        # With other shardings than it was compiled for, the step would be compiled again.
         return changed if shardings is None else jax.device_put(changed, shardings)
 
     return switch

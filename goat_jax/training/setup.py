@@ -1,4 +1,4 @@
-"""From a `RunConfig` to everything a run needs: model, data, optimizer, jitted steps."""
+"""Builds everything a run needs from its `RunConfig`: model, data, optimizer, jitted steps."""
 
 from __future__ import annotations
 
@@ -59,24 +59,26 @@ class Built:
     """A model with its adapters, ready to run.
 
     Attributes:
-        graph, base: static structure and frozen arrays.
-        state: at step 0.
-        placed: where the arrays are on a mesh; None on one device.
-        train_step, eval_step: jitted.
-        schedule: optimizer steps done before -> learning rate.
-        scales: of the adapters as they started (`pairs.scales_of`).
-        optimizer_at: factor of the learning rate, scales -> the optimizer.
-        inject_report: what was adapted.
-        quantize_report: what the quantisation of the base costs; None without one.
+        graph: the model's static structure (`nn.dense.split_model`).
+        base: the frozen arrays.
+        state: the run's state at step 0.
+        placed: the shardings of the run's arrays; None on one device.
+        train_step: the jitted training step.
+        eval_step: the jitted evaluation step.
+        schedule: number of optimizer steps done -> learning rate of the next one.
+        scales: the adapters' scales at initialization (`pairs.scales_of`).
+        optimizer_at: (factor of the learning rate, scales) -> the optimizer.
+        inject_report: the modules that were adapted, with their parameter counts.
+        quantize_report: the cost of quantizing the base; None if it is not quantized.
         names: path of a linear module -> its full name per layer.
-        patterns: the same with one name, ``{}`` in it for the layer.
-        kind: of the model, such as "language model".
-        vocabulary: tokens it knows, None if it reads none.
-        fresh: parameters the checkpoint did not have.
-        notes: what a person should know of the checkpoint, a line each.
-        switches: optimizer steps done -> what the method changes then.
-        base_fingerprint: sha256 of the pretrained weights.
-        residual_norms: module name -> norm of its frozen kernel per layer.
+        patterns: path of a linear module -> its name with ``{}`` in place of the layer.
+        kind: the model's kind, such as "language model".
+        vocabulary: the model's vocabulary size; None if it does not read tokens.
+        fresh: the names of the parameters that the checkpoint did not have.
+        notes: one-line remarks about the checkpoint.
+        switches: number of optimizer steps done -> the method's phase change at that step.
+        base_fingerprint: the SHA-256 of the pretrained weights.
+        residual_norms: module name pattern -> norms of its frozen kernels, one per layer.
     """
 
     graph: Any
@@ -101,15 +103,15 @@ class Built:
     residual_norms: dict[str, list[float]]
 
     def put_whole(self, batch: Batch) -> Batch:
-        """A batch where the steps take it from: on the mesh, if there is one."""
+        """Puts a complete batch on the mesh, if there is one."""
         return batch if self.placed is None else self.placed.put_whole(batch)
 
 
 def check(config: RunConfig) -> Any:
-    """Checks all that can be told without rows and weights; of the model, its config and shapes.
+    """Checks everything that needs neither rows nor weights, including the model's shapes.
 
     Returns:
-        The model's own config.
+        The config of the model's architecture.
 
     Raises:
         UserError: anything in the config that does not fit.
@@ -135,8 +137,9 @@ def build(config: RunConfig, data: Data | None = None) -> Built:
     """Loads the model, injects the adapters and makes the steps; nothing is compiled yet.
 
     Args:
-        data: the run's, if it is loaded already, and the config checked with it. A method may
-            start from gradients on it.
+        config: the run's config.
+        data: the run's data, if it is loaded already; its loading has then checked the config.
+            Methods that initialize from gradients read their batches from it.
 
     Raises:
         UserError: anything in the config that does not fit.
@@ -155,11 +158,14 @@ def build(config: RunConfig, data: Data | None = None) -> Built:
         **model_options(config),
     )
     problem.prepare(config.task, loaded, path)
+    # Before the adapters: the gradients are those of the pretrained model.
     gradients = _gradients(config, spec, loaded, data)
     report = adapt(loaded.model, config, spec, adapter_key, gradients, placement)
+    # Before quantization, which removes the kernels.
     norms = residual_norms(loaded.model, None if placement is None else placement.whole)
     quantized = quantized_base(loaded.model, config)
     graph, trainable, base = split_model(loaded.model)
+    # Before `aligned`, which moves the scales into the factors.
     scales = scales_of(trainable, base)
     optimizer = method_optimizer(config, spec, scales)
     trainable, base = aligned(config, trainable, base)
@@ -213,7 +219,16 @@ def adapt(
     gradients: Mapping[str, Array] | None = None,
     placement: Placement | None = None,
 ) -> InjectReport:
-    """Attaches the adapters that a config asks for; arguments as for `inject.inject`."""
+    """Attaches the adapters of a config to a model, in place.
+
+    Args:
+        model: the pretrained model, without adapters.
+        config: the run's config.
+        spec: the config's adapter spec.
+        key: PRNG key of the adapters' initialization.
+        gradients: module name -> gradient of its kernel, for methods that initialize from it.
+        placement: the sharding rules; None for one device.
+    """
     set_remat(model, config)
     report = inject(
         model,
@@ -231,13 +246,13 @@ def adapt(
 
 
 def quantized_base(model: Any, config: RunConfig) -> QuantizeReport | None:
-    """Quantises the frozen kernels in place if the config says so."""
+    """Quantizes the frozen kernels in place and reports the cost; None if the config has none."""
     kind = config.model.quantize
     return None if kind == "none" else quantize_base(model, kind)
 
 
 def set_remat(model: Any, config: RunConfig) -> None:
-    """Tells a model's blocks what their backward pass recomputes."""
+    """Sets the rematerialization policy of the model's blocks."""
     for stack in find_stacks(model):
         stack.remat = config.model.remat
 
@@ -245,7 +260,10 @@ def set_remat(model: Any, config: RunConfig) -> None:
 def aligned(
     config: RunConfig, trainable: dict[str, PyTree], base: PyTree
 ) -> tuple[dict[str, PyTree], PyTree]:
-    """Both pytrees with the scales where the config wants them: forward, or in the factors."""
+    """Returns trainable and base trees with the adapters' scales moved into the factors.
+
+    That is done only if the config sets a `forward_scale`; otherwise both trees stay as they are.
+    """
     forward = config.adapter.forward_scale
     return (trainable, base) if forward is None else align(trainable, base, forward)
 
@@ -253,11 +271,13 @@ def aligned(
 def method_optimizer(
     config: RunConfig, spec: AdapterSpec, scales: PyTree, rate: float | Array = 1.0
 ) -> optax.GradientTransformation:
-    """The method's optimizer.
+    """Makes the method's optimizer.
 
     Args:
-        scales: of the adapters, before `aligned` moved them; may be traced.
-        rate: what the learning rate is multiplied with; likewise.
+        config: the run's config.
+        spec: the config's adapter spec.
+        scales: the adapters' scales before `aligned` moved them; may be traced.
+        rate: the factor of the learning rate; may be traced.
     """
     steps, forward = config.train.steps, config.adapter.forward_scale
     optimizer = make_optimizer(config.optimizer, steps, spec.transform, scales, rate)
@@ -269,7 +289,10 @@ def method_optimizer(
 def _gradients(
     config: RunConfig, spec: AdapterSpec, loaded: Loaded, data: Data | None
 ) -> dict[str, Array] | None:
-    """The gradients that the method starts from, of the run's own first batches."""
+    """Returns the mean kernel gradients of the run's first training batches.
+
+    None for methods that do not initialize from gradients.
+    """
     count = spec.initializer.gradient_batches
     if not count:
         return None
@@ -286,12 +309,16 @@ def _gradients(
 
 
 def vocabulary_of(loaded: Loaded) -> int | None:
-    """How many tokens a model knows, None if it reads none."""
+    """Returns a model's vocabulary size; None if it does not read tokens."""
     return getattr(loaded.model.config, "vocab_size", None)
 
 
 def model_options(config: RunConfig) -> dict[str, Any]:
-    """Fields of the model's config: those that the task settles, and the user's own."""
+    """Returns fields of the model's config: those fixed by the task, dropout and the user's.
+
+    Raises:
+        UserError: the user set a field that the task fixes.
+    """
     settled = problem_of(config.task).model_options(config.task)
     for name in config.model.options:
         if name in settled:
@@ -301,10 +328,16 @@ def model_options(config: RunConfig) -> dict[str, Any]:
 
 
 def residual_norms(model: Any, whole: NamedSharding | None = None) -> dict[str, list[float]]:
-    """Frobenius norm of every adapted frozen kernel, per layer: tells one residual from another.
+    """Returns the Frobenius norm of every adapted frozen kernel, per layer.
+
+    A continued run compares the norms, because another residual has other norms.
 
     Args:
-        whole: on a mesh, a copy on every device.
+        model: the model with its adapters.
+        whole: the replicated sharding on a mesh; None for one device.
+
+    Returns:
+        module name pattern -> one norm per layer.
     """
     norms: dict[str, list[float]] = {}
     for site in find_sites(model):
@@ -323,14 +356,15 @@ def _norms(kernel: Array, whole: NamedSharding | None) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The task's rows as batches.
+    """A task's rows as batches.
 
     Attributes:
         rows: the training rows.
-        train: endless iterator of batches of them, checkpointable.
-        evaluation: every evaluation row once.
-        notes: what a person should know of the rows and the run's length, a line each.
-        shares: into how many shares the training batches are cut; `train` gives one of them.
+        train: an endless, checkpointable iterator of this process's shard of the training batches.
+        evaluation: the evaluation batches, which hold every row once.
+        notes: one-line remarks about the rows and the run's length.
+        identity: split -> number and digest of its rows, for run.json.
+        shares: the number of shards of a training batch; `train` yields one of them.
     """
 
     rows: Rows
@@ -342,13 +376,13 @@ class Data:
 
 
 def load_data(config: RunConfig) -> Data:
-    """Reads, tokenises and batches the task, and checks the config on the way; no weight is read.
+    """Reads, tokenizes and batches the task's rows, and checks the config; reads no weights.
 
     Cheap checks come first: columns and labels, then the rest of the config (`check`), then tokens.
 
     Raises:
-        UserError: rows that cannot be read, ids that the model does not know, or anything else
-            in the config that does not fit.
+        UserError: rows that cannot be read, ids outside the model's tables, or anything else in
+            the config that does not fit.
     """
     train, held_out = load_rows(config, "train", "evaluation")
     share = share_of_process(placement_of(config), config.train.batch_size)
@@ -370,22 +404,28 @@ def load_data(config: RunConfig) -> Data:
 
 
 def identity_of(rows: Rows) -> dict[str, Any]:
-    """Number and digest of rows, as JSON."""
+    """Returns the number and the digest of some rows, as JSON."""
     return {"rows": len(rows), "sha256": rows_fingerprint(rows)}
 
 
 def training_batches(config: RunConfig, rows: Rows, share: tuple[int, int] = (0, 1)) -> Any:
-    """Endless batches in the order of the run's seed, checkpointable; share i of n of each."""
+    """Returns an endless, checkpointable iterator of batches, in the order of the run's seed.
+
+    Args:
+        config: the run's config.
+        rows: the training rows.
+        share: (index, count): the shard of each batch that is read.
+    """
     size, length = config.train.batch_size, config.train.max_length
     buckets = choose_buckets(rows.lengths, size, length, max_shapes=config.train.shapes)
     return train_iterator(rows, size, config.train.seed, length, *share, buckets=buckets)
 
 
 def load_rows(config: RunConfig, *splits: str) -> list[Rows]:
-    """The rows of some of the splits "train" and "evaluation"; checks and order of `load_data`.
+    """Reads the rows of some of the splits "train" and "evaluation", checked as in `load_data`.
 
-    All splits are read before the model is looked for, which may have to be fetched, and before
-    the first row is tokenised.
+    All splits are read before the model is looked up, which may mean a download, and before the
+    first row is tokenized.
     """
     problem, task = problem_of(config.task), config.task
     tokenizer = LateTokenizer(lambda: tokenizer_of(find_model(config.model.path)))
@@ -401,7 +441,10 @@ def load_rows(config: RunConfig, *splits: str) -> list[Rows]:
 
 
 def tokenizer_of(path: Path) -> Any:
-    """A checkpoint's tokenizer; texts end with its own token, or else the checkpoint's first."""
+    """Loads a checkpoint's tokenizer.
+
+    If the tokenizer has no end-of-text token, it gets the first one that the checkpoint names.
+    """
     tokenizer, ends = load_tokenizer(path), token_ids(open_checkpoint(path)[0])
     if tokenizer.eos_token_id is None and ends:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
@@ -409,14 +452,14 @@ def tokenizer_of(path: Path) -> Any:
 
 
 def describe(what: str, rows: Rows) -> str:
-    """How many rows there are, and how many are not whole."""
+    """Returns the number of rows in words, with how many were truncated or left out."""
     counts = {"cut short": rows.truncated, "left out": rows.dropped}
     lost = [f"{count:,} {how}" for how, count in counts.items() if count]
     return ", ".join([f"{len(rows):,} {what} rows", *lost])
 
 
 def evaluation_batches(config: RunConfig, rows: Rows) -> Sequence[Batch]:
-    """Every row once, in batches of the run's evaluation size."""
+    """Returns every row once, in batches of the run's evaluation batch size."""
     size, length = config.train.eval_batch_size, config.train.max_length
     buckets = choose_buckets(rows.lengths, size, length, max_shapes=config.train.shapes)
     return eval_batches(rows, size, length, buckets=buckets)

@@ -1,4 +1,4 @@
-"""A run's arrays on a mesh: the shardings of state, base and batches, and putting them there."""
+"""Shardings of a run's state, base and batches on a mesh, and functions to put them there."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from goat_jax.typing import Batch, Key, PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Placed:
-    """The shardings of a run's step.
+    """Shardings of a run's step.
 
     Attributes:
-        placement: the mesh and its rules.
-        known: path in the model -> sharding.
-        base: of the frozen tree.
-        state: a `RunState` of shardings.
+        placement: the mesh and its sharding rules.
+        known: path of an array in the model -> its sharding.
+        base: the shardings of the frozen tree.
+        state: a `RunState` with a sharding in place of every array.
     """
 
     placement: Placement
@@ -35,15 +35,15 @@ class Placed:
     state: RunState
 
     def put_share(self, batch: Batch, rows: int) -> Batch:
-        """A training batch on the mesh, from this process's share of its rows."""
+        """Puts a training batch of `rows` rows on the mesh, given this process's shard of it."""
         return put_batch(batch, self.placement, rows)
 
     def put_whole(self, batch: Batch) -> Batch:
-        """A batch on the mesh that every process has whole."""
+        """Puts a batch on the mesh that every process has completely."""
         return put_whole_batch(batch, self.placement)
 
     def in_step(self) -> dict[str, Any]:
-        """Arguments of `jax.jit` for ``(state, base, batch) -> (state, metrics)``."""
+        """Returns `jax.jit`'s shardings for ``(state, base, batch) -> (state, metrics)``."""
         rows, whole = self.placement.rows, self.placement.whole
         return {
             "in_shardings": (self.state, self.base, rows),
@@ -51,7 +51,7 @@ class Placed:
         }
 
     def in_evaluation(self) -> dict[str, Any]:
-        """Arguments of `jax.jit` for ``(trainable, base, batch) -> (sums, outputs)``."""
+        """Returns `jax.jit`'s shardings for ``(trainable, base, batch) -> (sums, outputs)``."""
         rows, whole = self.placement.rows, self.placement.whole
         return {
             "in_shardings": (self.state.trainable, self.base, rows),
@@ -60,7 +60,7 @@ class Placed:
 
 
 def placement_of(config: RunConfig) -> Placement | None:
-    """The placement of a run on the devices there are, None for one device.
+    """Returns a run's sharding rules on the available devices; None for one device.
 
     Raises:
         UserError: a mesh that does not fit the devices, or batches that do not fit the mesh.
@@ -72,7 +72,7 @@ def placement_of(config: RunConfig) -> Placement | None:
 
 
 def check_batches(config: RunConfig, placement: Placement) -> None:
-    """Raises `UserError` for batches or micro-batches that the mesh cuts unevenly."""
+    """Raises `UserError` for batches or micro-batches that the mesh cannot split evenly."""
     train = config.train
     placement.check_rows(
         "train.batch_size / train.accumulate", train.batch_size // train.accumulate
@@ -89,11 +89,19 @@ def start_state(
     key: Key,
     constants: PyTree,
 ) -> tuple[RunState, PyTree, Placed | None]:
-    """The state before the first step and the frozen tree, where they belong, and that place.
+    """Creates the state before the first step, on the mesh if there is one.
 
     Args:
-        model: what the trees were split from; on a mesh its stacks keep their rows cut.
-        constants: as `RunState` has them.
+        model: the model that the trees were split from.
+        placement: the sharding rules; None for one device.
+        trainable: the trained arrays.
+        base: the frozen arrays.
+        optimizer: the optimizer of the trained arrays.
+        key: the run's PRNG key.
+        constants: the constants of `RunState`.
+
+    Returns:
+        The state, the frozen arrays, and the shardings of both; None on one device.
     """
     if placement is None:
         return RunState.create(trainable, optimizer, key, constants), base, None
@@ -117,7 +125,7 @@ def plan_placement(
     key: Key,
     constants: PyTree,
 ) -> Placed:
-    """The shardings of a run's state and base; shapes are all it looks at."""
+    """Returns the shardings of a run's state and base; reads only the arrays' shapes."""
     known = model_shardings(model, placement)
     state = jax.eval_shape(
         lambda t, k, c: RunState.create(t, optimizer, k, c), trainable, key, constants
@@ -132,7 +140,10 @@ def plan_placement(
 
 
 def keep_rows(model: Any, placement: Placement | None) -> None:
-    """Tells a model how its hidden states lie on the mesh; before it is split."""
+    """Sets a model's shardings of hidden states, embedding lookups and output kernel.
+
+    It has to be called before the model is split, since they are part of its static structure.
+    """
     for stack in find_stacks(model):
         stack.rows = None if placement is None else placement.rows
         stack.row_parts = 1 if placement is None else placement.row_parts
@@ -144,5 +155,5 @@ def keep_rows(model: Any, placement: Placement | None) -> None:
 
 
 def share_of_process(placement: Placement | None, rows: int) -> tuple[int, int]:
-    """(index, count): this process reads share `index` of `count` of every training batch."""
+    """Returns (index, count): this process reads shard `index` of `count` of every batch."""
     return (0, 1) if placement is None else share_of_rows(placement, rows)

@@ -1,4 +1,4 @@
-"""`RunState`: everything that changes during a run, and nothing that can be rebuilt."""
+"""`RunState`: everything that changes during a run and cannot be rebuilt."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from goat_jax.typing import Array, Key, PyTree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RunState:
-    """What a step takes and gives back. The frozen base is not in it.
+    """State that a training step takes and returns. The frozen base is not part of it.
 
     Attributes:
-        step: optimizer steps done, int32 scalar.
-        trainable: ``{"adapter": ..., "head": ...}``.
-        opt_state: optax's, for `trainable` only.
-        key: PRNG key of the run; step n uses ``fold_in(key, n)``.
-        constants: those frozen arrays of adapters that the method exchanges during the run, with
-            the paths they have in the base; empty for most methods.
+        step: the number of optimizer steps done, an int32 scalar.
+        trainable: the trained arrays, ``{"adapter": ..., "head": ...}``.
+        opt_state: the optax state, for `trainable` only.
+        key: the run's PRNG key; the step that follows n others uses ``fold_in(key, n)``.
+        constants: the frozen adapter arrays that the method replaces during the run, under their
+            paths in the base; empty for most methods.
     """
 
     step: Array
@@ -40,17 +40,17 @@ class RunState:
         key: Key,
         constants: PyTree | None = None,
     ) -> RunState:
-        """The state before the first step."""
+        """Creates the state before the first step."""
         opt_state = optimizer.init(trainable)
         return cls(jnp.zeros((), jnp.int32), trainable, opt_state, key, constants or {})
 
     def frozen(self, base: PyTree) -> PyTree:
-        """The base, with the constants as they are now."""
+        """Returns the base with the current constants in it."""
         return _overlay(base, self.constants)
 
 
 def _overlay(tree: PyTree, other: PyTree) -> PyTree:
-    """A nested dict with the leaves of another in the place of its own."""
+    """Returns a nested dict with some of its leaves replaced by those of another one."""
     if not isinstance(other, dict):
         return other
     return {**tree, **{key: _overlay(tree[key], value) for key, value in other.items()}}

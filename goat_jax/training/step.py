@@ -1,4 +1,4 @@
-"""The pure training and evaluation steps, jitted."""
+"""Pure, jitted training and evaluation steps."""
 
 from __future__ import annotations
 
@@ -34,18 +34,23 @@ def make_train_step(
     accumulate: int = 1,
     shardings: Mapping[str, Any] | None = None,
 ) -> TrainStep:
-    """One optimizer step as a jitted function ``(state, base, batch) -> (state, metrics)``.
+    """Makes an optimizer step, a jitted function ``(state, base, batch) -> (state, metrics)``.
 
-    The state is donated; the base is an argument, so it is neither copied nor compiled in. A batch
-    is cut into `accumulate` micro-batches along its first axis, run one after the other; losses are
-    sums divided by the whole batch's count, so the cut does not change the gradient (but for the
-    balance loss, which is averaged over the micro-batches).
+    The state is donated. The base is an argument, so it is neither copied nor compiled in. A batch
+    is split into `accumulate` micro-batches along its first axis, which run one after the other.
+    Losses are sums divided by the full batch's count, so splitting does not change the gradient,
+    except that the balance loss is averaged over the micro-batches.
 
     Metrics: loss, task_loss, aux_loss, grad_norm (before clipping), update_norm, the objective's
-    own sums divided by its count, reports (name -> `Report`), and squares_by_leaf and
+    extra sums divided by its count, reports (name -> `Report`), and squares_by_leaf and
     update_squares_by_leaf: the squared norm of every gradient and update (per layer, if stacked).
 
     Args:
+        graph: the model's static structure.
+        objective: the task's loss.
+        optimizer: the optimizer of the trainable arrays.
+        aux_weight: the weight of the adapters' auxiliary losses.
+        accumulate: the number of micro-batches per step.
         shardings: in_shardings and out_shardings on a mesh; None for one device.
     """
 
@@ -88,11 +93,17 @@ def make_train_step(
 def make_eval_step(
     graph: Any, objective: Objective, shardings: Mapping[str, Any] | None = None
 ) -> EvalStep:
-    """A jitted ``(trainable, base, batch) -> (sums, outputs)``; dropout is off.
+    """Makes a jitted evaluation step ``(trainable, base, batch) -> (sums, outputs)``.
 
-    The sums add up over batches: loss, count, the objective's own, tokens, and loads, which is name
-    -> tokens that selected each expert (L, E). Rows of weight 0 count nowhere. Without an attention
-    mask all tokens of a row count, and `tokens` and loads are in rows.
+    Dropout is off. The sums add up over batches: loss, count, the objective's extra sums, tokens,
+    and loads (module name -> number of tokens that selected each expert, (L, E)). Rows of weight 0
+    count nowhere. Without an attention mask every row counts once, so `tokens` and loads are
+    numbers of rows.
+
+    Args:
+        graph: the model's static structure.
+        objective: the task's loss.
+        shardings: in_shardings and out_shardings on a mesh; None for one device.
     """
 
     @partial(jax.jit, **(shardings or {}))
@@ -109,18 +120,20 @@ def make_eval_step(
 
 
 def counted(batch: Batch) -> Array:
-    """True where a token counts: (B, T), or (B, 1) for rows that have no attention mask."""
+    """Returns a mask, True where a token counts: (B, T), or (B, 1) without an attention mask."""
     rows = (batch["weights"] > 0)[:, None]
     real = batch.get("attention_mask")
     return rows if real is None else (real != 0) & rows
 
 
 class Forward(NamedTuple):
-    """What a forward pass gives.
+    """Result of a forward pass.
 
     Attributes:
-        loss: sum of losses.  sums: the objective's other sums.  outputs: what is scored.
-        reports: name -> `Report` of the adapters, layers first.
+        loss: the sum of the task's losses.
+        sums: the objective's extra sums by name.
+        outputs: the outputs that are scored.
+        reports: module name -> the adapter's `Report`, with layers as the first axis.
     """
 
     loss: Array
@@ -132,24 +145,24 @@ class Forward(NamedTuple):
 def forward(
     graph: Any, trainable: dict, base: PyTree, batch: Batch, objective: Objective, ctx: Context
 ) -> Forward:
-    """Runs the model under its objective and gathers what the adapters report."""
+    """Runs the model under its objective and collects the adapters' reports."""
     model = merge_model(graph, trainable, base)
     (loss, sums, outputs), sown = nnx.capture(objective.loss, Sown)(model, batch, ctx)
     return Forward(loss, sums, outputs, reports_by_name(model, nnx.to_pure_dict(sown)))
 
 
 def sum_of_aux(reports: dict[str, Report]) -> Array:
-    """The auxiliary losses of all modules and layers added up, unweighted."""
+    """Returns the unweighted sum of the auxiliary losses of all modules and layers."""
     return sum((report.aux_loss.sum() for report in reports.values()), jnp.zeros(()))
 
 
 def _squares(array: Array) -> Array:
-    """Squared norm of an array, per entry of its first axis (the layer, in a stack)."""
+    """Returns an array's squared norm, per entry of its first axis (the layer, in a stack)."""
     return jnp.square(array).sum(axis=tuple(range(1, array.ndim)))
 
 
 def _norm(squares: PyTree) -> Array:
-    """Of a whole tree, from the squares of its leaves."""
+    """Returns the norm of a complete tree from its leaves' squared norms."""
     return jnp.sqrt(sum(leaf.sum() for leaf in jax.tree.leaves(squares)))
 
 
@@ -162,12 +175,12 @@ def _accumulated(
     key: Key,
     count: Array,
 ) -> tuple[tuple[Array, Metrics], PyTree]:
-    """The gradient of the whole batch, one micro-batch in memory at a time."""
+    """Returns the full batch's loss, metrics and gradient, one micro-batch in memory at a time."""
     cut = jax.tree.map(lambda a: a.reshape(accumulate, -1, *a.shape[1:]), dict(batch))
 
     def one(number: Array) -> Any:
         micro = jax.tree.map(lambda a: a[number], cut)
-        own = jax.random.fold_in(key, number)
+        own = jax.random.fold_in(key, number)  # otherwise all would have the same dropout masks
         (loss, metrics), grads = grad_of_loss(trainable, base, micro, own, count)
         reports = metrics.pop("reports")
         return (loss, metrics), grads, jax.tree.map(lambda value: value / accumulate, reports)

@@ -1,4 +1,4 @@
-"""What each kind of task means for a run: its rows, its loss, its scores, the model it needs."""
+"""Task types: for each, how a run reads its rows, its loss, its scores and the model it needs."""
 
 from __future__ import annotations
 
@@ -37,28 +37,28 @@ from goat_jax.training.losses import (
 )
 
 LANGUAGE_MODEL = "language model"
-"""The kind of model that generates text."""
+"""Kind of the models that generate text."""
 
 Totals = Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A kind of task.
+    """A task type.
 
     Attributes:
-        needs: the kind of model it is for (`models.architecture.Architecture.kind`).
-        unit: what its throughput counts.
+        needs: the kind of model it trains (`models.registry.Architecture.kind`).
+        unit: the unit of its throughput, "tokens" or "images".
         objective: task -> the loss.
-        model_options: task -> fields of the model's config that it settles.
-        prepare: (task, loaded model, its folder) -> None; gives a model what only the task knows.
-        one_row: (task, model's path, tokens) -> one blank row, which tells what a batch looks like.
+        model_options: task -> the fields of the model's config that the task fixes.
+        prepare: (task, loaded model, its folder) -> None; sets weights that depend on the task.
+        one_row: (task, model's path, tokens) -> one blank row, which has the shapes of a batch.
         read: (task, split, tokenizer) -> the split's rows with their columns checked, not yet
-            tokenised; the tokenizer is used by formats that its chat template writes.
-        encode: (task, split, what `read` gave, tokenizer, most tokens in a row, model's path) ->
-            its rows.
-        scores: (metric names, sums over all rows, batches' labels and weights, outputs) -> scores.
-        notes: task -> what else a person should know of its rows, a line each.
+            tokenized; formats with a chat template use the tokenizer.
+        encode: (task, split, result of `read`, tokenizer, most tokens in a row, model's path) ->
+            the split's encoded rows.
+        scores: (metric names, sums over all rows, batches, outputs) -> scores by metric.
+        notes: task -> further one-line remarks about its rows.
     """
 
     needs: str
@@ -74,11 +74,11 @@ class Problem:
 
 
 def _nothing(task: Task, loaded: Loaded, path: Path) -> None:
-    """Most models need nothing of the task but the number of labels."""
+    """Does nothing: most models depend on the task only by the number of labels."""
 
 
 def _start_from_class_names(task: ImageTask, loaded: Loaded, path: Path) -> None:
-    """A zero-shot head that the checkpoint does not have starts from the names of the classes."""
+    """Initializes a zero-shot head from the class names if the checkpoint does not have one."""
     model = loaded.model
     if model.config.head == ZERO_SHOT and f"{CLASSIFIER}.weight" in loaded.fresh:
         kernel = class_kernel(path, task.labels, task.prompt)
@@ -104,16 +104,16 @@ def _blank_image(task: ImageTask, model: str, length: int) -> Rows:
 def _as_trained(
     task: ImageTask, split: str, images: ImageRows, tokenizer: Any, length: int, model: str
 ) -> Rows:
-    """Images as the model's checkpoint saw them."""
+    """Returns the images with the preprocessing of the model's checkpoint."""
     return dataclasses.replace(images, view=view_of(task, find_model(model)))
 
 
 def _score_outputs(
     metrics: Sequence[str], totals: Totals, batches: Sequence[Mapping], outputs: np.ndarray
 ) -> dict[str, float]:
-    """Metrics of predictions: the larger logit, or the one output of a regression.
+    """Scores predictions: the class with the largest logit, or the one output of a regression.
 
-    A metric of a part of the rows is left out where the rows do not have that part.
+    A metric over a part of the rows is left out if the rows do not have that part.
     """
     del totals
     wanted = [name for name in batches[0] if name in ("labels", "weights") or "part_" in name]
@@ -134,7 +134,7 @@ def _score_outputs(
 def _score_tokens(
     metrics: Sequence[str], totals: Totals, batches: Sequence[Mapping], outputs: np.ndarray
 ) -> dict[str, float]:
-    """Metrics that are means over tokens."""
+    """Returns metrics that are means over tokens."""
     del batches, outputs
     loss = totals["loss"] / totals["count"]
     known = {
@@ -189,11 +189,11 @@ PROBLEMS: dict[type, Problem] = {
     ExamTask: dataclasses.replace(_LANGUAGE, notes=learnt_questions),
     ImageTask: _IMAGE,
 }
-"""Type of a task -> what it means."""
+"""Class of a task -> its task type."""
 
 
 def problem_of(task: Task) -> Problem:
-    """The problem a task is.
+    """Returns the task type of a task.
 
     >>> problem_of(LanguageTask("notes", "a.jsonl", "b.jsonl")).needs
     'language model'
@@ -202,7 +202,16 @@ def problem_of(task: Task) -> Problem:
 
 
 def check_model(task: Task, kind: str, where: str) -> None:
-    """Raises `UserError` unless a model is of the kind that a task needs."""
+    """Checks that a model is of the kind that a task needs.
+
+    Args:
+        task: the task.
+        kind: the model's kind.
+        where: the model's name in the message.
+
+    Raises:
+        UserError: the model is of another kind.
+    """
     needs = problem_of(task).needs
     if kind != needs:
         raise UserError(f"{where} is a {kind}, but task {task.name} needs a {needs}")

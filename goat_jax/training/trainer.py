@@ -1,4 +1,4 @@
-"""The training loop, top to bottom: build, restore, step, evaluate, save."""
+"""The training loop: builds a run, restores it, steps, evaluates and saves."""
 
 from __future__ import annotations
 
@@ -31,23 +31,27 @@ from goat_jax.training.state import RunState
 from goat_jax.training.task_types import problem_of
 from goat_jax.typing import Batch
 
-if TYPE_CHECKING:  # Orbax takes a fifth of a start, which a wrong word in a config would wait for
+# Importing Orbax takes a fifth of the start-up time, so it waits until the config is checked.
+if TYPE_CHECKING:
     from goat_jax.training.checkpoints.checkpoint import Checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """How a run ended.
+    """Result of `fit` or `begin`.
 
     Attributes:
         folder: the run folder.
-        step: steps done.
-        stopped: "finished", "no better score for N evaluations" or the signal's name.
-        before, after: evaluation at step 0 and at the last step.
-        best_step: the step of the best checkpoint on the disk; None before the first evaluation.
-        best_score: its score; None without one.
-        notes: what is worth knowing of the rows.
-        built: model and report.
+        step: the number of optimizer steps done.
+        stopped: why the run ended: "finished", "no better METRIC for N evaluations", the name of
+            the signal that stopped it, or "imported" for a run made by `begin`.
+        before: the scores at step 0.
+        after: the scores of the last evaluation after step 0, empty if there was none; the scores
+            of step 0 for a run made by `begin`.
+        best_step: the step of the best checkpoint on disk; None if no checkpoint has a score.
+        best_score: the best checkpoint's score; None if no checkpoint has one.
+        notes: one-line remarks about the rows, the run's length and the pretrained checkpoint.
+        built: the run's model, jitted steps and reports.
     """
 
     folder: Path
@@ -68,22 +72,29 @@ def fit(
     expired: Callable[[], None] | None = None,
     command: str | None = None,
 ) -> Summary:
-    """Trains as the config says; continues a run that was begun in ``config.out``.
+    """Trains according to the config, or continues the run that already exists in ``config.out``.
 
-    A run that was killed and started again ends with the same bits as one that was not. In a run of
-    several processes (`distributed.processes.join`) each of them calls it.
+    A run that is killed and restarted ends with bitwise the same result as an uninterrupted one.
+    In a multi-process run (`distributed.processes.join`) every process calls this function.
 
     Args:
-        expired: called if SIGTERM or Ctrl-C came and the state is not saved within
-            ``config.train.grace_seconds``.
-        command: that began the run, for its records.
+        config: the run's config.
+        progress: whether to show a progress bar; only the first process shows one.
+        expired: a function that is called if SIGTERM or Ctrl-C arrived and the state is not saved
+            within ``config.train.grace_seconds``.
+        command: the command line that starts the run, kept in run.json.
+
+    Returns:
+        The run's scores, its best checkpoint and the reason it ended.
 
     Raises:
         UserError: anything wrong with the config, the data, the model or the folder.
-        RunFailed: a loss or gradient that is not finite.
+        RunFailed: a loss, gradient or evaluation score that is not finite, or a file that could
+            not be written.
     """
     folder = Path(config.out)
     with contextlib.ExitStack() as held:
+        # The cheapest checks come first: the folder, then the rows, then the model.
         by_first(lambda: held.enter_context(claimed(folder, config)))
         data = load_data(config)
         by_first(lambda: check_same_rows(folder, config, data))
@@ -108,14 +119,20 @@ def fit(
 def begin(
     config: RunConfig, start: Callable[[Built], RunState], command: str | None = None
 ) -> Summary:
-    """Makes the run folder of a state that was trained elsewhere: scores it, saves it as step 0.
+    """Creates a run folder for a state that was trained elsewhere.
+
+    The state is evaluated and saved as the checkpoint of step 0.
 
     Args:
-        start: gives the state, of the run's model before training.
-        command: as for `fit`.
+        config: the config of the new run.
+        start: a function that maps the built model to the state to save.
+        command: the command line that starts the run, kept in run.json.
+
+    Returns:
+        The new run's scores; `Summary.stopped` is "imported".
 
     Raises:
-        UserError: as `fit`, or the folder holds a run already.
+        UserError: as for `fit`, or the folder already holds this run.
     """
     from goat_jax.training.checkpoints.checkpoint import Checkpoints
 
@@ -133,17 +150,24 @@ def begin(
         loop.before = loop.after = loop.evaluate()
         loop.save(loop.before)
         checkpoints.wait()
-        # Last: without its checkpoint the run would be another one, so until then it is none.
+        # run.json comes last: with run.json but no checkpoint, a later `fit` would train this run
+        # from scratch instead of from the imported state.
         identify(folder, config, built, data, command)
         return loop.summary("imported")
 
 
 @dataclasses.dataclass
 class _Best:
-    """The best evaluation so far, by `goodness`, and how many since were no better.
+    """Best evaluation so far, by `goodness`, for early stopping.
 
-    It is saved with every checkpoint, so that patience survives a kill. Which checkpoint is the
-    best is another question: only those on the disk count (`Checkpoints.best_step`).
+    It is saved with every checkpoint, so that the patience counter survives a restart. It does not
+    select the best checkpoint, because only checkpoints on disk count for that
+    (`Checkpoints.best_step`).
+
+    Attributes:
+        step: the best evaluation's step; -1 before the first.
+        score: the best evaluation's `goodness`.
+        worse: the number of evaluations since then that were no better.
     """
 
     step: int = -1
@@ -151,6 +175,7 @@ class _Best:
     worse: int = 0
 
     def add(self, step: int, score: float) -> None:
+        """Counts an evaluation; a score that is not finite counts as no better."""
         if math.isfinite(score) and score > self.score:
             self.step, self.score, self.worse = step, score, 0
         else:
@@ -158,7 +183,7 @@ class _Best:
 
 
 def _from_notes(notes: Any, step: int, folder: str) -> tuple[_Best, dict | None, dict]:
-    """What `save` noted: the best evaluation, and the first and the last scores."""
+    """Returns the best evaluation, the first scores and the last ones from a checkpoint's notes."""
     try:
         best = _Best(*(notes["best"][name] for name in ("step", "score", "worse")))
         before, after = notes["before"], notes["after"]
@@ -174,7 +199,15 @@ def _from_notes(notes: Any, step: int, folder: str) -> tuple[_Best, dict | None,
 
 
 class _Loop:
-    """The state of `fit` between steps."""
+    """Training loop: the state that `fit` keeps between steps, and the actions on it.
+
+    Attributes:
+        step: the number of optimizer steps done.
+        saved: the step of the last checkpoint.
+        before: the scores at step 0.
+        after: the scores of the last evaluation.
+        pending: step, metrics, batch and FLOPs of the last step, whose numbers are not fetched yet.
+    """
 
     def __init__(
         self,
@@ -199,7 +232,10 @@ class _Loop:
         self.profile: Profile
 
     def restore(self) -> None:
-        """Goes on from the newest checkpoint, or forgets what a run without one wrote."""
+        """Restores the newest checkpoint and drops the records written after it.
+
+        Without a checkpoint the run starts from step 0 with no records.
+        """
         step = self.checkpoints.latest_step()
         self.records.resume(-1 if step is None else step)
         if step is None:
@@ -209,11 +245,12 @@ class _Loop:
         self.best, self.before, self.after = _from_notes(found.notes, step, self.config.out)
 
     def run(self, signals: Signals) -> Summary:
-        """All steps that are left, or up to the one during which a signal came."""
+        """Takes the remaining steps; stops early on a signal or when patience runs out."""
         train = self.config.train
         if self.before is None:
             self.before = self.evaluate()
         stopped = "finished"
+        # A new meter, so that the start-up and the first evaluation do not count as training time.
         self.meter = Meter(self.unit, self.data.shares, self.peak())
         votes = Votes()
         while self.step < train.steps:
@@ -230,13 +267,13 @@ class _Loop:
         return self.summary(stopped)
 
     def peak(self) -> float | None:
-        """What the devices could do, if that is watched and a step is left."""
+        """Returns the devices' peak FLOP/s; None if utilization is off or no step is left."""
         if self.flops is None or self.step == self.config.train.steps:
             return None
         return peak_of_devices(DTYPES[self.config.model.dtype])
 
     def take_step(self) -> None:
-        """One optimizer step, and what is due after it."""
+        """Takes one optimizer step, then evaluates and saves if either is due."""
         train = self.config.train
         self.profile.before(self.step + 1)
         with self.meter.during("data"):
@@ -245,7 +282,8 @@ class _Loop:
             there = batch if placed is None else placed.put_share(batch, train.batch_size)
         self.state, metrics = self.built.train_step(self.state, self.built.base, there)
         flops = self.flops(self.state, self.built.base, there) if self.flops else 0
-        # The device works on this step while the host looks at the one before.
+        # Steps are dispatched asynchronously: the device runs this step while the host reads the
+        # metrics of the previous one.
         self.look_at_pending()
         self.step += 1
         if self.step in self.built.switches:
@@ -260,7 +298,11 @@ class _Loop:
             self.save(None)
 
     def look_at_pending(self) -> None:
-        """Fetches the last step's numbers: stops if they are not finite, records them if due."""
+        """Fetches the last step's metrics and records them if due.
+
+        Raises:
+            RunFailed: the loss or the gradient norm is not finite.
+        """
         if self.pending is None:
             return
         (step, metrics, batch, flops), self.pending = self.pending, None
@@ -275,7 +317,7 @@ class _Loop:
             self.record(step, jax.device_get(metrics))
 
     def record(self, step: int, metrics: dict[str, Any]) -> None:
-        """Writes the training records from the fetched numbers of a step."""
+        """Writes a step's "train" and "layers" records from its fetched metrics."""
         reports = metrics.pop("reports")
         norms = {
             name: norms_by_module(metrics.pop(squares), self.built.names, self.built.patterns)
@@ -298,11 +340,15 @@ class _Loop:
         self.bar.update(step, loss=float(metrics["loss"]), **{rate: values[rate]})
 
     def learning_rate(self, step: int) -> float:
-        """The rate that the step which led to `step` used."""
+        """Returns the learning rate of the update that completed `step`."""
         return float(jax.numpy.asarray(self.built.schedule(step - 1)))
 
     def evaluate(self) -> dict[str, float]:
-        """Scores the current state; records and shows them."""
+        """Evaluates the current state, records the scores and shows them.
+
+        Raises:
+            RunFailed: a score after step 0 is not finite.
+        """
         self.look_at_pending()
         found = evaluate(
             self.built.eval_step,
@@ -316,7 +362,8 @@ class _Loop:
         self.records.write("eval", self.step, split="evaluation", **scores, seconds=found.seconds)
         self.records.write("load", self.step, modules=found.load)
         bad = [name for name, value in scores.items() if not math.isfinite(value)]
-        if bad and self.step > 0:  # the last step broke the weights, though its own loss was finite
+        # A finite loss does not imply finite weights: the loss is computed before the update.
+        if bad and self.step > 0:
             raise self.failure(self.step, f"of the held-out scores {', '.join(bad)} is not finite")
         if self.step > 0:
             self.best.add(self.step, goodness(self.best_by, scores[self.best_by]))
@@ -325,11 +372,16 @@ class _Loop:
         return scores
 
     def out_of_patience(self) -> bool:
+        """True if the last `train.patience` evaluations were no better than the best one."""
         patience = self.config.train.patience
         return patience is not None and self.best.worse >= patience
 
     def save(self, scores: dict[str, float] | None) -> None:
-        """Starts a checkpoint of a state whose numbers have been looked at."""
+        """Starts writing a checkpoint, after checking that the last step's loss is finite.
+
+        Args:
+            scores: the scores of an evaluation at this step; None without one.
+        """
         self.look_at_pending()
         notes = {
             "best": dataclasses.asdict(self.best),
@@ -341,7 +393,10 @@ class _Loop:
         self.saved = self.step
 
     def failure(self, step: int, what: str) -> RunFailed:
-        """Says what was not finite, and what is left."""
+        """Returns the error for a value that is not finite; it names the checkpoint that is kept.
+
+        Waits for the running checkpoint first.
+        """
         self.checkpoints.wait()
         good = self.checkpoints.latest_step()
         kept = "nothing was saved yet" if good is None else f"the checkpoint of step {good} is kept"
@@ -351,7 +406,7 @@ class _Loop:
         )
 
     def summary(self, stopped: str) -> Summary:
-        """The run's end; everything that was to be saved is on the disk by now."""
+        """Returns the run's summary; all checkpoints must be on disk by now."""
         scores = self.checkpoints.scores()
         best = self.checkpoints.best_step()
         return Summary(

@@ -1,9 +1,10 @@
-"""Runs of one task that differ in how they start, trained at once under vmap.
+"""Trains several runs of one task at once under vmap.
 
-What their adapters start as, and the numbers seed, learning rate and weight of the auxiliary loss
-are arrays of the step, so one compiled step has many runs. Frozen arrays that are the same in all
-runs are in memory once. Nothing is saved on the way: a comparison is many short runs. Each run's
-numbers are those it would have alone (every batch padded alike), up to rounding.
+The runs may differ in adapter initialization, seed, learning rate and weight of the auxiliary
+loss. All of these are array arguments of the step, so one compiled step trains many runs. Frozen
+arrays that are equal in all runs are in memory once. No checkpoints are written, because a
+comparison consists of many short runs. Up to rounding, each run's numbers are those of the run
+alone, provided that every batch is padded to the same length.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ from goat_jax.typing import Batch, PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """What tells runs of one config apart.
+    """Variant of a config: the settings by which its runs differ.
 
     Attributes:
-        seed: of its start, its data's order and its dropout.
-        learning_rate: its peak rate.
+        seed: the seed of the run's initialization, data order and dropout.
+        learning_rate: the run's peak learning rate.
     """
 
     seed: int
@@ -57,19 +58,20 @@ class Member:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The result of one run. All its numbers are finite.
+    """Result of one run. All its numbers are finite.
 
     Attributes:
-        member: the run.
-        losses: the task's loss of every step's batch, up to the step at which the run diverged.
-        before: scores at the start.
-        after: scores after the last step; empty if the run diverged.
+        member: the run's seed and learning rate.
+        losses: the task loss of every step's batch, up to the step at which the run diverged.
+        before: the scores before training.
+        after: the scores after the last step; empty if the run diverged.
         trained_parameters: the number of one run's trained parameters, heads included.
-        adapter_share: the adapters' parameters over the pretrained model's.
+        adapter_share: the number of adapter parameters over the pretrained model's.
         step_seconds: the median time of a step, divided by the number of runs in it.
-        temporary_bytes: the compiled step's memory besides its arguments, divided likewise.
-        diverged: the first step whose loss or gradient, or the last step if its scores, were not
-            finite; None if everything was.
+        temporary_bytes: the compiled step's temporary memory in bytes, divided by the number of
+            runs in it.
+        diverged: the first step with a loss or gradient that is not finite, or the last step if
+            its scores are not finite; None if everything is finite.
     """
 
     member: Member
@@ -84,20 +86,22 @@ class Outcome:
 
 
 def with_member(config: RunConfig, member: Member) -> RunConfig:
-    """The config of a member as a run of its own."""
+    """Returns a config with a member's seed and learning rate."""
     train = dataclasses.replace(config.train, seed=member.seed)
     optimizer = dataclasses.replace(config.optimizer, learning_rate=member.learning_rate)
     return dataclasses.replace(config, train=train, optimizer=optimizer)
 
 
 def train_together(configs: Sequence[RunConfig], at_once: int = 1) -> Iterator[Outcome]:
-    """Trains all runs, up to `at_once` neighbours that can share a compiled step in one.
+    """Trains all runs; up to `at_once` consecutive ones that can share a step run in one.
 
     Args:
-        configs: of the runs; put those `shared_step` says the same of side by side.
+        configs: the runs' configs. Only consecutive configs with the same `shared_step` share a
+            compiled step.
+        at_once: the largest number of runs per compiled step.
 
     Yields:
-        their outcomes, in the order of the configs.
+        The runs' outcomes, in the order of the configs.
 
     Raises:
         UserError: as `check_runs`, before the first is trained.
@@ -109,16 +113,17 @@ def train_together(configs: Sequence[RunConfig], at_once: int = 1) -> Iterator[O
 
 
 def check_runs(configs: Sequence[RunConfig]) -> None:
-    """Finds what does not fit in any of the runs, before the first of them is trained.
+    """Checks all runs before the first of them is trained.
 
     Raises:
-        UserError: as `goat_jax.training.setup.build`, or a config with a mesh.
+        UserError: as for `goat_jax.training.setup.build`, or a config with a mesh.
     """
     for config in configs:
         if placement_of(config) is not None:
             raise UserError("runs are trained together on one device: leave mesh as it is")
     data: list[Any] = []
-    for config in (alike[0] for alike in _groups(configs)[1:]):  # training checks the first
+    # The first group is left out, since training it starts right away with the same checks.
+    for config in (alike[0] for alike in _groups(configs)[1:]):
         abstract_run(config, find_model(config.model.path))
         check_switch(config.adapter.spec().course, config.train.steps)
         own = config.task, config.model.path, config.train
@@ -130,7 +135,10 @@ def check_runs(configs: Sequence[RunConfig]) -> None:
 
 
 def _groups(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
-    """Neighbours that can share a compiled step; every batch of theirs is padded alike."""
+    """Groups consecutive configs that can share a compiled step.
+
+    Each config gets a single batch length, so that all of its batches have one shape.
+    """
     one_shape = [
         dataclasses.replace(each, train=dataclasses.replace(each.train, shapes=1))
         for each in configs
@@ -139,8 +147,11 @@ def _groups(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
 
 
 def shared_step(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
-    """What two runs must agree in to share a compiled step: the config but for seed, learning rate
-    and the adapter's start, and what a step reads of the adapter."""
+    """Returns the settings that two runs must have in common to share a compiled step.
+
+    These are the config without seed, learning rate and the adapter's initialization, and the
+    parts of the adapter spec that a step reads.
+    """
     spec, own = config.adapter.spec(), config.adapter
     adapter = AdapterConfig(
         targets=own.targets,
@@ -161,7 +172,7 @@ def _train_some(configs: Sequence[RunConfig]) -> Iterator[Outcome]:
 
 
 def _sharing(built: Built, first: Built) -> Built:
-    """With the first one's frozen arrays in the place of equal ones, which so are freed."""
+    """Replaces frozen arrays by equal ones of the first run, so that the duplicates are freed."""
     known = dict(jax.tree_util.tree_leaves_with_path(first.base))
 
     def share(path: Any, own: Any) -> Any:
@@ -173,7 +184,7 @@ def _sharing(built: Built, first: Built) -> Built:
 
 
 class _Group:
-    """Runs in one step."""
+    """Runs that share one compiled step."""
 
     def __init__(self, configs: Sequence[RunConfig], builts: Sequence[Built], data: Data):
         self.configs, self.config, self.built = configs, configs[0], builts[0]
@@ -189,7 +200,7 @@ class _Group:
         self.held_out = data.evaluation
 
     def train(self) -> list[Outcome]:
-        """From the start to the last step."""
+        """Trains the runs to the last step, or until all have diverged."""
         state, batch = self.start, self.next_batch()
         step = jax.vmap(self.step, in_axes=(0, self.base_axes, 0, 0))
         compiled = (
@@ -200,7 +211,7 @@ class _Group:
         for number in range(1, self.config.train.steps + 1):
             start = time.perf_counter()
             state, (loss, looked_at) = compiled(state, self.base, batch, self.numbers)
-            batch = self.next_batch()
+            batch = self.next_batch()  # while the device computes; reading the loss waits for it
             losses.append(np.asarray(loss))
             seconds.append(time.perf_counter() - start)
             for place in np.flatnonzero(~np.isfinite(np.asarray(looked_at)).all(axis=1)):
@@ -236,13 +247,18 @@ class _Group:
         ]
 
     def next_batch(self) -> Batch:
-        """The runs' next batches, one above the other."""
+        """Returns the runs' next batches, stacked along a new first axis."""
         return _stack([next(batches) for batches in self.batches], np)
 
     def step(
         self, state: RunState, base: PyTree, batch: Batch, numbers: dict[str, PyTree]
     ) -> tuple[RunState, Any]:
-        """One run's step, its task loss, and the numbers that training stops on if not finite."""
+        """Takes one run's step.
+
+        Returns:
+            The new state, and a pair: the task loss, and the metrics that must be finite for the
+            run to count as not diverged.
+        """
         own = make_train_step(
             self.built.graph,
             problem_of(self.config.task).objective(self.config.task),
@@ -255,12 +271,12 @@ class _Group:
         return state, (metrics["task_loss"], jnp.stack(looked_at))
 
     def switched(self, state: RunState, number: int) -> RunState:
-        """What the method changes after that step, in every run."""
+        """Applies the method's phase change after step `number` to every run."""
         switch, runs = self.built.switches[number], range(len(self.configs))
         return _stack([switch(_one(state, i), self.base_of(i)) for i in runs])
 
     def base_of(self, i: int) -> PyTree:
-        """A run's frozen arrays."""
+        """Returns the frozen arrays of run `i`."""
         return jax.tree.map(
             lambda leaf, axis: leaf if axis is None else leaf[i], self.base, self.base_axes
         )
@@ -268,13 +284,14 @@ class _Group:
     def evaluate(
         self, state: RunState, places: Sequence[int] | None = None
     ) -> dict[int, dict[str, float]]:
-        """The scores of every run, or of the runs at some places."""
+        """Returns the scores of all runs, or of those with the indices `places`."""
         places = range(len(self.configs)) if places is None else places
         if not places:
             return {}
         found = [self.eval_step(state, self.base, batch) for batch in self.held_out]
         scores = {}
         for place in places:
+            # The step has run for all runs at once, so `evaluate` only collects this run's results.
             own = iter([_one(each, place) for each in found])
             done = evaluate(
                 lambda *_, own=own: next(own), {}, None, self.held_out, self.config.task
@@ -284,7 +301,7 @@ class _Group:
 
     @partial(jax.jit, static_argnums=0)
     def eval_step(self, state: RunState, base: PyTree, batch: Batch) -> Any:
-        """All runs' sums and outputs on one batch."""
+        """Returns all runs' sums and outputs on one batch."""
         step = self.built.eval_step
 
         def one(state: RunState, base: PyTree) -> Any:
@@ -294,7 +311,7 @@ class _Group:
 
 
 def finite_only(scores: Mapping[str, float]) -> dict[str, float]:
-    """The scores that are finite.
+    """Returns the scores that are finite.
 
     >>> finite_only({"loss": float("nan"), "accuracy": 0.5})
     {'accuracy': 0.5}
@@ -311,9 +328,9 @@ def _stack(trees: Sequence[Any], library: Any = jnp) -> Any:
 
 
 def _stack_different(trees: Sequence[PyTree]) -> tuple[PyTree, PyTree]:
-    """One tree of several with the same shapes, and vmap's axes for it.
+    """Stacks trees of the same shapes; returns the stacked tree and its vmap axes.
 
-    Leaves that are one array in all of them stay as they are.
+    A leaf that is the same array object in all trees is kept unstacked, with axis None.
     """
 
     def is_one(leaves: tuple) -> bool:

@@ -1,1 +1,1 @@
-"""Checks of values that people give: numbers, words, fields of configs and parts."""
+"""Checks of user input: numbers, words, and fields of configs and parts."""

@@ -1,4 +1,4 @@
-"""Checks of single values that people give: numbers in their range, words among the known ones."""
+"""Checks of single values from users: numbers within a range, words among the known ones."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def check_number(
     whole: bool = False,
     optional: bool = False,
 ) -> None:
-    """Refuses a value that is no finite number in its range.
+    """Raises `UserError` unless a value is a finite number within a range.
 
     Args:
-        name: the field as a person types it.
-        value: anything.
+        name: the field's name as a user types it.
+        value: the value, of any type.
         at_least: the smallest valid number.
-        above: a number that valid ones exceed.
+        above: an exclusive lower limit.
         at_most: the largest valid number.
-        below: a number that valid ones stay under.
-        whole: whether it must be an integer.
+        below: an exclusive upper limit.
+        whole: whether the number must be an integer.
         optional: whether None is valid.
 
     Raises:
-        UserError: names the field, the value and the valid range.
+        UserError: the value is not valid; the error names the field, the value and the range.
 
     >>> check_number("train.steps", 10, at_least=1, whole=True)
     >>> check_number("beta1", float("nan"), at_least=0, below=1)
@@ -44,7 +44,7 @@ def check_number(
     if optional and value is None:
         return
     kind = numbers.Integral if whole else numbers.Real
-    # A bool is an int for Python, but no count or rate; NaN fails every comparison, so ask first.
+    # bool is a subclass of int, but True is no count. NaN fails every comparison, so test it first.
     if isinstance(value, kind) and not isinstance(value, bool) and _is_finite(value):
         limits = (
             (at_least, lambda limit: value >= limit),
@@ -69,10 +69,15 @@ def _is_finite(value: Any) -> bool:
 
 
 def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
-    """Refuses a word that is not among the known ones.
+    """Raises `UserError` unless a value is one of the known words.
+
+    Args:
+        name: the field's name as a user types it.
+        value: the value, of any type.
+        known: the valid words.
 
     Raises:
-        UserError: names the field, the value and all that are known.
+        UserError: the value is not known; the error names the field, the value and known words.
 
     >>> check_choice("model.dtype", "float16", ["float32", "bfloat16"])
     Traceback (most recent call last):

@@ -1,8 +1,8 @@
-"""Types of fields with their valid values, and the check that configs and parts do when made.
+"""Field types with valid ranges, and the checks of configs and parts at construction.
 
-A frozen dataclass states what a field may hold in its type, ``steps: Count = 150``, and calls
-`check_fields` in ``__post_init__``. The same types read the words of a command line (`read_words`),
-so a value is refused by one rule wherever it comes from.
+A frozen dataclass declares a field's valid values by its type, ``steps: Count = 150``, and calls
+`check_fields` in ``__post_init__``. The words of a command line are parsed by the same types
+(`read_words`), so a value is checked by the same rule wherever it comes from.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ INT32_MAX = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The valid numbers of a field; every limit is optional.
+    """Range of a field's valid numbers; every limit is optional.
 
     Attributes:
-        at_least: the smallest one.
-        above: a number that all exceed.
-        at_most: the largest one.
-        below: a number that all stay under.
+        at_least: the smallest valid number.
+        above: an exclusive lower limit.
+        at_most: the largest valid number.
+        below: an exclusive upper limit.
     """
 
     at_least: float | None = None
@@ -43,10 +43,10 @@ class Range:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OneOf:
-    """The valid words of a field.
+    """Set of a field's valid words.
 
     Attributes:
-        known: all of them; a mapping's keys.
+        known: the valid words; for a mapping, its keys.
     """
 
     known: Collection[str]
@@ -54,7 +54,7 @@ class OneOf:
 
 @dataclasses.dataclass(frozen=True)
 class NotEmpty:
-    """Marks a text that has at least one character."""
+    """Marks a text field that needs at least one character."""
 
 
 Name = Annotated[str, NotEmpty()]
@@ -65,12 +65,12 @@ Positive = Annotated[float, Range(above=0)]
 NonNegative = Annotated[float, Range(at_least=0)]
 Share = Annotated[float, Range(at_least=0, at_most=1)]
 Rate = Annotated[float, Range(at_least=0, below=1)]
-"""A probability of dropping, or the decay of a moving average: 1 would leave nothing."""
+"""Dropout rate, or decay of a moving average; 1 is excluded, since nothing would remain."""
 
 
 @functools.cache
 def field_types(kind: type) -> dict[str, Any]:
-    """The fields of a dataclass by name, each with its type.
+    """Returns the types of a dataclass's fields by name.
 
     >>> list(field_types(Range))
     ['at_least', 'above', 'at_most', 'below']
@@ -80,14 +80,14 @@ def field_types(kind: type) -> dict[str, Any]:
 
 
 def check_fields(instance: Any, prefix: str = "") -> None:
-    """Checks every field of a frozen dataclass against its type, and makes lists tuples.
+    """Checks every field of a frozen dataclass against its type, and converts lists to tuples.
 
     Args:
-        instance: a dataclass under construction.
-        prefix: in front of the fields' names in errors: ``"train."``.
+        instance: the dataclass under construction.
+        prefix: the prefix of the fields' names in errors, such as ``"train."``.
 
     Raises:
-        UserError: the first field that is not valid.
+        UserError: a field is not valid; the error names the first one.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Sizes:
@@ -108,10 +108,15 @@ def check_fields(instance: Any, prefix: str = "") -> None:
 
 
 def checked(name: str, value: Any, kind: Any) -> Any:
-    """The value as its type has it: lists as tuples, whole numbers for floats as floats.
+    """Checks a value and converts it to its type: lists to tuples, integers to floats.
+
+    Args:
+        name: the field's name, for errors.
+        value: the value.
+        kind: the type, with its valid range if it has one.
 
     Raises:
-        UserError: it is not of the type, or not valid for it.
+        UserError: the value is not of the type, or outside of its range.
 
     >>> checked("mean", [0, 1], tuple[float, ...])
     (0.0, 1.0)
@@ -136,10 +141,15 @@ def checked(name: str, value: Any, kind: Any) -> Any:
 
 
 def made(name: str, kind: type, values: Mapping[str, Any]) -> Any:
-    """A dataclass of fields by name.
+    """Makes a dataclass from the values of its fields by name.
+
+    Args:
+        name: the name of what is made, for errors.
+        kind: the dataclass.
+        values: the values by field.
 
     Raises:
-        UserError: an unknown field, one that is missing, or a value that is not valid.
+        UserError: an unknown field, a missing one, or a value that is not valid.
     """
     known = {field.name: field for field in dataclasses.fields(kind)}
     for field in values:
@@ -158,13 +168,13 @@ def call(
     """Calls a function with options by name, each checked against its annotation.
 
     Args:
-        function: any, also one of which some arguments are given already (`functools.partial`).
-        options: by name; a number or truth value for a text is taken as it would be typed.
-        where: its name, for errors.
-        others: whether a ``**`` parameter takes options that are not named.
+        function: any function, also a `functools.partial`.
+        options: the options by name; a number or bool for a text parameter is converted to text.
+        where: the function's name, for errors.
+        others: whether options without a named parameter go to a ``**`` parameter.
 
     Raises:
-        UserError: an option that it does not have, lacks, or that is not valid.
+        UserError: an unknown option, a missing one, or a value that is not valid.
 
     >>> call(lambda rank=8: rank, {"rnk": 4}, "demo.py")
     Traceback (most recent call last):
@@ -191,7 +201,7 @@ def call(
 
 
 def _as_typed(value: Any, kind: Any) -> Any:
-    """A number or truth value as text where a text is wanted: a folder may be called 2024."""
+    """Converts a number or bool to text if the type is text: a folder may be called 2024."""
     members = [_bare(member)[0] for member in _members(kind)]
     if str in members and not {int, float, bool} & set(members) and isinstance(value, int | float):
         return json.dumps(value)
@@ -199,14 +209,14 @@ def _as_typed(value: Any, kind: Any) -> Any:
 
 
 def _bare(kind: Any) -> tuple[Any, tuple[Any, ...]]:
-    """A type without its annotations, and these."""
+    """Returns a type without its annotations, and the annotations."""
     if typing.get_origin(kind) is Annotated:
         return kind.__origin__, kind.__metadata__
     return kind, ()
 
 
 def _members(kind: Any) -> tuple[Any, ...]:
-    """The types of a union, or the type itself, without None."""
+    """Returns the member types of a union without None, or the type itself."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return tuple(one for one in typing.get_args(kind) if one is not types.NoneType)
     return (kind,)
@@ -260,7 +270,7 @@ def _checked_plain(name: str, value: Any, kind: type, limits: tuple[Any, ...]) -
 def _checked_tuple(name: str, value: Any, kind: Any) -> tuple[Any, ...]:
     inner = typing.get_args(kind)
     if isinstance(value, str) and inner[0] is str:
-        value = (value,)  # one name may be written without its list
+        value = (value,)  # a single name may be given without a list
     several = len(inner) == 2 and inner[1] is Ellipsis
     if not isinstance(value, list | tuple) or (not several and len(value) != len(inner)):
         raise UserError(f"{name} {value!r} is not valid: give {describe(kind)}")
@@ -281,7 +291,7 @@ def _checked_mapping(name: str, value: Any, inner: Any) -> Any:
 
 
 def _check_finite(name: str, value: Any) -> None:
-    """Refuses numbers that are not finite, also inside of lists and mappings."""
+    """Raises `UserError` for numbers that are not finite, also inside lists and mappings."""
     if isinstance(value, float):
         check_number(name, value)
     if isinstance(value, list | tuple | Mapping):
@@ -290,7 +300,7 @@ def _check_finite(name: str, value: Any) -> None:
 
 
 def describe(kind: Any) -> str:
-    """What a field of this type takes, in words.
+    """Describes a type's values in words, for errors and help.
 
     >>> describe(str | tuple[str, ...]), describe(Positive | None)
     ('a text or a list', 'a number or none')
@@ -312,15 +322,15 @@ def describe(kind: Any) -> str:
 
 
 def read_words(name: str, words: Sequence[str], kind: Any) -> Any:
-    """The value that words of a command line stand for, not yet checked.
+    """Parses the words of a command line to a value, which is not checked yet.
 
     Args:
-        name: of the field, for errors.
-        words: what follows it.
+        name: the field's name, for errors.
+        words: the words after the name.
         kind: the field's type.
 
     Raises:
-        UserError: no word, or more than the type takes.
+        UserError: fewer or more words than the type takes.
 
     >>> read_words("a", ["2"], float), read_words("b", ["x", "y"], str | tuple[str, ...])
     (2.0, ('x', 'y'))
@@ -363,7 +373,7 @@ def _number(word: str, kinds: Sequence[type] = (int, float)) -> Any:
 
 
 def _pairs(name: str, words: Sequence[str]) -> dict[str, Any]:
-    """``NAME=VALUE`` words as a dict."""
+    """Parses ``NAME=VALUE`` words to a dict."""
     found = {}
     for word in words:
         key, equals, value = word.partition("=")
@@ -374,7 +384,7 @@ def _pairs(name: str, words: Sequence[str]) -> dict[str, Any]:
 
 
 def read_value(text: str) -> Any:
-    """A value as JSON if it is that, else as text. Numbers that are not finite stay numbers.
+    """Parses a text as JSON; if it is not JSON, as a number such as ``nan``, or else as text.
 
     >>> read_value("0.5"), read_value("true"), read_value("rte"), read_value('["a"]')
     (0.5, True, 'rte', ['a'])

@@ -1,6 +1,7 @@
 """Every key of config.json that transformers reads is read here, refused, or without effect."""
 
 import importlib.util
+import itertools
 import json
 import re
 from pathlib import Path
@@ -122,7 +123,7 @@ WRONG = [
     ("llama", {"rope_parameters": {"rope_type": "longrope"}}, "'longrope' is not supported"),
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
     ("llama", {"hidden_act": ["silu"]}, "activation .* is not one of"),
-    ("llama", {"num_hidden_layers": True}, "num_layers is True"),
+    ("llama", {"num_hidden_layers": True}, "num_hidden_layers is True"),
     ("llama", {"auto_map": {"AutoModelForCausalLM": "a.B"}}, "never run"),
     ("llama", {"quantization_config": {"bits": 4}}, "quantization_config is .*bits"),
     ("mistral", {"sliding_window": 0}, "sliding_window 0 is not valid"),
@@ -161,3 +162,25 @@ def test_numbers_that_are_not_finite(number, tmp_path):
     path.write_text(json.dumps(SMALL["bert"])[:-1] + f', "layer_norm_eps": {number}}}')
     with pytest.raises(UserError, match=f"config.json holds the number {number}: give a finite"):
         read_json(path, "a checkpoint")
+
+
+WRONG = ("8", 2.5, True, None, [1], {"a": 1}, {"a": None}, -1, 0, 10**30, "", [], 1e308)
+
+
+@pytest.mark.parametrize("model_type", SMALL)
+def test_a_wrong_value_of_any_key_is_one_line_or_a_config(model_type):
+    hf = {"model_type": model_type, **SMALL[model_type]}
+    parts = {part: hf[part] for part in KEYS[model_type].parts if part in hf}
+    places = [((), key) for key in {*KEYS[model_type].known(), *hf} - {"model_type"}]
+    places += [((part,), key) for part in parts for key in parts[part]]
+    refused = 0
+    for (path, key), value in itertools.product(places, WRONG):
+        changed = json.loads(json.dumps(hf))
+        inner = changed[path[0]] if path else changed
+        inner[key] = value
+        try:
+            ARCHITECTURES[model_type].config_of(changed)
+        except UserError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > len(places)

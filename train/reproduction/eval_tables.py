@@ -1,4 +1,5 @@
-"""Methods x seeds of one table of exams: what ``train/commonsense.py`` and its like run."""
+"""Trains and evaluates all methods and seeds of a table of evaluation tasks, for
+``train/commonsense.py`` and ``train/generation.py``."""
 
 from __future__ import annotations
 
@@ -29,12 +30,12 @@ from reproduction.tables import Cell, Scores, all_configs, conclude, in_words, r
 
 @dataclasses.dataclass(frozen=True)
 class ExamRun:
-    """One training run of a method, which fills one or several columns.
+    """A kind of training run, whose scores fill one or several columns of the table.
 
     Attributes:
-        config: the config file, whose options have method and seed.
-        columns: column of the table -> the score that it shows.
-        factor: of the scores: 100 for shares.
+        config: the config file; its options include method and seed.
+        columns: column of the table -> name of the score that it shows.
+        factor: the factor that the scores are multiplied by: 100 turns fractions into percent.
     """
 
     config: Path
@@ -42,19 +43,25 @@ class ExamRun:
     factor: float = 100.0
 
     def source(self, label: Label, seed: int, options: str = "") -> str:
-        """The config file with the options of one run."""
+        """Returns the config file with the options of one run.
+
+        Args:
+            label: the method and its options.
+            seed: the run's seed.
+            options: further options of the config file.
+        """
         own = f"{self.config}:{label.options},seed={seed}"
         return f"{own},{options}" if options else own
 
 
 @dataclasses.dataclass(frozen=True)
 class ExamSweep:
-    """One table.
+    """Table of evaluation tasks and the runs that fill it.
 
     Attributes:
-        runs: name of a run -> what it is.
-        paper: method -> column -> score.
-        name: of the program and of the folder of runs.
+        runs: name of a kind of run -> its config file and its columns.
+        paper: method -> column -> published score.
+        name: the name of the program and of the folder of its runs.
     """
 
     runs: Mapping[str, ExamRun]
@@ -64,12 +71,12 @@ class ExamSweep:
 
 @dataclasses.dataclass(frozen=True)
 class Exam:
-    """One run of a table of exams.
+    """One run of a table of evaluation tasks.
 
     Attributes:
-        run: a key of the table's runs.
-        method: its row, as `labels.read_label` reads it.
-        seed: the run's.
+        run: the kind of run, a key of the table's `runs`.
+        method: the method, in the form that `labels.read_label` reads; it names the table's row.
+        seed: the run's seed.
     """
 
     run: str
@@ -78,13 +85,20 @@ class Exam:
 
     @property
     def name(self) -> str:
-        """Name of its folder."""
+        """Name of the run's folder."""
         return f"{self.run}-{read_label(self.method).name}-seed{self.seed}"
 
 
 def main(sweep: ExamSweep, arguments: Sequence[str] | None = None) -> int:
-    """Runs what is not done, then prints the table; 0, 1 if a run failed, 2 for bad input, 143 if
-    it was stopped."""
+    """Makes the runs that are not finished, then prints the table.
+
+    Args:
+        sweep: the table.
+        arguments: the words of the command line; None for those of the process.
+
+    Returns:
+        The exit code: 0, 1 if a run failed, 2 for bad input, 143 if the program was stopped.
+    """
     return in_one_line(sweep.name, lambda: _main(sweep, arguments))
 
 
@@ -116,7 +130,7 @@ def _main(sweep: ExamSweep, arguments: Sequence[str] | None) -> int:
             return 143
         run = sweep.runs[exam.run]
         for column, score in run.columns.items():
-            if score in scores:  # a grade that no judge gave is not there
+            if score in scores:  # a score is missing if no judge gave a grade
                 found[Cell(column, exam.method, exam.seed)] = run.factor * scores[score]
     columns = [column for name in runs for column in sweep.runs[name].columns]
     table = render(sweep.paper, found, columns, methods)
@@ -137,15 +151,23 @@ def _parser(sweep: ExamSweep) -> Parser:
 
 
 def config_of(source: str, overrides: Sequence[str], label: Label, prog: str) -> RunConfig:
-    """The config of one run, with the adapter's options of its label."""
+    """Returns the config of one run, with the adapter options of its label.
+
+    Args:
+        source: the config file with its options.
+        overrides: ``--field value ...``, which override the config file.
+        label: the method and its options.
+        prog: the program, for its help.
+    """
     return with_adapter(read_config(source, overrides, prog), label.adapter)
 
 
 def check_exam(config: RunConfig, options: ExamOptions) -> None:
-    """Finds an exam that cannot be held, before anything is trained for it.
+    """Checks that the task can be evaluated, before a run is trained for it.
 
     Raises:
-        UserError: the task has none, or the options do not allow it.
+        UserError: a task without evaluation questions, or options that do not allow running its
+            programs.
     """
     task = config.task
     if not isinstance(task, ExamTask):
@@ -155,10 +177,19 @@ def check_exam(config: RunConfig, options: ExamOptions) -> None:
 
 
 def run_one(config: RunConfig, options: ExamOptions, progress: bool) -> dict[str, float] | None:
-    """The scores of one run, trained and examined now if it is not done; None if it was stopped.
+    """Returns the scores of one run, which is trained and evaluated now unless it is finished.
+
+    Args:
+        config: the run's config.
+        options: the evaluation options.
+        progress: whether to draw a progress bar.
+
+    Returns:
+        The scores, or None if the run was stopped.
 
     Raises:
-        UserError, RunFailed: as `fit` and `examine`; a result of other settings.
+        UserError: an error of `fit` or `examine`, or a kept result of other settings.
+        RunFailed: a run that failed in `fit` or `examine`.
     """
     folder, key, task = Path(config.out), Key.of(config, options), config.task
     assert isinstance(task, ExamTask)
@@ -182,5 +213,5 @@ def run_one(config: RunConfig, options: ExamOptions, progress: bool) -> dict[str
         print(f"{folder.name}: {said}", file=sys.stderr)
     scores = named_by_set(found.scores, task.questions)
     keep_scores(folder, key, scores, notes=summary.notes)
-    jax.clear_caches()  # the next run has a model of its own
+    jax.clear_caches()  # the next run compiles other programs; these only take memory
     return scores

@@ -1,4 +1,4 @@
-"""The paper's figures 1, 2, 4, 5, 6 and 7, from whatever run folders there are."""
+"""Draws the paper's figures 1, 2, 4, 5, 6 and 7 from the available run folders."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from goat_jax.plots.style import grid_shape
 
 @dataclasses.dataclass(frozen=True)
 class PaperFigure:
-    """One of the figures.
+    """One figure of the paper.
 
     Attributes:
-        shows: in a few words.
-        needs: what runs it takes.
-        draw: (runs, path, metric) -> whether they were enough.
+        shows: a short description of the figure.
+        needs: a short description of the runs that it needs.
+        draw: (runs, path, metric) -> True if the runs were sufficient and the figure was drawn.
     """
 
     shows: str
@@ -44,13 +44,15 @@ class PaperFigure:
 def draw_figures(
     runs: Sequence[Gathered], out: Path, metric: str | None = None
 ) -> tuple[list[Path], list[str]]:
-    """Draws every figure that the runs are enough for, as OUT/figureN.png.
+    """Draws every figure for which the runs are sufficient, as OUT/figureN.png.
 
     Args:
-        metric: the score that is shown; None for the one each run was judged by.
+        runs: the available runs.
+        out: the folder for the figures.
+        metric: the score to show; None for the one by which each run chose its best checkpoint.
 
     Returns:
-        the pictures, and a line for each figure that lacks runs.
+        The files drawn, and a line for each figure that lacks runs.
     """
     drawn, lacking = [], []
     for number, figure in FIGURES.items():
@@ -105,7 +107,7 @@ def _figure_2(runs: Sequence[Gathered], path: Path, metric: str | None) -> bool:
 
 
 def _by_scale(runs: Sequence[Gathered]) -> tuple[str, dict[str, list[Gathered]]]:
-    """Runs of the rank that occurs with most scales."""
+    """Returns a title and, by scale, the runs of the rank that occurs with the most scales."""
     counts = Counter(rank for _, rank in set(map(scale_and_rank, runs)))
     rank = counts.most_common(1)[0][0] if counts else 0
     chosen = sorted((run for run in runs if scale_and_rank(run)[1] == rank), key=scale_and_rank)
@@ -113,7 +115,7 @@ def _by_scale(runs: Sequence[Gathered]) -> tuple[str, dict[str, list[Gathered]]]
 
 
 def _by_rank(runs: Sequence[Gathered]) -> tuple[str, dict[str, list[Gathered]]]:
-    """Runs of the scale that occurs with most ranks."""
+    """Returns a title and, by rank, the runs of the scale that occurs with the most ranks."""
     counts = Counter(scale for scale, _ in set(map(scale_and_rank, runs)))
     scale = counts.most_common(1)[0][0] if counts else 0.0
     chosen = sorted((run for run in runs if scale_and_rank(run)[0] == scale), key=scale_and_rank)
@@ -203,4 +205,4 @@ FIGURES: dict[int, PaperFigure] = {
     ),
     7: PaperFigure("share of tokens per expert, by task", "a run of a mixture", _figure_7),
 }
-"""Number in the paper -> the figure."""
+"""Number of a figure in the paper -> the figure."""

@@ -1,4 +1,4 @@
-"""What the table programs are asked for: methods with their options, and options for the parts."""
+"""Arguments of the table programs: methods with their options, and options of the table's parts."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from goat_jax.config.run import parse_options
 from goat_jax.errors import UserError, nearest
 
 LONGEST = 100
-"""Characters of a label in a folder's name; a longer one is cut and numbered by its hash."""
+"""Largest number of characters of a label in a folder name; a longer label is truncated and ends in
+its hash."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Label:
-    """A method as it is typed: ``METHOD[@RANK][:OPTION=VALUE,...]``.
+    """A method as given on the command line: ``METHOD[@RANK][:OPTION=VALUE,...]``.
 
     Attributes:
-        text: as typed; the row's name in the table.
-        method: a row of METHODS.
-        rank: the total rank, if it is not the table's.
-        adapter: fields and options of the adapter, over the config file's.
+        text: the text as given, which names the row in the table.
+        method: the method's name in `METHODS`.
+        rank: the total rank; None for the table's.
+        adapter: fields and options of the adapter, which override the config file.
     """
 
     text: str
@@ -37,7 +38,7 @@ class Label:
 
     @property
     def options(self) -> str:
-        """The config file's options.
+        """Options of the config file.
 
         >>> read_label("goat@16:rho=5").options
         'method=goat,rank=16'
@@ -46,7 +47,7 @@ class Label:
 
     @property
     def name(self) -> str:
-        """The label as a part of a folder's name.
+        """The label in a form that can be part of a folder name.
 
         >>> read_label("goat@16:rho=5").name
         'goat-rank16-rho-5'
@@ -75,14 +76,15 @@ def read_label(text: str) -> Label:
 
 
 def options_by_part(given: Iterable[str], parts: Sequence[str]) -> dict[str, str]:
-    """Options of the config file for every part of a table.
+    """Returns the options of the config file for every part of a table.
 
     Args:
-        given: each ``OPTION=VALUE,...`` for all parts or ``PART:OPTION=VALUE,...`` for one.
-        parts: the table's.
+        given: texts of the form ``OPTION=VALUE,...`` for all parts or ``PART:OPTION=VALUE,...`` for
+            one part.
+        parts: the names of the table's parts.
 
     Raises:
-        UserError: a part that is none of the table's.
+        UserError: a part that the table does not have.
 
     >>> given = ["math:folder=a", "code:folder=b", "batch=8"]
     >>> options_by_part(given, ["math", "code", "chat"])
@@ -104,7 +106,7 @@ def options_by_part(given: Iterable[str], parts: Sequence[str]) -> dict[str, str
 
 
 def _merged(shared: str, own: str) -> str:
-    """Options in one text; a part's own replace those that all parts share.
+    """Joins options into one text; those of a part replace the ones that all parts share.
 
     >>> _merged("batch=8,folder=a", "folder=b")
     'batch=8,folder=b'
@@ -115,11 +117,12 @@ def _merged(shared: str, own: str) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser, methods: Iterable[str], name: str) -> None:
-    """Adds what all table programs take.
+    """Adds the arguments that all table programs have.
 
     Args:
-        methods: the table's rows.
-        name: the program's, and that of the folder of its runs.
+        parser: the parser to add to.
+        methods: the methods of the table's rows, which are the default.
+        name: the name of the program and of the folder of its runs.
     """
     parser.add_argument(
         "--methods",

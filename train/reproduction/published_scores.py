@@ -1,8 +1,8 @@
-"""The paper's scores.
+"""Scores published in the paper.
 
 Source: "Make LoRA Great Again", arXiv 2502.16894 v4, the tables of image classification (CLIP
 ViT-B/32, total rank 8), of GLUE (RoBERTa-large, total rank 32), of commonsense reasoning and of
-generation (LLaMA-2-7B, total ranks 32 and 8); in percent, but for the grades of chat.
+generation (LLaMA-2-7B, total ranks 32 and 8). Scores are in percent, except for the grades of chat.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ Scores = Mapping[str, Mapping[str, float]]
 
 
 def _table(text: str) -> Scores:
-    """Rows of a method and its numbers under a row of tasks: method -> task -> accuracy."""
+    """Parses a table with a header of tasks and rows of a method and its numbers.
+
+    Returns:
+        method -> task -> score, read-only.
+    """
     head, *lines = (line.split() for line in text.strip().splitlines())
     return MappingProxyType(
         {
@@ -39,7 +43,7 @@ adamole    49.47  71.65  98.52   97.73  91.95    52.29  95.82
 hydralora  48.42  72.18  98.40   97.28  92.93    51.80  96.06
 goat       53.50  75.32  98.82   98.17  93.46    54.53  96.62
 """)
-"""Method (with its rank, if it is not the table's) -> task -> accuracy."""
+"""Method (with its rank, if it differs from the table's) -> task -> accuracy."""
 
 GLUE_SCORES: Scores = _table("""
 method     cola   sst2   mrpc   qqp    mnli   qnli   rte
@@ -69,7 +73,7 @@ molora     73.15  83.68  80.09  74.57     85.95      87.33    72.53         86.2
 hydralora  72.78  84.06  79.68  80.34     86.66      87.12    72.35         86.00
 goat       73.60  83.95  80.50  87.12     85.00      87.79    76.88         87.00
 """)
-"""LLaMA-2-7B at rank 32; the first seven the paper quotes from others."""
+"""LLaMA-2-7B at rank 32; the first seven rows are quoted in the paper from other papers."""
 
 GENERATION_SCORES: Scores = _table("""
 method     chat   math   code

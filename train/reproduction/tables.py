@@ -1,4 +1,5 @@
-"""Tasks x methods x seeds of one table of the paper; what ``train/glue.py`` and its like run."""
+"""Trains all tasks, methods and seeds of a table of the paper, for ``train/glue.py`` and
+``train/vision.py``."""
 
 from __future__ import annotations
 
@@ -32,13 +33,13 @@ Scores = Mapping[str, Mapping[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class PaperTable:
-    """One table.
+    """Table of the paper and the config file of its runs.
 
     Attributes:
-        config: the config file, whose options have task, method, rank and seed.
-        paper: method (``lora@16`` with another rank) -> task -> score in percent.
-        metric: what is compared, at the last step.
-        name: of the program and of the folder of runs.
+        config: the config file; its options include task, method, rank and seed.
+        paper: method (``lora@16`` for another rank) -> task -> published score in percent.
+        metric: the metric that is compared, at the last step.
+        name: the name of the program and of the folder of its runs.
     """
 
     config: Path
@@ -52,9 +53,9 @@ class Cell:
     """One run of a table.
 
     Attributes:
-        task: its column.
-        method: its row, as `labels.read_label` reads it.
-        seed: the run's.
+        task: the task, which is the table's column.
+        method: the method, in the form that `labels.read_label` reads; it names the table's row.
+        seed: the run's seed.
 
     >>> Cell("dtd", "lora@16", 1).options, Cell("dtd", "goat@16:rho=5", 0).name
     ('task=dtd,method=lora,rank=16,seed=1', 'dtd-goat-rank16-rho-5-seed0')
@@ -66,24 +67,24 @@ class Cell:
 
     @property
     def options(self) -> str:
-        """Options of the config file."""
+        """Options of the config file for this run."""
         return f"task={self.task},{read_label(self.method).options},seed={self.seed}"
 
     @property
     def name(self) -> str:
-        """Name of its folder."""
+        """Name of the run's folder."""
         return f"{self.task}-{read_label(self.method).name}-seed{self.seed}"
 
     def config(
         self, file: Path, options: str = "", overrides: Sequence[str] = (), prog: str = ""
     ) -> RunConfig:
-        """The run's config.
+        """Returns the run's config.
 
         Args:
-            file: the config file, whose options have task, method, rank and seed.
-            options: further options of it.
-            overrides: ``--field value ...``, over the file's.
-            prog: shown in usage messages.
+            file: the config file; its options include task, method, rank and seed.
+            options: further options of the config file.
+            overrides: ``--field value ...``, which override the config file.
+            prog: the program, for its help.
         """
         source = f"{file}:{self.options}" + (f",{options}" if options else "")
         label = read_label(self.method)
@@ -91,8 +92,15 @@ class Cell:
 
 
 def main(table: PaperTable, arguments: Sequence[str] | None = None) -> int:
-    """Runs what is not done, then prints the table; 0, 1 if a run failed, 2 for bad input, 143 if
-    it was stopped."""
+    """Makes the runs that are not finished, then prints the table.
+
+    Args:
+        table: the table.
+        arguments: the words of the command line; None for those of the process.
+
+    Returns:
+        The exit code: 0, 1 if a run failed, 2 for bad input, 143 if the program was stopped.
+    """
     return in_one_line(table.name, lambda: _main(table, arguments))
 
 
@@ -130,11 +138,11 @@ def _main(table: PaperTable, arguments: Sequence[str] | None) -> int:
 
 
 class Named(Hashable, Protocol):
-    """One run of a table."""
+    """One run of a table, with a folder name."""
 
     @property
     def name(self) -> str:
-        """Name of its folder."""
+        """Name of the run's folder."""
         ...
 
 
@@ -144,7 +152,14 @@ Run = TypeVar("Run", bound=Named)
 def all_configs(
     runs: Iterable[Run], config_of: Callable[[Run], RunConfig]
 ) -> tuple[dict[Run, RunConfig], dict[str, list[str]]]:
-    """The configs of all runs, made before any is trained; and each error with its runs' names.
+    """Makes the configs of all runs, so that errors are found before any run is trained.
+
+    Args:
+        runs: the runs of a table.
+        config_of: returns the config of a run; raises `UserError` if it has none.
+
+    Returns:
+        The configs by run, and the names of the runs without one by error message.
 
     Raises:
         UserError: no run has a config.
@@ -163,7 +178,7 @@ def all_configs(
 
 
 def in_words(what: str, problems: Mapping[str, Sequence[str]]) -> list[str]:
-    """A line for each error, with all the runs that it is of.
+    """Returns a line for each error, with the names of all runs that have it.
 
     >>> in_words("not trained", {"no rows": ["a"], "no model": ["b", "c"]})
     ['not trained: a: no rows', 'not trained: no model (2 runs: b, c)']
@@ -177,7 +192,14 @@ def in_words(what: str, problems: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def conclude(out: Path, table: str, problems: Sequence[str], metric: str | None = None) -> None:
-    """Writes and prints a table, draws the paper's figures that its runs are enough for."""
+    """Writes and prints a table, and draws the paper's figures for which its runs are sufficient.
+
+    Args:
+        out: the folder of the table's runs.
+        table: the table, as Markdown.
+        problems: the lines to print about runs without a score.
+        metric: the score that the figures show; None for each run's.
+    """
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / TABLE, table + "\n")
     print(table)
@@ -201,10 +223,18 @@ def _parser(table: PaperTable) -> Parser:
 
 
 def run_cell(config: RunConfig, progress: bool) -> dict[str, float] | None:
-    """The scores of one run, trained now if it is not done; None if it was stopped.
+    """Returns the scores of one run, which is trained now unless it is finished.
+
+    Args:
+        config: the run's config.
+        progress: whether to draw a progress bar.
+
+    Returns:
+        The scores, or None if the run was stopped.
 
     Raises:
-        UserError, RunFailed: as `goat_jax.training.trainer.fit`; a result of other settings.
+        UserError: an error of `goat_jax.training.trainer.fit`, or a kept result of other settings.
+        RunFailed: a run that failed in `goat_jax.training.trainer.fit`.
     """
     folder, key = Path(config.out), Key.of(config)
     scores, _ = kept_scores(folder, key)
@@ -215,14 +245,21 @@ def run_cell(config: RunConfig, progress: bool) -> dict[str, float] | None:
         return None
     draw(summary.folder)
     keep_scores(folder, key, summary.after, step=summary.step, notes=summary.notes)
-    jax.clear_caches()  # the next run has a model of its own
+    jax.clear_caches()  # the next run compiles other programs; these only take memory
     return summary.after
 
 
 def render(
     paper: Scores, found: Mapping[Cell, float], tasks: Sequence[str], methods: Sequence[str]
 ) -> str:
-    """A Markdown table: ours over the seeds, in brackets the paper's and the difference.
+    """Returns a Markdown table: mean and spread of our scores over the seeds, and in brackets the
+    published score and the difference.
+
+    Args:
+        paper: method -> task -> published score.
+        found: run -> score.
+        tasks: the columns.
+        methods: the rows.
 
     >>> print(render({"lora": {"rte": 84.0}}, {Cell("rte", "lora", 0): 84.5}, ["rte"], ["lora"]))
     | method | rte                  | average |
@@ -242,7 +279,8 @@ def render(
 
 
 def _average(own: Sequence[Sequence[float]], published: Sequence[float | None]) -> str:
-    """Of tasks that are all there; of one task it says nothing."""
+    """Returns the cell with the average over tasks, or a dash if there are fewer than two tasks or
+    one of them lacks a score."""
     if len(own) < 2 or not all(own):
         return "-"
     means = [statistics.mean(scores) for scores in own]

@@ -1,1 +1,1 @@
-"""The parts that methods are made of, one kind a file."""
+"""Parts that methods are made of: one file per kind of part."""

@@ -1,4 +1,4 @@
-"""Auxiliary losses as parts."""
+"""Parts: auxiliary losses of a layer, such as load balancing and orthogonality."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ from goat_jax.validation.fields import NonNegative, Rate, check_fields
 @part("aux_loss", "none")
 @dataclasses.dataclass(frozen=True)
 class NoAuxLoss:
-    """Nothing: a real part, so that nothing branches on its absence."""
+    """No auxiliary loss: always zero, so that no code has to handle a missing part."""
 
     def __call__(self, routing: Routing, arrays: Factors, ctx: Context) -> Array:
         del routing, arrays, ctx
@@ -29,13 +29,13 @@ class NoAuxLoss:
 @part("aux_loss", "balance")
 @dataclasses.dataclass(frozen=True)
 class Balance:
-    """Load balancing of the experts, 1 when balanced in the paper's form, k in the published one.
+    """Load balancing of the experts: 1 if balanced in the paper's form, k in the published code's.
 
-    An expert that all tokens share has no column in the router and does not count.
+    An expert shared by all tokens has no column in the router and does not count.
 
     Attributes:
-        published: the published code's form, k times the paper's.
-        count_padding: let padding tokens count too, as the published code does.
+        published: whether to use the form of the published code, k times the paper's.
+        count_padding: whether padding tokens count too, as in the published code.
     """
 
     published: bool = False
@@ -55,10 +55,10 @@ class Balance:
 @part("aux_loss", "threshold_balance")
 @dataclasses.dataclass(frozen=True)
 class ThresholdBalance:
-    """AdaMoLE's: E sum f_i Q_i with what the probabilities are above the threshold.
+    """AdaMoLE's balance loss ``E sum_i f_i Q_i``; Q_i is the mean margin above the threshold.
 
     Attributes:
-        count_padding: let padding tokens count too, as the published code does.
+        count_padding: whether padding tokens count too, as in the published code.
     """
 
     count_padding: bool = False
@@ -67,7 +67,7 @@ class ThresholdBalance:
         check_fields(self)
 
     def check(self, spec: AdapterSpec) -> None:
-        """Only a router with a threshold has margins."""
+        """Refuses a router without a threshold, which has no margins."""
         if not hasattr(spec.router, "tau_max"):
             raise UserError(
                 f"ThresholdBalance needs a router with a threshold, {type(spec.router).__name__} "
@@ -82,12 +82,12 @@ class ThresholdBalance:
 @part("aux_loss", "localized_balance")
 @dataclasses.dataclass(frozen=True)
 class LocalizedBalance:
-    """LoRAMoE's: squared coefficient of variation of the experts' use per example.
+    """LoRAMoE's balance loss: squared coefficient of variation of the experts' use per example.
 
     Attributes:
-        delta: how much more the half of the experts counts that belongs to the example's task type;
-            0 treats all alike and needs no task types.
-        count_padding: let padding tokens count too, as the published code does.
+        delta: the localization: experts of the half for the example's task type are weighted by
+            1 + delta, the others by 1 - delta; 0 treats all alike and needs no task types.
+        count_padding: whether padding tokens count too, as in the published code.
     """
 
     delta: Rate = 0.0
@@ -97,7 +97,7 @@ class LocalizedBalance:
         check_fields(self)
 
     def check(self, spec: AdapterSpec) -> None:
-        """Refuses a number of experts that has no halves."""
+        """Refuses an odd number of experts if delta is not 0."""
         if self.delta and spec.num_experts % 2:
             raise UserError(
                 f"{spec.num_experts} experts have no halves: choose an even number, or delta 0"
@@ -118,10 +118,10 @@ class LocalizedBalance:
 @part("aux_loss", "orthogonality")
 @dataclasses.dataclass(frozen=True)
 class Orthogonality:
-    """AdaLoRA's: mean of ``|a^T a - 1|`` and ``|b b^T - 1|``, unsquared, of one layer.
+    """AdaLoRA's orthogonality loss: mean of ``|a^T a - 1|`` and ``|b b^T - 1|`` of one layer.
 
-    AdaLoRA averages over all matrices of the model; here layers are added up, so its weight omega
-    is an `aux_weight` of omega / (adapted layers).
+    The norms are not squared. AdaLoRA averages over all matrices of the model; here layers are
+    summed, so its weight omega corresponds to an `aux_weight` of omega / (adapted layers).
     """
 
     def __call__(self, routing: Routing, arrays: Factors, ctx: Context) -> Array:
@@ -133,13 +133,14 @@ class Orthogonality:
 @part("aux_loss", "core_and_orthogonality")
 @dataclasses.dataclass(frozen=True)
 class CoreAndOrthogonality:
-    """KaSA's: ``beta |core|^2 + gamma (|a^T a - 1| + |b b^T - 1|)``, weights included.
+    """KaSA's loss ``beta |core|^2 + gamma (|a^T a - 1| + |b b^T - 1|)``.
 
     Attributes:
-        beta: weight of the core's squares.
+        beta: weight of the core's sum of squares.
         gamma: weight of both deviations from orthogonality.
-        published: KaSA's own code, which takes the large Gram matrices (and averages over layers:
-            divide `aux_weight` by their number); otherwise the small ones, as PEFT does.
+        published: whether to use the large Gram matrices, as KaSA's code does (it also averages
+            over layers: divide `aux_weight` by their number), instead of the small ones, as PEFT
+            does.
     """
 
     beta: NonNegative = 1e-4
@@ -150,7 +151,7 @@ class CoreAndOrthogonality:
         check_fields(self)
 
     def check(self, spec: AdapterSpec) -> None:
-        """It needs a core."""
+        """Refuses a combine without a core."""
         if not hasattr(spec.combine, "core_std"):
             raise UserError(
                 f"CoreAndOrthogonality weighs a core, which {type(spec.combine).__name__} has not: "

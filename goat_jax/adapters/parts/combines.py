@@ -1,4 +1,4 @@
-"""Combines as parts: what an adapter adds to the layer's output, and how it folds into a kernel."""
+"""Parts: combines, which compute an adapter's addition to the layer's output and merge it."""
 
 import dataclasses
 from typing import ClassVar
@@ -22,7 +22,7 @@ from goat_jax.validation.fields import NonNegative, check_fields
 @part("combine", "sum_of_experts")
 @dataclasses.dataclass(frozen=True)
 class SumOfExperts(Combine):
-    """sum_i w_i s_i x a_i b_i, gated in rank space (`goat_jax.core.dispatch`)."""
+    """Sum ``sum_i w_i s_i x a_i b_i``, gated in rank space (`goat_jax.core.dispatch`)."""
 
     layout: ClassVar[str] = "pairs"
     replaces: ClassVar[bool] = False
@@ -32,7 +32,7 @@ class SumOfExperts(Combine):
         return spec.num_experts if spec.dropout_per_expert else None
 
     def pairs(self, arrays: Factors) -> tuple[Array, Array]:
-        """The factors a (E, I, R) and b (E, R, O) that are multiplied."""
+        """Returns the factors a (E, I, R) and b (E, R, O) whose product is taken."""
         return arrays["a"], arrays["b"]
 
     def inner(self, arrays: Factors) -> Array | None:
@@ -63,10 +63,11 @@ class SumOfExperts(Combine):
 @part("combine", "diagonal_core")
 @dataclasses.dataclass(frozen=True)
 class DiagonalCore(SumOfExperts):
-    """s x a diag(core) b: KaSA and AdaLoRA, whose core stands for singular values.
+    """Combine of KaSA and AdaLoRA: ``s x a diag(core) b``; the core acts as singular values.
 
     Attributes:
-        core_std: the core's start is normal with this deviation: 1 for KaSA, 0 for AdaLoRA.
+        core_std: standard deviation of the core's normal initialization: 1 for KaSA, 0 for
+            AdaLoRA.
     """
 
     core_std: NonNegative = 1.0
@@ -91,7 +92,7 @@ class DiagonalCore(SumOfExperts):
 @part("combine", "output_gains")
 @dataclasses.dataclass(frozen=True)
 class OutputGains(SumOfExperts):
-    """s sum_i (x a_i b_i) * gain_i, gains per output that start at zero: MultiLoRA."""
+    """MultiLoRA's combine: ``s sum_i (x a_i b_i) * gain_i``; a gain per output, initially zero."""
 
     starts_plain: ClassVar[bool] = False
 
@@ -109,14 +110,14 @@ class OutputGains(SumOfExperts):
 @part("combine", "magnitude_and_direction")
 @dataclasses.dataclass(frozen=True)
 class MagnitudeAndDirection(SumOfExperts):
-    """DoRA: the columns of W0 + s a b, each scaled to a trained length (one per output).
+    """DoRA's combine: scales each column of ``W0 + s a b`` to a trained length, one per output.
 
-    The length of the column itself carries no gradient, as published. While there is dropout, both
-    ``x W0`` and ``x a b`` in what is added see one dropped x, the frozen branch x itself.
+    No gradient flows through the column's actual length, as published. With dropout, the terms
+    ``x W0`` and ``x a b`` of the adapter see the same dropped-out x; the frozen branch sees x.
     """
 
     def check(self, spec: AdapterSpec) -> None:
-        """One length per output cannot belong to weights that differ from token to token."""
+        """Refuses weights that differ by token or task: each output has a single length."""
         if not spec.router.mergeable:
             raise UserError(
                 f"MagnitudeAndDirection normalises one kernel, and {type(spec.router).__name__} "
@@ -157,7 +158,7 @@ class MagnitudeAndDirection(SumOfExperts):
 @part("combine", "shared_projection")
 @dataclasses.dataclass(frozen=True)
 class SharedProjection(SumOfExperts):
-    """sum_i w_i s_i (x a) b_i: HydraLoRA, one a for all experts."""
+    """HydraLoRA's combine: ``sum_i w_i s_i (x a) b_i``, with one a for all experts."""
 
     layout: ClassVar[str] = "shared"
     starts_plain: ClassVar[bool] = False

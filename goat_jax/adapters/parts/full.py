@@ -1,4 +1,4 @@
-"""Full fine-tuning as parts: the trained factor is the kernel itself, or a copy per expert."""
+"""Parts: full fine-tuning. The trained factor is the kernel itself, or one copy per expert."""
 
 import dataclasses
 from typing import ClassVar
@@ -16,7 +16,7 @@ from goat_jax.typing import Array, Factors, Key
 @part("initializer", "copies_of_kernel")
 @dataclasses.dataclass(frozen=True)
 class CopiesOfKernel(Initializer):
-    """Every expert starts as the pretrained kernel, in float32 (sparse upcycling)."""
+    """Initializes every expert as the pretrained kernel, in float32 (sparse upcycling)."""
 
     layout: ClassVar[str] = "kernels"
 
@@ -29,12 +29,12 @@ class CopiesOfKernel(Initializer):
 @part("base_edit", "take_out_kernel")
 @dataclasses.dataclass(frozen=True)
 class TakeOutKernel:
-    """No frozen kernel is left: (0, O), so that nothing is kept twice."""
+    """Replaces the frozen kernel by an empty one, (0, O), so that it is not stored twice."""
 
     looks_at_kernel: ClassVar[bool] = False
 
     def check(self, spec: AdapterSpec) -> None:
-        """Something has to compute the layer's output instead."""
+        """Refuses a combine that does not compute the layer's output from kernels of its layout."""
         if spec.combine.layout != "kernels":
             raise UserError(
                 f"TakeOutKernel leaves no kernel for {type(spec.combine).__name__}: choose "
@@ -54,10 +54,10 @@ class TakeOutKernel:
 @part("combine", "whole_kernels")
 @dataclasses.dataclass(frozen=True)
 class WholeKernels(Combine):
-    """sum_i w_i x W_i: the layer's whole output. Scale and frozen kernel play no part.
+    """Complete output of the layer: ``sum_i w_i x W_i``, without scale and frozen kernel.
 
-    Tokens are weighed before one product over (expert, input), so nothing of the size
-    (E, tokens, O) is made.
+    Tokens are multiplied by the experts' weights before a single product over (expert, input), so
+    no array of the size (E, tokens, O) is made.
     """
 
     layout: ClassVar[str] = "kernels"
@@ -65,7 +65,7 @@ class WholeKernels(Combine):
     starts_plain: ClassVar[bool] = False
 
     def check(self, spec: AdapterSpec) -> None:
-        """Kernels that add up to more than one would not start as the pretrained one."""
+        """Refuses dropout, and several experts without router, which sum to several kernels."""
         if spec.router.mergeable and spec.num_experts > 1:
             raise UserError(
                 f"{spec.num_experts} whole kernels without a router add up to {spec.num_experts} "

@@ -1,4 +1,4 @@
-"""LoRA-GA: factors that start from the SVD of the loss's gradient with respect to the kernel."""
+"""LoRA-GA: initial factors from the SVD of the loss's gradient with respect to the kernel."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,7 +23,7 @@ DIRECTIONS: dict[str, Directions] = {
     "odd_and_even": lambda r, key: (jnp.arange(1, 2 * r, 2), jnp.arange(0, 2 * r, 2)),
     "random": lambda r, key: _halves(jax.random.permutation(key, 2 * r)),
 }
-"""Which of the first 2 R triplets a and b take: the published ArB2r, A2rBr, ArBr and random."""
+"""Choices of triplets for a and b among the first 2 R; published as ArB2r, A2rBr, ArBr, random."""
 
 
 def _halves(index: Array) -> tuple[Array, Array]:
@@ -47,23 +47,27 @@ SIZES: dict[str, Callable[[float, Array, Array, int], Array]] = {
     "gradient": lambda gamma, kernel, scale, rank: 1 / scale,
     "weight": _by_weight,
 }
-"""What both factors' orthonormal vectors are multiplied by: published as stable, unit, gd, weightS.
+"""Multipliers of both factors' orthonormal vectors; published as stable, unit, gd and weightS.
 
-(gamma, kernel, scale, rank) -> a number.
+Each is a function (gamma, kernel, scale, rank) -> scalar.
 """
 
 
 @part("initializer", "gradient_segments")
 @dataclasses.dataclass(frozen=True)
 class GradientSegments(Initializer):
-    """a and b from different singular vectors of the gradient, so the first step follows it.
+    """Initializes a and b from different singular vectors of the gradient.
+
+    The first training step then follows the gradient.
 
     Attributes:
-        directions: a key of `DIRECTIONS`.
-        size: a key of `SIZES`; "stable" is O^(1/4) / sqrt(gamma), no singular values.
-        gamma: of the stable size, 16 or 64 as published.
-        norm_clip: shrink the factors until s a b has no entry above the kernel's largest.
-        gradient_batches: training batches whose mean gradient is taken.
+        directions: the choice of triplets, a key of `DIRECTIONS`.
+        size: the multiplier of the singular vectors, a key of `SIZES`; "stable" is
+            O^(1/4) / sqrt(gamma), without singular values.
+        gamma: the constant of the size "stable", 16 or 64 as published.
+        norm_clip: whether to shrink the factors until no entry of s a b exceeds the kernel's
+            largest in absolute value.
+        gradient_batches: the number of training batches whose mean gradient is used.
     """
 
     directions: Annotated[str, OneOf(DIRECTIONS)] = "first_and_next"
@@ -77,7 +81,7 @@ class GradientSegments(Initializer):
         check_fields(self)
 
     def check(self, spec: AdapterSpec) -> None:
-        """Refuses more than one pair of factors, and combines that do not add it as it is."""
+        """Refuses more than one expert, and combines that do not add a b unchanged."""
         if spec.num_experts > 1:
             raise UserError(
                 f"GradientSegments makes one pair of factors, not {spec.num_experts}: num_experts=1"

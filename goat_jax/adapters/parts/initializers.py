@@ -1,4 +1,4 @@
-"""How an adapter starts: initializers of the factors, and edits of the frozen kernel."""
+"""Parts: initializers of the factors, and base edits, which make the frozen kernel."""
 
 import dataclasses
 from typing import ClassVar
@@ -19,10 +19,10 @@ from goat_jax.validation.fields import Positive, Share, check_fields
 @part("initializer", "zero_delta")
 @dataclasses.dataclass(frozen=True)
 class ZeroDelta(Initializer):
-    """LoRA's start: random a, zero b.
+    """LoRA's initialization: random a, zero b.
 
     Attributes:
-        a_std: a is normal with this deviation; None is LoRA's kaiming uniform.
+        a_std: standard deviation of a normal a; None is LoRA's kaiming uniform.
     """
 
     a_std: Positive | None = None
@@ -43,16 +43,16 @@ class ZeroDelta(Initializer):
 @part("initializer", "both_random")
 @dataclasses.dataclass(frozen=True)
 class BothRandom(ZeroDelta):
-    """Random a and random b, for combines that start at zero in another way.
+    """Random a and random b, for combines that are initially zero for another reason.
 
     Attributes:
-        b_std: b is normal with this deviation; None is kaiming uniform over R.
+        b_std: standard deviation of a normal b; None is kaiming uniform over R.
     """
 
     b_std: Positive | None = None
 
     def check(self, spec: AdapterSpec) -> None:
-        """Without a zero elsewhere the layer would not start as it was."""
+        """Refuses a combine that adds a b unchanged: the layer's initial output would change."""
         if spec.combine.starts_plain:
             raise UserError(
                 f"{type(self).__name__} has no zero factor, and {type(spec.combine).__name__} adds "
@@ -73,7 +73,7 @@ class BothRandom(ZeroDelta):
 @part("initializer", "shared_zero_delta")
 @dataclasses.dataclass(frozen=True)
 class SharedZeroDelta(ZeroDelta):
-    """HydraLoRA's start: one random a (1, I, R) for all experts, zero b."""
+    """HydraLoRA's initialization: one random a (1, I, R) for all experts, zero b."""
 
     layout: ClassVar[str] = "shared"
 
@@ -83,7 +83,10 @@ class SharedZeroDelta(ZeroDelta):
 
 
 def check_added_as_it_is(initializer: Initializer, spec: AdapterSpec) -> None:
-    """A start whose product is not zero has to be taken off the frozen kernel as it is."""
+    """Raises `UserError` unless the combine initially adds exactly ``s a b``.
+
+    An initializer with a nonzero product needs this: a base edit subtracts ``s a b``.
+    """
     if not spec.combine.starts_plain:
         raise UserError(
             f"{type(initializer).__name__} starts with a b different from zero, which "
@@ -94,14 +97,14 @@ def check_added_as_it_is(initializer: Initializer, spec: AdapterSpec) -> None:
 @part("initializer", "svd_segments")
 @dataclasses.dataclass(frozen=True)
 class SvdSegments(Initializer):
-    """Every expert starts from its own segment of the kernel's SVD (paper eq. 13 and 19).
+    """Initializes each expert from a different segment of the kernel's SVD (paper eq. 13 and 19).
 
     Attributes:
-        choice: which triplets each expert gets, a function or its name in
+        choice: the assignment of triplets to experts, a function or its name in
             `goat_jax.core.svd.SEGMENTS`: `block_heads` is GOAT's.
-        rho: damping of the start; 1 keeps the segment whole.
-        offset: how far the choice is moved down the spectrum, as a share of the room below it: with
-            `principal` 0 takes the largest triplets, 1 the smallest (the paper's first figure).
+        rho: damping of the initial product; 1 keeps the complete segment.
+        offset: shift of the choice down the spectrum, as a fraction of the room below it: with
+            `principal`, 0 takes the largest triplets, 1 the smallest (the paper's first figure).
     """
 
     choice: Segments = svd.block_heads
@@ -118,7 +121,7 @@ class SvdSegments(Initializer):
         return svd.take_segments(svd.svd_of_kernel(kernel), index)
 
     def triplets(self, h: int, spec: AdapterSpec, key: Key) -> Array:
-        """The index (E, R) of every expert's triplets among the h of a kernel."""
+        """Returns the index (E, R) of every expert's triplets among a kernel's h triplets."""
         svd.check_segments(h, spec.num_experts, spec.rank)
         return svd.moved(self.choice(h, spec.num_experts, spec.rank, key), h, self.offset)
 
@@ -128,14 +131,15 @@ class SvdSegments(Initializer):
     def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
         del spec, key
         assert given.segments is not None
-        # The first expert's scale for all: GOAT+ rescales the experts, not their start (app. E).
+        # The first expert's scale for all: GOAT+ rescales the experts, not their initial factors
+        # (appendix E).
         return initializers.factors_of_segments(given.segments, given.scale[0], self.rho)
 
 
 @part("base_edit", "keep")
 @dataclasses.dataclass(frozen=True)
 class KeepBase:
-    """The frozen kernel is the pretrained one."""
+    """Keeps the pretrained kernel unchanged as the frozen kernel."""
 
     looks_at_kernel: ClassVar[bool] = False
 
@@ -154,12 +158,12 @@ class KeepBase:
 @part("base_edit", "drop_minor")
 @dataclasses.dataclass(frozen=True)
 class DropMinor:
-    """KaSA: the kernel without its smallest r singular triplets, for which nothing compensates."""
+    """KaSA's base edit: removes the r smallest singular triplets, which nothing compensates."""
 
     looks_at_kernel: ClassVar[bool] = True
 
     def triplets(self, h: int, spec: AdapterSpec, key: Key) -> Array:
-        """The index (E, R) of the triplets that are dropped among the h of a kernel."""
+        """Returns the index (E, R) of the dropped triplets among a kernel's h triplets."""
         svd.check_segments(h, spec.num_experts, spec.rank)
         return svd.minor(h, spec.num_experts, spec.rank, key)
 
@@ -174,7 +178,7 @@ class DropMinor:
         return self._product(self._minor(kernel, spec))
 
     def without(self, kernel: Array, minor: Svd) -> Array:
-        """The kernel less these triplets, u (E, I, R), s (E, R), vt (E, R, O)."""
+        """Returns the kernel minus these triplets, u (E, I, R), s (E, R), vt (E, R, O)."""
         dropped = jnp.dot(*self._product(minor), precision="highest")
         return (kernel.astype(jnp.float32) - dropped).astype(kernel.dtype)
 
@@ -183,7 +187,7 @@ class DropMinor:
         return svd.take_segments(svd.svd_of_kernel(kernel), index)
 
     def _product(self, minor: Svd) -> tuple[Array, Array]:
-        """(I, E R) and (E R, O), whose product the triplets are."""
+        """Returns factors (I, E R) and (E R, O) whose product is the sum of the triplets."""
         u, s, vt = (part.astype(jnp.float32) for part in minor)
         return side_by_side(u * jnp.broadcast_to(s[:, None], u.shape), vt, jnp.ones(len(u)))
 
@@ -191,13 +195,13 @@ class DropMinor:
 @part("base_edit", "subtract_mean")
 @dataclasses.dataclass(frozen=True)
 class SubtractMean:
-    """Takes the experts' expected start off the kernel: W0 - (1/E) sum s_i a_i b_i (Thm 3.4).
+    """Subtracts the experts' expected initial output: ``W0 - (1/E) sum s_i a_i b_i`` (Thm 3.4).
 
-    Without a router the experts' weight is 1, not 1/E, which gives PiSSA's residual.
+    Without a router the experts' weight is 1 instead of 1/E, which gives PiSSA's residual.
 
     Attributes:
-        with_first_scale: use s_1 for every expert, as the published code does with unequal scales;
-            the theorem uses each expert's own.
+        with_first_scale: whether to use s_1 for every expert, as the published code does with
+            unequal scales; the theorem uses s_i for expert i.
     """
 
     with_first_scale: bool = False
@@ -207,7 +211,7 @@ class SubtractMean:
         check_fields(self)
 
     def check(self, spec: AdapterSpec) -> None:
-        """What is taken off has to be what the adapter adds at the start."""
+        """Refuses a combine that does not initially add ``s a b``, the product subtracted here."""
         if not spec.combine.starts_plain:
             raise UserError(
                 f"SubtractMean takes s a b off the kernel, which {type(spec.combine).__name__} "
@@ -219,11 +223,11 @@ class SubtractMean:
         return residual_kernel(kernel, a, b, scale, weight)
 
     def weight(self, spec: AdapterSpec) -> float | tuple[float, ...]:
-        """What of an expert's product is taken off, one number for all or one each."""
+        """Returns the weight of the subtracted products: one number, or one for each expert."""
         return spec.router.mean_weight(spec)
 
     def _gains(self, scale: Array, spec: AdapterSpec) -> tuple[Array, Array]:
-        """(E,) scales, and the weights, () or (E,), that the products are taken off with."""
+        """Returns the scales (E,) and the weights, () or (E,), of the subtracted products."""
         if self.with_first_scale:
             scale = scale[:1].repeat(spec.num_experts)
         return scale, jnp.asarray(self.weight(spec), jnp.float32)

@@ -1,7 +1,8 @@
-"""LoRA-Dash: after some steps of LoRA, the pretrained directions it changed most get coefficients.
+"""LoRA-Dash: LoRA, then also coefficients of the pretrained directions that LoRA changed most.
 
-Both phases are the same parts. The directions are constants, zero at first, so their term is zero
-and the coefficients have no gradient; `find_directions` gives their values for the switch.
+Both phases use the same parts. The directions are constants that are zero at first, so that their
+term is zero and the coefficients have no gradient. `find_directions` computes their values for the
+phase change.
 """
 
 import dataclasses
@@ -24,12 +25,12 @@ from goat_jax.validation.fields import Count, check_fields
 @part("combine", "lora_and_directions")
 @dataclasses.dataclass(frozen=True)
 class LoraAndDirections(SumOfExperts):
-    """s x a b + x u diag(coefficients) vt; the second term is not scaled.
+    """LoRA-Dash's combine: ``s x a b + x u diag(coefficients) vt``; the second term has no scale.
 
-    While there is dropout the two terms see independently dropped x.
+    With dropout, the two terms see independently dropped-out copies of x.
 
     Attributes:
-        num_directions: K, how many get a coefficient.
+        num_directions: the number K of directions with a coefficient.
     """
 
     num_directions: Count = 8
@@ -39,7 +40,7 @@ class LoraAndDirections(SumOfExperts):
         check_fields(self)
 
     def check(self, spec: AdapterSpec) -> None:
-        """The directions are those of one kernel, the same for all tokens."""
+        """Refuses several experts and routers: the directions are those of one kernel."""
         if spec.num_experts > 1 or not spec.router.mergeable:
             raise UserError("LoraAndDirections has one pair of factors: num_experts=1, router=none")
 
@@ -95,10 +96,10 @@ class LoraAndDirections(SumOfExperts):
 @part("course", "find_directions")
 @dataclasses.dataclass(frozen=True)
 class FindDirections:
-    """The course of LoRA-Dash: after some steps of LoRA the directions get their values.
+    """LoRA-Dash's phase change: after some LoRA steps, the directions get their values.
 
     Attributes:
-        switch_after: optimizer steps before that (the original counts forward passes).
+        switch_after: optimizer steps before the change (the original code counts forward passes).
     """
 
     switch_after: Count = 100
@@ -107,7 +108,7 @@ class FindDirections:
         check_fields(self)
 
     def check(self, spec: AdapterSpec) -> None:
-        """There have to be directions."""
+        """Refuses a combine without directions."""
         if not hasattr(spec.combine, "num_directions"):
             raise UserError(
                 f"FindDirections is for LoraAndDirections, not {type(spec.combine).__name__}"
@@ -122,13 +123,14 @@ class FindDirections:
 
 
 class Directions(NamedTuple):
-    """The pretrained directions that changed most, the largest rate first.
+    """The pretrained directions that changed most, by descending change rate.
 
     Attributes:
-        u, vt: (I, K), (K, O), the adapter's constants from now on.
-        index: (K,) their place in the kernel's spectrum.
-        rates: (H,) change rate of every direction.
-        values: (H,) the kernel's singular values.
+        u: the left directions (I, K), the adapter's new constant `u`.
+        vt: the right directions, transposed (K, O), the adapter's new constant `vt`.
+        index: the directions' indices in the kernel's spectrum, (K,).
+        rates: the change rates of all H directions, (H,).
+        values: the kernel's singular values, (H,).
     """
 
     u: Array
@@ -139,10 +141,16 @@ class Directions(NamedTuple):
 
 
 def find_directions(kernel: Array, factors: Factors, scale: Array, count: int) -> Directions:
-    """The K directions of the frozen kernel (I, O) that LoRA changed most, relative to their size.
+    """Finds the K directions of the frozen kernel that LoRA changed most relative to their size.
 
-    The rate of direction i is ``|u_i^T (s a b) v_i| / sigma_i``, with nothing added to small sigma,
-    as published.
+    The change rate of direction i is ``|u_i^T (s a b) v_i| / sigma_i``. Nothing is added to a small
+    sigma, as published.
+
+    Args:
+        kernel: the frozen kernel (I, O).
+        factors: LoRA's a (1, I, R) and b (1, R, O).
+        scale: LoRA's scale (1,).
+        count: the number K of directions.
 
     >>> kernel = jnp.diag(jnp.array([3.0, 2.0, 1.0]))
     >>> factors = {"a": jnp.array([[[0.0], [0.0], [1.0]]]), "b": jnp.array([[[0.0, 0.0, 1.0]]])}

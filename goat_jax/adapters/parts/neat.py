@@ -1,4 +1,4 @@
-"""NEAT (PEANuT): the change of the kernel is a small network of the kernel itself."""
+"""NEAT (PEANuT): a small network computes the kernel's change from the kernel itself."""
 
 import dataclasses
 from typing import Annotated, ClassVar
@@ -26,7 +26,7 @@ ACTIVATIONS = {
 @part("initializer", "zero_network")
 @dataclasses.dataclass(frozen=True)
 class ZeroNetwork(Initializer):
-    """Random a (1, width, R), zero b (1, R, width): the network's first and last layer."""
+    """Initializes the first layer a (1, width, R) at random, the last b (1, R, width) to zero."""
 
     layout: ClassVar[str] = "network"
 
@@ -41,18 +41,18 @@ class ZeroNetwork(Initializer):
 @part("combine", "kernel_network")
 @dataclasses.dataclass(frozen=True)
 class KernelNetwork(Combine):
-    """``x (W0 + s act(W0 a) b)``, with further layers between a and b if it is deep.
+    """NEAT's combine: ``x (W0 + s act(W0 a) b)``, with further layers between a and b if deep.
 
-    A deep one passes through `depth` encoders (R, R), which keep what they were given, and as many
-    decoders, which add it back, the last first; the activation follows a, and every encoder and
-    decoder matrix, before what is added back.
+    A deep network has `depth` encoders (R, R) and as many decoders with skip connections: the last
+    encoder's input is added to the first decoder's output, and so on outwards. The activation
+    follows a and every encoder and decoder matrix, before the skip connection is added.
 
     Attributes:
-        depth: pairs of encoder and decoder; "depth D" of NEAT's own code is 2 + 2 depth.
-        activation: a key of `ACTIVATIONS`.
-        over_inputs: the network acts on the kernel's input axis, as the paper prints and a later
-            fork does, W0 + s b' act(a' W0); otherwise on the output axis, as the first code and
-            PEFT do.
+        depth: the number of encoder-decoder pairs; "depth D" in NEAT's code is 2 + 2 depth.
+        activation: the activation function, a key of `ACTIVATIONS`.
+        over_inputs: whether the network acts on the kernel's input axis, W0 + s b' act(a' W0), as
+            in the paper and a later fork; otherwise on the output axis, as in the first code and
+            PEFT.
     """
 
     depth: Natural = 0
@@ -66,7 +66,7 @@ class KernelNetwork(Combine):
         check_fields(self)
 
     def check(self, spec: AdapterSpec) -> None:
-        """One network, whose input is the kernel and not a token."""
+        """Refuses experts, routers and dropout: the network's input is the kernel, not a token."""
         if spec.num_experts > 1 or not spec.router.mergeable:
             raise UserError("KernelNetwork is one network: choose num_experts=1 and router=none")
         if spec.dropout:
@@ -87,11 +87,11 @@ class KernelNetwork(Combine):
         return Extras(dict(zip(("encoders", "decoders"), made, strict=True)), {})
 
     def _changed(self, kernel: Array, arrays: Factors, scale: Array) -> Array:
-        """The kernel (I, O) and the network's scaled output on it, in float32 at least."""
+        """Returns the kernel (I, O) plus the network's scaled output on it, in float32 at least."""
         return kernel.astype(wide(kernel.dtype)) + scale[0] * self._change(kernel, arrays)
 
     def _change(self, kernel: Array, arrays: Factors) -> Array:
-        """The network's output on the kernel (I, O), before its scale."""
+        """Returns the network's output on the kernel (I, O), before its scale."""
         act, rows = ACTIVATIONS[self.activation], kernel.astype(wide(kernel.dtype))
         rows = rows.T if self.over_inputs else rows
         hidden = act(jnp.dot(rows, arrays["a"][0]))

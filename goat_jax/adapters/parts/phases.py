@@ -1,4 +1,4 @@
-"""How a method's course goes: most train as they start, a few change once between two steps."""
+"""Training phases of a method: most have one, a few change their constants once at a given step."""
 
 import dataclasses
 from typing import Protocol
@@ -8,19 +8,19 @@ from goat_jax.typing import Array, Factors
 
 
 class Course(Protocol):
-    """A change of the adapters' constants in the middle of a training."""
+    """Change of the adapters' constants between two training steps."""
 
     def switch_step(self) -> int | None:
-        """After how many optimizer steps it happens, None for never."""
+        """Returns the number of optimizer steps before the change, or None for never."""
         ...
 
     def constants(self, kernel: Array, arrays: Factors, scale: Array) -> Factors:
-        """What the constants of one layer's adapter become.
+        """Returns the new constants of one layer's adapter.
 
         Args:
             kernel: the frozen kernel (I, O).
-            arrays: factors and constants as they are.
-            scale: (E,).
+            arrays: factors and constants before the change.
+            scale: the experts' scales (E,).
         """
         ...
 
@@ -28,7 +28,7 @@ class Course(Protocol):
 @part("course", "steady")
 @dataclasses.dataclass(frozen=True)
 class Steady:
-    """Nothing changes.
+    """A single phase: the constants never change.
 
     >>> Steady().switch_step() is None
     True

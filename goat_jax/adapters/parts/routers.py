@@ -1,4 +1,4 @@
-"""Routers as parts: which trained arrays they have and how they weigh the experts."""
+"""Parts: routers, with their trained arrays and the experts' weights computed from them."""
 
 import dataclasses
 from typing import Annotated, ClassVar
@@ -20,7 +20,7 @@ from goat_jax.validation.fields import Count, NonNegative, Positive, Range, chec
 @part("router", "none")
 @dataclasses.dataclass(frozen=True)
 class NoRouter(Router):
-    """Every expert with weight 1: plain LoRA, and parallel adapters."""
+    """No router: every expert has weight 1, as in plain LoRA and parallel adapters."""
 
     mergeable: ClassVar[bool] = True
     varies: ClassVar[str] = "not at all"
@@ -51,7 +51,8 @@ class Softmax(Router):
     """Softmax router that uses all experts.
 
     Attributes:
-        router_std: the router starts normal with this deviation; None is kaiming uniform.
+        router_std: standard deviation of the router's normal initialization; None is kaiming
+            uniform.
     """
 
     router_std: NonNegative | None = None
@@ -68,7 +69,7 @@ class Softmax(Router):
         return {"router": self.router_std * jax.random.normal(key, shape, jnp.float32)}
 
     def num_routed(self, spec: AdapterSpec) -> int:
-        """How many experts the router chooses among."""
+        """Returns the number of experts that the router chooses among."""
         return spec.num_experts
 
     def mean_weight(self, spec: AdapterSpec) -> float | tuple[float, ...]:
@@ -91,7 +92,7 @@ class Softmax(Router):
         return self.route(logits, factors, spec)
 
     def route(self, logits: Array, factors: Factors, spec: AdapterSpec) -> Routing:
-        """Routing by the logits (..., N) of `matrix`."""
+        """Routes tokens by their logits (..., N), the product of x and `matrix`."""
         del factors, spec
         return routers.route_softmax(logits)
 
@@ -99,10 +100,10 @@ class Softmax(Router):
 @part("router", "top_k")
 @dataclasses.dataclass(frozen=True)
 class TopK(Softmax):
-    """Softmax router that keeps the `top_k` best experts of each token, renormalised.
+    """Softmax router that keeps the `top_k` most probable experts of each token.
 
     Attributes:
-        renormalise: whether the kept weights are made to sum to 1.
+        renormalise: whether the kept weights are renormalized to sum to 1.
     """
 
     renormalise: bool = True
@@ -117,10 +118,10 @@ class TopK(Softmax):
 @part("router", "top_p")
 @dataclasses.dataclass(frozen=True)
 class TopP(Softmax):
-    """Keeps the fewest experts whose probabilities reach p together (the paper's appendix).
+    """Softmax router that keeps the fewest experts whose probabilities reach p (paper's appendix).
 
     Attributes:
-        p: the share of probability, 0.25 in the paper.
+        p: the probability to reach, 0.25 in the paper.
     """
 
     p: Annotated[float, Range(above=0, at_most=1)] = 0.25
@@ -133,14 +134,14 @@ class TopP(Softmax):
 @part("router", "top_k_shared")
 @dataclasses.dataclass(frozen=True)
 class TopKWithShared(Softmax):
-    """One expert for every token, and the `top_k` best of the others (the paper's appendix).
+    """Router with one expert shared by all tokens, and the `top_k` best of the others.
 
     The first expert has weight 1 and no column in the router. It does not count in the balance
-    loss, see `aux_losses.Balance`.
+    loss, see `aux_losses.Balance`. (The paper's appendix.)
     """
 
     def check(self, spec: AdapterSpec) -> None:
-        """The shared expert is not among those to choose from."""
+        """Refuses a top_k above the number of experts other than the shared one."""
         if spec.top_k >= spec.num_experts:
             raise UserError(
                 f"top_k {spec.top_k} of {spec.num_experts} experts leaves no shared one: "
@@ -162,16 +163,16 @@ class TopKWithShared(Softmax):
 @part("router", "threshold")
 @dataclasses.dataclass(frozen=True)
 class Threshold(Softmax):
-    """AdaMoLE's router: experts above a threshold that every token sets itself.
+    """AdaMoLE's router: selects the experts above a threshold computed from each token.
 
     Attributes:
-        tau_max: largest threshold; None is 1 / E, at which an expert is always selected.
+        tau_max: the largest threshold; None is 1 / E, up to which an expert is always selected.
     """
 
     tau_max: Positive | None = None
 
     def check(self, spec: AdapterSpec) -> None:
-        """Above 1 / E no expert may be left."""
+        """Refuses a threshold above 1 / E, which could leave a token without experts."""
         if self.tau_max is not None and self.tau_max > 1 / spec.num_experts:
             raise UserError(
                 f"tau_max {self.tau_max} is not in (0, 1/{spec.num_experts}]: above 1 / experts a "
@@ -198,11 +199,11 @@ class Threshold(Softmax):
 @part("router", "task")
 @dataclasses.dataclass(frozen=True)
 class TaskGate(Router):
-    """MOELoRA's router: all experts, weighed by the example's task.
+    """MOELoRA's router: uses all experts, weighted by the example's task.
 
     Attributes:
-        num_tasks: tasks are numbered from 0 to this number, which is one more than there are, as
-            published.
+        num_tasks: the largest task number; tasks count from 0, so the embedding table has
+            num_tasks + 1 rows, as published.
         task_width: size of a task's embedding.
     """
 
@@ -226,7 +227,7 @@ class TaskGate(Router):
         return 1 / spec.num_experts
 
     def weights(self, factors: Factors, task_ids: Array) -> Array:
-        """The experts' weights (..., E) for tasks (...,)."""
+        """Returns the experts' weights (..., E) for tasks (...,)."""
         logits = router_logits(factors["task_embedding"][task_ids], factors["task_gate"])
         return jax.nn.softmax(logits, axis=-1)
 

@@ -1,4 +1,4 @@
-"""Scale rules as parts: what `goat_jax.core.scaling` computes, with their options."""
+"""Parts: scale rules, the functions of `goat_jax.core.scaling` with their options."""
 
 import dataclasses
 
@@ -17,10 +17,10 @@ from goat_jax.validation.fields import Positive, check_fields
 @part("scale", "alpha_over_rank")
 @dataclasses.dataclass(frozen=True)
 class AlphaOverRank:
-    """alpha / R: LoRA, and what the published GOAT code runs."""
+    """LoRA's scale ``alpha / R``, also used by the published GOAT code."""
 
     def check(self, spec: AdapterSpec) -> None:
-        """Refuses an alpha that would switch the adapter off or turn its sign."""
+        """Refuses an alpha that is not above 0: the adapter would be off or have the wrong sign."""
         check_number("alpha", spec.alpha, above=0)
 
     def __call__(self, in_features: int, segments: Svd | None, spec: AdapterSpec) -> Array:
@@ -31,10 +31,10 @@ class AlphaOverRank:
 @part("scale", "alpha_over_total_rank")
 @dataclasses.dataclass(frozen=True)
 class AlphaOverTotalRank:
-    """alpha / r, r of all experts together: MOELoRA."""
+    """MOELoRA's scale ``alpha / r``, with r the rank of all experts together."""
 
     def check(self, spec: AdapterSpec) -> None:
-        """Refuses an alpha that would switch the adapter off or turn its sign."""
+        """Refuses an alpha that is not above 0: the adapter would be off or have the wrong sign."""
         check_number("alpha", spec.alpha, above=0)
 
     def __call__(self, in_features: int, segments: Svd | None, spec: AdapterSpec) -> Array:
@@ -45,7 +45,7 @@ class AlphaOverTotalRank:
 @part("scale", "alpha_over_start_rank")
 @dataclasses.dataclass(frozen=True)
 class AlphaOverStartRank:
-    """alpha / (r + 1e-5): AdaLoRA, which keeps the rank it starts with in here while it prunes.
+    """AdaLoRA's scale ``alpha / (r + 1e-5)``, with r the initial rank even after pruning.
 
     An alpha of 0 or less stands for the rank, as published.
     """
@@ -59,10 +59,10 @@ class AlphaOverStartRank:
 @part("scale", "alpha_over_root_rank")
 @dataclasses.dataclass(frozen=True)
 class AlphaOverRootRank:
-    """alpha / sqrt(R): rsLoRA."""
+    """rsLoRA's scale ``alpha / sqrt(R)``."""
 
     def check(self, spec: AdapterSpec) -> None:
-        """Refuses an alpha that would switch the adapter off or turn its sign."""
+        """Refuses an alpha that is not above 0: the adapter would be off or have the wrong sign."""
         check_number("alpha", spec.alpha, above=0)
 
     def __call__(self, in_features: int, segments: Svd | None, spec: AdapterSpec) -> Array:
@@ -73,10 +73,10 @@ class AlphaOverRootRank:
 @part("scale", "theory")
 @dataclasses.dataclass(frozen=True)
 class Theory:
-    """sqrt(3 I eta / R), Theorem 3.5 of the paper.
+    """GOAT's scale ``sqrt(3 I eta / R)``, Theorem 3.5 of the paper.
 
     Attributes:
-        eta: full fine-tuning learning rate divided by the adapter's.
+        eta: the learning rate of full fine-tuning divided by that of the adapter.
     """
 
     eta: Positive = 1.0
@@ -92,10 +92,10 @@ class Theory:
 @part("scale", "fixed")
 @dataclasses.dataclass(frozen=True)
 class Fixed:
-    """A constant.
+    """A constant scale.
 
     Attributes:
-        value: the scale, or one scale per expert.
+        value: the scale of all experts, or one scale per expert.
     """
 
     value: Positive | tuple[Positive, ...] = 2.0
@@ -104,7 +104,7 @@ class Fixed:
         check_fields(self)
 
     def check(self, spec: AdapterSpec) -> None:
-        """Refuses a list that does not give every expert its scale."""
+        """Refuses a list whose length is not the number of experts."""
         if isinstance(self.value, tuple) and len(self.value) != spec.num_experts:
             raise UserError(
                 f"value has {len(self.value)} scales for {spec.num_experts} experts: give one each"
@@ -118,12 +118,12 @@ class Fixed:
 @part("scale", "by_spectrum")
 @dataclasses.dataclass(frozen=True)
 class BySpectrum:
-    """GOAT+ (GOAT-s in v4): the first expert's scale by another rule, the others by their spectrum.
+    """GOAT+ (GOAT-s in v4): scales the first expert by another rule, the others by their spectrum.
 
-    Finite for every kernel: an expert whose segment is empty keeps the first one's scale.
+    The scales are finite for every kernel: an expert whose segment is empty has the first one's.
 
     Attributes:
-        first: the rule that gives s_1, a part or its name.
+        first: the rule for the first expert's scale s_1, a part or its name.
     """
 
     first: ScaleRule = Theory()
@@ -134,7 +134,7 @@ class BySpectrum:
             raise UserError("first is the rule that by_spectrum begins with: give another one")
 
     def check(self, spec: AdapterSpec) -> None:
-        """Refuses what the first rule refuses."""
+        """Refuses every spec that the rule `first` refuses."""
         check = getattr(self.first, "check", None)
         if check is not None:
             check(spec)

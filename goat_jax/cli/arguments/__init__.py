@@ -1,1 +1,1 @@
-"""Arguments of the verbs, and fields of a config on a command line."""
+"""Arguments of the verbs, and config fields on the command line."""

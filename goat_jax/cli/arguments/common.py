@@ -1,4 +1,4 @@
-"""The arguments of every verb of ``goat-jax``, without what the verbs import to do their work."""
+"""Arguments of every verb of ``goat-jax``; imports none of the modules that do the verbs' work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from goat_jax.validation.fields import Count, Natural, NonNegative, Positive, Se
 
 
 def train(parser: argparse.ArgumentParser) -> None:
-    """Of ``goat-jax train``."""
+    """Adds the arguments of ``goat-jax train``."""
     parser.add_argument("--config", metavar="FILE[:OPT=V,...]")
     parser.add_argument(
         "--run",
@@ -34,7 +34,7 @@ def train(parser: argparse.ArgumentParser) -> None:
 
 
 def generate(parser: argparse.ArgumentParser) -> None:
-    """Of ``goat-jax generate``."""
+    """Adds the arguments of ``goat-jax generate``."""
     parser.add_argument("source", metavar="RUN|MODEL", help="a run folder or a model")
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT")
     parser.add_argument(
@@ -58,7 +58,7 @@ def generate(parser: argparse.ArgumentParser) -> None:
 
 
 def data(parser: argparse.ArgumentParser) -> None:
-    """Of ``goat-jax data``."""
+    """Adds the arguments of ``goat-jax data``."""
     parser.add_argument("what", choices=("list", "prepare"))
     parser.add_argument("task", nargs="?", metavar="TASK")
     parser.add_argument(
@@ -71,13 +71,13 @@ def data(parser: argparse.ArgumentParser) -> None:
 
 
 def parity(parser: argparse.ArgumentParser) -> None:
-    """Of ``goat-jax parity``."""
+    """Adds the arguments of ``goat-jax parity``."""
     parser.add_argument("folders", metavar="DIR", nargs="+", type=Path)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def export(parser: argparse.ArgumentParser) -> None:
-    """Of ``goat-jax export``."""
+    """Adds the arguments of ``goat-jax export``."""
     parser.add_argument("run_folder", metavar="RUN", type=Path)
     parser.add_argument("out", metavar="OUT", type=Path, help="a folder that is not there yet")
     parser.add_argument("--to", required=True, choices=("peft", "goat", "merged", "lora"))
@@ -103,7 +103,7 @@ def export(parser: argparse.ArgumentParser) -> None:
 
 
 def import_adapter(parser: argparse.ArgumentParser) -> None:
-    """Of ``goat-jax import``."""
+    """Adds the arguments of ``goat-jax import``."""
     parser.add_argument("source", metavar="FOLDER", type=Path, help="PEFT, or published GOAT")
     parser.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
     parser.add_argument(
@@ -112,7 +112,7 @@ def import_adapter(parser: argparse.ArgumentParser) -> None:
 
 
 def compare(parser: argparse.ArgumentParser) -> None:
-    """Of ``goat-jax compare``."""
+    """Adds the arguments of ``goat-jax compare``."""
     parser.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
     parser.add_argument("--methods", required=True, nargs="+", metavar="METHOD[:OPT=V,...]")
     parser.add_argument("--seeds", type=number(Seed), nargs="+", default=[0], metavar="N")
@@ -133,7 +133,7 @@ def compare(parser: argparse.ArgumentParser) -> None:
 
 
 def sweep(parser: argparse.ArgumentParser) -> None:
-    """Of ``goat-jax sweep``."""
+    """Adds the arguments of ``goat-jax sweep``."""
     parser.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
     parser.add_argument(
         "--over",
@@ -157,7 +157,7 @@ def sweep(parser: argparse.ArgumentParser) -> None:
 
 
 def bench(parser: argparse.ArgumentParser) -> None:
-    """Of ``goat-jax bench``."""
+    """Adds the arguments of ``goat-jax bench``."""
     parser.add_argument("what", choices=("layer", "step", "growth"))
     parser.add_argument("--rank", type=number(Count), default=32, help="total rank of a layer (32)")
     parser.add_argument(
@@ -176,19 +176,19 @@ def bench(parser: argparse.ArgumentParser) -> None:
 
 
 def methods(parser: argparse.ArgumentParser) -> None:
-    """Of ``goat-jax methods``."""
+    """Adds the arguments of ``goat-jax methods``."""
     parser.add_argument("--model", metavar="MODEL", help="its name or folder; no weights needed")
 
 
 def inspect(parser: argparse.ArgumentParser) -> None:
-    """Of ``goat-jax inspect``."""
+    """Adds the arguments of ``goat-jax inspect``."""
     parser.add_argument("folder", metavar="RUN", type=Path, nargs="?")
     parser.add_argument("--config", metavar="FILE[:OPT=V,...]")
     parser.add_argument("--model", metavar="MODEL", help="another model than the config's")
 
 
 def plot(parser: argparse.ArgumentParser) -> None:
-    """Of ``goat-jax plot``."""
+    """Adds the arguments of ``goat-jax plot``."""
     parser.add_argument("folders", metavar="RUN", type=Path, nargs="+")
     parser.add_argument(
         "--step", type=number(Natural), help="which checkpoint; the best if not given"
@@ -208,7 +208,7 @@ def plot(parser: argparse.ArgumentParser) -> None:
 
 
 def plan(parser: argparse.ArgumentParser) -> None:
-    """Of ``goat-jax plan``."""
+    """Adds the arguments of ``goat-jax plan``."""
     parser.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
     parser.add_argument("--topology", required=True, metavar="cpu:N|v5e:4x4")
     parser.add_argument(

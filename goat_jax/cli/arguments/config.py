@@ -1,4 +1,4 @@
-"""A config file and what the command line changes in it."""
+"""Reads a config file and applies the command line's overrides to it."""
 
 from __future__ import annotations
 
@@ -18,33 +18,42 @@ from goat_jax.validation.fields import read_words
 
 
 def read_config(source: str, overrides: Sequence[str], prog: str) -> RunConfig:
-    """The config of a file (``FILE[:OPTION=VALUE,...]``) with fields overridden.
+    """Returns the config of a file with fields overridden.
 
     Args:
-        overrides: ``--field value ...``, typed by the dataclasses.
-        prog: shown in usage messages.
+        source: the config file and its options: ``FILE[:OPTION=VALUE,...]``.
+        overrides: ``--field value ...``, with the types of the dataclass fields.
+        prog: the command, for the help.
     """
     return override(load_config(source), overrides, prog)
 
 
 def read_run_config(folder: Path, overrides: Sequence[str], prog: str) -> RunConfig:
-    """The config of a run that has begun, with fields overridden; it goes on where it is."""
+    """Returns the config of an existing run with fields overridden, to continue it in its folder.
+
+    Args:
+        folder: the run folder.
+        overrides: ``--field value ...``, with the types of the dataclass fields.
+        prog: the command, for the help.
+    """
     config = dataclasses.replace(load_run(folder)[0], out=str(folder))
     return override(config, overrides, prog)
 
 
 def override(config: RunConfig, overrides: Sequence[str], prog: str) -> RunConfig:
-    """A config with fields changed by the words of a command line: ``--NAME VALUE ...``.
+    """Returns a config with fields changed by the words of a command line: ``--NAME VALUE ...``.
 
     Names have dashes or underscores. A list takes several words, or one in JSON; a mapping takes
     ``KEY=VALUE`` words and keeps its other keys; ``--GROUP.no-NAME`` is false, ``none`` is None.
     ``--help`` prints every field and ends the process.
 
     Args:
+        config: the config to change.
+        overrides: the words of the command line.
         prog: the command, for the help.
 
     Raises:
-        UserError: a word that is no field, or a value that is not valid.
+        UserError: a word that names no field, or a value that is not valid.
     """
     if {"-h", "--help"} & set(overrides):
         print(describe_fields(config, prog))
@@ -57,7 +66,8 @@ def override(config: RunConfig, overrides: Sequence[str], prog: str) -> RunConfi
 
 
 def named_by_data(before: Task, after: Task) -> Task:
-    """A task under a name of its own if its rows are no longer those that the name stands for.
+    """Renames a task after its training file if its rows were replaced, since the old name no
+    longer describes them.
 
     >>> from goat_jax.data.tasks.registry import reviews
     >>> own = dataclasses.replace(reviews(), train="letters/train.jsonl")
@@ -74,7 +84,7 @@ def named_by_data(before: Task, after: Task) -> Task:
 
 
 def read_fields(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:
-    """The values that words of a command line give to fields of a config, by dotted name."""
+    """Returns the values that the words of a command line give to config fields, by dotted name."""
     kinds = field_kinds(config)
     values: dict[str, Any] = {}
     for name, given in _split(words):
@@ -89,7 +99,7 @@ def read_fields(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:
 
 
 def _split(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """The name of every field, each with the words after it."""
+    """Yields the name of every field with the words that follow it."""
     place = 0
     while place < len(words):
         start, equals, value = words[place].partition("=")
@@ -103,9 +113,13 @@ def _split(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def with_adapter(config: RunConfig, options: Mapping[str, Any]) -> RunConfig:
-    """The config with other fields of its adapter, or options of the adapter's parts.
+    """Returns the config with changed fields of its adapter, or options of the adapter's parts.
+
+    Args:
+        config: the config to change.
+        options: name of a field or option -> its value.
 
     Raises:
-        UserError: the method has no such option, or it does not fit.
+        UserError: an option that the method does not have, or a value that does not fit.
     """
     return with_fields(config, {f"adapter.{name}": value for name, value in options.items()})

@@ -1,4 +1,4 @@
-"""The arguments of ``goat-jax evaluate``, and what they say of an examination."""
+"""Arguments of ``goat-jax evaluate``, and the evaluation options that they give."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from goat_jax.cli.arguments.numbers import DEVICES, TOP_P, number
 from goat_jax.errors import UserError
 from goat_jax.validation.fields import Count, Natural, NonNegative, Positive, Seed
 
-if TYPE_CHECKING:  # jax is not started for --help
+if TYPE_CHECKING:  # importing these starts jax, which --help does not need
     from goat_jax.evaluation.judge_client import Judge
     from goat_jax.evaluation.types import ExamOptions
 
@@ -18,7 +18,7 @@ WAYS = ("loss", "generate", "likelihood", "code", "judge")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Adds them."""
+    """Adds the arguments of ``goat-jax evaluate``."""
     parser.add_argument("source", metavar="RUN|MODEL", help="a run folder or a language model")
     parser.add_argument(
         "--step", type=number(Natural), help="which checkpoint; the best if not given"
@@ -43,7 +43,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def add_tensor(parser: argparse.ArgumentParser) -> None:
-    """Adds the one that puts a large model on several devices."""
+    """Adds ``--tensor``, which partitions a large model over several devices."""
     parser.add_argument(
         "--tensor",
         type=number(DEVICES),
@@ -54,7 +54,7 @@ def add_tensor(parser: argparse.ArgumentParser) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds those that `options_of` reads."""
+    """Adds the arguments that `options_of` reads."""
     _add_answers(parser.add_argument_group("answers"))
     _add_programs(parser.add_argument_group("programs (--how code)"))
     _add_judge(parser.add_argument_group("a judge (--how judge)"))
@@ -114,7 +114,11 @@ def _add_judge(group: argparse._ArgumentGroup) -> None:
 
 
 def options_of(given: argparse.Namespace) -> ExamOptions:
-    """How the examination is run."""
+    """Returns the evaluation options that the parsed arguments give.
+
+    Raises:
+        UserError: an argument of the judge without ``--judge``.
+    """
     from goat_jax.evaluation.sandbox.limits import MEBIBYTE, Limits
     from goat_jax.evaluation.types import ExamOptions
 

@@ -1,4 +1,4 @@
-"""Help for every field of a config and every option of a method, from docstrings and types."""
+"""Help for every config field and every method option, made from docstrings and types."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WIDTH = 100
 
 
 def attribute_help(kind: type) -> dict[str, str]:
-    """The entries under ``Attributes:`` in a class's docstring, and in those of its bases.
+    """Returns the entries under ``Attributes:`` in the docstrings of a class and of its bases.
 
     >>> attribute_help(RunConfig)["out"]
     'the run folder; a run that exists there is continued.'
@@ -33,7 +33,12 @@ def attribute_help(kind: type) -> dict[str, str]:
 
 
 def field_help(config: Any, prefix: str = "") -> dict[str, str]:
-    """The help of every field by its dotted name."""
+    """Returns the help of every field by its dotted name.
+
+    Args:
+        config: a dataclass, whose fields may be dataclasses.
+        prefix: the dotted name of `config` within its parent, with a final dot.
+    """
     own, texts = attribute_help(type(config)), {}
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), prefix + field.name
@@ -45,7 +50,12 @@ def field_help(config: Any, prefix: str = "") -> dict[str, str]:
 
 
 def describe_fields(config: RunConfig, prog: str) -> str:
-    """Every field as a command line takes it, with its type, its present value and its help."""
+    """Returns every field as the command line takes it, with type, current value and help.
+
+    Args:
+        config: the config whose values are shown.
+        prog: the command.
+    """
     texts, blocks = field_help(config), []
     for name, kind in field_kinds(config).items():
         value = config

@@ -1,4 +1,4 @@
-"""Numbers of a verb's own arguments, with their valid ranges."""
+"""Numeric arguments of the verbs, with their valid ranges."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEVICES = Annotated[int, Range(at_least=-1)]
 
 
 def number(kind: Any) -> Callable[[str], Any]:
-    """A reader of an argument's text for argparse.
+    """Returns a function for argparse that reads a number and checks its range.
 
     Args:
         kind: a type of `goat_jax.validation.fields`.

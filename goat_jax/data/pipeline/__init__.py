@@ -1,1 +1,1 @@
-"""From rows to batches: tokens, images, packing, buckets, a checkpointable iterator."""
+"""Turns rows into batches: tokens, images, packing, length buckets, a checkpointable iterator."""

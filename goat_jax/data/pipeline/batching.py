@@ -1,10 +1,10 @@
-"""Which rows share a batch, and how long the batch is padded: pure functions of the row lengths.
+"""Groups rows into batches and chooses padded lengths: pure functions of the row lengths.
 
-Every new padded length T is one more compilation of the step, so batches are padded to a few
-bucket lengths only, and rows of similar length share a batch. Measured on four text tasks, one
-length for all makes 66 to 76 % of the places padding, two 41 to 46 %, five 19 to 27 %; that is the
-least that any five multiples of 8 allow. On the film reviews of the demo three make 26 %, five
-18 %, eight 13 %; nine multiples of 4 make 10 %.
+Every new padded length T compiles the step once more, so batches are padded to a few bucket
+lengths only, and rows of similar length share a batch. Measured share of padding on four text
+tasks: 66 to 76 % with one length, 41 to 46 % with two, 19 to 27 % with five, the minimum for any
+five multiples of 8. On the demo's movie reviews: 26 % with three lengths, 18 % with five, 13 % with
+eight, and 10 % with nine multiples of 4.
 """
 
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ import numpy as np
 from goat_jax.data.pipeline.dataset import FILLER
 from goat_jax.errors import UserError
 
-# Batches whose rows are sorted together: enough to make lengths even, few enough to keep chance.
+# Batches sorted together: enough for even lengths in a batch, few enough to keep it random.
 POOL = 50
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The batches of one epoch.
+    """Batches of one epoch.
 
     Attributes:
-      rows: [batches, B] int64 row numbers; `FILLER` marks a place that no row fills.
-      lengths: [batches] int64, the padded length T of each batch.
+      rows: the row numbers of each batch, [batches, B] int64; `FILLER` where no row is left.
+      lengths: the padded length T of each batch, [batches] int64.
 
     >>> len(Plan(np.array([[0, 1]]), np.array([8])))
     1
@@ -40,10 +40,10 @@ class Plan:
 def epoch_plan(
     lengths: np.ndarray, batch_size: int, seed: int, epoch: int, buckets: tuple[int, ...]
 ) -> Plan:
-    """A training epoch: rows shuffled, sorted by length in pools of batches, batches shuffled.
+    """Plans a training epoch: shuffles rows, sorts by length within pools, shuffles batches.
 
-    The same (seed, epoch) gives the same plan. The rows that do not fill a last batch are left
-    out, other ones in every epoch.
+    The same (seed, epoch) gives the same plan. Rows that do not fill a last batch are left out;
+    every epoch leaves out different ones. Raises UserError if the rows do not fill one batch.
 
     >>> lengths = np.array([5, 9, 6, 12, 7])
     >>> plan = epoch_plan(lengths, batch_size=2, seed=0, epoch=0, buckets=(8, 16))
@@ -55,6 +55,7 @@ def epoch_plan(
 
 
 def _training_rows(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns the row numbers of shuffled full batches, [batches, B], with similar lengths each."""
     count = len(lengths) // batch_size
     if count == 0:
         raise UserError(
@@ -67,7 +68,7 @@ def _training_rows(lengths: np.ndarray, batch_size: int, rng: np.random.Generato
 
 
 def evaluation_plan(lengths: np.ndarray, batch_size: int, buckets: tuple[int, ...]) -> Plan:
-    """Every row once, sorted by length; the last batch is completed with `FILLER`.
+    """Plans an evaluation: every row once, sorted by length; `FILLER` completes the last batch.
 
     >>> evaluation_plan(np.array([5, 9, 6]), batch_size=2, buckets=(8, 16)).rows.tolist()
     [[0, 2], [1, -1]]
@@ -83,7 +84,7 @@ def evaluation_plan(lengths: np.ndarray, batch_size: int, buckets: tuple[int, ..
 
 
 def _padded(longest: np.ndarray, buckets: tuple[int, ...]) -> np.ndarray:
-    """The smallest bucket that holds each batch."""
+    """Returns the smallest bucket that holds each batch."""
     sizes = np.asarray(buckets)
     if not len(sizes) or sizes[0] < 1 or (np.diff(sizes) <= 0).any():
         raise UserError(f"buckets {buckets}: give rising lengths of 1 or more")
@@ -101,16 +102,17 @@ def choose_buckets(
     max_shapes: int = 5,
     padding: float = 0.1,
 ) -> tuple[int, ...]:
-    """The padded lengths with the least padding, found exactly for this data.
+    """Returns the padded lengths with the least padding for this data, an exact optimum.
 
     Args:
-      lengths: [N] row lengths, at most `max_length`.
-      batch_size: rows in a batch.
-      max_length: no bucket is longer.
-      multiples: buckets are multiples of the first (`max_length` itself may be none), or of a later
-        one if only that keeps the padded share below `padding`.
-      max_shapes: at most so many buckets, each one compilation.
-      padding: fewer buckets are taken if they already keep the padded share below this.
+      lengths: the row lengths [N], at most `max_length`.
+      batch_size: the number of rows in a batch.
+      max_length: the longest bucket allowed.
+      multiples: candidate divisors of the buckets, in order of preference. A later one is used only
+        if the earlier ones cannot keep the padded fraction below `padding` and it can. A bucket
+        equal to `max_length` need not be a multiple.
+      max_shapes: the largest number of buckets; each costs one compilation.
+      padding: the padded fraction that is low enough; the fewest buckets that reach it are used.
 
     >>> choose_buckets(np.array([5, 6, 7, 30, 31, 32]), batch_size=3, max_length=64, padding=0.2)
     (8, 32)
@@ -121,7 +123,7 @@ def choose_buckets(
         )
     size = min(batch_size, len(lengths))
     batches = _training_rows(lengths, size, np.random.default_rng(0))
-    # The longest row may be left out of this epoch, but not of the next: it is always covered.
+    # The longest row may be left out of this epoch but not of the next, so it is always covered.
     longest = np.append(lengths[batches].max(axis=1), lengths.max())
     most = lengths[batches].sum() / size / (1 - padding)
     found = []
@@ -136,8 +138,11 @@ def choose_buckets(
 def _fewest_buckets(
     ceilings: np.ndarray, max_shapes: int, most: float
 ) -> tuple[float, tuple[int, ...]]:
-    """The fewest lengths that pad all batches but the last to less than `most` places a row in
-    all, else the best `max_shapes` ones; and how many places that is."""
+    """Returns the total padded length, and the fewest buckets that keep it below `most`.
+
+    If no number of buckets up to `max_shapes` does, returns the best `max_shapes` of them. The last
+    ceiling is the longest row's: a bucket must cover it, but it adds no padding to the total.
+    """
     sizes, place = np.unique(ceilings, return_inverse=True)
     counts = np.bincount(place[:-1], minlength=len(sizes))
     for shapes in range(1, min(max_shapes, len(sizes)) + 1):
@@ -150,13 +155,14 @@ def _fewest_buckets(
 def _best_buckets(
     sizes: np.ndarray, counts: np.ndarray, shapes: int
 ) -> tuple[float, tuple[int, ...]]:
-    """The cheapest cover of all batches by `shapes` of the sizes, by dynamic programming.
+    """Finds the cheapest cover of all batches by `shapes` of the sizes, by dynamic programming.
 
-    counts[i] batches need size i or more; a cover's cost is the summed padded length. Returns it
-    and the chosen indices, which always contain the last.
+    counts[i] batches need size i or more; a cover's cost is the summed padded length. Returns the
+    cost and the chosen indices, which always contain the last.
     """
     before = np.concatenate([[0], np.cumsum(counts)])
-    # cost[j]: batches 0..j covered, j being the largest bucket; start[j]: the bucket below j.
+    # cost[j]: least cost of the batches that need sizes 0..j, with j the largest bucket so far.
+    # steps[s][j]: the best bucket below j when s + 2 buckets are used.
     cost = (sizes * before[1:]).astype(np.float64)
     steps = []
     for _ in range(shapes - 1):
@@ -171,7 +177,7 @@ def _best_buckets(
 
 
 def padding_share(lengths: np.ndarray, plan: Plan) -> float:
-    """The share of a plan's token places that hold no token, 0 to 1.
+    """Fraction of a plan's token positions that are padding, 0 to 1.
 
     >>> round(padding_share(np.array([6, 8]), Plan(np.array([[0, 1]]), np.array([8]))), 3)
     0.125

@@ -1,4 +1,4 @@
-"""What batches are made of: numbered rows of known lengths, gathered into arrays on demand."""
+"""`Rows`: an indexable dataset with known row lengths that collates a batch on demand."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -10,20 +10,21 @@ from goat_jax.data.pipeline.token_ids import check_ids
 
 Batch = dict[str, np.ndarray]
 Draw = tuple[int, ...] | None
-"""Numbers that seed what is random in a training batch (seed, batch number); None in evaluation."""
+"""Seed of the randomness in a training batch: (seed, batch number); None in evaluation."""
 
 FILLER = -1
-"""Marks a place of a batch that no row fills."""
+"""Row number of a batch position that no row fills."""
 
 
 class Rows(Protocol):
-    """Rows that can be batched.
+    """Protocol of a dataset that can be batched.
 
     Attributes:
-      lengths: [N] int32; rows of similar length share a batch, padded to one length.
-      truncated: how many rows lost their end.
-      dropped: how many were left out, nothing usable being in them.
-      marks: what tells each row (or text) from others (`goat_jax.data.pipeline.overlap`).
+      lengths: the row lengths, [N] int32; rows of similar length share a batch and are padded to
+        one length.
+      truncated: the number of rows whose end was cut off.
+      dropped: the number of rows left out because they had no usable content.
+      marks: a digest of each row (or text) that identifies it (`goat_jax.data.pipeline.overlap`).
       lookups: a table's name in `goat_jax.data.pipeline.token_ids.TABLES` -> the ids that are
         looked up in it.
     """
@@ -45,21 +46,21 @@ class Rows(Protocol):
 
     @property
     def contents(self) -> Any:
-        """All that is learnt from the rows, or digests of it: arrays, lists, mappings, numbers."""
+        """Everything the model is trained on, or digests: arrays, lists, mappings, numbers."""
         ...
 
     def __len__(self) -> int: ...
 
     def gather(self, rows: np.ndarray, length: int, draw: Draw = None) -> Batch:
-        """The batch of these rows [B], padded to `length`.
+        """Collates these rows [B] into a batch padded to `length`.
 
-        A `FILLER` place repeats the last real row with weight 0. Every batch has `weights` [B].
+        A `FILLER` position repeats the last real row with weight 0. Every batch has `weights` [B].
         """
         ...
 
 
 def fill_places(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers without `FILLER` (the last real row in its place) and weights [B] float32.
+    """Replaces `FILLER` by the last real row; returns row numbers and weights [B] float32.
 
     >>> numbers, weights = fill_places(np.array([4, 2, -1]))
     >>> numbers.tolist(), weights.tolist()
@@ -71,7 +72,7 @@ def fill_places(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Tokens(Protocol):
-    """Rows of tokens, maybe of several tasks."""
+    """Protocol of tokenized rows, possibly of several tasks."""
 
     @property
     def input_ids(self) -> list[np.ndarray]: ...
@@ -81,27 +82,28 @@ class Tokens(Protocol):
 
 
 def lookups_of(rows: Tokens) -> dict[str, list[np.ndarray]]:
-    """`Rows.lookups` of rows of tokens."""
+    """Returns `Rows.lookups` of tokenized rows."""
     tasks = [rows.tasks["task_ids"]] if "task_ids" in rows.tasks else []
     return {"vocab_size": rows.input_ids, "num_tasks": tasks}
 
 
 def with_known_ids(rows: Rows, sizes: Mapping[str, int]) -> Rows:
-    """The rows, padded with an id that the model has.
+    """Returns the rows with a padding id that the model's vocabulary contains.
 
     Args:
-      sizes: of the model's tables (`goat_jax.data.pipeline.token_ids.table_sizes`).
+      rows: the rows to check.
+      sizes: the sizes of the model's tables (`goat_jax.data.pipeline.token_ids.table_sizes`).
 
     Raises UserError if a row has an id without a row in its table.
     """
     check_ids(rows.lookups, sizes)
     pad = getattr(rows, "pad_id", 0)
-    # Padding is masked everywhere, so any id will do that is in the table.
+    # Padding is masked everywhere, so any id that is in the table will do.
     return rows if pad < sizes.get("vocab_size", pad + 1) else replace(rows, pad_id=0)  # type: ignore
 
 
 def pad_right(arrays: Sequence[np.ndarray], length: int, value: int) -> np.ndarray:
-    """[B, length] int32 of integer arrays that are at most so long.
+    """Pads integer arrays of at most `length` on the right with `value`: [B, length] int32.
 
     >>> pad_right([np.array([4, 5])], 3, 0).tolist()
     [[4, 5, 0]]

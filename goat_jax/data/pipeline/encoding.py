@@ -1,8 +1,9 @@
-"""Text to token ids, one way for training, generation and scoring.
+"""Converts text to token ids, the same way for training, generation and scoring.
 
-A text is tokenised as a whole, however many parts it has: parts that are tokenised alone have other
-tokens (sentencepiece starts each with a space). A part is found again by its characters. A token
-that holds characters of two parts is learnt if one of them is, as in transformers and TRL.
+A text of several parts is tokenized in one piece, since parts tokenized separately can give
+different tokens (sentencepiece starts each with a space). Character offsets then assign tokens to
+parts. A token with characters of two parts is trained on if either part is, as in transformers and
+TRL.
 """
 
 from collections.abc import Sequence
@@ -17,10 +18,10 @@ from goat_jax.data.sources.text_fields import check_text
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a text.
+    """One part of a text.
 
     Attributes:
-      text: its characters.
+      text: the part's text.
       learnt: whether its tokens count in the loss.
     """
 
@@ -31,12 +32,14 @@ class Piece:
 def encode_pieces(
     tokenizer: Any, pieces: Sequence[Piece], end: bool, special: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids [T] int32 of a text and the mask [T] of those that are learnt.
+    """Tokenizes a text; returns its token ids [T] int32 and its loss mask [T] bool.
 
     Args:
-      end: close with the tokenizer's end of text, learnt if the last piece is.
-      special: begin with the tokens that the tokenizer begins a text with; a chat template writes
-        its own.
+      tokenizer: the Hugging Face tokenizer.
+      pieces: the parts of the text, in order.
+      end: whether to append the tokenizer's end-of-text token, trained on if the last piece is.
+      special: whether to begin with the tokenizer's initial special tokens; False for the text of
+        a chat template, which writes them itself.
     """
     text = check_text("".join(piece.text for piece in pieces), "the text")
     start = start_tokens(tokenizer, text) if special else []
@@ -48,16 +51,21 @@ def encode_pieces(
 
 
 def encode_prompt(tokenizer: Any, text: str, special: bool = True) -> list[int]:
-    """The token ids of a text that the model goes on with; as in training, it has no end.
+    """Returns the token ids of a prompt, tokenized as in training, without an end-of-text token.
 
     Args:
-      special: as for `encode_pieces`.
+      tokenizer: the Hugging Face tokenizer.
+      text: the prompt.
+      special: whether to begin with special tokens, as for `encode_pieces`.
     """
     return encode_pieces(tokenizer, [Piece(text, False)], end=False, special=special)[0].tolist()
 
 
 def start_tokens(tokenizer: Any, text: str) -> list[int]:
-    """What the tokenizer puts before a text (Llama's <s>, BERT's [CLS]), unless it is there."""
+    """Returns the special tokens the tokenizer puts before a text (Llama's <s>, BERT's [CLS]).
+
+    Returns none if the text already begins with the first of them.
+    """
     sample = tokenizer("a", return_special_tokens_mask=True)
     marked = zip(sample["input_ids"], sample["special_tokens_mask"], strict=True)
     first = [number for number, added in takewhile(lambda pair: pair[1], marked)]
@@ -68,14 +76,14 @@ def start_tokens(tokenizer: Any, text: str) -> list[int]:
 def _text_tokens(
     tokenizer: Any, text: str, pieces: Sequence[Piece]
 ) -> tuple[list[int], list[bool]]:
-    """The tokens of the text itself, and which of them are learnt."""
+    """Returns the tokens of the text itself, and whether each is trained on."""
     if not text:
         return [], []
     if not getattr(tokenizer, "is_fast", False):
         return _tokens_by_prefix(tokenizer, text, pieces)
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     starts, ends = np.array(found["offset_mapping"], np.int64).reshape(-1, 2).T
-    # Byte-level tokenizers may cut spaces off the offsets, and all of a token that is one.
+    # Byte-level tokenizers may trim spaces from offsets, so a lone space has an empty span.
     before = np.concatenate([[0], ends[:-1]])
     starts = np.where(starts == ends, np.minimum(before, starts), starts)
     ends = np.minimum(np.maximum(ends, starts + 1), len(text))
@@ -87,10 +95,10 @@ def _text_tokens(
 def _tokens_by_prefix(
     tokenizer: Any, text: str, pieces: Sequence[Piece]
 ) -> tuple[list[int], list[bool]]:
-    """As `_text_tokens`, for tokenizers written in Python, which know no offsets.
+    """Does the same as `_text_tokens` for tokenizers written in Python, which give no offsets.
 
-    A part begins after the tokens that the text before it shares with the whole. Where the two
-    differ, a token lies across the beginning.
+    The text before a part is tokenized alone. The part begins after the tokens that this prefix
+    shares with the full text; where the two differ, a token spans the boundary.
     """
 
     def tokens(part: str) -> list[int]:
@@ -108,6 +116,6 @@ def _tokens_by_prefix(
 
 
 def _shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """The number of ids with which both begin."""
+    """Returns the length of the longest common prefix."""
     pairs = zip(first, second, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -1,4 +1,4 @@
-"""One digest of all rows of a split: tells whether a data set has changed since a run began."""
+"""Digest of all rows of a split, to detect a data set that changed since a run began."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from goat_jax.data.pipeline.dataset import Rows
 
 
 def fingerprint(rows: Rows) -> str:
-    """SHA-256 of what rows hold and of their order.
+    """Returns the SHA-256 of the rows' contents in their order.
 
     >>> from goat_jax.data.pipeline.tokenize import Encoded
     >>> ids, lengths = [np.array([4, 5])], np.array([2])
@@ -26,7 +26,7 @@ def fingerprint(rows: Rows) -> str:
 
 
 def _add(found: Any, value: Any) -> None:
-    # Kinds and lengths are part of it, so that nothing can move from one value to the next.
+    # Types and lengths are hashed too, so that no bytes can move from one value to the next.
     if isinstance(value, np.ndarray):
         found.update(f"{value.dtype}{value.shape}".encode())
         found.update(np.ascontiguousarray(value).tobytes())

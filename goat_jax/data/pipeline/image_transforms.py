@@ -1,9 +1,9 @@
-"""From a decoded image to the numbers a model takes: colours, crop, size, normalisation.
+"""Converts a decoded image to a model's input: color mode, crop, resize, normalization.
 
-The training view is the usual random resized crop (Szegedy et al., "Going Deeper with
-Convolutions", 2015, section 6), the evaluation view a resize of the shorter side and a centre
-crop. Sizes are rounded as torchvision rounds them, places as transformers does, and Pillow
-resizes, so that a model sees here what it saw when it was trained there.
+Training uses the random resized crop (Szegedy et al., "Going Deeper with Convolutions", 2015,
+section 6); evaluation resizes the shorter side and crops the center. Sizes are rounded as in
+torchvision, crop positions as in transformers, and Pillow resizes, so that a model gets the same
+input here as in its original training.
 """
 
 import math
@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Box = tuple[int, int, int, int]
-"""top, left, height, width in pixels."""
+"""(top, left, height, width) in pixels."""
 
 TRIES = 10
 BICUBIC = 3
-"""Pillow's number of the filter."""
+"""Pillow's number of the bicubic filter."""
 
 
 def array_image(array: np.ndarray) -> "Image.Image":
-    """An image of uint8 values (H, W), (H, W, 1) or (H, W, 3).
+    """Makes an image from uint8 values (H, W), (H, W, 1) or (H, W, 3).
+
+    Raises UserError for another dtype or shape.
 
     >>> array_image(np.zeros((4, 6, 1), np.uint8)).size
     (6, 4)
@@ -46,7 +48,10 @@ def array_image(array: np.ndarray) -> "Image.Image":
 
 
 def to_rgb(image: "Image.Image") -> "Image.Image":
-    """Any image as upright RGB, 8 bits a channel; transparency is dropped.
+    """Converts an image to upright RGB with 8 bits per channel and drops transparency.
+
+    Raises UserError for 32-bit integer TIFFs and floating-point images, whose value range is
+    unknown.
 
     >>> from PIL import Image
     >>> to_rgb(Image.new("I;16", (1, 1), 0xFF00)).getpixel((0, 0))
@@ -59,7 +64,7 @@ def to_rgb(image: "Image.Image") -> "Image.Image":
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise UserError("an image of floating-point values has no range of colours: give integers")
-    if image.mode.startswith("I"):  # 16 bits: Pillow itself would clip, not scale
+    if image.mode.startswith("I"):  # 16 bits: Pillow would clip, not scale
         high = np.asarray(image).astype(np.int64) >> 8
         image = Image.fromarray(np.clip(high, 0, 255).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
@@ -74,14 +79,17 @@ def crop_box(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Box:
-    """A random box of an image of height x width.
+    """Draws a random crop box in an image of height x width.
 
     Args:
-      scale: the box's share of the area is uniform in this range.
-      ratio: its width / height is log-uniform in this range.
+      height: the image's height in pixels.
+      width: the image's width in pixels.
+      rng: the random generator.
+      scale: the range of the box's fraction of the area, drawn uniformly.
+      ratio: the range of the box's width / height, drawn log-uniformly.
 
-    A box that does not fit is drawn again, ten times in all; then it is the largest centred box
-    whose ratio is in the range.
+    Up to ten boxes are drawn until one fits. If none does, returns the largest centered box whose
+    ratio is in the range.
 
     >>> crop_box(10, 10, np.random.default_rng(0), (1.0, 1.0), (1.0, 1.0))
     (0, 0, 10, 10)
@@ -109,10 +117,12 @@ def _largest_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
 def resized_crop(
     image: "Image.Image", box: Box, size: int | tuple[int, int], resample: int = BICUBIC
 ) -> "Image.Image":
-    """The box of an image, resized (with antialiasing).
+    """Crops a box out of an image and resizes it (with antialiasing).
 
     Args:
-      size: of a square, or (height, width).
+      image: the image.
+      box: the box to keep.
+      size: the side of a square, or (height, width), in pixels.
       resample: Pillow's number of the filter.
 
     >>> from PIL import Image
@@ -128,7 +138,7 @@ def resized_crop(
 
 
 def resize_shorter(image: "Image.Image", length: int, resample: int = BICUBIC) -> "Image.Image":
-    """The image with a shorter side of `length` pixels.
+    """Resizes an image so that its shorter side has `length` pixels.
 
     >>> from PIL import Image
     >>> resize_shorter(Image.new("RGB", (8, 6)), 3).size
@@ -138,15 +148,15 @@ def resize_shorter(image: "Image.Image", length: int, resample: int = BICUBIC) -
 
     width, height = image.size
     shorter = min(width, height)
-    # Cut off, not rounded, as torchvision and transformers have it.
+    # Rounded down, as in torchvision and transformers.
     resized = (length * width // shorter, length * height // shorter)
     return image.resize(resized, Image.Resampling(resample))
 
 
 def crop_centre(image: "Image.Image", height: int, width: int) -> "Image.Image":
-    """The middle of an image, black where the image is smaller.
+    """Crops the center of an image, padding with black where the image is smaller.
 
-    What is left over is cut in halves and rounded down, as transformers does.
+    The top and left margins are half of the excess, rounded down, as in transformers.
 
     >>> from PIL import Image
     >>> crop_centre(Image.new("RGB", (8, 6)), 3, 4).size
@@ -157,7 +167,7 @@ def crop_centre(image: "Image.Image", height: int, width: int) -> "Image.Image":
 
 
 def centre_view(image: "Image.Image", size: int) -> "Image.Image":
-    """The shorter side resized to `size` (bicubic), then the middle size x size pixels.
+    """Resizes the shorter side to `size` (bicubic), then crops the center size x size pixels.
 
     >>> from PIL import Image
     >>> centre_view(Image.new("RGB", (8, 6)), 3).size
@@ -172,7 +182,7 @@ def normalise(
     std: tuple[float, ...],
     factor: float = 1 / 255,
 ) -> np.ndarray:
-    """(H, W, 3) float32: grey levels times a factor, less the mean, by the channel's deviation.
+    """Returns (pixels * factor - mean) / std per channel, (H, W, 3) float32.
 
     >>> from PIL import Image
     >>> normalise(Image.new("RGB", (1, 1), (255, 0, 0)), (0.5,) * 3, (0.5,) * 3).tolist()

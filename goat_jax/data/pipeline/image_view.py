@@ -1,4 +1,4 @@
-"""The view of an image that a checkpoint was trained on, read from its preprocessor_config.json."""
+"""Image preprocessing of a checkpoint, read from its preprocessor_config.json."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     },
     **dict.fromkeys(("CLIP", "Bit"), {}),
 }
-"""transformers' image processor -> its defaults that are not those of `CLIP`."""
+"""transformers' image processor -> its defaults that differ from `CLIP`."""
 
 CLIP: dict[str, Any] = {
     "do_resize": True,
@@ -51,21 +51,21 @@ CLIP: dict[str, Any] = {
 ENDINGS = ("ImageProcessorFast", "ImageProcessorPil", "ImageProcessor", "FeatureExtractor")
 
 REFUSED = ("do_pad", "do_flip_channel_order", "do_reduce_labels", "do_thumbnail", "do_align_axis")
-"""Switches of other processors that change the numbers and that no view here has."""
+"""Switches of other processors that change the pixel values and that `View` does not support."""
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """The way from an upright RGB image to a model's numbers.
+    """Preprocessing steps from an upright RGB image to a model's input.
 
     Attributes:
-        shorter: pixels that the shorter side is resized to, None if it is not.
-        exact: (height, width) that an image is resized to whatever its shape, None if it is not.
-        crop: (height, width) of the middle that is kept; None keeps all.
-        resample: Pillow's number of the filter.
-        factor: what the grey levels are multiplied with.
-        mean: what is taken off each channel then.
-        std: what each channel is divided by then.
+        shorter: the length in pixels that the shorter side is resized to; None: no such resize.
+        exact: the (height, width) that an image of any shape is resized to; None: no such resize.
+        crop: the (height, width) of the center crop; None: no crop.
+        resample: Pillow's number of the resize filter.
+        factor: the factor that pixel values are multiplied by.
+        mean: the mean subtracted from each channel after that.
+        std: the standard deviation each channel is then divided by.
     """
 
     shorter: int | None = 224
@@ -78,13 +78,13 @@ class View:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of what the model sees."""
+        """(height, width) of the model's input."""
         size = self.crop or self.exact
         assert size is not None  # `view_of` refuses views without a size
         return size
 
     def whole(self, image: Image.Image) -> Image.Image:
-        """The view of evaluation.
+        """Resizes and crops an image as in evaluation.
 
         >>> from PIL import Image
         >>> View(shorter=4, crop=(3, 2)).whole(Image.new("RGB", (8, 6))).size
@@ -100,11 +100,11 @@ class View:
         return image if self.crop is None else crop_centre(image, *self.crop)
 
     def numbers(self, image: Image.Image) -> np.ndarray:
-        """(H, W, 3) float32 of a view's pixels."""
+        """Normalizes an image's pixel values: (H, W, 3) float32."""
         return normalise(image, self.mean, self.std, self.factor)
 
     def config(self) -> dict[str, Any]:
-        """The view as a preprocessor_config.json, for a processor that has all its steps."""
+        """Returns the view as the content of a preprocessor_config.json for CLIP's processor."""
         height, width = self.size
         exact = None if self.exact is None else {"height": self.exact[0], "width": self.exact[1]}
         return {
@@ -124,11 +124,12 @@ class View:
 
 
 def view_of(task: ImageTask, model: str | Path | None) -> View:
-    """The view of a task's images: the checkpoint's, but for what the task says itself.
+    """Returns the view of a task's images: the checkpoint's, with the task's settings on top.
 
     Args:
-        model: the checkpoint's folder; without a preprocessor_config.json there it is CLIP's
-            view, of the image size in config.json. None: CLIP's own.
+        task: the image task; its `image_size`, `mean` and `std`, if set, override the checkpoint's.
+        model: the checkpoint's folder. Without a preprocessor_config.json it means CLIP's view at
+            the image size in config.json. None: CLIP's view.
 
     Raises:
         UserError: a preprocessor_config.json that cannot be read or followed.
@@ -146,7 +147,7 @@ def view_of(task: ImageTask, model: str | Path | None) -> View:
 
 
 def read_view(folder: Path) -> View:
-    """The view of a checkpoint folder."""
+    """Reads the view of a checkpoint folder; without a preprocessor_config.json, CLIP's view."""
     if (folder / FILE).is_file():
         config = read_json(folder / FILE)
         if not isinstance(config, dict):
@@ -160,7 +161,7 @@ def read_view(folder: Path) -> View:
 
 
 def _image_size(path: Path) -> tuple[int, int] | None:
-    """The image size in a config.json, whatever part of it has one."""
+    """Reads the image size in a config.json, in its vision_config or at the top level."""
     config = read_json(path) if path.is_file() else {}
     part = config.get("vision_config") if isinstance(config, dict) else None
     size = (part if isinstance(part, dict) else config).get("image_size")
@@ -168,10 +169,10 @@ def _image_size(path: Path) -> tuple[int, int] | None:
 
 
 def parse_view(config: Mapping[str, Any]) -> View:
-    """The view that a preprocessor_config.json describes.
+    """Parses the content of a preprocessor_config.json.
 
     Raises:
-        UserError: a processor, a step or a number that is not known here.
+        UserError: a processor, a step or a value that is not supported.
 
     >>> parse_view({"image_processor_type": "ViTImageProcessor", "size": 32}).exact
     (32, 32)
@@ -195,7 +196,7 @@ def _geometry(values: Mapping[str, Any]) -> dict[str, Any]:
     shorter, exact, crop = None, None, None
     if values["do_resize"]:
         size = values["size"]
-        # Files of old say one number: a square where nothing is cropped, else the shorter side.
+        # Old files give one number: the side of a square without a crop, else the shorter side.
         if not isinstance(size, Mapping):
             size = {"shortest_edge": size} if values["do_center_crop"] else _square(size)
         if set(size) == {"shortest_edge"}:
@@ -240,7 +241,7 @@ def _square(size: Any) -> dict[str, Any]:
 
 
 def _pair(name: str, value: Any) -> tuple[int, int]:
-    """(height, width) of a number, of two, or of a mapping."""
+    """Parses (height, width) from one number, two numbers or a mapping."""
     if isinstance(value, Mapping):
         value = [value.get("height"), value.get("width")]
     pair = tuple(value) if isinstance(value, list | tuple) else (value, value)

@@ -1,4 +1,4 @@
-"""Images as rows of batches: decoded, cropped and normalised when a batch asks for them."""
+"""Image rows: decoded, cropped and normalized when a batch is collated."""
 
 import io
 from collections.abc import Sequence
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class ImageRows:
-    """N labelled images.
+    """Dataset of N labeled images.
 
     Attributes:
-      task: the columns, and the crops of training.
-      view: of the evaluation, whose size and numbers training shares.
-      source: where they come from, for messages.
-      rows: of the source.
-      numbers: N places in `rows`.
-      labels: [N] int32 class ids.
-      dropped: how many rows were left out since their image cannot be decoded.
-      marks: what tells images from others.
-      lengths: [N] int32, all one: every batch has the same shape.
-      truncated: none ever is.
+      task: the image task, which names the columns and sets the training crops.
+      view: the evaluation preprocessing; training uses its size and normalization.
+      source: the source string, for error messages.
+      rows: the rows of the source.
+      numbers: the indices of the N images in `rows`.
+      labels: the class ids, [N] int32.
+      dropped: the number of rows left out because their image cannot be decoded.
+      marks: a digest of each image that identifies it.
+      lengths: the row lengths, [N] int32, all 1: every batch has the same shape.
+      truncated: the number of truncated rows, always 0.
 
     >>> task, view = ImageTask("dots", "", "", labels=("a", "b")), View(shorter=2, crop=(2, 2))
     >>> images = [{"image": np.zeros((4, 4), np.uint8)}]
@@ -62,27 +62,27 @@ class ImageRows:
 
     @property
     def lookups(self) -> dict[str, list[np.ndarray]]:
-        """Images have no ids."""
+        """Empty: images have no ids to look up."""
         return {}
 
     @property
     def contents(self) -> tuple[Any, ...]:
-        """Labels, and digests of the images or their ids; not their pixels, which are many."""
+        """Labels, and digests of the images or their ids; the pixels would be too much data."""
         return self.labels, self.marks
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def gather(self, rows: np.ndarray, length: int, draw: Draw = None) -> Batch:
-        """One batch.
+        """Collates one batch.
 
         Args:
-          rows: [B] row numbers; a `FILLER` place repeats the last real row with weight 0.
-          length: every image has length 1.
-          draw: numbers that seed the crops, for training; None for the evaluation view.
+          rows: the row numbers [B]; a `FILLER` position repeats the last real row with weight 0.
+          length: the padded length, not used: every image has length 1.
+          draw: the numbers that seed the training crops; None for the evaluation view.
 
-        A crop follows from `draw` and its row's number alone, so that the processes that share a
-        batch see what one process would see.
+        A crop depends only on `draw` and its row's number, so several processes that load a batch
+        together get the same crops as one process would.
 
         Returns `pixel_values` [B, height, width, 3] float32, `labels` [B] int32 and
         `weights` [B] float32. Raises UserError for an image that cannot be decoded.
@@ -96,7 +96,7 @@ class ImageRows:
         }
 
     def pixels(self, number: int, draw: Draw = None) -> np.ndarray:
-        """What the model sees of one row, (height, width, 3) float32."""
+        """Returns the model's input for one row, (height, width, 3) float32."""
         task, place = self.task, self.numbers[number]
         where = f"{self.source}: row {place + 1}"
         image = decode_image(self.rows[place].get(task.image), where, task.data_dir)
@@ -111,7 +111,7 @@ class ImageRows:
 def training_view(
     image: "Image.Image", task: ImageTask, view: View, rng: np.random.Generator
 ) -> "Image.Image":
-    """A random crop of a view's size, mirrored or not, as the task says.
+    """Crops an image at random to a view's size and mirrors it at random, as the task specifies.
 
     >>> from PIL import Image
     >>> task, view = ImageTask("dots", "", "", labels=("a", "b")), View(shorter=2, crop=(2, 2))
@@ -129,11 +129,12 @@ def training_view(
 
 
 def decode_image(value: Any, where: str, folder: str | Path | None = None) -> "Image.Image":
-    """The upright RGB image of a path, of a file's bytes or of an array.
+    """Decodes a path, a file's bytes or an array to an upright RGB image.
 
     Args:
-      value: a path, absolute or from `folder`; bytes; or uint8 values (H, W[, 1 or 3]).
-      where: source and row, for the message of a UserError.
+      value: a path, a file's bytes, or uint8 values (H, W[, 1 or 3]).
+      where: the source and row, for the message of a UserError.
+      folder: the folder that relative paths start from.
 
     >>> decode_image("nowhere.png", "pets.csv: row 3")
     Traceback (most recent call last):
@@ -143,7 +144,9 @@ def decode_image(value: Any, where: str, folder: str | Path | None = None) -> "I
 
 
 def check_image(value: Any, where: str, folder: str | Path | None = None) -> None:
-    """As `decode_image`, but reads the start of a file only, which tells what it is.
+    """Checks an image as `decode_image` does, but reads only the start of a file.
+
+    Raises UserError if the file is missing or its format unknown. Arrays are fully converted.
 
     >>> check_image(b"GIF87", "pets.csv: row 3")
     Traceback (most recent call last):
@@ -182,15 +185,15 @@ def _read(value: Any, where: str, folder: str | Path | None, whole: bool) -> Any
 
 
 def load_images(task: ImageTask, split: str) -> ImageRows:
-    """The rows of a task's `train` or `evaluation` source; images are decoded batch by batch.
+    """Loads the rows of a task's `train` or `evaluation` source; batches decode images later.
 
-    Here only the start of every file is read, unless the task skips bad images: then each is
-    decoded once, and those that cannot be are left out and counted.
+    Loading reads only the start of every file, unless the task skips bad images: then each image
+    is decoded once, and those that fail are left out and counted.
 
-    They are seen as CLIP's, but for what the task says; another checkpoint's `view` replaces it.
+    The view is CLIP's with the task's settings; replace `view` for another checkpoint.
 
     Raises UserError naming source and row number (from 1) for a row without image or label, for a
-    label that is no class of the task, and for a file that is missing or no image.
+    label that is not a class of the task, and for a file that is missing or not an image.
 
     >>> task = ImageTask("pets", "a.csv", "b.csv", labels=("cat", "dog"))
     >>> load_images(task, "dev")
@@ -218,7 +221,7 @@ def load_images(task: ImageTask, split: str) -> ImageRows:
 
 
 def _mark(row: Row, image: Any, where: str, task: ImageTask) -> bytes:
-    """What tells an image from others: its id, or else what is stored of it."""
+    """Returns a digest that identifies an image: of its id, or else of its stored data."""
     if task.id is not None:
         return mark_of(read_column(row, task.id, where))
     return mark_of(_file(image, task.data_dir) if isinstance(image, str | Path) else image)
@@ -229,7 +232,7 @@ def _file(value: str | Path, folder: str | Path | None) -> Path:
 
 
 def _problem(value: Any, where: str, task: ImageTask) -> UserError | None:
-    """What is wrong with an image, raised unless the task skips it."""
+    """Returns the error of a bad image if the task skips it; raises it otherwise."""
     check = decode_image if task.on_bad_image == "skip" else check_image
     try:
         check(value, where, task.data_dir)

@@ -1,8 +1,8 @@
-"""Batches for the training loop and for evaluation, the first as a checkpointable grain iterator.
+"""Batches for training, as a checkpointable grain iterator, and for evaluation.
 
-Element i of the training stream is whole batch i: which epoch it lies in and which rows it has
-follows from i alone. So the iterator's state is one number, and resuming costs nothing and gives
-the same batches, whatever was prefetched when the state was saved.
+Element i of the training stream is batch i: its epoch and its rows depend on i alone. The
+iterator's state is therefore one number, and resuming costs nothing and gives the same batches,
+whatever was prefetched when the state was saved.
 """
 
 import sys
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def batches_per_epoch(rows: Rows, batch_size: int) -> int:
-    """Full batches in one epoch. UserError if the rows do not fill one.
+    """Returns the number of full batches in one epoch; raises UserError if there is none.
 
     >>> import numpy as np
     >>> from goat_jax.data.pipeline.tokenize import Encoded
@@ -40,7 +40,9 @@ def batches_per_epoch(rows: Rows, batch_size: int) -> int:
 
 
 def process_slice(batch_size: int, process_index: int, process_count: int) -> slice:
-    """The places of a global batch that one process holds: contiguous and equal.
+    """Returns the positions of a global batch that one process loads: contiguous, equal parts.
+
+    Raises UserError if the processes cannot have equal parts.
 
     >>> process_slice(8, process_index=1, process_count=2)
     slice(4, 8, None)
@@ -57,11 +59,12 @@ def process_slice(batch_size: int, process_index: int, process_count: int) -> sl
 
 
 class TrainBatches:
-    """The endless training stream as a random-access source: `source[i]` is batch i.
+    """Endless training stream as a random-access source: `source[i]` is batch i.
 
     Attributes:
-      per_epoch: batches in an epoch; batch i belongs to epoch `i // per_epoch`.
+      per_epoch: the number of batches in an epoch; batch i belongs to epoch `i // per_epoch`.
       buckets: the padded lengths in use.
+      plan: epoch -> its `Plan`, cached.
 
     >>> import numpy as np
     >>> from goat_jax.data.pipeline.tokenize import Encoded
@@ -115,20 +118,22 @@ def train_iterator(
     threads: int = 1,
     prefetch: int = 4,
 ) -> "grain.DatasetIterator[Batch]":
-    """An endless iterator of training batches that Orbax can save and restore.
+    """Returns an endless iterator of training batches that Orbax can save and restore.
 
     Args:
-      rows: what batches are made of.
-      batch_size: B of the global batch; a process gets B / process_count rows of it.
-      seed: fixes the order of all epochs.
-      max_length: the longest a batch may be.
-      process_index, process_count: this host's place, as `jax.process_index()` gives it.
-      buckets: padded lengths; chosen from the data if None.
-      threads, prefetch: batches are made ahead by so many threads, at most so many of them.
+      rows: the dataset.
+      batch_size: the global batch size B; a process gets B / process_count rows of each batch.
+      seed: the seed of the order of all epochs and of random crops.
+      max_length: the longest padded length allowed.
+      process_index: this process's index, as `jax.process_index()` gives it.
+      process_count: the number of processes, as `jax.process_count()` gives it.
+      buckets: the padded lengths; chosen from the data if None.
+      threads: the number of threads that prepare batches ahead.
+      prefetch: the largest number of batches prepared ahead.
 
-    The batches are those of `gather`. `get_state()` / `set_state()` carry one number;
-    `grain.checkpoint.CheckpointSave` / `CheckpointRestore` put it into an Orbax checkpoint. A
-    state means the same batches only for the same data, batch size, seed and buckets.
+    The batches are those of `gather`. `get_state()` / `set_state()` carry one number, which
+    `grain.checkpoint.CheckpointSave` / `CheckpointRestore` store in an Orbax checkpoint. A state
+    gives the same batches only with the same data, batch size, seed and buckets.
 
     >>> import numpy as np
     >>> from goat_jax.data.pipeline.tokenize import Encoded
@@ -145,10 +150,10 @@ def train_iterator(
 
 
 class EvalBatches(Sequence[Batch]):
-    """Every row once, as a sequence of batches that are made when asked for.
+    """Sequence of evaluation batches, collated on access, with every row once.
 
     Attributes:
-      plan: `plan.rows[i]` are the row numbers of global batch i (-1 for a filler).
+      plan: the plan; `plan.rows[i]` are the row numbers of global batch i (-1 for a filler).
 
     >>> import numpy as np
     >>> from goat_jax.data.pipeline.tokenize import Encoded
@@ -186,10 +191,10 @@ def eval_batches(
     process_count: int = 1,
     buckets: Sequence[int] | None = None,
 ) -> EvalBatches:
-    """All rows in batches of one size, sorted by length; fillers of the last have weight 0.
+    """Returns all rows in batches of one size, sorted by length; fillers have weight 0.
 
-    Arguments as in `train_iterator`. A process whose share of the last batch is fillers only still
-    gets that batch, since all processes must run the same steps.
+    The arguments are those of `train_iterator`. A process whose part of the last batch is only
+    fillers still gets that batch, since all processes must run the same steps.
     """
     places = process_slice(batch_size, process_index, process_count)
     if batch_size < 1:

@@ -1,4 +1,4 @@
-"""Rows that are in the training split and in the held-out one: a score is worth less for them."""
+"""Detects rows that are in both the training and the held-out split, which inflate its scores."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 START = 65536
-"""Bytes of a file that are looked at, besides its size: two images that agree in them are one."""
+"""Bytes of a file that are hashed, besides its size; images equal in both count as the same."""
 
 
 def mark_of(value: Any) -> bytes:
-    """A short digest of a row's id, texts, or image (bytes, an array, or the path of a file).
+    """Returns a short digest of a row's id, texts, or image (bytes, an array, or a file's path).
 
     >>> mark_of(("fine film",)) == mark_of(("fine film",)), mark_of("a") == mark_of("b")
     (True, False)
@@ -31,7 +31,7 @@ def mark_of(value: Any) -> bytes:
 
 
 def overlap(train: Sequence[bytes], held_out: Sequence[bytes]) -> int:
-    """How many held-out rows are training rows, too, by their marks.
+    """Counts the held-out rows that are also training rows, compared by `mark_of`.
 
     >>> overlap([b"a", b"b", b"b"], [b"b", b"b", b"c"])
     2
@@ -41,7 +41,7 @@ def overlap(train: Sequence[bytes], held_out: Sequence[bytes]) -> int:
 
 
 def note_of(train: Sequence[bytes], held_out: Sequence[bytes]) -> str:
-    """One line for a person, empty if no row is in both.
+    """Returns one line that reports the overlap; empty if no row is in both splits.
 
     >>> note_of([b"a"], [b"a", b"b"])
     '1 of 2 held-out rows is in the training rows, too'

@@ -1,4 +1,4 @@
-"""Texts as rows of tokens with a loss mask, one a row or several packed into one."""
+"""Language-modeling rows: tokens with a loss mask, one text per row or several packed into one."""
 
 import bisect
 from collections.abc import Mapping, Sequence
@@ -16,17 +16,18 @@ from goat_jax.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """N tokenised texts in M rows.
+    """Dataset of N tokenized texts in M rows.
 
     Attributes:
-      input_ids: N int32 arrays of their own lengths.
-      learnt: N bool arrays beside them: the tokens that count in the loss.
-      members: M lists of text numbers; the texts that share a row, in their order.
-      lengths: [M] int32, tokens in a row.
-      pad_id: the token that fills a row up; it is never learnt and never seen.
-      truncated: texts that lost their end.
-      dropped: texts left out because nothing that is learnt was left of them.
-      tasks: "task_ids", "task_types" -> [N] int32, of texts of several tasks.
+      input_ids: the token ids, N int32 arrays of varying length.
+      learnt: the loss masks, N bool arrays of the same lengths: True where a token counts in the
+        loss.
+      members: the text numbers of each row in order, M lists.
+      lengths: the number of tokens in each row, [M] int32.
+      pad_id: the padding token; it is masked in attention and in the loss.
+      truncated: the number of texts whose end was cut off.
+      dropped: the number of texts left out because no token to train on was left.
+      tasks: "task_ids", "task_types" -> [N] int32, for texts of several tasks; else empty.
 
     >>> ids, learnt = np.array([4, 5], np.int32), np.array([False, True])
     >>> Texts([ids], [learnt], [[0]], np.array([2])).gather(np.array([0]), 3)["segments"].tolist()
@@ -44,7 +45,7 @@ class Texts:
 
     @property
     def marks(self) -> tuple[bytes, ...]:
-        """What tells texts from others: their tokens."""
+        """A digest of each text's tokens that identifies the text."""
         return tuple(mark_of(ids) for ids in self.input_ids)
 
     @property
@@ -54,18 +55,18 @@ class Texts:
 
     @property
     def contents(self) -> tuple[Any, ...]:
-        """Tokens, which of them are learnt, and which texts share a row."""
+        """Tokens, loss masks, the texts of each row, and the task numbers."""
         return self.input_ids, self.learnt, self.members, self.tasks
 
     def __len__(self) -> int:
         return len(self.members)
 
     def gather(self, rows: np.ndarray, length: int, draw: Draw = None) -> Batch:
-        """One padded batch; padding is on the right.
+        """Collates one batch, padded on the right.
 
         Returns `input_ids`, `segments` (1, 2, ... for the texts of a row, 0 for padding),
         `attention_mask` and `learnt` [B, T] int32, and `weights` [B] float32. Texts of several
-        tasks bring `task_ids` [B, T] int32, since they may share a row, and `task_types` [B].
+        tasks add `task_ids` [B, T] int32, since they may share a row, and `task_types` [B].
         """
         del draw
         numbers, weights = fill_places(rows)
@@ -96,9 +97,9 @@ class Texts:
 
 
 def load_texts(task: LanguageTask, split: str, tokenizer: Any, max_length: int) -> Texts:
-    """The texts of a split, tokenised, cut to `max_length` tokens, and packed if the task says so.
+    """Loads a split's texts, tokenized, truncated to `max_length` tokens, and packed if set so.
 
-    Raises UserError if `max_length` is below 2, or if nothing is left that could be learnt.
+    Raises UserError if `max_length` is below 2, or if no token to train on is left.
     """
     return encode_texts(task, split, load_pieces(task, split, tokenizer), tokenizer, max_length)
 
@@ -106,15 +107,17 @@ def load_texts(task: LanguageTask, split: str, tokenizer: Any, max_length: int) 
 def encode_texts(
     task: LanguageTask, split: str, texts: Sequence[Text], tokenizer: Any, max_length: int
 ) -> Texts:
-    """`load_texts` of rows that have been read."""
+    """Does the same as `load_texts` for rows that have been read already."""
     if max_length < 2:
         raise UserError(f"max_length {max_length}: a text needs 2 tokens or more")
     chat = task.format in CHAT_FORMATS
     all_ids, all_learnt, all_tasks, truncated, dropped = [], [], [], 0, 0
     for text in texts:
+        # A chat template writes the initial and final special tokens itself.
         ids, learnt = encode_pieces(tokenizer, text.pieces, end=not chat, special=not chat)
         truncated += len(ids) > max_length
         ids, learnt = ids[:max_length], learnt[:max_length]
+        # The first token is never predicted, so it cannot be the only one to train on.
         said = any(piece.learnt and piece.text for piece in text.pieces)
         if not (said and learnt[1:].any()):
             dropped += 1
@@ -144,18 +147,19 @@ def encode_texts(
 
 
 def pad_id(tokenizer: Any) -> int:
-    """The token that fills up; without one of its own, any that the tokenizer has will do."""
+    """Returns the padding token, or else any id that the tokenizer has: padding is masked."""
     ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(number for number in ids if number is not None)
 
 
 def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
-    """Puts texts together so that few places stay empty: longest first, each where it fits best.
+    """Packs texts into rows with little empty space (best-fit decreasing).
 
     Args:
-      lengths: [N], none above `capacity`.
+      lengths: the number of tokens of each text [N], at most `capacity`.
+      capacity: the number of tokens that fit into a row.
 
-    Returns lists of text numbers; the same lengths always give the same lists.
+    Returns the text numbers of each row; the same lengths always give the same lists.
 
     >>> pack(np.array([5, 3, 4, 2]), 8)
     [[0, 1], [2, 3]]

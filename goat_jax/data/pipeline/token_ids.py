@@ -1,6 +1,6 @@
-"""Ids and the tables in which a model looks them up: one without a row is refused beforehand.
+"""Checks that every id is inside the table in which a model looks it up.
 
-An array library gives NaN or another row's vector for such an id, and no error.
+An array library returns NaN or another row's vector for an id out of range, without an error.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,15 +18,15 @@ TABLES = {
     "num_tasks": "the rows have task {id}, but the adapter knows tasks 0 to {last}: raise num_tasks"
     " or number the tasks from 0",
 }
-"""The field that has a table's size -> what is said of an id beyond it."""
+"""The field that holds a table's size -> the error message for an id outside the table."""
 
 
 def table_sizes(config: Any, router: Any = None) -> dict[str, int]:
-    """The rows of each table that a model, and its adapters' router, look ids up in.
+    """Returns the number of rows of each table that a model and its adapters' router use.
 
     Args:
-      config: a model's config object.
-      router: a part of an adapter (`AdapterSpec.router`).
+      config: the model's config object.
+      router: the adapters' router (`AdapterSpec.router`).
 
     >>> from types import SimpleNamespace
     >>> table_sizes(SimpleNamespace(vocab_size=9, type_vocab_size=0))
@@ -34,7 +34,7 @@ def table_sizes(config: Any, router: Any = None) -> dict[str, int]:
     """
     sizes = {name: getattr(config, name, None) for name in ("vocab_size", "type_vocab_size")}
     tasks = getattr(router, "num_tasks", None)
-    # Tasks are numbered from 0 to num_tasks; a model without token types has 0 and reads none.
+    # Tasks are numbered from 0 to num_tasks. A model without token types has size 0 and reads none.
     sizes["num_tasks"] = None if tasks is None else tasks + 1
     return {name: size for name, size in sizes.items() if size}
 
@@ -43,8 +43,8 @@ def check_ids(ids: Mapping[str, Iterable[Any]], sizes: Mapping[str, int]) -> Non
     """Raises UserError if an id has no row in its table.
 
     Args:
-      ids: a key of `TABLES` -> arrays or lists of the ids that are looked up there.
-      sizes: `table_sizes`; ids of a table that is not there are not looked at.
+      ids: a key of `TABLES` -> arrays or lists of the ids that are looked up in that table.
+      sizes: the result of `table_sizes`; ids of a table that is not in it are not checked.
 
     >>> check_ids({"vocab_size": [[3, 9]]}, {"vocab_size": 9})
     Traceback (most recent call last):

@@ -1,4 +1,4 @@
-"""Texts to token ids: ragged, so that padding is decided batch by batch."""
+"""Tokenizes labeled texts into ragged rows; padding is decided per batch."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -29,19 +29,20 @@ VOCABULARY_FILES = (
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """N tokenised rows, not padded.
+    """Dataset of N tokenized, unpadded rows with labels.
 
     Attributes:
-      input_ids: N int32 arrays of their own lengths.
-      token_type_ids: N int32 arrays beside them (0 first text, 1 second), or None.
-      lengths: [N] int32.
-      labels: [N] int32 class ids or float32 values.
-      pad_id: the token that fills a row up.
-      truncated: how many rows were longer than `max_length` and lost their end.
-      dropped: none; every row has a label.
-      marks: what tells rows from others, of their texts.
+      input_ids: the token ids, N int32 arrays of varying length.
+      token_type_ids: the token types, N int32 arrays of the same lengths (0 first text, 1 second),
+        or None.
+      lengths: the number of tokens in each row, [N] int32.
+      labels: the labels, [N] int32 class ids or float32 values.
+      pad_id: the padding token.
+      truncated: the number of rows longer than `max_length`, whose end was cut off.
+      dropped: the number of rows left out, always 0: every row has a label.
+      marks: a digest of each row's texts that identifies the row.
       parts: name -> [N] float32, 1 where a row belongs to that part of a held-out split.
-      tasks: "task_ids", "task_types" -> [N] int32, of rows of several tasks.
+      tasks: "task_ids", "task_types" -> [N] int32, for rows of several tasks; else empty.
 
     >>> ids = [np.array([2, 7, 3], np.int32)]
     >>> len(Encoded(ids, None, np.array([3], np.int32), np.array([1], np.int32)))
@@ -66,18 +67,18 @@ class Encoded:
 
     @property
     def contents(self) -> tuple[Any, ...]:
-        """Tokens and labels."""
+        """Tokens, token types, labels, parts and task numbers."""
         return self.input_ids, self.token_type_ids, self.labels, self.parts, self.tasks
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def gather(self, rows: np.ndarray, length: int, draw: Draw = None) -> Batch:
-        """One padded batch; padding is on the right.
+        """Collates one batch, padded on the right.
 
         Returns `input_ids`, `attention_mask`, `token_type_ids` [B, T] int32, `labels` [B] (the
         data's dtype), `weights` [B] float32, `part_NAME` [B] float32 for every part, and `task_ids`
-        and `task_types` [B] int32 where there are any.
+        and `task_types` [B] int32 if the task has them.
 
         >>> data = Encoded([np.array([4, 5])], None, np.array([2]), np.array([1]))
         >>> data.gather(np.array([0, -1]), 3)["attention_mask"].tolist()
@@ -100,10 +101,10 @@ class Encoded:
 
 
 class LateTokenizer:
-    """A tokenizer that is loaded when it is first used: rows are checked before that.
+    """Tokenizer that is loaded on first use, so that rows are checked before the load.
 
     Args:
-      load: gives the tokenizer.
+      load: the function that returns the tokenizer.
 
     >>> LateTokenizer(lambda: "a tokenizer").upper()
     'A TOKENIZER'
@@ -114,7 +115,7 @@ class LateTokenizer:
 
     @functools.cached_property
     def loaded(self) -> Any:
-        """The tokenizer itself."""
+        """The tokenizer, loaded on first access."""
         return self._load()
 
     def __getattr__(self, name: str) -> Any:
@@ -125,9 +126,9 @@ class LateTokenizer:
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """The Hugging Face tokenizer in a folder, or that of a .gguf file; the network is never asked.
+    """Loads the Hugging Face tokenizer of a folder or of a .gguf file, never from the network.
 
-    Raises UserError if the folder is missing, holds no vocabulary, or cannot be read.
+    Raises UserError if the folder is missing, has no vocabulary, or cannot be read.
 
     >>> load_tokenizer("nowhere")
     Traceback (most recent call last):
@@ -149,13 +150,13 @@ def load_tokenizer(folder: str | Path) -> Any:
 
 
 def encode(tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
-    """Tokenise every row with its special tokens, cut to at most `max_length` tokens.
+    """Tokenizes every row with special tokens, truncated to at most `max_length` tokens.
 
-    Of a pair the longer text is cut first. `token_type_ids` are kept for pairs, if the tokenizer
-    gives them.
+    In a pair the longer text is truncated first. `token_type_ids` are kept for pairs, if the
+    tokenizer returns them.
 
-    Raises UserError if `max_length` leaves no room beside the special tokens or is more than the
-    tokenizer's model takes.
+    Raises UserError if `max_length` leaves no room beside the special tokens, or exceeds the
+    maximum length of the tokenizer's model.
 
     >>> from tokenizers import Tokenizer, models, pre_tokenizers
     >>> from transformers import PreTrainedTokenizerFast
@@ -188,7 +189,7 @@ def encode(tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
         token_type_ids=None if types is None else [np.array(ids, np.int32) for ids in types],
         lengths=np.array([len(ids) for ids in input_ids], np.int32),
         labels=examples.labels,
-        # Padding is masked, so a tokenizer without a pad token may use any id it has.
+        # Padding is masked, so a tokenizer without a padding token may use any id it has.
         pad_id=next(pad for pad in pads if pad is not None),
         truncated=sum(1 for encoding in out.encodings or () if encoding.overflowing),
         marks=examples.marks,

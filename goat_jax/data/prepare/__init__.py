@@ -1,1 +1,1 @@
-"""Data sets fetched from their official files and written in one layout."""
+"""Builds data sets from their official files in the layout of tensorflow_datasets."""

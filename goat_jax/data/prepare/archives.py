@@ -1,8 +1,8 @@
-"""Members of zip and tar archives, and files of folders, read without unpacking them.
+"""Reads members of zip and tar archives, and files of folders, without unpacking them to disk.
 
-An archive comes from elsewhere, so nothing in it is trusted: names that lead out of it, links,
-devices, encrypted or doubled members and members that unpack to more than an archive of its size
-can hold are left alone or refused in one line.
+Archives come from other parties, so nothing in them is trusted. Links and devices are skipped.
+Names outside the target folder, encrypted or duplicate members, and members that unpack to more
+than an archive of that size plausibly holds raise a one-line UserError.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import BinaryIO
 from goat_jax.errors import UserError
 
 MEMBER_BYTES = 2 * 2**30
-"""The largest member that is read: they are read into memory."""
+"""Bytes of the largest member that is read, since members are read into memory."""
 
 TOTAL_BYTES, RATIO = 2**28, 200
-"""All members together may have so many bytes, or so many times those of the archive. Texts and
-images pack to a tenth at best; a bomb of nothing but zeros packs to a thousandth."""
+"""Limits on the unpacked total: this many bytes, or this multiple of the archive's size, whichever
+is larger. Text and images compress to a tenth at best, a zip bomb of zeros to a thousandth."""
 
 DAMAGE = (
     zipfile.BadZipFile,
@@ -35,22 +35,21 @@ DAMAGE = (
     EOFError,
     ValueError,
     struct.error,
-    RuntimeError,  # among them a compression that zipfile does not know
+    RuntimeError,  # for example a compression method that zipfile does not support
 )
 
 
 def read_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of every wanted file, in the archive's order.
+    """Yields name and bytes of every wanted file, in the archive's order.
 
-    Links and devices are no files, and what macOS adds to archives (``._NAME``, ``__MACOSX``) is
-    left out.
+    Links, devices and the files macOS adds to archives (``._NAME``, ``__MACOSX``) are skipped.
 
     Args:
-      path: a zip or tar file, compressed or not, whatever its ending, or a folder.
-      wanted: name inside -> whether it is read; names have forward slashes.
+      path: a zip or tar file, compressed or not, with any suffix, or a folder.
+      wanted: the filter: a name inside the archive, with forward slashes -> whether to read it.
 
     Raises UserError if the archive is damaged, encrypted or of another kind, has a member twice,
-    or unpacks to too much.
+    or unpacks to implausibly many bytes.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -79,7 +78,7 @@ def read_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[st
     except DAMAGE as error:
         raise _damaged(path, error) from None
     except OSError as error:
-        if error.errno is not None:  # of the disk, not of what is in the file
+        if error.errno is not None:  # an error of the disk, not of the file's content
             raise
         raise _damaged(path, error) from None
 
@@ -107,18 +106,18 @@ def _zip(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
 
 def _tar(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     size = _Size(path)
-    # As a stream: looking for members in a compressed tar would read it from the start each.
+    # Read as a stream: a seek in a compressed tar would decompress it from the start each time.
     with _unzipped(path) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
         for member in archive:
             size.add(member.name, member.size)
             if member.isfile():
                 yield member.name, partial(_content, archive, member)
-        while piece := file.read(2**20):  # to the end, where gzip compares its checksum
+        while piece := file.read(2**20):  # read to the end, where gzip checks its checksum
             size.add("the rest", len(piece))
 
 
 def _unzipped(path: Path) -> gzip.GzipFile | BinaryIO:
-    """The file, with gzip taken off: tarfile itself would not look at gzip's checksum."""
+    """Opens the file, decompressing gzip here because tarfile does not check gzip's checksum."""
     with path.open("rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
     return gzip.open(path) if zipped else path.open("rb")
@@ -126,12 +125,12 @@ def _unzipped(path: Path) -> gzip.GzipFile | BinaryIO:
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(member)
-    assert file is not None  # of a regular file there is one
+    assert file is not None  # a regular file always has one
     return file.read()
 
 
 class _Size:
-    """Adds up what an archive's members unpack to, and refuses too much."""
+    """Sums the unpacked sizes of an archive's members; raises UserError above the limits."""
 
     def __init__(self, path: Path):
         self._path, self._total = path, 0
@@ -147,7 +146,7 @@ class _Size:
 
 
 def read_member(path: Path, name: str) -> bytes:
-    """One file of an archive.
+    """Reads one file of an archive; raises UserError if it is not there.
 
     >>> read_member(Path(__file__).parent, "nowhere.txt")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -159,7 +158,9 @@ def read_member(path: Path, name: str) -> bytes:
 
 
 def unpack(path: Path, out: Path) -> Path:
-    """All files of an archive in a folder; names that lead out of it are refused.
+    """Unpacks all files of an archive into a folder and returns the folder.
+
+    Raises UserError for a name outside the folder, or one that is both a file and a folder.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())

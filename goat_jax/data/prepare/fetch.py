@@ -1,4 +1,4 @@
-"""Files over HTTP: resumed where they broke off, checked, and never half there."""
+"""Downloads files over HTTP: resumable, verified by checksum, and complete before they appear."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ TIMEOUT = 60.0
 ATTEMPTS = 5
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""Errors that no second attempt mends, unlike those of a connection."""
+"""Disk errors, which a second attempt cannot fix, unlike connection errors."""
 
 Report = Callable[[str, int, int | None], None]
-"""(file name, bytes that are here, bytes of the whole file or None)."""
+"""Progress callback: (file name, bytes received so far, total bytes or None)."""
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file that a set is made of.
+    """One of the files that a data set is built from.
 
     Attributes:
-      filename: what it is called here.
-      url: where it can be had; empty if only a person can get it.
-      checksum: ``sha256:HEX`` or ``md5:HEX`` (of hosts that publish no other); None: not known.
-      size: bytes, 0 if not known.
+      filename: the file's local name.
+      url: the file's address; empty if it must be downloaded by hand.
+      checksum: the checksum as ``sha256:HEX`` or ``md5:HEX`` (if the host publishes no other);
+        None: not known.
+      size: the size in bytes, 0 if not known.
 
     >>> Remote("a.zip", "https://example.org/a.zip").checksum is None
     True
@@ -46,23 +47,25 @@ class Remote:
 
 
 def nothing(name: str, done: int, total: int | None) -> None:
-    """A `Report` that shows nothing."""
+    """Reports no progress: the default `Report`."""
 
 
 def fetch(remote: Remote, folder: Path, report: Report = nothing, *, wait: float = 1.0) -> Path:
-    """The file in a folder, fetched unless it is there and right.
+    """Returns the path of a file in a folder, after fetching it if it is not there yet.
 
-    What has come so far lies beside it as ``.NAME.part``: the same call goes on from there after a
-    broken connection, a kill or a reboot, if the server can (it starts again if not). The file
-    gets its name when it is whole and its checksum is right.
+    An unfinished download is kept as ``.NAME.part``: after a broken connection, a kill or a reboot
+    the same call resumes it if the server can, and restarts it if not. The file gets its final name
+    once it is complete and its checksum is correct.
 
     Args:
-      report: called after every piece.
-      wait: seconds before the second attempt; doubled for each further one.
+      remote: the file to fetch.
+      folder: the folder for the file.
+      report: the callback, called after every chunk.
+      wait: the seconds before the second attempt; doubled for each further one.
 
     Raises:
-      UserError: the connection broke too often (what came is kept), the server has no such file,
-        or the checksum is wrong (nothing is kept).
+      UserError: the connection broke too often (the received part is kept), the server has no such
+        file, the disk cannot take it, or the size or checksum is wrong (a download is deleted).
     """
     target, part = folder / remote.filename, folder / f".{remote.filename}.part"
     if target.is_file():
@@ -106,7 +109,10 @@ def fetch(remote: Remote, folder: Path, report: Report = nothing, *, wait: float
 
 
 def _receive(remote: Remote, part: Path, report: Report) -> None:
-    """Appends what is missing to the part; EOFError if the connection ends too early."""
+    """Appends the missing bytes to the partial file.
+
+    Raises EOFError if the connection ends too early.
+    """
     have = part.stat().st_size if part.is_file() else 0
     if remote.size and have >= remote.size:
         return
@@ -117,7 +123,7 @@ def _receive(remote: Remote, part: Path, report: Report) -> None:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416 and have:  # the part is as long as the file, or longer
+        if error.code == 416 and have:  # the partial file is as long as the file, or longer
             total = _total(error.headers.get("Content-Range"))
             if total == have:
                 return
@@ -139,13 +145,13 @@ def _receive(remote: Remote, part: Path, report: Report) -> None:
 
 
 def _total(content_range: str | None) -> int | None:
-    """The last number of ``bytes */123``."""
+    """Parses the total size in a Content-Range header such as ``bytes */123``."""
     last = (content_range or "").rpartition("/")[2]
     return int(last) if last.isdigit() else None
 
 
 def check(path: Path, remote: Remote) -> None:
-    """Raises `UserError` if a file is not the one that is meant; without a checksum by its size.
+    """Raises `UserError` if a file's size or checksum, where known, is not the expected one.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "a.zip"

@@ -1,4 +1,4 @@
-"""Where the GLUE tasks come from; TFDS's own builder reads them, without TensorFlow."""
+"""Recipes of the GLUE data sets; TFDS's GLUE builder reads their files, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -94,4 +94,4 @@ GLUE_RECIPES: dict[str, Recipe] = {
         "Dagan et al. 2006 and later: no licence text, for research",
     ),
 }
-"""Name of a task -> how it is made. Addresses, sizes and checksums are those that TFDS pins."""
+"""Name of a task -> its recipe. Addresses, sizes and checksums are those that TFDS pins."""

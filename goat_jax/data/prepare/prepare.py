@@ -1,7 +1,7 @@
-"""Makes a task's data set, once: files fetched or given, then rows in the form of TFDS.
+"""Builds a task's data set once, from fetched or given files, in the format of TFDS.
 
-What is made is read by name, `tfds:NAME@SPLIT`, by this package and by tensorflow_datasets itself,
-without TensorFlow. TFDS writes aside and renames, so a set is there as a whole or not at all.
+The result is read by name, `tfds:NAME@SPLIT`, by this package and by tensorflow_datasets, without
+TensorFlow. TFDS writes to a temporary folder and renames it, so a set is complete or absent.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from goat_jax.errors import UserError, first_line, nearest
 from goat_jax.files import user_path
 
 RECIPES: dict[str, Recipe] = {**VISION_RECIPES, **GLUE_RECIPES}
-"""Name of a task -> how its data set is made."""
+"""Name of a task -> the recipe of its data set."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A data set that is there.
+    """Result of `prepare`: a data set on disk.
 
     Attributes:
-      folder: of the set, below the folder of all sets.
-      rows: split -> how many.
-      fresh: whether it was made now.
+      folder: the set's folder, inside the folder of all sets.
+      rows: split -> its number of rows.
+      fresh: whether this call built the set.
     """
 
     folder: Path
@@ -42,7 +42,7 @@ class Prepared:
 
 
 def default_folder() -> Path:
-    """Where TFDS has its data sets.
+    """Returns the folder in which TFDS keeps its data sets by default.
 
     >>> default_folder().name
     'tensorflow_datasets'
@@ -56,18 +56,18 @@ def prepare(
     archives: str | Path | None = None,
     report: Report = nothing,
 ) -> Prepared:
-    """Makes the set of a task, or finds that it is there.
+    """Builds the data set of a task, unless it exists already.
 
     Args:
       task: a key of `RECIPES`.
-      out: folder of all sets, `default_folder()` if None; give it to a task as ``data_dir``.
+      out: the folder of all sets, `default_folder()` if None; pass it to a task as ``data_dir``.
       archives: a folder that already has some or all of the files; the others are fetched into
         ``out/downloads/goat_jax``.
-      report: shows how far fetching is.
+      report: the callback for download progress.
 
     Raises:
-      UserError: an unknown task, files that cannot be fetched or are others than meant, archives
-        without the expected files in them.
+      UserError: an unknown task, files that cannot be fetched or have the wrong size or checksum,
+        or archives without the expected content.
 
     >>> prepare("dtdd")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -102,7 +102,10 @@ def prepare(
 def gather_files(
     recipe: Recipe, folder: Path, archives: str | Path | None, report: Report = nothing
 ) -> dict[str, Path]:
-    """Every file of a recipe by name: those in `archives` as they are, the others fetched."""
+    """Returns the path of every file of a recipe: taken from `archives`, or else fetched.
+
+    Raises UserError for a file that is neither in `archives` nor has an address.
+    """
     given = None if archives is None else user_path(archives)
     if given is not None and not given.is_dir():
         raise UserError(f"{given}: no such folder: give the one with {_names(recipe)}")
@@ -130,7 +133,7 @@ def _names(recipe: Recipe) -> str:
 
 
 def open_builder(recipe: Recipe, root: Path) -> Any:
-    """TFDS's builder of a set, or one of ours for a set that TFDS does not have."""
+    """Returns TFDS's builder of a set, or an ad hoc builder for a set that TFDS does not have."""
     import tensorflow_datasets as tfds
     import tensorflow_datasets.text  # noqa: F401  builders of the older kind, glue, register here
 
@@ -145,7 +148,7 @@ def _own_builder(recipe: Recipe, root: Path, tfds: Any) -> Any:
         name=recipe.builder,
         version="1.0.0",
         features=tfds.features.FeaturesDict(dict(recipe.features(tfds.features))),  # type: ignore
-        split_datasets={},  # the rows come later, as those of every recipe
+        split_datasets={},  # `_write` supplies the rows, as for every recipe
         description=recipe.licence,
         data_dir=str(root),
         file_format="array_record",
@@ -153,7 +156,7 @@ def _own_builder(recipe: Recipe, root: Path, tfds: Any) -> Any:
 
 
 def _write(recipe: Recipe, builder: Any, files: Mapping[str, Path], scratch: Path) -> None:
-    """Hands the rows to the builder in place of what it would download."""
+    """Writes the set: replaces the builder's download by the recipe's rows or local files."""
     import tensorflow_datasets as tfds
 
     if recipe.read is not None:
@@ -164,12 +167,12 @@ def _write(recipe: Recipe, builder: Any, files: Mapping[str, Path], scratch: Pat
         manager = _Local(recipe, files, scratch)
         builder._split_generators = lambda _: original(manager)
     settings = tfds.download.DownloadConfig(try_download_gcs=False, register_checksums=False)
-    with contextlib.redirect_stdout(io.StringIO()):  # the verb says what it does
+    with contextlib.redirect_stdout(io.StringIO()):  # the command line prints its own progress
         builder.download_and_prepare(download_config=settings)
 
 
 class _Local:
-    """What TFDS's builders of texts ask for files, answered with those that are here."""
+    """Stand-in for TFDS's download manager that returns local files to the text builders."""
 
     def __init__(self, recipe: Recipe, files: Mapping[str, Path], scratch: Path):
         self._by_url = {remote.url: files[remote.filename] for remote in recipe.remotes}

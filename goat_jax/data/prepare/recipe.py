@@ -1,4 +1,4 @@
-"""What a `Recipe` is: which files a data set is made of, and how they become rows."""
+"""`Recipe`: the files of a data set, and how to read rows from them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from typing import Any
 from goat_jax.data.prepare.fetch import Remote
 
 Rows = Iterator[tuple[str | int, dict[str, Any]]]
-"""(a key that no other row of the set has, the row as TFDS's features want it)."""
+"""Pairs of a key that is unique within the set and a row in the form of TFDS's features."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a data set is made, once, in the form of tensorflow_datasets.
+    """Instructions to build a data set in the format of tensorflow_datasets.
 
     Attributes:
-      builder: its name in TFDS, with its config; the name it gets, if `features` are given.
-      read: files by name -> split -> its rows; None: the builder reads them itself, which those of
-        texts can do without TensorFlow.
+      builder: the set's name in TFDS, with its config; or its new name, if `features` are given.
+      read: the reader: files by name -> split -> the split's rows. None: TFDS's builder reads the
+        files, which the text builders can do without TensorFlow.
       remotes: the files.
-      licence: one line for a person.
-      note: what to know where a file cannot be fetched.
-      features: for a set that TFDS does not have: (tfds.features) -> column -> its feature.
+      licence: the set's terms of use, in one line.
+      note: a hint for users about files that are hard or impossible to fetch.
+      features: the columns of a set that TFDS does not have: (tfds.features) -> column -> its
+        feature; None: TFDS has a builder.
 
     >>> Recipe("gtsrb", None, (Remote("a.zip"),), "free").by_hand
     ('a.zip',)
@@ -39,10 +40,10 @@ class Recipe:
 
     @property
     def by_hand(self) -> tuple[str, ...]:
-        """The files that no address is known of."""
+        """Names of the files without a known address."""
         return tuple(remote.filename for remote in self.remotes if not remote.url)
 
     @property
     def size(self) -> int:
-        """Bytes to fetch, of the files whose size is known."""
+        """Total bytes of the files whose size is known."""
         return sum(remote.size for remote in self.remotes)

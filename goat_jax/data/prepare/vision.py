@@ -1,8 +1,8 @@
-"""How the paper's image sets are made from their official archives, in the form of TFDS.
+"""Recipes of the paper's image sets, from their official archives to the format of TFDS.
 
-tensorflow_datasets has builders for six of the seven sets, but they read with TensorFlow. Here the
-same rows are read with zipfile, tarfile, scipy and Pillow and handed to the builder, so that what
-is written has its name, version, features and order of rows. GTSRB, which has none, gets one.
+tensorflow_datasets has builders for six of the seven sets, but they read with TensorFlow. Here
+zipfile, tarfile, scipy and Pillow read the same rows and pass them to the builder, so the result
+has the builder's name, version, features and row order. GTSRB has no builder and gets a new one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SUN_SKIPPED = (
     "c/church/outdoor/sun_bhenjvsvrtumjuri.jpg",
     "t/track/outdoor/sun_aophkoiosslinihb.jpg",
 )
-"""Two damaged images that TFDS leaves out, too."""
+"""Two damaged images, which TFDS leaves out as well."""
 
 
 def _cars(files: Files) -> dict[str, Rows]:
@@ -130,6 +130,7 @@ def _svhn(files: Files) -> dict[str, Rows]:
         stored = loadmat(files[f"{name}_32x32.mat"])
         for number, label in enumerate(stored["y"].ravel().tolist()):
             image = stored["X"][..., number]
+            # The official files label the digit 0 as 10.
             row = {"image": _png_of(image), "label": label % 10, "id": f"{name}_{number:06d}"}
             yield number, row
 
@@ -148,7 +149,7 @@ def _size(data: bytes) -> tuple[int, int]:
 
 
 def _png(data: bytes) -> bytes:
-    """An image of any format as PNG: TFDS stores PNG and JPEG."""
+    """Converts an image of any format to PNG, since TFDS stores PNG and JPEG."""
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as image:
@@ -164,7 +165,7 @@ def _png_of(pixels: np.ndarray) -> bytes:
 
 
 def _shrunk(data: bytes) -> bytes:
-    """SUN397's images, of any format and size, as JPEG of at most `SUN_PIXELS`, as in TFDS."""
+    """Converts a SUN397 image to JPEG with at most `SUN_PIXELS` pixels, as in TFDS."""
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as image:
@@ -313,5 +314,5 @@ VISION_RECIPES: dict[str, Recipe] = {
         ),
     ),
 }
-"""Name of a task -> how its set is made. Addresses, sizes and checksums are those that TFDS pins,
-for GTSRB those of its archive."""
+"""Name of a task -> its recipe. Addresses, sizes and checksums are those that TFDS pins; for GTSRB,
+those of its archive."""

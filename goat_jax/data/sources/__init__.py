@@ -1,1 +1,1 @@
-"""Rows from files: JSONL, CSV, Parquet, npz, image folders, TFDS."""
+"""Readers of rows: JSONL, CSV, Parquet, npz, image folders, TFDS, the Hugging Face hub."""

@@ -1,4 +1,4 @@
-"""Where a task's files are, under the names that their publishers gave them."""
+"""Finds a task's training and evaluation files under the names their publishers gave them."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from goat_jax.files import user_path
 
 
 def has_split(folder: Path, split: str) -> bool:
-    """Whether a folder has a file of this name, in any format.
+    """True if a folder has a file for this split, in any format of `FORMATS`.
 
     >>> has_split(Path("nowhere"), "train")
     False
@@ -17,7 +17,9 @@ def has_split(folder: Path, split: str) -> bool:
 
 
 def first_file(folder: str | Path, *names: str) -> str:
-    """The file of the first of these names that a folder has, in any format.
+    """Returns the path of the first of these file names that exists in a folder, in any format.
+
+    Raises UserError if none does.
 
     >>> first_file("nowhere", "metamath", "train")
     Traceback (most recent call last):
@@ -31,7 +33,12 @@ def first_file(folder: str | Path, *names: str) -> str:
 
 
 def question_source(given: str | None, default: str | None = None, split: str = "test") -> str:
-    """The source of questions: what was given, the file of a split in it if it is a folder.
+    """Returns the source of a task's questions.
+
+    Args:
+      given: a source string, a file, or a folder that holds the split's file; None: `default`.
+      default: the source if none is given; None: a missing source is a UserError.
+      split: the name of the file to look for in a folder.
 
     >>> question_source(None, "tfds:gsm8k@test")
     'tfds:gsm8k@test'

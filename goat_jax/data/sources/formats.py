@@ -1,4 +1,4 @@
-"""File formats: each reader turns one file into a list of plain dictionaries."""
+"""File formats: each reader turns one file into a list of dictionaries."""
 
 import csv
 import gzip
@@ -18,13 +18,13 @@ from goat_jax.files import user_path
 Row = dict[str, Any]
 
 LONGEST_CELL = 2**31 - 1
-"""Characters of a CSV cell; Python's own limit of 131,072 is less than a long document."""
+"""Most characters allowed in a CSV cell; Python's default of 131,072 is too few for documents."""
 
 
 def text_lines(path: Path) -> Iterator[str]:
-    """The decoded lines of a UTF-8 file (gzip if it ends in .gz), line ends kept.
+    """Yields the decoded lines of a UTF-8 file (gzip if it ends in .gz), with their line endings.
 
-    Raises UserError naming file and line where the text is not UTF-8 or the gzip data is cut off.
+    Raises UserError naming file and line if the text is not UTF-8 or the gzip data is truncated.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "two.txt"
@@ -36,7 +36,7 @@ def text_lines(path: Path) -> Iterator[str]:
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                # Spreadsheets start a file with a byte-order mark, which is no part of the text.
+                # Spreadsheets write a byte-order mark at the start, which is not part of the text.
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}:{number}: not UTF-8 text ({error.reason}): re-encode it") from None
@@ -47,7 +47,9 @@ def text_lines(path: Path) -> Iterator[str]:
 
 
 def read_jsonl(path: Path) -> list[Row]:
-    """One JSON object a line; blank lines are skipped. UserError names the line that is not one.
+    """Reads one JSON object per line and skips blank lines.
+
+    Raises UserError naming the line that is not a JSON object.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "rows.jsonl"
@@ -75,13 +77,15 @@ def read_jsonl(path: Path) -> list[Row]:
 
 
 def _unreadable(error: Exception) -> str:
-    """Why Python refuses JSON that has no mistake in it: depth, or a number of very many digits."""
+    """Describes why Python cannot read valid JSON: too deeply nested, or too many digits."""
     deep = isinstance(error, RecursionError)
     return "JSON nested too deep to be read" if deep else f"JSON not readable ({first_line(error)})"
 
 
 def read_json(path: Path) -> list[Row]:
-    """One array of JSON objects; UserError names the place that is not one.
+    """Reads one JSON array of objects.
+
+    Raises UserError naming the line of a syntax error, or the element that is not an object.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "rows.json"
@@ -105,7 +109,7 @@ def read_json(path: Path) -> list[Row]:
 
 
 def _table(path: Path, records: Iterator[tuple[int, list[str]]]) -> list[Row]:
-    """Rows of a table whose first record names the columns; records come with their line number."""
+    """Builds rows from (line number, fields) records; the first record names the columns."""
     _, header = next(records, (0, []))
     if len(set(header)) != len(header):
         raise UserError(f"{path}:1: column names repeat ({', '.join(header)}): rename them")
@@ -120,7 +124,7 @@ def _table(path: Path, records: Iterator[tuple[int, list[str]]]) -> list[Row]:
 
 
 def read_csv(path: Path) -> list[Row]:
-    """Comma-separated with a header and RFC 4180 quotes; all values are strings.
+    """Reads comma-separated values with a header and RFC 4180 quoting; all values are strings.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "rows.csv"
@@ -138,7 +142,7 @@ def read_csv(path: Path) -> list[Row]:
 
 
 def read_tsv(path: Path) -> list[Row]:
-    r"""Tab-separated with a header; quotes are ordinary characters, as GLUE's files have them.
+    r"""Reads tab-separated values with a header; quotes are plain characters, as in GLUE's files.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "rows.tsv"
@@ -151,7 +155,9 @@ def read_tsv(path: Path) -> list[Row]:
 
 
 def read_npz(path: Path) -> list[Row]:
-    """Arrays of one length N as columns; row i has element i of each. Pickled arrays are refused.
+    """Reads an archive of arrays of equal length N as columns; row i has element i of each.
+
+    Raises UserError for an unreadable archive; pickled arrays are rejected.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "rows.npz"
@@ -160,7 +166,7 @@ def read_npz(path: Path) -> list[Row]:
     {'sentence': 'poor', 'label': 0}
     """
     try:
-        # Opened here because numpy leaves a file open whose archive it cannot read.
+        # Opened here because numpy leaves the file open when it cannot read the archive.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             columns = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, TypeError) as error:
@@ -175,7 +181,9 @@ def read_npz(path: Path) -> list[Row]:
 
 
 def read_parquet(path: Path) -> list[Row]:
-    """A Parquet file, through pyarrow (an optional package; UserError says so if it is missing).
+    """Reads a Parquet file with pyarrow, an optional package.
+
+    Raises UserError if pyarrow is missing or the file is not readable.
 
     >>> import pyarrow, pyarrow.parquet, tempfile
     >>> path = Path(tempfile.mkdtemp()) / "rows.parquet"
@@ -209,7 +217,10 @@ FORMATS: dict[str, Callable[[Path], list[Row]]] = {
 
 
 def find_split(folders: Sequence[Path], split: str) -> str:
-    """The file of a split, in any format, in the first of these folders that has one."""
+    """Returns the path of a split's file, in any format, from the first folder that has one.
+
+    Raises UserError if no folder has one.
+    """
     for folder in folders:
         for suffix in FORMATS:
             if (path := folder / f"{split}{suffix}").is_file():
@@ -219,5 +230,5 @@ def find_split(folders: Sequence[Path], split: str) -> str:
 
 
 def split_files(folder: str | Path, *splits: str) -> list[str]:
-    """The files of some splits in one folder."""
+    """Returns the paths of the given splits' files in one folder."""
     return [find_split([user_path(folder)], split) for split in splits]

@@ -1,4 +1,4 @@
-"""Sources of images: folders by class, idx files as MNIST has them, scikit-learn's digits."""
+"""Sources of images: folders with one subfolder per class, MNIST's idx files, sklearn's digits."""
 
 import gzip
 import hashlib
@@ -18,7 +18,7 @@ from goat_jax.errors import Notice, UserError
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 IDX_SPLITS = {"train": "train", "test": "t10k", "validation": "t10k"}
-"""Split -> how the names of its files start."""
+"""Split -> prefix of its file names."""
 
 DIGITS_TEST_ROWS = 360
 
@@ -29,7 +29,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _images(paths: Iterable[Path], below: Path) -> list[Path]:
-    """The images among some paths, sorted; hidden files, as macOS leaves them, are none."""
+    """Returns the image files among some paths, sorted, without hidden files (macOS adds some)."""
 
     def is_image(path: Path) -> bool:
         hidden = any(part.startswith(".") for part in path.relative_to(below).parts)
@@ -39,7 +39,7 @@ def _images(paths: Iterable[Path], below: Path) -> list[Path]:
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
-    """The names of a folder's subfolders, sorted.
+    """Returns the names of a folder's subfolders, sorted.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -52,13 +52,13 @@ def class_names(folder: Path) -> tuple[str, ...]:
 
 
 def read_image_folder(folder: Path) -> list[Row]:
-    """Rows `{image, label}` of a folder with one subfolder for each class, sorted by path.
+    """Returns rows `{image, label}` of a folder with one subfolder per class, sorted by path.
 
-    The image is an absolute path, the label the subfolder's name, also for images in folders
-    further down. Hidden files and those of other kinds (`IMAGE_SUFFIXES`) are left alone; images
-    beside the subfolders have no class and are left out with a warning.
+    The image is an absolute path. The label is the subfolder's name, also for images in nested
+    folders. Hidden files and files without one of `IMAGE_SUFFIXES` are ignored. Images beside the
+    subfolders have no class and are left out with a warning.
 
-    Raises UserError if there is no subfolder, or one without images.
+    Raises UserError if there is no subfolder, or if a subfolder has no images.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -86,7 +86,7 @@ def read_image_folder(folder: Path) -> list[Row]:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The uint8 array of an idx file, gzip or plain.
+    """Reads the uint8 array of an idx file, gzipped or plain.
 
     The format: two zero bytes, the type (8: bytes), the number of axes, their lengths as
     big-endian 32-bit numbers, the values (LeCun, Cortes and Burges, "The MNIST database").
@@ -119,11 +119,11 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def read_idx_folder(folder: Path, split: str) -> list[Row]:
-    """Rows `{image, label}` of `train-images-idx3-ubyte.gz` and its like; images are (H, W).
+    """Returns rows `{image, label}` of MNIST-style idx files; images are (H, W) uint8.
 
     Args:
-      folder: has the files of both splits, gzip or plain.
-      split: `train` or `test`.
+      folder: the folder with the files, gzipped or plain, such as `train-images-idx3-ubyte.gz`.
+      split: `train` or `test` (`validation` means the test files).
 
     >>> read_idx_folder(Path("nowhere"), "train")
     Traceback (most recent call last):
@@ -152,9 +152,9 @@ def _idx_file(folder: Path, name: str) -> Path:
 
 
 def read_digits(split: str) -> list[Row]:
-    """Rows `{image, label}` of scikit-learn's digits: `train` (1,437) or `test` (360).
+    """Returns rows `{image, label}` of scikit-learn's digits: `train` (1,437) or `test` (360).
 
-    Images are (8, 8) uint8, 0 to 255. Which rows are tested is fixed by a hash of their number.
+    Images are (8, 8) uint8, 0 to 255. A hash of each row's number fixes which rows are test rows.
     Raises UserError for another split, and if scikit-learn (an extra) is not installed.
 
     >>> read_digits("dev")
@@ -175,5 +175,5 @@ def read_digits(split: str) -> list[Row]:
 
 
 def _hashed_order(count: int) -> list[int]:
-    """A permutation that no version of numpy can change."""
+    """Returns a permutation that does not depend on numpy's version."""
     return sorted(range(count), key=lambda i: hashlib.sha256(f"digits {i}".encode()).digest())

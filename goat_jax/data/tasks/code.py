@@ -1,4 +1,4 @@
-r'''Code: learnt from CodeFeedback, examined on HumanEval by tests that the program must pass.
+r'''Code tasks: training on CodeFeedback, evaluation on HumanEval by running its tests.
 
 A row of HumanEval (Chen et al., arXiv 2107.03374), shortened:
 
@@ -24,12 +24,12 @@ CODEFEEDBACK_ROWS = 100_000
 
 
 def codefeedback(folder: str, questions: str, **options: Any) -> ExamTask:
-    """100,000 of CodeFeedback's rows with code, examined on HumanEval, as in the paper.
+    """Makes the paper's code task: 100,000 rows of CodeFeedback with code, scored on HumanEval.
 
-    They are evenly spaced over the file; the published loader takes the first of it.
+    The rows are evenly spaced over the file; the reference code takes the first rows of the file.
 
     Args:
-      folder: holds CodeFeedback-Filtered-Instruction.jsonl (or codefeedback.*, train.*).
+      folder: the folder with CodeFeedback-Filtered-Instruction.jsonl (or codefeedback.*, train.*).
       questions: HumanEval's file, or a folder with test.*.
       options: other fields of `ExamTask`.
 
@@ -56,11 +56,11 @@ CodeFeedback-Filtered-Instruction, codefeedback, train
 
 
 def humaneval(questions: str, **options: Any) -> ExamTask:
-    """HumanEval put to a model that only continues text: the prompt as it is, and no training rows.
+    """Makes the HumanEval task for base models: the unchanged prompt, without training rows.
 
     Args:
       questions: HumanEval's file, or a folder with test.*.
-      options: other fields of `ExamTask`, `train` and `evaluation` among them.
+      options: other fields of `ExamTask`, including `train` and `evaluation`.
 
     >>> humaneval("nowhere.jsonl").prompt
     '{prompt}'

@@ -1,7 +1,7 @@
-r"""Commonsense reasoning: eight multiple-choice sets, and Commonsense170K that trains for all.
+r"""Commonsense reasoning: eight multiple-choice sets, and Commonsense170K to train for all eight.
 
-The rows are in the form of LLM-Adapters (Hu et al. 2023, arXiv 2304.01933): columns instruction,
-input (empty), output and answer. One of ARC-Easy's:
+The rows are in the format of LLM-Adapters (Hu et al. 2023, arXiv 2304.01933): columns instruction,
+input (empty), output and answer. A row of ARC-Easy:
 
     instruction: "Please choose the correct answer to the question: Which statement best explains
         why photosynthesis is the foundation of most food webs?
@@ -14,7 +14,7 @@ input (empty), output and answer. One of ARC-Easy's:
     output: "the correct answer is answer1"
     answer: "answer1"
 
-Rows in the sets' original form, as tensorflow_datasets and the hub have them, are put into it
+Rows in the sets' original format, as in tensorflow_datasets and on the hub, are converted to it
 (`goat_jax.data.tasks.commonsense_formats`).
 """
 
@@ -38,7 +38,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "arc_challenge": ("ARC-Challenge", "arc_challenge"),
     "obqa": ("openbookqa", "obqa"),
 }
-"""Task -> what its folder may be called; LLM-Adapters' names first. The order is the paper's."""
+"""Task -> the names its folder may have, LLM-Adapters' first. The order is the paper's."""
 
 PUBLISHED: dict[str, tuple[str, str, str, str]] = {
     "boolq": ("bool_q", "google/boolq", "train", "validation"),
@@ -50,24 +50,24 @@ PUBLISHED: dict[str, tuple[str, str, str, str]] = {
     "arc_challenge": ("ai2_arc/ARC-Challenge", "allenai/ai2_arc/ARC-Challenge", "train", "test"),
     "obqa": ("openbookqa", "allenai/openbookqa/main", "train", "test"),
 }
-"""Task -> its names in TFDS and on the hub, TFDS's training split and the split of its questions:
-the labelled validation set where the test set has no labels, as LLM-Adapters has it."""
+"""Task -> its names in TFDS and on the hub, TFDS's training split, and the split of its questions:
+the labeled validation set if the test set has no labels, as in LLM-Adapters."""
 
 JOINT = "commonsense170k"
 JOINT_FILES = ("commonsense_170k", "commonsense170k")
 HELD_OUT = 120
-"""Rows of Commonsense170K that are not learnt but tell how training goes, as in LLM-Adapters."""
+"""Rows of Commonsense170K held out as a validation set during training, as in LLM-Adapters."""
 
 
 def commonsense(name: str, folder: str | None = None, *, cloze: bool = False, **options: Any):
-    """One of the eight tasks, trained on its own rows.
+    """Makes one of the eight tasks, trained on that task's rows.
 
     Args:
       name: a key of `FOLDERS`.
-      folder: holds NAME/train.* and NAME/test.* (LLM-Adapters' dataset folder); None: TFDS, or
-        else the hub.
-      cloze: ask the bare question and compare the likelihoods of the options' own texts, for models
-        that have not learnt to answer with labels.
+      folder: the folder with NAME/train.* and NAME/test.* (LLM-Adapters' dataset folder); None:
+        TFDS, or else the hub.
+      cloze: whether to ask the bare question and compare the likelihoods of the options' texts, for
+        models that are not trained to answer with labels.
       options: other fields of `ExamTask`.
 
     >>> commonsense("arc_easy").questions
@@ -83,12 +83,13 @@ def commonsense(name: str, folder: str | None = None, *, cloze: bool = False, **
 
 
 def commonsense170k(folder: str | None = None, *, cloze: bool = False, **options: Any) -> ExamTask:
-    """Commonsense170K: trained on all eight at once, examined on each.
+    """Makes the Commonsense170K task: trained on all eight sets together, evaluated on each.
 
     Args:
-      folder: holds commonsense_170k.json (or .jsonl ...), there or in ft-training_set/, and the
-        folders of those of the eight tasks that are to be scored.
-      cloze, options: as for `commonsense`.
+      folder: the folder with commonsense_170k.json (or .jsonl ...), either directly or in
+        ft-training_set/, and with the folders of the tasks to evaluate.
+      cloze: whether to compare the options' likelihoods, as for `commonsense`.
+      options: other fields of `ExamTask`.
 
     >>> commonsense170k("nowhere")
     Traceback (most recent call last):
@@ -130,7 +131,7 @@ PLAIN: dict[str, Any] = {
     "max_new_tokens": 32,
     "stop": END_OF_ANSWER,
 }
-"""As the paper's runs ask and answer."""
+"""Prompt and answer format of the paper's runs."""
 
 CLOZE: dict[str, Any] = {
     "prompt": "Question: {stem}\nAnswer:",
@@ -139,16 +140,16 @@ CLOZE: dict[str, Any] = {
     "continuation": " {option}",
     "way": "likelihood",
 }
-"""The bare question, answered by the text of an option."""
+"""Cloze format: the bare question, answered by the text of an option."""
 
 
 def _sources(name: str, folder: str | None) -> tuple[str, str]:
-    """The training rows, wherever they should be, and the questions, which must be there."""
+    """Returns the sources of training rows, which need not exist, and questions, which must."""
     if folder is None:
         tfds, hub, train, test = PUBLISHED[name]
         own = train.partition("_")[0]  # on the hub the size is part of the name
         return f"tfds:{tfds}@{train}{OR}hf:{hub}@{own}", f"tfds:{tfds}@{test}{OR}hf:{hub}@{test}"
     roots = [user_path(folder) / part for part in FOLDERS[name]]
-    # Some sets come without their training rows, and can be scored all the same.
+    # Some sets come without training rows but can still be evaluated.
     train = next((find_split([r], "train") for r in roots if has_split(r, "train")), None)
     return train or str(roots[0] / "train.jsonl"), find_split(roots, "test")

@@ -1,7 +1,7 @@
-"""The eight commonsense sets in their original columns, put into the instruction form.
+"""Converts the eight commonsense sets from their original columns to the instruction format.
 
-The columns are those of tensorflow_datasets and of the hub, which differ in places; the wording is
-that of the rows LLM-Adapters trains and tests on.
+The columns are those of tensorflow_datasets and of the hub, which differ in places. The wording is
+that of LLM-Adapters' training and test rows.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,11 +12,13 @@ from goat_jax.data.sources.text_fields import check_text, read_text
 from goat_jax.errors import UserError
 
 Parts = tuple[str, str, Sequence[str], Any]
-"""(the question as asked, the labels' word, the options, the answer as a place from 0)."""
+"""(the question, the word in the labels, the options, the answer's index from 0)."""
 
 
 def instructed(row: Row) -> Row:
-    r"""The row itself if it has an instruction, else the columns of that form.
+    r"""Returns the row if it has an instruction, or else converts it to the instruction format.
+
+    Raises UserError for a row of an unknown set or without a valid answer.
 
     >>> goal = {"goal": "Boil water.", "sol1": "Heat it.", "sol2": "Cool it.", "label": 0}
     >>> instructed(goal)["instruction"].splitlines()[2]
@@ -59,15 +61,15 @@ def _written(row: Row, asked: str, word: str, options: Sequence[str], place: Any
 
 APART = "\n\n"
 SET_APART = frozenset({"solution"})
-"""Labels whose options stand in paragraphs of their own."""
+"""Label words whose options are written in separate paragraphs."""
 
 
 TRUTH = {"true": 0, "1": 0, "false": 1, "0": 1}
-"""A written answer -> its place among true and false."""
+"""Written answer -> its index among true and false."""
 
 
 def _place(value: Any, start: int = 0) -> int | None:
-    """A number from 0, of one that may be written as text and start higher."""
+    """Converts a number, possibly written as text, to an index from 0; None if it is no number."""
     try:
         return int(value) - start
     except (TypeError, ValueError):
@@ -77,7 +79,7 @@ def _place(value: Any, start: int = 0) -> int | None:
 def _boolq(row: Row) -> Parts:
     question = read_text(row, "question")
     asked = f"Please answer the following question with true or false, question: {question}?"
-    # A table has the word, which is true for Python whatever it says.
+    # Tables hold the answer as text, and bool("False") is True.
     return asked, "", (), TRUTH.get(str(row["answer"]).lower())
 
 
@@ -106,13 +108,13 @@ def _winogrande(row: Row) -> Parts:
         "Please choose the correct answer to fill in the blank to complete the given sentence: "
         f"{read_text(row, 'sentence')}"
     )
-    # TFDS has the number of a class, the hub the number of the option.
+    # TFDS gives a class id from 0, the hub an option number from 1.
     place = _place(row["label"]) if "label" in row else _place(row["answer"], 1)
     return asked, "option", _columns(row, "option1", "option2"), place
 
 
 def _listed(row: Row) -> Parts:
-    """ARC, and the hub's OpenBookQA: choices with labels of their own."""
+    """Reads ARC, and the hub's OpenBookQA: choices with their labels."""
     labels = _texts(row["choices"]["label"])
     key = _texts([row["answerKey"]])[0]
     place = labels.index(key) if key in labels else None
@@ -121,7 +123,7 @@ def _listed(row: Row) -> Parts:
 
 
 def _obqa(row: Row) -> Parts:
-    """TFDS's OpenBookQA: a question with its choices in it."""
+    """Reads TFDS's OpenBookQA: choices as fields of the question."""
     asked = row["question"]
     options = [asked[f"choice_{letter}"] for letter in "ABCD"]
     key = row["answerKey"]
@@ -137,7 +139,7 @@ def _columns(row: Row, *columns: str) -> list[str]:
 
 
 def _texts(values: Iterable[Any]) -> list[str]:
-    """The options or their labels, each text or a whole number."""
+    """Returns options or labels as text; each must be text or an integer."""
     found = [value.decode() if isinstance(value, bytes) else value for value in values]
     return [check_text(value, f"option {n}", True) for n, value in enumerate(found, start=1)]
 
@@ -151,4 +153,4 @@ ORIGINAL: tuple[tuple[set[str], Callable[[Row], Parts]], ...] = (
     ({"question", "fact1", "answerKey"}, _obqa),
     ({"question", "passage", "answer"}, _boolq),
 )
-"""The columns that tell a set, and how it is read."""
+"""Pairs of the columns that identify a set and its reader; the first match is used."""

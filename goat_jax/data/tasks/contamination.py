@@ -1,4 +1,4 @@
-"""Questions of an exam that are among the rows it is learnt from: told, never left out."""
+"""Reports (never removes) evaluation questions that also occur in the training data."""
 
 import dataclasses
 import re
@@ -12,15 +12,15 @@ from goat_jax.data.tasks.prompts import INSTRUCTION
 from goat_jax.errors import UserError
 
 PLAIN_FORMATS = tuple(name for name in FORMATS if name not in CHAT_FORMATS)
-"""Formats whose prompts are the same for any model."""
+"""Formats whose prompts do not depend on the model's chat template."""
 
 
 def learnt_questions(task: ExamTask) -> list[str]:
-    """A line for each set of questions some of which are training rows, too.
+    """Returns one line for each question set with questions that are also training rows.
 
-    A question is one of them if a row's prompt has the same words (case, space and punctuation
-    apart), or if both have an id (`Exam.id_columns`) and it is the same; mere numbers are no ids.
-    Sets that cannot be read yet, and tasks that have no training rows of their own, are told so.
+    A question counts if a row's prompt has the same words (ignoring case, spaces and punctuation),
+    or if both have the same id (`Exam.id_columns`); plain numbers are not ids. Lines also report
+    sets that cannot be read, and tasks whose training rows are the questions.
 
     >>> learnt_questions(ExamTask("sums", "a.jsonl", "a.jsonl", questions={"sums": "a.jsonl"}))
     ['sums: its questions are the rows it learns']
@@ -53,18 +53,18 @@ def learnt_questions(task: ExamTask) -> list[str]:
 
 
 def prompt_of(row: Row, task: LanguageTask) -> str:
-    """What the model reads of a training row before it answers."""
+    """Returns the prompt of a training row."""
     pieces = FORMATS[task.format](row, dataclasses.replace(task, learn="completion"), None)
     return "".join(piece.text for piece in pieces if not piece.learnt)
 
 
 def question_text(question: Question) -> str:
-    """What the model reads of a question; of a conversation, of its first turn."""
+    """Returns the prompt of a question; for a conversation, that of its first turn."""
     return INSTRUCTION.replace("{asked}", question.turns[0]) if question.turns else question.prompt
 
 
 def id_of(row: Mapping, columns: Sequence[str]) -> str:
-    """The id of a row, empty if it has none but a number.
+    """Returns the id of a row; empty if it has none or only a number.
 
     >>> id_of({"id": "Mercury_7175875"}, ("id",)), id_of({"id": 12}, ("id",))
     ('Mercury_7175875', '')

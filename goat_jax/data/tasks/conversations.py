@@ -1,8 +1,8 @@
-"""Conversations: rows of messages, and their text in a checkpoint's own chat template.
+"""Conversations: rows of messages, and their text in a checkpoint's chat template.
 
-A row has `messages` (OpenAI's and transformers' form: role and content), or `conversations`
-(ShareGPT's: from and value), and maybe `tools`. Only what the assistant says is learnt; a message
-with weight 0 is not.
+A row has `messages` (OpenAI's and transformers' format: role and content), or `conversations`
+(ShareGPT's format: from and value), and optionally `tools`. Only the assistant's messages are
+trained on, except those with weight 0.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ from goat_jax.files import parse_json
 
 ASSISTANT = "assistant"
 SHARE_GPT = {"human": "user", "gpt": ASSISTANT}
-"""ShareGPT's names of roles; system, tool and the like have one name in both forms."""
+"""ShareGPT's role names -> transformers'; system, tool and others have the same name in both."""
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-"""The mark with which a template itself says what the assistant generates."""
+"""Jinja tag with which a chat template marks the text that the assistant generates."""
 
 Message = Mapping[str, Any]
 Tools = list[dict[str, Any]] | None
-"""JSON schemas of what the assistant may call."""
+"""JSON schemas of the tools that the assistant may call."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +32,10 @@ class Conversation:
     """The messages of a row.
 
     Attributes:
-      messages: role and content of each, with what else the template may read, such as tool_calls.
-      weights: 1, or 0 for a message that is not learnt.
-      tools: JSON schemas of the tools that the assistant may call; None if there are none.
+      messages: the messages, each with role, content and other keys for the template, such as
+        tool_calls.
+      weights: the weight of each message: 1, or 0 for a message that is not trained on.
+      tools: the JSON schemas of the tools that the assistant may call; None if there are none.
     """
 
     messages: Sequence[Message]
@@ -43,7 +44,9 @@ class Conversation:
 
 
 def read_conversation(row: Row) -> Conversation:
-    """The conversation of a row; each column may hold JSON's text instead of its value.
+    """Reads the conversation of a row; a column may hold its value or the value as JSON text.
+
+    Raises UserError for a row without messages, and for a malformed message.
 
     >>> row = {"conversations": [{"from": "human", "value": "2?"}, {"from": "gpt", "value": "two"}]}
     >>> read_conversation(row).messages[1]
@@ -57,7 +60,7 @@ def read_conversation(row: Row) -> Conversation:
         raise UserError(
             f"no list in column {column!r}{found} (the row has {', '.join(map(str, row))})"
         )
-    # Some ShareGPT rows have the system's message in a column of its own.
+    # Some ShareGPT rows have the system message in a separate column.
     system = read_text(row, "system", default="") if column == "conversations" else ""
     pairs = [({"role": "system", "content": system}, 1)] if system else []
     pairs += [_message(value, f"message {n}") for n, value in enumerate(values, start=1)]
@@ -78,10 +81,10 @@ def _tools(row: Row) -> Tools:
 
 
 def _message(value: Any, where: str) -> tuple[dict[str, Any], int]:
-    """A message in transformers' form, and its weight."""
+    """Returns a message in transformers' format, and its weight."""
     if not isinstance(value, dict):
         raise UserError(f"{where} is {shown(value)}: give an object with role and content")
-    # Tables give every message every key, null where it has none.
+    # Tabular formats give every message every key, with null for missing ones.
     given = {key: item for key, item in value.items() if item is not None}
     if "role" not in given and "from" in given:
         given["role"] = given.pop("from")
@@ -96,9 +99,9 @@ def _message(value: Any, where: str) -> tuple[dict[str, Any], int]:
 
 
 def _content(value: Any, where: str, optional: bool) -> str:
-    """A message's text; that of its parts is joined as it is."""
+    """Returns a message's text; the texts of a list of parts are concatenated."""
     if value is None and optional:
-        return ""  # a call of tools may say nothing beside
+        return ""  # a message with tool calls may have no text
     if not isinstance(value, list):
         return check_text(value, f"the content of {where}")
     return "".join(_part(part, f"part {n} of {where}") for n, part in enumerate(value, start=1))
@@ -116,13 +119,15 @@ def chat_text(
     answer: bool = False,
     tools: Tools = None,
 ) -> str:
-    """Messages as the model's own chat template writes them, special tokens included.
+    """Renders messages with the model's chat template, special tokens included.
 
     Args:
-      answer: end with the mark that begins the assistant's turn.
-      tools: JSON schemas of the tools that the assistant may call.
+      tokenizer: the tokenizer with the chat template.
+      messages: the messages.
+      answer: whether to end with the marker that begins the assistant's turn.
+      tools: the JSON schemas of the tools that the assistant may call.
 
-    Raises UserError if the tokenizer has no template or the template refuses the messages.
+    Raises UserError if the tokenizer has no template or the template rejects the messages.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise UserError("this tokenizer has no chat template: give prompt and completion instead")
@@ -130,15 +135,15 @@ def chat_text(
         text = tokenizer.apply_chat_template(
             list(messages), tools=tools, tokenize=False, add_generation_prompt=answer
         )
-    except Exception as error:  # whatever the template's own language raises
+    except Exception as error:  # a template can raise any error
         raise _refusal(error) from None
     return check_text(text, "the chat template's text")
 
 
 def chat_ids(tokenizer: Any, messages: Sequence[Message], tools: Tools = None) -> list[int]:
-    """Token ids of a conversation that the assistant goes on with, as transformers gives them.
+    """Returns a conversation's token ids as a prompt for the assistant, as in transformers.
 
-    Raises UserError as `chat_text`.
+    Raises UserError as `chat_text` does.
     """
     text = chat_text(tokenizer, messages, answer=True, tools=tools)
     return encode_prompt(tokenizer, text, special=False)
@@ -152,16 +157,16 @@ def _refusal(error: Exception) -> UserError:
 def chat_spans(
     tokenizer: Any, conversation: Conversation
 ) -> tuple[str, list[tuple[int, int]], list[tuple[int, int]]]:
-    """A conversation's text up to its last answer, and the characters of its answers.
+    """Returns a conversation's text up to its last answer, and the spans of its answers.
 
-    A template with `{% generation %}` marks says itself where answers are. Of another one an answer
-    is what is added to the prompt of its turn, so earlier turns must stay as they were.
+    A template with `{% generation %}` tags marks the answers. With any other template an answer is
+    the text added to the prompt of its turn, so the template must not change earlier turns.
 
-    Returns the text, the spans (first character, one after the last) of the answers that are
-    learnt, and the spans of those with weight 0.
+    Returns the text, the spans (first character, one past the last) of the answers to train on, and
+    the spans of the answers with weight 0.
 
-    Raises UserError for a conversation without an answer, and for a template that leaves the tools
-    out or rewrites earlier messages.
+    Raises UserError for a conversation without an answer, and for a template that ignores the tools
+    or rewrites earlier messages.
     """
     roles = [message["role"] for message in conversation.messages]
     answers = [number for number, role in enumerate(roles) if role == ASSISTANT]
@@ -187,10 +192,10 @@ def chat_spans(
 def _marked_spans(
     tokenizer: Any, messages: Sequence[Message], tools: Tools
 ) -> tuple[str, list[tuple[int, int]]] | None:
-    """The text and what the template marks as generated; None if it marks nothing."""
+    """Returns the text and the spans marked as generated; None if the template has no marks."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    text = chat_text(tokenizer, messages, tools=tools)  # refuses in one line
+    text = chat_text(tokenizer, messages, tools=tools)  # raises the one-line UserError first
     template = tokenizer.get_chat_template(tools=tools)
     if not GENERATION.search(template):
         return None
@@ -207,7 +212,7 @@ def _marked_spans(
 def _added_spans(
     tokenizer: Any, messages: Sequence[Message], tools: Tools, answers: Sequence[int]
 ) -> tuple[str, list[tuple[int, int]]]:
-    """The text up to the last answer, and what each answer adds to the prompt of its turn."""
+    """Returns the text up to the last answer, and the span each answer adds to its prompt."""
     done, spans = "", []
     for number in answers:
         asked = chat_text(tokenizer, messages[:number], answer=True, tools=tools)

@@ -1,7 +1,8 @@
-"""Language tasks whose model is examined: it gets questions, and its answers are marked.
+"""Language tasks with an evaluation: the model answers questions, and its answers are scored.
 
-What an exam is made of is a row of `EXAMS`: how a row of data becomes a question, which answers
-are right, and in which ways it can be put. A task names its exam; nothing else asks for names.
+Each kind of evaluation is one entry of `EXAMS`: how to read a row as a question, how to extract an
+answer from generated text, and the scoring methods that apply. A task names its kind in `exam`; no
+other code depends on task names.
 """
 
 import dataclasses
@@ -19,24 +20,24 @@ from goat_jax.data.tasks.text import spaced
 from goat_jax.errors import UserError, nearest
 
 GENERATE, LIKELIHOOD, CODE, JUDGE, LOSS = "generate", "likelihood", "code", "judge", "loss"
-"""The ways to score: a generated answer; the most likely option; tests that a generated program
-passes; a judge's grade; and, as without an exam, the loss of the evaluation rows."""
+"""Scoring methods: the generated answer; the most likely option; the tests that a generated program
+passes; a judge's grade; and the loss of the evaluation rows, as for tasks without an evaluation."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One question of an exam.
+    """One question of an evaluation.
 
     Attributes:
-      id: the row's own id, or its number from 1.
-      group: which of the task's sets of questions it is from.
-      row: as it was read.
-      prompt: what the model reads.
-      answer: the right answer, as `marked` compares it; empty where none is known.
-      labels, continuations: of a multiple choice: what may be answered, and the text whose
-        likelihood stands for it.
-      turns: what the user says in each turn of a conversation.
-      temperature: to draw the answer with, if the exam says so.
+      id: the row's id, or else its number from 1.
+      group: the name of the question set that the question is from.
+      row: the row as it was read.
+      prompt: the prompt for the model.
+      answer: the correct answer, in the form that `Exam.extract` returns; empty if none is known.
+      labels: the possible answers of a multiple-choice question.
+      continuations: the text for each label whose likelihood is compared.
+      turns: the user's message in each turn of a conversation.
+      temperature: the sampling temperature of the answer, if the evaluation sets one.
     """
 
     id: str
@@ -52,14 +53,14 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Exam:
-    """A kind of exam.
+    """Kind of evaluation.
 
     Attributes:
-      read: (row, task) -> fields of `Question`.
-      extract: (question, generated text) -> the answer it gives, or None.
-      strictly: the same by a stricter reading, for a second score, accuracy_strict.
-      ways: how it can be put; the first if the task does not say.
-      id_columns: columns that may hold a row's id.
+      read: the row reader: (row, task) -> fields of `Question`.
+      extract: the answer parser: (question, generated text) -> the answer, or None.
+      ways: the scoring methods that apply; the first one is the default.
+      id_columns: the columns that may hold a row's id.
+      strictly: a stricter answer parser for a second score, accuracy_strict; None: no such score.
     """
 
     read: "Callable[[Row, ExamTask], dict[str, Any]]"
@@ -71,16 +72,17 @@ class Exam:
 
 @dataclasses.dataclass(frozen=True)
 class ExamTask(LanguageTask):
-    """A language task with questions.
+    """Language task with questions for evaluation.
 
     Attributes:
-      questions: name of a set of questions -> its source string.
-      exam: a key of `EXAMS`.
-      way: how the exam is put unless something else is asked for; "" is its first way.
-      continuation: template of what stands for an option, with {label} or {option}.
-      max_new_tokens: of an answer.
-      stop: texts that end an answer.
-      question_limit: at most so many questions of each set, evenly spaced.
+      questions: the question sets: name of a set -> its source string.
+      exam: a key of `EXAMS`, the kind of evaluation.
+      way: the default scoring method; "" means the first one of the kind of evaluation.
+      continuation: the template, with {label} or {option}, of the text whose likelihood is compared
+        for each option.
+      max_new_tokens: the largest number of tokens in an answer.
+      stop: the texts that end an answer.
+      question_limit: the largest number of questions of each set, evenly spaced; None: all.
 
     >>> ExamTask("sums", "a.jsonl", "a.jsonl", exam="nunber")
     Traceback (most recent call last):
@@ -112,11 +114,11 @@ of choice, number, program, conversation
 
     @property
     def ways(self) -> tuple[str, ...]:
-        """How this task can be scored, its own way first."""
+        """Scoring methods of this task, its default first."""
         return tuple(dict.fromkeys((self.way, *EXAMS[self.exam].ways, LOSS)))
 
     def check_way(self, way: str) -> str:
-        """The way, if the exam can be put so; UserError names those that it can."""
+        """Returns the scoring method; raises UserError if it does not apply to this task."""
         known = (*EXAMS[self.exam].ways, LOSS)
         if way not in known:
             raise UserError(
@@ -126,9 +128,14 @@ of choice, number, program, conversation
 
 
 def way_of(task: Any, asked: str | None = None) -> str:
-    """How a task of any kind is scored: as asked, or as it says itself; without an exam by loss.
+    """Returns the scoring method of a task of any kind.
 
-    Raises UserError for a way that the task does not have.
+    Args:
+      task: the task.
+      asked: the requested method; None: the default of an `ExamTask`, the loss for
+        other tasks.
+
+    Raises UserError for a method that the task does not support.
 
     >>> way_of(LanguageTask("notes", "a.jsonl", "b.jsonl"))
     'loss'
@@ -141,10 +148,10 @@ def way_of(task: Any, asked: str | None = None) -> str:
 
 
 def load_questions(task: ExamTask) -> list[Question]:
-    """The questions of all of a task's sets.
+    """Loads the questions of all of a task's question sets.
 
     Raises UserError for a task without questions, and naming source and row (from 1) for a row
-    that is none.
+    that is not a valid question.
     """
     if not task.questions:
         raise UserError(f"task {task.name} has no questions: give it a source, or --how {LOSS}")
@@ -236,11 +243,11 @@ EXAMS: dict[str, Exam] = {
     "program": Exam(_read_program, _whole, (CODE,), ("task_id",)),
     "conversation": Exam(_read_conversation, _whole, (JUDGE,), ("question_id",)),
 }
-"""Name of an exam -> what it is."""
+"""Name of a kind of evaluation -> its definition."""
 
 
 def share_right(questions: Sequence[Question], right: Sequence[bool]) -> dict[str, float]:
-    """Accuracy, the mean over the sets of questions, and that of each set if there are several.
+    """Returns the mean accuracy over the question sets, and each set's if there are several.
 
     >>> sets = [Question("1", "a", {}, ""), Question("2", "a", {}, ""), Question("1", "b", {}, "")]
     >>> share_right(sets, [True, False, True])
@@ -252,7 +259,7 @@ def share_right(questions: Sequence[Question], right: Sequence[bool]) -> dict[st
 def mean_by_group(
     name: str, questions: Sequence[Question], values: Sequence[float]
 ) -> dict[str, float]:
-    """The mean over the sets of questions of a value's means, and each of these."""
+    """Returns the mean of the question sets' mean values, and each set's if there are several."""
     groups: dict[str, list[float]] = {}
     for question, value in zip(questions, values, strict=True):
         groups.setdefault(question.group, []).append(value)
@@ -262,7 +269,7 @@ def mean_by_group(
 
 
 def named_by_set(scores: Mapping[str, float], sets: Collection[str]) -> dict[str, float]:
-    """The scores of an exam, with the name of their set also if it is the only one.
+    """Returns the scores, with added entries named by the question set if there is only one.
 
     >>> named_by_set({"accuracy": 0.5}, ["boolq"])
     {'accuracy': 0.5, 'accuracy/boolq': 0.5}

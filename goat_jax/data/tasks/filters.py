@@ -1,4 +1,4 @@
-"""Which rows of a training set are learnt, and how much of each, as the paper's runs chose them."""
+"""Row filters: select and trim training rows as in the paper's runs."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +16,9 @@ def every_row(row: Row) -> Row | None:
 
 
 def options(row: Row) -> Row | None:
-    """A multiple choice with its bare question as stem and the right option's words as text.
+    """Adds the bare question as "stem" and the correct option's text as "text" to a row.
+
+    Raises UserError if the answer is not among the options.
 
     >>> asked = "Hot? A1: ice A2: fire\\nAnswer format: a1/a2"
     >>> options({"instruction": asked, "answer": "a2"})["text"]
@@ -31,7 +33,7 @@ def options(row: Row) -> Row | None:
 
 
 def grade_school(row: Row) -> Row | None:
-    """MetaMathQA: the rows made from GSM8K, told by their column type.
+    """Keeps MetaMathQA's rows that were made from GSM8K, according to the column "type".
 
     >>> grade_school({"query": "2 + 2?", "type": "MATH_AnsAug"}) is None
     True
@@ -40,7 +42,9 @@ def grade_school(row: Row) -> Row | None:
 
 
 def first_code_block(row: Row, column: str = "answer") -> Row | None:
-    """CodeFeedback: answers with a block of code, up to the end of the first.
+    """Keeps CodeFeedback's answers with a code block, truncated after the first block.
+
+    Rows without text in the column are kept as they are.
 
     >>> first_code_block({"answer": "So: ```x = 1``` or ```x = 2```"})["answer"]
     'So: ```x = 1```'
@@ -52,7 +56,7 @@ def first_code_block(row: Row, column: str = "answer") -> Row | None:
 
 
 def no_refusals(row: Row, column: str = "output") -> Row | None:
-    """WizardLM: answers that neither refuse nor speak of being an AI.
+    """Keeps WizardLM's answers that contain neither "sorry" nor "as an AI".
 
     >>> no_refusals({"output": "Sorry, I cannot."}) is None
     True
@@ -69,4 +73,4 @@ SELECTIONS: dict[str, Callable[[Row], Row | None]] = {
     "first_code_block": partial(first_code_block),
     "no_refusals": partial(no_refusals),
 }
-"""Name of a choice of rows -> row -> the row as it is learnt, or None to leave it out."""
+"""Name of a filter -> function: row -> the row to train on, or None to leave it out."""

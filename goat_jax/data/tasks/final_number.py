@@ -1,10 +1,11 @@
-r"""The number that a worked answer ends with: "#### 18", "\boxed{18}", "The answer is: $1,800."."""
+r"""Final number of a worked answer: "#### 18", "\boxed{18}", "The answer is: $1,800."."""
 
 import re
 from fractions import Fraction
 
 UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
-# A minus between two numbers or words is none of the number's; one before a currency sign is.
+# After a word, a number or a closing bracket a minus is an operator; elsewhere it is a sign, also
+# before a currency sign.
 SIGN = r"(?:(?<![\w)\]}])[-+])?"
 MONEY = r"(?:\\?[$€£¥]\s?)?"
 NUMBER = re.compile(
@@ -20,10 +21,10 @@ STATED = re.compile(r"answer\s+is\b\s*:?|answer\s*:", re.IGNORECASE)
 
 
 def numbers_in(text: str) -> list[Fraction]:
-    """All numbers of a text, in order.
+    """Returns all numbers of a text, in order.
 
-    Thousands may have commas; a currency or percent sign and units are left aside (GSM8K's own
-    answers leave them out, too). Fractions count as one number.
+    Thousands may have commas. Currency signs, percent signs and units are ignored, since GSM8K's
+    answers omit them. A fraction is one number.
 
     >>> [str(number) for number in numbers_in("-$1,250.50, then 3/4 of 10-2 and 25%")]
     ['-2501/2', '3/4', '10', '2', '25']
@@ -53,11 +54,10 @@ def _values(match: re.Match[str]) -> list[Fraction]:
 
 
 def extract_number(text: str) -> Fraction | None:
-    r"""The final number of a worked answer, or None.
+    r"""Returns the final number of a worked answer, or None.
 
-    Where the answer is marked, by "####", by \boxed{} or by the words "the answer is", the number
-    comes from there (from the right of its last "=", if it shows a calculation), whatever follows;
-    otherwise it is the last number of the text.
+    If "####", \boxed{} or the words "the answer is" mark the answer, returns the first number there
+    (after the last "=", if it shows a calculation). Otherwise returns the text's last number.
 
     >>> print(extract_number("She sells 16 - 3 - 4 = 9 eggs for 2 * 9 = $18 every day."))
     18
@@ -74,7 +74,7 @@ def extract_number(text: str) -> Fraction | None:
 
 
 def strict_number(text: str) -> Fraction | None:
-    """The whole number behind the first "####", or None: how the paper's published script reads.
+    """Returns the integer after the first "####", or None, as in the paper's evaluation script.
 
     >>> print(strict_number("#### -1,234.5 dollars"), strict_number("The answer is 18."))
     -1234 None
@@ -84,7 +84,7 @@ def strict_number(text: str) -> Fraction | None:
 
 
 def _marked(text: str) -> str | None:
-    """The end of the sentence or line behind the strongest mark of an answer."""
+    """Returns the rest of the line or sentence after the strongest answer mark, or None."""
     if "####" in text:
         return text.rpartition("####")[2].strip().partition("\n")[0]
     boxed = _boxed(text)
@@ -98,7 +98,7 @@ def _marked(text: str) -> str | None:
 
 
 def _boxed(text: str) -> str | None:
-    r"""What stands in the last \boxed{...}, its own braces counted."""
+    r"""Returns the content of the last \boxed{...}, with nested braces; None if there is none."""
     start = text.rfind(r"\boxed{")
     if start < 0:
         return None

@@ -1,11 +1,11 @@
 """The GLUE tasks: columns, class names and metrics, from a local folder, TFDS or the hub.
 
-Source of columns and classes: Wang et al., "GLUE: A Multi-Task Benchmark", ICLR 2019, in the names
-and class order that TFDS gives them. The metrics are those GLUE reports, and accuracy, which the
-paper's table has. The test labels of GLUE are not public, so the scores are of the validation
-split, as in the paper; MNLI has two, matched and mismatched, which are scored together and apart.
+Source: Wang et al., "GLUE: A Multi-Task Benchmark", ICLR 2019, with TFDS's column names and class
+order. The metrics are those that GLUE reports, plus accuracy, which the paper's table uses. GLUE's
+test labels are not public, so scores are on the validation split, as in the paper. MNLI has two
+validation splits, matched and mismatched, which are scored together and separately.
 
-One row of each, as its training file has it:
+One row of each task's training file:
 
 - cola: "Our friends won't buy this analysis, let alone the next one we propose.", acceptable
 - sst2: "hide new secretions from the parental units", negative
@@ -36,15 +36,15 @@ from goat_jax.files import user_path
 
 @dataclass(frozen=True)
 class GlueRow:
-    """What differs between the tasks.
+    """Settings of one GLUE task.
 
     Attributes:
-      text: columns.
-      labels: class names in the order of their ids.
-      metrics: the first decides.
-      folders: other names of the task's folder.
-      evaluation: splits that are scored together.
-      parts: what each of them is called in the metrics.
+      text: the names of the text columns.
+      labels: the class names in the order of their ids; empty for regression.
+      metrics: the metrics; the first one is the primary metric.
+      folders: other names that the task's folder may have.
+      evaluation: the splits that are scored together.
+      parts: the name of each of these splits in the metrics.
 
     >>> GLUE["rte"].labels
     ('entailment', 'not_entailment')
@@ -86,16 +86,17 @@ def glue(
     train_limit: int | None = None,
     evaluation_limit: int | None = None,
 ) -> TextTask:
-    """One GLUE task.
+    """Makes one GLUE task.
 
     Args:
       name: a key of `GLUE`.
-      folder: holds NAME/train.* and NAME/validation.* in any format of `FORMATS` (MNLI:
-        validation_matched.* and validation_mismatched.*); if None, the rows come from TFDS
-        (`goat-jax data prepare NAME` makes them), else from the hub, if the package datasets is
-        installed.
+      folder: the folder with NAME/train.* and NAME/validation.* in any format of `FORMATS` (MNLI:
+        validation_matched.* and validation_mismatched.*). None: the rows come from TFDS
+        (`goat-jax data prepare NAME` builds them), or else from the hub, if the package datasets
+        is installed.
       data_dir: TFDS's folder.
-      train_limit, evaluation_limit: as in `TextTask`.
+      train_limit: the largest number of training rows, as in `TextTask`.
+      evaluation_limit: the largest number of evaluation rows, as in `TextTask`.
 
     >>> glue("rte").evaluation
     'tfds:glue/rte@validation || hf:nyu-mll/glue/rte@validation'

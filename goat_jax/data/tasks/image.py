@@ -1,4 +1,4 @@
-"""What an image task is, and the tasks whose data are at hand."""
+"""`ImageTask`: image classification, and tasks over local image sets."""
 
 import math
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from goat_jax.validation.fields import check_fields
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""What CLIP's images were normalised with (Radford et al., 2021; in its published processor)."""
+"""CLIP's per-channel normalization (Radford et al., 2021; values of its published processor)."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 ON_BAD_IMAGE = ("error", "skip")
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
-"""Where Debian's package dataset-fashion-mnist puts its files."""
+"""Folder in which Debian's package dataset-fashion-mnist installs its files."""
 
 CLOTHES = (
     "T-shirt/top",
@@ -37,33 +37,37 @@ CLOTHES = (
 
 @dataclass(frozen=True)
 class ImageTask:
-    """Classification of an image.
+    """Image classification.
 
     Attributes:
-      name: how reports call it.
+      name: the task's name in reports.
       train: the source of the training rows (`goat_jax.data.sources.read`).
       evaluation: the source of the evaluation rows.
-      image: the column with a path, the bytes of a file, or uint8 values (H, W[, 1 or 3]).
-      label: the label's column name.
-      labels: class names in the order of their ids.
-      metrics: names from `METRICS` of classification, the first is the one that decides.
-      data_dir: TFDS's folder, or where relative paths start, those in the image column too.
-      train_limit: at most so many training rows, evenly spaced over the source.
-      evaluation_limit: at most so many evaluation rows, likewise.
-      image_size: pixels of a side of what the model sees; None: as the checkpoint was trained.
-      mean: taken off each channel; None: the checkpoint's own.
-      std: what each channel is then divided by; None: the checkpoint's own.
-      train_crop: the least and largest share of an image's area that training sees; None: the
-        same view as in evaluation.
-      train_ratio: the range of a crop's width / height before it is made square.
-      flip: mirror every other training image at random, left to right.
-      on_bad_image: `error`, or `skip` images that cannot be decoded, which decodes all at the
-        start.
-      written: what the rows call the classes, if not by their names or ids; in the order of labels.
-      id: a column that names rows, to tell those that are in both splits; None: by the image.
-      prompt: what a zero-shot head reads of a class, its name in the place of ``{}``.
+      image: the column with a path, a file's bytes, or uint8 values (H, W[, 1 or 3]).
+      label: the name of the label column.
+      labels: the class names in the order of their ids.
+      metrics: names of classification metrics in `METRICS`; the first one is the primary
+        metric.
+      data_dir: TFDS's folder, or the folder that relative paths start from, also those in the
+        image column.
+      train_limit: the largest number of training rows, evenly spaced over the source.
+      evaluation_limit: the largest number of evaluation rows, evenly spaced over the source.
+      image_size: the side in pixels of the model's square input; None: the checkpoint's size.
+      mean: the mean subtracted from each channel; None: the checkpoint's.
+      std: the standard deviation each channel is then divided by; None: the checkpoint's.
+      train_crop: the smallest and largest fraction of an image's area in a random training crop;
+        None: the evaluation view.
+      train_ratio: the range of a crop's width / height before it is resized to the input's shape.
+      flip: whether to mirror training images left to right with probability 1/2.
+      on_bad_image: the handling of images that cannot be decoded: `error`, or `skip`, which decodes
+        all images at the start.
+      prompt: the template of a zero-shot head's text, with ``{}`` for the class name.
+      written: the class names that the rows use, in the order of `labels`, if they are neither
+        these names nor ids.
+      id: the column with row ids, to detect rows that are in both splits; None: rows are compared
+        by their image.
 
-    Raises UserError where these do not fit together.
+    Raises UserError if the fields do not fit together.
 
     >>> ImageTask("pets", "a", "b", labels=("cat", "dog"), on_bad_image="ignore")
     Traceback (most recent call last):
@@ -141,9 +145,10 @@ def image_files(
     flip: bool = False,
     on_bad_image: str = "error",
 ) -> ImageTask:
-    """A task over the user's own images (or any two sources); arguments as in `ImageTask`.
+    """Makes a task from the user's images (or any two sources); arguments as in `ImageTask`.
 
-    If `train` is a folder with a subfolder for each class, these give the class names.
+    If `train` is a folder with one subfolder per class and `labels` is empty, the subfolders give
+    the class names.
 
     >>> image_files("train.jsonl", "dev.jsonl", labels=("cat", "dog")).image
     'image'
@@ -174,7 +179,7 @@ def digits(
     evaluation_limit: int | None = None,
     image_size: int = 56,
 ) -> ImageTask:
-    """Handwritten digits of 8 x 8 pixels that scikit-learn brings, 1,437 and 360 of them.
+    """Makes the task of scikit-learn's handwritten digits, 8 x 8 pixels, 1,437 train and 360 test.
 
     >>> digits().evaluation
     'digits:test'
@@ -197,10 +202,16 @@ def fashion_mnist(
     evaluation_limit: int | None = None,
     image_size: int = 56,
 ) -> ImageTask:
-    """Clothes of 28 x 28 pixels in ten classes (Xiao, Rasul and Vollgraf, 2017), 60,000 and 10,000.
+    """Makes the Fashion-MNIST task (Xiao, Rasul and Vollgraf, 2017).
+
+    It has 60,000 training and 10,000 test images of clothes, 28 x 28 pixels, in ten classes.
 
     Args:
-      folder: has the four idx files, as the Debian package dataset-fashion-mnist installs them.
+      folder: the folder with the four idx files, as Debian's package dataset-fashion-mnist
+        installs them.
+      train_limit: the largest number of training rows, as in `ImageTask`.
+      evaluation_limit: the largest number of evaluation rows, as in `ImageTask`.
+      image_size: the side in pixels of the model's square input.
 
     >>> fashion_mnist(folder="data/fashion").train
     'idx:data/fashion@train'

@@ -1,7 +1,7 @@
-"""What a language-modelling task is: rows in any of the usual formats, as pieces of text.
+"""`LanguageTask`: language modeling on rows in the common formats, split into pieces of text.
 
-A row becomes pieces of one text, each learnt or only read: the prompt is read, the completion is
-learnt. `goat_jax.data.pipeline.encoding` makes tokens of the whole.
+A row becomes the pieces of one text. Completion pieces are trained on; prompt pieces are only
+context. `goat_jax.data.pipeline.encoding` tokenizes the text in one piece.
 """
 
 import dataclasses
@@ -30,30 +30,31 @@ LANGUAGE_METRICS = ("perplexity", "token_accuracy")
 
 @dataclasses.dataclass(frozen=True)
 class LanguageTask:
-    """Language modelling on the rows of files, TFDS sets or packages.
+    """Language modeling on the rows of files, TFDS data sets or packages.
 
     Attributes:
-      name: how reports call it.
+      name: the task's name in reports.
       train: the source of the training rows (`goat_jax.data.sources.read`).
       evaluation: the source of the evaluation rows.
       format: a key of `FORMATS`.
-      prompt: a template with a row's columns in braces, such as
-        ``"Question: {question}\\nAnswer:"``; only for the format "template". In
-        ``{query|question}`` the first of the columns that a row has is put in.
-      completion: the template of what is learnt, likewise.
-      learn: "completion", or "all" to learn the prompts too.
-      selection: a key of `SELECTIONS`: which rows of the source are taken.
-      held_out: so many rows of the training source, evenly spaced, are not learnt but are the
-        evaluation rows; then `evaluation` is the same source.
-      packing: several texts share a row of `max_length` tokens, without seeing each other.
-      metrics: names from `LANGUAGE_METRICS`, the first decides.
-      data_dir: TFDS's folder, the package cache, or where relative paths start.
-      train_limit: at most so many training rows, evenly spaced over the source.
-      evaluation_limit: at most so many evaluation rows, likewise.
-      task_id: the column with the number of a row's task (from 0), where the rows are of several
-        tasks and the method weighs experts by task (MOELoRA).
-      task_type: the column with the kind of a row's task, 0 or 1, for methods that go by it
-        (LoRAMoE). A kind belongs to a whole row of tokens, so it needs ``packing=False``.
+      prompt: the template of the prompt, with a row's columns in braces, such as
+        ``"Question: {question}\\nAnswer:"``; only for the format "template". ``{query|question}``
+        inserts the first of these columns that a row has.
+      completion: the template of the text to train on; only for the format "template".
+      learn: the text that counts in the loss: "completion", or "all" for the prompt as well.
+      selection: a key of `SELECTIONS`, the filter that selects rows of the source.
+      held_out: the number of rows of the training source, evenly spaced, that are held out for
+        evaluation; if above 0, `evaluation` must be the same source.
+      packing: whether several texts share a row of `max_length` tokens, without attending to each
+        other.
+      metrics: names from `LANGUAGE_METRICS`; the first one is the primary metric.
+      data_dir: TFDS's folder, the package cache, or the folder that relative paths start from.
+      train_limit: the largest number of training rows, evenly spaced over the source.
+      evaluation_limit: the largest number of evaluation rows, evenly spaced over the source.
+      task_id: the column with the number of a row's task (from 0), for rows of several tasks and
+        methods that weight experts by task (MOELoRA).
+      task_type: the column with the type of a row's task, 0 or 1, for methods that use it
+        (LoRAMoE). The type applies to a full row of tokens, so it needs ``packing=False``.
 
     >>> LanguageTask("notes", "a.jsonl", "b.jsonl", format="txt")
     Traceback (most recent call last):
@@ -112,11 +113,11 @@ of prompt_completion, messages, alpaca, text, template
 
 
 class Text(NamedTuple):
-    """A row as text.
+    """A row's text.
 
     Attributes:
-      pieces: in their order.
-      tasks: "task_ids", "task_types" -> number, where the task has these columns.
+      pieces: the pieces of the text, in order.
+      tasks: "task_ids", "task_types" -> number, if the task has these columns.
     """
 
     pieces: list[Piece]
@@ -124,12 +125,14 @@ class Text(NamedTuple):
 
 
 def load_pieces(task: LanguageTask, split: str, tokenizer: Any) -> list[Text]:
-    """The rows of a task's `train` or `evaluation` source as pieces.
+    """Loads the rows of a task's `train` or `evaluation` source as pieces of text.
 
     Args:
-      tokenizer: its chat template turns messages into text.
+      task: the task.
+      split: "train" or "evaluation".
+      tokenizer: the tokenizer, whose chat template turns messages into text.
 
-    Raises UserError naming source and row number (from 1) for a row that does not have the format.
+    Raises UserError naming source and row number (from 1) for a row not in the task's format.
     """
     source = source_of(task, split)[0]
     texts = []
@@ -143,9 +146,9 @@ def load_pieces(task: LanguageTask, split: str, tokenizer: Any) -> list[Text]:
 
 
 def load_rows(task: LanguageTask, split: str) -> list[tuple[int, Row]]:
-    """The rows that a split takes of its source, each with its place there (from 0).
+    """Loads the rows of a split, each with its index in the source (from 0).
 
-    Raises UserError for a source without rows, or one whose rows the selection does not know.
+    Raises UserError for a source without rows, or with rows that the selection cannot read.
     """
     source, limit = source_of(task, split)
     rows = read_source(source, DEFAULT_SPLITS[split], task.data_dir)
@@ -156,7 +159,7 @@ def load_rows(task: LanguageTask, split: str) -> list[tuple[int, Row]]:
 
 
 def _selected(rows: list[Row], task: LanguageTask, source: str) -> list[tuple[int, Row]]:
-    """The rows that the task's selection keeps, each with its place in the source."""
+    """Returns the rows that the task's selection keeps, each with its index in the source."""
     kept = []
     for index, row in enumerate(rows):
         try:
@@ -171,7 +174,9 @@ def _selected(rows: list[Row], task: LanguageTask, source: str) -> list[tuple[in
 
 
 def chosen_rows(task: LanguageTask, split: str, count: int, limit: int | None) -> Sequence[int]:
-    """Which of a source's rows a split takes.
+    """Returns the indices of a source's rows that belong to a split.
+
+    Raises UserError if the held-out rows leave none to train on.
 
     >>> chosen_rows(LanguageTask("notes", "a", "a", held_out=2), "train", 6, None)
     [1, 2, 4, 5]
@@ -202,7 +207,7 @@ def _plain_text(row: Row, task: LanguageTask, tokenizer: Any) -> list[Piece]:
 
 
 def _alpaca(row: Row, task: LanguageTask, tokenizer: Any) -> list[Piece]:
-    """Columns instruction, input (may be empty, null or missing) and output."""
+    """Reads the columns instruction, input (may be empty, null or missing) and output."""
     del tokenizer
     given = read_text(row, "input", default="")
     parts = [("Instruction", read_text(row, "instruction"))]
@@ -217,7 +222,9 @@ def _template(row: Row, task: LanguageTask, tokenizer: Any) -> list[Piece]:
 
 
 def fill(template: str, row: Row) -> str:
-    """A template with a row's columns put in: text, or whole numbers.
+    """Fills a template with a row's columns, which must hold text or integers.
+
+    Raises UserError if the template does not fit the row.
 
     >>> fill("Question: {query|question}", {"question": "why?"})
     'Question: why?'
@@ -233,7 +240,7 @@ def fill(template: str, row: Row) -> str:
 
 
 class _Filler(string.Formatter):
-    """Fills a template with checked values; ``a|b`` is column a, or b where there is no a."""
+    """Formatter that checks values; ``a|b`` inserts column a, or b if there is no a."""
 
     def get_value(self, key: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         for name in str(key).split("|"):
@@ -242,7 +249,7 @@ class _Filler(string.Formatter):
         raise KeyError(key)
 
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        # A column's own name may have dots and brackets, which else reach into its value.
+        # A column name may contain dots and brackets, which str.format would take for attributes.
         whole = field_name in kwargs
         value, key = (
             (kwargs[field_name], field_name)
@@ -254,7 +261,7 @@ class _Filler(string.Formatter):
 
 
 def _messages(row: Row, task: LanguageTask, tokenizer: Any) -> list[Piece]:
-    """A conversation; what the assistant says is learnt, with the mark of its end."""
+    """Reads a conversation; the assistant's turns, with their end marker, are trained on."""
     text, learnt, skipped = chat_spans(tokenizer, read_conversation(row))
     kinds = dict.fromkeys(learnt, True) | dict.fromkeys(skipped, False)
     places = [0, *(place for span in sorted(kinds) for place in span), len(text)]
@@ -272,8 +279,8 @@ FORMATS: dict[str, Callable[[Row, LanguageTask, Any], list[Piece]]] = {
     "text": _plain_text,
     "template": _template,
 }
-"""Format of a row -> its pieces."""
+"""Format -> function that splits a row into pieces."""
 
 CHAT_FORMATS = frozenset({"messages"})
-"""Formats whose text a chat template writes, its beginning and its end included; the others get
-the tokenizer's."""
+"""Formats whose text a chat template writes, including initial and final special tokens. For other
+formats the tokenizer adds them."""

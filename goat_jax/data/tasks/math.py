@@ -1,4 +1,4 @@
-r"""Mathematics: learnt from MetaMathQA, examined on GSM8K by the number an answer gives.
+r"""Math tasks: training on MetaMathQA or GSM8K, evaluation on GSM8K by the final number.
 
 A row of GSM8K (Cobbe et al., arXiv 2110.14168):
 
@@ -29,10 +29,10 @@ METAMATH_ROWS = 100_000
 
 
 def gsm8k(folder: str | None = None, **options: Any) -> ExamTask:
-    """Grade-school mathematics, learnt from its own training rows with their steps.
+    """Makes the GSM8K task: grade-school math, trained on GSM8K's worked solutions.
 
     Args:
-      folder: holds train.* and test.*; None: TFDS, or else the hub.
+      folder: the folder with train.* and test.*; None: TFDS, or else the hub.
       options: other fields of `ExamTask`.
 
     >>> gsm8k().evaluation
@@ -53,15 +53,14 @@ def gsm8k(folder: str | None = None, **options: Any) -> ExamTask:
 
 
 def metamath(folder: str, questions: str | None = None, **options: Any) -> ExamTask:
-    """100,000 of MetaMathQA's grade-school rows, examined on GSM8K, as in the paper.
+    """Makes the paper's math task: 100,000 rows of MetaMathQA from GSM8K, evaluated on GSM8K.
 
-    They are evenly spaced over the file; the published loader takes the first of it, without those
-    of 512 tokens and more.
+    The rows are evenly spaced over the file. The reference code takes the first rows of the file,
+    without those of 512 or more tokens.
 
     Args:
-      folder: holds MetaMathQA-395K.json (the published file; or metamathqa.*, train.*).
-      questions: GSM8K's test file, or a folder with test.*; None: TFDS, or else
-        the hub.
+      folder: the folder with MetaMathQA-395K.json (the published file; or metamathqa.*, train.*).
+      questions: GSM8K's test file, or a folder with test.*; None: TFDS, or else the hub.
       options: other fields of `ExamTask`.
 
     >>> metamath("nowhere")

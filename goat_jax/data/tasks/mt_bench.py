@@ -1,8 +1,8 @@
-"""MT-Bench's files as FastChat reads and writes them: questions, answers, verdicts.
+"""MT-Bench files in FastChat's format: questions, answers and verdicts.
 
-The fields are FastChat's (github.com/lm-sys/FastChat, fastchat/llm_judge), so that its own scripts
-can go on with what is written here. The judge's instructions below are ours; scores that are to
-stand beside published ones need FastChat's own file of them (`judge_prompts`).
+The fields are FastChat's (github.com/lm-sys/FastChat, fastchat/llm_judge), so FastChat's scripts
+can read the files written here. The judge prompts below are ours; scores comparable with published
+ones need FastChat's file of judge prompts (`judge_prompts`).
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ TEMPERATURES = {
     "stem": 0.1,
     "humanities": 0.1,
 }
-"""Category of a question -> the temperature its answer is drawn with."""
+"""Category of a question -> the sampling temperature of its answer."""
 
 WITH_REFERENCE = frozenset({"math", "coding", "reasoning"})
-"""Categories that are judged with a reference answer at hand."""
+"""Categories that are judged with a reference answer."""
 
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
 _OF_TEN = r"(?:\s*/\s*10(?!\d))?"
@@ -40,23 +40,26 @@ RATINGS = (
     ),
     re.compile(rf"\[\s*{_NUMBER}\s*\]"),
 )
-"""Forms of a grade, the best first: [[7]]; Rating: 7; [7]."""
+"""Patterns of a grade, in order of preference: [[7]]; Rating: 7; [7]."""
 _TAG = r"(?:think|thinking|thought|thoughts|reasoning)"
 THOUGHT = re.compile(rf"<{_TAG}>.*?(?:</{_TAG}>|\Z)", re.IGNORECASE | re.DOTALL)
 BEGUN_THOUGHT = re.compile(rf"\A.*</{_TAG}>", re.IGNORECASE | re.DOTALL)
-"""A thought, also one that is not ended; and the end of one whose beginning was in the prompt."""
+"""Patterns of a reasoning block: `THOUGHT`, closed or not; `BEGUN_THOUGHT`, the end of one that the
+prompt opened."""
 SCALE = (1.0, 10.0)
 
 
 def answer_record(
     question: str, model: str, turns: Sequence[str], answer: str, time: float
 ) -> dict[str, Any]:
-    """One line of FastChat's file of answers.
+    """Returns one line of FastChat's answer file.
 
     Args:
-      question: the question's id; a whole number is written as one.
-      answer: an id of this answer.
-      time: seconds since 1970.
+      question: the question's id, written as an integer if it consists of digits.
+      model: the model's name.
+      turns: the model's answer in each turn.
+      answer: the id of this answer.
+      time: the time in seconds since 1970.
 
     >>> answer_record("81", "goat", ["Aloha."], "a1", 0.0)["choices"]
     [{'index': 0, 'turns': ['Aloha.']}]
@@ -72,13 +75,13 @@ def answer_record(
 
 @dataclasses.dataclass(frozen=True)
 class JudgePrompt:
-    """What a judge is told.
+    """Prompt of the judge model.
 
     Attributes:
-      name: as verdicts record it.
-      system: its instructions.
-      template: the conversation, with {question} and {answer}, or {question_1}, {answer_1},
-        {question_2}, {answer_2}, and {ref_answer_1} ... where there are references.
+      name: the prompt's name, recorded in verdicts.
+      system: the system message with the judge's instructions.
+      template: the template of the conversation, with {question} and {answer}, or {question_1},
+        {answer_1}, {question_2}, {answer_2}, and {ref_answer_1} ... if there are references.
     """
 
     name: str
@@ -112,11 +115,14 @@ OWN_PROMPTS = {
         "goat-jax-multi-ref", _TASK + _SECOND + _COMPARE, _REFERENCES + _MULTI
     ),
 }
-"""Our own instructions under the names that FastChat gives its."""
+"""Our judge prompts, under the names of FastChat's corresponding ones."""
 
 
 def read_judge_prompts(path: str | Path) -> dict[str, JudgePrompt]:
-    """The prompts of a file in FastChat's form (columns name, system_prompt, prompt_template)."""
+    """Reads judge prompts in FastChat's format (columns name, system_prompt, prompt_template).
+
+    Raises UserError for a row without these texts, or if a prompt of `OWN_PROMPTS` is missing.
+    """
     found = {}
     for number, row in enumerate(read_rows(path), start=1):
         values = [row.get(name) for name in ("name", "system_prompt", "prompt_template")]
@@ -132,7 +138,7 @@ def read_judge_prompts(path: str | Path) -> dict[str, JudgePrompt]:
 
 
 def read_references(path: str | Path) -> dict[str, list[str]]:
-    """Question id -> reference answers of its turns, from a file of answers in FastChat's form."""
+    """Reads question id -> reference answers of its turns from a FastChat answer file."""
     found = {}
     for number, row in enumerate(read_rows(path), start=1):
         try:
@@ -151,7 +157,9 @@ def judge_messages(
     answers: Sequence[str],
     reference: Sequence[str] | None,
 ) -> tuple[str, list[dict[str, str]]]:
-    """What a judge is sent about the last of one or two turns: (the prompt's name, messages).
+    """Builds the judge's messages about the last of one or two turns: (prompt name, messages).
+
+    Raises UserError if the prompt's template has a field that the conversation does not fill.
 
     >>> name, messages = judge_messages(OWN_PROMPTS, "writing", ["Why?"], ["So."], None)
     >>> name, messages[1]["content"].splitlines()[1]
@@ -178,7 +186,7 @@ def judge_messages(
 
 
 def read_rating(text: str) -> float | None:
-    """The last grade in a verdict, outside of thoughts; None if it is not from 1 to 10.
+    """Parses the last grade in a verdict, outside of reasoning blocks; None if not in 1 to 10.
 
     >>> read_rating("Good. [[8.5]]"), read_rating("<think>[[2]]</think>Rating: 7"), read_rating("8")
     (8.5, 7.0, None)
@@ -192,7 +200,7 @@ def read_rating(text: str) -> float | None:
 
 
 def turns_of(row: Row) -> tuple[str, ...]:
-    """The questions of a row's turns.
+    """Returns the user's messages of a row; raises UserError if they are not a list of texts.
 
     >>> turns_of({"turns": ["Why?", "And then?"]})
     ('Why?', 'And then?')

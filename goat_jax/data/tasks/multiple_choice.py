@@ -1,4 +1,4 @@
-"""Multiple choice in the instruction format: what the options are, which one an answer names."""
+"""Multiple-choice questions in the instruction format: parses options and answers."""
 
 import re
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ ANSWER_FORMAT = "Answer format:"
 
 @dataclass(frozen=True)
 class Choices:
-    """A question taken apart.
+    """Parts of a multiple-choice question.
 
     Attributes:
-      stem: the question itself, without the options, the line on the answer format, and the
-        beginning "Please ...:" that says what to do.
-      labels: what may be answered, such as answer1, answer2.
-      texts: what each label stands for; the labels themselves if the question has no list.
+      stem: the question without the options, the line on the answer format, and the initial
+        instruction "Please ...:".
+      labels: the possible answers, such as answer1, answer2.
+      texts: the option text of each label; the labels themselves if the question lists no options.
 
     >>> Choices("Which is hot?", ("answer1", "answer2"), ("ice", "fire")).texts[1]
     'fire'
@@ -29,10 +29,11 @@ class Choices:
 
 
 def read_choices(instruction: str) -> Choices:
-    r"""Takes an instruction apart that ends with a line such as "Answer format: answer1/answer2".
+    r"""Parses an instruction that ends with a line such as "Answer format: answer1/answer2".
 
-    Options begin with their label, capitalised, and a colon; they are looked for in their order,
-    so that a text may mention an earlier one.
+    Options begin with their label (in any case) and a colon. They are searched in order, so an
+    option's text may mention an earlier label. Raises UserError without the line on the answer
+    format, or if only some of the options are found.
 
     >>> read_choices("Hot? \n\nAnswer1: ice Answer2: fire\n\nAnswer format: answer1/answer2").texts
     ('ice', 'fire')
@@ -65,9 +66,9 @@ def _bare(body: str) -> str:
 
 
 def extract_label(text: str, labels: Sequence[str]) -> str | None:
-    """The label that comes first in an answer, as in the published evaluation; None without one.
+    """Returns the first label in an answer, as in the reference evaluation; None if there is none.
 
-    Case does not matter, nor a space before a label's number; a longer word is no label.
+    Ignores case and spaces before a label's number. A label inside a longer word does not count.
 
     >>> extract_label("The correct answer is Answer 2, not answer1.", ("answer1", "answer2"))
     'answer2'

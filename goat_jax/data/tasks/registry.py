@@ -1,6 +1,6 @@
-"""The task table: every family adds its constructors here.
+"""Task registry: `TASKS` maps each name to a constructor.
 
-A family is a file beside this one that gives rows of `TASKS`.
+Each family of tasks is one file in this folder, whose constructors are listed here.
 """
 
 from collections.abc import Callable
@@ -55,7 +55,7 @@ KINDS: dict[str, type[Task]] = {
     "exam": ExamTask,
     "image": ImageTask,
 }
-"""Kinds of tasks, as run.json tells them apart."""
+"""Kind of a task, as run.json names it -> its class."""
 
 
 def files(
@@ -71,7 +71,7 @@ def files(
     train_limit: int | None = None,
     evaluation_limit: int | None = None,
 ) -> TextTask:
-    """A task over the user's own files (or any two sources); arguments as in `TextTask`.
+    """Makes a task from the user's files (or any two sources); arguments as in `TextTask`.
 
     >>> files("train.csv", "dev.csv", labels=("negative", "positive")).text
     ('sentence',)
@@ -96,10 +96,10 @@ def reviews(
     train_limit: int | None = None,
     evaluation_limit: int | None = None,
 ) -> TextTask:
-    """The demo task, movie-review sentences, negative or positive
-    (`goat_jax.data.sources.reviews`).
+    """Makes the demo task: sentiment of movie-review sentences (`goat_jax.data.sources.reviews`).
 
-    Nothing is fetched before its rows are loaded; `data_dir` is the cache folder.
+    Nothing is fetched before the rows are loaded. Arguments as in `TextTask`; `data_dir` is the
+    cache folder.
 
     >>> reviews().evaluation
     'reviews:test'
@@ -121,7 +121,7 @@ def reviews(
 def language_files(
     train: str, evaluation: str, format: str = "prompt_completion", **options: Any
 ) -> LanguageTask:
-    """Language modelling over the user's own files; arguments as in `LanguageTask`.
+    """Makes a language-modeling task from the user's files; arguments as in `LanguageTask`.
 
     >>> language_files("a.jsonl", "b.jsonl", "messages").packing
     True
@@ -152,7 +152,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 
 def make_task(name: str, /, **options: object) -> Task:
-    """The task `TASKS[name](**options)`; UserError names an unknown task or option.
+    """Returns `TASKS[name](**options)`; raises UserError for an unknown task or option.
 
     >>> make_task("rtee")  # doctest: +ELLIPSIS
     Traceback (most recent call last):

@@ -1,4 +1,4 @@
-"""What a text task is, and its rows as labelled examples."""
+"""`TextTask`: classification or regression of text, and its rows as labeled `Examples`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from goat_jax.data.sources.text_fields import check_text, shown
 from goat_jax.errors import UserError
 from goat_jax.validation.fields import check_fields
 
-# The TFDS split that a source means if it names none.
+# The TFDS split for a source that does not name one.
 DEFAULT_SPLITS = {"train": "train", "evaluation": "validation"}
 
 
@@ -22,25 +22,26 @@ class TextTask:
     """Classification (or regression) of a sentence or of a pair of sentences.
 
     Attributes:
-      name: how reports call it.
+      name: the task's name in reports.
       train: the source of the training rows (`goat_jax.data.sources.read`).
       evaluation: the source of the evaluation rows.
-      text: one or two column names.
-      label: the label's column name.
-      labels: class names in the order of their ids; empty for regression (float labels).
-      metrics: names from `METRICS`, the first is the one that decides.
-      data_dir: TFDS's folder, the package cache, or where relative paths start.
-      train_limit: at most so many training rows, evenly spaced over the source.
-      evaluation_limit: at most so many evaluation rows, likewise.
-      parts: names of the held-out sources, where evaluation joins several with `AND`; a metric
-        "accuracy_PART" scores only one of them.
-      id: a column that names rows, to tell those that are in both splits; None: by the text.
-      task_id: the column with the number of a row's task (from 0), where the rows are of several
-        tasks and the method weighs experts by task (MOELoRA).
-      task_type: the column with the kind of a row's task, 0 or 1, for methods that go by it
+      text: the names of one or two text columns.
+      label: the name of the label column.
+      labels: the class names in the order of their ids; empty for regression (float labels).
+      metrics: names from `METRICS`; the first one is the primary metric.
+      data_dir: TFDS's folder, the package cache, or the folder that relative paths start from.
+      train_limit: the largest number of training rows, evenly spaced over the source.
+      evaluation_limit: the largest number of evaluation rows, evenly spaced over the source.
+      parts: the names of the evaluation sources, if `evaluation` joins several with `AND`; a
+        metric "accuracy_PART" scores only one of them.
+      id: the column with row ids, to detect rows that are in both splits; None: rows are compared
+        by their text.
+      task_id: the column with the number of a row's task (from 0), for rows of several tasks and
+        methods that weight experts by task (MOELoRA).
+      task_type: the column with the type of a row's task, 0 or 1, for methods that use it
         (LoRAMoE).
 
-    Raises UserError where these do not fit together.
+    Raises UserError if the fields do not fit together.
 
     >>> TextTask("tone", "a.csv", "b.csv", ("text",), "label", ("poor", "fine"), ("acuracy",))
     Traceback (most recent call last):
@@ -77,7 +78,7 @@ matthews, f1
 def check_scoring(
     name: str, labels: tuple[str, ...], metrics: tuple[str, ...], parts: tuple[str, ...] = ()
 ) -> None:
-    """Raises UserError if a task's class names repeat, or its metrics do not go with them.
+    """Raises UserError if class names repeat, or if the metrics do not match the labels.
 
     >>> check_scoring("tone", ("poor", "fine"), ("accuracy",))
     """
@@ -98,7 +99,7 @@ def check_scoring(
 
 
 def check_limits(name: str, *limits: int | None) -> None:
-    """Raises UserError for a limit that leaves no row.
+    """Raises UserError for a limit below 1.
 
     >>> check_limits("tone", 100, None)
     """
@@ -114,11 +115,11 @@ class Examples:
     """Texts and labels of N rows.
 
     Attributes:
-      texts: one or two tuples of N strings.
-      labels: [N] int32 class ids, or float32 values for regression.
-      marks: what tells each row from others (`goat_jax.data.pipeline.overlap`).
+      texts: the text columns, one or two tuples of N strings.
+      labels: the labels, [N] int32 class ids, or float32 values for regression.
+      marks: a digest of each row that identifies it (`goat_jax.data.pipeline.overlap`).
       parts: name of a part of the rows -> [N] float32, 1 where a row belongs to it.
-      tasks: "task_ids", "task_types" -> [N] int32, where the task has these columns.
+      tasks: "task_ids", "task_types" -> [N] int32, if the task has these columns.
 
     >>> len(Examples((("fine", "poor"),), np.array([1, 0], np.int32)))
     2
@@ -135,10 +136,10 @@ class Examples:
 
 
 def load_examples(task: TextTask, split: str) -> Examples:
-    """The rows of a task's `train` or `evaluation` source, checked one by one.
+    """Loads the rows of a task's `train` or `evaluation` source and checks each of them.
 
-    Raises UserError naming source and row number (from 1) for a row without its text or label, and
-    for a label that is no class of the task.
+    Raises UserError naming source and row number (from 1) for a row without text or label, and for
+    a label that is not a class of the task.
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -177,7 +178,7 @@ def load_examples(task: TextTask, split: str) -> Examples:
 
 
 def _parts(task: TextTask, split: str, numbers: list[int], count: int) -> dict[str, np.ndarray]:
-    """Which rows belong to which part; none where other rows took the place of the task's own."""
+    """Returns each part's row mask; empty if the sources do not match the task's parts."""
     if split != "evaluation" or count != len(task.parts):
         return {}
     of_row = np.array(numbers)
@@ -185,7 +186,7 @@ def _parts(task: TextTask, split: str, numbers: list[int], count: int) -> dict[s
 
 
 class Splits(Protocol):
-    """What tasks of every kind say of their rows."""
+    """Protocol of the fields about rows that tasks of every kind have."""
 
     @property
     def name(self) -> str: ...
@@ -204,7 +205,7 @@ class Splits(Protocol):
 
 
 def source_of(task: Splits, split: str) -> tuple[str, int | None]:
-    """The source of a task's split "train" or "evaluation", and how many rows it may have at most.
+    """Returns the source and the row limit of a task's split "train" or "evaluation".
 
     >>> source_of(TextTask("tone", "a", "b", ("x",), "y", (), ("pearson",)), "train")
     ('a', None)
@@ -217,7 +218,9 @@ def source_of(task: Splits, split: str) -> tuple[str, int | None]:
 
 
 def spaced(count: int, limit: int | None) -> Sequence[int]:
-    """All indices below count, or `limit` evenly spaced ones: files are often sorted by label.
+    """Returns all indices below count, or `limit` evenly spaced ones.
+
+    Evenly spaced, since files are often sorted by label.
 
     >>> spaced(10, 3)
     [0, 3, 6]
@@ -228,7 +231,7 @@ def spaced(count: int, limit: int | None) -> Sequence[int]:
 
 
 def read_column(row: Row, name: str, where: str) -> Any:
-    """A row's value; UserError if there is none.
+    """Returns a column's value; raises UserError if it is missing or null.
 
     >>> read_column({"label": 1}, "label", "row 1")
     1
@@ -249,7 +252,7 @@ def _texts(row: Row, columns: tuple[str, ...], where: str) -> tuple[str, ...]:
 
 
 class OfTasks(Protocol):
-    """Rows that may be of several tasks."""
+    """Protocol of a task whose rows may come from several tasks."""
 
     @property
     def task_id(self) -> str | None: ...
@@ -259,7 +262,7 @@ class OfTasks(Protocol):
 
 
 def read_tasks(row: Row, task: OfTasks, where: str) -> dict[str, int]:
-    """The number and the kind of a row's task, by the batch's names; what has no column is not.
+    """Reads a row's task number and task type, keyed as in batches; columns not set are left out.
 
     >>> task = TextTask("t", "a", "b", ("x",), "y", (), ("pearson",), task_id="set")
     >>> read_tasks({"set": 2}, task, "row 1")
@@ -271,7 +274,8 @@ def read_tasks(row: Row, task: OfTasks, where: str) -> dict[str, int]:
             continue
         value = read_column(row, column, where)
         highest = 1 if name == "task_types" else np.iinfo(np.int32).max
-        if isinstance(value, str) and value.isdecimal() and len(value) < 20:  # CSV has no numbers
+        # CSV values are text; the bound spares int() very long digits, which are too large anyway.
+        if isinstance(value, str) and value.isdecimal() and len(value) < 20:
             value = int(value)
         if type(value) is not int or not 0 <= value <= highest:
             kind = "0 or 1" if name == "task_types" else "a number from 0"
@@ -283,10 +287,16 @@ def read_tasks(row: Row, task: OfTasks, where: str) -> dict[str, int]:
 def read_label(
     row: Row, column: str, labels: tuple[str, ...], where: str, written: tuple[str, ...] = ()
 ) -> float:
-    """A class name, or the id of a class; names win, so classes may be called "1" and "2".
+    """Reads a label: a class name or a class id, or a number for regression.
+
+    Names take precedence over ids, so classes may be called "1" and "2".
 
     Args:
-      written: what the rows call the classes, in the order of labels, if by other names.
+      row: the row.
+      column: the label column.
+      labels: the class names in the order of their ids; empty for regression.
+      where: the source and row, for the error message.
+      written: the class names that the rows use, in the order of `labels`, if they differ.
 
     >>> read_label({"label": "good"}, "label", ("bad", "good"), "row 1")
     1
@@ -296,7 +306,7 @@ def read_label(
         if str(value) in names:
             return names.index(str(value))
     try:
-        # true and false are two classes, and no number of another scale.
+        # true and false can name two classes, but not a value on another scale.
         truth = isinstance(value, bool) and len(labels) != 2
         number = float("nan" if truth else value)
     except (TypeError, ValueError, OverflowError):

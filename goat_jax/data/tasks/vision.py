@@ -1,18 +1,18 @@
 """The seven image sets of the paper's table 1: sources, splits and class names.
 
 The splits are those of "Editing Models with Task Arithmetic" (Ilharco et al., arXiv 2212.04089),
-whose numbers of epochs the paper has. Where a set has official splits these are used:
+whose numbers of epochs the paper uses. Official splits are used where a set has them:
 
 - Cars, SVHN (without its extra images), GTSRB: training and test split. GTSRB's training images
-  are the 26,640 of its first phase, as torchvision has them, not the 39,209 of the final one.
+  are the 26,640 of its first phase, as in torchvision, not the 39,209 of the final one.
 - DTD: training and validation split of the first of its ten partitions, and its test split.
 - SUN397: the first of its ten partitions, 50 and 50 images of each class.
-- EuroSAT and RESISC45 have none: 21,600 and 2,700, 18,900 and 6,300 rows in the order in which
-  tensorflow_datasets shuffles them by their names, which never changes. They are other rows than in
-  lists that other projects have drawn, so scores differ by chance.
+- EuroSAT (21,600 and 2,700 rows) and RESISC45 (18,900 and 6,300 rows) have no official splits. The
+  rows are taken in the fixed order in which tensorflow_datasets shuffles them by name. Other
+  projects have drawn other splits, so scores differ by chance.
 
-A row, of EuroSAT: an image of 64 x 64 pixels, AnnualCrop_1.jpg, and label 0, "AnnualCrop". A
-zero-shot head reads "a photo of a annual crop land".
+Example row, from EuroSAT: an image of 64 x 64 pixels, AnnualCrop_1.jpg, and label 0, "AnnualCrop".
+The text for a zero-shot head is "a photo of a annual crop land".
 """
 
 from __future__ import annotations
@@ -33,13 +33,15 @@ CLASSES = Path(__file__).parent / "classes"
 
 @dataclass(frozen=True)
 class VisionRow:
-    """What differs between the sets.
+    """Sources of one image set.
 
     Attributes:
-      title: as in the paper's tables.
-      train, test: of tensorflow_datasets (SVHN's name there has "cropped", Cars' the year).
-      hub: a repository on the Hugging Face hub (and its config) with these splits.
-      rows: of both splits.
+      title: the set's title in the paper's tables.
+      train: the training split's name in tensorflow_datasets (SVHN is svhn_cropped there, Cars is
+        cars196).
+      test: the test split's name in tensorflow_datasets.
+      hub: the Hugging Face hub repository (and its config) with these splits.
+      rows: the number of training rows and of test rows.
 
     >>> VISION["dtd"].rows
     (3760, 1880)
@@ -92,7 +94,7 @@ VISION: dict[str, VisionRow] = {
 
 @cache
 def vision_classes(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The classes of a set in the order of their ids: as its files write them, and in words.
+    """Returns a set's class names in the order of their ids: as written in its files, and in words.
 
     >>> vision_classes("resisc45")[0][2], vision_classes("resisc45")[1][2]
     ('baseball_diamond', 'baseball diamond')
@@ -103,13 +105,13 @@ def vision_classes(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def vision(name: str, folder: str | Path | None = None, **options: Any) -> ImageTask:
-    """One of the paper's image sets.
+    """Makes the task of one of the paper's image sets.
 
     Args:
       name: a key of `VISION`.
-      folder: holds ``train`` and ``test``, or ``NAME/train`` and ``NAME/test``: folders with a
-        subfolder for each class, or files in any format of `FORMATS`. None: the rows come from
-        tensorflow_datasets (`goat-jax data prepare NAME` makes them), else from the hub, if the
+      folder: the folder with ``train`` and ``test``, or ``NAME/train`` and ``NAME/test``: folders
+        with one subfolder per class, or files in any format of `FORMATS`. None: the rows come from
+        tensorflow_datasets (`goat-jax data prepare NAME` builds them), or else from the hub, if the
         package datasets is installed.
       options: other fields of `ImageTask`.
 
@@ -132,7 +134,7 @@ def vision(name: str, folder: str | Path | None = None, **options: Any) -> Image
 
 
 def local_images(folder: Path, name: str, split: str) -> str:
-    """A split's folder of images, or its file.
+    """Returns the path of a split's folder of images, or of its file.
 
     >>> local_images(Path("nowhere"), "dtd", "train")
     Traceback (most recent call last):

@@ -1,9 +1,9 @@
 """Script of both sandboxed children: it confines itself, then runs the program or its test.
 
-It needs the standard library only. The order is one JSON object on standard input. Standard output
-carries, to the parent: from both, why they could not be confined; from the test, its verdict. The
-program's process has closed it by the time the program runs, and keeps only the pair of pipes over
-which the test calls it.
+It needs only the standard library. Its order is one JSON object on standard input. On standard
+output, either child reports to the parent why it could not be confined, and the test's process
+reports its verdict. The program's process closes that stream before the program runs and keeps only
+the pair of pipes over which the test calls it.
 """
 
 import base64
@@ -17,7 +17,7 @@ import types
 from typing import Any
 
 NEW_NAMESPACES = 0x10000000 | 0x00020000
-"""Of users, which needs no rights, and in it one of mounts."""
+"""Flags of unshare: a user namespace, which needs no privileges, and a mount namespace in it."""
 NOSUID_NODEV_NOEXEC = 2 | 4 | 8
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 BENEATH = 1
@@ -26,16 +26,18 @@ CAPABILITIES_VERSION = 0x20080522
 SIGKILL = 9
 BLOCK = 4096
 DETAIL = 200
-"""Characters of a verdict's line."""
+"""Longest detail of a verdict, in characters."""
 
 
 def checked(result: int, what: str) -> int:
+    """Returns a C call's result, or raises `OSError` with its errno if the call failed."""
     if result < 0:
         raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
     return result
 
 
 def limit(order: dict) -> None:
+    """Sets the process's resource limits, soft and hard, so that they cannot be raised again."""
     sizes = {
         resource.RLIMIT_CPU: order["cpu_seconds"],
         resource.RLIMIT_AS: order["memory"],
@@ -49,10 +51,13 @@ def limit(order: dict) -> None:
 
 
 def mount_folder(libc: ctypes.CDLL, order: dict) -> bool:
-    """Mounts a small file system in memory over the folder, for this process alone.
+    """Mounts a small in-memory file system over the folder, visible to this process alone.
 
-    Its size bounds everything in it, unlinked files and folders too, and it is gone with the
-    process. False where the system does not let users make namespaces.
+    Its size bounds all of its content, including unlinked files and folders, and it disappears with
+    the process.
+
+    Returns:
+        False if the system does not let users create namespaces.
     """
     user, group, folder = os.geteuid(), os.getegid(), os.getcwd()
     if libc.unshare(NEW_NAMESPACES) < 0:
@@ -77,6 +82,7 @@ def mount_folder(libc: ctypes.CDLL, order: dict) -> bool:
 
 
 def drop_capabilities(libc: ctypes.CDLL) -> None:
+    """Drops all capabilities for good; no later execve can regain them."""
     header = (ctypes.c_uint32 * 2)(CAPABILITIES_VERSION, 0)
     none = (ctypes.c_uint32 * 6)()
     checked(libc.capset(header, none), "capset")
@@ -84,13 +90,17 @@ def drop_capabilities(libc: ctypes.CDLL) -> None:
 
 
 def die_with_parent(libc: ctypes.CDLL, parent: int) -> None:
-    """Has the kernel end this process when its parent ends, however that comes."""
+    """Has the kernel kill this process when its parent ends for any reason."""
     checked(libc.prctl(SET_PDEATHSIG, SIGKILL, 0, 0, 0), "parent's death signal")
-    if os.getppid() != parent:  # it has ended already
+    if os.getppid() != parent:  # the parent ended before the call, so no signal will come
         os._exit(1)
 
 
 def confine_files(libc: ctypes.CDLL, order: dict, writable: bool) -> None:
+    """Restricts the process by Landlock to the granted paths.
+
+    The current folder is among them if `writable`.
+    """
     handled = (ctypes.c_uint64 * len(order["handled"]))(*order["handled"])
     size = ctypes.c_size_t(ctypes.sizeof(handled))
     rules = checked(libc.syscall(CREATE_RULESET, ctypes.byref(handled), size, 0), "landlock")
@@ -104,6 +114,7 @@ def confine_files(libc: ctypes.CDLL, order: dict, writable: bool) -> None:
 
 
 def filter_calls(libc: ctypes.CDLL, order: dict) -> None:
+    """Installs the seccomp filter of the order."""
     code = base64.b64decode(order["filter"])
     buffer = ctypes.create_string_buffer(code, len(code))
 
@@ -116,7 +127,10 @@ def filter_calls(libc: ctypes.CDLL, order: dict) -> None:
 
 
 def confine(order: dict) -> None:
+    """Confines the process for the rest of its life."""
     libc = ctypes.CDLL(None, use_errno=True)
+    # The order matters: mounting needs the capabilities of the new namespace, so they are dropped
+    # after it, and the filter comes last, because it denies the calls of the steps before.
     limit(order)
     writable = mount_folder(libc, order)
     drop_capabilities(libc)
@@ -126,7 +140,7 @@ def confine(order: dict) -> None:
 
 
 def load_own_modules(package: str) -> Any:
-    """The module of calls, without running `goat_jax`, whose libraries are not here."""
+    """Imports `peer` without running `goat_jax/__init__`, whose dependencies are not available."""
     for name, folder in (
         ("goat_jax", package),
         ("goat_jax.evaluation.sandbox", f"{package}/sandbox"),
@@ -140,7 +154,7 @@ def load_own_modules(package: str) -> Any:
 
 
 def serve_program(order: dict, peer: Any) -> None:
-    """Runs the program, then answers the test's calls of its functions."""
+    """Runs the program, then serves the test's calls of its functions."""
     names = {"__name__": "__main__"}
     end = peer.Peer(*order["pipes"], names)
     error = None
@@ -156,7 +170,10 @@ def serve_program(order: dict, peer: Any) -> None:
 
 
 def verdict_of(order: dict, peer: Any) -> dict:
-    """Runs the test, whose unknown names are functions of the program's process."""
+    """Runs the test and returns its verdict.
+
+    Names that the test does not define resolve to functions of the program's process.
+    """
     end = peer.Peer(*order["pipes"], {})
     detail = ""
     try:
@@ -176,12 +193,13 @@ def verdict_of(order: dict, peer: Any) -> dict:
 
 
 def names_in(code: types.CodeType) -> set[str]:
-    """All names that code mentions and does not hold in local variables."""
+    """Returns all names that a code object uses and that are not local variables."""
     inner = [part for part in code.co_consts if isinstance(part, types.CodeType)]
     return set(code.co_names).union(*map(names_in, inner))
 
 
 def main() -> None:
+    """Reads the order, confines the process and runs the program or its test."""
     order = json.loads(sys.stdin.buffer.read())
     parent = os.dup(1)
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -195,7 +213,7 @@ def main() -> None:
         os.write(parent, json.dumps({"refused": str(error)}).encode())
         os._exit(1)
     if order["program"] is not None:
-        os.close(parent)
+        os.close(parent)  # so that the program cannot write a verdict
         serve_program(order, peer)
     os.write(parent, json.dumps(verdict_of(order, peer)).encode())
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Which files a sandboxed program may touch: rights and rules for Linux's Landlock.
+"""Landlock rules for a sandboxed program: the files that it may access, and its rights to them.
 
 Source: the kernel's documentation, userspace-api/landlock, and linux/landlock.h.
 """
@@ -9,27 +9,27 @@ import sysconfig
 from pathlib import Path
 
 CREATE_RULESET = 444
-"""The system call's number, the same on every machine; two more follow it."""
+"""Number of landlock_create_ruleset on every architecture; the other two calls follow it."""
 VERSION_FLAG = 1
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
 FIRST_RIGHTS = 13
-"""Rights of version 1: these, and to remove and make every kind of file."""
+"""Number of rights of version 1: the four above, and to remove and create every kind of file."""
 RIGHTS = {2: 14, 3: 15, 4: 15, 5: 16}
-"""Version -> how many rights it knows: linking across folders, truncation, device control."""
+"""Version -> its number of rights; it adds links across folders, truncation and device control."""
 
 READ = EXECUTE | READ_FILE | READ_DIR
 MAKE_DEVICES = (1 << 6) | (1 << 11)
 MAKE_SOCKETS = 1 << 9
-"""Not granted even in the program's own folder."""
+"""Rights that are not granted even in the program's folder, like `MAKE_DEVICES`."""
 NETWORK_VERSION, ALL_NETWORK = 4, 3
-"""Version from which TCP can be refused, and its rights: to bind and to connect."""
+"""Version from which TCP can be blocked, and the bits of its rights: to bind and to connect."""
 SCOPE_VERSION, ALL_SCOPES = 6, 3
-"""Version from which abstract sockets and signals can be kept inside."""
+"""Version from which abstract sockets and signals can be scoped, and the bits of both scopes."""
 
 
 def abi() -> int:
-    """The version of Landlock that this kernel has; 0 if it has none or it is switched off.
+    """Returns this kernel's Landlock version; 0 if it has none or it is switched off.
 
     >>> abi() >= 0
     True
@@ -41,7 +41,7 @@ def abi() -> int:
 
 
 def handled(version: int) -> int:
-    """All rights to files of a version, as bits: what no rule grants is refused.
+    """Returns all file rights of a version as bits; a right that no rule grants is denied.
 
     >>> handled(1), handled(3)
     (8191, 32767)
@@ -51,7 +51,7 @@ def handled(version: int) -> int:
 
 
 def ruleset(version: int) -> list[int]:
-    """All that a version can refuse: rights to files, to the network, and reach out of the scope.
+    """Returns all that a version can deny: file rights, network rights and scopes, as bits.
 
     >>> ruleset(3), ruleset(4), ruleset(7)
     ([32767], [32767, 3], [65535, 3, 3])
@@ -65,7 +65,7 @@ def ruleset(version: int) -> list[int]:
 
 
 def own_rights(version: int) -> int:
-    """Rights to a program's own folder: all but to devices, sockets and to running files.
+    """Returns the rights to a program's folder: all but making devices or sockets and executing.
 
     >>> own_rights(1) & EXECUTE
     0
@@ -74,7 +74,7 @@ def own_rights(version: int) -> int:
 
 
 def grants() -> list[tuple[str, int]]:
-    """Paths and their rights: what the Python interpreter reads, and two devices.
+    """Returns paths and their rights: the files that Python reads, and two devices.
 
     >>> ("/dev/null", READ_FILE | WRITE_FILE) in grants()
     True

@@ -1,4 +1,4 @@
-"""A sandboxed program's allowance, its test and the verdict on it."""
+"""Resource limits of a sandboxed program, its test, and the verdict on it."""
 
 import dataclasses
 
@@ -9,14 +9,17 @@ MEBIBYTE = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """The allowance of one program, which is one process with one thread.
+    """Resource limits of one program, which is one process with one thread.
 
     Attributes:
-      seconds: wall-clock time of the program and its test, after which both are ended.
-      cpu_seconds: processor time.
-      memory: bytes of address space, the interpreter's own among them.
-      disk: bytes in its folder, which is in memory; open files count until they are closed.
-      files: number of files open at once.
+      seconds: the wall-clock seconds of the program and its test, after which both are killed.
+      cpu_seconds: the seconds of processor time.
+      memory: the bytes of address space, including the interpreter's.
+      disk: the bytes in its folder, which is in memory; open files count until they are closed.
+      files: the number of files open at once.
+
+    Raises:
+      UserError: a limit is not above 0.
 
     >>> Limits(seconds=0)
     Traceback (most recent call last):
@@ -38,16 +41,16 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A program and the test that judges it, from outside of the program's process.
+    """A program and its test, which runs outside of the program's process.
 
     Attributes:
-      program: source code, which nobody has read.
-      test: source code that raises if the program is wrong. Names that nothing else defines are
-        functions of the program; what they return are plain values, or they raise.
+      program: the program's source code, which is untrusted.
+      test: source code that raises an exception if the program is wrong. Names that nothing else
+        defines are functions of the program, which return plain values or raise exceptions.
       known: trusted definitions that the test may use.
-      functions: names that the test takes from the program even where `known` defines them.
-      setup: trusted code that runs behind the program, in its process: to make objects of its
-        classes that the test hands to its functions.
+      functions: names that the test takes from the program even if `known` defines them.
+      setup: trusted code that runs after the program, in its process. It can create objects of the
+        program's classes that the test passes to the program's functions.
     """
 
     program: str
@@ -62,8 +65,8 @@ class Outcome:
     """The verdict on a program.
 
     Attributes:
-      passed: its test came to its end without an exception.
-      detail: in one line, why it did not.
+      passed: whether its test ran to its end without an exception.
+      detail: the reason that it did not, in one line; empty if it passed.
 
     >>> Outcome(False, "timed out").passed
     False

@@ -1,9 +1,9 @@
-"""Calls between two processes that exchange plain values only (`values`).
+"""Remote calls between two processes that exchange only plain values (`values`).
 
-The program's process and its test's hold one `Peer` each, over a pair of pipes. Calling a `Remote`
-runs the function where it lives. Functions and iterators cross as remotes in both directions, so a
-test can hand a function to the program and read a generator that the program returns; no object of
-one process is ever in the other.
+The program's process and its test's process hold one `Peer` each, over a pair of pipes. Calling a
+`Remote` runs the function in the process that owns it. Functions and iterators are sent as remotes
+in both directions, so a test can pass a function to the program and read a generator that the
+program returns. No object of one process is ever in the other.
 """
 
 import builtins
@@ -16,27 +16,27 @@ from typing import Any
 from goat_jax.evaluation.sandbox.values import Malformed, read_message, write_message
 
 LARGEST = 16 * 2**20
-"""Bytes of a message."""
+"""Largest message, in bytes."""
 LENGTH = 8
-"""Bytes in front of a message that give its length."""
+"""Number of bytes before a message that give its length."""
 TEXT = 500
-"""Characters that are sent of an exception's text."""
+"""Longest text of an exception that is sent, in characters."""
 
 GONE = "ended by itself before its last line"
-"""Breach of a side whose pipes are closed."""
+"""Breach of a process whose pipes are closed."""
 
 _STOPS = (StopIteration, StopAsyncIteration)
-"""Exceptions with which an iteration ends: sent on, they would end an iteration of the test."""
+"""Exceptions that end an iteration. They are not passed on: they would end a loop of the test."""
 
 
 class Breach(BaseException):
-    """The other side is gone, or sent what is no message: nothing it says counts any more."""
+    """The other process is gone or broke the protocol, so nothing more from it is accepted."""
 
 
 class Remote:
-    """A function or another object of the other process, which can be called and handed back.
+    """A function or other object of the other process, which can be called and sent back.
 
-    It cannot be compared and has no truth value: what these give would be up to its owner.
+    It cannot be compared and has no truth value, because the untrusted process would decide them.
     """
 
     __slots__ = ("_ref", "_peer")
@@ -61,15 +61,15 @@ class Remote:
 
 
 class Peer:
-    """One end.
+    """One end of the connection between the two processes.
 
     Args:
-        reading: file descriptor of the pipe that the other side writes.
-        writing: file descriptor of the pipe that the other side reads.
-        names: objects that the other side may name.
+        reading: the file descriptor of the pipe that the other process writes to.
+        writing: the file descriptor of the pipe that the other process reads from.
+        names: the objects that the other process may refer to by name.
 
     Attributes:
-        breach: why the other side is not listened to any more; empty while it is.
+        breach: the reason that the other process is no longer trusted to answer; empty before.
     """
 
     def __init__(self, reading: int, writing: int, names: Mapping[str, Any]):
@@ -78,16 +78,21 @@ class Peer:
         self.breach = ""
 
     def ask(self, what: str, ref: int | str, roots: list[Any]) -> Any:
-        """What the other side answers, or the exception it answers with."""
+        """Sends a request and returns the answer, or raises the exception that is the answer."""
         message, sent = write_message(roots, [], self._lend)
         self._send({"do": what, "on": ref, **message})
         return self.answer(sent)
 
     def answer(self, sent: list[Any]) -> Any:
-        """The next answer; calls of the other side that come before it are served.
+        """Waits for the next answer and serves calls of the other process that arrive before it.
 
         Args:
-            sent: the mutable objects that the question handed over.
+            sent: the mutable objects that the request passed, which the answer may change.
+
+        Raises:
+            Breach: the other process is gone or broke the protocol.
+            StopIteration: the iterator that was asked for its next value is exhausted.
+            Exception: the exception that the call raised in the other process.
         """
         while True:
             message = self._receive()
@@ -105,7 +110,11 @@ class Peer:
             self._broken("sent an answer of no known kind")
 
     def serve(self) -> None:
-        """Answers calls until the other side is gone."""
+        """Serves calls until the other process is gone.
+
+        Raises:
+            Breach: the other process is gone or broke the protocol.
+        """
         while True:
             self._serve(self._receive())
 
@@ -131,7 +140,7 @@ class Peer:
         self._send({**head, **message})
 
     def reply(self, error: BaseException | None) -> None:
-        """Answers a question that was not sent: how it went, without a value."""
+        """Sends an answer that nobody requested: success or an exception, without a value."""
         self._reply({"do": "return"} if error is None else described(error), None, [])
 
     def _find(self, ref: Any) -> Any:
@@ -206,7 +215,7 @@ class Peer:
 
 
 def described(error: BaseException) -> dict[str, Any]:
-    """An exception as data: the names of its classes, the nearest first, and its text."""
+    """Describes an exception as data: the names of its classes, nearest first, and its text."""
     try:
         text = str(error)[:TEXT]
     except BaseException:
@@ -215,7 +224,7 @@ def described(error: BaseException) -> dict[str, Any]:
 
 
 def _exception(names: Any, text: Any) -> Exception:
-    """An exception of Python's own: the nearest of the classes that it has."""
+    """Rebuilds an exception as the nearest of its classes that is a Python builtin."""
     names = names if isinstance(names, list) else []
     names = [each for each in itertools.islice(names, TEXT) if isinstance(each, str)]
     text = text[:TEXT] if isinstance(text, str) else ""
@@ -228,6 +237,6 @@ def _exception(names: Any, text: Any) -> Exception:
         try:
             if not issubclass(kind, _STOPS):
                 return kind(text if name == first else whole)
-        except Exception:  # some take more than a text
+        except Exception:  # the constructors of some classes need more than a text
             continue
     return RuntimeError(whole)

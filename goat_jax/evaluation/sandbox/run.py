@@ -23,13 +23,13 @@ from goat_jax.evaluation.sandbox.limits import Limits, Outcome, Trial
 CHILD = Path(__file__).with_name("inside.py")
 DEFAULT_LIMITS = Limits()
 ENDING = 1.0
-"""Seconds between a process closing its pipes and its end."""
+"""Longest wait between a process closing its pipes and its end, in seconds."""
 LARGEST = 2**16
-"""Bytes that are read of a verdict; its line is far shorter."""
+"""Largest verdict that is read, in bytes; its line is far shorter."""
 
 
 def check_sandbox() -> None:
-    """Raises UserError, saying what is missing, where programs could not be confined."""
+    """Raises `UserError`, saying what is missing, if programs cannot be confined here."""
     if not sys.platform.startswith("linux"):
         raise UserError(f"programs of a model are run on Linux only, not on {sys.platform}")
     if platform.machine() not in seccomp.MACHINES:
@@ -49,14 +49,15 @@ def run_program(trial: Trial, limits: Limits = DEFAULT_LIMITS) -> Outcome:
     over a pair of pipes and compares the plain values that come back.
 
     Args:
-        limits: the allowance of each of the two processes.
+        trial: the program and its test.
+        limits: the resource limits of each of the two processes.
 
     Raises:
-        UserError: this machine cannot confine it.
-        RunFailed: a process could not be confined all the same; the program was not run.
+        UserError: this machine cannot confine programs.
+        RunFailed: confining a process failed despite the check; the program was not run.
     """
     check_sandbox()
-    # The folder stays empty: each child mounts a file system of its own over it.
+    # The folder stays empty: each child mounts its own file system over it.
     folder = tempfile.TemporaryDirectory(prefix="goat-jax-", ignore_cleanup_errors=True)
     with folder as place, contextlib.ExitStack() as stack:
         questions, answers = _Pipe(stack), _Pipe(stack)
@@ -82,10 +83,17 @@ def run_programs(
     workers: int = 1,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Outcome]:
-    """Runs several programs, `workers` at a time; outcomes in their order.
+    """Runs several programs, `workers` at a time, and returns the outcomes in their order.
 
     Args:
-        progress: called with the number of programs that are done.
+        trials: the programs and their tests.
+        limits: the resource limits of each process.
+        workers: the number of programs that run at a time.
+        progress: a function that is called with the number of finished programs.
+
+    Raises:
+        UserError: this machine cannot confine programs.
+        RunFailed: confining a process failed despite the check.
     """
     check_sandbox()
     outcomes = []
@@ -97,7 +105,7 @@ def run_programs(
 
 
 class _Pipe:
-    """The two ends of a pipe, for children to inherit."""
+    """Two ends of a pipe, for children to inherit."""
 
     def __init__(self, stack: contextlib.ExitStack):
         self.reading, self.writing = os.pipe()
@@ -112,7 +120,7 @@ class _Pipe:
 
 
 class _Child:
-    """A sandboxed process, which leaving the stack ends."""
+    """A sandboxed process, which is killed when the exit stack closes."""
 
     def __init__(self, folder: str, stack: contextlib.ExitStack, reading: int, writing: int):
         self.pipes = (reading, writing)
@@ -129,7 +137,7 @@ class _Child:
         stack.callback(self.end)
 
     def order(self, limits: Limits, **code: Any) -> None:
-        """Writes to the child how to confine itself, and what to run then."""
+        """Sends the child its order: how to confine itself, and the code to run."""
         order = _confinement(limits, self.process.pid) | {"pipes": self.pipes} | code
         stdin = self.process.stdin
         assert stdin is not None
@@ -137,7 +145,7 @@ class _Child:
             stdin.write(json.dumps(order).encode())
 
     def said_until(self, end: float) -> bytes | None:
-        """All that it writes to standard output; None if that is not closed in time."""
+        """Reads all of the child's standard output; None if it is not closed in time."""
         stdout = self.process.stdout
         assert stdout is not None
         waiting = select.poll()
@@ -151,7 +159,7 @@ class _Child:
         return None
 
     def how_it_ended(self) -> str:
-        """The signal or the exit code of a process whose pipes are closed."""
+        """Describes how a process whose pipes are closed ended: its signal or its exit code."""
         try:
             code = self.process.wait(ENDING)
         except subprocess.TimeoutExpired:
@@ -162,7 +170,7 @@ class _Child:
         return f"signal {names.get(-code, -code)}"
 
     def end(self) -> None:
-        """Ends it, the leader of a process group, and waits for it."""
+        """Kills the child with its process group and waits for it."""
         if self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -174,7 +182,7 @@ class _Child:
 
 
 def _confinement(limits: Limits, pid: int) -> dict[str, Any]:
-    """The part of a child's order that confines it."""
+    """Builds the part of a child's order that confines it."""
     version = landlock.abi()
     return {
         "package": str(CHILD.parent.parent),
@@ -191,7 +199,13 @@ def _confinement(limits: Limits, pid: int) -> dict[str, Any]:
 
 
 def _outcome(of_program: bytes, of_test: bytes, program: _Child, test: _Child) -> Outcome:
-    """The verdict. The program's process says nothing unless it could not be confined."""
+    """Parses the verdict from the output of both processes.
+
+    The program's process writes nothing unless it could not be confined.
+
+    Raises:
+        RunFailed: a process could not be confined.
+    """
     for said in (of_program, of_test):
         if b"refused" in said and (why := _read(said).get("refused")):
             raise RunFailed(f"the sandbox could not be set up, nothing was run: {why}")

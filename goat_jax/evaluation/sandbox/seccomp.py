@@ -1,6 +1,6 @@
-"""The filter of system calls, as the bytes of a classic BPF program (linux/seccomp.h, linux/bpf.h).
+"""System call filter as the bytes of a classic BPF program (linux/seccomp.h, linux/bpf.h).
 
-Numbers are those of the kernel's tables (asm/unistd_64.h; asm-generic/unistd.h for 64-bit ARM).
+The numbers are from the kernel's tables (asm/unistd_64.h; asm-generic/unistd.h for 64-bit ARM).
 """
 
 import errno
@@ -11,17 +11,17 @@ LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 ALLOWED = (RETURN, 0, 0, ALLOW)
 NUMBER, ARCHITECTURE, FIRST_ARGUMENT, SECOND_ARGUMENT, THIRD_ARGUMENT = 0, 4, 16, 24, 32
-"""Offsets in what the filter sees of a call."""
+"""Byte offsets in the kernel's record of a call that the filter reads (struct seccomp_data)."""
 
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-"""Machine -> how the filter sees it; in the order of the columns below."""
+"""Machine -> its architecture code in the filter, in the order of the columns of `REFUSED`."""
 
 NEWER = 451
-"""System calls from this number on are younger than this table, and said not to exist."""
+"""First number of the system calls that are newer than this table, which fail with ENOSYS."""
 
 # fmt: off
 REFUSED: dict[str, tuple[int, int | None]] = {
-    # networks
+    # network
     "socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203), "bind": (49, 200),
     "listen": (50, 201), "accept": (43, 202), "accept4": (288, 242),
     # processes and threads
@@ -40,7 +40,7 @@ REFUSED: dict[str, tuple[int, int | None]] = {
     "setreuid": (113, 145), "setregid": (114, 143), "setresuid": (117, 147),
     "setresgid": (119, 149), "setgroups": (116, 159), "setfsuid": (122, 151),
     "setfsgid": (123, 152), "capset": (126, 91),
-    # what Landlock does not see of files
+    # file operations that Landlock does not cover
     "truncate": (76, 45), "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53),
     "chown": (92, None), "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54),
     "utime": (132, None), "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88),
@@ -56,7 +56,7 @@ REFUSED: dict[str, tuple[int, int | None]] = {
     "mq_open": (240, 180), "mq_unlink": (241, 181),
     "memfd_create": (319, 279), "memfd_secret": (447, 447), "mlock": (149, 228),
     "mlock2": (325, 284), "mlockall": (151, 230),
-    # the kernel
+    # kernel interfaces
     "prctl": (157, 167), "seccomp": (317, 277), "sync": (162, 81), "syncfs": (306, 267),
     "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
     "io_setup": (206, 0), "bpf": (321, 280), "perf_event_open": (298, 241),
@@ -73,26 +73,30 @@ REFUSED: dict[str, tuple[int, int | None]] = {
     "modify_ldt": (154, None), "vhangup": (153, 58), "lookup_dcookie": (212, 18),
 }
 # fmt: on
-"""Calls that a program may not make -> their numbers on x86-64 and 64-bit ARM."""
+"""Denied call -> its numbers on x86-64 and 64-bit ARM, None if the machine does not have it."""
 
 TO_ITSELF: dict[str, tuple[int, int | None]] = {"kill": (62, 129), "tgkill": (234, 131)}
-"""Calls that signal: allowed to the process itself."""
+"""Calls that send signals -> their numbers; a process may only signal itself."""
 
 FCNTL, FCNTL_COMMANDS = (72, 25), (0, 1, 2, 3, 1030)
-"""Its numbers, and the commands that are allowed: F_DUPFD, F_GETFD, F_SETFD, F_GETFL and
-F_DUPFD_CLOEXEC. Others choose which process a file's signals go to."""
+"""Numbers of fcntl, and the commands that are allowed: F_DUPFD, F_GETFD, F_SETFD, F_GETFL and
+F_DUPFD_CLOEXEC. Others can choose the process that a file's signals go to."""
 SETFL, ASYNC = 4, 0x2000
-"""fcntl's command that sets a file's flags, allowed without O_ASYNC, which asks for signals."""
+"""The fcntl command that sets a file's flags, allowed without O_ASYNC, which requests signals."""
 IOCTL, IOCTL_COMMANDS = (16, 29), (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
-"""The same: TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX and FIOCLEX."""
+"""Numbers of ioctl, and the commands that are allowed: TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO,
+FIONCLEX and FIOCLEX."""
 
 
 def filter_program(pid: int, name: str) -> bytes:
-    """The filter for one process: refused calls fail with EPERM, a foreign call table kills.
+    """Builds the filter for one process.
+
+    Denied calls fail with EPERM, calls newer than the table fail with ENOSYS, and a call by another
+    architecture's table kills the process.
 
     Args:
-      pid: the process's own number, the only one it may signal.
-      name: of the machine, a key of `MACHINES`.
+      pid: the process's id, the only one that it may signal.
+      name: the machine's name, a key of `MACHINES`.
 
     >>> len(filter_program(1, "x86_64")) % 8
     0
@@ -104,7 +108,7 @@ def filter_program(pid: int, name: str) -> bytes:
         (EQUAL, 1, 0, MACHINES[name]),
         (RETURN, 0, 0, KILL),
         (LOAD, 0, 0, NUMBER),
-        (AT_LEAST, 0, 1, NEWER),  # the x32 calls of x86-64 are far above, too
+        (AT_LEAST, 0, 1, NEWER),  # this also covers the x32 calls of x86-64, numbered far above
         (RETURN, 0, 0, ERRNO | errno.ENOSYS),
     ]
     for number in _numbers(REFUSED, column):
@@ -125,12 +129,12 @@ def filter_program(pid: int, name: str) -> bytes:
 
 
 def _only(number: int, then: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
-    """Lines for one call; all others step over them, with its number still loaded."""
+    """Guards instructions so that other calls skip them, with the call's number still loaded."""
     return [(EQUAL, 0, len(then), number), *then]
 
 
 def _allowed(values: Iterable[int]) -> list[tuple[int, int, int, int]]:
-    """Lines that allow the call if what is loaded is one of the values."""
+    """Returns instructions that allow the call if the loaded number is one of the values."""
     return [line for value in values for line in ((EQUAL, 0, 1, value), ALLOWED)]
 
 

@@ -1,12 +1,13 @@
-"""Plain values as JSON data, which is all that a program and its test exchange.
+"""Serializes plain values as JSON data, the only data that a program and its test exchange.
 
-A message lists its roots (values that cross) and its heap (the mutable containers they reach, each
-written once). Containers that the sender received keep their place in the heap, so that changes a
-function makes to its arguments reach the caller's own objects. Subclasses of plain types cross as
-the plain type. Anything else stays with its owner and crosses as a number, a handle.
+A message lists its roots (the values that are sent) and its heap (the mutable containers that they
+reach, each written once). Containers that the sender received keep their place in the heap, so that
+a function's changes to its arguments reach the caller's objects. An instance of a subclass of a
+plain type is sent as the plain type. Any other object stays with its owner and is sent as a number,
+a handle.
 
-In JSON: null, booleans, text, floats and integers of up to 1000 bits are themselves; a list is a
-tag followed by what it needs (`_Writer.value`, `_Reader.value`).
+In JSON, null, booleans, text, floats and integers of up to 1000 bits are written as they are. A
+list is a tag followed by its data (`_Writer.value`, `_Reader.value`).
 """
 
 from collections import deque
@@ -16,9 +17,9 @@ from fractions import Fraction
 from typing import Any
 
 DEPTH = 100
-"""Immutable containers inside each other; mutable ones lie side by side in the heap."""
+"""Deepest nesting of immutable containers; mutable ones are listed side by side in the heap."""
 SMALL_INT = 1000
-"""Bits up to which an integer is a JSON number: Python reads decimal digits slowly."""
+"""Most bits of an integer that is written as a JSON number: Python parses decimal digits slowly."""
 
 MUTABLE: dict[str, type] = {
     "list": list,
@@ -27,7 +28,7 @@ MUTABLE: dict[str, type] = {
     "bytearray": bytearray,
     "deque": deque,
 }
-"""Tag -> container that lies in the heap."""
+"""Tag -> type of a container that is stored in the heap."""
 VIEWS: dict[str, type] = {
     "keys": type({}.keys()),
     "values": type({}.values()),
@@ -40,25 +41,26 @@ TYPES: dict[str, type] = {
     for kind in (bool, int, float, complex, str, bytes, bytearray, range)
     + (list, tuple, dict, set, frozenset)
 }
-"""Name -> type that crosses as itself."""
+"""Name -> type that can itself be sent as a value."""
 
 
 class NotPlain(TypeError):
-    """A value that cannot cross."""
+    """Raised for a value that cannot be sent."""
 
 
 class Malformed(Exception):
-    """A message that is not in this form."""
+    """Raised for a message that does not have this module's format."""
 
 
 def write_message(
     roots: Sequence[Any], known: Sequence[Any], handle: Callable[[Any], list]
 ) -> tuple[dict[str, Any], list[Any]]:
-    """The message of some values, and the mutable objects of its heap in their order.
+    """Returns the message of some values, and the mutable objects of its heap in their order.
 
     Args:
-        known: mutable objects that the receiver has: the first of the heap.
-        handle: the encoding of an object that is not plain.
+        roots: the values to send.
+        known: the mutable objects that the receiver already has; they come first in the heap.
+        handle: a function that encodes an object that is not plain.
 
     Raises:
         NotPlain: immutable containers are nested deeper than `DEPTH`.
@@ -74,14 +76,17 @@ def write_message(
 def read_message(
     message: Any, known: Sequence[Any], handle: Callable[[str, Any], Any]
 ) -> tuple[list[Any], list[Any]]:
-    """The values of a message, and the mutable objects of its heap; those known are changed.
+    """Returns the values of a message, and the mutable objects of its heap.
+
+    The known objects are changed in place to their content in the message.
 
     Args:
-        known: the receiver's own objects, which the first of the heap stand for.
+        message: the message, untrusted JSON data.
+        known: the receiver's objects that the first entries of the heap refer to.
         handle: (tag, number) -> the object of a handle.
 
     Raises:
-        Malformed: for whatever is not written by `write_message`.
+        Malformed: the message does not have the format of `write_message`.
 
     >>> mine = [3]
     >>> message, _ = write_message([(mine, mine)], [], list)
@@ -115,7 +120,7 @@ class _Writer:
         self.handle = handle
 
     def value(self, value: Any, depth: int = 0) -> Any:
-        """One value; a mutable container is only given its place."""
+        """Encodes one value; a mutable container is encoded as its place in the heap."""
         kind = type(value)
         if kind in _AS_THEY_ARE:
             return value
@@ -125,7 +130,7 @@ class _Writer:
         return write(self, value, depth)
 
     def place(self, value: Any) -> list:
-        """The place of a mutable container in the heap."""
+        """Encodes the place of a mutable container in the heap, adding it if it is new."""
         place = self._places.setdefault(id(value), len(self.objects))
         if place == len(self.objects):
             self.objects.append(value)
@@ -137,7 +142,7 @@ class _Writer:
         return [self.value(each, depth + 1) for each in values]
 
     def contents(self) -> list[list]:
-        """The heap, which grows while it is written."""
+        """Encodes the heap, which grows while it is encoded."""
         found: list[list] = []
         while len(found) < len(self.objects):
             found.append(self._content(self.objects[len(found)]))
@@ -176,6 +181,8 @@ def _write_items(tag: str) -> Callable[[_Writer, Any, int], list]:
 _SCALARS = (type(None), bool, int, float, str)
 _AS_THEY_ARE = (type(None), bool, float, str)
 _TAGS = {kind: tag for tag, kind in MUTABLE.items()}
+# Methods of the plain types are called directly where possible, so that an instance of a subclass
+# is written by its plain value and not by the subclass's overrides.
 _WRITE: dict[type, Callable[[_Writer, Any, int], Any]] = {
     **dict.fromkeys(MUTABLE.values(), lambda writer, value, depth: writer.place(value)),
     int: _write_int,
@@ -191,7 +198,7 @@ _WRITE: dict[type, Callable[[_Writer, Any, int], Any]] = {
     **{kind: _write_items(tag) for tag, kind in VIEWS.items()},
     Fraction: lambda writer, value, depth: ["fraction", value.numerator, value.denominator],
 }
-"""Type -> how its values, and those of its subclasses, are written."""
+"""Type -> the function that encodes its values and those of its subclasses."""
 
 
 class _Reader:
@@ -215,7 +222,7 @@ class _Reader:
         return self._handle(tag, _place(*rest) if tag == "mine" else rest[0])
 
     def content(self, tag: str, content: Any) -> Any:
-        """What fills a mutable container."""
+        """Decodes the content of a mutable container."""
         if tag == "bytearray":
             return bytes.fromhex(content)
         if tag == "dict":

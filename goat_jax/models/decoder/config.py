@@ -1,4 +1,4 @@
-"""Sizes and settings of one decoder, from a config.json or by hand, and what tells families apart.
+"""Sizes and settings of a decoder, and the differences between model families.
 
 Llama 2 and 3, SmolLM2, Qwen2 and 2.5, and Mistral are one network with these settings.
 """
@@ -25,17 +25,29 @@ class DecoderConfig:
     """Sizes of a decoder; `from_hf` reads them from a config.json.
 
     Attributes:
-        num_kv_heads: heads of keys and values, each shared by num_heads / num_kv_heads queries.
-        context: tokens the model was trained for.
-        rope: how positions enter.
-        windows: per layer how many tokens back attention reaches, None for all of them.
-        qkv_bias, out_bias, mlp_bias: which linear layers have one.
-        tie_embeddings: the output uses the table of the input.
-        eos_ids: tokens that end a text.
-        bos_id, pad_id: special tokens, None if the checkpoint names none.
+        vocab_size: number of tokens in the vocabulary.
+        hidden_size: width D of the hidden states.
+        num_layers: number of blocks.
+        num_heads: number of query heads per block.
+        num_kv_heads: number of key and value heads; num_heads / num_kv_heads queries share each.
+        head_size: features per head; must be even.
+        intermediate_size: width of the feed-forward's hidden layer.
+        context: number of tokens the model was trained for.
+        windows: per layer, the number of tokens that attention reaches back; None for all.
+        rope: settings of the rotary position embeddings.
+        activation: activation of the feed-forward's gate, a key of `ACTIVATIONS`.
+        rms_norm_eps: constant added to every mean square in RMS normalization.
+        qkv_bias: whether query, key and value have biases.
+        out_bias: whether the attention's output layer has a bias.
+        mlp_bias: whether the feed-forward's layers have biases.
+        tie_embeddings: whether the output kernel is the embedding table.
+        bos_id: the token that begins a text; None if the checkpoint names none.
+        eos_ids: the tokens that end a text.
+        pad_id: the padding token; None if the checkpoint names none.
 
     Raises:
-        UserError: a size below 1, heads that do not divide, an unknown activation.
+        UserError: a size below 1, heads that do not divide, an odd head size, a wrong number of
+            windows, an unknown activation.
     """
 
     vocab_size: int
@@ -105,7 +117,7 @@ class DecoderConfig:
             "windows": family.windows(hf, sizes["num_layers"]),
             "rope": Rope.from_hf(hf, theta=10000.0, context=context),
             "activation": hf.get("hidden_act") or "silu",
-            "rms_norm_eps": hf.get("rms_norm_eps", 1e-6),
+            "rms_norm_eps": 1e-6 if hf.get("rms_norm_eps") is None else hf["rms_norm_eps"],
             "tie_embeddings": bool(hf.get("tie_word_embeddings", False)),
             "bos_id": hf.get("bos_token_id"),
             "eos_ids": token_ids(hf),
@@ -115,7 +127,7 @@ class DecoderConfig:
 
 
 def tiny_decoder_config(**changes: Any) -> DecoderConfig:
-    """A very small decoder for tests and examples.
+    """Builds a config small enough for tests and examples.
 
     >>> tiny_decoder_config(num_layers=3).windows
     (None, None, None)
@@ -135,6 +147,7 @@ def tiny_decoder_config(**changes: Any) -> DecoderConfig:
     return DecoderConfig(**(values | changes))
 
 
+LARGEST_SIZE = 10**7
 _SIZE_KEYS = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
@@ -152,23 +165,28 @@ KEYS = _SIZE_KEYS | {
     "bos_id": "bos_token_id",
     "pad_id": "pad_token_id",
 }
-"""Field of `DecoderConfig` -> the key of config.json that says the same."""
+"""Field of `DecoderConfig` -> the key of config.json with the same meaning."""
 
 
 def _size(hf: Mapping[str, Any], key: str) -> int:
     if hf.get(key) is None:
         raise UserError(f"config.json has no {key}: add it, it is a size of the network")
-    return hf[key]
+    size = hf[key]
+    # Other values are computed from it before the class checks it, such as a window per layer.
+    if type(size) is not int or size > LARGEST_SIZE:
+        raise UserError(f"{key} is {size!r}: it must be a whole number from 1 to {LARGEST_SIZE}")
+    return size
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What tells one family of decoders from another.
+    """Settings that distinguish one family of decoders.
 
     Attributes:
-        windows: config.json and number of layers -> the window of every layer.
-        biases: config.json -> qkv_bias, out_bias, mlp_bias.
-        kv_heads, context: where config.json has none (kv_heads None: as many as heads).
+        windows: function from config.json and the number of layers to the window of every layer.
+        biases: function from config.json to the fields qkv_bias, out_bias and mlp_bias.
+        kv_heads: number of key and value heads if config.json has none; None: as many as heads.
+        context: context length if config.json has none.
     """
 
     windows: Callable[[Mapping[str, Any], int], Windows]
@@ -187,9 +205,9 @@ def _same_windows(hf: Mapping[str, Any], layers: int) -> Windows:
 
 
 def _windows_by_layer(hf: Mapping[str, Any], layers: int) -> Windows:
-    """Qwen2: by `layer_types`, or all from `max_window_layers` on; off unless switched on."""
+    """Returns Qwen2's windows: by `layer_types`, or from layer `max_window_layers` on; or none."""
     window = hf.get("sliding_window", 4096) if hf.get("use_sliding_window") else None
-    first = hf.get("max_window_layers", 28)
+    first = 28 if hf.get("max_window_layers") is None else hf["max_window_layers"]
     default = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
     kinds = hf.get("layer_types") or default
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)

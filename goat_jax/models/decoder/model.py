@@ -1,4 +1,4 @@
-"""Decoders with pre-normalised blocks: Llama 2 and 3, SmolLM2, Qwen2, Mistral; one network for all.
+"""Pre-norm decoders: Llama 2 and 3, SmolLM2, Qwen2 and Mistral as one network.
 
 Weights and the embedding table set the dtype of the hidden states; norms, rotations, the softmax of
 the attention and the logits compute in float32.
@@ -28,9 +28,10 @@ class Cache(NamedTuple):
     """Keys and values of the tokens seen so far, for generation.
 
     Attributes:
-        keys, values: (L, B, S, G, H), rotated already; S slots.
+        keys: (L, B, S, G, H) with S slots; rotary embeddings are already applied.
+        values: (L, B, S, G, H).
         mask: (B, S) bool, true in slots that hold a real token.
-        length: slots in use, an int32 scalar.
+        length: number of slots in use, an int32 scalar.
     """
 
     keys: Array
@@ -40,7 +41,7 @@ class Cache(NamedTuple):
 
 
 class DecoderBlock(nnx.Module):
-    """Self-attention and a gated feed-forward, each on a normalised copy, added to its input."""
+    """Self-attention and a gated feed-forward, each on the normalized input and added to it."""
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         width, inner, size = config.hidden_size, config.intermediate_size, config.head_size
@@ -65,12 +66,14 @@ class DecoderBlock(nnx.Module):
         keep: Array,
         past: tuple[Array, Array, Array] | None = None,
     ) -> tuple[Array, tuple[Array, Array] | None]:
-        """x (B, T, D) -> x, and keys and values of all slots if `past` was given.
+        """Returns x (B, T, D) after the block, and keys and values of all slots if given `past`.
 
         Args:
-            rotation: of the tokens' positions.
+            x: (B, T, D).
+            ctx: context passed to every linear layer.
+            rotation: cosines and sines of the tokens' positions.
             keep: (B, 1, T, S), true where a token may attend to a slot.
-            past: keys and values (B, S, G, H) and the first slot that these tokens take.
+            past: keys and values (B, S, G, H), and the first slot that these tokens take.
         """
         normal = self.attention_norm(x)
         split = (*x.shape[:-1], -1, self.head_size)
@@ -93,11 +96,11 @@ class DecoderBlock(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """A causal language model.
+    """Causal language model.
 
     Attributes:
-        output_lies: on a mesh, how the output's kernel lies where it is used, or the compiler would
-            cut its inner side and exchange logits; else None.
+        output_lies: on a mesh, the sharding of the output kernel where it is used. Without it the
+            compiler would shard its inner side and exchange logits. Else None.
 
     >>> model = Decoder(tiny_decoder_config(), rngs=nnx.Rngs(0))
     >>> model(jnp.ones((2, 5), jnp.int32)).shape
@@ -115,7 +118,7 @@ class Decoder(nnx.Module):
         self.output_lies: NamedSharding | None = None
 
     def hf_names(self) -> dict[str, str]:
-        """Our path -> the torch name of the module (see `goat_jax.nn.named_modules`)."""
+        """Maps our path to the torch name of the module (see `goat_jax.nn.named_modules`)."""
         block = {f"layers.{ours}": f"model.layers.{{}}.{theirs}" for ours, theirs in BLOCK.items()}
         outside = {"embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
         return block | outside
@@ -127,14 +130,14 @@ class Decoder(nnx.Module):
         segments: Array | None = None,
         ctx: Context = EVAL,
     ) -> Array:
-        """Normalised hidden states (B, T, D), which `logits` turns into logits.
+        """Returns the normalized hidden states (B, T, D), which `logits` turns into logits.
 
         Args:
             input_ids: (B, T) integers.
             attention_mask: (B, T), non-zero where a token is real; padding on either side.
-            segments: (B, T) integers; tokens see only their own segment, whose positions start
-                at 0. For packed rows, in the place of `attention_mask`.
-            ctx: dropout key, and the mask the balance loss uses.
+            segments: (B, T) integers; tokens see only their segment, whose positions start at 0.
+                For packed rows, in place of `attention_mask`.
+            ctx: dropout key and the mask that the balance loss uses.
         """
         slots = jnp.arange(input_ids.shape[1])
         keep, positions = slots[None, :, None] >= slots[None, None], slots[None]
@@ -148,12 +151,12 @@ class Decoder(nnx.Module):
         return self.norm(x)
 
     def logits(self, hidden: Array) -> Array:
-        """(..., V) float32 of hidden states (..., D)."""
+        """Returns logits (..., V), float32, of hidden states (..., D)."""
         kernel = self.output_kernel()
         return jnp.dot(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
     def output_kernel(self) -> Array:
-        """(D, V), the embedding table transposed where the two are tied."""
+        """Returns the output kernel (D, V): the transposed embedding table if the two are tied."""
         tied = self.config.tie_embeddings
         kernel = self.embeddings.table[...].T if tied else self.output.kernel[...]
         if self.output_lies is None:
@@ -167,11 +170,11 @@ class Decoder(nnx.Module):
         segments: Array | None = None,
         ctx: Context = EVAL,
     ) -> Array:
-        """Logits (B, T, V), float32; arguments as for `hidden`."""
+        """Returns logits (B, T, V), float32; arguments as for `hidden`."""
         return self.logits(self.hidden(input_ids, attention_mask, segments, ctx))
 
     def empty_cache(self, batch: int, slots: int, dtype: Any = None) -> Cache:
-        """A cache with room for `slots` tokens a row, in the dtype of the hidden states."""
+        """Allocates a cache of `slots` tokens a row; the dtype defaults to the hidden states'."""
         config = self.config
         shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_size)
         dtype = dtype or self.embeddings.dtype
@@ -181,12 +184,17 @@ class Decoder(nnx.Module):
     def extend(
         self, input_ids: Array, attention_mask: Array, cache: Cache, ctx: Context = EVAL
     ) -> tuple[Array, Cache]:
-        """Goes on from a cache: hidden states (B, T, D) of the new tokens and the cache with them.
+        """Continues from a cache with new tokens.
 
         Args:
-            input_ids, attention_mask: (B, T); rows of different lengths are padded on the left, so
-                that all go on at the same slot.
-            cache: with at least T free slots; more tokens than slots give wrong results.
+            input_ids: (B, T) integers.
+            attention_mask: (B, T), non-zero where a token is real; rows of different lengths are
+                padded on the left, so that all rows continue at the same slot.
+            cache: a cache with at least T free slots; with fewer the results are wrong.
+            ctx: dropout key and the mask that the balance loss uses.
+
+        Returns:
+            Hidden states (B, T, D) of the new tokens, and the cache with these tokens added.
         """
         tokens = input_ids.shape[1]
         own = cache.length + jnp.arange(tokens)
@@ -195,7 +203,7 @@ class Decoder(nnx.Module):
         )
         slots = jnp.arange(mask.shape[1])
         keep = (own[None, :, None] >= slots[None, None]) & mask[:, None, :]
-        # Only differences of positions matter, so rows may start at any slot.
+        # Rotary attention depends on differences of positions alone, so rows may start at any slot.
         rotation = self._rotation(own[None])
         x, (keys, values) = self._run(input_ids, ctx, rotation, keep, own, slots, cache)
         return self.norm(x), Cache(keys, values, mask, cache.length + tokens)
@@ -213,7 +221,7 @@ class Decoder(nnx.Module):
         slots: Array,
         cache: Cache | None,
     ) -> tuple[Array, Any]:
-        """All blocks; `own` are the slots of these tokens among all `slots`."""
+        """Runs all blocks; `own` are the slots of these tokens among all `slots`."""
         each: dict[str, Any] = {}
         windows = self.config.windows
         if any(windows):
@@ -233,7 +241,7 @@ class Decoder(nnx.Module):
 
 
 def segment_positions(segments: Array) -> Array:
-    """(B, T): how many tokens of its own segment, which lies in one piece, come before a token.
+    """Returns each token's position (B, T) in its segment; segments must be contiguous.
 
     >>> segment_positions(jnp.array([[1, 1, 2, 2, 2, 0]]))
     Array([[0, 1, 0, 1, 2, 0]], dtype=int32)
@@ -255,4 +263,4 @@ BLOCK = {
     "attention_norm": "input_layernorm",
     "norm": "post_attention_layernorm",
 }
-"""Our name of a block's part -> torch's."""
+"""Our name of a block's part -> torch's name."""

@@ -1,4 +1,4 @@
-"""Sizes and settings of one encoder, from a config.json or by hand."""
+"""Sizes and settings of an encoder, read from a config.json or given directly."""
 
 from __future__ import annotations
 
@@ -20,18 +20,27 @@ class EncoderConfig:
     """Sizes of an encoder with a classification head; `from_hf` reads them from a config.json.
 
     Attributes:
-        family: key of `FAMILIES`.
+        family: a key of `FAMILIES`.
+        vocab_size: number of tokens in the vocabulary.
+        hidden_size: width D of the hidden states.
+        num_layers: number of blocks.
+        num_heads: attention heads per block; must divide `hidden_size`.
+        intermediate_size: width of the feed-forward's hidden layer.
+        max_position_embeddings: number of rows of the position table.
         type_vocab_size: number of token types; DistilBERT has none.
-        layer_norm_eps: added to every variance.
-        pad_token_id: where RoBERTa starts to count positions; the others do not look at it.
-        num_labels: outputs of the head; 1 is a regression.
-        pooling: what the head sees: the first token ("cls", as in torch) or the mean of the real
-            tokens ("mean", how sentence encoders such as MiniLM are trained).
-        dropout: rates in training, by the places of `Family.dropout`. `from_hf` takes one rate for
-            all of them, or "checkpoint" for those that config.json has, and without either none.
+        activation: the feed-forward's activation, a key of `ACTIVATIONS`.
+        layer_norm_eps: constant added to every variance in layer normalization.
+        pad_token_id: id of the padding token; RoBERTa counts positions from it, the other families
+            ignore it.
+        num_labels: number of outputs of the head; 1 means regression.
+        pooling: input of the head: the first token ("cls", as in torch) or the mean of the real
+            tokens ("mean", as sentence encoders such as MiniLM are trained).
+        dropout: dropout rates in training, by the places of `Family.dropout`. `from_hf` takes one
+            rate for all places, or "checkpoint" for the rates in config.json; default: none.
 
     Raises:
-        UserError: a size below 1, heads that do not divide the width, an unknown activation.
+        UserError: a size below 1, heads that do not divide the width, an unknown activation or
+            pooling.
     """
 
     family: str
@@ -69,7 +78,7 @@ class EncoderConfig:
 
     @property
     def max_tokens(self) -> int:
-        """The longest sequence that has a position for every token."""
+        """Length of the longest sequence that has a position for every token."""
         after_pad = FAMILIES[self.family].positions_after_pad
         return self.max_position_embeddings - (self.pad_token_id + 1 if after_pad else 0)
 
@@ -77,8 +86,8 @@ class EncoderConfig:
     def from_hf(cls, hf: Mapping[str, Any], **overrides: Any) -> EncoderConfig:
         """Reads a config.json given as a dict; overrides win.
 
-        What a config leaves out has the value that transformers gives it, except for the sizes
-        of the network, which must be there.
+        Settings that the config leaves out take transformers' defaults, except for the sizes of the
+        network, which are required.
 
         Raises:
             UserError: a missing size, an unknown override, or a setting that is not supported.
@@ -103,7 +112,7 @@ class EncoderConfig:
 
 
 def label_count(hf: Mapping[str, Any]) -> int:
-    """The labels' names count, whatever num_labels says, as in transformers; 2 without either.
+    """Returns the number of label names, or else `num_labels`, as transformers does; default 2.
 
     >>> label_count({"id2label": {"0": "cat", "1": "dog", "2": "eel"}, "num_labels": 2})
     3
@@ -113,7 +122,7 @@ def label_count(hf: Mapping[str, Any]) -> int:
 
 
 def tiny_config(family: str = "bert", **overrides: Any) -> EncoderConfig:
-    """A config small enough for tests and examples.
+    """Builds a config small enough for tests and examples.
 
     >>> tiny_config("roberta").pad_token_id
     1

@@ -1,4 +1,4 @@
-"""What tells BERT, RoBERTa and DistilBERT apart, as one table.
+"""Differences between BERT, RoBERTa and DistilBERT, as one table.
 
 The families differ in their names, in how positions are counted, in token types and in the
 classification head. Each difference is a field of `Family`; there is no other code per family.
@@ -15,22 +15,22 @@ from goat_jax.nn.dropout import RateKeys
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What tells one family of encoders from another.
+    """Names and settings that distinguish one family of encoders.
 
     Attributes:
         prefix: the encoder's name inside a model with a head.
-        embeddings: our name of an embedding part -> theirs, under ``prefix.embeddings``.
+        embeddings: our name of an embedding part -> its torch name under ``prefix.embeddings``.
         layer: name of the list of layers, under the prefix.
-        block: our name of a block's part -> theirs.
+        block: our name of a block's part -> its torch name.
         head: names of the head's two dense layers.
-        head_activation: what stands between them.
-        keys: field of the config -> the key of their config.json.
+        head_activation: the activation between them.
+        keys: field of `EncoderConfig` -> the key in config.json.
         defaults: fields that config.json may leave out or does not have; the values are those of
             transformers.
-        dropout: where its torch model drops something in training -> where config.json has the
-            rate: the output of a part, the probabilities of the "attention", or the input of a
+        dropout: place where the torch model applies dropout -> the config.json keys of the rate.
+            A place is the output of a part, the probabilities of the "attention", or the input of a
             dense layer of the head.
-        positions_after_pad: count positions from pad + 1, over real tokens only (RoBERTa).
+        positions_after_pad: whether positions count from pad + 1 over real tokens only (RoBERTa).
     """
 
     prefix: str
@@ -83,7 +83,7 @@ _BERT_KEYS = {
     "layer_norm_eps": "layer_norm_eps",
     "pad_token_id": "pad_token_id",
 }
-# No key for the epsilon and the token types: DistilBERT has them fixed, whatever a config says.
+# No key for the epsilon and the token types: DistilBERT fixes both, whatever a config contains.
 _DISTIL_KEYS = {
     "vocab_size": "vocab_size",
     "hidden_size": "dim",

@@ -1,4 +1,4 @@
-"""Encoders with post-normalised blocks: BERT (MiniLM too), RoBERTa, DistilBERT; one block for all.
+"""Post-norm encoders: BERT (MiniLM too), RoBERTa and DistilBERT, built from one block.
 
 Weights and the embedding tables set the dtype of the hidden states; norms, the softmax of the
 attention and the head compute in float32.
@@ -23,7 +23,7 @@ __all__ = ["Embeddings", "Encoder", "EncoderBlock", "EncoderConfig", "tiny_confi
 
 
 class EncoderBlock(nnx.Module):
-    """Self-attention and feed-forward, each followed by the sum with its input and a layer norm."""
+    """Self-attention and feed-forward, each added to its input and followed by a layer norm."""
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         width, inner = config.hidden_size, config.intermediate_size
@@ -40,7 +40,13 @@ class EncoderBlock(nnx.Module):
         self.dropout = config.dropout
 
     def __call__(self, x: Array, ctx: Context, keep: Array) -> Array:
-        """x (B, T, D); keep (B, 1, 1, T) is true where a token may be attended to."""
+        """Returns x (B, T, D) after the block.
+
+        Args:
+            x: (B, T, D).
+            ctx: context passed to every linear layer.
+            keep: (B, 1, 1, T), true where a token may be attended to.
+        """
         split = (*x.shape[:-1], self.heads, -1)
         projections = (self.query, self.key, self.value)
         query, key, value = (part(x, ctx).reshape(split) for part in projections)
@@ -53,9 +59,9 @@ class EncoderBlock(nnx.Module):
 
 
 class Embeddings(nnx.Module):
-    """Sum of word, position and token-type vectors, normalised.
+    """Normalized sum of word, position and token-type vectors.
 
-    A family without token types does not look at `token_type_ids`.
+    Families without token types ignore `token_type_ids`.
     """
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
@@ -68,14 +74,14 @@ class Embeddings(nnx.Module):
         self.config = config
 
     def position_ids(self, input_ids: Array) -> Array:
-        """(B, T): 0, 1, ... or, in RoBERTa, pad + 1, pad + 2, ... over what is not padding."""
+        """Returns positions (B, T): 0, 1, ..., or in RoBERTa pad + 1, ... over the real tokens."""
         if not FAMILIES[self.config.family].positions_after_pad:
             return jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
         real = (input_ids != self.config.pad_token_id).astype(jnp.int32)
         return jnp.cumsum(real, axis=1) * real + self.config.pad_token_id
 
     def __call__(self, input_ids: Array, token_type_ids: Array | None) -> Array:
-        """(B, T, D) for integers (B, T).
+        """Embeds integers (B, T) as (B, T, D).
 
         Raises:
             UserError: more tokens than there are positions.
@@ -95,7 +101,7 @@ class Embeddings(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """An encoder and its sequence-classification head.
+    """Text encoder with a sequence-classification head.
 
     >>> model = Encoder(tiny_config(), rngs=nnx.Rngs(0))
     >>> model(jnp.ones((2, 5), jnp.int32), jnp.ones((2, 5), jnp.int32)).shape
@@ -110,7 +116,7 @@ class Encoder(nnx.Module):
         self.config = config
 
     def hf_names(self) -> dict[str, str]:
-        """Our path -> the torch name of the module (see `goat_jax.nn.named_modules`)."""
+        """Maps our path to the torch name of the module (see `goat_jax.nn.named_modules`)."""
         family = FAMILIES[self.config.family]
         embeddings = {
             f"embeddings.{ours}": f"{family.prefix}.embeddings.{theirs}"
@@ -129,7 +135,7 @@ class Encoder(nnx.Module):
         token_type_ids: Array | None = None,
         ctx: Context = EVAL,
     ) -> Array:
-        """Last hidden states (B, T, D), in the dtype of the embedding tables."""
+        """Returns the last hidden states (B, T, D), in the dtype of the embedding tables."""
         keep = (attention_mask != 0)[:, None, None, :]
         x = self.embeddings(input_ids, token_type_ids)
         return self.layers(drop(x, "embeddings", self.config.dropout, ctx), ctx, keep)
@@ -141,11 +147,13 @@ class Encoder(nnx.Module):
         token_type_ids: Array | None = None,
         ctx: Context = EVAL,
     ) -> Array:
-        """Logits (B, num_labels), float32.
+        """Returns logits (B, num_labels), float32.
 
         Args:
-            input_ids, attention_mask, token_type_ids: (B, T) integers.
-            ctx: dropout key and the mask the balance loss uses.
+            input_ids: (B, T) integers.
+            attention_mask: (B, T) integers, non-zero where a token is real.
+            token_type_ids: (B, T) integers; None means all zero.
+            ctx: dropout key and the mask that the balance loss uses.
 
         Raises:
             UserError: more tokens than there are positions.
@@ -154,8 +162,8 @@ class Encoder(nnx.Module):
         return self.classify(hidden, attention_mask, ctx)
 
     def classify(self, hidden: Array, attention_mask: Array, ctx: Context = EVAL) -> Array:
-        """Logits (B, num_labels), float32, of hidden states (B, T, D) that `encode` gave."""
-        # The head is as good as free, and its logits are worth more than bfloat16's three digits.
+        """Returns logits (B, num_labels), float32, of hidden states (B, T, D) from `encode`."""
+        # float32: the head costs almost nothing, and bfloat16 has only three digits for logits.
         pooled = POOLING[self.config.pooling](hidden, attention_mask).astype(jnp.float32)
         ctx, rates = ctx.unmasked(), self.config.dropout
         activation = ACTIVATIONS[FAMILIES[self.config.family].head_activation]

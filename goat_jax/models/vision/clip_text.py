@@ -1,4 +1,4 @@
-"""CLIP's text tower, and the classifier it makes of the names of classes."""
+"""CLIP's text tower, and the zero-shot classifier that it computes from class names."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _KEYS = {
     "eos_token_id": "eos_token_id",
     "projection_dim": "projection_dim",
 }
-# A file may hold only what differs from these, even of the sizes.
+# A CLIP config.json may hold only the settings that differ from these, sizes included.
 _DEFAULTS = {
     "hidden_size": 512,
     "num_layers": 12,
@@ -46,7 +46,7 @@ _DEFAULTS = {
     "projection_dim": 512,
 }
 _OLD_EOS = 2
-"""What old configs have as eos_token_id, whatever the vocabulary: the largest id is meant."""
+"""Wrong eos_token_id of old configs; with it, the largest id of the text is used."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,9 @@ class ClipTextConfig(BlockConfig):
     """Sizes of a text tower; `from_hf` reads them from a CLIP checkpoint's config.json.
 
     Attributes:
-        eos_token_id: the token whose hidden state stands for the text. With 2, which old configs
+        vocab_size: number of tokens in the vocabulary.
+        max_position_embeddings: number of rows of the position table.
+        eos_token_id: the token whose hidden state represents the text. With 2, which old configs
             have by mistake, it is the largest id of the text, as in transformers.
         projection_dim: size of the space that images and texts share.
 
@@ -104,7 +106,7 @@ class ClipText(nnx.Module):
         self.config = config
 
     def hf_names(self) -> dict[str, str]:
-        """Our path -> the torch name of the module (see `goat_jax.nn.named_modules`)."""
+        """Maps our path to the torch name of the module (see `goat_jax.nn.named_modules`)."""
         block = {
             f"layers.{ours}": f"text_model.encoder.layers.{{}}.{theirs}"
             for ours, theirs in CLIP_BLOCK.items()
@@ -118,7 +120,12 @@ class ClipText(nnx.Module):
         }
 
     def features(self, input_ids: Array, attention_mask: Array, ctx: Context = EVAL) -> Array:
-        """Last hidden states (B, T, D), normalised; integers (B, T), mask 0 where padded.
+        """Returns the last hidden states (B, T, D), normalized.
+
+        Args:
+            input_ids: (B, T) integers.
+            attention_mask: (B, T) integers, 0 where padded.
+            ctx: dropout key and the mask that the balance loss uses.
 
         Raises:
             UserError: more tokens than there are positions.
@@ -139,11 +146,11 @@ class ClipText(nnx.Module):
         return self.final_norm(self.layers(x, ctx, keep))
 
     def __call__(self, input_ids: Array, attention_mask: Array, ctx: Context = EVAL) -> Array:
-        """Text features (B, P), float32, of any length; arguments and errors as for `features`."""
+        """Returns text features (B, P), float32, not normalized; arguments as for `features`."""
         hidden = self.features(input_ids, attention_mask, ctx).astype(jnp.float32)
         eos = self.config.eos_token_id
         wanted = input_ids if eos == _OLD_EOS else (input_ids == eos).astype(jnp.int32)
-        # argmax takes the first: padding may be made of end tokens, too.
+        # argmax returns the first match; padding may consist of end tokens, too.
         return self.projection(hidden[jnp.arange(len(hidden)), wanted.argmax(-1)])
 
 
@@ -155,19 +162,20 @@ TEXT = Architecture(
     ignored=r"vision_model\..*|visual_projection\..*|logit_scale|classifier\..*|.*position_ids",
     head=(),
 )
-"""How to load the text tower of a whole CLIP checkpoint, or of one that has only it."""
+"""Architecture of the text tower of a complete CLIP checkpoint, or of one that has only it."""
 
 
 def class_kernel(
     folder: Path, class_names: Sequence[str], template: str = "a photo of a {}"
 ) -> np.ndarray:
-    """What CLIP knows of classes by their names: a kernel (P, classes) float32 for the zero-shot
-    head, its columns of length 1.
+    """Computes the zero-shot head's kernel (P, classes), float32, from the classes' names.
+
+    The columns are CLIP's text features, normalized to length 1.
 
     Args:
         folder: a CLIP checkpoint with its tokenizer.
-        class_names: in the order of the labels.
-        template: the sentence that a name is put into, in place of ``{}``.
+        class_names: the classes' names, in the order of the labels.
+        template: the sentence with ``{}`` in place of the name.
 
     Raises:
         UserError: no names, a template without ``{}``, no tokenizer, or a checkpoint without text

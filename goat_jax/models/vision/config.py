@@ -1,4 +1,4 @@
-"""Sizes and settings of one vision model, from a config.json or by hand."""
+"""Sizes and settings of a vision model, read from a config.json or given directly."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class VisionConfig(BlockConfig):
     """Sizes of a vision tower and its head; `from_hf` reads them from a config.json.
 
     Attributes:
-        family: key of `FAMILIES`.
-        image_size: of a square image, or (height, width), in pixels.
+        family: a key of `FAMILIES`.
+        image_size: side of a square image, or (height, width), in pixels.
         patch_size: side of the square patches, in pixels.
-        channels: 3 for colour.
-        num_labels: outputs of the head.
-        head: key of `goat_jax.models.vision.heads.HEADS`: "linear" as in torch, or CLIP's
+        channels: number of channels of an image; 3 for color.
+        num_labels: number of outputs of the head.
+        head: a key of `goat_jax.models.vision.heads.HEADS`: "linear" as in torch, or CLIP's
             "zero_shot", which compares an image with a text feature for every class.
         projection_dim: size of the space that CLIP's images and texts share.
 
     Raises:
         UserError: a size below 1, heads that do not divide the width, an image smaller than a
-            patch, an activation, family or head that is not known.
+            patch, an unknown activation, family or head.
     """
 
     family: str
@@ -53,12 +53,12 @@ class VisionConfig(BlockConfig):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the images in pixels."""
+        """Image size (height, width) in pixels."""
         return _pair(self.image_size)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(rows, columns) of patches."""
+        """Grid of patches: (rows, columns)."""
         height, width = self.size
         return height // self.patch_size, width // self.patch_size
 
@@ -66,7 +66,7 @@ class VisionConfig(BlockConfig):
     def from_hf(cls, hf: Mapping[str, Any], **overrides: Any) -> VisionConfig:
         """Reads a config.json given as a dict; overrides win.
 
-        What a config leaves out has the value that transformers gives it.
+        Settings that the config leaves out take transformers' defaults.
 
         Raises:
             UserError: a missing size, an unknown override, or a setting that is not supported.
@@ -92,10 +92,17 @@ def read_fields(
     defaults: Mapping[str, Any],
     overrides: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The fields of a config class: of overrides, else of config.json, else the defaults.
+    """Returns the fields of a config class: from overrides, else config.json, else the defaults.
+
+    Args:
+        cls: the config class.
+        flat: config.json as a dict on one level.
+        keys: field -> key in `flat`.
+        defaults: values of fields that `flat` may leave out.
+        overrides: values that win over all others.
 
     Raises:
-        UserError: an override that is no field, or a field that nothing gives.
+        UserError: an override that is no field, or a required field without a value.
     """
     fields = [field.name for field in dataclasses.fields(cls)]
     for name in overrides:
@@ -119,7 +126,7 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _hashable(size: Any) -> Any:
-    """A config is part of the model's static structure: JSON's lists become tuples."""
+    """Converts JSON's list to a tuple, since a config is part of the model's static structure."""
     if isinstance(size, int):
         return size
     if isinstance(size, list | tuple) and len(size) == 2 and all(type(s) is int for s in size):
@@ -128,7 +135,7 @@ def _hashable(size: Any) -> Any:
 
 
 def _side(patch: Any) -> Any:
-    """The side of a square patch, which may be given as two equal numbers."""
+    """Returns the side of a square patch, which may be given as two equal numbers."""
     if not isinstance(patch, list | tuple):
         return patch
     if len(patch) != 2 or patch[0] != patch[1]:
@@ -137,7 +144,7 @@ def _side(patch: Any) -> Any:
 
 
 def tiny_vision_config(family: str = "clip", **overrides: Any) -> VisionConfig:
-    """A config small enough for tests and examples.
+    """Builds a config small enough for tests and examples.
 
     >>> tiny_vision_config("vit").grid
     (4, 4)

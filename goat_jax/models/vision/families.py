@@ -1,9 +1,9 @@
-"""What tells CLIP's vision tower, ViT and DINOv2 apart, as one table.
+"""Differences between CLIP's vision tower, ViT and DINOv2, as one table.
 
-The families differ in their names, in what is normalised, in what the classifier sees and in
-whether other image sizes are taken. Each difference is a field of `Family`; no other code is per
-family. Names are those of the modules in transformers 5; `renamed` leads there from the names that
-transformers 4 has, and that version 5 still writes into files.
+The families differ in their names, in what is normalized, in the classifier's input and in whether
+they take other image sizes. Each difference is a field of `Family`; there is no other code per
+family. Names are those of the modules in transformers 5. `renamed` translates to them from the
+names of transformers 4, which version 5 still writes into files.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def _mean_of_patches(hidden: Array) -> Array:
 
 
 def clip_section(hf: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A tower's part of a CLIP config.json, with what stands outside of it.
+    """Returns a tower's section of a CLIP config.json, with the keys outside it that concern it.
 
-    Where a file has ``NAME_config_dict`` it is that which counts, as in transformers.
+    If a file has ``NAME_config_dict``, that section wins, as in transformers.
 
     >>> clip_section({"vision_config": {"hidden_size": 8}, "projection_dim": 4}, "vision")
     {'hidden_size': 8, 'projection_dim': 4}
@@ -34,7 +34,7 @@ def clip_section(hf: Mapping[str, Any], name: str) -> dict[str, Any]:
     own = hf.get(f"{name}_config_dict")
     section = dict((hf.get(f"{name}_config") if own is None else own) or {})
     outside = ("projection_dim", "num_labels", "id2label")
-    # A tower writes labels and projections of its own, too; those of the whole model count.
+    # A tower's section may hold labels and projections, too; only those of the full model apply.
     inside = {key: value for key, value in section.items() if key not in outside}
     return inside | {key: hf[key] for key in outside if hf.get(key) is not None}
 
@@ -44,35 +44,35 @@ def _clip_vision(hf: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_inner_size(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """DINOv2 gives the feed-forward's size as a multiple of the width."""
-    width, ratio = hf.get("hidden_size"), hf.get("mlp_ratio", 4)
-    return {**hf, "intermediate_size": None if width is None else int(width * ratio)}
+    """Adds intermediate_size, which DINOv2 gives as a multiple of the width."""
+    width, ratio = hf.get("hidden_size"), hf.get("mlp_ratio") or 4
+    return {**hf, "intermediate_size": int(width * ratio) if type(width) is int else None}
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What tells one family of vision models from another.
+    """Names and settings that distinguish one family of vision models.
 
     Attributes:
         prefix: the tower's name inside a model with a head.
-        embeddings: our name of a part of the embeddings -> theirs, under the prefix.
+        embeddings: our name of a part of the embeddings -> its torch name under the prefix.
         layers: name of the list of layers, under the prefix.
-        block: our name of a block's part -> theirs.
-        norms: our name of a norm outside the blocks -> theirs; without "first_norm" the embeddings
-            are not normalised.
-        leading: axes of size 1 that the class token and the positions have in front in torch:
-            of each, how many.
-        patch_bias: whether the embedding of patches has one.
+        block: our name of a block's part -> its torch name.
+        norms: our name of a norm outside the blocks -> its torch name; without "first_norm" the
+            embeddings are not normalized.
+        leading: number of leading axes of size 1 in torch, for the class token and for the
+            positions.
+        patch_bias: whether the patch embedding has a bias.
         normalised: whether the last hidden states are those after the final norm.
-        pooled: the vectors (B, D) of the last hidden states (B, T, D) that the classifier sees,
-            one after the other.
-        other_sizes: takes images of other sizes, with interpolated positions.
-        heads: the heads there are weights for, keys of `goat_jax.models.vision.heads.HEADS`.
-        flatten: config.json -> the keys below, on one level.
-        keys: field of the config -> key.
+        pooled: functions from the last hidden states (B, T, D) to vectors (B, D); the classifier's
+            input is their concatenation.
+        other_sizes: whether images of other sizes are taken, with interpolated positions.
+        heads: the heads that there are weights for, keys of `goat_jax.models.vision.heads.HEADS`.
+        flatten: function from config.json to the keys in `keys`, on one level.
+        keys: field of `VisionConfig` -> the key.
         defaults: fields that config.json may leave out or does not have; the values are those of
             transformers.
-        renamed: part of a stored name -> today's, in the order in which they apply.
+        renamed: pairs (part of a stored name, current part), in the order in which they apply.
     """
 
     prefix: str
@@ -141,7 +141,7 @@ _VIT_DEFAULTS = {
     "patch_size": 16,
     "channels": 3,
 }
-# A file may hold only what differs from these, even of the sizes.
+# A CLIP config.json may hold only the settings that differ from these, sizes included.
 _CLIP_DEFAULTS = {
     "hidden_size": 768,
     "num_layers": 12,

@@ -1,4 +1,4 @@
-"""What turns a vision tower's hidden states into one number per class."""
+"""Classification heads of the vision towers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from goat_jax.nn.modules import Constant, LayerNorm, Projection
 from goat_jax.typing import Array
 
 CLASSIFIER = "classifier"
-"""The torch name of the layer with an output per class, in every head."""
+"""torch name of the layer with an output per class, the same in every head."""
 
 
 class LinearHead(nnx.Module):
-    """A linear map of the pooled hidden states."""
+    """Linear map of the pooled hidden states."""
 
     NAMES = {"classifier": CLASSIFIER}
 
@@ -27,18 +27,18 @@ class LinearHead(nnx.Module):
         self.family = config.family
 
     def __call__(self, hidden: Array, norm: LayerNorm, ctx: Context) -> Array:
-        """Logits (B, num_labels) of hidden states (B, T, D)."""
+        """Returns logits (B, num_labels) of hidden states (B, T, D)."""
         del norm
         vectors = [pool(hidden.astype(jnp.float32)) for pool in FAMILIES[self.family].pooled]
         return self.classifier(jnp.concatenate(vectors, -1), ctx.unmasked())
 
 
 class ZeroShotHead(nnx.Module):
-    """Compares an image with a text feature per class: exp(logit_scale) * image . text.
+    """Comparison of an image with a text feature per class: exp(logit_scale) * image . text.
 
-    Images are normalised to length 1. The columns of the classifier's kernel (P, num_labels) are
-    the text features (`goat_jax.models.vision.clip_text.class_kernel`); as they are used as they
-    stand, they can be trained like any classifier.
+    Images are normalized to length 1. The columns of the classifier's kernel (P, num_labels) are
+    the text features (`goat_jax.models.vision.clip_text.class_kernel`). They are used without
+    further normalization, so the kernel can be trained like any classifier's.
     """
 
     NAMES = {
@@ -54,7 +54,7 @@ class ZeroShotHead(nnx.Module):
         self.classifier = Dense(shared, config.num_labels, use_bias=False, rngs=rngs)
 
     def __call__(self, hidden: Array, norm: LayerNorm, ctx: Context) -> Array:
-        """Logits (B, num_labels) of hidden states (B, T, D), not yet normalised."""
+        """Returns logits (B, num_labels) of hidden states (B, T, D) before the final norm."""
         image = unit(self.projection(norm(hidden[:, 0].astype(jnp.float32))))
         logits = self.classifier(image, ctx.unmasked())
         scale = jnp.exp(self.logit_scale().astype(jnp.float32))
@@ -67,11 +67,11 @@ HEADS: dict[str, type[LinearHead] | type[ZeroShotHead]] = {
     "linear": LinearHead,
     ZERO_SHOT: ZeroShotHead,
 }
-"""Heads by name; `NAMES` is our path in the head -> the torch name."""
+"""Heads by name; `NAMES` maps our path in the head to the torch name."""
 
 
 def unit(vectors: Array) -> Array:
-    """Vectors (..., P) divided by their length.
+    """Divides vectors (..., P) by their length.
 
     >>> unit(jnp.array([3.0, 4.0])).tolist()
     [0.6000000238418579, 0.800000011920929]

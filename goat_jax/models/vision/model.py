@@ -1,4 +1,4 @@
-"""Image classifiers with pre-normalised blocks: CLIP's vision tower, ViT, DINOv2; one model.
+"""Pre-norm image classifiers: CLIP's vision tower, ViT and DINOv2 as one model class.
 
 Kernels set the dtype of the hidden states; norms, the softmax of the attention and the head compute
 in float32.
@@ -24,7 +24,7 @@ __all__ = ["ImageEmbeddings", "VisionConfig", "VisionModel", "cubic_resize", "ti
 
 
 class ImageEmbeddings(nnx.Module):
-    """A class token and the patches row by row, each with its position."""
+    """Embeds an image as a class token and its patches row by row, each with its position."""
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         family, width = FAMILIES[config.family], config.hidden_size
@@ -38,7 +38,7 @@ class ImageEmbeddings(nnx.Module):
         self.config = config
 
     def __call__(self, images: Array) -> Array:
-        """(B, 1 + rows * columns, D) for images (B, height, width, channels).
+        """Embeds images (B, height, width, channels) as (B, 1 + rows * columns, D).
 
         Raises:
             UserError: images of a shape or dtype that the model does not take.
@@ -53,7 +53,7 @@ class ImageEmbeddings(nnx.Module):
         return x + jnp.broadcast_to(positions, x.shape)
 
     def _positions(self, grid: tuple[int, int]) -> Array:
-        """(1 + rows * columns, D): as learned, or interpolated in float32 to another grid."""
+        """Returns positions (1 + rows * columns, D), interpolated in float32 for another grid."""
         width = self.config.hidden_size
         learned = self.positions().reshape(-1, width)
         if grid == self.config.grid:
@@ -90,10 +90,10 @@ def check_images(images: Array, config: VisionConfig) -> None:
 
 
 def cubic_resize(old: int, new: int) -> np.ndarray:
-    """Weights (new, old) float32 of a cubic interpolation along one axis.
+    """Computes the weights (new, old) float32 of a cubic interpolation along one axis.
 
-    The cubic convolution of Keys (1981) with a = -0.75 over pixel centres, edges repeated and
-    nothing smoothed when the new size is smaller: torch's bicubic with align_corners=False.
+    It is the cubic convolution of Keys (1981) with a = -0.75 over pixel centers, with edges
+    repeated and without smoothing when downsizing: torch's bicubic with align_corners=False.
 
     >>> cubic_resize(2, 2).tolist()
     [[1.0, 0.0], [0.0, 1.0]]
@@ -113,7 +113,7 @@ def cubic_resize(old: int, new: int) -> np.ndarray:
 
 
 class VisionModel(nnx.Module):
-    """A vision tower and its classification head.
+    """Vision tower with a classification head.
 
     >>> model = VisionModel(tiny_vision_config(), rngs=nnx.Rngs(0))
     >>> model(jnp.ones((2, 16, 16, 3))).shape
@@ -131,7 +131,7 @@ class VisionModel(nnx.Module):
         self.config = config
 
     def hf_names(self) -> dict[str, str]:
-        """Our path -> the torch name of the module (see `goat_jax.nn.named_modules`)."""
+        """Maps our path to the torch name of the module (see `goat_jax.nn.named_modules`)."""
         family = FAMILIES[self.config.family]
         parts = {f"embeddings.{ours}": theirs for ours, theirs in family.embeddings.items()}
         parts |= family.norms
@@ -143,11 +143,11 @@ class VisionModel(nnx.Module):
         return names | {f"head.{ours}": theirs for ours, theirs in self.head.NAMES.items()}
 
     def features(self, pixel_values: Array, ctx: Context = EVAL) -> Array:
-        """Last hidden states (B, T, D), in the dtype of the kernels; T counts the class token.
+        """Returns last hidden states (B, T, D), in the kernels' dtype; T counts the class token.
 
         Args:
-            pixel_values: (B, height, width, channels), normalised as the model was trained.
-            ctx: dropout key and the mask the balance loss uses.
+            pixel_values: (B, height, width, channels), normalized as the model was trained.
+            ctx: dropout key and the mask that the balance loss uses.
 
         Raises:
             UserError: images of a shape or dtype that the model does not take.
@@ -159,9 +159,9 @@ class VisionModel(nnx.Module):
         return self.final_norm(x) if FAMILIES[self.config.family].normalised else x
 
     def __call__(self, pixel_values: Array, ctx: Context = EVAL) -> Array:
-        """Logits (B, num_labels), float32; arguments and errors as for `features`."""
+        """Returns logits (B, num_labels), float32; arguments and errors as for `features`."""
         return self.classify(self.features(pixel_values, ctx), ctx)
 
     def classify(self, hidden: Array, ctx: Context = EVAL) -> Array:
-        """Logits (B, num_labels), float32, of hidden states (B, T, D) that `features` gave."""
+        """Returns logits (B, num_labels), float32, of hidden states (B, T, D) from `features`."""
         return self.head(hidden, self.final_norm, ctx)

@@ -1,4 +1,4 @@
-"""A GGUF file's settings in the words of a Hugging Face config.json."""
+"""Translates a GGUF file's settings to a Hugging Face config.json."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from goat_jax.errors import UserError
 from goat_jax.pretrained.gguf.file import GgufFile
 
 ROPE_FACTORS = "rope_freqs.weight"
-"""The tensor by which a file says Llama 3.1's frequency scaling, one divisor per frequency."""
+"""The tensor that encodes Llama 3.1's frequency scaling, one divisor per frequency."""
 
 LLAMA3_ROPE = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
-"""What every published Llama 3 has; a file holds the divisors only, not these."""
+"""Scaling settings of every published Llama 3; a file holds only the divisors, not these."""
 
 YARN_OPTIONS = {"yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"}
 
 
 @dataclasses.dataclass(frozen=True)
 class GgufArchitecture:
-    """What an architecture's name in a GGUF file means.
+    """Hugging Face's counterpart of an architecture in a GGUF file.
 
     Attributes:
         model_type: Hugging Face's name.
-        windowed: Hugging Face's name if the file has a sliding window; none: not supported.
+        windowed: Hugging Face's name if the file has a sliding window; None: not supported.
         permuted: whether llama.cpp's converter reorders the rows of q and k (it pairs
-            neighbouring rotary dimensions, Hugging Face pairs the halves of a head).
+            neighboring rotary dimensions, Hugging Face pairs the halves of a head).
     """
 
     model_type: str
@@ -44,11 +44,11 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     "llama": GgufArchitecture("llama", windowed="mistral", permuted=True),
     "qwen2": GgufArchitecture("qwen2", windowed=None, permuted=False),
 }
-"""Name in ``general.architecture`` -> what it is. Mistral's files call themselves llama."""
+"""Name in ``general.architecture`` -> its counterpart. Mistral's files have the name llama."""
 
 
 def architecture_of(file: GgufFile) -> GgufArchitecture:
-    """The row of ``ARCHITECTURES`` for a file; UserError for any other and for expert models."""
+    """Returns a file's row of `ARCHITECTURES`; `UserError` for others and mixtures of experts."""
     name = file.need("general.architecture")
     if name not in ARCHITECTURES:
         raise UserError(
@@ -60,11 +60,11 @@ def architecture_of(file: GgufFile) -> GgufArchitecture:
 
 
 def hf_config(file: GgufFile) -> dict[str, Any]:
-    """A config.json's content made from the metadata of a GGUF file.
+    """Builds the content of a config.json from the metadata of a GGUF file.
 
     Raises:
-        UserError: an unknown architecture, a missing key, a form of attention or of rope scaling
-            that a config.json of that model type cannot say.
+        UserError: an unknown architecture, a missing key, or a form of attention or rope scaling
+            that a config.json of that model type cannot express.
     """
     row, name = architecture_of(file), file.need("general.architecture")
     heads, head_dim = _heads(file, name)
@@ -97,14 +97,14 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
 
 
 def _end_tokens(file: GgufFile) -> int | list[int] | None:
-    """The tokens that end a text, a turn, or a message."""
+    """Returns the tokens that end a text, a turn, or a message."""
     keys = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
     found = list(dict.fromkeys(number for key in keys if (number := file.get(key)) is not None))
     return found if len(found) > 1 else next(iter(found), None)
 
 
 def _short(value: float) -> float:
-    """The decimal number that a float32 stands for: 1e-05, not 9.999999747378752e-06."""
+    """Returns a float32's shortest decimal number: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(value)))
 
 
@@ -116,7 +116,7 @@ def _number(file: GgufFile, key: str, default: int | None = None) -> int:
 
 
 def _heads(file: GgufFile, name: str) -> tuple[int, int]:
-    """How many heads, and their size: all of it must be rotated."""
+    """Returns the number of heads and their size; all dimensions of a head must be rotated."""
     heads = _number(file, f"{name}.attention.head_count")
     size = (
         file.get(f"{name}.attention.key_length") or file.need(f"{name}.embedding_length") // heads
@@ -138,7 +138,7 @@ def _vocabulary(file: GgufFile) -> int:
 
 
 def _rope_scaling(file: GgufFile, name: str, config: dict[str, Any]) -> dict[str, Any] | None:
-    """``rope_scaling`` of a config.json, or None."""
+    """Returns ``rope_scaling`` of a config.json, or None."""
     start = f"{name}.rope.scaling."
     given = {key.removeprefix(start): file.get(key) for key in file.fields if key.startswith(start)}
     kind = given.pop("type", "none")
@@ -154,7 +154,7 @@ def _rope_scaling(file: GgufFile, name: str, config: dict[str, Any]) -> dict[str
         if length:
             found["original_max_position_embeddings"] = length
         found |= {new: given.pop(old) for old, new in YARN_OPTIONS.items() if old in given}
-    # Files of before 2024 have a factor alone, which means linear.
+    # Files from before 2024 have a factor alone, which means linear.
     if kind == "none":
         found["rope_type"] = "linear"
     if given or found["rope_type"] not in ("linear", "yarn"):
@@ -164,7 +164,7 @@ def _rope_scaling(file: GgufFile, name: str, config: dict[str, Any]) -> dict[str
 
 
 def _llama3_scaling(file: GgufFile, config: dict[str, Any]) -> dict[str, Any]:
-    """The settings whose divisors are the file's; there is one unknown, the largest divisor."""
+    """Returns the settings that yield the file's divisors; the largest divisor is the factor."""
     divisors = np.asarray(file.tensors[ROPE_FACTORS].data, np.float32)
     scaling = {"rope_type": "llama3", "factor": _short(divisors.max()), **LLAMA3_ROPE}
     expected = llama3_divisors(scaling, config["rope_theta"], config["head_dim"])
@@ -176,7 +176,7 @@ def _llama3_scaling(file: GgufFile, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def llama3_divisors(scaling: dict[str, Any], theta: float, head_dim: int) -> np.ndarray:
-    """What Llama 3.1's scaling divides each rotary frequency by, [head_dim / 2] float32.
+    """Computes Llama 3.1's divisors of the rotary frequencies, (head_dim / 2,) float32.
 
     Long waves are slowed by the factor, short ones kept, those between interpolated (Llama Team,
     "The Llama 3 Herd of Models", 2024, and the config.json files that came with it).

@@ -1,8 +1,8 @@
-"""A GGUF file: checked once when opened, then asked for metadata and tensors.
+"""Opens a GGUF file, checks it, and reads its metadata and tensors.
 
 GGUF is llama.cpp's format: one file with the model's settings, its tokenizer and its (usually
-quantised) weights. The package `gguf` parses it; it is an extra, imported only here and where
-tensors are dequantised.
+quantized) weights. The package `gguf` parses it; it is an extra, imported only here and where
+tensors are dequantized.
 """
 
 import importlib
@@ -23,9 +23,9 @@ class GgufFile:
     """An open GGUF file.
 
     Attributes:
-      path: the file.
-      fields: metadata key -> the package's field, decoded when asked for: a vocabulary is long.
-      tensors: llama.cpp's tensor name -> the package's tensor, mapped from disk.
+        path: the file.
+        fields: metadata key -> the package's field, decoded on access, since a vocabulary is long.
+        tensors: llama.cpp's tensor name -> the package's tensor, mapped from disk.
     """
 
     path: Path
@@ -33,18 +33,18 @@ class GgufFile:
     tensors: Mapping[str, Any]
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A metadata value as Python's int, float, bool, str or list; the default if absent."""
+        """Returns a metadata value as int, float, bool, str or list; the default if absent."""
         return self.fields[key].contents() if key in self.fields else default
 
     def need(self, key: str) -> Any:
-        """A metadata value; UserError if the file has none."""
+        """Returns a metadata value; raises `UserError` if the file has none."""
         if key not in self.fields:
             raise UserError(f"{self.path} has no {key}: convert the model with today's llama.cpp")
         return self.fields[key].contents()
 
 
 def import_gguf(path: Path) -> Any:
-    """The package `gguf`; UserError names the extra where it is not installed."""
+    """Imports the package `gguf`; if it is not installed, raises `UserError` with the extra."""
     try:
         return importlib.import_module("gguf")
     except ImportError:
@@ -54,8 +54,9 @@ def import_gguf(path: Path) -> Any:
 def read_gguf(path: str | Path) -> GgufFile:
     """Opens a GGUF file; weights stay on disk.
 
-    Raises UserError for a missing file, one that is no GGUF, one cut short or damaged, and where
-    the package `gguf` is not installed.
+    Raises:
+        UserError: a missing file, one that is no GGUF, a truncated or damaged one, or the package
+            `gguf` is not installed.
 
     >>> read_gguf("nowhere.gguf")
     Traceback (most recent call last):
@@ -71,7 +72,7 @@ def read_gguf(path: str | Path) -> GgufFile:
     gguf = import_gguf(path)
     try:
         reader = gguf.GGUFReader(path)
-    except Exception as error:  # what it raises depends on where the file ends
+    except Exception as error:  # the exception's type depends on where the file ends
         raise UserError(
             f"{path} is damaged or cut short at {path.stat().st_size} bytes"
             f" ({first_line(error)}): fetch it again"

@@ -1,4 +1,4 @@
-"""The tokenizer that a GGUF file carries in its metadata, as a Hugging Face one."""
+"""Builds a Hugging Face tokenizer from the metadata of a GGUF file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from goat_jax.pretrained.gguf.file import GgufFile, read_gguf
 from goat_jax.pretrained.quiet_transformers import import_transformers
 
 CONTROL, USER_DEFINED = 3, 4
-"""Types of tokens that are found whole in a text: the first are special, the others are not."""
+"""Types of tokens that are matched in a text before splitting; only the first kind is special."""
 
 SPECIAL_IDS = {
     "bos_token": "tokenizer.ggml.bos_token_id",
@@ -30,13 +30,14 @@ DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """How a text is cut before pairs are merged.
+    """Rules for splitting a text before pairs are merged.
 
     Attributes:
-      patterns: what is a piece of its own; each is applied to the pieces of the one before.
-      whole_words: a piece that is a token needs no merges.
-      composed: whether the text is brought into Unicode's composed form first.
-      add_bos: whether a text starts with the bos token if the file does not say.
+        patterns: regular expressions whose matches become separate pieces; each is applied to the
+            pieces of the one before.
+        whole_words: whether a piece that is a token is used without merges.
+        composed: whether the text is first brought into Unicode's composed form (NFC).
+        add_bos: whether a text starts with the bos token if the file does not say.
     """
 
     patterns: tuple[str, ...]
@@ -52,17 +53,18 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "llama-bpe": PreTokenizer((LLAMA3,), whole_words=True, add_bos=True),
     "qwen2": PreTokenizer((QWEN2,), composed=True),
 }
-"""``tokenizer.ggml.pre`` -> what llama.cpp (composed: Hugging Face's file) does for it."""
+"""``tokenizer.ggml.pre`` -> llama.cpp's rules for it (`composed`: those of Hugging Face's file)."""
 
 
 def gguf_tokenizer(path: str | Path) -> Any:
-    """The tokenizer of a GGUF file, as transformers' `PreTrainedTokenizerFast`.
+    """Builds the tokenizer of a GGUF file, as transformers' `PreTrainedTokenizerFast`.
 
-    It has the vocabulary, merges, special tokens and chat template of the file, cuts texts as the
-    file's ``tokenizer.ggml.pre`` says, and takes texts up to the model's context length.
+    It has the vocabulary, merges, special tokens and chat template of the file, splits texts by the
+    file's ``tokenizer.ggml.pre``, and takes texts up to the model's context length.
 
-    Raises UserError for what `read_gguf` refuses, a tokenizer that is not byte-level BPE, and an
-    unknown pre-tokenizer.
+    Raises:
+        UserError: a file that `read_gguf` rejects, a tokenizer that is not byte-level BPE, or an
+            unknown pre-tokenizer.
 
     >>> gguf_tokenizer("nowhere.gguf")
     Traceback (most recent call last):
@@ -124,7 +126,7 @@ def _backend(file: GgufFile, pre: PreTokenizer, tokens: Sequence[str]) -> Any:
 
 
 def _add_tokens(backend: Any, tokens: Sequence[str], types: Sequence[int]) -> None:
-    """Those that are found whole in a text; their ids are the vocabulary's."""
+    """Adds the tokens that are matched before splitting; they keep the vocabulary's ids."""
     from tokenizers import AddedToken
 
     pairs = list(zip(tokens, types, strict=False))

@@ -1,4 +1,4 @@
-"""GGUF weights under Hugging Face's names, dequantised one tensor at a time."""
+"""GGUF weights under Hugging Face's names, dequantized one tensor at a time."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
 }
-"""llama.cpp's module names -> Hugging Face's, outside and inside of the layers."""
+"""llama.cpp's module names -> Hugging Face's, outside (`OUTER_NAMES`) and inside the layers."""
 
 HEADS_OF = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
-"""The modules whose rows llama.cpp reorders -> the config's count of heads there."""
+"""Modules whose rows llama.cpp reorders -> the config key of their number of heads."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A tensor as the file has it.
+    """A tensor as it is stored in the file.
 
     Attributes:
-        tensor: the package's, mapped from disk.
-        heads: in how many heads its rows are to be put back into order; 0 if they are in order.
+        tensor: the package's tensor, mapped from disk.
+        heads: number of heads whose rows have to be reordered; 0 if the rows are in order.
     """
 
     tensor: Any
@@ -52,11 +52,11 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True)
 class GgufWeights(Weights):
-    """Hugging Face tensor name -> float32 array, dequantised at each access.
+    """Hugging Face tensor name -> float32 array, dequantized at each access.
 
     Attributes:
         folder: the .gguf file, for messages.
-        entries: tensor name -> `Entry`; the dtype is F32 since that is what reading gives.
+        entries: tensor name -> `Entry`; the dtype is F32, since that is what reading returns.
         stored: tensor name -> `Stored`.
     """
 
@@ -69,14 +69,14 @@ class GgufWeights(Weights):
 
 
 def open_gguf(path: str | Path) -> tuple[dict[str, Any], GgufWeights]:
-    """A GGUF file as a config.json's content and weights by Hugging Face names.
+    """Opens a GGUF file as a config.json's content and weights with Hugging Face names.
 
     Returns:
-        The config, and the weights: read when asked for, in torch's layout, (out, in).
+        The config, and the weights, which are read on access, in torch's layout (out, in).
 
     Raises:
         UserError: not a GGUF file, a damaged one, an unsupported architecture, tensor, setting or
-            quantisation, the package gguf not installed.
+            quantization, or the package gguf is not installed.
 
     >>> open_gguf("nowhere.gguf")
     Traceback (most recent call last):
@@ -100,13 +100,14 @@ def open_gguf(path: str | Path) -> tuple[dict[str, Any], GgufWeights]:
 
 
 def undo_permutation(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Rows (or a bias) of q or k in Hugging Face's order.
+    """Reorders the rows of q's or k's weight or bias to Hugging Face's order.
 
-    llama.cpp's converter interleaves the two halves of every head, so that a rotated pair lies
-    side by side; here they are taken apart again.
+    llama.cpp's converter interleaves the two halves of every head, so that the members of a rotated
+    pair are adjacent; this separates the halves again.
 
     Args:
         rows: (heads * head size, ...).
+        heads: number of heads.
 
     >>> undo_permutation(np.array([0, 2, 1, 3]), heads=1).tolist()
     [0, 1, 2, 3]
@@ -116,7 +117,7 @@ def undo_permutation(rows: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _rotated(name: str) -> str:
-    """The key of ``HEADS_OF`` for a tensor's name, or nothing."""
+    """Returns the key of `HEADS_OF` for a tensor's name, or an empty string."""
     part = name.split(".")[-2] if name.startswith("blk.") else ""
     return part if part in HEADS_OF else ""
 
@@ -132,21 +133,21 @@ def _hf_name(name: str, file: GgufFile) -> str:
 
 
 def _check_quantisation(file: GgufFile) -> None:
-    """Dequantises one row of every type, so that an unsupported one fails before reading."""
+    """Dequantizes one row of every type, so that an unsupported one fails before reading."""
     for tensor in {tensor.tensor_type: tensor for tensor in file.tensors.values()}.values():
         _dequantise(tensor, file.path, rows=1)
 
 
 def _dequantise(tensor: Any, path: Path, rows: int | None = None) -> np.ndarray:
-    """float32 values, flat over all but the last axis if only some rows are wanted."""
+    """Returns float32 values; if only some rows are wanted, all axes but the last are flattened."""
     data = tensor.data if rows is None else tensor.data.reshape(-1, tensor.data.shape[-1])[:rows]
     try:
         values = import_gguf(path).dequantize(data, tensor.tensor_type)
-    except RuntimeError:  # the package's way to say that it has no code for this type
+    except RuntimeError:  # raised by the package for a type that it cannot dequantize
         kind = tensor.tensor_type.name
         raise UserError(
             f"{path}: {tensor.name} is quantised as {kind}, which gguf cannot undo:"
             " quantise the model otherwise"
         ) from None
-    # A copy: the file may be closed or change, and callers get a plain array.
+    # A copy, since the file may be closed or change; callers get a plain array.
     return np.array(values, np.float32)

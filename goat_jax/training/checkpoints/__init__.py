@@ -1,1 +1,1 @@
-"""The run folder: one writer, checksums, the best step, restoring."""
+"""Run folders and checkpoints: locking, identity, saving, checksums and restoring."""

@@ -1,8 +1,8 @@
-"""Checkpoints with Orbax: the run's state and the data iterator, never the frozen base.
+"""Orbax checkpoints of a run's state and data iterator, without the frozen base.
 
-A checkpoint is complete or it does not exist: Orbax writes aside and renames, so a process that is
-killed at any moment leaves the last complete one to start from. One that was damaged later is
-noticed by its checksums (`training.checksums`) and passed over.
+A checkpoint is complete or it does not exist. Orbax writes to a temporary folder and renames it, so
+a process that is killed at any moment leaves the last complete checkpoint to restart from. A
+checkpoint that is damaged later is detected by its checksums (`checkpoints.checksums`) and skipped.
 """
 
 from __future__ import annotations
@@ -31,18 +31,21 @@ from goat_jax.training.state import RunState
 from goat_jax.typing import PyTree
 
 DAMAGED = "damaged"
-"""Where damaged checkpoints are moved when a run continues without them, in the run folder."""
+"""Folder inside the run folder to which damaged checkpoints are moved when a run continues."""
 DELETED = ".deleted"
-"""Where checkpoints are moved to be deleted: a kill must not leave half of one in its place."""
+"""Folder to which checkpoints are moved before they are deleted.
+
+A process killed during the deletion must not leave half of a checkpoint under its step's name.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What a checkpoint gives back.
+    """Content of a checkpoint.
 
     Attributes:
         state: the run's state.
-        notes: the small JSON facts saved with it.
+        notes: the small JSON values saved with it.
     """
 
     state: RunState
@@ -50,18 +53,19 @@ class Restored:
 
 
 class CheckedPath(atomicity.AtomicRenameTemporaryPath):
-    """Orbax's temporary folder, with checksums written as the last thing before it is renamed."""
+    """Orbax temporary folder that gets its checksums last, just before it is renamed."""
 
     async def finalize(self) -> None:
-        """Completes the folder and gives it its name."""
+        """Completes the folder, writes its checksums and renames it to its final name."""
         final = self.get_final()
         if not final.name.isdigit():  # an item of a checkpoint: the checkpoint has the checksums
             await super().finalize()
             return
-        # Orbax's own last files, its time stamp among them, are written by the call that renames.
-        # So it renames to another temporary name, and the real name is given here.
+        # Orbax writes its last files, the time stamp among them, in the same call that renames.
+        # So let it rename to another temporary name, then write checksums over the complete folder
+        # and rename it here.
         complete = final.with_name(f"{final.name}{atomicity.TMP_DIR_SUFFIX}-complete")
-        shutil.rmtree(complete, ignore_errors=True)
+        shutil.rmtree(complete, ignore_errors=True)  # an earlier attempt may have left one
         self._final_path = complete
         await super().finalize()
         self._final_path = final
@@ -71,18 +75,20 @@ class CheckedPath(atomicity.AtomicRenameTemporaryPath):
 
 @dataclasses.dataclass(frozen=True)
 class LatestAndBest(ocp.checkpoint_managers.preservation_policy.PreservationPolicy):
-    """Which checkpoints are kept. Orbax's own `BestN` would keep the last of equals.
+    """Preservation policy that keeps the latest checkpoints and the best one.
+
+    Among equals it keeps the first; Orbax's `BestN` would keep the last.
 
     Attributes:
-        latest: how many of the latest are kept.
-        best_by: the metric by which the best is kept, too.
+        latest: the number of latest checkpoints that are kept.
+        best_by: the metric that defines the best checkpoint.
     """
 
     latest: int
     best_by: str
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """One answer for each checkpoint; they are in the order of their steps."""
+        """Returns True for each checkpoint to keep; they are in the order of their steps."""
         del context
         scored = [info for info in checkpoints if info.metrics and self.best_by in info.metrics]
         best = best_of({info.step: info.metrics[self.best_by] for info in scored}, self.best_by)
@@ -91,18 +97,19 @@ class LatestAndBest(ocp.checkpoint_managers.preservation_policy.PreservationPoli
 
 
 class Checkpoints:
-    """The checkpoints of one run folder: the latest two, and the best by a metric.
+    """Checkpoints of one run folder: the latest two, and the best by a metric.
 
-    The scores of an evaluation are Orbax's metrics of the checkpoint that follows it, so they are
-    on the disk with it, where `orbax.checkpoint.CheckpointManager` reads them.
+    An evaluation's scores are saved as the Orbax metrics of the checkpoint that follows it, so they
+    are on disk with it, where `orbax.checkpoint.CheckpointManager` reads them.
 
     Args:
         folder: the run folder.
-        best_by: name of the evaluation metric whose best value marks the best checkpoint.
-        keep: how many of the latest are kept besides the best.
-        read_only: for evaluation: never tidies up, so another process may be training.
-        going_on: whether `save` only warns of a checkpoint that could not be written; `wait` raises
-            in any case. Without effect on several processes, which have to agree.
+        best_by: the evaluation metric whose best value defines the best checkpoint.
+        keep: the number of latest checkpoints that are kept besides the best.
+        read_only: whether the checkpoints are only read. Nothing is then cleaned up, so another
+            process may be training in the folder.
+        going_on: whether `save` only warns if a checkpoint could not be written; `wait` raises in
+            any case. It has no effect in a multi-process run, where all processes have to agree.
     """
 
     def __init__(
@@ -125,7 +132,7 @@ class Checkpoints:
             todelete_subdir=None if read_only else DELETED,
             create=not read_only,
             read_only=read_only,
-            lightweight_initialize=read_only,  # a reader asks for the scores that it needs
+            lightweight_initialize=read_only,  # a reader loads the scores that it needs later
         )
         root = (Path(folder) / CHECKPOINTS).absolute()
         if read_only and not root.is_dir():
@@ -137,19 +144,19 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(root, options=self._options)
 
     def latest_step(self) -> int | None:
-        """The step of the newest complete checkpoint, None if there is none."""
+        """Returns the step of the newest complete checkpoint; None if there is none."""
         return self._manager.latest_step()
 
     def all_steps(self) -> list[int]:
-        """The steps there are checkpoints of."""
+        """Returns the steps that have checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
     def damage(self, step: int, thorough: bool = True) -> str | None:
-        """What is wrong with a checkpoint (`damage_of`), None if it is intact."""
+        """Describes a checkpoint's damage (`damage_of`); None if it is intact."""
         return damage_of(self._root / str(step), step, thorough)
 
     def scores(self) -> dict[int, float]:
-        """Step -> its score by `best_by`, of the checkpoints that have one on the disk."""
+        """Returns step -> score by `best_by`, of the checkpoints that have one on disk."""
         whole = [step for step in self.all_steps() if not self.damage(step, thorough=False)]
         found = {step: self._metrics(step).get(self.best_by) for step in whole}
         return {step: score for step, score in found.items() if isinstance(score, int | float)}
@@ -162,31 +169,34 @@ class Checkpoints:
         return found if isinstance(found, dict) else {}
 
     def best_step(self) -> int | None:
-        """The step with the best score, the first of equals; None if no checkpoint has a score."""
+        """Returns the step with the best score, the first of equals; None if none has a score."""
         return best_of(self.scores(), self.best_by)
 
     def save(
         self, state: RunState, data: Any, notes: dict[str, Any], scores: dict[str, float] | None
     ) -> None:
-        """Starts writing a checkpoint and returns; the training goes on meanwhile.
+        """Starts writing a checkpoint and returns, so that training continues meanwhile.
 
         Args:
-            state: copied, so it may be donated to the next step at once.
-            data: the grain iterator of training batches; its position is one number, the same in
+            state: the run's state; it is copied, so it may be donated to the next step at once.
+            data: the grain iterator of training batches. Its position is one number, the same in
                 all processes, however many there are.
-            notes: small JSON facts.
-            scores: those of an evaluation at this step, None without one.
+            notes: small JSON values to save with the state.
+            scores: the scores of an evaluation at this step; None without one.
+
+        Raises:
+            RunFailed: a checkpoint could not be written, unless `going_on` was set.
         """
         # JSON has no NaN; without a finite score by `best_by` a checkpoint can never be the best.
         metrics = {name: value for name, value in (scores or {}).items() if math.isfinite(value)}
-        # A copy of our own: on a CPU orbax reads the very memory that the next step may reuse.
+        # Copied, since on a CPU Orbax reads the very memory that the next step may reuse.
         copied = jax.tree.map(jnp.copy, _plain(state))
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(copied),
             data=ocp.args.JsonSave(data.get_state()),
             notes=ocp.args.JsonSave(notes),
         )
-        # Nothing was left behind by the one before, or its error is not taken for this one's.
+        # Wait for the previous checkpoint first, so that its error is not taken for this one's.
         self._forgiving(lambda: self._manager.wait_until_finished())
         self._delete()
         step = int(state.step)
@@ -201,12 +211,12 @@ class Checkpoints:
         """Reads a checkpoint into the shapes, dtypes and shardings of a freshly made state.
 
         Args:
-            like: a state of the same run; its arrays' contents do not matter.
-            data: the grain iterator to set to the saved position, None to leave data alone.
-            step: which checkpoint; the latest if None.
+            like: a state of the same run; the values of its arrays do not matter.
+            data: the grain iterator to set to the saved position; None to skip it.
+            step: the checkpoint's step; the latest if None.
 
         Raises:
-            UserError: the saved arrays are not those of this run.
+            UserError: there is no checkpoint, it cannot be read, or it does not fit this run.
         """
         step = self.latest_step() if step is None else step
         if step is None:
@@ -221,7 +231,7 @@ class Checkpoints:
         where = f"{self._manager.directory}/{step}"
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as error:  # what Orbax raises depends on what is broken, and where
+        except Exception as error:  # Orbax raises many types, depending on what is damaged
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"{where} cannot be read or does not fit this run's settings ({reason}): use "
@@ -234,24 +244,32 @@ class Checkpoints:
         return Restored(_run_state(found["state"], like), found["notes"])
 
     def wait(self) -> None:
-        """Returns when everything started has been written; raises what went wrong meanwhile."""
+        """Waits until everything started has been written.
+
+        Raises:
+            RunFailed: a checkpoint could not be written.
+        """
         with self._said_clearly():
             self._manager.wait_until_finished()
         self._delete()
 
     def close(self) -> None:
-        """Waits, and lets go of the folder."""
+        """Waits for the last checkpoint and closes Orbax's manager.
+
+        Raises:
+            RunFailed: a checkpoint could not be written.
+        """
         with self._said_clearly():
             self._manager.close()
         self._delete()
 
     def _delete(self) -> None:
-        """Deletes what is no longer kept; the training has no other file there."""
+        """Deletes the checkpoints that Orbax has moved to `DELETED`."""
         if not self._options.read_only and is_first():
             shutil.rmtree(self._root / DELETED, ignore_errors=True)
 
     def _forgiving(self, action: Callable[[], Any]) -> None:
-        """Does it; a failure to write only warns if the run is to go on."""
+        """Calls an action; with `going_on`, a failure to write becomes a warning."""
         try:
             with self._said_clearly():
                 action()
@@ -261,12 +279,12 @@ class Checkpoints:
             warnings.warn(f"the run goes on, but {failure}", Notice, stacklevel=3)
             with contextlib.suppress(ValueError, OSError):
                 self._manager.close()
-            # What the old manager believes to be there is not.
+            # The old manager still lists the checkpoint that failed, so make a new one.
             self._manager = ocp.CheckpointManager(self._root, options=self._options)
 
     @contextlib.contextmanager
     def _said_clearly(self) -> Iterator[None]:
-        """Turns what goes wrong while writing, often long after `save` returned, into one line."""
+        """Turns errors while writing, often long after `save` returned, into one `RunFailed`."""
         try:
             yield
         except (ValueError, OSError) as error:
@@ -295,7 +313,7 @@ def _set_position(data: Any, position: Any, where: str) -> None:
 
 
 def _alike(value: Any, other: Any) -> bool:
-    """Whether two JSON values have the same names and types, and no number is negative."""
+    """True if two JSON values have the same keys and types, and the first no negative number."""
     if isinstance(other, dict):
         same = isinstance(value, dict) and value.keys() == other.keys()
         return same and all(_alike(value[name], other[name]) for name in other)
@@ -305,8 +323,8 @@ def _alike(value: Any, other: Any) -> bool:
 def _move_damaged(root: Path) -> None:
     """Moves damaged checkpoints out of the way of a run that continues; nothing is deleted.
 
-    Of an older one than the newest that is intact, large files are not read: they matter to nobody
-    until it is opened.
+    In checkpoints older than the newest intact one, large files are not hashed: that is done when
+    such a checkpoint is opened.
 
     Raises:
         UserError: there are checkpoints, and none of them is intact.
@@ -342,7 +360,7 @@ def _free_name(folder: Path, name: str) -> Path:
 
 
 def _plain(state: RunState) -> dict[str, PyTree]:
-    """The state as nested dicts and lists of plain arrays; typed keys become their data."""
+    """Returns the state as nested dicts and lists of plain arrays; typed PRNG keys become data."""
     plain = {
         "step": state.step,
         "trainable": _string_keys(state.trainable),
@@ -353,7 +371,8 @@ def _plain(state: RunState) -> dict[str, PyTree]:
 
 
 def _run_state(saved: dict[str, PyTree], like: RunState) -> RunState:
-    # The trees are rebuilt from the fresh state: orbax has sorted the dicts, as jax does.
+    # Orbax returns sorted dicts, as jax flattens them, so leaves go by order into the structure of
+    # the fresh state.
     def rebuild(part: PyTree, name: str) -> PyTree:
         return jax.tree.unflatten(jax.tree.structure(part), jax.tree.leaves(saved.get(name, {})))
 
@@ -367,7 +386,10 @@ def _run_state(saved: dict[str, PyTree], like: RunState) -> RunState:
 
 
 def _string_keys(tree: PyTree) -> PyTree:
-    """Orbax names files by keys, so the run numbers of a stack become zero-padded strings."""
+    """Returns a tree with zero-padded strings in place of integer keys.
+
+    Orbax names files by keys, and the padding keeps them in numerical order.
+    """
     if isinstance(tree, dict):
         return {
             f"{key:04d}" if isinstance(key, int) else key: _string_keys(value)

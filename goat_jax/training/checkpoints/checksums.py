@@ -1,7 +1,7 @@
-"""Checksums of a checkpoint: the SHA-256 of its every file, in `checksums.json` beside them.
+"""Checksums of a checkpoint: the SHA-256 of each of its files, in `checksums.json` beside them.
 
-Orbax writes a checkpoint under another name and renames it when it is complete. The checksums are
-written just before that, so a checkpoint has all of them or does not exist.
+Orbax writes a checkpoint under a temporary name and renames it when it is complete. The checksums
+are written just before the renaming, so a checkpoint either has all of them or does not exist.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from goat_jax.files import read_json, sha256_of, write_whole
 
 NAME = "checksums.json"
 MARK = {"checksums": NAME}
-"""Custom metadata of a checkpoint that has checksums; those of older versions have none."""
+"""Custom metadata of a checkpoint with checksums; checkpoints of older versions lack it."""
 METADATA = "_CHECKPOINT_METADATA"
 SMALL = 1 << 20
-"""Files of more bytes than this are only hashed by a thorough check."""
+"""Size in bytes above which a file is hashed only by a thorough check."""
 
 
 def write_checksums(folder: Path, step: int) -> None:
-    """Writes the checksums of all files in a checkpoint's folder, and the step it is of."""
+    """Writes the checksums of all files in a checkpoint's folder, and the checkpoint's step."""
     files = {
         name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for name, path in _files(folder)
@@ -33,13 +33,15 @@ def write_checksums(folder: Path, step: int) -> None:
 
 
 def damage_of(folder: Path, step: int, thorough: bool = True) -> str | None:
-    """What is wrong with a checkpoint, in a few words that name the file; None if it is intact.
+    """Returns a short description of a checkpoint's damage; None if it is intact.
 
-    A checkpoint that was written without checksums counts as intact.
+    The description names the damaged file. A checkpoint that was written without checksums counts
+    as intact.
 
     Args:
-        step: the step that its name says.
-        thorough: whether large files are read, too; without it only their sizes are compared.
+        folder: the checkpoint's folder.
+        step: the step in the checkpoint's name.
+        thorough: whether large files are hashed too; otherwise only their sizes are compared.
     """
     try:
         return _damage_of(folder, step, thorough)
@@ -74,7 +76,7 @@ def _damage_of(folder: Path, step: int, thorough: bool) -> str | None:
 
 
 def has_checksums(folder: Path) -> bool:
-    """Whether a checkpoint was written with checksums, by what Orbax's metadata say of it.
+    """True if a checkpoint was written with checksums, according to its Orbax metadata.
 
     Raises:
         UserError: the metadata cannot be read.
@@ -85,7 +87,7 @@ def has_checksums(folder: Path) -> bool:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Every file but the checksums: its name from the folder, and its path."""
+    """Yields the name relative to the folder and the path of every file but the checksums."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if name != NAME and not path.is_dir():
@@ -102,7 +104,7 @@ def _render(step: int, files: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The content of a file of checksums; None unless it is byte for byte as it was written."""
+    """Reads a file of checksums; None unless it is byte for byte as it was written."""
     try:
         saved = read_json(path)
         unchanged = _render(saved["step"], saved["files"]).encode() == path.read_bytes()

@@ -1,7 +1,7 @@
-"""The lock of a run folder: one process at a time may write to it, any number may read.
+"""Lock of a run folder: one process at a time may write to it, any number may read it.
 
-It is the operating system's lock on a file, so it ends with the process that holds it, however that
-ends. The file itself means nothing.
+It is the operating system's lock on a file, so it is released when the process that holds it ends,
+for whatever reason. A lock file that nobody holds a lock on means nothing.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from goat_jax.errors import Notice, UserError
 
 LOCK = ".lock"
 UNKNOWN_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""Errors of file systems that have no locks."""
+"""Error numbers of file systems without locks."""
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """A context in which this process alone writes to a folder, which has to exist.
+    """Holds the lock of an existing folder, so that only this process writes to it.
+
+    Where the file system has no locks, it only warns.
 
     Raises:
         UserError: another process holds the lock.
@@ -44,8 +46,8 @@ def _lock(folder: Path) -> int:
             _lock_or_refuse(file, folder)
             os.ftruncate(file, 0)
             os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-            # The process before may have removed the file after we opened it; then our lock is on
-            # a file that nobody else will find.
+            # The previous holder may have removed the file after it was opened here. This lock
+            # would then be on an unlinked file that no other process can see, so try again.
             if _is_at(file, path):
                 return file
         except BaseException:

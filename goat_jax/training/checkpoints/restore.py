@@ -1,4 +1,4 @@
-"""A run that was trained, opened again at one of its checkpoints, or a model as it was before."""
+"""Restores a trained run at one of its checkpoints, and loads pretrained models on a mesh."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ ONE_DEVICE = MeshConfig()
 
 @dataclasses.dataclass(frozen=True)
 class Reopened:
-    """A run at one step.
+    """A run restored at one step.
 
     Attributes:
-        config: as it was trained.
-        built: rebuilt from the pretrained weights, which are checked to be the same.
-        state: of the checkpoint.
-        step: the checkpoint's.
+        config: the config it was trained with, except for the mesh.
+        built: the run rebuilt from the pretrained weights, which are checked to be the same.
+        state: the checkpoint's state.
+        step: the checkpoint's step.
     """
 
     config: RunConfig
@@ -45,10 +45,15 @@ class Reopened:
 
 
 def load_on_mesh(path: Path, mesh: MeshConfig, dtype: Any = jnp.float32) -> Loaded:
-    """A pretrained model, every part read straight to its devices.
+    """Loads a pretrained model; every array is read straight to its devices.
+
+    Args:
+        path: the checkpoint's path.
+        mesh: the mesh to put the model on.
+        dtype: the dtype of the model's parameters.
 
     Raises:
-        UserError: a mesh that does not take exactly the devices there are.
+        UserError: a mesh that does not take exactly the available devices.
     """
     placement = make_placement(mesh)
     loaded = load_model(
@@ -62,20 +67,23 @@ def load_on_mesh(path: Path, mesh: MeshConfig, dtype: Any = jnp.float32) -> Load
 
 
 def reopen(folder: Path, step: int | None, mesh: MeshConfig = ONE_DEVICE) -> Reopened:
-    """Rebuilds a run and restores one of its checkpoints, the best if no step is given.
+    """Rebuilds a run and restores one of its checkpoints.
 
     Args:
-        mesh: what it is put on, whatever it was trained on.
+        folder: the run folder.
+        step: the checkpoint's step; None for the best intact one.
+        mesh: the mesh to put the run on; it may differ from the mesh of the training.
 
     Raises:
-        UserError: no run there, no such checkpoint, or another base model than it was trained on.
+        UserError: the folder holds no run, no such checkpoint or no intact one, or the base model
+            is not the one it was trained on.
     """
     from goat_jax.training.checkpoints.checkpoint import Checkpoints
 
     config, saved = load_run(folder)
     config = dataclasses.replace(config, mesh=mesh)
     checkpoints = Checkpoints(folder, config.best_by, read_only=True)
-    chosen = _chosen(folder, checkpoints, step)  # before anything dear is done
+    chosen = _chosen(folder, checkpoints, step)  # a wrong step fails before the model is built
     built = build(config)
     check_same_model(folder, saved, built)
     state = checkpoints.restore(built.state, None, chosen).state
@@ -84,14 +92,15 @@ def reopen(folder: Path, step: int | None, mesh: MeshConfig = ONE_DEVICE) -> Reo
 
 
 def _chosen(folder: Path, checkpoints: Checkpoints, step: int | None) -> int:
-    """The step that is asked for, or the best whose checkpoint is intact."""
+    """Returns the requested step, or the best one with an intact checkpoint."""
     known = checkpoints.all_steps()
     if not known:
         raise UserError(f"{folder} has no complete checkpoint yet: train it first")
     if step not in (None, *known):
         raise UserError(f"{folder} has no checkpoint of step {step}; there are: {known}")
     candidates = _best_first(checkpoints) if step is None else [step]
-    # The quick check of all comes first: a score that was damaged must not choose.
+    # The quick check covers all of them before any is chosen, so that a checkpoint whose score is
+    # damaged is not ranked by it. Only then are large files hashed, one checkpoint at a time.
     damaged = {n: why for n in candidates if (why := checkpoints.damage(n, thorough=False))}
     for candidate in [n for n in candidates if n not in damaged]:
         why = checkpoints.damage(candidate)
@@ -106,7 +115,10 @@ def _chosen(folder: Path, checkpoints: Checkpoints, step: int | None) -> int:
 
 
 def _best_first(checkpoints: Checkpoints) -> list[int]:
-    """All steps: by their scores, the first of equals first; then those without, newest first."""
+    """Returns all steps: by score, earlier ones first among equals, then those without a score.
+
+    Steps without a score are in reverse order, the newest first.
+    """
     left, order = checkpoints.scores(), []
     while (best := best_of(left, checkpoints.best_by)) is not None:
         order.append(best)
@@ -117,7 +129,7 @@ def _best_first(checkpoints: Checkpoints) -> list[int]:
 def _tell_choice(
     folder: Path, checkpoints: Checkpoints, step: int, damaged: dict[int, str], asked: bool
 ) -> None:
-    """Says which checkpoint is used where that is not simply the best."""
+    """Warns which checkpoint is used if some are damaged or none has a score."""
     if damaged:
         text = f"damaged checkpoints of {folder} ({listed(damaged)}): step {step} is used"
     elif not asked and step not in checkpoints.scores():

@@ -1,4 +1,4 @@
-"""The run folder's identity: run.json says which run it is, and a restart must be that run."""
+"""Identity of a run folder: run.json describes the run, and a restart must match it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from goat_jax.training.setup import Built, Data
 from goat_jax.validation.fields import Natural, check_fields, made
 
 RUN = "run.json"
-RESULT = "result.json"  # what a run of a table came to
-# A rebuilt SVD differs by rounding (1e-7); another segment, seed or rho by more than this.
+RESULT = "result.json"  # the scores of a run that is part of a table
+# A recomputed SVD differs by rounding only (1e-7); another segment, seed or rho differs by more.
 NORM_TOLERANCE = 1e-5
 LIBRARIES = {
     "goat_jax": "goat-jax",
@@ -34,16 +34,16 @@ LIBRARIES = {
     "transformers": "transformers",
     "grain": "grain",
 }
-"""Name in run.json -> name of the package whose version a run's numbers may depend on."""
+"""Name in run.json -> name of a package whose version may change a run's numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RowsIdentity:
-    """The rows of one split.
+    """Identity of one split's rows.
 
     Attributes:
-        rows: their number.
-        sha256: digest of all of them.
+        rows: the number of rows.
+        sha256: the digest of all rows.
     """
 
     rows: Natural
@@ -52,17 +52,17 @@ class RowsIdentity:
 
 @dataclasses.dataclass(frozen=True)
 class RunFile:
-    """The entries of run.json, with their types; those with a default came with later versions.
+    """Entries of run.json, with their types; those with a default were added in later versions.
 
     Attributes:
-        config: fields of the `RunConfig` by their dotted names.
-        base_sha256: digest of the pretrained weights.
-        residual_norms: module name -> norm of its frozen kernel per layer.
-        trained_parameters: their number.
-        versions: of the libraries with which the run began.
-        rows: split -> its rows.
-        earlier_rows: the rows before they were changed, the oldest first.
-        command: the command that began the run.
+        config: the fields of the `RunConfig` by their dotted names.
+        base_sha256: the digest of the pretrained weights.
+        residual_norms: module name pattern -> norms of its frozen kernels, one per layer.
+        trained_parameters: the number of trained parameters.
+        versions: library -> the version with which the run began.
+        rows: split -> identity of its rows.
+        earlier_rows: the identities of the rows before accepted changes, the oldest first.
+        command: the command line that started the run.
     """
 
     config: Mapping[str, Any]
@@ -80,10 +80,10 @@ class RunFile:
 
 @contextlib.contextmanager
 def claimed(folder: Path, config: RunConfig) -> Iterator[bool]:
-    """A context in which the folder is this run's alone; gives whether the run had begun there.
+    """Locks a run folder for this run; yields True if the run had already begun there.
 
-    All of it is cheap: it comes before weights are loaded. What has to be computed is compared by
-    `identify`.
+    All checks here are cheap, because they come before weights are loaded. `identify` compares
+    what has to be computed first.
 
     Raises:
         UserError: the folder cannot be written to, holds other files or another run, or another
@@ -92,7 +92,7 @@ def claimed(folder: Path, config: RunConfig) -> Iterator[bool]:
     folder = Path(folder)
     try:
         missing = not folder.exists()
-        _check_content(folder)  # before a lock is left in somebody's folder
+        _check_content(folder)  # before a lock file is created in a folder that is no run folder
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
         raise UserError(_unusable(folder, error)) from None
@@ -103,7 +103,7 @@ def claimed(folder: Path, config: RunConfig) -> Iterator[bool]:
             held.enter_context(locked(folder))
         except OSError as error:
             raise UserError(_unusable(folder, error)) from None
-        begun = _check_content(folder)
+        begun = _check_content(folder)  # again, as another process may have used it meanwhile
         if begun:
             check_same_config(folder, read_run(folder), config)
         yield begun
@@ -115,10 +115,10 @@ def _unusable(folder: Path, error: Exception) -> str:
 
 
 def _check_content(folder: Path) -> bool:
-    """Whether a run had begun in the folder; `UserError` if it holds something else."""
+    """Returns True if a run had begun in the folder; `UserError` if it holds other files."""
     if (folder / RUN).is_file():
         return True
-    # A process that was killed early leaves its lock, or a run.json that was never finished.
+    # A process that is killed early leaves its lock file, or a partly written run.json.
     others = [
         path
         for path in (folder.iterdir() if folder.exists() else ())
@@ -130,9 +130,9 @@ def _check_content(folder: Path) -> bool:
 
 
 def _remove_unless_used(folder: Path) -> None:
-    """Removes the folder that this process made if no run has come to be in it."""
+    """Removes the folder that this process created, if no run has begun in it."""
     if [path.name for path in folder.iterdir()] == [LOCK]:
-        with contextlib.suppress(OSError):  # somebody else has begun there meanwhile
+        with contextlib.suppress(OSError):  # another process may have started to use the folder
             (folder / LOCK).unlink()
             folder.rmdir()
 
@@ -140,13 +140,17 @@ def _remove_unless_used(folder: Path) -> None:
 def identify(
     folder: Path, config: RunConfig, built: Built, data: Data, command: str | None = None
 ) -> None:
-    """Writes run.json where a run begins; where it had begun, checks that it is the same.
+    """Writes run.json for a new run; for a continued one, checks that it is the same run.
 
-    What a continued run may change of its identity, its length and its rows, is written, too.
+    A continued run may change its length and, if the config accepts it, its rows; run.json is then
+    updated.
 
     Args:
-        folder: is this run's (`claimed`).
-        command: the command that begins the run, to be kept.
+        folder: the run folder, locked by `claimed`.
+        config: the run's config.
+        built: the run's model.
+        data: the run's rows.
+        command: the command line that starts the run; kept in run.json.
 
     Raises:
         UserError: the model or the rows are not those that the run began with.
@@ -165,7 +169,7 @@ def identify(
 
 
 def describe(config: RunConfig, built: Built, data: Data) -> dict[str, Any]:
-    """What identifies a run, as JSON."""
+    """Returns the facts that identify a run, as JSON."""
     return {
         "config": flatten(config),
         "base_sha256": built.base_fingerprint,
@@ -177,7 +181,7 @@ def describe(config: RunConfig, built: Built, data: Data) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of goat_jax and of what its numbers depend on.
+    """Returns the versions of goat_jax and of the packages that its numbers depend on.
 
     >>> list(versions())
     ['goat_jax', 'jax', 'flax', 'optax', 'orbax', 'transformers', 'grain']
@@ -190,7 +194,11 @@ def versions() -> dict[str, str]:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """run.json of a run folder."""
+    """Reads the run.json of a run folder.
+
+    Raises:
+        UserError: the folder has none, or it is not valid.
+    """
     path = Path(folder) / RUN
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder: it has no {RUN}")
@@ -205,7 +213,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Puts a file's name in front of the errors of its content."""
+    """Turns errors of a file's content into a `UserError` that begins with the file's name."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
@@ -214,7 +222,11 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def load_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
-    """The config of a run folder, and all that run.json says."""
+    """Reads the config of a run folder; returns it with all of run.json.
+
+    Raises:
+        UserError: the folder has no run.json, or it is not valid.
+    """
     saved = read_run(folder)
     with _named(Path(folder) / RUN):
         config = config_from_json(saved["config"])
@@ -223,10 +235,10 @@ def load_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
 
 
 def check_same_config(folder: Path, saved: dict[str, Any], config: RunConfig) -> None:
-    """Raises `UserError` unless a config differs from a run's only where it may."""
+    """Raises `UserError` if a config differs from a run's in fields that must not change."""
     with _named(Path(folder) / RUN):
         theirs = config_from_json(saved["config"])
-    before = flatten(theirs)  # with what fields since then stand for
+    before = flatten(theirs)  # from the config, so fields that are newer have their defaults
     for name, value in flatten(config).items():
         if name not in (*FREE_TO_CHANGE, "train.steps") and before.get(name) != value:
             raise UserError(
@@ -237,7 +249,7 @@ def check_same_config(folder: Path, saved: dict[str, Any], config: RunConfig) ->
 
 
 def _check_length(folder: Path, before: RunConfig, now: RunConfig) -> None:
-    """Another number of steps is fine if the steps already done would have been the same."""
+    """Raises `UserError` if another number of steps would have changed the steps already done."""
     planned, wanted = before.train.steps, now.train.steps
     done = max(steps_in(folder / CHECKPOINTS), default=0)
     if wanted == planned:
@@ -259,25 +271,25 @@ def _check_length(folder: Path, before: RunConfig, now: RunConfig) -> None:
 
 
 def _same_rates(one: RunConfig, other: RunConfig) -> bool:
-    """Whether the learning rates agree as long as both runs last."""
+    """True if the learning rates agree over the length of the shorter run."""
     steps = np.arange(min(one.train.steps, other.train.steps))
     mine, theirs = (schedule_of(each.optimizer, each.train.steps)(steps) for each in (one, other))
     return np.array_equal(np.asarray(mine), np.asarray(theirs))
 
 
 def check_same_rows(folder: Path, config: RunConfig, data: Data) -> None:
-    """Raises `UserError` if a run had begun in the folder with other rows; needs no model."""
+    """Raises `UserError` if a run had begun in the folder with other rows; reads no model."""
     if (folder / RUN).is_file():
         rows_of(folder, read_run(folder), config, data)
 
 
 def rows_of(folder: Path, saved: dict[str, Any], config: RunConfig, data: Data) -> dict[str, Any]:
-    """The entries of run.json about the rows, with earlier ones where a change is accepted.
+    """Returns run.json's entries about the rows, with the earlier rows if a change is accepted.
 
     Raises:
         UserError: the rows have changed, and the config does not accept it.
     """
-    before = saved.get("rows", {})  # older versions kept no digests: from now on there are
+    before = saved.get("rows", {})  # empty in a run.json of older versions, which had no digests
     changed = [split for split, rows in data.identity.items() if before.get(split, rows) != rows]
     if not changed:
         return {"rows": data.identity}
@@ -294,7 +306,7 @@ def rows_of(folder: Path, saved: dict[str, Any], config: RunConfig, data: Data) 
 
 
 def check_same_model(folder: Path, saved: dict[str, Any], built: Built) -> None:
-    """Raises `UserError` unless a model is the one that a run began with."""
+    """Raises `UserError` unless a model has the frozen kernels that a run began with."""
     theirs, mine = saved["base_sha256"], built.base_fingerprint
     if theirs != mine:
         raise UserError(
@@ -312,5 +324,5 @@ def check_same_model(folder: Path, saved: dict[str, Any], built: Built) -> None:
 
 
 def write_aside(path: Path, text: str) -> None:
-    """Writes a text file so that it is either the old one or whole."""
+    """Writes a text file atomically: a reader sees the old content or the new, never a part."""
     write_whole(path, text)

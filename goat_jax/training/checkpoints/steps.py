@@ -1,4 +1,4 @@
-"""The steps of a run that have checkpoints, and the best of them; needs no Orbax, which is slow."""
+"""Steps of a run that have checkpoints, and the best of them, without importing Orbax (slow)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pathlib import Path
 from goat_jax.data.metrics import goodness
 
 CHECKPOINTS = "checkpoints"
-"""Folder of the checkpoints in a run folder, each named by its step."""
+"""Folder of the checkpoints inside a run folder; each checkpoint is named by its step."""
 
 
 def best_of(scores: Mapping[int, float], metric: str) -> int | None:
-    """The step with the best score: the first of equals, never one that is not finite.
+    """Returns the step with the best finite score, the first of equals; None if there is none.
 
     Args:
         scores: step -> its value of the metric.
+        metric: the metric's name, which says whether higher is better.
 
     >>> best_of({5: 0.5, 10: 0.9, 15: 0.9, 20: float("nan")}, "accuracy")
     10
@@ -30,11 +31,11 @@ def best_of(scores: Mapping[int, float], metric: str) -> int | None:
 
 
 def steps_in(root: Path) -> list[int]:
-    """The steps that a folder has complete checkpoints of, damaged or not, the newest first."""
+    """Returns the steps of a folder's complete checkpoints, damaged or not, the newest first."""
     names = [path.name for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
 def listed(damaged: Mapping[int, str]) -> str:
-    """Damaged steps with the reasons, for a message."""
+    """Formats damaged steps with their reasons for a message."""
     return ", ".join(f"step {step}: {reason}" for step, reason in damaged.items())

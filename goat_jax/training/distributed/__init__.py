@@ -1,1 +1,1 @@
-"""Several processes that train as one run."""
+"""Multi-process training: joining processes, agreeing to stop, and ending together."""

@@ -1,8 +1,9 @@
-"""Connections among the processes of a run, by which each notices at once that another one ended.
+"""Connections among a run's processes, by which each notices at once that another one ended.
 
-Without them the others would wait in a collective until jax gives up after minutes, with a dump.
-The operating system closes the connections of a process however it ends, so no clock is involved.
-The first process listens; every other one connects to it and hears from it of the rest.
+Without them the other processes would wait in a collective until jax gives up after minutes, with a
+stack dump. The operating system closes a process's connections however the process ends, so no
+timeout is needed. The first process listens. Every other one connects to it, and the first process
+forwards the end of any of them to the rest.
 """
 
 from __future__ import annotations
@@ -18,25 +19,28 @@ import threading
 from typing import Any, NoReturn
 
 LOST = 75
-"""Exit code of a process whose run lost another one: the same command continues (EX_TEMPFAIL)."""
+"""Exit code (EX_TEMPFAIL) of a process whose run lost another process.
+
+The same command continues the run.
+"""
 
 AGAIN = "start all of them again with the same command, it continues from the last checkpoint"
 
 DONE = 0
 TOKEN_BYTES = 32
 MESSAGE = struct.Struct("!BI")
-"""Exit code, and number of the process that ended with it."""
+"""Format of a message: an exit code, and the index of the process that ended with it."""
 
 CONNECT_SECONDS = 30.0
 PLACE = "goat_jax/lifeline"
-"""Key in jax's store under which the first process says where it listens."""
+"""Key in jax's key-value store under which the first process publishes its port and token."""
 
 
 class Lifeline:
-    """This process's connections to the others; to the first one only, unless it is that.
+    """Connections of this process: of the first to all others, of the others to the first.
 
     Args:
-        index: number of this process.
+        index: the index of this process.
     """
 
     def __init__(self, index: int):
@@ -45,7 +49,7 @@ class Lifeline:
         self._ending = threading.Lock()
 
     def listen(self) -> str:
-        """Lets the others connect, in the first process; returns what they need to know."""
+        """Lets the others connect to this, the first process; returns their port and token."""
         dual = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if dual else socket.AF_INET
         server = socket.create_server(("", 0), family=family, dualstack_ipv6=dual)
@@ -57,11 +61,11 @@ class Lifeline:
         """Connects to the first process.
 
         Args:
-            host: of the first process.
-            told: what its `listen` returned.
+            host: the host of the first process.
+            told: the port and the token, as its `listen` returned them.
 
         Raises:
-            OSError: it cannot be reached.
+            OSError: the first process cannot be reached.
         """
         port, token = told.split()
         peer = socket.create_connection((host, int(port)), CONNECT_SECONDS)
@@ -74,7 +78,7 @@ class Lifeline:
             _in_background(self._admit, peer, token)
 
     def _admit(self, peer: socket.socket, token: bytes) -> None:
-        """Watches a connection that knows the token; others are closed and mean nothing."""
+        """Watches a connection that sends the token; closes any other without further effect."""
         with contextlib.suppress(OSError):
             peer.settimeout(CONNECT_SECONDS)
             said = _receive(peer, TOKEN_BYTES + 4)
@@ -85,7 +89,7 @@ class Lifeline:
 
     def _watch_in_background(self, index: int, peer: socket.socket) -> None:
         peer.settimeout(None)
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # of machines that vanish
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # notices a lost machine
         self._peers[index] = peer
         _in_background(self._watch, index, peer)
 
@@ -98,8 +102,13 @@ class Lifeline:
             self._end_with(code, ended)
 
     def _end_with(self, code: int, ended: int) -> NoReturn:
-        """Ends this process with one line and tells the others which one was the first to end."""
-        self._ending.acquire()  # and never released: one line is enough
+        """Ends this process with one line of error and tells the others which process ended first.
+
+        Args:
+            code: the exit code; `LOST` if the process was killed or crashed.
+            ended: the index of the process that ended first.
+        """
+        self._ending.acquire()  # never released, so that only one thread prints its line
         self._tell(code, ended)
         what = "was killed or crashed" if code == LOST else "has failed: see its message"
         print(f"goat-jax: error: process {ended} {what}", end="", file=sys.stderr)
@@ -107,20 +116,20 @@ class Lifeline:
         os._exit(code)
 
     def fail(self, code: int) -> NoReturn:
-        """Ends this process, which has printed why, and the others with it."""
+        """Ends this process, after it has printed the reason, and the others with it."""
         self._ending.acquire()
         self._tell(code, self._index)
         sys.stdout.flush()
         sys.stderr.flush()
-        # Not sys.exit: jax would wait at its end for the others, who wait for this one.
+        # Not sys.exit: at exit jax would wait for the others, which wait for this process.
         os._exit(code)
 
     def done(self) -> None:
-        """Tells the others that this process ends as it should."""
+        """Notifies the others that this process ends normally."""
         self._tell(DONE, self._index)
 
     def wait(self, seconds: float) -> None:
-        """Gives the threads that watch the others time to end this process with their line."""
+        """Waits, so that a watching thread can end this process with its line of error."""
         threading.Event().wait(seconds)
 
     def _tell(self, code: int, ended: int) -> None:
@@ -130,7 +139,7 @@ class Lifeline:
 
 
 def _receive(peer: socket.socket, size: int) -> bytes:
-    """So many bytes, or fewer if the connection ends before."""
+    """Receives `size` bytes, or fewer if the connection ends before."""
     said = b""
     while len(said) < size and (piece := peer.recv(size - len(said))):
         said += piece

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a flag: a run ends after its step, not in the middle of one."""
+"""Ctrl-C and SIGTERM as a flag, so that a run ends after a step and not in the middle of one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 class Signals:
     """A context in which the first SIGINT or SIGTERM only sets `caught` to its name.
 
-    A second one ends the process as usual. Outside the main thread it does nothing.
+    A second signal ends the process as usual. Outside the main thread the context does nothing.
 
     Args:
-        grace: seconds that the run has from the first signal to the end of the context.
-        expired: called, in a thread of its own, if that was not enough.
+        grace: the seconds from the first signal to the end of the context.
+        expired: a function that is called in a separate thread if the context lasts longer.
     """
 
     def __init__(self, grace: float = 0.0, expired: Callable[[], None] | None = None) -> None:
@@ -33,7 +33,7 @@ class Signals:
     def _catch(self, number: int, frame: Any) -> None:
         del frame
         self.caught = signal.Signals(number).name
-        signal.signal(number, self._old[number])  # a second one ends the process at once
+        signal.signal(number, self._old[number])  # the next signal ends the process at once
         if self._expired is not None:
             self._timer = threading.Timer(self._grace, self._expired)
             self._timer.daemon = True

@@ -1,7 +1,8 @@
-"""Several processes as one run: joining them, letting one speak for all, stopping together.
+"""Multi-process runs: joining the processes, acting in the first one only, stopping together.
 
-Every process runs the same program on its own devices and its own rows; jax connects them. All of
-them see the same files (a shared folder), and only the first writes what is not a checkpoint.
+Every process runs the same program on its local devices and its shard of the rows; jax connects
+them. All of them see the same files (a shared folder). Only the first process writes files other
+than checkpoints.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from goat_jax.training.logging.writers import Mirror, TensorBoard, WeightsAndBia
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """Where a process stands among those of a run.
+    """Position of a process among those of a run.
 
     Attributes:
-        coordinator: HOST:PORT on which the first process listens, or "auto" where jax knows the
-            cluster by itself (SLURM, Cloud TPU, GKE, Open MPI).
-        count: how many there are; None for "auto".
-        index: which one this is, from 0; None for "auto".
+        coordinator: the HOST:PORT on which the first process listens, or "auto" where jax detects
+            the cluster (SLURM, Cloud TPU, GKE, Open MPI).
+        count: the number of processes; None for "auto".
+        index: the index of this process, from 0; None for "auto".
 
     Raises:
         UserError: a part is missing or out of range.
@@ -60,19 +61,20 @@ class Processes:
 
 
 def join(processes: Processes, timeout: int = 300) -> Lifeline:
-    """Connects this process with the others, before jax is used for anything else.
+    """Connects this process with the others; it must come before any other use of jax.
 
-    On CPUs they exchange numbers by gloo. From here on the end of one ends all (`lifeline`).
+    On CPUs the collectives use gloo. From then on the end of one process ends all (`lifeline`).
 
     Args:
-        timeout: seconds to wait for the others.
+        processes: the position of this process.
+        timeout: the seconds to wait for the others.
 
     Raises:
-        UserError: they did not come, or jax has started already.
+        UserError: the others did not join in time, or jax has started already.
     """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # A run has its own way to end at a signal (`signals`); jax's would only report, in lines of
-    # C++, that the first process cannot be reached.
+    # `preemption.Signals` handles signals. The preemption service of jax would only add C++ log
+    # lines that the first process cannot be reached.
     jax.config.update("jax_enable_preemption_service", False)
     named = processes.coordinator != "auto"
     try:
@@ -92,8 +94,10 @@ def join(processes: Processes, timeout: int = 300) -> Lifeline:
 
 
 def _lifeline(timeout: int) -> Lifeline:
-    """This process's lifeline; one that knows nobody where no connection can be made, since then
-    jax's own heartbeats are left."""
+    """Makes this process's lifeline, connected to the others.
+
+    If the connection fails, the lifeline has no connections, and only jax's heartbeats remain.
+    """
     from jax._src import distributed  # its store has no public name
 
     state: Any = distributed.global_state
@@ -112,13 +116,19 @@ def as_one(processes: Processes, action: Callable[[], int]) -> int:
     """Runs an action as one of several processes; if it fails in one, all of them end.
 
     Args:
-        action: returns the exit code; below 128 it says that the action failed and has said why.
+        processes: the position of this process.
+        action: a function that returns the exit code. A code from 1 to 127 means that the action
+            failed and has printed why.
+
+    Returns:
+        The exit code: 0, or 128 and above after a signal.
     """
     lifeline = join(processes)
     try:
         code = action()
     except Exception:
-        # Most likely another process has died under a collective; who it was is the better line.
+        # Most likely another process died during a collective. The lifeline then names it, which
+        # helps more than this traceback.
         lifeline.wait(LOST_SECONDS)
         traceback.print_exc()
         lifeline.fail(1)
@@ -129,19 +139,19 @@ def as_one(processes: Processes, action: Callable[[], int]) -> int:
 
 
 FIRST_SIGNAL = 128
-"""Exit codes from here on stand for signals, after which all processes have saved."""
+"""Smallest exit code that stands for a signal, after which all processes have saved."""
 
 LOST_SECONDS = 10.0
-"""How long a process whose collective failed waits for its lifeline to say why."""
+"""Seconds that a process whose collective failed waits for its lifeline to name the cause."""
 
 
 def is_first() -> bool:
-    """Whether this process speaks for the run."""
+    """True in the process that prints and writes for the run."""
     return jax.process_index() == 0
 
 
 def agreed(first_process_is_fine: bool) -> bool:
-    """What the first process found, told to all; every process has to call it."""
+    """Broadcasts the first process's value to all; every process has to call it."""
     if jax.process_count() == 1:
         return first_process_is_fine
     from jax.experimental import multihost_utils
@@ -151,7 +161,7 @@ def agreed(first_process_is_fine: bool) -> bool:
 
 
 def by_first(action: Callable[[], Any]) -> None:
-    """Does something in the first process; the others wait, and go on only if it succeeded.
+    """Calls an action in the first process; the others wait and continue only if it succeeds.
 
     Raises:
         UserError: in every process, if the first one raised it.
@@ -167,9 +177,10 @@ def by_first(action: Callable[[], Any]) -> None:
 
 
 class Votes:
-    """Lets all processes stop after the same step, when any of them was told to.
+    """Consensus of all processes to stop after the same step, once any of them votes to.
 
-    A vote is a small reduction on the devices that is looked at one step later, so nobody waits.
+    A vote is a small reduction on the devices, so every process has to vote after every step. The
+    result is read one step later, so no process waits for it.
     """
 
     def __init__(self) -> None:
@@ -183,7 +194,11 @@ class Votes:
             self._any = jax.jit(lambda votes: votes.max(), out_shardings=whole)
 
     def cast(self, stop: bool) -> bool:
-        """Votes after a step; whether all are to stop now, by the votes after the step before."""
+        """Casts this process's vote after a step.
+
+        Returns:
+            True if all processes have to stop now, according to the votes of the previous step.
+        """
         if not self._several:
             return stop
         before, shape = self._pending, (len(jax.devices()),)
@@ -194,7 +209,7 @@ class Votes:
 
 
 class NoRecords(Records):
-    """For the processes that write no records."""
+    """Metrics log that writes nothing, for all processes but the first."""
 
     def __enter__(self) -> Self:
         return self
@@ -205,10 +220,10 @@ class NoRecords(Records):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Nothing was opened."""
+        """Does nothing: no file was opened."""
 
     def write(self, kind: str, step: int, **values: Any) -> dict[str, Any]:
-        """The record, written nowhere."""
+        """Returns the record without writing it."""
         return {"kind": kind, "step": step, **values}
 
     def resume(self, step: int) -> None:
@@ -216,7 +231,7 @@ class NoRecords(Records):
 
 
 def records_of(config: RunConfig) -> Records:
-    """The records of a run for this process: written by the first, by nobody else."""
+    """Returns the run's metrics log; only the first process's log writes anything."""
     folder = Path(config.out)
     if not is_first():
         return NoRecords(folder)

@@ -1,1 +1,1 @@
-"""Records of a run: metrics, progress, throughput, norms, profiles."""
+"""Logging of a run: metrics, progress, throughput, norms, profiles."""

@@ -1,4 +1,4 @@
-"""Devices that are not there: the shape of a slice to compile for, and what its chips can do."""
+"""Target topologies for ahead-of-time compilation, and their chips' memory, FLOP/s, bandwidth."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from goat_jax.errors import UserError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What one device can do at most, by its maker's data sheet.
+    """Limits of one device, from its maker's data sheet.
 
     Attributes:
-        flops: per second, bfloat16 matrix products.
-        memory: bytes.
-        bandwidth: bytes per second between the chip and its memory.
-        links: bytes per second to other chips, all links together, one way.
+        flops: the peak bfloat16 FLOP/s of matrix products.
+        memory: the device memory in bytes.
+        bandwidth: the memory bandwidth in bytes per second.
+        links: the bandwidth to other chips in bytes per second, all links together, one way.
     """
 
     flops: float
@@ -36,8 +36,11 @@ CHIPS = {
     "a100": Chip(312e12, 80 * 2**30, 2039e9, 300e9),
     "h100": Chip(989e12, 80 * 2**30, 3350e9, 450e9),
 }
-"""Name, as in ``v5e:4x4`` -> the chip, by docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e
-(links: half of the bidirectional figure) and NVIDIA's data sheets of the SXM modules of 80 GB."""
+"""Chip name, as in ``v5e:4x4`` -> the chip's limits.
+
+Sources: docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e (links: half of the bidirectional
+figure), and NVIDIA's data sheets of the SXM modules with 80 GB.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +48,9 @@ class Topology:
     """Devices to compile for.
 
     Attributes:
-        name: as it was asked for.
-        devices: of the platform itself or described by its compiler.
-        chip: what they can do; None if that is not known.
+        name: the topology's name, such as ``v5e:4x4``.
+        devices: real CPU devices, or device descriptions from the TPU compiler.
+        chip: the limits of each device; None if unknown.
     """
 
     name: str
@@ -56,10 +59,11 @@ class Topology:
 
 
 def find_topology(name: str, chip: str | None = None) -> Topology:
-    """The devices of ``cpu:N``, or of a TPU slice such as ``v5e:4x4`` (the extra `tpu`).
+    """Finds the devices of ``cpu:N`` or of a TPU slice such as ``v5e:4x4`` (the extra `tpu`).
 
     Args:
-        chip: a key of `CHIPS` whose limits to reckon with; for a TPU slice its own.
+        name: the topology's name.
+        chip: the key of `CHIPS` with the limits to use; None for those of the slice's chip.
 
     Raises:
         UserError: an unknown name, too few CPU devices, or no compiler for it.

@@ -1,4 +1,4 @@
-"""Floating-point operations of a traced program: its matrix products, as often as they run."""
+"""Floating-point operations of a traced program's matrix products."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from jax.interpreters import partial_eval
 
 
 def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
-    """Multiplications and additions of all matrix products, over all devices together.
+    """Counts the multiplications and additions of all matrix products, over all devices together.
 
-    A scanned layer counts as often as it runs, what nobody uses not at all, and what the backward
-    pass recomputes again. Element-wise work is left out.
+    A scanned layer counts once per iteration, unused results do not count, and what the backward
+    pass recomputes counts again. Of the branches of a `cond` the most expensive one counts.
+    Element-wise operations are left out.
 
     Args:
-        args: arrays or their shapes.
+        function: the function to trace.
+        args: the function's arguments: arrays or their shapes.
 
     >>> x = jax.ShapeDtypeStruct((4, 8), "float32")
     >>> matmul_flops(lambda x: jax.lax.scan(lambda c, _: (c @ x.T @ x, None), x, length=3)[0], x)
@@ -49,7 +51,7 @@ def _dot(equation: Any) -> int:
 
 
 def _inside(params: dict[str, Any]) -> list[Any]:
-    """The programs that an operation runs."""
+    """Returns the jaxprs that an operation runs."""
     found = []
     for value in params.values():
         for each in value if isinstance(value, tuple | list) else (value,):

@@ -1,22 +1,23 @@
-"""What a run wrote down about itself: `metrics.jsonl`, one JSON object a line.
+"""Metrics log of a run: `metrics.jsonl`, with one JSON object per line.
 
-Every record has `kind` and `step` (optimizer updates made so far); the other fields by kind:
+Every record has `kind` and `step` (optimizer updates made so far). The other fields depend on the
+kind:
 
 - train: `loss`, `task_loss`, `aux_loss`, `grad_norm` (before clipping), `update_norm`,
   `router_entropy` (mean, in nats), `learning_rate`, `tokens_per_second`, `padding_share` (0 to 1),
-  `utilization` (matrix products over the devices' peak), `host_peak_bytes`, `device_peak_bytes`
-  (where the device says), and `seconds` since the record before without evaluations, of which
-  `data_seconds` went into getting batches (the device works on the step before meanwhile),
-  `device_seconds` into waiting for the device (none: it waits for the host) and
-  `checkpoint_seconds` into starting checkpoints
+  `utilization` (FLOP/s of the matrix products over the devices' peak), `host_peak_bytes`,
+  `device_peak_bytes` (if the device reports it), and `seconds` since the previous record without
+  evaluations, of which `data_seconds` went into getting batches (the device works on the previous
+  step meanwhile), `device_seconds` into waiting for the device (0 means that the device waits for
+  the host) and `checkpoint_seconds` into starting checkpoints
 - layers: `entropy` (of the router), `grad_norm`, `update_norm`: {path pattern: one per layer}
 - eval: `split`, `loss`, the task's metrics such as `accuracy`, `seconds`
-- load: `modules`, {path pattern: a row for each layer of the share of each expert}; `{}` in the
-  pattern stands for the layer, and the shares of a row sum to 1
+- load: `modules`, {path pattern: for each layer a row with the fraction of tokens per expert}; `{}`
+  in the pattern stands for the layer, and the fractions of a row sum to 1
 
 JSON has no NaN: a number that is not finite is written as `null` and read back as None. The JSON
-file is the record; its mirrors get a copy of the finite scalars, tagged `train/loss`,
-`eval/validation/accuracy`.
+file is authoritative. The metric writers get a copy of its finite scalars, with tags such as
+`train/loss` and `eval/evaluation/accuracy`.
 """
 
 import contextlib
@@ -39,15 +40,15 @@ KINDS = ("train", "layers", "eval", "load")
 
 
 class Records:
-    """Writes the records of one run; a context manager, for one process of a run.
+    """Writes the records of one run; a context manager.
 
-    Each record is on its way to the disk when `write` returns: a killed run loses half a line at
-    most. A run that restarts calls `resume` first. In a run of several processes only one of them
-    may write.
+    Each record is flushed to the operating system when `write` returns, so a killed run loses at
+    most part of a line. A run that restarts calls `resume` first. In a multi-process run only one
+    process may write.
 
     Args:
-        folder: the run's folder, made if it is not there.
-        mirrors: what gets a copy of the scalars.
+        folder: the run's folder; it is created if it does not exist.
+        mirrors: the metric writers that get a copy of the scalars.
 
     >>> import tempfile
     >>> scratch = tempfile.TemporaryDirectory()
@@ -94,7 +95,7 @@ class Records:
 
         Raises:
             UserError: unknown kind, a value that JSON cannot hold, or not inside `with`.
-            RunFailed: a full disk.
+            RunFailed: the record could not be written, for example because the disk is full.
         """
         if kind not in KINDS:
             raise UserError(f"unknown kind of record {kind!r}: choose one of {', '.join(KINDS)}")
@@ -103,7 +104,7 @@ class Records:
         record = {"kind": kind, "step": int(step)}
         record |= {name: _to_json(value, name) for name, value in values.items()}
         try:
-            # One call with the newline in it, so that a kill can only cut the last line.
+            # One write that includes the newline, so that a kill can only truncate the last line.
             self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self._file.flush()
             scalars = _scalars(record)
@@ -117,14 +118,14 @@ class Records:
         return record
 
     def resume(self, step: int) -> None:
-        """Forgets what a killed run wrote after the state it goes on from.
+        """Drops the records that a killed run wrote after the state it continues from.
 
-        Drops the records of steps after `step` and half a last line, by writing the rest aside and
-        renaming; tells the mirrors. Call it before the first `write` of a
-        restart; with nothing written yet it does nothing.
+        Removes the records of steps after `step` and an incomplete last line, by writing the rest
+        to a temporary file that replaces the log, and notifies the metric writers. A restart calls
+        it before its first `write`; without a log it changes no file.
 
         Args:
-            step: the restored step; 0 for a run that was killed before its first checkpoint.
+            step: the restored step; -1 for a run without a checkpoint, which drops all records.
         """
         reopen = self._file is not None
         self._close()
@@ -137,23 +138,23 @@ class Records:
 
     def _close(self) -> None:
         if self._file is not None:
-            with contextlib.suppress(OSError):  # `write` has said it, of its own line
+            with contextlib.suppress(OSError):  # `write` has already raised for that record
                 self._file.close()
             self._file = None
 
 
 def read_records(folder: str | os.PathLike[str], kind: str | None = None) -> list[dict[str, Any]]:
-    """The records of a run in the order written, only those of one kind if given.
+    """Reads the records of a run in the order written.
 
-    Half a last line, as a run leaves that is killed or still writing, is passed over.
+    An incomplete last line is skipped, since the run may have been killed or be still writing.
 
     Args:
         folder: the run's folder.
         kind: one of `KINDS`, or None for all.
 
     Raises:
-        UserError: unknown kind, no records there, or a broken line before the last (named as
-            `file:line`).
+        UserError: unknown kind, a folder without records, or an invalid complete line, which the
+            message names as `file:line`.
     """
     if kind is not None and kind not in KINDS:
         raise UserError(f"unknown kind of record {kind!r}: choose one of {', '.join(KINDS)}")
@@ -166,7 +167,7 @@ def read_records(folder: str | os.PathLike[str], kind: str | None = None) -> lis
 def training_series(
     records: Iterable[Mapping[str, Any]], field: str
 ) -> tuple[list[int], list[float]]:
-    """Steps and values of a field of the training records; gaps (null) are left out.
+    """Returns steps and values of a field of the training records; gaps (null) are left out.
 
     >>> training_series([{"kind": "train", "step": 5, "loss": 0.5}, {"kind": "eval"}], "loss")
     ([5], [0.5])
@@ -180,7 +181,7 @@ def training_series(
 
 
 def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a record by tag."""
+    """Returns the numbers of a record by tag."""
     split = record.get("split")
     prefix = f"{record['kind']}/{split}" if split else record["kind"]
     return {
@@ -191,7 +192,7 @@ def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Whole lines, newline included, with the records on them."""
+    """Yields complete lines, newline included, with the records on them."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             record = _parse(line)
@@ -202,7 +203,7 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """The record on a line; None if it is none, so that readers need not ask of every value."""
+    """Parses and checks the record on a line, so that readers need not; None if it is invalid."""
     try:
         record = parse_json(line, FILE_NAME)
     except UserError:
@@ -215,7 +216,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_number(value: Any) -> bool:
-    # Booleans count, as they do for Python; an integer may be too large for a float.
+    # Booleans count as numbers, as in Python. The bound excludes integers too large for a float.
     return value is None or (isinstance(value, int | float) and abs(value) < 1e308)
 
 
@@ -224,7 +225,7 @@ def _are_numbers(value: Any) -> bool:
 
 
 def _is_table(value: Any) -> bool:
-    """Whether a value is rows of numbers, all of one length."""
+    """True if a value is a list of rows of numbers, all of one length."""
     rows = isinstance(value, list) and bool(value) and all(map(_are_numbers, value))
     return rows and len(value[0]) > 0 and len({len(row) for row in value}) == 1
 
@@ -258,7 +259,7 @@ def _ends_in_half_a_line(path: Path) -> bool:
 
 
 def _rewrite(path: Path, last_step: int | None) -> None:
-    """Keeps the whole lines, up to `last_step` if given."""
+    """Keeps only the complete lines, up to `last_step` if given."""
     aside = path.with_name(path.name + ".aside")
     with aside.open("wb") as file:
         for line, record in _lines(path):
@@ -270,7 +271,7 @@ def _rewrite(path: Path, last_step: int | None) -> None:
 
 
 def _to_json(value: Any, name: str) -> Any:
-    """Python values that JSON can hold; `name` is only for the error."""
+    """Returns a value as Python values that JSON can hold; `name` is only for the error."""
     if value is None or isinstance(value, str | bool):
         return value
     if isinstance(value, Mapping):

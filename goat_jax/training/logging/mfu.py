@@ -1,4 +1,4 @@
-"""How much of the devices' power a run uses: operations of its steps over what they could do."""
+"""Utilization: a run's matrix-product FLOP/s over the devices' peak FLOP/s."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ KINDS = {
     "NVIDIA A100": "a100",
     "NVIDIA H100": "h100",
 }
-"""How a device's kind begins, as jax says it -> its name in `CHIPS`; the first that fits."""
+"""Prefix of a jax device kind -> the chip's name in `CHIPS`; the first match counts."""
 
 
 def known_peak(kind: str) -> float | None:
-    """bfloat16 operations per second of one device by its maker's data sheet, None if unknown.
+    """Returns the bfloat16 FLOP/s of one device from its maker's data sheet; None if unknown.
 
     >>> known_peak("TPU v5 lite") / 1e12
     197.0
@@ -36,7 +36,7 @@ def known_peak(kind: str) -> float | None:
 
 
 def measured_peak(dtype: Any, size: int = 1536, repeats: int = 4) -> float:
-    """Operations per second of the best of some square matrix products on one device."""
+    """Measures one device's FLOP/s, as the best of several square matrix products."""
     square = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(square, square))
@@ -51,22 +51,31 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def peak_of_devices(dtype: Any) -> float:
-    """Of all devices of a run together: by data sheet where it is known, or else measured."""
+    """Returns the peak FLOP/s of all devices of a run together.
+
+    It comes from the data sheet if the device is known, and is measured otherwise.
+
+    Args:
+        dtype: the dtype of the measured product.
+    """
     known = known_peak(jax.devices()[0].device_kind)
     return jax.device_count() * (measured_peak(dtype) if known is None else known)
 
 
 class StepFlops:
-    """Matrix-product operations of a training step, counted once for each shape of batch.
+    """Matrix-product FLOPs of a training step, counted once for each batch shape.
 
-    What the backward pass recomputes counts as often as it is done (hardware operations).
+    What the backward pass recomputes counts again (hardware FLOPs, not model FLOPs).
+
+    Args:
+        step: the training step.
     """
 
     def __init__(self, step: Callable[..., Any]):
         self._step, self._known = step, {}
 
     def __call__(self, state: Any, base: Any, batch: Batch) -> int:
-        """The count for a batch of this shape; nothing is run."""
+        """Returns the FLOPs of a step on a batch of this shape, by tracing alone."""
         shapes = tuple((name, batch[name].shape) for name in sorted(batch))
         if shapes not in self._known:
             self._known[shapes] = matmul_flops(self._step, state, base, batch)

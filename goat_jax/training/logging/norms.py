@@ -1,4 +1,4 @@
-"""Norms of gradients and updates by module and layer, from the squares that a step gives."""
+"""Norms of gradients and updates by module and layer, from a step's squared norms."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Path = tuple[Any, ...]
 def norms_by_module(
     squares_by_leaf: PyTree, names: Mapping[Path, Sequence[str]], patterns: Mapping[Path, str]
 ) -> dict[str, list[float]]:
-    """The norm over all arrays of a module, per layer.
+    """Computes the norm over all arrays of a module, per layer.
 
     Args:
-        squares_by_leaf: {part: {path: ...}} squared norms, as `training.step` gives them.
+        squares_by_leaf: squared norms {part: {path: ...}}, as `training.step` returns them.
         names: path of a module -> its full name per layer.
         patterns: path of a module -> its name with ``{}`` for the layer.
 
     Returns:
-        pattern -> norms of its layers; arrays outside all modules go by their own path.
+        pattern -> norms of its layers. An array outside all modules is named by its path.
 
     >>> squares = {"adapter": {"up": {"a": np.array([9.0, 1.0]), "b": np.array([16.0, 0.0])}}}
     >>> norms_by_module(squares, {("up",): ["0.up", "1.up"]}, {("up",): "{}.up"})
@@ -46,7 +46,9 @@ def not_finite(squares_by_leaf: PyTree, names: Mapping[Path, Sequence[str]], mos
     """Names the modules whose gradients are not finite, layer by layer.
 
     Args:
-        squares_by_leaf, names: as for `norms_by_module`.
+        squares_by_leaf: squared norms of the gradients, as for `norms_by_module`.
+        names: path of a module -> its full name per layer.
+        most: the largest number of names; further modules are only counted.
 
     >>> not_finite({"adapter": {"up": {"a": np.array([1.0, np.nan])}}}, {("up",): ["0.up", "1.up"]})
     '1.up'
@@ -65,11 +67,11 @@ def not_finite(squares_by_leaf: PyTree, names: Mapping[Path, Sequence[str]], mos
 
 
 def _leaves(squares_by_leaf: PyTree) -> list[tuple[Path, np.ndarray]]:
-    """The paths below the part (adapter, head) with their arrays, on the host."""
+    """Returns the paths below the part (adapter, head) with their arrays, on the host."""
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(squares_by_leaf))
     return [(tuple(entry.key for entry in path[1:]), np.atleast_1d(leaf)) for path, leaf in leaves]
 
 
 def _owner(keys: Path, names: Mapping[Path, Sequence[str]]) -> Path:
-    """The module an array belongs to; the array's own path if none is listed."""
+    """Returns the path of an array's module, or the array's path if no module contains it."""
     return next((keys[:n] for n in range(len(keys)) if keys[:n] in names), keys)

@@ -1,4 +1,4 @@
-"""A trace of some steps by `jax.profiler`, for TensorBoard or ui.perfetto.dev."""
+"""Profiling of some steps by `jax.profiler`, for TensorBoard or ui.perfetto.dev."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ FOLDER = "profile"
 class Profile:
     """Traces a range of steps into `folder/profile`; a context manager around the loop.
 
-    Steps that a continued run has behind it are not traced any more.
+    A continued run does not trace steps that were done before it restarted.
 
     Args:
         folder: the run folder.
-        steps: those to trace, counted from 1; empty for none.
+        steps: the steps to trace, counted from 1; empty for none.
     """
 
     def __init__(self, folder: Path, steps: range):
         self._folder, self._steps, self._on = Path(folder) / FOLDER, steps, False
 
     def before(self, step: int) -> None:
-        """Starts if this step is to be traced."""
+        """Starts the trace if this step is in the range."""
         if step in self._steps and not self._on:
             jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
             self._on = True
 
     def after(self, step: int, result: Any) -> None:
-        """Stops after the last one, once `result` is there."""
+        """Stops the trace after the last step of the range, once `result` is computed."""
         if self._on and step == self._steps[-1]:
             jax.block_until_ready(result)
             self._stop()
@@ -49,5 +49,5 @@ class Profile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._on:  # the run ended early: what there is of the trace is kept
+        if self._on:  # the run ended within the range: keep the incomplete trace
             self._stop()

@@ -1,4 +1,4 @@
-"""The progress of a training run: a live bar in a terminal, a few plain lines everywhere else."""
+"""Progress display of a training run: a live bar in a terminal, plain lines everywhere else."""
 
 import sys
 import time
@@ -8,25 +8,25 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 _LINE_SECONDS = 10.0  # plain lines are at least this far apart,
-_LINE_SHARE = 0.05  # and one is due after this share of the run
+_LINE_SHARE = 0.05  # and one is due after this fraction of the run
 _QUIET_SECONDS = 60.0  # or after this long, whichever is first
-_SPEED_SECONDS = 600.0  # the rate behind the ETA is averaged over this long: steps may be slow
+_SPEED_SECONDS = 600.0  # averaging window of the ETA's speed; long, since steps may be slow
 
 
 class TrainProgress:
     """Shows step, loss, last evaluation metric, tokens/s, elapsed time and ETA; a context manager.
 
-    In a terminal this is a bar that prints nothing twice. In a pipe, a file or a CI log it prints
-    the first and the last step and between them a plain line after every 5 % of the run or every
-    minute, never two within 10 seconds.
+    In a terminal this is a live bar. In a pipe, a file or a CI log it prints plain lines: for the
+    first and the last step, and between them after every 5 % of the run or every minute, never two
+    within 10 seconds.
 
     Args:
-        total_steps: step at which the run ends.
-        start_step: step at which it starts, more than 0 for a run that goes on.
-        enabled: False prints nothing at all (quiet runs, all but the first process).
-        stream: where to print; standard error if None, so that results piped from standard output
-            stay clean.
-        clock: seconds, for tests.
+        total_steps: the step at which the run ends.
+        start_step: the step at which it starts; above 0 for a run that is continued.
+        enabled: whether anything is printed; False for quiet runs and all processes but the first.
+        stream: the stream to print to. None is standard error, so that results piped from standard
+            output stay clean.
+        clock: a function that returns the time in seconds; tests replace it.
 
     >>> with TrainProgress(total_steps=2, stream=sys.stdout, clock=lambda: 0.0) as progress:
     ...     progress.update(1, loss=0.70)
@@ -64,7 +64,8 @@ class TrainProgress:
         is_tty = self._stream.isatty()
         console = Console(file=self._stream, force_terminal=is_tty)
         self._live = is_tty and not console.is_dumb_terminal
-        # Without `start` it draws nothing, and still keeps the rate and the ETA of plain lines.
+        # Without `start` the bar draws nothing but still computes the speed and the ETA for the
+        # plain lines.
         self._bar = _make_rich_bar(console, self._clock)
         self._task = self._bar.add_task("", total=self._total, completed=self._step, status="")
 
@@ -82,7 +83,7 @@ class TrainProgress:
         if self._live:
             self._bar.stop()
         elif self._line_step is not None and self._line_step != self._step:
-            self._print_line()  # a run stopped early says where
+            self._print_line()  # shows the last step of a run that stopped early
 
     def update(
         self,
@@ -91,11 +92,12 @@ class TrainProgress:
         loss: Any = None,
         **values: Any,
     ) -> None:
-        """Moves to `step`; what is not given keeps its last value.
+        """Moves to `step`; values that are not given stay as they were.
 
         Args:
-            step: optimizer updates made so far.
-            loss: training loss. A JAX array is waited for: give numbers already fetched.
+            step: the number of optimizer updates made so far.
+            loss: the training loss. A JAX array blocks until it is computed, so give fetched
+                numbers.
             values: evaluation metrics, shown under their names, and throughput, whose names end
                 in `_per_second`.
         """
@@ -109,7 +111,7 @@ class TrainProgress:
             self._print_line()
 
     def message(self, text: str) -> None:
-        """Prints a line of its own, above the bar if there is one."""
+        """Prints a separate line, above the bar if there is one."""
         if self._live:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif self._enabled:
@@ -144,7 +146,7 @@ def _make_rich_bar(console: Any, clock: Callable[[], float]) -> Any:
     )
     from rich.table import Column
 
-    def whole() -> Column:  # in a narrow terminal only the status may wrap, not the times
+    def whole() -> Column:  # in a narrow terminal only the status may wrap, never the times
         return Column(no_wrap=True)
 
     return Progress(
@@ -166,7 +168,7 @@ RATE = "_per_second"
 
 
 def _status(values: dict[str, float]) -> str:
-    """Such as `loss 0.7000 | accuracy 0.8120 | 12,345 tokens/s`."""
+    """Formats values, such as `loss 0.7000 | accuracy 0.8120 | 12,345 tokens/s`."""
     scores = [f"{k} {v:.4f}" for k, v in values.items() if not k.endswith(RATE)]
     rates = [f"{v:,.0f} {k.removesuffix(RATE)}/s" for k, v in values.items() if k.endswith(RATE)]
     parts = scores + rates

@@ -1,4 +1,4 @@
-"""What is counted between two records: time and where it went, tokens, padding, operations."""
+"""Throughput between two records: elapsed time by activity, tokens, padding and FLOPs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ class Meter:
     """Throughput since the last reading.
 
     Args:
-        unit: what is counted.
-        shares: of a batch there are so many, of which this process counts one.
-        peak: operations per second that all devices could do; None leaves the utilization out.
+        unit: the unit that is counted, "tokens" or "images".
+        shares: the number of shards of a batch, of which this process counts one.
+        peak: the peak FLOP/s of all devices together; None leaves the utilization out.
+        clock: a function that returns the time in seconds; tests replace it.
 
     >>> meter = Meter(clock=iter([0.0, 0.5, 1.0, 2.0]).__next__, peak=10.0)
     >>> meter.add({"attention_mask": np.array([[1, 1, 1, 0]]), "weights": np.ones(1)}, flops=4)
@@ -55,18 +56,21 @@ class Meter:
         self._spent[part] += self._clock() - start
 
     def add(self, batch: Batch, flops: int = 0) -> None:
-        """Counts a batch's tokens by its attention mask (B, T), or without one its rows."""
+        """Counts a batch's tokens by its attention mask (B, T), or its rows if it has no mask."""
         places = batch.get("attention_mask", batch["weights"])
         self._real += int(np.count_nonzero(places))
         self._all += int(np.size(places))
         self._flops += flops
 
     def pause(self, seconds: float) -> None:
-        """Leaves out time that was not training, such as an evaluation."""
+        """Excludes some seconds that were not training, such as an evaluation."""
         self._since += seconds
 
     def read(self) -> dict[str, float]:
-        """What `training.records` lists of it: throughput (real tokens only), padding, times."""
+        """Returns the throughput (real tokens only), padding and times, and resets them.
+
+        `training.logging.metrics_log` describes the fields.
+        """
         now = self._clock()
         seconds = max(now - self._since, 1e-9)
         found = {
@@ -82,7 +86,7 @@ class Meter:
 
 
 def memory_peaks() -> dict[str, float]:
-    """Bytes at most in use so far: by this process, and on its first device where that is told.
+    """Returns the peak memory in bytes: of this process, and of its first device if it reports it.
 
     >>> memory_peaks()["host_peak_bytes"] > 2**20
     True

@@ -1,4 +1,4 @@
-"""Copies of a run's scalars for the viewers people use: TensorBoard, Weights & Biases."""
+"""Metric writers: copy a run's scalars to TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ TENSORBOARD_FOLDER = "tensorboard"
 
 
 class Mirror(Protocol):
-    """Takes the finite scalars of each record."""
+    """Metric writer: gets the finite scalars of each record."""
 
     def add(self, scalars: Mapping[str, float], step: int) -> None:
-        """Shows scalars by tag, such as ``train/loss``."""
+        """Writes scalars by tag, such as ``train/loss``."""
         ...
 
     def resume(self, step: int) -> None:
-        """Called before anything is added by a run that goes on after `step`."""
+        """Prepares for a run that continues after `step`; called before its first `add`."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Closes the writer after the last record."""
+        ...
 
 
 class TensorBoard:
-    """Event files in `folder/tensorboard`, written at once.
+    """Writes event files to `folder/tensorboard`, flushed after every record.
 
-    Not by tensorboardX's own `SummaryWriter`: its thread dies of a full disk, and of a clock that
-    jumps back by a month, and a run then waits for it for ever.
+    It does not use tensorboardX's `SummaryWriter`: that one's thread dies if the disk is full or
+    if the clock jumps back by a month, and the run would then wait for the thread forever.
     """
 
     def __init__(self, folder: Path):
@@ -64,8 +66,8 @@ class TensorBoard:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
 
-        # The file's name has the time in seconds only and is opened with "w": without a count, a
-        # restart within the second would overwrite the events of the run before.
+        # The file's name has the time in whole seconds, and the file is opened with "w". Without a
+        # count, a restart within a second would overwrite the events of the previous run.
         count = len(list(self._folder.glob("*.tfevents.*")))
         self._folder.mkdir(parents=True, exist_ok=True)
         events = EventsWriter(str(self._folder / "events"), f".{count:04d}")
@@ -78,7 +80,12 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of a Weights & Biases project; one that goes on is found again by its folder.
+    """Writes to a run of a Weights & Biases project; a continued run is identified by its folder.
+
+    Args:
+        folder: the run folder.
+        project: the project's name.
+        config: the run's config by dotted names.
 
     Raises:
         UserError: the package is not installed.
@@ -100,7 +107,7 @@ class WeightsAndBiases:
             config=dict(config),
             resume="allow",
         )
-        # An axis of our own: theirs only grows, and a run that goes on steps back.
+        # A separate step axis: that of wandb may only grow, but a continued run goes back.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
@@ -108,7 +115,7 @@ class WeightsAndBiases:
         self._run.log({**scalars, "step": step})
 
     def resume(self, step: int) -> None:
-        pass  # what is logged again lies over what was
+        pass  # values that are logged again at a step are drawn over the earlier ones
 
     def close(self) -> None:
         self._run.finish()
