@@ -76,7 +76,7 @@ def check_programs(task: ExamTask, options: ExamOptions) -> None:
     if not options.run_programs:
         raise UserError(
             f"task {task.name} is scored by running programs that the model wrote: allow it with "
-            "--run-programs (they run confined, see goat_jax/sandbox)"
+            "--run-programs (they run confined, see goat_jax.evaluation.sandbox)"
         )
     check_sandbox()
 
