@@ -72,6 +72,8 @@ def test_pieces_of_an_output_and_warnings_do_not_count():
         return {"output_type": "stream", "name": name, "text": text}
 
     cut = {"outputs": [stream("stdout", "a\n"), stream("stderr", "careful"), stream("stdout", "b")]}
-    result = {"output_type": "execute_result", "data": {"text/plain": "c", "image/png": "..."}}
+    value = {"output_type": "execute_result", "data": {"text/plain": "c"}}
+    drawn = {"text/plain": "<Figure size 600x300>", "image/png": "..."}
+    picture = {"output_type": "execute_result", "data": drawn}
     assert shown(cut) == ("a\nb", [])
-    assert shown({"outputs": [result]}) == ("c\n", ["image/png"])
+    assert shown({"outputs": [value, picture]}) == ("c\n", ["image/png"])

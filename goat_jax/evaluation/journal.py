@@ -29,13 +29,11 @@ class Journal:
         self.path = path
         self._results: dict[str, Any] = {}
         self._lock = threading.Lock()
-        if path is None:
-            return
-        head = json.dumps({"settings": digest(settings)})
-        lines = [head, *self._read(path, head)]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Rewriting the file drops an incomplete last line, so that `put` appends to a new line.
-        write_whole(path, "".join(f"{line}\n" for line in lines))
+        # Written with the first result: an evaluation that is refused leaves no file.
+        self._unwritten: list[str] = []
+        if path is not None:
+            head = json.dumps({"settings": digest(settings)})
+            self._unwritten = [head, *self._read(path, head)]
 
     def _read(self, path: Path, head: str) -> list[str]:
         """Loads the results of a file whose first line is `head`, and returns their lines."""
@@ -62,8 +60,14 @@ class Journal:
         if self.path is None:
             return
         line = json.dumps({"key": digest(key), "result": result}) + "\n"
-        with self._lock, open(self.path, "a", encoding="utf-8") as file:
-            file.write(line)
+        with self._lock:
+            if self._unwritten:
+                # Rewriting the file drops an incomplete last line: what follows is a new line.
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(self.path, "".join(f"{each}\n" for each in self._unwritten))
+                self._unwritten = []
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(line)
 
 
 NOTHING_KEPT = Journal(None)

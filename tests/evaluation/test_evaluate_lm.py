@@ -376,10 +376,13 @@ def test_pass_at_k_of_several_samples(model, data, tmp_path, capsys, monkeypatch
         (["--task", "gsm8k", "--dtype", "int4"], "dtype 'int4' is not one of"),
     ],
 )
-def test_bad_requests_get_one_line(model, arguments, says, capsys):
+def test_bad_requests_get_one_line_and_leave_nothing(
+    model, arguments, says, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # where the records would go
     assert main(["evaluate", str(model), "--quiet", *arguments]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert says in line
+    assert says in line and not list(tmp_path.iterdir())
 
 
 def test_a_model_shared_out_over_eight_devices_answers_the_same(model):

@@ -424,7 +424,10 @@ def test_a_journal_of_other_settings_or_damaged_lines_is_no_help_and_no_harm(tmp
     again = Journal(path, "one")
     again.put(["b"], 2)
     assert Journal(path, "one").get(["a"]) == 1 and Journal(path, "one").get(["b"]) == 2
-    assert Journal(path, "two").get(["a"]) is None and Journal(path, "one").get(["a"]) is None
+    other = Journal(path, "two")
+    assert other.get(["a"]) is None and Journal(path, "one").get(["a"]) == 1
+    other.put(["a"], 3)
+    assert Journal(path, "two").get(["a"]) == 3 and Journal(path, "one").get(["a"]) is None
     path.write_bytes(b"\xff\xfe\n")
     assert Journal(path, "one").get(["a"]) is None
 

@@ -17,8 +17,10 @@ def shown(cell) -> tuple[str, list[str]]:
         if output.get("output_type") == "stream":
             text += output["text"] if output["name"] == "stdout" else ""
         elif "data" in output:
-            text += output["data"].get("text/plain", "") + "\n"
-            kinds += [kind for kind in output["data"] if kind != "text/plain"]
+            others = [kind for kind in output["data"] if kind != "text/plain"]
+            kinds += others
+            # The text beside a picture says no more than its size in pixels.
+            text += "" if others else output["data"].get("text/plain", "") + "\n"
     return text, kinds
 
 

@@ -120,7 +120,6 @@ SIZES |= {"intermediate_size": 16, "image_size": 16, "patch_size": 4}
 @pytest.mark.parametrize(
     ("hf", "message"),
     [
-        ({"model_type": "dinov2", "use_swiglu_ffn": True}, "use_swiglu_ffn is true: .* giant"),
         ({"model_type": "vit", "patch_size": [4, 8]}, r"patch_size is \[4, 8\]: only square"),
         ({"model_type": "vit", "image_size": [4, 8, 3]}, r"image_size is \[4, 8, 3\]: it must"),
         ({"model_type": "vit", "image_size": 3}, "an image of 3x3 pixels has no room for a patch"),
@@ -173,9 +172,6 @@ def test_a_missing_tensor_is_named_as_today(save_vision, tmp_path):
         load_model(tmp_path, key=KEY)
 
 
-def test_new_labels_need_a_new_head(save_vision):
-    folder = save_vision("dinov2").folder
-    with pytest.raises(UserError, match="new_head=True starts it afresh"):
-        load_model(folder, key=KEY, num_labels=9)
-    loaded = load_model(folder, key=KEY, num_labels=9, new_head=True)
+def test_a_head_of_other_labels_starts_afresh(save_vision):
+    loaded = load_model(save_vision("dinov2").folder, key=KEY, num_labels=9)
     assert loaded.fresh == ("classifier.weight", "classifier.bias")
