@@ -50,6 +50,8 @@ def test_it_runs(path, plain_environment):
         ("loss 0.576\nrows 9,270\n", "loss   0.58\nrows 9,270", None),
         ("a  b\n-----  --\n1  2", "a b\n--- ---\n1 2", None),
         ("up to 1e-08", "up to 5e-08", None),
+        ("up to 4e-07", "up to 0e+00", None),
+        ("up to 0e+00", "up to 4e-07", None),
         ("7.30e+12 operations", "7.303e+12 operations", None),
         ("upright 95.2%", "upright 93.9%", None),
         ("loss 0.576", "loss 0.676", "kept '0.576', now '0.676'"),
