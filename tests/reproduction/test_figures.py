@@ -36,7 +36,9 @@ def write_run(root, name, method, score=0.5, *, task="one", seed=0, loads=(), **
     config = with_adapter(config, options)
     folder = root / name
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({"config": flatten(config)}))
+    run = {"config": flatten(config), "base_sha256": "0", "residual_norms": {}}
+    run |= {"trained_parameters": 1, "versions": {}}
+    (folder / "run.json").write_text(json.dumps(run))
     records = [
         {"kind": "train", "step": n, "loss": 1 / n, "task_loss": 1 / n, "grad_norm": 1.0 / n}
         for n in (1, 2, 3)
