@@ -115,7 +115,7 @@ def test_the_papers_glue_has_robertas_own():
 
 @pytest.mark.parametrize("rate", [1.0, -0.1, float("nan"), "half"])
 def test_other_rates_are_refused_at_once(rate):
-    with pytest.raises(UserError, match=rf"model.dropout {rate!r} is not a rate"):
+    with pytest.raises(UserError, match=rf"model.dropout {rate!r} is not valid"):
         ModelConfig("m", dropout=rate)
 
 
