@@ -14,9 +14,9 @@ from goat_jax.bench.turns import machine, machine_line
 from goat_jax.cli.compare import entry_config, read_entries
 from goat_jax.config.run import DTYPES
 from goat_jax.errors import UserError
+from goat_jax.files import write_whole
 from goat_jax.plots.growth import plot_growth, slope
 from goat_jax.text_tables import render_table
-from goat_jax.training.checkpoints.run_dir import write_aside
 
 HEADERS = ["work", "method", "median s", "ratio", "temporary MiB", "ratio", "GFLOP"]
 
@@ -41,7 +41,7 @@ def bench(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"machine": machine(), "turns": options.turns, **found}, indent=1)
-        write_aside(options.out / f"bench_{options.what}.json", text + "\n")
+        write_whole(options.out / f"bench_{options.what}.json", text + "\n")
         print(f"\nall numbers are in {options.out}")
     return 0
 

@@ -19,6 +19,7 @@ from goat_jax.analysis.run_data import (
 )
 from goat_jax.config.run import RunConfig
 from goat_jax.errors import UserError
+from goat_jax.files import write_whole
 from goat_jax.plots import plot_expert_load, plot_training
 from goat_jax.plots.curves import Panel, plot_curves
 from goat_jax.plots.heatmaps import Scale, plot_heatmaps
@@ -27,7 +28,7 @@ from goat_jax.plots.spectra import plot_spectra
 from goat_jax.plots.style import short_names
 from goat_jax.plots.tokens import plot_patches, plot_tokens
 from goat_jax.training.checkpoints.restore import Reopened, reopen
-from goat_jax.training.checkpoints.run_dir import load_run, write_aside
+from goat_jax.training.checkpoints.run_dir import load_run
 from goat_jax.training.logging.metrics_log import read_records, training_series
 from goat_jax.training.setup import evaluation_batches, load_rows
 
@@ -89,7 +90,7 @@ def plot(folder: Path, choice: Choice) -> Path:
     page = render_page(
         f"Run {folder.resolve().name}", facts(config, saved, records, step), sections
     )
-    write_aside(folder / PAGE, page)
+    write_whole(folder / PAGE, page)
     return folder / PAGE
 
 

@@ -21,7 +21,7 @@ from goat_jax.evaluation.judge_client import check_judge
 from goat_jax.evaluation.llm_judge import examine_by_judge
 from goat_jax.evaluation.model import Subject
 from goat_jax.evaluation.types import Examination, ExamOptions, Progress, Sitting
-from goat_jax.training.checkpoints.run_dir import write_aside
+from goat_jax.files import write_whole
 
 WAYS: dict[str, Callable[[Sitting], Examination]] = {
     GENERATE: examine_by_answer,
@@ -96,9 +96,9 @@ def write_records(folder: Path, task: str, way: str, found: Examination) -> list
     for name, lines in found.records.items():
         paths.append(folder / f"{task}-{way}-{name}.jsonl")
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_aside(paths[-1], text)
+        write_whole(paths[-1], text)
     paths.append(folder / f"{task}-{way}-scores.json")
-    write_aside(paths[-1], json.dumps(found.scores, indent=1) + "\n")
+    write_whole(paths[-1], json.dumps(found.scores, indent=1) + "\n")
     if not found.problem:
         _journal(folder, task, way).unlink(missing_ok=True)
     return paths

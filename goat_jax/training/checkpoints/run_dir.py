@@ -321,8 +321,3 @@ def check_same_model(folder: Path, saved: dict[str, Any], built: Built) -> None:
                 f"{folder}: the rebuilt frozen kernel of {name} is not the one it was trained on: "
                 "the library's SVD start has changed, start anew with another --out"
             )
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Writes a text file atomically: a reader sees the old content or the new, never a part."""
-    write_whole(path, text)
