@@ -9,7 +9,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/goat-jax train --config configs/demo.py --out runs/demo
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not nightly'
 
 # Warnings are errors: a broken link, a public name without an entry, a docstring that is no text.
 docs: $(VENV)/docs.stamp
