@@ -110,7 +110,8 @@ def test_expected_output_is_that_of_eval_mode_for_shared_and_own_masks():
         return jax.vmap(one)(keys)
 
     keys = jax.random.split(jax.random.key(0), draws)
-    outputs = [np.asarray(sample(keys, spec_of(per_expert=own)), np.float64) for own in (0, 1)]
+    specs = [spec_of(per_expert=own) for own in (False, True)]
+    outputs = [np.asarray(sample(keys, spec), np.float64) for spec in specs]
     for values in outputs:
         error = values.std(0) / np.sqrt(draws)
         assert (np.abs(values.mean(0) - quiet) < 5 * error).all()

@@ -58,6 +58,7 @@ def test_goat_needs_no_array_of_its_input_s_size_more_than_plain_lora(size, dtyp
     assert more <= 8 * 4 * 16 * max(size.tokens, size.inputs)
 
 
+@pytest.mark.slow
 def test_cost_by_experts_is_flat_but_for_the_router():
     """At one total rank the products grow by the router alone: 3 of S x I x E, and by the two of
     S x k x E that put its k weights in their places."""
@@ -68,6 +69,7 @@ def test_cost_by_experts_is_flat_but_for_the_router():
     assert flops[8] - flops[4] == 4 * router and flops[32] - flops[4] == 28 * router
 
 
+@pytest.mark.slow
 def test_growth_is_measured_along_every_axis():
     found = measure_growth(Size(32, 16, 16), "goat", (8, 16), (4, 8), turns=1)
     assert {axis: [n for n, _ in points] for axis, points in found.items()} == {
@@ -83,6 +85,7 @@ def test_growth_is_measured_along_every_axis():
     assert slope([1, 2, 4, 8], [1.0, 4.0, 16.0, 64.0]) == pytest.approx(2.0)
 
 
+@pytest.mark.slow
 def test_layers_from_the_command_line(tmp_path, capsys):
     out = tmp_path / "bench"
     words = ["bench", "layer", "--size", "16,32,24", "--rank", "8", "--turns", "2"]

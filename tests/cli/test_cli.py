@@ -191,6 +191,7 @@ def test_programs_are_kept_where_that_is_possible(tmp_path, monkeypatch, recwarn
         assert f"cannot use the cache {kept} (" in str(recwarn.pop(Notice).message)
 
 
+@pytest.mark.slow
 def test_train_evaluate_inspect(config_file, tmp_path, capsys):
     out = tmp_path / "run"
     assert main(train(config_file, out, "--train.steps", "10")) == 0
@@ -221,6 +222,7 @@ def test_inspect_counts_a_config_without_weights(capsys):
     assert "a run folder or --config FILE" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_methods_of_a_model(capsys):
     assert main(["methods", "--model", "clip-vit-base-patch32"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]

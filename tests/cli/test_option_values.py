@@ -203,6 +203,7 @@ def taken_or_one_line(make):
         sensible(config)
 
 
+@pytest.mark.slow
 @DETERMINISTIC
 @given(place=st.sampled_from(FIELDS), value=VALUES)
 def test_any_value_of_any_field_is_sensible_or_one_line(place, value):

@@ -22,6 +22,8 @@ from goat_jax.nn.named_modules import find_sites
 from goat_jax.training.checkpoints.restore import reopen
 from goat_jax.training.setup import evaluation_batches, load_rows
 
+pytestmark = pytest.mark.slow  # a trained run, and all pictures of it
+
 
 @pytest.fixture(scope="module")
 def opened(finished):

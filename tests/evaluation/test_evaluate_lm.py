@@ -196,6 +196,7 @@ def run(model, tmp_path_factory):
     return config
 
 
+@pytest.mark.slow
 def test_answers_are_marked(run, capsys, monkeypatch):
     from goat_jax.evaluation import generate_and_loglikelihood as answering
 
@@ -215,6 +216,7 @@ def test_answers_are_marked(run, capsys, monkeypatch):
     assert records[2]["prediction"] == "answer1" and records[3]["prediction"] is None
 
 
+@pytest.mark.slow
 def test_the_likelier_option_is_taken(run, capsys, monkeypatch):
     from goat_jax.evaluation import loglikelihood as likelihood
 
@@ -233,12 +235,14 @@ def test_the_likelier_option_is_taken(run, capsys, monkeypatch):
     assert (record["prediction"], record["prediction_norm"]) == ("answer2", "answer1")
 
 
+@pytest.mark.slow
 def test_the_loss_of_its_rows_can_still_be_had(run, capsys):
     capsys.readouterr()
     assert main(["evaluate", run.out, "--json", "--how", "loss"]) == 0
     assert said(capsys)[0]["perplexity"] > 1.0
 
 
+@pytest.mark.slow
 def test_a_table_for_people(run, tmp_path, capsys):
     capsys.readouterr()
     arguments = ["--how", "likelihood", "--limit", "2", "--out", str(tmp_path / "x")]
@@ -249,6 +253,7 @@ def test_a_table_for_people(run, tmp_path, capsys):
     assert not list((tmp_path / "x").glob("*.writing"))
 
 
+@pytest.mark.slow
 def test_likelihoods_are_those_of_the_plain_logits(model):
     subject = open_subject(str(model))
     pairs = [("ab", "cd"), ("a longer prompt than that", "x"), ("q", "yes, it is so"), ("ab", "ce")]
@@ -293,6 +298,7 @@ def test_likelihoods_that_are_not_finite_are_no_answer(model):
         scorer([("a", "b")])
 
 
+@pytest.mark.slow
 def test_batched_answers_are_those_alone_whatever_they_are_padded_to(model):
     generator = open_subject(str(model)).generator()
     prompts = ["one", "a much longer prompt " * 3, "b"]
@@ -385,6 +391,7 @@ def test_bad_requests_get_one_line_and_leave_nothing(
     assert says in line and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_model_shared_out_over_eight_devices_answers_the_same(model):
     alone, shared_out = (open_subject(str(model), mesh=MeshConfig(tensor=n)) for n in (1, 8))
     cut = [leaf for leaf in jax.tree.leaves(shared_out.base) if not leaf.is_fully_replicated]
@@ -398,6 +405,7 @@ def test_a_model_shared_out_over_eight_devices_answers_the_same(model):
     assert answers[0] == answers[1]
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_on_a_mesh(run, capsys):
     found = []
     for devices in ("1", "8"):

@@ -85,12 +85,14 @@ def early_best(config, tmp_path_factory):
         return out, fit(dataclasses.replace(config, out=str(out)), progress=False)
 
 
+@pytest.mark.slow
 def test_what_training_names_is_what_is_opened(early_best):
     folder, summary = early_best
     assert (summary.best_step, summary.best_score) == (10, 0.8)
     assert reopen(folder, None).step == 10
 
 
+@pytest.mark.slow
 def test_a_run_without_scores_says_which_step_is_opened(early_best, tmp_path):
     folder, _ = early_best
     old = tmp_path / "old"
@@ -102,6 +104,7 @@ def test_a_run_without_scores_says_which_step_is_opened(early_best, tmp_path):
         assert reopen(old, None).step == 30
 
 
+@pytest.mark.slow
 def test_the_report_of_a_run_before_its_first_evaluation(early_best):
     _, summary = early_best
     config = load_run(summary.folder)[0]
@@ -110,6 +113,7 @@ def test_the_report_of_a_run_before_its_first_evaluation(early_best):
     assert "best step 10 (0.8000)" in report(config, summary)
 
 
+@pytest.mark.slow
 def test_scores_are_written_as_json(early_best):
     folder, _ = early_best
     kept = json.loads((folder / "checkpoints" / "10" / "metrics" / "metrics").read_text())
@@ -242,6 +246,7 @@ def test_what_a_kill_left_is_removed(copied):
     assert {path.name for path in folder.iterdir()} == {"10", "30", "40"}
 
 
+@pytest.mark.slow
 def test_a_damaged_best_is_passed_over_and_said(early_best, tmp_path):
     folder = shutil.copytree(early_best[0], tmp_path / "run")
     flip(folder / "checkpoints" / "10" / "metrics" / "metrics", 8 * 25)
@@ -253,6 +258,7 @@ def test_a_damaged_best_is_passed_over_and_said(early_best, tmp_path):
         reopen(folder, 10)
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_costs_steps_but_no_bit(finished, tmp_path):
     config, summary = finished
     folder = shutil.copytree(summary.folder, tmp_path / "run")

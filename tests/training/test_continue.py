@@ -58,6 +58,7 @@ def losses(config):
     return [(r["step"], r["loss"]) for r in read_records(config.out, "train")]
 
 
+@pytest.mark.slow
 def test_a_finished_run_becomes_longer(short, again, tmp_path):
     longer = changed(again, train={"steps": 9})
     summary = fit(longer, progress=False)
@@ -68,6 +69,7 @@ def test_a_finished_run_becomes_longer(short, again, tmp_path):
     assert run_json(longer)["config"]["train.steps"] == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parts", "said"),
     [
@@ -85,11 +87,13 @@ def test_where_the_length_matters_it_stays(short, tmp_path, parts, said):
     assert "train.steps = 6, now 9" in str(refused.value) and said in str(refused.value)
 
 
+@pytest.mark.slow
 def test_a_run_does_not_become_shorter_than_it_is(short):
     with pytest.raises(UserError, match=r"train.steps = 6, now 3 \(6 are done\)"):
         fit(changed(short, train={"steps": 3}), progress=False)
 
 
+@pytest.mark.slow
 def test_other_rows_stop_a_run_unless_they_are_meant(short, again):
     path = Path(short.task.train)
     whole = path.read_text()
@@ -113,6 +117,7 @@ def test_other_rows_stop_a_run_unless_they_are_meant(short, again):
     assert saved["earlier_rows"][0]["held-out"] == saved["rows"]["held-out"]
 
 
+@pytest.mark.slow
 def test_a_run_that_an_older_version_began_goes_on(again):
     saved = run_json(again)
     del saved["rows"]

@@ -106,7 +106,8 @@ def same_state(one, other):
     ("count", "mesh"),
     [
         (2, ("--mesh.data", "2", "--mesh.fsdp", "2")),
-        (4, ("--mesh.fsdp", "4", "--mesh.tensor", "2")),
+        # More processes join, vote and stop by the same code, and fourteen starts take long.
+        pytest.param(4, ("--mesh.fsdp", "4", "--mesh.tensor", "2"), marks=pytest.mark.nightly),
     ],
 )
 def test_a_killed_process_changes_no_bit(start, tmp_path, count, mesh):
@@ -153,8 +154,8 @@ def test_sigterm_to_one_stops_all_and_another_mesh_goes_on(start, config, tmp_pa
     texts = finish(processes, code=143)
     stopped = int(re.search(r"saved step (\d+)", texts[0])[1])
     assert 6 <= stopped < 3000
-    opened = reopen(out, None)  # one process, one device
-    assert opened.step <= stopped
+    # One process, one device. The step is named: there may have been no evaluation yet.
+    assert reopen(out, stopped).step == stopped
     train = dataclasses.replace(config.train, steps=3000)
     again = dataclasses.replace(config, out=str(out), mesh=MeshConfig(2, 2, 2), train=train)
     again = dataclasses.replace(again, adapter=dataclasses.replace(again.adapter, targets=TARGETS))

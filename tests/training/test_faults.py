@@ -80,6 +80,7 @@ def test_other_answers_to_errors_are_refused():
         TrainConfig(save_errors="wait")
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_changes_nothing(config, tmp_path, finished, monkeypatch):
     # Within Orbax's own timeouts, which it takes from this clock.
     jumps, now = itertools.cycle([0.0, 100.0, -100.0]), time.time

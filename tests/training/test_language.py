@@ -120,6 +120,7 @@ def test_the_loss_is_that_of_the_plain_logits(files, config):
     assert by_row.shape == (4,) and float(by_row[3]) == 0.0
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_its_best_checkpoint_answers(finished, files, capsys):
     config, summary = finished
     assert summary.after["perplexity"] < 0.5 * summary.before["perplexity"]
@@ -135,6 +136,7 @@ def test_a_run_learns_and_its_best_checkpoint_answers(finished, files, capsys):
     assert right >= 4, answers
 
 
+@pytest.mark.slow
 def test_one_prompt_is_streamed(finished, capsys):
     config, _ = finished
     capsys.readouterr()
@@ -142,6 +144,7 @@ def test_one_prompt_is_streamed(finished, capsys):
     assert capsys.readouterr().out.strip() == "blue"
 
 
+@pytest.mark.slow
 def test_prompts_of_different_lengths_are_answered_as_if_alone(files):
     model = load_model(files / "model", key=jax.random.key(0)).model
     generator = Generator(model, load_tokenizer(files / "model"))
@@ -203,6 +206,7 @@ def test_the_same_seed_draws_the_same_and_another_does_not(files):
     assert len({tuple(draw(seed)) for seed in range(4)}) > 1
 
 
+@pytest.mark.slow
 def test_a_stop_text_ends_the_answer_and_is_not_shown(finished, capsys):
     config, _ = finished
     capsys.readouterr()

@@ -72,6 +72,7 @@ def trainer(rate, remat="none", accumulate=1, dtype=jnp.float32):
     return losses
 
 
+@pytest.mark.slow
 def test_training_changes_and_evaluation_does_not():
     sums = []
     for rate in (0.0, 0.3):
@@ -84,12 +85,14 @@ def test_training_changes_and_evaluation_does_not():
     assert abs(trainer(0.3)()[0] - plain[0]) > 1e-3
 
 
+@pytest.mark.slow
 def test_one_key_gives_one_loss_recomputed_or_not():
     found = trainer(0.3)()
     assert trainer(0.3)() == found
     assert trainer(0.3, remat="full")() == pytest.approx(found, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_micro_batches_and_bfloat16_train():
     found, parts = trainer(0.3)(), trainer(0.3, accumulate=2)()
     assert found != parts == pytest.approx(found, abs=0.5)  # other masks

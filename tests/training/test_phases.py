@@ -31,6 +31,7 @@ def with_method(config, method, out, steps=14, **options):
     return dataclasses.replace(config, adapter=adapter, train=train, out=str(out))
 
 
+@pytest.mark.slow
 def test_adalora_ends_with_its_target_of_triplets(config, tmp_path):
     run = with_method(config, "adalora", tmp_path / "run", warmup=2, cooldown=4, target_rank=3)
     summary = fit(run, progress=False)
@@ -53,6 +54,7 @@ def coefficients(state):
     return [np.asarray(leaf) for path, leaf in leaves if path[-1].key == "coefficients"]
 
 
+@pytest.mark.slow
 def test_lora_dash_finds_directions_and_trains_them(config, tmp_path):
     summary = fit(
         with_method(config, "lora_dash", tmp_path / "run", switch_after=5), progress=False
@@ -94,6 +96,7 @@ def test_a_switch_that_would_never_come_is_refused(config, tmp_path):
         build(with_method(config, "lora_dash", tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_lora_ga_starts_from_the_gradient_of_the_first_batches(config, tmp_path):
     run = with_method(config, "lora_ga", tmp_path / "run", gradient_batches=2)
     built = build(run)
@@ -139,6 +142,7 @@ def loss_gradient(graph, trainable, base, batch):
     return jax.jit(jax.grad(loss_of))(trainable)
 
 
+@pytest.mark.slow
 def test_gradients_are_averaged_batch_by_batch(config):
     model = pretrained(config)
     data = load_data(config).train
@@ -151,6 +155,7 @@ def test_gradients_are_averaged_batch_by_batch(config):
         assert_close(value, (each[0][name] + each[1][name]) / 2, 1e-6)
 
 
+@pytest.mark.slow
 def test_lora_ga_trains_and_is_opened_again(config, tmp_path):
     # Its factors start large, so that a rate at which others learn throws it off.
     optimizer = dataclasses.replace(config.optimizer, learning_rate=1e-3)

@@ -112,6 +112,7 @@ def test_a_folder_that_cannot_be_written_to(config, tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_before_anything_is_loaded(finished, monkeypatch):
     config, _ = finished
     monkeypatch.setattr(loop, "build", lambda config: pytest.fail("the model was loaded"))
@@ -128,6 +129,7 @@ def test_a_start_that_fails_leaves_no_folder(config, tmp_path):
     assert not (tmp_path / "a" / "run").exists()
 
 
+@pytest.mark.slow
 def test_versions_are_in_run_json(finished):
     saved = json.loads((finished[1].folder / "run.json").read_text())
     assert saved["versions"] == versions()

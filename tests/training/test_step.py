@@ -14,6 +14,8 @@ from goat_jax.training.setup import build, load_data
 from goat_jax.training.state import RunState
 from goat_jax.training.step import forward, make_train_step, sum_of_aux
 
+pytestmark = pytest.mark.slow  # one compiled step after another
+
 
 @pytest.fixture(scope="module")
 def built(config):
@@ -58,7 +60,8 @@ def test_loss_is_task_plus_weighted_aux(built, batch):
     assert total > 6 * 2 * 0.9  # about 1 for each of 6 modules in 2 layers
 
 
-@pytest.mark.parametrize("accumulate", [2, 4])
+# Any number of parts is the same scan.
+@pytest.mark.parametrize("accumulate", [2, pytest.param(4, marks=pytest.mark.nightly)])
 def test_accumulation_gives_the_whole_batch_s_gradient(built, batch, accumulate):
     optimizer = optax.sgd(1.0)
 

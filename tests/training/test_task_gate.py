@@ -41,6 +41,7 @@ def embeddings(state):
     return [np.asarray(leaf) for path, leaf in leaves if path[-1].key == "task_embedding"]
 
 
+@pytest.mark.slow
 def test_only_the_tasks_of_the_rows_learn(of_tasks):
     before = embeddings(build(of_tasks).state)
     summary = fit(of_tasks, progress=False)

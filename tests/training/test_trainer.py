@@ -69,6 +69,7 @@ def test_a_finished_run_is_not_trained_again(finished):
     assert (summary.folder / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_patience_stops_the_run(config, tmp_path):
     # A rate this small changes no prediction, so no evaluation is better than the first.
     frozen = dataclasses.replace(config.optimizer, learning_rate=1e-12)
@@ -79,6 +80,7 @@ def test_patience_stops_the_run(config, tmp_path):
     assert summary.step == 9 and "no better accuracy for 2 evaluations" in summary.stopped
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_the_run_continues(config, tmp_path, finished):
     config = with_train(config, tmp_path / "run")
     timer = threading.Timer(0.0, lambda: None)
@@ -99,6 +101,7 @@ def test_a_signal_saves_and_the_run_continues(config, tmp_path, finished):
     assert again.after["loss"] == finished[1].after["loss"]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
     config = with_train(config, tmp_path / "run", save_every=4)
     config = dataclasses.replace(
@@ -158,6 +161,7 @@ def test_a_foreign_folder_is_left_alone(config, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_with_float32_adapters(config, tmp_path):
     config = with_train(config, tmp_path / "run", steps=20)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
@@ -170,6 +174,7 @@ def test_bfloat16_trains_with_float32_adapters(config, tmp_path):
         assert fit(config, progress=False).after["accuracy"] > 0.8
 
 
+@pytest.mark.slow
 def test_scores_that_are_not_finite_end_the_run(config, tmp_path):
     """The only step's loss and gradient are finite; the weights that it leaves are not."""
     train = dataclasses.replace(config.train, steps=1, eval_every=1, save_every=1)

@@ -46,6 +46,7 @@ def assert_same(outcome, expected):
         np.testing.assert_allclose(outcome.after[name], after[name], rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_members_are_the_runs_they_would_be_alone(short, tmp_path):
     runs = [with_member(with_options(short, method="lora_plus"), m) for m in (*MEMBERS, DIVERGING)]
     *together, diverged = list(train_together(runs, at_once=4))

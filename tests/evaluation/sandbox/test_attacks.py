@@ -18,6 +18,8 @@ from goat_jax.errors import UserError
 from goat_jax.evaluation.sandbox import run, seccomp
 from goat_jax.evaluation.sandbox.limits import MEBIBYTE, Limits, Trial
 
+pytestmark = pytest.mark.slow  # each attack takes two processes
+
 SMALL = Limits(seconds=20.0, cpu_seconds=4, memory=256 * MEBIBYTE, disk=2 * MEBIBYTE)
 SHORT = Limits(seconds=0.5, cpu_seconds=4, memory=256 * MEBIBYTE, disk=2 * MEBIBYTE)
 

@@ -26,6 +26,7 @@ def watched(config, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_norms_of_all_modules_make_the_norm_of_the_whole(watched):
     steps, layers = read_records(watched, "train"), read_records(watched, "layers")
     assert [record["step"] for record in layers] == list(range(1, 7))
@@ -36,6 +37,7 @@ def test_the_norms_of_all_modules_make_the_norm_of_the_whole(watched):
     assert steps[0]["grad_norm"] > 0 and steps[1]["update_norm"] > 0  # the first rate is 0
 
 
+@pytest.mark.slow
 def test_entropies_are_told_by_layer(watched):
     load = read_records(watched, "load")[0]["modules"]
     entropy = read_records(watched, "layers")[-1]["entropy"]
@@ -46,6 +48,7 @@ def test_entropies_are_told_by_layer(watched):
     assert mean == pytest.approx(read_records(watched, "train")[-1]["router_entropy"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_time_is_split_and_the_work_counted(watched):
     for record in read_records(watched, "train"):
         parts = [record[f"{part}_seconds"] for part in ("data", "device", "checkpoint")]
@@ -56,6 +59,7 @@ def test_time_is_split_and_the_work_counted(watched):
     assert saved == [False, False, True, False, True, False]
 
 
+@pytest.mark.slow
 def test_the_trace_of_the_steps_is_there(watched):
     traces = list((watched / "profile").rglob("*.xplane.pb"))
     assert len(traces) == 1 and traces[0].stat().st_size > 1000
