@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from goat_jax.config.run import flatten
+from goat_jax.adapters.spec import Router
+from goat_jax.config.run import AdapterConfig, flatten
 from goat_jax.errors import UserError
 from goat_jax.interop import folders, merged, peft_write
 from goat_jax.interop import reference_code as published
@@ -84,9 +85,16 @@ def export_run(
         check_choice("--dtype", dtype, merged.DTYPES)
         if to != "merged":
             raise UserError(f"--dtype is for --to merged: {to} keeps its factors in float32")
-    bits = load_run(Path(folder))[0].model.quantize
+    config = load_run(Path(folder))[0]
+    bits = config.model.quantize
     if bits != "none":
         raise UserError(f"{folder} learnt on a base in {bits}: only runs on a whole one go out")
+    router = _unmergeable(config.adapter)
+    if to in INSTEAD_OF_ROUTERS and task is None and router is not None:
+        raise UserError(
+            f"{folder} cannot be exported to {to}: {type(router).__name__} weighs the experts "
+            f"{router.varies}, so no single kernel equals this adapter; {INSTEAD_OF_ROUTERS[to]}"
+        )
     with folders.whole_folder(Path(out)) as aside:
         run = Trained(Path(folder), step)
         try:
@@ -211,10 +219,7 @@ def _to_peft(
         settings = peft_write.network_config(run.now)
         _write_peft(run, folder, settings, peft_write.network_tensors(run.now))
     else:
-        gates = run.task_gates(task)
-        if gates is None:
-            _refuse_routers(run, "--to lora approximates it, --to goat keeps it")
-        _write_lora(run, folder, run.low_rank(gates))
+        _write_lora(run, folder, run.low_rank(run.task_gates(task)))
     return _facts(run, "A PEFT adapter", "peft", _peft_use(run, name)), {}
 
 
@@ -238,13 +243,10 @@ def _to_merged(
     shard_bytes: int,
     **_: Any,
 ) -> tuple[Facts, Extra]:
-    gates = run.task_gates(task)
-    if gates is None:
-        _refuse_routers(run, "--to lora approximates it")
     form = _form(run)
     use = form.snippet(name, run.task) + pooled_logits(run.model.config, "model")
     facts = _facts(run, "A whole model, the adapter merged into it", "transformers", use)
-    merged.fold_adapters(run.model, gates)
+    merged.fold_adapters(run.model, run.task_gates(task))
     if dtype is None:
         narrow = run.config.model.dtype != "float32"
         dtype = run.config.model.dtype if narrow else merged.stored_dtype(run.path)
@@ -252,14 +254,11 @@ def _to_merged(
     return facts, {}
 
 
-def _refuse_routers(run: Trained, instead: str) -> None:
-    routers = [each.spec.router for each in run.now.values() if not each.spec.router.mergeable]
-    if routers:
-        router = routers[0]
-        raise UserError(
-            f"{type(router).__name__} weighs the experts {router.varies}, so no single kernel "
-            f"equals this adapter; {instead}"
-        )
+def _unmergeable(adapter: AdapterConfig) -> Router | None:
+    """A router that no single kernel can stand for; None if all modules can be merged."""
+    spec = adapter.spec()
+    specs = (spec, *(override.spec(spec) for override in adapter.overrides))
+    return next((each.router for each in specs if not each.router.mergeable), None)
 
 
 def _to_lora(run: Trained, folder: Path, name: str, rows: int, **_: Any) -> tuple[Facts, Extra]:
@@ -285,6 +284,13 @@ def _to_lora(run: Trained, folder: Path, name: str, rows: int, **_: Any) -> tupl
     note = f"the experts' mean weights were measured on {rows} training rows"
     shares = {name: [float(share) for share in own] for name, own in gates.items()}
     return dataclasses.replace(facts, notes=(note,)), {"gates": shares}
+
+
+INSTEAD_OF_ROUTERS = {
+    "peft": "--to lora approximates it, --to goat keeps it",
+    "merged": "--to lora approximates it",
+}
+"""Name of a format with one kernel a module -> what is there for experts that a router weighs."""
 
 
 FORMS: dict[str, Callable[..., tuple[Facts, Extra]]] = {

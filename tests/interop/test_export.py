@@ -16,6 +16,7 @@ from goat_jax.interop.folders import ABOUT, ADAPTER, ADAPTER_CONFIG
 from goat_jax.nn.dense import merge_model
 from goat_jax.training.checkpoints.restore import reopen
 from goat_jax.training.trainer import begin
+from tiers import first_of_each
 from trained import trained_elsewhere
 
 torch = pytest.importorskip("torch", reason="needs the extra 'test', which brings torch")
@@ -26,7 +27,6 @@ transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 CLOSE = 1e-5
-QUICK = ("pissa",)
 SINGLE = [name for name, row in METHODS.items() if row.spec.router.mergeable and name != "full"]
 ROUTED = [name for name, row in METHODS.items() if not row.spec.router.mergeable]
 OPTIONS = {
@@ -37,6 +37,12 @@ OPTIONS = {
     "kasa": {"total_rank": 4},
     "full": {"total_rank": 1},
 }
+
+
+def forms(method):
+    """The parts that decide a module's form: how it is saved, and how it is merged."""
+    spec = METHODS[method].spec
+    return type(spec.combine), type(spec.base_edit)
 
 
 TASK_IDS = {"moelora": "label"}
@@ -101,10 +107,7 @@ def with_peft(tiny, out):
     return torch_logits(peft.PeftModel.from_pretrained(base, out)), before
 
 
-@pytest.mark.parametrize(
-    "method",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SINGLE],
-)
+@pytest.mark.parametrize("method", first_of_each(SINGLE, forms, first=["pissa"]))
 def test_peft_reloads_every_single_adapter(method, run_of, tiny, tmp_path):
     run = run_of(method)
     made = export_run(run, "peft", tmp_path / "out")
@@ -156,23 +159,29 @@ def test_ranks_and_alphas_that_differ_become_patterns(run_of, tiny, tmp_path):
     assert np.abs(with_peft(tiny, tmp_path / "out")[0] - our_logits(run)).max() < CLOSE
 
 
-@pytest.mark.parametrize(
-    "method",
-    [name if name == "goat" else pytest.param(name, marks=pytest.mark.slow) for name in ROUTED],
-)
+def changed_run(run, folder, **fields):
+    """A folder with the config of a run, and nothing else, after a change of some fields."""
+    saved = json.loads((run / "run.json").read_text())
+    saved["config"] |= fields
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps(saved))
+    return folder
+
+
+@pytest.mark.parametrize("method", ROUTED)
 def test_routed_adapters_are_refused_where_no_kernel_equals_them(method, run_of, tmp_path):
+    """From the config alone, before anything is loaded."""
+    sizes = {"adapter.total_rank": 2 * METHODS[method].spec.num_experts}
+    run = changed_run(run_of("pissa"), tmp_path / "run", **sizes, **{"adapter.method": method})
     for to in ("peft", "merged"):
         with pytest.raises(UserError, match="weighs the experts"):
-            export_run(run_of(method), to, tmp_path / "out")
-    assert not list(tmp_path.iterdir())
+            export_run(run, to, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize(
     "method",
-    [
-        "goat",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("molora", "hydralora")),
-    ],
+    first_of_each(["goat", "molora", "hydralora"], forms, first=["goat"]),
 )
 def test_one_plain_lora_with_mean_gates(method, run_of, tiny, tmp_path):
     """PEFT computes the loss that was measured, and the loss of quality is kept."""
@@ -237,14 +246,7 @@ def test_published_names_bit_for_bit(run_of, tmp_path):
     assert "classifier.weight" in tensors
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        "pissa",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in SINGLE if n != "pissa"),
-        pytest.param("full", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("method", first_of_each([*SINGLE, "full"], forms, first=["pissa"]))
 def test_merged_models_are_transformers_own(method, run_of, tmp_path):
     run = run_of(method)
     export_run(run, "merged", tmp_path / "out", shard_bytes=20_000)
@@ -290,10 +292,7 @@ def test_nothing_is_half_written(run_of, tmp_path):
 
 
 def test_a_run_on_a_quantised_base_stays_here(run_of, tmp_path):
-    saved = json.loads((run_of("pissa") / "run.json").read_text())
-    saved["config"]["model.quantize"] = "nf4"
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.json").write_text(json.dumps(saved))
+    run = changed_run(run_of("pissa"), tmp_path / "run", **{"model.quantize": "nf4"})
     with pytest.raises(UserError, match="learnt on a base in nf4: only runs on a whole one go out"):
-        export_run(tmp_path / "run", "peft", tmp_path / "out")
+        export_run(run, "peft", tmp_path / "out")
     assert not (tmp_path / "out").exists()

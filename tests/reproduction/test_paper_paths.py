@@ -24,6 +24,7 @@ from goat_jax.training.setup import load_data
 from goat_jax.training.trainer import fit
 from reproduction.published_scores import GLUE_SCORES
 from reproduction.tables import PaperTable, main
+from tiers import first_of_each
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,10 +109,16 @@ METHOD = {"rte": "goat", "dtd": "goat"}
 """A path does not depend on the method: one of each table goes with GOAT, the others with LoRA."""
 
 TEXT = ("--train.max-length", "32", "--train.shapes", "1")
+GLUE_TASKS = [*official.GLUE_FILES, "mrpc"]
+
+
+def glue_parts(task):
+    """GOAT or LoRA, and the sets of its scores; reading every archive is tested in data/prepare."""
+    return METHOD.get(task, "lora"), task == "mnli"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", [*official.GLUE_FILES, "mrpc"])
+@pytest.mark.parametrize("task", first_of_each(GLUE_TASKS, glue_parts, first=["mnli", "rte"]))
 def test_glue_tasks_from_archives_to_scores(task, roberta, tmp_path, monkeypatch):
     official.unpinned(monkeypatch, task)
     archives = tmp_path / "archives"
@@ -130,8 +137,16 @@ def test_glue_tasks_from_archives_to_scores(task, roberta, tmp_path, monkeypatch
         assert scores == pytest.approx(summary.after)
 
 
+# CI reads CoLA's rows: single sentences, and a metric besides the accuracy.
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "metric"), [("cola", "matthews"), ("rte", ""), ("sst2", "")])
+@pytest.mark.parametrize(
+    ("task", "metric"),
+    [
+        ("cola", "matthews"),
+        pytest.param("rte", "", marks=pytest.mark.nightly),
+        pytest.param("sst2", "", marks=pytest.mark.nightly),
+    ],
+)
 def test_glue_tasks_on_their_real_rows(task, metric, shared, roberta, tmp_path):
     options = f"task={task},method=lora,folder={shared / 'data' / 'glue'}"
     limits = ("--task.evaluation-limit", "64")
@@ -139,6 +154,10 @@ def test_glue_tasks_on_their_real_rows(task, metric, shared, roberta, tmp_path):
     assert metric in ("", config.task.metrics[0])
     rows = {"cola": "8,551", "rte": "2,490", "sst2": "6,920"}[task]
     assert summary.notes[0].startswith(f"{rows} training rows")
+
+
+FOLDERS = ("eurosat", "resisc45")
+"""Tasks whose splits are cut at numbers that tiny archives lack."""
 
 
 def image_folder(root, name, count=2):
@@ -154,10 +173,15 @@ def image_folder(root, name, count=2):
     return root
 
 
+def image_parts(task):
+    """GOAT or LoRA, from archives or a folder; reading every archive is tested in data/prepare."""
+    return METHOD.get(task, "lora"), task in FOLDERS
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("task", VISION)
+@pytest.mark.parametrize("task", first_of_each(VISION, image_parts, first=["dtd", "eurosat"]))
 def test_image_tasks_from_archives_to_scores(task, clip, tmp_path, monkeypatch):
-    if task in ("eurosat", "resisc45"):  # their splits are cut at numbers that tiny sets lack
+    if task in FOLDERS:
         data = f"folder={image_folder(tmp_path / 'images', task)}"
     else:
         official.unpinned(monkeypatch, task)

@@ -134,20 +134,12 @@ def alone():
     return get
 
 
-QUICK = [("encoder", "goat", (2, 2, 2))]
-
-
 def check(alone, family, method, shape):
     losses, state, base = train(family, method, shape)
     assert len(set(losses)) == STEPS
     assert_close(losses, alone(family, method), 1e-5)
     assert all(a.sharding.mesh.size == 8 for a in jax.tree.leaves((state.trainable, base)))
     return state
-
-
-@pytest.mark.parametrize(("family", "method", "shape"), QUICK)
-def test_a_mesh_changes_no_loss(alone, family, method, shape):
-    check(alone, family, method, shape)
 
 
 @pytest.mark.slow
@@ -164,10 +156,20 @@ GRID = [
     (family, list(METHODS)[(i + j) % len(METHODS)], shape)
     for i, family in enumerate(FAMILIES)
     for j, shape in enumerate(SHAPES)
-]
+] + [("encoder", "goat", (2, 2, 2))]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("family", "method", "shape"), GRID, ids=str)
+def marks(family, method, shape):
+    """On (2, 2, 2) every family and every method meets every axis; the other shapes are nightly."""
+    if (family, method) == ("decoder", "goat") and shape == (2, 2, 2):
+        return ()
+    met = shape == (2, 2, 2) and (family, method) != ("encoder", "goat")
+    return pytest.mark.slow if met else (pytest.mark.slow, pytest.mark.nightly)
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "shape"),
+    [pytest.param(*case, marks=marks(*case), id="-".join(map(str, case))) for case in GRID],
+)
 def test_no_mesh_changes_a_loss(alone, family, method, shape):
     check(alone, family, method, shape)

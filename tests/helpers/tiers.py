@@ -1,0 +1,33 @@
+"""Which cases of a grid CI runs, and which only the nightly tier."""
+
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+import pytest
+
+
+def first_of_each(
+    cases: Iterable[Any],
+    parts: Callable[[Any], Iterable[Hashable]],
+    first: Iterable[Any] = (),
+    marks: Any = pytest.mark.slow,
+) -> list[Any]:
+    """Cases as pytest parameters: CI runs those that together have every part, the night the rest.
+
+    Args:
+        cases: the values of one parameter, in the order in which they are chosen.
+        parts: the parts of a case that the test can find broken.
+        first: cases that are chosen before the others and get no mark.
+        marks: the mark of the others.
+    """
+    first = list(first)
+    met = {part for case in first for part in parts(case)}
+    found = []
+    for case in cases:
+        if case in first:
+            found.append(case)
+            continue
+        nightly = () if set(parts(case)) - met else (pytest.mark.nightly,)
+        found.append(pytest.param(case, marks=(marks, *nightly)))
+        met |= set(parts(case))
+    return found
