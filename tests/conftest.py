@@ -36,6 +36,20 @@ _packages.mkdir(parents=True, exist_ok=True)
 (Path(os.environ["XDG_CACHE_HOME"]) / "goat_jax" / "packages").symlink_to(_packages)
 
 ROOT = Path(__file__).resolve().parent.parent
+MAPPINGS = Path("/proc/self/maps")
+MOST_MAPPINGS = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drop_compiled_programs():
+    """Drops the compiled programs between two files of tests if the process has many of them.
+
+    Each holds three mappings of memory for as long as a cache of jax's keeps it, and Linux allows a
+    process 65,530: one that runs half of the tests comes to more, and crashes in malloc or in LLVM.
+    """
+    yield
+    if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
