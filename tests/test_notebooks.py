@@ -1,15 +1,17 @@
 """Every notebook runs from top to bottom within its time and shows what it has kept."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+from notebook_names import code_of, problems
 from notebook_outputs import difference, shown
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
-SECONDS = 300
-"""For one cell, on a busy machine; a whole notebook takes about a minute on two free cores."""
+SECONDS = 3600
+"""For one cell, so that one that hangs ends; a notebook takes about a minute on two free cores."""
 
 
 @pytest.fixture
@@ -53,6 +55,51 @@ def test_it_runs(path, plain_environment):
         if found is not None:
             stale.append(f"cell {number}: {found}")
     assert not stale, "run it again and keep the outputs"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_names_and_fields_exist(path):
+    """What the cells take from the library, read without running them."""
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    code = [{**cell, "source": "".join(cell["source"])} for cell in cells]
+    code = [code_of(cell) for cell in code if cell["cell_type"] == "code"]
+    for number, text in enumerate(code):
+        compile(text, f"{path.name}, code cell {number}", "exec")
+    assert problems("\n".join(code)) == []
+
+
+CONFIG = "from goat_jax.config.run import RunConfig, load_config\nconfig = load_config('a.py')\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("from goat_jax.config.ran import RunConfig", "no module goat_jax.config.ran"),
+        ("from goat_jax.config.run import Runconfig", "goat_jax.config.run has no Runconfig"),
+        ("import goat_jax\ngoat_jax.adapt_flax(3)", "goat_jax has no adapt_flax"),
+        ("import goat_jax\ngoat_jax.METHODS['goad']", "there is no 'goad'"),
+        ("import goat_jax\ngoat_jax.METHODS['goat'].sauce", "Method has no sauce"),
+        (CONFIG + "config.train.step", "TrainConfig has no step"),
+        (CONFIG + "RunConfig(modle=1)", "RunConfig: got an unexpected keyword argument 'modle'"),
+        (CONFIG + "load_config(1, 2)", "load_config: too many positional arguments"),
+        (
+            CONFIG
+            + "import dataclasses\n[dataclasses.replace(config.train, step=n) for n in (1, 2)]",
+            "TrainConfig has no field step",
+        ),
+        (
+            CONFIG + "import dataclasses\nother = dataclasses.replace(config, out='b')\nother.tain",
+            "RunConfig has no tain",
+        ),
+        (CONFIG + "config = 3\nconfig.step", ""),
+        (CONFIG + "[config.step for config in (1, 2)]", ""),
+        (CONFIG + "def own(config):\n    return config.step", ""),
+        (CONFIG + "config.train.steps", ""),
+    ],
+)
+def test_names_that_do_not_exist_are_found(code, found):
+    said = problems(code)
+    assert found in said[-1] if found else said == []
 
 
 @pytest.mark.parametrize(

@@ -202,11 +202,27 @@ def test_image_tasks_from_archives_to_scores(task, clip, tmp_path, monkeypatch):
     np.testing.assert_allclose(norms, 1, atol=1e-5)  # of class names, not of chance
 
 
+def rows_file(path, rows):
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture(scope="module")
+def rte(tmp_path_factory):
+    """A folder with six rows of RTE, two of them in both splits."""
+    root = tmp_path_factory.mktemp("glue")
+    (root / "rte").mkdir()
+    rows = [{"sentence1": f"A{i}.", "sentence2": "B.", "label": i % 2} for i in range(6)]
+    rows_file(root / "rte" / "train.jsonl.gz", rows[:4])
+    rows_file(root / "rte" / "validation.jsonl.gz", rows[2:])
+    return root
+
+
 @pytest.mark.slow
-def test_a_table_is_trained_once_and_goes_on(shared, roberta, tmp_path, capsys):
+def test_a_table_is_trained_once_and_goes_on(rte, roberta, tmp_path, capsys):
     table = PaperTable(ROOT / "configs" / "glue.py", GLUE_SCORES, "accuracy", "glue")
     arguments = ["--tasks", "rte", "--methods", "lora", "--seeds", "0", "1", "--quiet"]
-    arguments += ["--out", str(tmp_path), "--options", f"folder={shared / 'data' / 'glue'}"]
+    arguments += ["--out", str(tmp_path), "--options", f"folder={rte}"]
     arguments += ["--model.path", str(roberta), "--model.dtype", "float32", *TEXT]
     arguments += ["--train.steps", "2", "--train.batch-size", "2", "--task.evaluation-limit", "16"]
     arguments += ["--optimizer.warmup-steps", "0"]
@@ -221,18 +237,8 @@ def test_a_table_is_trained_once_and_goes_on(shared, roberta, tmp_path, capsys):
     assert before == after
 
 
-def rows_file(path, rows):
-    with gzip.open(path, "wt") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-def test_rows_of_both_splits_are_noted(roberta, tmp_path):
-    folder = tmp_path / "rte"
-    folder.mkdir()
-    rows = [{"sentence1": f"A{i}.", "sentence2": "B.", "label": i % 2} for i in range(6)]
-    rows_file(folder / "train.jsonl.gz", rows[:4])
-    rows_file(folder / "validation.jsonl.gz", rows[2:])
-    options = f"task=rte,method=lora,folder={tmp_path}"
+def test_rows_of_both_splits_are_noted(rte, roberta):
+    options = f"task=rte,method=lora,folder={rte}"
     config = read_config(
         f"{ROOT}/configs/glue.py:{options}", ["--model.path", str(roberta), *TEXT], "test"
     )
