@@ -35,7 +35,7 @@ def get_config(
     questions: str = "data/humaneval",
     rank: int = 8,
     batch: int = 32,
-    accumulate: int = 1,
+    grad_accum_steps: int = 1,
     learning_rate: float | None = None,
     dropout: float = 0.05,
     seed: int = 0,
@@ -49,7 +49,7 @@ def get_config(
         task=exam,
         adapter=AdapterConfig(
             method=method,
-            train=(),
+            modules_to_save=(),
             defaults={"eta": llama_eta(rate)},
             **sizes,
         ),
@@ -57,7 +57,7 @@ def get_config(
         train=TrainConfig(
             steps=steps,
             batch_size=batch,
-            accumulate=accumulate,
+            grad_accum_steps=grad_accum_steps,
             max_length=1024,
             eval_batch_size=16,
             eval_every=max(1, steps // 10),

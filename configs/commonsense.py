@@ -46,7 +46,7 @@ def get_config(
     folder: str | None = None,
     rank: int = 32,
     batch: int = 16,
-    accumulate: int = 1,
+    grad_accum_steps: int = 1,
     learning_rate: float | None = None,
     dropout: float = 0.05,
     seed: int = 0,
@@ -60,8 +60,8 @@ def get_config(
         task=exam,
         adapter=AdapterConfig(
             method=method,
-            targets=TARGETS,
-            train=(),
+            target_modules=TARGETS,
+            modules_to_save=(),
             defaults={"eta": llama_eta(rate)},
             **sizes,
         ),
@@ -69,7 +69,7 @@ def get_config(
         train=TrainConfig(
             steps=steps,
             batch_size=batch,
-            accumulate=accumulate,
+            grad_accum_steps=grad_accum_steps,
             max_length=256,
             eval_batch_size=16,
             eval_every=max(1, steps // 10),

@@ -26,8 +26,8 @@ def get_config(
         task=make_task(task, **place),
         adapter=AdapterConfig(
             method=method,
-            targets=r"bert\.encoder\..*",
-            train=("pooler.dense", "classifier"),
+            target_modules=r"bert\.encoder\..*",
+            modules_to_save=("pooler.dense", "classifier"),
             total_rank=rank,
             dropout=0.0,  # takes a quarter of a step on a CPU; no gain in so short a run
         ),
@@ -36,7 +36,7 @@ def get_config(
             steps=steps,
             batch_size=32,
             max_length=64,
-            shapes=3,
+            num_buckets=3,
             eval_every=steps,
             save_every=40,
             log_every=5,

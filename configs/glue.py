@@ -55,8 +55,8 @@ def get_config(
         task=text,
         adapter=AdapterConfig(
             method=method,
-            targets=r".*encoder\.layer\..*",
-            train=("classifier.dense", "classifier.out_proj"),
+            target_modules=r".*encoder\.layer\..*",
+            modules_to_save=("classifier.dense", "classifier.out_proj"),
             **method_sizes(method, rank, 2.0 * rank, dropout),
         ),
         optimizer=OptimizerConfig(learning_rate=rate, warmup_steps=100),

@@ -24,7 +24,7 @@ def get_config(
         model=ModelConfig("package:smollm2"),
         task=gsm8k(folder, evaluation_limit=rows),
         # dropout costs time and has no benefit in so short a run
-        adapter=AdapterConfig(method=method, total_rank=rank, train=(), dropout=0.0),
+        adapter=AdapterConfig(method=method, total_rank=rank, modules_to_save=(), dropout=0.0),
         optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=steps // 10),
         train=TrainConfig(
             steps=steps,

@@ -37,7 +37,7 @@ def get_config(
     questions: str | None = None,
     rank: int = 8,
     batch: int = 32,
-    accumulate: int = 1,
+    grad_accum_steps: int = 1,
     learning_rate: float | None = None,
     dropout: float = 0.05,
     seed: int = 0,
@@ -51,7 +51,7 @@ def get_config(
         task=exam,
         adapter=AdapterConfig(
             method=method,
-            train=(),
+            modules_to_save=(),
             defaults={"eta": llama_eta(rate)},
             **sizes,
         ),
@@ -59,7 +59,7 @@ def get_config(
         train=TrainConfig(
             steps=steps,
             batch_size=batch,
-            accumulate=accumulate,
+            grad_accum_steps=grad_accum_steps,
             max_length=1024,
             eval_batch_size=16,
             eval_every=max(1, steps // 10),

@@ -56,8 +56,8 @@ def get_config(
         task=images,
         adapter=AdapterConfig(
             method=method,
-            targets=r".*encoder\.layers\..*",
-            train=("classifier",) if train_head or head == "linear" else (),
+            target_modules=r".*encoder\.layers\..*",
+            modules_to_save=("classifier",) if train_head or head == "linear" else (),
             **method_sizes(method, rank, 2.0 * rank, dropout),
         ),
         optimizer=OptimizerConfig(learning_rate=rate, warmup_steps=100),

@@ -29,7 +29,7 @@ def nearest_name(name: str, known: Iterable[str]) -> str | None:
     The first match counts: a name with the same letters, a name whose initials it spells, a name
     that contains it as a word, a name that differs by few letters.
 
-    >>> nearest_name("lr", ["clip", "learning_rate"]), nearest_name("rank", ["rho", "total_rank"])
+    >>> nearest_name("lr", ["steps", "learning_rate"]), nearest_name("rank", ["rho", "total_rank"])
     ('learning_rate', 'total_rank')
     """
     wanted, names = _words(name), list(known)

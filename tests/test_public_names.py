@@ -46,20 +46,23 @@ PUBLIC = [
 
 OF_CONFIGS = {
     "AdapterConfig": (
-        "method targets train total_rank num_experts top_k alpha dropout dropout_per_expert "
-        "aux_weight scale choice rho eta published count_padding options defaults forward_scale "
-        "overrides"
+        "method target_modules modules_to_save total_rank num_experts top_k alpha dropout "
+        "dropout_per_expert aux_weight scale segments rho eta reference_code count_padding options "
+        "defaults forward_scale overrides"
     ),
     "MeshConfig": "data fsdp tensor rules",
     "ModelConfig": "path dtype remat quantize dropout options",
-    "OptimizerConfig": "learning_rate schedule warmup_steps weight_decay clip beta1 beta2 epsilon",
-    "RunConfig": "model task adapter optimizer train mesh svd watch out",
+    "OptimizerConfig": (
+        "learning_rate schedule warmup_steps weight_decay max_grad_norm beta1 beta2 epsilon"
+    ),
+    "RunConfig": "model task adapter optimizer train mesh svd logging out",
     "SvdConfig": "folder keep route",
     "TrainConfig": (
-        "steps batch_size accumulate max_length shapes eval_batch_size eval_every save_every "
-        "log_every patience best_by grace_seconds save_errors changed_rows seed"
+        "steps batch_size grad_accum_steps max_length num_buckets eval_batch_size eval_every "
+        "save_every log_every early_stopping_patience best_by grace_seconds save_errors "
+        "changed_rows seed"
     ),
-    "WatchConfig": "utilization profile wandb",
+    "LoggingConfig": "utilization profile wandb",
 }
 """Classes of `goat_jax.config.run` and their fields, which config files and run folders have."""
 

@@ -33,7 +33,9 @@ from goat_jax.validation.checks import check_number
 def adapted(model: str, method: str) -> Any:
     """Returns the model with a method's adapters on every linear layer and random weights."""
     task = language_files("none.jsonl", "none.jsonl")
-    run = abstract_run(RunConfig(ModelConfig(model), task, AdapterConfig(method, train=())))
+    run = abstract_run(
+        RunConfig(ModelConfig(model), task, AdapterConfig(method, modules_to_save=()))
+    )
     leaves, structure = jax.tree.flatten((run.state.trainable, run.state.frozen(run.base)))
     numbers = [random_like(leaf, seed) for seed, leaf in enumerate(leaves)]
     return merge_model(run.graph, *jax.tree.unflatten(structure, numbers))

@@ -79,7 +79,7 @@ def init_adapter(
     if _chooser(spec) is spec.base_edit:
         segments, dropped = None, segments
     if segments is None:
-        segments = spec.initializer.segments(kernel, spec, segment_key)
+        segments = spec.initializer.decompose(kernel, spec, segment_key)
     scale = spec.scale(kernel.shape[0], segments, spec)
     given = Given(kernel, segments, scale, gradient)
     factors = spec.initializer.factors(given, spec, factor_key)

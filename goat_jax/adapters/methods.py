@@ -142,7 +142,7 @@ METHODS: dict[str, Method] = {
         ),
         "Wang et al. 2024, arXiv 2412.06071",
         "y = x W0' + s x a diag(core) b; W0' = W0 without its r smallest triplets",
-        "does not start as W0: the r smallest triplets are gone; published=true for its own loss",
+        "initially not W0: the r smallest triplets are gone; reference_code=true for its own loss",
     ),
     "neat": Method(
         _LORA.replace(
@@ -253,7 +253,7 @@ METHODS: dict[str, Method] = {
         _GOAT,
         "arXiv 2502.16894, eq. 13, 19, Thm 3.4, 3.5",
         "y = x (W0 - s mean(a0 b0)) + sum_i w_i s x a_i b_i; s = sqrt(3 I eta / R)",
-        "scale=alpha_over_rank and published=true give what the published code runs",
+        "scale=alpha_over_rank and reference_code=true give what the published code runs",
     ),
     "goat_plus": Method(
         _GOAT.replace(scale=BySpectrum()),
@@ -295,7 +295,7 @@ def method_spec(name: str, **options: Any) -> AdapterSpec:
     Raises:
         UserError: an unknown method, option or choice, or sizes that do not fit together.
 
-    >>> method_spec("goat", total_rank=32, scale="alpha_over_rank", choice="minor").rank
+    >>> method_spec("goat", total_rank=32, scale="alpha_over_rank", segments="minor").rank
     4
     """
     if name not in METHODS:

@@ -48,7 +48,7 @@ class Initializer(Protocol):
     layout: ClassVar[str]
     gradient_batches: int = 0
 
-    def segments(self, kernel: Array, spec: AdapterSpec, key: Key) -> Svd | None:
+    def decompose(self, kernel: Array, spec: AdapterSpec, key: Key) -> Svd | None:
         """Returns the experts' segments of the kernel's SVD, or None if it does not use the SVD."""
         del kernel, spec, key
         return None

@@ -15,7 +15,7 @@ from goat_jax.training.checkpoints.run_dir import RESULT, RUN, load_run
 from goat_jax.training.logging.metrics_log import FILE_NAME, read_records, training_series
 from goat_jax.validation.fields import checked
 
-FOLLOWS = {"alpha", "dropout", "train", "targets"}
+FOLLOWS = {"alpha", "dropout", "modules_to_save", "target_modules"}
 """Adapter fields that follow from other fields or the model, so they do not separate series."""
 
 

@@ -149,7 +149,12 @@ def check_all_methods_differ(entries: Sequence[Entry], configs: Sequence[RunConf
 
 def _traits(adapter: AdapterConfig) -> tuple:
     """Returns the adapter's resolved settings, which do not depend on how they were spelled."""
-    where = (adapter.targets, adapter.train, adapter.forward_scale, adapter.overrides)
+    where = (
+        adapter.target_modules,
+        adapter.modules_to_save,
+        adapter.forward_scale,
+        adapter.overrides,
+    )
     return adapter.method, adapter.spec(), where
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from goat_jax.cli.arguments.evaluation import options_of
 from goat_jax.config.run import parse_options
-from goat_jax.data.tasks.evaluation import LOSS, ExamTask, way_of
+from goat_jax.data.tasks.evaluation import LOSS, EvalTask, way_of
 from goat_jax.data.tasks.language import LanguageTask
 from goat_jax.data.tasks.registry import Task, make_task
 from goat_jax.errors import RunFailed, UserError
@@ -70,7 +70,7 @@ def evaluate(given: argparse.Namespace) -> int:
     options = options_of(given)
     exams = []
     for task, way in zip(tasks, ways, strict=True):
-        assert isinstance(task, ExamTask)  # `way_of` returns LOSS for all other tasks
+        assert isinstance(task, EvalTask)  # `way_of` returns LOSS for all other tasks
         exam = _with_rows(task, given.data, given.limit)
         check_needs(exam, way, options)
         exams.append((exam, way))
@@ -105,7 +105,7 @@ def _own_task(source: str) -> Task:
     return load_run(Path(source))[0].task
 
 
-def _with_rows(task: ExamTask, data: str | None, limit: int | None) -> ExamTask:
+def _with_rows(task: EvalTask, data: str | None, limit: int | None) -> EvalTask:
     """Returns the task with other questions, or with fewer."""
     changes: dict[str, Any] = {}
     if data is not None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from goat_jax.adapters.methods import method_spec
 from goat_jax.adapters.spec import AdapterSpec
-from goat_jax.config.train import TrainConfig, WatchConfig
+from goat_jax.config.train import LoggingConfig, TrainConfig
 from goat_jax.data.tasks.registry import KINDS, Task
 from goat_jax.errors import UserError, nearest_name
 from goat_jax.injection.inject import ALL_LINEAR, Override
@@ -82,9 +82,9 @@ class AdapterConfig:
 
     Attributes:
         method: the name of the method, a key of `METHODS`.
-        targets: the modules with adapters: "all-linear", a regular expression over module names, or
-            a list of suffixes.
-        train: suffixes of the modules trained in full, such as the task head.
+        target_modules: the modules with adapters: "all-linear", a regular expression over module
+            names, or a list of suffixes.
+        modules_to_save: suffixes of the modules trained in full, such as the task head.
         total_rank: the rank of all experts together.
         num_experts: the number of experts.
         top_k: the number of experts per token, for top-k routers.
@@ -95,11 +95,11 @@ class AdapterConfig:
         whole_model: whether everything without an adapter is trained too, as in `full` and
             `full_moe`.
         scale: the name of the scale rule.
-        choice: the name of the choice of SVD segments.
+        segments: the name of the choice of SVD segments.
         rho: the damping of initial factors from SVD segments.
         eta: the learning rate of full fine-tuning divided by that of the adapter, for the scale
             rule `theory`.
-        published: whether to use the auxiliary loss of the published code.
+        reference_code: whether to use the auxiliary loss of the published code.
         count_padding: whether padding counts in the auxiliary loss, as in the published code.
         options: further options of the method, and other parts, by name. Command lines and sweeps
             give each one as ``adapter.NAME`` (`goat-jax methods` lists them).
@@ -111,8 +111,8 @@ class AdapterConfig:
     """
 
     method: str = "goat"
-    targets: str | tuple[str, ...] = ALL_LINEAR
-    train: tuple[str, ...] = ("classifier",)
+    target_modules: str | tuple[str, ...] = ALL_LINEAR
+    modules_to_save: tuple[str, ...] = ("classifier",)
     total_rank: Count | None = None
     num_experts: Count | None = None
     top_k: Count | None = None
@@ -122,10 +122,10 @@ class AdapterConfig:
     aux_weight: NonNegative | None = None
     whole_model: bool | None = None
     scale: str | None = None
-    choice: str | None = None
+    segments: str | None = None
     rho: Positive | None = None
     eta: Positive | None = None
-    published: bool | None = None
+    reference_code: bool | None = None
     count_padding: bool | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -134,10 +134,10 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "adapter.")
-        if not self.targets:
-            raise UserError("adapter.targets is empty: name modules, or all-linear")
-        if isinstance(self.targets, str):
-            check_regex("adapter.targets", self.targets)
+        if not self.target_modules:
+            raise UserError("adapter.target_modules is empty: name modules, or all-linear")
+        if isinstance(self.target_modules, str):
+            check_regex("adapter.target_modules", self.target_modules)
         spec = self.spec()
         for override in self.overrides:
             override.spec(spec)
@@ -151,7 +151,15 @@ class AdapterConfig:
         >>> AdapterConfig("goat", total_rank=32, rho=5.0).spec().rank
         4
         """
-        own = {"method", "targets", "train", "overrides", "options", "defaults", "forward_scale"}
+        own = {
+            "method",
+            "target_modules",
+            "modules_to_save",
+            "overrides",
+            "options",
+            "defaults",
+            "forward_scale",
+        }
         options = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -180,7 +188,7 @@ class RunConfig:
         train: the settings of the training loop.
         mesh: the devices and the sharding.
         svd: the computation and caching of SVDs for initialization.
-        watch: the settings of monitoring.
+        logging: the settings of monitoring.
         out: the run folder; a run that exists there is continued.
     """
 
@@ -191,17 +199,17 @@ class RunConfig:
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
     svd: SvdConfig = SvdConfig()
-    watch: WatchConfig = WatchConfig()
+    logging: LoggingConfig = LoggingConfig()
     out: Name = "runs/run"
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.model.quantize != "none" and not self.mesh.single:
             raise UserError("model.quantize is for one device: leave mesh as it is")
-        traced = self.watch.profiled_steps()
+        traced = self.logging.profiled_steps()
         if traced and traced.start > self.train.steps:
             raise UserError(
-                f"watch.profile {self.watch.profile!r} would trace nothing: the run has "
+                f"logging.profile {self.logging.profile!r} would trace nothing: the run has "
                 f"{self.train.steps} steps"
             )
         if self.train.best_by is not None:
@@ -222,13 +230,13 @@ FREE_TO_CHANGE = (
     "train.save_every",
     "train.log_every",
     "train.eval_batch_size",
-    "train.patience",
+    "train.early_stopping_patience",
     "train.grace_seconds",
     "train.save_errors",
     "train.changed_rows",
     "svd.folder",
     "svd.keep",
-    *(f"watch.{field.name}" for field in dataclasses.fields(WatchConfig)),
+    *(f"logging.{field.name}" for field in dataclasses.fields(LoggingConfig)),
     *(f"mesh.{field.name}" for field in dataclasses.fields(MeshConfig)),
     *(f"mesh.rules.{field.name}" for field in dataclasses.fields(Rules)),
 )
@@ -319,8 +327,8 @@ def parse_options(text: str) -> dict[str, Any]:
 
     >>> parse_options("task=rte,rank=8")
     {'task': 'rte', 'rank': 8}
-    >>> parse_options('targets=["query", "key"],rho=5')
-    {'targets': ['query', 'key'], 'rho': 5}
+    >>> parse_options('target_modules=["query", "key"],rho=5')
+    {'target_modules': ['query', 'key'], 'rho': 5}
     """
     options: dict[str, Any] = {}
     while text:

@@ -1,4 +1,4 @@
-"""`TrainConfig` and `WatchConfig`: settings of the training loop and of its monitoring."""
+"""`TrainConfig` and `LoggingConfig`: settings of the training loop and of its monitoring."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class TrainConfig:
     Attributes:
         steps: the number of optimizer steps.
         batch_size: examples per optimizer step, over all devices and micro-batches.
-        accumulate: micro-batches per optimizer step, to save memory.
+        grad_accum_steps: micro-batches per optimizer step, to save memory.
         max_length: the largest number of tokens per example; longer examples are truncated.
-        shapes: the number of padded lengths; more of them waste less on padding, but each one is
-            compiled.
+        num_buckets: the number of padded lengths; more of them waste less on padding, but each one
+            is compiled.
         eval_batch_size: examples per evaluation step.
         eval_every: steps between evaluations; each is followed by a checkpoint.
         save_every: steps between additional checkpoints.
         log_every: steps between records of the metrics log.
-        patience: evaluations without a better score before the run stops early; None never stops
-            early.
+        early_stopping_patience: evaluations without a better score before the run stops early;
+            None never stops early.
         best_by: the metric that selects the best checkpoint; None is the task's first metric.
         grace_seconds: the time limit in seconds from SIGTERM or Ctrl-C to the end of the last save;
             after it, the command line exits with code 75.
@@ -42,14 +42,14 @@ class TrainConfig:
 
     steps: Count = 150
     batch_size: Count = 32
-    accumulate: Count = 1
+    grad_accum_steps: Count = 1
     max_length: Count = 128
-    shapes: Count = 5
+    num_buckets: Count = 5
     eval_batch_size: Count = 64
     eval_every: Count = 100
     save_every: Count = 100
     log_every: Count = 10
-    patience: Count | None = None
+    early_stopping_patience: Count | None = None
     best_by: str | None = None
     grace_seconds: NonNegative = 60.0
     save_errors: Annotated[str, OneOf(("stop", "continue"))] = "stop"
@@ -58,14 +58,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "train.")
-        if self.batch_size % self.accumulate:
+        if self.batch_size % self.grad_accum_steps:
             raise UserError(
-                f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}"
+                f"batch_size {self.batch_size} is not divisible by grad_accum_steps "
+                f"{self.grad_accum_steps}"
             )
 
 
 @dataclasses.dataclass(frozen=True)
-class WatchConfig:
+class LoggingConfig:
     """Settings of monitoring besides the metrics log, which is always written.
 
     Attributes:
@@ -82,7 +83,7 @@ class WatchConfig:
     wandb: str | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, "watch.")
+        check_fields(self, "logging.")
         self.profiled_steps()  # so that errors come before anything is loaded
 
     def profiled_steps(self) -> range:
@@ -91,7 +92,7 @@ class WatchConfig:
         Raises:
             UserError: `profile` is not of the form N:M with 1 <= N <= M.
 
-        >>> WatchConfig(profile="10:12").profiled_steps()
+        >>> LoggingConfig(profile="10:12").profiled_steps()
         range(10, 13)
         """
         if self.profile is None:
@@ -100,6 +101,6 @@ class WatchConfig:
         first, last = map(int, found.groups()) if found else (0, 0)
         if not 1 <= first <= last:
             raise UserError(
-                f"watch.profile {self.profile!r} is not N:M, the first and the last step to trace"
+                f"logging.profile {self.profile!r} is not N:M, the first and the last step to trace"
             )
         return range(first, last + 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from goat_jax.data.sources.read import Row
-from goat_jax.data.tasks.evaluation import ExamTask, mean_by_group
+from goat_jax.data.tasks.evaluation import EvalTask, mean_by_group
 from goat_jax.errors import UserError
 from goat_jax.evaluation.generate_and_loglikelihood import answer_all, cut_share
 from goat_jax.evaluation.pass_at_k import definitions, pass_at_k, solution
@@ -67,7 +67,7 @@ def trial_of(program: str, row: Row) -> Trial:
     )
 
 
-def check_programs(task: ExamTask, options: ExamOptions) -> None:
+def check_programs(task: EvalTask, options: ExamOptions) -> None:
     """Checks that the options allow running programs and that this machine can confine them.
 
     Raises:

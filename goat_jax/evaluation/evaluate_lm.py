@@ -11,7 +11,7 @@ from goat_jax.data.tasks.evaluation import (
     GENERATE,
     JUDGE,
     LIKELIHOOD,
-    ExamTask,
+    EvalTask,
     load_questions,
 )
 from goat_jax.evaluation.code import check_programs, examine_by_tests
@@ -31,14 +31,14 @@ WAYS: dict[str, Callable[[Sitting], Examination]] = {
 }
 """Scoring method -> the function that runs it."""
 
-NEEDS: dict[str, Callable[[ExamTask, ExamOptions], None]] = {
+NEEDS: dict[str, Callable[[EvalTask, ExamOptions], None]] = {
     CODE: lambda task, options: check_programs(task, options),
     JUDGE: lambda task, options: None if options.judge is None else check_judge(options.judge),
 }
 """Scoring method -> the check of its requirements besides a model and questions."""
 
 
-def check_needs(task: ExamTask, way: str, options: ExamOptions) -> None:
+def check_needs(task: EvalTask, way: str, options: ExamOptions) -> None:
     """Checks a scoring method's requirements before the model is loaded or trained.
 
     Loading and training may take long, so a missing requirement should fail first.
@@ -54,7 +54,7 @@ def check_needs(task: ExamTask, way: str, options: ExamOptions) -> None:
 
 def examine(
     subject: Subject,
-    task: ExamTask,
+    task: EvalTask,
     way: str,
     options: ExamOptions,
     progress: Progress = lambda done, total: None,

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from goat_jax.data.tasks.evaluation import EXAMS, Exam, Question, share_right
+from goat_jax.data.tasks.evaluation import EVALS, Exam, Question, share_right
 from goat_jax.evaluation.journal import NOTHING_KEPT, Journal
 from goat_jax.evaluation.sampler import Answer, Generator, Prompt, Sampling
 from goat_jax.evaluation.types import CUT_ANSWERS, PREDICTIONS, Examination, Sitting
@@ -73,7 +73,7 @@ def examine_by_answer(sitting: Sitting) -> Examination:
         lambda done: sitting.progress(done, len(questions)),
         sitting.journal,
     )
-    return mark_answers(EXAMS[task.exam], questions, answers)
+    return mark_answers(EVALS[task.eval], questions, answers)
 
 
 def mark_answers(

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from goat_jax.data.tasks.conversations import chat_ids
-from goat_jax.data.tasks.evaluation import ExamTask, Question
+from goat_jax.data.tasks.evaluation import EvalTask, Question
 from goat_jax.data.tasks.language import CHAT_FORMATS, fill
 from goat_jax.data.tasks.mt_bench import answer_record, judge_messages
 from goat_jax.data.tasks.prompts import NEXT_TURN
@@ -101,7 +101,7 @@ def _conversations(sitting: Sitting) -> list[list[Answer]]:
 
 
 def conversation(
-    task: ExamTask, generator: Generator, turns: Sequence[str], answers: Sequence[str]
+    task: EvalTask, generator: Generator, turns: Sequence[str], answers: Sequence[str]
 ) -> Prompt:
     """Builds the prompt of the turn that follows these answers.
 

@@ -60,7 +60,7 @@ class Scorer:
         self,
         pairs: Sequence[tuple[str, str]],
         batch_size: int = 16,
-        shapes: int = 5,
+        num_buckets: int = 5,
         progress: Callable[[int], None] = lambda done: None,
     ) -> Likelihoods:
         """Computes the log-probabilities of (prompt, continuation) pairs.
@@ -68,7 +68,7 @@ class Scorer:
         Args:
             pairs: the (prompt, continuation) texts.
             batch_size: the number of pairs per batch.
-            shapes: the largest number of padded lengths, each compiled once.
+            num_buckets: the largest number of padded lengths, each compiled once.
             progress: a function that is called with the number of finished pairs.
 
         Raises:
@@ -78,7 +78,7 @@ class Scorer:
         """
         texts = self._texts(pairs)
         length = int(texts.lengths.max())
-        buckets = choose_buckets(texts.lengths, batch_size, length, max_shapes=shapes)
+        buckets = choose_buckets(texts.lengths, batch_size, length, max_buckets=num_buckets)
         plan = evaluation_plan(texts.lengths, batch_size, buckets)
         sums = np.zeros(len(pairs))
         done = 0

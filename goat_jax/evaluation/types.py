@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
-from goat_jax.data.tasks.evaluation import ExamTask, Question
+from goat_jax.data.tasks.evaluation import EvalTask, Question
 from goat_jax.errors import UserError
 from goat_jax.evaluation.journal import NOTHING_KEPT, Journal
 from goat_jax.evaluation.judge_client import Judge
@@ -61,7 +61,7 @@ class ExamOptions:
                     f"pass@{k} needs {k} samples or more: raise --samples {self.samples}"
                 )
 
-    def sampling(self, task: ExamTask, temperature: float, draw: int = 0) -> Sampling:
+    def sampling(self, task: EvalTask, temperature: float, draw: int = 0) -> Sampling:
         """Returns the sampling settings for answers to a task.
 
         Args:
@@ -108,7 +108,7 @@ class Sitting:
     """
 
     subject: Subject
-    task: ExamTask
+    task: EvalTask
     questions: Sequence[Question]
     options: ExamOptions
     progress: Progress = lambda done, total: None

@@ -126,11 +126,11 @@ class InjectReport:
 def inject(
     model: nnx.Module,
     spec: AdapterSpec,
-    targets: Targets = ALL_LINEAR,
+    target_modules: Targets = ALL_LINEAR,
     *,
     key: Key,
     overrides: Sequence[Override] = (),
-    train: Targets = (),
+    modules_to_save: Targets = (),
     gradients: Mapping[str, jax.Array] | None = None,
     placing: Placing | None = None,
     svds: SvdStore | None = None,
@@ -143,12 +143,12 @@ def inject(
     Args:
         model: the pretrained model, without adapters.
         spec: the method.
-        targets: the `Dense` modules that get an adapter, by their Hugging Face names; "all-linear"
-            means those of the transformer blocks.
+        target_modules: the `Dense` modules that get an adapter, by their Hugging Face names;
+            "all-linear" means those of the transformer blocks.
         key: PRNG key; every module derives a key from it by name, whatever else is adapted.
         overrides: specs for some modules; the first that matches a module applies.
-        train: modules trained in full (the task head), with their submodules; they get no adapter.
-            A method that trains the whole model trains all others in full, too.
+        modules_to_save: modules trained in full (the task head), with their submodules; they get
+            no adapter. A method that trains the whole model trains all others in full, too.
         gradients: full module name -> gradient (I, O) of the loss with respect to its kernel, for
             methods that start from it.
         placing: sharding of the arrays on a mesh; None leaves them on one device. With it, the
@@ -166,25 +166,26 @@ def inject(
     >>> from goat_jax.models.encoder.model import Encoder, tiny_config
     >>> model = Encoder(tiny_config(), rngs=nnx.Rngs(0))
     >>> spec = method_spec("goat", total_rank=8)
-    >>> report = inject(model, spec, ["query"], key=jax.random.key(0), train=["classifier"])
+    >>> head = ["classifier"]
+    >>> report = inject(model, spec, ["query"], key=jax.random.key(0), modules_to_save=head)
     >>> report.adapter_parameters == 3 * (2 * 8 * 32 + 8 * 32), report.head_parameters
     (True, 66)
     """
     pretrained = _size(model, nnx.Param)
     # First, so that a wrong target does not leave a half-adapted model.
-    check_choices(model, spec, targets, overrides, train)
-    if targets == ALL_LINEAR:
-        targets = _in_blocks(model)
+    check_choices(model, spec, target_modules, overrides, modules_to_save)
+    if target_modules == ALL_LINEAR:
+        target_modules = _in_blocks(model)
     # Before the modules are listed: each then has one spec for all its layers.
-    _cut_stacks(model, spec, targets, overrides, train)
+    _cut_stacks(model, spec, target_modules, overrides, modules_to_save)
     rows = []
     for site in find_sites(model):
         name = site.names()[0]
         shape = tuple(site.module.kernel.shape[-2:])  # type: ignore[attr-defined]
-        if trains(name, train):
+        if trains(name, modules_to_save):
             what, reason = "trained in full", ""
         else:
-            chosen, reason = _choose(site, name, spec, targets, overrides)
+            chosen, reason = _choose(site, name, spec, target_modules, overrides)
             what = "frozen" if chosen is None else "adapter"
             if chosen is not None:
                 attach(site, chosen, key, gradients, placing, svds)
@@ -192,16 +193,16 @@ def inject(
                 what, reason = "trained in full", ""
         rows.append((site, what, reason, shape))
     # After the adapters are attached, since a kernel that has one stays frozen.
-    train_in_full(model, EVERYTHING if spec.whole_model else train)
+    train_in_full(model, EVERYTHING if spec.whole_model else modules_to_save)
     return _report(model, rows, pretrained)
 
 
 def check_choices(
     model: nnx.Module,
     spec: AdapterSpec,
-    targets: Targets,
+    target_modules: Targets,
     overrides: Sequence[Override] = (),
-    train: Targets = (),
+    modules_to_save: Targets = (),
 ) -> None:
     """Checks the arguments of `inject`; it reads shapes alone, so weights may be abstract.
 
@@ -211,18 +212,18 @@ def check_choices(
     sites = find_sites(model)
     names = [name for site in sites for name in site.names()]
     every = [name for site in _with_parameters(model) for name in site.names()]
-    check_all_match(names, "target", targets)
-    check_all_match(every, "module to train", train, trains, "module")
+    check_all_match(names, "target", target_modules)
+    check_all_match(every, "module to train", modules_to_save, trains, "module")
     for override in overrides:
         check_all_match(names, "override", override.modules)
-    if targets == ALL_LINEAR:
-        targets = _in_blocks(model)
+    if target_modules == ALL_LINEAR:
+        target_modules = _in_blocks(model)
     reasons = set()
     for site in sites:
         for name in site.names():
-            if trains(name, train):
+            if trains(name, modules_to_save):
                 continue
-            chosen, reason = _choose(site, name, spec, targets, overrides)
+            chosen, reason = _choose(site, name, spec, target_modules, overrides)
             if chosen is not None:
                 return
             reasons.add(reason)
@@ -244,10 +245,10 @@ def _resolve(name: str, spec: AdapterSpec, overrides: Sequence[Override]) -> Ada
 
 
 def _choose(
-    site: Site, name: str, spec: AdapterSpec, targets: Targets, overrides: Sequence[Override]
+    site: Site, name: str, spec: AdapterSpec, target_modules: Targets, overrides: Sequence[Override]
 ) -> tuple[AdapterSpec | None, str]:
     """Returns a module's spec, or None and the reason why it gets no adapter."""
-    if not matches(name, targets):
+    if not matches(name, target_modules):
         return None, "not a target"
     own = _resolve(name, spec, overrides)
     smaller = min(site.module.kernel.shape[-2:])  # type: ignore[attr-defined]
@@ -259,9 +260,9 @@ def _choose(
 def _cut_stacks(
     model: nnx.Module,
     spec: AdapterSpec,
-    targets: Targets,
+    target_modules: Targets,
     overrides: Sequence[Override],
-    train: Targets,
+    modules_to_save: Targets,
 ) -> None:
     """Splits every stack where the choice for any of its modules changes between layers."""
     for stack in find_stacks(model):
@@ -269,8 +270,8 @@ def _cut_stacks(
         choices: dict[int, list[Any]] = {}
         for site in inside:
             for layer, name in zip(site.layers or (), site.names(), strict=True):
-                chosen = _choose(site, name, spec, targets, overrides)
-                choices.setdefault(layer, []).append((trains(name, train), *chosen))
+                chosen = _choose(site, name, spec, target_modules, overrides)
+                choices.setdefault(layer, []).append((trains(name, modules_to_save), *chosen))
         order = sorted(choices)
         pairs = zip(order, order[1:], strict=False)
         stack.cut([later for sooner, later in pairs if choices[sooner] != choices[later]])

@@ -47,14 +47,14 @@ class Adapted:
 
 
 def choose(
-    found: Mapping[str, View | str], spec: AdapterSpec, targets: Targets
+    found: Mapping[str, View | str], spec: AdapterSpec, target_modules: Targets
 ) -> tuple[dict[str, View], dict[str, str]]:
     """Selects the modules to adapt, and gives the reason for each of the others.
 
     Args:
         found: module name -> its view as a matrix product, or the reason why it has none.
         spec: the method.
-        targets: the modules to adapt.
+        target_modules: the modules to adapt.
 
     Returns:
         The views of the modules to adapt, and module name -> reason for the others.
@@ -74,15 +74,15 @@ def choose(
         )
     views = {name: view for name, view in found.items() if not isinstance(view, str)}
     left = {name: reason for name, reason in found.items() if isinstance(reason, str)}
-    if targets != ALL_LINEAR:
-        check_all_match(list(found), "target", targets, what="module with a kernel")
-        wanted = [name for name in left if matches(name, targets)]
+    if target_modules != ALL_LINEAR:
+        check_all_match(list(found), "target", target_modules, what="module with a kernel")
+        wanted = [name for name in left if matches(name, target_modules)]
         if wanted:
             raise UserError(f"{wanted[0]} cannot be adapted: {left[wanted[0]]}")
     chosen = {}
     for name, view in views.items():
         smaller = min(jax.eval_shape(view.matrix, _blank(view)).shape)
-        if not matches(name, targets):
+        if not matches(name, target_modules):
             left[name] = "not a target"
         elif spec.total_rank > smaller:
             left[name] = f"total rank {spec.total_rank} is above its smaller side {smaller}"

@@ -123,7 +123,7 @@ def adapt_linen(
     variables: PyTree,
     spec: AdapterSpec,
     *args: Any,
-    targets: Targets = ALL_LINEAR,
+    target_modules: Targets = ALL_LINEAR,
     key: Key,
     **kwargs: Any,
 ) -> tuple[LinenAdapter, PyTree, PyTree]:
@@ -135,7 +135,7 @@ def adapt_linen(
         variables: the model's pretrained variables, which are not changed.
         spec: the method (`goat_jax.method_spec`).
         args: example positional arguments of the model; only their shapes matter.
-        targets: a regular expression over paths such as "encoder.block_0.mlp.up", a list of
+        target_modules: a regular expression over paths such as "encoder.block_0.mlp.up", a list of
             endings, or "all-linear".
         key: PRNG key; every layer's key is derived from it by name.
         kwargs: example keyword arguments of the model.
@@ -158,7 +158,9 @@ def adapt_linen(
     """
     variables = nn.meta.unbox(variables)
     found = _find(model, variables, args, kwargs)
-    chosen, left = choose({name_of(path): view for path, view in found.items()}, spec, targets)
+    chosen, left = choose(
+        {name_of(path): view for path, view in found.items()}, spec, target_modules
+    )
     params, factors, views = variables["params"], {}, {}
     for path in found:
         name = name_of(path)

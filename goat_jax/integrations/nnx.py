@@ -37,7 +37,7 @@ _CONTEXT = contextvars.ContextVar("goat_jax context of a call", default=EVAL)
 
 
 def adapt_nnx(
-    model: nnx.Module, spec: AdapterSpec, targets: Targets = ALL_LINEAR, *, key: Key
+    model: nnx.Module, spec: AdapterSpec, target_modules: Targets = ALL_LINEAR, *, key: Key
 ) -> Adapted:
     """Attaches an adapter to every targeted layer of an NNX model, in place.
 
@@ -45,8 +45,8 @@ def adapt_nnx(
         model: a model of any class; `nnx.Linear`, `nnx.LinearGeneral`, `nnx.Einsum` and their
             subclasses are adapted, also stacked ones (`nnx.vmap`, `nnx.scan`).
         spec: the method (`goat_jax.method_spec`).
-        targets: a regular expression over paths such as "blocks.0.attention.query", a list of
-            endings, or "all-linear".
+        target_modules: a regular expression over paths such as "blocks.0.attention.query", a list
+            of endings, or "all-linear".
         key: PRNG key; every layer's key is derived from it by name.
 
     Raises:
@@ -63,7 +63,7 @@ def adapt_nnx(
     if any(isinstance(module, Adapter) for module in modules.values()):
         raise UserError("the model has adapters already: start from a new one")
     found = {name: _view(module) for name, module in modules.items() if _has_kernel(module)}
-    chosen, left = choose(found, spec, targets)
+    chosen, left = choose(found, spec, target_modules)
     for name, view in chosen.items():
         module: Any = modules[name]
         start, kernel = start_layer(module.kernel[...], view, spec, key, name)

@@ -12,8 +12,7 @@ import numpy as np
 from goat_jax.adapters.spec import Router
 from goat_jax.config.run import AdapterConfig, flatten
 from goat_jax.errors import UserError
-from goat_jax.interop import folders, merged, peft_write
-from goat_jax.interop import reference_code as published
+from goat_jax.interop import folders, merged, peft_write, reference_code
 from goat_jax.interop import target_names as names
 from goat_jax.interop.hf_config import Form, form_of, pooled_logits
 from goat_jax.interop.low_rank import LowRank
@@ -204,7 +203,7 @@ def _write_peft(
         config,
         tensors,
         head,
-        targets=names.shortest_suffixes(list(run.now), every),
+        target_modules=names.shortest_suffixes(list(run.now), every),
         heads=names.whole_modules(parts, every),
         kind=run.built.kind,
         base=ORIGINS.get(run.config.model.path, run.config.model.path),
@@ -227,10 +226,10 @@ def _to_goat(run: Trained, folder: Path, **_: Any) -> tuple[Facts, Extra]:
     options = {
         name: value
         for name, value in flatten(run.config.adapter).items()
-        if name not in ("targets", "train", "overrides")
+        if name not in ("target_modules", "modules_to_save", "overrides")
     }
     base = ORIGINS.get(run.config.model.path, run.config.model.path)
-    published.write_published(folder, run.now, run.head, base, options)
+    reference_code.write_published(folder, run.now, run.head, base, options)
     return _facts(run, "An adapter with the published GOAT code's tensor names", "goat_jax"), {}
 
 

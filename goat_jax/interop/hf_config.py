@@ -37,7 +37,8 @@ def _text_tower(model: Any, path: Path, task: Any) -> tuple[nnx.Module, ...]:
     if classes.adapter is not None or not np.allclose(kernel, made, rtol=0, atol=SAME):
         raise UserError(
             "its class matrix was trained, and transformers' CLIPModel has none: it makes its own "
-            "of the class names; train without classifier in adapter.train, or with head=linear"
+            "of the class names; train without classifier in adapter.modules_to_save, or with "
+            "head=linear"
         )
     return (load_model(path, key=jax.random.key(0), architecture=TEXT).model,)
 

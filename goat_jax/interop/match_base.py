@@ -73,8 +73,8 @@ def fit_adapter(
             ),
             options={
                 **adapter.options,
-                "targets": tuple(kept.values()),
-                "train": tuple(sorted({_module(name) for name in head})),
+                "target_modules": tuple(kept.values()),
+                "modules_to_save": tuple(sorted({_module(name) for name in head})),
             },
         ),
         options,

@@ -56,7 +56,7 @@ def read_peft(folder: Path, config: Mapping[str, Any]) -> Imported:
     tensors = {name.removeprefix(PREFIX): value for name, value in read_tensors(folder).items()}
     modules, head = _by_module(folder, tensors, NAMES[kind])
     options, overrides = READERS[kind](folder, config, modules)
-    options["targets"] = tuple(modules)
+    options["target_modules"] = tuple(modules)
     found = Imported(
         source=str(folder),
         base=_name(config.get("base_model_name_or_path")),
@@ -68,7 +68,7 @@ def read_peft(folder: Path, config: Mapping[str, Any]) -> Imported:
         head=head,
         revision=_name(config.get("revision")),
     )
-    options["train"] = found.head_modules
+    options["modules_to_save"] = found.head_modules
     return found
 
 

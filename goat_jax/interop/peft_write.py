@@ -131,7 +131,7 @@ def write_peft(
     tensors: Mapping[str, np.ndarray],
     head: Mapping[str, np.ndarray],
     *,
-    targets: list[str],
+    target_modules: list[str],
     heads: list[str],
     kind: str,
     base: str,
@@ -143,7 +143,7 @@ def write_peft(
         config: the adapter_config.json, from `lora_config` or `network_config`.
         tensors: the adapter's tensors, from `lora_tensors` or `network_tensors`.
         head: PyTorch's tensors of the modules that were trained in full.
-        targets: the value of target_modules in adapter_config.json.
+        target_modules: the value of target_modules in adapter_config.json.
         heads: the value of modules_to_save in adapter_config.json.
         kind: the model's kind, a key of `TASK_TYPES`.
         base: the name or path of the base model.
@@ -151,7 +151,7 @@ def write_peft(
     common = {
         "base_model_name_or_path": base,
         "task_type": TASK_TYPES[kind],
-        "target_modules": targets,
+        "target_modules": target_modules,
         "modules_to_save": heads or None,
         "inference_mode": True,
     }

@@ -121,8 +121,8 @@ def read_published(source: Path, config: Mapping[str, Any], base_sha256: str | N
         **{key: value for key, value in settings.items() if value is not None},
         "total_rank": experts * rank,
         "num_experts": experts,
-        "targets": tuple(modules),
-        "train": tuple(sorted({name.rpartition(".")[0] for name in head})),
+        "target_modules": tuple(modules),
+        "modules_to_save": tuple(sorted({name.rpartition(".")[0] for name in head})),
     }
     base = config.get("base_model_name_or_path")
     whole = bool(settings)

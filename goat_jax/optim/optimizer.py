@@ -23,7 +23,7 @@ class OptimizerConfig:
             "constant".
         warmup_steps: optimizer steps of warm-up; a run of fewer steps warms up for a tenth of them.
         weight_decay: decoupled weight decay, not applied to biases and the scales of norms.
-        clip: the largest global norm of the gradient; None does not clip.
+        max_grad_norm: the largest global norm of the gradient; None does not clip.
         beta1: decay of Adam's first moment.
         beta2: decay of Adam's second moment.
         epsilon: term in Adam's denominator.
@@ -33,7 +33,7 @@ class OptimizerConfig:
     schedule: Annotated[str, OneOf(SCHEDULES)] = "cosine"
     warmup_steps: Natural = 100
     weight_decay: NonNegative = 0.0
-    clip: Positive | None = 1.0
+    max_grad_norm: Positive | None = 1.0
     beta1: Rate = 0.9
     beta2: Rate = 0.999
     epsilon: Positive = 1e-8
@@ -67,7 +67,9 @@ def make_optimizer(
     """
     schedule = schedule_of(config, total_steps)
     stages = Stages(
-        clip=optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip),
+        clip=optax.identity()
+        if config.max_grad_norm is None
+        else optax.clip_by_global_norm(config.max_grad_norm),
         direction=scale_by_adam(config.beta1, config.beta2, config.epsilon),
         finish=optax.chain(
             optax.add_decayed_weights(config.weight_decay, mask=_decays),

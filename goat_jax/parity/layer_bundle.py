@@ -14,7 +14,7 @@ from goat_jax.errors import UserError
 from goat_jax.optim.optimizer import OptimizerConfig
 from goat_jax.parity.bundle import LAYERS, Arrays, Record, read_npz, read_object
 from goat_jax.parity.layer_steps import LayerRun, Recipe
-from goat_jax.parity.published import PublishedType, read_init_type, read_spec
+from goat_jax.parity.reference_code import PublishedType, read_init_type, read_spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ def read_adamw(adamw: Record) -> tuple[Recipe, int]:
         schedule="constant",
         warmup_steps=0,
         weight_decay=adamw.number("weight_decay"),
-        clip=None,
+        max_grad_norm=None,
         beta1=betas[0],
         beta2=betas[1],
         epsilon=adamw.number("eps"),

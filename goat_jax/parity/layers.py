@@ -15,7 +15,7 @@ from goat_jax.parity.align import LARGEST_NOISE, agreeing_steps, align_signs, sv
 from goat_jax.parity.checks import GIVEN, LAYER, OWN, Check, Comparison, Note
 from goat_jax.parity.layer_bundle import LayerCase, Plan, read_plan, swap
 from goat_jax.parity.layer_steps import Outcome, run_layer
-from goat_jax.parity.published import scale_note
+from goat_jax.parity.reference_code import scale_note
 from goat_jax.typing import Array, Factors
 
 
@@ -72,12 +72,12 @@ def _check_own(plan: Plan, reference: Outcome, compare: Comparison) -> Iterator[
     """Compares our initialization, and the case run from it with the given router."""
     residual, a, b = map(np.asarray, _own_start(plan.spec, jnp.asarray(plan.kernel)))
     given = plan.factors
-    if plan.kind.choice is None:
+    if plan.kind.segments is None:
         # a is random, so only two facts can be compared: the kernel is unchanged, and b is zero.
         yield compare.check("W_res", residual, plan.residual)
         yield compare.check("init B", b, given["b"])
         return
-    noise = svd_noise(plan.kernel, plan.kind.choice, plan.spec.num_experts, plan.spec.rank)
+    noise = svd_noise(plan.kernel, plan.kind.segments, plan.spec.num_experts, plan.spec.rank)
     if noise > LARGEST_NOISE:
         yield compare.note(
             f"no run from our own start: W0 has singular values too near each other (noise "

@@ -109,7 +109,7 @@ def _molora(record: Record) -> AdapterSpec:
 def _mole(record: Record) -> AdapterSpec:
     if record.values.get("threshold") is not None:
         raise UserError(f"{record.where}: a fixed threshold is not among the routers: give a top_k")
-    published = {"published": lambda r: True, "count_padding": lambda r: True}
+    published = {"reference_code": lambda r: True, "count_padding": lambda r: True}
     return _row("molora", top_k=lambda r: r.integer("top_k"), **published)(record)
 
 
@@ -144,12 +144,12 @@ def _known(record: Record, key: str, names: Mapping[str, str]) -> str:
     return names[value]
 
 
-def _kasa(published: bool) -> Callable[[Record], AdapterSpec]:
+def _kasa(reference_code: bool) -> Callable[[Record], AdapterSpec]:
     return _row(
         "kasa",
         beta=lambda r: r.number("beta"),
         gamma=lambda r: r.number("gamma"),
-        published=lambda r: published,
+        reference_code=lambda r: reference_code,
     )
 
 
@@ -187,7 +187,7 @@ CASES: dict[str, MethodCase] = {
     "rslora": MethodCase(_row("rslora"), SINGLE),
     "dora": MethodCase(_row("dora"), {**SINGLE, "magnitude": ("magnitude", SAME)}),
     "pissa": MethodCase(_pissa, SINGLE),
-    "kasa": MethodCase(_kasa(published=False), KASA_TENSORS),
+    "kasa": MethodCase(_kasa(reference_code=False), KASA_TENSORS),
     "neat": MethodCase(_neat, NEAT_TENSORS),
     "adalora": MethodCase(_adalora, {**SINGLE, "lam": ("core", COLUMN)}),
     "lora_dash": MethodCase(

@@ -15,7 +15,7 @@ from goat_jax.errors import UserError, nearest
 from goat_jax.optim.optimizer import OptimizerConfig
 from goat_jax.optim.schedules import SCHEDULES
 from goat_jax.parity.bundle import MODEL, Arrays, Record, read_npz, read_object, read_safetensors
-from goat_jax.parity.published import PublishedType, read_init_type, read_spec
+from goat_jax.parity.reference_code import PublishedType, read_init_type, read_spec
 from goat_jax.pretrained.safetensors import read_json
 
 
@@ -117,7 +117,7 @@ def _optimizer(record: Record, steps: int) -> OptimizerConfig:
         schedule=name,
         warmup_steps=warmup,
         weight_decay=record.number("weight_decay", 0.0),
-        clip=clip or None,
+        max_grad_norm=clip or None,
     )
 
 

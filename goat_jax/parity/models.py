@@ -25,7 +25,7 @@ from goat_jax.parity.align import LARGEST_NOISE, agreeing_steps, align_signs, sv
 from goat_jax.parity.checks import GIVEN, MODEL, OWN, Check, Comparison, Note, worst
 from goat_jax.parity.families import FAMILIES, complete_batch
 from goat_jax.parity.model_bundle import ModelRun, adapter_tensors, hf_config, read_run
-from goat_jax.parity.published import scale_note
+from goat_jax.parity.reference_code import scale_note
 from goat_jax.parity.ties import settle_ties
 from goat_jax.parity.training import Outcome, Trainer
 from goat_jax.typing import Array
@@ -168,7 +168,7 @@ def _check_own(
 ) -> Iterator[Check | Note]:
     """Compares our initialization, and the run from it with the given routers and head."""
     run, spec = trainer.run, trainer.run.spec
-    choice = run.kind.choice
+    choice = run.kind.segments
     rows: list[list[Check]] = []
     starts = {}
     for name, start in own.items():

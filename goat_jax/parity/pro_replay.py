@@ -85,7 +85,7 @@ def _recipe(record: Record, transform: Transform) -> tuple[Recipe, int]:
     if "betas" in record.values:
         recipe, steps = read_adamw(record)
         return dataclasses.replace(recipe, transform=transform), steps
-    config = OptimizerConfig(record.number("lr"), "constant", warmup_steps=0, clip=None)
+    config = OptimizerConfig(record.number("lr"), "constant", warmup_steps=0, max_grad_norm=None)
     return Recipe(config, transform), record.integer("steps")
 
 

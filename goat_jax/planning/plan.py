@@ -149,7 +149,7 @@ def largest_rows(
         The number of rows, or 0 if not even one row fits.
     """
     config, placement = _placed(config, topology)
-    unit = config.train.accumulate * (1 if placement is None else placement.row_parts)
+    unit = config.train.grad_accum_steps * (1 if placement is None else placement.row_parts)
     peak_of = peak_of or (lambda config: plan(config, topology, model).peak)
 
     def peak(rows: int) -> float:

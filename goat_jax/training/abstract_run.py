@@ -98,7 +98,7 @@ def abstract_run(
     >>> from goat_jax.data.tasks.registry import language_files
     >>> config = RunConfig(
     ...     ModelConfig("llama-2-7b", dtype="bfloat16"), language_files("a.jsonl", "b.jsonl"),
-    ...     AdapterConfig("goat", total_rank=32, train=()))
+    ...     AdapterConfig("goat", total_rank=32, modules_to_save=()))
     >>> run = abstract_run(config)
     >>> run.inject_report.total_parameters, run.batch["input_ids"].shape
     (6827479040, (32, 128))
@@ -149,14 +149,14 @@ def abstract_run(
 
 
 def count(
-    model: str | Path, spec: AdapterSpec, targets: Targets = ALL_LINEAR, **options: Any
+    model: str | Path, spec: AdapterSpec, target_modules: Targets = ALL_LINEAR, **options: Any
 ) -> InjectReport:
     """Counts the parameters that a method adds to a model, from the model's config alone.
 
     Args:
         model: a folder or a name, as for `abstract_run`.
         spec: the adapter spec.
-        targets: the modules to adapt, as for `goat_jax.injection.inject.inject`.
+        target_modules: the modules to adapt, as for `goat_jax.injection.inject.inject`.
         options: fields of the model's config, such as num_labels.
 
     >>> from goat_jax.adapters.methods import method_spec
@@ -169,7 +169,7 @@ def count(
         key = jax.random.key(0)
         loaded = random_model(hf, key=key, dtype=jax.numpy.bfloat16, **options)
         gradients = _Gradients(loaded.model) if spec.initializer.gradient_batches else None
-        found["report"] = inject(loaded.model, spec, targets, key=key, gradients=gradients)
+        found["report"] = inject(loaded.model, spec, target_modules, key=key, gradients=gradients)
 
     jax.eval_shape(start)
     return found["report"]
@@ -191,7 +191,7 @@ def _train_step(
             problem_of(config.task).objective(config.task),
             optimizer,
             aux_weight=spec.aux_weight,
-            accumulate=config.train.accumulate,
+            grad_accum_steps=config.train.grad_accum_steps,
         )
         return own(state, base, batch)
 

@@ -17,7 +17,7 @@ from goat_jax.typing import Array, Batch, PyTree
 
 
 def kernel_gradients(
-    model: nnx.Module, objective: Objective, batches: Iterable[Batch], targets: Targets
+    model: nnx.Module, objective: Objective, batches: Iterable[Batch], target_modules: Targets
 ) -> dict[str, Array]:
     """Computes the mean gradient of the loss with respect to the target kernels.
 
@@ -29,13 +29,15 @@ def kernel_gradients(
         model: the pretrained model, without adapters.
         objective: the task's loss.
         batches: the training batches to average over, at least one.
-        targets: the modules to adapt, as for `goat_jax.injection.inject.inject`.
+        target_modules: the modules to adapt, as for `goat_jax.injection.inject.inject`.
 
     Returns:
         full module name -> gradient (I, O) in float32, as `inject` takes them.
     """
     sites = [
-        site for site in find_sites(model) if any(matches(name, targets) for name in site.names())
+        site
+        for site in find_sites(model)
+        if any(matches(name, target_modules) for name in site.names())
     ]
     chosen = {(*site.path, "kernel") for site in sites}
     graph, kernels, rest = nnx.split(model, lambda path, _: path in chosen, ...)

@@ -98,7 +98,7 @@ def few_rows(config: RunConfig, rows: int) -> list[Batch]:
     """
     train = load_rows(config, "train")[0]
     size = min(rows, config.train.batch_size)
-    sized = dataclasses.replace(config.train, batch_size=size, accumulate=1)
+    sized = dataclasses.replace(config.train, batch_size=size, grad_accum_steps=1)
     batches = training_batches(dataclasses.replace(config, train=sized), train)
     return list(itertools.islice(batches, max(1, rows // size)))
 

@@ -129,7 +129,7 @@ def check(config: RunConfig) -> Any:
         raise UserError(f"{path}: {error}") from None
     shapes = nnx.eval_shape(lambda: architecture.build(own, rngs=nnx.Rngs(0)))
     adapter = config.adapter
-    check_choices(shapes, spec, adapter.targets, adapter.overrides, adapter.train)
+    check_choices(shapes, spec, adapter.target_modules, adapter.overrides, adapter.modules_to_save)
     return own
 
 
@@ -186,7 +186,7 @@ def build(config: RunConfig, data: Data | None = None) -> Built:
             objective,
             optimizer,
             aux_weight=spec.aux_weight,
-            accumulate=config.train.accumulate,
+            grad_accum_steps=config.train.grad_accum_steps,
             shardings=None if placed is None else placed.in_step(),
         ),
         eval_step=make_eval_step(
@@ -233,10 +233,10 @@ def adapt(
     report = inject(
         model,
         spec,
-        config.adapter.targets,
+        config.adapter.target_modules,
         key=key,
         overrides=config.adapter.overrides,
-        train=config.adapter.train,
+        modules_to_save=config.adapter.modules_to_save,
         gradients=gradients,
         placing=placement,
         svds=config.svd.store,
@@ -305,7 +305,7 @@ def _gradients(
     rows = (data or load_data(config)).rows
     batches = itertools.islice(training_batches(config, rows), count)
     objective = problem_of(config.task).objective(config.task)
-    return kernel_gradients(loaded.model, objective, batches, config.adapter.targets)
+    return kernel_gradients(loaded.model, objective, batches, config.adapter.target_modules)
 
 
 def vocabulary_of(loaded: Loaded) -> int | None:
@@ -417,7 +417,7 @@ def training_batches(config: RunConfig, rows: Rows, share: tuple[int, int] = (0,
         share: (index, count): the shard of each batch that is read.
     """
     size, length = config.train.batch_size, config.train.max_length
-    buckets = choose_buckets(rows.lengths, size, length, max_shapes=config.train.shapes)
+    buckets = choose_buckets(rows.lengths, size, length, max_buckets=config.train.num_buckets)
     return train_iterator(rows, size, config.train.seed, length, *share, buckets=buckets)
 
 
@@ -461,5 +461,5 @@ def describe(what: str, rows: Rows) -> str:
 def evaluation_batches(config: RunConfig, rows: Rows) -> Sequence[Batch]:
     """Returns every row once, in batches of the run's evaluation batch size."""
     size, length = config.train.eval_batch_size, config.train.max_length
-    buckets = choose_buckets(rows.lengths, size, length, max_shapes=config.train.shapes)
+    buckets = choose_buckets(rows.lengths, size, length, max_buckets=config.train.num_buckets)
     return eval_batches(rows, size, length, buckets=buckets)

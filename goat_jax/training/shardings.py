@@ -75,7 +75,7 @@ def check_batches(config: RunConfig, placement: Placement) -> None:
     """Raises `UserError` for batches or micro-batches that the mesh cannot split evenly."""
     train = config.train
     placement.check_rows(
-        "train.batch_size / train.accumulate", train.batch_size // train.accumulate
+        "train.batch_size / train.grad_accum_steps", train.batch_size // train.grad_accum_steps
     )
     placement.check_rows("train.eval_batch_size", train.eval_batch_size)
 

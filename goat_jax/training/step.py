@@ -31,13 +31,13 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     aux_weight: float | Array,
-    accumulate: int = 1,
+    grad_accum_steps: int = 1,
     shardings: Mapping[str, Any] | None = None,
 ) -> TrainStep:
     """Makes an optimizer step, a jitted function ``(state, base, batch) -> (state, metrics)``.
 
     The state is donated. The base is an argument, so it is neither copied nor compiled in. A batch
-    is split into `accumulate` micro-batches along its first axis, which run one after the other.
+    is split into `grad_accum_steps` micro-batches along its first axis, which run in sequence.
     Losses are sums divided by the full batch's count, so splitting does not change the gradient,
     except that the balance loss is averaged over the micro-batches.
 
@@ -50,7 +50,7 @@ def make_train_step(
         objective: the task's loss.
         optimizer: the optimizer of the trainable arrays.
         aux_weight: the weight of the adapters' auxiliary losses.
-        accumulate: the number of micro-batches per step.
+        grad_accum_steps: the number of micro-batches per step.
         shardings: in_shardings and out_shardings on a mesh; None for one device.
     """
 
@@ -60,7 +60,7 @@ def make_train_step(
         ctx = Context.of_batch(batch, key, batch.get("attention_mask"))
         result = forward(graph, trainable, base, batch, objective, ctx)
         task_loss = result.loss / count
-        aux_loss = aux_weight * sum_of_aux(result.reports) / accumulate
+        aux_loss = aux_weight * sum_of_aux(result.reports) / grad_accum_steps
         metrics = {name: value / count for name, value in result.sums.items()}
         metrics |= {"task_loss": task_loss, "aux_loss": aux_loss, "reports": result.reports}
         return task_loss + aux_loss, metrics
@@ -71,11 +71,11 @@ def make_train_step(
     def train_step(state: RunState, base: PyTree, batch: Batch) -> tuple[RunState, Metrics]:
         key, base = jax.random.fold_in(state.key, state.step), state.frozen(base)
         count = objective.count(batch)
-        if accumulate == 1:
+        if grad_accum_steps == 1:
             (loss, metrics), grads = grad_of_loss(state.trainable, base, batch, key, count)
         else:
             (loss, metrics), grads = _accumulated(
-                grad_of_loss, accumulate, state.trainable, base, batch, key, count
+                grad_of_loss, grad_accum_steps, state.trainable, base, batch, key, count
             )
         squares = jax.tree.map(_squares, grads)
         metrics |= {"loss": loss, "grad_norm": _norm(squares), "squares_by_leaf": squares}
@@ -168,7 +168,7 @@ def _norm(squares: PyTree) -> Array:
 
 def _accumulated(
     grad_of_loss: Callable,
-    accumulate: int,
+    grad_accum_steps: int,
     trainable: PyTree,
     base: PyTree,
     batch: Batch,
@@ -176,18 +176,18 @@ def _accumulated(
     count: Array,
 ) -> tuple[tuple[Array, Metrics], PyTree]:
     """Returns the full batch's loss, metrics and gradient, one micro-batch in memory at a time."""
-    cut = jax.tree.map(lambda a: a.reshape(accumulate, -1, *a.shape[1:]), dict(batch))
+    cut = jax.tree.map(lambda a: a.reshape(grad_accum_steps, -1, *a.shape[1:]), dict(batch))
 
     def one(number: Array) -> Any:
         micro = jax.tree.map(lambda a: a[number], cut)
         own = jax.random.fold_in(key, number)  # otherwise all would have the same dropout masks
         (loss, metrics), grads = grad_of_loss(trainable, base, micro, own, count)
         reports = metrics.pop("reports")
-        return (loss, metrics), grads, jax.tree.map(lambda value: value / accumulate, reports)
+        return (loss, metrics), grads, jax.tree.map(lambda value: value / grad_accum_steps, reports)
 
     def add(total: Any, number: Array) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, one(number)), None
 
     zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, jnp.zeros((), jnp.int32)))
-    ((loss, metrics), grads, reports), _ = jax.lax.scan(add, zeros, jnp.arange(accumulate))
+    ((loss, metrics), grads, reports), _ = jax.lax.scan(add, zeros, jnp.arange(grad_accum_steps))
     return (loss, {**metrics, "reports": reports}), grads

@@ -18,7 +18,7 @@ from goat_jax.data.pipeline.images import ImageRows, load_images
 from goat_jax.data.pipeline.packing import Texts, encode_texts
 from goat_jax.data.pipeline.tokenize import Encoded, encode
 from goat_jax.data.tasks.contamination import learnt_questions
-from goat_jax.data.tasks.evaluation import ExamTask
+from goat_jax.data.tasks.evaluation import EvalTask
 from goat_jax.data.tasks.image import ImageTask
 from goat_jax.data.tasks.language import LanguageTask, load_pieces
 from goat_jax.data.tasks.registry import Task
@@ -186,7 +186,7 @@ _IMAGE = Problem(
 PROBLEMS: dict[type, Problem] = {
     TextTask: _TEXT,
     LanguageTask: _LANGUAGE,
-    ExamTask: dataclasses.replace(_LANGUAGE, notes=learnt_questions),
+    EvalTask: dataclasses.replace(_LANGUAGE, notes=learnt_questions),
     ImageTask: _IMAGE,
 }
 """Class of a task -> its task type."""

@@ -110,7 +110,7 @@ def fit(
         shown = progress and is_first()
         with (
             TrainProgress(config.train.steps, loop.step, shown) as loop.bar,
-            Profile(folder, config.watch.profiled_steps()) as loop.profile,
+            Profile(folder, config.logging.profiled_steps()) as loop.profile,
             Signals(config.train.grace_seconds, expired) as signals,
         ):
             return loop.run(signals)
@@ -227,7 +227,7 @@ class _Loop:
         self.after: dict[str, float] = {}
         self.pending: tuple[int, dict[str, Any], Batch, int] | None = None
         self.meter = Meter(self.unit, data.shares)
-        self.flops = StepFlops(built.train_step) if config.watch.utilization else None
+        self.flops = StepFlops(built.train_step) if config.logging.utilization else None
         self.bar: TrainProgress
         self.profile: Profile
 
@@ -255,7 +255,9 @@ class _Loop:
         votes = Votes()
         while self.step < train.steps:
             if self.out_of_patience():
-                stopped = f"no better {self.best_by} for {train.patience} evaluations"
+                stopped = (
+                    f"no better {self.best_by} for {train.early_stopping_patience} evaluations"
+                )
                 break
             self.take_step()
             if votes.cast(bool(signals.caught)):
@@ -372,8 +374,8 @@ class _Loop:
         return scores
 
     def out_of_patience(self) -> bool:
-        """True if the last `train.patience` evaluations were no better than the best one."""
-        patience = self.config.train.patience
+        """True after `train.early_stopping_patience` evaluations without a new best score."""
+        patience = self.config.train.early_stopping_patience
         return patience is not None and self.best.worse >= patience
 
     def save(self, scores: dict[str, float] | None) -> None:

@@ -140,7 +140,7 @@ def _groups(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
     Each config gets a single batch length, so that all of its batches have one shape.
     """
     one_shape = [
-        dataclasses.replace(each, train=dataclasses.replace(each.train, shapes=1))
+        dataclasses.replace(each, train=dataclasses.replace(each.train, num_buckets=1))
         for each in configs
     ]
     return [list(alike) for _, alike in itertools.groupby(one_shape, key=shared_step)]
@@ -154,8 +154,8 @@ def shared_step(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
     """
     spec, own = config.adapter.spec(), config.adapter
     adapter = AdapterConfig(
-        targets=own.targets,
-        train=own.train,
+        target_modules=own.target_modules,
+        modules_to_save=own.modules_to_save,
         forward_scale=own.forward_scale,
         overrides=own.overrides,
     )
@@ -264,7 +264,7 @@ class _Group:
             problem_of(self.config.task).objective(self.config.task),
             self.built.optimizer_at(numbers["rate"], numbers["scales"]),
             aux_weight=numbers["aux_weight"],
-            accumulate=self.config.train.accumulate,
+            grad_accum_steps=self.config.train.grad_accum_steps,
         )
         state, metrics = own(state, base, batch)
         looked_at = [metrics[name] for name in ("task_loss", "loss", "grad_norm")]

@@ -153,7 +153,7 @@ def test_bfloat16_kernel_keeps_its_dtype_and_float32_factors():
 
 
 def test_random_segments_depend_on_the_key_and_factors_on_nothing_else():
-    spec = method_spec("goat", total_rank=4, num_experts=4, choice="random")
+    spec = method_spec("goat", total_rank=4, num_experts=4, segments="random")
     first, again, other = (
         jax.tree.map(np.asarray, START(KERNEL, spec, jax.random.key(i)).factors) for i in (1, 1, 2)
     )
@@ -184,7 +184,7 @@ def test_report():
     assert_close(report.aux_loss, 4 / 2 * (load * probs.mean(0)).sum())
     assert_close(report.entropy, -(probs * np.log(probs)).sum(-1).mean())
     # The published forms: k times as much, and padding counted.
-    assert_close(report_of(spec.replace(published=True), mask).aux_loss, 2 * report.aux_loss)
+    assert_close(report_of(spec.replace(reference_code=True), mask).aux_loss, 2 * report.aux_loss)
     padded = report_of(spec.replace(count_padding=True), mask).aux_loss
     assert_close(padded, report_of(spec, np.ones(TOKENS, np.int64)).aux_loss)
     assert abs(padded - report.aux_loss) > 1e-3

@@ -343,6 +343,6 @@ def test_wrong_numbers_of_an_option_are_refused_and_the_rest_starts_finite(name,
         except UserError as error:
             assert "\n" not in str(error)
         else:
-            segments = spec.initializer.segments(KERNEL, spec, jax.random.key(0))
+            segments = spec.initializer.decompose(KERNEL, spec, jax.random.key(0))
             scale = spec.scale(IN, segments, spec)
             assert np.isfinite(scale).all()

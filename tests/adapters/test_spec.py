@@ -64,7 +64,7 @@ def test_rows_are_the_published_choices(name):
     spec = METHODS[name].spec
     start, edit, router, scale = MATRIX[name]
     initializer = spec.initializer
-    segments = initializer.choice if isinstance(initializer, SvdSegments) else type(initializer)
+    segments = initializer.segments if isinstance(initializer, SvdSegments) else type(initializer)
     assert (segments, type(spec.base_edit), type(spec.router)) == (start, edit, router)
     assert type(spec.scale).__name__ == scale
     assert isinstance(spec.aux_loss, Balance) == (router is TopK)
@@ -74,7 +74,7 @@ def test_goat_has_the_papers_numbers():
     spec = METHODS["goat"].spec
     assert (spec.num_experts, spec.top_k, spec.aux_weight) == (8, 2, 1e-3)
     assert spec.initializer.rho == 10.0 and spec.scale == Theory(eta=1.0)
-    assert spec.aux_loss == Balance(published=False)
+    assert spec.aux_loss == Balance(reference_code=False)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -86,9 +86,11 @@ def test_every_spec_is_static_under_jit(name):
 
 
 def test_options_reach_the_part_that_has_them():
-    spec = method_spec("goat", total_rank=32, rho=5.0, eta=0.1, published=True, choice="minor")
+    spec = method_spec(
+        "goat", total_rank=32, rho=5.0, eta=0.1, reference_code=True, segments="minor"
+    )
     assert spec.rank == 4 and spec.initializer == SvdSegments(svd.minor, 5.0)
-    assert spec.scale == Theory(0.1) and spec.aux_loss.published
+    assert spec.scale == Theory(0.1) and spec.aux_loss.reference_code
 
 
 def test_options_reach_a_part_inside_a_part():
@@ -129,7 +131,7 @@ def test_every_named_part_is_in_a_row_or_among_the_papers_routers():
 
 @pytest.mark.parametrize("name", svd.SEGMENTS)
 def test_every_choice_of_segments_has_a_name(name):
-    assert method_spec("goat", choice=name).initializer.choice is svd.SEGMENTS[name]
+    assert method_spec("goat", segments=name).initializer.segments is svd.SEGMENTS[name]
 
 
 @pytest.mark.parametrize("kind", PARTS)
@@ -175,7 +177,10 @@ def test_an_unknown_option_lists_the_sizes_as_well():
         ({"total_rnk": 8}, "no option 'total_rnk' (did you mean 'total_rank'?)"),
         ({"rh": 1.0}, "no option 'rh' (did you mean 'rho'?)"),
         ({"scale": "theorie"}, "scale 'theorie' is not known (did you mean 'theory'?)"),
-        ({"choice": "principle"}, "choice 'principle' is not known (did you mean 'principal'?)"),
+        (
+            {"segments": "principle"},
+            "segments 'principle' is not known (did you mean 'principal'?)",
+        ),
     ],
 )
 def test_bad_options_are_refused_in_one_line(options, message):

@@ -47,7 +47,7 @@ class Case(NamedTuple):
             total_rank=self.experts * self.d,
             num_experts=self.experts,
             top_k=self.top_k,
-            published=self.published,
+            reference_code=self.published,
         )
 
 

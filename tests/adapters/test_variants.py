@@ -32,9 +32,9 @@ SEGMENTS = {"O": "block_heads", "P": "principal", "M": "minor", "R": "random"}
 ZERO = {"initializer": "zero_delta", "base_edit": "keep"}
 # Sections 9 and 17 of the paper: what is changed, and the routing that must come of it.
 ABLATIONS = {
-    **{f"segments {name}": {"choice": choice} for name, choice in SEGMENTS.items()},
+    **{f"segments {name}": {"segments": choice} for name, choice in SEGMENTS.items()},
     **{
-        f"segments {name}, no MoE scaling": {"choice": choice, "scale": "alpha_over_rank"}
+        f"segments {name}, no MoE scaling": {"segments": choice, "scale": "alpha_over_rank"}
         for name, choice in SEGMENTS.items()
     },
     "zero start": ZERO,
@@ -65,7 +65,7 @@ def test_an_ablation_of_the_paper_is_a_choice_of_options(name):
 
 def test_the_segments_of_the_ablation_are_all_different():
     starts = {
-        name: START(KERNEL, method_spec("goat", choice=choice), jax.random.key(0)).factors["a"]
+        name: START(KERNEL, method_spec("goat", segments=choice), jax.random.key(0)).factors["a"]
         for name, choice in SEGMENTS.items()
     }
     for one in starts:

@@ -55,7 +55,7 @@ def test_bad_settings_give_one_line(config_file, tmp_path, capsys):
     cases = {
         ("--adapter.total-rank", "12"): "total rank 12 is not divisible by 8 experts: choose 8",
         ("--adapter.top-k", "9"): "top_k 9 is not in 1..8",
-        ("--adapter.targets", "decoder"): "target 'decoder' matches no linear layer",
+        ("--adapter.target-modules", "decoder"): "target 'decoder' matches no linear layer",
         ("--adapter.method", "gaot"): "did you mean 'goat'?",
         (
             "--adapter.alpha",

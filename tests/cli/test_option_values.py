@@ -28,7 +28,7 @@ from goat_jax.config.run import (
     method_options,
     with_fields,
 )
-from goat_jax.data.tasks.registry import ExamTask, LanguageTask, digits, files
+from goat_jax.data.tasks.registry import EvalTask, LanguageTask, digits, files
 from goat_jax.errors import UserError
 from goat_jax.injection.inject import Override
 from goat_jax.registry import REGISTRY
@@ -45,7 +45,7 @@ DETERMINISTIC = settings(
 TASKS = {
     "text": files("a.csv", "b.csv", labels=("bad", "good")),
     "language": LanguageTask("notes", "a.jsonl", "b.jsonl"),
-    "exam": ExamTask("sums", "a.jsonl", "a.jsonl", exam="number"),
+    "eval": EvalTask("sums", "a.jsonl", "a.jsonl", eval="number"),
     "image": digits(),
 }
 CONFIGS = {kind: RunConfig(ModelConfig("m"), task) for kind, task in TASKS.items()}
@@ -164,8 +164,8 @@ def test_every_option_has_help():
 
 
 def test_the_help_has_every_field_and_every_option():
-    shown = describe_fields(CONFIGS["exam"], "goat-jax train")
-    names = [*field_kinds(CONFIGS["exam"]), *(f"adapter.{o}" for o in method_options())]
+    shown = describe_fields(CONFIGS["eval"], "goat-jax train")
+    names = [*field_kinds(CONFIGS["eval"]), *(f"adapter.{o}" for o in method_options())]
     assert [n for n in names if f"  --{n.replace('_', '-')}\n" not in shown] == []
 
 
@@ -309,15 +309,18 @@ def test_any_words_of_a_command_line_end_well(config_file, name, words):
     ("words", "message"),
     [
         (["--adapter.eta", "-1"], "adapter.eta -1.0 is not valid"),
-        (["--adapter.targets", "query", "key"], None),
-        (["--adapter.targets", '["query"]'], None),
+        (["--adapter.target-modules", "query", "key"], None),
+        (["--adapter.target-modules", '["query"]'], None),
         (["--optimizer.lr", "1"], "did you mean 'optimizer.learning_rate'?"),
-        (["--optimizer.clip", "none"], None),
-        (["--optimizer.clip", "nan"], "optimizer.clip nan is not valid: give a number above 0"),
+        (["--optimizer.max_grad_norm", "none"], None),
+        (
+            ["--optimizer.max_grad_norm", "nan"],
+            "optimizer.max_grad_norm nan is not valid: give a number above 0",
+        ),
         (["--train.best-by", "acc"], "train.best_by 'acc' is not known"),
         (["--steps", "5"], "did you mean 'train.steps'?"),
         (["--model.remat", "nosuch"], "model.remat 'nosuch' is not known"),
-        (["--watch.no-utilization"], None),
+        (["--logging.no-utilization"], None),
         (["--model.options", "pooling=mean"], None),
         (["--adapter.method", "lora_dash", "--adapter.switch-after", "20"], None),
         (["--adapter.switch-after", "20"], "no option 'switch_after'"),

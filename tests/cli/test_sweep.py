@@ -159,8 +159,8 @@ def test_every_point_is_checked_before_any_is_trained(trained, source, tmp_path)
 
 def test_a_trace_of_no_step_is_refused():
     with pytest.raises(UserError, match="'100:200' would trace nothing: the run has 12 steps"):
-        config_at(BASE, (("train.steps", 12), ("watch.profile", "100:200")))
-    assert config_at(BASE, (("train.steps", 12), ("watch.profile", "12:200"))).train.steps == 12
+        config_at(BASE, (("train.steps", 12), ("logging.profile", "100:200")))
+    assert config_at(BASE, (("train.steps", 12), ("logging.profile", "12:200"))).train.steps == 12
 
 
 def test_fields_of_all_kinds_are_set():
@@ -181,8 +181,8 @@ def test_fields_of_all_kinds_are_set():
         (("adapter.rho", "a"), "adapter.rho 'a' is not valid: give a number"),
         (("adapter.total_rank", 8.5), "is not valid: give a whole number"),
         (("adapter.scale", 3), "is not valid: give a text"),
-        (("adapter.targets", True), "is not valid: give a text"),
-        (("train.patience", "a"), "is not valid: give a whole number"),
+        (("adapter.target_modules", True), "is not valid: give a text"),
+        (("train.early_stopping_patience", "a"), "is not valid: give a whole number"),
         (("train", None), "train is a group of fields"),
     ],
 )

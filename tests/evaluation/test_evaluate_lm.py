@@ -143,7 +143,12 @@ def run_config(model, task, out, steps=2, learning_rate=1e-3):
         adapter=AdapterConfig("lora", ("q_proj", "up_proj"), (), total_rank=4, dropout=0.0),
         optimizer=OptimizerConfig(learning_rate=learning_rate, warmup_steps=1),
         train=TrainConfig(
-            steps=steps, batch_size=4, max_length=384, eval_batch_size=4, eval_every=steps, shapes=1
+            steps=steps,
+            batch_size=4,
+            max_length=384,
+            eval_batch_size=4,
+            eval_every=steps,
+            num_buckets=1,
         ),
         out=str(out),
     )
@@ -258,7 +263,7 @@ def test_likelihoods_are_those_of_the_plain_logits(model):
     subject = open_subject(str(model))
     pairs = [("ab", "cd"), ("a longer prompt than that", "x"), ("q", "yes, it is so"), ("ab", "ce")]
     with jax.default_matmul_precision("highest"):
-        found = subject.scorer()(pairs, batch_size=3, shapes=2)
+        found = subject.scorer()(pairs, batch_size=3, num_buckets=2)
         whole = merge_model(subject.graph, subject.trainable, subject.base)
         graph, state = nnx.split(whole)
         logits = jax.jit(lambda state, ids: nnx.merge(graph, state)(ids))
@@ -276,7 +281,7 @@ def test_likelihoods_are_those_of_the_plain_logits(model):
 def test_one_compile_for_every_length(model):
     scorer = open_subject(str(model)).scorer()
     pairs = [("p" * (5 + 9 * n), "x" * (n % 3 + 1)) for n in range(20)]
-    scorer(pairs, batch_size=4, shapes=2)
+    scorer(pairs, batch_size=4, num_buckets=2)
     assert scorer._step._cache_size() == 2
 
 

@@ -74,12 +74,12 @@ def get_config(method="goat", steps=30, **none):
         model=ModelConfig({model!r}, options={{"pooling": "mean"}}),
         task=files({train!r}, {test!r}, labels=("bad", "good")),
         adapter=AdapterConfig(
-            method=method, targets=r"bert\\.encoder\\..*", train=("pooler.dense", "classifier"),
-            dropout=0.05,
+            method=method, target_modules=r"bert\\.encoder\\..*",
+            modules_to_save=("pooler.dense", "classifier"), dropout=0.05,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=3),
         train=TrainConfig(
-            steps=steps, batch_size=16, max_length=24, shapes=1, eval_batch_size=32,
+            steps=steps, batch_size=16, max_length=24, num_buckets=1, eval_batch_size=32,
             eval_every=10, save_every=5, log_every=2,
         ),
         out="unused",

@@ -62,7 +62,7 @@ def adapted(report):
 
 
 @pytest.mark.parametrize(
-    ("targets", "expected"),
+    ("target_modules", "expected"),
     [
         (["query"], [QUERY]),
         (["mlp.up", "down"], [UP, DOWN]),
@@ -70,15 +70,15 @@ def adapted(report):
         (r".*\.(query|up)", [QUERY, UP]),
     ],
 )
-def test_targets(targets, expected):
-    report, model = dry_run(LORA, targets)
+def test_targets(target_modules, expected):
+    report, model = dry_run(LORA, target_modules)
     assert adapted(report) == expected
     has = [site.pattern for site in find_sites(model) if site.module.adapter is not None]
     assert has == expected
 
 
 def test_all_linear_takes_what_is_not_trained_in_full_and_wide_enough():
-    report, model = dry_run(LORA, train=["classifier"])
+    report, model = dry_run(LORA, modules_to_save=["classifier"])
     layers = tuple(range(LAYERS))
     assert summary(report) == {
         (QUERY, layers): "adapter",
@@ -99,7 +99,7 @@ def test_rows_say_why_a_module_stays_frozen():
 
 
 def test_counts():
-    report, model = dry_run(GOAT, ["query", "up"], train=["classifier"])
+    report, model = dry_run(GOAT, ["query", "up"], modules_to_save=["classifier"])
     per_module = 2 * WIDTH * 4 + WIDTH * 2
     trained = {row.name: row.trained for row in report.rows}
     head = WIDTH * 2 + 2
@@ -116,18 +116,30 @@ def test_counts():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"targets": ["quary"]}, "target 'quary' matches no linear layer (did you mean 'query'?)"),
-        ({"targets": ["query", "gate"]}, "target 'gate' matches no linear layer; they end in: "),
-        ({"targets": r".*\.gate"}, "target '.*\\\\.gate' matches no linear layer"),
         (
-            {"targets": "query"},
+            {"target_modules": ["quary"]},
+            "target 'quary' matches no linear layer (did you mean 'query'?)",
+        ),
+        (
+            {"target_modules": ["query", "gate"]},
+            "target 'gate' matches no linear layer; they end in: ",
+        ),
+        ({"target_modules": r".*\.gate"}, "target '.*\\\\.gate' matches no linear layer"),
+        (
+            {"target_modules": "query"},
             "as a regular expression over full names (did you mean '[\"query\"]'?)",
         ),
-        ({"targets": "*query"}, "target '*query' is not a regular expression: nothing to repeat"),
-        ({"train": ["clasifier"]}, "module to train 'clasifier' matches no module (did you"),
+        (
+            {"target_modules": "*query"},
+            "target '*query' is not a regular expression: nothing to repeat",
+        ),
+        (
+            {"modules_to_save": ["clasifier"]},
+            "module to train 'clasifier' matches no module (did you",
+        ),
         ({"overrides": [Override(["q"], {})]}, "override 'q' matches no linear layer"),
         (
-            {"targets": ["classifier"]},
+            {"target_modules": ["classifier"]},
             "no module could be adapted: not a target; total rank 4 is above its smaller side 2",
         ),
         (
@@ -164,7 +176,7 @@ def test_overrides_by_projection_and_the_first_that_matches_wins():
         overrides=[
             Override(["up"], {"total_rank": 2}),
             Override(
-                r".*mlp\..*", {"total_rank": 8, "choice": "minor", "scale": "alpha_over_rank"}
+                r".*mlp\..*", {"total_rank": 8, "segments": "minor", "scale": "alpha_over_rank"}
             ),
         ],
     )
@@ -173,14 +185,14 @@ def test_overrides_by_projection_and_the_first_that_matches_wins():
     assert ranks == {"query": 4, "up": 2, "down": 8}
     assert len(model.layers.runs) == 1, "layers are equal: nothing to cut"
     assert run.down.adapter.a.shape == (LAYERS, 2, WIDTH, 4)
-    assert run.down.adapter.spec.initializer.choice.__name__ == "minor"
+    assert run.down.adapter.spec.initializer.segments.__name__ == "minor"
 
 
 def test_overrides_by_range_cut_the_stack():
     report, model = dry_run(
         GOAT,
         overrides=[Override(r".*layers\.[12]\..*query", {"num_experts": 4, "total_rank": 8})],
-        train=[],
+        modules_to_save=[],
     )
     assert model.layers.ranges() == [range(0, 1), range(1, 3), range(3, 4)]
     ranks = [run.query.adapter.spec.total_rank for run in model.layers.runs]

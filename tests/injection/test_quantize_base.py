@@ -52,7 +52,7 @@ def test_the_product_and_its_gradient_use_the_same_kernel(kind):
 def model_with_goat():
     config = tiny_config(num_layers=3, hidden_size=64)
     model = Encoder(config, rngs=nnx.Rngs(0))
-    inject(model, METHODS["goat"].spec, key=jax.random.key(1), train=("classifier",))
+    inject(model, METHODS["goat"].spec, key=jax.random.key(1), modules_to_save=("classifier",))
     return model
 
 
@@ -83,7 +83,7 @@ def test_the_step_keeps_no_float_kernel():
     """The compiled gradient needs fewer temporary bytes than the stack's float kernels have."""
     config = tiny_config(num_layers=8, hidden_size=256, intermediate_size=1024, num_heads=4)
     model = Encoder(config, rngs=nnx.Rngs(0))
-    inject(model, METHODS["lora"].spec, key=jax.random.key(1), train=())
+    inject(model, METHODS["lora"].spec, key=jax.random.key(1), modules_to_save=())
     report = quantize_base(model, "nf4")
     graph, trainable, base = split_model(model)
     tokens = jnp.zeros((1, 4), jnp.int32)

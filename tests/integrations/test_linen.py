@@ -164,6 +164,6 @@ def test_on_a_mesh_it_computes_the_same():
 
 def test_bad_targets():
     with pytest.raises(UserError, match="mix cannot be adapted: Conv is none of"):
-        made(Encoder(), targets=["mix"])
+        made(Encoder(), target_modules=["mix"])
     with pytest.raises(UserError, match="'upp' matches no module with a kernel"):
-        made(Encoder(), targets=["upp"])
+        made(Encoder(), target_modules=["upp"])

@@ -47,7 +47,7 @@ def llama(root: Path) -> RunConfig:
     (root / "rows.jsonl").write_text(rows)
     task = language_files(str(root / "rows.jsonl"), str(root / "rows.jsonl"))
     train = TrainConfig(steps=2, batch_size=2, eval_batch_size=2, max_length=16)
-    adapter = AdapterConfig("pissa", total_rank=4, train=(), dropout=0.0)
+    adapter = AdapterConfig("pissa", total_rank=4, modules_to_save=(), dropout=0.0)
     return RunConfig(ModelConfig(str(root / "model")), task, adapter, WARM, train)
 
 

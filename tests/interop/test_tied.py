@@ -50,7 +50,7 @@ def tied(tmp_path_factory):
         "from goat_jax.data.tasks.registry import language_files\n\n\n"
         "def get_config():\n"
         f"    return RunConfig(ModelConfig({str(folder)!r}), language_files({rows!r}, {rows!r}),\n"
-        "        AdapterConfig('lora', train=()),\n"
+        "        AdapterConfig('lora', modules_to_save=()),\n"
         "        train=TrainConfig(steps=200, batch_size=1, max_length=16, eval_batch_size=1))\n"
     )
     return root
@@ -77,7 +77,7 @@ def trained_run(root, out):
     config = RunConfig(
         ModelConfig(str(root / "model")),
         language_files(rows, rows),
-        AdapterConfig("lora", train=("embed_tokens",), total_rank=2, dropout=0.0),
+        AdapterConfig("lora", modules_to_save=("embed_tokens",), total_rank=2, dropout=0.0),
         train=TrainConfig(steps=200, batch_size=1, max_length=16, eval_batch_size=1),
         out=str(out),
     )

@@ -44,7 +44,7 @@ def _adapted(family, head="linear"):
     config = tiny_vision_config(family, head=head, num_layers=2)
     model = VisionModel(config, rngs=nnx.Rngs(0))
     spec = method_spec("goat", total_rank=8, num_experts=4)
-    report = inject(model, spec, TARGETS[family], key=KEY, train=["classifier"])
+    report = inject(model, spec, TARGETS[family], key=KEY, modules_to_save=["classifier"])
     assert sum(row.what == "adapter" for row in report.rows) == 6
     return split_model(model)
 

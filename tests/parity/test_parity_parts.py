@@ -13,7 +13,7 @@ from goat_jax.core import svd
 from goat_jax.errors import UserError
 from goat_jax.parity.align import agreeing_steps, align_signs, svd_noise
 from goat_jax.parity.checks import GIVEN, LAYER, MODEL, OWN, Check, Comparison, Note, worst
-from goat_jax.parity.published import read_init_type
+from goat_jax.parity.reference_code import read_init_type
 from goat_jax.parity.report import Report, main, to_json, to_text
 
 
@@ -37,7 +37,7 @@ from goat_jax.parity.report import Report, main, to_json, to_text
 )
 def test_published_names_mean_these_parts(name, choice, scale, fixed):
     kind = read_init_type(name, eta=0.1)
-    assert (kind.choice, kind.scale, kind.fixed) == (choice, scale, fixed)
+    assert (kind.segments, kind.scale, kind.fixed) == (choice, scale, fixed)
 
 
 @pytest.mark.parametrize("name", ["", "scale", "guassian", "bert", "goat_mega", "lora_", "rs"])
@@ -168,9 +168,9 @@ def test_json_is_plain(tmp_path, make_layer_case, write_layers):
 
 def test_the_spec_of_a_bundle_is_made_of_the_package_s_parts(make_layer_case, tmp_path):
     from goat_jax.parity.bundle import Record
-    from goat_jax.parity.published import read_spec
+    from goat_jax.parity.reference_code import read_spec
 
     case = make_layer_case("one", rank=10)
     spec = read_spec(Record(case, "here"), read_init_type("goat"), Fixed(2.0))
     assert isinstance(spec, AdapterSpec)
-    assert (spec.total_rank, spec.rank, spec.aux_loss.published) == (8, 2, True)  # type: ignore
+    assert (spec.total_rank, spec.rank, spec.aux_loss.reference_code) == (8, 2, True)  # type: ignore

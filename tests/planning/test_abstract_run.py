@@ -59,9 +59,9 @@ def test_batches_are_those_of_the_data(config):
     }
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
-def test_metrics_are_those_of_a_step(config, accumulate):
-    train = dataclasses.replace(config.train, accumulate=accumulate)
+@pytest.mark.parametrize("grad_accum_steps", [1, 4])
+def test_metrics_are_those_of_a_step(config, grad_accum_steps):
+    train = dataclasses.replace(config.train, grad_accum_steps=grad_accum_steps)
     config = dataclasses.replace(config, train=train)
     real, batch = build(config), next(load_data(config).train)
     _, metrics = jax.eval_shape(real.train_step, real.state, real.base, batch)
@@ -85,7 +85,7 @@ def full_size(name, method="lora", total_rank=16):
     return RunConfig(
         ModelConfig(name, dtype="bfloat16"),
         make_task(task, **columns.get(task, {})),
-        AdapterConfig(method, total_rank=total_rank, train=()),
+        AdapterConfig(method, total_rank=total_rank, modules_to_save=()),
         train=TrainConfig(batch_size=4, max_length=64),
     )
 

@@ -96,7 +96,7 @@ def config():
     return RunConfig(
         ModelConfig("llama-2-7b", dtype="bfloat16", remat="full"),
         language_files("a.jsonl", "b.jsonl"),
-        AdapterConfig("goat", total_rank=32, train=()),
+        AdapterConfig("goat", total_rank=32, modules_to_save=()),
         train=TrainConfig(batch_size=8, eval_batch_size=8, max_length=64),
     )
 

@@ -243,7 +243,7 @@ def test_sweep_bars_are_the_deviation_and_no_label_lies_over_another():
     scores[1] = []
     axes = {
         "optimizer.learning_rate": [rate for rate, _ in points],
-        "adapter.targets": [word for _, word in points],
+        "adapter.target_modules": [word for _, word in points],
         "drawn": [0.01 + number**2 for number in range(len(points))],
     }
     figure = sweep_figure(axes, scores, "demo", "accuracy", {"optimizer.learning_rate"})

@@ -11,7 +11,7 @@ from goat_jax.adapters.methods import METHODS
 from goat_jax.cli.arguments.config import override, with_adapter
 from goat_jax.config.run import config_from_json, flatten, load_config
 from goat_jax.data.tasks.commonsense import FOLDERS
-from goat_jax.data.tasks.evaluation import ExamTask
+from goat_jax.data.tasks.evaluation import EvalTask
 from goat_jax.errors import UserError
 from goat_jax.training.abstract_run import abstract_run
 
@@ -53,7 +53,7 @@ def test_every_method_has_a_config(family, folder):
     for method in sorted(set(METHODS) - {"moelora"}):
         config = config_of(family, folder, method=method)
         config.adapter.spec()
-        assert isinstance(config.task, ExamTask) and config.train.steps > 0
+        assert isinstance(config.task, EvalTask) and config.train.steps > 0
 
 
 @pytest.mark.parametrize("task", FOLDERS)
@@ -97,7 +97,7 @@ def test_eta_goes_with_the_scale_rule_not_with_the_methods_name(family, method, 
     config = with_adapter(config_of(family, folder, method=method), options)
     for adapter in (config.adapter, config_from_json(flatten(config)).adapter):
         spec = adapter.spec()
-        given = spec.initializer.segments(np.eye(64, dtype=np.float32), spec, jax.random.key(0))
+        given = spec.initializer.decompose(np.eye(64, dtype=np.float32), spec, jax.random.key(0))
         first = float(spec.scale(4096, given, spec)[0])
         assert first == pytest.approx((3 * 4096 * eta / spec.rank) ** 0.5, rel=1e-6)
     own = with_adapter(config, {"eta": 0.25}).adapter.spec()  # what is given wins

@@ -108,7 +108,7 @@ def trained(family, options, model, out, *overrides):
 METHOD = {"rte": "goat", "dtd": "goat"}
 """A path does not depend on the method: one of each table goes with GOAT, the others with LoRA."""
 
-TEXT = ("--train.max-length", "32", "--train.shapes", "1")
+TEXT = ("--train.max-length", "32", "--train.num-buckets", "1")
 GLUE_TASKS = [*official.GLUE_FILES, "mrpc"]
 
 

@@ -74,7 +74,7 @@ def test_shares_of_every_row_are_the_printed_ones(files):
         assert list(printed) == list(rows[table]) and len(printed) >= 10
         for label, share in printed.items():
             config = config_of_row(table, label, files)
-            found = count(config.model.path, config.adapter.spec(), config.adapter.targets)
+            found = count(config.model.path, config.adapter.spec(), config.adapter.target_modules)
             own = 100 * found.trained_parameters / found.pretrained_parameters
             if abs(own / share - 1) > 0.02:
                 off[table, label] = own

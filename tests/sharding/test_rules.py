@@ -138,14 +138,14 @@ def test_micro_batches_count_too(run_config):
     place = placement(4, 2, 1)
     import dataclasses
 
-    def with_rows(rows, accumulate):
+    def with_rows(rows, grad_accum_steps):
         train = dataclasses.replace(
-            run_config.train, batch_size=rows, accumulate=accumulate, eval_batch_size=8
+            run_config.train, batch_size=rows, grad_accum_steps=grad_accum_steps, eval_batch_size=8
         )
         return dataclasses.replace(run_config, train=train)
 
     check_batches(with_rows(32, 4), place)
-    with pytest.raises(UserError, match="accumulate 4 is not divisible by the 8 parts"):
+    with pytest.raises(UserError, match="grad_accum_steps 4 is not divisible by the 8 parts"):
         check_batches(with_rows(32, 8), place)
 
 

@@ -35,7 +35,7 @@ def short(config, tmp_path_factory):
     config = changed(
         dataclasses.replace(config, out=str(root / "run")),
         task={"train": str(rows)},
-        adapter={"method": "lora", "targets": r"bert\.encoder\..*query"},
+        adapter={"method": "lora", "target_modules": r"bert\.encoder\..*query"},
         optimizer={"schedule": "constant", "warmup_steps": 2},
         train={"steps": 6, "eval_every": 100, "log_every": 1},
     )

@@ -41,7 +41,7 @@ def start(tiny):
         flags = re.sub(r"device_count=\d+", "device_count=2", os.environ["XLA_FLAGS"])
         command = [sys.executable, "-m", "goat_jax.cli.main", "train", "--quiet", "--out", str(out)]
         command += ["--config", f"{tiny / 'config.py'}:steps={steps}", *mesh]
-        command += ["--adapter.targets", TARGETS]
+        command += ["--adapter.target-modules", TARGETS]
         command += ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(count)]
         own = [
             subprocess.Popen(
@@ -158,7 +158,9 @@ def test_sigterm_to_one_stops_all_and_another_mesh_goes_on(start, config, tmp_pa
     assert reopen(out, stopped).step == stopped
     train = dataclasses.replace(config.train, steps=3000)
     again = dataclasses.replace(config, out=str(out), mesh=MeshConfig(2, 2, 2), train=train)
-    again = dataclasses.replace(again, adapter=dataclasses.replace(again.adapter, targets=TARGETS))
+    again = dataclasses.replace(
+        again, adapter=dataclasses.replace(again.adapter, target_modules=TARGETS)
+    )
     # One process, eight devices; told to stop as soon as it runs.
     from goat_jax.training import trainer as module
 

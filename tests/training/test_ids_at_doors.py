@@ -63,8 +63,8 @@ def config(folder, tmp_path):
         return RunConfig(
             model=ModelConfig(str(folder)),
             task=language_files(str(file), str(file), packing=False),
-            adapter=AdapterConfig(method="lora", train=()),
-            train=TrainConfig(steps=2, batch_size=2, max_length=16, shapes=1),
+            adapter=AdapterConfig(method="lora", modules_to_save=()),
+            train=TrainConfig(steps=2, batch_size=2, max_length=16, num_buckets=1),
             out=str(tmp_path / "run"),
         )
 

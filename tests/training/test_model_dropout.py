@@ -47,18 +47,22 @@ def built(rate, remat="none", dtype=jnp.float32):
     model = random_model(HF, key=jax.random.key(0), dtype=dtype, dropout=rate).model
     model.layers.remat = remat
     inject(
-        model, SPEC, ["query", "output.dense"], key=jax.random.key(1), train=["classifier.out_proj"]
+        model,
+        SPEC,
+        ["query", "output.dense"],
+        key=jax.random.key(1),
+        modules_to_save=["classifier.out_proj"],
     )
     graph, trainable, base = split_model(model)
     return graph, RunState.create(trainable, optax.sgd(0.1), jax.random.key(2)), base
 
 
 @functools.cache
-def trainer(rate, remat="none", accumulate=1, dtype=jnp.float32):
+def trainer(rate, remat="none", grad_accum_steps=1, dtype=jnp.float32):
     """A function that trains two steps and gives their losses."""
     graph, start, base = built(rate, remat, dtype)
     step = make_train_step(
-        graph, CLASSIFICATION, optax.sgd(0.1), aux_weight=0.0, accumulate=accumulate
+        graph, CLASSIFICATION, optax.sgd(0.1), aux_weight=0.0, grad_accum_steps=grad_accum_steps
     )
 
     def losses():
@@ -94,7 +98,7 @@ def test_one_key_gives_one_loss_recomputed_or_not():
 
 @pytest.mark.slow
 def test_micro_batches_and_bfloat16_train():
-    found, parts = trainer(0.3)(), trainer(0.3, accumulate=2)()
+    found, parts = trainer(0.3)(), trainer(0.3, grad_accum_steps=2)()
     assert found != parts == pytest.approx(found, abs=0.5)  # other masks
     assert trainer(0.3, dtype=jnp.bfloat16)() == pytest.approx(found, abs=0.05)
 

@@ -57,16 +57,24 @@ def test_a_misspelt_column_is_found_before_a_model_is_looked_for(
 
 
 WRONG = {
-    "target": ("adapter", {"targets": ["querry"]}, "target 'querry' matches no linear layer"),
-    "module to train": ("adapter", {"train": ("poler",)}, "module to train 'poler' matches no"),
+    "target": (
+        "adapter",
+        {"target_modules": ["querry"]},
+        "target 'querry' matches no linear layer",
+    ),
+    "module to train": (
+        "adapter",
+        {"modules_to_save": ("poler",)},
+        "module to train 'poler' matches no",
+    ),
     "rank": (
         "adapter",
-        {"targets": r".*query", "total_rank": 72},
+        {"target_modules": r".*query", "total_rank": 72},
         "no module could be adapted: .*total rank 72 is above its smaller side",
     ),
     "model option": ("model", {"options": {"poolin": "mean"}}, "poolin"),
     "length": ("train", {"max_length": 41}, "max_length 41 does not fit this tokenizer"),
-    "mesh": ("train", {"accumulate": 3}, "accumulate"),
+    "mesh": ("train", {"grad_accum_steps": 3}, "grad_accum_steps"),
 }
 
 
@@ -103,7 +111,7 @@ def test_rows_are_read_once_for_data_and_for_a_start_from_gradients(
     class Stop(Exception):
         """Ends the start where the gradients would be computed."""
 
-    def gradients(model, objective, batches, targets):
+    def gradients(model, objective, batches, target_modules):
         assert next(batches)["input_ids"].shape == next(data.train)["input_ids"].shape
         raise Stop
 
@@ -124,4 +132,4 @@ def test_a_late_tokenizer_is_loaded_once():
 
 def test_a_start_without_data_checks_for_itself(config, no_weights):
     with pytest.raises(UserError, match="matches no linear layer"):
-        build(replaced(config, "adapter", targets=["querry"]))
+        build(replaced(config, "adapter", target_modules=["querry"]))

@@ -111,7 +111,7 @@ def test_lora_ga_starts_from_the_gradient_of_the_first_batches(config, tmp_path)
     # The gradient by another way: of an adapter that is the whole kernel.
     loaded = pretrained(run)
     full = AdapterConfig("full").spec()
-    inject(loaded, full, run.adapter.targets, key=jax.random.key(0))
+    inject(loaded, full, run.adapter.target_modules, key=jax.random.key(0))
     graph, trainable, base = split_model(loaded)
     grads = [loss_gradient(graph, trainable, base, batch) for batch in batches]
     g = np.mean(
@@ -147,9 +147,9 @@ def test_gradients_are_averaged_batch_by_batch(config):
     model = pretrained(config)
     data = load_data(config).train
     batches = [next(data) for _ in range(2)]
-    targets = r".*query"
-    both = kernel_gradients(model, CLASSIFICATION, batches, targets)
-    each = [kernel_gradients(model, CLASSIFICATION, [batch], targets) for batch in batches]
+    target_modules = r".*query"
+    both = kernel_gradients(model, CLASSIFICATION, batches, target_modules)
+    each = [kernel_gradients(model, CLASSIFICATION, [batch], target_modules) for batch in batches]
     assert all(name.endswith("query") for name in both)
     for name, value in both.items():
         assert_close(value, (each[0][name] + each[1][name]) / 2, 1e-6)

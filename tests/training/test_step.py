@@ -61,18 +61,18 @@ def test_loss_is_task_plus_weighted_aux(built, batch):
 
 
 # Any number of parts is the same scan.
-@pytest.mark.parametrize("accumulate", [2, pytest.param(4, marks=pytest.mark.nightly)])
-def test_accumulation_gives_the_whole_batch_s_gradient(built, batch, accumulate):
+@pytest.mark.parametrize("grad_accum_steps", [2, pytest.param(4, marks=pytest.mark.nightly)])
+def test_accumulation_gives_the_whole_batch_s_gradient(built, batch, grad_accum_steps):
     optimizer = optax.sgd(1.0)
 
     def after(parts):
         step = make_train_step(
-            built.graph, CLASSIFICATION, optimizer, aux_weight=0.0, accumulate=parts
+            built.graph, CLASSIFICATION, optimizer, aux_weight=0.0, grad_accum_steps=parts
         )
         state = RunState.create(fresh(built).trainable, optimizer, jax.random.key(0))
         return step(state, built.base, batch)
 
-    (whole, one), (cut, many) = after(1), after(accumulate)
+    (whole, one), (cut, many) = after(1), after(grad_accum_steps)
     for a, b in zip(jax.tree.leaves(whole.trainable), jax.tree.leaves(cut.trainable), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     assert float(one["accuracy"]) == pytest.approx(float(many["accuracy"]))

@@ -74,7 +74,10 @@ def test_patience_stops_the_run(config, tmp_path):
     # A rate this small changes no prediction, so no evaluation is better than the first.
     frozen = dataclasses.replace(config.optimizer, learning_rate=1e-12)
     config = with_train(
-        dataclasses.replace(config, optimizer=frozen), tmp_path / "run", patience=2, eval_every=3
+        dataclasses.replace(config, optimizer=frozen),
+        tmp_path / "run",
+        early_stopping_patience=2,
+        eval_every=3,
     )
     summary = fit(config, progress=False)
     assert summary.step == 9 and "no better accuracy for 2 evaluations" in summary.stopped
@@ -105,7 +108,8 @@ def test_a_signal_saves_and_the_run_continues(config, tmp_path, finished):
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
     config = with_train(config, tmp_path / "run", save_every=4)
     config = dataclasses.replace(
-        config, optimizer=dataclasses.replace(config.optimizer, learning_rate=1e30, clip=None)
+        config,
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=1e30, max_grad_norm=None),
     )
     with pytest.raises(RunFailed) as failure:
         fit(config, progress=False)

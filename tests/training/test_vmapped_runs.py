@@ -64,7 +64,7 @@ def test_members_are_the_runs_they_would_be_alone(short, tmp_path):
 
 ALONE = {"num_experts": 1, "top_k": 1}
 STARTS = {
-    "numbers": ({"rho": 2.0}, {"eta": 0.5, "aux_weight": 0.5}, {"choice": "random"}),
+    "numbers": ({"rho": 2.0}, {"eta": 0.5, "aux_weight": 0.5}, {"segments": "random"}),
     "optimizer": tuple(
         {**ALONE, "method": "lora_pro", "alpha": alpha, "forward_scale": 2.0}
         for alpha in (8.0, 2.0)
@@ -95,7 +95,7 @@ def test_runs_that_step_differently_do_not(short):
         {"rho": 3.0},
         {"alpha": 1.0},
         {"aux_weight": 0.0},
-        {"choice": "random"},
+        {"segments": "random"},
     ]
     other = [{"top_k": 1}, {"dropout": 0.1}, {"total_rank": 16}, {"method": "hydralora"}]
     assert all(shared_step(with_options(short, **each)) == shared_step(short) for each in same)

@@ -17,7 +17,7 @@ from goat_jax.cli.arguments.evaluation import add_options, options_of
 from goat_jax.cli.entry import Parser, in_one_line
 from goat_jax.cli.train import draw
 from goat_jax.config.run import RunConfig
-from goat_jax.data.tasks.evaluation import CODE, ExamTask, named_by_set
+from goat_jax.data.tasks.evaluation import CODE, EvalTask, named_by_set
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.evaluation.code import check_programs
 from goat_jax.evaluation.evaluate_lm import check_needs, examine, write_records
@@ -170,7 +170,7 @@ def check_exam(config: RunConfig, options: ExamOptions) -> None:
             programs.
     """
     task = config.task
-    if not isinstance(task, ExamTask):
+    if not isinstance(task, EvalTask):
         raise UserError(f"task {task.name} has no exam")
     if task.way == CODE:
         check_programs(task, options)
@@ -192,7 +192,7 @@ def run_one(config: RunConfig, options: ExamOptions, progress: bool) -> dict[str
         RunFailed: a run that failed in `fit` or `examine`.
     """
     folder, key, task = Path(config.out), Key.of(config, options), config.task
-    assert isinstance(task, ExamTask)
+    assert isinstance(task, EvalTask)
     kept, changed = kept_scores(folder, key)
     if kept is not None:
         return kept

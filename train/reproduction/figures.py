@@ -68,7 +68,7 @@ def _figure_1(runs: Sequence[Gathered], path: Path, metric: str | None) -> bool:
     panels, name = score_panels(
         runs,
         lambda run: segment_place(run.config.adapter.spec()),
-        ("method", "choice", "offset"),
+        ("method", "segments", "offset"),
         metric,
     )
     if not panels:

@@ -34,11 +34,11 @@ class Balance:
     An expert shared by all tokens has no column in the router and does not count.
 
     Attributes:
-        published: whether to use the form of the published code, k times the paper's.
+        reference_code: whether to use the form of the published code, k times the paper's.
         count_padding: whether padding tokens count too, as in the published code.
     """
 
-    published: bool = False
+    reference_code: bool = False
     count_padding: bool = False
 
     def __post_init__(self) -> None:
@@ -48,7 +48,7 @@ class Balance:
         if "router" in arrays and arrays["router"].shape[-1] < routing.probs.shape[-1]:
             shared = routing.probs.shape[-1] - arrays["router"].shape[-1]
             routing = jax.tree.map(lambda value: value[..., shared:], routing)
-        form = aux_losses.balance_loss_published if self.published else aux_losses.balance_loss
+        form = aux_losses.balance_loss_published if self.reference_code else aux_losses.balance_loss
         return form(routing, None if self.count_padding else ctx.mask)
 
 
@@ -138,14 +138,14 @@ class CoreAndOrthogonality:
     Attributes:
         beta: weight of the core's sum of squares.
         gamma: weight of both deviations from orthogonality.
-        published: whether to use the large Gram matrices, as KaSA's code does (it also averages
-            over layers: divide `aux_weight` by their number), instead of the small ones, as PEFT
-            does.
+        reference_code: whether to use the large Gram matrices, as KaSA's code does (it also
+            averages over layers: divide `aux_weight` by their number), instead of the small ones,
+            as PEFT does.
     """
 
     beta: NonNegative = 1e-4
     gamma: NonNegative = 1e-3
-    published: bool = False
+    reference_code: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -160,6 +160,6 @@ class CoreAndOrthogonality:
 
     def __call__(self, routing: Routing, arrays: Factors, ctx: Context) -> Array:
         del routing, ctx
-        of_a, of_b = gram_norms(arrays["a"], arrays["b"], self.published)
+        of_a, of_b = gram_norms(arrays["a"], arrays["b"], self.reference_code)
         core = jnp.square(arrays["core"]).sum()
         return self.beta * core + self.gamma * (of_a + of_b).sum()

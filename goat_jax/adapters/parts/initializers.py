@@ -100,30 +100,30 @@ class SvdSegments(Initializer):
     """Initializes each expert from a different segment of the kernel's SVD (paper eq. 13 and 19).
 
     Attributes:
-        choice: the assignment of triplets to experts, a function or its name in
+        segments: the assignment of triplets to experts, a function or its name in
             `goat_jax.core.svd.SEGMENTS`: `block_heads` is GOAT's.
         rho: damping of the initial product; 1 keeps the complete segment.
         offset: shift of the choice down the spectrum, as a fraction of the room below it: with
             `principal`, 0 takes the largest triplets, 1 the smallest (the paper's first figure).
     """
 
-    choice: Segments = svd.block_heads
+    segments: Segments = svd.block_heads
     rho: Positive = 10.0
     offset: Share = 0.0
     layout: ClassVar[str] = "pairs"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "choice", find_function("choice", self.choice, svd.SEGMENTS))
+        object.__setattr__(self, "segments", find_function("segments", self.segments, svd.SEGMENTS))
         check_fields(self)
 
-    def segments(self, kernel: Array, spec: AdapterSpec, key: Key) -> Svd:
+    def decompose(self, kernel: Array, spec: AdapterSpec, key: Key) -> Svd:
         index = self.triplets(min(kernel.shape), spec, key)
         return svd.take_segments(svd.svd_of_kernel(kernel), index)
 
     def triplets(self, h: int, spec: AdapterSpec, key: Key) -> Array:
         """Returns the index (E, R) of every expert's triplets among a kernel's h triplets."""
         svd.check_segments(h, spec.num_experts, spec.rank)
-        return svd.moved(self.choice(h, spec.num_experts, spec.rank, key), h, self.offset)
+        return svd.moved(self.segments(h, spec.num_experts, spec.rank, key), h, self.offset)
 
     def check(self, spec: AdapterSpec) -> None:
         check_added_as_it_is(self, spec)

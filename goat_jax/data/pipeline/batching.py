@@ -99,7 +99,7 @@ def choose_buckets(
     max_length: int,
     *,
     multiples: tuple[int, ...] = (8, 4),
-    max_shapes: int = 5,
+    max_buckets: int = 5,
     padding: float = 0.1,
 ) -> tuple[int, ...]:
     """Returns the padded lengths with the least padding for this data, an exact optimum.
@@ -111,7 +111,7 @@ def choose_buckets(
       multiples: candidate divisors of the buckets, in order of preference. A later one is used only
         if the earlier ones cannot keep the padded fraction below `padding` and it can. A bucket
         equal to `max_length` need not be a multiple.
-      max_shapes: the largest number of buckets; each costs one compilation.
+      max_buckets: the largest number of buckets; each costs one compilation.
       padding: the padded fraction that is low enough; the fewest buckets that reach it are used.
 
     >>> choose_buckets(np.array([5, 6, 7, 30, 31, 32]), batch_size=3, max_length=64, padding=0.2)
@@ -129,24 +129,24 @@ def choose_buckets(
     found = []
     for multiple in multiples:
         ceilings = np.minimum(-(-longest // multiple) * multiple, max_length)
-        found.append(_fewest_buckets(ceilings, max_shapes, most))
+        found.append(_fewest_buckets(ceilings, max_buckets, most))
         if found[-1][0] < most:
             return found[-1][1]
     return found[0][1]
 
 
 def _fewest_buckets(
-    ceilings: np.ndarray, max_shapes: int, most: float
+    ceilings: np.ndarray, max_buckets: int, most: float
 ) -> tuple[float, tuple[int, ...]]:
     """Returns the total padded length, and the fewest buckets that keep it below `most`.
 
-    If no number of buckets up to `max_shapes` does, returns the best `max_shapes` of them. The last
+    If no number of buckets up to `max_buckets` does, returns the best `max_buckets`. The last
     ceiling is the longest row's: a bucket must cover it, but it adds no padding to the total.
     """
     sizes, place = np.unique(ceilings, return_inverse=True)
     counts = np.bincount(place[:-1], minlength=len(sizes))
-    for shapes in range(1, min(max_shapes, len(sizes)) + 1):
-        cost, choice = _best_buckets(sizes, counts, shapes)
+    for count in range(1, min(max_buckets, len(sizes)) + 1):
+        cost, choice = _best_buckets(sizes, counts, count)
         if cost < most:
             break
     return cost, tuple(int(sizes[i]) for i in choice)

@@ -14,20 +14,20 @@ WizardLM's Evol-Instruct (Xu et al., arXiv 2304.12244) has the columns instructi
 from typing import Any
 
 from goat_jax.data.sources.eval_files import first_file, question_source
-from goat_jax.data.tasks.evaluation import ExamTask
+from goat_jax.data.tasks.evaluation import EvalTask
 from goat_jax.data.tasks.prompts import END_OF_ANSWER, instruction
 
 WIZARD_FILES = ("WizardLM_evol_instruct_70k", "alpaca_evol_instruct_70k", "wizardlm", "train")
 WIZARD_ROWS = 52_000
 
 
-def wizardlm(folder: str, questions: str, **options: Any) -> ExamTask:
+def wizardlm(folder: str, questions: str, **options: Any) -> EvalTask:
     """Makes the paper's chat task: 52,000 rows of WizardLM without refusals, scored on MT-Bench.
 
     Args:
       folder: the folder with WizardLM_evol_instruct_70k.json (or wizardlm.*, train.*).
       questions: MT-Bench's question.jsonl, or a folder with question.*.
-      options: other fields of `ExamTask`.
+      options: other fields of `EvalTask`.
 
     >>> wizardlm("nowhere", "nowhere")
     Traceback (most recent call last):
@@ -44,19 +44,19 @@ alpaca_evol_instruct_70k, wizardlm, train
         "prompt": instruction("{instruction}"),
         "completion": "{output}",
         "questions": {"mt_bench": question_source(questions, split="question")},
-        "exam": "conversation",
+        "eval": "conversation",
         "max_new_tokens": 1024,
         "stop": END_OF_ANSWER,
     }
-    return ExamTask("wizardlm", train, **(settings | options))
+    return EvalTask("wizardlm", train, **(settings | options))
 
 
-def mt_bench(questions: str, **options: Any) -> ExamTask:
+def mt_bench(questions: str, **options: Any) -> EvalTask:
     """Makes the MT-Bench task: evaluation of any model, without training rows.
 
     Args:
       questions: MT-Bench's question.jsonl, or a folder with question.*.
-      options: other fields of `ExamTask`. format=messages uses the model's chat template instead
+      options: other fields of `EvalTask`. format=messages uses the model's chat template instead
         of the prompt that `wizardlm` trains with.
 
     >>> mt_bench("question.jsonl").ways
@@ -67,7 +67,7 @@ def mt_bench(questions: str, **options: Any) -> ExamTask:
         "train": source,
         "evaluation": source,
         "questions": {"mt_bench": source},
-        "exam": "conversation",
+        "eval": "conversation",
         "max_new_tokens": 1024,
         "stop": END_OF_ANSWER,
     }
@@ -77,4 +77,4 @@ def mt_bench(questions: str, **options: Any) -> ExamTask:
             "prompt": instruction("{asked}"),
             "completion": "{turns}",
         }
-    return ExamTask("mt_bench", **(settings | options))
+    return EvalTask("mt_bench", **(settings | options))

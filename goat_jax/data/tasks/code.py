@@ -16,14 +16,14 @@ CodeFeedback-Filtered-Instruction (Zheng et al., arXiv 2402.14658) has the colum
 from typing import Any
 
 from goat_jax.data.sources.eval_files import first_file, question_source
-from goat_jax.data.tasks.evaluation import ExamTask
+from goat_jax.data.tasks.evaluation import EvalTask
 from goat_jax.data.tasks.prompts import END_OF_ANSWER, instruction
 
 CODEFEEDBACK_FILES = ("CodeFeedback-Filtered-Instruction", "codefeedback", "train")
 CODEFEEDBACK_ROWS = 100_000
 
 
-def codefeedback(folder: str, questions: str, **options: Any) -> ExamTask:
+def codefeedback(folder: str, questions: str, **options: Any) -> EvalTask:
     """Makes the paper's code task: 100,000 rows of CodeFeedback with code, scored on HumanEval.
 
     The rows are evenly spaced over the file; the reference code takes the first rows of the file.
@@ -31,7 +31,7 @@ def codefeedback(folder: str, questions: str, **options: Any) -> ExamTask:
     Args:
       folder: the folder with CodeFeedback-Filtered-Instruction.jsonl (or codefeedback.*, train.*).
       questions: HumanEval's file, or a folder with test.*.
-      options: other fields of `ExamTask`.
+      options: other fields of `EvalTask`.
 
     >>> codefeedback("nowhere", "nowhere")
     Traceback (most recent call last):
@@ -48,19 +48,19 @@ CodeFeedback-Filtered-Instruction, codefeedback, train
         "prompt": instruction("{query|asked}"),
         "completion": "{answer|canonical_solution}",
         "questions": {"humaneval": question_source(questions)},
-        "exam": "program",
+        "eval": "program",
         "max_new_tokens": 512,
         "stop": END_OF_ANSWER,
     }
-    return ExamTask("codefeedback", train, **(settings | options))
+    return EvalTask("codefeedback", train, **(settings | options))
 
 
-def humaneval(questions: str, **options: Any) -> ExamTask:
+def humaneval(questions: str, **options: Any) -> EvalTask:
     """Makes the HumanEval task for base models: the unchanged prompt, without training rows.
 
     Args:
       questions: HumanEval's file, or a folder with test.*.
-      options: other fields of `ExamTask`, including `train` and `evaluation`.
+      options: other fields of `EvalTask`, including `train` and `evaluation`.
 
     >>> humaneval("nowhere.jsonl").prompt
     '{prompt}'
@@ -73,8 +73,8 @@ def humaneval(questions: str, **options: Any) -> ExamTask:
         "prompt": "{prompt}",
         "completion": "{canonical_solution}",
         "questions": {"humaneval": source},
-        "exam": "program",
+        "eval": "program",
         "max_new_tokens": 384,
         "stop": ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\nassert "),
     }
-    return ExamTask("humaneval", **(settings | options))
+    return EvalTask("humaneval", **(settings | options))

@@ -23,7 +23,7 @@ from typing import Any
 from goat_jax.data.sources.eval_files import has_split
 from goat_jax.data.sources.formats import find_split
 from goat_jax.data.sources.read import OR
-from goat_jax.data.tasks.evaluation import ExamTask
+from goat_jax.data.tasks.evaluation import EvalTask
 from goat_jax.data.tasks.prompts import END_OF_ANSWER, instruction
 from goat_jax.errors import UserError, nearest
 from goat_jax.files import user_path
@@ -68,7 +68,7 @@ def commonsense(name: str, folder: str | None = None, *, cloze: bool = False, **
         TFDS, or else the hub.
       cloze: whether to ask the bare question and compare the likelihoods of the options' texts, for
         models that are not trained to answer with labels.
-      options: other fields of `ExamTask`.
+      options: other fields of `EvalTask`.
 
     >>> commonsense("arc_easy").questions
     {'arc_easy': 'tfds:ai2_arc/ARC-Easy@test || hf:allenai/ai2_arc/ARC-Easy@test'}
@@ -79,17 +79,17 @@ def commonsense(name: str, folder: str | None = None, *, cloze: bool = False, **
     train, test = _sources(name, folder)
     form = CLOZE if cloze else {}
     settings = PLAIN | {"evaluation": test, "questions": {name: test}} | form | options
-    return ExamTask(name, train, **settings)
+    return EvalTask(name, train, **settings)
 
 
-def commonsense170k(folder: str | None = None, *, cloze: bool = False, **options: Any) -> ExamTask:
+def commonsense170k(folder: str | None = None, *, cloze: bool = False, **options: Any) -> EvalTask:
     """Makes the Commonsense170K task: trained on all eight sets together, evaluated on each.
 
     Args:
       folder: the folder with commonsense_170k.json (or .jsonl ...), either directly or in
         ft-training_set/, and with the folders of the tasks to evaluate.
       cloze: whether to compare the options' likelihoods, as for `commonsense`.
-      options: other fields of `ExamTask`.
+      options: other fields of `EvalTask`.
 
     >>> commonsense170k("nowhere")
     Traceback (most recent call last):
@@ -118,7 +118,7 @@ hellaswag, winogrande, ARC-Easy, ARC-Challenge, openbookqa
     )
     form = CLOZE if cloze else {}
     settings = PLAIN | {"evaluation": train, "held_out": HELD_OUT, "questions": questions}
-    return ExamTask(JOINT, train, **(settings | form | options))
+    return EvalTask(JOINT, train, **(settings | form | options))
 
 
 PLAIN: dict[str, Any] = {
@@ -126,7 +126,7 @@ PLAIN: dict[str, Any] = {
     "prompt": instruction("{instruction}"),
     "completion": "{output}",
     "selection": "instructions",
-    "exam": "choice",
+    "eval": "choice",
     "continuation": "the correct answer is {label}",
     "max_new_tokens": 32,
     "stop": END_OF_ANSWER,

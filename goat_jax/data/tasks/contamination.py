@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from goat_jax.data.pipeline.overlap import mark_of
 from goat_jax.data.sources.read import Row
-from goat_jax.data.tasks.evaluation import EXAMS, ExamTask, Question, load_questions
+from goat_jax.data.tasks.evaluation import EVALS, EvalTask, Question, load_questions
 from goat_jax.data.tasks.language import CHAT_FORMATS, FORMATS, LanguageTask, load_rows
 from goat_jax.data.tasks.prompts import INSTRUCTION
 from goat_jax.errors import UserError
@@ -15,21 +15,21 @@ PLAIN_FORMATS = tuple(name for name in FORMATS if name not in CHAT_FORMATS)
 """Formats whose prompts do not depend on the model's chat template."""
 
 
-def learnt_questions(task: ExamTask) -> list[str]:
+def learnt_questions(task: EvalTask) -> list[str]:
     """Returns one line for each question set with questions that are also training rows.
 
     A question counts if a row's prompt has the same words (ignoring case, spaces and punctuation),
     or if both have the same id (`Exam.id_columns`); plain numbers are not ids. Lines also report
     sets that cannot be read, and tasks whose training rows are the questions.
 
-    >>> learnt_questions(ExamTask("sums", "a.jsonl", "a.jsonl", questions={"sums": "a.jsonl"}))
+    >>> learnt_questions(EvalTask("sums", "a.jsonl", "a.jsonl", questions={"sums": "a.jsonl"}))
     ['sums: its questions are the rows it learns']
     """
     if task.train in task.questions.values():
         return [f"{task.name}: its questions are the rows it learns"]
     if task.format not in PLAIN_FORMATS or not task.questions:
         return []
-    columns = EXAMS[task.exam].id_columns
+    columns = EVALS[task.eval].id_columns
     rows = [row for _, row in load_rows(task, "train")]
     prompts = {_words(prompt_of(row, task)) for row in rows}
     ids = {found for row in rows if (found := id_of(row, columns))}
@@ -54,7 +54,7 @@ def learnt_questions(task: ExamTask) -> list[str]:
 
 def prompt_of(row: Row, task: LanguageTask) -> str:
     """Returns the prompt of a training row."""
-    pieces = FORMATS[task.format](row, dataclasses.replace(task, learn="completion"), None)
+    pieces = FORMATS[task.format](row, dataclasses.replace(task, loss_on="completion"), None)
     return "".join(piece.text for piece in pieces if not piece.learnt)
 
 

@@ -1,7 +1,7 @@
 """Language tasks with an evaluation: the model answers questions, and its answers are scored.
 
-Each kind of evaluation is one entry of `EXAMS`: how to read a row as a question, how to extract an
-answer from generated text, and the scoring methods that apply. A task names its kind in `exam`; no
+Each kind of evaluation is one entry of `EVALS`: how to read a row as a question, how to extract an
+answer from generated text, and the scoring methods that apply. A task names its kind in `eval`; no
 other code depends on task names.
 """
 
@@ -63,7 +63,7 @@ class Exam:
       strictly: a stricter answer parser for a second score, accuracy_strict; None: no such score.
     """
 
-    read: "Callable[[Row, ExamTask], dict[str, Any]]"
+    read: "Callable[[Row, EvalTask], dict[str, Any]]"
     extract: Callable[[Question, str], str | None]
     ways: tuple[str, ...]
     id_columns: tuple[str, ...] = ()
@@ -71,12 +71,12 @@ class Exam:
 
 
 @dataclasses.dataclass(frozen=True)
-class ExamTask(LanguageTask):
+class EvalTask(LanguageTask):
     """Language task with questions for evaluation.
 
     Attributes:
       questions: the question sets: name of a set -> its source string.
-      exam: a key of `EXAMS`, the kind of evaluation.
+      eval: a key of `EVALS`, the kind of evaluation.
       way: the default scoring method; "" means the first one of the kind of evaluation.
       continuation: the template, with {label} or {option}, of the text whose likelihood is compared
         for each option.
@@ -84,14 +84,14 @@ class ExamTask(LanguageTask):
       stop: the texts that end an answer.
       question_limit: the largest number of questions of each set, evenly spaced; None: all.
 
-    >>> ExamTask("sums", "a.jsonl", "a.jsonl", exam="nunber")
+    >>> EvalTask("sums", "a.jsonl", "a.jsonl", eval="nunber")
     Traceback (most recent call last):
-    goat_jax.errors.UserError: task sums: unknown exam 'nunber' (did you mean 'number'?): use one \
+    goat_jax.errors.UserError: task sums: unknown eval 'nunber' (did you mean 'number'?): use one \
 of choice, number, program, conversation
     """
 
     questions: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    exam: str = "choice"
+    eval: str = "choice"
     way: str = ""
     continuation: str = "the correct answer is {label}"
     max_new_tokens: int = 32
@@ -100,26 +100,26 @@ of choice, number, program, conversation
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.exam not in EXAMS:
-            hint = nearest(self.exam, EXAMS)
+        if self.eval not in EVALS:
+            hint = nearest(self.eval, EVALS)
             raise UserError(
-                f"task {self.name}: unknown exam {self.exam!r}{hint}: use one of {', '.join(EXAMS)}"
+                f"task {self.name}: unknown eval {self.eval!r}{hint}: use one of {', '.join(EVALS)}"
             )
         if self.max_new_tokens < 1 or (self.question_limit is not None and self.question_limit < 1):
             raise UserError(
                 f"task {self.name}: max_new_tokens {self.max_new_tokens} and question_limit"
                 f" {self.question_limit} must be 1 or more"
             )
-        object.__setattr__(self, "way", self.check_way(self.way or EXAMS[self.exam].ways[0]))
+        object.__setattr__(self, "way", self.check_way(self.way or EVALS[self.eval].ways[0]))
 
     @property
     def ways(self) -> tuple[str, ...]:
         """Scoring methods of this task, its default first."""
-        return tuple(dict.fromkeys((self.way, *EXAMS[self.exam].ways, LOSS)))
+        return tuple(dict.fromkeys((self.way, *EVALS[self.eval].ways, LOSS)))
 
     def check_way(self, way: str) -> str:
         """Returns the scoring method; raises UserError if it does not apply to this task."""
-        known = (*EXAMS[self.exam].ways, LOSS)
+        known = (*EVALS[self.eval].ways, LOSS)
         if way not in known:
             raise UserError(
                 f"task {self.name} cannot be scored by {way!r}: use one of {', '.join(known)}"
@@ -132,7 +132,7 @@ def way_of(task: Any, asked: str | None = None) -> str:
 
     Args:
       task: the task.
-      asked: the requested method; None: the default of an `ExamTask`, the loss for
+      asked: the requested method; None: the default of an `EvalTask`, the loss for
         other tasks.
 
     Raises UserError for a method that the task does not support.
@@ -140,14 +140,14 @@ def way_of(task: Any, asked: str | None = None) -> str:
     >>> way_of(LanguageTask("notes", "a.jsonl", "b.jsonl"))
     'loss'
     """
-    if isinstance(task, ExamTask):
+    if isinstance(task, EvalTask):
         return task.check_way(asked or task.way)
     if asked not in (None, LOSS):
         raise UserError(f"task {task.name} has no exam: it is scored by {LOSS} only, not {asked!r}")
     return LOSS
 
 
-def load_questions(task: ExamTask) -> list[Question]:
+def load_questions(task: EvalTask) -> list[Question]:
     """Loads the questions of all of a task's question sets.
 
     Raises UserError for a task without questions, and naming source and row (from 1) for a row
@@ -155,7 +155,7 @@ def load_questions(task: ExamTask) -> list[Question]:
     """
     if not task.questions:
         raise UserError(f"task {task.name} has no questions: give it a source, or --how {LOSS}")
-    exam, found = EXAMS[task.exam], []
+    exam, found = EVALS[task.eval], []
     for group, source in task.questions.items():
         rows = read_source(source, "test", task.data_dir)
         for index in spaced(len(rows), task.question_limit):
@@ -176,7 +176,7 @@ def _text(row: Row, *columns: str) -> str:
     raise UserError(f"no text in column {' or '.join(columns)} (the row has {', '.join(row)})")
 
 
-def _read_choice(row: Row, task: ExamTask) -> dict[str, Any]:
+def _read_choice(row: Row, task: EvalTask) -> dict[str, Any]:
     row = instructed(row)
     choices = read_choices(_text(row, "instruction"))
     answer = _text(row, "answer").strip()
@@ -193,21 +193,21 @@ def _read_choice(row: Row, task: ExamTask) -> dict[str, Any]:
     }
 
 
-def _read_number(row: Row, task: ExamTask) -> dict[str, Any]:
+def _read_number(row: Row, task: EvalTask) -> dict[str, Any]:
     number = extract_number(_text(row, "answer"))
     if number is None:
         raise UserError(f"no number in its answer {row['answer'][-40:]!r}")
     return {"prompt": fill(task.prompt, row), "answer": str(number)}
 
 
-def _read_program(row: Row, task: ExamTask) -> dict[str, Any]:
+def _read_program(row: Row, task: EvalTask) -> dict[str, Any]:
     for column in ("test", "entry_point"):
         _text(row, column)
     _text(row, "prompt")
     return {"prompt": fill(task.prompt, row | {"asked": fill(CODE_REQUEST, row)})}
 
 
-def _read_conversation(row: Row, task: ExamTask) -> dict[str, Any]:
+def _read_conversation(row: Row, task: EvalTask) -> dict[str, Any]:
     turns = turns_of(row)
     return {
         "prompt": turns[0],
@@ -237,7 +237,7 @@ def _whole(question: Question, text: str) -> str | None:
     return text
 
 
-EXAMS: dict[str, Exam] = {
+EVALS: dict[str, Exam] = {
     "choice": Exam(_read_choice, _label, (GENERATE, LIKELIHOOD), ("id",)),
     "number": Exam(_read_number, _number, (GENERATE,), ("id",), _strict_number),
     "program": Exam(_read_program, _whole, (CODE,), ("task_id",)),

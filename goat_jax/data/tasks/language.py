@@ -41,7 +41,7 @@ class LanguageTask:
         ``"Question: {question}\\nAnswer:"``; only for the format "template". ``{query|question}``
         inserts the first of these columns that a row has.
       completion: the template of the text to train on; only for the format "template".
-      learn: the text that counts in the loss: "completion", or "all" for the prompt as well.
+      loss_on: the text that counts in the loss: "completion", or "all" for the prompt as well.
       selection: a key of `SELECTIONS`, the filter that selects rows of the source.
       held_out: the number of rows of the training source, evenly spaced, that are held out for
         evaluation; if above 0, `evaluation` must be the same source.
@@ -68,7 +68,7 @@ of prompt_completion, messages, alpaca, text, template
     format: str = "prompt_completion"
     prompt: str = ""
     completion: str = ""
-    learn: str = "completion"
+    loss_on: str = "completion"
     selection: str = "all"
     held_out: int = 0
     packing: bool = True
@@ -88,8 +88,8 @@ of prompt_completion, messages, alpaca, text, template
             hint = nearest(self.format, FORMATS)
             known = ", ".join(FORMATS)
             raise fail(f"unknown format {self.format!r}{hint}: use one of {known}")
-        if self.learn not in ("completion", "all"):
-            raise fail(f"learn {self.learn!r}: use completion or all")
+        if self.loss_on not in ("completion", "all"):
+            raise fail(f"loss_on {self.loss_on!r}: use completion or all")
         if self.selection not in SELECTIONS:
             hint = nearest(self.selection, SELECTIONS)
             known = ", ".join(SELECTIONS)
@@ -198,7 +198,7 @@ def _prompt_completion(row: Row, task: LanguageTask, tokenizer: Any) -> list[Pie
 
 
 def _asked_and_learnt(task: LanguageTask, prompt: str, completion: str) -> list[Piece]:
-    return [Piece(prompt, task.learn == "all"), Piece(completion, True)]
+    return [Piece(prompt, task.loss_on == "all"), Piece(completion, True)]
 
 
 def _plain_text(row: Row, task: LanguageTask, tokenizer: Any) -> list[Piece]:
@@ -266,7 +266,7 @@ def _messages(row: Row, task: LanguageTask, tokenizer: Any) -> list[Piece]:
     kinds = dict.fromkeys(learnt, True) | dict.fromkeys(skipped, False)
     places = [0, *(place for span in sorted(kinds) for place in span), len(text)]
     return [
-        Piece(text[start:end], kinds.get((start, end), task.learn == "all"))
+        Piece(text[start:end], kinds.get((start, end), task.loss_on == "all"))
         for start, end in pairwise(places)
         if start < end
     ]

@@ -18,7 +18,7 @@ from typing import Any
 from goat_jax.data.sources.eval_files import first_file, question_source
 from goat_jax.data.sources.formats import split_files
 from goat_jax.data.sources.read import OR
-from goat_jax.data.tasks.evaluation import ExamTask
+from goat_jax.data.tasks.evaluation import EvalTask
 from goat_jax.data.tasks.prompts import END_OF_ANSWER, instruction
 
 PUBLISHED = tuple(
@@ -28,12 +28,12 @@ METAMATH_FILES = ("MetaMathQA-395K", "metamathqa", "train")
 METAMATH_ROWS = 100_000
 
 
-def gsm8k(folder: str | None = None, **options: Any) -> ExamTask:
+def gsm8k(folder: str | None = None, **options: Any) -> EvalTask:
     """Makes the GSM8K task: grade-school math, trained on GSM8K's worked solutions.
 
     Args:
       folder: the folder with train.* and test.*; None: TFDS, or else the hub.
-      options: other fields of `ExamTask`.
+      options: other fields of `EvalTask`.
 
     >>> gsm8k().evaluation
     'tfds:gsm8k@test || hf:openai/gsm8k/main@test'
@@ -45,14 +45,14 @@ def gsm8k(folder: str | None = None, **options: Any) -> ExamTask:
         "prompt": "Question: {question}\nAnswer:",
         "completion": " {answer}",
         "questions": {"gsm8k": test},
-        "exam": "number",
+        "eval": "number",
         "max_new_tokens": 256,
         "stop": ("Question:",),
     }
-    return ExamTask("gsm8k", train, **(settings | options))
+    return EvalTask("gsm8k", train, **(settings | options))
 
 
-def metamath(folder: str, questions: str | None = None, **options: Any) -> ExamTask:
+def metamath(folder: str, questions: str | None = None, **options: Any) -> EvalTask:
     """Makes the paper's math task: 100,000 rows of MetaMathQA from GSM8K, evaluated on GSM8K.
 
     The rows are evenly spaced over the file. The reference code takes the first rows of the file,
@@ -61,7 +61,7 @@ def metamath(folder: str, questions: str | None = None, **options: Any) -> ExamT
     Args:
       folder: the folder with MetaMathQA-395K.json (the published file; or metamathqa.*, train.*).
       questions: GSM8K's test file, or a folder with test.*; None: TFDS, or else the hub.
-      options: other fields of `ExamTask`.
+      options: other fields of `EvalTask`.
 
     >>> metamath("nowhere")
     Traceback (most recent call last):
@@ -78,8 +78,8 @@ train
         "prompt": instruction("{query|question}"),
         "completion": "{response|answer}",
         "questions": {"gsm8k": question_source(questions, PUBLISHED[1])},
-        "exam": "number",
+        "eval": "number",
         "max_new_tokens": 512,
         "stop": END_OF_ANSWER,
     }
-    return ExamTask("metamath", train, **(settings | options))
+    return EvalTask("metamath", train, **(settings | options))

@@ -10,7 +10,7 @@ from typing import Any
 from goat_jax.data.tasks.chat import mt_bench, wizardlm
 from goat_jax.data.tasks.code import codefeedback, humaneval
 from goat_jax.data.tasks.commonsense import FOLDERS, JOINT, commonsense, commonsense170k
-from goat_jax.data.tasks.evaluation import ExamTask
+from goat_jax.data.tasks.evaluation import EvalTask
 from goat_jax.data.tasks.glue import GLUE, glue
 from goat_jax.data.tasks.image import ImageTask, digits, fashion_mnist, image_files
 from goat_jax.data.tasks.language import LanguageTask
@@ -23,7 +23,7 @@ from goat_jax.validation.fields import call
 __all__ = [
     "KINDS",
     "TASKS",
-    "ExamTask",
+    "EvalTask",
     "Examples",
     "ImageTask",
     "LanguageTask",
@@ -47,12 +47,12 @@ __all__ = [
     "wizardlm",
 ]
 
-Task = TextTask | LanguageTask | ImageTask | ExamTask
+Task = TextTask | LanguageTask | ImageTask | EvalTask
 
 KINDS: dict[str, type[Task]] = {
     "text": TextTask,
     "language": LanguageTask,
-    "exam": ExamTask,
+    "eval": EvalTask,
     "image": ImageTask,
 }
 """Kind of a task, as run.json names it -> its class."""

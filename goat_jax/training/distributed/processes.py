@@ -236,7 +236,7 @@ def records_of(config: RunConfig) -> Records:
     if not is_first():
         return NoRecords(folder)
     mirrors: list[Mirror] = [TensorBoard(folder)]
-    if config.watch.wandb is not None:
+    if config.logging.wandb is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        mirrors.append(WeightsAndBiases(folder, config.watch.wandb, flatten(config)))
+        mirrors.append(WeightsAndBiases(folder, config.logging.wandb, flatten(config)))
     return Records(folder, mirrors)

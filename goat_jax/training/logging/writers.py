@@ -96,7 +96,7 @@ class WeightsAndBiases:
             import wandb  # type: ignore[import-not-found]  (an extra)
         except ImportError:
             raise UserError(
-                "watch.wandb needs the package wandb: pip install 'goat-jax[wandb]'"
+                "logging.wandb needs the package wandb: pip install 'goat-jax[wandb]'"
             ) from None
         name = str(folder.absolute())
         self._run = wandb.init(

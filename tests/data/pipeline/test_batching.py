@@ -91,10 +91,10 @@ def test_chosen_buckets_are_few_multiples_and_hold_every_row():
     assert len(buckets) == 5 and all(b % 8 == 0 for b in buckets) and buckets[-1] == 64
     assert choose_buckets(LENGTHS, 10, max_length=128) == buckets
     assert choose_buckets(LENGTHS, 10, max_length=59)[-1] == 59  # never beyond max_length
-    assert len(choose_buckets(LENGTHS, 10, 128, max_shapes=2)) == 2
+    assert len(choose_buckets(LENGTHS, 10, 128, max_buckets=2)) == 2
     shares = [
         padding_share(
-            LENGTHS, epoch_plan(LENGTHS, 10, 0, 1, choose_buckets(LENGTHS, 10, 64, max_shapes=n))
+            LENGTHS, epoch_plan(LENGTHS, 10, 0, 1, choose_buckets(LENGTHS, 10, 64, max_buckets=n))
         )
         for n in (1, 2, 5)
     ]
@@ -113,7 +113,7 @@ def test_no_more_buckets_than_the_padding_asks_for():
 
 def test_multiples_of_4_only_where_they_bring_the_padding_down():
     even = np.tile(np.arange(6, 41), 40)
-    few, many = (choose_buckets(even, 8, 64, max_shapes=n) for n in (3, 12))
+    few, many = (choose_buckets(even, 8, 64, max_buckets=n) for n in (3, 12))
     assert all(bucket % 8 == 0 for bucket in few)
     assert any(bucket % 8 for bucket in many) and all(bucket % 4 == 0 for bucket in many)
     plans = [epoch_plan(even, 8, 0, 1, buckets) for buckets in (few, many)]

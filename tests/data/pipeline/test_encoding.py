@@ -10,7 +10,7 @@ import pytest
 from goat_jax.data.pipeline.encoding import Piece, encode_pieces, encode_prompt
 from goat_jax.data.pipeline.packing import load_texts
 from goat_jax.data.tasks.conversations import chat_ids, read_conversation
-from goat_jax.data.tasks.evaluation import ExamTask
+from goat_jax.data.tasks.evaluation import EvalTask
 from goat_jax.data.tasks.language import LanguageTask
 from goat_jax.evaluation.llm_judge import conversation
 from tiny_tokenizers import KINDS, TEMPLATES, make_tokenizer
@@ -119,7 +119,7 @@ def test_a_message_of_weight_0_is_not_learnt(kind, template, learn_what, tokeniz
     _, before = learn(tokenizer, {"messages": chat}, format="messages")
     places = np.flatnonzero(np.diff(np.concatenate([[0], before, [0]]))).reshape(-1, 2)
     chat[1]["weight"], chat[3]["weight"], chat[5]["weight"] = 1, 0, 1.0
-    ids, learnt = learn(tokenizer, {"messages": chat}, format="messages", learn=learn_what)
+    ids, learnt = learn(tokenizer, {"messages": chat}, format="messages", loss_on=learn_what)
     assert ids == transformers_ids(tokenizer, messages("turns"))
     kept = before if learn_what == "completion" else np.ones_like(before)
     kept[slice(*places[1])] = False
@@ -251,7 +251,7 @@ def test_a_system_column_begins_a_share_gpt_conversation():
 @pytest.mark.parametrize("template", ["chatml", "llama_2", "llama_3"])
 def test_a_judged_conversation_has_transformers_ids(template, tokenizer_of):
     tokenizer = tokenizer_of("llama_2", template)
-    task = ExamTask("chat", "a", "a", format="messages", exam="conversation")
+    task = EvalTask("chat", "a", "a", format="messages", eval="conversation")
     generator = SimpleNamespace(tokenizer=tokenizer)
     prompt = conversation(task, generator, ["what is 2?", "and 4?"], ["two"])  # type: ignore
     chat = [("user", "what is 2?"), ("assistant", "two"), ("user", "and 4?")]

@@ -90,7 +90,7 @@ def test_only_the_answer_is_learnt(format, tokenizer, write):
     task = write(row, format=format, **options)
     assert _whole(task, tokenizer) == whole
     assert _learnt(task, tokenizer) == learnt
-    everything = write(row, format=format, learn="all", **options)
+    everything = write(row, format=format, loss_on="all", **options)
     assert _learnt(everything, tokenizer) == whole.removeprefix("<s>")
 
 
@@ -151,7 +151,7 @@ def test_what_does_not_fit_is_cut_and_what_has_nothing_left_is_dropped(tokenizer
 def test_unknown_settings_are_refused():
     for options, says in [
         ({"format": "mesages"}, "unknown format 'mesages' .did you mean 'messages'"),
-        ({"learn": "prompt"}, "learn 'prompt': use completion or all"),
+        ({"loss_on": "prompt"}, "loss_on 'prompt': use completion or all"),
         ({"format": "template"}, "needs a completion template"),
         ({"completion": "{x}"}, "needs a completion template"),
         ({"metrics": ("accuracy",)}, "unknown metric 'accuracy'"),

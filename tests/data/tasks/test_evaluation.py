@@ -9,7 +9,7 @@ import pytest
 from goat_jax.config.run import ModelConfig, RunConfig, config_from_json, flatten
 from goat_jax.data.tasks.commonsense import FOLDERS
 from goat_jax.data.tasks.commonsense_formats import instructed
-from goat_jax.data.tasks.evaluation import ExamTask, load_questions, way_of
+from goat_jax.data.tasks.evaluation import EvalTask, load_questions, way_of
 from goat_jax.data.tasks.language import load_pieces
 from goat_jax.data.tasks.multiple_choice import read_choices
 from goat_jax.data.tasks.registry import language_files, make_task
@@ -138,11 +138,11 @@ def test_other_exams_name_their_rows(tmp_path):
         (lambda p: make_task("metamath", folder=str(p)), "no file of any of the names MetaMathQA"),
         (lambda p: make_task("codefeedback", folder=str(p)), "questions"),
         (
-            lambda p: ExamTask("x", "a", "a", exam="number", way="code"),
+            lambda p: EvalTask("x", "a", "a", eval="number", way="code"),
             "cannot be scored by 'code'",
         ),
-        (lambda p: ExamTask("x", "a", "a", max_new_tokens=0), "must be 1 or more"),
-        (lambda p: load_questions(ExamTask("x", "a", "a")), "has no questions"),
+        (lambda p: EvalTask("x", "a", "a", max_new_tokens=0), "must be 1 or more"),
+        (lambda p: load_questions(EvalTask("x", "a", "a")), "has no questions"),
         (lambda p: way_of(language_files("a", "b"), "judge"), "has no exam"),
         (lambda p: language_files("a", "b", held_out=3), "held_out 3"),
         (lambda p: language_files("a", "b", selection="som"), "unknown selection"),

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from goat_jax.config.run import WatchConfig
+from goat_jax.config.run import LoggingConfig
 from goat_jax.errors import UserError
 from goat_jax.training.logging.metrics_log import read_records
 from goat_jax.training.logging.mfu import StepFlops, known_peak, measured_peak
@@ -20,7 +20,9 @@ def watched(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("watched") / "run"
     train = dataclasses.replace(config.train, steps=6, log_every=1, save_every=2)
     fit(
-        dataclasses.replace(config, train=train, watch=WatchConfig(profile="2:3"), out=str(folder)),
+        dataclasses.replace(
+            config, train=train, logging=LoggingConfig(profile="2:3"), out=str(folder)
+        ),
         progress=False,
     )
     return folder
@@ -68,7 +70,7 @@ def test_the_trace_of_the_steps_is_there(watched):
 @pytest.mark.parametrize("profile", ["3", "0:2", "5:4", "a:b"])
 def test_a_profile_that_is_no_range_is_refused(profile):
     with pytest.raises(UserError, match="is not N:M, the first and the last step"):
-        WatchConfig(profile=profile)
+        LoggingConfig(profile=profile)
 
 
 def test_work_is_counted_once_for_each_shape():

@@ -52,7 +52,7 @@ class PublishedType:
     fixed: bool
 
     @property
-    def choice(self) -> Segments | None:
+    def segments(self) -> Segments | None:
         """Choice of SVD segments, None for a zero init."""
         return STARTS[self.start]
 
@@ -128,7 +128,7 @@ def read_spec(record: Record, kind: PublishedType, scale: ScaleRule) -> AdapterS
     (2, SubtractMean(with_first_scale=True))
     """
     rank, experts = record.integer("rank"), record.integer("num_experts")
-    zero = kind.choice is None
+    zero = kind.segments is None
     if rank % experts and kind.start in SPANS_WHOLE_RANK:
         raise UserError(
             f"{record.where}: rank {rank} does not divide among {experts} experts: PyTorch takes "
@@ -139,12 +139,12 @@ def read_spec(record: Record, kind: PublishedType, scale: ScaleRule) -> AdapterS
     rho = record.number("rho", 10.0 if zero else None)
     try:
         return AdapterSpec(
-            initializer=ZeroDelta() if kind.choice is None else SvdSegments(kind.choice, rho),
+            initializer=ZeroDelta() if kind.segments is None else SvdSegments(kind.segments, rho),
             base_edit=KeepBase() if zero else _residual(init_cof, experts),
             router=TopK(),
             combine=SumOfExperts(),
             scale=scale,
-            aux_loss=Balance(published=True, count_padding=True),
+            aux_loss=Balance(reference_code=True, count_padding=True),
             total_rank=rank - rank % experts,
             num_experts=experts,
             top_k=record.integer("top_k"),
