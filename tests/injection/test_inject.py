@@ -203,7 +203,7 @@ def test_overrides_by_range_cut_the_stack():
 
 
 def test_targets_and_trained_modules_by_range_cut_the_stack():
-    report, model = dry_run(LORA, r".*layers\.[01]\..*", train=r".*layers\.3\..*up")
+    report, model = dry_run(LORA, r".*layers\.[01]\..*", modules_to_save=r".*layers\.3\..*up")
     found = summary(report)
     assert model.layers.ranges() == [range(0, 2), range(2, 3), range(3, 4)]
     assert [found[UP, rows] for rows in ((0, 1), (2,), (3,))] == [

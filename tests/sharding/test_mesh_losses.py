@@ -91,7 +91,7 @@ def train(family, method, shape, steps=STEPS):
     if placement is not None:
         place_model(model, placement)
     spec = method_spec(method, **(METHODS | SWITCH)[method])
-    inject(model, spec, TARGETS, key=jax.random.key(0), train=heads, placing=placement)
+    inject(model, spec, TARGETS, key=jax.random.key(0), modules_to_save=heads, placing=placement)
     keep_rows(model, placement)
     graph, trainable, base = split_model(model)
     adam = Stages(optax.identity(), optax.scale_by_adam(), optax.scale_by_learning_rate(1e-3))
