@@ -1,5 +1,6 @@
 """Strict settings for every test, and the fixtures they share."""
 
+import dataclasses
 import os
 import tempfile
 from pathlib import Path
@@ -23,7 +24,7 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="goat_jax_tests_")  # nob
 import jax
 import pytest
 
-from tiny_run import write_run
+from tiny_run import LIGHT, write_run
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -78,12 +79,39 @@ def config(tiny: Path):
 
 
 @pytest.fixture(scope="session")
+def light(tiny: Path):
+    """The tiny run with adapters in the query kernels alone, whose step compiles in half the time.
+
+    For tests of the loop, which is the same whatever is adapted.
+    """
+    from goat_jax.config.run import load_config
+
+    return load_config(f"{tiny / 'config.py'}:{LIGHT}")
+
+
+@pytest.fixture(scope="session")
+def two_modules(config):
+    """The tiny run with adapters in two kinds of modules, of different shapes, in place of six."""
+    targets = ("query", "intermediate.dense")
+    return dataclasses.replace(
+        config, adapter=dataclasses.replace(config.adapter, target_modules=targets)
+    )
+
+
+@pytest.fixture(scope="session")
 def finished(config, tmp_path_factory: pytest.TempPathFactory):
     """The tiny run, trained to its end once: (config, summary)."""
-    import dataclasses
+    return _trained(config, tmp_path_factory)
 
+
+@pytest.fixture(scope="session")
+def light_finished(light, tmp_path_factory: pytest.TempPathFactory):
+    """The light run, trained to its end once: (config, summary)."""
+    return _trained(light, tmp_path_factory)
+
+
+def _trained(config, tmp_path_factory: pytest.TempPathFactory):
     from goat_jax.training.trainer import fit
 
-    out = tmp_path_factory.mktemp("finished") / "run"
-    config = dataclasses.replace(config, out=str(out))
+    config = dataclasses.replace(config, out=str(tmp_path_factory.mktemp("finished") / "run"))
     return config, fit(config, progress=False)

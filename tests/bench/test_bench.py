@@ -14,9 +14,8 @@ from goat_jax.bench.layer import SIZES, Size, _compiled, contenders, measure_gro
 from goat_jax.bench.turns import take_turns
 from goat_jax.cli.main import main
 from goat_jax.core.dispatch import dispatch
-from goat_jax.errors import UserError
 from goat_jax.plots.growth import slope
-from goat_jax.pretrained.resolve import find_model
+from tiny_run import LIGHT
 
 
 def test_turns_alternate_and_every_call_is_warmed_up():
@@ -36,9 +35,8 @@ def test_other_dispatches_give_the_same_output_and_gradients(name):
     gate = jnp.where(logits >= jnp.broadcast_to(top, logits.shape), jax.nn.softmax(logits), 0.0)
 
     def value(function):
-        return jax.value_and_grad(
-            lambda *arrays: jnp.sin(function(*arrays)).sum(), argnums=(0, 1, 2)
-        )(x, a, b, gate)
+        of = jax.value_and_grad(lambda *arrays: jnp.sin(function(*arrays)).sum(), (0, 1, 2))
+        return jax.jit(of)(x, a, b, gate)
 
     for mine, theirs in zip(
         jax.tree.leaves(value(ALTERNATIVES[name])), jax.tree.leaves(value(dispatch)), strict=True
@@ -80,7 +78,7 @@ def test_growth_is_measured_along_every_axis():
     }
     flops = [one.flops for _, one in found["layers"]]
     assert [n / flops[0] for n in flops] == [1, 2, 4, 8]
-    oblong = measure_growth(Size(8, 16, 24), "goat", (8,), (8,), turns=1)
+    oblong = measure_growth(Size(8, 16, 24), "lora", (1,), (1,), turns=1)
     assert "layers" not in oblong  # no layer takes the outputs of the one before
     assert slope([1, 2, 4, 8], [1.0, 4.0, 16.0, 64.0]) == pytest.approx(2.0)
 
@@ -97,12 +95,8 @@ def test_layers_from_the_command_line(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_steps_from_the_command_line(capsys):
-    try:
-        find_model("package:minilm")
-    except UserError as error:
-        pytest.skip(f"the demo's model is out of reach: {error}")
-    words = "bench step --config configs/demo.py --model package:minilm --methods lora goat"
+def test_steps_from_the_command_line(tiny, capsys):
+    words = f"bench step --config {tiny / 'config.py'}:{LIGHT} --methods lora goat"
     small = "--turns 1 --train.batch-size 2 --train.max-length 16"
     assert main([*words.split(), *small.split()]) == 0
     printed = capsys.readouterr().out

@@ -69,13 +69,13 @@ from goat_jax.data.tasks.registry import files
 from goat_jax.optim.optimizer import OptimizerConfig
 
 
-def get_config(method="goat", steps=30, **none):
+def get_config(method="goat", steps=30, targets=r"bert\\.encoder\\..*", **none):
     return RunConfig(
         model=ModelConfig({model!r}, options={{"pooling": "mean"}}),
         task=files({train!r}, {test!r}, labels=("bad", "good")),
         adapter=AdapterConfig(
-            method=method, target_modules=r"bert\\.encoder\\..*",
-            modules_to_save=("pooler.dense", "classifier"), dropout=0.05,
+            method=method, target_modules=targets, modules_to_save=("pooler.dense", "classifier"),
+            dropout=0.05,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=3),
         train=TrainConfig(
@@ -85,6 +85,10 @@ def get_config(method="goat", steps=30, **none):
         out="unused",
     )
 """
+
+
+LIGHT = "targets=.*query"
+"""An option of the config: adapters in the query kernels alone, so that a step compiles soon."""
 
 
 def write_run(root: Path, train_rows: int = 160, test_rows: int = 40) -> Path:

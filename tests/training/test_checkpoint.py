@@ -70,7 +70,7 @@ def test_without_scores_there_is_no_best(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def early_best(config, tmp_path_factory):
+def early_best(light, tmp_path_factory):
     """A run whose first evaluation is the best, and equal to its last: its folder and summary."""
     accuracies = iter([0.1, 0.8, 0.3, 0.8])
     real = loop.evaluate
@@ -82,7 +82,7 @@ def early_best(config, tmp_path_factory):
     out = tmp_path_factory.mktemp("early") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "evaluate", scored)
-        return out, fit(dataclasses.replace(config, out=str(out)), progress=False)
+        return out, fit(dataclasses.replace(light, out=str(out)), progress=False)
 
 
 @pytest.mark.slow
@@ -259,8 +259,8 @@ def test_a_damaged_best_is_passed_over_and_said(early_best, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_damaged_newest_costs_steps_but_no_bit(finished, tmp_path):
-    config, summary = finished
+def test_a_damaged_newest_costs_steps_but_no_bit(light_finished, tmp_path):
+    config, summary = light_finished
     folder = shutil.copytree(summary.folder, tmp_path / "run")
     largest = max(files_of(folder / "checkpoints" / "30"), key=lambda path: path.stat().st_size)
     flip(largest, 4 * largest.stat().st_size)

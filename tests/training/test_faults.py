@@ -19,6 +19,7 @@ from goat_jax.training.checkpoints.checkpoint import Checkpoints
 from goat_jax.training.checkpoints.restore import reopen
 from goat_jax.training.logging.metrics_log import read_records
 from goat_jax.training.trainer import fit
+from tiny_run import LIGHT
 
 
 def same_trained(one, other, step):
@@ -38,7 +39,7 @@ save, free = Checkpoints.save, resource.getrlimit(resource.RLIMIT_FSIZE)
 
 def on_a_full_disk(checkpoints, state, *rest):
     # More than the records have by then, less than a checkpoint's largest file.
-    limit = (30_000, free[1]) if int(state.step) in full else free
+    limit = (20_000, free[1]) if int(state.step) in full else free
     resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     save(checkpoints, state, *rest)
 
@@ -57,19 +58,19 @@ def run_on_disk(source, out, full):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_where_a_checkpoint_could_not_be_written(tiny, config, tmp_path):
-    done = run_on_disk(str(tiny / "config.py"), tmp_path / "run", "10,15")
+def test_a_run_goes_on_where_a_checkpoint_could_not_be_written(tiny, tmp_path):
+    done = run_on_disk(f"{tiny / 'config.py'}:{LIGHT},steps=20", tmp_path / "run", "10,15")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "the run goes on, but a checkpoint could not be written" in done.stderr
     assert "the checkpoint of step 5 is kept" in done.stderr
     kept = Checkpoints(tmp_path / "run", "accuracy", read_only=True)
-    assert 10 not in kept.all_steps() and kept.latest_step() == config.train.steps
+    assert 10 not in kept.all_steps() and kept.latest_step() == 20
     kept.close()
 
 
 @pytest.mark.slow
 def test_no_run_ends_well_without_its_last_checkpoint(tiny, tmp_path):
-    done = run_on_disk(f"{tiny / 'config.py'}:steps=12", tmp_path / "run", "12")
+    done = run_on_disk(f"{tiny / 'config.py'}:{LIGHT},steps=12", tmp_path / "run", "12")
     assert done.returncode == 1
     assert not (tmp_path / "run" / "checkpoints" / "12").exists()
 
@@ -81,14 +82,15 @@ def test_other_answers_to_errors_are_refused():
 
 
 @pytest.mark.slow
-def test_a_clock_that_jumps_changes_nothing(config, tmp_path, finished, monkeypatch):
+def test_a_clock_that_jumps_changes_nothing(tmp_path, light_finished, monkeypatch):
+    config, undisturbed = light_finished
     # Within Orbax's own timeouts, which it takes from this clock.
     jumps, now = itertools.cycle([0.0, 100.0, -100.0]), time.time
     monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
     out = tmp_path / "run"
     summary = fit(dataclasses.replace(config, out=str(out)), progress=False)
-    assert summary.after == finished[1].after
-    same_trained(out, finished[1].folder, config.train.steps)
+    assert summary.after == undisturbed.after
+    same_trained(out, undisturbed.folder, config.train.steps)
     for record in read_records(out, "train"):
         rates = [value for name, value in record.items() if "second" in name]
         assert rates and all(0 <= value < 1e7 for value in rates), record

@@ -16,22 +16,21 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def runs(config, tmp_path_factory):
+def runs(light, tmp_path_factory):
     """Two LoRA runs: one learnt the task, the other its opposite."""
     root = tmp_path_factory.mktemp("hub")
-    adapter = dataclasses.replace(config.adapter, method="lora", dropout=0.0)
-    train = dataclasses.replace(config.train, steps=30, seed=3)
+    adapter = dataclasses.replace(light.adapter, method="lora", dropout=0.0)
+    config = dataclasses.replace(
+        light, adapter=adapter, train=dataclasses.replace(light.train, steps=30, seed=3)
+    )
     swapped = files(
         *(str(_opposite(root / f"{n}.jsonl", n)) for n in (300, 50)), labels=("bad", "good")
     )
     found = []
     for name, task in (("learnt", config.task), ("opposite", swapped)):
-        run = dataclasses.replace(
-            config, adapter=adapter, train=train, task=task, out=str(root / name)
-        )
-        fit(run, progress=False)
+        fit(dataclasses.replace(config, task=task, out=str(root / name)), progress=False)
         found.append(root / name)
-    return dataclasses.replace(config, adapter=adapter, train=train), found
+    return config, found
 
 
 def _opposite(path, count):
@@ -49,12 +48,12 @@ def test_the_run_that_knows_the_task_is_preferred(runs):
     assert len(found.alone) == 2 and np.isfinite(found.few_shot_loss)
 
 
-def test_runs_that_do_not_fit_are_refused(runs, finished):
+def test_runs_that_do_not_fit_are_refused(runs, light_finished):
     config, folders = runs
     with pytest.raises(UserError, match="1 runs: LoRAHub combines two or more"):
         compose(config, folders[:1])
     with pytest.raises(UserError, match="have other frozen kernels"):
-        compose(config, [folders[0], finished[1].folder])
+        compose(config, [folders[0], light_finished[1].folder])
 
 
 def test_few_rows_are_the_first_of_the_seed(config):

@@ -55,9 +55,9 @@ def coefficients(state):
 
 
 @pytest.mark.slow
-def test_lora_dash_finds_directions_and_trains_them(config, tmp_path):
+def test_lora_dash_finds_directions_and_trains_them(two_modules, tmp_path):
     summary = fit(
-        with_method(config, "lora_dash", tmp_path / "run", switch_after=5), progress=False
+        with_method(two_modules, "lora_dash", tmp_path / "run", switch_after=5), progress=False
     )
     before, after = (reopen(summary.folder, step).state for step in (10, 14))
     assert all(np.abs(values).min() > 0 for values in coefficients(after))
@@ -69,8 +69,10 @@ def test_lora_dash_finds_directions_and_trains_them(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_switched_run_continues_after_a_fault_with_the_same_bits(config, tmp_path, monkeypatch):
-    whole = with_method(config, "lora_dash", tmp_path / "whole", switch_after=5)
+def test_a_switched_run_continues_after_a_fault_with_the_same_bits(
+    two_modules, tmp_path, monkeypatch
+):
+    whole = with_method(two_modules, "lora_dash", tmp_path / "whole", switch_after=5)
     torn = dataclasses.replace(whole, out=str(tmp_path / "torn"))
     fit(whole, progress=False)
     take = fit_module._Loop.take_step
@@ -91,14 +93,14 @@ def test_a_switched_run_continues_after_a_fault_with_the_same_bits(config, tmp_p
         chex.assert_trees_all_equal(getattr(one, part), getattr(other, part))
 
 
-def test_a_switch_that_would_never_come_is_refused(config, tmp_path):
+def test_a_switch_that_would_never_come_is_refused(two_modules, tmp_path):
     with pytest.raises(UserError, match=r"changes after step 100, and the run has 14.*1\.\.13"):
-        build(with_method(config, "lora_dash", tmp_path / "run"))
+        build(with_method(two_modules, "lora_dash", tmp_path / "run"))
 
 
 @pytest.mark.slow
-def test_lora_ga_starts_from_the_gradient_of_the_first_batches(config, tmp_path):
-    run = with_method(config, "lora_ga", tmp_path / "run", gradient_batches=2)
+def test_lora_ga_starts_from_the_gradient_of_the_first_batches(two_modules, tmp_path):
+    run = with_method(two_modules, "lora_ga", tmp_path / "run", gradient_batches=2)
     built = build(run)
     model = merge_model(built.graph, built.state.trainable, built.base)
     plain = pretrained(run)
@@ -156,10 +158,10 @@ def test_gradients_are_averaged_batch_by_batch(config):
 
 
 @pytest.mark.slow
-def test_lora_ga_trains_and_is_opened_again(config, tmp_path):
+def test_lora_ga_trains_and_is_opened_again(two_modules, tmp_path):
     # Its factors start large, so that a rate at which others learn throws it off.
-    optimizer = dataclasses.replace(config.optimizer, learning_rate=1e-3)
-    run = with_method(config, "lora_ga", tmp_path / "run", steps=10)
+    optimizer = dataclasses.replace(two_modules.optimizer, learning_rate=1e-3)
+    run = with_method(two_modules, "lora_ga", tmp_path / "run", steps=10)
     summary = fit(dataclasses.replace(run, optimizer=optimizer), progress=False)
     assert summary.before and summary.after["loss"] < summary.before["loss"]
     assert reopen(summary.folder, 10).step == 10

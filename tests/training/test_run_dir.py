@@ -113,8 +113,8 @@ def test_a_folder_that_cannot_be_written_to(config, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_other_settings_are_refused_before_anything_is_loaded(finished, monkeypatch):
-    config, _ = finished
+def test_other_settings_are_refused_before_anything_is_loaded(light_finished, monkeypatch):
+    config, _ = light_finished
     monkeypatch.setattr(loop, "build", lambda config: pytest.fail("the model was loaded"))
     other = dataclasses.replace(config.train, seed=5)
     with pytest.raises(UserError, match="train.seed = 0, now 5"):
@@ -130,8 +130,9 @@ def test_a_start_that_fails_leaves_no_folder(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_versions_are_in_run_json(finished):
-    saved = json.loads((finished[1].folder / "run.json").read_text())
+def test_versions_are_in_run_json(light_finished):
+    folder = light_finished[1].folder
+    saved = json.loads((folder / "run.json").read_text())
     assert saved["versions"] == versions()
     assert set(versions()) >= {"goat_jax", "jax", "flax", "optax", "orbax", "transformers", "grain"}
-    assert os.path.exists(finished[1].folder / LOCK)
+    assert os.path.exists(folder / LOCK)

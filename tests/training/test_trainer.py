@@ -4,16 +4,15 @@ import dataclasses
 import json
 import os
 import signal
-import threading
 
+import jax
 import numpy as np
 import pytest
 
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.training.checkpoints.checkpoint import Checkpoints
 from goat_jax.training.checkpoints.run_dir import load_run
-from goat_jax.training.logging.metrics_log import read_records
-from goat_jax.training.setup import build
+from goat_jax.training.logging.metrics_log import Records, read_records
 from goat_jax.training.trainer import fit
 
 
@@ -70,11 +69,11 @@ def test_a_finished_run_is_not_trained_again(finished):
 
 
 @pytest.mark.slow
-def test_patience_stops_the_run(config, tmp_path):
+def test_patience_stops_the_run(light, tmp_path):
     # A rate this small changes no prediction, so no evaluation is better than the first.
-    frozen = dataclasses.replace(config.optimizer, learning_rate=1e-12)
+    frozen = dataclasses.replace(light.optimizer, learning_rate=1e-12)
     config = with_train(
-        dataclasses.replace(config, optimizer=frozen),
+        dataclasses.replace(light, optimizer=frozen),
         tmp_path / "run",
         early_stopping_patience=2,
         eval_every=3,
@@ -84,29 +83,27 @@ def test_patience_stops_the_run(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_saves_and_the_run_continues(config, tmp_path, finished):
-    config = with_train(config, tmp_path / "run")
-    timer = threading.Timer(0.0, lambda: None)
+def test_a_signal_saves_and_the_run_continues(light, tmp_path, light_finished, monkeypatch):
+    config = with_train(light, tmp_path / "run")
+    write = Records.write
 
-    def interrupt_after_a_while():
-        records = tmp_path / "run" / "metrics.jsonl"
-        while not records.is_file() or '"train"' not in records.read_text():
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
+    def interrupted(records, kind, step, **values):
+        if (kind, step) == ("train", 4):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return write(records, kind, step, **values)
 
-    timer = threading.Thread(target=interrupt_after_a_while)
-    timer.start()
-    summary = fit(config, progress=False)
-    timer.join()
-    assert summary.stopped == "SIGTERM" and 0 < summary.step < 30
+    with monkeypatch.context() as patch:
+        patch.setattr(Records, "write", interrupted)
+        summary = fit(config, progress=False)
+    assert summary.stopped == "SIGTERM" and summary.step == 5
     again = fit(config, progress=False)
     assert again.stopped == "finished" and again.step == 30
-    assert again.after["loss"] == finished[1].after["loss"]
+    assert again.after["loss"] == light_finished[1].after["loss"]
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
-    config = with_train(config, tmp_path / "run", save_every=4)
+def test_a_loss_that_is_not_finite_stops_the_run(light, tmp_path):
+    config = with_train(light, tmp_path / "run", save_every=4)
     config = dataclasses.replace(
         config,
         optimizer=dataclasses.replace(config.optimizer, learning_rate=1e30, max_grad_norm=None),
@@ -169,20 +166,19 @@ def test_a_foreign_folder_is_left_alone(config, tmp_path):
 def test_bfloat16_trains_with_float32_adapters(config, tmp_path):
     config = with_train(config, tmp_path / "run", steps=20)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
-    built = build(config)
-    import jax
-
-    assert {str(leaf.dtype) for leaf in jax.tree.leaves(built.state.trainable)} == {"float32"}
     # jax's own attention mixes dtypes when it is lowered, so the strict rule is lifted here.
     with jax.numpy_dtype_promotion("standard"):
-        assert fit(config, progress=False).after["accuracy"] > 0.8
+        summary = fit(config, progress=False)
+    trainable = jax.tree.leaves(summary.built.state.trainable)
+    assert {str(leaf.dtype) for leaf in trainable} == {"float32"}
+    assert summary.after["accuracy"] > 0.8
 
 
 @pytest.mark.slow
-def test_scores_that_are_not_finite_end_the_run(config, tmp_path):
+def test_scores_that_are_not_finite_end_the_run(light, tmp_path):
     """The only step's loss and gradient are finite; the weights that it leaves are not."""
-    train = dataclasses.replace(config.train, steps=1, eval_every=1, save_every=1)
-    optimizer = dataclasses.replace(config.optimizer, learning_rate=1e30, warmup_steps=0)
-    broken = dataclasses.replace(config, train=train, optimizer=optimizer, out=str(tmp_path / "r"))
+    train = dataclasses.replace(light.train, steps=1, eval_every=1, save_every=1)
+    optimizer = dataclasses.replace(light.optimizer, learning_rate=1e30, warmup_steps=0)
+    broken = dataclasses.replace(light, train=train, optimizer=optimizer, out=str(tmp_path / "r"))
     with pytest.raises(RunFailed, match="step 1: of the held-out scores loss is not finite; noth"):
         fit(broken, progress=False)

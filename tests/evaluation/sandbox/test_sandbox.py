@@ -17,7 +17,7 @@ from goat_jax.evaluation.sandbox import landlock, run, seccomp
 from goat_jax.evaluation.sandbox.limits import MEBIBYTE, Limits, Trial
 from goat_jax.evaluation.sandbox.run import check_sandbox
 
-SMALL = Limits(seconds=5.0, cpu_seconds=2, memory=256 * MEBIBYTE, disk=2 * MEBIBYTE)
+SMALL = Limits(seconds=20.0, cpu_seconds=2, memory=256 * MEBIBYTE, disk=2 * MEBIBYTE)
 
 
 def run_program(program, limits=run.DEFAULT_LIMITS, test=""):
