@@ -1,6 +1,9 @@
 """The list of deliberate faults stays true: every entry applies, and its tests are in CI's tier."""
 
 import ast
+import builtins
+import keyword
+import re
 from functools import cache
 
 import pytest
@@ -26,6 +29,10 @@ def ci_tests_of(file):
     }
 
 
+def words(text):
+    return set(re.findall(r"(?<![.\w])[A-Za-z_]\w*", text))
+
+
 def names(assignment):
     return [ast.unparse(target) for target in assignment.targets]
 
@@ -34,6 +41,8 @@ def names(assignment):
 def test_an_entry_applies_and_its_tests_are_in_cis_tier(name):
     mutant = MUTANTS[name]
     ast.parse(mutant.applied(), mutant.file)
+    strange = words(mutant.new) - words((ROOT / mutant.file).read_text(encoding="utf-8"))
+    assert strange <= {*keyword.kwlist, *dir(builtins)}, "a NameError would be caught by any test"
     assert mutant.effect.endswith(".") and "\n" not in mutant.effect
     assert mutant.tests
     for test in mutant.tests:

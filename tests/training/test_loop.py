@@ -46,7 +46,7 @@ def loop_of(config, folder, switches=()):
         train=dataclasses.replace(
             config.train, steps=99, eval_every=99, save_every=99, log_every=99
         ),
-        watch=dataclasses.replace(config.watch, utilization=False),
+        logging=dataclasses.replace(config.logging, utilization=False),
     )
     loop = _Loop(whole, built, data, records, Checkpoints(folder, "accuracy"))
     loop.profile = SimpleNamespace(before=lambda step: None, after=lambda step, state: None)

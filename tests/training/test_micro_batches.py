@@ -30,7 +30,7 @@ def one_step(parts, dropout=0.0):
     graph, trainable, base = split_model(model)
     trainable = jax.tree.map(lambda value: value + 0.1, trainable)  # b starts as zero
     optimizer = optax.sgd(1.0)
-    step = make_train_step(graph, OBJECTIVE, optimizer, aux_weight=0.1, accumulate=parts)
+    step = make_train_step(graph, OBJECTIVE, optimizer, aux_weight=0.1, grad_accum_steps=parts)
     state = RunState.create(trainable, optimizer, jax.random.key(1))
     rows = jax.random.normal(jax.random.key(2), (2, 3, 8))
     return step(state, base, {"x": jnp.tile(rows, (2, 1, 1))})
