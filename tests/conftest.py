@@ -99,6 +99,18 @@ def two_modules(config):
 
 
 @pytest.fixture(scope="session")
+def without_torch(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a process that finds no torch.
+
+    goat-jax needs none, but transformers imports it wherever it is, which takes seconds.
+    """
+    folder = tmp_path_factory.mktemp("without_torch")
+    (folder / "sitecustomize.py").write_text("import sys\n\nsys.modules['torch'] = None\n")
+    known = [path for path in [os.environ.get("PYTHONPATH")] if path]
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *known])}
+
+
+@pytest.fixture(scope="session")
 def finished(config, tmp_path_factory: pytest.TempPathFactory):
     """The tiny run, trained to its end once: (config, summary)."""
     return _trained(config, tmp_path_factory)

@@ -52,14 +52,16 @@ fit(dataclasses.replace(config, out=out, train=train), progress=False)
 named can be written. In a process of its own: Orbax leaves threads that failed."""
 
 
-def run_on_disk(source, out, full):
+def run_on_disk(source, out, full, env):
     command = [sys.executable, "-c", ON_A_DISK, source, str(out), full]
-    return subprocess.run(command, capture_output=True, text=True, timeout=400)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_where_a_checkpoint_could_not_be_written(tiny, tmp_path):
-    done = run_on_disk(f"{tiny / 'config.py'}:{LIGHT},steps=20", tmp_path / "run", "10,15")
+def test_a_run_goes_on_where_a_checkpoint_could_not_be_written(tiny, tmp_path, without_torch):
+    done = run_on_disk(
+        f"{tiny / 'config.py'}:{LIGHT},steps=20", tmp_path / "run", "10,15", without_torch
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "the run goes on, but a checkpoint could not be written" in done.stderr
     assert "the checkpoint of step 5 is kept" in done.stderr
@@ -69,8 +71,10 @@ def test_a_run_goes_on_where_a_checkpoint_could_not_be_written(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_no_run_ends_well_without_its_last_checkpoint(tiny, tmp_path):
-    done = run_on_disk(f"{tiny / 'config.py'}:{LIGHT},steps=12", tmp_path / "run", "12")
+def test_no_run_ends_well_without_its_last_checkpoint(tiny, tmp_path, without_torch):
+    done = run_on_disk(
+        f"{tiny / 'config.py'}:{LIGHT},steps=12", tmp_path / "run", "12", without_torch
+    )
     assert done.returncode == 1
     assert not (tmp_path / "run" / "checkpoints" / "12").exists()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -35,8 +36,9 @@ def known_peak(kind: str) -> float | None:
     return None if name is None else CHIPS[name].flops
 
 
+@functools.cache
 def measured_peak(dtype: Any, size: int = 1536, repeats: int = 4) -> float:
-    """Measures one device's FLOP/s, as the best of several square matrix products."""
+    """Measures one device's FLOP/s, once a process, as the best of several square products."""
     square = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(square, square))

@@ -15,16 +15,13 @@ from goat_jax.training.trainer import fit
 
 
 @pytest.fixture(scope="module")
-def watched(config, tmp_path_factory):
+def watched(two_modules, tmp_path_factory):
     """The folder of a run of a few steps whose second and third were traced."""
     folder = tmp_path_factory.mktemp("watched") / "run"
-    train = dataclasses.replace(config.train, steps=6, log_every=1, save_every=2)
-    fit(
-        dataclasses.replace(
-            config, train=train, logging=LoggingConfig(profile="2:3"), out=str(folder)
-        ),
-        progress=False,
-    )
+    train = dataclasses.replace(two_modules.train, steps=6, log_every=1, save_every=2)
+    logging = LoggingConfig(profile="2:3")
+    config = dataclasses.replace(two_modules, train=train, logging=logging, out=str(folder))
+    fit(config, progress=False)
     return folder
 
 
