@@ -152,6 +152,15 @@ def test_bfloat16_kernel_keeps_its_dtype_and_float32_factors():
     np.testing.assert_array_equal(np.asarray(start.kernel), once)
 
 
+def test_merging_into_a_bfloat16_kernel_rounds_once():
+    kernel = KERNEL.astype(ml_dtypes.bfloat16)
+    factors = {"a": random(1, IN, 2, seed=2), "b": random(1, 2, OUT, seed=3)}
+    spec = method_spec("lora", total_rank=2)
+    merged = merge_adapter(jnp.asarray(kernel), factors, jnp.array([2.0]), spec)
+    expected = exact(kernel) + 2 * exact(factors["a"][0]) @ exact(factors["b"][0])
+    np.testing.assert_array_equal(np.asarray(merged), expected.astype(ml_dtypes.bfloat16))
+
+
 def test_random_segments_depend_on_the_key_and_factors_on_nothing_else():
     spec = method_spec("goat", total_rank=4, num_experts=4, segments="random")
     first, again, other = (

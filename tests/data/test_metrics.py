@@ -5,7 +5,16 @@ import warnings
 import numpy as np
 import pytest
 
-from goat_jax.data.metrics import METRICS, accuracy, f1, matthews, pearson, score, spearman
+from goat_jax.data.metrics import (
+    METRICS,
+    accuracy,
+    f1,
+    goodness,
+    matthews,
+    pearson,
+    score,
+    spearman,
+)
 from goat_jax.errors import UserError
 
 # Two classes: TP 3, TN 2, FP 1, FN 2.
@@ -77,6 +86,12 @@ def test_perfect_and_opposite():
 
 def test_a_diverged_model_does_not_score():
     assert np.isnan(pearson(np.array([np.nan, 1.0]), np.array([0.0, 1.0])))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_a_score_that_is_not_finite_is_below_all_others(metric):
+    worst = min(goodness(metric, value) for value in (-1e300, 1e300))
+    assert all(goodness(metric, value) < worst for value in (np.nan, np.inf, -np.inf))
 
 
 def test_errors():

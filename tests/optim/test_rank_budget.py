@@ -56,6 +56,17 @@ def test_the_budget_is_kept_over_all_layers_and_ends_at_its_target():
     assert (kept[0], kept[-1]) == (16, 8)
 
 
+def test_the_least_important_triplets_are_pruned():
+    params = {"a": jnp.ones((1, IN, RANK)), "b": jnp.ones((1, RANK, OUT))}
+    params |= {"core": jnp.array([[3.0, 1.0, 4.0, 2.0]])}
+    tx = with_rank_budget(optax.sgd(0.0), RankBudget(2, total_steps=2))
+    state, gradients = tx.init(params), jax.tree.map(jnp.ones_like, params)
+    for _ in range(2):
+        updates, state = tx.update(gradients, state, params)
+    kept = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(kept["core"], [[3.0, 0.0, 4.0, 0.0]])
+
+
 def test_what_is_not_pruned_is_updated_as_ever():
     plain = _train(ADAM, PARAMS, 1)[0]
     pruned = _train(with_rank_budget(ADAM, BUDGET), PARAMS, 1)[0]
