@@ -31,6 +31,7 @@ from goat_jax.training.checkpoints.restore import Reopened, reopen
 from goat_jax.training.checkpoints.run_dir import load_run
 from goat_jax.training.logging.metrics_log import read_records, training_series
 from goat_jax.training.setup import evaluation_batches, load_rows
+from goat_jax.typing import Batch
 
 PAGE, PICTURES = "report.html", "plots"
 Records = Sequence[Mapping[str, Any]]
@@ -80,12 +81,12 @@ def plot(folder: Path, choice: Choice) -> Path:
     """
     config, saved = load_run(folder)
     records = read_records(folder)
+    # Before the first picture, so that a wrong choice is refused at once.
+    opened = None if choice.records_only else _open(folder, choice)
     sections = [_section(picture, records, folder / PICTURES) for picture in OF_RECORDS]
     step = max((record["step"] for record in records), default=0)
-    if not choice.records_only:
-        run = reopen(folder, choice.step)
-        step = run.step
-        opened = Opened(run, choice)
+    if opened is not None:
+        step = opened.run.step
         sections += [_section(picture, opened, folder / PICTURES) for picture in OF_CHECKPOINT]
     page = render_page(
         f"Run {folder.resolve().name}", facts(config, saved, records, step), sections
@@ -96,15 +97,28 @@ def plot(folder: Path, choice: Choice) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A run opened at a checkpoint, with the options of its pictures.
+    """A run opened at a checkpoint, with the input whose routing is drawn.
 
     Attributes:
         run: the run, restored at the checkpoint.
-        choice: the options.
+        batch: a batch of one row; None if the method has one expert.
+        tokens: the row's tokens as text; empty for an image.
     """
 
     run: Reopened
-    choice: Choice
+    batch: Batch | None = None
+    tokens: Sequence[str] = ()
+
+
+def _open(folder: Path, choice: Choice) -> Opened:
+    run = reopen(folder, choice.step)
+    if run.config.adapter.spec().num_experts < 2:
+        return Opened(run)
+    if run.built.vocabulary is None and choice.text is None:
+        return Opened(run, batch_of_image(run, choice.image, choice.row))
+    if choice.image is not None:
+        raise UserError("this run's model reads texts: give --text or --row, not --image")
+    return Opened(run, *batch_of_text(run, choice.text, choice.row))
 
 
 def _section(picture: Picture, source: Any, folder: Path) -> Section:
@@ -226,18 +240,15 @@ def _experts(run: Reopened) -> int:
 
 
 def _draw_routes(opened: Opened, path: Path) -> None:
-    run, choice = opened.run, opened.choice
+    run = opened.run
     _experts(run)
     title = f"Strongest expert, step {run.step:,}"
-    if run.built.vocabulary is None and choice.text is None:
-        found = routes(run, batch_of_image(run, choice.image, choice.row))
-        assert found.image is not None
+    assert opened.batch is not None
+    found = routes(run, opened.batch, opened.tokens)
+    if found.image is not None:
         draw, what = plot_patches, found.image
-    elif choice.image is None:
-        found = routes(run, *batch_of_text(run, choice.text, choice.row))
-        draw, what = plot_tokens, found.tokens
     else:
-        raise UserError("this run's model reads texts: give --text or --row, not --image")
+        draw, what = plot_tokens, found.tokens
     if not found.weights:
         raise _Missing("no adapted module sees single tokens")
     names = short_names(list(found.weights))

@@ -50,7 +50,9 @@ def config(files):
     return RunConfig(
         model=ModelConfig(str(files / "model")),
         task=language_files(str(files / "train.jsonl"), str(files / "test.jsonl")),
-        adapter=AdapterConfig(method="goat", total_rank=8, modules_to_save=(), dropout=0.0),
+        adapter=AdapterConfig(
+            "goat", ("v_proj", "up_proj", "down_proj"), (), total_rank=8, dropout=0.0
+        ),
         optimizer=OptimizerConfig(learning_rate=2e-2, warmup_steps=3),
         train=TrainConfig(
             steps=30, batch_size=4, max_length=32, eval_batch_size=4, eval_every=15, num_buckets=1

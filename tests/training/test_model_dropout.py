@@ -46,13 +46,7 @@ def built(rate, remat="none", dtype=jnp.float32):
     """A model with LoRA, split; and a state at step 0."""
     model = random_model(HF, key=jax.random.key(0), dtype=dtype, dropout=rate).model
     model.layers.remat = remat
-    inject(
-        model,
-        SPEC,
-        ["query", "output.dense"],
-        key=jax.random.key(1),
-        modules_to_save=["classifier.out_proj"],
-    )
+    inject(model, SPEC, ["query"], key=jax.random.key(1), modules_to_save=["classifier.out_proj"])
     graph, trainable, base = split_model(model)
     return graph, RunState.create(trainable, optax.sgd(0.1), jax.random.key(2)), base
 
