@@ -14,6 +14,7 @@ from goat_jax.bench.turns import machine, machine_line
 from goat_jax.cli.compare import entry_config, read_entries
 from goat_jax.config.run import DTYPES
 from goat_jax.errors import UserError
+from goat_jax.extras import skipped_without_extra
 from goat_jax.files import write_whole
 from goat_jax.plots.growth import plot_growth, slope
 from goat_jax.text_tables import render_table
@@ -98,7 +99,8 @@ def _growth(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]
         powers = "  ".join(f"{axis}: {power:.2f}" for axis, power in slopes[what].items())
         print(f"\nexponents of {what}:  {powers}")
     if options.out is not None:
-        plot_growth(points, options.out / "growth.png", title=f"{method}, layer of {size}")
+        with skipped_without_extra("growth.png"):
+            plot_growth(points, options.out / "growth.png", title=f"{method}, layer of {size}")
     measured = {axis: _json([one for _, one in points]) for axis, points in found.items()}
     return {"method": method, "growth": measured, "slopes": slopes}
 

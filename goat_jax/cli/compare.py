@@ -21,6 +21,7 @@ from goat_jax.analysis.run_results import (
 from goat_jax.cli.arguments.config import read_config, with_adapter
 from goat_jax.config.run import AdapterConfig, RunConfig, parse_options
 from goat_jax.errors import RunFailed, UserError
+from goat_jax.extras import skipped_without_extra
 from goat_jax.files import write_whole
 from goat_jax.plots.compare import plot_comparison
 from goat_jax.text_tables import render_table
@@ -108,8 +109,10 @@ def compare(
         for label, of_label in found.items()
     }
     title = f"{configs[0].task.name}: training loss"
-    plot_comparison(losses, out / FIGURE, title=title, steps=configs[0].train.steps)
-    say(f"\n{table}\n\n{TABLE}, {FIGURE} and every run's numbers are in {out}")
+    with skipped_without_extra(FIGURE):
+        plot_comparison(losses, out / FIGURE, title=title, steps=configs[0].train.steps)
+    made = ", ".join(name for name in (TABLE, FIGURE) if (out / name).exists())
+    say(f"\n{table}\n\n{made} and every run's numbers are in {out}")
     if not any(finite(of_label) for of_label in found.values()):
         raise RunFailed("all runs diverged: lower the learning rate or check the data")
     return 0

@@ -25,6 +25,7 @@ from goat_jax.analysis.run_results import (
 from goat_jax.cli.arguments.config import override
 from goat_jax.config.run import RunConfig, load_config, with_fields
 from goat_jax.errors import RunFailed, UserError
+from goat_jax.extras import skipped_without_extra
 from goat_jax.files import write_whole
 from goat_jax.plots.sweep import plot_sweep
 from goat_jax.text_tables import render_table
@@ -137,17 +138,19 @@ def sweep(
     best_first = sorted(found, key=lambda point: standing(found[point], metric), reverse=True)
     table = sweep_table({point: found[point] for point in best_first}, axes, base.task.metrics)
     write_whole(out / TABLE, table + "\n")
-    plot_sweep(
-        {axis.field: [dict(point)[axis.field] for point in found] for axis in axes},
-        [[o.after[metric] for o in finite(of_point)] for of_point in found.values()],
-        out / FIGURE,
-        title=f"{base.task.name}: {metric} at {len(points)} points",
-        y_label=metric,
-        log={axis.field for axis in axes if axis.log},
-    )
+    with skipped_without_extra(FIGURE):
+        plot_sweep(
+            {axis.field: [dict(point)[axis.field] for point in found] for axis in axes},
+            [[o.after[metric] for o in finite(of_point)] for of_point in found.values()],
+            out / FIGURE,
+            title=f"{base.task.name}: {metric} at {len(points)} points",
+            y_label=metric,
+            log={axis.field for axis in axes if axis.log},
+        )
+    made = " and ".join(name for name in (TABLE, FIGURE) if (out / name).exists())
     best = found[best_first[0]]
     said = f"best: {describe(best_first[0])}\n" if len(finite(best)) == len(best) else ""
-    say(f"\n{table}\n\n{said}{TABLE} and {FIGURE} are in {out}")
+    say(f"\n{table}\n\n{said}{made}: in {out}")
     if not any(map(finite, found.values())):
         raise RunFailed("all runs diverged: lower the learning rate or check the data")
     if not said:

@@ -11,12 +11,15 @@ from pathlib import Path
 
 from goat_jax.cli.arguments.config import read_config, read_run_config
 from goat_jax.config.run import RunConfig
+from goat_jax.extras import skipped_without_extra
 from goat_jax.injection.svd_cache import AUTO
 from goat_jax.plots import plot_expert_load, plot_training
 from goat_jax.text_tables import human_count, render_table
 from goat_jax.training.distributed.processes import is_first
 from goat_jax.training.logging.metrics_log import read_records
 from goat_jax.training.trainer import Summary, fit
+
+PICTURES = ("training.png", "expert_load.png")
 
 OUT_OF_TIME = 75
 """Exit code of a run that got a stop signal and could not save in time (EX_TEMPFAIL)."""
@@ -78,10 +81,11 @@ def give_up() -> None:
 def draw(folder: Path) -> None:
     """Draws the run's training curves and, if it has experts, their load, from its records."""
     records = read_records(folder)
-    plot_training(records, folder / "training.png", title=f"Training run {folder.name}")
-    loads = [record for record in records if record["kind"] == "load"]
-    if loads:
-        plot_expert_load(loads, folder / "expert_load.png", title=f"Expert load, {folder.name}")
+    with skipped_without_extra(" and ".join(PICTURES)):
+        plot_training(records, folder / PICTURES[0], title=f"Training run {folder.name}")
+        loads = [record for record in records if record["kind"] == "load"]
+        if loads:
+            plot_expert_load(loads, folder / PICTURES[1], title=f"Expert load, {folder.name}")
 
 
 def report(config: RunConfig, summary: Summary) -> str:
@@ -90,6 +94,7 @@ def report(config: RunConfig, summary: Summary) -> str:
     share = built.trained_parameters / built.total_parameters
     names = ["loss", *config.task.metrics]
     before = summary.before or {}
+    drawn = [picture for picture in PICTURES if (summary.folder / picture).exists()]
     rows = [[name, _number(before.get(name)), _number(summary.after.get(name))] for name in names]
     lines = [
         "",
@@ -101,8 +106,7 @@ def report(config: RunConfig, summary: Summary) -> str:
         "",
         render_table(["held out", "before", "after"], rows),
         "",
-        f"{_best(summary)}; records, checkpoints, training.png, expert_load.png in "
-        f"{summary.folder}",
+        f"{_best(summary)}; {', '.join(['records', 'checkpoints', *drawn])} in {summary.folder}",
     ]
     return "\n".join(lines)
 

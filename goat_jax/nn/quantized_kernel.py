@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from goat_jax.errors import UserError
+from goat_jax.extras import import_extra
 from goat_jax.typing import Array
 
 KINDS: dict[str, Any] = {"int8": jnp.int8, "nf4": "nf4"}
@@ -25,11 +25,7 @@ TILE = 64
 
 
 def _qwix() -> Any:
-    try:
-        import qwix  # type: ignore[import-not-found]  (an extra)
-    except ImportError:
-        raise UserError("model.quantize needs qwix: pip install 'goat-jax[quant]'") from None
-    return qwix
+    return import_extra("qwix", "model.quantize")
 
 
 def quantize(kernel: Array, kind: str) -> tuple[Array, Array]:

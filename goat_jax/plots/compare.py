@@ -10,7 +10,7 @@ import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.plots.save import save_figure
-from goat_jax.plots.style import COLORS, grid_shape, tidy, write_title
+from goat_jax.plots.style import COLORS, grid_shape, new_figure, tidy, write_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,9 +54,6 @@ def comparison_figure(
     losses: Mapping[str, Sequence[Sequence[float]]], title: str, steps: int | None
 ) -> Figure:
     """Returns the figure of `plot_comparison`."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
     longest = steps or max(len(run) for runs in losses.values() for run in runs)
     curves = {
         label: [smooth(np.asarray(run, float)) for run in runs] for label, runs in losses.items()
@@ -65,7 +62,9 @@ def comparison_figure(
     means = {label: np.mean(own, axis=0) for label, own in whole.items() if own}
     rows, columns = grid_shape(len(losses), most=4)
     size = (max(3.2 * columns + 0.6, 6.0), 2.6 * rows + 1.0)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = new_figure(figsize=size)
+    from matplotlib.ticker import MaxNLocator
+
     write_title(figure, title)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     top = _limit(grid[0], [curve for own in whole.values() for curve in own])

@@ -11,7 +11,15 @@ import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.plots.save import save_figure
-from goat_jax.plots.style import COLORS, LINES, log_axis, shared_legend, tidy, write_title
+from goat_jax.plots.style import (
+    COLORS,
+    LINES,
+    log_axis,
+    new_figure,
+    shared_legend,
+    tidy,
+    write_title,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,12 +82,10 @@ def plot_curves(
 
 def curves_figure(grid: Sequence[Sequence[Panel]], title: str, one_legend: bool) -> Figure:
     """Returns the figure of `plot_curves`."""
-    from matplotlib.figure import Figure
-
     rows, columns = len(grid), max(len(row) for row in grid)
     labels = list(dict.fromkeys(name for row in grid for panel in row for name in panel.curves))
     size = (max(5.0 * columns + 0.8, 8.0), 3.0 * rows + 0.8)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = new_figure(figsize=size)
     write_title(figure, title)
     axes = figure.subplots(rows, columns, squeeze=False)
     for row, panels in zip(axes, grid, strict=True):

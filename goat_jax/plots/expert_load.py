@@ -11,7 +11,7 @@ import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.plots.save import save_figure
-from goat_jax.plots.style import short_names
+from goat_jax.plots.style import new_figure, short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,13 +53,11 @@ def plot_expert_load(
 
 def expert_load_figure(records: Record | Sequence[Record], title: str) -> Figure:
     """Returns the figure of `plot_expert_load`."""
-    from matplotlib.figure import Figure
-
     step, shares = _load_shares(records)
     # Experts that a layer does not have are NaN and do not count toward its even share.
     ratios = {name: share * _count(share) for name, share in shares.items()}
     columns, figsize = _layout(len(shares), *next(iter(shares.values())).shape)
-    figure = Figure(figsize=figsize, layout="constrained")
+    figure = new_figure(figsize=figsize)
     figure.suptitle(f"{title} at step {step:,}\n{_summary(ratios)}", fontsize=10.5, wrap=True)
     rows = math.ceil(len(shares) / columns)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()

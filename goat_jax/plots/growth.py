@@ -10,7 +10,7 @@ import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.plots.save import save_figure
-from goat_jax.plots.style import COLORS
+from goat_jax.plots.style import COLORS, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,11 +49,9 @@ def plot_growth(
     ...     path.is_file()
     True
     """
-    from matplotlib.figure import Figure
-
     if not points:
         raise UserError("nothing to plot: give at least one axis")
-    figure = Figure(figsize=(3.4 * len(points), 5.6), layout="constrained")
+    figure = new_figure(figsize=(3.4 * len(points), 5.6))
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     panels = figure.subplots(2, len(points), squeeze=False, sharey="row")
     for (above, below), (axis, of_axis) in zip(panels.T, points.items(), strict=True):

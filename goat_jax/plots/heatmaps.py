@@ -11,7 +11,7 @@ import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.plots.save import save_figure
-from goat_jax.plots.style import grid_shape, write_title
+from goat_jax.plots.style import grid_shape, new_figure, write_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,15 +91,13 @@ def heatmaps_figure(
     rows: Sequence[str] | None = None,
 ) -> Figure:
     """Returns the figure of `plot_heatmaps`."""
-    from matplotlib.figure import Figure
-
     height, width = next(iter(tables.values())).shape
     down, across = grid_shape(len(tables))
     size = (
         across * min(max(0.3 * width, 2.2), 4.5) + 1.6 + 0.08 * max(map(len, rows or [""])),
         down * (min(max(0.22 * height, 1.3), 4.5) + 0.5) + 1.0,
     )
-    figure = Figure(figsize=(max(size[0], 5.5), size[1]), layout="constrained")
+    figure = new_figure(figsize=(max(size[0], 5.5), size[1]))
     write_title(figure, title)
     grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
     norm = _norm(tables, scale)

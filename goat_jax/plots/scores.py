@@ -10,7 +10,7 @@ import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.plots.save import save_figure
-from goat_jax.plots.style import grid_shape, marked, shared_legend, tidy, write_title
+from goat_jax.plots.style import grid_shape, marked, new_figure, shared_legend, tidy, write_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,10 +59,8 @@ def scores_figure(
     panels: Mapping[str, Scores], title: str, x_label: str, y_label: str, doubling: bool
 ) -> Figure:
     """Returns the figure of `plot_scores`."""
-    from matplotlib.figure import Figure
-
     rows, columns = grid_shape(len(panels))
-    figure = Figure(figsize=(max(4.4 * columns, 5.5) + 1.6, 3.2 * rows + 0.6), layout="constrained")
+    figure = new_figure(figsize=(max(4.4 * columns, 5.5) + 1.6, 3.2 * rows + 0.6))
     write_title(figure, title)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     names = list(dict.fromkeys(name for series in panels.values() for name in series))

@@ -10,7 +10,7 @@ import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.plots.save import save_figure
-from goat_jax.plots.style import write_title
+from goat_jax.plots.style import new_figure, write_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,9 +45,6 @@ def plot_shares(
 
 def shares_figure(shares: Mapping[str, Sequence[float]], title: str) -> Figure:
     """Returns the figure of `plot_shares`."""
-    from matplotlib.colors import TwoSlopeNorm
-    from matplotlib.figure import Figure
-
     experts = max(len(row) for row in shares.values())
     table = np.full((len(shares), experts), np.nan)
     for line, row in zip(table, shares.values(), strict=True):
@@ -55,7 +52,9 @@ def shares_figure(shares: Mapping[str, Sequence[float]], title: str) -> Figure:
     ratio = table * np.isfinite(table).sum(1, keepdims=True)
     longest = max(len(name) for name in shares)
     size = (max(0.62 * experts + 0.09 * longest + 2.2, 6.0), 0.36 * len(shares) + 1.7)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = new_figure(figsize=size)
+    from matplotlib.colors import TwoSlopeNorm
+
     write_title(figure, title)
     ax = figure.subplots()
     norm = TwoSlopeNorm(1.0, vmin=0.0, vmax=_RATIO_LIMIT)

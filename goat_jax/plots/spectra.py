@@ -10,7 +10,7 @@ import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.plots.save import save_figure
-from goat_jax.plots.style import EXPERTS, grid_shape, log_axis, write_title
+from goat_jax.plots.style import EXPERTS, grid_shape, log_axis, new_figure, write_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,12 +50,10 @@ def plot_spectra(
     ...     path.is_file()
     True
     """
-    from matplotlib.figure import Figure
-
     if not spectra:
         raise UserError("no spectra to plot: give at least one")
     rows, columns = grid_shape(len(spectra))
-    figure = Figure(figsize=(max(3.6 * columns, 5.5), 2.5 * rows + 0.9), layout="constrained")
+    figure = new_figure(figsize=(max(3.6 * columns, 5.5), 2.5 * rows + 0.9))
     write_title(figure, title)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, (name, spectrum) in zip(grid, spectra.items(), strict=False):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from goat_jax.extras import import_extra
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -32,6 +34,16 @@ def marked(index: int) -> dict[str, Any]:
         "markersize": 4.5,
         "linewidth": 1.2,
     }
+
+
+def new_figure(**options: Any) -> Figure:
+    """Makes an empty figure without pyplot; every figure starts here, before other imports.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    matplotlib = import_extra("matplotlib.figure", "drawing figures")
+    return matplotlib.Figure(**options, layout="constrained")
 
 
 def tidy(ax: Axes, *, legend: bool = True) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.plots.save import save_figure
-from goat_jax.plots.style import COLORS, grid_shape, tidy, write_title
+from goat_jax.plots.style import COLORS, grid_shape, new_figure, tidy, write_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,10 +65,8 @@ def sweep_figure(
     log: Collection[str],
 ) -> Figure:
     """Returns the figure of `plot_sweep`."""
-    from matplotlib.figure import Figure
-
     rows, columns = grid_shape(len(axes))
-    figure = Figure(figsize=(4.4 * columns + 0.8, 3.2 * rows + 0.6), layout="constrained")
+    figure = new_figure(figsize=(4.4 * columns + 0.8, 3.2 * rows + 0.6))
     write_title(figure, title)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     scored = [place for place, own in enumerate(scores) if own]

@@ -11,7 +11,7 @@ import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.plots.save import save_figure
-from goat_jax.plots.style import EXPERTS, write_title
+from goat_jax.plots.style import EXPERTS, new_figure, write_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,8 +60,6 @@ def plot_tokens(
     ...     path.is_file()
     True
     """
-    from matplotlib.figure import Figure
-
     if not weights:
         raise UserError("no weights to plot: give those of a run with several experts")
     tokens = [_printable(token) for token in tokens[:_MOST_TOKENS]]
@@ -69,7 +67,7 @@ def plot_tokens(
     experts = max(table.shape[-1] for table in weights.values())
     height = max(0.24 * layers, 0.45)
     size = (max(0.26 * len(tokens) + 2.2, 6.0), len(weights) * (height + 0.42) + 2.0)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = new_figure(figsize=size)
     write_title(figure, title)
     axes = figure.subplots(len(weights), 1, sharex=True, squeeze=False)[:, 0]
     for ax, (name, table) in zip(axes, weights.items(), strict=True):
@@ -110,8 +108,6 @@ def plot_patches(
     ...     path.is_file()
     True
     """
-    from matplotlib.figure import Figure
-
     square = {name: table for name, table in weights.items() if table.ndim == 3}
     if not square:
         raise UserError("no weights to plot: give those of a run with several experts")
@@ -120,7 +116,7 @@ def plot_patches(
     chosen = sorted({round(place) for place in np.linspace(0, layers - 1, _MOST_LAYERS)})
     columns = len(chosen) + 1
     size = (1.6 * columns + 1.4, 1.75 * len(square) + 0.9)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = new_figure(figsize=size)
     write_title(figure, title)
     axes = figure.subplots(len(square), columns, squeeze=False)
     for row, (name, table) in zip(axes, square.items(), strict=True):

@@ -12,7 +12,7 @@ import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.plots.save import save_figure
-from goat_jax.plots.style import COLORS, MARKERS, tidy
+from goat_jax.plots.style import COLORS, MARKERS, new_figure, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,9 +54,6 @@ def plot_training(
 
 def training_figure(records: Sequence[Record], title: str) -> Figure:
     """Returns the figure of `plot_training`."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
-
     train = [record for record in records if record["kind"] == "train"]
     evals = [record for record in records if record["kind"] == "eval"]
     has_losses = any("loss" in record or "task_loss" in record for record in [*train, *evals])
@@ -64,7 +61,9 @@ def training_figure(records: Sequence[Record], title: str) -> Figure:
     panels = bool(has_losses) + bool(metrics)
     if not panels:
         raise UserError("no train or eval records to plot: give those of a run that made a step")
-    figure = Figure(figsize=(10, 3.2 * panels + 0.6), layout="constrained")
+    figure = new_figure(figsize=(10, 3.2 * panels + 0.6))
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
     figure.suptitle(title, fontsize=13, wrap=True)
     axes = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
     if has_losses:

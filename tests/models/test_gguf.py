@@ -1,7 +1,5 @@
 """GGUF files written here: names, order of rows, settings, and what is refused."""
 
-import sys
-
 import gguf
 import jax
 import jax.numpy as jnp
@@ -292,10 +290,3 @@ def test_a_file_cut_short_anywhere(tmp_path):
         with pytest.raises(UserError, match=f"damaged or cut short at {length} bytes") as caught:
             open_gguf(path)
         assert "\n" not in str(caught.value)
-
-
-def test_without_the_package(tmp_path, monkeypatch):
-    path = write(tmp_path / "a.gguf", hf_tensors())
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(UserError, match=r"needs gguf: pip install 'goat-jax\[gguf\]'"):
-        open_gguf(path)

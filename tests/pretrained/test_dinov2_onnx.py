@@ -1,7 +1,6 @@
 """The packaged ViT: names found through a graph made here; the real one against transformers."""
 
 import json
-import sys
 import zipfile
 
 import numpy as np
@@ -106,13 +105,6 @@ def test_another_network_leaves_nothing_behind(tmp_path, wheel, monkeypatch):
     with pytest.raises(UserError, match="6 tensors in .*, expected 222"):
         dino_folder(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [wheel.name]
-
-
-def test_without_onnx(tmp_path, wheel, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(UserError, match=r"needs onnx: pip install 'goat-jax\[vision\]'"):
-        dino_folder(tmp_path)
-    assert onnx.__name__ == "onnx"
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from goat_jax.errors import UserError
+from goat_jax.extras import import_extra
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,8 +33,7 @@ def array_image(array: np.ndarray) -> "Image.Image":
     >>> array_image(np.zeros((4, 6, 1), np.uint8)).size
     (6, 4)
     """
-    from PIL import Image
-
+    pillow = import_extra("PIL.Image", "reading images")
     plain = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
     if (
         array.dtype != np.uint8
@@ -44,7 +44,7 @@ def array_image(array: np.ndarray) -> "Image.Image":
             f"an array of {array.dtype} {array.shape} is no image: give uint8 values"
             " (H, W), (H, W, 1) or (H, W, 3)"
         )
-    return Image.fromarray(plain)
+    return pillow.fromarray(plain)
 
 
 def to_rgb(image: "Image.Image") -> "Image.Image":

@@ -17,6 +17,7 @@ from goat_jax.data.sources.read import read_image_source
 from goat_jax.data.tasks.image import ImageTask
 from goat_jax.data.tasks.text import DEFAULT_SPLITS, read_column, read_label, source_of, spaced
 from goat_jax.errors import UserError, first_line
+from goat_jax.extras import import_extra
 from goat_jax.files import user_path
 
 if TYPE_CHECKING:
@@ -157,8 +158,7 @@ repair it, or set on_bad_image to 'skip'
 
 
 def _read(value: Any, where: str, folder: str | Path | None, whole: bool) -> Any:
-    from PIL import Image, UnidentifiedImageError
-
+    pillow = import_extra("PIL.Image", "reading images")
     if isinstance(value, str | Path):
         value = _file(value, folder)
         if not value.is_file():
@@ -170,12 +170,12 @@ def _read(value: Any, where: str, folder: str | Path | None, whole: bool) -> Any
     try:
         if isinstance(value, np.ndarray):
             return to_rgb(array_image(value))
-        with Image.open(io.BytesIO(value) if isinstance(value, bytes) else value) as image:
+        with pillow.open(io.BytesIO(value) if isinstance(value, bytes) else value) as image:
             return to_rgb(image) if whole else None
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     except Exception as error:  # what Pillow raises depends on the format and where it is damaged
-        unknown = isinstance(error, UnidentifiedImageError)
+        unknown = isinstance(error, pillow.UnidentifiedImageError)
         reason = "unknown format" if unknown else first_line(error)
         name = f"{value}" if isinstance(value, Path) else "the image"
         raise UserError(

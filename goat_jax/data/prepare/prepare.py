@@ -20,6 +20,7 @@ from goat_jax.data.prepare.glue import GLUE_RECIPES
 from goat_jax.data.prepare.recipe import Recipe
 from goat_jax.data.prepare.vision import VISION_RECIPES
 from goat_jax.errors import UserError, first_line, nearest
+from goat_jax.extras import import_extra
 from goat_jax.files import user_path
 
 RECIPES: dict[str, Recipe] = {**VISION_RECIPES, **GLUE_RECIPES}
@@ -134,9 +135,8 @@ def _names(recipe: Recipe) -> str:
 
 def open_builder(recipe: Recipe, root: Path) -> Any:
     """Returns TFDS's builder of a set, or an ad hoc builder for a set that TFDS does not have."""
-    import tensorflow_datasets as tfds
-    import tensorflow_datasets.text  # noqa: F401  builders of the older kind, glue, register here
-
+    tfds = import_extra("tensorflow_datasets", f"preparing {recipe.builder}")
+    import_extra("tensorflow_datasets.text", "tfds")  # older builders, glue, register there
     tfds.disable_progress_bar()
     if recipe.features is None:
         return tfds.builder(recipe.builder, data_dir=str(root), file_format="array_record")

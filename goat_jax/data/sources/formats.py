@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import importlib
 import json
 import zipfile
 import zlib
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from goat_jax.errors import UserError, first_line
+from goat_jax.extras import import_extra
 from goat_jax.files import user_path
 
 Row = dict[str, Any]
@@ -191,11 +191,8 @@ def read_parquet(path: Path) -> list[Row]:
     >>> read_parquet(path)
     [{'sentence': 'fine', 'label': 1}]
     """
-    try:
-        pyarrow = importlib.import_module("pyarrow")
-        parquet = importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise UserError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from None
+    pyarrow = import_extra("pyarrow", f"{path}: reading Parquet")
+    parquet = import_extra("pyarrow.parquet", f"{path}: reading Parquet")
     try:
         return parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import importlib
 import math
 import warnings
 import zlib
@@ -14,6 +13,7 @@ import numpy as np
 from goat_jax.data.prepare.archives import MEMBER_BYTES
 from goat_jax.data.sources.formats import Row
 from goat_jax.errors import Notice, UserError
+from goat_jax.extras import import_extra
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -163,11 +163,7 @@ def read_digits(split: str) -> list[Row]:
     """
     if split not in ("train", "test"):
         raise UserError(f"digits:{split}: no such split: use digits:train or digits:test")
-    try:
-        datasets = importlib.import_module("sklearn.datasets")
-    except ImportError:
-        raise UserError("digits: needs scikit-learn: pip install 'goat-jax[digits]'") from None
-    bunch = datasets.load_digits()
+    bunch = import_extra("sklearn.datasets", "digits").load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     order = _hashed_order(len(images))
     chosen = order[:DIGITS_TEST_ROWS] if split == "test" else order[DIGITS_TEST_ROWS:]

@@ -10,7 +10,6 @@ Sources joined by `OR` are alternatives, tried in order until one can be read.
 
 import contextlib
 import dataclasses
-import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from goat_jax.data.sources.formats import FORMATS, Row
 from goat_jax.data.sources.images import read_digits, read_idx_folder, read_image_folder
 from goat_jax.data.sources.reviews import read_reviews
 from goat_jax.errors import UserError, first_line
+from goat_jax.extras import MissingExtra, import_extra
 from goat_jax.files import user_path
 
 
@@ -78,9 +78,8 @@ def read_tfds(
 
 
 def _open_tfds(name: str, split: str, data_dir: str | Path | None, download: bool) -> Any:
-    import tensorflow_datasets as tfds
-    import tensorflow_datasets.text  # noqa: F401  builders of the older kind, glue, register here
-
+    tfds = import_extra("tensorflow_datasets", f"tfds:{name}@{split}")
+    import_extra("tensorflow_datasets.text", "tfds")  # older builders, glue, register there
     try:
         folder = None if data_dir is None else str(data_dir)
         return tfds.data_source(name, split=split, data_dir=folder, download=download)
@@ -129,10 +128,7 @@ def _open_hub(rest: str, split: str) -> Any:
     name, chosen = _at(rest, split)
     owner, _, rest = name.partition("/")
     repository, _, config = rest.partition("/")
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError:
-        raise UserError(f"hf:{name}: needs the package datasets: pip install datasets") from None
+    datasets = import_extra("datasets", f"hf:{name}")
     try:
         rows = datasets.load_dataset(f"{owner}/{repository}", config or None, split=chosen)
         for column, feature in rows.features.items():
@@ -232,18 +228,20 @@ def _read_images(
         return _HubImages(_open_hub(rest, split), column)
     if scheme != "tfds":
         return _read_one(source, split, data_dir)
-    from tensorflow_datasets import decode, features
-
     name, chosen = _at(rest, split)
     try:
         # No download: TFDS would fetch gigabytes first and then need TensorFlow to read the images.
         rows = _open_tfds(name, chosen, data_dir, download=False)
+    except MissingExtra:
+        raise
     except UserError as error:
         where = "TFDS's folder" if data_dir is None else data_dir
         raise UserError(
             f"{error} (nothing of that name, split and form in {where}: goat-jax data prepare "
             "makes the paper's image sets)"
         ) from None
+    from tensorflow_datasets import decode, features
+
     if isinstance(dict(rows.dataset_info.features or {}).get(column), features.Image):
         return dataclasses.replace(rows, decoders={column: decode.SkipDecoding()})
     return rows

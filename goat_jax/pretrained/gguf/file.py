@@ -5,13 +5,13 @@ quantized) weights. The package `gguf` parses it; it is an extra, imported only 
 tensors are dequantized.
 """
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from goat_jax.errors import UserError, first_line
+from goat_jax.extras import import_extra
 from goat_jax.files import user_path
 
 MAGIC = b"GGUF"
@@ -45,10 +45,7 @@ class GgufFile:
 
 def import_gguf(path: Path) -> Any:
     """Imports the package `gguf`; if it is not installed, raises `UserError` with the extra."""
-    try:
-        return importlib.import_module("gguf")
-    except ImportError:
-        raise UserError(f"{path}: reading GGUF needs gguf: pip install 'goat-jax[gguf]'") from None
+    return import_extra("gguf", f"{path}: reading GGUF")
 
 
 def read_gguf(path: str | Path) -> GgufFile:

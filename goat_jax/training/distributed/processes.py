@@ -20,6 +20,7 @@ import numpy as np
 
 from goat_jax.config.run import RunConfig, flatten
 from goat_jax.errors import UserError
+from goat_jax.extras import skipped_without_extra
 from goat_jax.training.distributed.lifeline import PLACE, Lifeline
 from goat_jax.training.logging.metrics_log import Records
 from goat_jax.training.logging.writers import Mirror, TensorBoard, WeightsAndBiases
@@ -235,7 +236,9 @@ def records_of(config: RunConfig) -> Records:
     folder = Path(config.out)
     if not is_first():
         return NoRecords(folder)
-    mirrors: list[Mirror] = [TensorBoard(folder)]
+    mirrors: list[Mirror] = []
+    with skipped_without_extra("TensorBoard files"):
+        mirrors.append(TensorBoard(folder))
     if config.logging.wandb is not None:
         folder.mkdir(parents=True, exist_ok=True)
         mirrors.append(WeightsAndBiases(folder, config.logging.wandb, flatten(config)))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from goat_jax.errors import UserError
+from goat_jax.extras import import_extra
 
 TENSORBOARD_FOLDER = "tensorboard"
 
@@ -34,9 +34,13 @@ class TensorBoard:
 
     It does not use tensorboardX's `SummaryWriter`: that one's thread dies if the disk is full or
     if the clock jumps back by a month, and the run would then wait for the thread forever.
+
+    Raises:
+        MissingExtra: tensorboardX is not installed.
     """
 
     def __init__(self, folder: Path):
+        import_extra("tensorboardX", "writing them")
         self._folder = folder / TENSORBOARD_FOLDER
         self._purge_step: int | None = None
         self._events: Any = None  # an EventsWriter, made at the first scalar
@@ -88,16 +92,11 @@ class WeightsAndBiases:
         config: the run's config by dotted names.
 
     Raises:
-        UserError: the package is not installed.
+        MissingExtra: wandb is not installed.
     """
 
     def __init__(self, folder: Path, project: str, config: Mapping[str, Any]):
-        try:
-            import wandb  # type: ignore[import-not-found]  (an extra)
-        except ImportError:
-            raise UserError(
-                "logging.wandb needs the package wandb: pip install 'goat-jax[wandb]'"
-            ) from None
+        wandb = import_extra("wandb", "logging.wandb")
         name = str(folder.absolute())
         self._run = wandb.init(
             project=project,

@@ -2,7 +2,6 @@
 
 import gzip
 import importlib
-import sys
 
 import numpy as np
 import pytest
@@ -49,13 +48,6 @@ def test_parquet(tmp_path):
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:40])
     with pytest.raises(UserError, match=r"cut\.parquet: not a readable Parquet file"):
         read_rows(tmp_path / "cut.parquet")
-
-
-def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
-    (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match="pip install pyarrow"):
-        read_rows(tmp_path / "a.parquet")
 
 
 BROKEN = {

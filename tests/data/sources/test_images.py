@@ -3,7 +3,6 @@
 import gzip
 import io
 import struct
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -145,12 +144,6 @@ def test_digits():
     assert test[0]["image"].dtype == np.uint8 and test[0]["image"].shape == (8, 8)
     assert max(row["image"].max() for row in test) == 255
     assert (np.bincount([row["label"] for row in test]) > 20).all()
-
-
-def test_digits_without_scikit_learn(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(UserError, match=r"needs scikit-learn: pip install 'goat-jax\[digits\]'"):
-        read_source("digits:train", "train")
 
 
 @pytest.fixture(scope="module")

@@ -205,9 +205,3 @@ def test_sources_are_tried_in_their_order(hub, tmp_path):
     assert read_source(second, "train")[0]["label"] == 1
     with pytest.raises(UserError, match=r"b.jsonl: no such file; hf:owner/no@train: owner/no"):
         read_source(f"{tmp_path}/b.jsonl || hf:owner/no", "train")
-
-
-def test_without_the_package_datasets_it_says_so(monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match="needs the package datasets: pip install datasets"):
-        read_source("hf:owner/set@train", "train")

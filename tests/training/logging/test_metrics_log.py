@@ -206,9 +206,3 @@ def test_weights_and_biases_gets_the_scalars_of_one_run_again(tmp_path, monkeypa
     assert first.axes == [("step", {}), ("*", {"step_metric": "step"})]
     assert first.started["project"] == "goats" and first.started["config"] == {"rank": 8}
     assert first.started["id"] == second.started["id"] and first.started["resume"] == "allow"
-
-
-def test_weights_and_biases_may_be_missing(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"pip install 'goat-jax\[wandb\]'"):
-        WeightsAndBiases(tmp_path, "goats", {})
