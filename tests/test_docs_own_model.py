@@ -10,6 +10,7 @@ TEXT = (Path(__file__).resolve().parent.parent / "docs" / "own_model.md").read_t
 BLOCKS = re.findall(r"## ([^\n]+)\n[^#]*?```python\n(.*?)```", TEXT, flags=re.S)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", [title for title, _ in BLOCKS])
 def test_the_example_runs(title):
     names: dict = {}

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from goat_jax.adapters.methods import METHODS
 from goat_jax.cli.main import main
 
@@ -10,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_examples_run():
     blocks = re.findall(r"```python\n(.*?)```", TEXT, flags=re.S)
     assert blocks

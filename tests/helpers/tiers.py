@@ -10,7 +10,7 @@ def first_of_each(
     cases: Iterable[Any],
     parts: Callable[[Any], Iterable[Hashable]],
     first: Iterable[Any] = (),
-    marks: Any = pytest.mark.slow,
+    marks: Iterable[pytest.MarkDecorator] = (pytest.mark.slow,),
 ) -> list[Any]:
     """Cases as pytest parameters: CI runs those that together have every part, the night the rest.
 
@@ -18,7 +18,7 @@ def first_of_each(
         cases: the values of one parameter, in the order in which they are chosen.
         parts: the parts of a case that the test can find broken.
         first: cases that are chosen before the others and get no mark.
-        marks: the mark of the others.
+        marks: the marks of the others.
     """
     first = list(first)
     met = {part for case in first for part in parts(case)}
@@ -28,6 +28,6 @@ def first_of_each(
             found.append(case)
             continue
         nightly = () if set(parts(case)) - met else (pytest.mark.nightly,)
-        found.append(pytest.param(case, marks=(marks, *nightly)))
+        found.append(pytest.param(case, marks=(*marks, *nightly)))
         met |= set(parts(case))
     return found

@@ -16,7 +16,6 @@ from goat_jax.interop.folders import ABOUT, ADAPTER, ADAPTER_CONFIG
 from goat_jax.nn.dense import merge_model
 from goat_jax.training.checkpoints.restore import reopen
 from goat_jax.training.trainer import begin
-from tiers import first_of_each
 from trained import trained_elsewhere
 
 torch = pytest.importorskip("torch", reason="needs the extra 'test', which brings torch")
@@ -39,10 +38,11 @@ OPTIONS = {
 }
 
 
-def forms(method):
-    """The parts that decide a module's form: how it is saved, and how it is merged."""
-    spec = METHODS[method].spec
-    return type(spec.combine), type(spec.base_edit)
+def tiers(quick, *slow):
+    """All methods without a router: two tiers by name, the others at night."""
+    marks = {quick: ()} | dict.fromkeys(slow, (pytest.mark.slow,))
+    night = (pytest.mark.slow, pytest.mark.nightly)
+    return [pytest.param(name, marks=marks.get(name, night)) for name in SINGLE]
 
 
 TASK_IDS = {"moelora": "label"}
@@ -107,7 +107,9 @@ def with_peft(tiny, out):
     return torch_logits(peft.PeftModel.from_pretrained(base, out)), before
 
 
-@pytest.mark.parametrize("method", first_of_each(SINGLE, forms, first=["pissa"]))
+# One method for every kind of file: LoRA, DoRA and a network. The numbers of all methods are those
+# of test_low_rank.py.
+@pytest.mark.parametrize("method", tiers("pissa", "dora", "neat"))
 def test_peft_reloads_every_single_adapter(method, run_of, tiny, tmp_path):
     run = run_of(method)
     made = export_run(run, "peft", tmp_path / "out")
@@ -179,9 +181,14 @@ def test_routed_adapters_are_refused_where_no_kernel_equals_them(method, run_of,
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
-    first_of_each(["goat", "molora", "hydralora"], forms, first=["goat"]),
+    [
+        "goat",
+        "hydralora",
+        pytest.param("molora", marks=pytest.mark.nightly),  # GOAT's factors without its kernel
+    ],
 )
 def test_one_plain_lora_with_mean_gates(method, run_of, tiny, tmp_path):
     """PEFT computes the loss that was measured, and the loss of quality is kept."""
@@ -246,7 +253,11 @@ def test_published_names_bit_for_bit(run_of, tmp_path):
     assert "classifier.weight" in tensors
 
 
-@pytest.mark.parametrize("method", first_of_each([*SINGLE, "full"], forms, first=["pissa"]))
+# Every method's merge is tested in adapters/test_contract.py.
+@pytest.mark.parametrize(
+    "method",
+    [*tiers("pissa"), pytest.param("full", marks=(pytest.mark.slow, pytest.mark.nightly))],
+)
 def test_merged_models_are_transformers_own(method, run_of, tmp_path):
     run = run_of(method)
     export_run(run, "merged", tmp_path / "out", shard_bytes=20_000)
@@ -263,6 +274,7 @@ def test_merged_models_are_transformers_own(method, run_of, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_whole_kernels_have_no_form_in_peft(run_of, tmp_path):
     with pytest.raises(UserError, match="no low rank"):
         export_run(run_of("full"), "peft", tmp_path / "out")

@@ -173,6 +173,7 @@ def test_a_trained_projection_has_one(run_of, tmp_path):
     check_same(snippet(tmp_path / "out")["logits"](THEIRS), our_logits(run))
 
 
+@pytest.mark.slow
 def test_peft_adapts_the_vision_tower_alone(zero_shot, tmp_path):
     export_run(zero_shot, "peft", tmp_path / "out")
     names = snippet(tmp_path / "out")
@@ -189,6 +190,7 @@ def test_peft_adapts_the_vision_tower_alone(zero_shot, tmp_path):
 
 # The bare towers of ViT and DINOv2 are exported in CI with their own head
 # (test_export_families.py), and with one that was started here at night.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family",
     [

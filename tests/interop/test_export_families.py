@@ -17,6 +17,7 @@ from goat_jax.nn.dense import merge_model
 from goat_jax.optim.optimizer import OptimizerConfig
 from goat_jax.training.checkpoints.restore import reopen
 from goat_jax.training.trainer import begin
+from tiers import first_of_each
 from trained import trained_elsewhere
 
 torch = pytest.importorskip("torch", reason="needs the extra 'test', which brings torch")
@@ -119,7 +120,10 @@ def their_logits(model, given):
         return model.eval()(**tensors).logits.numpy()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# BERT and CLIP have files of their own; CI adds a decoder and the vision tower with layer scales.
+@pytest.mark.parametrize(
+    "family", first_of_each(FAMILIES, lambda _: (), first=["llama", "dinov2"], marks=())
+)
 def test_peft_and_merged_models_have_the_run_s_logits(family, tmp_path):
     make, auto = FAMILIES[family]
     config = dataclasses.replace(make(tmp_path), out=str(tmp_path / "run"))

@@ -38,9 +38,6 @@ KINDS = {
 }
 
 
-QUICK = ("lora", "adalora")
-
-
 def peft_folder(tiny, out, kind):
     """A PEFT adapter with random factors and a random head, saved by PEFT; the model's logits."""
     torch.manual_seed(0)
@@ -90,9 +87,14 @@ def plain(tiny, tmp_path_factory):
     return str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
-    [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in KINDS],
+    [
+        # Plain LoRA is read again below, with other names and another base.
+        pytest.param(kind, marks=pytest.mark.nightly if kind == "lora" else ())
+        for kind in KINDS
+    ],
 )
 def test_peft_s_own_folder_computes_the_same_here(kind, tiny, plain, tmp_path, capsys):
     logits = peft_folder(tiny, tmp_path / "peft", kind)
@@ -158,6 +160,7 @@ def test_an_imported_adapter_is_trained_on_and_exported(tiny, plain, tmp_path):
     assert run.config.adapter.method == "lora" and run.step == 4
 
 
+@pytest.mark.slow
 def test_published_names_come_back_bit_for_bit(config, tiny, plain, tmp_path):
     goat = dataclasses.replace(
         config, model=dataclasses.replace(config.model, options={}), out=str(tmp_path / "run")

@@ -73,7 +73,7 @@ def run_lines(folder, monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("to", ["peft", "merged"])
+@pytest.mark.parametrize("to", [pytest.param("peft", marks=pytest.mark.slow), "merged"])
 def test_the_lines_on_the_card_give_the_run_s_logits(to, run, tmp_path, monkeypatch):
     export_run(run, to, tmp_path / "out")
     found = run_lines(tmp_path / "out", monkeypatch)

@@ -84,6 +84,7 @@ def trained_run(root, out):
     return begin(config, trained_elsewhere).folder
 
 
+@pytest.mark.slow
 def test_trained_embeddings_of_a_tied_model_are_exact_in_peft_and_come_back_tied(tied, tmp_path):
     run = trained_run(tied, tmp_path / "run")
     expected = our_logits(run)

@@ -206,10 +206,19 @@ def test_layers_without_the_module_or_with_fewer_experts_are_grey():
     assert "even share 1/E" in figure.get_suptitle()
 
 
+LARGE = [(BERT, 6, 8, True), (LLAMA, 32, 8, True)]
+"""Pictures with many texts, all pairs of which are looked at."""
+
+
 @pytest.mark.parametrize(
     ("names", "layers", "experts", "numbers"),
-    [(BERT[:1], 1, 2, True), (BERT[:3], 6, 2, True), (BERT, 6, 8, True), (BERT[:2], 12, 32, False)]
-    + [pytest.param(LLAMA, 32, 8, True, marks=pytest.mark.slow), (LLAMA, 80, 8, False)],
+    [
+        (BERT[:1], 1, 2, True),
+        (BERT[:3], 6, 2, True),
+        (BERT[:2], 12, 32, False),
+        (LLAMA, 80, 8, False),
+    ]
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in LARGE],
 )
 def test_no_text_overlaps_in_load_pictures(names, layers, experts, numbers):
     figure = expert_load_figure(load_record(names, layers, experts), "goat on rte: expert load")

@@ -90,6 +90,7 @@ def cells(line):
     return [cell.strip() for cell in line.split("|")[1:-1]]
 
 
+@pytest.mark.slow
 def test_one_run_fills_the_eight_columns(runner, folder, tmp_path, capsys):
     sweep, arguments = (
         load_program("commonsense").SWEEP,

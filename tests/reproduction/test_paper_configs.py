@@ -40,13 +40,13 @@ def traces(family, task, method):
 
 
 @pytest.mark.parametrize("family", TASKS)
-@pytest.mark.parametrize("method", ["goat", "lora", "full"])
+@pytest.mark.parametrize("method", ["lora", "full"])
 def test_methods_trace_at_full_size(family, method):
     traces(family, TASKS[family][0], method)
 
 
-# The methods above have one adapter, routed experts and whole kernels; the others trace in CI at
-# the size of Llama (tests/planning/test_abstract_run.py) and on these two models at night.
+# CI traces one adapter and whole kernels above, routed experts below, and every method at the size
+# of Llama (tests/planning/test_abstract_run.py).
 @pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.parametrize("family", TASKS)

@@ -65,6 +65,7 @@ def config_of_row(table, label, files):
     return Cell(task, label, 0).config(program.config)
 
 
+@pytest.mark.slow
 def test_shares_of_every_row_are_the_printed_ones(files):
     programs = {name: load_program(name) for name in PRINTED}
     rows = {name: programs[name].TABLE.paper for name in ("vision", "glue")}

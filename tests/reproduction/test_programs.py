@@ -53,6 +53,7 @@ def test_a_users_error_is_one_line(program, words, message, capsys, tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_program_ends_with_the_exit_code():
     done = subprocess.run(
         [sys.executable, str(FOLDER / "lorahub.py"), "nosuch.py", "a", "b"],

@@ -194,6 +194,7 @@ def test_layers_are_whole_where_they_are_worked_on(layers, spec):
     np.testing.assert_allclose(total, values.sum((1, 2)), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_start_on_a_mesh_is_the_start_on_one_device():
     starts = []
     for place in (None, placement(2, 2, 2)):
