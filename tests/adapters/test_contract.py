@@ -22,6 +22,7 @@ from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.nn.dense import Adapter, Dense, merge_model, run_model, split_model
 from goat_jax.nn.named_modules import find_sites, reports_by_name
 from goat_jax.testing import assert_close
+from tiers import each, first_of_each
 
 IN, OUT, BATCH, TOKENS = 24, 20, 3, 5
 SIZES = {"adalora": {"total_rank": 6, "target_rank": 2}, "pissa": {"total_rank": 2, "alpha": 2.0},
@@ -65,7 +66,7 @@ class Layer:
         return self.factors | self.constants
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(scope="module", params=each(METHODS, ["lora", "dora", "molora", "goat"]))
 def layer(request):
     spec = small(request.param)
     start = START(KERNEL, spec, jax.random.key(0), GRADIENT)
@@ -263,12 +264,17 @@ ASLEEP = {"lora_dash": {"coefficients"}}
 
 
 @pytest.fixture(scope="module")
-def outputs_before():
-    return {kind: jax.jit(lambda make=make: make()(IDS, MASK))() for kind, make in MODELS.items()}
+def bases():
+    return {kind: make() for kind, make in MODELS.items()}
 
 
-def with_adapters(name, kind):
-    model = MODELS[kind]()
+@pytest.fixture(scope="module")
+def outputs_before(bases):
+    return {kind: nnx.jit(lambda model: model(IDS, MASK))(model) for kind, model in bases.items()}
+
+
+def with_adapters(name, base, kind):
+    model = nnx.clone(base)
     gradients = {
         n: random(*site.module.kernel.shape[-2:], seed=number)
         for number, site in enumerate(find_sites(model))
@@ -302,10 +308,27 @@ def make_step(model, graph, spec, goal, rate):
     return step
 
 
-@pytest.mark.parametrize("kind", ["encoder", pytest.param("decoder", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", METHODS)
-def test_a_model_starts_and_learns_in_one_trace(name, kind, outputs_before):
-    model, before = with_adapters(name, kind), outputs_before[kind]
+def parts_in_a_model(case):
+    """Every kind of part in an encoder; what a model's layers make of them in a decoder.
+
+    Methods of the same parts differ in numbers only, and every method is tested as a layer above.
+    """
+    name, kind = case
+    spec = METHODS[name].spec
+    if kind == "decoder":
+        return [(kind, spec.router.mergeable, spec.combine.replaces, spec.combine.layout)]
+    parts = (spec.initializer, spec.base_edit, spec.router, spec.combine, spec.aux_loss)
+    return map(type, parts)
+
+
+CASES = [(name, kind) for kind in MODELS for name in METHODS]
+QUICK = [("lora", "encoder"), ("goat", "encoder")]
+
+
+@pytest.mark.parametrize("case", first_of_each(CASES, parts_in_a_model, QUICK), ids="-".join)
+def test_a_model_starts_and_learns_in_one_trace(case, bases, outputs_before):
+    name, kind = case
+    model, before = with_adapters(name, bases[kind], kind), outputs_before[kind]
     graph, trainable, base = split_model(model)
     goal = before + 0.3 * random(*before.shape, seed=5)
     step = make_step(model, graph, small(name), goal, RATE.get(name, 2e-3))

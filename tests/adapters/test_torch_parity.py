@@ -20,6 +20,7 @@ from goat_jax.adapters.context import EVAL
 from goat_jax.adapters.methods import METHODS, method_spec
 from goat_jax.nn.dense import Adapter, Dense, merge_model, run_model, split_model
 from goat_jax.testing import assert_close, relative_error
+from tiers import each, first_of_each
 
 TOKENS, STEPS, RATE, DECAY, COEF = 21, 10, 3e-3, 0.1, 0.5
 MARGIN = 1e-4  # far above the rounding of a logit, which is about 1e-6
@@ -184,8 +185,12 @@ def test_layer(torch_layer, case):
     check_case(torch_layer, case)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", FULL, ids=Case.name)
+def interacting(case):
+    """Every number of experts with both formulas, every shape of a kernel with every rank."""
+    return [(case.experts, case.top_k, case.published), (case.m, case.n, case.d)]
+
+
+@pytest.mark.parametrize("case", first_of_each(FULL, interacting), ids=Case.name)
 def test_layer_on_the_full_grid(torch_layer, case):
     check_case(torch_layer, case)
 
@@ -202,11 +207,7 @@ ROWS = {
 }
 
 
-def slow_unless(row, quick=("pissa", "molora", "goat_plus")):
-    return row if row in quick else pytest.param(row, marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("row", [slow_unless(row) for row in ROWS])
+@pytest.mark.parametrize("row", each(ROWS, ["pissa", "molora", "goat_plus"]))
 def test_method(torch_layer, row):
     """From the pretrained weight: start, frozen weight, scales, forward, gradients, training."""
     import torch

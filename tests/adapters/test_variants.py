@@ -14,6 +14,7 @@ from goat_jax.adapters.task_gate import for_task
 from goat_jax.core import aux_losses, routers
 from goat_jax.errors import UserError
 from goat_jax.testing import assert_close
+from tiers import first_of_each
 
 IN, OUT, TOKENS = 24, 20, 40
 START, APPLY = (
@@ -48,7 +49,11 @@ ABLATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
+def options_of(name):
+    return [(option, str(value)) for option, value in ABLATIONS[name].items()]
+
+
+@pytest.mark.parametrize("name", first_of_each(ABLATIONS, options_of, ["segments O", "top-p"]))
 def test_an_ablation_of_the_paper_is_a_choice_of_options(name):
     """It starts as W0: exactly with the expected weights, whatever starts and segments are."""
     spec = method_spec("goat", **ABLATIONS[name])
@@ -227,9 +232,17 @@ def test_lora_ga_without_a_gradient_says_what_to_give():
         init_adapter(KERNEL, method_spec("lora_ga", total_rank=12), jax.random.key(0), KERNEL)
 
 
-@pytest.mark.parametrize("directions", DIRECTIONS)
-@pytest.mark.parametrize("size", SIZES)
-def test_lora_ga_takes_disjoint_triplets_of_the_gradient(directions, size):
+# Diagonal by diagonal: the first has every choice of triplets and every size once.
+CHOICES = [
+    (directions, list(SIZES)[(number + shift) % len(SIZES)])
+    for shift in range(len(SIZES))
+    for number, directions in enumerate(DIRECTIONS)
+]
+
+
+@pytest.mark.parametrize("choice", first_of_each(CHOICES, enumerate, CHOICES[:1]), ids="-".join)
+def test_lora_ga_takes_disjoint_triplets_of_the_gradient(choice):
+    directions, size = choice
     spec = method_spec("lora_ga", total_rank=4, directions=directions, size=size)
     gradient = random(IN, OUT, seed=8)
     start = START(KERNEL, spec, jax.random.key(0), gradient)

@@ -6,6 +6,12 @@ from typing import Any
 import pytest
 
 
+def each(cases: Iterable[Any], quick: Iterable[Any]) -> list[Any]:
+    """Cases as pytest parameters: CI runs every one, the quick tier only those of `quick`."""
+    quick = list(quick)
+    return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
 def first_of_each(
     cases: Iterable[Any],
     parts: Callable[[Any], Iterable[Hashable]],

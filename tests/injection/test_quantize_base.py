@@ -17,6 +17,7 @@ from goat_jax.injection.quantize_base import quantize_base
 from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.nn.dense import Dense, merge_model, split_model
 from goat_jax.nn.quantized_kernel import KINDS, dequantize, quantize, quantized_dot
+from tiers import each
 
 pytest.importorskip("qwix")
 
@@ -49,6 +50,7 @@ def test_the_product_and_its_gradient_use_the_same_kernel(kind):
     np.testing.assert_allclose(both[0][1], both[1][1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.fixture(scope="module")
 def model_with_goat():
     config = tiny_config(num_layers=3, hidden_size=64)
     model = Encoder(config, rngs=nnx.Rngs(0))
@@ -56,17 +58,18 @@ def model_with_goat():
     return model
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_quantised_model_computes_with_what_its_codes_say(kind):
+@pytest.mark.parametrize("kind", each(KINDS, ["nf4"]))
+def test_a_quantised_model_computes_with_what_its_codes_say(kind, model_with_goat):
     """Its outputs are those of a model whose kernels are the dequantised ones; stacks included."""
-    model, tokens = model_with_goat(), jnp.arange(12).reshape(2, 6) + 5
+    model, tokens = nnx.clone(model_with_goat), jnp.arange(12).reshape(2, 6) + 5
     report = quantize_base(model, kind)
     plain = nnx.clone(model)
     for _, dense in nnx.iter_graph(plain):
         if isinstance(dense, Dense) and dense.quantized is not None:
             dense.kernel, dense.quantized = nnx.Param(dense.weights()), nnx.data(None)
     mask = jnp.ones_like(tokens)
-    outputs = [m(tokens, mask, jnp.zeros_like(tokens), ctx=Context()) for m in (model, plain)]
+    run = nnx.jit(lambda model: model(tokens, mask, jnp.zeros_like(tokens), ctx=Context()))
+    outputs = [run(model), run(plain)]
     np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-6)
     low, high = ERRORS[kind]
     errors = np.concatenate(list(report.errors.values()))
@@ -79,6 +82,7 @@ def test_a_quantised_model_computes_with_what_its_codes_say(kind):
     assert merge_model(graph, trainable, base).embeddings is not None
 
 
+@pytest.mark.slow
 def test_the_step_keeps_no_float_kernel():
     """The compiled gradient needs fewer temporary bytes than the stack's float kernels have."""
     config = tiny_config(num_layers=8, hidden_size=256, intermediate_size=1024, num_heads=4)

@@ -1,6 +1,7 @@
 """Decoders against torch: logits of tiny random models with every setting that is easy to miss."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from flax import nnx
 
 from goat_jax.models.decoder.model import Decoder, segment_positions, tiny_decoder_config
 from goat_jax.models.load import load_model
+from tiers import each
 
 TOLERANCE = 1e-4
 SIZES = dict(
@@ -98,14 +100,17 @@ def _torch_logits(model, batch, **more) -> np.ndarray:
         return model(**inputs, **more).logits.numpy()
 
 
+@partial(jax.jit, static_argnums=(0, 1))
+def _call(method, graph, state, *args):
+    return getattr(nnx.merge(graph, state), method)(*args)
+
+
 def _ours(model, method: str, *args):
-    graph, state = nnx.split(model)
-    call = jax.jit(lambda state, *args: getattr(nnx.merge(graph, state), method)(*args))
     with jax.default_matmul_precision("highest"):
-        return call(state, *args)
+        return _call(method, *nnx.split(model), *args)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", each(CASES, ["llama", "qwen2", "mistral"]))
 def test_logits_are_torchs(case, save, batch):
     folder, model = save(*CASES[case])
     loaded = load_model(folder, key=jax.random.key(0))
@@ -118,7 +123,10 @@ def test_logits_are_torchs(case, save, batch):
     assert np.isfinite(ours).all()
 
 
-@pytest.mark.parametrize("case", ["llama3", "qwen2 windows", "mistral", "llama tied, biases"])
+CACHED = ["llama3", "qwen2 windows", "mistral", "llama tied, biases"]
+
+
+@pytest.mark.parametrize("case", each(CACHED, ["mistral"]))
 def test_a_cache_gives_the_logits_of_the_whole(case, save, batch):
     """Prefill of five tokens, then one at a time; rows padded on the left."""
     folder, _ = save(*CASES[case])
@@ -137,6 +145,7 @@ def test_a_cache_gives_the_logits_of_the_whole(case, save, batch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["llama3", "mistral"])
 def test_packed_texts_do_not_see_each_other(case, save):
     folder, _ = save(*CASES[case])

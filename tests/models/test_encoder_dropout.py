@@ -95,6 +95,7 @@ def test_without_a_rate_or_a_key_nothing_is_drawn():
     assert "random_bits" not in trace(plain, Context(KEY))
 
 
+@pytest.mark.slow
 def test_masks_follow_the_key_and_not_how_the_stack_is_cut_or_recomputed(
     save_torch, make_batch, jit
 ):

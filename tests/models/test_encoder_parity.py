@@ -9,6 +9,7 @@ from flax import nnx
 
 from goat_jax.adapters.context import EVAL
 from goat_jax.models.load import load_model
+from tiers import each
 
 TOLERANCE = 1e-5
 FAMILIES = pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
@@ -38,7 +39,10 @@ def _close(ours, theirs, tolerance=TOLERANCE):
     np.testing.assert_allclose(np.asarray(ours), theirs.detach().numpy(), rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("case", CASES, ids=_name)
+PLAIN = [(family, {}) for family in ("bert", "roberta", "distilbert")]
+
+
+@pytest.mark.parametrize("case", each(CASES, PLAIN), ids=_name)
 def test_logits_and_hidden_states_are_torchs(case, save_torch, make_batch, run_torch, run_model):
     family, settings = case
     checkpoint = save_torch(family, **settings)

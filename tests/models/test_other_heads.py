@@ -13,6 +13,7 @@ from goat_jax.errors import UserError
 from goat_jax.models.decoder.model import Decoder, tiny_decoder_config
 from goat_jax.models.load import load_model
 from hugging_face import write_weights
+from tiers import each
 
 CASES = {
     "answers": ("bert", "ForQuestionAnswering", {}, "qa_outputs.bias, qa_outputs.weight"),
@@ -28,7 +29,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", each(CASES, ["answers", "words"]))
 def test_the_base_is_kept_and_the_head_is_fresh(name, save_torch):
     family, kind, settings, left_out = CASES[name]
     saved = save_torch(family, kind, **settings)

@@ -58,6 +58,7 @@ def both():
     return Generator(ours, load_tokenizer(path)), theirs
 
 
+@pytest.mark.nightly  # twelve forward passes of what the next test computes once
 def test_greedy_answers_are_torchs(both):
     generator, theirs = both
     tokenizer = generator.tokenizer

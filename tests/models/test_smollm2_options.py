@@ -15,7 +15,8 @@ from goat_jax.evaluation.types import PREDICTIONS, ExamOptions, Sitting
 from goat_jax.pretrained.packaged_models import smollm2_file
 from goat_jax.pretrained.resolve import open_checkpoint
 
-pytestmark = pytest.mark.slow
+# Minutes of a real model; CI computes its logits (test_smollm2.py).
+pytestmark = pytest.mark.nightly
 
 ROWS = 40
 """200 of each set took ten minutes on two cores, with the same result."""

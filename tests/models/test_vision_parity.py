@@ -11,6 +11,7 @@ from flax import nnx
 from goat_jax.models.load import load_model
 from goat_jax.models.registry import ARCHITECTURES
 from goat_jax.models.vision.model import cubic_resize
+from tiers import each
 
 TOLERANCE = 1e-5
 FAMILIES = pytest.mark.parametrize("family", ["clip", "vit", "dinov2"])
@@ -67,7 +68,10 @@ def run(jit):
     return lambda model, images: compiled(*nnx.split(model), images)
 
 
-@pytest.mark.parametrize("case", CASES, ids=_name)
+PLAIN = [(family, {}, (16, 16)) for family in ("clip", "vit", "dinov2")]
+
+
+@pytest.mark.parametrize("case", each(CASES, PLAIN), ids=_name)
 def test_logits_and_hidden_states_are_torchs(case, save_vision, run):
     family, settings, size = case
     checkpoint = save_vision(family, **settings)

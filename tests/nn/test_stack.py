@@ -12,6 +12,7 @@ from goat_jax.errors import UserError
 from goat_jax.nn.dense import Adapter, Dense, merge_model, run_model, split_model
 from goat_jax.nn.stack import REMAT, Stack
 from goat_jax.testing import assert_close
+from tiers import each
 
 LAYERS, WIDTH, EXPERTS = 4, 8, 2
 SPEC = method_spec("molora", total_rank=4, num_experts=EXPERTS, top_k=1, dropout=0.3)
@@ -85,7 +86,7 @@ def test_a_scan_is_a_loop_over_its_layers(whole):
     assert np.abs(make_stack()(X, EVAL) - y).max() > 0.1, "dropout must be on for this to say much"
 
 
-@pytest.mark.parametrize("remat", [name for name in REMAT if name != "none"])
+@pytest.mark.parametrize("remat", each([name for name in REMAT if name != "none"], ["full"]))
 def test_recomputation_changes_no_number(whole, remat):
     stack = make_stack()
     stack.remat = remat
@@ -116,6 +117,7 @@ def test_unknown_remat_is_refused():
         stack(X, EVAL)
 
 
+@pytest.mark.slow
 def test_cutting_changes_no_number(whole):
     """Dropout masks too: they belong to the layer's number, not to its place in a run."""
     stack = make_stack()

@@ -9,6 +9,7 @@ import torch
 from goat_jax.parity.checks import Check, Note
 from goat_jax.parity.layer_bundle import read_cases
 from goat_jax.parity.layers import replay_case
+from tiers import each
 
 MADE = {
     "one_expert": {"num_experts": 1, "top_k": 1, "rank": 4},
@@ -30,7 +31,7 @@ MADE = {
 }
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", each(MADE, ["unequal_scales", "pissa", "other_residual"]))
 def test_a_made_layer_agrees_from_both_starts(name, tmp_path, make_layer_case, write_layers):
     folder = write_layers(tmp_path, [make_layer_case(name, **MADE[name])], seed=2)
     found = replay_case(read_cases(folder)[0])

@@ -180,7 +180,7 @@ def test_what_is_not_supported(tmp_path, changes, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # in CI small files are compared with the parts of the models' own tokenizers
 def test_the_real_smollm2_tokenizer_has_the_ids_of_transformers():
     transformers = pytest.importorskip("transformers")
     try:
