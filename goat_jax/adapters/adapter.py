@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from goat_jax.adapters.context import Context, dropout
-from goat_jax.adapters.spec import AdapterSpec, Given
+from goat_jax.adapters.protocols import CombineInputs, Given, RouterInputs
+from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core.aux_losses import expert_load, mean_weights, router_entropy
 from goat_jax.core.products import narrow_products
 from goat_jax.core.svd import Svd
@@ -140,8 +141,8 @@ def apply_adapter(
         inner = spec.combine.inner(arrays)
         if inner is not None:
             hidden, logits = narrow_products(x, inner, router)
-    routing = spec.router(x, arrays, spec, ctx, logits)
-    delta = spec.combine(dropped, kernel, arrays, scale, routing, hidden)
+    routing = spec.router(RouterInputs(x, arrays, spec, ctx, logits))
+    delta = spec.combine(CombineInputs(dropped, kernel, arrays, scale, routing, hidden))
     report = Report(
         aux_loss=spec.aux_loss(routing, arrays, ctx),
         load=expert_load(routing, ctx.mask),

@@ -1,247 +1,25 @@
-"""`AdapterSpec`: a method as a combination of parts, with the sizes that every method has.
-
-A part is a frozen dataclass. Its optional method ``check(spec)`` runs when a spec is made, and
-raises `UserError` if the part does not fit the spec.
-"""
+"""`AdapterSpec`: a method as a combination of parts, with the sizes that every method has."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any
 
-from goat_jax.adapters.context import Context
 from goat_jax.adapters.parts.phases import STEADY, Course
-from goat_jax.core.routers import Routing
-from goat_jax.core.svd import Svd
+from goat_jax.adapters.protocols import (
+    LAYOUTS,
+    AuxLoss,
+    BaseEdit,
+    Combine,
+    Initializer,
+    Router,
+    ScaleRule,
+)
 from goat_jax.errors import UserError, nearest
 from goat_jax.optim.transforms import PLAIN, Transform
 from goat_jax.registry import find_part
-from goat_jax.typing import Array, Factors, Key
 from goat_jax.validation.fields import NonNegative, Rate, check_fields
-
-
-class Given(NamedTuple):
-    """Inputs from which an initializer makes the factors of one layer.
-
-    Attributes:
-        kernel: the pretrained kernel, (I, O).
-        segments: the experts' segments of the kernel's SVD; None if the initializer uses none.
-        scale: the experts' scales (E,).
-        gradient: the gradient of the loss with respect to the kernel, (I, O); None if not given.
-    """
-
-    kernel: Array
-    segments: Svd | None
-    scale: Array
-    gradient: Array | None
-
-
-class Initializer(Protocol):
-    """Makes the initial factors of one layer.
-
-    Attributes:
-        layout: the shapes of the factors, a key of `LAYOUTS`.
-        gradient_batches: the number of training batches whose mean gradient it needs; 0 for none.
-    """
-
-    layout: ClassVar[str]
-    gradient_batches: int = 0
-
-    def decompose(self, kernel: Array, spec: AdapterSpec, key: Key) -> Svd | None:
-        """Returns the experts' segments of the kernel's SVD, or None if it does not use the SVD."""
-        del kernel, spec, key
-        return None
-
-    def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
-        """Returns the initial factors by name, float32.
-
-        Raises:
-            UserError: it needs a gradient and none was given.
-        """
-        ...
-
-
-class BaseEdit(Protocol):
-    """Makes the frozen kernel from the pretrained one.
-
-    Attributes:
-        looks_at_kernel: whether the subtracted part depends on the values of the pretrained kernel,
-            not on the factors alone.
-    """
-
-    looks_at_kernel: ClassVar[bool]
-
-    def __call__(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:
-        """Returns the frozen kernel (I, O) in the dtype of the pretrained one.
-
-        A method that replaces ``x @ kernel`` may return an empty kernel, (0, O).
-        """
-        ...
-
-    def removed(
-        self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec
-    ) -> tuple[Array, Array]:
-        """Returns the part subtracted from the pretrained kernel, as factors (I, Q) and (Q, O).
-
-        The arguments are those of the original call, with the initial factors.
-        """
-        ...
-
-
-class Router(Protocol):
-    """Computes the experts' weights for every token.
-
-    Attributes:
-        mergeable: whether all tokens get the same weights, so that the adapter can be merged into
-            the kernel.
-        varies: the way the weights vary, for error messages: "token by token", "task by task".
-    """
-
-    mergeable: ClassVar[bool]
-    varies: ClassVar[str]
-
-    def init(self, in_features: int, spec: AdapterSpec, key: Key) -> Factors:
-        """Returns the router's initial trained arrays by name."""
-        ...
-
-    def mean_weight(self, spec: AdapterSpec) -> float | tuple[float, ...]:
-        """Returns the experts' expected weight E[w_i] (Lemma 3.3), used for the residual kernel.
-
-        One number for all experts, or one for each.
-        """
-        ...
-
-    def matrix(self, factors: Factors) -> Array | None:
-        """Returns the matrix (I, N) that maps x to logits, or None if x has no influence."""
-        del factors
-        return None
-
-    def __call__(
-        self,
-        x: Array,
-        factors: Factors,
-        spec: AdapterSpec,
-        ctx: Context,
-        logits: Array | None = None,
-    ) -> Routing:
-        """Routes the tokens x (..., I).
-
-        Args:
-            x: tokens (..., I).
-            factors: all trained arrays of the adapter by name.
-            spec: the method and its sizes.
-            ctx: inputs besides x, such as the tasks.
-            logits: x times `matrix`, (..., N) in float32; None computes it here.
-        """
-        ...
-
-
-class Combine(Protocol):
-    """Computes what the adapter adds to the layer's output from tokens and routing.
-
-    ``arrays`` are all arrays of the adapter by name: factors, the combine's extras, router,
-    constants.
-
-    Attributes:
-        layout: the factors it works on, a key of `LAYOUTS`.
-        replaces: whether it computes the layer's complete output instead of an addition to
-            ``x @ kernel``.
-        starts_plain: whether it initially equals ``sum_i w_i s_i a_i b_i``, which base edits may
-            subtract.
-    """
-
-    layout: ClassVar[str]
-    replaces: ClassVar[bool]
-    starts_plain: ClassVar[bool]
-
-    def extras(
-        self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec, key: Key
-    ) -> Extras:
-        """Returns its additional arrays besides the factors; `kernel` is the frozen one."""
-        del kernel, factors, scale, spec, key
-        return Extras({}, {})
-
-    def dropout_copies(self, spec: AdapterSpec) -> int | None:
-        """Returns the number of independently dropped-out copies of x, or None for x itself."""
-        del spec
-        return None
-
-    def inner(self, arrays: Factors) -> Array | None:
-        """Returns the narrow matrix (I, R) that multiplies x first, or None if there is none."""
-        del arrays
-        return None
-
-    def __call__(
-        self,
-        x: Array,
-        kernel: Array,
-        arrays: Factors,
-        scale: Array,
-        routing: Routing,
-        hidden: Array | None = None,
-    ) -> Array:
-        """Returns what is added to ``x @ kernel``, or replaces it: (..., O).
-
-        Args:
-            x: tokens (..., I), or (copies, ..., I) if dropout is active and `dropout_copies` is
-                not None.
-            kernel: the frozen kernel (I, O).
-            arrays: all arrays of the adapter by name.
-            scale: the experts' scales (E,).
-            routing: the experts' weights for every token.
-            hidden: x times `inner`, (..., R) in float32; None computes it here.
-        """
-        ...
-
-    def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
-        """Returns the kernel (I, O) equivalent to frozen kernel plus adapter."""
-        ...
-
-    def low_rank(self, arrays: Factors, scale: Array) -> tuple[Array, Array]:
-        """Returns factors (I, Q) and (Q, O) of the kernel's change if all experts have weight 1.
-
-        Raises:
-            UserError: the change of the kernel is not of low rank.
-        """
-        ...
-
-
-class ScaleRule(Protocol):
-    """Computes the scale that multiplies each expert."""
-
-    def __call__(self, in_features: int, segments: Svd | None, spec: AdapterSpec) -> Array:
-        """Returns the experts' scales (E,), float32."""
-        ...
-
-
-class AuxLoss(Protocol):
-    """Computes an additional loss of one layer, before its weight."""
-
-    def __call__(self, routing: Routing, arrays: Factors, ctx: Context) -> Array:
-        """Returns the loss, a float32 scalar."""
-        ...
-
-
-class Extras(NamedTuple):
-    """Arrays of a combine besides the factors.
-
-    Attributes:
-        trained: the trained arrays by name.
-        constants: the frozen arrays by name; a method may replace them between two steps.
-    """
-
-    trained: Factors
-    constants: Factors
-
-
-LAYOUTS = {
-    "pairs": "a (E, I, R), b (E, R, O)",
-    "shared": "a (1, I, R), b (E, R, O)",
-    "network": "a (1, O, R), b (1, R, O), or over I",
-    "kernels": "kernels (E, I, O)",
-}
-"""Layouts of the factors and their shapes: an initializer makes one, a combine works on one."""
 
 PARTS = (
     "initializer",

@@ -7,7 +7,8 @@ import textwrap
 from typing import Any
 
 from goat_jax.adapters.methods import METHODS
-from goat_jax.adapters.spec import PARTS, Router
+from goat_jax.adapters.protocols import Router
+from goat_jax.adapters.spec import PARTS
 from goat_jax.text_tables import render_table
 from goat_jax.training.abstract_run import count
 

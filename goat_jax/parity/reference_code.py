@@ -12,7 +12,8 @@ from goat_jax.adapters.parts.combines import SumOfExperts
 from goat_jax.adapters.parts.initializers import KeepBase, SubtractMean, SvdSegments, ZeroDelta
 from goat_jax.adapters.parts.routers import TopK
 from goat_jax.adapters.parts.scales import AlphaOverRank, AlphaOverRootRank, Fixed, Theory
-from goat_jax.adapters.spec import AdapterSpec, BaseEdit, ScaleRule
+from goat_jax.adapters.protocols import BaseEdit, ScaleRule
+from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core import svd
 from goat_jax.core.svd import Segments
 from goat_jax.errors import UserError, nearest

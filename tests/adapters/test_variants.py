@@ -10,6 +10,7 @@ from goat_jax.adapters.context import EVAL, Context
 from goat_jax.adapters.methods import method_spec
 from goat_jax.adapters.parts.gradient_init import DIRECTIONS, SIZES
 from goat_jax.adapters.parts.lora_dash import find_directions
+from goat_jax.adapters.protocols import RouterInputs
 from goat_jax.adapters.task_gate import for_task
 from goat_jax.core import aux_losses, routers
 from goat_jax.errors import UserError
@@ -99,7 +100,7 @@ def test_a_shared_expert_is_always_on_and_outside_the_balance():
     spec = method_spec("goat", router="top_k_shared", num_experts=4, total_rank=4)
     start = START(KERNEL, spec, jax.random.key(0))
     assert start.factors["router"].shape == (IN, 3)
-    routing = spec.router(X, start.factors, spec, EVAL)
+    routing = spec.router(RouterInputs(X, start.factors, spec, EVAL))
     weights = np.asarray(routing.weights)
     np.testing.assert_array_equal(weights[:, 0], 1.0)
     np.testing.assert_allclose(weights[:, 1:].sum(-1), 1.0, rtol=1e-6)
@@ -111,7 +112,7 @@ def test_a_shared_expert_is_always_on_and_outside_the_balance():
 def test_molora_of_its_code_does_not_renormalise():
     spec = method_spec("molora_soft", router="top_k", renormalise=False, top_k=2)
     start = START(KERNEL, spec.replace(total_rank=10), jax.random.key(0))
-    routing = spec.router(X, start.factors, spec, EVAL)
+    routing = spec.router(RouterInputs(X, start.factors, spec, EVAL))
     probs = np.sort(np.asarray(routing.probs), -1)
     np.testing.assert_allclose(routing.weights.sum(-1), probs[:, -2:].sum(-1), rtol=1e-5)
 

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from goat_jax.adapters.spec import AdapterSpec, Combine, Extras
+from goat_jax.adapters.protocols import Combine, CombineInputs, Extras
+from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core.column_norms import column_norms
 from goat_jax.core.dispatch import HIDDEN, dispatch, expand, flat
 from goat_jax.core.precision import wide
 from goat_jax.core.residual import delta_weight, side_by_side
-from goat_jax.core.routers import Routing
 from goat_jax.errors import UserError
 from goat_jax.registry import part
 from goat_jax.typing import Array, Factors, Key
@@ -38,18 +38,8 @@ class SumOfExperts(Combine):
     def inner(self, arrays: Factors) -> Array | None:
         return flat(self.pairs(arrays)[0])
 
-    def __call__(
-        self,
-        x: Array,
-        kernel: Array,
-        arrays: Factors,
-        scale: Array,
-        routing: Routing,
-        hidden: Array | None = None,
-    ) -> Array:
-        del kernel
-        gate = routing.weights * jnp.broadcast_to(scale, routing.weights.shape)
-        return dispatch(x, *self.pairs(arrays), gate, hidden)
+    def __call__(self, inputs: CombineInputs) -> Array:
+        return dispatch(inputs.x, *self.pairs(inputs.arrays), inputs.gate, inputs.hidden)
 
     def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
         del spec
@@ -134,19 +124,13 @@ class MagnitudeAndDirection(SumOfExperts):
         norms = column_norms(kernel, *self.pairs(arrays), scale)
         return arrays["magnitude"] / jax.lax.stop_gradient(norms)
 
-    def __call__(
-        self,
-        x: Array,
-        kernel: Array,
-        arrays: Factors,
-        scale: Array,
-        routing: Routing,
-        hidden: Array | None = None,
-    ) -> Array:
-        if x.ndim > routing.weights.ndim:
+    def __call__(self, inputs: CombineInputs) -> Array:
+        x, kernel = inputs.x, inputs.kernel
+        if inputs.copied:
             raise UserError("DoRA uses one dropped x for all its terms: dropout_per_expert=false")
-        delta = super().__call__(x, kernel, arrays, scale, routing, hidden)
-        gain = jnp.broadcast_to(self._gain(kernel, arrays, scale), delta.shape).astype(x.dtype)
+        delta = super().__call__(inputs)
+        gain = self._gain(kernel, inputs.arrays, inputs.scale)
+        gain = jnp.broadcast_to(gain, delta.shape).astype(x.dtype)
         return (gain - 1) * jnp.dot(x, kernel.astype(x.dtype)) + gain * delta
 
     def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
@@ -166,22 +150,12 @@ class SharedProjection(SumOfExperts):
     def inner(self, arrays: Factors) -> Array | None:
         return arrays["a"][0]
 
-    def __call__(
-        self,
-        x: Array,
-        kernel: Array,
-        arrays: Factors,
-        scale: Array,
-        routing: Routing,
-        hidden: Array | None = None,
-    ) -> Array:
-        del kernel
-        a, b = arrays["a"][0], arrays["b"]
-        gate = routing.weights * jnp.broadcast_to(scale, routing.weights.shape)
+    def __call__(self, inputs: CombineInputs) -> Array:
+        x, gate, hidden = inputs.x, inputs.gate, inputs.hidden
+        a, b = inputs.arrays["a"][0], inputs.arrays["b"]
         if hidden is None:
             hidden = jnp.dot(x, a.astype(x.dtype), preferred_element_type=wide(x.dtype))
-        own_copies = x.ndim > gate.ndim
-        shared = jnp.moveaxis(hidden, 0, -2) if own_copies else hidden[..., None, :]
+        shared = jnp.moveaxis(hidden, 0, -2) if inputs.copied else hidden[..., None, :]
         shape = (*gate.shape, a.shape[-1])
         gated = jnp.broadcast_to(shared, shape) * jnp.broadcast_to(gate[..., None], shape)
         flat = checkpoint_name(gated.astype(x.dtype).reshape(*gate.shape[:-1], -1), HIDDEN)

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from goat_jax.adapters.spec import AdapterSpec, Combine, Given, Initializer
+from goat_jax.adapters.protocols import Combine, CombineInputs, Given, Initializer
+from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core.dispatch import expand
-from goat_jax.core.routers import Routing
 from goat_jax.errors import UserError
 from goat_jax.registry import part
 from goat_jax.typing import Array, Factors, Key
@@ -77,18 +77,9 @@ class WholeKernels(Combine):
                 "would drop the frozen branch too: dropout=0"
             )
 
-    def __call__(
-        self,
-        x: Array,
-        kernel: Array,
-        arrays: Factors,
-        scale: Array,
-        routing: Routing,
-        hidden: Array | None = None,
-    ) -> Array:
-        del kernel, scale, hidden
-        kernels, weights = arrays["kernels"], routing.weights
-        if kernels.shape[0] == 1 and "router" not in arrays:
+    def __call__(self, inputs: CombineInputs) -> Array:
+        x, kernels, weights = inputs.x, inputs.arrays["kernels"], inputs.routing.weights
+        if kernels.shape[0] == 1 and "router" not in inputs.arrays:
             return expand(x, kernels[0])
         shape = (*weights.shape, x.shape[-1])
         gated = jnp.broadcast_to(x[..., None, :], shape) * weights[..., None].astype(x.dtype)

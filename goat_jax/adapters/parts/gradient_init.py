@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from goat_jax.adapters.parts.initializers import check_added_as_it_is
-from goat_jax.adapters.spec import AdapterSpec, Given, Initializer
+from goat_jax.adapters.protocols import Given, Initializer
+from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core.svd import svd_of_kernel
 from goat_jax.errors import UserError
 from goat_jax.registry import part

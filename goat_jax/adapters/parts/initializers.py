@@ -6,7 +6,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from goat_jax.adapters.spec import AdapterSpec, Given, Initializer
+from goat_jax.adapters.protocols import Given, Initializer
+from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core import initializers, svd
 from goat_jax.core.residual import residual_kernel, side_by_side
 from goat_jax.core.svd import Segments, Svd

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from goat_jax.adapters.parts.combines import SumOfExperts
-from goat_jax.adapters.spec import AdapterSpec, Extras
+from goat_jax.adapters.protocols import CombineInputs, Extras
+from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core.residual import delta_weight
-from goat_jax.core.routers import Routing
 from goat_jax.core.svd import svd_of_kernel
 from goat_jax.errors import UserError
 from goat_jax.registry import part
@@ -65,19 +65,12 @@ class LoraAndDirections(SumOfExperts):
     def dropout_copies(self, spec: AdapterSpec) -> int | None:
         return 2 if spec.dropout else None
 
-    def __call__(
-        self,
-        x: Array,
-        kernel: Array,
-        arrays: Factors,
-        scale: Array,
-        routing: Routing,
-        hidden: Array | None = None,
-    ) -> Array:
-        first, second = (x[0], x[1]) if x.ndim == routing.weights.ndim + 1 else (x, x)
+    def __call__(self, inputs: CombineInputs) -> Array:
+        x, arrays = inputs.x, inputs.arrays
+        first, second = (x[0], x[1]) if inputs.copied else (x, x)
         along = jnp.dot(second, arrays["u"].astype(x.dtype))
         along = along * jnp.broadcast_to(arrays["coefficients"].astype(x.dtype), along.shape)
-        plain = super().__call__(first, kernel, arrays, scale, routing, hidden)
+        plain = super().__call__(inputs._replace(x=first))
         return plain + jnp.dot(along, arrays["vt"].astype(x.dtype))
 
     def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:

@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar
 import jax
 import jax.numpy as jnp
 
-from goat_jax.adapters.spec import AdapterSpec, Combine, Extras, Given, Initializer
+from goat_jax.adapters.protocols import Combine, CombineInputs, Extras, Given, Initializer
+from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core.initializers import kaiming_uniform
 from goat_jax.core.precision import wide
-from goat_jax.core.routers import Routing
 from goat_jax.errors import UserError
 from goat_jax.registry import part
 from goat_jax.typing import Array, Factors, Key
@@ -104,17 +104,9 @@ class KernelNetwork(Combine):
         change = jnp.dot(hidden, arrays["b"][0])
         return change.T if self.over_inputs else change
 
-    def __call__(
-        self,
-        x: Array,
-        kernel: Array,
-        arrays: Factors,
-        scale: Array,
-        routing: Routing,
-        hidden: Array | None = None,
-    ) -> Array:
-        del routing, hidden
-        return jnp.dot(x, self._changed(kernel, arrays, scale).astype(x.dtype))
+    def __call__(self, inputs: CombineInputs) -> Array:
+        changed = self._changed(inputs.kernel, inputs.arrays, inputs.scale)
+        return jnp.dot(inputs.x, changed.astype(inputs.x.dtype))
 
     def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
         del spec

@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar
 import jax
 import jax.numpy as jnp
 
-from goat_jax.adapters.context import Context
-from goat_jax.adapters.spec import AdapterSpec, Router
+from goat_jax.adapters.protocols import Router, RouterInputs
+from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core import routers
 from goat_jax.core.initializers import kaiming_uniform
 from goat_jax.core.routers import Routing, router_logits
@@ -33,16 +33,8 @@ class NoRouter(Router):
         del spec
         return 1.0
 
-    def __call__(
-        self,
-        x: Array,
-        factors: Factors,
-        spec: AdapterSpec,
-        ctx: Context,
-        logits: Array | None = None,
-    ) -> Routing:
-        del factors, ctx, logits
-        return routers.route_all(x.shape[:-1], spec.num_experts)
+    def __call__(self, inputs: RouterInputs) -> Routing:
+        return routers.route_all(inputs.x.shape[:-1], inputs.spec.num_experts)
 
 
 @part("router", "softmax")
@@ -78,18 +70,11 @@ class Softmax(Router):
     def matrix(self, factors: Factors) -> Array:
         return factors["router"]
 
-    def __call__(
-        self,
-        x: Array,
-        factors: Factors,
-        spec: AdapterSpec,
-        ctx: Context,
-        logits: Array | None = None,
-    ) -> Routing:
-        del ctx
+    def __call__(self, inputs: RouterInputs) -> Routing:
+        logits = inputs.logits
         if logits is None:
-            logits = router_logits(x, self.matrix(factors))
-        return self.route(logits, factors, spec)
+            logits = router_logits(inputs.x, self.matrix(inputs.arrays))
+        return self.route(logits, inputs.arrays, inputs.spec)
 
     def route(self, logits: Array, factors: Factors, spec: AdapterSpec) -> Routing:
         """Routes tokens by their logits (..., N), the product of x and `matrix`."""
@@ -231,22 +216,15 @@ class TaskGate(Router):
         logits = router_logits(factors["task_embedding"][task_ids], factors["task_gate"])
         return jax.nn.softmax(logits, axis=-1)
 
-    def __call__(
-        self,
-        x: Array,
-        factors: Factors,
-        spec: AdapterSpec,
-        ctx: Context,
-        logits: Array | None = None,
-    ) -> Routing:
-        del logits
-        if ctx.task_ids is None:
+    def __call__(self, inputs: RouterInputs) -> Routing:
+        x, task_ids, num_experts = inputs.x, inputs.ctx.task_ids, inputs.spec.num_experts
+        if task_ids is None:
             raise UserError(
                 "TaskGate weighs experts by task: give task_ids (B,) with the batch; in a run, "
                 "name their column by task.task_id"
             )
-        weights = self.weights(factors, ctx.task_ids)
-        inner = (1,) * (x.ndim - 1 - ctx.task_ids.ndim)
-        weights = weights.reshape(*ctx.task_ids.shape, *inner, spec.num_experts)
-        weights = jnp.broadcast_to(weights, (*x.shape[:-1], spec.num_experts))
+        weights = self.weights(inputs.arrays, task_ids)
+        inner = (1,) * (x.ndim - 1 - task_ids.ndim)
+        weights = weights.reshape(*task_ids.shape, *inner, num_experts)
+        weights = jnp.broadcast_to(weights, (*x.shape[:-1], num_experts))
         return Routing(weights, weights, jnp.ones_like(weights, bool))

@@ -4,7 +4,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from goat_jax.adapters.spec import AdapterSpec, ScaleRule
+from goat_jax.adapters.protocols import ScaleRule
+from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core import scaling
 from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError
