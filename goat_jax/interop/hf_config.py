@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,42 +142,3 @@ def pooled_logits(config: Any, model: str) -> str:
         return ""
     family = ENCODERS[config.family]
     return _POOLED.format(model=model, head=family.head, activation=family.head_activation)
-
-
-def _whole_clip(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """Wraps a vision tower's config in a full CLIP config, as CLIP's image classifier requires."""
-    whole = {key: hf[key] for key in ("projection_dim",) if key in hf}
-    return {"model_type": "clip", "vision_config": dict(hf), **whole}
-
-
-def _without_mask_token(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """Turns off the mask token, which is for pretraining only, so our model does not have it."""
-    return {**hf, "use_mask_token": False}
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """The transformers conventions of a model family.
-
-    Attributes:
-        beginning: the beginning of its class names.
-        config: a checkpoint's config.json -> the config.json that the exported class reads.
-    """
-
-    beginning: str
-    config: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
-
-
-FAMILIES = {
-    "bert": Family("Bert"),
-    "roberta": Family("Roberta"),
-    "distilbert": Family("DistilBert"),
-    "llama": Family("Llama"),
-    "qwen2": Family("Qwen2"),
-    "mistral": Family("Mistral"),
-    "clip": Family("CLIP"),
-    "clip_vision_model": Family("CLIP", _whole_clip),
-    "vit": Family("ViT"),
-    "dinov2": Family("Dinov2", _without_mask_token),
-}
-"""model_type of config.json -> its family."""

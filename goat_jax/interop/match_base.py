@@ -105,7 +105,7 @@ def _unused(name: str, architecture: Architecture) -> bool:
     """True if our model leaves the module out, because nothing reads it."""
     tie = architecture.tie
     return any(
-        re.fullmatch(architecture.ignored, weight) and (tie is None or weight != tie.name)
+        re.fullmatch(architecture.family.ignored, weight) and (tie is None or weight != tie.name)
         for weight in (f"{name}.weight", f"{architecture.prefix}{name}.weight")
     )
 

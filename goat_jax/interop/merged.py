@@ -22,8 +22,8 @@ from goat_jax.data.pipeline.image_view import view_of
 from goat_jax.data.tasks.image import ImageTask
 from goat_jax.errors import UserError
 from goat_jax.interop.folders import SHARD_BYTES, write_json, write_shards
-from goat_jax.interop.hf_config import FAMILIES, Form
-from goat_jax.models.registry import Architecture, architecture_of
+from goat_jax.interop.hf_config import Form
+from goat_jax.models.registry import ARCHITECTURES, Architecture, architecture_of
 from goat_jax.models.torch_layout import torch_parameters
 from goat_jax.nn.named_modules import find_sites
 from goat_jax.pretrained.resolve import open_checkpoint
@@ -226,9 +226,10 @@ def merged_config(
     (['BertForSequenceClassification'], {'0': 'no', '1': 'yes'})
     """
     config = {key: value for key, value in hf.items() if key != "torch_dtype"}
-    family = FAMILIES.get(str(hf.get("model_type")))
-    if family is not None:
-        config = family.config(config) | {"architectures": [family.beginning + form.ending]}
+    architecture = ARCHITECTURES.get(str(hf.get("model_type")))
+    if architecture is not None:
+        family = architecture.family
+        config = family.exported(config) | {"architectures": [family.class_name + form.ending]}
     if labels:
         config["id2label"] = {str(number): label for number, label in enumerate(labels)}
         config["label2id"] = {label: number for number, label in enumerate(labels)}

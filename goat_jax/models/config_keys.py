@@ -1,9 +1,10 @@
-"""The keys of config.json per model_type: read, valid at fixed values only, or without effect.
+"""Treatment of the keys of config.json: read, valid at fixed values only, or without effect.
 
 A checkpoint that is accepted must compute what it computes in transformers. So every key that
-transformers reads for one of our model types is in exactly one of three lists, and a test walks the
-config classes and the code of the installed transformers to check that none is missing. A key in no
-list is one that transformers does not read for this model type either, so it is ignored here, too.
+transformers reads for one of our model types is in exactly one of three lists in the record of its
+family, and a test walks the config classes and the code of the installed transformers to check that
+none is missing. A key in no list is one that transformers does not read for this model type either,
+so it is ignored here, too.
 """
 
 from __future__ import annotations
@@ -19,46 +20,42 @@ Check = Callable[[str, Any], None]
 """(key, value) -> None; raises `UserError` for a value of the wrong type or range."""
 
 
-def _switch(key: str, value: Any) -> None:
+def switch(key: str, value: Any) -> None:
+    """Raises `UserError` unless the value is true or false."""
     if not isinstance(value, bool):
         raise UserError(f"config.json: {key} is {value!r}: it must be true or false")
 
 
-def _word(key: str, value: Any) -> None:
+def word(key: str, value: Any) -> None:
+    """Raises `UserError` unless the value is a string."""
     if not isinstance(value, str):
         raise UserError(f"config.json: {key} is {value!r}: it must be a string")
 
 
-def _table(key: str, value: Any) -> None:
+def table(key: str, value: Any) -> None:
+    """Raises `UserError` unless the value is an object."""
     if not isinstance(value, Mapping):
         raise UserError(f"config.json: {key} is {value!r}: it must be an object")
 
 
-def _number(**limits: Any) -> Check:
+def number(**limits: Any) -> Check:
+    """Returns the check of a number within the limits of `check_number`."""
     return lambda key, value: check_number(f"config.json: {key}", value, **limits)
 
 
-def _ids(key: str, value: Any) -> None:
+def ids(key: str, value: Any) -> None:
+    """Raises `UserError` unless the value is a token id or a list of them."""
     for one in value if isinstance(value, list | tuple) else [value]:
         check_number(f"config.json: {key}", one, whole=True)
 
 
-def _layer_types(key: str, value: Any) -> None:
-    known = ("full_attention", "sliding_attention")
-    if not isinstance(value, list | tuple) or any(kind not in known for kind in value):
-        raise UserError(
-            f"config.json: {key} is {value!r}: it must be a list of {' and '.join(known)}"
-        )
-
-
-def _anything(key: str, value: Any) -> None:
+def anything(key: str, value: Any) -> None:
     """Accepts any value; the code that reads the key checks it, with a more specific message."""
 
 
-_RATE = _number(at_least=0, below=1)
-_EPSILON = _number(at_least=0)
-_ID = _number(whole=True)
-_WINDOW = _number(at_least=1, whole=True)
+RATE = number(at_least=0, below=1)
+EPSILON = number(at_least=0)
+COUNT = number(at_least=1, whole=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +68,14 @@ class Keys:
             rejected. null and a missing key count as valid.
         without_effect: keys that change no output of the models built here: they initialize weights
             that are then loaded, belong to other heads, or select what a call returns.
-        parts: key -> the model_type whose keys the object there has.
+        parts: key -> the treatment of the keys of the object there.
         aliases: a key's other name -> the key; both may be present only if they agree.
     """
 
     read: Mapping[str, Check]
     fixed: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     without_effect: frozenset[str] = frozenset()
-    parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    parts: Mapping[str, Keys] = dataclasses.field(default_factory=dict)
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def known(self) -> set[str]:
@@ -87,10 +84,10 @@ class Keys:
 
 
 _COMMON_READ: dict[str, Check] = {
-    "model_type": _word,
-    "architectures": _anything,
-    "id2label": _table,
-    "num_labels": _number(at_least=1, whole=True),
+    "model_type": word,
+    "architectures": anything,
+    "id2label": table,
+    "num_labels": COUNT,
 }
 _COMMON_FIXED: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False,),
@@ -119,170 +116,40 @@ _COMMON_WITHOUT = frozenset(
 )
 
 
-def _keys(
+def keys_of_family(
     read: Mapping[str, Check],
     fixed: Mapping[str, tuple[Any, ...]] | None = None,
     without: tuple[str, ...] = (),
-    parts: Mapping[str, str] | None = None,
+    parts: Mapping[str, Keys] | None = None,
 ) -> Keys:
+    """Returns the treatment of a family's keys, given those besides the keys of all families."""
     read, fixed = {**_COMMON_READ, **read}, {**_COMMON_FIXED, **(fixed or {})}
     others = (_COMMON_WITHOUT | frozenset(without)) - set(read) - set(fixed)
     return Keys(read, fixed, others, parts or {})
 
 
 # Sizes of the network are checked by our config classes, so that overrides are checked, too.
-_SIZES: dict[str, Check] = dict.fromkeys(
-    ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"), _anything
-) | {"intermediate_size": _anything, "hidden_act": _anything}
-
-_BERT = _keys(
-    {
-        **_SIZES,
-        "max_position_embeddings": _anything,
-        "type_vocab_size": _number(at_least=1, whole=True),
-        "layer_norm_eps": _EPSILON,
-        "pad_token_id": _ID,
-        "hidden_dropout_prob": _RATE,
-        "attention_probs_dropout_prob": _RATE,
-        "classifier_dropout": _RATE,
-    },
-    {
-        "position_embedding_type": ("absolute",),
-        "is_decoder": (False,),
-        "add_cross_attention": (False,),
-    },
-)
-_DISTILBERT = dataclasses.replace(
-    _keys(
-        {
-            **dict.fromkeys(("vocab_size", "dim", "n_layers", "n_heads", "hidden_dim"), _anything),
-            "max_position_embeddings": _anything,
-            "activation": _anything,
-            "pad_token_id": _ID,
-            "dropout": _RATE,
-            "attention_dropout": _RATE,
-            "seq_classif_dropout": _RATE,
-        },
-        {"position_embedding_type": ("absolute",), "is_decoder": (False,)},
-        # The sinusoids only initialize a table that the checkpoint holds.
-        ("sinusoidal_pos_embds", "qa_dropout"),
-    ),
-    aliases={
-        "hidden_size": "dim",
-        "num_hidden_layers": "n_layers",
-        "num_attention_heads": "n_heads",
-    },
-)
-_DECODER_READ: dict[str, Check] = {
-    **_SIZES,
-    "num_key_value_heads": _number(at_least=1, whole=True),
-    "head_dim": _number(at_least=1, whole=True),
-    "max_position_embeddings": _number(at_least=1, whole=True),
-    "original_max_position_embeddings": _number(at_least=1, whole=True),
-    "rms_norm_eps": _EPSILON,
-    "rope_theta": _number(above=0),
-    "rope_scaling": _table,
-    "rope_parameters": _table,
-    "partial_rotary_factor": _anything,
-    "tie_word_embeddings": _switch,
-    "bos_token_id": _ids,
-    "eos_token_id": _ids,
-    "pad_token_id": _ids,
-}
-_CAUSAL: dict[str, tuple[Any, ...]] = {"is_causal": (True,), "attention_chunk_size": (None,)}
-# pretraining_tp slices the same products; decoders here have no attention dropout.
-_DECODER_WITHOUT = ("pretraining_tp", "attention_dropout")
-_IMAGES: dict[str, Check] = {
-    **{key: check for key, check in _SIZES.items() if key != "vocab_size"},
-    "layer_norm_eps": _EPSILON,
-    "image_size": _anything,
-    "patch_size": _anything,
-    "num_channels": _anything,
-}
-_VIT_WITHOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob", "encoder_stride")
-_CLIP_PART_WITHOUT = ("attention_dropout", "logit_scale_init_value", "text_config", "vision_config")
-
-KEYS: dict[str, Keys] = {
-    "bert": _BERT,
-    "roberta": _BERT,
-    "distilbert": _DISTILBERT,
-    "llama": _keys(
-        {**_DECODER_READ, "attention_bias": _switch, "mlp_bias": _switch},
-        # Not part of the network, but transformers' cache would drop tokens outside the window.
-        {**_CAUSAL, "sliding_window": (None,)},
-        _DECODER_WITHOUT,
-    ),
-    "mistral": _keys({**_DECODER_READ, "sliding_window": _WINDOW}, _CAUSAL, _DECODER_WITHOUT),
-    "qwen2": _keys(
-        {
-            **_DECODER_READ,
-            "use_sliding_window": _switch,
-            "sliding_window": _WINDOW,
-            "max_window_layers": _number(at_least=0, whole=True),
-            "layer_types": _layer_types,
-        },
-        _CAUSAL,
-        _DECODER_WITHOUT,
-    ),
-    "clip": _keys(
-        {"projection_dim": _anything},
-        without=("logit_scale_init_value",),
-        parts={
-            "vision_config": "clip_vision_model",
-            "text_config": "clip_text_model",
-            "vision_config_dict": "clip_vision_model",
-            "text_config_dict": "clip_text_model",
-        },
-    ),
-    "clip_vision_model": _keys(
-        {**_IMAGES, "projection_dim": _anything}, without=_CLIP_PART_WITHOUT
-    ),
-    "clip_text_model": _keys(
-        {
-            **_SIZES,
-            "layer_norm_eps": _EPSILON,
-            "max_position_embeddings": _anything,
-            "eos_token_id": _anything,
-            "projection_dim": _anything,
-        },
-        without=_CLIP_PART_WITHOUT,
-    ),
-    "vit": _keys(
-        {**_IMAGES, "qkv_bias": _switch},
-        without=(*_VIT_WITHOUT, "pooler_act", "pooler_output_size"),
-    ),
-    "dinov2": _keys(
-        {**_IMAGES, "qkv_bias": _switch, "mlp_ratio": _number(above=0, at_most=1000)},
-        {"use_swiglu_ffn": (False,)},
-        (
-            *_VIT_WITHOUT,
-            *("layerscale_value", "drop_path_rate", "use_mask_token"),
-            # Read by the backbone class alone.
-            *("apply_layernorm", "reshape_hidden_states", "out_features", "out_indices"),
-            "stage_names",
-        ),
-    ),
-}
-"""model_type -> its keys; the sections of a nested config have a model_type, too."""
+SIZES: dict[str, Check] = dict.fromkeys(
+    ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"), anything
+) | {"intermediate_size": anything, "hidden_act": anything}
 
 
-def check_keys(model_type: str, hf: Mapping[str, Any]) -> None:
+def check_keys(keys: Keys, hf: Mapping[str, Any]) -> None:
     """Rejects a config.json with a setting that is not computed here.
 
     Raises:
         UserError: names the key, its value and a valid value.
 
-    >>> check_keys("dinov2", {"use_swiglu_ffn": True})
+    >>> check_keys(Keys({}, {"use_swiglu_ffn": (False,)}), {"use_swiglu_ffn": True})
     Traceback (most recent call last):
     goat_jax.errors.UserError: config.json: use_swiglu_ffn is True, and only False is computed \
 here: use a checkpoint with that
     """
-    keys = KEYS[model_type]
     for key, value in hf.items():
         if value is None:
             continue
         if key in keys.parts:
-            _table(key, value)
+            table(key, value)
             check_keys(keys.parts[key], value)
         elif key in keys.read:
             keys.read[key](key, value)

@@ -140,7 +140,7 @@ def _of_another_head(
     extra = [
         name
         for name in stored
-        if name not in wanted and not re.fullmatch(architecture.ignored, name)
+        if name not in wanted and not re.fullmatch(architecture.family.ignored, name)
     ]
     replaced = {_top(name) for name in extra} & heads
     resized = {
@@ -253,7 +253,7 @@ def _check(
     misshapen = [name for name, entry in found.items() if entry.shape != wanted[name]]
     lists = {
         "missing": _missing(wanted, stored, architecture),
-        "unexpected": [n for n in extra if not re.fullmatch(architecture.ignored, n)],
+        "unexpected": [n for n in extra if not re.fullmatch(architecture.family.ignored, n)],
         "wrong shape": [
             f"{name} is {found[name].shape}, the config says {wanted[name]}" for name in misshapen
         ],

@@ -14,11 +14,15 @@ from goat_jax.errors import UserError
 from goat_jax.models.config_keys import check_keys
 from goat_jax.models.decoder import config as decoder_config
 from goat_jax.models.decoder import model as decoder
+from goat_jax.models.decoder.config import DecoderFamily
+from goat_jax.models.encoder import families as encoder_families
 from goat_jax.models.encoder import model as encoder
-from goat_jax.models.encoder.families import FAMILIES
+from goat_jax.models.encoder.families import EncoderFamily
+from goat_jax.models.family import Family
 from goat_jax.models.vision import families as vision_families
 from goat_jax.models.vision import heads as vision_heads
 from goat_jax.models.vision import model as vision
+from goat_jax.models.vision.families import VisionFamily
 
 OTHER_TASKS = ("ForTokenClassification", "ForMultipleChoice")
 """Suffixes of transformers classes whose heads have the same names as a sequence classifier's."""
@@ -63,8 +67,8 @@ class Architecture:
         kind: the kind of model: "text encoder", "language model", ...
         config: function from config.json as a dict, and overrides, to our config.
         build: function from our config to a model with fresh parameters.
+        family: the facts that distinguish it from others of its kind.
         prefix: the prefix that names lack in a checkpoint without the head ("bert.").
-        ignored: regular expression of names in a checkpoint that the model does not need.
         head: names of modules that a checkpoint may lack; they are then initialized. The last one
             has an output per label. Empty for models without parameters beyond the pretrained ones.
         renamed: pairs (part of a stored name, current part), in the order in which they apply.
@@ -76,8 +80,8 @@ class Architecture:
     kind: str
     config: Callable[..., Any]
     build: Callable[..., nnx.Module]
+    family: Family
     prefix: str
-    ignored: str
     head: tuple[str, ...]
     renamed: tuple[tuple[str, str], ...] = ()
     drops: bool = False
@@ -121,61 +125,58 @@ class Architecture:
                 f"model.dropout {overrides['dropout']!r}: a model of the kind {self.kind} has no "
                 "dropout of its own here: leave it 0"
             )
-        check_keys(hf["model_type"], hf)
+        check_keys(self.family.config_keys, hf)
         return self.config(hf, **overrides)
 
 
-def _encoder(name: str, ignored: str) -> Architecture:
-    family = FAMILIES[name]
+def _encoder(family: EncoderFamily) -> Architecture:
     return Architecture(
         kind="text encoder",
         config=encoder.EncoderConfig.from_hf,
         build=encoder.Encoder,
+        family=family,
         prefix=family.prefix + ".",
-        ignored=ignored,
         head=family.head,
         drops=True,
         keys=family.keys,
     )
 
 
-_DECODER = Architecture(
-    kind="language model",
-    config=decoder.DecoderConfig.from_hf,
-    build=decoder.Decoder,
-    prefix="model.",
-    ignored=r".*rotary_emb\.inv_freq|lm_head\.weight",  # a file may hold a tied output, too
-    head=(),
-    tie=Tie("lm_head.weight", "model.embed_tokens.weight", "tie_word_embeddings", "tie_embeddings"),
-    keys=decoder_config.KEYS,
-)
+def _decoder(family: DecoderFamily) -> Architecture:
+    return Architecture(
+        kind="language model",
+        config=decoder.DecoderConfig.from_hf,
+        build=decoder.Decoder,
+        family=family,
+        prefix="model.",
+        head=(),
+        tie=_OUTPUT_IS_TABLE,
+        keys=decoder_config.KEYS,
+    )
 
 
-def _vision(name: str, ignored: str) -> Architecture:
-    family = vision_families.FAMILIES[name]
+def _vision(family: VisionFamily) -> Architecture:
     return Architecture(
         kind="image encoder",
         config=vision.VisionConfig.from_hf,
         build=vision.VisionModel,
+        family=family,
         prefix=family.prefix + ".",
-        ignored=ignored,
         head=(vision_heads.CLASSIFIER,),
         renamed=family.renamed,
     )
 
 
-_CLIP_REST = r"text_\w+\..*|visual_projection\..*|logit_scale|.*position_ids"
+_OUTPUT_IS_TABLE = Tie(
+    "lm_head.weight", "model.embed_tokens.weight", "tie_word_embeddings", "tie_embeddings"
+)
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "bert": _encoder("bert", r"cls\..*|.*position_ids"),
-    "roberta": _encoder("roberta", r"lm_head\..*|.*pooler\.dense\..*|.*position_ids"),
-    "distilbert": _encoder("distilbert", r"vocab_\w+\..*|.*position_ids"),
-    **dict.fromkeys(decoder_config.FAMILIES, _DECODER),
-    "clip": _vision("clip", _CLIP_REST),
-    "clip_vision_model": _vision("clip_vision_model", _CLIP_REST),
-    "vit": _vision("vit", r"vit\.pooler\..*|decoder\..*|.*mask_token"),
-    "dinov2": _vision("dinov2", r".*mask_token"),
+    **{name: _encoder(family) for name, family in encoder_families.FAMILIES.items()},
+    **{name: _decoder(family) for name, family in decoder_config.FAMILIES.items()},
+    **{name: _vision(family) for name, family in vision_families.FAMILIES.items()},
 }
+"""model_type of config.json -> its architecture."""
 
 
 def architecture_of(hf: Mapping[str, Any], where: Path) -> Architecture:

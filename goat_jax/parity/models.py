@@ -23,8 +23,8 @@ from goat_jax.nn.dense import split_model
 from goat_jax.optim.schedules import make_schedule
 from goat_jax.parity.align import LARGEST_NOISE, agreeing_steps, align_signs, svd_noise
 from goat_jax.parity.checks import GIVEN, MODEL, OWN, Check, Comparison, Note, worst
-from goat_jax.parity.families import FAMILIES, complete_batch
 from goat_jax.parity.model_bundle import ModelRun, adapter_tensors, hf_config, read_run
+from goat_jax.parity.model_inputs import INPUTS, complete_batch
 from goat_jax.parity.reference_code import scale_note
 from goat_jax.parity.ties import settle_ties
 from goat_jax.parity.training import Outcome, Trainer
@@ -45,12 +45,10 @@ def replay_run(folder: Path) -> list[Check | Note]:
     """
     run, hf = read_run(folder), hf_config(folder)
     with jax.default_matmul_precision("highest"):
-        model = load_model(folder, key=jax.random.key(0)).model
-        family = FAMILIES.get(str(hf.get("model_type")))
-        if family is None:
-            raise UserError(f"{folder}: parity does not cover model_type {hf.get('model_type')!r}")
-        objective, where = family.objective(hf), str(folder / "batches.npz")
-        batches = [complete_batch(batch, family, objective, where) for batch in run.batches]
+        loaded = load_model(folder, key=jax.random.key(0))
+        model, kind = loaded.model, INPUTS[loaded.kind]
+        objective, where = kind.objective(hf), str(folder / "batches.npz")
+        batches = [complete_batch(batch, kind, objective, where) for batch in run.batches]
         kernels = read_kernels(model, run.modules)
         inject(model, run.spec, run.modules, key=jax.random.key(0))
         train_in_full(model, run.head)

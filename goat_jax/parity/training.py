@@ -14,8 +14,8 @@ import numpy as np
 from goat_jax.interop.modules import Start, read_head, read_starts, write_head, write_starts
 from goat_jax.nn.dense import merge_model, split_model
 from goat_jax.optim.optimizer import OptimizerConfig, make_optimizer
-from goat_jax.parity.families import Inputs
 from goat_jax.parity.model_bundle import ModelRun
+from goat_jax.parity.model_inputs import Inputs
 from goat_jax.training.losses import Objective
 from goat_jax.training.state import RunState
 from goat_jax.training.step import (

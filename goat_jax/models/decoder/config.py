@@ -10,6 +10,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from goat_jax.errors import UserError, nearest
+from goat_jax.models.config_keys import (
+    COUNT,
+    EPSILON,
+    SIZES,
+    Check,
+    anything,
+    ids,
+    keys_of_family,
+    number,
+    switch,
+    table,
+)
+from goat_jax.models.family import Family
 from goat_jax.nn.modules import ACTIVATIONS
 from goat_jax.nn.rope import Rope
 from goat_jax.pretrained.end_tokens import token_ids
@@ -114,7 +127,7 @@ class DecoderConfig:
             "num_kv_heads": hf.get("num_key_value_heads") or family.kv_heads or heads,
             "head_size": hf.get("head_dim") or sizes["hidden_size"] // max(1, heads),
             "context": context,
-            "windows": family.windows(hf, sizes["num_layers"]),
+            "windows": (None,) * sizes["num_layers"],
             "rope": Rope.from_hf(hf, theta=10000.0, context=context),
             "activation": hf.get("hidden_act") or "silu",
             "rms_norm_eps": 1e-6 if hf.get("rms_norm_eps") is None else hf["rms_norm_eps"],
@@ -123,7 +136,7 @@ class DecoderConfig:
             "eos_ids": token_ids(hf),
             "pad_id": hf.get("pad_token_id"),
         }
-        return cls(**(values | family.biases(hf) | overrides))
+        return cls(**(values | family.fields(hf, sizes["num_layers"]) | overrides))
 
 
 def tiny_decoder_config(**changes: Any) -> DecoderConfig:
@@ -179,48 +192,129 @@ def _size(hf: Mapping[str, Any], key: str) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class Family:
-    """Settings that distinguish one family of decoders.
+class Setting:
+    """Fields of `DecoderConfig` that only some families have.
 
     Attributes:
-        windows: function from config.json and the number of layers to the window of every layer.
-        biases: function from config.json to the fields qkv_bias, out_bias and mlp_bias.
-        kv_heads: number of key and value heads if config.json has none; None: as many as heads.
-        context: context length if config.json has none.
+        keys: the keys of config.json that it reads, with their checks.
+        fields: function from config.json and the number of layers to the fields.
     """
 
-    windows: Callable[[Mapping[str, Any], int], Windows]
-    biases: Callable[[Mapping[str, Any]], dict[str, Any]]
-    kv_heads: int | None
-    context: int
+    keys: Mapping[str, Check]
+    fields: Callable[[Mapping[str, Any], int], dict[str, Any]]
 
 
-def _no_windows(hf: Mapping[str, Any], layers: int) -> Windows:
-    del hf
-    return (None,) * layers
-
-
-def _same_windows(hf: Mapping[str, Any], layers: int) -> Windows:
-    return (hf.get("sliding_window", 4096),) * layers
-
-
-def _windows_by_layer(hf: Mapping[str, Any], layers: int) -> Windows:
-    """Returns Qwen2's windows: by `layer_types`, or from layer `max_window_layers` on; or none."""
+def _windows_by_layer(hf: Mapping[str, Any], layers: int) -> dict[str, Any]:
     window = hf.get("sliding_window", 4096) if hf.get("use_sliding_window") else None
     first = 28 if hf.get("max_window_layers") is None else hf["max_window_layers"]
     default = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
     kinds = hf.get("layer_types") or default
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    return {"windows": tuple(window if kind == "sliding_attention" else None for kind in kinds)}
 
 
-def _llama_biases(hf: Mapping[str, Any]) -> dict[str, Any]:
+def _biases(hf: Mapping[str, Any], layers: int) -> dict[str, Any]:
     attention, mlp = bool(hf.get("attention_bias")), bool(hf.get("mlp_bias"))
     return {"qkv_bias": attention, "out_bias": attention, "mlp_bias": mlp}
 
 
-FAMILIES: dict[str, Family] = {
-    "llama": Family(_no_windows, _llama_biases, None, 2048),
-    "mistral": Family(_same_windows, lambda hf: {}, 8, 131072),
-    "qwen2": Family(_windows_by_layer, lambda hf: {"qkv_bias": True}, 32, 32768),
+def _layer_types(key: str, value: Any) -> None:
+    known = ("full_attention", "sliding_attention")
+    if not isinstance(value, list | tuple) or any(kind not in known for kind in value):
+        raise UserError(
+            f"config.json: {key} is {value!r}: it must be a list of {' and '.join(known)}"
+        )
+
+
+ONE_WINDOW = Setting(
+    {"sliding_window": COUNT},
+    lambda hf, layers: {"windows": (hf.get("sliding_window", 4096),) * layers},
+)
+"""The same window in every layer."""
+
+WINDOWS_BY_LAYER = Setting(
+    {
+        "use_sliding_window": switch,
+        "sliding_window": COUNT,
+        "max_window_layers": number(at_least=0, whole=True),
+        "layer_types": _layer_types,
+    },
+    _windows_by_layer,
+)
+"""A window in the layers of `layer_types`, or from layer `max_window_layers` on."""
+
+BIASES = Setting({"attention_bias": switch, "mlp_bias": switch}, _biases)
+"""Biases of all layers of the attention, and of the feed-forward."""
+
+QKV_BIAS = Setting({}, lambda hf, layers: {"qkv_bias": True})
+"""Biases of query, key and value, in every checkpoint."""
+
+_READ: dict[str, Check] = {
+    **SIZES,
+    "num_key_value_heads": COUNT,
+    "head_dim": COUNT,
+    "max_position_embeddings": COUNT,
+    "original_max_position_embeddings": COUNT,
+    "rms_norm_eps": EPSILON,
+    "rope_theta": number(above=0),
+    "rope_scaling": table,
+    "rope_parameters": table,
+    "partial_rotary_factor": anything,
+    "tie_word_embeddings": switch,
+    "bos_token_id": ids,
+    "eos_token_id": ids,
+    "pad_token_id": ids,
+}
+_FIXED: dict[str, tuple[Any, ...]] = {"is_causal": (True,), "attention_chunk_size": (None,)}
+# pretraining_tp slices the same products; decoders here have no attention dropout.
+_WITHOUT_EFFECT = ("pretraining_tp", "attention_dropout")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderFamily(Family):
+    """Facts that distinguish one family of decoders.
+
+    Attributes:
+        settings: the fields of `DecoderConfig` that not all families have.
+        kv_heads: number of key and value heads if config.json has none; None: as many as heads.
+        context: context length if config.json has none.
+    """
+
+    settings: tuple[Setting, ...]
+    kv_heads: int | None
+    context: int
+
+    def fields(self, hf: Mapping[str, Any], layers: int) -> dict[str, Any]:
+        """Returns the fields of `DecoderConfig` that its settings read from a config.json."""
+        found = {}
+        for setting in self.settings:
+            found |= setting.fields(hf, layers)
+        return found
+
+
+def _family(
+    class_name: str,
+    *settings: Setting,
+    context: int,
+    kv_heads: int | None = None,
+    fixed: Mapping[str, tuple[Any, ...]] | None = None,
+) -> DecoderFamily:
+    read = _READ.copy()
+    for setting in settings:
+        read |= setting.keys
+    return DecoderFamily(
+        class_name=class_name,
+        config_keys=keys_of_family(read, {**_FIXED, **(fixed or {})}, _WITHOUT_EFFECT),
+        ignored=r".*rotary_emb\.inv_freq|lm_head\.weight",  # a file may hold a tied output, too
+        settings=settings,
+        kv_heads=kv_heads,
+        context=context,
+    )
+
+
+FAMILIES: dict[str, DecoderFamily] = {
+    # Not part of the network, but transformers' cache would drop tokens outside the window.
+    "llama": _family("Llama", BIASES, context=2048, fixed={"sliding_window": (None,)}),
+    "mistral": _family("Mistral", ONE_WINDOW, context=131072, kv_heads=8),
+    "qwen2": _family("Qwen2", WINDOWS_BY_LAYER, QKV_BIAS, context=32768, kv_heads=32),
 }
 """model_type of config.json -> its family."""

@@ -35,8 +35,9 @@ class EncoderConfig:
         num_labels: number of outputs of the head; 1 means regression.
         pooling: input of the head: the first token ("cls", as in torch) or the mean of the real
             tokens ("mean", as sentence encoders such as MiniLM are trained).
-        dropout: dropout rates in training, by the places of `Family.dropout`. `from_hf` takes one
-            rate for all places, or "checkpoint" for the rates in config.json; default: none.
+        dropout: dropout rates in training, by the places of `EncoderFamily.dropout`. `from_hf`
+            takes one rate for all places, or "checkpoint" for the rates in config.json; default:
+            none.
 
     Raises:
         UserError: a size below 1, heads that do not divide the width, an unknown activation or

@@ -1,7 +1,8 @@
 """Differences between BERT, RoBERTa and DistilBERT, as one table.
 
 The families differ in their names, in how positions are counted, in token types and in the
-classification head. Each difference is a field of `Family`; there is no other code per family.
+classification head. Each difference is a field of `EncoderFamily`; there is no other code per
+family.
 """
 
 from __future__ import annotations
@@ -10,11 +11,21 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from goat_jax.models.config_keys import (
+    COUNT,
+    EPSILON,
+    RATE,
+    SIZES,
+    anything,
+    keys_of_family,
+    number,
+)
+from goat_jax.models.family import Family
 from goat_jax.nn.dropout import RateKeys
 
 
-@dataclasses.dataclass(frozen=True)
-class Family:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderFamily(Family):
     """Names and settings that distinguish one family of encoders.
 
     Attributes:
@@ -117,8 +128,50 @@ _DISTIL_DROPOUT = {
     "head_out": RateKeys(("seq_classif_dropout",), 0.2),
 }
 
-FAMILIES: dict[str, Family] = {
-    "bert": Family(
+_BERT_CONFIG = keys_of_family(
+    {
+        **SIZES,
+        "max_position_embeddings": anything,
+        "type_vocab_size": COUNT,
+        "layer_norm_eps": EPSILON,
+        "pad_token_id": number(whole=True),
+        "hidden_dropout_prob": RATE,
+        "attention_probs_dropout_prob": RATE,
+        "classifier_dropout": RATE,
+    },
+    {
+        "position_embedding_type": ("absolute",),
+        "is_decoder": (False,),
+        "add_cross_attention": (False,),
+    },
+)
+_DISTIL_CONFIG = dataclasses.replace(
+    keys_of_family(
+        {
+            **dict.fromkeys(("vocab_size", "dim", "n_layers", "n_heads", "hidden_dim"), anything),
+            "max_position_embeddings": anything,
+            "activation": anything,
+            "pad_token_id": number(whole=True),
+            "dropout": RATE,
+            "attention_dropout": RATE,
+            "seq_classif_dropout": RATE,
+        },
+        {"position_embedding_type": ("absolute",), "is_decoder": (False,)},
+        # The sinusoids only initialize a table that the checkpoint holds.
+        ("sinusoidal_pos_embds", "qa_dropout"),
+    ),
+    aliases={
+        "hidden_size": "dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+    },
+)
+
+FAMILIES: dict[str, EncoderFamily] = {
+    "bert": EncoderFamily(
+        class_name="Bert",
+        config_keys=_BERT_CONFIG,
+        ignored=r"cls\..*|.*position_ids",
         prefix="bert",
         embeddings=_BERT_EMBEDDINGS,
         layer="encoder.layer",
@@ -129,7 +182,10 @@ FAMILIES: dict[str, Family] = {
         defaults=_BERT_DEFAULTS,
         dropout=_BERT_DROPOUT,
     ),
-    "roberta": Family(
+    "roberta": EncoderFamily(
+        class_name="Roberta",
+        config_keys=_BERT_CONFIG,
+        ignored=r"lm_head\..*|.*pooler\.dense\..*|.*position_ids",
         prefix="roberta",
         embeddings=_BERT_EMBEDDINGS,
         layer="encoder.layer",
@@ -141,7 +197,10 @@ FAMILIES: dict[str, Family] = {
         dropout=_BERT_DROPOUT | {"head_dense": _CLASSIFIER},
         positions_after_pad=True,
     ),
-    "distilbert": Family(
+    "distilbert": EncoderFamily(
+        class_name="DistilBert",
+        config_keys=_DISTIL_CONFIG,
+        ignored=r"vocab_\w+\..*|.*position_ids",
         prefix="distilbert",
         embeddings={k: v for k, v in _BERT_EMBEDDINGS.items() if k != "types"},
         layer="transformer.layer",

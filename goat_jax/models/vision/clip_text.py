@@ -15,10 +15,11 @@ from flax import nnx
 from goat_jax.adapters.context import EVAL, Context
 from goat_jax.data.pipeline.tokenize import load_tokenizer
 from goat_jax.errors import UserError
+from goat_jax.models.family import Family
 from goat_jax.models.load import load_model
 from goat_jax.models.registry import Architecture
 from goat_jax.models.vision.config import read_fields
-from goat_jax.models.vision.families import BLOCK_KEYS, CLIP_BLOCK, clip_section
+from goat_jax.models.vision.families import BLOCK_KEYS, CLIP_BLOCK, CLIP_CONFIG, clip_section
 from goat_jax.models.vision.heads import unit
 from goat_jax.nn.modules import Embedding, LayerNorm, Projection
 from goat_jax.nn.pre_norm_block import BlockConfig, PreNormBlock, check_sizes
@@ -158,8 +159,12 @@ TEXT = Architecture(
     kind="text tower",
     config=ClipTextConfig.from_hf,
     build=ClipText,
+    family=Family(
+        class_name="CLIPText",
+        config_keys=CLIP_CONFIG,
+        ignored=r"vision_model\..*|visual_projection\..*|logit_scale|classifier\..*|.*position_ids",
+    ),
     prefix="text_model.",
-    ignored=r"vision_model\..*|visual_projection\..*|logit_scale|classifier\..*|.*position_ids",
     head=(),
 )
 """Architecture of the text tower of a complete CLIP checkpoint, or of one that has only it."""

@@ -1,8 +1,8 @@
 """Differences between CLIP's vision tower, ViT and DINOv2, as one table.
 
 The families differ in their names, in what is normalized, in the classifier's input and in whether
-they take other image sizes. Each difference is a field of `Family`; there is no other code per
-family. Names are those of the modules in transformers 5. `renamed` translates to them from the
+they take other image sizes. Each difference is a field of `VisionFamily`; there is no other code
+per family. Names are those of the modules in transformers 5. `renamed` translates to them from the
 names of transformers 4, which version 5 still writes into files.
 """
 
@@ -12,6 +12,16 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from goat_jax.models.config_keys import (
+    EPSILON,
+    SIZES,
+    Check,
+    anything,
+    keys_of_family,
+    number,
+    switch,
+)
+from goat_jax.models.family import Family
 from goat_jax.typing import Array
 
 
@@ -49,8 +59,19 @@ def _with_inner_size(hf: Mapping[str, Any]) -> dict[str, Any]:
     return {**hf, "intermediate_size": int(width * ratio) if type(width) is int else None}
 
 
-@dataclasses.dataclass(frozen=True)
-class Family:
+def _whole_clip(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """Wraps a vision tower's config in a full CLIP config, as CLIP's image classifier requires."""
+    whole = {key: hf[key] for key in ("projection_dim",) if key in hf}
+    return {"model_type": "clip", "vision_config": dict(hf), **whole}
+
+
+def _without_mask_token(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """Turns off the mask token, which is for pretraining only, so our model does not have it."""
+    return {**hf, "use_mask_token": False}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionFamily(Family):
     """Names and settings that distinguish one family of vision models.
 
     Attributes:
@@ -159,7 +180,39 @@ _ATTENTION_BEFORE = tuple(
     for old, new in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"))
 ) + (("attention.output.dense.", "attention.o_proj."),)
 
-_CLIP = Family(
+_IMAGES: dict[str, Check] = {
+    **{key: check for key, check in SIZES.items() if key != "vocab_size"},
+    "layer_norm_eps": EPSILON,
+    "image_size": anything,
+    "patch_size": anything,
+    "num_channels": anything,
+}
+_CLIP_PART_WITHOUT = ("attention_dropout", "logit_scale_init_value", "text_config", "vision_config")
+_CLIP_VISION_CONFIG = keys_of_family(
+    {**_IMAGES, "projection_dim": anything}, without=_CLIP_PART_WITHOUT
+)
+CLIP_TEXT_CONFIG = keys_of_family(
+    {
+        **SIZES,
+        "layer_norm_eps": EPSILON,
+        "max_position_embeddings": anything,
+        "eos_token_id": anything,
+        "projection_dim": anything,
+    },
+    without=_CLIP_PART_WITHOUT,
+)
+_CLIP_PARTS = {"vision_config": _CLIP_VISION_CONFIG, "text_config": CLIP_TEXT_CONFIG}
+CLIP_CONFIG = keys_of_family(
+    {"projection_dim": anything},
+    without=("logit_scale_init_value",),
+    parts=_CLIP_PARTS | {f"{key}_dict": keys for key, keys in _CLIP_PARTS.items()},
+)
+_VIT_WITHOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob", "encoder_stride")
+
+_CLIP = VisionFamily(
+    class_name="CLIP",
+    config_keys=CLIP_CONFIG,
+    ignored=r"text_\w+\..*|visual_projection\..*|logit_scale|.*position_ids",
     prefix="vision_model",
     embeddings={
         "class_token": "embeddings.class_embedding",
@@ -179,7 +232,13 @@ _CLIP = Family(
     keys=_CLIP_KEYS,
     defaults=_CLIP_DEFAULTS,
 )
-_VIT = Family(
+_VIT = VisionFamily(
+    class_name="ViT",
+    config_keys=keys_of_family(
+        {**_IMAGES, "qkv_bias": switch},
+        without=(*_VIT_WITHOUT, "pooler_act", "pooler_output_size"),
+    ),
+    ignored=r"vit\.pooler\..*|decoder\..*|.*mask_token",
     prefix="vit",
     embeddings=_VIT_EMBEDDINGS,
     layers="layers",
@@ -203,6 +262,20 @@ _VIT = Family(
 )
 _DINOV2 = dataclasses.replace(
     _VIT,
+    class_name="Dinov2",
+    config_keys=keys_of_family(
+        {**_IMAGES, "qkv_bias": switch, "mlp_ratio": number(above=0, at_most=1000)},
+        {"use_swiglu_ffn": (False,)},
+        (
+            *_VIT_WITHOUT,
+            *("layerscale_value", "drop_path_rate", "use_mask_token"),
+            # Read by the backbone class alone.
+            *("apply_layernorm", "reshape_hidden_states", "out_features", "out_indices"),
+            "stage_names",
+        ),
+    ),
+    ignored=r".*mask_token",
+    exported=_without_mask_token,
     prefix="dinov2",
     layers="encoder.layer",
     block=_DINO_BLOCK,
@@ -213,9 +286,11 @@ _DINOV2 = dataclasses.replace(
     renamed=_ATTENTION_BEFORE,
 )
 
-FAMILIES: dict[str, Family] = {
+FAMILIES: dict[str, VisionFamily] = {
     "clip": _CLIP,
-    "clip_vision_model": dataclasses.replace(_CLIP, flatten=dict),
+    "clip_vision_model": dataclasses.replace(
+        _CLIP, config_keys=_CLIP_VISION_CONFIG, exported=_whole_clip, flatten=dict
+    ),
     "vit": _VIT,
     "dinov2": _DINOV2,
 }

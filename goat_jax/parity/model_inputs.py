@@ -1,4 +1,4 @@
-"""Inputs and losses of the model families that parity replays."""
+"""Inputs and losses of the kinds of models that parity replays."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ import numpy as np
 
 from goat_jax.adapters.context import Context
 from goat_jax.errors import UserError
-from goat_jax.models.decoder import config as decoder_config
-from goat_jax.models.encoder import families as encoder_families
-from goat_jax.models.vision import families as vision_families
 from goat_jax.training.losses import (
     CLASSIFICATION,
     IMAGE_CLASSIFICATION,
@@ -28,8 +25,8 @@ Inputs = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Family:
-    """A group of models with the same inputs.
+class ModelInputs:
+    """Inputs and loss of one kind of model.
 
     Attributes:
         inputs: the names of the arrays that a batch may have besides labels; the first is required.
@@ -112,28 +109,24 @@ IGNORED = -100
 
 _LANGUAGE = dataclasses.replace(LANGUAGE, loss=_language_loss_and_logits)
 
-_DECODER = Family(
-    inputs=("input_ids", "attention_mask"),
-    complete=_complete_language,
-    objective=lambda hf: _LANGUAGE,
-)
-_ENCODER = Family(
-    inputs=("input_ids", "attention_mask", "token_type_ids"),
-    complete=_complete_tokens,
-    objective=partial(_classification, _TEXT_PROBLEMS),
-)
-_IMAGES = Family(
-    inputs=("pixel_values",),
-    complete=_complete_images,
-    objective=partial(_classification, _IMAGE_PROBLEMS),
-)
-
-FAMILIES: dict[str, Family] = {
-    **dict.fromkeys(encoder_families.FAMILIES, _ENCODER),
-    **dict.fromkeys(decoder_config.FAMILIES, _DECODER),
-    **dict.fromkeys(vision_families.FAMILIES, _IMAGES),
+INPUTS: dict[str, ModelInputs] = {
+    "language model": ModelInputs(
+        inputs=("input_ids", "attention_mask"),
+        complete=_complete_language,
+        objective=lambda hf: _LANGUAGE,
+    ),
+    "text encoder": ModelInputs(
+        inputs=("input_ids", "attention_mask", "token_type_ids"),
+        complete=_complete_tokens,
+        objective=partial(_classification, _TEXT_PROBLEMS),
+    ),
+    "image encoder": ModelInputs(
+        inputs=("pixel_values",),
+        complete=_complete_images,
+        objective=partial(_classification, _IMAGE_PROBLEMS),
+    ),
 }
-"""model_type of config.json -> its family."""
+"""Kind of a model -> its inputs."""
 
 
 LABELS = {
@@ -145,24 +138,24 @@ LABELS = {
 """Objective -> the dtype of its labels."""
 
 
-def complete_batch(batch: Inputs, family: Family, objective: Objective, where: str) -> Inputs:
+def complete_batch(batch: Inputs, kind: ModelInputs, objective: Objective, where: str) -> Inputs:
     """Completes a batch to the inputs of the package's models.
 
     Args:
         batch: the bundle's arrays.
-        family: the model's family.
+        kind: the row of `INPUTS` of the model's kind.
         objective: the model's loss.
         where: the file, for messages.
 
     Raises:
         UserError: inputs are missing or unknown, or have the wrong shape or type.
     """
-    if family.inputs[0] not in batch:
-        raise UserError(f"{where} lacks the arrays {family.inputs[0]}_STEP")
-    unknown = sorted(set(batch) - {*family.inputs, "labels"})
+    if kind.inputs[0] not in batch:
+        raise UserError(f"{where} lacks the arrays {kind.inputs[0]}_STEP")
+    unknown = sorted(set(batch) - {*kind.inputs, "labels"})
     if unknown:
         raise UserError(f"{where} has {unknown[0]!r}, which is no input of this model")
     labels, dtype = batch["labels"], LABELS[objective]
     if dtype == np.int32 and labels.dtype.kind not in "iu":
         raise UserError(f"{where}: labels are {labels.dtype}, but this model's are class numbers")
-    return family.complete(batch | {"labels": labels.astype(dtype)}, where)
+    return kind.complete(batch | {"labels": labels.astype(dtype)}, where)

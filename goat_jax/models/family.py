@@ -1,0 +1,27 @@
+"""`Family`: the facts about a family of models that the three kinds of networks share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from goat_jax.models.config_keys import Keys
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """Facts about one model_type of config.json; each kind of network adds its own.
+
+    Attributes:
+        class_name: the beginning of its class names in transformers.
+        config_keys: the treatment of its config.json's keys.
+        ignored: regular expression of names in a checkpoint that the model does not need.
+        exported: function from a checkpoint's config.json to the one that the exported class of
+            transformers reads.
+    """
+
+    class_name: str
+    config_keys: Keys
+    ignored: str
+    exported: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
