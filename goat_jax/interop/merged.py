@@ -47,8 +47,7 @@ def fold_adapters(model: Any, gates: Mapping[str, np.ndarray] | None = None) -> 
     Raises:
         UserError: no single kernel equals an adapter, and there are no gates.
 
-    >>> from goat_jax import method_spec
-    >>> from goat_jax.inject import inject
+    >>> from goat_jax import inject, method_spec
     >>> from goat_jax.testing import TinyModel
     >>> model = TinyModel()
     >>> _ = inject(model, method_spec("lora", total_rank=2), key=jax.random.key(0))
