@@ -1,7 +1,6 @@
 """The command line: help with examples, one clear line for bad input, exit codes."""
 
 import json
-import os
 import subprocess
 import sys
 import warnings
@@ -13,7 +12,7 @@ import pytest
 from goat_jax.cli import main as cli
 from goat_jax.cli.main import main
 from goat_jax.errors import Notice
-from tiny_run import write_run
+from tiny_run import LIGHT, write_run
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,7 @@ def test_methods_lists_every_method(capsys):
     assert all(f"\n{name}: " in printed for name in METHODS)
 
 
-def train(config: Path, out: Path, *more: str) -> list[str]:
+def train(config: Path | str, out: Path, *more: str) -> list[str]:
     return ["train", "--quiet", "--config", str(config), "--out", str(out), *more]
 
 
@@ -121,17 +120,16 @@ def test_not_a_run_folder(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_keeps_what_was_whole(config_file, tmp_path):
+def test_a_full_disk_is_one_line_and_keeps_what_was_whole(config_file, tmp_path, without_torch):
     """A limit on file sizes stands for the disk; the run stops in its first checkpoint."""
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000));"
         "from goat_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
-    arguments = train(
-        config_file, tmp_path / "run", "--train.steps", "6", "--train.save-every", "2"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    arguments = train(f"{config_file}:steps=6", tmp_path / "run", "--train.save-every", "2")
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, env=without_torch, capture_output=True, text=True)
     lines = [line for line in done.stderr.splitlines() if line.startswith("goat-jax: error:")]
     assert done.returncode == 1 and len(lines) == 1, done.stderr
     assert "could not be written" in lines[0] and "free some space" in lines[0]
@@ -157,12 +155,12 @@ def test_only_reports_to_a_closed_event_loop_are_hushed(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_is_compiled_is_kept_for_the_next_start(config_file, tmp_path):
-    settings = dict(os.environ, XDG_CACHE_HOME=str(tmp_path / "cache"))
+def test_what_is_compiled_is_kept_for_the_next_start(config_file, tmp_path, without_torch):
+    settings = without_torch | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     settings.pop("JAX_COMPILATION_CACHE_DIR", None)  # of other tests
     settings["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # jax keeps what takes a second
     code = "import sys; from goat_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    arguments = train(config_file, tmp_path / "run", "--train.steps", "4")
+    arguments = train(f"{config_file}:{LIGHT},steps=4", tmp_path / "run")
     command = [sys.executable, "-c", code, *arguments]
     subprocess.run(command, env=settings, check=True, capture_output=True)
     kept = [path.name for path in (tmp_path / "cache" / "goat_jax" / "compiled").iterdir()]
@@ -194,7 +192,7 @@ def test_programs_are_kept_where_that_is_possible(tmp_path, monkeypatch, recwarn
 @pytest.mark.slow
 def test_train_evaluate_inspect(config_file, tmp_path, capsys):
     out = tmp_path / "run"
-    assert main(train(config_file, out, "--train.steps", "10")) == 0
+    assert main(train(f"{config_file}:targets=.*output.dense,steps=10", out)) == 0
     printed = capsys.readouterr().out
     assert "held out" in printed and "accuracy" in printed
     assert (out / "training.png").stat().st_size > 10_000

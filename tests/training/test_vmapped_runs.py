@@ -14,17 +14,22 @@ from goat_jax.training.abstract_run import abstract_run
 from goat_jax.training.logging.metrics_log import read_records
 from goat_jax.training.trainer import fit
 from goat_jax.training.vmapped_runs import Member, shared_step, train_together, with_member
+from tiny_run import LIGHT
 
 DIVERGING = Member(0, 1e30)
 MEMBERS = [Member(0, 1e-2), Member(1, 1e-2), Member(1, 2e-3)]
 
 
-@pytest.fixture(scope="module")
-def short(config):
+def shortened(config):
     """Eight steps, without dropout (whose masks differ under vmap)."""
     adapter = dataclasses.replace(config.adapter, dropout=0.0)
     train = dataclasses.replace(config.train, steps=8, log_every=1, eval_every=8)
     return dataclasses.replace(config, adapter=adapter, train=train)
+
+
+@pytest.fixture(scope="module")
+def short(two_modules):
+    return shortened(two_modules)
 
 
 def with_options(config, **options):
@@ -47,7 +52,8 @@ def assert_same(outcome, expected):
 
 
 @pytest.mark.slow
-def test_members_are_the_runs_they_would_be_alone(short, tmp_path):
+def test_members_are_the_runs_they_would_be_alone(config, tmp_path):
+    short = shortened(config)  # with two kinds of modules the last member would not diverge
     runs = [with_member(with_options(short, method="lora_plus"), m) for m in (*MEMBERS, DIVERGING)]
     *together, diverged = list(train_together(runs, at_once=4))
     for place in (0, 2):
@@ -73,8 +79,16 @@ STARTS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("starts", STARTS.values(), ids=STARTS)
+# In CI the methods, whose starts differ in factors, scales and frozen kernels.
+@pytest.mark.parametrize(
+    "starts",
+    [
+        pytest.param(
+            starts, id=kind, marks=pytest.mark.slow if kind == "methods" else pytest.mark.nightly
+        )
+        for kind, starts in STARTS.items()
+    ],
+)
 def test_runs_that_start_differently_share_a_step(short, tmp_path, monkeypatch, starts):
     sizes = []
     train = together._Group.train
@@ -106,7 +120,14 @@ def test_runs_that_step_differently_do_not(short):
 
 @pytest.mark.slow
 def test_compare_writes_a_table_and_a_figure_and_does_not_train_twice(tiny, tmp_path, capsys):
-    arguments = ["compare", "--config", f"{tiny / 'config.py'}:steps=4", "--seeds", "0", "1"]
+    arguments = [
+        "compare",
+        "--config",
+        f"{tiny / 'config.py'}:{LIGHT},steps=4",
+        "--seeds",
+        "0",
+        "1",
+    ]
     arguments += ["--at-once", "2", "--out", str(tmp_path / "out"), "--methods", "goat,lora"]
     assert main(arguments) == 0
     table = (tmp_path / "out" / "comparison.md").read_text()
@@ -122,7 +143,7 @@ def test_compare_writes_a_table_and_a_figure_and_does_not_train_twice(tiny, tmp_
     assert main(arguments) == 0
     found = [run["after"]["loss"] for run in json.loads(path.read_text())["runs"]]
     assert found[0] == 123.0 and found[1] < 2.0
-    assert main([*arguments[:2], f"{tiny / 'config.py'}:steps=5", *arguments[3:]]) == 2
+    assert main([*arguments[:2], f"{tiny / 'config.py'}:{LIGHT},steps=5", *arguments[3:]]) == 2
     assert "holds runs of another config (train.steps)" in capsys.readouterr().err
 
 
