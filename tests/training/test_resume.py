@@ -24,12 +24,13 @@ TIMES += ("padding_share", "utilization", "host_peak_bytes", "device_peak_bytes"
 STEPS = 30
 
 
-def start(tiny: Path, out: Path, dies_after: int | None = None) -> subprocess.Popen:
+def start(tiny: Path, out: Path, env: dict, dies_after: int | None = None) -> subprocess.Popen:
     command = ["-m", "goat_jax.cli.main"] if dies_after is None else [dying.__file__, dies_after]
     command += ["train", "--quiet", "--out", out]
     command += ["--config", f"{tiny / 'config.py'}:{LIGHT},steps={STEPS}"]
     return subprocess.Popen(
         [sys.executable, *map(str, command)],
+        env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -61,14 +62,22 @@ def final_state(out: Path):
     return state
 
 
-@pytest.mark.slow
-def test_killed_and_restarted_ends_with_the_same_bits(tiny, tmp_path):
+# Right after an evaluation and its save, whose files are being written. Nightly also before the
+# first checkpoint and in the middle, one after another.
+@pytest.mark.parametrize(
+    "kills",
+    [
+        pytest.param((20,), marks=pytest.mark.slow),
+        pytest.param((4, 13, 20), marks=pytest.mark.nightly),
+    ],
+    ids=len,
+)
+def test_killed_and_restarted_ends_with_the_same_bits(tiny, tmp_path, without_torch, kills):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    undisturbed = start(tiny, whole)
-    # Before the first checkpoint, in the middle, and right after an evaluation and its save.
-    for step in (4, 13, 20):
-        finish(start(tiny, broken, dies_after=step), -signal.SIGKILL)
-    text = finish(start(tiny, broken), 0)
+    undisturbed = start(tiny, whole, without_torch)
+    for step in kills:
+        finish(start(tiny, broken, without_torch, dies_after=step), -signal.SIGKILL)
+    text = finish(start(tiny, broken, without_torch), 0)
     finish(undisturbed, 0)
 
     one, other = final_state(whole), final_state(broken)
