@@ -26,7 +26,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
 
-from mutants import ROOT, TIER, Mutant, read_mutants
+from mutant_list import ROOT, TIER, Mutant, read_mutants
 
 OPTIONS = ("-x", "-q", "--no-header", "-p", "no:cacheprovider", "--doctest-modules")
 # Without the tests of this folder: with a fault applied, its entry no longer fits.

@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 
-from mutants import ROOT, TIER, read_mutants
+from mutant_list import ROOT, TIER, read_mutants
 
 MUTANTS = read_mutants()
 NIGHTLY = "pytest.mark.nightly"
