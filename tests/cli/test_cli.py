@@ -154,7 +154,8 @@ def test_only_reports_to_a_closed_event_loop_are_hushed(capsys, monkeypatch):
     assert "RuntimeError: out of memory" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+# The choice of the folder is tested below, without a process of its own.
+@pytest.mark.nightly
 def test_what_is_compiled_is_kept_for_the_next_start(config_file, tmp_path, without_torch):
     settings = without_torch | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     settings.pop("JAX_COMPILATION_CACHE_DIR", None)  # of other tests

@@ -162,14 +162,26 @@ def lines_of(path):
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
-@pytest.mark.slow
+# One family in CI: the others differ in their rows and in how they are scored, which have tests of
+# their own.
 @pytest.mark.parametrize(
     ("name", "arguments", "scores", "lines"),
     [
-        ("commonsense170k", ["--limit", "1"], {"accuracy", "accuracy/piqa"}, 8),
-        ("metamath", [], {"accuracy", "accuracy_strict", "without_answer"}, 3),
-        ("codefeedback", ["--run-programs", "--seconds", "20"], {"pass@1"}, 3),
-        ("wizardlm", [], {"answered"}, 3),
+        pytest.param(
+            "commonsense170k",
+            ["--limit", "1"],
+            {"accuracy", "accuracy/piqa"},
+            8,
+            marks=pytest.mark.slow,
+        ),
+        *(
+            pytest.param(*case, marks=pytest.mark.nightly)
+            for case in [
+                ("metamath", [], {"accuracy", "accuracy_strict", "without_answer"}, 3),
+                ("codefeedback", ["--run-programs", "--seconds", "20"], {"pass@1"}, 3),
+                ("wizardlm", [], {"answered"}, 3),
+            ]
+        ),
     ],
 )
 def test_the_whole_path_of_every_family(

@@ -68,7 +68,8 @@ def test_lora_dash_finds_directions_and_trains_them(two_modules, tmp_path):
         assert_close(gram, np.broadcast_to(np.eye(8, dtype=np.float32), gram.shape), 1e-5)
 
 
-@pytest.mark.slow
+# That a phase changes at its step and that a run takes up where it was is in test_loop.py.
+@pytest.mark.nightly
 def test_a_switched_run_continues_after_a_fault_with_the_same_bits(
     two_modules, tmp_path, monkeypatch
 ):

@@ -60,8 +60,9 @@ def test_loss_is_task_plus_weighted_aux(built, batch):
     assert total > 2 * 2 * 0.9  # about 1 for each of 2 modules in 2 layers
 
 
-# Any number of parts is the same scan.
-@pytest.mark.parametrize("grad_accum_steps", [2, pytest.param(4, marks=pytest.mark.nightly)])
+# On a whole model; test_micro_batches.py has it on a small one.
+@pytest.mark.nightly
+@pytest.mark.parametrize("grad_accum_steps", [2, 4])
 def test_accumulation_gives_the_whole_batch_s_gradient(built, batch, grad_accum_steps):
     optimizer = optax.sgd(1.0)
 

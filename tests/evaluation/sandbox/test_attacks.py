@@ -374,6 +374,9 @@ ATTEMPTS = {
 }
 
 
+# In CI: the calls by their numbers (below), and files, processes, connections and limits in
+# test_sandbox.py. Here they are tried one by one, each in processes of its own.
+@pytest.mark.nightly
 @pytest.mark.parametrize("attempt", named(ATTEMPTS))
 def test_nothing_outside_its_process_is_reached(attempt):
     outcome = verdict(REACH.format(attempt=attempt))
