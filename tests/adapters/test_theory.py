@@ -6,6 +6,7 @@ those of a_i and b_i, and what a step of them makes of W_i.
 """
 
 import itertools
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,11 @@ from goat_jax.adapters.context import Context
 from goat_jax.adapters.methods import method_spec
 from goat_jax.core import scaling
 from goat_jax.core.initializers import kaiming_uniform
+from tiers import each
 
 IN, OUT, EXPERTS, ACTIVE, TOKENS = 24, 16, 4, 2, 60
 SIZES = {"num_experts": EXPERTS, "top_k": ACTIVE}
+START = jax.jit(init_adapter, static_argnums=1)
 UPCYCLED = method_spec("full_moe", **SIZES)
 
 
@@ -27,10 +30,11 @@ def made(key, *shape):
     return jax.random.normal(jax.random.key(key), shape, jnp.float32)
 
 
+@cache
 def mixture(method, width=OUT, **options):
     """A LoRA mixture on a random kernel, away from its start so that no factor is zero."""
     spec = method_spec(method, total_rank=8, **SIZES, **options)
-    start = init_adapter(made(0, IN, width) / IN**0.5, spec, jax.random.key(1))
+    start = START(made(0, IN, width) / IN**0.5, spec, jax.random.key(1))
     factors = {
         name: array + 0.02 * made(index + 2, *array.shape)
         for index, (name, array) in enumerate(sorted(start.factors.items()))
@@ -66,7 +70,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", each(METHODS, ["goat"]))
 def test_gradients_of_the_experts_are_those_of_whole_kernels(name):
     """dL/da_i = s g_i b_i^T and dL/db_i = s a_i^T g_i; the router's are the same."""
     spec, kernel, factors, scale = mixture(name.split(",")[0], **METHODS[name])
@@ -88,7 +92,7 @@ def test_gradients_of_the_experts_are_those_of_whole_kernels(name):
             np.testing.assert_allclose(gradient[i] / size, expected[part][i] / size, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", each(METHODS, ["goat"]))
 def test_a_step_moves_every_expert_by_its_equivalent_gradient(name):
     """Lemma 2.2: W_i moves by -mu s^2 (a a^T g + g b^T b), and by s^3 mu^2 g b^T a^T g more."""
     spec, kernel, factors, scale = mixture(name.split(",")[0], **METHODS[name])
@@ -112,6 +116,7 @@ def test_a_step_moves_every_expert_by_its_equivalent_gradient(name):
     assert distances[2] < 1e-4 + distances[0] / 90
 
 
+@pytest.mark.slow
 def test_experts_of_aligned_gradients_train_as_whole_kernels():
     """Theorem 3.2: where s^2 a a^T = s^2 b^T b = 1/2, the equivalent gradient is g itself.
 
@@ -119,7 +124,7 @@ def test_experts_of_aligned_gradients_train_as_whole_kernels():
     half the rate the experts move half as far, and end half as far from the kernels, relatively.
     """
     spec = method_spec("molora", total_rank=EXPERTS * IN, scale="theory", **SIZES)
-    start = init_adapter(made(0, IN, IN) / IN**0.5, spec, jax.random.key(1))
+    start = START(made(0, IN, IN) / IN**0.5, spec, jax.random.key(1))
     scale, size = start.scale, (2.0 * start.scale[0] ** 2) ** -0.5
     turns = jnp.stack([jnp.linalg.qr(made(20 + n, IN, IN))[0] for n in range(2 * EXPERTS)])
     factors = {
@@ -129,6 +134,7 @@ def test_experts_of_aligned_gradients_train_as_whole_kernels():
     }
     whole, constants = upcycled(start.kernel, factors, scale)
 
+    @partial(jax.jit, static_argnums=2)
     def trained(arrays, mu, *constants):
         def step(arrays, _):
             g = jax.grad(loss)(arrays, *constants)

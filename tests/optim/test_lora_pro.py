@@ -13,6 +13,8 @@ from goat_jax.optim.adam import scale_by_adam
 from goat_jax.optim.lora_plus import lora_plus
 from goat_jax.optim.lora_pro import CHOICES, adjust, lora_pro, lora_pro_full
 
+ADJUST = jax.jit(adjust, static_argnums=5)
+
 
 def _random(seed=0, lead=(), width=7, rank=3, out=5):
     keys = jax.random.split(jax.random.key(seed), 3)
@@ -31,7 +33,7 @@ def test_the_move_of_the_kernel_is_the_projection_of_the_full_gradient(x):
     with jax.default_matmul_precision("highest"):
         a, b, full = _random()
         scale = jnp.float32(1.7)
-        grads = adjust(a, b, *_factor_gradients(a, b, full, scale), scale, x)
+        grads = ADJUST(a, b, *_factor_gradients(a, b, full, scale), scale, x)
         moved = scale * (a @ grads[1] + grads[0] @ b)
         on_a, on_b = a @ jnp.linalg.pinv(a), jnp.linalg.pinv(b) @ b
         expected = on_a @ full + (full - on_a @ full) @ on_b
@@ -47,17 +49,17 @@ def test_sylvester_is_the_choice_nearest_to_the_raw_gradients():
         def distance(grads):
             return sum(float(jnp.square(g - r).sum()) for g, r in zip(grads, raw, strict=True))
 
-        best = adjust(a, b, *raw, scale, "sylvester")
+        best = ADJUST(a, b, *raw, scale, "sylvester")
         nudge = 0.01 * jax.random.normal(jax.random.key(9), (3, 3))
         near = (best[0] + a @ nudge, best[1] - nudge @ b)
-        others = [adjust(a, b, *raw, scale, x) for x in ("symmetry", "zero")]
+        others = [ADJUST(a, b, *raw, scale, x) for x in ("symmetry", "zero")]
     assert distance(best) < min(map(distance, [*others, near]))
 
 
 def test_a_zero_b_needs_no_special_case():
     a, b, full = _random()
     b = jnp.zeros_like(b)
-    grads = adjust(a, b, *_factor_gradients(a, b, full, 2.0), jnp.float32(2.0))
+    grads = ADJUST(a, b, *_factor_gradients(a, b, full, 2.0), jnp.float32(2.0))
     assert np.isfinite(grads[0]).all() and np.isfinite(grads[1]).all()
     np.testing.assert_array_equal(grads[0], 0.0)
 
@@ -66,8 +68,8 @@ def test_a_stack_of_experts_is_adjusted_one_by_one():
     a, b, full = _random(lead=(2, 4))
     scale = jnp.arange(1.0, 9.0).reshape(2, 4)
     raw = _factor_gradients(a, b, full, 1.0)
-    together = adjust(a, b, *raw, scale)
-    alone = adjust(a[1, 2], b[1, 2], raw[0][1, 2], raw[1][1, 2], scale[1, 2])
+    together = ADJUST(a, b, *raw, scale)
+    alone = ADJUST(a[1, 2], b[1, 2], raw[0][1, 2], raw[1][1, 2], scale[1, 2])
     for ours, theirs in zip(together, alone, strict=True):
         np.testing.assert_allclose(ours[1, 2], theirs, rtol=1e-3, atol=1e-4)
 
@@ -96,7 +98,7 @@ def test_adjusted_gradients_are_the_published_ones(shared, x):
         pair = _pair(arrays)
         grads = (jnp.asarray(arrays[name].T) for name in ("grad_A", "grad_B"))
         with jax.default_matmul_precision("highest"):
-            a, b = adjust(pair["a"], pair["b"], *grads, jnp.float32(entry["scale"]), x)
+            a, b = ADJUST(pair["a"], pair["b"], *grads, jnp.float32(entry["scale"]), x)
         _close(a.T, arrays[f"adj_A_{x}"], 1e-5)
         _close(b.T, arrays[f"adj_B_{x}"], 1e-5)
 
