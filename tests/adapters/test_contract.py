@@ -22,7 +22,7 @@ from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.nn.dense import Adapter, Dense, merge_model, run_model, split_model
 from goat_jax.nn.named_modules import find_sites, reports_by_name
 from goat_jax.testing import assert_close
-from tiers import each, first_of_each
+from tiers import first_of_each
 
 IN, OUT, BATCH, TOKENS = 24, 20, 3, 5
 SIZES = {"adalora": {"total_rank": 6, "target_rank": 2}, "pissa": {"total_rank": 2, "alpha": 2.0},
@@ -66,7 +66,19 @@ class Layer:
         return self.factors | self.constants
 
 
-@pytest.fixture(scope="module", params=each(METHODS, ["lora", "dora", "molora", "goat"]))
+PARTS_OF_A_LAYER = ("initializer", "base_edit", "router", "combine", "scale", "aux_loss")
+
+
+def kinds_of_parts(name, parts=PARTS_OF_A_LAYER):
+    """Methods of the same kinds differ in numbers, or only in how they are trained."""
+    return [type(getattr(METHODS[name].spec, part)) for part in parts]
+
+
+QUICK_LAYERS = ["lora", "dora", "molora", "goat"]
+LAYERS = first_of_each(METHODS, kinds_of_parts, QUICK_LAYERS)
+
+
+@pytest.fixture(scope="module", params=LAYERS)
 def layer(request):
     spec = small(request.param)
     start = START(KERNEL, spec, jax.random.key(0), GRADIENT)
@@ -311,14 +323,13 @@ def make_step(model, graph, spec, goal, rate):
 def parts_in_a_model(case):
     """Every kind of part in an encoder; what a model's layers make of them in a decoder.
 
-    Methods of the same parts differ in numbers only, and every method is tested as a layer above.
+    The scales, which are numbers to a model, are those of the layers above.
     """
     name, kind = case
     spec = METHODS[name].spec
     if kind == "decoder":
         return [(kind, spec.router.mergeable, spec.combine.replaces, spec.combine.layout)]
-    parts = (spec.initializer, spec.base_edit, spec.router, spec.combine, spec.aux_loss)
-    return map(type, parts)
+    return kinds_of_parts(name, ("initializer", "base_edit", "router", "combine", "aux_loss"))
 
 
 CASES = [(name, kind) for kind in MODELS for name in METHODS]
@@ -349,7 +360,7 @@ def test_a_model_starts_and_learns_in_one_trace(case, bases, outputs_before):
 NUMBERS = [
     (name, part, field.name)
     for name, method in METHODS.items()
-    for part in ("initializer", "base_edit", "router", "combine", "scale", "aux_loss")
+    for part in PARTS_OF_A_LAYER
     for field in dataclasses.fields(getattr(method.spec, part))
     if isinstance(getattr(getattr(method.spec, part), field.name), int | float | None)
 ]
