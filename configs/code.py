@@ -19,10 +19,9 @@ Expected pass@1 on HumanEval (percent, from the paper; it samples answers, here 
 This project includes no run at this size.
 """
 
-from goat_jax.config.paper import llama_eta, method_sizes, peak_rate
-from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
+from goat_jax.config.paper import llama_config, peak_rate
+from goat_jax.config.run import RunConfig
 from goat_jax.data.tasks.registry import make_task
-from goat_jax.optim.optimizer import OptimizerConfig
 
 TRAIN_ROWS = 100_000
 
@@ -40,29 +39,17 @@ def get_config(
     dropout: float = 0.05,
     seed: int = 0,
 ) -> RunConfig:
-    exam = make_task(task, folder=folder, questions=questions, packing=False)
-    steps = 5 * (TRAIN_ROWS // batch)
-    rate = peak_rate(method, adapters=2e-5, full=1e-5) if learning_rate is None else learning_rate
-    sizes = method_sizes(method, rank, 2.0 * rank, dropout)
-    return RunConfig(
-        model=ModelConfig(model, dtype="bfloat16", remat="full"),
-        task=exam,
-        adapter=AdapterConfig(
-            method=method,
-            modules_to_save=(),
-            defaults={"eta": llama_eta(rate)},
-            **sizes,
-        ),
-        optimizer=OptimizerConfig(learning_rate=rate, warmup_steps=100),
-        train=TrainConfig(
-            steps=steps,
-            batch_size=batch,
-            grad_accum_steps=grad_accum_steps,
-            max_length=1024,
-            eval_batch_size=16,
-            eval_every=max(1, steps // 10),
-            save_every=max(1, steps // 20),
-            seed=seed,
-        ),
-        out=f"runs/{task}-{method}-{rank}-{seed}",
+    rate = peak_rate(method, adapters=2e-5, full=1e-5)
+    return llama_config(
+        make_task(task, folder=folder, questions=questions, packing=False),
+        method,
+        model,
+        rank=rank,
+        steps=5 * (TRAIN_ROWS // batch),
+        batch=batch,
+        grad_accum_steps=grad_accum_steps,
+        max_length=1024,
+        learning_rate=rate if learning_rate is None else learning_rate,
+        dropout=dropout,
+        seed=seed,
     )

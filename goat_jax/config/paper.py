@@ -10,7 +10,10 @@ from types import MappingProxyType
 from typing import Any
 
 from goat_jax.adapters.methods import method_spec
+from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
+from goat_jax.data.tasks.registry import Task
 from goat_jax.errors import UserError
+from goat_jax.optim.optimizer import OptimizerConfig
 
 
 def llama_eta(learning_rate: float) -> float:
@@ -36,6 +39,62 @@ def peak_rate(method: str, adapters: float, full: float) -> float:
     [0.0001, 1e-05, 1e-05]
     """
     return full if method_spec(method).combine.layout == "kernels" else adapters
+
+
+def llama_config(
+    task: Task,
+    method: str,
+    model: str,
+    *,
+    rank: int,
+    steps: int,
+    batch: int,
+    grad_accum_steps: int,
+    max_length: int,
+    learning_rate: float,
+    dropout: float,
+    seed: int,
+    **adapter: Any,
+) -> RunConfig:
+    """Returns the paper's run of a LLaMA on a language task.
+
+    Args:
+        task: the task to train on.
+        method: a key of `METHODS`.
+        model: a checkpoint folder, or a name on the hub.
+        rank: the total rank; alpha is twice as large.
+        steps: the number of optimizer steps.
+        batch: the number of rows of a step.
+        grad_accum_steps: the number of parts that a step's batch is computed in.
+        max_length: the number of tokens that a row is truncated to.
+        learning_rate: the peak learning rate, which also decides eta.
+        dropout: the dropout rate on the adapter's input.
+        seed: the seed of everything random.
+        adapter: further fields of `AdapterConfig`.
+    """
+    return RunConfig(
+        model=ModelConfig(model, dtype="bfloat16", remat="full"),
+        task=task,
+        adapter=AdapterConfig(
+            method=method,
+            modules_to_save=(),
+            defaults={"eta": llama_eta(learning_rate)},
+            **method_sizes(method, rank, 2.0 * rank, dropout),
+            **adapter,
+        ),
+        optimizer=OptimizerConfig(learning_rate=learning_rate, warmup_steps=100),
+        train=TrainConfig(
+            steps=steps,
+            batch_size=batch,
+            grad_accum_steps=grad_accum_steps,
+            max_length=max_length,
+            eval_batch_size=16,
+            eval_every=max(1, steps // 10),
+            save_every=max(1, steps // 20),
+            seed=seed,
+        ),
+        out=f"runs/{task.name}-{method}-{rank}-{seed}",
+    )
 
 
 def method_sizes(method: str, rank: int, alpha: float, dropout: float) -> dict[str, Any]:
