@@ -53,6 +53,41 @@ def drop_compiled_programs():
         jax.clear_caches()
 
 
+SHORT = 5.0
+"""Most seconds of the processor, not of a clock, for a test that is neither slow nor nightly."""
+
+
+def pytest_addoption(parser):
+    parser.addoption("--strict-tiers", action="store_true", help="fail if a quick test is long")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    before = sum(os.times()[:4])
+    result = yield
+    if not any(item.get_closest_marker(tier) for tier in ("slow", "nightly")):
+        item.user_properties.append(("processor_seconds", sum(os.times()[:4]) - before))
+    return result
+
+
+def long_tests(config) -> list[str]:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    passed = reporter.stats.get("passed", []) if reporter else []
+    spent = [(dict(one.user_properties).get("processor_seconds", 0.0), one) for one in passed]
+    return [f"{used:.1f} s {one.nodeid}" for used, one in spent if used > SHORT]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if found := long_tests(config):
+        terminalreporter.section(f"unmarked tests over {SHORT:.0f} processor-seconds: mark as slow")
+        terminalreporter.write_line("\n".join(found))
+
+
+def pytest_sessionfinish(session):
+    if session.config.getoption("--strict-tiers", False) and long_tests(session.config):
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The development data beside the repository; tests that need it skip visibly without it."""
