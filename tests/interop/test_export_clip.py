@@ -23,13 +23,17 @@ from goat_jax.optim.optimizer import OptimizerConfig
 from goat_jax.training.checkpoints.restore import reopen
 from goat_jax.training.checkpoints.run_dir import load_run
 from goat_jax.training.trainer import begin
+from tiers import first_of_each
 from trained import trained_elsewhere
 
 torch = pytest.importorskip("torch", reason="needs the extra 'test', which brings torch")
 peft = pytest.importorskip("peft", reason="needs the extra 'test', which brings peft")
 transformers = pytest.importorskip("transformers")
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
+]
 
 CLOSE = 1e-5
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -157,7 +161,6 @@ def test_what_was_not_adapted_stays_as_it_was(zero_shot, tmp_path):
     )
 
 
-@pytest.mark.slow
 def test_a_trained_class_matrix_has_no_place_in_a_clip(run_of, tmp_path):
     run = run_of("clip", "zero_shot", ("classifier",))
     for to in ("merged", "peft"):
@@ -166,14 +169,12 @@ def test_a_trained_class_matrix_has_no_place_in_a_clip(run_of, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_a_trained_projection_has_one(run_of, tmp_path):
     run = run_of("clip", "zero_shot", ("visual_projection",))
     export_run(run, "merged", tmp_path / "out")
     check_same(snippet(tmp_path / "out")["logits"](THEIRS), our_logits(run))
 
 
-@pytest.mark.slow
 def test_peft_adapts_the_vision_tower_alone(zero_shot, tmp_path):
     export_run(zero_shot, "peft", tmp_path / "out")
     names = snippet(tmp_path / "out")
@@ -188,19 +189,10 @@ def test_peft_adapts_the_vision_tower_alone(zero_shot, tmp_path):
     assert not any("classifier" in name for name in load_file(tmp_path / "out" / ADAPTER))
 
 
-# The bare towers of ViT and DINOv2 are exported in CI with their own head
-# (test_export_families.py), and with one that was started here at night.
-@pytest.mark.slow
+# CI exports a whole CLIP above, and the other towers with a head of their own
+# (test_export_families.py); with one that was started here they are nightly.
 @pytest.mark.parametrize(
-    "family",
-    [
-        "clip_vision_model",
-        pytest.param("clip", marks=pytest.mark.slow),
-        *(
-            pytest.param(n, marks=(pytest.mark.slow, pytest.mark.nightly))
-            for n in ("vit", "dinov2")
-        ),
-    ],
+    "family", first_of_each(MODELS, lambda _: (), first=["clip_vision_model"], marks=())
 )
 def test_a_linear_head_is_transformers_own(family, run_of, tmp_path):
     run = run_of(family, "linear", ("classifier",))
@@ -214,7 +206,6 @@ def test_a_linear_head_is_transformers_own(family, run_of, tmp_path):
     check_same(snippet(tmp_path / "out")["model"](THEIRS).logits, our_logits(run))
 
 
-@pytest.mark.slow
 def test_a_run_in_bfloat16_loads_in_bfloat16(run_of, tmp_path):
     export_run(run_of("clip", "zero_shot", (), "bfloat16"), "merged", tmp_path / "out")
     model = load_whole(transformers.CLIPModel, tmp_path / "out")

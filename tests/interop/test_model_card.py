@@ -120,6 +120,7 @@ def narrow(config, tiny, tmp_path_factory):
     return begin(own, trained_elsewhere).folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "dtype"), [(None, "bfloat16"), ("float32", "float32"), ("float16", "float16")]
 )
@@ -130,6 +131,7 @@ def test_merged_weights_have_the_dtype_of_the_pretrained_ones(asked, dtype, narr
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
 
 
+@pytest.mark.slow
 def test_a_dtype_is_for_merged_weights_and_known(narrow, tmp_path):
     with pytest.raises(UserError, match="--dtype is for --to merged"):
         export_run(narrow, "peft", tmp_path / "out", dtype="float32")
