@@ -24,6 +24,8 @@ from goat_jax.training.phase_change import make_switch, starting_constants
 from goat_jax.training.shardings import keep_rows, start_state
 from goat_jax.training.step import make_train_step
 
+pytestmark = pytest.mark.slow
+
 ROWS, TOKENS, STEPS = 8, 8, 4
 HEADS = {"num_heads": 8, "num_layers": 2}
 # One that leads into a block's inside and one that leads back.
@@ -142,7 +144,6 @@ def check(alone, family, method, shape):
     return state
 
 
-@pytest.mark.slow
 def test_a_switch_between_two_steps_is_that_of_one_device(alone):
     state = check(alone, "encoder", "lora_dash", (2, 2, 2))
     arrays = jax.tree_util.tree_leaves_with_path(state.trainable)
@@ -160,11 +161,9 @@ GRID = [
 
 
 def marks(family, method, shape):
-    """On (2, 2, 2) every family and every method meets every axis; the other shapes are nightly."""
-    if (family, method) == ("decoder", "goat") and shape == (2, 2, 2):
-        return ()
+    """On (2, 2, 2) every family and every method meets every axis; the others are nightly."""
     met = shape == (2, 2, 2) and (family, method) != ("encoder", "goat")
-    return pytest.mark.slow if met else (pytest.mark.slow, pytest.mark.nightly)
+    return () if met else (pytest.mark.nightly,)
 
 
 @pytest.mark.parametrize(
