@@ -109,7 +109,7 @@ def _compiled(size: Size, spec: AdapterSpec, dtype: Any, depth: int | None = Non
 
 
 def measure_growth(
-    size: Size, method: str, ranks: Sequence[int], experts: Sequence[int], turns: int = 5
+    size: Size, spec: AdapterSpec, ranks: Sequence[int], experts: Sequence[int], turns: int = 5
 ) -> dict[str, list[tuple[int, Measured]]]:
     """Measures how the cost of a method's layer grows.
 
@@ -118,7 +118,7 @@ def measure_growth(
 
     Args:
         size: the layer's size; the tokens vary around it.
-        method: the method's name.
+        spec: the method; its total rank is replaced.
         ranks: the total ranks.
         experts: the numbers of experts, at a total rank of the largest of them.
         turns: the number of timed calls of each.
@@ -127,16 +127,15 @@ def measure_growth(
         axis -> list of (value, measurement); ratios are to the first value.
     """
     rank = max(experts)
-    spec = method_spec(method, total_rank=rank)
+    spec = spec.replace(total_rank=rank)
 
     def of(spec: AdapterSpec, tokens: int = size.tokens, depth: int | None = None) -> Contender:
         return _compiled(dataclasses.replace(size, tokens=tokens), spec, jnp.float32, depth)
 
     axes = {
-        "total rank": {r: of(method_spec(method, total_rank=r)) for r in ranks},
+        "total rank": {r: of(spec.replace(total_rank=r)) for r in ranks},
         f"experts at rank {rank}": {
-            e: of(method_spec(method, total_rank=rank, num_experts=e, top_k=min(2, e)))
-            for e in experts
+            e: of(spec.replace(num_experts=e, top_k=min(2, e))) for e in experts
         },
         "tokens": {n: of(spec, n) for n in (size.tokens * k // 4 for k in (1, 2, 4, 8))},
     }

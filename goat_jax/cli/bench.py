@@ -7,6 +7,7 @@ import dataclasses
 import json
 from typing import Any
 
+from goat_jax.adapters.methods import method_spec
 from goat_jax.bench.layer import SIZES, Size, contenders, measure_growth, measure_layer
 from goat_jax.bench.measured import Measured
 from goat_jax.bench.steps import measure_steps
@@ -79,8 +80,9 @@ def _steps(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
 def _growth(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
     _no_overrides(overrides)
     size = (_sizes(options.size) or [Size(1024, 1024, 1024)])[0]
-    method = options.methods[-1]
-    found = measure_growth(size, method, (8, 16, 32, 64, 128), (4, 8, 16, 32), turns=options.turns)
+    entry = read_entries(options.methods)[-1]
+    spec, method = method_spec(entry.method, **entry.options), entry.label
+    found = measure_growth(size, spec, (8, 16, 32, 64, 128), (4, 8, 16, 32), turns=options.turns)
     rows = [
         [axis, value, one.seconds, one.temporaries / 2**20]
         for axis, points in found.items()

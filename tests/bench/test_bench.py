@@ -77,7 +77,7 @@ def test_cost_by_experts_is_flat_but_for_the_router():
 
 @pytest.mark.slow
 def test_growth_is_measured_along_every_axis():
-    found = measure_growth(Size(32, 16, 16), "goat", (8, 16), (4, 8), turns=1)
+    found = measure_growth(Size(32, 16, 16), method_spec("goat"), (8, 16), (4, 8), turns=1)
     assert {axis: [n for n, _ in points] for axis, points in found.items()} == {
         "total rank": [8, 16],
         "experts at rank 8": [4, 8],
@@ -86,7 +86,7 @@ def test_growth_is_measured_along_every_axis():
     }
     flops = [one.flops for _, one in found["layers"]]
     assert [n / flops[0] for n in flops] == [1, 2, 4, 8]
-    oblong = measure_growth(Size(8, 16, 24), "lora", (1,), (1,), turns=1)
+    oblong = measure_growth(Size(8, 16, 24), method_spec("lora"), (1,), (1,), turns=1)
     assert "layers" not in oblong  # no layer takes the outputs of the one before
     assert slope([1, 2, 4, 8], [1.0, 4.0, 16.0, 64.0]) == pytest.approx(2.0)
 

@@ -169,7 +169,11 @@ def bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE[:OPT=V,...]", help="whose steps")
     parser.add_argument("--model", metavar="NAME|FOLDER", help="whose sizes; the config's model")
     parser.add_argument(
-        "--methods", nargs="+", default=["lora", "goat"], metavar="METHOD", help="of a step"
+        "--methods",
+        nargs="+",
+        default=["lora", "goat"],
+        metavar="METHOD[:OPT=V,...]",
+        help="of a step; the last one is that of growth",
     )
     parser.add_argument("--turns", type=number(Count), default=9, help="of each contender (9)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="keep JSON and figure there")
