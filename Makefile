@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# Without compiling what most packages never import, an installation takes half of the processor's time.
+# Most modules of the packages are never imported: compiling them is left to their first import.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable
 
 .PHONY: demo test lint docs clean
@@ -11,7 +11,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/goat-jax train --config configs/demo.py --out runs/demo
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not nightly'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not nightly'
 
 # Warnings are errors: a broken link, a public name without an entry, a docstring that is no text.
 docs: $(VENV)/docs.stamp
