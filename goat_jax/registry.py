@@ -6,10 +6,10 @@ defaults, so that the name alone is enough to make the part.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from goat_jax.typing import is_record
 from goat_jax.validation.checks import check_choice
 
 REGISTRY: dict[str, dict[str, type]] = {}
@@ -36,7 +36,7 @@ def part(kind: str, name: str) -> Callable[[Class], Class]:
     return add
 
 
-def find_part(kind: str, value: Any) -> Any:
+def find_part(kind: str, value: object) -> Any:
     """Returns the part of a name, with its default options; a part is returned unchanged.
 
     Args:
@@ -52,7 +52,7 @@ def find_part(kind: str, value: Any) -> Any:
     AlphaOverRank()
     """
     named = REGISTRY[kind]
-    is_part = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    is_part = is_record(value)
     other_kind = next((k for k, of in REGISTRY.items() if type(value) in of.values()), kind)
     if not is_part or (type(value) not in named.values() and other_kind != kind):
         check_choice(kind, value, named)
@@ -60,7 +60,7 @@ def find_part(kind: str, value: Any) -> Any:
     return value
 
 
-def find_function(name: str, value: Any, known: Mapping[str, Any]) -> Any:
+def find_function(name: str, value: object, known: Mapping[str, Any]) -> Any:
     """Returns the function of a name; a function is returned unchanged.
 
     Args:
@@ -74,4 +74,4 @@ def find_function(name: str, value: Any, known: Mapping[str, Any]) -> Any:
     if callable(value):
         return value
     check_choice(name, value, known)
-    return known[value]
+    return known[str(value)]

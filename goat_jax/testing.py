@@ -34,7 +34,7 @@ class CountTraces:
         return self.function(*args, **kwargs)
 
 
-def relative_error(got: Any, expected: Any) -> float:
+def relative_error(got: object, expected: object) -> float:
     """Returns the largest difference of two arrays over the largest expected magnitude (max norm).
 
     If all expected values are zero, it returns the largest difference itself.

@@ -91,7 +91,7 @@ def _default_align(columns: int, rows: Sequence[Sequence[Any]]) -> str:
     return "".join("r" if is_numeric(column) else "l" for column in range(columns))
 
 
-def _cell(value: Any, markdown: bool) -> str:
+def _cell(value: object, markdown: bool) -> str:
     if value is None:
         return "-"
     text = (

@@ -14,10 +14,24 @@ F       feed-forward width              V       vocabulary
 ======  ==============================  ======  ==================================
 """
 
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeGuard
 
 import jax
+from jax.typing import DTypeLike
+
+__all__ = [
+    "Array",
+    "Batch",
+    "DTypeLike",
+    "Dataclass",
+    "Factors",
+    "Key",
+    "PyTree",
+    "Tokenizer",
+    "is_record",
+]
 
 Array: TypeAlias = jax.Array
 Key: TypeAlias = jax.Array
@@ -26,3 +40,48 @@ Factors: TypeAlias = dict[str, Array]
 """Trained arrays of one adapter by name: ``a`` (E, I, R), ``b`` (E, R, O), ``router`` (I, E)."""
 Batch: TypeAlias = Mapping[str, Any]
 """Arrays of a batch by name, of numpy or jax."""
+
+
+class Dataclass(Protocol):
+    """An instance of any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+def is_record(value: object) -> TypeGuard[Dataclass]:
+    """True for an instance of a dataclass; `dataclasses.is_dataclass` is true for classes, too."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that this package uses."""
+
+    eos_token: str | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+    model_max_length: int
+    special_tokens_map: Mapping[str, Any]
+
+    def __call__(self, *texts: str | Sequence[str], **options: Any) -> Any:
+        """Returns the token ids of texts, and what else is requested, by name."""
+        ...
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """Returns the text of tokens."""
+        ...
+
+    def convert_ids_to_tokens(self, ids: int) -> str:
+        """Returns the token with this id."""
+        ...
+
+    def num_special_tokens_to_add(self, *, pair: bool) -> int:
+        """Returns the number of special tokens that are added to a text or to a pair of texts."""
+        ...
+
+    def get_chat_template(self, *, tools: object) -> str:
+        """Returns the chat template, a Jinja text."""
+        ...
+
+    def apply_chat_template(self, conversation: Sequence[Any], **options: Any) -> Any:
+        """Renders messages with the chat template."""
+        ...

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import numpy as np
 import torch
+from flax import nnx
 
 from goat_jax.bench.turns import machine_line, random_like, take_turns
 from goat_jax.cli.entry import Parser, in_one_line
@@ -22,6 +24,7 @@ from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig
 from goat_jax.data.tasks.registry import language_files
 from goat_jax.errors import UserError
 from goat_jax.evaluation.sampler import Generator, Sampling
+from goat_jax.models.decoder.model import Decoder
 from goat_jax.models.known_sizes import model_config, transformers_config
 from goat_jax.models.load import random_model
 from goat_jax.nn.dense import merge_model
@@ -30,7 +33,18 @@ from goat_jax.training.abstract_run import abstract_run
 from goat_jax.validation.checks import check_number
 
 
-def adapted(model: str, method: str) -> Any:
+def decoder(made: nnx.Module, model: str) -> Decoder:
+    """Returns a model of these sizes if it generates text.
+
+    Raises:
+        UserError: a model of another kind.
+    """
+    if not isinstance(made, Decoder):
+        raise UserError(f"--model {model}: it is no language model, so it generates no text")
+    return made
+
+
+def adapted(model: str, method: str) -> Decoder:
     """Returns the model with a method's adapters on every linear layer and random weights."""
     task = language_files("none.jsonl", "none.jsonl")
     run = abstract_run(
@@ -38,12 +52,13 @@ def adapted(model: str, method: str) -> Any:
     )
     leaves, structure = jax.tree.flatten((run.state.trainable, run.state.frozen(run.base)))
     numbers = [random_like(leaf, seed) for seed, leaf in enumerate(leaves)]
-    return merge_model(run.graph, *jax.tree.unflatten(structure, numbers))
+    return decoder(merge_model(run.graph, *jax.tree.unflatten(structure, numbers)), model)
 
 
-def jax_answers(model: Any, prompts: np.ndarray, new: int) -> Callable[[], Any]:
+def jax_answers(model: Decoder, prompts: np.ndarray, new: int) -> Callable[[], Any]:
     """Returns a function that generates `new` tokens per prompt and passes each to the host."""
-    generator, sampling = Generator(model, tokenizer=None, apart=True), Sampling(max_new_tokens=new)
+    no_texts: Any = SimpleNamespace(eos_token_id=None)  # prompts and answers are token ids
+    generator, sampling = Generator(model, no_texts, apart=True), Sampling(max_new_tokens=new)
     # Random weights may choose any token, the end of the text too, which would shorten an answer.
     generator.end_ids = ()
     rows = prompts.tolist()
@@ -93,7 +108,9 @@ def _main(arguments: Sequence[str] | None) -> int:
     for rows in options.rows:
         check_number("--rows", rows, at_least=1, whole=True)
     plain = random_model(model_config(options.model), key=jax.random.key(0)).model
-    models = {"jax": plain} | {f"jax {m}": adapted(options.model, m) for m in options.methods}
+    models = {"jax": decoder(plain, options.model)} | {
+        f"jax {m}": adapted(options.model, m) for m in options.methods
+    }
     print(machine_line())
     for rows in options.rows:
         prompts = np.random.default_rng(0).integers(3, 1000, (rows, options.prompt))

@@ -1,12 +1,18 @@
 """Initializes, applies and merges an adapter: pure functions of arrays, for every method."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from goat_jax.adapters.context import Context, dropout
-from goat_jax.adapters.protocols import CombineInputs, Given, RouterInputs
+from goat_jax.adapters.protocols import (
+    ChoosesTriplets,
+    CombineInputs,
+    DropsTriplets,
+    Given,
+    RouterInputs,
+)
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core.aux_losses import expert_load, mean_weights, router_entropy
 from goat_jax.core.products import narrow_products
@@ -75,19 +81,19 @@ def init_adapter(
     {'a': (8, 16, 1), 'b': (8, 1, 8), 'router': (16, 8)}
     """
     segment_key, factor_key, router_key = jax.random.split(key, 3)
-    dropped = None
+    dropped, dropper = None, _chooser(spec)
     # Triplets passed in belong to the part that selects them, here the base edit.
-    if _chooser(spec) is spec.base_edit:
+    if isinstance(dropper, DropsTriplets):
         segments, dropped = None, segments
     if segments is None:
         segments = spec.initializer.decompose(kernel, spec, segment_key)
     scale = spec.scale(kernel.shape[0], segments, spec)
     given = Given(kernel, segments, scale, gradient)
     factors = spec.initializer.factors(given, spec, factor_key)
-    if dropped is None:
-        frozen = spec.base_edit(kernel, factors, scale, spec)
+    if isinstance(dropper, DropsTriplets) and dropped is not None:
+        frozen = dropper.without(kernel, dropped)
     else:
-        frozen = spec.base_edit.without(kernel, dropped)  # type: ignore[attr-defined]
+        frozen = spec.base_edit(kernel, factors, scale, spec)
     # After the base edit: extras such as column magnitudes depend on the frozen kernel.
     extra_key = jax.random.fold_in(router_key, 1)
     extras = spec.combine.extras(frozen, factors, scale, spec, extra_key)
@@ -112,10 +118,10 @@ def segment_index(h: int, spec: AdapterSpec, key: Key) -> Array | None:
     return None if chooser is None else chooser.triplets(h, spec, jax.random.split(key, 3)[0])
 
 
-def _chooser(spec: AdapterSpec) -> Any:
+def _chooser(spec: AdapterSpec) -> ChoosesTriplets | None:
     """Returns the part that selects singular triplets, or None if no part does."""
     parts = (spec.initializer, spec.base_edit)
-    return next((part for part in parts if hasattr(part, "triplets")), None)
+    return next((part for part in parts if isinstance(part, ChoosesTriplets)), None)
 
 
 def apply_adapter(

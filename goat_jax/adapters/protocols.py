@@ -7,7 +7,7 @@ whole run are beside their implementations: `Transform` and `Course`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 
@@ -112,6 +112,24 @@ class RouterInputs(NamedTuple):
     spec: AdapterSpec
     ctx: Context
     logits: Array | None = None
+
+
+@runtime_checkable
+class ChoosesTriplets(Protocol):
+    """A part that selects singular triplets of a kernel."""
+
+    def triplets(self, h: int, spec: AdapterSpec, key: Key) -> Array:
+        """Returns the index (E, R) of the triplets among a kernel's h triplets."""
+        ...
+
+
+@runtime_checkable
+class DropsTriplets(ChoosesTriplets, Protocol):
+    """A base edit that removes the triplets that it selects."""
+
+    def without(self, kernel: Array, minor: Svd) -> Array:
+        """Returns the kernel minus these triplets, u (E, I, R), s (E, R), vt (E, R, O)."""
+        ...
 
 
 class Router(Protocol):

@@ -19,6 +19,7 @@ from goat_jax.adapters.protocols import (
 from goat_jax.errors import UserError, nearest
 from goat_jax.optim.transforms import PLAIN, Transform
 from goat_jax.registry import find_part
+from goat_jax.typing import Dataclass, is_record
 from goat_jax.validation.fields import NonNegative, Rate, check_fields
 
 PARTS = (
@@ -163,22 +164,22 @@ class AdapterSpec:
         return by_option[option]
 
 
-def _options(part: Any) -> list[str]:
+def _options(part: Dataclass) -> list[str]:
     """Returns the names of a part's fields and of the fields of parts nested in it."""
     names = []
     for field in dataclasses.fields(part):
         inner = getattr(part, field.name)
-        names += [field.name, *(_options(inner) if dataclasses.is_dataclass(inner) else [])]
+        names += [field.name, *(_options(inner) if is_record(inner) else [])]
     return names
 
 
-def _set_option(part: Any, name: str, value: Any) -> Any:
+def _set_option(part: Dataclass, name: str, value: object) -> Any:
     """Returns the part with one of its `_options` replaced."""
     for field in dataclasses.fields(part):
         inner = getattr(part, field.name)
         if field.name == name:
             return dataclasses.replace(part, **{name: value})
-        if dataclasses.is_dataclass(inner) and name in _options(inner):
+        if is_record(inner) and name in _options(inner):
             return dataclasses.replace(part, **{field.name: _set_option(inner, name, value)})
     raise AssertionError(f"{type(part).__name__} has no option {name}")
 

@@ -17,6 +17,7 @@ from goat_jax.errors import RunFailed, UserError
 from goat_jax.evaluation.types import ExamOptions
 from goat_jax.files import read_json, user_path, write_whole
 from goat_jax.training.checkpoints.run_dir import RESULT
+from goat_jax.typing import is_record
 
 EDGE = 2**16
 """Number of bytes at a file's beginning and at its end that its stamp reads."""
@@ -129,7 +130,7 @@ def stamps(values: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _texts(value: Any) -> Iterable[str]:
+def _texts(value: object) -> Iterable[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | list):
@@ -161,9 +162,9 @@ def _traits(options: ExamOptions) -> dict[str, Any]:
     return {name: _short(value) for name, value in values.items()}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """Converts nested dataclasses, mappings and sequences to JSON values."""
-    if dataclasses.is_dataclass(value):
+    if is_record(value):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(each) for key, each in value.items()}
@@ -172,7 +173,7 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | None) else type(value).__name__
 
 
-def _short(value: Any) -> Any:
+def _short(value: object) -> Any:
     if isinstance(value, dict):
         return {name: _short(each) for name, each in value.items()}
     text = json.dumps(value)

@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
-from goat_jax.adapters.adapter import segment_index
+from goat_jax.adapters.adapter import Report, segment_index
 from goat_jax.adapters.context import Context
 from goat_jax.config.run import RunConfig
 from goat_jax.data.pipeline.image_view import view_of
@@ -20,15 +21,15 @@ from goat_jax.data.pipeline.tokenize import load_tokenizer
 from goat_jax.errors import UserError
 from goat_jax.interop.modules import read_kernels
 from goat_jax.models.load import load_model
-from goat_jax.nn.dense import Adapter, merge_model
-from goat_jax.nn.named_modules import find_sites, name_number
+from goat_jax.nn.dense import Adapter, Dense, merge_model
+from goat_jax.nn.named_modules import Site, find_sites, name_number
 from goat_jax.plots.spectra import Spectrum
 from goat_jax.pretrained.resolve import find_model
 from goat_jax.training.checkpoints.restore import Reopened
 from goat_jax.training.setup import load_rows, model_options
 from goat_jax.training.step import forward
 from goat_jax.training.task_types import problem_of
-from goat_jax.typing import Batch
+from goat_jax.typing import Batch, PyTree
 
 IMAGE = "pixel_values"
 BATCHES = 4
@@ -83,13 +84,15 @@ def routes(run: Reopened, batch: Batch, tokens: Sequence[str] = ()) -> Routes:
     return Routes(weights, tokens, image)
 
 
-def _reports(run: Reopened, batches: Sequence[Batch], *, per_token: bool) -> list[Any]:
+def _reports(
+    run: Reopened, batches: Sequence[Batch], *, per_token: bool
+) -> list[dict[str, Report]]:
     """Returns the adapters' reports on each batch, as module -> `Report`."""
     objective = problem_of(run.config.task).objective(run.config.task)
     base = run.state.frozen(run.built.base)
 
     @jax.jit
-    def reports(trainable: Any, base: Any, batch: Batch) -> Any:
+    def reports(trainable: PyTree, base: PyTree, batch: Batch) -> dict[str, Report]:
         own = Context.of_batch(batch, None, batch.get("attention_mask"))
         ctx = dataclasses.replace(own, per_token=per_token)
         return forward(run.built.graph, trainable, base, batch, objective, ctx).reports
@@ -117,14 +120,14 @@ def batch_of_text(run: Reopened, text: str | None, row: int) -> tuple[Batch, lis
     if text is None:
         batch = _evaluation_row(config, row)
         ids = batch["input_ids"][0][batch["attention_mask"][0] > 0]
-        return batch, tokenizer.convert_ids_to_tokens(ids.tolist())
+        return batch, [tokenizer.convert_ids_to_tokens(number) for number in ids.tolist()]
     ids = tokenizer(text, truncation=True, max_length=config.train.max_length)["input_ids"]
     check_ids({"vocab_size": [ids]}, {"vocab_size": run.built.vocabulary})
     blank = problem_of(config.task).one_row(config.task, config.model.path, len(ids))
     batch = dict(blank.gather(np.array([0]), len(ids)))
     batch["input_ids"] = np.array([ids], np.int32)
     batch["attention_mask"] = np.ones((1, len(ids)), np.int32)
-    return batch, tokenizer.convert_ids_to_tokens(ids)
+    return batch, [tokenizer.convert_ids_to_tokens(number) for number in ids]
 
 
 def batch_of_image(run: Reopened, path: Path | None, row: int) -> Batch:
@@ -175,8 +178,8 @@ def _alike(runs: Sequence[np.ndarray]) -> bool:
     return len({run.shape[-1] for run in runs}) == 1
 
 
-def _adapters(model: Any) -> list[tuple[str, Adapter]]:
-    sites = ((site.pattern, site.module.adapter) for site in find_sites(model))  # type: ignore
+def _adapters(model: nnx.Module) -> list[tuple[str, Adapter]]:
+    sites = ((site.pattern, site.module.adapter) for site in find_sites(model))
     return [(name, adapter) for name, adapter in sites if adapter is not None]
 
 
@@ -238,9 +241,9 @@ def spectra(run: Reopened) -> dict[str, Spectrum]:
     return found
 
 
-def _by_pattern(model: Any) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
+def _by_pattern(model: nnx.Module) -> dict[str, list[Site[Dense]]]:
+    found: dict[str, list[Site[Dense]]] = {}
     for site in find_sites(model):
-        if site.module.adapter is not None:  # type: ignore[attr-defined]
+        if site.module.adapter is not None:
             found.setdefault(site.pattern, []).append(site)
     return found

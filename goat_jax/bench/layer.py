@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from goat_jax.bench.alternatives import ALTERNATIVES, Dispatched
 from goat_jax.bench.measured import Contender, Measured, measure, temporary_bytes
 from goat_jax.bench.turns import random_like
 from goat_jax.training.logging.flops import matmul_flops
-from goat_jax.typing import Array, Factors
+from goat_jax.typing import Array, DTypeLike, Factors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +56,7 @@ def contenders(rank: int) -> dict[str, AdapterSpec]:
 
 
 def measure_layer(
-    size: Size, specs: Mapping[str, AdapterSpec], dtype: Any = jnp.float32, turns: int = 9
+    size: Size, specs: Mapping[str, AdapterSpec], dtype: DTypeLike = jnp.float32, turns: int = 9
 ) -> tuple[Measured, ...]:
     """Measures forward and backward of each spec, interleaved; ratios are to the first spec.
 
@@ -76,13 +75,15 @@ def measure_layer(
     return measure(str(size), made, turns)
 
 
-def _compiled(size: Size, spec: AdapterSpec, dtype: Any, depth: int | None = None) -> Contender:
+def _compiled(
+    size: Size, spec: AdapterSpec, dtype: DTypeLike, depth: int | None = None
+) -> Contender:
     """Compiles the layer's forward and backward; with a depth, a scan over `depth` layers."""
     kernel_shape = jax.ShapeDtypeStruct((size.inputs, size.outputs), dtype)
     start = jax.eval_shape(lambda k: init_adapter(k, spec, jax.random.key(0)), kernel_shape)
     stacked = () if depth is None else (depth,)
 
-    def numbers(one: Any, seed: int) -> Array:
+    def numbers(one: jax.ShapeDtypeStruct | Array, seed: int) -> Array:
         return random_like(jax.ShapeDtypeStruct((*stacked, *one.shape), one.dtype), seed)
 
     arrays = {name: numbers(one, seed) for seed, (name, one) in enumerate(start.factors.items())}

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from jax.stages import Compiled
+
 from goat_jax.bench.turns import take_turns
 
 
@@ -74,6 +76,8 @@ def measure(size: str, contenders: Mapping[str, Contender], turns: int) -> tuple
     )
 
 
-def temporary_bytes(compiled: Any) -> int:
+def temporary_bytes(compiled: Compiled) -> int:
     """Returns the bytes that a compiled program needs besides its arguments and results."""
-    return compiled.memory_analysis().temp_size_in_bytes
+    memory = compiled.memory_analysis()
+    assert memory is not None  # some backends other than CPU, GPU and TPU have no analysis
+    return memory.temp_size_in_bytes

@@ -57,7 +57,7 @@ def step_of(config: RunConfig, model: str | None) -> Contender:
     state, base = (_numbers(tree) for tree in (run.state, run.base))
     batch = _batch(run)
     flops = matmul_flops(run.train_step, run.state, run.base, run.batch)
-    compiled = run.train_step.lower(state, base, batch).compile()  # type: ignore[attr-defined]
+    compiled = run.train_step.lower(state, base, batch).compile()
     held = [state]
 
     def step() -> Any:

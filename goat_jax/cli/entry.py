@@ -47,7 +47,7 @@ def _hush_failed_writes() -> None:
         sys.unraisablehook = _unraisable
 
 
-def _unraisable(report: Any) -> None:
+def _unraisable(report: sys.UnraisableHookArgs) -> None:
     error = report.exc_value
     if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
         sys.__unraisablehook__(report)
@@ -58,7 +58,9 @@ def _notices_in_one_line(program: str) -> Iterator[None]:
     """Prints each `Notice` as one line, without the source location that other warnings show."""
     show = warnings.showwarning
 
-    def show_notice(message: Any, category: type[Warning], *rest: Any, **options: Any) -> None:
+    def show_notice(
+        message: Warning | str, category: type[Warning], *rest: Any, **options: Any
+    ) -> None:
         if issubclass(category, Notice):
             print(f"{program}: {message}", file=sys.stderr)
         else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -15,12 +14,15 @@ from goat_jax.data.tasks.conversations import chat_ids, chat_text
 from goat_jax.data.tasks.language import fill
 from goat_jax.errors import UserError
 from goat_jax.evaluation.sampler import Generator, Prompt, Sampling
+from goat_jax.models.decoder.model import Decoder
 from goat_jax.nn.dense import merge_model
+from goat_jax.nn.model import Model
 from goat_jax.pretrained.resolve import find_model
 from goat_jax.sharding.config import MeshConfig
 from goat_jax.training.checkpoints.restore import load_on_mesh, reopen
 from goat_jax.training.checkpoints.run_dir import RUN
 from goat_jax.training.task_types import LANGUAGE_MODEL
+from goat_jax.typing import Tokenizer
 
 BATCH = 16
 """Number of prompts in one batch."""
@@ -108,7 +110,7 @@ def _open(source: str, step: int | None, mesh: MeshConfig) -> tuple[Generator, s
     return _generator(_checked(loaded.model, loaded.kind, source), load_tokenizer(path)), ""
 
 
-def _generator(model: Any, tokenizer: Any) -> Generator:
+def _generator(model: Decoder, tokenizer: Tokenizer) -> Generator:
     # Separate layers take longer to compile but answer faster on a CPU; the compiled program is
     # cached for the next start, so the time per token matters more.
     return Generator(model, tokenizer, apart=jax.default_backend() == "cpu")
@@ -123,7 +125,7 @@ def _open_run(folder: Path, step: int | None, mesh: MeshConfig) -> tuple[Generat
     return generator, getattr(run.config.task, "prompt", "")
 
 
-def _checked(model: Any, kind: str, source: str) -> Any:
-    if kind != LANGUAGE_MODEL:
+def _checked(model: Model, kind: str, source: str) -> Decoder:
+    if not isinstance(model, Decoder):
         raise UserError(f"{source} is a {kind}: only a {LANGUAGE_MODEL} generates text")
     return model

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from goat_jax.config.run import load_config
+from goat_jax.config.run import RunConfig, load_config
 from goat_jax.core.svd import share_of_spectrum
 from goat_jax.injection.inject import InjectReport
 from goat_jax.models.load import load_model
@@ -22,7 +22,7 @@ from goat_jax.training.setup import model_options
 
 def inspect(folder: Path) -> int:
     """Prints a run's trained modules, its kernels' spectra, its scores and its expert load."""
-    config, saved = load_run(folder)
+    config, _ = load_run(folder)
     sizes = abstract_run(config, find_model(config.model.path))
     print(trainable_table(sizes.inject_report))
     print()
@@ -74,7 +74,7 @@ def trainable_table(report: InjectReport) -> str:
     return f"{table}\n{total}"
 
 
-def spectrum_table(config: Any) -> str:
+def spectrum_table(config: RunConfig) -> str:
     """Returns a table with the largest, median and smallest singular value of every linear module,
     and the share of energy in as many top values as the total rank."""
     import jax
@@ -85,7 +85,7 @@ def spectrum_table(config: Any) -> str:
     rank = config.adapter.spec().total_rank
     rows = []
     for site in find_sites(model):
-        kernel = np.asarray(site.module.kernel[...], np.float32)  # type: ignore[attr-defined]
+        kernel = np.asarray(site.module.kernel[...], np.float32)
         values = np.linalg.svd(kernel.reshape(-1, *kernel.shape[-2:]), compute_uv=False)
         top = [share_of_spectrum(s, np.arange(min(rank, len(s)))[None]) for s in values]
         rows.append(

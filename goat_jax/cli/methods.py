@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from typing import Any
 
 from goat_jax.adapters.methods import METHODS
 from goat_jax.adapters.protocols import Router
 from goat_jax.adapters.spec import PARTS
 from goat_jax.text_tables import render_table
 from goat_jax.training.abstract_run import count
+from goat_jax.typing import Dataclass, is_record
 
 
 def methods(model: str | None = None) -> int:
@@ -65,7 +65,7 @@ def _merging(router: Router) -> str:
     return f"does not merge: experts are weighed {router.varies}"
 
 
-def describe_part(part: Any) -> str:
+def describe_part(part: Dataclass) -> str:
     """Returns a short description of a part: its class and its options.
 
     >>> from goat_jax.adapters.parts.scales import Theory
@@ -75,7 +75,7 @@ def describe_part(part: Any) -> str:
     options = []
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
-        shown = describe_part(value) if dataclasses.is_dataclass(value) else value
+        shown = describe_part(value) if is_record(value) else value
         options.append(f"{field.name}={getattr(shown, '__name__', shown)}")
     name = type(part).__name__
     return f"{name}({', '.join(options)})" if options else name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -246,13 +247,13 @@ def _draw_routes(opened: Opened, path: Path) -> None:
     assert opened.batch is not None
     found = routes(run, opened.batch, opened.tokens)
     if found.image is not None:
-        draw, what = plot_patches, found.image
+        draw = partial(plot_patches, image=found.image)
     else:
-        draw, what = plot_tokens, found.tokens
+        draw = partial(plot_tokens, tokens=found.tokens)
     if not found.weights:
         raise _Missing("no adapted module sees single tokens")
     names = short_names(list(found.weights))
-    draw(dict(zip(names, found.weights.values(), strict=True)), what, path, title=title)  # type: ignore
+    draw(dict(zip(names, found.weights.values(), strict=True)), path=path, title=title)
 
 
 def _draw_spectra(opened: Opened, path: Path) -> None:

@@ -27,6 +27,7 @@ from goat_jax.nn.stack import REMAT
 from goat_jax.optim.optimizer import OptimizerConfig
 from goat_jax.registry import REGISTRY
 from goat_jax.sharding.config import MeshConfig, Rules
+from goat_jax.typing import Dataclass, is_record
 from goat_jax.validation.checks import check_choice
 from goat_jax.validation.fields import (
     Count,
@@ -244,7 +245,7 @@ FREE_TO_CHANGE = (
 for the order of sums on another mesh."""
 
 
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(config: Dataclass, prefix: str = "") -> dict[str, Any]:
     """Returns every field of a config by its dotted name, as JSON values.
 
     >>> flatten(OptimizerConfig())["schedule"]
@@ -255,15 +256,15 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         values[prefix + "kind"] = next(k for k, kind in KINDS.items() if kind is type(config))
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), prefix + field.name
-        if dataclasses.is_dataclass(value):
+        if is_record(value):
             values |= flatten(value, name + ".")
         else:
             values[name] = json.loads(json.dumps(value, default=_as_json))
     return values
 
 
-def _as_json(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+def _as_json(value: object) -> Any:
+    if is_record(value):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return dict(value)
@@ -406,8 +407,8 @@ def _replaced(config: Any, tree: Mapping[str, Any], prefix: str) -> Any:
     return dataclasses.replace(config, **changes)
 
 
-def _replaced_value(now: Any, value: Any, name: str) -> Any:
-    if dataclasses.is_dataclass(now):
+def _replaced_value(now: object, value: object, name: str) -> Any:
+    if is_record(now):
         if not isinstance(value, _Group):
             fields = ", ".join(field.name for field in dataclasses.fields(now))
             raise UserError(f"{name} is a group of fields: give one of them by name ({fields})")
@@ -419,7 +420,7 @@ def _replaced_value(now: Any, value: Any, name: str) -> Any:
     return value
 
 
-def unknown_field(config: Any, prefix: str, name: str) -> UserError:
+def unknown_field(config: Dataclass, prefix: str, name: str) -> UserError:
     """Makes the error for an unknown field of a config, or of a config nested in it."""
     own = {field.name: prefix + field.name for field in dataclasses.fields(config)}
     if isinstance(config, AdapterConfig):
@@ -434,7 +435,7 @@ def unknown_field(config: Any, prefix: str, name: str) -> UserError:
     )
 
 
-def field_kinds(config: Any, prefix: str = "") -> dict[str, Any]:
+def field_kinds(config: Dataclass, prefix: str = "") -> dict[str, Any]:
     """Returns the type of every field by its dotted name.
 
     >>> list(field_kinds(MeshConfig(), "mesh."))[-2:]
@@ -443,7 +444,7 @@ def field_kinds(config: Any, prefix: str = "") -> dict[str, Any]:
     kinds: dict[str, Any] = {}
     for name, kind in field_types(type(config)).items():
         value = getattr(config, name)
-        if dataclasses.is_dataclass(value):
+        if is_record(value):
             kinds |= field_kinds(value, f"{prefix}{name}.")
         else:
             kinds[prefix + name] = kind
@@ -501,5 +502,5 @@ def config_from_json(values: Mapping[str, Any]) -> RunConfig:
     return made("config", RunConfig, tree | {"task": made("task", KINDS[kind], task)})
 
 
-def _tuples(value: Any) -> Any:
+def _tuples(value: object) -> Any:
     return tuple(_tuples(each) for each in value) if isinstance(value, list) else value

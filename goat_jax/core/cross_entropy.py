@@ -92,7 +92,9 @@ def _forward(cut: Cut, hidden: Array, kernel: Array, labels: Array) -> tuple[Any
     return (losses, correct), (back, hidden, kernel, labels)
 
 
-def _backward(cut: Cut, saved: Any, gradients: tuple[Array, Array]) -> tuple[Array, Array, None]:
+def _backward(
+    cut: Cut, saved: tuple[Array, ...], gradients: tuple[Array, Array]
+) -> tuple[Array, Array, None]:
     back, hidden, kernel, labels = saved
     weights = gradients[0]
     for_hidden = back * jnp.broadcast_to(weights[:, None], back.shape).astype(back.dtype)

@@ -1,14 +1,12 @@
 """Precision helpers: the dtype of sensitive sums, and exact bfloat16 splits of float32 arrays."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from goat_jax.typing import Array
+from goat_jax.typing import Array, DTypeLike
 
 
-def wide(dtype: Any) -> Any:
+def wide(dtype: DTypeLike) -> DTypeLike:
     """Returns float32 for float32 and narrower dtypes, and float64 for float64.
 
     float64 is kept so that gradients can be checked numerically.

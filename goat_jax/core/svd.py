@@ -1,7 +1,7 @@
 """Singular value decomposition of a kernel, and its segments, from which the experts start."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,22 +10,26 @@ import numpy as np
 from goat_jax.errors import UserError
 from goat_jax.typing import Array, Key
 
+A = TypeVar("A")
 
-class Svd(NamedTuple):
+
+class Svd(NamedTuple, Generic[A]):
     """Thin SVD ``kernel = u @ diag(s) @ vt`` in float32, with descending singular values.
 
     Attributes:
         u: left singular vectors (..., I, H), H = min(I, O).
         s: singular values (..., H).
         vt: right singular vectors, transposed (..., H, O).
+
+    Of jax arrays, of numpy arrays on the host, or of what describes an array, such as a sharding.
     """
 
-    u: Array
-    s: Array
-    vt: Array
+    u: A
+    s: A
+    vt: A
 
 
-def svd_of_kernel(kernel: Array) -> Svd:
+def svd_of_kernel(kernel: Array) -> Svd[Array]:
     """Computes the SVD of a kernel (..., I, O) of any float dtype in float32.
 
     Leading axes are batch axes.
@@ -42,7 +46,7 @@ GRAM_RANGE = 1e-5
 precision."""
 
 
-def svd_by_gram(kernel: np.ndarray) -> Svd:
+def svd_by_gram(kernel: np.ndarray) -> Svd[np.ndarray]:
     """Computes the SVD of one kernel (I, O) from its smaller Gram matrix in float64.
 
     A Gram matrix squares the singular values. An eigenvalue's error of about H eps s_1^2, with
@@ -63,7 +67,7 @@ def svd_by_gram(kernel: np.ndarray) -> Svd:
     else:
         right = (left.T @ flat) / values[:, None]
         parts = (right.T, values, left.T) if tall else (left, values, right)
-    return Svd(*(np.asarray(part, np.float32) for part in parts))  # type: ignore[arg-type]
+    return Svd(*(np.asarray(part, np.float32) for part in parts))
 
 
 Segments = Callable[[int, int, int, Key], Array]
@@ -179,7 +183,7 @@ def take_segments(svd: Svd, index: Array) -> Svd:
     return Svd(u, svd.s[index], svd.vt[index, :])
 
 
-def share_of_spectrum(s: Array, index: Array) -> np.ndarray:
+def share_of_spectrum(s: Array | np.ndarray, index: Array | np.ndarray) -> np.ndarray:
     """Returns the fraction of the sum of squared singular values in each expert's segment, (E,).
 
     Args:

@@ -25,7 +25,7 @@ class Journal:
         settings: the settings that all results depend on, as JSON data.
     """
 
-    def __init__(self, path: Path | None, settings: Any = None):
+    def __init__(self, path: Path | None, settings: object = None):
         self.path = path
         self._results: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -51,11 +51,11 @@ class Journal:
                 kept.append(line)
         return kept
 
-    def get(self, key: Any) -> Any:
+    def get(self, key: object) -> Any:
         """Returns the result stored for these inputs; None if there is none."""
         return self._results.get(digest(key))
 
-    def put(self, key: Any, result: Any) -> None:
+    def put(self, key: object, result: object) -> None:
         """Appends a result to the file, as one complete line."""
         if self.path is None:
             return
@@ -74,7 +74,7 @@ NOTHING_KEPT = Journal(None)
 """A journal that saves nothing."""
 
 
-def digest(data: Any) -> str:
+def digest(data: object) -> str:
     """Returns a short hash of JSON data.
 
     >>> digest({"a": 1}) == digest({"a": 1}) != digest({"a": 2})

@@ -313,7 +313,9 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
     urllib turns a redirected POST into a GET.
     """
 
-    def redirect_request(self, *arguments: Any) -> None:
+    def redirect_request(
+        self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any
+    ) -> None:
         return None
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from flax import nnx
 
 from goat_jax.data.pipeline.batching import choose_buckets, evaluation_plan
 from goat_jax.data.pipeline.dataset import FILLER
@@ -13,9 +14,11 @@ from goat_jax.data.pipeline.encoding import Piece, encode_pieces
 from goat_jax.data.pipeline.packing import Texts
 from goat_jax.data.pipeline.token_ids import check_ids, table_sizes
 from goat_jax.errors import RunFailed, UserError
+from goat_jax.models.decoder.config import DecoderConfig
+from goat_jax.models.decoder.model import Decoder
 from goat_jax.training.losses import LANGUAGE
 from goat_jax.training.step import EvalStep, make_eval_step
-from goat_jax.typing import PyTree
+from goat_jax.typing import PyTree, Tokenizer
 
 
 class Likelihoods(NamedTuple):
@@ -50,7 +53,12 @@ class Scorer:
     """
 
     def __init__(
-        self, graph: Any, trainable: dict[str, PyTree], base: PyTree, config: Any, tokenizer: Any
+        self,
+        graph: nnx.GraphDef[Decoder],
+        trainable: dict[str, PyTree],
+        base: PyTree,
+        config: DecoderConfig,
+        tokenizer: Tokenizer,
     ):
         self.config, self.tokenizer = config, tokenizer
         self._step: EvalStep = make_eval_step(graph, LANGUAGE)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from goat_jax.config.run import DTYPES
 from goat_jax.data.pipeline.tokenize import load_tokenizer
@@ -16,13 +16,16 @@ from goat_jax.errors import UserError
 from goat_jax.evaluation.journal import digest
 from goat_jax.evaluation.loglikelihood import Scorer
 from goat_jax.evaluation.sampler import Generator
+from goat_jax.models.decoder.config import DecoderConfig
+from goat_jax.models.decoder.model import Decoder
 from goat_jax.nn.dense import merge_model, split_model
+from goat_jax.nn.model import Model
 from goat_jax.pretrained.resolve import find_model
 from goat_jax.sharding.config import MeshConfig
 from goat_jax.training.checkpoints.restore import ONE_DEVICE, load_on_mesh, reopen
 from goat_jax.training.checkpoints.run_dir import RUN
 from goat_jax.training.task_types import LANGUAGE_MODEL
-from goat_jax.typing import Array, PyTree
+from goat_jax.typing import Array, PyTree, Tokenizer
 
 MULTIPLE = 64
 """Prompts are padded to a multiple of this number of tokens."""
@@ -44,11 +47,11 @@ class Subject:
     """
 
     name: str
-    graph: Any
+    graph: nnx.GraphDef[Decoder]
     trainable: dict[str, PyTree]
     base: PyTree
-    config: Any
-    tokenizer: Any
+    config: DecoderConfig
+    tokenizer: Tokenizer
     task: Task | None = None
     step: int | None = None
 
@@ -97,28 +100,30 @@ def open_subject(
         raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     path = find_model(source)
     loaded = load_on_mesh(path, mesh, dtype=DTYPES[dtype])
-    _check(loaded.kind, source)
-    graph, trainable, base = split_model(loaded.model)
+    model = _decoder(loaded.model, loaded.kind, source)
+    graph, trainable, base = split_model(model)
     name = Path(path).name or source
-    return Subject(name, graph, trainable, base, loaded.model.config, load_tokenizer(path))
+    return Subject(name, graph, trainable, base, model.config, load_tokenizer(path))
 
 
 def _open_run(folder: Path, step: int | None, mesh: MeshConfig) -> Subject:
     run = reopen(folder, step, mesh)
-    _check(run.built.kind, str(folder))
-    trainable, base = run.state.trainable, run.state.frozen(run.built.base)
+    model = merge_model(run.built.graph, run.state.trainable, run.state.frozen(run.built.base))
+    model = _decoder(model, run.built.kind, str(folder))
+    graph, trainable, base = split_model(model)
     return Subject(
         name=folder.resolve().name,
-        graph=run.built.graph,
+        graph=graph,
         trainable=trainable,
         base=base,
-        config=merge_model(run.built.graph, trainable, base).config,
+        config=model.config,
         tokenizer=load_tokenizer(find_model(run.config.model.path)),
         task=run.config.task,
         step=run.step,
     )
 
 
-def _check(kind: str, source: str) -> None:
-    if kind != LANGUAGE_MODEL:
+def _decoder(model: Model, kind: str, source: str) -> Decoder:
+    if not isinstance(model, Decoder):
         raise UserError(f"{source} is a {kind}: only a {LANGUAGE_MODEL} answers questions")
+    return model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,11 @@ from flax import nnx
 from goat_jax.data.pipeline.encoding import encode_prompt
 from goat_jax.data.pipeline.token_ids import check_ids, table_sizes
 from goat_jax.errors import UserError
-from goat_jax.models.decoder.model import Cache
+from goat_jax.models.decoder.config import DecoderConfig
+from goat_jax.models.decoder.model import Cache, Decoder
 from goat_jax.nn.dense import merge_model, split_model
 from goat_jax.nn.named_modules import find_stacks
-from goat_jax.typing import Array, Key, PyTree
+from goat_jax.typing import Array, Key, PyTree, Tokenizer
 from goat_jax.validation.fields import Count, NonNegative, Range, Seed, check_fields
 
 DEFAULT_NEW_TOKENS = 128
@@ -110,7 +111,9 @@ class Generator:
         end_ids: the ids of the tokens that end an answer.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, multiple: int = 1, *, apart: bool = False):
+    def __init__(
+        self, model: Decoder, tokenizer: Tokenizer, multiple: int = 1, *, apart: bool = False
+    ):
         model = unrolled(model) if apart else model
         graph, self._trainable, self._base = split_model(model)
         self.config, self.tokenizer, self.multiple = model.config, tokenizer, multiple
@@ -242,7 +245,7 @@ class Generator:
         return self.tokenizer.decode([*before, *ids], skip_special_tokens=True)[start:]
 
 
-def end_ids(config: Any, tokenizer: Any) -> tuple[int, ...]:
+def end_ids(config: DecoderConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Returns the ids of the tokens that end an answer.
 
     The first is the tokenizer's end token, with which training ends texts. The others are those of
@@ -256,7 +259,7 @@ def end_ids(config: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys((*own, *config.eos_ids)))
 
 
-def unrolled(model: Any) -> Any:
+def unrolled(model: Decoder) -> Decoder:
     """Returns a copy of the model whose stacks of layers are split into single layers."""
     model = nnx.clone(model)
     for stack in find_stacks(model):
@@ -265,7 +268,12 @@ def unrolled(model: Any) -> Any:
 
 
 def _extend(
-    graph: Any, trainable: dict[str, PyTree], base: PyTree, ids: Array, mask: Array, cache: Cache
+    graph: nnx.GraphDef[Decoder],
+    trainable: dict[str, PyTree],
+    base: PyTree,
+    ids: Array,
+    mask: Array,
+    cache: Cache,
 ) -> tuple[Array, Cache]:
     """Returns the logits (B, V) after the last of these tokens, and the updated cache."""
     model = merge_model(graph, trainable, base)

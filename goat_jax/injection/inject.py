@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -29,6 +30,7 @@ from goat_jax.injection.targets import (
 )
 from goat_jax.nn.dense import Adapter, Dense, Factor, Head
 from goat_jax.nn.named_modules import Site, find_sites, find_stacks, name_number
+from goat_jax.nn.stack import Stack
 from goat_jax.typing import Key
 from goat_jax.validation.fields import check_fields
 
@@ -181,7 +183,7 @@ def inject(
     rows = []
     for site in find_sites(model):
         name = site.names()[0]
-        shape = tuple(site.module.kernel.shape[-2:])  # type: ignore[attr-defined]
+        shape = tuple(site.module.kernel.shape[-2:])
         if trains(name, modules_to_save):
             what, reason = "trained in full", ""
         else:
@@ -245,13 +247,17 @@ def _resolve(name: str, spec: AdapterSpec, overrides: Sequence[Override]) -> Ada
 
 
 def _choose(
-    site: Site, name: str, spec: AdapterSpec, target_modules: Targets, overrides: Sequence[Override]
+    site: Site[Dense],
+    name: str,
+    spec: AdapterSpec,
+    target_modules: Targets,
+    overrides: Sequence[Override],
 ) -> tuple[AdapterSpec | None, str]:
     """Returns a module's spec, or None and the reason why it gets no adapter."""
     if not matches(name, target_modules):
         return None, "not a target"
     own = _resolve(name, spec, overrides)
-    smaller = min(site.module.kernel.shape[-2:])  # type: ignore[attr-defined]
+    smaller = min(site.module.kernel.shape[-2:])
     if own.total_rank > smaller:
         return None, f"total rank {own.total_rank} is above its smaller side {smaller}"
     return own, ""
@@ -273,17 +279,17 @@ def _cut_stacks(
                 chosen = _choose(site, name, spec, target_modules, overrides)
                 choices.setdefault(layer, []).append((trains(name, modules_to_save), *chosen))
         order = sorted(choices)
-        pairs = zip(order, order[1:], strict=False)
+        pairs = itertools.pairwise(order)
         stack.cut([later for sooner, later in pairs if choices[sooner] != choices[later]])
 
 
-def _is_part(stack: Any, site: Site) -> bool:
+def _is_part(stack: Stack, site: Site) -> bool:
     modules = (module for run in stack.runs for _, module in nnx.iter_modules(run))
     return any(module is site.module for module in modules)
 
 
 def attach(
-    site: Site,
+    site: Site[Dense],
     spec: AdapterSpec,
     key: Key,
     gradients: Mapping[str, jax.Array] | None = None,
@@ -291,7 +297,7 @@ def attach(
     svds: SvdStore | None = None,
 ) -> None:
     """Initializes an adapter from a module's kernel and attaches it there."""
-    dense: Dense = site.module  # type: ignore[assignment]
+    dense = site.module
     if dense.adapter is not None:
         raise UserError(f"{site.names()[0]} has an adapter already: start from a new model")
     start = start_adapter(dense.kernel[...], spec, key, site, gradients, placing, svds)
@@ -341,7 +347,7 @@ def _stored_segments(
         svds.of_layers(kernel, list(indices.reshape(len(indices), -1))), indices, strict=True
     ):
         u = np.moveaxis(np.asarray(svd.u).reshape(-1, *index.shape), 0, 1)
-        found.append(Svd(u, svd.s.reshape(index.shape), svd.vt.reshape(*index.shape, -1)))  # type: ignore[arg-type]
+        found.append(Svd(u, svd.s.reshape(index.shape), svd.vt.reshape(*index.shape, -1)))
     return jax.tree.map(lambda *layers: np.stack(layers), *found)
 
 
@@ -400,22 +406,21 @@ def _with_parameters(model: nnx.Module) -> list[Site]:
     ]
 
 
-def _size(model: nnx.Module, *kinds: Any) -> int:
+def _size(model: nnx.Module, *kinds: nnx.filterlib.Filter) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, *kinds)))
 
 
 def _report(
-    model: nnx.Module, chosen: list[tuple[Site, str, str, tuple]], pretrained: int
+    model: nnx.Module, chosen: list[tuple[Site[Dense], str, str, tuple]], pretrained: int
 ) -> InjectReport:
     rows = []
     for site, what, reason, shape in chosen:
-        module: Dense = site.module  # type: ignore[assignment]
         rows.append(
             Row(
                 name=site.pattern,
                 layers=site.layers,
                 shape=shape,
-                trained=_size(module, (Factor, Head)) if what != "frozen" else 0,
+                trained=_size(site.module, (Factor, Head)) if what != "frozen" else 0,
                 what=what,
                 reason=reason,
             )

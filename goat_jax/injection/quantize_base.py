@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from goat_jax.nn.dense import Dense, Head
+from goat_jax.nn.dense import Head
 from goat_jax.nn.named_modules import find_sites
 from goat_jax.nn.quantized_kernel import KINDS, QuantizedKernel, dequantize, quantize
 from goat_jax.typing import Array
@@ -58,8 +57,8 @@ def quantize_base(model: nnx.Module, kind: str) -> QuantizeReport:
     before = after = 0
     errors: dict[str, list[Array]] = {}
     for site in find_sites(model):
-        dense: Any = site.module
-        if not isinstance(dense, Dense) or isinstance(dense.kernel, Head):
+        dense = site.module
+        if isinstance(dense.kernel, Head):
             continue
         kernel = dense.kernel[...]
         stacked = kernel if site.layers is not None else kernel[None]
@@ -70,7 +69,7 @@ def quantize_base(model: nnx.Module, kind: str) -> QuantizeReport:
         if site.layers is None:
             codes, scales = codes[0], scales[0]
         dense.quantized = nnx.data(QuantizedKernel(codes, scales, kind))
-        dense.kernel = None  # type: ignore[assignment]  (not read once `quantized` is set)
+        dense.kernel = None  # pyright: ignore[reportAttributeAccessIssue]  (not read any more)
     return QuantizeReport(
         kind, before, after, {name: jnp.concatenate(e) for name, e in errors.items()}
     )

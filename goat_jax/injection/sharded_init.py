@@ -106,7 +106,7 @@ def _compiled(
         return jax.jit(_all_layers(spec, stacked), out_shardings=start)
     specs = jax.tree.map(lambda sharding: sharding.spec, start)
     whole = PartitionSpec()
-    known = Svd(*(whole,) * 3) if with_segments else None  # type: ignore[arg-type]
+    known = Svd(whole, whole, whole) if with_segments else None
     inputs = (specs.kernel, whole, specs.kernel if with_gradients else None, known)
     one = partial(_one, spec=spec)
     return jax.jit(

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from threading import Lock, Semaphore
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import numpy as np
@@ -32,13 +32,16 @@ AUTO = "auto"
 NONE = "none"
 
 
-def _lapack(kernel: np.ndarray) -> Svd:
-    return Svd(*map(np.asarray, _jitted(kernel)))  # type: ignore[arg-type]
+def _lapack(kernel: np.ndarray) -> Svd[np.ndarray]:
+    return Svd(*map(np.asarray, _jitted(kernel)))
 
 
 _jitted = jax.jit(svd_of_kernel)
 
-ROUTES: dict[str, Callable[[np.ndarray], Svd]] = {"lapack": _lapack, "gram": svd_by_gram}
+ROUTES: dict[str, Callable[[np.ndarray], Svd[np.ndarray]]] = {
+    "lapack": _lapack,
+    "gram": svd_by_gram,
+}
 """Name -> function that decomposes a kernel: LAPACK in float32, or the eigenvectors of the smaller
 Gram matrix in float64 (`core.svd.svd_by_gram` states its error)."""
 
@@ -114,7 +117,7 @@ class SvdStore:
 
     def triplets(
         self, kernel: np.ndarray, index: np.ndarray, turn: AbstractContextManager | None = None
-    ) -> Svd:
+    ) -> Svd[np.ndarray]:
         """Returns u (I, n), s (n,), vt (n, O), float32, of the triplets with these indices (n,).
 
         Args:
@@ -140,7 +143,7 @@ class SvdStore:
             self.computed += not found
         return _take(kept, index) if whole else kept
 
-    def of_layers(self, kernel: jax.Array, indices: Sequence[np.ndarray]) -> list[Svd]:
+    def of_layers(self, kernel: jax.Array, indices: Sequence[np.ndarray]) -> list[Svd[np.ndarray]]:
         """Returns `triplets` of every layer of a stack (L, I, O), or of one kernel (I, O).
 
         Several kernels are decomposed at a time, as many as there are cores and `WORK_BYTES`
@@ -168,26 +171,29 @@ class SvdStore:
             found += self._together(layers, indices, range(first, min(first + count, len(indices))))
         return found
 
-    def _together(self, layers: Any, indices: Sequence[np.ndarray], group: range) -> list[Svd]:
+    def _together(
+        self, layers: Sequence[jax.Array] | jax.Array, indices: Sequence[np.ndarray], group: range
+    ) -> list[Svd[np.ndarray]]:
         """Returns the triplets of a group of layers, at most one decomposed by each process."""
         from jax.experimental import multihost_utils
 
         mine, own = group.start + jax.process_index(), None
+        inputs = outputs = 0
         for number in group:
             whole = multihost_utils.process_allgather(layers[number], tiled=True)
+            inputs, outputs = whole.shape
             if number == mine:
                 own = self.triplets(whole, indices[number])
-            shape = whole.shape
         told = []
         for number in group:
             n = len(indices[number])
-            blank = (np.zeros(size, np.float32) for size in ((shape[0], n), n, (n, shape[1])))
-            svd = own if number == mine else Svd(*blank)  # type: ignore[arg-type]
+            blank = (np.zeros(size, np.float32) for size in ((inputs, n), n, (n, outputs)))
+            svd = own if number == mine else Svd(*blank)
             sent = multihost_utils.broadcast_one_to_all(svd, is_source=number == mine)
             told.append(jax.tree.map(np.asarray, sent))
         return told
 
-    def _write(self, path: Path, svd: Svd) -> None:
+    def _write(self, path: Path, svd: Svd[np.ndarray]) -> None:
         """Writes a decomposition to the folder; after a failure nothing more is written."""
         if not self._writable:
             return
@@ -207,28 +213,28 @@ class SvdStore:
         return self.folder / f"{name.hexdigest()}.safetensors"
 
 
-def is_known(kernel: Any) -> bool:
+def is_known(kernel: object) -> bool:
     """True if a kernel has concrete values; under `jax.eval_shape` it has none."""
     return not isinstance(kernel, Tracer)
 
 
-def _take(svd: Svd, index: np.ndarray) -> Svd:
+def _take(svd: Svd[np.ndarray], index: np.ndarray) -> Svd[np.ndarray]:
     parts = svd.u[:, index], svd.s[index], svd.vt[index]
-    return Svd(*(np.ascontiguousarray(part) for part in parts))  # type: ignore[arg-type]
+    return Svd(*(np.ascontiguousarray(part) for part in parts))
 
 
-def _bytes(array: Any) -> memoryview:
+def _bytes(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def _checksum(svd: Svd) -> str:
+def _checksum(svd: Svd[np.ndarray]) -> str:
     total = hashlib.sha256()
     for part in svd:
         total.update(_bytes(part))
     return total.hexdigest()
 
 
-def _read(path: Path, shape: tuple[int, ...], n: int) -> Svd | None:
+def _read(path: Path, shape: tuple[int, ...], n: int) -> Svd[np.ndarray] | None:
     """Reads the decomposition in a file; None if there is none or it is damaged.
 
     Args:
@@ -252,7 +258,7 @@ def _read(path: Path, shape: tuple[int, ...], n: int) -> Svd | None:
     return svd if fits and expected == _checksum(svd) else None
 
 
-def _write(path: Path, svd: Svd) -> None:
+def _write(path: Path, svd: Svd[np.ndarray]) -> None:
     from safetensors.numpy import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,14 +7,15 @@ inside the call only, so linen's scans and remats slice and save the trained arr
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.module import Interceptor, InterceptorContext
 
-from goat_jax.adapters.adapter import merge_adapter
+from goat_jax.adapters.adapter import Report, merge_adapter
 from goat_jax.adapters.context import EVAL, Context
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError
@@ -29,7 +30,7 @@ from goat_jax.integrations.attach import (
 )
 from goat_jax.integrations.matmul_views import Axes, View, read_einsum
 from goat_jax.nn.named_modules import name_number
-from goat_jax.typing import Array, Key, PyTree
+from goat_jax.typing import Array, Factors, Key, PyTree
 
 PREFIX = "adapter_"
 """Prefix of the names of adapter arrays, which are stored beside the layer's kernel."""
@@ -71,7 +72,7 @@ class LinenAdapter:
         variables = {**frozen, "params": _joined(frozen["params"], factors)}
         with nn.intercept_methods(self._interceptor(ctx)):
             y, state = self.model.apply(variables, *args, mutable=[INTERMEDIATES], **kwargs)
-        reports = list(_reports(state.get(INTERMEDIATES, {})))
+        reports = list(_reports(state.get(INTERMEDIATES) or {}))
         if len(reports) < len(self.views) and self.spec.num_experts > 1:
             raise UserError(
                 f"{len(self.views) - len(reports)} adapted layers reported nothing: give their "
@@ -79,8 +80,10 @@ class LinenAdapter:
             )
         return y, sum_of_losses(reports, self.spec)
 
-    def _interceptor(self, ctx: Context) -> Any:
-        def intercept(call: Any, args: tuple, kwargs: dict, where: Any) -> Any:
+    def _interceptor(self, ctx: Context) -> Interceptor:
+        def intercept(
+            call: Callable[..., Any], args: tuple, kwargs: dict, where: InterceptorContext
+        ) -> Any:
             module, y = where.module, call(*args, **kwargs)
             view = self.views.get(module.path) if where.method_name == "__call__" else None
             if view is None:
@@ -185,7 +188,7 @@ def _find(
     """Finds every module with a parameter of two axes or more, in the order of the calls."""
     found: dict[tuple[str, ...], View | str] = {}
 
-    def look(call: Any, given: tuple, named: dict, where: Any) -> Any:
+    def look(call: Callable[..., Any], given: tuple, named: dict, where: InterceptorContext) -> Any:
         y, module = call(*given, **named), where.module
         own = module.variables.get("params", {})
         arrays = [value for value in own.values() if not isinstance(value, Mapping)]
@@ -199,7 +202,7 @@ def _find(
     return found
 
 
-def _view(module: Any, own: Mapping[str, Any], x: Any) -> View | str:
+def _view(module: object, own: Mapping[str, Any], x: object) -> View | str:
     """Returns a module's view as a matrix product, or the reason why it has none."""
     for kind, view in VIEWS.items():
         if isinstance(module, kind):
@@ -211,29 +214,33 @@ def _view(module: Any, own: Mapping[str, Any], x: Any) -> View | str:
     return f"{type(module).__name__} is none of {known}"
 
 
-def _dense(module: Any, shape: tuple[int, ...], x: Any) -> View:
+def _dense(module: nn.Dense, shape: tuple[int, ...], x: object) -> View:
     return Axes(shape[:1], shape[1:])
 
 
-def _general(module: Any, shape: tuple[int, ...], x: Any) -> View:
+def _general(module: nn.DenseGeneral, shape: tuple[int, ...], x: object) -> View:
     if module.batch_dims:
         raise UserError(f"a kernel of its own along batch_dims {module.batch_dims}")
     axes = (module.axis,) if isinstance(module.axis, int) else tuple(module.axis)
     return Axes(shape[: len(axes)], shape[len(axes) :], axes)
 
 
-def _einsum(module: Any, shape: tuple[int, ...], x: Any) -> View:
+def _einsum(module: nn.Einsum, shape: tuple[int, ...], x: object) -> View:
     if module.einsum_str is None:
         raise UserError("its einsum is told at the call, not before")
     return read_einsum(module.einsum_str, shape)
 
 
-VIEWS: dict[type, Any] = {nn.Dense: _dense, nn.DenseGeneral: _general, nn.Einsum: _einsum}
+VIEWS: dict[type, Callable[[Any, tuple[int, ...], object], View]] = {
+    nn.Dense: _dense,
+    nn.DenseGeneral: _general,
+    nn.Einsum: _einsum,
+}
 """Class of a layer -> function from (layer, kernel shape, input) to its view."""
 
 
-def _fold(kernel: Array, arrays: Any, scale: Array, view: View, spec: AdapterSpec) -> Array:
-    def fold(kernel: Array, arrays: Any, scale: Array) -> Array:
+def _fold(kernel: Array, arrays: Factors, scale: Array, view: View, spec: AdapterSpec) -> Array:
+    def fold(kernel: Array, arrays: Factors, scale: Array) -> Array:
         return view.kernel(merge_adapter(view.matrix(kernel), arrays, scale, spec))
 
     for _ in range(kernel.ndim - len(view.kernel_shape)):
@@ -241,7 +248,7 @@ def _fold(kernel: Array, arrays: Any, scale: Array, view: View, spec: AdapterSpe
     return fold(kernel, arrays, scale)
 
 
-def _reports(tree: Any) -> Any:
+def _reports(tree: Mapping[str, Any]) -> Iterator[Report]:
     """Yields all reports of a call; a module that is called several times has several."""
     for name, value in tree.items():
         if name == REPORT:
@@ -261,13 +268,13 @@ def _joined(params: Mapping, factors: Mapping) -> dict:
     }
 
 
-def _at(tree: Any, path: tuple[str, ...]) -> Any:
+def _at(tree: PyTree, path: tuple[str, ...]) -> PyTree:
     for part in path:
         tree = tree[part]
     return tree
 
 
-def _with(tree: Mapping, path: tuple[str, ...], value: Any) -> dict:
+def _with(tree: Mapping, path: tuple[str, ...], value: dict) -> dict:
     """Returns a copy of a nested dict with another value at a path."""
     if not path:
         return value

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextvars
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,16 @@ from goat_jax.integrations.attach import (
 from goat_jax.integrations.matmul_views import Axes, View, read_einsum
 from goat_jax.nn.dense import Adapter, Factor, Sown, sow
 from goat_jax.nn.named_modules import name_number
-from goat_jax.typing import Array, Key
+from goat_jax.typing import Array, Factors, Key
+
+
+class _AdaptedLayer(Protocol):
+    """A layer of a class of `_adapted_class`."""
+
+    kernel: nnx.Param[Array]
+    adapter: Adapter
+    view: View
+
 
 _CONTEXT = contextvars.ContextVar("goat_jax context of a call", default=EVAL)
 """Context of the current `run_adapted` call; the model's layers cannot pass it to the adapters."""
@@ -103,9 +113,9 @@ def run_adapted(
         _CONTEXT.reset(token)
     is_report = lambda value: isinstance(value, Report)  # noqa: E731
     reports = jax.tree.leaves(nnx.to_pure_dict(sown), is_leaf=is_report)
-    modules: list[Any] = [module for _, module in nnx.iter_modules(model) if _is_adapted(module)]
-    specs = [module.adapter.spec for module in modules]
-    return y, sum_of_losses([r for r in reports if is_report(r)], specs[0])
+    modules = (module for _, module in nnx.iter_modules(model))
+    spec = next(module.adapter.spec for module in modules if _is_adapted(module))
+    return y, sum_of_losses([r for r in reports if is_report(r)], spec)
 
 
 def merge_nnx(model: nnx.Module) -> None:
@@ -116,16 +126,15 @@ def merge_nnx(model: nnx.Module) -> None:
     """
     for _, module in list(nnx.iter_modules(model)):
         if _is_adapted(module):
-            own: Any = module
-            own.kernel.set_value(_folded(own))
-            own.__class__ = getattr(type(own), PLAIN)
-            del own.adapter, own.view
+            module.kernel.set_value(_folded(module))
+            module.__class__ = getattr(type(module), PLAIN)
+            del module.adapter, module.view
 
 
-def _folded(module: Any) -> Array:
+def _folded(module: _AdaptedLayer) -> Array:
     adapter, view = module.adapter, module.view
 
-    def fold(kernel: Array, arrays: Any, scale: Array) -> Array:
+    def fold(kernel: Array, arrays: Factors, scale: Array) -> Array:
         return view.kernel(merge_adapter(view.matrix(kernel), arrays, scale, adapter.spec))
 
     kernel = module.kernel[...]
@@ -138,7 +147,7 @@ def _folded(module: Any) -> Array:
 def _adapted_class(kind: type) -> type:
     """Returns a subclass whose call adds the adapter's delta; both classes have the same layout."""
 
-    def call(self: Any, x: Array, *args: Any, **kwargs: Any) -> Array:
+    def call(self: _AdaptedLayer, x: Array, *args: Any, **kwargs: Any) -> Array:
         y = kind.__call__(self, x, *args, **kwargs)
         adapter, ctx = self.adapter, _CONTEXT.get().fold(self.adapter.salt)
         arrays = adapter.factors() | adapter.constants()
@@ -155,17 +164,17 @@ PLAIN = "class_without_adapter"
 """Attribute of an adapted class that holds the layer's original class."""
 
 
-def _is_adapted(module: Any) -> bool:
+def _is_adapted(module: object) -> TypeGuard[_AdaptedLayer]:
     return hasattr(type(module), PLAIN)
 
 
-def _has_kernel(module: Any) -> bool:
+def _has_kernel(module: object) -> bool:
     """True if a module directly holds a parameter of two axes or more."""
     values = (value for value in vars(module).values() if isinstance(value, nnx.Param))
     return any(jnp.ndim(value[...]) >= 2 for value in values)
 
 
-def _view(module: Any) -> View | str:
+def _view(module: object) -> View | str:
     """Returns a module's view as a matrix product, or the reason why it has none."""
     for kind, view in VIEWS.items():
         if isinstance(module, kind):
@@ -193,7 +202,7 @@ def _einsum(module: nnx.Einsum) -> View:
     return read_einsum(module.einsum_str, tuple(module.kernel_shape))
 
 
-VIEWS: dict[type, Any] = {
+VIEWS: dict[type, Callable[[Any], View]] = {
     nnx.Linear: _linear,
     nnx.LinearGeneral: _general,
     nnx.Einsum: _einsum,

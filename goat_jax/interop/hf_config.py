@@ -11,27 +11,32 @@ import jax
 import numpy as np
 from flax import nnx
 
+from goat_jax.data.tasks.image import ImageTask
+from goat_jax.data.tasks.registry import Task
 from goat_jax.errors import UserError
 from goat_jax.models.encoder.families import FAMILIES as ENCODERS
 from goat_jax.models.load import load_model
 from goat_jax.models.vision.clip_text import TEXT, class_kernel
 from goat_jax.models.vision.heads import CLASSIFIER, ZERO_SHOT
+from goat_jax.models.vision.model import VisionModel
+from goat_jax.nn.model import Model
 
 SAME = 1e-6
 """Largest difference of two class matrices of one text tower whose columns have length 1."""
 
 
-def _no_parts(model: Any, path: Path, task: Any) -> tuple[nnx.Module, ...]:
+def _no_parts(model: Model, path: Path, task: Task) -> tuple[nnx.Module, ...]:
     """Returns no parts: most classes have no tensors besides those of our model."""
     return ()
 
 
-def _text_tower(model: Any, path: Path, task: Any) -> tuple[nnx.Module, ...]:
+def _text_tower(model: Model, path: Path, task: Task) -> tuple[nnx.Module, ...]:
     """Loads the checkpoint's CLIP text tower, which computes the class matrix from the class names.
 
     Raises:
         UserError: the model's class matrix was trained, so the text tower cannot compute it.
     """
+    assert isinstance(model, VisionModel) and isinstance(task, ImageTask)  # all that have this head
     classes, made = model.head.classifier, class_kernel(path, task.labels, task.prompt)
     kernel = np.asarray(classes.kernel[...])
     if classes.adapter is not None or not np.allclose(kernel, made, rtol=0, atol=SAME):
@@ -81,14 +86,14 @@ class Form:
     ending: str
     auto: str
     absent: str | None = None
-    parts: Callable[[Any, Path, Any], tuple[nnx.Module, ...]] = _no_parts
+    parts: Callable[[Model, Path, Task], tuple[nnx.Module, ...]] = _no_parts
     use: str = _LOAD
 
     def has(self, tensor: str) -> bool:
         """True if it has this tensor of our model, given by its PyTorch name."""
         return tensor.rpartition(".")[0] != self.absent
 
-    def snippet(self, name: str, task: Any) -> str:
+    def snippet(self, name: str, task: Task) -> str:
         """Returns Python code that loads it from the folder `name`."""
         return self.use.format(auto=self.auto, name=name, prompt=getattr(task, "prompt", ""))
 
@@ -104,7 +109,7 @@ FORMS = {
 """(kind of a model, head in its config or None) -> its form."""
 
 
-def form_of(kind: str, config: Any) -> Form:
+def form_of(kind: str, config: object) -> Form:
     """Returns the form of a model.
 
     Args:

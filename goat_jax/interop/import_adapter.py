@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from goat_jax.errors import UserError, nearest
 from goat_jax.interop.modules import write_head
@@ -136,7 +137,7 @@ def _of(adapter: Imported) -> str:
 
 
 def put_tensors(
-    adapter: Imported, graph: Any, trainable: dict[str, PyTree], base: PyTree
+    adapter: Imported, graph: nnx.GraphDef, trainable: dict[str, PyTree], base: PyTree
 ) -> dict[str, PyTree]:
     """Returns the trainable pytree with the adapter's tensors, with unchanged shardings.
 
@@ -151,12 +152,12 @@ def put_tensors(
     """
     model, used = merge_model(graph, trainable, base), set()
     for site in find_sites(model):
-        module: Any = site.module
-        if module.adapter is None:
+        own = site.module.adapter
+        if own is None:
             continue
         used |= set(site.names())
-        for key in module.adapter.names:
-            variable = getattr(module.adapter, key)
+        for key in own.names:
+            variable = getattr(own, key)
             shape = tuple(variable.shape if site.layers is None else variable.shape[1:])
             layers = [_factor(adapter, name, key, shape) for name in site.names()]
             whole = layers[0] if site.layers is None else np.stack(layers)

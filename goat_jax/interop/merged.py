@@ -20,11 +20,13 @@ from goat_jax.adapters.parts.routers import NoRouter
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.data.pipeline.image_view import view_of
 from goat_jax.data.tasks.image import ImageTask
+from goat_jax.data.tasks.registry import Task
 from goat_jax.errors import UserError
 from goat_jax.interop.folders import SHARD_BYTES, write_json, write_shards
 from goat_jax.interop.hf_config import Form
 from goat_jax.models.registry import ARCHITECTURES, Architecture, architecture_of
 from goat_jax.models.torch_layout import torch_parameters
+from goat_jax.nn.model import Model
 from goat_jax.nn.named_modules import find_sites
 from goat_jax.pretrained.resolve import open_checkpoint
 from goat_jax.typing import Array, Factors
@@ -36,7 +38,7 @@ TOKENIZER_FILES = (
 )
 
 
-def fold_adapters(model: Any, gates: Mapping[str, np.ndarray] | None = None) -> None:
+def fold_adapters(model: nnx.Module, gates: Mapping[str, np.ndarray] | None = None) -> None:
     """Folds every adapter into its kernel, in place.
 
     Args:
@@ -56,8 +58,7 @@ def fold_adapters(model: Any, gates: Mapping[str, np.ndarray] | None = None) -> 
     False
     """
     for site in find_sites(model):
-        dense: Any = site.module
-        adapter = dense.adapter
+        dense, adapter = site.module, site.module.adapter
         if adapter is None:
             continue
         spec, scale = adapter.spec, adapter.scale[...]
@@ -83,10 +84,10 @@ def _fold(spec: AdapterSpec, kernel: Array, arrays: Factors, scale: Array) -> Ar
 
 def write_merged(
     folder: Path,
-    model: Any,
+    model: Model,
     form: Form,
     path: Path,
-    task: Any,
+    task: Task,
     dtype: str,
     most: int = SHARD_BYTES,
 ) -> None:
@@ -107,7 +108,7 @@ def write_merged(
         UserError: the model still has adapters, its config has no counterpart in config.json,
             transformers' class cannot express its head, or a weight is out of the dtype's range.
     """
-    if any(site.module.adapter is not None for site in find_sites(model)):  # type: ignore
+    if any(site.module.adapter is not None for site in find_sites(model)):
         raise UserError("the model still has adapters: fold them first")
     hf = open_checkpoint(path)[0]
     architecture = architecture_of(hf, path)
@@ -166,7 +167,9 @@ ELSEWHERE = ("family", "num_labels", "head", "pooling", "dropout")
 note on the model card."""
 
 
-def changed_keys(architecture: Architecture, hf: Mapping[str, Any], config: Any) -> dict[str, Any]:
+def changed_keys(
+    architecture: Architecture, hf: Mapping[str, Any], config: object
+) -> dict[str, Any]:
     """Returns the keys of config.json whose values differ from the pretrained model's.
 
     Args:

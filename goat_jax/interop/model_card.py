@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from goat_jax.config.run import RunConfig, flatten
 from goat_jax.text_tables import render_table
+from goat_jax.typing import Dataclass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,13 +96,13 @@ def _table(columns: Mapping[str, Mapping[str, float]]) -> str:
     return render_table(["metric", *columns], rows, markdown=True)
 
 
-def _fields(part: Any) -> str:
+def _fields(part: Dataclass) -> str:
     """Renders the non-empty fields of one part of the config as a table."""
     values = {name: value for name, value in flatten(part).items() if value not in (None, [], {})}
     rows = [[f"`{name}`", f"`{_one_line(value)}`"] for name, value in values.items()]
     return render_table(["field", "value"], rows, markdown=True)
 
 
-def _one_line(value: Any) -> str:
+def _one_line(value: object) -> str:
     """Escapes a value so that it stays inside one cell of a Markdown table."""
     return " ".join(str(value).split()).replace("|", "\\|").replace("`", "'")

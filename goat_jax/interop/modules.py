@@ -6,16 +6,18 @@ The functions hide that the arrays of several layers may be stacked.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError, nearest
 from goat_jax.models.torch_layout import Layout, parameters
-from goat_jax.nn.dense import Head
+from goat_jax.nn.dense import Adapter, Dense, Head
 from goat_jax.nn.named_modules import Site, find_sites
+from goat_jax.typing import Array
 
 Read = Callable[[str, tuple[int, ...]], np.ndarray]
 """(PyTorch's name, PyTorch's shape) -> a float32 tensor of that shape; raises `UserError` if there
@@ -59,7 +61,7 @@ class Adapted(NamedTuple):
         return self.factors | self.constants
 
 
-def read_kernels(model: Any, names: Iterable[str]) -> dict[str, np.ndarray]:
+def read_kernels(model: nnx.Module, names: Iterable[str]) -> dict[str, np.ndarray]:
     """Returns the kernels (I, O) of these modules by name.
 
     Raises:
@@ -67,33 +69,32 @@ def read_kernels(model: Any, names: Iterable[str]) -> dict[str, np.ndarray]:
     """
     kernels = {}
     for site in find_sites(model):
-        dense: Any = site.module
-        kernels |= dict(zip(site.names(), _layers(site, dense.kernel), strict=True))
+        kernels |= dict(zip(site.names(), _layers(site, site.module.kernel), strict=True))
     for name in names:
         if name not in kernels:
             raise UserError(f"the model has no linear layer {name!r}{nearest(name, kernels)}")
     return {name: kernels[name] for name in names}
 
 
-def _layers(site: Site, variable: Any) -> np.ndarray:
+def _layers(site: Site, variable: nnx.Variable[Array]) -> np.ndarray:
     value = np.asarray(variable[...])
     return value if site.layers is not None else value[None]
 
 
-def _stack(site: Site, arrays: list[np.ndarray]) -> Any:
+def _stack(site: Site, arrays: list[np.ndarray]) -> Array:
     return jnp.asarray(np.stack(arrays) if site.layers is not None else arrays[0])
 
 
-def _adapted(model: Any) -> list[Site]:
-    return [site for site in find_sites(model) if site.module.adapter is not None]  # type: ignore
+def _adapted(model: nnx.Module) -> Iterator[tuple[Site, Dense, Adapter]]:
+    for site in find_sites(model):
+        if site.module.adapter is not None:
+            yield site, site.module, site.module.adapter
 
 
-def read_starts(model: Any) -> dict[str, Start]:
+def read_starts(model: nnx.Module) -> dict[str, Start]:
     """Returns the values of all adapted modules by name."""
     starts = {}
-    for site in _adapted(model):
-        dense: Any = site.module
-        adapter = dense.adapter
+    for site, dense, adapter in _adapted(model):
         kernels, scales = _layers(site, dense.kernel), _layers(site, adapter.scale)
         factors = {name: _layers(site, getattr(adapter, name)) for name in adapter.names}
         for layer, name in enumerate(site.names()):
@@ -102,14 +103,12 @@ def read_starts(model: Any) -> dict[str, Start]:
     return starts
 
 
-def read_adapted(model: Any) -> Iterator[tuple[str, Adapted]]:
+def read_adapted(model: nnx.Module) -> Iterator[tuple[str, Adapted]]:
     """Yields all adapted modules with their names, one layer at a time.
 
     Only the arrays of one stack of layers are on the host at a time.
     """
-    for site in _adapted(model):
-        dense: Any = site.module
-        adapter = dense.adapter
+    for site, dense, adapter in _adapted(model):
         kernels, scales = _layers(site, dense.kernel), _layers(site, adapter.scale)
         trained, frozen = (
             {name: _layers(site, getattr(adapter, name)) for name in names}
@@ -121,20 +120,21 @@ def read_adapted(model: Any) -> Iterator[tuple[str, Adapted]]:
             yield name, Adapted(adapter.spec, kernels[layer], factors, constants, scales[layer])
 
 
-def write_starts(model: Any, starts: Mapping[str, Start]) -> None:
+def write_starts(model: nnx.Module, starts: Mapping[str, Start]) -> None:
     """Sets the kernels and factors of all adapted modules in place; scales are unchanged."""
-    for site in _adapted(model):
-        module: Any = site.module
+    for site, dense, adapter in _adapted(model):
         layers = [starts[name] for name in site.names()]
-        module.kernel.set_value(_stack(site, [start.kernel for start in layers]))
-        for key in module.adapter.names:
+        dense.kernel.set_value(_stack(site, [start.kernel for start in layers]))
+        for key in adapter.names:
             value = _stack(site, [start.factors[key] for start in layers])
-            getattr(module.adapter, key).set_value(value)
+            getattr(adapter, key).set_value(value)
 
 
-def _head_parameters(model: Any, modules: Iterable[str]) -> dict[str, tuple[Any, Layout]]:
+def _head_parameters(
+    model: nnx.Module, modules: Iterable[str]
+) -> dict[str, tuple[nnx.Variable[Array], Layout]]:
     """Maps PyTorch's name of a head's parameter to our variable and its PyTorch layout."""
-    found: dict[str, dict[str, tuple[Any, Layout]]] = {}
+    found: dict[str, dict[str, tuple[nnx.Variable[Array], Layout]]] = {}
     stacked = set()
     for site, parameter, layout in parameters(model):
         name = site.names()[0]
@@ -151,7 +151,7 @@ def _head_parameters(model: Any, modules: Iterable[str]) -> dict[str, tuple[Any,
     return chosen
 
 
-def write_head(model: Any, modules: Iterable[str], read: Read) -> None:
+def write_head(model: nnx.Module, modules: Iterable[str], read: Read) -> None:
     """Sets the values of fully trained modules in place.
 
     Args:
@@ -167,7 +167,7 @@ def write_head(model: Any, modules: Iterable[str], read: Read) -> None:
         variable.set_value(jnp.asarray(layout.from_torch(value)))
 
 
-def read_head(model: Any, modules: Iterable[str]) -> dict[str, np.ndarray]:
+def read_head(model: nnx.Module, modules: Iterable[str]) -> dict[str, np.ndarray]:
     """Returns the values of fully trained modules by PyTorch's names and in its layout.
 
     Raises:
@@ -179,7 +179,7 @@ def read_head(model: Any, modules: Iterable[str]) -> dict[str, np.ndarray]:
     }
 
 
-def trained_tensors(model: Any, fresh: Collection[str] = ()) -> dict[str, np.ndarray]:
+def trained_tensors(model: nnx.Module, fresh: Collection[str] = ()) -> dict[str, np.ndarray]:
     """Returns PyTorch's tensors of fully trained parameters and of those not in the checkpoint.
 
     Args:
@@ -196,7 +196,7 @@ def trained_tensors(model: Any, fresh: Collection[str] = ()) -> dict[str, np.nda
     return found
 
 
-def module_names(model: Any) -> list[str]:
+def module_names(model: nnx.Module) -> list[str]:
     """Returns the full names of all modules that have parameters."""
     names = (name for site, _, _ in parameters(model) for name in site.names())
     return list(dict.fromkeys(names))

@@ -72,7 +72,7 @@ def read_peft(folder: Path, config: Mapping[str, Any]) -> Imported:
     return found
 
 
-def _name(value: Any) -> str | None:
+def _name(value: object) -> str | None:
     return value if value and isinstance(value, str) else None
 
 
@@ -200,7 +200,7 @@ def _pattern(
     return found
 
 
-def _by_pattern(name: str, patterns: Mapping[str, Any] | None, usual: Any) -> Any:
+def _by_pattern(name: str, patterns: Mapping[str, Any] | None, usual: object) -> Any:
     """Returns the value of the first pattern that matches the end of a name, as PEFT does."""
     for pattern, value in (patterns or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", name):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from goat_jax.adapters.context import Context
 from goat_jax.nn.named_modules import adapted_layers, find_sites
@@ -18,12 +18,12 @@ from goat_jax.typing import Array, Batch, PyTree
 
 
 def mean_gates(
-    graph: Any,
+    graph: nnx.GraphDef,
     trainable: dict[str, PyTree],
     base: PyTree,
     batches: Sequence[Batch],
     objective: Objective,
-    model: Any,
+    model: nnx.Module,
 ) -> dict[str, np.ndarray]:
     """Computes the mean weights (E,) of each module's experts over the real tokens of all batches.
 
@@ -54,9 +54,9 @@ def mean_gates(
     tokens = sum(float(count) for _, count in found)
     layers = adapted_layers(model)
     experts = {
-        name: site.module.adapter.scale.shape[-1]  # type: ignore[attr-defined]
+        name: site.module.adapter.scale.shape[-1]
         for site in find_sites(model)
-        if site.module.adapter is not None  # type: ignore[attr-defined]
+        if site.module.adapter is not None
         for name in site.names()
     }
     gates = {}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +12,20 @@ import numpy as np
 
 from goat_jax.adapters.task_gate import for_task
 from goat_jax.config.run import DTYPES
+from goat_jax.data.tasks.registry import Task
 from goat_jax.interop.low_rank import LowRank, low_rank
 from goat_jax.interop.modules import Adapted, read_adapted, read_kernels, trained_tensors
 from goat_jax.interop.router_weights import mean_gates
 from goat_jax.models.load import load_model
 from goat_jax.nn.dense import merge_model
+from goat_jax.nn.model import Model
 from goat_jax.pretrained.resolve import find_model
 from goat_jax.training.checkpoints.restore import Reopened, reopen
 from goat_jax.training.evaluate import evaluate
 from goat_jax.training.lorahub import few_rows
 from goat_jax.training.setup import evaluation_batches, load_rows, model_options
 from goat_jax.training.task_types import problem_of
-from goat_jax.typing import PyTree
+from goat_jax.typing import Batch, PyTree
 
 Gates = Mapping[str, np.ndarray]
 
@@ -54,7 +55,7 @@ class Trained:
         self.base: PyTree = self.opened.state.frozen(self.built.base)
         self.model = self._model(self.opened.state.trainable, self.base)
 
-    def _model(self, trainable: dict[str, PyTree], base: PyTree) -> Any:
+    def _model(self, trainable: dict[str, PyTree], base: PyTree) -> Model:
         return merge_model(self.built.graph, trainable, base)
 
     @functools.cached_property
@@ -109,11 +110,11 @@ class Trained:
         ).scores
 
     @property
-    def task(self) -> Any:
+    def task(self) -> Task:
         return self.config.task
 
     @functools.cached_property
-    def rows(self) -> Any:
+    def rows(self) -> Sequence[Batch]:
         return evaluation_batches(self.config, load_rows(self.config, "evaluation")[0])
 
     def task_gates(self, task: int | None) -> Gates | None:

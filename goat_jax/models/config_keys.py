@@ -20,19 +20,19 @@ Check = Callable[[str, Any], None]
 """(key, value) -> None; raises `UserError` for a value of the wrong type or range."""
 
 
-def switch(key: str, value: Any) -> None:
+def switch(key: str, value: object) -> None:
     """Raises `UserError` unless the value is true or false."""
     if not isinstance(value, bool):
         raise UserError(f"config.json: {key} is {value!r}: it must be true or false")
 
 
-def word(key: str, value: Any) -> None:
+def word(key: str, value: object) -> None:
     """Raises `UserError` unless the value is a string."""
     if not isinstance(value, str):
         raise UserError(f"config.json: {key} is {value!r}: it must be a string")
 
 
-def table(key: str, value: Any) -> None:
+def table(key: str, value: object) -> None:
     """Raises `UserError` unless the value is an object."""
     if not isinstance(value, Mapping):
         raise UserError(f"config.json: {key} is {value!r}: it must be an object")
@@ -43,13 +43,13 @@ def number(**limits: Any) -> Check:
     return lambda key, value: check_number(f"config.json: {key}", value, **limits)
 
 
-def ids(key: str, value: Any) -> None:
+def ids(key: str, value: object) -> None:
     """Raises `UserError` unless the value is a token id or a list of them."""
     for one in value if isinstance(value, list | tuple) else [value]:
         check_number(f"config.json: {key}", one, whole=True)
 
 
-def anything(key: str, value: Any) -> None:
+def anything(key: str, value: object) -> None:
     """Accepts any value; the code that reads the key checks it, with a more specific message."""
 
 
@@ -168,7 +168,7 @@ here: use a checkpoint with that
     _check_code(hf)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

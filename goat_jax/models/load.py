@@ -13,9 +13,10 @@ from flax import nnx
 from goat_jax.errors import UserError
 from goat_jax.models.load_parameters import ShardingOf, cast, fill, shortened
 from goat_jax.models.registry import Architecture, architecture_of
+from goat_jax.nn.model import Model
 from goat_jax.pretrained.resolve import open_checkpoint
 from goat_jax.pretrained.safetensors import Weights
-from goat_jax.typing import Key
+from goat_jax.typing import DTypeLike, Key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Loaded:
         notes: remarks on the checkpoint for the user, one line each.
     """
 
-    model: Any
+    model: Model
     fresh: tuple[str, ...]
     kind: str
     weights: Weights | None = None
@@ -41,7 +42,7 @@ def load_model(
     path: Path,
     *,
     key: Key,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     new_head: bool = False,
     sharding: ShardingOf | None = None,
     architecture: Architecture | None = None,
@@ -93,7 +94,7 @@ def load_model(
 
 
 def random_model(
-    hf: Mapping[str, Any], *, key: Key, dtype: Any = jnp.float32, **overrides: Any
+    hf: Mapping[str, Any], *, key: Key, dtype: DTypeLike = jnp.float32, **overrides: Any
 ) -> Loaded:
     """Builds a model as `load_model` does, with random parameters.
 

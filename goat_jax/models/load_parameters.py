@@ -7,12 +7,12 @@ import re
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Sharding
 
 from goat_jax.errors import UserError
 from goat_jax.models.registry import Architecture, Tie
@@ -20,12 +20,12 @@ from goat_jax.models.torch_layout import Layout, parameters
 from goat_jax.nn.modules import Constant, LayerNorm, RMSNorm
 from goat_jax.nn.named_modules import Site
 from goat_jax.pretrained.safetensors import STORED, Weights, check_finite
-from goat_jax.typing import Key
+from goat_jax.typing import DTypeLike, Key
 
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 """Old name endings, in checkpoints converted from TensorFlow -> current ones."""
 
-ShardingOf = Callable[[Site, str], Any]
+ShardingOf = Callable[[Site, str], Sharding]
 """(module, name of its parameter) -> the sharding of the (stacked) parameter."""
 
 FLOAT32 = (LayerNorm, RMSNorm, Constant)
@@ -78,7 +78,7 @@ def fill(
     weights: Weights,
     architecture: Architecture,
     key: Key,
-    dtype: Any,
+    dtype: DTypeLike,
     new_head: bool = False,
     sharding: ShardingOf | None = None,
     tie: Tie | None = None,
@@ -164,14 +164,14 @@ def _top(name: str) -> str:
     return name.partition(".")[0]
 
 
-def cast(model: nnx.Module, architecture: Architecture, dtype: Any) -> None:
+def cast(model: nnx.Module, architecture: Architecture, dtype: DTypeLike) -> None:
     """Casts the parameters of a model that was not loaded to the dtypes that loading gives them."""
     for slot in [_slot(*parameter) for parameter in parameters(model)]:
         value = getattr(slot.site.module, slot.parameter)[...]
         slot.set(value.astype(_dtype(slot, architecture, dtype)))
 
 
-def _dtype(slot: _Slot, architecture: Architecture, dtype: Any) -> Any:
+def _dtype(slot: _Slot, architecture: Architecture, dtype: DTypeLike) -> DTypeLike:
     small = isinstance(slot.site.module, FLOAT32)
     return jnp.float32 if small or _is_head(slot.names[0], architecture) else dtype
 
@@ -206,16 +206,16 @@ Index = tuple[slice, ...]
 
 
 def _place(
-    read: Callable[[Index], np.ndarray], shape: tuple[int, ...], sharding: Any | None
+    read: Callable[[Index], np.ndarray], shape: tuple[int, ...], sharding: Sharding | None
 ) -> jax.Array:
     """Builds the parameter on its devices, reading at most one device's shard at a time."""
     if sharding is None:
         return jnp.asarray(read((slice(None),) * len(shape)))
-    return jax.make_array_from_callback(shape, sharding, read)  # type: ignore[arg-type]
+    return jax.make_array_from_callback(shape, sharding, lambda index: read(index or ()))
 
 
 def _read(
-    slot: _Slot, stored: Mapping[str, str], weights: Weights, dtype: Any, index: Index
+    slot: _Slot, stored: Mapping[str, str], weights: Weights, dtype: DTypeLike, index: Index
 ) -> np.ndarray:
     """Reads a slice of a parameter, one layer's tensor at a time."""
     layers, inner = (index[0], index[1:]) if slot.stacked else (slice(None), index)

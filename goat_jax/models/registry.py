@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
 from goat_jax.errors import UserError
 from goat_jax.models.config_keys import check_keys
@@ -23,6 +22,7 @@ from goat_jax.models.vision import families as vision_families
 from goat_jax.models.vision import heads as vision_heads
 from goat_jax.models.vision import model as vision
 from goat_jax.models.vision.families import VisionFamily
+from goat_jax.nn.model import Model
 
 OTHER_TASKS = ("ForTokenClassification", "ForMultipleChoice")
 """Suffixes of transformers classes whose heads have the same names as a sequence classifier's."""
@@ -79,7 +79,7 @@ class Architecture:
 
     kind: str
     config: Callable[..., Any]
-    build: Callable[..., nnx.Module]
+    build: Callable[..., Model]
     family: Family
     prefix: str
     head: tuple[str, ...]

@@ -5,7 +5,7 @@ The types separate the trained pytrees (`Factor`, `Head`) from the frozen one.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ class Sown(nnx.Intermediate):
     """A value that an adapter reports from a forward pass; captured, never stored."""
 
 
-def sow(module: nnx.Module, name: str, value: Any) -> None:
+def sow(module: nnx.Module, name: str, value: object) -> None:
     """Passes a value to `run_model`; does nothing in a plain call, so no trace of it is left."""
     if hasattr(module, "__captures__"):  # set by nnx.capture; `Module.sow` needs it
         module.sow(Sown, name, value)
@@ -139,7 +139,10 @@ class Dense(nnx.Module):
         return y + jnp.broadcast_to(self.bias[...].astype(y.dtype), y.shape)
 
 
-def split_model(model: nnx.Module) -> tuple[Any, dict[str, PyTree], PyTree]:
+M = TypeVar("M", bound=nnx.Module)
+
+
+def split_model(model: M) -> tuple[nnx.GraphDef[M], dict[str, PyTree], PyTree]:
     """Splits a model into (graph, trainable, base): static structure and two disjoint pytrees.
 
     ``trainable = {"adapter": ..., "head": ...}`` is all that is optimized; ``base`` is everything
@@ -150,7 +153,7 @@ def split_model(model: nnx.Module) -> tuple[Any, dict[str, PyTree], PyTree]:
     return graph, {"adapter": pure(adapter), "head": pure(head)}, pure(base)
 
 
-def merge_model(graph: Any, trainable: dict[str, PyTree], base: PyTree) -> Any:
+def merge_model(graph: nnx.GraphDef[M], trainable: dict[str, PyTree], base: PyTree) -> M:
     """Rebuilds the model from the three values that `split_model` returned."""
     return nnx.merge(graph, trainable["adapter"], trainable["head"], base)
 

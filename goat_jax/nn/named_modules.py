@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar, overload, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,11 @@ from goat_jax.nn.dense import Dense
 from goat_jax.nn.stack import Stack
 from goat_jax.typing import Array, PyTree
 
+M = TypeVar("M", bound=nnx.Module, covariant=True)
+
 
 @dataclasses.dataclass(frozen=True)
-class Site:
+class Site(Generic[M]):
     """A module of the model, with its path and name.
 
     Attributes:
@@ -34,7 +36,7 @@ class Site:
         layers: the layers that the module holds; None outside a stack.
     """
 
-    module: nnx.Module
+    module: M
     path: tuple[Any, ...]
     pattern: str
     layers: range | None
@@ -46,14 +48,31 @@ class Site:
         return [self.pattern.format(layer) for layer in self.layers]
 
 
-def find_sites(model: nnx.Module, kind: type[nnx.Module] | tuple = Dense) -> list[Site]:
+@runtime_checkable
+class _Named(Protocol):
+    """A model that gives its modules their Hugging Face names."""
+
+    def hf_names(self) -> dict[str, str]: ...
+
+
+@overload
+def find_sites(model: nnx.Module) -> list[Site[Dense]]: ...
+
+
+@overload
+def find_sites(model: nnx.Module, kind: type[M] | tuple[type[M], ...]) -> list[Site[M]]: ...
+
+
+def find_sites(
+    model: nnx.Module, kind: type[nnx.Module] | tuple[type[nnx.Module], ...] = Dense
+) -> list[Site[Any]]:
     """Finds all modules of a kind, in the order of `hf_names`, or else of the model's paths.
 
     >>> from goat_jax.models.encoder.model import Encoder, tiny_config
     >>> [site.pattern for site in find_sites(Encoder(tiny_config(), rngs=nnx.Rngs(0)))][0]
     'bert.encoder.layer.{}.attention.self.query'
     """
-    table = model.hf_names() if hasattr(model, "hf_names") else {}  # type: ignore[attr-defined]
+    table = model.hf_names() if isinstance(model, _Named) else {}
     stacks = {path: module for path, module in _modules(model) if isinstance(module, Stack)}
     found = []
     for path, module in _modules(model):
@@ -96,7 +115,7 @@ def reports_by_name(model: nnx.Module, sown: PyTree) -> dict[str, Report]:
     """
     found: dict[str, list[Report]] = {}
     for site in find_sites(model):
-        if site.module.adapter is None:  # type: ignore[attr-defined]
+        if site.module.adapter is None:
             continue
         report = _look_up(sown, site.path)["adapter"]["report"][0]
         if site.layers is None:
@@ -140,7 +159,7 @@ def adapted_layers(model: nnx.Module) -> dict[str, list[int]]:
     """Maps each name pattern to its layers with an adapter, in the order of `reports_by_name`."""
     layers: dict[str, list[int]] = {}
     for site in find_sites(model):
-        if site.module.adapter is not None:  # type: ignore[attr-defined]
+        if site.module.adapter is not None:
             layers.setdefault(site.pattern, []).extend(site.layers or [0])
     return layers
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import jax.numpy as jnp
 from flax import nnx
@@ -59,9 +60,9 @@ def check_sizes(config: object, *names: str) -> None:
             raise UserError(f"{name} is {size!r}: it must be a whole number from 1 up")
 
 
-def check_choice(what: str, chosen: object, known: object) -> None:
+def check_choice(what: str, chosen: object, known: Iterable[str]) -> None:
     """Raises `UserError` if `chosen` is not one of the names in `known`; `what` names the field."""
-    names = list(known)  # type: ignore[call-overload]
+    names = list(known)
     if not isinstance(chosen, str) or chosen not in names:
         hint = nearest(str(chosen), names)
         raise UserError(f"{what} {chosen!r} is not one of {', '.join(names)}{hint}")

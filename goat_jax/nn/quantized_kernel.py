@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ TILE = 64
 """Largest number of entries of a column that share a scale; QLoRA's block size."""
 
 
-def _qwix() -> Any:
+def _qwix() -> ModuleType:
     return import_extra("qwix", "model.quantize")
 
 
@@ -56,11 +57,11 @@ def quantized_dot(x: Array, codes: Array, scales: Array, kind: str) -> Array:
     return jnp.dot(x, dequantize(codes, scales, kind).astype(x.dtype))
 
 
-def _forward(x: Array, codes: Array, scales: Array, kind: str) -> tuple[Array, Any]:
+def _forward(x: Array, codes: Array, scales: Array, kind: str) -> tuple[Array, tuple[Array, Array]]:
     return quantized_dot(x, codes, scales, kind), (codes, scales)
 
 
-def _backward(kind: str, kept: Any, gradient: Array) -> tuple[Array, None, None]:
+def _backward(kind: str, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, None, None]:
     codes, scales = kept
     kernel = dequantize(codes, scales, kind).astype(gradient.dtype)
     return jnp.dot(gradient, kernel.T), None, None

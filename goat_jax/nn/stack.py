@@ -5,6 +5,7 @@ The scan keeps compile time the same whatever the depth.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -72,7 +73,7 @@ class Stack(nnx.Module):
             graph, state = nnx.split(run)
             inner = sorted(start for start in set(starts) if layers.start < start < layers.stop)
             edges = [0, *(start - layers.start for start in inner), len(layers)]
-            for low, high in zip(edges, edges[1:], strict=False):
+            for low, high in itertools.pairwise(edges):
                 piece = jax.tree.map(lambda a, low=low, high=high: a[low:high], state)
                 runs.append(nnx.merge(graph, piece))
                 sizes.append(high - low)

@@ -1,11 +1,11 @@
 """Adam's update direction with a bias correction that is exact in float32."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from goat_jax.typing import Array, PyTree
 
@@ -36,7 +36,7 @@ def scale_by_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientT
         )
 
     def update(
-        updates: PyTree, state: optax.ScaleByAdamState, params: PyTree = None
+        updates: PyTree, state: PyTree, params: PyTree = None
     ) -> tuple[PyTree, optax.ScaleByAdamState]:
         del params
         count = optax.safe_increment(state.count)
@@ -51,10 +51,10 @@ def scale_by_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientT
 
         return jax.tree.map(direction, mu, nu), optax.ScaleByAdamState(count, mu, nu)
 
-    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+    return optax.GradientTransformation(init, update)
 
 
-def _bias_correction(beta: float, count: Any) -> Array:
+def _bias_correction(beta: float, count: ArrayLike) -> Array:
     """Computes ``1 - beta**count`` without cancellation."""
     log = math.log(beta) if beta else -math.inf
-    return -jnp.expm1(count.astype(jnp.float32) * log)
+    return -jnp.expm1(jnp.asarray(count, jnp.float32) * log)

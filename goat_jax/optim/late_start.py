@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import optax
+from jax.tree_util import KeyPath
 
 from goat_jax.typing import PyTree
 
@@ -34,7 +34,7 @@ def with_late_start(
     """
 
     def labels(params: PyTree) -> PyTree:
-        def label(path: Any, _: Any) -> str:
+        def label(path: KeyPath, _: object) -> str:
             return LATE if is_late(str(getattr(path[-1], "key", path[-1]))) else NOW
 
         return jax.tree_util.tree_map_with_path(label, params)
@@ -42,7 +42,7 @@ def with_late_start(
     return optax.partition({NOW: optimizer, LATE: optimizer}, labels)
 
 
-def restart(optimizer: optax.GradientTransformation, state: Any, params: PyTree) -> Any:
+def restart(optimizer: optax.GradientTransformation, state: PyTree, params: PyTree) -> PyTree:
     """Returns an optimizer state in which that of the late parameters is newly initialized.
 
     Args:
@@ -52,7 +52,7 @@ def restart(optimizer: optax.GradientTransformation, state: Any, params: PyTree)
         params: the parameters.
     """
 
-    def renew(old: Any, fresh: Any) -> Any:
+    def renew(old: PyTree, fresh: PyTree) -> PyTree:
         if not _is_parted(old):
             return old
         return old._replace(inner_states={**old.inner_states, LATE: fresh.inner_states[LATE]})
@@ -60,5 +60,5 @@ def restart(optimizer: optax.GradientTransformation, state: Any, params: PyTree)
     return jax.tree.map(renew, state, optimizer.init(params), is_leaf=_is_parted)
 
 
-def _is_parted(node: Any) -> bool:
+def _is_parted(node: object) -> bool:
     return isinstance(node, optax.transforms.PartitionState) and LATE in node.inner_states

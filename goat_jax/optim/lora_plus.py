@@ -32,4 +32,4 @@ def lora_plus(ratio: float = 16.0) -> optax.GradientTransformation:
         del params
         return map_pairs(lambda pair: {**pair, "b": ratio * pair["b"]}, updates), state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)  # type: ignore
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

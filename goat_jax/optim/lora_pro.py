@@ -130,7 +130,7 @@ def lora_pro(scales: PyTree, x: str = "sylvester") -> optax.GradientTransformati
     if x not in CHOICES:
         raise UserError(f"LoRA-Pro x {x!r} is not one of {', '.join(CHOICES)}{nearest(x, CHOICES)}")
 
-    def one(gradient: dict[str, Array], params: dict[str, Array], own: Any) -> dict[str, Array]:
+    def one(gradient: dict[str, Array], params: dict[str, Array], own: PyTree) -> dict[str, Array]:
         scale = _for_factors(own["scale"], params["a"])
         a, b = adjust(params["a"], params["b"], gradient["a"], gradient["b"], scale, x)
         return {**gradient, "a": a, "b": b}
@@ -140,7 +140,7 @@ def lora_pro(scales: PyTree, x: str = "sylvester") -> optax.GradientTransformati
             raise UserError("lora_pro needs the parameters: call update(grads, state, params)")
         return map_pairs(one, updates, params, scales), state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)  # type: ignore
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _for_factors(scale: Array, factor: Array) -> Array:
@@ -170,14 +170,14 @@ def lora_pro_full(
     """
     adam = scale_by_adam(beta1, beta2, epsilon)
 
-    def to_full(gradient: dict, params: dict, own: Any) -> dict[str, Array]:
+    def to_full(gradient: dict, params: dict, own: PyTree) -> dict[str, Array]:
         scale = _for_factors(own["scale"], params["a"])
         a, b = adjust(params["a"], params["b"], gradient["a"], gradient["b"], scale, "zero")
         full = params["a"] @ b + a @ params["b"]
         rest = {name: value for name, value in gradient.items() if name not in ("a", "b")}
         return rest | {"full": full * per_expert(scale, full)}
 
-    def from_full(params: dict, direction: dict, own: Any) -> dict[str, Array]:
+    def from_full(params: dict, direction: dict, own: PyTree) -> dict[str, Array]:
         scale = _for_factors(own["scale"], params["a"])
         full = direction["full"] * per_expert(scale, direction["full"])
         grad_a, grad_b = full @ _transposed(params["b"]), _transposed(params["a"]) @ full
@@ -185,8 +185,8 @@ def lora_pro_full(
         rest = {name: value for name, value in direction.items() if name != "full"}
         return rest | {"a": a, "b": b}
 
-    def init(params: PyTree) -> optax.ScaleByAdamState:
-        return adam.init(map_pairs(to_full, params, params, scales))  # type: ignore[return-value]
+    def init(params: PyTree) -> optax.OptState:
+        return adam.init(map_pairs(to_full, params, params, scales))
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         if params is None:
@@ -194,7 +194,7 @@ def lora_pro_full(
         found, state = adam.update(map_pairs(to_full, updates, params, scales), state)
         return _over_pairs(from_full, params, found, scales), state
 
-    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+    return optax.GradientTransformation(init, update)
 
 
 def _over_pairs(function: Callable[..., Any], params: PyTree, found: PyTree, own: PyTree) -> PyTree:

@@ -13,7 +13,7 @@ from goat_jax.typing import Array, PyTree
 Factors = Mapping[str, Array]
 
 
-def is_pair(node: Any) -> bool:
+def is_pair(node: object) -> bool:
     """True if a node holds the factors a (..., I, R) and b (..., R, O) of an adapter."""
     return isinstance(node, Mapping) and "a" in node and "b" in node
 
@@ -51,7 +51,7 @@ def scales_of(trainable: PyTree, base: PyTree) -> PyTree:
         None in place of everything else.
     """
 
-    def find(path: tuple, node: Any) -> Any:
+    def find(path: tuple, node: PyTree) -> PyTree:
         if not is_pair(node):
             return None
         place = base

@@ -7,7 +7,7 @@ and a triplet may come back. (Zhang et al. 2023, arXiv 2303.10512, algorithm 1.)
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -175,7 +175,7 @@ class RankBudgetState(NamedTuple):
 
     step: Array
     scores: Scores
-    inner: Any
+    inner: optax.OptState
 
 
 def with_rank_budget(
@@ -212,15 +212,15 @@ def with_rank_budget(
         return RankBudgetState(jnp.zeros((), jnp.int32), init_scores(found), optimizer.init(params))
 
     def update(
-        gradients: PyTree, state: RankBudgetState, params: PyTree = None
+        updates: PyTree, state: PyTree, params: PyTree = None
     ) -> tuple[PyTree, RankBudgetState]:
-        updates, inner = optimizer.update(gradients, state.inner, params)
+        slopes = adapters_with_core(updates)
+        updates, inner = optimizer.update(updates, state.inner, params)
         after = adapters_with_core(optax.apply_updates(params, updates))
-        slopes = adapters_with_core(gradients)
         scores = update_scores(state.scores, after, slopes, budget, state.step)
         kept = kept_triplets(scores, budget, state.step)
 
-        def prune(path: tuple, own: Any, values: Any) -> Any:
+        def prune(path: tuple, own: PyTree, values: PyTree) -> PyTree:
             name = jax.tree_util.keystr(path)
             if name not in kept:
                 return own
@@ -229,7 +229,7 @@ def with_rank_budget(
         updates = jax.tree_util.tree_map_with_path(prune, updates, params, is_leaf=is_pair)
         return updates, RankBudgetState(state.step + 1, scores, inner)
 
-    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+    return optax.GradientTransformation(init, update)
 
 
 def adapters_with_core(tree: PyTree) -> dict[str, Factors]:

@@ -102,4 +102,4 @@ def scaling_alignment(
         found, state = inner.update(times_ratios(updates, ratios), state, old)
         return times_ratios(found, ratios), state
 
-    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+    return optax.GradientTransformation(init, update)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from goat_jax.errors import UserError, nearest
 from goat_jax.typing import Array
@@ -68,11 +69,11 @@ def make_schedule(name: str, peak: float, warmup_steps: int, total_steps: int) -
     warmup_steps = warmup_of(warmup_steps, total_steps)
     falls = SCHEDULES[name]
 
-    def schedule(count: Array) -> Array:
+    def schedule(count: ArrayLike) -> Array:
         step = jnp.asarray(count).astype(jnp.float32)
         rising = step / max(1, warmup_steps)
         progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
         falling = jnp.maximum(0.0, falls(jnp.minimum(progress, 1.0)))
         return peak * jnp.where(step < warmup_steps, rising, falling)
 
-    return schedule  # type: ignore[return-value]
+    return schedule

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
+from typing import Annotated, ClassVar, NamedTuple, Protocol
 
 import optax
 
@@ -29,6 +29,37 @@ class Stages(NamedTuple):
     clip: optax.GradientTransformation
     direction: optax.GradientTransformation
     finish: optax.GradientTransformation
+
+
+class MethodSpec(Protocol):
+    """The fields of `AdapterSpec` that transforms check."""
+
+    @property
+    def combine(self) -> HasLayout: ...
+
+    @property
+    def router(self) -> CanMerge: ...
+
+    @property
+    def is_plain_sum(self) -> bool: ...
+
+    @property
+    def total_rank(self) -> int: ...
+
+    @property
+    def num_experts(self) -> int: ...
+
+
+class HasLayout(Protocol):
+    """The field of a combine that transforms check."""
+
+    layout: ClassVar[str]
+
+
+class CanMerge(Protocol):
+    """The field of a router that transforms check."""
+
+    mergeable: ClassVar[bool]
 
 
 class Transform(Protocol):
@@ -93,7 +124,7 @@ class LoraPlus:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def check(self, spec: Any) -> None:
+    def check(self, spec: MethodSpec) -> None:
         """Refuses a method without factors a and b."""
         if spec.combine.layout not in ("pairs", "shared"):
             raise UserError("LoRA+ trains b faster than a: this method has no such factors")
@@ -133,7 +164,7 @@ class LoraPro:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def check(self, spec: Any) -> None:
+    def check(self, spec: MethodSpec) -> None:
         """Refuses adapters that are not a sum of ``s a b``, as LoRA-Pro's formulas require."""
         if not spec.is_plain_sum:
             raise UserError(
@@ -200,7 +231,7 @@ class PrunedRanks:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def check(self, spec: Any) -> None:
+    def check(self, spec: MethodSpec) -> None:
         """Refuses a combine without core, several experts, and a rank that needs no pruning."""
         if not hasattr(spec.combine, "core_std"):
             raise UserError(

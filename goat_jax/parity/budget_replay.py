@@ -17,6 +17,7 @@ from goat_jax.adapters.context import EVAL, Context
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.nn.dense import Adapter, Dense, merge_model, run_model, split_model
 from goat_jax.optim.rank_budget import RankBudget, adapters_with_core, triplet_scores
+from goat_jax.optim.transforms import PrunedRanks
 from goat_jax.parity.bundle import Arrays, Record
 from goat_jax.parity.checks import GIVEN, METHOD, Check, Comparison, worst
 from goat_jax.parity.layer_bundle import read_adamw
@@ -81,7 +82,8 @@ def _spec(record: Record) -> AdapterSpec:
 
 
 def _budget(spec: AdapterSpec, total_steps: int) -> RankBudget:
-    return RankBudget(total_steps=total_steps, **dataclasses.asdict(spec.transform))  # type: ignore
+    assert isinstance(spec.transform, PrunedRanks)  # AdaLoRA's
+    return RankBudget(total_steps=total_steps, **dataclasses.asdict(spec.transform))
 
 
 class Chain(nnx.Module):
@@ -133,7 +135,7 @@ class Seen(NamedTuple):
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _step(
-    graph: Any,
+    graph: nnx.GraphDef,
     recipe: Recipe,
     state: tuple[PyTree, Any],
     base: PyTree,

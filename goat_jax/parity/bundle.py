@@ -151,9 +151,10 @@ class Record:
         return Record(self.get(key), f"{self.where}: {key}")
 
 
-def _is_number(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and bool(np.isfinite(value))
+def _is_number(value: object) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return bool(np.isfinite(value))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -117,7 +117,7 @@ def _check_directions(
     yield from _check_factors("switch", factors, arrays, compare)
     yield compare.check("sigma", np.asarray(found.values), arrays.get("sigma"))
     yield compare.check("change_rate", np.asarray(found.rates), arrays.get("change_rate"))
-    yield compare.check("top_index", np.asarray(found.index), arrays.get("top_index"))
+    yield compare.check("top_index", np.asarray(found.indices), arrays.get("top_index"))
     # The sign of each pair of singular vectors is arbitrary, so their products are compared.
     ours = np.einsum("IK,KO->KOI", np.asarray(found.u), np.asarray(found.vt))
     theirs = np.einsum("OK,KI->KOI", arrays.get("U_top"), arrays.get("Vt_top"))

@@ -172,7 +172,7 @@ def batch_of(run: LayerRun) -> tuple[Array, Array, Array, Context]:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def layer_step(
-    graph: Any,
+    graph: nnx.GraphDef,
     optimizer: Recipe,
     state: tuple[PyTree, Any],
     base: PyTree,
@@ -191,7 +191,7 @@ def layer_step(
 
 
 def layer_gradients(
-    graph: Any,
+    graph: nnx.GraphDef,
     trainable: PyTree,
     base: PyTree,
     x: Array,

@@ -11,6 +11,7 @@ import numpy as np
 
 from goat_jax.adapters.context import Context
 from goat_jax.errors import UserError
+from goat_jax.models.decoder.model import Decoder
 from goat_jax.training.losses import (
     CLASSIFICATION,
     IMAGE_CLASSIFICATION,
@@ -98,7 +99,7 @@ def _complete_language(batch: Inputs, where: str) -> Inputs:
 
 
 def _language_loss_and_logits(
-    model: Any, batch: Batch, ctx: Context
+    model: Decoder, batch: Batch, ctx: Context
 ) -> tuple[Array, dict[str, Array], Array]:
     loss, sums, (_, hidden) = language_loss(model, batch, ctx)
     return loss, sums, model.logits(hidden)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +27,7 @@ from goat_jax.parity.model_inputs import INPUTS, complete_batch
 from goat_jax.parity.reference_code import scale_note
 from goat_jax.parity.ties import settle_ties
 from goat_jax.parity.training import Outcome, Trainer
-from goat_jax.typing import Array
+from goat_jax.typing import Array, Factors
 
 Starts = Mapping[str, Start]
 Kernels = Mapping[str, np.ndarray]
@@ -78,7 +77,7 @@ def _given_starts(run: ModelRun, kernels: Kernels, own: Starts) -> dict[str, Sta
 
 
 @partial(jax.jit, static_argnums=0)
-def _edit_base(spec: AdapterSpec, kernel: Any, factors: Any, scale: Any) -> Array:
+def _edit_base(spec: AdapterSpec, kernel: Array, factors: Factors, scale: Array) -> Array:
     return spec.base_edit(kernel, factors, scale, spec)
 
 

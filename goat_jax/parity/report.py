@@ -89,7 +89,10 @@ def _jobs(found: Found) -> Iterator[Replay]:
 def _run(job: Replay, found: Found, report: Report) -> None:
     try:
         for one in job():
-            (report.notes if isinstance(one, Note) else report.checks).append(one)  # type: ignore
+            if isinstance(one, Note):
+                report.notes.append(one)
+            else:
+                report.checks.append(one)
     except UserError as error:
         report.errors.append(_named(error, found))
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from goat_jax.interop.modules import Start, read_head, read_starts, write_head, write_starts
 from goat_jax.nn.dense import merge_model, split_model
@@ -64,14 +64,14 @@ class Trainer:
     """
 
     run: ModelRun
-    model: Any
+    model: nnx.Module
     batches: list[Inputs]
     train_step: TrainStep
     eval_step: EvalStep
 
     @classmethod
     def create(
-        cls, run: ModelRun, model: Any, objective: Objective, batches: list[Inputs]
+        cls, run: ModelRun, model: nnx.Module, objective: Objective, batches: list[Inputs]
     ) -> Trainer:
         """Makes a trainer with its steps, which are not compiled yet."""
         graph, _, _ = split_model(model)
@@ -106,7 +106,11 @@ class Trainer:
 
 @lru_cache(maxsize=4)
 def _make_steps(
-    graph: Any, objective: Objective, config: OptimizerConfig, total_steps: int, aux_coef: float
+    graph: nnx.GraphDef,
+    objective: Objective,
+    config: OptimizerConfig,
+    total_steps: int,
+    aux_coef: float,
 ) -> tuple[TrainStep, EvalStep]:
     """Makes the jitted steps; bundles that differ only in their numbers share compiled steps."""
     optimizer = make_optimizer(config, total_steps)

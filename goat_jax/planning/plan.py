@@ -104,7 +104,7 @@ def plan(config: RunConfig, topology: Topology, model: str | Path | None = None)
 
 
 def _compiled(run: AbstractRun) -> Any:
-    lowered = run.train_step.lower(run.state, run.base, run.batch)  # type: ignore[attr-defined]
+    lowered = run.train_step.lower(run.state, run.base, run.batch)
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:

@@ -102,7 +102,7 @@ def heatmaps_figure(
     grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
     norm = _norm(tables, scale)
     for ax, (name, table) in zip(grid, tables.items(), strict=False):
-        image = ax.imshow(
+        ax.imshow(
             table,
             cmap="viridis_r" if scale.even is None else "PuOr_r",
             norm=norm,
@@ -118,7 +118,7 @@ def heatmaps_figure(
         ax.set_visible(False)
     figure.supxlabel(x_label, fontsize=10)
     figure.supylabel(y_label, fontsize=10)
-    bar = figure.colorbar(image, ax=list(grid), aspect=35, pad=0.02)
+    bar = figure.colorbar(grid[0].images[0], ax=list(grid), aspect=35, pad=0.02)
     bar.set_label(scale.label, fontsize=9)
     bar.ax.tick_params(labelsize=8)
     return figure

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from goat_jax.errors import UserError
 from goat_jax.sharding.rules import Placement
@@ -20,7 +22,7 @@ def own_rows(placement: Placement, rows: int) -> slice:
     """
     found = placement.rows.addressable_devices_indices_map((rows,)).values()
     parts = sorted({part[0].indices(rows)[:2] for part in found if part is not None})
-    if any(one[1] != other[0] for one, other in zip(parts, parts[1:], strict=False)):
+    if any(one[1] != other[0] for one, other in itertools.pairwise(parts)):
         raise UserError(
             "the rows of this process's devices do not lie in one piece: let mesh axes data and "
             "fsdp come first, in the order of the processes"
@@ -54,11 +56,11 @@ def put_batch(batch: Mapping[str, Any], placement: Placement, rows: int) -> dict
     """
     first = own_rows(placement, rows).start
 
-    def put(array: Any) -> jax.Array:
+    def put(array: ArrayLike) -> jax.Array:
         values = np.asarray(array)
 
-        def part(index: Any) -> np.ndarray:
-            low, high, _ = index[0].indices(rows)
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            low, high, _ = (index[0] if index else slice(None)).indices(rows)
             return values[low - first : high - first]
 
         shape = (rows, *values.shape[1:])
@@ -70,7 +72,7 @@ def put_batch(batch: Mapping[str, Any], placement: Placement, rows: int) -> dict
 def put_whole_batch(batch: Mapping[str, Any], placement: Placement) -> dict[str, Any]:
     """Puts a batch on the mesh where every process has all rows and keeps those of its devices."""
 
-    def put(array: Any) -> jax.Array:
+    def put(array: ArrayLike) -> jax.Array:
         values = np.asarray(array)
         return jax.make_array_from_callback(values.shape, placement.rows, lambda i: values[i or ()])
 

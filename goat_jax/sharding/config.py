@@ -111,14 +111,14 @@ class MeshConfig:
         Raises:
             UserError: the product of the sizes is not this number of devices.
         """
-        given, known = self.given, math.prod(size for size in self.given if size != -1)
-        sizes = tuple(devices // known if size == -1 else size for size in given)
-        if math.prod(sizes) != devices:
+        known = math.prod(size for size in self.given if size != -1)
+        data, fsdp, tensor = (devices // known if size == -1 else size for size in self.given)
+        if data * fsdp * tensor != devices:
             raise UserError(
-                f"mesh {_text(given)} does not take exactly the {devices} devices there are: "
+                f"mesh {_text(self.given)} does not take exactly the {devices} devices there are: "
                 "choose sizes whose product they are, or -1 for one of them"
             )
-        return sizes  # type: ignore[return-value]
+        return data, fsdp, tensor
 
 
 def _text(sizes: tuple[int, ...]) -> str:

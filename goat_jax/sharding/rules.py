@@ -9,13 +9,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import KeyPath
 
 from goat_jax.errors import UserError
 from goat_jax.nn.named_modules import Site, find_sites
 from goat_jax.sharding.config import AXES, MeshConfig, Rules
 from goat_jax.sharding.logical_axes import PARAMETERS, WHOLE_IF_SMALL, adapter_axes, parameter_axes
-from goat_jax.typing import PyTree
+from goat_jax.typing import Array, PyTree
 
 SMALL = 2**20
 """Arrays of fewer elements (4 MiB) stay replicated where a rule would shard them unevenly."""
@@ -173,7 +175,7 @@ def _make_mesh(sizes: tuple[int, ...], devices: Sequence[Any]) -> Mesh:
     return Mesh(np.asarray(grid), AXES)
 
 
-def model_shardings(model: Any, placement: Placement) -> dict[tuple, NamedSharding]:
+def model_shardings(model: nnx.Module, placement: Placement) -> dict[tuple, NamedSharding]:
     """Returns the sharding of every parameter and adapter array of a model, by its path.
 
     Arrays that are not listed (scalars, small constants) are replicated.
@@ -191,7 +193,7 @@ def model_shardings(model: Any, placement: Placement) -> dict[tuple, NamedShardi
     return found
 
 
-def place_model(model: Any, placement: Placement) -> None:
+def place_model(model: nnx.Module, placement: Placement) -> None:
     """Moves the parameters of a model that is already in memory onto the mesh, in place.
 
     `goat_jax.models.load.load_model` instead reads parameters straight to their devices.
@@ -204,7 +206,7 @@ def place_model(model: Any, placement: Placement) -> None:
                 variable.set_value(jax.device_put(variable[...], where))
 
 
-def tree_shardings(tree: PyTree, known: dict[tuple, NamedSharding], whole: Any) -> PyTree:
+def tree_shardings(tree: PyTree, known: dict[tuple, NamedSharding], whole: NamedSharding) -> PyTree:
     """Returns the sharding of every leaf of a tree whose paths end in the model's paths.
 
     This covers parameters, gradients and optimizer states: a leaf takes the sharding of the longest
@@ -212,7 +214,7 @@ def tree_shardings(tree: PyTree, known: dict[tuple, NamedSharding], whole: Any) 
     """
     longest = max(map(len, known), default=0)
 
-    def of_leaf(path: tuple, leaf: Any) -> Any:
+    def of_leaf(path: KeyPath, leaf: Array) -> NamedSharding:
         keys = tuple(_key(entry) for entry in path)
         for length in range(min(longest, len(keys)), 0, -1):
             sharding = known.get(keys[-length:])
@@ -231,7 +233,7 @@ def _divides(sharding: NamedSharding, shape: Sequence[int]) -> bool:
     return True
 
 
-def _key(entry: Any) -> Any:
+def _key(entry: object) -> object:
     for name in ("key", "name", "idx"):
         if hasattr(entry, name):
             return getattr(entry, name)

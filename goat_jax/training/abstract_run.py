@@ -52,7 +52,7 @@ class AbstractRun:
         kind: the model's kind, such as "language model".
     """
 
-    graph: Any
+    graph: nnx.GraphDef
     base: PyTree
     state: RunState
     batch: Batch
@@ -75,7 +75,7 @@ class AbstractRun:
         return metrics
 
 
-def _type(array: Any) -> tuple:
+def _type(array: jax.ShapeDtypeStruct) -> tuple:
     return array.shape, array.dtype
 
 
@@ -176,7 +176,7 @@ def count(
 
 
 def _train_step(
-    config: RunConfig, graph: Any, spec: AdapterSpec, placed: Placed | None
+    config: RunConfig, graph: nnx.GraphDef, spec: AdapterSpec, placed: Placed | None
 ) -> TrainStep:
     """Makes the run's training step.
 
@@ -218,11 +218,11 @@ def batch_shapes(config: RunConfig, rows: int) -> dict[str, jax.ShapeDtypeStruct
 class _Gradients(Mapping[str, Array]):
     """Mapping from linear layers to zero gradients, each made on access."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: nnx.Module):
         self._sites = {name: site for site in find_sites(model) for name in site.names()}
 
     def __getitem__(self, name: str) -> Array:
-        kernel = self._sites[name].module.kernel  # type: ignore[attr-defined]
+        kernel = self._sites[name].module.kernel
         return jax.numpy.zeros(kernel.shape[-2:], jax.numpy.float32)
 
     def __iter__(self) -> Iterator[str]:
@@ -241,7 +241,7 @@ def abstract_model(config: RunConfig) -> nnx.Module:
 def kernel_shapes(config: RunConfig) -> dict[str, tuple[int, int]]:
     """Returns the kernel shapes (I, O) of a config's model by module name; reads no weights."""
     return {
-        name: tuple(site.module.kernel.shape[-2:])  # type: ignore[attr-defined]
+        name: (site.module.kernel.shape[-2], site.module.kernel.shape[-1])
         for site in find_sites(abstract_model(config))
         for name in site.names()
     }

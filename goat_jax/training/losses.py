@@ -10,9 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
 from goat_jax.adapters.context import Context
 from goat_jax.core.cross_entropy import chunked_cross_entropy
+from goat_jax.models.decoder.model import Decoder
 from goat_jax.typing import Array, Batch
 
 
@@ -34,12 +36,12 @@ IMAGES = ("pixel_values",)
 """Names of the batch arrays that a model is called with, in the order of its arguments."""
 
 
-def _logits(inputs: tuple[str, ...], model: Any, batch: Batch, ctx: Context) -> Array:
+def _logits(inputs: tuple[str, ...], model: nnx.Module, batch: Batch, ctx: Context) -> Array:
     return model(*(batch[name] for name in inputs), ctx=ctx)
 
 
 def _classification_loss(
-    inputs: tuple[str, ...], model: Any, batch: Batch, ctx: Context
+    inputs: tuple[str, ...], model: nnx.Module, batch: Batch, ctx: Context
 ) -> tuple[Array, dict[str, Array], Array]:
     """Returns the cross entropy, the number of hits and the logits.
 
@@ -53,7 +55,7 @@ def _classification_loss(
 
 
 def _regression_loss(
-    inputs: tuple[str, ...], model: Any, batch: Batch, ctx: Context
+    inputs: tuple[str, ...], model: nnx.Module, batch: Batch, ctx: Context
 ) -> tuple[Array, dict[str, Array], Array]:
     """Returns the squared error of a model with one output, and that output; labels are floats."""
     logits = _logits(inputs, model, batch, ctx)
@@ -66,7 +68,7 @@ def _sum_of_weights(batch: Batch) -> Array:
 
 
 def language_loss(
-    model: Any, batch: Batch, ctx: Context
+    model: Decoder, batch: Batch, ctx: Context
 ) -> tuple[Array, dict[str, Array], tuple[Array, Array]]:
     """Returns the next-token cross entropy over the tokens that are trained on.
 
@@ -104,7 +106,7 @@ def _learnt_next(batch: Batch) -> Array:
 
 
 def _language_loss_by_row(
-    model: Any, batch: Batch, ctx: Context
+    model: Decoder, batch: Batch, ctx: Context
 ) -> tuple[Array, dict[str, Array], Array]:
     loss, sums, (losses, _) = language_loss(model, batch, ctx)
     return loss, sums, losses.sum(axis=1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +44,7 @@ def starting_constants(model: nnx.Module, course: Course) -> PyTree:
 
 
 def make_switch(
-    graph: Any,
+    graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     course: Course,
     shardings: RunState | None = None,
@@ -65,8 +64,7 @@ def make_switch(
     def switch(state: RunState, base: PyTree) -> RunState:
         model = merge_model(graph, state.trainable, state.frozen(base))
         for site in find_sites(model):
-            dense: Any = site.module
-            adapter = dense.adapter
+            dense, adapter = site.module, site.module.adapter
             if adapter is None:
                 continue
             arrays = adapter.factors() | adapter.constants()

@@ -21,16 +21,17 @@ from goat_jax.config.run import DTYPES, RunConfig
 from goat_jax.data.pipeline.batching import choose_buckets
 from goat_jax.data.pipeline.dataset import Rows, with_known_ids
 from goat_jax.data.pipeline.fingerprint import fingerprint as rows_fingerprint
-from goat_jax.data.pipeline.loader import eval_batches, train_iterator
+from goat_jax.data.pipeline.loader import BatchIterator, eval_batches, train_iterator
 from goat_jax.data.pipeline.overlap import note_of
 from goat_jax.data.pipeline.token_ids import table_sizes
-from goat_jax.data.pipeline.tokenize import LateTokenizer, load_tokenizer
+from goat_jax.data.pipeline.tokenize import late_tokenizer, load_tokenizer
 from goat_jax.errors import UserError
 from goat_jax.injection.inject import InjectReport, check_choices, inject
 from goat_jax.injection.quantize_base import QuantizeReport, quantize_base
 from goat_jax.models.load import Loaded, load_model
 from goat_jax.models.registry import architecture_of
 from goat_jax.nn.dense import split_model
+from goat_jax.nn.model import Model
 from goat_jax.nn.named_modules import find_sites, find_stacks
 from goat_jax.optim.optimizer import make_optimizer, schedule_of, shortened_warmup
 from goat_jax.optim.pairs import scales_of
@@ -51,7 +52,7 @@ from goat_jax.training.shardings import (
 from goat_jax.training.state import RunState
 from goat_jax.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
 from goat_jax.training.task_types import check_model, problem_of
-from goat_jax.typing import Array, Batch, Key, PyTree
+from goat_jax.typing import Array, Batch, Key, PyTree, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Built:
         residual_norms: module name pattern -> norms of its frozen kernels, one per layer.
     """
 
-    graph: Any
+    graph: nnx.GraphDef[Model]
     base: PyTree
     state: RunState
     placed: Placed | None
@@ -176,6 +177,7 @@ def build(config: RunConfig, data: Data | None = None) -> Built:
     switch_step = spec.course.switch_step()
     state_lies = None if placed is None else placed.state
     objective = problem.objective(config.task)
+    assert loaded.weights is not None  # only a random model has none
     return Built(
         graph=graph,
         base=base,
@@ -206,13 +208,13 @@ def build(config: RunConfig, data: Data | None = None) -> Built:
         switches={}
         if switch_step is None
         else {switch_step: make_switch(graph, optimizer, spec.course, state_lies)},
-        base_fingerprint=fingerprint(loaded.weights),  # type: ignore[arg-type]  (was read)
+        base_fingerprint=fingerprint(loaded.weights),
         residual_norms=norms,
     )
 
 
 def adapt(
-    model: Any,
+    model: nnx.Module,
     config: RunConfig,
     spec: AdapterSpec,
     key: Key,
@@ -245,13 +247,13 @@ def adapt(
     return report
 
 
-def quantized_base(model: Any, config: RunConfig) -> QuantizeReport | None:
+def quantized_base(model: nnx.Module, config: RunConfig) -> QuantizeReport | None:
     """Quantizes the frozen kernels in place and reports the cost; None if the config has none."""
     kind = config.model.quantize
     return None if kind == "none" else quantize_base(model, kind)
 
 
-def set_remat(model: Any, config: RunConfig) -> None:
+def set_remat(model: nnx.Module, config: RunConfig) -> None:
     """Sets the rematerialization policy of the model's blocks."""
     for stack in find_stacks(model):
         stack.remat = config.model.remat
@@ -327,7 +329,7 @@ def model_options(config: RunConfig) -> dict[str, Any]:
     return settled | dropout | dict(config.model.options)
 
 
-def residual_norms(model: Any, whole: NamedSharding | None = None) -> dict[str, list[float]]:
+def residual_norms(model: nnx.Module, whole: NamedSharding | None = None) -> dict[str, list[float]]:
     """Returns the Frobenius norm of every adapted frozen kernel, per layer.
 
     A continued run compares the norms, because another residual has other norms.
@@ -341,8 +343,8 @@ def residual_norms(model: Any, whole: NamedSharding | None = None) -> dict[str, 
     """
     norms: dict[str, list[float]] = {}
     for site in find_sites(model):
-        if site.module.adapter is not None:  # type: ignore[attr-defined]
-            kernel = site.module.kernel[...]  # type: ignore[attr-defined]
+        if site.module.adapter is not None:
+            kernel = site.module.kernel[...]
             layers = np.asarray(_norms(kernel, whole)).reshape(-1)
             norms.setdefault(site.pattern, []).extend(map(float, layers))
     return norms
@@ -368,7 +370,7 @@ class Data:
     """
 
     rows: Rows
-    train: Any
+    train: BatchIterator
     evaluation: Sequence[Batch]
     notes: tuple[str, ...]
     identity: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
@@ -408,7 +410,9 @@ def identity_of(rows: Rows) -> dict[str, Any]:
     return {"rows": len(rows), "sha256": rows_fingerprint(rows)}
 
 
-def training_batches(config: RunConfig, rows: Rows, share: tuple[int, int] = (0, 1)) -> Any:
+def training_batches(
+    config: RunConfig, rows: Rows, share: tuple[int, int] = (0, 1)
+) -> BatchIterator:
     """Returns an endless, checkpointable iterator of batches, in the order of the run's seed.
 
     Args:
@@ -428,7 +432,7 @@ def load_rows(config: RunConfig, *splits: str) -> list[Rows]:
     first row is tokenized.
     """
     problem, task = problem_of(config.task), config.task
-    tokenizer = LateTokenizer(lambda: tokenizer_of(find_model(config.model.path)))
+    tokenizer = late_tokenizer(lambda: tokenizer_of(find_model(config.model.path)))
     read = [problem.read(task, split, tokenizer) for split in splits]
     own = check(config)
     length = config.train.max_length
@@ -440,7 +444,7 @@ def load_rows(config: RunConfig, *splits: str) -> list[Rows]:
     return [with_known_ids(each, sizes) for each in rows]
 
 
-def tokenizer_of(path: Path) -> Any:
+def tokenizer_of(path: Path) -> Tokenizer:
     """Loads a checkpoint's tokenizer.
 
     If the tokenizer has no end-of-text token, it gets the first one that the checkpoint names.

@@ -7,9 +7,11 @@ from typing import Any
 
 import jax
 import optax
+from flax import nnx
 
 from goat_jax.config.run import RunConfig
 from goat_jax.injection.sharded_init import key_everywhere
+from goat_jax.models.decoder.model import Decoder
 from goat_jax.nn.modules import Embedding
 from goat_jax.nn.named_modules import find_sites, find_stacks
 from goat_jax.sharding.batches import put_batch, put_whole_batch, share_of_rows
@@ -81,7 +83,7 @@ def check_batches(config: RunConfig, placement: Placement) -> None:
 
 
 def start_state(
-    model: Any,
+    model: nnx.Module,
     placement: Placement | None,
     trainable: dict[str, PyTree],
     base: PyTree,
@@ -117,7 +119,7 @@ def start_state(
 
 
 def plan_placement(
-    model: Any,
+    model: nnx.Module,
     placement: Placement,
     trainable: dict[str, PyTree],
     base: PyTree,
@@ -139,7 +141,7 @@ def plan_placement(
     )
 
 
-def keep_rows(model: Any, placement: Placement | None) -> None:
+def keep_rows(model: nnx.Module, placement: Placement | None) -> None:
     """Sets a model's shardings of hidden states, embedding lookups and output kernel.
 
     It has to be called before the model is split, since they are part of its static structure.
@@ -148,8 +150,8 @@ def keep_rows(model: Any, placement: Placement | None) -> None:
         stack.rows = None if placement is None else placement.rows
         stack.row_parts = 1 if placement is None else placement.row_parts
     for site in find_sites(model, Embedding):
-        site.module.steps = () if placement is None else placement.lookups  # type: ignore
-    if hasattr(model, "output_lies"):
+        site.module.steps = () if placement is None else placement.lookups
+    if isinstance(model, Decoder):
         shape = (model.config.hidden_size, model.config.vocab_size)
         model.output_lies = None if placement is None else placement.output(shape)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.stages import Lowered
 
 from goat_jax.adapters.adapter import Report
 from goat_jax.adapters.context import Context
@@ -20,13 +21,27 @@ from goat_jax.training.losses import Objective
 from goat_jax.training.state import RunState
 from goat_jax.typing import Array, Batch, Key, PyTree
 
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
+
+
+class Jitted(Protocol[P, R]):
+    """A jitted function, which can also be compiled without a call."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+    def lower(self, *args: P.args, **kwargs: P.kwargs) -> Lowered:
+        """Lowers the function for arguments of these shapes."""
+        ...
+
+
 Metrics = dict[str, Any]
-TrainStep = Callable[[RunState, PyTree, Batch], tuple[RunState, Metrics]]
+TrainStep = Jitted[[RunState, PyTree, Batch], tuple[RunState, Metrics]]
 EvalStep = Callable[[dict[str, PyTree], PyTree, Batch], tuple[Metrics, Array]]
 
 
 def make_train_step(
-    graph: Any,
+    graph: nnx.GraphDef,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     *,
@@ -91,7 +106,9 @@ def make_train_step(
 
 
 def make_eval_step(
-    graph: Any, objective: Objective, shardings: Mapping[str, Any] | None = None
+    graph: nnx.GraphDef,
+    objective: Objective,
+    shardings: Mapping[str, Any] | None = None,
 ) -> EvalStep:
     """Makes a jitted evaluation step ``(trainable, base, batch) -> (sums, outputs)``.
 
@@ -143,7 +160,12 @@ class Forward(NamedTuple):
 
 
 def forward(
-    graph: Any, trainable: dict, base: PyTree, batch: Batch, objective: Objective, ctx: Context
+    graph: nnx.GraphDef,
+    trainable: dict,
+    base: PyTree,
+    batch: Batch,
+    objective: Objective,
+    ctx: Context,
 ) -> Forward:
     """Runs the model under its objective and collects the adapters' reports."""
     model = merge_model(graph, trainable, base)
@@ -178,14 +200,14 @@ def _accumulated(
     """Returns the full batch's loss, metrics and gradient, one micro-batch in memory at a time."""
     cut = jax.tree.map(lambda a: a.reshape(grad_accum_steps, -1, *a.shape[1:]), dict(batch))
 
-    def one(number: Array) -> Any:
+    def one(number: Array) -> PyTree:
         micro = jax.tree.map(lambda a: a[number], cut)
         own = jax.random.fold_in(key, number)  # otherwise all would have the same dropout masks
         (loss, metrics), grads = grad_of_loss(trainable, base, micro, own, count)
         reports = metrics.pop("reports")
         return (loss, metrics), grads, jax.tree.map(lambda value: value / grad_accum_steps, reports)
 
-    def add(total: Any, number: Array) -> tuple[Any, None]:
+    def add(total: PyTree, number: Array) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, total, one(number)), None
 
     zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, jnp.zeros((), jnp.int32)))

@@ -27,6 +27,7 @@ from goat_jax.errors import UserError
 from goat_jax.models.load import Loaded
 from goat_jax.models.vision.clip_text import class_kernel
 from goat_jax.models.vision.heads import CLASSIFIER, ZERO_SHOT
+from goat_jax.models.vision.model import VisionModel
 from goat_jax.pretrained.resolve import PACKAGE, find_model
 from goat_jax.training.losses import (
     CLASSIFICATION,
@@ -35,6 +36,7 @@ from goat_jax.training.losses import (
     REGRESSION,
     Objective,
 )
+from goat_jax.typing import Tokenizer
 
 LANGUAGE_MODEL = "language model"
 """Kind of the models that generate text."""
@@ -80,6 +82,7 @@ def _nothing(task: Task, loaded: Loaded, path: Path) -> None:
 def _start_from_class_names(task: ImageTask, loaded: Loaded, path: Path) -> None:
     """Initializes a zero-shot head from the class names if the checkpoint does not have one."""
     model = loaded.model
+    assert isinstance(model, VisionModel)  # all image encoders
     if model.config.head == ZERO_SHOT and f"{CLASSIFIER}.weight" in loaded.fresh:
         kernel = class_kernel(path, task.labels, task.prompt)
         model.head.classifier.kernel.set_value(jnp.asarray(kernel))
@@ -102,7 +105,7 @@ def _blank_image(task: ImageTask, model: str, length: int) -> Rows:
 
 
 def _as_trained(
-    task: ImageTask, split: str, images: ImageRows, tokenizer: Any, length: int, model: str
+    task: ImageTask, split: str, images: ImageRows, tokenizer: Tokenizer, length: int, model: str
 ) -> Rows:
     """Returns the images with the preprocessing of the model's checkpoint."""
     return dataclasses.replace(images, view=view_of(task, find_model(model)))

@@ -15,11 +15,13 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import KeyPath
 
 from goat_jax.config.run import AdapterConfig, RunConfig
 from goat_jax.errors import UserError
@@ -40,7 +42,7 @@ from goat_jax.training.shardings import placement_of
 from goat_jax.training.state import RunState
 from goat_jax.training.step import make_train_step
 from goat_jax.training.task_types import problem_of
-from goat_jax.typing import Batch, PyTree
+from goat_jax.typing import Array, Batch, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,10 +177,11 @@ def _sharing(built: Built, first: Built) -> Built:
     """Replaces frozen arrays by equal ones of the first run, so that the duplicates are freed."""
     known = dict(jax.tree_util.tree_leaves_with_path(first.base))
 
-    def share(path: Any, own: Any) -> Any:
+    def share(path: KeyPath, own: Array) -> Array:
         other = known.get(path)
-        same = other is not None and own.shape == other.shape and bool(jnp.array_equal(own, other))
-        return other if same else own
+        if other is None or own.shape != other.shape or not jnp.array_equal(own, other):
+            return own
+        return other
 
     return dataclasses.replace(built, base=jax.tree_util.tree_map_with_path(share, built.base))
 
@@ -319,11 +322,11 @@ def finite_only(scores: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in scores.items() if math.isfinite(value)}
 
 
-def _one(stacked: Any, i: int) -> Any:
+def _one(stacked: PyTree, i: int) -> PyTree:
     return jax.tree.map(lambda a: a[i], stacked)
 
 
-def _stack(trees: Sequence[Any], library: Any = jnp) -> Any:
+def _stack(trees: Sequence[PyTree], library: ModuleType = jnp) -> PyTree:
     return jax.tree.map(lambda *leaves: library.stack(leaves), *trees)
 
 

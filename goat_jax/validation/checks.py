@@ -12,7 +12,7 @@ from goat_jax.errors import UserError, nearest
 
 def check_number(
     name: str,
-    value: Any,
+    value: object,
     *,
     at_least: float | None = None,
     above: float | None = None,
@@ -68,7 +68,7 @@ def _is_finite(value: Any) -> bool:
         return False
 
 
-def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
+def check_choice(name: str, value: object, known: Iterable[str]) -> None:
     """Raises `UserError` unless a value is one of the known words.
 
     Args:

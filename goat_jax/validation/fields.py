@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 from goat_jax.errors import UserError, nearest
+from goat_jax.typing import Dataclass
 from goat_jax.validation.checks import check_choice, check_number
 
 FLOAT32_MAX, FLOAT32_TINY = 3.4028234e38, 1.1754944e-38
@@ -79,7 +80,7 @@ def field_types(kind: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
-def check_fields(instance: Any, prefix: str = "") -> None:
+def check_fields(instance: Dataclass, prefix: str = "") -> None:
     """Checks every field of a frozen dataclass against its type, and converts lists to tuples.
 
     Args:
@@ -107,7 +108,7 @@ def check_fields(instance: Any, prefix: str = "") -> None:
             object.__setattr__(instance, name, valid)
 
 
-def checked(name: str, value: Any, kind: Any) -> Any:
+def checked(name: str, value: object, kind: Any) -> Any:
     """Checks a value and converts it to its type: lists to tuples, integers to floats.
 
     Args:
@@ -133,10 +134,10 @@ def checked(name: str, value: Any, kind: Any) -> Any:
         return _checked_tuple(name, value, kind)
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
         return _checked_mapping(name, value, typing.get_args(kind)[1])
-    if dataclasses.is_dataclass(kind) and not isinstance(value, kind):  # type: ignore[arg-type]
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and not isinstance(value, kind):
         if not isinstance(value, Mapping):
             raise UserError(f"{name} {value!r} is not valid: give {describe(kind)}")
-        return made(name, kind, value)  # type: ignore[arg-type]
+        return made(name, kind, value)
     return value
 
 
@@ -200,7 +201,7 @@ def call(
     return function(**values)
 
 
-def _as_typed(value: Any, kind: Any) -> Any:
+def _as_typed(value: object, kind: Any) -> Any:
     """Converts a number or bool to text if the type is text: a folder may be called 2024."""
     members = [_bare(member)[0] for member in _members(kind)]
     if str in members and not {int, float, bool} & set(members) and isinstance(value, int | float):
@@ -226,7 +227,7 @@ def _is_optional(kind: Any) -> bool:
     return types.NoneType in typing.get_args(kind)
 
 
-def _checked_union(name: str, value: Any, kind: Any) -> Any:
+def _checked_union(name: str, value: object, kind: Any) -> Any:
     if value is None and _is_optional(kind):
         return None
     members, error = _members(kind), None
@@ -267,7 +268,7 @@ def _checked_plain(name: str, value: Any, kind: type, limits: tuple[Any, ...]) -
     return value
 
 
-def _checked_tuple(name: str, value: Any, kind: Any) -> tuple[Any, ...]:
+def _checked_tuple(name: str, value: object, kind: Any) -> tuple[Any, ...]:
     inner = typing.get_args(kind)
     if isinstance(value, str) and inner[0] is str:
         value = (value,)  # a single name may be given without a list
@@ -279,7 +280,7 @@ def _checked_tuple(name: str, value: Any, kind: Any) -> tuple[Any, ...]:
     return found
 
 
-def _checked_mapping(name: str, value: Any, inner: Any) -> Any:
+def _checked_mapping(name: str, value: object, inner: object) -> Any:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise UserError(f"{name} {value!r} is not valid: give values by name")
     for key, one in value.items():
@@ -290,7 +291,7 @@ def _checked_mapping(name: str, value: Any, inner: Any) -> Any:
     return value
 
 
-def _check_finite(name: str, value: Any) -> None:
+def _check_finite(name: str, value: object) -> None:
     """Raises `UserError` for numbers that are not finite, also inside lists and mappings."""
     if isinstance(value, float):
         check_number(name, value)

@@ -121,14 +121,14 @@ class Directions(NamedTuple):
     Attributes:
         u: the left directions (I, K), the adapter's new constant `u`.
         vt: the right directions, transposed (K, O), the adapter's new constant `vt`.
-        index: the directions' indices in the kernel's spectrum, (K,).
+        indices: the directions' indices in the kernel's spectrum, (K,).
         rates: the change rates of all H directions, (H,).
         values: the kernel's singular values, (H,).
     """
 
     u: Array
     vt: Array
-    index: Array
+    indices: Array
     rates: Array
     values: Array
 
@@ -147,7 +147,7 @@ def find_directions(kernel: Array, factors: Factors, scale: Array, count: int) -
 
     >>> kernel = jnp.diag(jnp.array([3.0, 2.0, 1.0]))
     >>> factors = {"a": jnp.array([[[0.0], [0.0], [1.0]]]), "b": jnp.array([[[0.0, 0.0, 1.0]]])}
-    >>> find_directions(kernel, factors, jnp.array([0.5]), 1).index
+    >>> find_directions(kernel, factors, jnp.array([0.5]), 1).indices
     Array([2], dtype=int32)
     """
     u, s, vt = svd_of_kernel(kernel)

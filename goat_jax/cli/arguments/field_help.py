@@ -11,6 +11,7 @@ from typing import Any
 from goat_jax.adapters.methods import METHODS
 from goat_jax.config.run import AdapterConfig, RunConfig, field_kinds, method_options
 from goat_jax.registry import REGISTRY
+from goat_jax.typing import Dataclass, is_record
 from goat_jax.validation.fields import describe
 
 WIDTH = 100
@@ -32,7 +33,7 @@ def attribute_help(kind: type) -> dict[str, str]:
     return found
 
 
-def field_help(config: Any, prefix: str = "") -> dict[str, str]:
+def field_help(config: Dataclass, prefix: str = "") -> dict[str, str]:
     """Returns the help of every field by its dotted name.
 
     Args:
@@ -42,7 +43,7 @@ def field_help(config: Any, prefix: str = "") -> dict[str, str]:
     own, texts = attribute_help(type(config)), {}
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), prefix + field.name
-        if dataclasses.is_dataclass(value):
+        if is_record(value):
             texts |= field_help(value, name + ".")
         else:
             texts[name] = own.get(field.name, "")
@@ -83,7 +84,7 @@ def _block(name: str, text: str) -> str:
     return f"  --{name.replace('_', '-')}\n{body}"
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = "none" if value is None else str(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -145,10 +145,11 @@ def _fewest_buckets(
     """
     sizes, place = np.unique(ceilings, return_inverse=True)
     counts = np.bincount(place[:-1], minlength=len(sizes))
-    for count in range(1, min(max_buckets, len(sizes)) + 1):
-        cost, choice = _best_buckets(sizes, counts, count)
+    cost, choice = _best_buckets(sizes, counts, 1)
+    for count in range(2, min(max_buckets, len(sizes)) + 1):
         if cost < most:
             break
+        cost, choice = _best_buckets(sizes, counts, count)
     return cost, tuple(int(sizes[i]) for i in choice)
 
 

@@ -1,7 +1,7 @@
 """`Rows`: an indexable dataset with known row lengths that collates a batch on demand."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -99,7 +99,10 @@ def with_known_ids(rows: Rows, sizes: Mapping[str, int]) -> Rows:
     check_ids(rows.lookups, sizes)
     pad = getattr(rows, "pad_id", 0)
     # Padding is masked everywhere, so any id that is in the table will do.
-    return rows if pad < sizes.get("vocab_size", pad + 1) else replace(rows, pad_id=0)  # type: ignore
+    if pad < sizes.get("vocab_size", pad + 1):
+        return rows
+    assert is_dataclass(rows) and not isinstance(rows, type)  # all rows with a padding id
+    return replace(rows, pad_id=0)
 
 
 def pad_right(arrays: Sequence[np.ndarray], length: int, value: int) -> np.ndarray:

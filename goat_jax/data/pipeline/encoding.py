@@ -9,11 +9,11 @@ TRL.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, takewhile
-from typing import Any
 
 import numpy as np
 
 from goat_jax.data.sources.text_fields import check_text
+from goat_jax.typing import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Piece:
 
 
 def encode_pieces(
-    tokenizer: Any, pieces: Sequence[Piece], end: bool, special: bool = True
+    tokenizer: Tokenizer, pieces: Sequence[Piece], end: bool, special: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokenizes a text; returns its token ids [T] int32 and its loss mask [T] bool.
 
@@ -50,7 +50,7 @@ def encode_pieces(
     return np.array([*start, *ids], np.int32), np.array([*[False] * len(start), *learnt], bool)
 
 
-def encode_prompt(tokenizer: Any, text: str, special: bool = True) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer, text: str, special: bool = True) -> list[int]:
     """Returns the token ids of a prompt, tokenized as in training, without an end-of-text token.
 
     Args:
@@ -61,7 +61,7 @@ def encode_prompt(tokenizer: Any, text: str, special: bool = True) -> list[int]:
     return encode_pieces(tokenizer, [Piece(text, False)], end=False, special=special)[0].tolist()
 
 
-def start_tokens(tokenizer: Any, text: str) -> list[int]:
+def start_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     """Returns the special tokens the tokenizer puts before a text (Llama's <s>, BERT's [CLS]).
 
     Returns none if the text already begins with the first of them.
@@ -74,7 +74,7 @@ def start_tokens(tokenizer: Any, text: str) -> list[int]:
 
 
 def _text_tokens(
-    tokenizer: Any, text: str, pieces: Sequence[Piece]
+    tokenizer: Tokenizer, text: str, pieces: Sequence[Piece]
 ) -> tuple[list[int], list[bool]]:
     """Returns the tokens of the text itself, and whether each is trained on."""
     if not text:
@@ -93,7 +93,7 @@ def _text_tokens(
 
 
 def _tokens_by_prefix(
-    tokenizer: Any, text: str, pieces: Sequence[Piece]
+    tokenizer: Tokenizer, text: str, pieces: Sequence[Piece]
 ) -> tuple[list[int], list[bool]]:
     """Does the same as `_text_tokens` for tokenizers written in Python, which give no offsets.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,7 @@ def fingerprint(rows: Rows) -> str:
     return found.hexdigest()
 
 
-def _add(found: Any, value: Any) -> None:
+def _add(found: hashlib._Hash, value: object) -> None:
     # Types and lengths are hashed too, so that no bytes can move from one value to the next.
     if isinstance(value, np.ndarray):
         found.update(f"{value.dtype}{value.shape}".encode())

@@ -31,7 +31,8 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         "image_mean": STANDARD,
         "image_std": STANDARD,
     },
-    **dict.fromkeys(("CLIP", "Bit"), {}),
+    "CLIP": {},
+    "Bit": {},
 }
 """transformers' image processor -> its defaults that differ from `CLIP`."""
 
@@ -234,7 +235,7 @@ def _channels(name: str, value: Any) -> tuple[float, ...]:
     return three
 
 
-def _square(size: Any) -> dict[str, Any]:
+def _square(size: object) -> dict[str, Any]:
     if isinstance(size, list | tuple) and len(size) == 2:  # (width, height), as Pillow has them
         return {"height": size[1], "width": size[0]}
     return {"height": size, "width": size}

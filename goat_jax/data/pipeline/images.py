@@ -129,7 +129,7 @@ def training_view(
     return ImageOps.mirror(seen) if task.flip and rng.random() < 0.5 else seen
 
 
-def decode_image(value: Any, where: str, folder: str | Path | None = None) -> "Image.Image":
+def decode_image(value: object, where: str, folder: str | Path | None = None) -> "Image.Image":
     """Decodes a path, a file's bytes or an array to an upright RGB image.
 
     Args:
@@ -144,7 +144,7 @@ def decode_image(value: Any, where: str, folder: str | Path | None = None) -> "I
     return _read(value, where, folder, whole=True)
 
 
-def check_image(value: Any, where: str, folder: str | Path | None = None) -> None:
+def check_image(value: object, where: str, folder: str | Path | None = None) -> None:
     """Checks an image as `decode_image` does, but reads only the start of a file.
 
     Raises UserError if the file is missing or its format unknown. Arrays are fully converted.
@@ -157,7 +157,7 @@ repair it, or set on_bad_image to 'skip'
     _read(value, where, folder, whole=False)
 
 
-def _read(value: Any, where: str, folder: str | Path | None, whole: bool) -> Any:
+def _read(value: object, where: str, folder: str | Path | None, whole: bool) -> Any:
     pillow = import_extra("PIL.Image", "reading images")
     if isinstance(value, str | Path):
         value = _file(value, folder)
@@ -231,7 +231,7 @@ def _file(value: str | Path, folder: str | Path | None) -> Path:
     return Path(folder or "") / user_path(value)
 
 
-def _problem(value: Any, where: str, task: ImageTask) -> UserError | None:
+def _problem(value: object, where: str, task: ImageTask) -> UserError | None:
     """Returns the error of a bad image if the task skips it; raises it otherwise."""
     check = decode_image if task.on_bad_image == "skip" else check_image
     try:

@@ -6,9 +6,9 @@ whatever was prefetched when the state was saved.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from goat_jax.data.pipeline.batching import (
     Plan,
@@ -20,7 +20,7 @@ from goat_jax.data.pipeline.dataset import Batch, Rows
 from goat_jax.errors import UserError
 
 if TYPE_CHECKING:
-    import grain
+    pass
 
 
 def batches_per_epoch(rows: Rows, batch_size: int) -> int:
@@ -106,6 +106,18 @@ class TrainBatches:
         return self._rows.gather(numbers, length, (self._seed, int(index)))
 
 
+class BatchIterator(Iterator[Batch], Protocol):
+    """An endless iterator of batches whose position can be saved, such as grain's."""
+
+    def get_state(self) -> Any:
+        """Returns the position as JSON values."""
+        ...
+
+    def set_state(self, state: Any, /) -> None:
+        """Moves to a position that `get_state` returned."""
+        ...
+
+
 def train_iterator(
     rows: Rows,
     batch_size: int,
@@ -117,7 +129,7 @@ def train_iterator(
     *,
     threads: int = 1,
     prefetch: int = 4,
-) -> "grain.DatasetIterator[Batch]":
+) -> BatchIterator:
     """Returns an endless iterator of training batches that Orbax can save and restore.
 
     Args:

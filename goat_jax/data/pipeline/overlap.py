@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -11,7 +10,7 @@ START = 65536
 """Bytes of a file that are hashed, besides its size; images equal in both count as the same."""
 
 
-def mark_of(value: Any) -> bytes:
+def mark_of(value: object) -> bytes:
     """Returns a short digest of a row's id, texts, or image (bytes, an array, or a file's path).
 
     >>> mark_of(("fine film",)) == mark_of(("fine film",)), mark_of("a") == mark_of("b")

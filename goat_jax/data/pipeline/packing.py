@@ -12,6 +12,7 @@ from goat_jax.data.pipeline.encoding import encode_pieces
 from goat_jax.data.pipeline.overlap import mark_of
 from goat_jax.data.tasks.language import CHAT_FORMATS, LanguageTask, Text, load_pieces
 from goat_jax.errors import UserError
+from goat_jax.typing import Tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +97,7 @@ class Texts:
         }
 
 
-def load_texts(task: LanguageTask, split: str, tokenizer: Any, max_length: int) -> Texts:
+def load_texts(task: LanguageTask, split: str, tokenizer: Tokenizer, max_length: int) -> Texts:
     """Loads a split's texts, tokenized, truncated to `max_length` tokens, and packed if set so.
 
     Raises UserError if `max_length` is below 2, or if no token to train on is left.
@@ -105,7 +106,7 @@ def load_texts(task: LanguageTask, split: str, tokenizer: Any, max_length: int) 
 
 
 def encode_texts(
-    task: LanguageTask, split: str, texts: Sequence[Text], tokenizer: Any, max_length: int
+    task: LanguageTask, split: str, texts: Sequence[Text], tokenizer: Tokenizer, max_length: int
 ) -> Texts:
     """Does the same as `load_texts` for rows that have been read already."""
     if max_length < 2:
@@ -146,7 +147,7 @@ def encode_texts(
     )
 
 
-def pad_id(tokenizer: Any) -> int:
+def pad_id(tokenizer: Tokenizer) -> int:
     """Returns the padding token, or else any id that the tokenizer has: padding is masked."""
     ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(number for number in ids if number is not None)

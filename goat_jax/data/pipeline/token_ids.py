@@ -21,7 +21,7 @@ TABLES = {
 """The field that holds a table's size -> the error message for an id outside the table."""
 
 
-def table_sizes(config: Any, router: Any = None) -> dict[str, int]:
+def table_sizes(config: object, router: object = None) -> dict[str, int]:
     """Returns the number of rows of each table that a model and its adapters' router use.
 
     Args:

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from goat_jax.files import user_path
 from goat_jax.pretrained.gguf.file import SUFFIX
 from goat_jax.pretrained.gguf.tokenizer import gguf_tokenizer
 from goat_jax.pretrained.quiet_transformers import import_transformers
+from goat_jax.typing import Tokenizer
 
 # Any of these can hold a vocabulary; the configuration files alone cannot.
 VOCABULARY_FILES = (
@@ -110,11 +111,11 @@ class LateTokenizer:
     'A TOKENIZER'
     """
 
-    def __init__(self, load: Callable[[], Any]):
+    def __init__(self, load: Callable[[], Tokenizer]):
         self._load = load
 
     @functools.cached_property
-    def loaded(self) -> Any:
+    def loaded(self) -> Tokenizer:
         """The tokenizer, loaded on first access."""
         return self._load()
 
@@ -125,7 +126,13 @@ class LateTokenizer:
         return self.loaded(*args, **options)
 
 
-def load_tokenizer(folder: str | Path) -> Any:
+def late_tokenizer(load: Callable[[], Tokenizer]) -> Tokenizer:
+    """Returns a tokenizer that is loaded on first use."""
+    # A type checker does not see that `__getattr__` passes everything on.
+    return cast(Tokenizer, LateTokenizer(load))
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Loads the Hugging Face tokenizer of a folder or of a .gguf file, never from the network.
 
     Raises UserError if the folder is missing, has no vocabulary, or cannot be read.
@@ -149,7 +156,7 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise UserError(f"{folder}: the tokenizer cannot be loaded: {first_line(error)}") from error
 
 
-def encode(tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
+def encode(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Encoded:
     """Tokenizes every row with special tokens, truncated to at most `max_length` tokens.
 
     In a pair the longer text is truncated first. `token_type_ids` are kept for pairs, if the

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from goat_jax.data.prepare.archives import unpack
@@ -140,14 +141,14 @@ def open_builder(recipe: Recipe, root: Path) -> Any:
     tfds.disable_progress_bar()
     if recipe.features is None:
         return tfds.builder(recipe.builder, data_dir=str(root), file_format="array_record")
-    return _own_builder(recipe, root, tfds)
+    return _own_builder(recipe, recipe.features(tfds.features), root, tfds)
 
 
-def _own_builder(recipe: Recipe, root: Path, tfds: Any) -> Any:
+def _own_builder(recipe: Recipe, features: Mapping[str, Any], root: Path, tfds: ModuleType) -> Any:
     return tfds.dataset_builders.AdhocBuilder(
         name=recipe.builder,
         version="1.0.0",
-        features=tfds.features.FeaturesDict(dict(recipe.features(tfds.features))),  # type: ignore
+        features=tfds.features.FeaturesDict(dict(features)),
         split_datasets={},  # `_write` supplies the rows, as for every recipe
         description=recipe.licence,
         data_dir=str(root),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from goat_jax.data.prepare.fetch import Remote
@@ -36,7 +37,7 @@ class Recipe:
     remotes: tuple[Remote, ...]
     licence: str
     note: str = ""
-    features: Callable[[Any], Mapping[str, Any]] | None = None
+    features: Callable[[ModuleType], Mapping[str, Any]] | None = None
 
     @property
     def by_hand(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import csv
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -177,7 +178,7 @@ def _shrunk(data: bytes) -> bytes:
     return out.getvalue()
 
 
-def _gtsrb_features(features: Any) -> dict[str, Any]:
+def _gtsrb_features(features: ModuleType) -> dict[str, Any]:
     return {
         "image": features.Image(),
         "label": features.ClassLabel(names=vision_classes("gtsrb")[0]),

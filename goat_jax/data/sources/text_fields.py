@@ -38,7 +38,7 @@ def read_text(row: Row, column: str, default: str | None = None) -> str:
     return check_text(value, f"column {column!r}")
 
 
-def check_text(value: Any, what: str, whole_numbers: bool = False) -> str:
+def check_text(value: object, what: str, whole_numbers: bool = False) -> str:
     """Returns the value if it is text that UTF-8 can encode; raises UserError otherwise.
 
     Args:
@@ -63,7 +63,7 @@ def check_text(value: Any, what: str, whole_numbers: bool = False) -> str:
     return value
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """Formats a value for an error message: shortened, with JSON's null, true and false.
 
     >>> shown(None), shown([{"type": "text"}])

@@ -14,6 +14,7 @@ from goat_jax.data.pipeline.encoding import encode_prompt
 from goat_jax.data.sources.text_fields import Row, check_text, read_text, shown
 from goat_jax.errors import UserError
 from goat_jax.files import parse_json
+from goat_jax.typing import Tokenizer
 
 ASSISTANT = "assistant"
 SHARE_GPT = {"human": "user", "gpt": ASSISTANT}
@@ -64,10 +65,11 @@ def read_conversation(row: Row) -> Conversation:
     system = read_text(row, "system", default="") if column == "conversations" else ""
     pairs = [({"role": "system", "content": system}, 1)] if system else []
     pairs += [_message(value, f"message {n}") for n, value in enumerate(values, start=1)]
-    return Conversation(*zip(*pairs, strict=True), tools=_tools(row))  # type: ignore[misc]
+    messages, weights = tuple(m for m, _ in pairs), tuple(w for _, w in pairs)
+    return Conversation(messages, weights, _tools(row))
 
 
-def _from_json(value: Any, column: str) -> Any:
+def _from_json(value: object, column: str) -> Any:
     return parse_json(value, f"column {column!r}") if isinstance(value, str) else value
 
 
@@ -80,7 +82,7 @@ def _tools(row: Row) -> Tools:
     return tools or None
 
 
-def _message(value: Any, where: str) -> tuple[dict[str, Any], int]:
+def _message(value: object, where: str) -> tuple[dict[str, Any], int]:
     """Returns a message in transformers' format, and its weight."""
     if not isinstance(value, dict):
         raise UserError(f"{where} is {shown(value)}: give an object with role and content")
@@ -98,7 +100,7 @@ def _message(value: Any, where: str) -> tuple[dict[str, Any], int]:
     return {**given, "role": role, "content": content}, int(weight)
 
 
-def _content(value: Any, where: str, optional: bool) -> str:
+def _content(value: object, where: str, optional: bool) -> str:
     """Returns a message's text; the texts of a list of parts are concatenated."""
     if value is None and optional:
         return ""  # a message with tool calls may have no text
@@ -107,14 +109,14 @@ def _content(value: Any, where: str, optional: bool) -> str:
     return "".join(_part(part, f"part {n} of {where}") for n, part in enumerate(value, start=1))
 
 
-def _part(part: Any, where: str) -> str:
+def _part(part: object, where: str) -> str:
     if not isinstance(part, dict) or part.get("type") != "text":
         raise UserError(f"{where} is {shown(part)}: only parts of type text can be learnt")
     return check_text(part.get("text"), f"the text of {where}")
 
 
 def chat_text(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     messages: Sequence[Message],
     answer: bool = False,
     tools: Tools = None,
@@ -140,7 +142,7 @@ def chat_text(
     return check_text(text, "the chat template's text")
 
 
-def chat_ids(tokenizer: Any, messages: Sequence[Message], tools: Tools = None) -> list[int]:
+def chat_ids(tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools = None) -> list[int]:
     """Returns a conversation's token ids as a prompt for the assistant, as in transformers.
 
     Raises UserError as `chat_text` does.
@@ -155,7 +157,7 @@ def _refusal(error: Exception) -> UserError:
 
 
 def chat_spans(
-    tokenizer: Any, conversation: Conversation
+    tokenizer: Tokenizer, conversation: Conversation
 ) -> tuple[str, list[tuple[int, int]], list[tuple[int, int]]]:
     """Returns a conversation's text up to its last answer, and the spans of its answers.
 
@@ -190,7 +192,7 @@ def chat_spans(
 
 
 def _marked_spans(
-    tokenizer: Any, messages: Sequence[Message], tools: Tools
+    tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools
 ) -> tuple[str, list[tuple[int, int]]] | None:
     """Returns the text and the spans marked as generated; None if the template has no marks."""
     from transformers.utils.chat_template_utils import render_jinja_template
@@ -210,7 +212,7 @@ def _marked_spans(
 
 
 def _added_spans(
-    tokenizer: Any, messages: Sequence[Message], tools: Tools, answers: Sequence[int]
+    tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools, answers: Sequence[int]
 ) -> tuple[str, list[tuple[int, int]]]:
     """Returns the text up to the last answer, and the span each answer adds to its prompt."""
     done, spans = "", []

@@ -23,6 +23,7 @@ from goat_jax.data.tasks.text import (
     spaced,
 )
 from goat_jax.errors import UserError, nearest
+from goat_jax.typing import Tokenizer
 from goat_jax.validation.fields import check_fields
 
 LANGUAGE_METRICS = ("perplexity", "token_accuracy")
@@ -124,7 +125,7 @@ class Text(NamedTuple):
     tasks: dict[str, int]
 
 
-def load_pieces(task: LanguageTask, split: str, tokenizer: Any) -> list[Text]:
+def load_pieces(task: LanguageTask, split: str, tokenizer: Tokenizer) -> list[Text]:
     """Loads the rows of a task's `train` or `evaluation` source as pieces of text.
 
     Args:
@@ -192,7 +193,7 @@ def chosen_rows(task: LanguageTask, split: str, count: int, limit: int | None) -
     return [rows[place] for place in spaced(len(rows), limit)]
 
 
-def _prompt_completion(row: Row, task: LanguageTask, tokenizer: Any) -> list[Piece]:
+def _prompt_completion(row: Row, task: LanguageTask, tokenizer: Tokenizer) -> list[Piece]:
     del tokenizer
     return _asked_and_learnt(task, read_text(row, "prompt"), read_text(row, "completion"))
 
@@ -201,12 +202,12 @@ def _asked_and_learnt(task: LanguageTask, prompt: str, completion: str) -> list[
     return [Piece(prompt, task.loss_on == "all"), Piece(completion, True)]
 
 
-def _plain_text(row: Row, task: LanguageTask, tokenizer: Any) -> list[Piece]:
+def _plain_text(row: Row, task: LanguageTask, tokenizer: Tokenizer) -> list[Piece]:
     del task, tokenizer
     return [Piece(read_text(row, "text"), True)]
 
 
-def _alpaca(row: Row, task: LanguageTask, tokenizer: Any) -> list[Piece]:
+def _alpaca(row: Row, task: LanguageTask, tokenizer: Tokenizer) -> list[Piece]:
     """Reads the columns instruction, input (may be empty, null or missing) and output."""
     del tokenizer
     given = read_text(row, "input", default="")
@@ -216,7 +217,7 @@ def _alpaca(row: Row, task: LanguageTask, tokenizer: Any) -> list[Piece]:
     return _asked_and_learnt(task, prompt, read_text(row, "output"))
 
 
-def _template(row: Row, task: LanguageTask, tokenizer: Any) -> list[Piece]:
+def _template(row: Row, task: LanguageTask, tokenizer: Tokenizer) -> list[Piece]:
     del tokenizer
     return _asked_and_learnt(task, fill(task.prompt, row), fill(task.completion, row))
 
@@ -260,7 +261,7 @@ class _Filler(string.Formatter):
         return value, key
 
 
-def _messages(row: Row, task: LanguageTask, tokenizer: Any) -> list[Piece]:
+def _messages(row: Row, task: LanguageTask, tokenizer: Tokenizer) -> list[Piece]:
     """Reads a conversation; the assistant's turns, with their end marker, are trained on."""
     text, learnt, skipped = chat_spans(tokenizer, read_conversation(row))
     kinds = dict.fromkeys(learnt, True) | dict.fromkeys(skipped, False)

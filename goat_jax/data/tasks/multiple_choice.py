@@ -1,6 +1,7 @@
 """Multiple-choice questions in the instruction format: parses options and answers."""
 
 import re
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -81,6 +82,7 @@ def extract_label(text: str, labels: Sequence[str]) -> str | None:
 
 
 def _pattern(label: str) -> re.Pattern[str]:
-    word, number = re.fullmatch(r"(.*?)(\d*)", label).groups()  # type: ignore[union-attr]
+    word = label.rstrip(string.digits)
+    number = label[len(word) :]
     spaced = rf"{re.escape(word)}\s*{number}" if word and number else re.escape(label)
     return re.compile(rf"(?<!\w){spaced}(?!\w)", re.IGNORECASE)

@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from goat_jax.evaluation.sandbox.values import Malformed, read_message, write_message
 
@@ -39,8 +39,7 @@ class Remote:
     It cannot be compared and has no truth value, because the untrusted process would decide them.
     """
 
-    __slots__ = ("_ref", "_peer")
-    __hash__ = None  # type: ignore[assignment]
+    __slots__ = ("_peer", "_ref")
 
     def __init__(self, peer: "Peer", ref: int | str):
         self._peer, self._ref = peer, ref
@@ -135,7 +134,7 @@ class Peer:
         except BaseException as error:
             self._reply(described(error), None, objects)
 
-    def _reply(self, head: dict[str, Any], value: Any, objects: list[Any]) -> None:
+    def _reply(self, head: dict[str, Any], value: object, objects: list[Any]) -> None:
         message, _ = write_message([value], objects, self._lend)
         self._send({**head, **message})
 
@@ -143,7 +142,7 @@ class Peer:
         """Sends an answer that nobody requested: success or an exception, without a value."""
         self._reply({"do": "return"} if error is None else described(error), None, [])
 
-    def _find(self, ref: Any) -> Any:
+    def _find(self, ref: object) -> Any:
         if isinstance(ref, str):
             if ref not in self._names:
                 raise NameError(f"name {ref!r} is not defined")
@@ -152,13 +151,13 @@ class Peer:
             self._broken("named an object that it was not given")
         return self._lent[ref]
 
-    def _lend(self, value: Any) -> list:
+    def _lend(self, value: object) -> list:
         if isinstance(value, Remote):
             return ["yours", value._ref]
         self._lent.append(value)
         return ["mine", len(self._lent) - 1]
 
-    def _handle(self, tag: str, ref: Any) -> Any:
+    def _handle(self, tag: str, ref: int | str) -> Any:
         if tag == "mine":
             return Remote(self, ref)
         if tag == "yours":
@@ -209,7 +208,7 @@ class Peer:
             count -= len(part)
         return b"".join(parts)
 
-    def _broken(self, why: str) -> Any:
+    def _broken(self, why: str) -> NoReturn:
         self.breach = self.breach or why
         raise Breach(why)
 
@@ -223,7 +222,7 @@ def described(error: BaseException) -> dict[str, Any]:
     return {"do": "raise", "names": [each.__name__ for each in type(error).__mro__], "text": text}
 
 
-def _exception(names: Any, text: Any) -> Exception:
+def _exception(names: object, text: object) -> Exception:
     """Rebuilds an exception as the nearest of its classes that is a Python builtin."""
     names = names if isinstance(names, list) else []
     names = [each for each in itertools.islice(names, TEXT) if isinstance(each, str)]

@@ -38,8 +38,10 @@ VIEWS: dict[str, type] = {
 
 TYPES: dict[str, type] = {
     kind.__name__: kind
-    for kind in (bool, int, float, complex, str, bytes, bytearray, range)
-    + (list, tuple, dict, set, frozenset)
+    for kind in (
+        *(bool, int, float, complex, str, bytes, bytearray, range),
+        *(list, tuple, dict, set, frozenset),
+    )
 }
 """Name -> type that can itself be sent as a value."""
 
@@ -119,7 +121,7 @@ class _Writer:
         self._places = {id(each): place for place, each in enumerate(known)}
         self.handle = handle
 
-    def value(self, value: Any, depth: int = 0) -> Any:
+    def value(self, value: object, depth: int = 0) -> Any:
         """Encodes one value; a mutable container is encoded as its place in the heap."""
         kind = type(value)
         if kind in _AS_THEY_ARE:
@@ -129,7 +131,7 @@ class _Writer:
         )
         return write(self, value, depth)
 
-    def place(self, value: Any) -> list:
+    def place(self, value: object) -> list:
         """Encodes the place of a mutable container in the heap, adding it if it is new."""
         place = self._places.setdefault(id(value), len(self.objects))
         if place == len(self.objects):
@@ -170,7 +172,7 @@ def _write_type(writer: _Writer, value: type, depth: int) -> list:
     return ["type", value.__name__] if plain else writer.handle(value)
 
 
-def _write_handle(writer: _Writer, value: Any, depth: int) -> list:
+def _write_handle(writer: _Writer, value: object, depth: int) -> list:
     return writer.handle(value)
 
 
@@ -205,7 +207,7 @@ class _Reader:
     def __init__(self, objects: Sequence[Any], handle: Callable[[str, Any], Any]):
         self._objects, self._handle = objects, handle
 
-    def value(self, data: Any, depth: int = 0) -> Any:
+    def value(self, data: object, depth: int = 0) -> Any:
         if not isinstance(data, list):
             if isinstance(data, _SCALARS):
                 return data
@@ -230,7 +232,7 @@ class _Reader:
         return [self.value(each) for each in content]
 
 
-def _place(number: Any) -> int:
+def _place(number: object) -> int:
     if type(number) is not int or number < 0:
         raise Malformed
     return number
@@ -250,13 +252,13 @@ def _refill(mutable: Any, content: Any) -> None:
         mutable.update(content)
 
 
-def _read_decimal(text: Any) -> Decimal:
+def _read_decimal(text: object) -> Decimal:
     if not isinstance(text, str):
         raise Malformed
     return Decimal(text)
 
 
-def _read_fraction(top: Any, bottom: Any) -> Fraction:
+def _read_fraction(top: object, bottom: object) -> Fraction:
     if type(top) is not int or type(bottom) is not int:
         raise Malformed
     return Fraction(top, bottom)

@@ -16,10 +16,11 @@ from jax.sharding import NamedSharding
 from goat_jax.adapters.context import EVAL, Context
 from goat_jax.models.decoder.config import DecoderConfig, tiny_decoder_config
 from goat_jax.nn.dense import Dense
+from goat_jax.nn.model import Model
 from goat_jax.nn.modules import ACTIVATIONS, Embedding, Projection, RMSNorm, attend
 from goat_jax.nn.rope import rotate
 from goat_jax.nn.stack import Stack
-from goat_jax.typing import Array
+from goat_jax.typing import Array, DTypeLike, PyTree
 
 __all__ = ["Cache", "Decoder", "DecoderBlock", "DecoderConfig", "tiny_decoder_config"]
 
@@ -95,7 +96,7 @@ class DecoderBlock(nnx.Module):
         return x + self.down(inner, ctx), kept
 
 
-class Decoder(nnx.Module):
+class Decoder(Model):
     """Causal language model.
 
     Attributes:
@@ -106,6 +107,8 @@ class Decoder(nnx.Module):
     >>> model(jnp.ones((2, 5), jnp.int32)).shape
     (2, 5, 64)
     """
+
+    config: DecoderConfig
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         width = config.hidden_size
@@ -173,7 +176,7 @@ class Decoder(nnx.Module):
         """Returns logits (B, T, V), float32; arguments as for `hidden`."""
         return self.logits(self.hidden(input_ids, attention_mask, segments, ctx))
 
-    def empty_cache(self, batch: int, slots: int, dtype: Any = None) -> Cache:
+    def empty_cache(self, batch: int, slots: int, dtype: DTypeLike | None = None) -> Cache:
         """Allocates a cache of `slots` tokens a row; the dtype defaults to the hidden states'."""
         config = self.config
         shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_size)
@@ -230,7 +233,7 @@ class Decoder(nnx.Module):
         if cache is not None:
             each["past"] = (cache.keys, cache.values)
 
-        def call(block: DecoderBlock, x: Array, ctx: Context, each: Any) -> tuple[Array, Any]:
+        def call(block: DecoderBlock, x: Array, ctx: Context, each: PyTree) -> tuple[Array, PyTree]:
             near = keep
             if "window" in each:
                 near = keep & (own[None, :, None] - slots[None, None] < each["window"])

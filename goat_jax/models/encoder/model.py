@@ -15,6 +15,7 @@ from goat_jax.models.encoder.config import EncoderConfig, tiny_config
 from goat_jax.models.encoder.families import FAMILIES
 from goat_jax.nn.dense import Dense
 from goat_jax.nn.dropout import drop, dropper
+from goat_jax.nn.model import Model
 from goat_jax.nn.modules import ACTIVATIONS, POOLING, Embedding, LayerNorm, attend
 from goat_jax.nn.stack import Stack
 from goat_jax.typing import Array
@@ -100,13 +101,15 @@ class Embeddings(nnx.Module):
         return self.norm(x)
 
 
-class Encoder(nnx.Module):
+class Encoder(Model):
     """Text encoder with a sequence-classification head.
 
     >>> model = Encoder(tiny_config(), rngs=nnx.Rngs(0))
     >>> model(jnp.ones((2, 5), jnp.int32), jnp.ones((2, 5), jnp.int32)).shape
     (2, 2)
     """
+
+    config: EncoderConfig
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         self.embeddings = Embeddings(config, rngs=rngs)

@@ -21,6 +21,7 @@ from goat_jax.models.registry import Architecture
 from goat_jax.models.vision.config import read_fields
 from goat_jax.models.vision.families import BLOCK_KEYS, CLIP_BLOCK, CLIP_CONFIG, clip_section
 from goat_jax.models.vision.heads import unit
+from goat_jax.nn.model import Model
 from goat_jax.nn.modules import Embedding, LayerNorm, Projection
 from goat_jax.nn.pre_norm_block import BlockConfig, PreNormBlock, check_sizes
 from goat_jax.nn.stack import Stack
@@ -86,7 +87,7 @@ class ClipTextConfig(BlockConfig):
         return cls(**read_fields(cls, clip_section(hf, "text"), _KEYS, _DEFAULTS, overrides))
 
 
-class ClipText(nnx.Module):
+class ClipText(Model):
     """Causal transformer whose state at the end of the text is projected to the shared space.
 
     >>> config = ClipTextConfig.from_hf({"projection_dim": 6, "text_config": {
@@ -96,6 +97,8 @@ class ClipText(nnx.Module):
     >>> ClipText(config, rngs=nnx.Rngs(0))(ids, jnp.ones_like(ids)).shape
     (1, 6)
     """
+
+    config: ClipTextConfig
 
     def __init__(self, config: ClipTextConfig, *, rngs: nnx.Rngs):
         width = config.hidden_size

@@ -175,10 +175,12 @@ _CLIP_DEFAULTS = {
     "channels": 3,
     "projection_dim": 512,
 }
-_ATTENTION_BEFORE = tuple(
-    (f"attention.attention.{old}.", f"attention.{new}.")
-    for old, new in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"))
-) + (("attention.output.dense.", "attention.o_proj."),)
+_ATTENTION_BEFORE = (
+    ("attention.attention.query.", "attention.q_proj."),
+    ("attention.attention.key.", "attention.k_proj."),
+    ("attention.attention.value.", "attention.v_proj."),
+    ("attention.output.dense.", "attention.o_proj."),
+)
 
 _IMAGES: dict[str, Check] = {
     **{key: check for key, check in SIZES.items() if key != "vocab_size"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from flax import nnx
 
@@ -19,7 +21,7 @@ CLASSIFIER = "classifier"
 class LinearHead(nnx.Module):
     """Linear map of the pooled hidden states."""
 
-    NAMES = {"classifier": CLASSIFIER}
+    NAMES: ClassVar[dict[str, str]] = {"classifier": CLASSIFIER}
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         pooled = len(FAMILIES[config.family].pooled)
@@ -41,7 +43,7 @@ class ZeroShotHead(nnx.Module):
     further normalization, so the kernel can be trained like any classifier's.
     """
 
-    NAMES = {
+    NAMES: ClassVar[dict[str, str]] = {
         "projection": "visual_projection",
         "logit_scale": "logit_scale",
         "classifier": CLASSIFIER,

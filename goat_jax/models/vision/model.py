@@ -15,6 +15,7 @@ from goat_jax.errors import UserError
 from goat_jax.models.vision.config import VisionConfig, tiny_vision_config
 from goat_jax.models.vision.families import FAMILIES
 from goat_jax.models.vision.heads import HEADS
+from goat_jax.nn.model import Model
 from goat_jax.nn.modules import Constant, LayerNorm, PatchEmbedding
 from goat_jax.nn.pre_norm_block import PreNormBlock
 from goat_jax.nn.stack import Stack
@@ -112,13 +113,15 @@ def cubic_resize(old: int, new: int) -> np.ndarray:
     return weights.astype(np.float32)
 
 
-class VisionModel(nnx.Module):
+class VisionModel(Model):
     """Vision tower with a classification head.
 
     >>> model = VisionModel(tiny_vision_config(), rngs=nnx.Rngs(0))
     >>> model(jnp.ones((2, 16, 16, 3))).shape
     (2, 2)
     """
+
+    config: VisionConfig
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         family = FAMILIES[config.family]

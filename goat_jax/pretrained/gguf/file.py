@@ -32,7 +32,7 @@ class GgufFile:
     fields: Mapping[str, Any]
     tensors: Mapping[str, Any]
 
-    def get(self, key: str, default: Any = None) -> Any:
+    def get(self, key: str, default: object = None) -> Any:
         """Returns a metadata value as int, float, bool, str or list; the default if absent."""
         return self.fields[key].contents() if key in self.fields else default
 

@@ -8,6 +8,7 @@ from typing import Any
 from goat_jax.errors import UserError
 from goat_jax.pretrained.gguf.file import GgufFile, read_gguf
 from goat_jax.pretrained.quiet_transformers import import_transformers
+from goat_jax.typing import Tokenizer
 
 CONTROL, USER_DEFINED = 3, 4
 """Types of tokens that are matched in a text before splitting; only the first kind is special."""
@@ -56,7 +57,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
 """``tokenizer.ggml.pre`` -> llama.cpp's rules for it (`composed`: those of Hugging Face's file)."""
 
 
-def gguf_tokenizer(path: str | Path) -> Any:
+def gguf_tokenizer(path: str | Path) -> Tokenizer:
     """Builds the tokenizer of a GGUF file, as transformers' `PreTrainedTokenizerFast`.
 
     It has the vocabulary, merges, special tokens and chat template of the file, splits texts by the

@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.path import atomicity
 
 from goat_jax.data.metrics import goodness
+from goat_jax.data.pipeline.loader import BatchIterator
 from goat_jax.errors import Notice, RunFailed, UserError
 from goat_jax.training.checkpoints.checksums import MARK, damage_of, write_checksums
 from goat_jax.training.checkpoints.steps import CHECKPOINTS, best_of, listed, steps_in
@@ -87,7 +88,7 @@ class LatestAndBest(ocp.checkpoint_managers.preservation_policy.PreservationPoli
     latest: int
     best_by: str
 
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
         """Returns True for each checkpoint to keep; they are in the order of their steps."""
         del context
         scored = [info for info in checkpoints if info.metrics and self.best_by in info.metrics]
@@ -173,7 +174,11 @@ class Checkpoints:
         return best_of(self.scores(), self.best_by)
 
     def save(
-        self, state: RunState, data: Any, notes: dict[str, Any], scores: dict[str, float] | None
+        self,
+        state: RunState,
+        data: BatchIterator,
+        notes: dict[str, Any],
+        scores: dict[str, float] | None,
     ) -> None:
         """Starts writing a checkpoint and returns, so that training continues meanwhile.
 
@@ -298,7 +303,7 @@ class Checkpoints:
             ) from error
 
 
-def _set_position(data: Any, position: Any, where: str) -> None:
+def _set_position(data: BatchIterator, position: object, where: str) -> None:
     """Sets a data iterator to a saved position."""
     try:
         if not _alike(position, data.get_state()):
@@ -312,11 +317,12 @@ def _set_position(data: Any, position: Any, where: str) -> None:
         ) from error
 
 
-def _alike(value: Any, other: Any) -> bool:
+def _alike(value: object, other: object) -> bool:
     """True if two JSON values have the same keys and types, and the first no negative number."""
     if isinstance(other, dict):
-        same = isinstance(value, dict) and value.keys() == other.keys()
-        return same and all(_alike(value[name], other[name]) for name in other)
+        if not isinstance(value, dict) or value.keys() != other.keys():
+            return False
+        return all(_alike(value[name], other[name]) for name in other)
     return type(value) is type(other) and not (isinstance(value, int | float) and value < 0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from goat_jax.training.checkpoints.steps import best_of, listed
 from goat_jax.training.setup import Built, build
 from goat_jax.training.shardings import keep_rows
 from goat_jax.training.state import RunState
+from goat_jax.typing import DTypeLike
 
 if TYPE_CHECKING:
     from goat_jax.training.checkpoints.checkpoint import Checkpoints
@@ -44,7 +45,7 @@ class Reopened:
     step: int
 
 
-def load_on_mesh(path: Path, mesh: MeshConfig, dtype: Any = jnp.float32) -> Loaded:
+def load_on_mesh(path: Path, mesh: MeshConfig, dtype: DTypeLike = jnp.float32) -> Loaded:
     """Loads a pretrained model; every array is read straight to its devices.
 
     Args:

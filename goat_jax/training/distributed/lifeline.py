@@ -16,6 +16,7 @@ import socket
 import struct
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 LOST = 75
@@ -146,5 +147,5 @@ def _receive(peer: socket.socket, size: int) -> bytes:
     return said
 
 
-def _in_background(action: Any, *args: Any) -> None:
+def _in_background(action: Callable[..., object], *args: Any) -> None:
     threading.Thread(target=action, args=args, daemon=True).start()

@@ -30,7 +30,7 @@ class Signals:
                 self._old[number] = signal.signal(number, self._catch)
         return self
 
-    def _catch(self, number: int, frame: Any) -> None:
+    def _catch(self, number: int, frame: object) -> None:
         del frame
         self.caught = signal.Signals(number).name
         signal.signal(number, self._old[number])  # the next signal ends the process at once

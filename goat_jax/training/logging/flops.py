@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.extend.core import Jaxpr
 from jax.interpreters import partial_eval
 
 
@@ -30,7 +31,7 @@ def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
     return _of(used)
 
 
-def _of(jaxpr: Any) -> int:
+def _of(jaxpr: Jaxpr) -> int:
     total = 0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
@@ -50,7 +51,7 @@ def _dot(equation: Any) -> int:
     return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracting)
 
 
-def _inside(params: dict[str, Any]) -> list[Any]:
+def _inside(params: dict[str, Any]) -> list[Jaxpr]:
     """Returns the jaxprs that an operation runs."""
     found = []
     for value in params.values():

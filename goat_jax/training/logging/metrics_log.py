@@ -215,19 +215,20 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(kind, str) and (fits is None or fits(values)) else None
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     # Booleans count as numbers, as in Python. The bound excludes integers too large for a float.
     return value is None or (isinstance(value, int | float) and abs(value) < 1e308)
 
 
-def _are_numbers(value: Any) -> bool:
+def _are_numbers(value: object) -> bool:
     return isinstance(value, list) and all(map(_is_number, value))
 
 
-def _is_table(value: Any) -> bool:
+def _is_table(value: object) -> bool:
     """True if a value is a list of rows of numbers, all of one length."""
-    rows = isinstance(value, list) and bool(value) and all(map(_are_numbers, value))
-    return rows and len(value[0]) > 0 and len({len(row) for row in value}) == 1
+    if not isinstance(value, list) or not value or not all(map(_are_numbers, value)):
+        return False
+    return len(value[0]) > 0 and len({len(row) for row in value}) == 1
 
 
 def _of_layers(values: Mapping[str, Any]) -> bool:
@@ -270,7 +271,7 @@ def _rewrite(path: Path, last_step: int | None) -> None:
     os.replace(aside, path)
 
 
-def _to_json(value: Any, name: str) -> Any:
+def _to_json(value: object, name: str) -> Any:
     """Returns a value as Python values that JSON can hold; `name` is only for the error."""
     if value is None or isinstance(value, str | bool):
         return value

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from goat_jax.training.logging.chips import CHIPS
 from goat_jax.training.logging.flops import matmul_flops
-from goat_jax.typing import Batch
+from goat_jax.typing import Batch, DTypeLike, PyTree
 
 KINDS = {
     "TPU v4": "v4",
@@ -37,7 +37,7 @@ def known_peak(kind: str) -> float | None:
 
 
 @functools.cache
-def measured_peak(dtype: Any, size: int = 1536, repeats: int = 4) -> float:
+def measured_peak(dtype: DTypeLike, size: int = 1536, repeats: int = 4) -> float:
     """Measures one device's FLOP/s, once a process, as the best of several square products."""
     square = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)
@@ -52,7 +52,7 @@ def _seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def peak_of_devices(dtype: Any) -> float:
+def peak_of_devices(dtype: DTypeLike) -> float:
     """Returns the peak FLOP/s of all devices of a run together.
 
     It comes from the data sheet if the device is known, and is measured otherwise.
@@ -74,9 +74,10 @@ class StepFlops:
     """
 
     def __init__(self, step: Callable[..., Any]):
-        self._step, self._known = step, {}
+        self._step = step
+        self._known: dict[tuple, int] = {}
 
-    def __call__(self, state: Any, base: Any, batch: Batch) -> int:
+    def __call__(self, state: PyTree, base: PyTree, batch: Batch) -> int:
         """Returns the FLOPs of a step on a batch of this shape, by tracing alone."""
         shapes = tuple((name, batch[name].shape) for name in sorted(batch))
         if shapes not in self._known:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import jax
 
@@ -30,7 +30,7 @@ class Profile:
             jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
             self._on = True
 
-    def after(self, step: int, result: Any) -> None:
+    def after(self, step: int, result: object) -> None:
         """Stops the trace after the last step of the range, once `result` is computed."""
         if self._on and step == self._steps[-1]:
             jax.block_until_ready(result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,12 +49,12 @@ class TensorBoard:
     def add(self, scalars: Mapping[str, float], step: int) -> None:
         if self._events is None:
             self._events = self._open()
-        from tensorboardX.proto.event_pb2 import Event  # type: ignore[attr-defined]
         from tensorboardX.summary import scalar
 
+        proto = importlib.import_module("tensorboardX.proto.event_pb2")
         for tag, value in scalars.items():
             summary = scalar(tag, value)
-            self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+            self._events.write_event(proto.Event(wall_time=time.time(), step=step, summary=summary))
         self._events.flush()
 
     def resume(self, step: int) -> None:
@@ -68,17 +69,17 @@ class TensorBoard:
 
     def _open(self) -> Any:
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
 
+        proto = importlib.import_module("tensorboardX.proto.event_pb2")
         # The file's name has the time in whole seconds, and the file is opened with "w". Without a
         # count, a restart within a second would overwrite the events of the previous run.
         count = len(list(self._folder.glob("*.tfevents.*")))
         self._folder.mkdir(parents=True, exist_ok=True)
         events = EventsWriter(str(self._folder / "events"), f".{count:04d}")
         if self._purge_step is not None:
-            began = SessionLog(status=SessionLog.START)
+            began = proto.SessionLog(status=proto.SessionLog.START)
             events.write_event(
-                Event(wall_time=time.time(), step=self._purge_step, session_log=began)
+                proto.Event(wall_time=time.time(), step=self._purge_step, session_log=began)
             )
         return events
 
