@@ -287,7 +287,7 @@ ARGUMENTS = st.one_of(
             "=",
             "1e-320",
         ]
-    ),  # fmt: skip
+    ),
     st.text(max_size=5).filter(lambda text: not text.startswith("-")),
 )
 

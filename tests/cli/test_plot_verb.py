@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow  # a trained run, and all pictures of it
 
 @pytest.fixture(scope="module")
 def opened(finished):
-    config, summary = finished
+    _config, summary = finished
     return reopen(summary.folder, None)
 
 

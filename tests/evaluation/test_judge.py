@@ -4,6 +4,7 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -21,8 +22,8 @@ QUESTION = ("81", "writing", ["Why?"], ["So."])
 class FakeJudge(BaseHTTPRequestHandler):
     """Plays a list of replies (status, body, headers); the last one again and again."""
 
-    replies: list = []
-    seen: list = []
+    replies: ClassVar[list] = []
+    seen: ClassVar[list] = []
 
     def do_POST(self):
         sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -382,7 +383,7 @@ def test_answers_and_grades_are_kept_as_they_come(model, asked, judge_at, tmp_pa
     assert len(lines) == 1 + batches + 2
     with kept.open("a") as file:
         file.write('{"key": "torn')
-    code, (found,), _ = asked(url)
+    code, (_found,), _ = asked(url)
     assert code == 0 and model.batches == batches and len(seen) == 4 + 1 + 4
     judgments = lines_of(tmp_path / "out" / "mt_bench-judge-judgments.jsonl")
     assert [each["score"] for each in judgments] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]

@@ -167,12 +167,12 @@ def test_a_second_adapter_at_the_same_place_is_refused():
         inject(model, LORA, ["up"], key=KEY)
         inject(model, LORA, ["query"], key=KEY)
 
-    with pytest.raises(UserError, match="model.layers.0.attention.query has an adapter already"):
+    with pytest.raises(UserError, match=r"model.layers.0.attention.query has an adapter already"):
         jax.eval_shape(build)
 
 
 def test_overrides_by_projection_and_the_first_that_matches_wins():
-    report, model = dry_run(
+    _report, model = dry_run(
         GOAT,
         overrides=[
             Override(["up"], {"total_rank": 2}),

@@ -103,5 +103,5 @@ def test_the_step_keeps_no_float_kernel():
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(UserError, match="model.quantize 'int4' is not known .* none, int8, nf4"):
+    with pytest.raises(UserError, match=r"model.quantize 'int4' is not known .* none, int8, nf4"):
         ModelConfig("m", quantize="int4")

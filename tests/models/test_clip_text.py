@@ -119,7 +119,7 @@ def test_a_folder_without_tokenizer_or_text_tower_is_named(clip, save_vision, tm
     with pytest.raises(UserError, match="no tokenizer in it"):
         class_kernel(bare.folder, NAMES)
     _tokenizer().save_pretrained(bare.folder)
-    with pytest.raises(UserError, match="missing: .*text_"):
+    with pytest.raises(UserError, match=r"missing: .*text_"):
         class_kernel(bare.folder, NAMES)
 
 

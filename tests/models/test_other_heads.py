@@ -75,7 +75,7 @@ def test_a_decoder_with_a_score_head(tmp_path):
     (note,) = load_model(folder, key=jax.random.key(0)).notes
     assert note == f"{folder}: left out score.weight, of another task's head"
     folder = decoder(tmp_path / "untied", False, ["lm_head.weight"], [SCORE])
-    with pytest.raises(UserError, match="missing: lm_head.weight; it was saved with another task"):
+    with pytest.raises(UserError, match=r"missing: lm_head.weight; it was saved with another task"):
         load_model(folder, key=jax.random.key(0))
 
 
@@ -83,7 +83,7 @@ def test_a_part_of_our_own_output_is_no_other_head(tmp_path):
     bias = ("lm_head.bias", np.zeros(64, np.float32))
     for tied in (True, False):
         folder = decoder(tmp_path / str(tied), tied, add=[bias])
-        with pytest.raises(UserError, match="unexpected: lm_head.bias"):
+        with pytest.raises(UserError, match=r"unexpected: lm_head.bias"):
             load_model(folder, key=jax.random.key(0))
 
 
@@ -119,5 +119,5 @@ def test_either_of_two_tied_tensors_stands_for_both(stored, tmp_path):
 
 def test_untied_without_an_output_is_refused(tmp_path):
     folder = decoder(tmp_path / "model", False, drop=["lm_head.weight"])
-    with pytest.raises(UserError, match="missing: lm_head.weight; take both from one checkpoint"):
+    with pytest.raises(UserError, match=r"missing: lm_head.weight; take both from one checkpoint"):
         load_model(folder, key=jax.random.key(0))

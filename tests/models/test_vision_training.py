@@ -173,7 +173,7 @@ def test_a_missing_tensor_is_named_as_today(save_vision, tmp_path):
     tensors = load_file(tmp_path / SINGLE)
     del tensors["vit.encoder.layer.1.attention.attention.query.bias"]
     save_file(tensors, tmp_path / SINGLE)
-    with pytest.raises(UserError, match="missing: vit.layers.1.attention.q_proj.bias"):
+    with pytest.raises(UserError, match=r"missing: vit.layers.1.attention.q_proj.bias"):
         load_model(tmp_path, key=KEY)
 
 

@@ -170,5 +170,5 @@ def test_lora_plus_is_pefts(shared):
 def test_unknown_choices_are_refused():
     with pytest.raises(UserError, match="LoRA-Pro x 'sylvestre' is not one of sylvester"):
         lora_pro({}, "sylvestre")
-    with pytest.raises(UserError, match="LoRA.+ ratio 0 must be above 0"):
+    with pytest.raises(UserError, match=r"LoRA.+ ratio 0 must be above 0"):
         lora_plus(0)

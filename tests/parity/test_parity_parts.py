@@ -111,7 +111,7 @@ def test_nan_and_other_shapes_never_pass(quantity):
     assert not compare.check(quantity, good, bad).ok
     assert not compare.check(quantity, bad, bad).ok
     assert not compare.check(quantity, np.full(3, np.inf), good).ok
-    with pytest.raises(UserError, match="bundle: case: .* has shape"):
+    with pytest.raises(UserError, match=r"bundle: case: .* has shape"):
         compare.check(quantity, good, np.ones(4))
 
 

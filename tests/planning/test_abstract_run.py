@@ -140,7 +140,7 @@ def test_a_folder_needs_no_weights(tmp_path):
     (folder / "config.json").write_text(json.dumps(dict(NAMED["smollm2-135m"])))
     named = abstract_run(full_size("smollm2-135m"))
     assert abstract_run(full_size("llama-2-7b"), folder).inject_report == named.inject_report
-    with pytest.raises(UserError, match="no weights|safetensors"):
+    with pytest.raises(UserError, match=r"no weights|safetensors"):
         open_checkpoint(folder)
 
 

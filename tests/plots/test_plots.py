@@ -18,8 +18,14 @@ from goat_jax.plots.training import training_figure
 
 BERT = [
     f"bert.encoder.layer.{{}}.{name}"
-    for name in ("attention.self.query", "attention.self.key", "attention.self.value")
-    + ("attention.output.dense", "intermediate.dense", "output.dense")
+    for name in (
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    )
 ]
 LLAMA = [f"model.layers.{{}}.self_attn.{x}_proj" for x in "qkvo"] + [
     f"model.layers.{{}}.mlp.{x}_proj" for x in ("gate", "up", "down")

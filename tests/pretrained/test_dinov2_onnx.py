@@ -102,7 +102,7 @@ def test_a_folder_is_written_once(tmp_path, wheel):
 
 def test_another_network_leaves_nothing_behind(tmp_path, wheel, monkeypatch):
     monkeypatch.setattr(dino, "TENSORS", 222)
-    with pytest.raises(UserError, match="6 tensors in .*, expected 222"):
+    with pytest.raises(UserError, match=r"6 tensors in .*, expected 222"):
         dino_folder(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [wheel.name]
 

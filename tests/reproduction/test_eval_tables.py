@@ -291,7 +291,7 @@ def test_a_single_set_fills_its_own_column(runner, folder, tmp_path, capsys):
     arguments[4] += ",task=boolq"
     (folder / "boolq" / "train.json").write_text("[]")
     assert main(load_program("commonsense").SWEEP, arguments) == 0
-    head, _, goat = (cells(line) for line in capsys.readouterr().out.splitlines())
+    _head, _, goat = (cells(line) for line in capsys.readouterr().out.splitlines())
     assert goat[1].startswith("70.00") and all(cell.startswith("- (") for cell in goat[2:-1])
 
 

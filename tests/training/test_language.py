@@ -239,7 +239,7 @@ def test_bad_requests_get_one_line(files, arguments, says, capsys):
 
 def test_a_task_for_another_kind_of_model_is_refused(config, tiny):
     wrong = dataclasses.replace(config, model=ModelConfig(str(tiny / "model")))
-    with pytest.raises(UserError, match="is a text encoder, but task .* needs a language model"):
+    with pytest.raises(UserError, match=r"is a text encoder, but task .* needs a language model"):
         fit(wrong, progress=False)
 
 
@@ -250,6 +250,6 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(files, config, t
     hf = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(hf | {"vocab_size": 9}))
     wrong = dataclasses.replace(config, model=ModelConfig(str(folder)), out=str(tmp_path / "run"))
-    with pytest.raises(UserError, match="gives token 1[0-9], but the model knows 9: take both"):
+    with pytest.raises(UserError, match=r"gives token 1[0-9], but the model knows 9: take both"):
         fit(wrong, progress=False)
     assert not (tmp_path / "run").exists()

@@ -121,5 +121,5 @@ def test_other_rates_are_refused_at_once(rate):
 
 
 def test_it_is_no_option():
-    with pytest.raises(UserError, match="give it as model.dropout"):
+    with pytest.raises(UserError, match=r"give it as model.dropout"):
         ModelConfig("m", options={"dropout": 0.1})

@@ -117,7 +117,7 @@ def test_other_settings_are_refused_before_anything_is_loaded(light_finished, mo
     config, _ = light_finished
     monkeypatch.setattr(loop, "build", lambda config: pytest.fail("the model was loaded"))
     other = dataclasses.replace(config.train, seed=5)
-    with pytest.raises(UserError, match="train.seed = 0, now 5"):
+    with pytest.raises(UserError, match=r"train.seed = 0, now 5"):
         fit(dataclasses.replace(config, train=other), progress=False)
 
 

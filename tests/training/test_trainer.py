@@ -30,7 +30,7 @@ def test_learns_a_real_task(finished):
 
 
 def test_records_what_happened(finished):
-    config, summary = finished
+    _config, summary = finished
     train = read_records(summary.folder, "train")
     assert [record["step"] for record in train] == list(range(2, 31, 2))
     assert train[-1]["loss"] < train[0]["loss"]
@@ -47,7 +47,7 @@ def test_records_what_happened(finished):
 
 
 def test_the_best_checkpoint_is_kept(finished):
-    config, summary = finished
+    _config, summary = finished
     checkpoints = Checkpoints(summary.folder, "accuracy", read_only=True)
     scores = {r["step"]: r["accuracy"] for r in read_records(summary.folder, "eval") if r["step"]}
     best = max(scores, key=lambda step: (scores[step], -step))
@@ -118,7 +118,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(light, tmp_path):
 
 
 def test_another_base_model_is_refused(finished, tmp_path, tiny):
-    config, summary = finished
+    config, _summary = finished
     from safetensors.numpy import load_file, save_file
 
     other = tmp_path / "other"
@@ -138,7 +138,7 @@ def test_other_settings_are_refused_by_name(finished):
     changed = dataclasses.replace(
         config, adapter=dataclasses.replace(config.adapter, total_rank=16)
     )
-    with pytest.raises(UserError, match="adapter.total_rank = None, now 16"):
+    with pytest.raises(UserError, match=r"adapter.total_rank = None, now 16"):
         fit(changed, progress=False)
 
 

@@ -9,7 +9,7 @@ from goat_jax.validation.checks import check_choice, check_number
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), True, "1", None, [1]])
 def test_what_is_no_finite_number_is_refused(value):
-    with pytest.raises(UserError, match="learning_rate .* is not valid: give a number"):
+    with pytest.raises(UserError, match=r"learning_rate .* is not valid: give a number"):
         check_number("learning_rate", value)
 
 
@@ -41,13 +41,13 @@ def test_none_passes_only_where_it_may():
 
 
 def test_the_error_names_the_range():
-    with pytest.raises(UserError, match="x 0 is not valid: give a whole number of at least 1$"):
+    with pytest.raises(UserError, match=r"x 0 is not valid: give a whole number of at least 1$"):
         check_number("x", 0, at_least=1, whole=True)
-    with pytest.raises(UserError, match="x 0 is not valid: give a number above 0 and below 1$"):
+    with pytest.raises(UserError, match=r"x 0 is not valid: give a number above 0 and below 1$"):
         check_number("x", 0, above=0, below=1)
 
 
 @pytest.mark.parametrize("value", ["nosuch", None, 3, float("nan")], ids=str)
 def test_unknown_words_are_refused_with_the_known_ones(value):
-    with pytest.raises(UserError, match="remat .* is not known.*: give one of none, layer"):
+    with pytest.raises(UserError, match=r"remat .* is not known.*: give one of none, layer"):
         check_choice("remat", value, ["none", "layer"])

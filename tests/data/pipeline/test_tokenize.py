@@ -65,7 +65,7 @@ def test_a_max_length_that_does_not_fit(folder, max_length):
 def test_a_pair_needs_more_room(folder):
     examples = Examples((("a",), ("b",)), np.zeros(1, np.int32))
     assert encode(load_tokenizer(folder), examples, max_length=5).lengths.tolist() == [5]
-    with pytest.raises(UserError, match="max_length 4 .* choose 5 to 64"):
+    with pytest.raises(UserError, match=r"max_length 4 .* choose 5 to 64"):
         encode(load_tokenizer(folder), examples, max_length=4)
 
 

@@ -135,7 +135,7 @@ def test_a_wrong_checksum_is_refused_and_nothing_is_kept(server, remote, tmp_pat
 
 def test_a_wrong_file_that_lies_there_is_not_touched(server, remote, tmp_path):
     (tmp_path / "a.bin").write_bytes(b"mine")
-    with pytest.raises(UserError, match="a.bin has 4 bytes, not 1,024,000: remove it"):
+    with pytest.raises(UserError, match=r"a.bin has 4 bytes, not 1,024,000: remove it"):
         get(remote, tmp_path)
     assert (tmp_path / "a.bin").read_bytes() == b"mine" and server.asked == []
 
@@ -155,7 +155,7 @@ def test_a_server_in_trouble_is_asked_again(server, remote, tmp_path):
 
 
 def test_what_has_no_address_is_to_be_put_there(tmp_path):
-    with pytest.raises(UserError, match="b.rar cannot be fetched: put it into"):
+    with pytest.raises(UserError, match=r"b.rar cannot be fetched: put it into"):
         fetch(Remote("b.rar"), tmp_path)
     with pytest.raises(UserError, match="cannot be fetched"):
         fetch(Remote("b.rar", "file:///etc/hostname"), tmp_path)

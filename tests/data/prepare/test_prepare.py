@@ -63,13 +63,13 @@ def test_what_only_a_person_can_get_is_said(archives):
         prepare("resisc45", archives / "sets")
     with pytest.raises(UserError, match=r"put NWPU-RESISC45 into .*archives"):
         prepare("resisc45", archives / "sets", archives)
-    with pytest.raises(UserError, match="no such folder: give the one with dtd-r1.0.1.tar.gz"):
+    with pytest.raises(UserError, match=r"no such folder: give the one with dtd-r1.0.1.tar.gz"):
         prepare("dtd", archives / "sets", archives / "nowhere")
 
 
 def test_archives_of_another_content_are_refused(archives, monkeypatch):
     official.IMAGES["dtd"](archives)
-    with pytest.raises(UserError, match="dtd-r1.0.1.tar.gz has .* bytes, not 625,239,812"):
+    with pytest.raises(UserError, match=r"dtd-r1.0.1.tar.gz has .* bytes, not 625,239,812"):
         prepare("dtd", archives / "sets", archives)
     official.unpinned(monkeypatch, "dtd")
     (archives / "dtd-r1.0.1.tar.gz").write_bytes(b"no archive at all")

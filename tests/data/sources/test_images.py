@@ -131,7 +131,7 @@ def test_an_idx_file_unpacks_to_no_more_than_its_shape(tmp_path):
     with pytest.raises(UserError, match="more than 3 values for shape"):
         read_idx(path)
     path.write_bytes(gzip.compress(bytes([0, 0, 8, 3]) + b"\xff" * 12))
-    with pytest.raises(UserError, match="values in shape .*: not read"):
+    with pytest.raises(UserError, match=r"values in shape .*: not read"):
         read_idx(path)
 
 

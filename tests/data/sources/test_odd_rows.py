@@ -79,7 +79,7 @@ def test_a_template_gives_text_or_is_refused(template, task_of, tokenizer):
     if template == "{q[0]}":
         assert load_pieces(task, "train", tokenizer)[0].pieces[0].text == "a"
     else:
-        with pytest.raises(UserError, match="rows.jsonl: row 1: "):
+        with pytest.raises(UserError, match=r"rows.jsonl: row 1: "):
             load_pieces(task, "train", tokenizer)
 
 
@@ -206,10 +206,10 @@ def test_nulls_of_parquet_are_refused_where_text_is_needed(tmp_path, tokenizer):
     table = {"prompt": ["a", None], "completion": ["b", "c"], "score": [1.0, None]}
     parquet.write_table(pyarrow.table(table), path)
     task = LanguageTask("notes", str(path), str(path))
-    with pytest.raises(UserError, match="rows.parquet: row 2: no text in column 'prompt'"):
+    with pytest.raises(UserError, match=r"rows.parquet: row 2: no text in column 'prompt'"):
         load_pieces(task, "train", tokenizer)
     full = LanguageTask("notes", str(path), str(path), "template", "{prompt|score}", "{completion}")
-    with pytest.raises(UserError, match="rows.parquet: row 2: template '{prompt|score}'"):
+    with pytest.raises(UserError, match=r"rows.parquet: row 2: template '{prompt|score}'"):
         load_pieces(full, "train", tokenizer)
 
 

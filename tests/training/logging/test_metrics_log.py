@@ -170,14 +170,14 @@ def test_bad_use_is_one_line_with_the_fix(tmp_path):
     with Records(tmp_path) as records:
         with pytest.raises(UserError, match="'trian': choose one of train, layers, eval, load"):
             records.write("trian", 1)
-        with pytest.raises(UserError, match="field batch.ids is a object"):
+        with pytest.raises(UserError, match=r"field batch.ids is a object"):
             records.write("train", 1, batch={"ids": object()})
     with pytest.raises(UserError, match="not open: write inside"):
         records.write("train", 1)
     assert read_records(tmp_path) == []
     with pytest.raises(UserError, match="choose one of"):
         read_records(tmp_path, "trian")
-    with pytest.raises(UserError, match="no metrics.jsonl in"):
+    with pytest.raises(UserError, match=r"no metrics.jsonl in"):
         read_records(tmp_path / "nothing")
 
 
