@@ -4,7 +4,7 @@
     goat-jax evaluate runs/commonsense170k-goat-32-0
 
 FOLDER is LLM-Adapters' dataset folder with commonsense_170k.json in it. The second command prints
-all eight scores and their average, by generated answer (``--how likelihood``: by the most likely
+all eight scores and their average, by generated answer (``--scoring likelihood``: by the likeliest
 option). ``task=arc_easy`` (or any of the eight) trains on the rows of that set.
 
 As published: total rank 32, alpha 64, 8 experts, 2 of them active, AdamW, 1e-4, cosine, 100 warm-up

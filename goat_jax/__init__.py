@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from goat_jax.adapters.adapter import (
-        AdapterStart,
+        AdapterInit,
         Report,
         apply_adapter,
         init_adapter,
@@ -27,8 +27,8 @@ __version__ = "0.2.0"
 __all__ = [
     "METHODS",
     "Adapted",
+    "AdapterInit",
     "AdapterSpec",
-    "AdapterStart",
     "Context",
     "Dense",
     "Factor",
@@ -58,7 +58,7 @@ __all__ = [
 _HOMES = {
     "Adapted": "integrations.attach",
     "AdapterSpec": "adapters.spec",
-    "AdapterStart": "adapters.adapter",
+    "AdapterInit": "adapters.adapter",
     "Context": "adapters.context",
     "Dense": "nn.dense",
     "Factor": "nn.dense",

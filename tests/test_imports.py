@@ -151,7 +151,10 @@ def test_the_checker_sees_a_bad_import(room, source, rule):
         ("core", "import jax.numpy as jnp\nimport numpy as np\nimport functools"),
         ("core", "from goat_jax.core.svd import Svd\nfrom goat_jax.errors import UserError"),
         ("cli", "from goat_jax.training.trainer import fit\nimport rich"),
-        ("injection", "from goat_jax.nn.named_modules import find_sites\nfrom goat_jax import nn"),
+        (
+            "injection",
+            "from goat_jax.nn.named_modules import find_modules\nfrom goat_jax import nn",
+        ),
         ("__init__", "from goat_jax.injection.inject import inject"),
         ("testing", "from goat_jax.nn.stack import Stack"),
     ],

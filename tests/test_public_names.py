@@ -16,7 +16,7 @@ PUBLIC = [
     "METHODS",
     "Adapted",
     "AdapterSpec",
-    "AdapterStart",
+    "AdapterInit",
     "Context",
     "Dense",
     "Factor",
@@ -73,9 +73,9 @@ OF_RUNS = {
     "goat_jax.interop.export_run": "export_run",
     "goat_jax.training.trainer": "Summary begin fit",
     "goat_jax.planning.plan": "plan",
-    "goat_jax.training.checkpoints.restore": "reopen",
+    "goat_jax.training.checkpoints.restore": "restore_run",
     "goat_jax.training.abstract_run": "abstract_run",
-    "goat_jax.training.vmapped_runs": "Member Outcome train_together with_member",
+    "goat_jax.training.vmapped_runs": "RunVariant RunResult train_vmapped with_variant",
 }
 """What programs around runs import, by module."""
 

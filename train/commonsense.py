@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 
 from goat_jax.data.tasks.commonsense import FOLDERS, JOINT
-from reproduction.eval_tables import ExamRun, ExamSweep, main
+from reproduction.eval_tables import EvalSweep, RunKind, main
 from reproduction.published_scores import COMMONSENSE_SCORES
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "commonsense.py"
-RUN = ExamRun(CONFIG, {name: f"accuracy/{name}" for name in FOLDERS})
-SWEEP = ExamSweep({JOINT: RUN}, COMMONSENSE_SCORES, "commonsense")
+RUN = RunKind(CONFIG, {name: f"accuracy/{name}" for name in FOLDERS})
+SWEEP = EvalSweep({JOINT: RUN}, COMMONSENSE_SCORES, "commonsense")
 
 if __name__ == "__main__":
     sys.exit(main(SWEEP))

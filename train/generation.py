@@ -14,15 +14,15 @@ to 10.
 import sys
 from pathlib import Path
 
-from reproduction.eval_tables import ExamRun, ExamSweep, main
+from reproduction.eval_tables import EvalSweep, RunKind, main
 from reproduction.published_scores import GENERATION_SCORES
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-SWEEP = ExamSweep(
+SWEEP = EvalSweep(
     {
-        "chat": ExamRun(CONFIGS / "chat.py", {"chat": "score/turn_1"}, factor=1.0),
-        "math": ExamRun(CONFIGS / "math.py", {"math": "accuracy_strict"}),
-        "code": ExamRun(CONFIGS / "code.py", {"code": "pass@1"}),
+        "chat": RunKind(CONFIGS / "chat.py", {"chat": "score/turn_1"}, factor=1.0),
+        "math": RunKind(CONFIGS / "math.py", {"math": "accuracy_strict"}),
+        "code": RunKind(CONFIGS / "code.py", {"code": "pass@1"}),
     },
     GENERATION_SCORES,
     "generation",

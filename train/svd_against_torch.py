@@ -25,7 +25,7 @@ from goat_jax.injection.inject import inject
 from goat_jax.injection.svd_cache import ROUTES, SvdStore
 from goat_jax.interop.modules import read_kernels
 from goat_jax.models.load import load_model
-from goat_jax.nn.named_modules import find_sites
+from goat_jax.nn.named_modules import find_modules
 from goat_jax.pretrained.resolve import find_model
 from goat_jax.text_tables import render_table
 from goat_jax.validation.checks import check_number
@@ -33,7 +33,7 @@ from goat_jax.validation.checks import check_number
 
 def kernels_of(model: Any) -> list[torch.Tensor]:
     """Returns the kernels of all linear layers as torch tensors."""
-    names = [name for site in find_sites(model) for name in site.names()]
+    names = [name for site in find_modules(model) for name in site.names()]
     return [torch.from_numpy(kernel.copy()) for kernel in read_kernels(model, names).values()]
 
 

@@ -1,4 +1,4 @@
-"""Adapters. A method is a combination of parts (`AdapterSpec`): initializer, base edit, router,
+"""Adapters. A method is a combination of parts (`AdapterSpec`): initializer, kernel edit, router,
 combine, scale and auxiliary loss. The named methods are rows of one table (`METHODS`)."""
 
 # Importing a module registers its parts, so import them all: a spec may name any part.

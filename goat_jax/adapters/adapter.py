@@ -10,7 +10,7 @@ from goat_jax.adapters.protocols import (
     ChoosesTriplets,
     CombineInputs,
     DropsTriplets,
-    Given,
+    InitInputs,
     RouterInputs,
 )
 from goat_jax.adapters.spec import AdapterSpec
@@ -21,11 +21,11 @@ from goat_jax.errors import UserError
 from goat_jax.typing import Array, Factors, Key
 
 
-class AdapterStart(NamedTuple):
+class AdapterInit(NamedTuple):
     """Arrays of a newly initialized adapter, made by `init_adapter` from a pretrained kernel.
 
     Attributes:
-        kernel: the frozen kernel (I, O): the pretrained one after the method's base edit.
+        kernel: the frozen kernel (I, O): the pretrained one after the method's kernel edit.
         factors: the trained arrays by name, float32.
         scale: the experts' scales (E,), float32, frozen.
         constants: further frozen arrays by name; few methods have any.
@@ -62,7 +62,7 @@ def init_adapter(
     key: Key,
     gradient: Array | None = None,
     segments: Svd | None = None,
-) -> AdapterStart:
+) -> AdapterInit:
     """Initializes an adapter for a pretrained kernel.
 
     Args:
@@ -82,29 +82,29 @@ def init_adapter(
     """
     segment_key, factor_key, router_key = jax.random.split(key, 3)
     dropped, dropper = None, _chooser(spec)
-    # Triplets passed in belong to the part that selects them, here the base edit.
+    # Triplets passed in belong to the part that selects them, here the kernel edit.
     if isinstance(dropper, DropsTriplets):
         segments, dropped = None, segments
     if segments is None:
         segments = spec.initializer.decompose(kernel, spec, segment_key)
     scale = spec.scale(kernel.shape[0], segments, spec)
-    given = Given(kernel, segments, scale, gradient)
+    given = InitInputs(kernel, segments, scale, gradient)
     factors = spec.initializer.factors(given, spec, factor_key)
     if isinstance(dropper, DropsTriplets) and dropped is not None:
         frozen = dropper.without(kernel, dropped)
     else:
-        frozen = spec.base_edit(kernel, factors, scale, spec)
-    # After the base edit: extras such as column magnitudes depend on the frozen kernel.
+        frozen = spec.kernel_edit(kernel, factors, scale, spec)
+    # After the kernel edit: extras such as column magnitudes depend on the frozen kernel.
     extra_key = jax.random.fold_in(router_key, 1)
     extras = spec.combine.extras(frozen, factors, scale, spec, extra_key)
     routed = spec.router.init(kernel.shape[0], spec, router_key)
-    return AdapterStart(frozen, factors | extras.trained | routed, scale, extras.constants)
+    return AdapterInit(frozen, factors | extras.trained | routed, scale, extras.constants)
 
 
 def segment_index(h: int, spec: AdapterSpec, key: Key) -> Array | None:
     """Returns the indices of the singular triplets that `init_adapter` needs with this key.
 
-    They are the triplets that the experts start from, or those that the base edit drops.
+    They are the triplets that the experts start from, or those that the kernel edit drops.
 
     Args:
         h: the number of singular values of the kernel.
@@ -120,7 +120,7 @@ def segment_index(h: int, spec: AdapterSpec, key: Key) -> Array | None:
 
 def _chooser(spec: AdapterSpec) -> ChoosesTriplets | None:
     """Returns the part that selects singular triplets, or None if no part does."""
-    parts = (spec.initializer, spec.base_edit)
+    parts = (spec.initializer, spec.kernel_edit)
     return next((part for part in parts if isinstance(part, ChoosesTriplets)), None)
 
 

@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any
 
 from goat_jax.adapters.parts.aux_losses import (
-    Balance,
     CoreAndOrthogonality,
+    LoadBalancing,
     LocalizedBalance,
     NoAuxLoss,
     Orthogonality,
@@ -22,10 +22,10 @@ from goat_jax.adapters.parts.full import CopiesOfKernel, TakeOutKernel, WholeKer
 from goat_jax.adapters.parts.gradient_init import GradientSegments
 from goat_jax.adapters.parts.initializers import (
     BothRandom,
-    DropMinor,
-    KeepBase,
+    DropMinorTriplets,
+    KeepKernel,
     SharedZeroDelta,
-    SubtractMean,
+    SubtractMeanDelta,
     SvdSegments,
     ZeroDelta,
 )
@@ -44,8 +44,8 @@ from goat_jax.adapters.parts.scales import (
     AlphaOverStartRank,
     AlphaOverTotalRank,
     BySpectrum,
-    Fixed,
-    Theory,
+    ConstantScale,
+    TheoreticalScale,
 )
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core import svd
@@ -73,18 +73,20 @@ class Method:
 
 _LORA = AdapterSpec(
     initializer=ZeroDelta(),
-    base_edit=KeepBase(),
+    kernel_edit=KeepKernel(),
     router=NoRouter(),
     combine=SumOfExperts(),
     scale=AlphaOverRank(),
     aux_loss=NoAuxLoss(),
 )
 _MOLORA = _LORA.replace(
-    router=TopK(), scale=AlphaOverRank(), aux_loss=Balance(), num_experts=8, top_k=2
+    router=TopK(), scale=AlphaOverRank(), aux_loss=LoadBalancing(), num_experts=8, top_k=2
 )
-_GOAT = _MOLORA.replace(initializer=SvdSegments(), base_edit=SubtractMean(), scale=Theory())
+_GOAT = _MOLORA.replace(
+    initializer=SvdSegments(), kernel_edit=SubtractMeanDelta(), scale=TheoreticalScale()
+)
 _PISSA = _LORA.replace(
-    initializer=SvdSegments(svd.principal, rho=1.0), base_edit=SubtractMean(), alpha=8.0
+    initializer=SvdSegments(svd.principal, rho=1.0), kernel_edit=SubtractMeanDelta(), alpha=8.0
 )
 
 _HYDRA = _LORA.replace(
@@ -136,7 +138,7 @@ METHODS: dict[str, Method] = {
     "kasa": Method(
         _LORA.replace(
             combine=DiagonalCore(core_std=1.0),
-            base_edit=DropMinor(),
+            kernel_edit=DropMinorTriplets(),
             aux_loss=CoreAndOrthogonality(),
             aux_weight=1.0,
         ),
@@ -146,7 +148,10 @@ METHODS: dict[str, Method] = {
     ),
     "neat": Method(
         _LORA.replace(
-            initializer=ZeroNetwork(), combine=KernelNetwork(), scale=Fixed(1.0), total_rank=32
+            initializer=ZeroNetwork(),
+            combine=KernelNetwork(),
+            scale=ConstantScale(1.0),
+            total_rank=32,
         ),
         "Zhong et al. 2024, arXiv 2410.01870 (PEANuT in later versions)",
         "y = x W0 + x act(W0 a) b",
@@ -169,7 +174,9 @@ METHODS: dict[str, Method] = {
     ),
     "lora_ga": Method(
         _LORA.replace(
-            initializer=GradientSegments(), base_edit=SubtractMean(), scale=AlphaOverRootRank()
+            initializer=GradientSegments(),
+            kernel_edit=SubtractMeanDelta(),
+            scale=AlphaOverRootRank(),
         ),
         "Wang et al. 2024, arXiv 2407.05000, algorithm 1",
         "y = x (W0 - s a0 b0) + s x a b; a0, b0 from the triplets of dL/dW0",
@@ -179,11 +186,11 @@ METHODS: dict[str, Method] = {
         _LORA.replace(
             combine=LoraAndDirections(),
             transform=LateStart(("coefficients",)),
-            course=FindDirections(),
+            phases=FindDirections(),
         ),
         "Si et al. 2024, arXiv 2409.01035",
         "y = x W0 + s x a b + sum_i c_i (x u_i) v_i",
-        "is LoRA for switch_after steps; then num_directions of W0 get coefficients",
+        "is LoRA for change_step steps; then num_directions of W0 get coefficients",
     ),
     "multilora": Method(
         _LORA.replace(
@@ -214,7 +221,7 @@ METHODS: dict[str, Method] = {
         _HYDRA,
         "Tian et al. 2024, arXiv 2404.19245",
         "y = x W0 + sum_i w_i s (x a) b_i; w = softmax(x router)",
-        "all experts for every token, as published; the paper compares router=top_k with Balance",
+        "all experts for every token, as published; the paper compares top_k with aux_loss=balance",
     ),
     "loramoe": Method(
         _LORA.replace(
@@ -264,9 +271,9 @@ METHODS: dict[str, Method] = {
     "full": Method(
         _LORA.replace(
             initializer=CopiesOfKernel(),
-            base_edit=TakeOutKernel(),
+            kernel_edit=TakeOutKernel(),
             combine=WholeKernels(),
-            scale=Fixed(1.0),
+            scale=ConstantScale(1.0),
             total_rank=1,
             whole_model=True,
         ),
@@ -277,9 +284,9 @@ METHODS: dict[str, Method] = {
     "full_moe": Method(
         _MOLORA.replace(
             initializer=CopiesOfKernel(),
-            base_edit=TakeOutKernel(),
+            kernel_edit=TakeOutKernel(),
             combine=WholeKernels(),
-            scale=Fixed(1.0),
+            scale=ConstantScale(1.0),
             whole_model=True,
         ),
         "arXiv 2502.16894, section 3.1: upcycled experts, top-k softmax",

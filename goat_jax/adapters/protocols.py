@@ -2,7 +2,7 @@
 
 A part is a frozen dataclass. Its optional method ``check(spec)`` runs when a spec is made, and
 raises `UserError` if the part does not fit the spec. The protocols of the two parts that act on a
-whole run are beside their implementations: `Transform` and `Course`.
+whole run are beside their implementations: `Transform` and `Phases`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LAYOUTS = {
 """Layouts of the factors and their shapes: an initializer makes one, a combine works on one."""
 
 
-class Given(NamedTuple):
+class InitInputs(NamedTuple):
     """Inputs from which an initializer makes the factors of one layer.
 
     Attributes:
@@ -60,7 +60,7 @@ class Initializer(Protocol):
         del kernel, spec, key
         return None
 
-    def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
+    def factors(self, inputs: InitInputs, spec: AdapterSpec, key: Key) -> Factors:
         """Returns the initial factors by name, float32.
 
         Raises:
@@ -69,7 +69,7 @@ class Initializer(Protocol):
         ...
 
 
-class BaseEdit(Protocol):
+class KernelEdit(Protocol):
     """Makes the frozen kernel from the pretrained one.
 
     Attributes:
@@ -219,7 +219,7 @@ class Combine(Protocol):
         layout: the factors it works on, a key of `LAYOUTS`.
         replaces: whether it computes the layer's complete output instead of an addition to
             ``x @ kernel``.
-        starts_plain: whether it initially equals ``sum_i w_i s_i a_i b_i``, which base edits may
+        starts_plain: whether it initially equals ``sum_i w_i s_i a_i b_i``, which kernel edits may
             subtract.
     """
 

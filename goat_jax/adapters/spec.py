@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from goat_jax.adapters.parts.phases import STEADY, Course
+from goat_jax.adapters.parts.phases import CONSTANT_PHASE, Phases
 from goat_jax.adapters.protocols import (
     LAYOUTS,
     AuxLoss,
-    BaseEdit,
     Combine,
     Initializer,
+    KernelEdit,
     Router,
     ScaleRule,
 )
@@ -21,23 +21,24 @@ from goat_jax.optim.transforms import PLAIN, Transform
 from goat_jax.registry import find_part
 from goat_jax.typing import Dataclass, is_record
 from goat_jax.validation.fields import NonNegative, Rate, check_fields
+from goat_jax.validation.renamed import check_present
 
 PARTS = (
     "initializer",
-    "base_edit",
+    "kernel_edit",
     "router",
     "combine",
     "scale",
     "aux_loss",
     "transform",
-    "course",
+    "phases",
 )
 
 
-START_ONLY = frozenset({"initializer", "base_edit", "scale", "alpha"})
+START_ONLY = frozenset({"initializer", "kernel_edit", "scale", "alpha"})
 """Spec fields used only to initialize an adapter: afterwards its arrays hold their effect."""
 
-OF_THE_RUN = ("transform", "course", "aux_weight", "whole_model")
+OF_THE_RUN = ("transform", "phases", "aux_weight", "whole_model")
 """Spec fields that apply to the whole run, and so cannot be overridden per module."""
 
 
@@ -47,13 +48,13 @@ class AdapterSpec:
 
     Attributes:
         initializer: the part that makes the initial factors. Any part may be given by its name.
-        base_edit: the part that makes the frozen kernel.
+        kernel_edit: the part that makes the frozen kernel.
         router: the part that computes the experts' weights.
         combine: the part that computes what is added to the layer's output.
         scale: the part that computes each expert's scale.
         aux_loss: the part that adds a loss per layer.
         transform: the part that changes the optimizer.
-        course: the part that changes the adapters' constants once during training.
+        phases: the part that changes the adapters' constants once during training.
         total_rank: the rank r of all experts together, divided equally among them.
         num_experts: the number E of experts.
         top_k: the number K of experts per token (used by top-k routers).
@@ -67,13 +68,13 @@ class AdapterSpec:
     """
 
     initializer: Initializer
-    base_edit: BaseEdit
+    kernel_edit: KernelEdit
     router: Router
     combine: Combine
     scale: ScaleRule
     aux_loss: AuxLoss
     transform: Transform = PLAIN
-    course: Course = STEADY
+    phases: Phases = CONSTANT_PHASE
     total_rank: int = 8
     num_experts: int = 1
     top_k: int = 1
@@ -155,6 +156,7 @@ class AdapterSpec:
     def _part_with(self, option: str, values: Mapping[str, Any]) -> str:
         by_option = {o: part for part in PARTS for o in _options(self._part(part, values))}
         if option not in by_option:
+            check_present(f"adapter.{option}")
             sizes = [f.name for f in dataclasses.fields(self) if f.name not in PARTS]
             known = [*sizes, *sorted(by_option), *PARTS]
             raise UserError(

@@ -14,17 +14,18 @@ from typing import Any
 
 from goat_jax.config.run import FREE_TO_CHANGE, RunConfig, flatten
 from goat_jax.errors import RunFailed, UserError
-from goat_jax.evaluation.types import ExamOptions
+from goat_jax.evaluation.types import EvalOptions
 from goat_jax.files import read_json, user_path, write_whole
 from goat_jax.training.checkpoints.run_dir import RESULT
 from goat_jax.typing import is_record
+from goat_jax.validation.renamed import present_names
 
 EDGE = 2**16
 """Number of bytes at a file's beginning and at its end that its stamp reads."""
 
-EXAM_ALONE = {"batch_size", "workers", "run_programs"}
+COST_ONLY_OPTIONS = {"batch_size", "workers", "run_programs"}
 """Evaluation options that do not change the scores."""
-JUDGE_ALONE = {"key", "attempts", "wait", "timeout", "sleep"}
+COST_ONLY_JUDGE_OPTIONS = {"key", "attempts", "wait", "timeout", "sleep"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +35,17 @@ class Key:
     Attributes:
         config: the fields of the run's config that its numbers depend on.
         files: the stamps of the files that the config names: model, rows, questions.
-        exam: the evaluation options; empty if the run was not evaluated separately.
+        evaluation: the evaluation options; empty if the run was not evaluated separately.
         version: the version of this library.
     """
 
     config: Mapping[str, Any]
     files: Mapping[str, str]
-    exam: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
     version: str = metadata.version("goat-jax")
 
     @classmethod
-    def of(cls, config: RunConfig, options: ExamOptions | None = None) -> Key:
+    def of(cls, config: RunConfig, options: EvalOptions | None = None) -> Key:
         """Makes the key of a run and, if options are given, of its evaluation."""
         values = flatten(config)
         own = {name: value for name, value in values.items() if name not in FREE_TO_CHANGE}
@@ -58,6 +59,7 @@ class Key:
         for part, value in mine.items():
             other = saved.get(part)
             if isinstance(value, dict) and isinstance(other, dict):
+                other = present_names(other)
                 both = {**value, **other}
                 names += [f"{part} {n}" for n in both if value.get(n) != other.get(n)]
             elif value != other:
@@ -154,11 +156,13 @@ def _stamp(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _traits(options: ExamOptions) -> dict[str, Any]:
+def _traits(options: EvalOptions) -> dict[str, Any]:
     """Returns the options that an evaluation's scores depend on, long values as digests."""
-    values = {name: v for name, v in _plain(options).items() if name not in EXAM_ALONE}
+    values = {name: v for name, v in _plain(options).items() if name not in COST_ONLY_OPTIONS}
     if values.get("judge"):
-        values["judge"] = {n: v for n, v in values["judge"].items() if n not in JUDGE_ALONE}
+        values["judge"] = {
+            n: v for n, v in values["judge"].items() if n not in COST_ONLY_JUDGE_OPTIONS
+        }
     return {name: _short(value) for name, value in values.items()}
 
 

@@ -22,13 +22,13 @@ from goat_jax.errors import UserError
 from goat_jax.interop.modules import read_kernels
 from goat_jax.models.load import load_model
 from goat_jax.nn.dense import Adapter, Dense, merge_model
-from goat_jax.nn.named_modules import Site, find_sites, name_number
+from goat_jax.nn.named_modules import ModuleRef, find_modules, name_number
 from goat_jax.plots.spectra import Spectrum
 from goat_jax.pretrained.resolve import find_model
 from goat_jax.training.checkpoints.restore import Reopened
 from goat_jax.training.setup import load_rows, model_options
 from goat_jax.training.step import forward
-from goat_jax.training.task_types import problem_of
+from goat_jax.training.task_types import task_type_of
 from goat_jax.typing import Batch, PyTree
 
 IMAGE = "pixel_values"
@@ -88,14 +88,14 @@ def _reports(
     run: Reopened, batches: Sequence[Batch], *, per_token: bool
 ) -> list[dict[str, Report]]:
     """Returns the adapters' reports on each batch, as module -> `Report`."""
-    objective = problem_of(run.config.task).objective(run.config.task)
+    loss_fn = task_type_of(run.config.task).loss_fn(run.config.task)
     base = run.state.frozen(run.built.base)
 
     @jax.jit
     def reports(trainable: PyTree, base: PyTree, batch: Batch) -> dict[str, Report]:
         own = Context.of_batch(batch, None, batch.get("attention_mask"))
         ctx = dataclasses.replace(own, per_token=per_token)
-        return forward(run.built.graph, trainable, base, batch, objective, ctx).reports
+        return forward(run.built.graph, trainable, base, batch, loss_fn, ctx).reports
 
     order = dict.fromkeys(row.name for row in run.built.inject_report.rows)
     found = [jax.device_get(reports(run.state.trainable, base, batch)) for batch in batches]
@@ -123,7 +123,7 @@ def batch_of_text(run: Reopened, text: str | None, row: int) -> tuple[Batch, lis
         return batch, [tokenizer.convert_ids_to_tokens(number) for number in ids.tolist()]
     ids = tokenizer(text, truncation=True, max_length=config.train.max_length)["input_ids"]
     check_ids({"vocab_size": [ids]}, {"vocab_size": run.built.vocabulary})
-    blank = problem_of(config.task).one_row(config.task, config.model.path, len(ids))
+    blank = task_type_of(config.task).one_row(config.task, config.model.path, len(ids))
     batch = dict(blank.gather(np.array([0]), len(ids)))
     batch["input_ids"] = np.array([ids], np.int32)
     batch["attention_mask"] = np.ones((1, len(ids)), np.int32)
@@ -179,7 +179,7 @@ def _alike(runs: Sequence[np.ndarray]) -> bool:
 
 
 def _adapters(model: nnx.Module) -> list[tuple[str, Adapter]]:
-    sites = ((site.pattern, site.module.adapter) for site in find_sites(model))
+    sites = ((site.pattern, site.module.adapter) for site in find_modules(model))
     return [(name, adapter) for name, adapter in sites if adapter is not None]
 
 
@@ -241,9 +241,9 @@ def spectra(run: Reopened) -> dict[str, Spectrum]:
     return found
 
 
-def _by_pattern(model: nnx.Module) -> dict[str, list[Site[Dense]]]:
-    found: dict[str, list[Site[Dense]]] = {}
-    for site in find_sites(model):
+def _by_pattern(model: nnx.Module) -> dict[str, list[ModuleRef[Dense]]]:
+    found: dict[str, list[ModuleRef[Dense]]] = {}
+    for site in find_modules(model):
         if site.module.adapter is not None:
             found.setdefault(site.pattern, []).append(site)
     return found

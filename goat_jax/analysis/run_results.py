@@ -15,7 +15,7 @@ from goat_jax.config.run import RunConfig
 from goat_jax.data.metrics import goodness
 from goat_jax.errors import UserError
 from goat_jax.files import read_json, write_whole
-from goat_jax.training.vmapped_runs import Member, Outcome, train_together, with_member
+from goat_jax.training.vmapped_runs import RunResult, RunVariant, train_vmapped, with_variant
 from goat_jax.validation.checks import check_number
 
 LONGEST_NAME = 120
@@ -31,15 +31,15 @@ class Runs:
 
     Attributes:
         config: the config that the runs share.
-        members: the seed and learning rate of each run.
+        variants: the seed and learning rate of each run.
         path: the file with the runs' results.
     """
 
     config: RunConfig
-    members: Sequence[Member]
+    variants: Sequence[RunVariant]
     path: Path
 
-    def kept(self) -> dict[Member, Outcome]:
+    def kept(self) -> dict[RunVariant, RunResult]:
         """Reads the results in the file; empty if there is no file.
 
         Raises:
@@ -50,7 +50,7 @@ class Runs:
         saved = read_json(self.path)
         try:
             changed = Key.of(self.config).changed(saved.get("key") or {})
-            found = [_outcome(run) for run in saved["runs"]]
+            found = [] if changed else [_result(run) for run in saved["runs"]]
         except (AttributeError, KeyError, TypeError, ValueError):
             raise UserError(
                 f"{self.path} does not hold runs: delete it or give another --out"
@@ -60,14 +60,14 @@ class Runs:
             raise UserError(
                 f"{self.path} holds runs of another config ({names}): give another --out"
             )
-        return {outcome.member: outcome for outcome in found}
+        return {result.variant: result for result in found}
 
-    def missing(self) -> list[Member]:
-        """Returns the members whose results the file lacks."""
+    def missing(self) -> list[RunVariant]:
+        """Returns the variants whose results the file lacks."""
         kept = self.kept()
-        return [member for member in self.members if member not in kept]
+        return [variant for variant in self.variants if variant not in kept]
 
-    def keep(self, found: Mapping[Member, Outcome]) -> None:
+    def keep(self, found: Mapping[RunVariant, RunResult]) -> None:
         """Writes results to the file, replacing its content."""
         runs = [dataclasses.asdict(each) for each in found.values()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,50 +76,52 @@ class Runs:
         write_whole(self.path, text + "\n")
 
 
-def _outcome(saved: Mapping[str, Any]) -> Outcome:
-    own = {"member": Member(**saved["member"]), "losses": tuple(saved["losses"])}
-    return Outcome(**{**saved, **own})
+def _result(saved: Mapping[str, Any]) -> RunResult:
+    own = {"variant": RunVariant(**saved["variant"]), "losses": tuple(saved["losses"])}
+    return RunResult(**{**saved, **own})
 
 
-def outcomes(wanted: Sequence[Runs], at_once: int) -> Iterator[tuple[Runs, list[Outcome]]]:
+def complete_runs(
+    wanted: Sequence[Runs], runs_per_step: int
+) -> Iterator[tuple[Runs, list[RunResult]]]:
     """Trains the runs whose results the files lack; yields each entry once it is complete.
 
     Args:
-        wanted: the configs with their members and files.
-        at_once: the largest number of runs per compiled step.
+        wanted: the configs with their variants and files.
+        runs_per_step: the largest number of runs per compiled step.
 
     Yields:
-        An entry of `wanted`, and its results in the order of its members.
+        An entry of `wanted`, and its results in the order of its variants.
     """
     # All files are read before any run is trained, since one may belong to other settings.
     kept = [runs.kept() for runs in wanted]
     missing = [
-        (number, member)
+        (number, variant)
         for number, runs in enumerate(wanted)
-        for member in runs.members
-        if member not in kept[number]
+        for variant in runs.variants
+        if variant not in kept[number]
     ]
-    configs = [with_member(wanted[number].config, member) for number, member in missing]
-    trained = zip(missing, train_together(configs, at_once), strict=True)
+    configs = [with_variant(wanted[number].config, variant) for number, variant in missing]
+    trained = zip(missing, train_vmapped(configs, runs_per_step), strict=True)
     for number, runs in enumerate(wanted):
-        while not kept[number].keys() >= set(runs.members):
-            (own, member), outcome = next(trained)
-            kept[own][member] = outcome
+        while not kept[number].keys() >= set(runs.variants):
+            (own, variant), result = next(trained)
+            kept[own][variant] = result
             wanted[own].keep(kept[own])
-        yield runs, [kept[number][member] for member in runs.members]
+        yield runs, [kept[number][variant] for variant in runs.variants]
 
 
-def finite(group: Sequence[Outcome]) -> list[Outcome]:
+def finite(group: Sequence[RunResult]) -> list[RunResult]:
     """Returns the results of the runs that did not diverge."""
-    return [outcome for outcome in group if outcome.diverged is None]
+    return [result for result in group if result.diverged is None]
 
 
-def standing(group: Sequence[Outcome], metric: str) -> tuple[int, float]:
+def standing(group: Sequence[RunResult], metric: str) -> tuple[int, float]:
     """Returns a sort key that is higher for better groups: by the mean score of the finite runs.
 
     A group with more diverged runs is below every group with fewer of them.
 
-    >>> first = Outcome(Member(0, 0.1), (), {}, {"accuracy": 0.5}, 1, 0.1, 1.0, 1)
+    >>> first = RunResult(RunVariant(0, 0.1), (), {}, {"accuracy": 0.5}, 1, 0.1, 1.0, 1)
     >>> second = dataclasses.replace(first, after={}, diverged=3)
     >>> standing([first], "accuracy") > standing([first, second], "accuracy")
     True
@@ -129,13 +131,13 @@ def standing(group: Sequence[Outcome], metric: str) -> tuple[int, float]:
     return len(left) - len(group), mean
 
 
-def score_in_words(group: Sequence[Outcome], name: str) -> str:
+def score_in_words(group: Sequence[RunResult], name: str) -> str:
     """Formats a score's mean and spread over a group's finite runs, with the number diverged."""
     left, count = finite(group), len(group)
     if not left:
         return "diverged"
     note = f" ({count - len(left)} of {count} diverged)" if len(left) < count else ""
-    return mean_and_spread([outcome.after[name] for outcome in left]) + note
+    return mean_and_spread([result.after[name] for result in left]) + note
 
 
 def mean_and_spread(values: Sequence[float]) -> str:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from goat_jax.adapters.parts.combines import SumOfExperts
-from goat_jax.core.routers import Routing
+from goat_jax.adapters.protocols import CombineInputs
 from goat_jax.typing import Array, Factors
 
 Dispatch = Callable[[Array, Array, Array, Array], Array]
@@ -67,15 +67,5 @@ class Dispatched(SumOfExperts):
         del arrays
         return None
 
-    def __call__(
-        self,
-        x: Array,
-        kernel: Array,
-        arrays: Factors,
-        scale: Array,
-        routing: Routing,
-        hidden: Array | None = None,
-    ) -> Array:
-        del kernel, hidden
-        gate = routing.weights * jnp.broadcast_to(scale, routing.weights.shape)
-        return self.dispatch(x, *self.pairs(arrays), gate)
+    def __call__(self, inputs: CombineInputs) -> Array:
+        return self.dispatch(inputs.x, *self.pairs(inputs.arrays), inputs.gate)

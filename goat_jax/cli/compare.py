@@ -12,9 +12,9 @@ from typing import Any
 from goat_jax.analysis.run_results import (
     Runs,
     check_all_different,
+    complete_runs,
     file_name,
     finite,
-    outcomes,
     score_in_words,
     standing,
 )
@@ -26,14 +26,14 @@ from goat_jax.files import write_whole
 from goat_jax.plots.compare import plot_comparison
 from goat_jax.text_tables import render_table
 from goat_jax.training.abstract_run import abstract_run
-from goat_jax.training.vmapped_runs import Member, Outcome, check_runs
+from goat_jax.training.vmapped_runs import RunResult, RunVariant, check_runs
 from goat_jax.validation.checks import check_choice, check_number
 
 TABLE, FIGURE = "comparison.md", "comparison.png"
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class MethodRow:
     """One method of a comparison, given as ``METHOD`` or ``METHOD:option=value,...``.
 
     Attributes:
@@ -55,7 +55,7 @@ def compare(
     overrides: Sequence[str] = (),
     *,
     equal: str,
-    at_once: int,
+    runs_per_step: int,
     out: Path,
     say: Callable[[str], None] = print,
 ) -> int:
@@ -71,7 +71,7 @@ def compare(
         overrides: ``--field value ...``, which override the config file.
         equal: "rank" to use the config's total rank for all methods, or "parameters" to choose
             ranks whose adapters are as close as possible to the first method's in size.
-        at_once: the number of runs trained in one vmapped step.
+        runs_per_step: the number of runs trained in one vmapped step.
         out: the folder for the results.
         say: prints one message.
 
@@ -83,7 +83,7 @@ def compare(
         RunFailed: all runs diverged; the table and the numbers have been written.
     """
     check_choice("--equal", equal, ("rank", "parameters"))
-    check_number("--at-once", at_once, at_least=1, whole=True)
+    check_number("--runs-per-step", runs_per_step, at_least=1, whole=True)
     check_all_different("--seeds", seeds, at_least=0, whole=True)
     check_all_different("--rates", rates, above=0)
     entries = read_entries(methods)
@@ -92,20 +92,22 @@ def compare(
     if equal == "parameters":
         configs = [with_parameters_of(config, configs[0]) for config in configs]
     wanted = [
-        Runs(config, _members(config, seeds, rates), out / f"{file_name(entry.label)}.json")
+        Runs(config, _variants(config, seeds, rates), out / f"{file_name(entry.label)}.json")
         for entry, config in zip(entries, configs, strict=True)
     ]
     # Every error, such as a result file of other settings, is found before any run is trained.
     check_runs([runs.config for runs in wanted if runs.missing()])
-    found: dict[str, list[Outcome]] = {}
-    for entry, runs in zip(entries, wanted, strict=True):  # `at_once` counts one method's runs
-        ((_, found[entry.label]),) = outcomes([runs], at_once)
-        say(f"{entry.label}: {len(runs.members)} runs")
+    found: dict[str, list[RunResult]] = {}
+    for entry, runs in zip(
+        entries, wanted, strict=True
+    ):  # `runs_per_step` counts one method's runs
+        ((_, found[entry.label]),) = complete_runs([runs], runs_per_step)
+        say(f"{entry.label}: {len(runs.variants)} runs")
     metrics = configs[0].task.metrics
     table = comparison_table(found, metrics)
     write_whole(out / TABLE, table + "\n")
     losses = {
-        label: [outcome.losses for outcome in best_rate(of_label, metrics[0])]
+        label: [result.losses for result in best_rate(of_label, metrics[0])]
         for label, of_label in found.items()
     }
     title = f"{configs[0].task.name}: training loss"
@@ -118,12 +120,12 @@ def compare(
     return 0
 
 
-def _members(config: RunConfig, seeds: Sequence[int], rates: Sequence[float]) -> list[Member]:
+def _variants(config: RunConfig, seeds: Sequence[int], rates: Sequence[float]) -> list[RunVariant]:
     own_rates = rates or [config.optimizer.learning_rate]
-    return [Member(seed, rate) for rate in own_rates for seed in seeds]
+    return [RunVariant(seed, rate) for rate in own_rates for seed in seeds]
 
 
-def read_entries(methods: Sequence[str]) -> list[Entry]:
+def read_entries(methods: Sequence[str]) -> list[MethodRow]:
     """Reads methods of a command line: ``goat,lora`` and ``"adalora:total_rank=12,target_rank=8"``.
 
     >>> [entry.label for entry in read_entries(["goat,lora", "goat:rho=5"])]
@@ -134,11 +136,11 @@ def read_entries(methods: Sequence[str]) -> list[Entry]:
         for text in [word] if ":" in word else word.split(","):
             method, _, rest = text.strip().partition(":")
             label = f"{method}:{rest}" if rest else method
-            entries.append(Entry(label, method, parse_options(rest)))
+            entries.append(MethodRow(label, method, parse_options(rest)))
     return entries
 
 
-def check_all_methods_differ(entries: Sequence[Entry], configs: Sequence[RunConfig]) -> None:
+def check_all_methods_differ(entries: Sequence[MethodRow], configs: Sequence[RunConfig]) -> None:
     """Raises `UserError` if two entries would train the same adapter, however they are spelled."""
     known: list[tuple] = []
     for entry, config in zip(entries, configs, strict=True):
@@ -162,7 +164,7 @@ def _traits(adapter: AdapterConfig) -> tuple:
 
 
 def entry_config(
-    source: str, entry: Entry, overrides: Sequence[str] = (), verb: str = "goat-jax compare"
+    source: str, entry: MethodRow, overrides: Sequence[str] = (), verb: str = "goat-jax compare"
 ) -> RunConfig:
     """Returns the config of an entry: its options override the file's values for the method.
 
@@ -200,27 +202,27 @@ def _adapter_size(config: RunConfig) -> int:
     return abstract_run(config).inject_report.adapter_parameters
 
 
-def best_rate(found: Sequence[Outcome], metric: str) -> list[Outcome]:
-    """Returns the outcomes at the learning rate with the best mean score."""
-    by_rate: dict[float, list[Outcome]] = {}
-    for outcome in found:
-        by_rate.setdefault(outcome.member.learning_rate, []).append(outcome)
+def best_rate(found: Sequence[RunResult], metric: str) -> list[RunResult]:
+    """Returns the results at the learning rate with the best mean score."""
+    by_rate: dict[float, list[RunResult]] = {}
+    for result in found:
+        by_rate.setdefault(result.variant.learning_rate, []).append(result)
     return max(by_rate.values(), key=lambda group: standing(group, metric))
 
 
-def comparison_table(found: dict[str, list[Outcome]], metrics: Sequence[str]) -> str:
+def comparison_table(found: dict[str, list[RunResult]], metrics: Sequence[str]) -> str:
     """Returns a Markdown table: for each method and learning rate the mean and spread of its
     scores, its parameters, and the time and memory of a step.
 
     Args:
-        found: label of a method -> the outcomes of its runs.
+        found: label of a method -> the results of its runs.
         metrics: names of the task's metrics, each a column.
     """
     rows = []
     for label, of_label in found.items():
-        rates = dict.fromkeys(outcome.member.learning_rate for outcome in of_label)
+        rates = dict.fromkeys(result.variant.learning_rate for result in of_label)
         for rate in rates:
-            group = [o for o in of_label if o.member.learning_rate == rate]
+            group = [o for o in of_label if o.variant.learning_rate == rate]
             first = group[0]
             rows.append(
                 [

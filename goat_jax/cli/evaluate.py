@@ -12,17 +12,17 @@ from typing import Any
 
 from goat_jax.cli.arguments.evaluation import options_of
 from goat_jax.config.run import parse_options
-from goat_jax.data.tasks.evaluation import LOSS, EvalTask, way_of
+from goat_jax.data.tasks.evaluation import LOSS, EvalTask, scoring_of
 from goat_jax.data.tasks.language import LanguageTask
 from goat_jax.data.tasks.registry import Task, make_task
 from goat_jax.errors import RunFailed, UserError
-from goat_jax.evaluation.evaluate_lm import check_needs, examine, write_records
-from goat_jax.evaluation.model import Subject, open_subject
+from goat_jax.evaluation.evaluate_lm import check_needs, evaluate_task, write_records
+from goat_jax.evaluation.model import EvalModel, load_eval_model
 from goat_jax.evaluation.types import CUT_ANSWERS
 from goat_jax.pretrained.resolve import PACKAGE
 from goat_jax.sharding.config import MeshConfig
 from goat_jax.text_tables import render_table
-from goat_jax.training.checkpoints.restore import ONE_DEVICE, reopen
+from goat_jax.training.checkpoints.restore import ONE_DEVICE, restore_run
 from goat_jax.training.checkpoints.run_dir import RUN, load_run
 from goat_jax.training.evaluate import evaluate as score
 from goat_jax.training.logging.progress_bar import TrainProgress
@@ -55,33 +55,33 @@ def evaluate(given: argparse.Namespace) -> int:
     if not tasks:
         tasks = [_own_task(given.source)]
     mesh = MeshConfig(tensor=given.tensor)
-    ways = [way_of(task, given.how) for task in tasks]
-    if LOSS in ways:
+    scorings = [scoring_of(task, given.scoring) for task in tasks]
+    if LOSS in scorings:
         if given.task or not is_run:
             raise UserError(
-                f"--how {LOSS} is for a run on its own task (and --data): {given.source} with "
-                "--task is scored by exams"
+                f"--scoring {LOSS} is for a run on its own task (and --data): {given.source} with "
+                "--task is scored by eval tasks"
             )
         for name in OF_EXAMS:
             if getattr(given, name) is not None:
                 flag = "--" + name.replace("_", "-")
-                raise UserError(f"{flag} is for exams: {given.source} is scored by {LOSS}")
+                raise UserError(f"{flag} is for eval tasks: {given.source} is scored by {LOSS}")
         return _print_loss(Path(given.source), given.step, given.data, mesh, given.json)
     options = options_of(given)
-    exams = []
-    for task, way in zip(tasks, ways, strict=True):
-        assert isinstance(task, EvalTask)  # `way_of` returns LOSS for all other tasks
-        exam = _with_rows(task, given.data, given.limit)
-        check_needs(exam, way, options)
-        exams.append((exam, way))
-    subject = open_subject(given.source, given.step, given.dtype, mesh)
+    eval_tasks = []
+    for task, scoring in zip(tasks, scorings, strict=True):
+        assert isinstance(task, EvalTask)  # `scoring_of` returns LOSS for all other tasks
+        eval_task = _with_rows(task, given.data, given.limit)
+        check_needs(eval_task, scoring, options)
+        eval_tasks.append((eval_task, scoring))
+    model = load_eval_model(given.source, given.step, given.dtype, mesh)
     out = given.out or (Path(given.source) / EVALUATION if is_run else Path(EVALUATION))
     problems = []
-    for task, way in exams:
+    for task, scoring in eval_tasks:
         with _Bar(not given.quiet) as bar:
-            found = examine(subject, task, way, options, bar, out)
-        paths = write_records(out, task.name, way, found)
-        _print_scores(subject, task.name, way, found.scores, paths, given.json)
+            found = evaluate_task(model, task, scoring, options, bar, out)
+        paths = write_records(out, task.name, scoring, found)
+        _print_scores(model, task.name, scoring, found.scores, paths, given.json)
         problems += [found.problem] if found.problem else []
     if problems:
         raise RunFailed("; ".join(problems))
@@ -143,20 +143,20 @@ class _Bar:
 
 
 def _print_scores(
-    subject: Subject,
+    model: EvalModel,
     task: str,
-    way: str,
+    scoring: str,
     scores: Mapping[str, float],
     paths: list[Path],
     as_json: bool,
 ) -> None:
     if as_json:
-        about = {"source": subject.name, "step": subject.step, "task": task, "how": way}
+        about = {"source": model.name, "step": model.step, "task": task, "scoring": scoring}
         print(json.dumps(about | {"scores": scores, "files": list(map(str, paths))}), flush=True)
         return
-    where = subject.name if subject.step is None else f"{subject.name}, step {subject.step}"
+    where = model.name if model.step is None else f"{model.name}, step {model.step}"
     rows = [[name, f"{value:.4f}"] for name, value in scores.items()]
-    print(render_table([f"{task} by {way} ({where})", "score"], rows, align="lr"))
+    print(render_table([f"{task} by {scoring} ({where})", "score"], rows, align="lr"))
     if CUT_ANSWERS in scores:
         print(f"{scores[CUT_ANSWERS]:.1%} of the answers were cut at --max-new-tokens")
     print(f"written: {', '.join(map(str, paths))}", flush=True)
@@ -194,7 +194,7 @@ def evaluate_run(
             changes["held_out"] = 0
         config = dataclasses.replace(config, task=dataclasses.replace(config.task, **changes))
     rows = evaluation_batches(config, load_rows(config, "evaluation")[0])
-    run = reopen(folder, step, mesh)
+    run = restore_run(folder, step, mesh)
     built = run.built
     base = run.state.frozen(built.base)
     found = score(

@@ -19,7 +19,7 @@ from goat_jax.nn.dense import merge_model
 from goat_jax.nn.model import Model
 from goat_jax.pretrained.resolve import find_model
 from goat_jax.sharding.config import MeshConfig
-from goat_jax.training.checkpoints.restore import load_on_mesh, reopen
+from goat_jax.training.checkpoints.restore import load_on_mesh, restore_run
 from goat_jax.training.checkpoints.run_dir import RUN
 from goat_jax.training.task_types import LANGUAGE_MODEL
 from goat_jax.typing import Tokenizer
@@ -117,7 +117,7 @@ def _generator(model: Decoder, tokenizer: Tokenizer) -> Generator:
 
 
 def _open_run(folder: Path, step: int | None, mesh: MeshConfig) -> tuple[Generator, str]:
-    run = reopen(folder, step, mesh)
+    run = restore_run(folder, step, mesh)
     base = run.state.frozen(run.built.base)
     model = merge_model(run.built.graph, run.state.trainable, base)
     tokenizer = load_tokenizer(find_model(run.config.model.path))

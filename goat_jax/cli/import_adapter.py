@@ -26,7 +26,7 @@ from goat_jax.models.known_sizes import model_config
 from goat_jax.models.registry import architecture_of
 from goat_jax.text_tables import render_table
 from goat_jax.training.abstract_run import abstract_model, kernel_shapes
-from goat_jax.training.setup import Built
+from goat_jax.training.setup import TrainSetup
 from goat_jax.training.state import RunState
 from goat_jax.training.trainer import begin
 
@@ -89,7 +89,7 @@ def adapter_config(config: RunConfig, adapter: Imported) -> RunConfig:
     return dataclasses.replace(config, adapter=own)
 
 
-def start_state(adapter: Imported, other_base: bool, built: Built) -> RunState:
+def start_state(adapter: Imported, other_base: bool, built: TrainSetup) -> RunState:
     """Returns the state before the first step, with the adapter's tensors in it.
 
     Raises:

@@ -11,7 +11,7 @@ from goat_jax.config.run import RunConfig, load_config
 from goat_jax.core.svd import share_of_spectrum
 from goat_jax.injection.inject import InjectReport
 from goat_jax.models.load import load_model
-from goat_jax.nn.named_modules import find_sites
+from goat_jax.nn.named_modules import find_modules
 from goat_jax.pretrained.resolve import find_model
 from goat_jax.text_tables import human_count, render_table
 from goat_jax.training.abstract_run import abstract_run
@@ -84,7 +84,7 @@ def spectrum_table(config: RunConfig) -> str:
     ).model
     rank = config.adapter.spec().total_rank
     rows = []
-    for site in find_sites(model):
+    for site in find_modules(model):
         kernel = np.asarray(site.module.kernel[...], np.float32)
         values = np.linalg.svd(kernel.reshape(-1, *kernel.shape[-2:]), compute_uv=False)
         top = [share_of_spectrum(s, np.arange(min(rank, len(s)))[None]) for s in values]

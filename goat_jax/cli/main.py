@@ -12,10 +12,11 @@ from functools import partial
 from typing import Any
 
 from goat_jax.cli.arguments import common as arguments
-from goat_jax.cli.arguments import evaluation as exam_arguments
+from goat_jax.cli.arguments import evaluation as eval_arguments
 from goat_jax.cli.entry import Parser, in_one_line
 from goat_jax.errors import UserError
 from goat_jax.files import cache_folder, report_unusable_cache
+from goat_jax.validation.renamed import check_present
 
 STOPPED_BY_SIGNAL = 143
 
@@ -29,6 +30,8 @@ def _run(words: Sequence[str] | None) -> int:
     parser = _parser()
     known, rest = parser.parse_known_args(words)
     if rest and not known.takes_overrides:
+        for word in rest:
+            check_present(word.removeprefix("--").replace("-", "_"))
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return known.run(known, rest)
 
@@ -202,7 +205,7 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
         options.rates,
         rest,
         equal=options.equal,
-        at_once=options.at_once,
+        runs_per_step=options.runs_per_step,
         out=options.out,
     )
 
@@ -217,7 +220,7 @@ def _sweep(options: argparse.Namespace, rest: list[str]) -> int:
         draws=options.random,
         drawn_by=options.draw,
         seeds=options.seeds,
-        at_once=options.at_once,
+        runs_per_step=options.runs_per_step,
         out=options.out,
     )
 
@@ -274,11 +277,11 @@ VERBS = {
     ),
     "evaluate": Verb(
         _evaluate,
-        exam_arguments.add,
-        "Score a run's best (or any) checkpoint on its task, or any language model on exams.",
+        eval_arguments.add,
+        "Score a run's best (or any) checkpoint on its task, or any language model on eval tasks.",
         "goat-jax evaluate runs/demo --step 150\n"
         "         goat-jax evaluate runs/commonsense --task arc_easy:folder=data/commonsense\n"
-        "         goat-jax evaluate package:smollm2 --how likelihood --limit 200 \\\n"
+        "         goat-jax evaluate package:smollm2 --scoring likelihood --limit 200 \\\n"
         "             --task obqa:folder=data/commonsense,cloze=true",
     ),
     "generate": Verb(
@@ -329,7 +332,7 @@ VERBS = {
         arguments.sweep,
         "Train one config at many points, a grid or random ones: one table, one figure.",
         "goat-jax sweep --config configs/demo.py --over adapter.rho=1,5,10 \\\n"
-        "             optimizer.learning-rate=1e-3,5e-3 --at-once 2 --train.steps 50\n"
+        "             optimizer.learning-rate=1e-3,5e-3 --runs-per-step 2 --train.steps 50\n"
         "         goat-jax sweep --config configs/demo.py --random 8 \\\n"
         "             --over optimizer.learning-rate=1e-4..1e-2:log adapter.total-rank=8,16,32",
         overrides=True,

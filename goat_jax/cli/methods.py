@@ -68,9 +68,9 @@ def _merging(router: Router) -> str:
 def describe_part(part: Dataclass) -> str:
     """Returns a short description of a part: its class and its options.
 
-    >>> from goat_jax.adapters.parts.scales import Theory
-    >>> describe_part(Theory(eta=0.1))
-    'Theory(eta=0.1)'
+    >>> from goat_jax.adapters.parts.scales import TheoreticalScale
+    >>> describe_part(TheoreticalScale(eta=0.1))
+    'TheoreticalScale(eta=0.1)'
     """
     options = []
     for field in dataclasses.fields(part):

@@ -9,7 +9,7 @@ import jax
 
 from goat_jax.cli.arguments.config import read_config
 from goat_jax.errors import UserError
-from goat_jax.planning.plan import Plan, largest_rows
+from goat_jax.planning.plan import StepPlan, largest_rows
 from goat_jax.planning.plan import plan as plan_run
 from goat_jax.text_tables import human_count, render_table
 from goat_jax.training.logging.chips import Topology, find_topology
@@ -63,7 +63,7 @@ def _only_cpus(count: int) -> None:
         return  # `find_topology` says what is missing
 
 
-def as_values(found: Plan, there: Topology, rows: int | None) -> dict:
+def as_values(found: StepPlan, there: Topology, rows: int | None) -> dict:
     """Returns all figures of a plan by name.
 
     Args:
@@ -77,7 +77,7 @@ def as_values(found: Plan, there: Topology, rows: int | None) -> dict:
     return values if rows is None else values | {"largest_rows_per_part": rows}
 
 
-def report(found: Plan, there: Topology, rows: int | None) -> str:
+def report(found: StepPlan, there: Topology, rows: int | None) -> str:
     """Returns the figures of a plan as text.
 
     Args:

@@ -28,7 +28,7 @@ from goat_jax.plots.page import Section, render_page
 from goat_jax.plots.spectra import plot_spectra
 from goat_jax.plots.style import short_names
 from goat_jax.plots.tokens import plot_patches, plot_tokens
-from goat_jax.training.checkpoints.restore import Reopened, reopen
+from goat_jax.training.checkpoints.restore import Reopened, restore_run
 from goat_jax.training.checkpoints.run_dir import load_run
 from goat_jax.training.logging.metrics_log import read_records, training_series
 from goat_jax.training.setup import evaluation_batches, load_rows
@@ -112,7 +112,7 @@ class Opened:
 
 
 def _open(folder: Path, choice: Choice) -> Opened:
-    run = reopen(folder, choice.step)
+    run = restore_run(folder, choice.step)
     if run.config.adapter.spec().num_experts < 2:
         return Opened(run)
     if run.built.vocabulary is None and choice.text is None:

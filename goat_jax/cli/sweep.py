@@ -16,9 +16,9 @@ import numpy as np
 from goat_jax.analysis.run_results import (
     Runs,
     check_all_different,
+    complete_runs,
     file_name,
     finite,
-    outcomes,
     score_in_words,
     standing,
 )
@@ -29,7 +29,7 @@ from goat_jax.extras import skipped_without_extra
 from goat_jax.files import write_whole
 from goat_jax.plots.sweep import plot_sweep
 from goat_jax.text_tables import render_table
-from goat_jax.training.vmapped_runs import Member, Outcome, shared_step
+from goat_jax.training.vmapped_runs import RunResult, RunVariant, shared_step
 from goat_jax.validation.checks import check_number
 
 TABLE, FIGURE = "sweep.md", "sweep.png"
@@ -79,7 +79,7 @@ def sweep(
     draws: int | None = None,
     drawn_by: int = 0,
     seeds: Sequence[int] = (0,),
-    at_once: int = 1,
+    runs_per_step: int = 1,
     out: Path,
     say: Callable[[str], None] = print,
 ) -> int:
@@ -88,7 +88,7 @@ def sweep(
 
     Runs that an earlier call with the same settings has finished are not trained again. Points that
     differ only in learning rate, auxiliary weight, seed and adapter initialization share one
-    compiled step, which vmaps over `at_once` runs (`goat_jax.training.vmapped_runs`).
+    compiled step, which vmaps over `runs_per_step` runs (`goat_jax.training.vmapped_runs`).
 
     Args:
         source: the config file.
@@ -97,7 +97,7 @@ def sweep(
         draws: the number of random points; None for the grid of all values.
         drawn_by: the seed of the random points.
         seeds: the seeds that each point is trained with.
-        at_once: the number of runs trained in one vmapped step.
+        runs_per_step: the number of runs trained in one vmapped step.
         out: the folder for the results.
         say: prints one message.
 
@@ -111,7 +111,7 @@ def sweep(
     """
     check_number("--random", draws, at_least=1, whole=True, optional=True)
     check_number("--draw", drawn_by, at_least=0, whole=True)
-    check_number("--at-once", at_once, at_least=1, whole=True)
+    check_number("--runs-per-step", runs_per_step, at_least=1, whole=True)
     check_all_different("--seeds", seeds, at_least=0, whole=True)
     axes = read_axes(over)
     points = grid(axes) if draws is None else random_points(axes, draws, drawn_by)
@@ -121,19 +121,19 @@ def sweep(
     wanted = [
         Runs(
             _at_rate(configs[group[0]], base),
-            [Member(seed, rate) for rate in _rates(group, configs) for seed in seeds],
+            [RunVariant(seed, rate) for rate in _rates(group, configs) for seed in seeds],
             out / f"{file_name(describe(shared)) or 'point'}.json",
         )
         for shared, group in groups.items()
     ]
-    found: dict[Point, list[Outcome]] = {}
+    found: dict[Point, list[RunResult]] = {}
     for (shared, group), (runs, done) in zip(
-        groups.items(), outcomes(wanted, at_once), strict=True
+        groups.items(), complete_runs(wanted, runs_per_step), strict=True
     ):
         for point in group:
             rate = configs[point].optimizer.learning_rate
-            found[point] = [outcome for outcome in done if outcome.member.learning_rate == rate]
-        say(f"{describe(shared) or 'learning rates'}: {len(runs.members)} runs")
+            found[point] = [result for result in done if result.variant.learning_rate == rate]
+        say(f"{describe(shared) or 'learning rates'}: {len(runs.variants)} runs")
     metric = base.best_by
     best_first = sorted(found, key=lambda point: standing(found[point], metric), reverse=True)
     table = sweep_table({point: found[point] for point in best_first}, axes, base.task.metrics)
@@ -307,7 +307,7 @@ def _rates(group: Sequence[Point], configs: Mapping[Point, RunConfig]) -> list[f
 
 
 def _at_rate(config: RunConfig, base: RunConfig) -> RunConfig:
-    """Returns `config` with the learning rate of `base`, which that of each member replaces.
+    """Returns `config` with the learning rate of `base`, which that of each variant replaces.
 
     So the result file's settings do not depend on the learning rates that are swept over, and a
     later call recognizes them.
@@ -328,12 +328,12 @@ def describe(point: Point) -> str:
 
 
 def sweep_table(
-    found: Mapping[Point, Sequence[Outcome]], axes: Sequence[Axis], metrics: Sequence[str]
+    found: Mapping[Point, Sequence[RunResult]], axes: Sequence[Axis], metrics: Sequence[str]
 ) -> str:
     """Returns a Markdown table: one row per point, with mean and spread of its scores over seeds.
 
     Args:
-        found: point -> the outcomes of its runs.
+        found: point -> the results of its runs.
         axes: the axes, each a column.
         metrics: names of the task's metrics, each a column.
     """

@@ -42,6 +42,7 @@ from goat_jax.validation.fields import (
     made,
     read_value,
 )
+from goat_jax.validation.renamed import check_present, hint_in_error, present_names
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -139,6 +140,8 @@ class AdapterConfig:
             raise UserError("adapter.target_modules is empty: name modules, or all-linear")
         if isinstance(self.target_modules, str):
             check_regex("adapter.target_modules", self.target_modules)
+        for name in self.defaults:  # an option that no part has is otherwise left out
+            check_present(f"adapter.{name}")
         spec = self.spec()
         for override in self.overrides:
             override.spec(spec)
@@ -313,7 +316,7 @@ def _errors_of(path: str) -> Iterator[None]:
         frames = traceback.extract_tb(error.__traceback__)
         line = next((f.lineno for f in reversed(frames) if f.filename == str(path)), None)
         line = getattr(error, "lineno", line)
-        what = " ".join(str(error).split())
+        what = " ".join(str(error).split()) + hint_in_error(str(error))
         where = path if line is None else f"{path}, line {line}"
         raise UserError(f"{where}: {type(error).__name__}: {what}") from error
 
@@ -374,12 +377,13 @@ def with_fields(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
 
     >>> from goat_jax.data.tasks.registry import reviews
     >>> config = RunConfig(ModelConfig("m"), reviews())
-    >>> with_fields(config, {"adapter.method": "lora_dash", "adapter.switch_after": 20}).adapter
+    >>> with_fields(config, {"adapter.method": "lora_dash", "adapter.change_step": 20}).adapter
     ... # doctest: +ELLIPSIS
-    AdapterConfig(method='lora_dash', ... options={'switch_after': 20}, ...)
+    AdapterConfig(method='lora_dash', ... options={'change_step': 20}, ...)
     """
     tree = _Group()
     for name, value in values.items():
+        check_present(name)
         *groups, last = name.split(".")
         place = tree
         for group in groups:
@@ -475,6 +479,8 @@ def method_options() -> dict[str, list[type]]:
 def config_from_json(values: Mapping[str, Any]) -> RunConfig:
     """Makes the `RunConfig` from the output of `flatten`: JSON values by dotted names.
 
+    Former names, which files of earlier versions have, are read as the present ones.
+
     Raises:
         UserError: an unknown field, a missing one, or a value that is not valid.
 
@@ -486,7 +492,7 @@ def config_from_json(values: Mapping[str, Any]) -> RunConfig:
     if not isinstance(values, Mapping):
         raise UserError(f"config {values!r} is not valid: give values by name")
     tree: dict[str, Any] = {}
-    for name, value in values.items():
+    for name, value in present_names(values).items():
         *groups, last = name.split(".")
         place = tree
         for group in groups:

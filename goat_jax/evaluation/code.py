@@ -10,21 +10,21 @@ from goat_jax.evaluation.pass_at_k import definitions, pass_at_k, solution
 from goat_jax.evaluation.sampler import Answer
 from goat_jax.evaluation.sandbox.limits import Trial
 from goat_jax.evaluation.sandbox.run import check_sandbox, run_programs
-from goat_jax.evaluation.types import PREDICTIONS, Examination, ExamOptions, Sitting
+from goat_jax.evaluation.types import PREDICTIONS, EvalOptions, EvalRequest, EvalResult
 
 TEMPERATURE = 0.8
 """Sampling temperature for several samples a question; a single sample is decoded greedily."""
 
 
-def examine_by_tests(sitting: Sitting) -> Examination:
+def score_by_tests(request: EvalRequest) -> EvalResult:
     """Generates `samples` programs per question, runs each with its tests and computes pass@k.
 
     Raises:
         UserError: the options do not allow running programs, or this machine cannot confine them.
     """
-    options, questions = sitting.options, sitting.questions
-    check_programs(sitting.task, options)
-    programs, answers = _written(sitting)
+    options, questions = request.options, request.questions
+    check_programs(request.task, options)
+    programs, answers = _written(request)
     rows = [question.row for question in questions] * options.samples
     total = 2 * len(programs)
     tested = [trial_of(program, row) for program, row in zip(programs, rows, strict=True)]
@@ -32,7 +32,7 @@ def examine_by_tests(sitting: Sitting) -> Examination:
         tested,
         options.limits,
         options.workers,
-        lambda done: sitting.progress(len(programs) + done, total),
+        lambda done: request.progress(len(programs) + done, total),
     )
     records = [
         {
@@ -53,7 +53,7 @@ def examine_by_tests(sitting: Sitting) -> Examination:
     for k in options.ks:
         chances = [pass_at_k(options.samples, count, k) for count in passed]
         scores |= mean_by_group(f"pass@{k}", questions, chances)
-    return Examination(scores | cut_share(answers), {PREDICTIONS: records})
+    return EvalResult(scores | cut_share(answers), {PREDICTIONS: records})
 
 
 def trial_of(program: str, row: Row) -> Trial:
@@ -67,7 +67,7 @@ def trial_of(program: str, row: Row) -> Trial:
     )
 
 
-def check_programs(task: EvalTask, options: ExamOptions) -> None:
+def check_programs(task: EvalTask, options: EvalOptions) -> None:
     """Checks that the options allow running programs and that this machine can confine them.
 
     Raises:
@@ -81,13 +81,13 @@ def check_programs(task: EvalTask, options: ExamOptions) -> None:
     check_sandbox()
 
 
-def _written(sitting: Sitting) -> tuple[list[str], list[Answer]]:
+def _written(request: EvalRequest) -> tuple[list[str], list[Answer]]:
     """Returns all programs and the answers they come from, sample by sample.
 
     The first sample of every question comes first, then the second of every question, and so on.
     """
-    options, questions = sitting.options, sitting.questions
-    generator = sitting.subject.generator()
+    options, questions = request.options, request.questions
+    generator = request.model.generator()
     total = 2 * options.samples * len(questions)
     programs, found = [], []
     for draw in range(options.samples):
@@ -96,10 +96,10 @@ def _written(sitting: Sitting) -> tuple[list[str], list[Answer]]:
         answers = answer_all(
             generator,
             [question.prompt for question in questions],
-            options.sampling(sitting.task, temperature, draw),
+            options.sampling(request.task, temperature, draw),
             options.batch_size,
-            lambda done, before=before: sitting.progress(before + done, total),
-            sitting.journal,
+            lambda done, before=before: request.progress(before + done, total),
+            request.journal,
         )
         found += answers
         programs += [

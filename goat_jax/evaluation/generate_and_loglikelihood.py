@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from goat_jax.data.tasks.evaluation import EVALS, Exam, Question, share_right
+from goat_jax.data.tasks.evaluation import EVALS, EvalSpec, Question, share_correct
 from goat_jax.evaluation.journal import NOTHING_KEPT, Journal
 from goat_jax.evaluation.sampler import Answer, Generator, Prompt, Sampling
-from goat_jax.evaluation.types import CUT_ANSWERS, PREDICTIONS, Examination, Sitting
+from goat_jax.evaluation.types import CUT_ANSWERS, PREDICTIONS, EvalRequest, EvalResult
 
 
 def answer_all(
@@ -62,60 +62,60 @@ def cut_share(answers: Sequence[Answer]) -> dict[str, float]:
     return {CUT_ANSWERS: cut / len(answers)} if cut else {}
 
 
-def examine_by_answer(sitting: Sitting) -> Examination:
+def score_by_answer(request: EvalRequest) -> EvalResult:
     """Generates an answer to every question and compares it with the correct one."""
-    questions, task = sitting.questions, sitting.task
+    questions, task = request.questions, request.task
     answers = answer_all(
-        sitting.subject.generator(),
+        request.model.generator(),
         [question.prompt for question in questions],
-        sitting.options.sampling(task, 0.0),
-        sitting.options.batch_size,
-        lambda done: sitting.progress(done, len(questions)),
-        sitting.journal,
+        request.options.sampling(task, 0.0),
+        request.options.batch_size,
+        lambda done: request.progress(done, len(questions)),
+        request.journal,
     )
-    return mark_answers(EVALS[task.eval], questions, answers)
+    return score_answers(EVALS[task.eval], questions, answers)
 
 
-def mark_answers(
-    exam: Exam, questions: Sequence[Question], answers: Sequence[Answer]
-) -> Examination:
+def score_answers(
+    spec: EvalSpec, questions: Sequence[Question], answers: Sequence[Answer]
+) -> EvalResult:
     """Extracts answers from generated texts and compares them with the correct ones.
 
     Scores: accuracy; accuracy_strict, if the eval task has a stricter parser, for which an answer
     that it cannot parse is wrong; without_answer, the fraction of texts without an extractable
     answer.
     """
-    records, right, strict = [], [], []
+    records, correct, strict = [], [], []
     for question, answer in zip(questions, answers, strict=True):
-        said = exam.extract(question, answer.text)
-        right.append(said is not None and said == question.answer)
+        said = spec.extract(question, answer.text)
+        correct.append(said is not None and said == question.answer)
         record = {"generated": answer.text, "cut": answer.cut, "prediction": said}
-        records.append(_record(question, right[-1]) | record)
-        if exam.strictly is not None:
-            said = records[-1]["prediction_strict"] = exam.strictly(question, answer.text)
+        records.append(_record(question, correct[-1]) | record)
+        if spec.strictly is not None:
+            said = records[-1]["prediction_strict"] = spec.strictly(question, answer.text)
             strict.append(said is not None and said == question.answer)
     silent = sum(record["prediction"] is None for record in records)
-    scores = share_right(questions, right) | {"without_answer": silent / len(questions)}
-    if exam.strictly is not None:
+    scores = share_correct(questions, correct) | {"without_answer": silent / len(questions)}
+    if spec.strictly is not None:
         scores |= {
             name.replace("accuracy", "accuracy_strict", 1): value
-            for name, value in share_right(questions, strict).items()
+            for name, value in share_correct(questions, strict).items()
         }
-    return Examination(scores | cut_share(answers), {PREDICTIONS: records})
+    return EvalResult(scores | cut_share(answers), {PREDICTIONS: records})
 
 
-def examine_by_likelihood(sitting: Sitting) -> Examination:
+def score_by_likelihood(request: EvalRequest) -> EvalResult:
     """Picks the most likely option by the sum of its tokens' log-probabilities, and by the mean.
 
     Scores: accuracy (sum) and accuracy_norm (mean, which does not favor short options); cut_prompts
     is the fraction of prompts that lost their beginning, if there are any.
     """
-    questions = sitting.questions
+    questions = request.questions
     pairs = [(q.prompt, text) for q in questions for text in q.continuations]
-    found = sitting.subject.scorer()(
+    found = request.model.scorer()(
         pairs,
-        sitting.options.batch_size,
-        progress=lambda done: sitting.progress(done, len(pairs)),
+        request.options.batch_size,
+        progress=lambda done: request.progress(done, len(pairs)),
     )
     records, by_sum, by_mean, start = [], [], [], 0
     for question in questions:
@@ -136,20 +136,20 @@ def examine_by_likelihood(sitting: Sitting) -> Examination:
                 "tokens": found.tokens[own].tolist(),
             }
         )
-    normed = share_right(questions, by_mean)
-    scores = share_right(questions, by_sum) | {
+    normed = share_correct(questions, by_mean)
+    scores = share_correct(questions, by_sum) | {
         name.replace("accuracy", "accuracy_norm", 1): value for name, value in normed.items()
     }
     if found.cut:
         scores["cut_prompts"] = found.cut / len(pairs)
-    return Examination(scores, {PREDICTIONS: records})
+    return EvalResult(scores, {PREDICTIONS: records})
 
 
-def _record(question: Question, right: bool) -> dict[str, Any]:
+def _record(question: Question, correct: bool) -> dict[str, Any]:
     return {
         "id": question.id,
         "set": question.group,
-        "right": right,
+        "correct": correct,
         "answer": question.answer,
         "prompt": question.prompt,
     }

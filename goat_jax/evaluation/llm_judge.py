@@ -21,13 +21,13 @@ from goat_jax.errors import RunFailed
 from goat_jax.evaluation.generate_and_loglikelihood import answer_all, cut_share
 from goat_jax.evaluation.judge_client import Judge, Verdict, grade
 from goat_jax.evaluation.sampler import Answer, Generator, Prompt
-from goat_jax.evaluation.types import Examination, Sitting
+from goat_jax.evaluation.types import EvalRequest, EvalResult
 
 ANSWERS, JUDGMENTS = "answers", "judgments"
 """Names of the record files: FastChat's model_answer and its single-answer judgments."""
 
 
-def examine_by_judge(sitting: Sitting) -> Examination:
+def score_by_judge(request: EvalRequest) -> EvalResult:
     """Generates answers to all turns and, if there is a judge, has each of them graded.
 
     Scores: score (the mean over all graded turns), score/turn_1, score/turn_2, and unscored, the
@@ -37,21 +37,21 @@ def examine_by_judge(sitting: Sitting) -> Examination:
     Raises:
         RunFailed: the judge rejects requests for a reason that no retry can fix.
     """
-    questions, judge = sitting.questions, sitting.options.judge
-    found = _conversations(sitting)
+    questions, judge = request.questions, request.options.judge
+    found = _conversations(request)
     answers = [[answer.text.strip() for answer in own] for own in found]
     cut = cut_share([answer for own in found for answer in own])
     answered = [
-        answer_record(question.id, sitting.subject.name, turns, uuid.uuid4().hex, time.time())
+        answer_record(question.id, request.model.name, turns, uuid.uuid4().hex, time.time())
         | {"cut": [answer.cut for answer in own]}
         for question, turns, own in zip(questions, answers, found, strict=True)
     ]
     if judge is None:
-        return Examination({"answered": float(len(answered))} | cut, {ANSWERS: answered})
+        return EvalResult({"answered": float(len(answered))} | cut, {ANSWERS: answered})
     asked = [(place, turn) for place, own in enumerate(answers) for turn in range(1, len(own) + 1)]
-    verdicts = _verdicts(sitting, judge, answers, asked)
+    verdicts = _verdicts(request, judge, answers, asked)
     judgments = [
-        _judgment(sitting.subject.name, judge, questions[place], turn, verdict)
+        _judgment(request.model.name, judge, questions[place], turn, verdict)
         for (place, turn), verdict in zip(asked, verdicts, strict=True)
     ]
     turns = [turn for _, turn in asked]
@@ -59,13 +59,13 @@ def examine_by_judge(sitting: Sitting) -> Examination:
     if all(verdict.score is None for verdict in verdicts):
         problem = f"the judge graded none of {len(verdicts)} turns: {verdicts[0].error}"
     records = {ANSWERS: answered, JUDGMENTS: judgments}
-    return Examination(_scores(turns, verdicts) | cut, records, problem)
+    return EvalResult(_scores(turns, verdicts) | cut, records, problem)
 
 
-def _conversations(sitting: Sitting) -> list[list[Answer]]:
+def _conversations(request: EvalRequest) -> list[list[Answer]]:
     """Generates the answers to all turns: the first turns of all questions, then the second."""
-    questions, options = sitting.questions, sitting.options
-    generator = sitting.subject.generator()
+    questions, options = request.questions, request.options
+    generator = request.model.generator()
     answers: list[list[Answer]] = [[] for _ in questions]
     total = sum(len(question.turns) for question in questions)
     done = 0
@@ -79,7 +79,7 @@ def _conversations(sitting: Sitting) -> list[list[Answer]]:
             ]
             prompts = [
                 conversation(
-                    sitting.task,
+                    request.task,
                     generator,
                     questions[p].turns,
                     [answer.text.strip() for answer in answers[p]],
@@ -89,10 +89,10 @@ def _conversations(sitting: Sitting) -> list[list[Answer]]:
             said = answer_all(
                 generator,
                 prompts,
-                options.sampling(sitting.task, temperature, turn),
+                options.sampling(request.task, temperature, turn),
                 min(options.batch_size, max(1, len(prompts))),
-                lambda count, before=done: sitting.progress(before + count, total),
-                sitting.journal,
+                lambda count, before=done: request.progress(before + count, total),
+                request.journal,
             )
             for place, answer in zip(own, said, strict=True):
                 answers[place].append(answer)
@@ -130,21 +130,21 @@ def conversation(
 
 
 def _verdicts(
-    sitting: Sitting, judge: Judge, answers: list[list[str]], asked: list[tuple[int, int]]
+    request: EvalRequest, judge: Judge, answers: list[list[str]], asked: list[tuple[int, int]]
 ) -> list[Verdict]:
     refused: list[RunFailed] = []
 
     def one(place: int, turn: int) -> Verdict:
         if refused:  # permanently: the remaining turns would fail the same way
             raise refused[0]
-        question = sitting.questions[place]
+        question = request.questions[place]
         category = str(question.row.get("category", ""))
         turns, own = question.turns[:turn], answers[place][:turn]
         _, messages = judge_messages(
             judge.prompts, category, turns, own, judge.references.get(question.id)
         )
         key = [judge.url, judge.model, messages]
-        if (kept := sitting.journal.get(key)) is not None:
+        if (kept := request.journal.get(key)) is not None:
             return Verdict(kept["score"], tuple(kept["prompt"]), kept["judgment"])
         try:
             verdict = grade(judge, question.id, category, turns, own)
@@ -152,15 +152,15 @@ def _verdicts(
             refused.append(refusal)
             raise
         if verdict.score is not None:  # turns without a grade are retried by the next evaluation
-            sitting.journal.put(key, dataclasses.asdict(verdict))
+            request.journal.put(key, dataclasses.asdict(verdict))
         return verdict
 
     verdicts = []
-    pool = ThreadPoolExecutor(sitting.options.workers)
+    pool = ThreadPoolExecutor(request.options.workers)
     try:
         for verdict in pool.map(lambda each: one(*each), asked):
             verdicts.append(verdict)
-            sitting.progress(len(verdicts), len(asked))
+            request.progress(len(verdicts), len(asked))
     finally:
         pool.shutdown(cancel_futures=True)
     return verdicts

@@ -22,7 +22,7 @@ from goat_jax.nn.dense import merge_model, split_model
 from goat_jax.nn.model import Model
 from goat_jax.pretrained.resolve import find_model
 from goat_jax.sharding.config import MeshConfig
-from goat_jax.training.checkpoints.restore import ONE_DEVICE, load_on_mesh, reopen
+from goat_jax.training.checkpoints.restore import ONE_DEVICE, load_on_mesh, restore_run
 from goat_jax.training.checkpoints.run_dir import RUN
 from goat_jax.training.task_types import LANGUAGE_MODEL
 from goat_jax.typing import Array, PyTree, Tokenizer
@@ -32,7 +32,7 @@ MULTIPLE = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class EvalModel:
     """A language model with its tokenizer.
 
     Attributes:
@@ -77,9 +77,9 @@ def _sum(leaf: Array) -> Array:
     return leaf.astype(jnp.float32).sum()
 
 
-def open_subject(
+def load_eval_model(
     source: str, step: int | None = None, dtype: str = "float32", mesh: MeshConfig = ONE_DEVICE
-) -> Subject:
+) -> EvalModel:
     """Loads a run's checkpoint or a pretrained model.
 
     Args:
@@ -103,15 +103,15 @@ def open_subject(
     model = _decoder(loaded.model, loaded.kind, source)
     graph, trainable, base = split_model(model)
     name = Path(path).name or source
-    return Subject(name, graph, trainable, base, model.config, load_tokenizer(path))
+    return EvalModel(name, graph, trainable, base, model.config, load_tokenizer(path))
 
 
-def _open_run(folder: Path, step: int | None, mesh: MeshConfig) -> Subject:
-    run = reopen(folder, step, mesh)
+def _open_run(folder: Path, step: int | None, mesh: MeshConfig) -> EvalModel:
+    run = restore_run(folder, step, mesh)
     model = merge_model(run.built.graph, run.state.trainable, run.state.frozen(run.built.base))
     model = _decoder(model, run.built.kind, str(folder))
     graph, trainable, base = split_model(model)
-    return Subject(
+    return EvalModel(
         name=folder.resolve().name,
         graph=graph,
         trainable=trainable,

@@ -10,7 +10,7 @@ from goat_jax.data.tasks.evaluation import EvalTask, Question
 from goat_jax.errors import UserError
 from goat_jax.evaluation.journal import NOTHING_KEPT, Journal
 from goat_jax.evaluation.judge_client import Judge
-from goat_jax.evaluation.model import Subject
+from goat_jax.evaluation.model import EvalModel
 from goat_jax.evaluation.sampler import Sampling
 from goat_jax.evaluation.sandbox.limits import Limits
 from goat_jax.validation.fields import Count, NonNegative, Range, Seed, check_fields
@@ -20,7 +20,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class ExamOptions:
+class EvalOptions:
     """Settings of an evaluation.
 
     Attributes:
@@ -80,7 +80,7 @@ class ExamOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Examination:
+class EvalResult:
     """The result of an evaluation.
 
     Attributes:
@@ -95,11 +95,11 @@ class Examination:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sitting:
+class EvalRequest:
     """Everything that one evaluation needs.
 
     Attributes:
-        subject: the model.
+        model: the model.
         task: the eval task.
         questions: the task's questions.
         options: the settings of the evaluation.
@@ -107,10 +107,10 @@ class Sitting:
         journal: the answers and grades so far.
     """
 
-    subject: Subject
+    model: EvalModel
     task: EvalTask
     questions: Sequence[Question]
-    options: ExamOptions
+    options: EvalOptions
     progress: Progress = lambda done, total: None
     journal: Journal = NOTHING_KEPT
 

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from goat_jax.adapters.adapter import AdapterStart, init_adapter, segment_index
+from goat_jax.adapters.adapter import AdapterInit, init_adapter, segment_index
 from goat_jax.adapters.spec import OF_THE_RUN, AdapterSpec
 from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError, nearest
-from goat_jax.injection.sharded_init import Placing, start_layers, start_on_mesh
+from goat_jax.injection.sharded_init import Sharder, start_layers, start_on_mesh
 from goat_jax.injection.svd_cache import SvdStore, is_known
 from goat_jax.injection.targets import (
     ALL_LINEAR,
@@ -29,7 +29,7 @@ from goat_jax.injection.targets import (
     trains,
 )
 from goat_jax.nn.dense import Adapter, Dense, Factor, Head
-from goat_jax.nn.named_modules import Site, find_sites, find_stacks, name_number
+from goat_jax.nn.named_modules import ModuleRef, find_modules, find_stacks, name_number
 from goat_jax.nn.stack import Stack
 from goat_jax.typing import Key
 from goat_jax.validation.fields import check_fields
@@ -134,7 +134,7 @@ def inject(
     overrides: Sequence[Override] = (),
     modules_to_save: Targets = (),
     gradients: Mapping[str, jax.Array] | None = None,
-    placing: Placing | None = None,
+    sharder: Sharder | None = None,
     svds: SvdStore | None = None,
 ) -> InjectReport:
     """Attaches an adapter to every target, in place, and edits its kernel as the method requires.
@@ -153,7 +153,7 @@ def inject(
             no adapter. A method that trains the whole model trains all others in full, too.
         gradients: full module name -> gradient (I, O) of the loss with respect to its kernel, for
             methods that start from it.
-        placing: sharding of the arrays on a mesh; None leaves them on one device. With it, the
+        sharder: sharding of the arrays on a mesh; None leaves them on one device. With it, the
             initialization of a stack's layers is distributed over all devices.
         svds: cache of the layers' SVDs; None computes them without one.
 
@@ -181,7 +181,7 @@ def inject(
     # Before the modules are listed: each then has one spec for all its layers.
     _cut_stacks(model, spec, target_modules, overrides, modules_to_save)
     rows = []
-    for site in find_sites(model):
+    for site in find_modules(model):
         name = site.names()[0]
         shape = tuple(site.module.kernel.shape[-2:])
         if trains(name, modules_to_save):
@@ -190,7 +190,7 @@ def inject(
             chosen, reason = _choose(site, name, spec, target_modules, overrides)
             what = "frozen" if chosen is None else "adapter"
             if chosen is not None:
-                attach(site, chosen, key, gradients, placing, svds)
+                attach(site, chosen, key, gradients, sharder, svds)
             elif spec.whole_model:
                 what, reason = "trained in full", ""
         rows.append((site, what, reason, shape))
@@ -211,7 +211,7 @@ def check_choices(
     Raises:
         UserError: as `inject`, except for a module that has an adapter already.
     """
-    sites = find_sites(model)
+    sites = find_modules(model)
     names = [name for site in sites for name in site.names()]
     every = [name for site in _with_parameters(model) for name in site.names()]
     check_all_match(names, "target", target_modules)
@@ -234,7 +234,7 @@ def check_choices(
 
 def _in_blocks(model: nnx.Module) -> list[str]:
     """Names every linear layer of the blocks, as the paper adapts, or of a model without blocks."""
-    sites = find_sites(model)
+    sites = find_modules(model)
     blocks = [site for site in sites if site.layers is not None] or sites
     return [name for site in blocks for name in site.names()]
 
@@ -247,7 +247,7 @@ def _resolve(name: str, spec: AdapterSpec, overrides: Sequence[Override]) -> Ada
 
 
 def _choose(
-    site: Site[Dense],
+    site: ModuleRef[Dense],
     name: str,
     spec: AdapterSpec,
     target_modules: Targets,
@@ -272,7 +272,7 @@ def _cut_stacks(
 ) -> None:
     """Splits every stack where the choice for any of its modules changes between layers."""
     for stack in find_stacks(model):
-        inside = [s for s in find_sites(model) if s.layers is not None and _is_part(stack, s)]
+        inside = [s for s in find_modules(model) if s.layers is not None and _is_part(stack, s)]
         choices: dict[int, list[Any]] = {}
         for site in inside:
             for layer, name in zip(site.layers or (), site.names(), strict=True):
@@ -283,24 +283,24 @@ def _cut_stacks(
         stack.cut([later for sooner, later in pairs if choices[sooner] != choices[later]])
 
 
-def _is_part(stack: Stack, site: Site) -> bool:
+def _is_part(stack: Stack, site: ModuleRef) -> bool:
     modules = (module for run in stack.runs for _, module in nnx.iter_modules(run))
     return any(module is site.module for module in modules)
 
 
 def attach(
-    site: Site[Dense],
+    site: ModuleRef[Dense],
     spec: AdapterSpec,
     key: Key,
     gradients: Mapping[str, jax.Array] | None = None,
-    placing: Placing | None = None,
+    sharder: Sharder | None = None,
     svds: SvdStore | None = None,
 ) -> None:
     """Initializes an adapter from a module's kernel and attaches it there."""
     dense = site.module
     if dense.adapter is not None:
         raise UserError(f"{site.names()[0]} has an adapter already: start from a new model")
-    start = start_adapter(dense.kernel[...], spec, key, site, gradients, placing, svds)
+    start = start_adapter(dense.kernel[...], spec, key, site, gradients, sharder, svds)
     dense.kernel.set_value(start.kernel)
     salt = name_number(site.pattern)
     dense.adapter = Adapter(start.factors, start.scale, spec, salt, start.constants)
@@ -310,18 +310,18 @@ def start_adapter(
     kernel: jax.Array,
     spec: AdapterSpec,
     key: Key,
-    site: Site,
+    site: ModuleRef,
     gradients: Mapping[str, jax.Array] | None = None,
-    placing: Placing | None = None,
+    sharder: Sharder | None = None,
     svds: SvdStore | None = None,
-) -> AdapterStart:
+) -> AdapterInit:
     """Calls `init_adapter` on a module; each layer of a stack has a key derived from its name."""
     numbers = jnp.array([name_number(name) for name in site.names()], jnp.uint32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
     known = _gradients_of(site, gradients)
     segments = None if svds is None else _stored_segments(kernel, spec, keys, site, svds)
-    if placing is not None:
-        return start_on_mesh(kernel, spec, keys, known, segments, site, placing)
+    if sharder is not None:
+        return start_on_mesh(kernel, spec, keys, known, segments, site, sharder)
     if site.layers is None:
         first = [
             None if each is None else jax.tree.map(lambda a: a[0], each)
@@ -332,7 +332,7 @@ def start_adapter(
 
 
 def _stored_segments(
-    kernel: jax.Array, spec: AdapterSpec, keys: Key, site: Site, svds: SvdStore
+    kernel: jax.Array, spec: AdapterSpec, keys: Key, site: ModuleRef, svds: SvdStore
 ) -> Svd | None:
     """Returns the stacked SVD segments of a module's layers from a store.
 
@@ -351,7 +351,7 @@ def _stored_segments(
     return jax.tree.map(lambda *layers: np.stack(layers), *found)
 
 
-def _gradients_of(site: Site, gradients: Mapping[str, jax.Array] | None) -> jax.Array | None:
+def _gradients_of(site: ModuleRef, gradients: Mapping[str, jax.Array] | None) -> jax.Array | None:
     """Returns the gradients (L, I, O) of a module's layers; None if none are given."""
     if gradients is None:
         return None
@@ -364,7 +364,7 @@ def _gradients_of(site: Site, gradients: Mapping[str, jax.Array] | None) -> jax.
 @partial(jax.jit, static_argnums=1)
 def _start(
     kernel: jax.Array, spec: AdapterSpec, key: Key, gradient: jax.Array | None, segments: Svd | None
-) -> AdapterStart:
+) -> AdapterInit:
     return init_adapter(kernel, spec, key, gradient, segments)
 
 
@@ -375,7 +375,7 @@ def _start_stacked(
     keys: Key,
     gradients: jax.Array | None,
     segments: Svd | None,
-) -> AdapterStart:
+) -> AdapterInit:
     return start_layers(kernels, keys, gradients, segments, spec)
 
 
@@ -397,11 +397,11 @@ def train_in_full(model: nnx.Module, modules: Targets) -> None:
                 setattr(module, name, Head(value[...].astype(jnp.float32)))
 
 
-def _with_parameters(model: nnx.Module) -> list[Site]:
+def _with_parameters(model: nnx.Module) -> list[ModuleRef]:
     """Finds every module that directly holds parameters, linear or not."""
     return [
         site
-        for site in find_sites(model, nnx.Module)
+        for site in find_modules(model, nnx.Module)
         if any(type(value) is nnx.Param for value in vars(site.module).values())
     ]
 
@@ -411,7 +411,7 @@ def _size(model: nnx.Module, *kinds: nnx.filterlib.Filter) -> int:
 
 
 def _report(
-    model: nnx.Module, chosen: list[tuple[Site[Dense], str, str, tuple]], pretrained: int
+    model: nnx.Module, chosen: list[tuple[ModuleRef[Dense], str, str, tuple]], pretrained: int
 ) -> InjectReport:
     rows = []
     for site, what, reason, shape in chosen:

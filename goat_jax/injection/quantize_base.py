@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from goat_jax.nn.dense import Head
-from goat_jax.nn.named_modules import find_sites
+from goat_jax.nn.named_modules import find_modules
 from goat_jax.nn.quantized_kernel import KINDS, QuantizedKernel, dequantize, quantize
 from goat_jax.typing import Array
 
@@ -56,7 +56,7 @@ def quantize_base(model: nnx.Module, kind: str) -> QuantizeReport:
     """
     before = after = 0
     errors: dict[str, list[Array]] = {}
-    for site in find_sites(model):
+    for site in find_modules(model):
         dense = site.module
         if isinstance(dense.kernel, Head):
             continue

@@ -9,34 +9,34 @@ from typing import Any, Protocol, cast
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from goat_jax.adapters.adapter import AdapterStart, init_adapter
+from goat_jax.adapters.adapter import AdapterInit, init_adapter
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core.svd import Svd
 from goat_jax.injection.map_layers import map_layers
-from goat_jax.nn.named_modules import Site
+from goat_jax.nn.named_modules import ModuleRef
 from goat_jax.typing import Array, Key
 
 
-class Placing(Protocol):
-    """Gives the sharding of a model's arrays; `goat_jax.sharding.rules.Placement` is one."""
+class Sharder(Protocol):
+    """Gives the sharding of a model's arrays; `goat_jax.sharding.rules.ShardingRules` is one."""
 
     @property
     def whole(self) -> NamedSharding:
         """Replicated sharding: a copy on every device."""
         ...
 
-    def parameter(self, site: Site, name: str) -> NamedSharding:
+    def parameter(self, site: ModuleRef, name: str) -> NamedSharding:
         """Returns the sharding of a module's parameter."""
         ...
 
-    def adapter(self, site: Site, name: str, shape: Sequence[int]) -> NamedSharding:
+    def adapter(self, site: ModuleRef, name: str, shape: Sequence[int]) -> NamedSharding:
         """Returns the sharding of an adapter's array."""
         ...
 
 
 def start_layers(
     kernels: Array, keys: Key, gradients: Array | None, segments: Svd | None, spec: AdapterSpec
-) -> AdapterStart:
+) -> AdapterInit:
     """Calls `init_adapter` on stacked layers (L, I, O), with a key and optional arrays for each."""
     # A map, not a vmap: one layer's SVD is in memory at a time, and its result does not depend on
     # which layers are stacked with it.
@@ -51,9 +51,9 @@ def start_on_mesh(
     keys: Key,
     gradients: Array | None,
     segments: Svd | None,
-    site: Site,
-    placing: Placing,
-) -> AdapterStart:
+    site: ModuleRef,
+    sharder: Sharder,
+) -> AdapterInit:
     """Initializes the adapter of a module on a mesh, with every array in its sharding.
 
     The layers of a stack are distributed over all devices, as many at a time as there are devices,
@@ -67,7 +67,7 @@ def start_on_mesh(
         gradients: (L, I, O), (1, I, O) or None.
         segments: the SVD segments of every layer's experts, or None if they are to be computed.
         site: the module.
-        placing: gives the sharding of every array.
+        sharder: gives the sharding of every array.
     """
     stacked = site.layers is not None
     all_layers = _all_layers(spec, stacked)
@@ -75,12 +75,12 @@ def start_on_mesh(
     abstract = jax.eval_shape(all_layers, kernel, keys, gradients, segments)
 
     def arrays(values: dict[str, Any]) -> Named:
-        return tuple((name, placing.adapter(site, name, v.shape)) for name, v in values.items())
+        return tuple((name, sharder.adapter(site, name, v.shape)) for name, v in values.items())
 
-    own = placing.parameter(site, "kernel")
-    where = (own, arrays(abstract.factors), placing.whole, arrays(abstract.constants))
+    own = sharder.parameter(site, "kernel")
+    where = (own, arrays(abstract.factors), sharder.whole, arrays(abstract.constants))
     start = _compiled(spec, stacked, gradients is not None, segments is not None, where)
-    return start(kernel, key_everywhere(keys, placing.whole), gradients, segments)
+    return start(kernel, key_everywhere(keys, sharder.whole), gradients, segments)
 
 
 def key_everywhere(keys: Key, whole: NamedSharding) -> Key:
@@ -98,10 +98,10 @@ def _compiled(
     with_gradients: bool,
     with_segments: bool,
     where: tuple[NamedSharding, Named, NamedSharding, Named],
-) -> Callable[..., AdapterStart]:
+) -> Callable[..., AdapterInit]:
     """Returns the jitted initialization, compiled once for all modules that are alike."""
     kernel, factors, scale, constants = where
-    start = AdapterStart(*cast(Any, (kernel, dict(factors), scale, dict(constants))))
+    start = AdapterInit(*cast(Any, (kernel, dict(factors), scale, dict(constants))))
     if not stacked:
         return jax.jit(_all_layers(spec, stacked), out_shardings=start)
     specs = jax.tree.map(lambda sharding: sharding.spec, start)
@@ -114,7 +114,7 @@ def _compiled(
     )
 
 
-def _all_layers(spec: AdapterSpec, stacked: bool) -> Callable[..., AdapterStart]:
+def _all_layers(spec: AdapterSpec, stacked: bool) -> Callable[..., AdapterInit]:
     """Returns the initialization of a stack (used for its shapes alone) or of one kernel.
 
     For one kernel the key and the gradient have a leading axis of 1.
@@ -123,7 +123,7 @@ def _all_layers(spec: AdapterSpec, stacked: bool) -> Callable[..., AdapterStart]
     if stacked:
         return jax.vmap(one)
 
-    def alone(kernel: Array, *each: Any) -> AdapterStart:
+    def alone(kernel: Array, *each: Any) -> AdapterInit:
         return one(kernel, *jax.tree.map(lambda values: values[0], each))
 
     return alone
@@ -131,5 +131,5 @@ def _all_layers(spec: AdapterSpec, stacked: bool) -> Callable[..., AdapterStart]
 
 def _one(
     kernel: Array, key: Key, gradient: Array | None, segments: Svd | None, spec: AdapterSpec
-) -> AdapterStart:
+) -> AdapterInit:
     return init_adapter(kernel, spec, key, gradient, segments)

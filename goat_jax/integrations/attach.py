@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from goat_jax.adapters.adapter import AdapterStart, Report, apply_adapter, init_adapter
+from goat_jax.adapters.adapter import AdapterInit, Report, apply_adapter, init_adapter
 from goat_jax.adapters.context import Context
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError
@@ -100,7 +100,7 @@ def _blank(view: View) -> jax.ShapeDtypeStruct:
 
 def start_layer(
     kernel: Array, view: View, spec: AdapterSpec, key: Key, name: str
-) -> tuple[AdapterStart, Array]:
+) -> tuple[AdapterInit, Array]:
     """Initializes an adapter on a layer's kernel.
 
     Leading axes that the view does not have belong to stacked layers; each layer is initialized
@@ -118,7 +118,7 @@ def start_layer(
     """
     lead = kernel.shape[: kernel.ndim - len(view.kernel_shape)]
 
-    def start(kernel: Array, key: Key) -> tuple[AdapterStart, Array]:
+    def start(kernel: Array, key: Key) -> tuple[AdapterInit, Array]:
         made = init_adapter(view.matrix(kernel), spec, key)
         return made, view.kernel(made.kernel)
 

@@ -27,7 +27,7 @@ from goat_jax.pretrained.resolve import PACKAGE, open_checkpoint
 from goat_jax.training.checkpoints.run_dir import load_run, read_run
 from goat_jax.training.evaluate import evaluate
 from goat_jax.training.step import make_eval_step
-from goat_jax.training.task_types import problem_of
+from goat_jax.training.task_types import task_type_of
 from goat_jax.validation.checks import check_choice
 
 
@@ -269,7 +269,7 @@ def _to_lora(run: Trained, folder: Path, name: str, rows: int, **_: Any) -> tupl
     before = run.scores
     merged.fold_adapters(run.model, gates)
     graph, trainable, base = split_model(run.model)
-    step = make_eval_step(graph, problem_of(run.task).objective(run.task))
+    step = make_eval_step(graph, task_type_of(run.task).loss_fn(run.task))
     after = evaluate(step, trainable, base, run.rows, run.task).scores
     change = {name: after[name] - before[name] for name in before}
     facts = _facts(

@@ -15,7 +15,7 @@ from goat_jax.errors import UserError, nearest
 from goat_jax.interop.modules import write_head
 from goat_jax.models.registry import ARCHITECTURES
 from goat_jax.nn.dense import merge_model, split_model
-from goat_jax.nn.named_modules import find_sites
+from goat_jax.nn.named_modules import find_modules
 from goat_jax.pretrained.packaged_models import ORIGINS
 from goat_jax.typing import PyTree
 
@@ -151,7 +151,7 @@ def put_tensors(
         UserError: a tensor is missing, or its shape differs from that of the model's adapter.
     """
     model, used = merge_model(graph, trainable, base), set()
-    for site in find_sites(model):
+    for site in find_modules(model):
         own = site.module.adapter
         if own is None:
             continue

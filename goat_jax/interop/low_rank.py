@@ -45,7 +45,7 @@ def low_rank(
     Args:
         now: the trained module.
         start: the same module before training.
-        kernel: W0 (I, O), needed only if ``base_edit.looks_at_kernel``.
+        kernel: W0 (I, O), needed only if ``kernel_edit.looks_at_kernel``.
         gates: (E,) weights that replace those of a router; None for adapters without one.
 
     Raises:
@@ -62,7 +62,7 @@ def low_rank(
     a, b = spec.combine.low_rank(_on_device(now.arrays), jnp.asarray(scale))
     base = jnp.asarray(now.kernel if kernel is None else kernel)
     before = _on_device(start.factors)
-    removed = spec.base_edit.removed(base, before, jnp.asarray(start.scale), spec)
+    removed = spec.kernel_edit.removed(base, before, jnp.asarray(start.scale), spec)
     a0, b0 = map(np.asarray, removed)
     if spec.num_experts == 1 and not a0.size and not now.constants and set(now.factors) <= OWN:
         pair = (now.factors["a"][0], now.factors["b"][0])

@@ -27,7 +27,7 @@ from goat_jax.interop.hf_config import Form
 from goat_jax.models.registry import ARCHITECTURES, Architecture, architecture_of
 from goat_jax.models.torch_layout import torch_parameters
 from goat_jax.nn.model import Model
-from goat_jax.nn.named_modules import find_sites
+from goat_jax.nn.named_modules import find_modules
 from goat_jax.pretrained.resolve import open_checkpoint
 from goat_jax.typing import Array, Factors
 
@@ -54,10 +54,10 @@ def fold_adapters(model: nnx.Module, gates: Mapping[str, np.ndarray] | None = No
     >>> model = TinyModel()
     >>> _ = inject(model, method_spec("lora", total_rank=2), key=jax.random.key(0))
     >>> fold_adapters(model)
-    >>> any(site.module.adapter for site in find_sites(model))
+    >>> any(site.module.adapter for site in find_modules(model))
     False
     """
-    for site in find_sites(model):
+    for site in find_modules(model):
         dense, adapter = site.module, site.module.adapter
         if adapter is None:
             continue
@@ -108,7 +108,7 @@ def write_merged(
         UserError: the model still has adapters, its config has no counterpart in config.json,
             transformers' class cannot express its head, or a weight is out of the dtype's range.
     """
-    if any(site.module.adapter is not None for site in find_sites(model)):
+    if any(site.module.adapter is not None for site in find_modules(model)):
         raise UserError("the model still has adapters: fold them first")
     hf = open_checkpoint(path)[0]
     architecture = architecture_of(hf, path)

@@ -16,7 +16,7 @@ from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError, nearest
 from goat_jax.models.torch_layout import Layout, parameters
 from goat_jax.nn.dense import Adapter, Dense, Head
-from goat_jax.nn.named_modules import Site, find_sites
+from goat_jax.nn.named_modules import ModuleRef, find_modules
 from goat_jax.typing import Array
 
 Read = Callable[[str, tuple[int, ...]], np.ndarray]
@@ -68,7 +68,7 @@ def read_kernels(model: nnx.Module, names: Iterable[str]) -> dict[str, np.ndarra
         UserError: no linear layer of the model has this name.
     """
     kernels = {}
-    for site in find_sites(model):
+    for site in find_modules(model):
         kernels |= dict(zip(site.names(), _layers(site, site.module.kernel), strict=True))
     for name in names:
         if name not in kernels:
@@ -76,17 +76,17 @@ def read_kernels(model: nnx.Module, names: Iterable[str]) -> dict[str, np.ndarra
     return {name: kernels[name] for name in names}
 
 
-def _layers(site: Site, variable: nnx.Variable[Array]) -> np.ndarray:
+def _layers(site: ModuleRef, variable: nnx.Variable[Array]) -> np.ndarray:
     value = np.asarray(variable[...])
     return value if site.layers is not None else value[None]
 
 
-def _stack(site: Site, arrays: list[np.ndarray]) -> Array:
+def _stack(site: ModuleRef, arrays: list[np.ndarray]) -> Array:
     return jnp.asarray(np.stack(arrays) if site.layers is not None else arrays[0])
 
 
-def _adapted(model: nnx.Module) -> Iterator[tuple[Site, Dense, Adapter]]:
-    for site in find_sites(model):
+def _adapted(model: nnx.Module) -> Iterator[tuple[ModuleRef, Dense, Adapter]]:
+    for site in find_modules(model):
         if site.module.adapter is not None:
             yield site, site.module, site.module.adapter
 

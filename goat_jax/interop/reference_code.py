@@ -26,6 +26,7 @@ from goat_jax.interop.folders import (
 )
 from goat_jax.interop.import_adapter import Imported
 from goat_jax.interop.modules import Adapted
+from goat_jax.validation.renamed import present_options
 
 TYPE = "GOAT"
 """Value of peft_type in adapter_config.json, which makes PEFT reject the folder, not misread it."""
@@ -116,7 +117,7 @@ def read_published(source: Path, config: Mapping[str, Any], base_sha256: str | N
                 f"{source}: {name} has {shape[0]} experts of rank {shape[2]}, others {experts} of "
                 f"{rank}: the published code has one size for all"
             )
-    settings = dict(config.get("settings", {}))
+    settings = dict(present_options(config.get("settings", {})))
     options = {
         **{key: value for key, value in settings.items() if value is not None},
         "total_rank": experts * rank,

@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 
 from goat_jax.adapters.context import Context
-from goat_jax.nn.named_modules import adapted_layers, find_sites
-from goat_jax.training.losses import Objective
+from goat_jax.nn.named_modules import adapted_layers, find_modules
+from goat_jax.training.losses import LossFn
 from goat_jax.training.step import counted, forward
 from goat_jax.typing import Array, Batch, PyTree
 
@@ -22,7 +22,7 @@ def mean_gates(
     trainable: dict[str, PyTree],
     base: PyTree,
     batches: Sequence[Batch],
-    objective: Objective,
+    loss_fn: LossFn,
     model: nnx.Module,
 ) -> dict[str, np.ndarray]:
     """Computes the mean weights (E,) of each module's experts over the real tokens of all batches.
@@ -34,7 +34,7 @@ def mean_gates(
         trainable: the model's trainable pytree.
         base: the model's frozen pytree.
         batches: the batches to average over.
-        objective: the task's loss.
+        loss_fn: the task's loss.
         model: the model that `graph` and the pytrees belong to, for the names of its modules.
 
     Returns:
@@ -45,7 +45,7 @@ def mean_gates(
     def weigh(trainable: dict, base: PyTree, batch: Batch) -> tuple[dict[str, Array], Array]:
         mask = counted(batch)
         ctx = dataclasses.replace(Context.of_batch(batch, None, mask), per_token=True)
-        reports = forward(graph, trainable, base, batch, objective, ctx).reports
+        reports = forward(graph, trainable, base, batch, loss_fn, ctx).reports
         tokens = mask.sum().astype(jnp.float32)
         means = {name: report.mean_weights for name, report in reports.items()}
         return jax.tree.map(lambda mean: mean * tokens, means), tokens
@@ -55,7 +55,7 @@ def mean_gates(
     layers = adapted_layers(model)
     experts = {
         name: site.module.adapter.scale.shape[-1]
-        for site in find_sites(model)
+        for site in find_modules(model)
         if site.module.adapter is not None
         for name in site.names()
     }

@@ -20,11 +20,11 @@ from goat_jax.models.load import load_model
 from goat_jax.nn.dense import merge_model
 from goat_jax.nn.model import Model
 from goat_jax.pretrained.resolve import find_model
-from goat_jax.training.checkpoints.restore import Reopened, reopen
+from goat_jax.training.checkpoints.restore import Reopened, restore_run
 from goat_jax.training.evaluate import evaluate
 from goat_jax.training.lorahub import few_rows
 from goat_jax.training.setup import evaluation_batches, load_rows, model_options
-from goat_jax.training.task_types import problem_of
+from goat_jax.training.task_types import task_type_of
 from goat_jax.typing import Batch, PyTree
 
 Gates = Mapping[str, np.ndarray]
@@ -49,7 +49,7 @@ class Trained:
 
     def __init__(self, folder: Path, step: int | None):
         self.folder = folder
-        self.opened: Reopened = reopen(folder, step)
+        self.opened: Reopened = restore_run(folder, step)
         self.config, self.built = self.opened.config, self.opened.built
         self.path = find_model(self.config.model.path)
         self.base: PyTree = self.opened.state.frozen(self.built.base)
@@ -71,7 +71,7 @@ class Trained:
     @functools.cached_property
     def kernels(self) -> dict[str, np.ndarray]:
         """Pretrained kernels of modules whose frozen kernel depends on more than the factors."""
-        asking = [n for n, each in self.now.items() if each.spec.base_edit.looks_at_kernel]
+        asking = [n for n, each in self.now.items() if each.spec.kernel_edit.looks_at_kernel]
         if not asking:
             return {}
         dtype = DTYPES[self.config.model.dtype]
@@ -139,6 +139,6 @@ class Trained:
             self.opened.state.trainable,
             self.base,
             few_rows(self.config, rows),
-            problem_of(self.task).objective(self.task),
+            task_type_of(self.task).loss_fn(self.task),
             self.model,
         )

@@ -18,14 +18,14 @@ from goat_jax.errors import UserError
 from goat_jax.models.registry import Architecture, Tie
 from goat_jax.models.torch_layout import Layout, parameters
 from goat_jax.nn.modules import Constant, LayerNorm, RMSNorm
-from goat_jax.nn.named_modules import Site
+from goat_jax.nn.named_modules import ModuleRef
 from goat_jax.pretrained.safetensors import STORED, Weights, check_finite
 from goat_jax.typing import DTypeLike, Key
 
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 """Old name endings, in checkpoints converted from TensorFlow -> current ones."""
 
-ShardingOf = Callable[[Site, str], Sharding]
+ShardingOf = Callable[[ModuleRef, str], Sharding]
 """(module, name of its parameter) -> the sharding of the (stacked) parameter."""
 
 FLOAT32 = (LayerNorm, RMSNorm, Constant)
@@ -36,7 +36,7 @@ FLOAT32 = (LayerNorm, RMSNorm, Constant)
 class _Slot:
     """One parameter of the model and the tensors (one per layer) that fill it."""
 
-    site: Site
+    site: ModuleRef
     parameter: str
     names: tuple[str, ...]
     layout: Layout
@@ -198,7 +198,7 @@ def _is_output(name: str, architecture: Architecture) -> bool:
     return any(name.startswith(module + ".") for module in architecture.head[-1:])
 
 
-def _slot(site: Site, parameter: str, layout: Layout) -> _Slot:
+def _slot(site: ModuleRef, parameter: str, layout: Layout) -> _Slot:
     return _Slot(site, parameter, tuple(map(layout.full_name, site.names())), layout)
 
 

@@ -18,7 +18,7 @@ from goat_jax.nn.modules import (
     Projection,
     RMSNorm,
 )
-from goat_jax.nn.named_modules import Site, find_sites
+from goat_jax.nn.named_modules import ModuleRef, find_modules
 
 Array = Any
 
@@ -67,9 +67,9 @@ TORCH_NAMES: dict[type[nnx.Module], dict[str, Layout]] = {
 """Module -> our parameter name -> its layout in torch."""
 
 
-def parameters(model: nnx.Module) -> Iterator[tuple[Site, str, Layout]]:
+def parameters(model: nnx.Module) -> Iterator[tuple[ModuleRef, str, Layout]]:
     """Yields every parameter that a checkpoint has: its module, our name for it, its layout."""
-    for site in find_sites(model, tuple(TORCH_NAMES)):
+    for site in find_modules(model, tuple(TORCH_NAMES)):
         for parameter, layout in TORCH_NAMES[type(site.module)].items():
             if getattr(site.module, parameter) is not None:
                 yield site, parameter, layout

@@ -26,7 +26,7 @@ M = TypeVar("M", bound=nnx.Module, covariant=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class Site(Generic[M]):
+class ModuleRef(Generic[M]):
     """A module of the model, with its path and name.
 
     Attributes:
@@ -56,20 +56,20 @@ class _Named(Protocol):
 
 
 @overload
-def find_sites(model: nnx.Module) -> list[Site[Dense]]: ...
+def find_modules(model: nnx.Module) -> list[ModuleRef[Dense]]: ...
 
 
 @overload
-def find_sites(model: nnx.Module, kind: type[M] | tuple[type[M], ...]) -> list[Site[M]]: ...
+def find_modules(model: nnx.Module, kind: type[M] | tuple[type[M], ...]) -> list[ModuleRef[M]]: ...
 
 
-def find_sites(
+def find_modules(
     model: nnx.Module, kind: type[nnx.Module] | tuple[type[nnx.Module], ...] = Dense
-) -> list[Site[Any]]:
+) -> list[ModuleRef[Any]]:
     """Finds all modules of a kind, in the order of `hf_names`, or else of the model's paths.
 
     >>> from goat_jax.models.encoder.model import Encoder, tiny_config
-    >>> [site.pattern for site in find_sites(Encoder(tiny_config(), rngs=nnx.Rngs(0)))][0]
+    >>> [site.pattern for site in find_modules(Encoder(tiny_config(), rngs=nnx.Rngs(0)))][0]
     'bert.encoder.layer.{}.attention.self.query'
     """
     table = model.hf_names() if isinstance(model, _Named) else {}
@@ -81,7 +81,7 @@ def find_sites(
             own = ".".join(str(part) for part in (*stack, *inner))
             number = () if layers is None else ("{}",)
             default = ".".join(str(part) for part in (*stack, *number, *inner))
-            found.append(Site(module, path, table.get(own, default), layers))
+            found.append(ModuleRef(module, path, table.get(own, default), layers))
     order = {pattern: place for place, pattern in enumerate(table.values())}
     return sorted(found, key=lambda site: order.get(site.pattern, len(order)))
 
@@ -114,7 +114,7 @@ def reports_by_name(model: nnx.Module, sown: PyTree) -> dict[str, Report]:
         requested tokens, also weights (L, ..., E) and mean_weights (L, E).
     """
     found: dict[str, list[Report]] = {}
-    for site in find_sites(model):
+    for site in find_modules(model):
         if site.module.adapter is None:
             continue
         report = _look_up(sown, site.path)["adapter"]["report"][0]
@@ -158,7 +158,7 @@ def _look_up(sown: PyTree, path: tuple) -> PyTree:
 def adapted_layers(model: nnx.Module) -> dict[str, list[int]]:
     """Maps each name pattern to its layers with an adapter, in the order of `reports_by_name`."""
     layers: dict[str, list[int]] = {}
-    for site in find_sites(model):
+    for site in find_modules(model):
         if site.module.adapter is not None:
             layers.setdefault(site.pattern, []).extend(site.layers or [0])
     return layers

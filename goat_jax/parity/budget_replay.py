@@ -22,13 +22,13 @@ from goat_jax.parity.bundle import Arrays, Record
 from goat_jax.parity.checks import GIVEN, METHOD, Check, Comparison, worst
 from goat_jax.parity.layer_bundle import read_adamw
 from goat_jax.parity.layer_steps import Recipe
-from goat_jax.parity.method_cases import CASES, SINGLE, Entry, method_spec
+from goat_jax.parity.method_cases import CASES, SINGLE, CaseFile, method_spec
 from goat_jax.typing import Array, PyTree
 
 TENSORS = CASES["adalora"].tensors
 
 
-def replay_budget(entry: Entry, arrays: Arrays) -> Iterator[Check]:
+def replay_budget(entry: CaseFile, arrays: Arrays) -> Iterator[Check]:
     """Trains the layers and compares every step's losses, budgets, masks, scores and cores.
 
     Finally it compares the output and the trained factors.

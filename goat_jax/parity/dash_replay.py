@@ -17,14 +17,14 @@ from goat_jax.optim.late_start import restart
 from goat_jax.parity.bundle import Arrays
 from goat_jax.parity.checks import GIVEN, METHOD, Check, Comparison
 from goat_jax.parity.layer_steps import Recipe, Seen, batch_of, layer_step, make_layer
-from goat_jax.parity.method_cases import SAME, SINGLE, Entry, read_factors
+from goat_jax.parity.method_cases import SAME, SINGLE, CaseFile, read_factors
 from goat_jax.parity.method_layer import LayerPlan, check_seen, read_layer
 from goat_jax.typing import Array, Factors
 
 LATE = "coefficients"
 
 
-def replay_dash(entry: Entry, arrays: Arrays) -> Iterator[Check]:
+def replay_dash(entry: CaseFile, arrays: Arrays) -> Iterator[Check]:
     """Trains through both phases and compares them, then compares the second at other values."""
     plan = read_layer(entry, arrays)
     compare = Comparison(METHOD, str(entry.folder), entry.name, GIVEN)
@@ -134,7 +134,7 @@ def _check_factors(
 
 
 def _check_second_phase(
-    plan: LayerPlan, entry: Entry, constants: Factors, arrays: Arrays, compare: Comparison
+    plan: LayerPlan, entry: CaseFile, constants: Factors, arrays: Arrays, compare: Comparison
 ) -> Iterator[Check]:
     """Compares one step at given factors and coefficients, along the directions found before."""
     factors = read_factors(arrays, plan.case, entry.record, "_p2")

@@ -18,11 +18,11 @@ from goat_jax.core.residual import delta_weight
 from goat_jax.core.routers import route_all
 from goat_jax.parity.bundle import Arrays
 from goat_jax.parity.checks import GIVEN, METHOD, Check, Comparison, worst
-from goat_jax.parity.method_cases import KASA_TENSORS, ONE_PAIR, Entry
+from goat_jax.parity.method_cases import KASA_TENSORS, ONE_PAIR, CaseFile
 from goat_jax.typing import Array, Factors
 
 
-def replay_hub(entry: Entry, arrays: Arrays) -> Iterator[Check]:
+def replay_hub(entry: CaseFile, arrays: Arrays) -> Iterator[Check]:
     """Compares the combined factors, and the layer's output with them and with each adapter."""
     record = entry.record
     compare = Comparison(METHOD, str(entry.folder), entry.name, GIVEN)
@@ -55,7 +55,7 @@ def replay_hub(entry: Entry, arrays: Arrays) -> Iterator[Check]:
         yield compare.check(name, value, arrays.get(name))
 
 
-def replay_kasa_loss(entry: Entry, arrays: Arrays) -> Iterator[Check]:
+def replay_kasa_loss(entry: CaseFile, arrays: Arrays) -> Iterator[Check]:
     """Compares both forms of the auxiliary loss over several layers, and their gradients."""
     record = entry.record
     layers = record.integer("layers")

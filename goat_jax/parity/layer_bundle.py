@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from goat_jax.adapters.parts.scales import Fixed
+from goat_jax.adapters.parts.scales import ConstantScale
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError
 from goat_jax.optim.optimizer import OptimizerConfig
@@ -52,7 +52,7 @@ def read_cases(folder: Path) -> list[LayerCase]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class LayerReplay:
     """A layer case, read and checked, with kernels (I, O) as everywhere in the package.
 
     Attributes:
@@ -98,7 +98,7 @@ def read_adamw(adamw: Record) -> tuple[Recipe, int]:
     return Recipe(config), adamw.integer("steps")
 
 
-def read_plan(case: LayerCase) -> Plan:
+def read_plan(case: LayerCase) -> LayerReplay:
     """Reads and checks a case and its arrays.
 
     Raises:
@@ -106,7 +106,9 @@ def read_plan(case: LayerCase) -> Plan:
     """
     record = case.record
     kind = read_init_type(record.text("init_type"), record.number("eta", 1.0))
-    spec = read_spec(record, kind, Fixed(record.numbers("scaling", record.integer("num_experts"))))
+    spec = read_spec(
+        record, kind, ConstantScale(record.numbers("scaling", record.integer("num_experts")))
+    )
     optimizer, steps = read_adamw(record.record("adamw"))
     arrays = read_npz(case.folder / f"layer_{case.name}.npz")
     sizes = (record.integer("out_features"), record.integer("in_features"), steps)
@@ -114,7 +116,7 @@ def read_plan(case: LayerCase) -> Plan:
     aux_coef = record.number("aux_coef")
     batch = {name: found.pop(name) for name in ("bias", "x", "target")}
     run = LayerRun(spec=spec, optimizer=optimizer, steps=steps, aux_coef=aux_coef, **batch)
-    return Plan(kind=kind, run=run, **found)
+    return LayerReplay(kind=kind, run=run, **found)
 
 
 def _read_arrays(

@@ -92,7 +92,7 @@ class Seen(NamedTuple):
     grads: Factors
 
 
-class Outcome(NamedTuple):
+class StepsResult(NamedTuple):
     """Results of a case's training.
 
     Attributes:
@@ -136,7 +136,7 @@ def make_layer(
     return layer
 
 
-def run_layer(run: LayerRun, kernel: np.ndarray, factors: Factors, scale: Array) -> Outcome:
+def run_layer(run: LayerRun, kernel: np.ndarray, factors: Factors, scale: Array) -> StepsResult:
     """Trains a layer on the run's batch and returns NumPy results only.
 
     Args:
@@ -155,7 +155,7 @@ def run_layer(run: LayerRun, kernel: np.ndarray, factors: Factors, scale: Array)
     # One more step yields the output after the last update; the factors are read before it.
     trained = {name: np.asarray(value) for name, value in state[0]["adapter"]["adapter"].items()}
     history.append(layer_step(graph, run.optimizer, state, base, *batch)[1])
-    return Outcome(
+    return StepsResult(
         first=history[0],
         losses=np.stack([np.asarray(seen.loss) for seen in history[:-1]]),
         loads=np.stack([np.asarray(seen.load) for seen in history]),

@@ -13,8 +13,8 @@ from goat_jax.adapters.adapter import init_adapter
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.parity.align import LARGEST_NOISE, agreeing_steps, align_signs, svd_noise
 from goat_jax.parity.checks import GIVEN, LAYER, OWN, Check, Comparison, Note
-from goat_jax.parity.layer_bundle import LayerCase, Plan, read_plan, swap
-from goat_jax.parity.layer_steps import Outcome, run_layer
+from goat_jax.parity.layer_bundle import LayerCase, LayerReplay, read_plan, swap
+from goat_jax.parity.layer_steps import StepsResult, run_layer
 from goat_jax.parity.reference_code import scale_note
 from goat_jax.typing import Array, Factors
 
@@ -38,11 +38,13 @@ def replay_case(case: LayerCase) -> list[Check | Note]:
         ]
 
 
-def _given_factors(plan: Plan) -> Factors:
+def _given_factors(plan: LayerReplay) -> Factors:
     return {name: jnp.asarray(value) for name, value in plan.factors.items()}
 
 
-def _check_start(plan: Plan, factors: Factors, compare: Comparison) -> Iterator[Check | Note]:
+def _check_start(
+    plan: LayerReplay, factors: Factors, compare: Comparison
+) -> Iterator[Check | Note]:
     """Compares the residual of the given factors, and the scale if its rule is known."""
     residual = _edit_base(plan.spec, jnp.asarray(plan.kernel), factors, jnp.asarray(_scale(plan)))
     yield compare.check("W_res", np.asarray(residual), plan.residual)
@@ -53,13 +55,13 @@ def _check_start(plan: Plan, factors: Factors, compare: Comparison) -> Iterator[
         yield compare.note(scale_note(_scale(plan), rule))
 
 
-def _scale(plan: Plan) -> np.ndarray:
+def _scale(plan: LayerReplay) -> np.ndarray:
     return np.asarray(plan.spec.scale(plan.kernel.shape[0], None, plan.spec))
 
 
 @partial(jax.jit, static_argnums=0)
 def _edit_base(spec: AdapterSpec, kernel: Array, factors: Factors, scale: Array) -> Array:
-    return spec.base_edit(kernel, factors, scale, spec)
+    return spec.kernel_edit(kernel, factors, scale, spec)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -68,7 +70,9 @@ def _own_start(spec: AdapterSpec, kernel: Array) -> tuple[Array, Array, Array]:
     return start.kernel, start.factors["a"], start.factors["b"]
 
 
-def _check_own(plan: Plan, reference: Outcome, compare: Comparison) -> Iterator[Check | Note]:
+def _check_own(
+    plan: LayerReplay, reference: StepsResult, compare: Comparison
+) -> Iterator[Check | Note]:
     """Compares our initialization, and the case run from it with the given router."""
     residual, a, b = map(np.asarray, _own_start(plan.spec, jnp.asarray(plan.kernel)))
     given = plan.factors
@@ -96,7 +100,7 @@ def _check_own(plan: Plan, reference: Outcome, compare: Comparison) -> Iterator[
 
 
 def _check_outcome(
-    plan: Plan, outcome: Outcome, compare: Comparison, agree: int | None = None
+    plan: LayerReplay, outcome: StepsResult, compare: Comparison, agree: int | None = None
 ) -> Iterator[Check | Note]:
     """Compares all results, but only the first `agree` forward passes of the training."""
     first, expected = outcome.first, plan.expected
@@ -121,5 +125,5 @@ def _check_outcome(
         )
 
 
-def _run_plan(plan: Plan, residual: np.ndarray, factors: Factors) -> Outcome:
+def _run_plan(plan: LayerReplay, residual: np.ndarray, factors: Factors) -> StepsResult:
     return run_layer(plan.run, residual, factors, jnp.asarray(_scale(plan)))

@@ -228,7 +228,7 @@ CASES: dict[str, MethodCase] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class CaseFile:
     """One entry of methods.json.
 
     Attributes:
@@ -244,7 +244,7 @@ class Entry:
     record: Record
 
 
-def read_entries(folder: Path) -> list[Entry]:
+def read_entries(folder: Path) -> list[CaseFile]:
     """Lists the cases of a folder with methods.json; their arrays are read later.
 
     Raises:
@@ -254,13 +254,13 @@ def read_entries(folder: Path) -> list[Entry]:
     entries = read_object(path)
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path} is not a list of cases")
-    found: dict[str, Entry] = {}
+    found: dict[str, CaseFile] = {}
     for number, entry in enumerate(entries):
         name = Record(entry, f"{path}: entry {number}").text("name")
         if name in found:
             raise UserError(f"{path} has two cases named {name!r}")
         record = Record(entry, f"{path}: {name}")
-        found[name] = Entry(name, folder, record.text("formula"), record)
+        found[name] = CaseFile(name, folder, record.text("formula"), record)
     return list(found.values())
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from goat_jax.adapters.adapter import AdapterStart, init_adapter
+from goat_jax.adapters.adapter import AdapterInit, init_adapter
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError, nearest
 from goat_jax.parity.budget_replay import replay_budget
@@ -17,14 +17,14 @@ from goat_jax.parity.bundle import Arrays, Record, read_npz
 from goat_jax.parity.checks import GIVEN, METHOD, OWN, Check, Comparison, Note
 from goat_jax.parity.dash_replay import replay_dash
 from goat_jax.parity.hub_replay import replay_hub, replay_kasa_loss
-from goat_jax.parity.layer_steps import Outcome, run_layer
-from goat_jax.parity.method_cases import CASES, Entry
+from goat_jax.parity.layer_steps import StepsResult, run_layer
+from goat_jax.parity.method_cases import CASES, CaseFile
 from goat_jax.parity.method_layer import LayerPlan, check_seen, read_layer
 from goat_jax.parity.pro_replay import replay_pro
 from goat_jax.typing import Array
 
 
-def replay_entry(entry: Entry) -> list[Check | Note]:
+def replay_entry(entry: CaseFile) -> list[Check | Note]:
     """Runs a case from the given arrays, checks our initialization, and compares every quantity.
 
     Raises:
@@ -44,10 +44,10 @@ def replay_entry(entry: Entry) -> list[Check | Note]:
         raise error if known else UserError(f"{entry.record.where}: {error}") from None
 
 
-Replay = Callable[[Entry, Arrays], Iterator[Check | Note]]
+Replay = Callable[[CaseFile, Arrays], Iterator[Check | Note]]
 
 
-def _replay_layer(entry: Entry, arrays: Arrays) -> Iterator[Check | Note]:
+def _replay_layer(entry: CaseFile, arrays: Arrays) -> Iterator[Check | Note]:
     plan = read_layer(entry, arrays)
     given = Comparison(METHOD, str(entry.folder), entry.name, GIVEN)
     yield given.check("scale", plan.scale, _scale_of(entry.record, plan))
@@ -63,7 +63,7 @@ def _scale_of(record: Record, plan: LayerPlan) -> np.ndarray:
 
 
 def _check_trained(
-    plan: LayerPlan, outcome: Outcome, arrays: Arrays, compare: Comparison
+    plan: LayerPlan, outcome: StepsResult, arrays: Arrays, compare: Comparison
 ) -> Iterator[Check]:
     yield compare.check("adamw_losses", outcome.losses, arrays.get("adamw_losses"))
     yield compare.check("y_final", outcome.y_final, arrays.get("y_final"))
@@ -73,7 +73,7 @@ def _check_trained(
             yield compare.check(f"{name}_final", ours, arrays.get(f"{name}_final"))
 
 
-def _check_own_start(entry: Entry, plan: LayerPlan, arrays: Arrays) -> Iterator[Check]:
+def _check_own_start(entry: CaseFile, plan: LayerPlan, arrays: Arrays) -> Iterator[Check]:
     """Compares our initialization if it is not random: the frozen kernel and products of factors.
 
     Only a case with a residual kernel has such an initialization.
@@ -106,13 +106,13 @@ def _check_own_start(entry: Entry, plan: LayerPlan, arrays: Arrays) -> Iterator[
 
 
 @partial(jax.jit, static_argnums=0)
-def _own_start(spec: AdapterSpec, kernel: Array, gradient: Array | None) -> AdapterStart:
+def _own_start(spec: AdapterSpec, kernel: Array, gradient: Array | None) -> AdapterInit:
     return init_adapter(kernel, spec, jax.random.key(0), gradient)
 
 
 @partial(jax.jit, static_argnums=0)
 def _edit_base(spec: AdapterSpec, kernel: Array, factors: dict[str, Array], scale: Array) -> Array:
-    return spec.base_edit(kernel, factors, scale, spec)
+    return spec.kernel_edit(kernel, factors, scale, spec)
 
 
 REPLAYS: dict[str, Replay] = {formula: _replay_layer for formula in CASES} | {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from goat_jax.adapters.parts.scales import Fixed, Theory
+from goat_jax.adapters.parts.scales import ConstantScale, TheoreticalScale
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError, nearest
 from goat_jax.optim.optimizer import OptimizerConfig
@@ -92,11 +92,11 @@ def read_run(folder: Path) -> ModelRun:
 
 
 def _spec(record: Record, kind: PublishedType) -> tuple[AdapterSpec, tuple[float, ...] | None]:
-    theory = isinstance(kind.scale, Theory)
+    theory = isinstance(kind.scale, TheoreticalScale)
     # The theoretical scale depends on the layer, so one number in the file cannot describe it.
     absent = theory and record.values.get("scaling") is None
     scaling = None if absent else record.numbers("scaling", record.integer("num_experts"))
-    scale = kind.scale if theory or scaling is None else Fixed(scaling)
+    scale = kind.scale if theory or scaling is None else ConstantScale(scaling)
     return read_spec(record, kind, scale), scaling
 
 

@@ -17,7 +17,7 @@ from goat_jax.training.losses import (
     IMAGE_CLASSIFICATION,
     LANGUAGE,
     REGRESSION,
-    Objective,
+    LossFn,
     language_loss,
 )
 from goat_jax.typing import Array, Batch
@@ -33,12 +33,12 @@ class ModelInputs:
         inputs: the names of the arrays that a batch may have besides labels; the first is required.
         complete: the function that checks the shapes of a batch and adds row weights and the
             defaults of the PyTorch model. Its second argument is the file, for messages.
-        objective: config.json -> the loss that PyTorch's model computes.
+        loss_fn: config.json -> the loss that PyTorch's model computes.
     """
 
     inputs: tuple[str, ...]
     complete: Callable[[Inputs, str], Inputs]
-    objective: Callable[[Mapping[str, Any]], Objective]
+    loss_fn: Callable[[Mapping[str, Any]], LossFn]
 
 
 def _complete_tokens(batch: Inputs, where: str) -> Inputs:
@@ -72,7 +72,7 @@ _TEXT_PROBLEMS = {"regression": REGRESSION, "single_label_classification": CLASS
 _IMAGE_PROBLEMS = {"single_label_classification": IMAGE_CLASSIFICATION}
 
 
-def _classification(problems: Mapping[str, Objective], hf: Mapping[str, Any]) -> Objective:
+def _classification(problems: Mapping[str, LossFn], hf: Mapping[str, Any]) -> LossFn:
     """Returns the loss of a classifier: with one label, and no problem_type, it is a regression."""
     labels = hf.get("num_labels") or len(hf.get("id2label") or (0, 1))
     default = "regression" if labels == 1 else "single_label_classification"
@@ -114,17 +114,17 @@ INPUTS: dict[str, ModelInputs] = {
     "language model": ModelInputs(
         inputs=("input_ids", "attention_mask"),
         complete=_complete_language,
-        objective=lambda hf: _LANGUAGE,
+        loss_fn=lambda hf: _LANGUAGE,
     ),
     "text encoder": ModelInputs(
         inputs=("input_ids", "attention_mask", "token_type_ids"),
         complete=_complete_tokens,
-        objective=partial(_classification, _TEXT_PROBLEMS),
+        loss_fn=partial(_classification, _TEXT_PROBLEMS),
     ),
     "image encoder": ModelInputs(
         inputs=("pixel_values",),
         complete=_complete_images,
-        objective=partial(_classification, _IMAGE_PROBLEMS),
+        loss_fn=partial(_classification, _IMAGE_PROBLEMS),
     ),
 }
 """Kind of a model -> its inputs."""
@@ -136,16 +136,16 @@ LABELS = {
     IMAGE_CLASSIFICATION: np.int32,
     _LANGUAGE: np.int32,
 }
-"""Objective -> the dtype of its labels."""
+"""LossFn -> the dtype of its labels."""
 
 
-def complete_batch(batch: Inputs, kind: ModelInputs, objective: Objective, where: str) -> Inputs:
+def complete_batch(batch: Inputs, kind: ModelInputs, loss_fn: LossFn, where: str) -> Inputs:
     """Completes a batch to the inputs of the package's models.
 
     Args:
         batch: the bundle's arrays.
         kind: the row of `INPUTS` of the model's kind.
-        objective: the model's loss.
+        loss_fn: the model's loss.
         where: the file, for messages.
 
     Raises:
@@ -156,7 +156,7 @@ def complete_batch(batch: Inputs, kind: ModelInputs, objective: Objective, where
     unknown = sorted(set(batch) - {*kind.inputs, "labels"})
     if unknown:
         raise UserError(f"{where} has {unknown[0]!r}, which is no input of this model")
-    labels, dtype = batch["labels"], LABELS[objective]
+    labels, dtype = batch["labels"], LABELS[loss_fn]
     if dtype == np.int32 and labels.dtype.kind not in "iu":
         raise UserError(f"{where}: labels are {labels.dtype}, but this model's are class numbers")
     return kind.complete(batch | {"labels": labels.astype(dtype)}, where)

@@ -26,7 +26,7 @@ from goat_jax.parity.model_bundle import ModelRun, adapter_tensors, hf_config, r
 from goat_jax.parity.model_inputs import INPUTS, complete_batch
 from goat_jax.parity.reference_code import scale_note
 from goat_jax.parity.ties import settle_ties
-from goat_jax.parity.training import Outcome, Trainer
+from goat_jax.parity.training import Trainer, TrainingResult
 from goat_jax.typing import Array, Factors
 
 Starts = Mapping[str, Start]
@@ -46,14 +46,14 @@ def replay_run(folder: Path) -> list[Check | Note]:
     with jax.default_matmul_precision("highest"):
         loaded = load_model(folder, key=jax.random.key(0))
         model, kind = loaded.model, INPUTS[loaded.kind]
-        objective, where = kind.objective(hf), str(folder / "batches.npz")
-        batches = [complete_batch(batch, kind, objective, where) for batch in run.batches]
+        loss_fn, where = kind.loss_fn(hf), str(folder / "batches.npz")
+        batches = [complete_batch(batch, kind, loss_fn, where) for batch in run.batches]
         kernels = read_kernels(model, run.modules)
         inject(model, run.spec, run.modules, key=jax.random.key(0))
         train_in_full(model, run.head)
         own = read_starts(model)
         given = _given_starts(run, kernels, own)
-        trainer = Trainer.create(run, model, objective, batches)
+        trainer = Trainer.create(run, model, loss_fn, batches)
         first, second = (Comparison(MODEL, str(folder), run.name, s) for s in (GIVEN, OWN))
         found = list(_check_settings(trainer, own, first))
         judge = partial(_check_outcome, run, compare=first)
@@ -78,7 +78,7 @@ def _given_starts(run: ModelRun, kernels: Kernels, own: Starts) -> dict[str, Sta
 
 @partial(jax.jit, static_argnums=0)
 def _edit_base(spec: AdapterSpec, kernel: Array, factors: Factors, scale: Array) -> Array:
-    return spec.base_edit(kernel, factors, scale, spec)
+    return spec.kernel_edit(kernel, factors, scale, spec)
 
 
 def _check_settings(
@@ -110,7 +110,7 @@ def _check_settings(
 
 
 def _check_outcome(
-    run: ModelRun, outcome: Outcome, compare: Comparison, agree: int | None = None
+    run: ModelRun, outcome: TrainingResult, compare: Comparison, agree: int | None = None
 ) -> Iterator[Check | Note]:
     """Compares all results, but only the first `agree` steps of the training."""
     expected = dict(run.expected)
@@ -132,7 +132,7 @@ def _check_outcome(
 FINAL = {"a": "final A", "b": "final B", "router": "final router"}
 
 
-def _check_final(run: ModelRun, outcome: Outcome, compare: Comparison) -> Iterator[Check]:
+def _check_final(run: ModelRun, outcome: TrainingResult, compare: Comparison) -> Iterator[Check]:
     """Compares the trained tensors after the last step; yields the worst module of each kind."""
     rows: dict[str, list[Check]] = {}
 
@@ -160,7 +160,7 @@ def _check_own(
     kernels: Kernels,
     own: Starts,
     given: Starts,
-    reference: Outcome,
+    reference: TrainingResult,
     compare: Comparison,
 ) -> Iterator[Check | Note]:
     """Compares our initialization, and the run from it with the given routers and head."""

@@ -19,7 +19,7 @@ from goat_jax.parity.bundle import Arrays, Record
 from goat_jax.parity.checks import GIVEN, METHOD, Check, Comparison, Note
 from goat_jax.parity.layer_bundle import read_adamw
 from goat_jax.parity.layer_steps import Recipe, run_layer
-from goat_jax.parity.method_cases import ONE_PAIR, SINGLE, Entry
+from goat_jax.parity.method_cases import ONE_PAIR, SINGLE, CaseFile
 from goat_jax.parity.method_layer import LayerPlan, check_seen, read_layer
 from goat_jax.typing import PyTree
 
@@ -52,7 +52,7 @@ OPTIMIZERS: Mapping[str, Transform] = {
 """Prefix of a trajectory's names in the file -> the optimizer's transform."""
 
 
-def replay_pro(entry: Entry, arrays: Arrays) -> Iterator[Check | Note]:
+def replay_pro(entry: CaseFile, arrays: Arrays) -> Iterator[Check | Note]:
     """Compares the first step, the adjusted gradients, and the trajectories of all optimizers."""
     plan = read_layer(entry, arrays)
     compare = Comparison(METHOD, str(entry.folder), entry.name, GIVEN)

@@ -7,12 +7,22 @@ import re
 
 import numpy as np
 
-from goat_jax.adapters.parts.aux_losses import Balance
+from goat_jax.adapters.parts.aux_losses import LoadBalancing
 from goat_jax.adapters.parts.combines import SumOfExperts
-from goat_jax.adapters.parts.initializers import KeepBase, SubtractMean, SvdSegments, ZeroDelta
+from goat_jax.adapters.parts.initializers import (
+    KeepKernel,
+    SubtractMeanDelta,
+    SvdSegments,
+    ZeroDelta,
+)
 from goat_jax.adapters.parts.routers import TopK
-from goat_jax.adapters.parts.scales import AlphaOverRank, AlphaOverRootRank, Fixed, Theory
-from goat_jax.adapters.protocols import BaseEdit, ScaleRule
+from goat_jax.adapters.parts.scales import (
+    AlphaOverRank,
+    AlphaOverRootRank,
+    ConstantScale,
+    TheoreticalScale,
+)
+from goat_jax.adapters.protocols import KernelEdit, ScaleRule
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core import svd
 from goat_jax.core.svd import Segments
@@ -73,7 +83,7 @@ def read_init_type(name: str, eta: float = 1.0) -> PublishedType:
         UserError: the name is unknown.
 
     >>> read_init_type("lora_scale", eta=0.1)
-    PublishedType(start='lora', scale=Theory(eta=0.1), fixed=True)
+    PublishedType(start='lora', scale=TheoreticalScale(eta=0.1), fixed=True)
     """
     affixes = re.fullmatch(r"(rs_?)?(.*?)((?:_rs|_scale)*)", name)
     assert affixes is not None
@@ -84,16 +94,16 @@ def read_init_type(name: str, eta: float = 1.0) -> PublishedType:
             f"{', '.join(STARTS)}, each also with _scale or _rs"
         )
     if "scale" in after:
-        return PublishedType(start, Theory(eta), True)
+        return PublishedType(start, TheoreticalScale(eta), True)
     if name in OWN_SCALE:
-        return PublishedType(start, Fixed(OWN_SCALE[name]), True)
+        return PublishedType(start, ConstantScale(OWN_SCALE[name]), True)
     rule = AlphaOverRootRank() if before or after else AlphaOverRank()
     return PublishedType(start, rule, False)
 
 
 @dataclasses.dataclass(frozen=True)
-class SubtractShare(SubtractMean):
-    """`SubtractMean` with the weight `share` instead of 1/E: W0 - share * s_1 sum_i a_i b_i.
+class SubtractShare(SubtractMeanDelta):
+    """`SubtractMeanDelta` with the weight `share` instead of 1/E: W0 - share * s_1 sum_i a_i b_i.
 
     Attributes:
         share: the weight of the sum.
@@ -125,8 +135,8 @@ def read_spec(record: Record, kind: PublishedType, scale: ScaleRule) -> AdapterS
     >>> sizes = {"rank": 16, "num_experts": 8, "top_k": 2, "alpha": 32}
     >>> record = Record({**sizes, "rho": 10, "init_cof": 0.125}, "layers.json")
     >>> spec = read_spec(record, read_init_type("goat"), AlphaOverRank())
-    >>> spec.rank, spec.base_edit
-    (2, SubtractMean(with_first_scale=True))
+    >>> spec.rank, spec.kernel_edit
+    (2, SubtractMeanDelta(with_first_scale=True))
     """
     rank, experts = record.integer("rank"), record.integer("num_experts")
     zero = kind.segments is None
@@ -141,11 +151,11 @@ def read_spec(record: Record, kind: PublishedType, scale: ScaleRule) -> AdapterS
     try:
         return AdapterSpec(
             initializer=ZeroDelta() if kind.segments is None else SvdSegments(kind.segments, rho),
-            base_edit=KeepBase() if zero else _residual(init_cof, experts),
+            kernel_edit=KeepKernel() if zero else _residual(init_cof, experts),
             router=TopK(),
             combine=SumOfExperts(),
             scale=scale,
-            aux_loss=Balance(reference_code=True, count_padding=True),
+            aux_loss=LoadBalancing(reference_code=True, count_padding=True),
             total_rank=rank - rank % experts,
             num_experts=experts,
             top_k=record.integer("top_k"),
@@ -163,7 +173,7 @@ def scale_note(theirs: np.ndarray, rule: np.ndarray) -> str:
     )
 
 
-def _residual(init_cof: float, num_experts: int) -> BaseEdit:
+def _residual(init_cof: float, num_experts: int) -> KernelEdit:
     if abs(init_cof * num_experts - 1.0) < 1e-9:
-        return SubtractMean(with_first_scale=True)
+        return SubtractMeanDelta(with_first_scale=True)
     return SubtractShare(share=init_cof)

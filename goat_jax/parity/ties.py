@@ -16,7 +16,7 @@ import numpy as np
 from goat_jax.interop.modules import Start
 from goat_jax.parity.align import agreeing_steps
 from goat_jax.parity.checks import Check, Comparison, Note
-from goat_jax.parity.training import Outcome, Trainer
+from goat_jax.parity.training import Trainer, TrainingResult
 
 ATTEMPTS = 8
 """Number of perturbed runs; a single tie goes the other way in about half of them."""
@@ -27,9 +27,9 @@ Rows = list[Check | Note]
 def settle_ties(
     trainer: Trainer,
     starts: Mapping[str, Start],
-    judge: Callable[[Outcome], Iterable[Check | Note]],
+    judge: Callable[[TrainingResult], Iterable[Check | Note]],
     compare: Comparison,
-) -> tuple[Outcome, Rows]:
+) -> tuple[TrainingResult, Rows]:
     """Trains from the given adapters; if a check fails, also from perturbed routers.
 
     Args:

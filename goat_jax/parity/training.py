@@ -16,7 +16,7 @@ from goat_jax.nn.dense import merge_model, split_model
 from goat_jax.optim.optimizer import OptimizerConfig, make_optimizer
 from goat_jax.parity.model_bundle import ModelRun
 from goat_jax.parity.model_inputs import Inputs
-from goat_jax.training.losses import Objective
+from goat_jax.training.losses import LossFn
 from goat_jax.training.state import RunState
 from goat_jax.training.step import (
     EvalStep,
@@ -29,7 +29,7 @@ from goat_jax.training.step import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class TrainingResult:
     """The results of a run.
 
     Attributes:
@@ -71,14 +71,14 @@ class Trainer:
 
     @classmethod
     def create(
-        cls, run: ModelRun, model: nnx.Module, objective: Objective, batches: list[Inputs]
+        cls, run: ModelRun, model: nnx.Module, loss_fn: LossFn, batches: list[Inputs]
     ) -> Trainer:
         """Makes a trainer with its steps, which are not compiled yet."""
         graph, _, _ = split_model(model)
-        steps = _make_steps(graph, objective, run.optimizer, run.steps, run.aux_coef)
+        steps = _make_steps(graph, loss_fn, run.optimizer, run.steps, run.aux_coef)
         return cls(run, model, batches, *steps)
 
-    def train(self, starts: Mapping[str, Start]) -> Outcome:
+    def train(self, starts: Mapping[str, Start]) -> TrainingResult:
         """Trains from these adapters and the bundle's initial head on all batches, in order."""
         write_starts(self.model, starts)
         write_head(self.model, self.run.head, self.run.initial.floats)
@@ -93,7 +93,7 @@ class Trainer:
             history.append(_numbers(metrics))
         sums, logits_after = self.eval_step(state.trainable, base, batches[0])
         trained = merge_model(graph, state.trainable, base)
-        return Outcome(
+        return TrainingResult(
             per_step={name: np.stack([one[name] for one in history]) for name in _PER_STEP},
             loads=np.stack([one["loads"] for one in history]),
             logits_first=np.asarray(logits_first),
@@ -107,15 +107,15 @@ class Trainer:
 @lru_cache(maxsize=4)
 def _make_steps(
     graph: nnx.GraphDef,
-    objective: Objective,
+    loss_fn: LossFn,
     config: OptimizerConfig,
     total_steps: int,
     aux_coef: float,
 ) -> tuple[TrainStep, EvalStep]:
     """Makes the jitted steps; bundles that differ only in their numbers share compiled steps."""
     optimizer = make_optimizer(config, total_steps)
-    train_step = make_train_step(graph, objective, optimizer, aux_weight=aux_coef)
-    return train_step, make_eval_step(graph, objective)
+    train_step = make_train_step(graph, loss_fn, optimizer, aux_weight=aux_coef)
+    return train_step, make_eval_step(graph, loss_fn)
 
 
 _PER_STEP = ("loss", "task_loss", "aux_loss", "grad_norm")

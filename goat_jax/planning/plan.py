@@ -15,7 +15,7 @@ from goat_jax.config.run import RunConfig
 from goat_jax.errors import UserError
 from goat_jax.planning.hlo_collectives import Exchange, collectives
 from goat_jax.sharding.config import MeshConfig
-from goat_jax.sharding.rules import Placement, make_placement
+from goat_jax.sharding.rules import ShardingRules, make_sharding_rules
 from goat_jax.training.abstract_run import AbstractRun, abstract_run
 from goat_jax.training.logging.chips import Chip, Topology
 from goat_jax.training.logging.flops import matmul_flops
@@ -27,7 +27,7 @@ class DoesNotFit(UserError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """Resources that a training step needs.
 
     Attributes:
@@ -68,7 +68,7 @@ class Plan:
         }
 
 
-def plan(config: RunConfig, topology: Topology, model: str | Path | None = None) -> Plan:
+def plan(config: RunConfig, topology: Topology, model: str | Path | None = None) -> StepPlan:
     """Compiles the training step of a run for a topology; nothing is loaded or run.
 
     Args:
@@ -89,7 +89,7 @@ def plan(config: RunConfig, topology: Topology, model: str | Path | None = None)
     memory = compiled.memory_analysis()
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     said = getattr(memory, "peak_memory_in_bytes", 0)
-    return Plan(
+    return StepPlan(
         devices=len(topology.devices),
         mesh={} if placement is None else dict(placement.mesh.shape),
         rows=config.train.batch_size,
@@ -117,10 +117,10 @@ def _compiled(run: AbstractRun) -> Any:
         ) from error
 
 
-def _placed(config: RunConfig, topology: Topology) -> tuple[RunConfig, Placement | None]:
+def _placed(config: RunConfig, topology: Topology) -> tuple[RunConfig, ShardingRules | None]:
     if config.mesh.single and len(topology.devices) > 1:
         config = dataclasses.replace(config, mesh=MeshConfig(fsdp=-1, rules=config.mesh.rules))
-    return config, make_placement(config.mesh, topology.devices)
+    return config, make_sharding_rules(config.mesh, topology.devices)
 
 
 def largest_rows(

@@ -36,7 +36,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class StoredTensor:
     """Header entry of a tensor in a weight file.
 
     Attributes:
@@ -56,11 +56,11 @@ class Weights(Mapping[str, np.ndarray]):
 
     Attributes:
         folder: the folder with the files, for messages.
-        entries: tensor name -> `Entry`.
+        entries: tensor name -> `StoredTensor`.
     """
 
     folder: Path
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, StoredTensor]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -122,12 +122,12 @@ def _open(path: Path) -> Any:
         ) from None
 
 
-def read_header(path: Path) -> dict[str, Entry]:
-    """Reads the header of a safetensors file: tensor name -> `Entry`."""
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Reads the header of a safetensors file: tensor name -> `StoredTensor`."""
     with _open(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         return {
-            name: Entry(path, view.get_dtype(), tuple(view.get_shape()))
+            name: StoredTensor(path, view.get_dtype(), tuple(view.get_shape()))
             for name, view in slices.items()
         }
 
@@ -152,12 +152,12 @@ def open_weights(folder: Path) -> WeightFiles:
     raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}: fetch the whole checkpoint")
 
 
-def _read_index(path: Path) -> dict[str, Entry]:
+def _read_index(path: Path) -> dict[str, StoredTensor]:
     """Reads the entries of all shards; an index must not point outside its folder."""
     places = read_json(path, "an index of weights").get("weight_map")
     if not isinstance(places, dict) or not places:
         raise UserError(f"{path} has no weight_map: fetch it again")
-    entries: dict[str, Entry] = {}
+    entries: dict[str, StoredTensor] = {}
     for shard in sorted(set(map(str, places.values()))):
         if Path(shard).name != shard:
             raise UserError(

@@ -11,10 +11,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from goat_jax.errors import UserError
-from goat_jax.sharding.rules import Placement
+from goat_jax.sharding.rules import ShardingRules
 
 
-def own_rows(placement: Placement, rows: int) -> slice:
+def own_rows(placement: ShardingRules, rows: int) -> slice:
     """Returns the rows of a global batch that this process's devices hold.
 
     Raises:
@@ -30,7 +30,7 @@ def own_rows(placement: Placement, rows: int) -> slice:
     return slice(parts[0][0], parts[-1][1])
 
 
-def share_of_rows(placement: Placement, rows: int) -> tuple[int, int]:
+def share_of_rows(placement: ShardingRules, rows: int) -> tuple[int, int]:
     """Returns (index, count): this process reads shard `index` of `count` equal ones of a batch.
 
     Raises:
@@ -46,7 +46,7 @@ def share_of_rows(placement: Placement, rows: int) -> tuple[int, int]:
     return own.start // size, rows // size
 
 
-def put_batch(batch: Mapping[str, Any], placement: Placement, rows: int) -> dict[str, Any]:
+def put_batch(batch: Mapping[str, Any], placement: ShardingRules, rows: int) -> dict[str, Any]:
     """Builds a global batch on the mesh from this process's rows.
 
     Args:
@@ -69,7 +69,7 @@ def put_batch(batch: Mapping[str, Any], placement: Placement, rows: int) -> dict
     return {name: put(array) for name, array in batch.items()}
 
 
-def put_whole_batch(batch: Mapping[str, Any], placement: Placement) -> dict[str, Any]:
+def put_whole_batch(batch: Mapping[str, Any], placement: ShardingRules) -> dict[str, Any]:
     """Puts a batch on the mesh where every process has all rows and keeps those of its devices."""
 
     def put(array: ArrayLike) -> jax.Array:

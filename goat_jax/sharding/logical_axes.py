@@ -13,7 +13,7 @@ from goat_jax.nn.modules import (
     Projection,
     RMSNorm,
 )
-from goat_jax.nn.named_modules import Site
+from goat_jax.nn.named_modules import ModuleRef
 
 Axes = tuple[str | None, ...]
 
@@ -52,12 +52,12 @@ PARAMETERS: dict[type[nnx.Module], dict[str, Axes]] = {
 """Module -> parameter -> logical names of its last axes; `sides` resolves "in" and "out"."""
 
 
-def sides(site: Site) -> dict[str, str | None]:
+def sides(site: ModuleRef) -> dict[str, str | None]:
     """Returns the logical axes of a linear module's input and output side.
 
     >>> from goat_jax.models.encoder.model import Encoder, tiny_config
-    >>> from goat_jax.nn.named_modules import find_sites
-    >>> sites = find_sites(Encoder(tiny_config(), rngs=nnx.Rngs(0)))
+    >>> from goat_jax.nn.named_modules import find_modules
+    >>> sites = find_modules(Encoder(tiny_config(), rngs=nnx.Rngs(0)))
     >>> sides(next(site for site in sites if site.path[-1] == "down"))
     {'in': 'inner', 'out': 'embed'}
     """
@@ -67,7 +67,7 @@ def sides(site: Site) -> dict[str, str | None]:
     return {"in": "embed", "out": "inner" if part in INWARD else None}
 
 
-def parameter_axes(site: Site, name: str, rank: int) -> Axes:
+def parameter_axes(site: ModuleRef, name: str, rank: int) -> Axes:
     """Returns a parameter's logical axes; leading axes (layers) beyond the named ones have none."""
     facing = sides(site)
     named = [facing.get(str(axis), axis) for axis in PARAMETERS[type(site.module)][name]]
@@ -76,7 +76,7 @@ def parameter_axes(site: Site, name: str, rank: int) -> Axes:
     return (*(None,) * (rank - len(named)), *named)
 
 
-def adapter_axes(site: Site, name: str, rank: int) -> Axes:
+def adapter_axes(site: ModuleRef, name: str, rank: int) -> Axes:
     """Returns the logical axes of an array of a module's adapter."""
     facing = sides(site)
     named = [None if side is None else facing[side] for side in ADAPTER.get(name, ())]

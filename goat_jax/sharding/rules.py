@@ -1,4 +1,4 @@
-"""`Placement`: the sharding of every array of a run, derived from a mesh and its rules."""
+"""`ShardingRules`: the sharding of every array of a run, derived from a mesh and its rules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import KeyPath
 
 from goat_jax.errors import UserError
-from goat_jax.nn.named_modules import Site, find_sites
+from goat_jax.nn.named_modules import ModuleRef, find_modules
 from goat_jax.sharding.config import AXES, MeshConfig, Rules
 from goat_jax.sharding.logical_axes import PARAMETERS, WHOLE_IF_SMALL, adapter_axes, parameter_axes
 from goat_jax.typing import Array, PyTree
@@ -24,7 +24,7 @@ SMALL = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
-class Placement:
+class ShardingRules:
     """Sharding rules for the arrays of a run.
 
     Attributes:
@@ -67,7 +67,7 @@ class Placement:
         """Number of parts that the rows of a batch are split into."""
         return self._parts(self.rules.batch)
 
-    def parameter(self, site: Site, name: str) -> NamedSharding:
+    def parameter(self, site: ModuleRef, name: str) -> NamedSharding:
         """Returns the sharding of a (stacked) parameter of a module, by its place in the model.
 
         Raises:
@@ -77,7 +77,7 @@ class Placement:
         axes = parameter_axes(site, name, len(shape))
         return self.cut(f"{site.pattern} ({name})", axes, shape)
 
-    def adapter(self, site: Site, name: str, shape: Sequence[int]) -> NamedSharding:
+    def adapter(self, site: ModuleRef, name: str, shape: Sequence[int]) -> NamedSharding:
         """Returns an adapter array's sharding, layer axis included; it follows the kernel."""
         axes = adapter_axes(site, name, len(shape))
         if name in WHOLE_IF_SMALL and math.prod(shape) < SMALL:
@@ -145,9 +145,9 @@ def _spec(entries: Sequence[tuple[str, ...]]) -> PartitionSpec:
     return PartitionSpec(*kept)
 
 
-def make_placement(
+def make_sharding_rules(
     config: MeshConfig, devices: Sequence[Any] | None = None, processes: int = 1
-) -> Placement | None:
+) -> ShardingRules | None:
     """Builds the placement of a mesh config; None for one device.
 
     Args:
@@ -158,13 +158,13 @@ def make_placement(
     Raises:
         UserError: sizes whose product is not the number of devices.
 
-    >>> make_placement(MeshConfig()) is None
+    >>> make_sharding_rules(MeshConfig()) is None
     True
     """
     if config.single and processes == 1 and (devices is None or len(devices) == 1):
         return None
     devices = jax.devices() if devices is None else list(devices)
-    return Placement(_make_mesh(config.sizes(len(devices)), devices), config.rules)
+    return ShardingRules(_make_mesh(config.sizes(len(devices)), devices), config.rules)
 
 
 def _make_mesh(sizes: tuple[int, ...], devices: Sequence[Any]) -> Mesh:
@@ -175,13 +175,13 @@ def _make_mesh(sizes: tuple[int, ...], devices: Sequence[Any]) -> Mesh:
     return Mesh(np.asarray(grid), AXES)
 
 
-def model_shardings(model: nnx.Module, placement: Placement) -> dict[tuple, NamedSharding]:
+def model_shardings(model: nnx.Module, placement: ShardingRules) -> dict[tuple, NamedSharding]:
     """Returns the sharding of every parameter and adapter array of a model, by its path.
 
     Arrays that are not listed (scalars, small constants) are replicated.
     """
     found: dict[tuple, NamedSharding] = {}
-    for site in find_sites(model, tuple(PARAMETERS)):
+    for site in find_modules(model, tuple(PARAMETERS)):
         for name in PARAMETERS[type(site.module)]:
             if getattr(site.module, name) is not None:
                 found[(*site.path, name)] = placement.parameter(site, name)
@@ -193,12 +193,12 @@ def model_shardings(model: nnx.Module, placement: Placement) -> dict[tuple, Name
     return found
 
 
-def place_model(model: nnx.Module, placement: Placement) -> None:
+def place_model(model: nnx.Module, placement: ShardingRules) -> None:
     """Moves the parameters of a model that is already in memory onto the mesh, in place.
 
     `goat_jax.models.load.load_model` instead reads parameters straight to their devices.
     """
-    for site in find_sites(model, tuple(PARAMETERS)):
+    for site in find_modules(model, tuple(PARAMETERS)):
         for name in PARAMETERS[type(site.module)]:
             variable = getattr(site.module, name)
             if variable is not None:

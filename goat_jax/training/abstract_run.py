@@ -23,15 +23,15 @@ from goat_jax.models.known_sizes import model_config
 from goat_jax.models.load import random_model
 from goat_jax.models.registry import architecture_of
 from goat_jax.nn.dense import split_model
-from goat_jax.nn.named_modules import find_sites
+from goat_jax.nn.named_modules import find_modules
 from goat_jax.optim.pairs import scales_of
-from goat_jax.sharding.rules import Placement, model_shardings, tree_shardings
+from goat_jax.sharding.rules import ShardingRules, model_shardings, tree_shardings
 from goat_jax.training.phase_change import starting_constants
 from goat_jax.training.setup import adapt, aligned, method_optimizer, model_options, quantized_base
-from goat_jax.training.shardings import Placed, keep_rows
+from goat_jax.training.shardings import RunShardings, keep_rows
 from goat_jax.training.state import RunState
 from goat_jax.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
-from goat_jax.training.task_types import check_model, problem_of
+from goat_jax.training.task_types import check_model, task_type_of
 from goat_jax.typing import Array, Batch, PyTree
 
 
@@ -40,7 +40,7 @@ class AbstractRun:
     """A run whose arrays are `jax.ShapeDtypeStruct`.
 
     Attributes:
-        graph: the model's static structure, as in `setup.Built`.
+        graph: the model's static structure, as in `setup.TrainSetup`.
         base: the frozen arrays.
         state: the state at step 0, optimizer state included.
         batch: a training batch of the greatest length.
@@ -80,7 +80,7 @@ def _type(array: jax.ShapeDtypeStruct) -> tuple:
 
 
 def abstract_run(
-    config: RunConfig, model: str | Path | None = None, placement: Placement | None = None
+    config: RunConfig, model: str | Path | None = None, placement: ShardingRules | None = None
 ) -> AbstractRun:
     """Traces the run that `setup.build` would build, at full size and within seconds.
 
@@ -107,7 +107,7 @@ def abstract_run(
     hf = model_config(source)
     kind = architecture_of(hf, Path(source)).kind
     check_model(config.task, kind, str(source))
-    spec, problem = config.adapter.spec(), problem_of(config.task)
+    spec, problem = config.adapter.spec(), task_type_of(config.task)
     found: dict[str, Any] = {}
 
     def start() -> tuple[RunState, PyTree]:  # in the order of `setup.build`, which says why
@@ -123,16 +123,16 @@ def abstract_run(
         found["graph"], trainable, base = split_model(loaded.model)
         optimizer = method_optimizer(config, spec, scales_of(trainable, base))
         trainable, base = aligned(config, trainable, base)
-        constants = starting_constants(loaded.model, spec.course)
+        constants = starting_constants(loaded.model, spec.phases)
         return RunState.create(trainable, optimizer, run_key, constants), base
 
     state, base = jax.eval_shape(start)
-    graph, objective = found["graph"], problem.objective(config.task)
+    graph, loss_fn = found["graph"], problem.loss_fn(config.task)
     placed = None
     if placement is not None:
         known, whole = found["known"], placement.whole
         where = tree_shardings(state, known, whole)
-        placed = Placed(placement, known, tree_shardings(base, known, whole), where)
+        placed = RunShardings(placement, known, tree_shardings(base, known, whole), where)
     return AbstractRun(
         graph=graph,
         base=base,
@@ -141,7 +141,7 @@ def abstract_run(
         eval_batch=batch_shapes(config, config.train.eval_batch_size),
         train_step=_train_step(config, graph, spec, placed),
         eval_step=make_eval_step(
-            graph, objective, None if placed is None else placed.in_evaluation()
+            graph, loss_fn, None if placed is None else placed.in_evaluation()
         ),
         inject_report=found["report"],
         kind=kind,
@@ -176,7 +176,7 @@ def count(
 
 
 def _train_step(
-    config: RunConfig, graph: nnx.GraphDef, spec: AdapterSpec, placed: Placed | None
+    config: RunConfig, graph: nnx.GraphDef, spec: AdapterSpec, placed: RunShardings | None
 ) -> TrainStep:
     """Makes the run's training step.
 
@@ -188,7 +188,7 @@ def _train_step(
         optimizer = method_optimizer(config, spec, scales_of(state.trainable, base))
         own = make_train_step(
             graph,
-            problem_of(config.task).objective(config.task),
+            task_type_of(config.task).loss_fn(config.task),
             optimizer,
             aux_weight=spec.aux_weight,
             grad_accum_steps=config.train.grad_accum_steps,
@@ -207,7 +207,7 @@ def batch_shapes(config: RunConfig, rows: int) -> dict[str, jax.ShapeDtypeStruct
     (5, 8, 8, 3)
     """
     length = config.train.max_length
-    blank = problem_of(config.task).one_row(config.task, config.model.path, length)
+    blank = task_type_of(config.task).one_row(config.task, config.model.path, length)
     one = blank.gather(np.zeros(1, int), length)
     return {
         name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype)
@@ -219,7 +219,7 @@ class _Gradients(Mapping[str, Array]):
     """Mapping from linear layers to zero gradients, each made on access."""
 
     def __init__(self, model: nnx.Module):
-        self._sites = {name: site for site in find_sites(model) for name in site.names()}
+        self._sites = {name: site for site in find_modules(model) for name in site.names()}
 
     def __getitem__(self, name: str) -> Array:
         kernel = self._sites[name].module.kernel
@@ -242,6 +242,6 @@ def kernel_shapes(config: RunConfig) -> dict[str, tuple[int, int]]:
     """Returns the kernel shapes (I, O) of a config's model by module name; reads no weights."""
     return {
         name: (site.module.kernel.shape[-2], site.module.kernel.shape[-1])
-        for site in find_sites(abstract_model(config))
+        for site in find_modules(abstract_model(config))
         for name in site.names()
     }

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from goat_jax.training.step import EvalStep
-from goat_jax.training.task_types import Task, problem_of
+from goat_jax.training.task_types import Task, task_type_of
 from goat_jax.typing import Batch, PyTree
 
 
@@ -46,7 +46,7 @@ def evaluate(
         base: the frozen arrays.
         batches: the evaluation batches; padding rows have weight 0.
         task: the task, which names the metrics.
-        put: a function that moves a batch to the devices (`Built.put_whole`).
+        put: a function that moves a batch to the devices (`TrainSetup.put_whole`).
     """
     start = time.perf_counter()
     pending = [(batch, eval_step(trainable, base, put(batch))) for batch in batches]
@@ -56,7 +56,9 @@ def evaluate(
         if name != "loads"
     }
     outputs = np.concatenate([np.asarray(output) for _, (_, output) in pending])
-    scores = problem_of(task).scores(task.metrics, totals, [batch for batch, _ in pending], outputs)
+    scores = task_type_of(task).scores(
+        task.metrics, totals, [batch for batch, _ in pending], outputs
+    )
     loads = jax.tree.map(
         lambda *parts: sum(map(np.asarray, parts)), *(s["loads"] for _, (s, _) in pending)
     )

@@ -11,13 +11,13 @@ from flax import nnx
 
 from goat_jax.adapters.context import Context
 from goat_jax.injection.targets import Targets, matches
-from goat_jax.nn.named_modules import Site, find_sites
-from goat_jax.training.losses import Objective
+from goat_jax.nn.named_modules import ModuleRef, find_modules
+from goat_jax.training.losses import LossFn
 from goat_jax.typing import Array, Batch, PyTree
 
 
 def kernel_gradients(
-    model: nnx.Module, objective: Objective, batches: Iterable[Batch], target_modules: Targets
+    model: nnx.Module, loss_fn: LossFn, batches: Iterable[Batch], target_modules: Targets
 ) -> dict[str, Array]:
     """Computes the mean gradient of the loss with respect to the target kernels.
 
@@ -27,7 +27,7 @@ def kernel_gradients(
 
     Args:
         model: the pretrained model, without adapters.
-        objective: the task's loss.
+        loss_fn: the task's loss.
         batches: the training batches to average over, at least one.
         target_modules: the modules to adapt, as for `goat_jax.injection.inject.inject`.
 
@@ -36,7 +36,7 @@ def kernel_gradients(
     """
     sites = [
         site
-        for site in find_sites(model)
+        for site in find_modules(model)
         if any(matches(name, target_modules) for name in site.names())
     ]
     chosen = {(*site.path, "kernel") for site in sites}
@@ -46,8 +46,8 @@ def kernel_gradients(
     def gradient(kernels: PyTree, rest: PyTree, batch: Batch) -> PyTree:
         def loss_of(kernels: PyTree) -> Array:
             ctx = Context.of_batch(batch, None, batch.get("attention_mask"))
-            loss, _, _ = objective.loss(nnx.merge(graph, kernels, rest), batch, ctx)
-            return loss / objective.count(batch)
+            loss, _, _ = loss_fn.loss(nnx.merge(graph, kernels, rest), batch, ctx)
+            return loss / loss_fn.count(batch)
 
         return jax.grad(loss_of)(kernels)
 
@@ -61,7 +61,7 @@ def kernel_gradients(
     return {name: value for site in sites for name, value in _by_layer(site, by_path)}
 
 
-def _by_layer(site: Site, by_path: dict[tuple, Array]) -> list[tuple[str, Any]]:
+def _by_layer(site: ModuleRef, by_path: dict[tuple, Array]) -> list[tuple[str, Any]]:
     value = by_path[(*site.path, "kernel")]
     layers = value[None] if site.layers is None else value
     return list(zip(site.names(), layers, strict=True))

@@ -15,7 +15,7 @@ import numpy as np
 from goat_jax.adapters.lorahub import combine_adapters, penalty, search
 from goat_jax.config.run import RunConfig
 from goat_jax.errors import RunFailed, UserError
-from goat_jax.training.checkpoints.restore import Reopened, reopen
+from goat_jax.training.checkpoints.restore import Reopened, restore_run
 from goat_jax.training.evaluate import evaluate
 from goat_jax.training.setup import evaluation_batches, load_rows, training_batches
 from goat_jax.typing import Array, Batch, PyTree
@@ -64,7 +64,7 @@ def compose(
     if len(runs) < 2:
         raise UserError(f"{len(runs)} runs: LoRAHub combines two or more")
     config.adapter.spec()  # an unknown method fails before any run is restored
-    opened = [reopen(folder, None) for folder in runs]
+    opened = [restore_run(folder, None) for folder in runs]
     _check_one_base(runs, opened)
     built = opened[0].built
     trees = [run.state.trainable for run in opened]
@@ -74,12 +74,12 @@ def compose(
         sums = [built.eval_step(trainable, built.base, batch)[0] for batch in batches]
         return sum(float(s["loss"]) for s in sums) / sum(float(s["count"]) for s in sums)
 
-    def objective(coefficients: np.ndarray) -> float:
+    def loss_fn(coefficients: np.ndarray) -> float:
         c = jnp.asarray(coefficients, jnp.float32)
         return loss_of(_combined(trees, c)) + float(penalty(c, weight))
 
     key = jax.random.key(config.train.seed)
-    best, loss = search(objective, len(runs), key, budget=budget)
+    best, loss = search(loss_fn, len(runs), key, budget=budget)
     if not math.isfinite(loss):
         raise RunFailed("no coefficients give a finite loss on these rows: look at the runs' own")
     found = _combined(trees, jnp.asarray(best, jnp.float32))

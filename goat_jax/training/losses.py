@@ -19,7 +19,7 @@ from goat_jax.typing import Array, Batch
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective:
+class LossFn:
     """A task's loss.
 
     Attributes:
@@ -116,7 +116,7 @@ def _learnt_tokens(batch: Batch) -> Array:
     return jnp.maximum(_learnt_next(batch).sum(), 1.0)
 
 
-LANGUAGE = Objective(_language_loss_by_row, _learnt_tokens)
-CLASSIFICATION = Objective(partial(_classification_loss, TOKENS), _sum_of_weights)
-REGRESSION = Objective(partial(_regression_loss, TOKENS), _sum_of_weights)
-IMAGE_CLASSIFICATION = Objective(partial(_classification_loss, IMAGES), _sum_of_weights)
+LANGUAGE = LossFn(_language_loss_by_row, _learnt_tokens)
+CLASSIFICATION = LossFn(partial(_classification_loss, TOKENS), _sum_of_weights)
+REGRESSION = LossFn(partial(_regression_loss, TOKENS), _sum_of_weights)
+IMAGE_CLASSIFICATION = LossFn(partial(_classification_loss, IMAGES), _sum_of_weights)

@@ -14,41 +14,41 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from goat_jax.adapters.parts.phases import Course
+from goat_jax.adapters.parts.phases import Phases
 from goat_jax.errors import UserError
 from goat_jax.nn.dense import Constant, merge_model
-from goat_jax.nn.named_modules import find_sites
+from goat_jax.nn.named_modules import find_modules
 from goat_jax.optim.late_start import restart
 from goat_jax.training.state import RunState
 from goat_jax.typing import Array, Factors, PyTree
 
-Switch = Callable[[RunState, PyTree], RunState]
+PhaseChange = Callable[[RunState, PyTree], RunState]
 
 
-def check_switch(course: Course, steps: int) -> None:
+def check_phase_change(phases: Phases, steps: int) -> None:
     """Raises `UserError` unless a method's phase change comes before the last step."""
-    after = course.switch_step()
+    after = phases.change_step
     if after is not None and not 0 < after < steps:
         raise UserError(
             f"this method changes after step {after}, and the run has {steps}: give "
-            f"adapter.switch_after a number in 1..{steps - 1}"
+            f"adapter.change_step a number in 1..{steps - 1}"
         )
 
 
-def starting_constants(model: nnx.Module, course: Course) -> PyTree:
+def starting_constants(model: nnx.Module, phases: Phases) -> PyTree:
     """Returns copies of the adapters' constants, for the run's state; none if they never change."""
-    if course.switch_step() is None:
+    if phases.change_step is None:
         return {}
     # Copied, because steps donate the state, and the originals are still part of the base.
     return jax.tree.map(jnp.copy, _constants(model))
 
 
-def make_switch(
+def make_phase_change(
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
-    course: Course,
+    phases: Phases,
     shardings: RunState | None = None,
-) -> Switch:
+) -> PhaseChange:
     """Makes a function ``(state, base) -> state`` that gives every adapter its new constants.
 
     The trained arrays stay as they are. Arrays that are trained only from now on
@@ -57,19 +57,19 @@ def make_switch(
     Args:
         graph: the model's static structure.
         optimizer: the run's optimizer.
-        course: the method's phases.
+        phases: the method's phases.
         shardings: the state's shardings on a mesh; None for one device.
     """
 
-    def switch(state: RunState, base: PyTree) -> RunState:
+    def change(state: RunState, base: PyTree) -> RunState:
         model = merge_model(graph, state.trainable, state.frozen(base))
-        for site in find_sites(model):
+        for site in find_modules(model):
             dense, adapter = site.module, site.module.adapter
             if adapter is None:
                 continue
             arrays = adapter.factors() | adapter.constants()
             layer = (dense.weights(), arrays, adapter.scale[...])
-            for name, value in _exchange(course, site.layers is not None, layer).items():
+            for name, value in _exchange(phases, site.layers is not None, layer).items():
                 getattr(adapter, name).set_value(value)
         changed = dataclasses.replace(
             state,
@@ -79,14 +79,14 @@ def make_switch(
         # With other shardings than it was compiled for, the step would be compiled again.
         return changed if shardings is None else jax.device_put(changed, shardings)
 
-    return switch
+    return change
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _exchange(course: Course, stacked: bool, layer: tuple[Array, Factors, Array]) -> Factors:
+def _exchange(phases: Phases, stacked: bool, layer: tuple[Array, Factors, Array]) -> Factors:
     if stacked:  # one layer's SVD in memory at a time
-        return jax.lax.map(lambda each: course.constants(*each), layer)
-    return course.constants(*layer)
+        return jax.lax.map(lambda each: phases.constants(*each), layer)
+    return phases.constants(*layer)
 
 
 def _constants(model: nnx.Module) -> PyTree:

@@ -32,31 +32,36 @@ from goat_jax.models.load import Loaded, load_model
 from goat_jax.models.registry import architecture_of
 from goat_jax.nn.dense import split_model
 from goat_jax.nn.model import Model
-from goat_jax.nn.named_modules import find_sites, find_stacks
+from goat_jax.nn.named_modules import find_modules, find_stacks
 from goat_jax.optim.optimizer import make_optimizer, schedule_of, shortened_warmup
 from goat_jax.optim.pairs import scales_of
 from goat_jax.optim.scaling_alignment import align, alignment_ratios, scaling_alignment
 from goat_jax.pretrained.end_tokens import token_ids
 from goat_jax.pretrained.fingerprint import fingerprint
 from goat_jax.pretrained.resolve import find_model, open_checkpoint
-from goat_jax.sharding.rules import Placement
+from goat_jax.sharding.rules import ShardingRules
 from goat_jax.training.init_gradients import kernel_gradients
-from goat_jax.training.phase_change import Switch, check_switch, make_switch, starting_constants
+from goat_jax.training.phase_change import (
+    PhaseChange,
+    check_phase_change,
+    make_phase_change,
+    starting_constants,
+)
 from goat_jax.training.shardings import (
-    Placed,
+    RunShardings,
     keep_rows,
-    placement_of,
+    sharding_rules_of,
     share_of_process,
     start_state,
 )
 from goat_jax.training.state import RunState
 from goat_jax.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
-from goat_jax.training.task_types import check_model, problem_of
+from goat_jax.training.task_types import check_model, task_type_of
 from goat_jax.typing import Array, Batch, Key, PyTree, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Built:
+class TrainSetup:
     """A model with its adapters, ready to run.
 
     Attributes:
@@ -77,7 +82,7 @@ class Built:
         vocabulary: the model's vocabulary size; None if it does not read tokens.
         fresh: the names of the parameters that the checkpoint did not have.
         notes: one-line remarks about the checkpoint.
-        switches: number of optimizer steps done -> the method's phase change at that step.
+        phase_changes: number of optimizer steps done -> the method's phase change at that step.
         base_fingerprint: the SHA-256 of the pretrained weights.
         residual_norms: module name pattern -> norms of its frozen kernels, one per layer.
     """
@@ -85,7 +90,7 @@ class Built:
     graph: nnx.GraphDef[Model]
     base: PyTree
     state: RunState
-    placed: Placed | None
+    placed: RunShardings | None
     train_step: TrainStep
     eval_step: EvalStep
     schedule: optax.Schedule
@@ -99,7 +104,7 @@ class Built:
     vocabulary: int | None
     fresh: tuple[str, ...]
     notes: tuple[str, ...]
-    switches: Mapping[int, Switch]
+    phase_changes: Mapping[int, PhaseChange]
     base_fingerprint: str
     residual_norms: dict[str, list[float]]
 
@@ -118,8 +123,8 @@ def check(config: RunConfig) -> Any:
         UserError: anything in the config that does not fit.
     """
     spec = config.adapter.spec()
-    placement_of(config)
-    check_switch(spec.course, config.train.steps)
+    sharding_rules_of(config)
+    check_phase_change(spec.phases, config.train.steps)
     options, path = model_options(config), find_model(config.model.path)
     hf, _ = open_checkpoint(path)
     architecture = architecture_of(hf, path)
@@ -134,7 +139,7 @@ def check(config: RunConfig) -> Any:
     return own
 
 
-def build(config: RunConfig, data: Data | None = None) -> Built:
+def build(config: RunConfig, data: TaskData | None = None) -> TrainSetup:
     """Loads the model, injects the adapters and makes the steps; nothing is compiled yet.
 
     Args:
@@ -148,8 +153,8 @@ def build(config: RunConfig, data: Data | None = None) -> Built:
     if data is None:
         check(config)
     path = find_model(config.model.path)
-    problem = problem_of(config.task)
-    spec, placement = config.adapter.spec(), placement_of(config)
+    problem = task_type_of(config.task)
+    spec, placement = config.adapter.spec(), sharding_rules_of(config)
     head_key, adapter_key, run_key = jax.random.split(jax.random.key(config.train.seed), 3)
     loaded = load_model(
         path,
@@ -170,44 +175,44 @@ def build(config: RunConfig, data: Data | None = None) -> Built:
     scales = scales_of(trainable, base)
     optimizer = method_optimizer(config, spec, scales)
     trainable, base = aligned(config, trainable, base)
-    constants = starting_constants(loaded.model, spec.course)
+    constants = starting_constants(loaded.model, spec.phases)
     state, base, placed = start_state(
         loaded.model, placement, trainable, base, optimizer, run_key, constants
     )
-    switch_step = spec.course.switch_step()
+    change_step = spec.phases.change_step
     state_lies = None if placed is None else placed.state
-    objective = problem.objective(config.task)
+    loss_fn = problem.loss_fn(config.task)
     assert loaded.weights is not None  # only a random model has none
-    return Built(
+    return TrainSetup(
         graph=graph,
         base=base,
         state=state,
         placed=placed,
         train_step=make_train_step(
             graph,
-            objective,
+            loss_fn,
             optimizer,
             aux_weight=spec.aux_weight,
             grad_accum_steps=config.train.grad_accum_steps,
             shardings=None if placed is None else placed.in_step(),
         ),
         eval_step=make_eval_step(
-            graph, objective, None if placed is None else placed.in_evaluation()
+            graph, loss_fn, None if placed is None else placed.in_evaluation()
         ),
         scales=scales,
         optimizer_at=lambda rate, scales: method_optimizer(config, spec, scales, rate),
         schedule=schedule_of(config.optimizer, config.train.steps),
         inject_report=report,
         quantize_report=quantized,
-        names={site.path: site.names() for site in find_sites(loaded.model)},
-        patterns={site.path: site.pattern for site in find_sites(loaded.model)},
+        names={site.path: site.names() for site in find_modules(loaded.model)},
+        patterns={site.path: site.pattern for site in find_modules(loaded.model)},
         kind=loaded.kind,
         vocabulary=vocabulary_of(loaded),
         fresh=loaded.fresh,
         notes=loaded.notes,
-        switches={}
-        if switch_step is None
-        else {switch_step: make_switch(graph, optimizer, spec.course, state_lies)},
+        phase_changes={}
+        if change_step is None
+        else {change_step: make_phase_change(graph, optimizer, spec.phases, state_lies)},
         base_fingerprint=fingerprint(loaded.weights),
         residual_norms=norms,
     )
@@ -219,7 +224,7 @@ def adapt(
     spec: AdapterSpec,
     key: Key,
     gradients: Mapping[str, Array] | None = None,
-    placement: Placement | None = None,
+    placement: ShardingRules | None = None,
 ) -> InjectReport:
     """Attaches the adapters of a config to a model, in place.
 
@@ -240,7 +245,7 @@ def adapt(
         overrides=config.adapter.overrides,
         modules_to_save=config.adapter.modules_to_save,
         gradients=gradients,
-        placing=placement,
+        sharder=placement,
         svds=config.svd.store,
     )
     keep_rows(model, placement)
@@ -289,7 +294,7 @@ def method_optimizer(
 
 
 def _gradients(
-    config: RunConfig, spec: AdapterSpec, loaded: Loaded, data: Data | None
+    config: RunConfig, spec: AdapterSpec, loaded: Loaded, data: TaskData | None
 ) -> dict[str, Array] | None:
     """Returns the mean kernel gradients of the run's first training batches.
 
@@ -306,8 +311,8 @@ def _gradients(
     set_remat(loaded.model, config)
     rows = (data or load_data(config)).rows
     batches = itertools.islice(training_batches(config, rows), count)
-    objective = problem_of(config.task).objective(config.task)
-    return kernel_gradients(loaded.model, objective, batches, config.adapter.target_modules)
+    loss_fn = task_type_of(config.task).loss_fn(config.task)
+    return kernel_gradients(loaded.model, loss_fn, batches, config.adapter.target_modules)
 
 
 def vocabulary_of(loaded: Loaded) -> int | None:
@@ -321,7 +326,7 @@ def model_options(config: RunConfig) -> dict[str, Any]:
     Raises:
         UserError: the user set a field that the task fixes.
     """
-    settled = problem_of(config.task).model_options(config.task)
+    settled = task_type_of(config.task).model_options(config.task)
     for name in config.model.options:
         if name in settled:
             raise UserError(f"model.options has {name}: it follows from the task, drop it")
@@ -342,7 +347,7 @@ def residual_norms(model: nnx.Module, whole: NamedSharding | None = None) -> dic
         module name pattern -> one norm per layer.
     """
     norms: dict[str, list[float]] = {}
-    for site in find_sites(model):
+    for site in find_modules(model):
         if site.module.adapter is not None:
             kernel = site.module.kernel[...]
             layers = np.asarray(_norms(kernel, whole)).reshape(-1)
@@ -357,7 +362,7 @@ def _norms(kernel: Array, whole: NamedSharding | None) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
+class TaskData:
     """A task's rows as batches.
 
     Attributes:
@@ -377,7 +382,7 @@ class Data:
     shares: int = 1
 
 
-def load_data(config: RunConfig) -> Data:
+def load_data(config: RunConfig) -> TaskData:
     """Reads, tokenizes and batches the task's rows, and checks the config; reads no weights.
 
     Cheap checks come first: columns and labels, then the rest of the config (`check`), then tokens.
@@ -387,15 +392,15 @@ def load_data(config: RunConfig) -> Data:
             the config that does not fit.
     """
     train, held_out = load_rows(config, "train", "evaluation")
-    share = share_of_process(placement_of(config), config.train.batch_size)
+    share = share_of_process(sharding_rules_of(config), config.train.batch_size)
     notes = (
         describe("training", train),
         describe("held-out", held_out),
         note_of(train.marks, held_out.marks),
-        *problem_of(config.task).notes(config.task),
+        *task_type_of(config.task).notes(config.task),
         shortened_warmup(config.optimizer, config.train.steps),
     )
-    return Data(
+    return TaskData(
         rows=train,
         train=training_batches(config, train, share),
         evaluation=evaluation_batches(config, held_out),
@@ -431,7 +436,7 @@ def load_rows(config: RunConfig, *splits: str) -> list[Rows]:
     All splits are read before the model is looked up, which may mean a download, and before the
     first row is tokenized.
     """
-    problem, task = problem_of(config.task), config.task
+    problem, task = task_type_of(config.task), config.task
     tokenizer = late_tokenizer(lambda: tokenizer_of(find_model(config.model.path)))
     read = [problem.read(task, split, tokenizer) for split in splits]
     own = check(config)

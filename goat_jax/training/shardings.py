@@ -13,15 +13,20 @@ from goat_jax.config.run import RunConfig
 from goat_jax.injection.sharded_init import key_everywhere
 from goat_jax.models.decoder.model import Decoder
 from goat_jax.nn.modules import Embedding
-from goat_jax.nn.named_modules import find_sites, find_stacks
+from goat_jax.nn.named_modules import find_modules, find_stacks
 from goat_jax.sharding.batches import put_batch, put_whole_batch, share_of_rows
-from goat_jax.sharding.rules import Placement, make_placement, model_shardings, tree_shardings
+from goat_jax.sharding.rules import (
+    ShardingRules,
+    make_sharding_rules,
+    model_shardings,
+    tree_shardings,
+)
 from goat_jax.training.state import RunState
 from goat_jax.typing import Batch, Key, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
-class Placed:
+class RunShardings:
     """Shardings of a run's step.
 
     Attributes:
@@ -31,7 +36,7 @@ class Placed:
         state: a `RunState` with a sharding in place of every array.
     """
 
-    placement: Placement
+    placement: ShardingRules
     known: dict[tuple, Any]
     base: PyTree
     state: RunState
@@ -61,19 +66,19 @@ class Placed:
         }
 
 
-def placement_of(config: RunConfig) -> Placement | None:
+def sharding_rules_of(config: RunConfig) -> ShardingRules | None:
     """Returns a run's sharding rules on the available devices; None for one device.
 
     Raises:
         UserError: a mesh that does not fit the devices, or batches that do not fit the mesh.
     """
-    placement = make_placement(config.mesh, processes=jax.process_count())
+    placement = make_sharding_rules(config.mesh, processes=jax.process_count())
     if placement is not None:
         check_batches(config, placement)
     return placement
 
 
-def check_batches(config: RunConfig, placement: Placement) -> None:
+def check_batches(config: RunConfig, placement: ShardingRules) -> None:
     """Raises `UserError` for batches or micro-batches that the mesh cannot split evenly."""
     train = config.train
     placement.check_rows(
@@ -84,13 +89,13 @@ def check_batches(config: RunConfig, placement: Placement) -> None:
 
 def start_state(
     model: nnx.Module,
-    placement: Placement | None,
+    placement: ShardingRules | None,
     trainable: dict[str, PyTree],
     base: PyTree,
     optimizer: optax.GradientTransformation,
     key: Key,
     constants: PyTree,
-) -> tuple[RunState, PyTree, Placed | None]:
+) -> tuple[RunState, PyTree, RunShardings | None]:
     """Creates the state before the first step, on the mesh if there is one.
 
     Args:
@@ -120,20 +125,20 @@ def start_state(
 
 def plan_placement(
     model: nnx.Module,
-    placement: Placement,
+    placement: ShardingRules,
     trainable: dict[str, PyTree],
     base: PyTree,
     optimizer: optax.GradientTransformation,
     key: Key,
     constants: PyTree,
-) -> Placed:
+) -> RunShardings:
     """Returns the shardings of a run's state and base; reads only the arrays' shapes."""
     known = model_shardings(model, placement)
     state = jax.eval_shape(
         lambda t, k, c: RunState.create(t, optimizer, k, c), trainable, key, constants
     )
     whole = placement.whole
-    return Placed(
+    return RunShardings(
         placement=placement,
         known=known,
         base=tree_shardings(base, known, whole),
@@ -141,7 +146,7 @@ def plan_placement(
     )
 
 
-def keep_rows(model: nnx.Module, placement: Placement | None) -> None:
+def keep_rows(model: nnx.Module, placement: ShardingRules | None) -> None:
     """Sets a model's shardings of hidden states, embedding lookups and output kernel.
 
     It has to be called before the model is split, since they are part of its static structure.
@@ -149,13 +154,13 @@ def keep_rows(model: nnx.Module, placement: Placement | None) -> None:
     for stack in find_stacks(model):
         stack.rows = None if placement is None else placement.rows
         stack.row_parts = 1 if placement is None else placement.row_parts
-    for site in find_sites(model, Embedding):
+    for site in find_modules(model, Embedding):
         site.module.steps = () if placement is None else placement.lookups
     if isinstance(model, Decoder):
         shape = (model.config.hidden_size, model.config.vocab_size)
         model.output_lies = None if placement is None else placement.output(shape)
 
 
-def share_of_process(placement: Placement | None, rows: int) -> tuple[int, int]:
+def share_of_process(placement: ShardingRules | None, rows: int) -> tuple[int, int]:
     """Returns (index, count): this process reads shard `index` of `count` of every batch."""
     return (0, 1) if placement is None else share_of_rows(placement, rows)

@@ -17,7 +17,7 @@ from goat_jax.adapters.adapter import Report
 from goat_jax.adapters.context import Context
 from goat_jax.nn.dense import Sown, merge_model
 from goat_jax.nn.named_modules import reports_by_name
-from goat_jax.training.losses import Objective
+from goat_jax.training.losses import LossFn
 from goat_jax.training.state import RunState
 from goat_jax.typing import Array, Batch, Key, PyTree
 
@@ -42,7 +42,7 @@ EvalStep = Callable[[dict[str, PyTree], PyTree, Batch], tuple[Metrics, Array]]
 
 def make_train_step(
     graph: nnx.GraphDef,
-    objective: Objective,
+    loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     *,
     aux_weight: float | Array,
@@ -56,13 +56,13 @@ def make_train_step(
     Losses are sums divided by the full batch's count, so splitting does not change the gradient,
     except that the balance loss is averaged over the micro-batches.
 
-    Metrics: loss, task_loss, aux_loss, grad_norm (before clipping), update_norm, the objective's
+    Metrics: loss, task_loss, aux_loss, grad_norm (before clipping), update_norm, the loss_fn's
     extra sums divided by its count, reports (name -> `Report`), and squares_by_leaf and
     update_squares_by_leaf: the squared norm of every gradient and update (per layer, if stacked).
 
     Args:
         graph: the model's static structure.
-        objective: the task's loss.
+        loss_fn: the task's loss.
         optimizer: the optimizer of the trainable arrays.
         aux_weight: the weight of the adapters' auxiliary losses.
         grad_accum_steps: the number of micro-batches per step.
@@ -73,7 +73,7 @@ def make_train_step(
         trainable: dict, base: PyTree, batch: Batch, key: Key, count: Array
     ) -> tuple[Array, Metrics]:
         ctx = Context.of_batch(batch, key, batch.get("attention_mask"))
-        result = forward(graph, trainable, base, batch, objective, ctx)
+        result = forward(graph, trainable, base, batch, loss_fn, ctx)
         task_loss = result.loss / count
         aux_loss = aux_weight * sum_of_aux(result.reports) / grad_accum_steps
         metrics = {name: value / count for name, value in result.sums.items()}
@@ -85,7 +85,7 @@ def make_train_step(
     @partial(jax.jit, donate_argnums=0, **(shardings or {}))
     def train_step(state: RunState, base: PyTree, batch: Batch) -> tuple[RunState, Metrics]:
         key, base = jax.random.fold_in(state.key, state.step), state.frozen(base)
-        count = objective.count(batch)
+        count = loss_fn.count(batch)
         if grad_accum_steps == 1:
             (loss, metrics), grads = grad_of_loss(state.trainable, base, batch, key, count)
         else:
@@ -107,19 +107,19 @@ def make_train_step(
 
 def make_eval_step(
     graph: nnx.GraphDef,
-    objective: Objective,
+    loss_fn: LossFn,
     shardings: Mapping[str, Any] | None = None,
 ) -> EvalStep:
     """Makes a jitted evaluation step ``(trainable, base, batch) -> (sums, outputs)``.
 
-    Dropout is off. The sums add up over batches: loss, count, the objective's extra sums, tokens,
+    Dropout is off. The sums add up over batches: loss, count, the loss_fn's extra sums, tokens,
     and loads (module name -> number of tokens that selected each expert, (L, E)). Rows of weight 0
     count nowhere. Without an attention mask every row counts once, so `tokens` and loads are
     numbers of rows.
 
     Args:
         graph: the model's static structure.
-        objective: the task's loss.
+        loss_fn: the task's loss.
         shardings: in_shardings and out_shardings on a mesh; None for one device.
     """
 
@@ -127,10 +127,10 @@ def make_eval_step(
     def eval_step(trainable: dict, base: PyTree, batch: Batch) -> tuple[Metrics, Array]:
         mask = counted(batch)
         ctx = Context.of_batch(batch, None, mask)
-        result = forward(graph, trainable, base, batch, objective, ctx)
+        result = forward(graph, trainable, base, batch, loss_fn, ctx)
         tokens = mask.sum().astype(jnp.float32)
         loads = {name: report.load * tokens for name, report in result.reports.items()}
-        sums = {"loss": result.loss, "count": objective.count(batch), **result.sums}
+        sums = {"loss": result.loss, "count": loss_fn.count(batch), **result.sums}
         return {**sums, "tokens": tokens, "loads": loads}, result.outputs
 
     return eval_step
@@ -148,7 +148,7 @@ class Forward(NamedTuple):
 
     Attributes:
         loss: the sum of the task's losses.
-        sums: the objective's extra sums by name.
+        sums: the loss_fn's extra sums by name.
         outputs: the outputs that are scored.
         reports: module name -> the adapter's `Report`, with layers as the first axis.
     """
@@ -164,12 +164,12 @@ def forward(
     trainable: dict,
     base: PyTree,
     batch: Batch,
-    objective: Objective,
+    loss_fn: LossFn,
     ctx: Context,
 ) -> Forward:
-    """Runs the model under its objective and collects the adapters' reports."""
+    """Runs the model under its loss_fn and collects the adapters' reports."""
     model = merge_model(graph, trainable, base)
-    (loss, sums, outputs), sown = nnx.capture(objective.loss, Sown)(model, batch, ctx)
+    (loss, sums, outputs), sown = nnx.capture(loss_fn.loss, Sown)(model, batch, ctx)
     return Forward(loss, sums, outputs, reports_by_name(model, nnx.to_pure_dict(sown)))
 
 

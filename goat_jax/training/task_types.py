@@ -34,7 +34,7 @@ from goat_jax.training.losses import (
     IMAGE_CLASSIFICATION,
     LANGUAGE,
     REGRESSION,
-    Objective,
+    LossFn,
 )
 from goat_jax.typing import Tokenizer
 
@@ -45,13 +45,13 @@ Totals = Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
+class TaskType:
     """A task type.
 
     Attributes:
         needs: the kind of model it trains (`models.registry.Architecture.kind`).
         unit: the unit of its throughput, "tokens" or "images".
-        objective: task -> the loss.
+        loss_fn: task -> the loss.
         model_options: task -> the fields of the model's config that the task fixes.
         prepare: (task, loaded model, its folder) -> None; sets weights that depend on the task.
         one_row: (task, model's path, tokens) -> one blank row, which has the shapes of a batch.
@@ -65,7 +65,7 @@ class Problem:
 
     needs: str
     unit: str
-    objective: Callable[[Any], Objective]
+    loss_fn: Callable[[Any], LossFn]
     model_options: Callable[[Any], dict[str, Any]]
     prepare: Callable[[Any, Loaded, Path], None]
     one_row: Callable[[Any, str, int], Rows]
@@ -147,10 +147,10 @@ def _score_tokens(
     return {name: known[name] for name in metrics}
 
 
-_TEXT = Problem(
+_TEXT = TaskType(
     needs="text encoder",
     unit="tokens",
-    objective=lambda task: CLASSIFICATION if task.labels else REGRESSION,
+    loss_fn=lambda task: CLASSIFICATION if task.labels else REGRESSION,
     model_options=lambda task: {"num_labels": max(1, len(task.labels))},
     prepare=_nothing,
     one_row=_blank_example,
@@ -160,10 +160,10 @@ _TEXT = Problem(
     ),
     scores=_score_outputs,
 )
-_LANGUAGE = Problem(
+_LANGUAGE = TaskType(
     needs=LANGUAGE_MODEL,
     unit="tokens",
-    objective=lambda task: LANGUAGE,
+    loss_fn=lambda task: LANGUAGE,
     model_options=lambda task: {},
     prepare=_nothing,
     one_row=_blank_text,
@@ -174,10 +174,10 @@ _LANGUAGE = Problem(
     scores=_score_tokens,
 )
 
-_IMAGE = Problem(
+_IMAGE = TaskType(
     needs="image encoder",
     unit="images",
-    objective=lambda task: IMAGE_CLASSIFICATION,
+    loss_fn=lambda task: IMAGE_CLASSIFICATION,
     model_options=lambda task: {"num_labels": len(task.labels)},
     prepare=_start_from_class_names,
     one_row=_blank_image,
@@ -186,7 +186,7 @@ _IMAGE = Problem(
     scores=_score_outputs,
 )
 
-PROBLEMS: dict[type, Problem] = {
+TASK_TYPES: dict[type, TaskType] = {
     TextTask: _TEXT,
     LanguageTask: _LANGUAGE,
     EvalTask: dataclasses.replace(_LANGUAGE, notes=learnt_questions),
@@ -195,13 +195,13 @@ PROBLEMS: dict[type, Problem] = {
 """Class of a task -> its task type."""
 
 
-def problem_of(task: Task) -> Problem:
+def task_type_of(task: Task) -> TaskType:
     """Returns the task type of a task.
 
-    >>> problem_of(LanguageTask("notes", "a.jsonl", "b.jsonl")).needs
+    >>> task_type_of(LanguageTask("notes", "a.jsonl", "b.jsonl")).needs
     'language model'
     """
-    return PROBLEMS[type(task)]
+    return TASK_TYPES[type(task)]
 
 
 def check_model(task: Task, kind: str, where: str) -> None:
@@ -215,6 +215,6 @@ def check_model(task: Task, kind: str, where: str) -> None:
     Raises:
         UserError: the model is of another kind.
     """
-    needs = problem_of(task).needs
+    needs = task_type_of(task).needs
     if kind != needs:
         raise UserError(f"{where} is a {kind}, but task {task.name} needs a {needs}")

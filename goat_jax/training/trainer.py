@@ -16,19 +16,19 @@ import numpy as np
 from goat_jax.config.run import DTYPES, RunConfig
 from goat_jax.data.metrics import goodness
 from goat_jax.errors import RunFailed, UserError
-from goat_jax.training.checkpoints.run_dir import check_same_rows, claimed, identify
+from goat_jax.training.checkpoints.run_dir import acquired, check_same_rows, identify
 from goat_jax.training.distributed.preemption import Signals
-from goat_jax.training.distributed.processes import Votes, by_first, is_first, records_of
+from goat_jax.training.distributed.processes import StopConsensus, by_first, is_first, records_of
 from goat_jax.training.evaluate import evaluate
-from goat_jax.training.logging.metrics_log import Records
+from goat_jax.training.logging.metrics_log import MetricsLog
 from goat_jax.training.logging.mfu import StepFlops, peak_of_devices
 from goat_jax.training.logging.norms import norms_by_module, not_finite
 from goat_jax.training.logging.profiler import Profile
 from goat_jax.training.logging.progress_bar import TrainProgress
 from goat_jax.training.logging.throughput import Meter, memory_peaks
-from goat_jax.training.setup import Built, Data, build, load_data
+from goat_jax.training.setup import TaskData, TrainSetup, build, load_data
 from goat_jax.training.state import RunState
-from goat_jax.training.task_types import problem_of
+from goat_jax.training.task_types import task_type_of
 from goat_jax.typing import Batch
 
 # Importing Orbax takes a fifth of the start-up time, so it waits until the config is checked.
@@ -62,7 +62,7 @@ class Summary:
     best_step: int | None
     best_score: float | None
     notes: tuple[str, ...]
-    built: Built
+    built: TrainSetup
 
 
 def fit(
@@ -95,7 +95,7 @@ def fit(
     folder = Path(config.out)
     with contextlib.ExitStack() as held:
         # The cheapest checks come first: the folder, then the rows, then the model.
-        by_first(lambda: held.enter_context(claimed(folder, config)))
+        by_first(lambda: held.enter_context(acquired(folder, config)))
         data = load_data(config)
         by_first(lambda: check_same_rows(folder, config, data))
         from goat_jax.training.checkpoints.checkpoint import Checkpoints  # Orbax is slow to import
@@ -117,7 +117,7 @@ def fit(
 
 
 def begin(
-    config: RunConfig, start: Callable[[Built], RunState], command: str | None = None
+    config: RunConfig, start: Callable[[TrainSetup], RunState], command: str | None = None
 ) -> Summary:
     """Creates a run folder for a state that was trained elsewhere.
 
@@ -138,7 +138,7 @@ def begin(
 
     folder = Path(config.out)
     with contextlib.ExitStack() as held:
-        if held.enter_context(claimed(folder, config)):
+        if held.enter_context(acquired(folder, config)):
             raise UserError(f"{folder} holds this run already: give another --out")
         data = load_data(config)
         built = build(config, data)
@@ -212,14 +212,14 @@ class _Loop:
     def __init__(
         self,
         config: RunConfig,
-        built: Built,
-        data: Data,
-        records: Records,
+        built: TrainSetup,
+        data: TaskData,
+        records: MetricsLog,
         checkpoints: Checkpoints,
     ):
         self.config, self.built, self.data = config, built, data
         self.records, self.checkpoints, self.best_by = records, checkpoints, config.best_by
-        self.unit = problem_of(config.task).unit
+        self.unit = task_type_of(config.task).unit
         self.state: RunState = built.state
         self.step = self.saved = 0
         self.best = _Best()
@@ -252,7 +252,7 @@ class _Loop:
         stopped = "finished"
         # A new meter, so that the start-up and the first evaluation do not count as training time.
         self.meter = Meter(self.unit, self.data.shares, self.peak())
-        votes = Votes()
+        consensus = StopConsensus()
         while self.step < train.steps:
             if self.out_of_patience():
                 stopped = (
@@ -260,7 +260,7 @@ class _Loop:
                 )
                 break
             self.take_step()
-            if votes.cast(bool(signals.caught)):
+            if consensus.cast(bool(signals.caught)):
                 stopped = signals.caught or signal.SIGTERM.name
                 break
         if self.saved != self.step:
@@ -288,8 +288,8 @@ class _Loop:
         # metrics of the previous one.
         self.look_at_pending()
         self.step += 1
-        if self.step in self.built.switches:
-            self.state = self.built.switches[self.step](self.state, self.built.base)
+        if self.step in self.built.phase_changes:
+            self.state = self.built.phase_changes[self.step](self.state, self.built.base)
         self.pending = (self.step, metrics, batch, flops)
         self.profile.after(self.step, self.state)
         if self.step % train.eval_every == 0 or self.step == train.steps:

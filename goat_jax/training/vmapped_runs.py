@@ -28,25 +28,25 @@ from goat_jax.errors import UserError
 from goat_jax.pretrained.resolve import find_model
 from goat_jax.training.abstract_run import abstract_run
 from goat_jax.training.evaluate import evaluate
-from goat_jax.training.phase_change import check_switch
+from goat_jax.training.phase_change import check_phase_change
 from goat_jax.training.setup import (
-    Built,
-    Data,
+    TaskData,
+    TrainSetup,
     build,
     evaluation_batches,
     load_data,
     load_rows,
     training_batches,
 )
-from goat_jax.training.shardings import placement_of
+from goat_jax.training.shardings import sharding_rules_of
 from goat_jax.training.state import RunState
 from goat_jax.training.step import make_train_step
-from goat_jax.training.task_types import problem_of
+from goat_jax.training.task_types import task_type_of
 from goat_jax.typing import Array, Batch, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
-class Member:
+class RunVariant:
     """Variant of a config: the settings by which its runs differ.
 
     Attributes:
@@ -59,11 +59,11 @@ class Member:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """Result of one run. All its numbers are finite.
 
     Attributes:
-        member: the run's seed and learning rate.
+        variant: the run's seed and learning rate.
         losses: the task loss of every step's batch, up to the step at which the run diverged.
         before: the scores before training.
         after: the scores after the last step; empty if the run diverged.
@@ -76,7 +76,7 @@ class Outcome:
             its scores are not finite; None if everything is finite.
     """
 
-    member: Member
+    variant: RunVariant
     losses: tuple[float, ...]
     before: dict[str, float]
     after: dict[str, float]
@@ -87,20 +87,20 @@ class Outcome:
     diverged: int | None = None
 
 
-def with_member(config: RunConfig, member: Member) -> RunConfig:
-    """Returns a config with a member's seed and learning rate."""
-    train = dataclasses.replace(config.train, seed=member.seed)
-    optimizer = dataclasses.replace(config.optimizer, learning_rate=member.learning_rate)
+def with_variant(config: RunConfig, variant: RunVariant) -> RunConfig:
+    """Returns a config with a variant's seed and learning rate."""
+    train = dataclasses.replace(config.train, seed=variant.seed)
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=variant.learning_rate)
     return dataclasses.replace(config, train=train, optimizer=optimizer)
 
 
-def train_together(configs: Sequence[RunConfig], at_once: int = 1) -> Iterator[Outcome]:
-    """Trains all runs; up to `at_once` consecutive ones that can share a step run in one.
+def train_vmapped(configs: Sequence[RunConfig], runs_per_step: int = 1) -> Iterator[RunResult]:
+    """Trains all runs; up to `runs_per_step` consecutive ones that can share a step run in one.
 
     Args:
         configs: the runs' configs. Only consecutive configs with the same `shared_step` share a
             compiled step.
-        at_once: the largest number of runs per compiled step.
+        runs_per_step: the largest number of runs per compiled step.
 
     Yields:
         The runs' outcomes, in the order of the configs.
@@ -110,8 +110,8 @@ def train_together(configs: Sequence[RunConfig], at_once: int = 1) -> Iterator[O
     """
     check_runs(configs)
     for alike in _groups(configs):
-        for first in range(0, len(alike), at_once):
-            yield from _train_some(alike[first : first + at_once])
+        for first in range(0, len(alike), runs_per_step):
+            yield from _train_some(alike[first : first + runs_per_step])
 
 
 def check_runs(configs: Sequence[RunConfig]) -> None:
@@ -121,13 +121,13 @@ def check_runs(configs: Sequence[RunConfig]) -> None:
         UserError: as for `goat_jax.training.setup.build`, or a config with a mesh.
     """
     for config in configs:
-        if placement_of(config) is not None:
+        if sharding_rules_of(config) is not None:
             raise UserError("runs are trained together on one device: leave mesh as it is")
     data: list[Any] = []
     # The first group is left out, since training it starts right away with the same checks.
     for config in (alike[0] for alike in _groups(configs)[1:]):
         abstract_run(config, find_model(config.model.path))
-        check_switch(config.adapter.spec().course, config.train.steps)
+        check_phase_change(config.adapter.spec().phases, config.train.steps)
         own = config.task, config.model.path, config.train
         if own not in data:
             data.append(own)
@@ -161,11 +161,13 @@ def shared_step(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
         forward_scale=own.forward_scale,
         overrides=own.overrides,
     )
-    common = dataclasses.replace(with_member(config, Member(0, 1.0)), adapter=adapter, out="shared")
+    common = dataclasses.replace(
+        with_variant(config, RunVariant(0, 1.0)), adapter=adapter, out="shared"
+    )
     return common, spec.after_start() | {"aux_weight": None}
 
 
-def _train_some(configs: Sequence[RunConfig]) -> Iterator[Outcome]:
+def _train_some(configs: Sequence[RunConfig]) -> Iterator[RunResult]:
     data = load_data(configs[0])
     builts = [build(configs[0], data)]
     for config in configs[1:]:
@@ -173,7 +175,7 @@ def _train_some(configs: Sequence[RunConfig]) -> Iterator[Outcome]:
     yield from _Group(configs, builts, data).train()
 
 
-def _sharing(built: Built, first: Built) -> Built:
+def _sharing(built: TrainSetup, first: TrainSetup) -> TrainSetup:
     """Replaces frozen arrays by equal ones of the first run, so that the duplicates are freed."""
     known = dict(jax.tree_util.tree_leaves_with_path(first.base))
 
@@ -189,7 +191,7 @@ def _sharing(built: Built, first: Built) -> Built:
 class _Group:
     """Runs that share one compiled step."""
 
-    def __init__(self, configs: Sequence[RunConfig], builts: Sequence[Built], data: Data):
+    def __init__(self, configs: Sequence[RunConfig], builts: Sequence[TrainSetup], data: TaskData):
         self.configs, self.config, self.built = configs, configs[0], builts[0]
         self.base, self.base_axes = _stack_different([built.base for built in builts])
         self.start = _stack([built.state for built in builts])
@@ -202,7 +204,7 @@ class _Group:
         self.batches = [training_batches(each, data.rows) for each in configs]
         self.held_out = data.evaluation
 
-    def train(self) -> list[Outcome]:
+    def train(self) -> list[RunResult]:
         """Trains the runs to the last step, or until all have diverged."""
         state, batch = self.start, self.next_batch()
         step = jax.vmap(self.step, in_axes=(0, self.base_axes, 0, 0))
@@ -221,7 +223,7 @@ class _Group:
                 diverged.setdefault(int(place), number)
             if len(diverged) == len(self.configs):
                 break
-            if number in self.built.switches:
+            if number in self.built.phase_changes:
                 state = self.switched(state, number)
         live = [place for place in range(len(self.configs)) if place not in diverged]
         after = self.evaluate(state, live)
@@ -235,8 +237,8 @@ class _Group:
             return diverged[i] - 1 if i in diverged else len(losses)
 
         return [
-            Outcome(
-                member=Member(config.train.seed, config.optimizer.learning_rate),
+            RunResult(
+                variant=RunVariant(config.train.seed, config.optimizer.learning_rate),
                 losses=tuple(float(loss[i]) for loss in losses[: kept(i)]),
                 before=finite_only(before[i]),
                 after={} if i in diverged else after[i],
@@ -264,7 +266,7 @@ class _Group:
         """
         own = make_train_step(
             self.built.graph,
-            problem_of(self.config.task).objective(self.config.task),
+            task_type_of(self.config.task).loss_fn(self.config.task),
             self.built.optimizer_at(numbers["rate"], numbers["scales"]),
             aux_weight=numbers["aux_weight"],
             grad_accum_steps=self.config.train.grad_accum_steps,
@@ -275,8 +277,8 @@ class _Group:
 
     def switched(self, state: RunState, number: int) -> RunState:
         """Applies the method's phase change after step `number` to every run."""
-        switch, runs = self.built.switches[number], range(len(self.configs))
-        return _stack([switch(_one(state, i), self.base_of(i)) for i in runs])
+        change, runs = self.built.phase_changes[number], range(len(self.configs))
+        return _stack([change(_one(state, i), self.base_of(i)) for i in runs])
 
     def base_of(self, i: int) -> PyTree:
         """Returns the frozen arrays of run `i`."""

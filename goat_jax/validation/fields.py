@@ -20,6 +20,7 @@ from typing import Annotated, Any
 from goat_jax.errors import UserError, nearest
 from goat_jax.typing import Dataclass
 from goat_jax.validation.checks import check_choice, check_number
+from goat_jax.validation.renamed import renamed_hint
 
 FLOAT32_MAX, FLOAT32_TINY = 3.4028234e38, 1.1754944e-38
 INT32_MAX = 2**31 - 1
@@ -189,7 +190,7 @@ def call(
     values = {}
     for name, value in options.items():
         if name not in named and not takes_all:
-            hint = nearest(name, named)
+            hint = renamed_hint(name) or nearest(name, named)
             raise UserError(
                 f"{where} has no option {name!r}{hint}: it has {', '.join(named) or 'none'}"
             )

@@ -20,7 +20,7 @@ from goat_jax.injection.inject import inject
 from goat_jax.models.decoder.model import Decoder, tiny_decoder_config
 from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.nn.dense import Adapter, Dense, merge_model, run_model, split_model
-from goat_jax.nn.named_modules import find_sites, reports_by_name
+from goat_jax.nn.named_modules import find_modules, reports_by_name
 from goat_jax.testing import assert_close
 from tiers import first_of_each
 
@@ -66,7 +66,7 @@ class Layer:
         return self.factors | self.constants
 
 
-PARTS_OF_A_LAYER = ("initializer", "base_edit", "router", "combine", "scale", "aux_loss")
+PARTS_OF_A_LAYER = ("initializer", "kernel_edit", "router", "combine", "scale", "aux_loss")
 
 
 def kinds_of_parts(name, parts=PARTS_OF_A_LAYER):
@@ -289,7 +289,7 @@ def with_adapters(name, base, kind):
     model = nnx.clone(base)
     gradients = {
         n: random(*site.module.kernel.shape[-2:], seed=number)
-        for number, site in enumerate(find_sites(model))
+        for number, site in enumerate(find_modules(model))
         for n in site.names()
     }
     inject(model, small(name), TARGETS[kind], key=jax.random.key(1), gradients=gradients)
@@ -329,7 +329,7 @@ def parts_in_a_model(case):
     spec = METHODS[name].spec
     if kind == "decoder":
         return [(kind, spec.router.mergeable, spec.combine.replaces, spec.combine.layout)]
-    return kinds_of_parts(name, ("initializer", "base_edit", "router", "combine", "aux_loss"))
+    return kinds_of_parts(name, ("initializer", "kernel_edit", "router", "combine", "aux_loss"))
 
 
 CASES = [(name, kind) for kind in MODELS for name in METHODS]

@@ -6,52 +6,57 @@ import re
 import pytest
 
 from goat_jax.adapters.methods import METHODS, method_spec
-from goat_jax.adapters.parts.aux_losses import Balance
+from goat_jax.adapters.parts.aux_losses import LoadBalancing
 from goat_jax.adapters.parts.full import CopiesOfKernel, TakeOutKernel
 from goat_jax.adapters.parts.gradient_init import GradientSegments
 from goat_jax.adapters.parts.initializers import (
     BothRandom,
-    DropMinor,
-    KeepBase,
+    DropMinorTriplets,
+    KeepKernel,
     SharedZeroDelta,
-    SubtractMean,
+    SubtractMeanDelta,
     SvdSegments,
     ZeroDelta,
 )
 from goat_jax.adapters.parts.neat import ZeroNetwork
 from goat_jax.adapters.parts.routers import NoRouter, Softmax, TaskGate, Threshold, TopK
-from goat_jax.adapters.parts.scales import AlphaOverRank, BySpectrum, Fixed, Theory
+from goat_jax.adapters.parts.scales import (
+    AlphaOverRank,
+    BySpectrum,
+    ConstantScale,
+    TheoreticalScale,
+)
 from goat_jax.adapters.spec import PARTS
 from goat_jax.core import svd
 from goat_jax.errors import UserError
 from goat_jax.optim.transforms import PrunedRanks
 from goat_jax.registry import REGISTRY
 
-# Row -> initializer, base edit, router, scale: the matrix of methods.md 24.2.
+# Row -> initializer, kernel edit, router, scale: the matrix of methods.md 24.2.
 MATRIX = {
-    "lora": (ZeroDelta, KeepBase, NoRouter, "AlphaOverRank"),
-    "rslora": (ZeroDelta, KeepBase, NoRouter, "AlphaOverRootRank"),
-    "lora_plus": (ZeroDelta, KeepBase, NoRouter, "AlphaOverRank"),
-    "lora_pro": (ZeroDelta, KeepBase, NoRouter, "AlphaOverRank"),
-    "pissa": (svd.principal, SubtractMean, NoRouter, "AlphaOverRank"),
-    "milora": (svd.minor_descending, SubtractMean, NoRouter, "AlphaOverRank"),
-    "dora": (ZeroDelta, KeepBase, NoRouter, "AlphaOverRank"),
-    "kasa": (ZeroDelta, DropMinor, NoRouter, "AlphaOverRank"),
-    "neat": (ZeroNetwork, KeepBase, NoRouter, "Fixed"),
-    "adalora": (BothRandom, KeepBase, NoRouter, "AlphaOverStartRank"),
-    "lora_ga": (GradientSegments, SubtractMean, NoRouter, "AlphaOverRootRank"),
-    "lora_dash": (ZeroDelta, KeepBase, NoRouter, "AlphaOverRank"),
-    "multilora": (BothRandom, KeepBase, NoRouter, "AlphaOverRank"),
-    "molora": (ZeroDelta, KeepBase, TopK, "AlphaOverRank"),
-    "molora_soft": (ZeroDelta, KeepBase, Softmax, "AlphaOverRank"),
-    "hydralora": (SharedZeroDelta, KeepBase, Softmax, "AlphaOverRank"),
-    "loramoe": (ZeroDelta, KeepBase, Softmax, "AlphaOverRank"),
-    "moelora": (ZeroDelta, KeepBase, TaskGate, "AlphaOverTotalRank"),
-    "adamole": (ZeroDelta, KeepBase, Threshold, "AlphaOverRank"),
-    "goat": (svd.block_heads, SubtractMean, TopK, "Theory"),
-    "goat_plus": (svd.block_heads, SubtractMean, TopK, "BySpectrum"),
-    "full": (CopiesOfKernel, TakeOutKernel, NoRouter, "Fixed"),
-    "full_moe": (CopiesOfKernel, TakeOutKernel, TopK, "Fixed"),
+    "lora": (ZeroDelta, KeepKernel, NoRouter, "AlphaOverRank"),
+    "rslora": (ZeroDelta, KeepKernel, NoRouter, "AlphaOverRootRank"),
+    "lora_plus": (ZeroDelta, KeepKernel, NoRouter, "AlphaOverRank"),
+    "lora_pro": (ZeroDelta, KeepKernel, NoRouter, "AlphaOverRank"),
+    "pissa": (svd.principal, SubtractMeanDelta, NoRouter, "AlphaOverRank"),
+    "milora": (svd.minor_descending, SubtractMeanDelta, NoRouter, "AlphaOverRank"),
+    "dora": (ZeroDelta, KeepKernel, NoRouter, "AlphaOverRank"),
+    "kasa": (ZeroDelta, DropMinorTriplets, NoRouter, "AlphaOverRank"),
+    "neat": (ZeroNetwork, KeepKernel, NoRouter, "ConstantScale"),
+    "adalora": (BothRandom, KeepKernel, NoRouter, "AlphaOverStartRank"),
+    "lora_ga": (GradientSegments, SubtractMeanDelta, NoRouter, "AlphaOverRootRank"),
+    "lora_dash": (ZeroDelta, KeepKernel, NoRouter, "AlphaOverRank"),
+    "multilora": (BothRandom, KeepKernel, NoRouter, "AlphaOverRank"),
+    "molora": (ZeroDelta, KeepKernel, TopK, "AlphaOverRank"),
+    "molora_soft": (ZeroDelta, KeepKernel, Softmax, "AlphaOverRank"),
+    "hydralora": (SharedZeroDelta, KeepKernel, Softmax, "AlphaOverRank"),
+    "loramoe": (ZeroDelta, KeepKernel, Softmax, "AlphaOverRank"),
+    "moelora": (ZeroDelta, KeepKernel, TaskGate, "AlphaOverTotalRank"),
+    "adamole": (ZeroDelta, KeepKernel, Threshold, "AlphaOverRank"),
+    "goat": (svd.block_heads, SubtractMeanDelta, TopK, "TheoreticalScale"),
+    "goat_plus": (svd.block_heads, SubtractMeanDelta, TopK, "BySpectrum"),
+    "full": (CopiesOfKernel, TakeOutKernel, NoRouter, "ConstantScale"),
+    "full_moe": (CopiesOfKernel, TakeOutKernel, TopK, "ConstantScale"),
 }
 
 
@@ -65,16 +70,16 @@ def test_rows_are_the_published_choices(name):
     start, edit, router, scale = MATRIX[name]
     initializer = spec.initializer
     segments = initializer.segments if isinstance(initializer, SvdSegments) else type(initializer)
-    assert (segments, type(spec.base_edit), type(spec.router)) == (start, edit, router)
+    assert (segments, type(spec.kernel_edit), type(spec.router)) == (start, edit, router)
     assert type(spec.scale).__name__ == scale
-    assert isinstance(spec.aux_loss, Balance) == (router is TopK)
+    assert isinstance(spec.aux_loss, LoadBalancing) == (router is TopK)
 
 
 def test_goat_has_the_papers_numbers():
     spec = METHODS["goat"].spec
     assert (spec.num_experts, spec.top_k, spec.aux_weight) == (8, 2, 1e-3)
-    assert spec.initializer.rho == 10.0 and spec.scale == Theory(eta=1.0)
-    assert spec.aux_loss == Balance(reference_code=False)
+    assert spec.initializer.rho == 10.0 and spec.scale == TheoreticalScale(eta=1.0)
+    assert spec.aux_loss == LoadBalancing(reference_code=False)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -90,18 +95,18 @@ def test_options_reach_the_part_that_has_them():
         "goat", total_rank=32, rho=5.0, eta=0.1, reference_code=True, segments="minor"
     )
     assert spec.rank == 4 and spec.initializer == SvdSegments(svd.minor, 5.0)
-    assert spec.scale == Theory(0.1) and spec.aux_loss.reference_code
+    assert spec.scale == TheoreticalScale(0.1) and spec.aux_loss.reference_code
 
 
 def test_options_reach_a_part_inside_a_part():
     spec = method_spec("goat_plus", eta=0.1)
-    assert spec.scale == BySpectrum(first=Theory(0.1))
+    assert spec.scale == BySpectrum(first=TheoreticalScale(0.1))
 
 
 def test_a_new_part_and_its_option_can_be_given_together():
     spec = METHODS["molora"].spec
-    assert spec.replace(scale=Theory(), eta=0.1).scale == Theory(0.1)
-    assert spec.replace(scale="theory", eta=0.1).scale == Theory(0.1)
+    assert spec.replace(scale=TheoreticalScale(), eta=0.1).scale == TheoreticalScale(0.1)
+    assert spec.replace(scale="theory", eta=0.1).scale == TheoreticalScale(0.1)
 
 
 def name_of(kind, part):
@@ -201,9 +206,9 @@ def test_an_option_of_another_method_is_refused():
 
 
 def test_scale_rules_know_their_options():
-    assert Fixed(3.0)(8, None, METHODS["goat"].spec).tolist() == [3.0] * 8
+    assert ConstantScale(3.0)(8, None, METHODS["goat"].spec).tolist() == [3.0] * 8
     spec = METHODS["goat"].spec.replace(num_experts=2)
-    assert Fixed((1.0, 2.0))(8, None, spec).tolist() == [1.0, 2.0]
+    assert ConstantScale((1.0, 2.0))(8, None, spec).tolist() == [1.0, 2.0]
     assert AlphaOverRank()(8, None, spec).tolist() == [4.0, 4.0]
 
 
@@ -228,7 +233,11 @@ def test_expected_weight_of_an_expert():
         ("adalora", {"total_rank": 8}, "total rank 8 leaves nothing to prune to target_rank 8"),
         ("lora", {"transform": PrunedRanks()}, "a core, which SumOfExperts does not have"),
         ("adalora", {"every": 0}, "every 0 is not valid: give a whole number of at least 1"),
-        ("adalora", {"base_edit": "subtract_mean"}, "does not start with: choose base_edit Keep"),
+        (
+            "adalora",
+            {"kernel_edit": "subtract_mean"},
+            "does not start with: choose kernel_edit Keep",
+        ),
         (
             "kasa",
             {"initializer": "svd_segments"},
@@ -240,7 +249,7 @@ def test_expected_weight_of_an_expert():
         ("neat", {"dropout": 0.1}, "there is nothing to drop: dropout=0, not 0.1"),
         ("neat", {"activation": "rel"}, "activation 'rel' is not known (did you mean 'relu'?)"),
         ("neat", {"depth": -1}, "depth -1 is not valid: give a whole number of at least 0"),
-        ("lora", {"base_edit": TakeOutKernel()}, "leaves no kernel for SumOfExperts"),
+        ("lora", {"kernel_edit": TakeOutKernel()}, "leaves no kernel for SumOfExperts"),
         ("lora", {"initializer": BothRandom()}, "has no zero factor, and SumOfExperts adds a b"),
         ("lora_ga", {"directions": "ArB2r"}, "directions 'ArB2r' is not known"),
         ("lora_ga", {"num_experts": 2}, "makes one pair of factors, not 2"),

@@ -31,7 +31,7 @@ def random(*shape, seed=0):
 KERNEL, X = random(IN, OUT), random(TOKENS, IN, seed=1)
 
 SEGMENTS = {"O": "block_heads", "P": "principal", "M": "minor", "R": "random"}
-ZERO = {"initializer": "zero_delta", "base_edit": "keep"}
+ZERO = {"initializer": "zero_delta", "kernel_edit": "keep"}
 # Sections 9 and 17 of the paper: what is changed, and the routing that must come of it.
 ABLATIONS = {
     **{f"segments {name}": {"segments": choice} for name, choice in SEGMENTS.items()},

@@ -193,7 +193,7 @@ def test_programs_are_kept_where_that_is_possible(tmp_path, monkeypatch, recwarn
 @pytest.mark.slow
 def test_train_evaluate_inspect(config_file, tmp_path, capsys):
     out = tmp_path / "run"
-    assert main(train(f"{config_file}:targets=.*output.dense,steps=10", out)) == 0
+    assert main(train(f"{config_file}:target_modules=.*output.dense,steps=10", out)) == 0
     printed = capsys.readouterr().out
     assert "held out" in printed and "accuracy" in printed
     assert (out / "training.png").stat().st_size > 10_000

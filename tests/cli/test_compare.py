@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from goat_jax.analysis import run_results as outcomes
+from goat_jax.analysis import run_results as results
 from goat_jax.cli import compare
 from goat_jax.cli.main import main
-from goat_jax.training.vmapped_runs import Member, Outcome
+from goat_jax.training.vmapped_runs import RunResult, RunVariant
 
 
 @pytest.fixture
@@ -15,16 +15,16 @@ def trained(monkeypatch):
     """Stands in for training: a run at a rate above 1 diverges."""
     calls = []
 
-    def train(configs, at_once):
+    def train(configs, runs_per_step):
         for config in configs:
-            member = Member(config.train.seed, config.optimizer.learning_rate)
-            calls.append((config.adapter.method, member.seed, member.learning_rate))
-            diverged = 2 if member.learning_rate > 1 else None
+            variant = RunVariant(config.train.seed, config.optimizer.learning_rate)
+            calls.append((config.adapter.method, variant.seed, variant.learning_rate))
+            diverged = 2 if variant.learning_rate > 1 else None
             after = {} if diverged else {"accuracy": 0.5, "f1": 0.5, "loss": 1.0}
             losses = (1.0,) if diverged else (1.0,) * config.train.steps
-            yield Outcome(member, losses, {}, after, 10, 0.1, 1.0, 5, diverged)
+            yield RunResult(variant, losses, {}, after, 10, 0.1, 1.0, 5, diverged)
 
-    monkeypatch.setattr(outcomes, "train_together", train)
+    monkeypatch.setattr(results, "train_vmapped", train)
     monkeypatch.setattr(compare, "check_runs", lambda configs: None)
     return calls
 
@@ -72,7 +72,7 @@ def test_if_all_runs_diverged_it_says_so(trained, command, tmp_path, capsys):
         (["goat", "--rates", "nan"], "--rates nan is not valid"),
         (["goat", "--rates", "0"], "--rates 0.0 is not valid"),
         (["goat", "--rates", "1e-3", "0.001"], "0.001 is there twice"),
-        (["goat", "--at-once", "-2"], "--at-once -2 is not valid"),
+        (["goat", "--runs-per-step", "-2"], "--runs-per-step -2 is not valid"),
     ],
 )
 def test_what_makes_no_sense_is_refused(trained, command, capsys, words, message):
@@ -83,19 +83,19 @@ def test_what_makes_no_sense_is_refused(trained, command, capsys, words, message
 
 def test_a_killed_comparison_continues(trained, command, tmp_path, monkeypatch):
     seeds = ["--seeds", "0", "1", "2"]
-    train = outcomes.train_together
+    train = results.train_vmapped
 
-    def killed(configs, at_once):
-        for number, outcome in enumerate(train(configs, at_once)):
+    def killed(configs, runs_per_step):
+        for number, result in enumerate(train(configs, runs_per_step)):
             if configs[0].adapter.method == "lora" and number == 1:
                 raise KeyboardInterrupt
-            yield outcome
+            yield result
 
-    monkeypatch.setattr(outcomes, "train_together", killed)
+    monkeypatch.setattr(results, "train_vmapped", killed)
     with pytest.raises(KeyboardInterrupt):
         main([*command, "goat,lora", *seeds])
     trained.clear()
-    monkeypatch.setattr(outcomes, "train_together", train)
+    monkeypatch.setattr(results, "train_vmapped", train)
     assert main([*command, "goat,lora", *seeds]) == 0
     assert [(method, seed) for method, seed, _ in trained] == [("lora", 1), ("lora", 2)]
 

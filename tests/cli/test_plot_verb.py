@@ -18,8 +18,8 @@ from goat_jax.analysis.run_data import (
 from goat_jax.cli.main import main
 from goat_jax.cli.plot import OF_CHECKPOINT, OF_RECORDS
 from goat_jax.nn.dense import merge_model
-from goat_jax.nn.named_modules import find_sites
-from goat_jax.training.checkpoints.restore import reopen
+from goat_jax.nn.named_modules import find_modules
+from goat_jax.training.checkpoints.restore import restore_run
 from goat_jax.training.setup import evaluation_batches, load_rows
 
 pytestmark = pytest.mark.slow  # a trained run, and all pictures of it
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow  # a trained run, and all pictures of it
 @pytest.fixture(scope="module")
 def opened(finished):
     _config, summary = finished
-    return reopen(summary.folder, None)
+    return restore_run(summary.folder, None)
 
 
 class Page(HTMLParser):
@@ -100,7 +100,7 @@ def test_entropies_lie_between_none_and_even(opened):
 
 def products(model):
     found = {}
-    for site in find_sites(model):
+    for site in find_modules(model):
         adapter = site.module.adapter
         if adapter is not None:
             a, b = (adapter.factors()[name] for name in "ab")
@@ -124,7 +124,7 @@ def test_update_norms_are_those_of_the_products(opened):
 def test_segments_are_those_the_experts_started_from(opened):
     start = opened.built.state.trainable
     model = merge_model(opened.built.graph, start, opened.built.base)
-    adapters = {site.pattern: site.module.adapter for site in find_sites(model)}
+    adapters = {site.pattern: site.module.adapter for site in find_modules(model)}
     rho = opened.config.adapter.spec().initializer.rho
     for name, (values, index) in spectra(opened).items():
         adapter = adapters[name]

@@ -5,14 +5,14 @@ import json
 
 import pytest
 
-from goat_jax.analysis import run_results as outcomes
+from goat_jax.analysis import run_results as results
 from goat_jax.cli import sweep
 from goat_jax.cli.main import main
 from goat_jax.cli.sweep import config_at, grid, random_points, read_axis
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig
 from goat_jax.data.tasks.registry import reviews
 from goat_jax.errors import UserError
-from goat_jax.training.vmapped_runs import Member, Outcome
+from goat_jax.training.vmapped_runs import RunResult, RunVariant
 
 BASE = RunConfig(ModelConfig("m"), reviews(), AdapterConfig("goat"))
 
@@ -22,17 +22,17 @@ def trained(monkeypatch):
     """Stands in for training: accuracy is best at rho 5 and the larger rate."""
     calls = []
 
-    def train(configs, at_once):
+    def train(configs, runs_per_step):
         for config in configs:
             rho, rate, seed = config.adapter.rho, config.optimizer.learning_rate, config.train.seed
-            calls.append((rho, rate, at_once))
+            calls.append((rho, rate, runs_per_step))
             score = 0.9 - 0.1 * (rho != 5) + 10 * rate
             after = {"accuracy": score + 0.001 * seed, "f1": 0.5, "loss": 1.0}
             diverged = 1 if rate > 1 or seed == 13 else None
             after, losses = ({}, ()) if diverged else (after, (1.0,))
-            yield Outcome(Member(seed, rate), losses, {}, after, 10, 0.1, 1.0, 5, diverged)
+            yield RunResult(RunVariant(seed, rate), losses, {}, after, 10, 0.1, 1.0, 5, diverged)
 
-    monkeypatch.setattr(outcomes, "train_together", train)
+    monkeypatch.setattr(results, "train_vmapped", train)
     return calls
 
 
@@ -49,7 +49,7 @@ def source(tmp_path):
 
 def test_a_grid_is_trained_once_and_told_best_first(trained, source, tmp_path, capsys):
     axes = ["adapter.rho=1,5", "optimizer.learning-rate=0.001,0.004"]
-    out = ["--out", str(tmp_path / "out"), "--seeds", "0", "1", "--at-once", "4"]
+    out = ["--out", str(tmp_path / "out"), "--seeds", "0", "1", "--runs-per-step", "4"]
     assert main(["sweep", "--config", source, "--over", *axes, *out]) == 0
     rates = [0.001, 0.001, 0.004, 0.004]
     assert trained == [(rho, rate, 4) for rho in (1, 5) for rate in rates]
@@ -107,20 +107,20 @@ def test_if_all_runs_diverged_it_says_so(trained, source, tmp_path, capsys):
 def test_a_killed_sweep_continues(trained, source, tmp_path, monkeypatch):
     command = ["sweep", "--config", source, "--over", "adapter.rho=1,5,10", "--seeds", "0", "1"]
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
-    whole, train = list(trained), outcomes.train_together
+    whole, train = list(trained), results.train_vmapped
     trained.clear()
 
-    def killed(configs, at_once):
-        for number, outcome in enumerate(train(configs, at_once)):
+    def killed(configs, runs_per_step):
+        for number, result in enumerate(train(configs, runs_per_step)):
             if number == 3:
                 raise KeyboardInterrupt
-            yield outcome
+            yield result
 
-    monkeypatch.setattr(outcomes, "train_together", killed)
+    monkeypatch.setattr(results, "train_vmapped", killed)
     with pytest.raises(KeyboardInterrupt):
         main([*command, "--out", str(tmp_path / "killed")])
     assert len(trained) == 4  # the fourth is lost
-    monkeypatch.setattr(outcomes, "train_together", train)
+    monkeypatch.setattr(results, "train_vmapped", train)
     assert main([*command, "--out", str(tmp_path / "killed")]) == 0
     assert trained[4:] == whole[3:]
     for path in (tmp_path / "whole").iterdir():
@@ -224,7 +224,7 @@ def test_an_axis_that_makes_no_sense_is_refused(text, message):
         (["--random", "2", "--draw", "-1"], "--draw -1 is not valid"),
         (["--seeds", "0", "0"], "--seeds 0 0: 0 is there twice"),
         (["--seeds", "-1"], "--seeds -1 is not valid"),
-        (["--at-once", "0"], "--at-once 0 is not valid"),
+        (["--runs-per-step", "0"], "--runs-per-step 0 is not valid"),
         (["adapter.rho=2"], "--over has adapter.rho twice"),
     ],
 )

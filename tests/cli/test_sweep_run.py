@@ -12,10 +12,10 @@ def test_rates_share_a_step_and_the_table_has_what_was_trained(tiny, tmp_path):
     out = tmp_path / "sweep"
     axes = ["adapter.rho=1,5", "optimizer.learning-rate=1e-4,1e-2"]
     command = ["sweep", "--config", str(tiny / "config.py"), "--over", *axes]
-    command += ["--train.steps", "6", "--adapter.dropout", "0", "--at-once", "2"]
+    command += ["--train.steps", "6", "--adapter.dropout", "0", "--runs-per-step", "2"]
     assert main([*command, "--out", str(out)]) == 0
     runs = json.loads((out / "adapter.rho-5.json").read_text())["runs"]
-    assert [run["member"]["learning_rate"] for run in runs] == [1e-4, 1e-2]
+    assert [run["variant"]["learning_rate"] for run in runs] == [1e-4, 1e-2]
     slow, fast = runs
     assert slow["losses"][0] == pytest.approx(fast["losses"][0], rel=1e-4)  # one start
     assert fast["after"]["loss"] < slow["after"]["loss"] - 0.05  # of all rows: 0.61 and 0.76

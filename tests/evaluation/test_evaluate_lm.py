@@ -1,4 +1,4 @@
-"""Exams from end to end on a tiny model: trained some steps, asked in every way, written down."""
+"""Eval tasks from end to end on a tiny model: trained some steps, scored by every method."""
 
 import dataclasses
 import json
@@ -17,9 +17,9 @@ from goat_jax.data.pipeline.encoding import Piece, encode_pieces
 from goat_jax.data.tasks.commonsense import FOLDERS
 from goat_jax.data.tasks.registry import make_task
 from goat_jax.errors import RunFailed, UserError
-from goat_jax.evaluation import evaluate_lm as examine  # noqa: F401  whole before any part is replaced
+from goat_jax.evaluation import evaluate_lm  # noqa: F401  whole before any part is replaced
 from goat_jax.evaluation.generate_and_loglikelihood import answer_all
-from goat_jax.evaluation.model import open_subject
+from goat_jax.evaluation.model import load_eval_model
 from goat_jax.evaluation.sampler import Answer, Sampling
 from goat_jax.models.decoder.model import Decoder, tiny_decoder_config
 from goat_jax.models.torch_layout import torch_tensors
@@ -227,7 +227,7 @@ def test_answers_are_marked(run, capsys, monkeypatch):
         {"accuracy": 0.5, "without_answer": 1 / 3, "cut_answers": 1 / 6}
     )
     records = lines_of(found["files"][0])
-    assert [record["right"] for record in records] == [True, True, False, False, True, False]
+    assert [record["correct"] for record in records] == [True, True, False, False, True, False]
     assert [record["generated"] for record in records] == answers
     assert [record["cut"] for record in records] == [True] + [False] * 5
     assert records[2]["prediction"] == "answer1" and records[3]["prediction"] is None
@@ -245,7 +245,7 @@ def test_the_likelier_option_is_taken(run, capsys, monkeypatch):
 
     monkeypatch.setattr(likelihood.Scorer, "__call__", scored)
     capsys.readouterr()
-    assert main(["evaluate", run.out, "--json", "--quiet", "--how", "likelihood"]) == 0
+    assert main(["evaluate", run.out, "--json", "--quiet", "--scoring", "likelihood"]) == 0
     (found,) = said(capsys)
     assert found["scores"] == pytest.approx({"accuracy": 5 / 6, "accuracy_norm": 1 / 6})
     record = lines_of(found["files"][0])[0]
@@ -255,14 +255,14 @@ def test_the_likelier_option_is_taken(run, capsys, monkeypatch):
 @pytest.mark.slow
 def test_the_loss_of_its_rows_can_still_be_had(run, capsys):
     capsys.readouterr()
-    assert main(["evaluate", run.out, "--json", "--how", "loss"]) == 0
+    assert main(["evaluate", run.out, "--json", "--scoring", "loss"]) == 0
     assert said(capsys)[0]["perplexity"] > 1.0
 
 
 @pytest.mark.slow
 def test_a_table_for_people(run, tmp_path, capsys):
     capsys.readouterr()
-    arguments = ["--how", "likelihood", "--limit", "2", "--out", str(tmp_path / "x")]
+    arguments = ["--scoring", "likelihood", "--limit", "2", "--out", str(tmp_path / "x")]
     assert main(["evaluate", run.out, *arguments]) == 0
     printed = capsys.readouterr()
     assert "boolq by likelihood (run, step 1)" in printed.out and "accuracy_norm" in printed.out
@@ -272,16 +272,16 @@ def test_a_table_for_people(run, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_likelihoods_are_those_of_the_plain_logits(model):
-    subject = open_subject(str(model))
+    opened = load_eval_model(str(model))
     pairs = [("ab", "cd"), ("a longer prompt than that", "x"), ("q", "yes, it is so"), ("ab", "ce")]
     with jax.default_matmul_precision("highest"):
-        found = subject.scorer()(pairs, batch_size=3, num_buckets=2)
-        whole = merge_model(subject.graph, subject.trainable, subject.base)
+        found = opened.scorer()(pairs, batch_size=3, num_buckets=2)
+        whole = merge_model(opened.graph, opened.trainable, opened.base)
         graph, state = nnx.split(whole)
         logits = jax.jit(lambda state, ids: nnx.merge(graph, state)(ids))
         for number, (prompt, text) in enumerate(pairs):
             pieces = [Piece(prompt, False), Piece(text, True)]
-            ids, learnt = encode_pieces(subject.tokenizer, pieces, end=False)
+            ids, learnt = encode_pieces(opened.tokenizer, pieces, end=False)
             told = jax.nn.log_softmax(logits(state, jnp.asarray(ids)[None])[0])
             places = np.flatnonzero(learnt)
             expected = sum(float(told[place - 1, ids[place]]) for place in places)
@@ -291,14 +291,14 @@ def test_likelihoods_are_those_of_the_plain_logits(model):
 
 
 def test_one_compile_for_every_length(model):
-    scorer = open_subject(str(model)).scorer()
+    scorer = load_eval_model(str(model)).scorer()
     pairs = [("p" * (5 + 9 * n), "x" * (n % 3 + 1)) for n in range(20)]
     scorer(pairs, batch_size=4, num_buckets=2)
     assert scorer._step._cache_size() == 2
 
 
 def test_texts_beyond_the_context_lose_their_beginning(model):
-    scorer = open_subject(str(model)).scorer()
+    scorer = load_eval_model(str(model)).scorer()
     found = scorer([("z" * 600, "ab"), ("z" * 510, "ab")], batch_size=2)
     assert found.cut == 1
     np.testing.assert_allclose(found.sums[0], found.sums[1], rtol=1e-6)
@@ -307,7 +307,7 @@ def test_texts_beyond_the_context_lose_their_beginning(model):
 
 
 def test_likelihoods_that_are_not_finite_are_no_answer(model):
-    scorer = open_subject(str(model)).scorer()
+    scorer = load_eval_model(str(model)).scorer()
     trainable, base = scorer._arrays
     broken = jax.tree.map(lambda x: x * np.nan if x.dtype == np.float32 else x, base)
     scorer._arrays = trainable, broken
@@ -317,7 +317,7 @@ def test_likelihoods_that_are_not_finite_are_no_answer(model):
 
 @pytest.mark.slow
 def test_batched_answers_are_those_alone_whatever_they_are_padded_to(model):
-    generator = open_subject(str(model)).generator()
+    generator = load_eval_model(str(model)).generator()
     prompts = ["one", "a much longer prompt " * 3, "b"]
     sampling = Sampling(max_new_tokens=5)
     together = answer_all(generator, prompts, sampling, batch_size=2)
@@ -329,7 +329,7 @@ def test_batched_answers_are_those_alone_whatever_they_are_padded_to(model):
 
 
 def test_answers_need_few_compiles(model):
-    generator = open_subject(str(model)).generator()
+    generator = load_eval_model(str(model)).generator()
     prompts = ["x" * n for n in range(3, 60, 4)]
     answer_all(generator, prompts, Sampling(max_new_tokens=4), batch_size=4)
     assert generator._extend._cache_size() == 2  # one for the prompts, one for a token
@@ -380,9 +380,12 @@ def test_pass_at_k_of_several_samples(model, data, tmp_path, capsys, monkeypatch
     [
         ([], "is a model without a task: name one with --task"),
         (["--task", "boolqq"], "did you mean 'boolq'"),
-        (["--task", "gsm8k", "--how", "judge"], "cannot be scored by 'judge': use one of generate"),
-        (["--task", "rte", "--how", "generate"], "task rte has no exam"),
-        (["--task", "gsm8k", "--how", "loss"], "--how loss is for a run on its own task"),
+        (
+            ["--task", "gsm8k", "--scoring", "judge"],
+            "cannot be scored by 'judge': use one of generate",
+        ),
+        (["--task", "rte", "--scoring", "generate"], "task rte has no questions"),
+        (["--task", "gsm8k", "--scoring", "loss"], "--scoring loss is for a run on its own task"),
         (["--task", "gsm8k", "--step", "3"], "is a model, not a run"),
         (["--task", "gsm8k", "--k", "5"], "pass@5 needs 5 samples or more"),
         (["--task", "gsm8k", "--judge-model", "x"], "--judge-model is for a judge"),
@@ -410,11 +413,11 @@ def test_bad_requests_get_one_line_and_leave_nothing(
 
 @pytest.mark.slow
 def test_a_model_shared_out_over_eight_devices_answers_the_same(model):
-    alone, shared_out = (open_subject(str(model), mesh=MeshConfig(tensor=n)) for n in (1, 8))
+    alone, shared_out = (load_eval_model(str(model), mesh=MeshConfig(tensor=n)) for n in (1, 8))
     cut = [leaf for leaf in jax.tree.leaves(shared_out.base) if not leaf.is_fully_replicated]
     assert cut
     pairs = [("ab", "cd"), ("a longer prompt than that", "x"), ("q", "yes, it is so")]
-    found = [subject.scorer()(pairs, batch_size=3).sums for subject in (alone, shared_out)]
+    found = [opened.scorer()(pairs, batch_size=3).sums for opened in (alone, shared_out)]
     np.testing.assert_allclose(*found, rtol=1e-5)
     sampling = Sampling(max_new_tokens=5)
     texts = ["one", "a much longer prompt", "b"]
@@ -427,7 +430,7 @@ def test_a_run_is_evaluated_on_a_mesh(run, capsys):
     found = []
     for devices in ("1", "8"):
         capsys.readouterr()
-        arguments = ["--json", "--how", "loss", "--tensor", devices]
+        arguments = ["--json", "--scoring", "loss", "--tensor", devices]
         assert main(["evaluate", run.out, *arguments]) == 0
         found.append(said(capsys)[0]["loss"])
     assert found[0] == pytest.approx(found[1], rel=1e-5)

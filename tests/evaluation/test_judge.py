@@ -277,7 +277,7 @@ class Model:
 @pytest.fixture
 def model(monkeypatch):
     own = Model()
-    monkeypatch.setattr(evaluate, "open_subject", own.open)
+    monkeypatch.setattr(evaluate, "load_eval_model", own.open)
     return own
 
 

@@ -69,13 +69,13 @@ from goat_jax.data.tasks.registry import files
 from goat_jax.optim.optimizer import OptimizerConfig
 
 
-def get_config(method="goat", steps=30, targets=r"bert\\.encoder\\..*", **none):
+def get_config(method="goat", steps=30, target_modules=r"bert\\.encoder\\..*", **none):
     return RunConfig(
         model=ModelConfig({model!r}, options={{"pooling": "mean"}}),
         task=files({train!r}, {test!r}, labels=("bad", "good")),
         adapter=AdapterConfig(
-            method=method, target_modules=targets, modules_to_save=("pooler.dense", "classifier"),
-            dropout=0.05,
+            method=method, target_modules=target_modules,
+            modules_to_save=("pooler.dense", "classifier"), dropout=0.05,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=3),
         train=TrainConfig(
@@ -87,7 +87,7 @@ def get_config(method="goat", steps=30, targets=r"bert\\.encoder\\..*", **none):
 """
 
 
-LIGHT = "targets=.*query"
+LIGHT = "target_modules=.*query"
 """An option of the config: adapters in the query kernels alone, so that a step compiles soon."""
 
 

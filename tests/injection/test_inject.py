@@ -20,7 +20,7 @@ from goat_jax.models.vision.config import tiny_vision_config
 from goat_jax.models.vision.model import VisionModel
 from goat_jax.nn.dense import Dense, Factor, Head, split_model
 from goat_jax.nn.modules import Embedding, PatchEmbedding
-from goat_jax.nn.named_modules import find_sites, name_number
+from goat_jax.nn.named_modules import find_modules, name_number
 from goat_jax.testing import TinyModel, assert_close
 from tiers import each
 
@@ -74,7 +74,7 @@ def adapted(report):
 def test_targets(target_modules, expected):
     report, model = dry_run(LORA, target_modules)
     assert adapted(report) == expected
-    has = [site.pattern for site in find_sites(model) if site.module.adapter is not None]
+    has = [site.pattern for site in find_modules(model) if site.module.adapter is not None]
     assert has == expected
 
 
@@ -336,7 +336,7 @@ MODELS = {
 def test_a_model_that_is_trained_in_full_computes_in_the_dtype_it_had(kind):
     """In float32 from bfloat16's numbers it would give other bits."""
     model = MODELS[kind]()
-    for site in find_sites(model, (Dense, Embedding, PatchEmbedding)):
+    for site in find_modules(model, (Dense, Embedding, PatchEmbedding)):
         for value in vars(site.module).values():
             if isinstance(value, nnx.Param):
                 value.set_value(value[...].astype(jnp.bfloat16))

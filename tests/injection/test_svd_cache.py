@@ -19,7 +19,7 @@ from goat_jax.injection import svd_cache as svd_store
 from goat_jax.injection.inject import inject
 from goat_jax.injection.svd_cache import ROUTES, SvdConfig, SvdStore
 from goat_jax.models.encoder.model import Encoder, tiny_config
-from goat_jax.nn.named_modules import find_sites
+from goat_jax.nn.named_modules import find_modules
 from goat_jax.testing import assert_close
 from tiers import each
 
@@ -35,7 +35,7 @@ def adapted(store, method="goat", **options):
     model = Encoder(tiny_config(num_layers=2), rngs=nnx.Rngs(0))
     spec = method_spec(method, **({"total_rank": 8, "num_experts": 4} | options))
     inject(model, spec, ["query", "0.output.dense"], key=KEY, svds=store)
-    sites = [s.module for s in find_sites(model) if s.module.adapter is not None]
+    sites = [s.module for s in find_modules(model) if s.module.adapter is not None]
     return [(m.kernel[...], m.adapter.a[...], m.adapter.b[...]) for m in sites]
 
 

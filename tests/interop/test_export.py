@@ -14,7 +14,7 @@ from goat_jax.errors import UserError
 from goat_jax.interop.export_run import export_run
 from goat_jax.interop.folders import ABOUT, ADAPTER, ADAPTER_CONFIG
 from goat_jax.nn.dense import merge_model
-from goat_jax.training.checkpoints.restore import reopen
+from goat_jax.training.checkpoints.restore import restore_run
 from goat_jax.training.trainer import begin
 from trained import trained_elsewhere
 
@@ -32,7 +32,7 @@ OPTIONS = {
     "multilora": {"total_rank": 6},
     "neat": {"total_rank": 4, "options": {"depth": 1}},
     "adalora": {"total_rank": 6, "options": {"target_rank": 3}},
-    "lora_dash": {"options": {"switch_after": 5, "num_directions": 2}},
+    "lora_dash": {"options": {"change_step": 5, "num_directions": 2}},
     "kasa": {"total_rank": 4},
     "full": {"total_rank": 1},
 }
@@ -82,7 +82,7 @@ def batch(vocabulary=21):
 
 
 def our_logits(folder, task=None):
-    run = reopen(folder, None)
+    run = restore_run(folder, None)
     model = merge_model(run.built.graph, run.state.trainable, run.state.frozen(run.built.base))
     ids, mask = batch()
     ctx = EVAL if task is None else Context(task_ids=jnp.full(len(ids), task))
@@ -138,7 +138,7 @@ def test_dora_has_peft_s_own_fields_and_its_factors_bit_for_bit(run_of, tmp_path
     config = json.loads((tmp_path / "out" / ADAPTER_CONFIG).read_text())
     assert config["use_dora"] and (config["r"], config["lora_alpha"]) == (4, 16)
     tensors = load_file(tmp_path / "out" / ADAPTER)
-    opened = reopen(run, None)
+    opened = restore_run(run, None)
     own = opened.state.trainable["adapter"]["layers"]["runs"][0]["query"]["adapter"]
     module = "base_model.model.bert.encoder.layer.1.attention.self.query."
     for name, key in (("lora_A.weight", "a"), ("lora_B.weight", "b")):
@@ -241,7 +241,7 @@ def test_published_names_bit_for_bit(run_of, tmp_path):
     run = run_of("goat")
     export_run(run, "goat", tmp_path / "out")
     tensors = load_file(tmp_path / "out" / ADAPTER)
-    own = reopen(run, None).state.trainable["adapter"]["layers"]["runs"][0]["up"]["adapter"]
+    own = restore_run(run, None).state.trainable["adapter"]["layers"]["runs"][0]["up"]["adapter"]
     module = "bert.encoder.layer.1.intermediate.dense."
     for expert in range(8):
         for name, key in (("lora_A", "a"), ("lora_B", "b")):

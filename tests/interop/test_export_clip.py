@@ -20,7 +20,7 @@ from goat_jax.interop.export_run import export_run
 from goat_jax.interop.folders import ADAPTER, ADAPTER_CONFIG
 from goat_jax.nn.dense import merge_model
 from goat_jax.optim.optimizer import OptimizerConfig
-from goat_jax.training.checkpoints.restore import reopen
+from goat_jax.training.checkpoints.restore import restore_run
 from goat_jax.training.checkpoints.run_dir import load_run
 from goat_jax.training.trainer import begin
 from tiers import first_of_each
@@ -109,7 +109,7 @@ THEIRS = torch.tensor(PIXELS.transpose(0, 3, 1, 2).copy())
 
 
 def our_logits(folder):
-    run = reopen(folder, None)
+    run = restore_run(folder, None)
     model = merge_model(run.built.graph, run.state.trainable, run.state.frozen(run.built.base))
     return np.asarray(model(jnp.asarray(PIXELS), ctx=EVAL))
 

@@ -15,7 +15,7 @@ from goat_jax.data.tasks.registry import files, language_files, make_task
 from goat_jax.interop.export_run import export_run
 from goat_jax.nn.dense import merge_model
 from goat_jax.optim.optimizer import OptimizerConfig
-from goat_jax.training.checkpoints.restore import reopen
+from goat_jax.training.checkpoints.restore import restore_run
 from goat_jax.training.trainer import begin
 from tiers import first_of_each
 from trained import trained_elsewhere
@@ -107,7 +107,7 @@ def inputs(family):
 
 
 def our_logits(folder, given):
-    run = reopen(folder, None)
+    run = restore_run(folder, None)
     model = merge_model(run.built.graph, run.state.trainable, run.state.frozen(run.built.base))
     return np.asarray(model(*map(jnp.asarray, given.values()), ctx=EVAL))
 

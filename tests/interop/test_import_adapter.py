@@ -15,7 +15,7 @@ from goat_jax.interop.export_run import export_run
 from goat_jax.interop.folders import ABOUT, ADAPTER, ADAPTER_CONFIG
 from goat_jax.interop.import_adapter import Imported, base_note, check_weights
 from goat_jax.nn.dense import merge_model
-from goat_jax.training.checkpoints.restore import reopen
+from goat_jax.training.checkpoints.restore import restore_run
 from goat_jax.training.trainer import begin
 
 torch = pytest.importorskip("torch", reason="needs the extra 'test', which brings torch")
@@ -72,7 +72,7 @@ def prune(model):
 
 
 def our_logits(folder):
-    run = reopen(folder, None)
+    run = restore_run(folder, None)
     model = merge_model(run.built.graph, run.state.trainable, run.state.frozen(run.built.base))
     ids = np.arange(4, 19).reshape(3, 5).astype(np.int32)
     return np.asarray(model(ids, np.ones_like(ids), np.zeros_like(ids)))
@@ -156,7 +156,7 @@ def test_an_imported_adapter_is_trained_on_and_exported(tiny, plain, tmp_path):
     for name, tensor in first.items():
         np.testing.assert_array_equal(tensor, second[name], err_msg=name)
     assert main(["train", "--run", str(tmp_path / "run"), "--quiet"]) == 0
-    run = reopen(tmp_path / "run", 4)
+    run = restore_run(tmp_path / "run", 4)
     assert run.config.adapter.method == "lora" and run.step == 4
 
 

@@ -42,7 +42,7 @@ def modules(name):
 @pytest.mark.parametrize("name", [name for name in MERGEABLE if name != "full"])
 def test_factors_have_the_merged_kernel(name):
     now, start = modules(name)
-    found = low_rank(now, start, KERNEL if now.spec.base_edit.looks_at_kernel else None)
+    found = low_rank(now, start, KERNEL if now.spec.kernel_edit.looks_at_kernel else None)
     kernel = KERNEL + found.scale * found.a @ found.b
     if found.magnitude is not None:
         kernel = found.magnitude * kernel / np.linalg.norm(kernel, axis=0)

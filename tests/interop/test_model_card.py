@@ -15,7 +15,7 @@ from goat_jax.interop.export_run import export_run
 from goat_jax.interop.folders import ADAPTER_CONFIG
 from goat_jax.nn.dense import merge_model
 from goat_jax.pretrained import packaged_models
-from goat_jax.training.checkpoints.restore import reopen
+from goat_jax.training.checkpoints.restore import restore_run
 from goat_jax.training.trainer import begin
 from trained import trained_elsewhere
 
@@ -52,7 +52,7 @@ def run(config, packaged, tmp_path_factory):
 
 
 def our_logits(folder):
-    opened = reopen(folder, None)
+    opened = restore_run(folder, None)
     base = opened.state.frozen(opened.built.base)
     model = merge_model(opened.built.graph, opened.state.trainable, base)
     return np.asarray(model(IDS, MASK, np.zeros_like(IDS)))

@@ -12,7 +12,7 @@ from goat_jax.data.tasks.registry import language_files
 from goat_jax.errors import UserError
 from goat_jax.interop.export_run import export_run
 from goat_jax.nn.dense import merge_model
-from goat_jax.training.checkpoints.restore import reopen
+from goat_jax.training.checkpoints.restore import restore_run
 from goat_jax.training.trainer import begin
 from tiny_language import write_model
 from trained import trained_elsewhere
@@ -57,7 +57,7 @@ def tied(tmp_path_factory):
 
 
 def our_logits(folder):
-    run = reopen(folder, None)
+    run = restore_run(folder, None)
     model = merge_model(run.built.graph, run.state.trainable, run.state.frozen(run.built.base))
     return np.asarray(model(IDS))
 
@@ -95,7 +95,7 @@ def test_trained_embeddings_of_a_tied_model_are_exact_in_peft_and_come_back_tied
     assert np.abs(torch_logits(model) - expected).max() < CLOSE
     import_adapter(tmp_path / "peft", str(tied / "config.py"), ["--out", str(tmp_path / "again")])
     assert np.abs(our_logits(tmp_path / "again") - expected).max() < CLOSE
-    assert reopen(tmp_path / "again", None).config.model.options == {}
+    assert restore_run(tmp_path / "again", None).config.model.options == {}
 
 
 @pytest.mark.parametrize(

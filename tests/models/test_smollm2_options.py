@@ -9,9 +9,9 @@ import transformers
 from goat_jax.data.tasks.evaluation import load_questions
 from goat_jax.data.tasks.registry import make_task
 from goat_jax.errors import UserError
-from goat_jax.evaluation.generate_and_loglikelihood import examine_by_likelihood
-from goat_jax.evaluation.model import open_subject
-from goat_jax.evaluation.types import PREDICTIONS, ExamOptions, Sitting
+from goat_jax.evaluation.generate_and_loglikelihood import score_by_likelihood
+from goat_jax.evaluation.model import load_eval_model
+from goat_jax.evaluation.types import PREDICTIONS, EvalOptions, EvalRequest
 from goat_jax.pretrained.packaged_models import smollm2_file
 from goat_jax.pretrained.resolve import open_checkpoint
 
@@ -41,8 +41,8 @@ def theirs():
 
 
 @pytest.fixture(scope="module")
-def subject(theirs):
-    return open_subject("package:smollm2")
+def model(theirs):
+    return load_eval_model("package:smollm2")
 
 
 def torch_sums(model, tokenizer, prompt, options):
@@ -70,19 +70,17 @@ def torch_sums(model, tokenizer, prompt, options):
 
 
 @pytest.mark.parametrize("name", ["obqa", "arc_easy"])
-def test_the_same_options_are_chosen(shared, theirs, subject, name):
+def test_the_same_options_are_chosen(shared, theirs, model, name):
     folder = str(shared / "data" / "commonsense")
     task = make_task(name, folder=folder, cloze=True, question_limit=ROWS)
     questions = load_questions(task)
     with jax.default_matmul_precision("highest"):
-        found = examine_by_likelihood(Sitting(subject, task, questions, ExamOptions(batch_size=32)))
+        found = score_by_likelihood(EvalRequest(model, task, questions, EvalOptions(batch_size=32)))
     records = found.records[PREDICTIONS]
     assert len(records) == ROWS
     right = []
     for question, record in zip(questions, records, strict=True):
-        sums, lengths = torch_sums(
-            theirs, subject.tokenizer, question.prompt, question.continuations
-        )
+        sums, lengths = torch_sums(theirs, model.tokenizer, question.prompt, question.continuations)
         ours = np.array(list(record["log_likelihoods"].values()))
         np.testing.assert_allclose(ours, sums, rtol=0, atol=NEAR)
         assert record["tokens"] == lengths.tolist()

@@ -10,7 +10,7 @@ from goat_jax.adapters.adapter import Report
 from goat_jax.adapters.context import EVAL
 from goat_jax.adapters.methods import method_spec
 from goat_jax.nn.dense import Adapter, Dense, run_model
-from goat_jax.nn.named_modules import adapted_layers, find_sites, find_stacks, reports_by_name
+from goat_jax.nn.named_modules import adapted_layers, find_modules, find_stacks, reports_by_name
 from goat_jax.nn.stack import Stack
 from goat_jax.testing import TinyBlock, TinyModel
 
@@ -40,7 +40,7 @@ def tiny():
 
 
 def test_names_come_from_the_model_in_its_order(tiny):
-    sites = find_sites(tiny)
+    sites = find_modules(tiny)
     assert [site.pattern for site in sites] == list(tiny.hf_names().values())
     assert sites[0].names() == [f"model.layers.{i}.attention.query" for i in range(3)]
     assert sites[3].names() == ["classifier"] and sites[3].layers is None
@@ -50,7 +50,7 @@ def test_names_come_from_the_model_in_its_order(tiny):
 
 def test_a_cut_stack_has_a_site_per_run_under_one_pattern(tiny):
     tiny.layers.cut([1])
-    sites = [site for site in find_sites(tiny) if site.pattern.endswith("up")]
+    sites = [site for site in find_modules(tiny) if site.pattern.endswith("up")]
     assert [site.layers for site in sites] == [range(0, 1), range(1, 3)]
     names = [name for site in sites for name in site.names()]
     assert names == [f"model.layers.{i}.mlp.up" for i in range(3)]
@@ -70,7 +70,7 @@ class Towers(nnx.Module):
 
 
 def test_without_a_table_the_path_is_the_name_and_the_number_follows_the_stack():
-    sites = find_sites(Towers())
+    sites = find_modules(Towers())
     names = {name for site in sites for name in site.names()}
     assert {site.pattern for site in sites} == {
         "out",
@@ -83,8 +83,8 @@ def test_without_a_table_the_path_is_the_name_and_the_number_follows_the_stack()
 
 
 def test_any_kind_of_module_can_be_looked_for():
-    assert len(find_sites(Towers(), Stack)) == 2
-    assert len(find_sites(Towers(), (Stack, Dense))) == 7
+    assert len(find_modules(Towers(), Stack)) == 2
+    assert len(find_modules(Towers(), (Stack, Dense))) == 7
 
 
 def run_jitted(model, x):

@@ -7,7 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from goat_jax.adapters.parts.scales import AlphaOverRank, AlphaOverRootRank, Fixed, Theory
+from goat_jax.adapters.parts.scales import (
+    AlphaOverRank,
+    AlphaOverRootRank,
+    ConstantScale,
+    TheoreticalScale,
+)
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core import svd
 from goat_jax.errors import UserError
@@ -22,17 +27,17 @@ from goat_jax.parity.report import Report, main, to_json, to_text
     [
         ("goat", svd.block_heads, AlphaOverRank(), False),
         ("goat_mini", svd.block_tails, AlphaOverRank(), False),
-        ("pissa", svd.principal, Fixed(2.0), True),
-        ("pissa_scale", svd.principal, Theory(0.1), True),
+        ("pissa", svd.principal, ConstantScale(2.0), True),
+        ("pissa_scale", svd.principal, TheoreticalScale(0.1), True),
         ("pissa_rs", svd.principal, AlphaOverRootRank(), False),
         ("milora", svd.minor_descending, AlphaOverRank(), False),
         ("pissa_milora", svd.principal_and_minor, AlphaOverRank(), False),
         ("lora", None, AlphaOverRank(), False),
         ("mole", None, AlphaOverRank(), False),
-        ("lora_scale", None, Theory(0.1), True),
+        ("lora_scale", None, TheoreticalScale(0.1), True),
         ("rslora", None, AlphaOverRootRank(), False),
         ("lora_rs", None, AlphaOverRootRank(), False),
-        ("goat_rs_scale", svd.block_heads, Theory(0.1), True),
+        ("goat_rs_scale", svd.block_heads, TheoreticalScale(0.1), True),
     ],
 )
 def test_published_names_mean_these_parts(name, choice, scale, fixed):
@@ -171,6 +176,6 @@ def test_the_spec_of_a_bundle_is_made_of_the_package_s_parts(make_layer_case, tm
     from goat_jax.parity.reference_code import read_spec
 
     case = make_layer_case("one", rank=10)
-    spec = read_spec(Record(case, "here"), read_init_type("goat"), Fixed(2.0))
+    spec = read_spec(Record(case, "here"), read_init_type("goat"), ConstantScale(2.0))
     assert isinstance(spec, AdapterSpec)
     assert (spec.total_rank, spec.rank, spec.aux_loss.reference_code) == (8, 2, True)  # type: ignore

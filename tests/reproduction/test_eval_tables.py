@@ -11,7 +11,7 @@ from goat_jax.adapters.parts.scales import AlphaOverRank
 from goat_jax.data.tasks.commonsense import FOLDERS
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.evaluation import code as coding
-from goat_jax.evaluation.types import Examination
+from goat_jax.evaluation.types import EvalResult
 from programs import load_program
 from reproduction import eval_tables as module
 from reproduction.eval_tables import main
@@ -45,22 +45,22 @@ class Runner:
     def open(self, folder, step):
         return SimpleNamespace(name=Path(folder).name, step=step)
 
-    def examine(self, subject, task, way, options, folder):
+    def evaluate_task(self, model, task, scoring, options, folder):
         assert folder.name == "evaluation"
-        assert subject.step == 3  # the last one, as in the paper, not the best
-        self.asked.append((subject.name, task.name, way))
-        shift = 0.1 * int(subject.name[-1])
+        assert model.step == 3  # the last one, as in the paper, not the best
+        self.asked.append((model.name, task.name, scoring))
+        shift = 0.1 * int(model.name[-1])
         scores = {name: value + shift for name, value in SCORES[task.name].items()}
-        return Examination(scores, {"predictions": [{"id": "1", "right": True}]})
+        return EvalResult(scores, {"predictions": [{"id": "1", "correct": True}]})
 
 
 @pytest.fixture
 def runner(monkeypatch):
     own = Runner()
     monkeypatch.setattr(module, "fit", own.fit)
-    monkeypatch.setattr(module, "open_subject", own.open)
+    monkeypatch.setattr(module, "load_eval_model", own.open)
     monkeypatch.setattr(module, "check_needs", lambda *given: None)  # no judge is there to be asked
-    monkeypatch.setattr(module, "examine", own.examine)
+    monkeypatch.setattr(module, "evaluate_task", own.evaluate_task)
     monkeypatch.setattr(module, "draw", lambda folder: None)
     monkeypatch.setattr(coding, "check_sandbox", lambda: None)
     return own
@@ -170,8 +170,8 @@ def test_cut_answers_and_problems_are_said(folder, runner, tmp_path, monkeypatch
     arguments = given(tmp_path, folder, *own, questions=True)
     assert main(load_program("generation").SWEEP, arguments) == 0
     assert "50.0% of the answers were cut at --max-new-tokens" in capsys.readouterr().err
-    problem = Examination({"unscored": 2.0}, {}, "the judge graded none of 2 turns: no grade")
-    monkeypatch.setattr(module, "examine", lambda *given, folder: problem)
+    problem = EvalResult({"unscored": 2.0}, {}, "the judge graded none of 2 turns: no grade")
+    monkeypatch.setattr(module, "evaluate_task", lambda *given, folder: problem)
     arguments = given(tmp_path, folder, "--methods", "goat", "--runs", "chat", questions=True)
     assert main(load_program("generation").SWEEP, arguments) == 1
     assert "the judge graded none of 2 turns" in capsys.readouterr().err
@@ -181,7 +181,7 @@ def test_three_runs_fill_the_table_of_generation(runner, folder, tmp_path, capsy
     arguments = given(tmp_path, folder, "--methods", "goat", "lora_pro", questions=True)
     arguments.append("--run-programs")
     assert main(load_program("generation").SWEEP, arguments) == 0
-    tasks = [(task, way) for name, task, way in runner.asked if "goat" in name]
+    tasks = [(task, scoring) for name, task, scoring in runner.asked if "goat" in name]
     assert tasks == [("wizardlm", "judge"), ("metamath", "generate"), ("codefeedback", "code")]
     head, _, goat, other = (cells(line) for line in capsys.readouterr().out.splitlines())
     assert head == ["method", "chat", "math", "code", "average"]
@@ -259,7 +259,7 @@ JUDGE = ["--judge", "http://localhost/v1", "--judge-model", "one"]
         ("chat", [], JUDGE),
     ],
 )
-def test_another_examination_is_not_answered_from_the_last(
+def test_another_evaluation_is_not_answered_from_the_last(
     runner, folder, tmp_path, capsys, run, first, second
 ):
     sweep = load_program("generation").SWEEP
@@ -267,7 +267,7 @@ def test_another_examination_is_not_answered_from_the_last(
     for words, asked in ((first, 1), ([*first, "--workers", "2"], 1), (second, 2), (second, 2)):
         assert main(sweep, [*common, *words]) == 0
         assert len(runner.asked) == asked
-    assert "changed: examined again" in capsys.readouterr().err
+    assert "changed: evaluated again" in capsys.readouterr().err
 
 
 def test_what_else_a_result_depends_on(runner, folder, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from goat_jax.adapters.parts.aux_losses import Balance
+from goat_jax.adapters.parts.aux_losses import LoadBalancing
 from goat_jax.analysis.collect_runs import by_series, gather
 from goat_jax.analysis.figure_data import (
     constant_scale,
@@ -51,11 +51,13 @@ def write_run(root, name, method, score=0.5, *, task="one", seed=0, loads=(), **
     return folder
 
 
-def test_scores_are_of_the_last_step_or_of_the_exam(tmp_path):
+def test_scores_are_of_the_last_step_or_of_the_evaluation(tmp_path):
     done = write_run(tmp_path, "a", "lora", 0.75)
     write_run(tmp_path, "b", "lora", None)
-    exam = write_run(tmp_path, "c", "lora", 0.75)
-    (exam / "result.json").write_text(json.dumps({"scores": {"score/turn_1": 6.5, "other": 1.0}}))
+    evaluated = write_run(tmp_path, "c", "lora", 0.75)
+    (evaluated / "result.json").write_text(
+        json.dumps({"scores": {"score/turn_1": 6.5, "other": 1.0}})
+    )
     first, second, third = gather([tmp_path])
     assert first.folder == done and first.score() == ("accuracy", 0.75)
     assert first.score("f1") == ("f1", 0.1) and first.score("nothing") == ("accuracy", 0.75)
@@ -155,7 +157,7 @@ def test_figures_4_and_5_are_of_the_tables_methods():
     figures = load_program("figures").RUNS
     assert set(figures["4"]) >= {"full_moe", "lora", "pissa", "milora", "molora", "goat"}
     assert {(spec.num_experts, spec.top_k) for spec in specs_of("5")} == {(8, 2)}
-    assert {spec.aux_loss for spec in specs_of("5")} == {Balance()}
+    assert {spec.aux_loss for spec in specs_of("5")} == {LoadBalancing()}
 
 
 def test_scores_of_figure_1_are_normalised_by_series():

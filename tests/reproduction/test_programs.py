@@ -78,10 +78,10 @@ def test_exit_codes(error, code, capsys):
 
 
 def test_a_search_passes_over_what_is_not_finite():
-    def objective(coefficients):
+    def loss_fn(coefficients):
         return (
             np.nan if abs(coefficients).max() < 0.01 else float(((coefficients - 0.5) ** 2).sum())
         )
 
-    best, value = search(objective, 2, jax.random.key(0))
+    best, value = search(loss_fn, 2, jax.random.key(0))
     assert value < 0.1 and np.isfinite(best).all()

@@ -17,10 +17,10 @@ from goat_jax.models.vision.model import VisionModel, tiny_vision_config
 from goat_jax.nn.dense import split_model
 from goat_jax.optim.transforms import Stages
 from goat_jax.sharding.config import MeshConfig
-from goat_jax.sharding.rules import make_placement, place_model
+from goat_jax.sharding.rules import make_sharding_rules, place_model
 from goat_jax.testing import CountTraces, assert_close
 from goat_jax.training.losses import CLASSIFICATION, IMAGE_CLASSIFICATION, LANGUAGE
-from goat_jax.training.phase_change import make_switch, starting_constants
+from goat_jax.training.phase_change import make_phase_change, starting_constants
 from goat_jax.training.shardings import keep_rows, start_state
 from goat_jax.training.step import make_train_step
 
@@ -36,7 +36,7 @@ METHODS = {
     "dora": {"total_rank": 4},
     "hydralora": {"total_rank": 8, "num_experts": 2},
 }
-SWITCH = {"lora_dash": {"total_rank": 4, "num_directions": 4, "switch_after": 2}}
+PHASES = {"lora_dash": {"total_rank": 4, "num_directions": 4, "change_step": 2}}
 
 
 def rng(seed=0):
@@ -87,38 +87,38 @@ FAMILIES = {
 
 def train(family, method, shape, steps=STEPS):
     """(losses, the state's place) of some steps on a mesh, or on one device for None."""
-    make, objective, batch_of, heads = FAMILIES[family]
+    make, loss_fn, batch_of, heads = FAMILIES[family]
     model, batch = make(), batch_of()
-    placement = None if shape is None else make_placement(MeshConfig(*shape))
+    placement = None if shape is None else make_sharding_rules(MeshConfig(*shape))
     if placement is not None:
         place_model(model, placement)
-    spec = method_spec(method, **(METHODS | SWITCH)[method])
-    inject(model, spec, TARGETS, key=jax.random.key(0), modules_to_save=heads, placing=placement)
+    spec = method_spec(method, **(METHODS | PHASES)[method])
+    inject(model, spec, TARGETS, key=jax.random.key(0), modules_to_save=heads, sharder=placement)
     keep_rows(model, placement)
     graph, trainable, base = split_model(model)
     adam = Stages(optax.identity(), optax.scale_by_adam(), optax.scale_by_learning_rate(1e-3))
     optimizer = spec.transform(adam, None, steps)
-    constants = starting_constants(model, spec.course)
+    constants = starting_constants(model, spec.phases)
     state, base, placed = start_state(
         model, placement, trainable, base, optimizer, jax.random.key(1), constants
     )
     there = batch if placed is None else placed.put_share(batch, ROWS)
-    loss = CountTraces(objective.loss)
+    loss = CountTraces(loss_fn.loss)
     step = make_train_step(
         graph,
-        dataclasses.replace(objective, loss=loss),
+        dataclasses.replace(loss_fn, loss=loss),
         optimizer,
         aux_weight=spec.aux_weight,
         shardings=None if placed is None else placed.in_step(),
     )
     losses = []
     lies = None if placed is None else placed.state
-    switch = make_switch(graph, optimizer, spec.course, lies)
+    change = make_phase_change(graph, optimizer, spec.phases, lies)
     for number in range(1, steps + 1):
         state, metrics = step(state, base, there)
         losses.append(float(metrics["loss"]))
-        if number == spec.course.switch_step():
-            state = switch(state, base)
+        if number == spec.phases.change_step:
+            state = change(state, base)
     assert loss.count == 1
     return losses, state, base
 

@@ -19,25 +19,25 @@ from goat_jax.injection.map_layers import map_layers
 from goat_jax.models.decoder.model import Decoder, tiny_decoder_config
 from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.nn.dense import split_model
-from goat_jax.nn.named_modules import find_sites
+from goat_jax.nn.named_modules import find_modules
 from goat_jax.optim.optimizer import OptimizerConfig, make_optimizer
 from goat_jax.sharding.batches import own_rows, put_batch, put_whole_batch, share_of_rows
 from goat_jax.sharding.config import MeshConfig, Rules
-from goat_jax.sharding.rules import Placement, make_placement, place_model
+from goat_jax.sharding.rules import ShardingRules, make_sharding_rules, place_model
 from goat_jax.training.shardings import check_batches, plan_placement
 
 KEY = jax.random.key(0)
 WIDE = {"hidden_size": 64, "intermediate_size": 96}
 
 
-def placement(*sizes, rules=None) -> Placement:
-    found = make_placement(MeshConfig(*sizes, rules=rules or Rules()))
+def placement(*sizes, rules=None) -> ShardingRules:
+    found = make_sharding_rules(MeshConfig(*sizes, rules=rules or Rules()))
     assert found is not None
     return found
 
 
 def site_of(model, part):
-    return next(site for site in find_sites(model) if site.path[-1] == part)
+    return next(site for site in find_modules(model) if site.path[-1] == part)
 
 
 def abstract_decoder(**sizes):
@@ -71,7 +71,7 @@ def test_nothing_large_is_whole_and_the_optimizer_follows(name):
         fresh = nnx.clone(model)
         gradients = {
             n: jnp.ones(site.module.kernel.shape[-2:])
-            for site in find_sites(fresh)
+            for site in find_modules(fresh)
             for n in site.names()
         }
         inject(fresh, spec, ["query", "0.output.dense"], key=KEY, gradients=gradients)
@@ -101,7 +101,7 @@ def test_a_vocabulary_that_does_not_divide_hands_its_devices_to_the_features():
     model = nnx.eval_shape(lambda: Encoder(tiny_config(vocab_size=101), rngs=nnx.Rngs(0)))
     from goat_jax.nn.modules import Embedding
 
-    words = next(s for s in find_sites(model, Embedding) if s.path[-1] == "words")
+    words = next(s for s in find_modules(model, Embedding) if s.path[-1] == "words")
     assert placement(1, 4, 2).parameter(words, "table").spec == P(None, ("fsdp", "tensor"))
 
 
@@ -202,7 +202,7 @@ def test_the_start_on_a_mesh_is_the_start_on_one_device():
         if place is not None:
             place_model(model, place)
         spec = method_spec("pissa", total_rank=4)
-        inject(model, spec, ["up_proj"], key=KEY, placing=place)
+        inject(model, spec, ["up_proj"], key=KEY, sharder=place)
         up = site_of(model, "up").module
         starts.append((up.kernel[...], up.adapter.a[...], up.adapter.b[...]))
     for one, other in zip(*starts, strict=True):

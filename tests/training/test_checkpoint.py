@@ -13,7 +13,7 @@ from goat_jax.errors import Notice, UserError
 from goat_jax.training import trainer as loop
 from goat_jax.training.checkpoints.checkpoint import Checkpoints
 from goat_jax.training.checkpoints.checksums import damage_of
-from goat_jax.training.checkpoints.restore import reopen
+from goat_jax.training.checkpoints.restore import restore_run
 from goat_jax.training.checkpoints.run_dir import load_run
 from goat_jax.training.trainer import fit
 
@@ -89,7 +89,7 @@ def early_best(light, tmp_path_factory):
 def test_what_training_names_is_what_is_opened(early_best):
     folder, summary = early_best
     assert (summary.best_step, summary.best_score) == (10, 0.8)
-    assert reopen(folder, None).step == 10
+    assert restore_run(folder, None).step == 10
 
 
 @pytest.mark.slow
@@ -101,7 +101,7 @@ def test_a_run_without_scores_says_which_step_is_opened(early_best, tmp_path):
         shutil.rmtree(checkpoint / "metrics", ignore_errors=True)
         without_checksums(checkpoint)
     with pytest.warns(Notice, match=r"no checkpoint of .*old has a score .* step 30, the latest"):
-        assert reopen(old, None).step == 30
+        assert restore_run(old, None).step == 30
 
 
 @pytest.mark.slow
@@ -253,9 +253,9 @@ def test_a_damaged_best_is_passed_over_and_said(early_best, tmp_path):
     with pytest.warns(
         Notice, match=r"damaged .*step 10: metrics/metrics has changed .*: step 30 is used"
     ):
-        assert reopen(folder, None).step == 30
+        assert restore_run(folder, None).step == 30
     with pytest.raises(UserError, match=r"no checkpoint that could be used is intact \(step 10: "):
-        reopen(folder, 10)
+        restore_run(folder, 10)
 
 
 @pytest.mark.slow

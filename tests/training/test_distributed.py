@@ -17,9 +17,9 @@ import pytest
 import dying
 from goat_jax.errors import UserError
 from goat_jax.sharding.config import MeshConfig
-from goat_jax.training.checkpoints.restore import reopen
+from goat_jax.training.checkpoints.restore import restore_run
 from goat_jax.training.distributed.lifeline import AGAIN, Lifeline
-from goat_jax.training.distributed.processes import NoRecords, Processes, Votes, agreed
+from goat_jax.training.distributed.processes import NoMetricsLog, Processes, StopConsensus, agreed
 from goat_jax.training.logging.metrics_log import read_records
 from goat_jax.training.trainer import fit
 from tiny_run import LIGHT
@@ -100,7 +100,7 @@ def losses(out):
 
 
 def same_state(one, other):
-    states = [reopen(folder, STEPS).state for folder in (one, other)]
+    states = [restore_run(folder, STEPS).state for folder in (one, other)]
     for a, b in zip(*map(jax.tree.leaves, (s.trainable for s in states)), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -163,7 +163,7 @@ def test_sigterm_to_one_stops_all_and_another_mesh_goes_on(start, light, tmp_pat
     steps = [step for step, _ in losses(out)]
     assert steps == list(range(2, steps[-1] + 1, 2))
     # One process, one device. The step is named: there may have been no evaluation yet.
-    assert reopen(out, stopped).step == stopped
+    assert restore_run(out, stopped).step == stopped
     train = dataclasses.replace(light.train, steps=3000)
     again = dataclasses.replace(light, out=str(out), mesh=MeshConfig(2, 2, 2), train=train)
     # One process, eight devices; told to stop as soon as it runs.
@@ -293,7 +293,7 @@ def test_bad_places_are_refused(arguments, message):
 
 def test_one_process_decides_alone(tmp_path):
     assert agreed(True) and not agreed(False)
-    assert Votes().cast(True) and not Votes().cast(False)
-    with NoRecords(tmp_path) as records:
+    assert StopConsensus().cast(True) and not StopConsensus().cast(False)
+    with NoMetricsLog(tmp_path) as records:
         records.write("train", 1, loss=1.0)
     assert not list(tmp_path.iterdir())

@@ -16,14 +16,14 @@ import goat_jax
 from goat_jax.config.train import TrainConfig
 from goat_jax.errors import UserError
 from goat_jax.training.checkpoints.checkpoint import Checkpoints
-from goat_jax.training.checkpoints.restore import reopen
+from goat_jax.training.checkpoints.restore import restore_run
 from goat_jax.training.logging.metrics_log import read_records
 from goat_jax.training.trainer import fit
 from tiny_run import LIGHT
 
 
 def same_trained(one, other, step):
-    states = [reopen(folder, step).state.trainable for folder in (one, other)]
+    states = [restore_run(folder, step).state.trainable for folder in (one, other)]
     for a, b in zip(*map(jax.tree.leaves, states), strict=True):
         np.testing.assert_array_equal(a, b)
 

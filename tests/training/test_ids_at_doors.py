@@ -16,7 +16,7 @@ from goat_jax.data.pipeline.token_ids import check_ids, table_sizes
 from goat_jax.data.pipeline.tokenize import Encoded, load_tokenizer
 from goat_jax.data.tasks.registry import language_files
 from goat_jax.errors import UserError
-from goat_jax.evaluation.model import open_subject
+from goat_jax.evaluation.model import load_eval_model
 from goat_jax.evaluation.sampler import Generator, Sampling
 from goat_jax.models.load import load_model
 from goat_jax.pretrained.gguf.config import _end_tokens
@@ -100,21 +100,21 @@ def test_generate_refuses_a_token_that_the_model_lacks(folder, capsys):
     assert f"the tokenizer gives token {len(WORDS)}, but the model knows {len(WORDS)}" in error
 
 
-def test_exams_refuse_a_token_that_the_model_lacks(folder):
+def test_eval_tasks_refuse_a_token_that_the_model_lacks(folder):
     add_token(folder)
-    subject = open_subject(str(folder))
+    opened = load_eval_model(str(folder))
     with pytest.raises(UserError, match="take both from one checkpoint"):
-        subject.scorer()([("what is [NEW] ?", "blue")])
+        opened.scorer()([("what is [NEW] ?", "blue")])
     with pytest.raises(UserError, match="take both from one checkpoint"):
-        subject.scorer()([("what is", "[NEW]")])
+        opened.scorer()([("what is", "[NEW]")])
     with pytest.raises(UserError, match="take both from one checkpoint"):
-        subject.generator().answers(["sky", "[NEW]"], Sampling(max_new_tokens=2))
+        opened.generator().answers(["sky", "[NEW]"], Sampling(max_new_tokens=2))
 
 
 def test_an_end_of_answer_that_the_model_lacks_is_refused(folder):
     change(folder, "config.json", eos_token_id=[1, len(WORDS)])
     with pytest.raises(UserError, match="take both from one checkpoint"):
-        open_subject(str(folder)).generator()
+        load_eval_model(str(folder)).generator()
 
 
 def test_ids_of_every_table_are_checked():
@@ -174,11 +174,11 @@ def test_a_gguf_file_may_name_several_ends():
 
 
 def test_an_answer_stops_at_the_generation_configs_token(folder):
-    subject = open_subject(str(folder))
+    opened = load_eval_model(str(folder))
     sampling = Sampling(max_new_tokens=6)
-    said = [int(token[0]) for token in subject.generator().tokens([[3, 9, 5]], sampling)]
+    said = [int(token[0]) for token in opened.generator().tokens([[3, 9, 5]], sampling)]
     change(folder, "generation_config.json", eos_token_id=[said[1]])
-    stopped = open_subject(str(folder)).generator().tokens([[3, 9, 5]], sampling)
+    stopped = load_eval_model(str(folder)).generator().tokens([[3, 9, 5]], sampling)
     assert [int(token[0]) for token in stopped] == said[: said.index(said[1]) + 1]
 
 

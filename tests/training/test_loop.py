@@ -19,7 +19,7 @@ class Rows(Batches):
         return {"weights": np.ones(2)}
 
 
-def loop_of(config, folder, switches=()):
+def loop_of(config, folder, change_steps=()):
     """A loop whose steps only count, and what it has done: names of events in order."""
     done = []
 
@@ -28,7 +28,7 @@ def loop_of(config, folder, switches=()):
         state = dataclasses.replace(state, step=state.step + 1)
         return state, {"loss": jnp.float32(1.0), "grad_norm": jnp.float32(1.0)}
 
-    def switch(state, base):
+    def change(state, base):
         done.append("phase change")
         return state
 
@@ -37,7 +37,7 @@ def loop_of(config, folder, switches=()):
         base={},
         placed=None,
         train_step=step,
-        switches=dict.fromkeys(switches, switch),
+        phase_changes=dict.fromkeys(change_steps, change),
     )
     records = SimpleNamespace(resume=lambda step: done.append(f"records up to {step}"))
     data = SimpleNamespace(train=Rows(), shares=1)
@@ -54,7 +54,7 @@ def loop_of(config, folder, switches=()):
 
 
 def test_a_phase_changes_right_after_its_step(config, tmp_path):
-    loop, done = loop_of(config, tmp_path, switches=[2])
+    loop, done = loop_of(config, tmp_path, change_steps=[2])
     for _ in range(3):
         loop.take_step()
     loop.checkpoints.close()

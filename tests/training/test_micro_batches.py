@@ -8,7 +8,7 @@ from goat_jax.adapters.methods import method_spec
 from goat_jax.injection.inject import inject
 from goat_jax.nn.dense import split_model
 from goat_jax.testing import TinyModel, assert_close
-from goat_jax.training.losses import Objective
+from goat_jax.training.losses import LossFn
 from goat_jax.training.state import RunState
 from goat_jax.training.step import make_train_step
 
@@ -19,7 +19,7 @@ def loss(model, batch, ctx):
     return total, {"sum": total, "squares": jnp.square(total)}, total
 
 
-OBJECTIVE = Objective(loss, lambda batch: jnp.float32(1.0))
+OBJECTIVE = LossFn(loss, lambda batch: jnp.float32(1.0))
 
 
 def one_step(parts, dropout=0.0):

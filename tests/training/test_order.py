@@ -111,7 +111,7 @@ def test_rows_are_read_once_for_data_and_for_a_start_from_gradients(
     class Stop(Exception):
         """Ends the start where the gradients would be computed."""
 
-    def gradients(model, objective, batches, target_modules):
+    def gradients(model, loss_fn, batches, target_modules):
         assert next(batches)["input_ids"].shape == next(data.train)["input_ids"].shape
         raise Stop
 

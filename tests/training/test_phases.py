@@ -14,11 +14,11 @@ from goat_jax.errors import UserError
 from goat_jax.injection.inject import inject
 from goat_jax.models.load import load_model
 from goat_jax.nn.dense import merge_model, split_model
-from goat_jax.nn.named_modules import find_sites
+from goat_jax.nn.named_modules import find_modules
 from goat_jax.optim.rank_budget import adapters_with_core
 from goat_jax.testing import assert_close
 from goat_jax.training import trainer as fit_module
-from goat_jax.training.checkpoints.restore import reopen
+from goat_jax.training.checkpoints.restore import restore_run
 from goat_jax.training.init_gradients import kernel_gradients
 from goat_jax.training.losses import CLASSIFICATION
 from goat_jax.training.setup import build, load_data, model_options
@@ -36,7 +36,7 @@ def test_adalora_ends_with_its_target_of_triplets(config, tmp_path):
     run = with_method(config, "adalora", tmp_path / "run", warmup=2, cooldown=4, target_rank=3)
     summary = fit(run, progress=False)
     assert summary.before and summary.after["loss"] < summary.before["loss"]
-    state = reopen(summary.folder, 14).state
+    state = restore_run(summary.folder, 14).state
     cores = [own["core"] for own in adapters_with_core(state.trainable).values()]
     layers = sum(core[..., 0].size for core in cores)
     assert sum(int((core != 0).sum()) for core in cores) == 3 * layers
@@ -57,9 +57,9 @@ def coefficients(state):
 @pytest.mark.slow
 def test_lora_dash_finds_directions_and_trains_them(two_modules, tmp_path):
     summary = fit(
-        with_method(two_modules, "lora_dash", tmp_path / "run", switch_after=5), progress=False
+        with_method(two_modules, "lora_dash", tmp_path / "run", change_step=5), progress=False
     )
-    before, after = (reopen(summary.folder, step).state for step in (10, 14))
+    before, after = (restore_run(summary.folder, step).state for step in (10, 14))
     assert all(np.abs(values).min() > 0 for values in coefficients(after))
     chex.assert_trees_all_equal(before.constants, after.constants)
     vectors = [leaf for leaf in jax.tree.leaves(after.constants) if leaf.shape[-1] == 8]
@@ -73,7 +73,7 @@ def test_lora_dash_finds_directions_and_trains_them(two_modules, tmp_path):
 def test_a_switched_run_continues_after_a_fault_with_the_same_bits(
     two_modules, tmp_path, monkeypatch
 ):
-    whole = with_method(two_modules, "lora_dash", tmp_path / "whole", switch_after=5)
+    whole = with_method(two_modules, "lora_dash", tmp_path / "whole", change_step=5)
     torn = dataclasses.replace(whole, out=str(tmp_path / "torn"))
     fit(whole, progress=False)
     take = fit_module._Loop.take_step
@@ -88,7 +88,7 @@ def test_a_switched_run_continues_after_a_fault_with_the_same_bits(
         with pytest.raises(RuntimeError, match="power cut"):
             fit(torn, progress=False)
     fit(torn, progress=False)
-    one, other = (reopen(tmp_path / name, 14).state for name in ("whole", "torn"))
+    one, other = (restore_run(tmp_path / name, 14).state for name in ("whole", "torn"))
     chex.assert_trees_all_equal(jax.random.key_data(one.key), jax.random.key_data(other.key))
     for part in ("trainable", "opt_state", "constants"):
         chex.assert_trees_all_equal(getattr(one, part), getattr(other, part))
@@ -107,9 +107,9 @@ def test_lora_ga_starts_from_the_gradient_of_the_first_batches(two_modules, tmp_
     plain = pretrained(run)
     data = load_data(run).train
     batches = [next(data) for _ in range(2)]
-    site = next(s for s in find_sites(model) if s.pattern.endswith("attention.self.query"))
+    site = next(s for s in find_modules(model) if s.pattern.endswith("attention.self.query"))
     layer, adapter = 1, site.module.adapter
-    own = next(s for s in find_sites(plain) if s.path == site.path).module
+    own = next(s for s in find_modules(plain) if s.path == site.path).module
 
     # The gradient by another way: of an adapter that is the whole kernel.
     loaded = pretrained(run)
@@ -165,4 +165,4 @@ def test_lora_ga_trains_and_is_opened_again(two_modules, tmp_path):
     run = with_method(two_modules, "lora_ga", tmp_path / "run", steps=10)
     summary = fit(dataclasses.replace(run, optimizer=optimizer), progress=False)
     assert summary.before and summary.after["loss"] < summary.before["loss"]
-    assert reopen(summary.folder, 10).step == 10
+    assert restore_run(summary.folder, 10).step == 10

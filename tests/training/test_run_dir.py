@@ -13,7 +13,7 @@ from goat_jax.errors import Notice, UserError
 from goat_jax.training import trainer as loop
 from goat_jax.training.checkpoints import lock
 from goat_jax.training.checkpoints.lock import LOCK, locked
-from goat_jax.training.checkpoints.run_dir import claimed, versions
+from goat_jax.training.checkpoints.run_dir import acquired, versions
 from goat_jax.training.trainer import fit
 
 HOLD = """
@@ -47,7 +47,7 @@ def test_a_second_process_is_refused_until_the_first_is_dead(holder, config, tmp
     assert "\n" not in message
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    with claimed(tmp_path, config) as begun:
+    with acquired(tmp_path, config) as begun:
         assert not begun
 
 
@@ -88,7 +88,7 @@ def test_a_file_system_without_locks_says_so(tmp_path, monkeypatch):
 def test_what_a_killed_start_left_is_no_other_content(config, tmp_path):
     (tmp_path / LOCK).write_text("process 1 on nowhere")
     (tmp_path / ".run.json.0123456789abcdef.part").write_text("{")
-    with claimed(tmp_path, config) as begun:
+    with acquired(tmp_path, config) as begun:
         assert not begun
 
 
@@ -108,7 +108,7 @@ def test_a_folder_that_cannot_be_written_to(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(lock.os, "open", denied)  # root may write anywhere
     refused = pytest.raises(UserError, match=r"cannot be a run folder \(Permission denied\)")
-    with refused, claimed(tmp_path, config):
+    with refused, acquired(tmp_path, config):
         pass
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from goat_jax.errors import UserError
-from goat_jax.training.checkpoints.restore import reopen
+from goat_jax.training.checkpoints.restore import restore_run
 from goat_jax.training.setup import build
 from goat_jax.training.trainer import fit
 
@@ -47,7 +47,7 @@ def test_only_the_tasks_of_the_rows_learn(of_tasks):
     before = embeddings(build(of_tasks).state)
     summary = fit(of_tasks, progress=False)
     assert summary.before and summary.after["loss"] < summary.before["loss"]
-    for old, new in zip(before, embeddings(reopen(summary.folder, 10).state), strict=True):
+    for old, new in zip(before, embeddings(restore_run(summary.folder, 10).state), strict=True):
         moved = np.abs(new - old).max(-1) > 0  # by layer and task
         assert moved[:, [0, 2]].all() and not moved[:, [1, 3]].any()
 

@@ -12,7 +12,7 @@ import pytest
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.training.checkpoints.checkpoint import Checkpoints
 from goat_jax.training.checkpoints.run_dir import load_run
-from goat_jax.training.logging.metrics_log import Records, read_records
+from goat_jax.training.logging.metrics_log import MetricsLog, read_records
 from goat_jax.training.trainer import fit
 
 
@@ -85,7 +85,7 @@ def test_patience_stops_the_run(light, tmp_path):
 @pytest.mark.slow
 def test_a_signal_saves_and_the_run_continues(light, tmp_path, light_finished, monkeypatch):
     config = with_train(light, tmp_path / "run")
-    write = Records.write
+    write = MetricsLog.write
 
     def interrupted(records, kind, step, **values):
         if (kind, step) == ("train", 4):
@@ -93,7 +93,7 @@ def test_a_signal_saves_and_the_run_continues(light, tmp_path, light_finished, m
         return write(records, kind, step, **values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Records, "write", interrupted)
+        patch.setattr(MetricsLog, "write", interrupted)
         summary = fit(config, progress=False)
     assert summary.stopped == "SIGTERM" and summary.step == 5
     again = fit(config, progress=False)

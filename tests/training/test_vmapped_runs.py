@@ -13,11 +13,11 @@ from goat_jax.training import vmapped_runs as together
 from goat_jax.training.abstract_run import abstract_run
 from goat_jax.training.logging.metrics_log import read_records
 from goat_jax.training.trainer import fit
-from goat_jax.training.vmapped_runs import Member, shared_step, train_together, with_member
+from goat_jax.training.vmapped_runs import RunVariant, shared_step, train_vmapped, with_variant
 from tiny_run import LIGHT
 
-DIVERGING = Member(0, 1e30)
-MEMBERS = [Member(0, 1e-2), Member(1, 1e-2), Member(1, 2e-3)]
+DIVERGING = RunVariant(0, 1e30)
+MEMBERS = [RunVariant(0, 1e-2), RunVariant(1, 1e-2), RunVariant(1, 2e-3)]
 
 
 def shortened(config):
@@ -43,25 +43,25 @@ def alone(config, folder):
     return [record["task_loss"] for record in records], summary.before, summary.after
 
 
-def assert_same(outcome, expected):
+def assert_same(result, expected):
     losses, before, after = expected
-    np.testing.assert_allclose(outcome.losses, losses, rtol=2e-4)
+    np.testing.assert_allclose(result.losses, losses, rtol=2e-4)
     for name in ("loss", "accuracy"):
-        np.testing.assert_allclose(outcome.before[name], before[name], rtol=2e-4)
-        np.testing.assert_allclose(outcome.after[name], after[name], rtol=2e-4)
+        np.testing.assert_allclose(result.before[name], before[name], rtol=2e-4)
+        np.testing.assert_allclose(result.after[name], after[name], rtol=2e-4)
 
 
 @pytest.mark.slow
 def test_members_are_the_runs_they_would_be_alone(config, tmp_path):
-    short = shortened(config)  # with two kinds of modules the last member would not diverge
-    runs = [with_member(with_options(short, method="lora_plus"), m) for m in (*MEMBERS, DIVERGING)]
-    *together, diverged = list(train_together(runs, at_once=4))
+    short = shortened(config)  # with two kinds of modules the last variant would not diverge
+    runs = [with_variant(with_options(short, method="lora_plus"), m) for m in (*MEMBERS, DIVERGING)]
+    *together, diverged = list(train_vmapped(runs, runs_per_step=4))
     for place in (0, 2):
         assert_same(together[place], alone(runs[place], tmp_path / str(place)))
-    assert len({outcome.losses for outcome in together}) == 3
-    assert len({outcome.trained_parameters for outcome in together}) == 1
-    assert [outcome.member for outcome in together] == MEMBERS
-    assert [outcome.diverged for outcome in together] == [None] * 3
+    assert len({result.losses for result in together}) == 3
+    assert len({result.trained_parameters for result in together}) == 1
+    assert [result.variant for result in together] == MEMBERS
+    assert [result.diverged for result in together] == [None] * 3
     with pytest.raises(RunFailed, match=f"step {diverged.diverged}: the loss is"):
         alone(runs[-1], tmp_path / "diverged")
     assert len(diverged.losses) == diverged.diverged - 1 and diverged.after == {}
@@ -95,11 +95,13 @@ def test_runs_that_start_differently_share_a_step(short, tmp_path, monkeypatch, 
     monkeypatch.setattr(
         together._Group, "train", lambda self: sizes.append(len(self.configs)) or train(self)
     )
-    gentle = with_member(short, Member(0, 2e-3))  # LoRA-Pro solves with b near 0: rounding grows
+    gentle = with_variant(
+        short, RunVariant(0, 2e-3)
+    )  # LoRA-Pro solves with b near 0: rounding grows
     runs = [with_options(gentle, **options) for options in starts]
-    found = list(train_together(runs, at_once=len(runs)))
+    found = list(train_vmapped(runs, runs_per_step=len(runs)))
     assert sizes == [len(runs)]
-    assert len({outcome.losses for outcome in found}) == len(runs)
+    assert len({result.losses for result in found}) == len(runs)
     for place in (0, len(runs) - 1):
         assert_same(found[place], alone(runs[place], tmp_path / str(place)))
 
@@ -128,7 +130,7 @@ def test_compare_writes_a_table_and_a_figure_and_does_not_train_twice(tiny, tmp_
         "0",
         "1",
     ]
-    arguments += ["--at-once", "2", "--out", str(tmp_path / "out"), "--methods", "goat,lora"]
+    arguments += ["--runs-per-step", "2", "--out", str(tmp_path / "out"), "--methods", "goat,lora"]
     assert main(arguments) == 0
     table = (tmp_path / "out" / "comparison.md").read_text()
     assert table in capsys.readouterr().out + "\n"

@@ -20,16 +20,16 @@ from goat_jax.config.run import RunConfig
 from goat_jax.data.tasks.evaluation import CODE, EvalTask, named_by_set
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.evaluation.code import check_programs
-from goat_jax.evaluation.evaluate_lm import check_needs, examine, write_records
-from goat_jax.evaluation.model import open_subject
-from goat_jax.evaluation.types import CUT_ANSWERS, ExamOptions
+from goat_jax.evaluation.evaluate_lm import check_needs, evaluate_task, write_records
+from goat_jax.evaluation.model import load_eval_model
+from goat_jax.evaluation.types import CUT_ANSWERS, EvalOptions
 from goat_jax.training.trainer import fit
 from reproduction.labels import Label, add_arguments, options_by_part, read_label
 from reproduction.tables import Cell, Scores, all_configs, conclude, in_words, render
 
 
 @dataclasses.dataclass(frozen=True)
-class ExamRun:
+class RunKind:
     """A kind of training run, whose scores fill one or several columns of the table.
 
     Attributes:
@@ -55,7 +55,7 @@ class ExamRun:
 
 
 @dataclasses.dataclass(frozen=True)
-class ExamSweep:
+class EvalSweep:
     """Table of evaluation tasks and the runs that fill it.
 
     Attributes:
@@ -64,13 +64,13 @@ class ExamSweep:
         name: the name of the program and of the folder of its runs.
     """
 
-    runs: Mapping[str, ExamRun]
+    runs: Mapping[str, RunKind]
     paper: Scores
     name: str
 
 
 @dataclasses.dataclass(frozen=True)
-class Exam:
+class EvalRun:
     """One run of a table of evaluation tasks.
 
     Attributes:
@@ -89,7 +89,7 @@ class Exam:
         return f"{self.run}-{read_label(self.method).name}-seed{self.seed}"
 
 
-def main(sweep: ExamSweep, arguments: Sequence[str] | None = None) -> int:
+def main(sweep: EvalSweep, arguments: Sequence[str] | None = None) -> int:
     """Makes the runs that are not finished, then prints the table.
 
     Args:
@@ -102,46 +102,48 @@ def main(sweep: ExamSweep, arguments: Sequence[str] | None = None) -> int:
     return in_one_line(sweep.name, lambda: _main(sweep, arguments))
 
 
-def _main(sweep: ExamSweep, arguments: Sequence[str] | None) -> int:
+def _main(sweep: EvalSweep, arguments: Sequence[str] | None) -> int:
     given, overrides = _parser(sweep).parse_known_args(arguments)
     check_all_different("--seeds", given.seeds, at_least=0, whole=True)
     options, of_run = options_of(given), options_by_part(given.options, list(sweep.runs))
     methods = list(dict.fromkeys(read_label(text).text for text in given.methods))
     runs = list(dict.fromkeys(given.runs))
-    exams = [Exam(run, method, seed) for seed in given.seeds for run in runs for method in methods]
+    eval_runs = [
+        EvalRun(run, method, seed) for seed in given.seeds for run in runs for method in methods
+    ]
 
-    def checked(exam: Exam) -> RunConfig:
-        label = read_label(exam.method)
-        source = sweep.runs[exam.run].source(label, exam.seed, of_run[exam.run])
+    def checked(each: EvalRun) -> RunConfig:
+        label = read_label(each.method)
+        source = sweep.runs[each.run].source(label, each.seed, of_run[each.run])
         config = config_of(source, overrides, label, sweep.name)
-        check_exam(config, options)
-        return dataclasses.replace(config, out=str(given.out / exam.name))
+        check_eval(config, options)
+        return dataclasses.replace(config, out=str(given.out / each.name))
 
-    configs, problems = all_configs(exams, checked)
+    configs, problems = all_configs(eval_runs, checked)
     found: dict[Cell, float] = {}
-    for exam, config in configs.items():
+    for each, config in configs.items():
         try:
             scores = run_one(config, options, not given.quiet)
         except (UserError, RunFailed) as error:
-            problems.setdefault(str(error), []).append(exam.name)
+            problems.setdefault(str(error), []).append(each.name)
             continue
         if scores is None:
-            print(f"stopped in {exam.name}; the same command continues", file=sys.stderr)
+            print(f"stopped in {each.name}; the same command continues", file=sys.stderr)
             return 143
-        run = sweep.runs[exam.run]
+        run = sweep.runs[each.run]
         for column, score in run.columns.items():
             if score in scores:  # a score is missing if no judge gave a grade
-                found[Cell(column, exam.method, exam.seed)] = run.factor * scores[score]
+                found[Cell(column, each.method, each.seed)] = run.factor * scores[score]
     columns = [column for name in runs for column in sweep.runs[name].columns]
     table = render(sweep.paper, found, columns, methods)
     conclude(given.out, table, in_words("not done", problems))
     return 1 if problems else 0
 
 
-def _parser(sweep: ExamSweep) -> Parser:
+def _parser(sweep: EvalSweep) -> Parser:
     parser = Parser(
         prog=sweep.name,
-        description="Trains and examines every method; what is done is not done again. Fields of "
+        description="Trains and evaluates every method; what is done is not done again. Fields of "
         "the runs can be overridden: --model.path FOLDER, --train.steps 100, ...",
     )
     parser.add_argument("--runs", nargs="+", default=list(sweep.runs), choices=list(sweep.runs))
@@ -162,7 +164,7 @@ def config_of(source: str, overrides: Sequence[str], label: Label, prog: str) ->
     return with_adapter(read_config(source, overrides, prog), label.adapter)
 
 
-def check_exam(config: RunConfig, options: ExamOptions) -> None:
+def check_eval(config: RunConfig, options: EvalOptions) -> None:
     """Checks that the task can be evaluated, before a run is trained for it.
 
     Raises:
@@ -171,12 +173,12 @@ def check_exam(config: RunConfig, options: ExamOptions) -> None:
     """
     task = config.task
     if not isinstance(task, EvalTask):
-        raise UserError(f"task {task.name} has no exam")
-    if task.way == CODE:
+        raise UserError(f"task {task.name} has no questions")
+    if task.scoring == CODE:
         check_programs(task, options)
 
 
-def run_one(config: RunConfig, options: ExamOptions, progress: bool) -> dict[str, float] | None:
+def run_one(config: RunConfig, options: EvalOptions, progress: bool) -> dict[str, float] | None:
     """Returns the scores of one run, which is trained and evaluated now unless it is finished.
 
     Args:
@@ -188,8 +190,8 @@ def run_one(config: RunConfig, options: ExamOptions, progress: bool) -> dict[str
         The scores, or None if the run was stopped.
 
     Raises:
-        UserError: an error of `fit` or `examine`, or a kept result of other settings.
-        RunFailed: a run that failed in `fit` or `examine`.
+        UserError: an error of `fit` or `evaluate_task`, or a kept result of other settings.
+        RunFailed: a run that failed in `fit` or `evaluate_task`.
     """
     folder, key, task = Path(config.out), Key.of(config, options), config.task
     assert isinstance(task, EvalTask)
@@ -197,15 +199,15 @@ def run_one(config: RunConfig, options: ExamOptions, progress: bool) -> dict[str
     if kept is not None:
         return kept
     if changed:
-        print(f"{folder.name}: {', '.join(changed[:3])} changed: examined again", file=sys.stderr)
-    check_needs(task, task.way, options)
+        print(f"{folder.name}: {', '.join(changed[:3])} changed: evaluated again", file=sys.stderr)
+    check_needs(task, task.scoring, options)
     summary = fit(config, progress=progress)
     if summary.stopped.startswith("SIG"):
         return None
     draw(folder)
-    subject, where = open_subject(str(folder), summary.step), folder / "evaluation"
-    found = examine(subject, task, task.way, options, folder=where)
-    write_records(where, task.name, task.way, found)
+    model, where = load_eval_model(str(folder), summary.step), folder / "evaluation"
+    found = evaluate_task(model, task, task.scoring, options, folder=where)
+    write_records(where, task.name, task.scoring, found)
     if found.problem:
         raise RunFailed(found.problem)
     if CUT_ANSWERS in found.scores:

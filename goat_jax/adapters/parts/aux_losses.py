@@ -28,7 +28,7 @@ class NoAuxLoss:
 
 @part("aux_loss", "balance")
 @dataclasses.dataclass(frozen=True)
-class Balance:
+class LoadBalancing:
     """Load balancing of the experts: 1 if balanced in the paper's form, k in the published code's.
 
     An expert shared by all tokens has no column in the router and does not count.
@@ -71,7 +71,7 @@ class ThresholdBalance:
         if not hasattr(spec.router, "tau_max"):
             raise UserError(
                 f"ThresholdBalance needs a router with a threshold, {type(spec.router).__name__} "
-                "has none: choose aux_loss Balance"
+                "has none: choose aux_loss LoadBalancing"
             )
 
     def __call__(self, routing: Routing, arrays: Factors, ctx: Context) -> Array:

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from goat_jax.adapters.protocols import Combine, CombineInputs, Given, Initializer
+from goat_jax.adapters.protocols import Combine, CombineInputs, Initializer, InitInputs
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core.dispatch import expand
 from goat_jax.errors import UserError
@@ -20,13 +20,13 @@ class CopiesOfKernel(Initializer):
 
     layout: ClassVar[str] = "kernels"
 
-    def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
+    def factors(self, inputs: InitInputs, spec: AdapterSpec, key: Key) -> Factors:
         del key
-        shape = (spec.num_experts, *given.kernel.shape)
-        return {"kernels": jnp.broadcast_to(given.kernel.astype(jnp.float32), shape)}
+        shape = (spec.num_experts, *inputs.kernel.shape)
+        return {"kernels": jnp.broadcast_to(inputs.kernel.astype(jnp.float32), shape)}
 
 
-@part("base_edit", "take_out_kernel")
+@part("kernel_edit", "take_out_kernel")
 @dataclasses.dataclass(frozen=True)
 class TakeOutKernel:
     """Replaces the frozen kernel by an empty one, (0, O), so that it is not stored twice."""
@@ -38,7 +38,7 @@ class TakeOutKernel:
         if spec.combine.layout != "kernels":
             raise UserError(
                 f"TakeOutKernel leaves no kernel for {type(spec.combine).__name__}: choose "
-                "base_edit KeepBase"
+                "kernel_edit KeepKernel"
             )
 
     def __call__(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:

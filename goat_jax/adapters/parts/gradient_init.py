@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from goat_jax.adapters.parts.initializers import check_added_as_it_is
-from goat_jax.adapters.protocols import Given, Initializer
+from goat_jax.adapters.protocols import Initializer, InitInputs
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core.svd import svd_of_kernel
 from goat_jax.errors import UserError
@@ -89,8 +89,8 @@ class GradientSegments(Initializer):
             )
         check_added_as_it_is(self, spec)
 
-    def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
-        kernel, scale, gradient = given.kernel, given.scale, given.gradient
+    def factors(self, inputs: InitInputs, spec: AdapterSpec, key: Key) -> Factors:
+        kernel, scale, gradient = inputs.kernel, inputs.scale, inputs.gradient
         if gradient is None:
             raise UserError(
                 "this method starts from the loss's gradient with respect to the kernel: give "

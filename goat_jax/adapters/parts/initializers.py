@@ -1,4 +1,4 @@
-"""Parts: initializers of the factors, and base edits, which make the frozen kernel."""
+"""Parts: initializers of the factors, and kernel edits, which make the frozen kernel."""
 
 import dataclasses
 from typing import ClassVar
@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from goat_jax.adapters.protocols import Given, Initializer
+from goat_jax.adapters.protocols import Initializer, InitInputs
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core import initializers, svd
 from goat_jax.core.residual import residual_kernel, side_by_side
@@ -32,8 +32,8 @@ class ZeroDelta(Initializer):
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
-        in_features, out_features = given.kernel.shape
+    def factors(self, inputs: InitInputs, spec: AdapterSpec, key: Key) -> Factors:
+        in_features, out_features = inputs.kernel.shape
         sizes = (in_features, out_features, spec.num_experts, spec.rank)
         start = initializers.zero_delta(key, *sizes)
         if self.a_std is not None:
@@ -60,8 +60,8 @@ class BothRandom(ZeroDelta):
                 "a b from the start: choose initializer ZeroDelta"
             )
 
-    def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
-        start = super().factors(given, spec, key)
+    def factors(self, inputs: InitInputs, spec: AdapterSpec, key: Key) -> Factors:
+        start = super().factors(inputs, spec, key)
         own, shape = jax.random.fold_in(key, 1), start["b"].shape
         start["b"] = (
             initializers.kaiming_uniform(own, shape, spec.rank)
@@ -78,15 +78,15 @@ class SharedZeroDelta(ZeroDelta):
 
     layout: ClassVar[str] = "shared"
 
-    def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
-        start = super().factors(given, spec, key)
+    def factors(self, inputs: InitInputs, spec: AdapterSpec, key: Key) -> Factors:
+        start = super().factors(inputs, spec, key)
         return {"a": start["a"][:1], "b": start["b"]}
 
 
 def check_added_as_it_is(initializer: Initializer, spec: AdapterSpec) -> None:
     """Raises `UserError` unless the combine initially adds exactly ``s a b``.
 
-    An initializer with a nonzero product needs this: a base edit subtracts ``s a b``.
+    An initializer with a nonzero product needs this: a kernel edit subtracts ``s a b``.
     """
     if not spec.combine.starts_plain:
         raise UserError(
@@ -129,17 +129,17 @@ class SvdSegments(Initializer):
     def check(self, spec: AdapterSpec) -> None:
         check_added_as_it_is(self, spec)
 
-    def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
+    def factors(self, inputs: InitInputs, spec: AdapterSpec, key: Key) -> Factors:
         del spec, key
-        assert given.segments is not None
+        assert inputs.segments is not None
         # The first expert's scale for all: GOAT+ rescales the experts, not their initial factors
         # (appendix E).
-        return initializers.factors_of_segments(given.segments, given.scale[0], self.rho)
+        return initializers.factors_of_segments(inputs.segments, inputs.scale[0], self.rho)
 
 
-@part("base_edit", "keep")
+@part("kernel_edit", "keep")
 @dataclasses.dataclass(frozen=True)
-class KeepBase:
+class KeepKernel:
     """Keeps the pretrained kernel unchanged as the frozen kernel."""
 
     looks_at_kernel: ClassVar[bool] = False
@@ -156,10 +156,10 @@ class KeepBase:
         return jnp.zeros((i, 0), jnp.float32), jnp.zeros((0, o), jnp.float32)
 
 
-@part("base_edit", "drop_minor")
+@part("kernel_edit", "drop_minor")
 @dataclasses.dataclass(frozen=True)
-class DropMinor:
-    """KaSA's base edit: removes the r smallest singular triplets, which nothing compensates."""
+class DropMinorTriplets:
+    """KaSA's kernel edit: removes the r smallest singular triplets, which nothing compensates."""
 
     looks_at_kernel: ClassVar[bool] = True
 
@@ -193,9 +193,9 @@ class DropMinor:
         return side_by_side(u * jnp.broadcast_to(s[:, None], u.shape), vt, jnp.ones(len(u)))
 
 
-@part("base_edit", "subtract_mean")
+@part("kernel_edit", "subtract_mean")
 @dataclasses.dataclass(frozen=True)
-class SubtractMean:
+class SubtractMeanDelta:
     """Subtracts the experts' expected initial output: ``W0 - (1/E) sum s_i a_i b_i`` (Thm 3.4).
 
     Without a router the experts' weight is 1 instead of 1/E, which gives PiSSA's residual.
@@ -215,8 +215,8 @@ class SubtractMean:
         """Refuses a combine that does not initially add ``s a b``, the product subtracted here."""
         if not spec.combine.starts_plain:
             raise UserError(
-                f"SubtractMean takes s a b off the kernel, which {type(spec.combine).__name__} "
-                "does not start with: choose base_edit KeepBase"
+                "SubtractMeanDelta takes s a b off the kernel, which "
+                f"{type(spec.combine).__name__} does not start with: choose kernel_edit KeepKernel"
             )
 
     def __call__(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:

@@ -86,16 +86,16 @@ class LoraAndDirections(SumOfExperts):
         return jnp.concatenate([a, arrays["u"]], 1), jnp.concatenate([b, along])
 
 
-@part("course", "find_directions")
+@part("phases", "find_directions")
 @dataclasses.dataclass(frozen=True)
 class FindDirections:
     """LoRA-Dash's phase change: after some LoRA steps, the directions get their values.
 
     Attributes:
-        switch_after: optimizer steps before the change (the original code counts forward passes).
+        change_step: optimizer steps before the change (the original code counts forward passes).
     """
 
-    switch_after: Count = 100
+    change_step: Count = 100
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -106,9 +106,6 @@ class FindDirections:
             raise UserError(
                 f"FindDirections is for LoraAndDirections, not {type(spec.combine).__name__}"
             )
-
-    def switch_step(self) -> int:
-        return self.switch_after
 
     def constants(self, kernel: Array, arrays: Factors, scale: Array) -> Factors:
         found = find_directions(kernel, arrays, scale, arrays["coefficients"].shape[0])

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 import jax
 import jax.numpy as jnp
 
-from goat_jax.adapters.protocols import Combine, CombineInputs, Extras, Given, Initializer
+from goat_jax.adapters.protocols import Combine, CombineInputs, Extras, Initializer, InitInputs
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core.initializers import kaiming_uniform
 from goat_jax.core.precision import wide
@@ -30,8 +30,8 @@ class ZeroNetwork(Initializer):
 
     layout: ClassVar[str] = "network"
 
-    def factors(self, given: Given, spec: AdapterSpec, key: Key) -> Factors:
-        width = given.kernel.shape[0 if getattr(spec.combine, "over_inputs", False) else 1]
+    def factors(self, inputs: InitInputs, spec: AdapterSpec, key: Key) -> Factors:
+        width = inputs.kernel.shape[0 if getattr(spec.combine, "over_inputs", False) else 1]
         return {
             "a": kaiming_uniform(key, (1, width, spec.rank), width),
             "b": jnp.zeros((1, spec.rank, width), jnp.float32),

@@ -7,12 +7,15 @@ from goat_jax.registry import part
 from goat_jax.typing import Array, Factors
 
 
-class Course(Protocol):
-    """Change of the adapters' constants between two training steps."""
+class Phases(Protocol):
+    """Change of the adapters' constants between two training steps.
 
-    def switch_step(self) -> int | None:
-        """Returns the number of optimizer steps before the change, or None for never."""
-        ...
+    Attributes:
+        change_step: the number of optimizer steps before the change; None for no change.
+    """
+
+    @property
+    def change_step(self) -> int | None: ...
 
     def constants(self, kernel: Array, arrays: Factors, scale: Array) -> Factors:
         """Returns the new constants of one layer's adapter.
@@ -25,16 +28,17 @@ class Course(Protocol):
         ...
 
 
-@part("course", "steady")
+@part("phases", "constant")
 @dataclasses.dataclass(frozen=True)
-class Steady:
+class ConstantPhase:
     """A single phase: the constants never change.
 
-    >>> Steady().switch_step() is None
+    >>> ConstantPhase().change_step is None
     True
     """
 
-    def switch_step(self) -> None:
+    @property
+    def change_step(self) -> None:
         return None
 
     def constants(self, kernel: Array, arrays: Factors, scale: Array) -> Factors:
@@ -42,4 +46,4 @@ class Steady:
         return {}
 
 
-STEADY = Steady()
+CONSTANT_PHASE = ConstantPhase()

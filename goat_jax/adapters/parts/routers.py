@@ -122,7 +122,7 @@ class TopKWithShared(Softmax):
     """Router with one expert shared by all tokens, and the `top_k` best of the others.
 
     The first expert has weight 1 and no column in the router. It does not count in the balance
-    loss, see `aux_losses.Balance`. (The paper's appendix.)
+    loss, see `aux_losses.LoadBalancing`. (The paper's appendix.)
     """
 
     def check(self, spec: AdapterSpec) -> None:

@@ -73,7 +73,7 @@ class AlphaOverRootRank:
 
 @part("scale", "theory")
 @dataclasses.dataclass(frozen=True)
-class Theory:
+class TheoreticalScale:
     """GOAT's scale ``sqrt(3 I eta / R)``, Theorem 3.5 of the paper.
 
     Attributes:
@@ -92,7 +92,7 @@ class Theory:
 
 @part("scale", "fixed")
 @dataclasses.dataclass(frozen=True)
-class Fixed:
+class ConstantScale:
     """A constant scale.
 
     Attributes:
@@ -127,7 +127,7 @@ class BySpectrum:
         first: the rule for the first expert's scale s_1, a part or its name.
     """
 
-    first: ScaleRule = Theory()
+    first: ScaleRule = TheoreticalScale()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "first", find_part("scale", self.first))

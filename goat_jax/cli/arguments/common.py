@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from goat_jax.cli.arguments import evaluation as exam_arguments
+from goat_jax.cli.arguments import evaluation as eval_arguments
 from goat_jax.cli.arguments.numbers import TOP_P, number
 from goat_jax.validation.fields import Count, Natural, NonNegative, Positive, Seed
 
@@ -49,7 +49,7 @@ def generate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top-p", type=number(TOP_P), default=1.0, metavar="P")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT")
-    exam_arguments.add_tensor(parser)
+    eval_arguments.add_tensor(parser)
     parser.add_argument("--seed", type=number(Seed), default=0)
     parser.add_argument(
         "--step", type=number(Natural), help="which checkpoint; the best if not given"
@@ -123,7 +123,7 @@ def compare(parser: argparse.ArgumentParser) -> None:
         "--equal", choices=("rank", "parameters"), default="rank", help="what methods share"
     )
     parser.add_argument(
-        "--at-once",
+        "--runs-per-step",
         type=number(Count),
         default=1,
         metavar="N",
@@ -151,7 +151,11 @@ def sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draw", type=number(Seed), default=0, metavar="SEED", help="of --random")
     parser.add_argument("--seeds", type=number(Seed), nargs="+", default=[0], metavar="N")
     parser.add_argument(
-        "--at-once", type=number(Count), default=1, metavar="N", help="runs in one step (memory!)"
+        "--runs-per-step",
+        type=number(Count),
+        default=1,
+        metavar="N",
+        help="runs in one step (memory!)",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"), metavar="FOLDER")
 

@@ -15,6 +15,7 @@ from goat_jax.data.tasks.registry import Task
 from goat_jax.errors import UserError
 from goat_jax.training.checkpoints.run_dir import load_run
 from goat_jax.validation.fields import read_words
+from goat_jax.validation.renamed import check_present
 
 
 def read_config(source: str, overrides: Sequence[str], prog: str) -> RunConfig:
@@ -88,6 +89,7 @@ def read_fields(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:
     kinds = field_kinds(config)
     values: dict[str, Any] = {}
     for name, given in _split(words):
+        check_present(name)
         kind = kinds.get(name, Any)
         group, _, last = name.rpartition(".")
         positive = f"{group}.{last.removeprefix('no_')}"

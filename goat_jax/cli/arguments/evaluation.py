@@ -12,9 +12,9 @@ from goat_jax.validation.fields import Count, Natural, NonNegative, Positive, Se
 
 if TYPE_CHECKING:  # importing these starts jax, which --help does not need
     from goat_jax.evaluation.judge_client import Judge
-    from goat_jax.evaluation.types import ExamOptions
+    from goat_jax.evaluation.types import EvalOptions
 
-WAYS = ("loss", "generate", "likelihood", "code", "judge")
+SCORING_METHODS = ("loss", "generate", "likelihood", "code", "judge")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[:OPT=V,...]",
         help="instead of the run's own; may be given several times",
     )
-    parser.add_argument("--how", choices=WAYS, help="how to score; the task knows if not given")
+    parser.add_argument(
+        "--scoring", choices=SCORING_METHODS, help="how to score; the task knows if not given"
+    )
     parser.add_argument("--data", metavar="SOURCE", help="other rows than the task's own")
     parser.add_argument(
         "--limit", type=number(Count), metavar="N", help="questions of each set, spaced"
@@ -56,8 +58,8 @@ def add_tensor(parser: argparse.ArgumentParser) -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that `options_of` reads."""
     _add_answers(parser.add_argument_group("answers"))
-    _add_programs(parser.add_argument_group("programs (--how code)"))
-    _add_judge(parser.add_argument_group("a judge (--how judge)"))
+    _add_programs(parser.add_argument_group("programs (--scoring code)"))
+    _add_judge(parser.add_argument_group("a judge (--scoring judge)"))
 
 
 def _add_answers(group: argparse._ArgumentGroup) -> None:
@@ -113,21 +115,21 @@ def _add_judge(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def options_of(given: argparse.Namespace) -> ExamOptions:
+def options_of(given: argparse.Namespace) -> EvalOptions:
     """Returns the evaluation options that the parsed arguments give.
 
     Raises:
         UserError: an argument of the judge without ``--judge``.
     """
     from goat_jax.evaluation.sandbox.limits import MEBIBYTE, Limits
-    from goat_jax.evaluation.types import ExamOptions
+    from goat_jax.evaluation.types import EvalOptions
 
     limits = Limits(
         seconds=given.seconds,
         cpu_seconds=max(1, round(given.seconds)),
         memory=given.memory * MEBIBYTE,
     )
-    return ExamOptions(
+    return EvalOptions(
         batch_size=given.batch_size,
         temperature=given.temperature,
         top_p=given.top_p,

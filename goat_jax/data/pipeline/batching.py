@@ -19,14 +19,14 @@ POOL = 50
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class BatchPlan:
     """Batches of one epoch.
 
     Attributes:
       rows: the row numbers of each batch, [batches, B] int64; `FILLER` where no row is left.
       lengths: the padded length T of each batch, [batches] int64.
 
-    >>> len(Plan(np.array([[0, 1]]), np.array([8])))
+    >>> len(BatchPlan(np.array([[0, 1]]), np.array([8])))
     1
     """
 
@@ -39,7 +39,7 @@ class Plan:
 
 def epoch_plan(
     lengths: np.ndarray, batch_size: int, seed: int, epoch: int, buckets: tuple[int, ...]
-) -> Plan:
+) -> BatchPlan:
     """Plans a training epoch: shuffles rows, sorts by length within pools, shuffles batches.
 
     The same (seed, epoch) gives the same plan. Rows that do not fill a last batch are left out;
@@ -51,7 +51,7 @@ def epoch_plan(
     ((2, 2), [8, 16])
     """
     batches = _training_rows(lengths, batch_size, np.random.default_rng((seed, epoch)))
-    return Plan(batches, _padded(lengths[batches].max(axis=1), buckets))
+    return BatchPlan(batches, _padded(lengths[batches].max(axis=1), buckets))
 
 
 def _training_rows(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> np.ndarray:
@@ -67,7 +67,7 @@ def _training_rows(lengths: np.ndarray, batch_size: int, rng: np.random.Generato
     return rng.permutation(np.concatenate(ordered).reshape(count, batch_size))
 
 
-def evaluation_plan(lengths: np.ndarray, batch_size: int, buckets: tuple[int, ...]) -> Plan:
+def evaluation_plan(lengths: np.ndarray, batch_size: int, buckets: tuple[int, ...]) -> BatchPlan:
     """Plans an evaluation: every row once, sorted by length; `FILLER` completes the last batch.
 
     >>> evaluation_plan(np.array([5, 9, 6]), batch_size=2, buckets=(8, 16)).rows.tolist()
@@ -80,7 +80,7 @@ def evaluation_plan(lengths: np.ndarray, batch_size: int, buckets: tuple[int, ..
     rows = np.full(count * batch_size, FILLER, np.int64)
     rows[: len(order)] = order
     longest = np.maximum.reduceat(lengths[order], range(0, len(order), batch_size))
-    return Plan(rows.reshape(count, batch_size), _padded(longest, buckets))
+    return BatchPlan(rows.reshape(count, batch_size), _padded(longest, buckets))
 
 
 def _padded(longest: np.ndarray, buckets: tuple[int, ...]) -> np.ndarray:
@@ -177,10 +177,10 @@ def _best_buckets(
     return float(cost[-1]), tuple(reversed(chosen))
 
 
-def padding_share(lengths: np.ndarray, plan: Plan) -> float:
+def padding_share(lengths: np.ndarray, plan: BatchPlan) -> float:
     """Fraction of a plan's token positions that are padding, 0 to 1.
 
-    >>> round(padding_share(np.array([6, 8]), Plan(np.array([[0, 1]]), np.array([8]))), 3)
+    >>> round(padding_share(np.array([6, 8]), BatchPlan(np.array([[0, 1]]), np.array([8]))), 3)
     0.125
     """
     tokens = lengths[plan.rows[plan.rows != FILLER]].sum()

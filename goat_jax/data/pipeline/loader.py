@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from goat_jax.data.pipeline.batching import (
-    Plan,
+    BatchPlan,
     choose_buckets,
     epoch_plan,
     evaluation_plan,
@@ -64,7 +64,7 @@ class TrainBatches:
     Attributes:
       per_epoch: the number of batches in an epoch; batch i belongs to epoch `i // per_epoch`.
       buckets: the padded lengths in use.
-      plan: epoch -> its `Plan`, cached.
+      plan: epoch -> its `BatchPlan`, cached.
 
     >>> import numpy as np
     >>> from goat_jax.data.pipeline.tokenize import Encoded
@@ -174,7 +174,7 @@ class EvalBatches(Sequence[Batch]):
     [[1.0, 1.0], [1.0, 0.0]]
     """
 
-    def __init__(self, rows: Rows, plan: Plan, places: slice) -> None:
+    def __init__(self, rows: Rows, plan: BatchPlan, places: slice) -> None:
         self.plan = plan
         self._rows = rows
         self._places = places

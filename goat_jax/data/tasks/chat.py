@@ -59,7 +59,7 @@ def mt_bench(questions: str, **options: Any) -> EvalTask:
       options: other fields of `EvalTask`. format=messages uses the model's chat template instead
         of the prompt that `wizardlm` trains with.
 
-    >>> mt_bench("question.jsonl").ways
+    >>> mt_bench("question.jsonl").scoring_methods
     ('judge', 'loss')
     """
     source = question_source(questions, split="question")

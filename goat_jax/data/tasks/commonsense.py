@@ -138,7 +138,7 @@ CLOZE: dict[str, Any] = {
     "completion": " {text}",
     "selection": "options",
     "continuation": " {option}",
-    "way": "likelihood",
+    "scoring": "likelihood",
 }
 """Cloze format: the bare question, answered by the text of an option."""
 

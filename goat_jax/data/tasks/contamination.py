@@ -19,8 +19,8 @@ def learnt_questions(task: EvalTask) -> list[str]:
     """Returns one line for each question set with questions that are also training rows.
 
     A question counts if a row's prompt has the same words (ignoring case, spaces and punctuation),
-    or if both have the same id (`Exam.id_columns`); plain numbers are not ids. Lines also report
-    sets that cannot be read, and tasks whose training rows are the questions.
+    or if both have the same id (`EvalSpec.id_columns`); plain numbers are not ids. Lines also
+    report sets that cannot be read, and tasks whose training rows are the questions.
 
     >>> learnt_questions(EvalTask("sums", "a.jsonl", "a.jsonl", questions={"sums": "a.jsonl"}))
     ['sums: its questions are the rows it learns']

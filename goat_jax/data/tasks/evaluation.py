@@ -33,7 +33,7 @@ class Question:
       group: the name of the question set that the question is from.
       row: the row as it was read.
       prompt: the prompt for the model.
-      answer: the correct answer, in the form that `Exam.extract` returns; empty if none is known.
+      answer: the correct answer, in the form that `EvalSpec.extract` returns; empty if unknown.
       labels: the possible answers of a multiple-choice question.
       continuations: the text for each label whose likelihood is compared.
       turns: the user's message in each turn of a conversation.
@@ -52,20 +52,20 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True)
-class Exam:
+class EvalSpec:
     """Kind of evaluation.
 
     Attributes:
       read: the row reader: (row, task) -> fields of `Question`.
       extract: the answer parser: (question, generated text) -> the answer, or None.
-      ways: the scoring methods that apply; the first one is the default.
+      scoring_methods: the scoring methods that apply; the first one is the default.
       id_columns: the columns that may hold a row's id.
       strictly: a stricter answer parser for a second score, accuracy_strict; None: no such score.
     """
 
     read: "Callable[[Row, EvalTask], dict[str, Any]]"
     extract: Callable[[Question, str], str | None]
-    ways: tuple[str, ...]
+    scoring_methods: tuple[str, ...]
     id_columns: tuple[str, ...] = ()
     strictly: Callable[[Question, str], str | None] | None = None
 
@@ -77,7 +77,7 @@ class EvalTask(LanguageTask):
     Attributes:
       questions: the question sets: name of a set -> its source string.
       eval: a key of `EVALS`, the kind of evaluation.
-      way: the default scoring method; "" means the first one of the kind of evaluation.
+      scoring: the default scoring method; "" means the first one of the kind of evaluation.
       continuation: the template, with {label} or {option}, of the text whose likelihood is compared
         for each option.
       max_new_tokens: the largest number of tokens in an answer.
@@ -92,7 +92,7 @@ of choice, number, program, conversation
 
     questions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     eval: str = "choice"
-    way: str = ""
+    scoring: str = ""
     continuation: str = "the correct answer is {label}"
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ()
@@ -110,40 +110,43 @@ of choice, number, program, conversation
                 f"task {self.name}: max_new_tokens {self.max_new_tokens} and question_limit"
                 f" {self.question_limit} must be 1 or more"
             )
-        object.__setattr__(self, "way", self.check_way(self.way or EVALS[self.eval].ways[0]))
+        scoring = self.scoring or EVALS[self.eval].scoring_methods[0]
+        object.__setattr__(self, "scoring", self.checked_scoring(scoring))
 
     @property
-    def ways(self) -> tuple[str, ...]:
+    def scoring_methods(self) -> tuple[str, ...]:
         """Scoring methods of this task, its default first."""
-        return tuple(dict.fromkeys((self.way, *EVALS[self.eval].ways, LOSS)))
+        return tuple(dict.fromkeys((self.scoring, *EVALS[self.eval].scoring_methods, LOSS)))
 
-    def check_way(self, way: str) -> str:
+    def checked_scoring(self, scoring: str) -> str:
         """Returns the scoring method; raises UserError if it does not apply to this task."""
-        known = (*EVALS[self.eval].ways, LOSS)
-        if way not in known:
+        known = (*EVALS[self.eval].scoring_methods, LOSS)
+        if scoring not in known:
             raise UserError(
-                f"task {self.name} cannot be scored by {way!r}: use one of {', '.join(known)}"
+                f"task {self.name} cannot be scored by {scoring!r}: use one of {', '.join(known)}"
             )
-        return way
+        return scoring
 
 
-def way_of(task: Any, asked: str | None = None) -> str:
+def scoring_of(task: Any, requested: str | None = None) -> str:
     """Returns the scoring method of a task of any kind.
 
     Args:
       task: the task.
-      asked: the requested method; None: the default of an `EvalTask`, the loss for
-        other tasks.
+      requested: the requested method; None: the default of an `EvalTask`, the loss for other
+        tasks.
 
     Raises UserError for a method that the task does not support.
 
-    >>> way_of(LanguageTask("notes", "a.jsonl", "b.jsonl"))
+    >>> scoring_of(LanguageTask("notes", "a.jsonl", "b.jsonl"))
     'loss'
     """
     if isinstance(task, EvalTask):
-        return task.check_way(asked or task.way)
-    if asked not in (None, LOSS):
-        raise UserError(f"task {task.name} has no exam: it is scored by {LOSS} only, not {asked!r}")
+        return task.checked_scoring(requested or task.scoring)
+    if requested not in (None, LOSS):
+        raise UserError(
+            f"task {task.name} has no questions: it is scored by {LOSS} only, not {requested!r}"
+        )
     return LOSS
 
 
@@ -154,15 +157,15 @@ def load_questions(task: EvalTask) -> list[Question]:
     that is not a valid question.
     """
     if not task.questions:
-        raise UserError(f"task {task.name} has no questions: give it a source, or --how {LOSS}")
-    exam, found = EVALS[task.eval], []
+        raise UserError(f"task {task.name} has no questions: give it a source, or --scoring {LOSS}")
+    spec, found = EVALS[task.eval], []
     for group, source in task.questions.items():
         rows = read_source(source, "test", task.data_dir)
         for index in spaced(len(rows), task.question_limit):
             row = rows[index]
-            number = next((row[c] for c in exam.id_columns if c in row), index + 1)
+            number = next((row[c] for c in spec.id_columns if c in row), index + 1)
             try:
-                fields = exam.read(row, task)
+                fields = spec.read(row, task)
             except UserError as error:
                 raise UserError(f"{source}: row {index + 1}: {error}") from None
             found.append(Question(id=str(number), group=group, row=row, **fields))
@@ -237,23 +240,23 @@ def _whole(question: Question, text: str) -> str | None:
     return text
 
 
-EVALS: dict[str, Exam] = {
-    "choice": Exam(_read_choice, _label, (GENERATE, LIKELIHOOD), ("id",)),
-    "number": Exam(_read_number, _number, (GENERATE,), ("id",), _strict_number),
-    "program": Exam(_read_program, _whole, (CODE,), ("task_id",)),
-    "conversation": Exam(_read_conversation, _whole, (JUDGE,), ("question_id",)),
+EVALS: dict[str, EvalSpec] = {
+    "choice": EvalSpec(_read_choice, _label, (GENERATE, LIKELIHOOD), ("id",)),
+    "number": EvalSpec(_read_number, _number, (GENERATE,), ("id",), _strict_number),
+    "program": EvalSpec(_read_program, _whole, (CODE,), ("task_id",)),
+    "conversation": EvalSpec(_read_conversation, _whole, (JUDGE,), ("question_id",)),
 }
 """Name of a kind of evaluation -> its definition."""
 
 
-def share_right(questions: Sequence[Question], right: Sequence[bool]) -> dict[str, float]:
+def share_correct(questions: Sequence[Question], correct: Sequence[bool]) -> dict[str, float]:
     """Returns the mean accuracy over the question sets, and each set's if there are several.
 
     >>> sets = [Question("1", "a", {}, ""), Question("2", "a", {}, ""), Question("1", "b", {}, "")]
-    >>> share_right(sets, [True, False, True])
+    >>> share_correct(sets, [True, False, True])
     {'accuracy': 0.75, 'accuracy/a': 0.5, 'accuracy/b': 1.0}
     """
-    return mean_by_group("accuracy", questions, [float(each) for each in right])
+    return mean_by_group("accuracy", questions, [float(each) for each in correct])
 
 
 def mean_by_group(

@@ -19,6 +19,7 @@ from goat_jax.data.tasks.text import Examples, TextTask, load_examples
 from goat_jax.data.tasks.vision import VISION, vision
 from goat_jax.errors import UserError, nearest
 from goat_jax.validation.fields import call
+from goat_jax.validation.renamed import hint_in_error
 
 __all__ = [
     "KINDS",
@@ -164,4 +165,5 @@ def make_task(name: str, /, **options: object) -> Task:
     try:
         return call(TASKS[name], options, f"task {name}", others=True)
     except TypeError as error:
-        raise UserError(f"task {name}: {error}") from None
+        hint = hint_in_error(str(error))
+        raise UserError(f"task {name}: {error}{hint}") from None

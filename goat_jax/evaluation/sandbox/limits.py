@@ -61,14 +61,14 @@ class Trial:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class ProgramResult:
     """The verdict on a program.
 
     Attributes:
       passed: whether its test ran to its end without an exception.
       detail: the reason that it did not, in one line; empty if it passed.
 
-    >>> Outcome(False, "timed out").passed
+    >>> ProgramResult(False, "timed out").passed
     False
     """
 

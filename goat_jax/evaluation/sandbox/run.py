@@ -18,7 +18,7 @@ from typing import Any
 
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.evaluation.sandbox import landlock, seccomp
-from goat_jax.evaluation.sandbox.limits import Limits, Outcome, Trial
+from goat_jax.evaluation.sandbox.limits import Limits, ProgramResult, Trial
 
 CHILD = Path(__file__).with_name("inside.py")
 DEFAULT_LIMITS = Limits()
@@ -42,7 +42,7 @@ def check_sandbox() -> None:
         )
 
 
-def run_program(trial: Trial, limits: Limits = DEFAULT_LIMITS) -> Outcome:
+def run_program(trial: Trial, limits: Limits = DEFAULT_LIMITS) -> ProgramResult:
     """Runs one Python program against its test, both confined.
 
     The program only computes. Its test runs in another process, calls the program's functions
@@ -73,7 +73,7 @@ def run_program(trial: Trial, limits: Limits = DEFAULT_LIMITS) -> Outcome:
         end = time.monotonic() + limits.seconds
         of_program, of_test = program.said_until(end), test.said_until(end)
         if of_program is None or of_test is None:
-            return Outcome(False, f"not done after {limits.seconds:g} s")
+            return ProgramResult(False, f"not done after {limits.seconds:g} s")
         return _outcome(of_program, of_test, program, test)
 
 
@@ -82,7 +82,7 @@ def run_programs(
     limits: Limits = DEFAULT_LIMITS,
     workers: int = 1,
     progress: Callable[[int], None] = lambda done: None,
-) -> list[Outcome]:
+) -> list[ProgramResult]:
     """Runs several programs, `workers` at a time, and returns the outcomes in their order.
 
     Args:
@@ -198,7 +198,7 @@ def _confinement(limits: Limits, pid: int) -> dict[str, Any]:
     }
 
 
-def _outcome(of_program: bytes, of_test: bytes, program: _Child, test: _Child) -> Outcome:
+def _outcome(of_program: bytes, of_test: bytes, program: _Child, test: _Child) -> ProgramResult:
     """Parses the verdict from the output of both processes.
 
     The program's process writes nothing unless it could not be confined.
@@ -211,11 +211,11 @@ def _outcome(of_program: bytes, of_test: bytes, program: _Child, test: _Child) -
             raise RunFailed(f"the sandbox could not be set up, nothing was run: {why}")
     verdict = _read(of_test)
     if not verdict:
-        return Outcome(False, f"its test ended before its last line ({test.how_it_ended()})")
+        return ProgramResult(False, f"its test ended before its last line ({test.how_it_ended()})")
     detail = "".join(each if each.isprintable() else "?" for each in str(verdict["detail"]))
     if verdict["gone"]:
         detail += f" ({program.how_it_ended()})"
-    return Outcome(verdict["passed"], detail)
+    return ProgramResult(verdict["passed"], detail)
 
 
 def _read(said: bytes) -> dict[str, Any]:

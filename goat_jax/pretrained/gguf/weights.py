@@ -13,7 +13,7 @@ import numpy as np
 from goat_jax.errors import UserError
 from goat_jax.pretrained.gguf.config import ROPE_FACTORS, architecture_of, hf_config
 from goat_jax.pretrained.gguf.file import GgufFile, import_gguf, read_gguf
-from goat_jax.pretrained.safetensors import Entry, Weights
+from goat_jax.pretrained.safetensors import StoredTensor, Weights
 
 OUTER_NAMES = {
     "token_embd": "model.embed_tokens",
@@ -56,7 +56,7 @@ class GgufWeights(Weights):
 
     Attributes:
         folder: the .gguf file, for messages.
-        entries: tensor name -> `Entry`; the dtype is F32, since that is what reading returns.
+        entries: tensor name -> `StoredTensor`; the dtype is F32, as reading returns it.
         stored: tensor name -> `Stored`.
     """
 
@@ -93,7 +93,7 @@ def open_gguf(path: str | Path) -> tuple[dict[str, Any], GgufWeights]:
     }
     _check_quantisation(file)
     entries = {
-        name: Entry(file.path, "F32", tuple(int(n) for n in reversed(own.tensor.shape)))
+        name: StoredTensor(file.path, "F32", tuple(int(n) for n in reversed(own.tensor.shape)))
         for name, own in stored.items()
     }
     return config, GgufWeights(file.path, entries, stored)

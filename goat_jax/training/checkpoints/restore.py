@@ -14,10 +14,10 @@ from goat_jax.config.run import RunConfig
 from goat_jax.errors import Notice, UserError
 from goat_jax.models.load import Loaded, load_model
 from goat_jax.sharding.config import MeshConfig
-from goat_jax.sharding.rules import make_placement
+from goat_jax.sharding.rules import make_sharding_rules
 from goat_jax.training.checkpoints.run_dir import check_same_model, load_run
 from goat_jax.training.checkpoints.steps import best_of, listed
-from goat_jax.training.setup import Built, build
+from goat_jax.training.setup import TrainSetup, build
 from goat_jax.training.shardings import keep_rows
 from goat_jax.training.state import RunState
 from goat_jax.typing import DTypeLike
@@ -40,7 +40,7 @@ class Reopened:
     """
 
     config: RunConfig
-    built: Built
+    built: TrainSetup
     state: RunState
     step: int
 
@@ -56,7 +56,7 @@ def load_on_mesh(path: Path, mesh: MeshConfig, dtype: DTypeLike = jnp.float32) -
     Raises:
         UserError: a mesh that does not take exactly the available devices.
     """
-    placement = make_placement(mesh)
+    placement = make_sharding_rules(mesh)
     loaded = load_model(
         path,
         key=jax.random.key(0),
@@ -67,7 +67,7 @@ def load_on_mesh(path: Path, mesh: MeshConfig, dtype: DTypeLike = jnp.float32) -
     return loaded
 
 
-def reopen(folder: Path, step: int | None, mesh: MeshConfig = ONE_DEVICE) -> Reopened:
+def restore_run(folder: Path, step: int | None, mesh: MeshConfig = ONE_DEVICE) -> Reopened:
     """Rebuilds a run and restores one of its checkpoints.
 
     Args:

@@ -18,7 +18,7 @@ from goat_jax.files import read_json, write_whole
 from goat_jax.optim.optimizer import schedule_of
 from goat_jax.training.checkpoints.lock import LOCK, locked
 from goat_jax.training.checkpoints.steps import CHECKPOINTS, steps_in
-from goat_jax.training.setup import Built, Data
+from goat_jax.training.setup import TaskData, TrainSetup
 from goat_jax.validation.fields import Natural, check_fields, made
 
 RUN = "run.json"
@@ -79,7 +79,7 @@ class RunFile:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, config: RunConfig) -> Iterator[bool]:
+def acquired(folder: Path, config: RunConfig) -> Iterator[bool]:
     """Locks a run folder for this run; yields True if the run had already begun there.
 
     All checks here are cheap, because they come before weights are loaded. `identify` compares
@@ -138,7 +138,7 @@ def _remove_unless_used(folder: Path) -> None:
 
 
 def identify(
-    folder: Path, config: RunConfig, built: Built, data: Data, command: str | None = None
+    folder: Path, config: RunConfig, built: TrainSetup, data: TaskData, command: str | None = None
 ) -> None:
     """Writes run.json for a new run; for a continued one, checks that it is the same run.
 
@@ -146,7 +146,7 @@ def identify(
     updated.
 
     Args:
-        folder: the run folder, locked by `claimed`.
+        folder: the run folder, locked by `acquired`.
         config: the run's config.
         built: the run's model.
         data: the run's rows.
@@ -168,7 +168,7 @@ def identify(
     write_whole(path, json.dumps(saved, indent=1) + "\n")
 
 
-def describe(config: RunConfig, built: Built, data: Data) -> dict[str, Any]:
+def describe(config: RunConfig, built: TrainSetup, data: TaskData) -> dict[str, Any]:
     """Returns the facts that identify a run, as JSON."""
     return {
         "config": flatten(config),
@@ -277,13 +277,15 @@ def _same_rates(one: RunConfig, other: RunConfig) -> bool:
     return np.array_equal(np.asarray(mine), np.asarray(theirs))
 
 
-def check_same_rows(folder: Path, config: RunConfig, data: Data) -> None:
+def check_same_rows(folder: Path, config: RunConfig, data: TaskData) -> None:
     """Raises `UserError` if a run had begun in the folder with other rows; reads no model."""
     if (folder / RUN).is_file():
         rows_of(folder, read_run(folder), config, data)
 
 
-def rows_of(folder: Path, saved: dict[str, Any], config: RunConfig, data: Data) -> dict[str, Any]:
+def rows_of(
+    folder: Path, saved: dict[str, Any], config: RunConfig, data: TaskData
+) -> dict[str, Any]:
     """Returns run.json's entries about the rows, with the earlier rows if a change is accepted.
 
     Raises:
@@ -305,7 +307,7 @@ def rows_of(folder: Path, saved: dict[str, Any], config: RunConfig, data: Data) 
     return {"rows": data.identity, "earlier_rows": earlier}
 
 
-def check_same_model(folder: Path, saved: dict[str, Any], built: Built) -> None:
+def check_same_model(folder: Path, saved: dict[str, Any], built: TrainSetup) -> None:
     """Raises `UserError` unless a model has the frozen kernels that a run began with."""
     theirs, mine = saved["base_sha256"], built.base_fingerprint
     if theirs != mine:

@@ -22,8 +22,8 @@ from goat_jax.config.run import RunConfig, flatten
 from goat_jax.errors import UserError
 from goat_jax.extras import skipped_without_extra
 from goat_jax.training.distributed.lifeline import PLACE, Lifeline
-from goat_jax.training.logging.metrics_log import Records
-from goat_jax.training.logging.writers import Mirror, TensorBoard, WeightsAndBiases
+from goat_jax.training.logging.metrics_log import MetricsLog
+from goat_jax.training.logging.writers import MetricWriter, TensorBoard, WeightsAndBiases
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +177,7 @@ def by_first(action: Callable[[], Any]) -> None:
         raise refused or UserError("the first process was refused: see its message")
 
 
-class Votes:
+class StopConsensus:
     """Consensus of all processes to stop after the same step, once any of them votes to.
 
     A vote is a small reduction on the devices, so every process has to vote after every step. The
@@ -209,7 +209,7 @@ class Votes:
         return before is not None and bool(before)
 
 
-class NoRecords(Records):
+class NoMetricsLog(MetricsLog):
     """Metrics log that writes nothing, for all processes but the first."""
 
     def __enter__(self) -> Self:
@@ -231,15 +231,15 @@ class NoRecords(Records):
         """Leaves the file to the first process."""
 
 
-def records_of(config: RunConfig) -> Records:
+def records_of(config: RunConfig) -> MetricsLog:
     """Returns the run's metrics log; only the first process's log writes anything."""
     folder = Path(config.out)
     if not is_first():
-        return NoRecords(folder)
-    mirrors: list[Mirror] = []
+        return NoMetricsLog(folder)
+    writers: list[MetricWriter] = []
     with skipped_without_extra("TensorBoard files"):
-        mirrors.append(TensorBoard(folder))
+        writers.append(TensorBoard(folder))
     if config.logging.wandb is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        mirrors.append(WeightsAndBiases(folder, config.logging.wandb, flatten(config)))
-    return Records(folder, mirrors)
+        writers.append(WeightsAndBiases(folder, config.logging.wandb, flatten(config)))
+    return MetricsLog(folder, writers)

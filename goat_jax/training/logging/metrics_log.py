@@ -33,13 +33,13 @@ import numpy as np
 
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.files import parse_json
-from goat_jax.training.logging.writers import Mirror
+from goat_jax.training.logging.writers import MetricWriter
 
 FILE_NAME = "metrics.jsonl"
 KINDS = ("train", "layers", "eval", "load")
 
 
-class Records:
+class MetricsLog:
     """Writes the records of one run; a context manager.
 
     Each record is flushed to the operating system when `write` returns, so a killed run loses at
@@ -48,12 +48,12 @@ class Records:
 
     Args:
         folder: the run's folder; it is created if it does not exist.
-        mirrors: the metric writers that get a copy of the scalars.
+        writers: the metric writers that get a copy of the scalars.
 
     >>> import tempfile
     >>> scratch = tempfile.TemporaryDirectory()
     >>> folder = scratch.name
-    >>> with Records(folder) as records:
+    >>> with MetricsLog(folder) as records:
     ...     records.write("train", 1, loss=np.float32(0.7), grad_norm=np.nan)
     {'kind': 'train', 'step': 1, 'loss': 0.7, 'grad_norm': None}
     >>> read_records(folder, "train")[0]["loss"]
@@ -61,10 +61,10 @@ class Records:
     >>> scratch.cleanup()
     """
 
-    def __init__(self, folder: str | os.PathLike[str], mirrors: Sequence[Mirror] = ()):
+    def __init__(self, folder: str | os.PathLike[str], writers: Sequence[MetricWriter] = ()):
         self.folder = Path(folder)
         self.path = self.folder / FILE_NAME
-        self._mirrors = mirrors
+        self._writers = writers
         self._file: IO[str] | None = None
 
     def __enter__(self) -> Self:
@@ -81,8 +81,8 @@ class Records:
         trace: TracebackType | None,
     ) -> None:
         self._close()
-        for mirror in self._mirrors:
-            mirror.close()
+        for writer in self._writers:
+            writer.close()
 
     def write(self, kind: str, step: int, **values: Any) -> dict[str, Any]:
         """Appends one record and returns it as it will be read back.
@@ -100,7 +100,9 @@ class Records:
         if kind not in KINDS:
             raise UserError(f"unknown kind of record {kind!r}: choose one of {', '.join(KINDS)}")
         if self._file is None:
-            raise UserError(f"{self.path} is not open: write inside `with Records(folder) as ...`")
+            raise UserError(
+                f"{self.path} is not open: write inside `with MetricsLog(folder) as ...`"
+            )
         record = {"kind": kind, "step": int(step)}
         record |= {name: _to_json(value, name) for name, value in values.items()}
         try:
@@ -108,8 +110,8 @@ class Records:
             self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self._file.flush()
             scalars = _scalars(record)
-            for mirror in self._mirrors if scalars else ():
-                mirror.add(scalars, record["step"])
+            for writer in self._writers if scalars else ():
+                writer.add(scalars, record["step"])
         except OSError as error:
             raise RunFailed(
                 f"a record could not be written to {self.folder} ({error}): free some space and "
@@ -127,13 +129,13 @@ class Records:
         Args:
             step: the restored step; -1 for a run without a checkpoint, which drops all records.
         """
-        reopen = self._file is not None
+        restore_run = self._file is not None
         self._close()
         if self.path.exists():
             _rewrite(self.path, last_step=step)
-        for mirror in self._mirrors:
-            mirror.resume(step)
-        if reopen:
+        for writer in self._writers:
+            writer.resume(step)
+        if restore_run:
             self.__enter__()
 
     def _close(self) -> None:

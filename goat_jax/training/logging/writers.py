@@ -14,7 +14,7 @@ from goat_jax.extras import import_extra
 TENSORBOARD_FOLDER = "tensorboard"
 
 
-class Mirror(Protocol):
+class MetricWriter(Protocol):
     """Metric writer: gets the finite scalars of each record."""
 
     def add(self, scalars: Mapping[str, float], step: int) -> None:

@@ -1,4 +1,4 @@
-"""Exam tasks: real rows become questions, bad ones are told, sets in other forms are put right."""
+"""Eval tasks: real rows become questions, bad ones are told, sets in other forms are put right."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ import pytest
 from goat_jax.config.run import ModelConfig, RunConfig, config_from_json, flatten
 from goat_jax.data.tasks.commonsense import FOLDERS
 from goat_jax.data.tasks.commonsense_formats import instructed
-from goat_jax.data.tasks.evaluation import EvalTask, load_questions, way_of
+from goat_jax.data.tasks.evaluation import EvalTask, load_questions, scoring_of
 from goat_jax.data.tasks.language import load_pieces
 from goat_jax.data.tasks.multiple_choice import read_choices
 from goat_jax.data.tasks.registry import language_files, make_task
@@ -64,7 +64,7 @@ def test_real_numbers_are_questions(shared):
         assert float(question.answer) == float(written)
 
 
-def test_joint_training_is_examined_on_every_set_that_is_there(folder):
+def test_joint_training_is_evaluated_on_every_set_that_is_there(folder):
     task = make_task("commonsense170k", folder=str(folder))
     assert list(task.questions) == list(FOLDERS)
     assert len(load_questions(task)) == 16
@@ -115,7 +115,7 @@ def test_rows_of_unknown_columns_are_named(tmp_path):
         load_questions(make_task("boolq", folder=str(tmp_path)))
 
 
-def test_other_exams_name_their_rows(tmp_path):
+def test_other_eval_tasks_name_their_rows(tmp_path):
     write(tmp_path / "gsm" / "train.jsonl", [{"question": "2 + 2?", "answer": "#### 4"}])
     write(tmp_path / "gsm" / "test.jsonl", [{"question": "2 + 2?", "answer": "four"}])
     with pytest.raises(UserError, match="row 1: no number in its answer 'four'"):
@@ -138,12 +138,12 @@ def test_other_exams_name_their_rows(tmp_path):
         (lambda p: make_task("metamath", folder=str(p)), "no file of any of the names MetaMathQA"),
         (lambda p: make_task("codefeedback", folder=str(p)), "questions"),
         (
-            lambda p: EvalTask("x", "a", "a", eval="number", way="code"),
+            lambda p: EvalTask("x", "a", "a", eval="number", scoring="code"),
             "cannot be scored by 'code'",
         ),
         (lambda p: EvalTask("x", "a", "a", max_new_tokens=0), "must be 1 or more"),
         (lambda p: load_questions(EvalTask("x", "a", "a")), "has no questions"),
-        (lambda p: way_of(language_files("a", "b"), "judge"), "has no exam"),
+        (lambda p: scoring_of(language_files("a", "b"), "judge"), "has no questions"),
         (lambda p: language_files("a", "b", held_out=3), "held_out 3"),
         (lambda p: language_files("a", "b", selection="som"), "unknown selection"),
     ],

@@ -8,7 +8,7 @@ from goat_jax.data.tasks.evaluation import EVALS, Question
 from goat_jax.data.tasks.final_number import extract_number, numbers_in, strict_number
 from goat_jax.data.tasks.multiple_choice import extract_label, read_choices
 from goat_jax.errors import UserError
-from goat_jax.evaluation.generate_and_loglikelihood import mark_answers
+from goat_jax.evaluation.generate_and_loglikelihood import score_answers
 from goat_jax.evaluation.sampler import Answer
 
 MINUS = "\N{MINUS SIGN}"
@@ -136,7 +136,7 @@ def test_what_is_no_multiple_choice_is_told(asked, says):
 )
 def test_sums_are_marked_by_two_readings(text, loose, strict):
     """As the answer itself says, and as the paper's published script reads it."""
-    found = mark_answers(EVALS["number"], [Question("1", "gsm8k", {}, "", "18")], [Answer(text)])
+    found = score_answers(EVALS["number"], [Question("1", "gsm8k", {}, "", "18")], [Answer(text)])
     assert (found.scores["accuracy"], found.scores["accuracy_strict"]) == (loose, strict)
 
 
@@ -145,4 +145,4 @@ def test_thousands_and_signs_are_read_strictly_too():
         assert strict_number(text) == number
     assert strict_number("#### none") is None
     choice = Question("1", "a", {}, "", "a1", ("a1", "a2"))
-    assert "accuracy_strict" not in mark_answers(EVALS["choice"], [choice], [Answer("a1")]).scores
+    assert "accuracy_strict" not in score_answers(EVALS["choice"], [choice], [Answer("a1")]).scores

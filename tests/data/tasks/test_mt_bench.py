@@ -88,7 +88,7 @@ def test_answers_have_fastchats_fields(shared):
 @pytest.mark.parametrize("form", ["template", "messages"])
 def test_mt_bench_needs_no_rows_to_train_on(shared, form):
     task = make_task("mt_bench", questions=str(shared / "data" / "mt_bench"), format=form)
-    assert len(load_questions(task)) == 80 and task.way == "judge"
+    assert len(load_questions(task)) == 80 and task.scoring == "judge"
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_its_own_folder_is_its_own_and_is_gone_afterwards(tmp_path, monkeypatch)
         "assert pathlib.Path('c').read_text() == 'x'; os.remove('c'); os.rmdir('a')\n"
         "pathlib.Path('left').write_text('x'); os.mkdir('locked', 0)"
     )
-    assert run_program(program, SMALL) == run.Outcome(True)
+    assert run_program(program, SMALL) == run.ProgramResult(True)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""Records survive kills and restarts, and TensorBoard can read its copy."""
+"""MetricsLog survive kills and restarts, and TensorBoard can read its copy."""
 
 import json
 import math
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from goat_jax.errors import UserError
-from goat_jax.training.logging.metrics_log import Records, read_records
+from goat_jax.training.logging.metrics_log import MetricsLog, read_records
 from goat_jax.training.logging.writers import TensorBoard, WeightsAndBiases
 
 
@@ -46,14 +46,14 @@ def restarts(folder):
     return found
 
 
-def write_steps(folder, steps, mirrors=()):
-    with Records(folder, mirrors) as records:
+def write_steps(folder, steps, writers=()):
+    with MetricsLog(folder, writers) as records:
         for step in steps:
             records.write("train", step, loss=1.0 / step)
 
 
 def test_round_trip_of_every_kind(tmp_path):
-    with Records(tmp_path / "new" / "run") as records:
+    with MetricsLog(tmp_path / "new" / "run") as records:
         written = [
             records.write("train", np.int32(3), loss=np.float32(0.1), note=None, warm=np.True_),
             records.write("eval", 3, split="validation", accuracy=jnp.float32(0.75), count=277),
@@ -69,7 +69,7 @@ def test_round_trip_of_every_kind(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, jnp.bfloat16])
 def test_floats_read_back_as_the_same_number(tmp_path, dtype):
     value = np.asarray(1 / 3, dtype)
-    with Records(tmp_path) as records:
+    with MetricsLog(tmp_path) as records:
         records.write("train", 1, loss=value)
     loss = read_records(tmp_path)[0]["loss"]
     assert np.asarray(loss).astype(dtype) == value
@@ -77,7 +77,7 @@ def test_floats_read_back_as_the_same_number(tmp_path, dtype):
 
 
 def test_not_finite_is_null_in_valid_json(tmp_path):
-    with Records(tmp_path) as records:
+    with MetricsLog(tmp_path) as records:
         records.write("train", 1, a=jnp.float32(jnp.nan), b=math.inf, c=[1, -np.inf])
 
     def refuse(word):
@@ -88,7 +88,7 @@ def test_not_finite_is_null_in_valid_json(tmp_path):
 
 
 def test_each_line_is_there_before_the_run_ends(tmp_path):
-    with Records(tmp_path) as records:
+    with MetricsLog(tmp_path) as records:
         records.write("train", 1, loss=0.5)
         assert [record["step"] for record in read_records(tmp_path)] == [1]
 
@@ -121,7 +121,7 @@ def test_resume_drops_what_came_after_the_restored_step(tmp_path):
     write_steps(tmp_path, range(1, 10))
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes() + b'{"kind": "tra')
-    with Records(tmp_path) as records:
+    with MetricsLog(tmp_path) as records:
         records.resume(5)
         records.write("train", 6, loss=9.0)
     steps_and_losses = [(record["step"], record["loss"]) for record in read_records(tmp_path)]
@@ -130,7 +130,7 @@ def test_resume_drops_what_came_after_the_restored_step(tmp_path):
 
 
 def test_resume_before_anything_was_written(tmp_path):
-    records = Records(tmp_path)
+    records = MetricsLog(tmp_path)
     records.resume(0)
     with records:
         records.resume(0)
@@ -140,7 +140,7 @@ def test_resume_before_anything_was_written(tmp_path):
 
 
 def test_tensorboard_gets_the_finite_scalars(tmp_path):
-    with Records(tmp_path, [TensorBoard(tmp_path)]) as records:
+    with MetricsLog(tmp_path, [TensorBoard(tmp_path)]) as records:
         records.write("train", 1, loss=0.5, grad_norm=math.nan, learning_rate=jnp.float32(1e-3))
         records.write("eval", 2, split="train", loss=0.25)
         records.write("load", 2, modules={"a.{}.q": [[0.5, 0.5]]})
@@ -154,7 +154,7 @@ def test_tensorboard_gets_the_finite_scalars(tmp_path):
 def test_tensorboard_hides_the_steps_that_are_run_again(tmp_path):
     write_steps(tmp_path, [1, 2, 3], [TensorBoard(tmp_path)])
     # Within the same second: the files must not be one.
-    with Records(tmp_path, [TensorBoard(tmp_path)]) as records:
+    with MetricsLog(tmp_path, [TensorBoard(tmp_path)]) as records:
         records.resume(2)
         records.write("train", 3, loss=7.0)
     assert restarts(tmp_path) == [3]
@@ -167,7 +167,7 @@ def test_tensorboard_hides_the_steps_that_are_run_again(tmp_path):
 
 
 def test_bad_use_is_one_line_with_the_fix(tmp_path):
-    with Records(tmp_path) as records:
+    with MetricsLog(tmp_path) as records:
         with pytest.raises(UserError, match="'trian': choose one of train, layers, eval, load"):
             records.write("trian", 1)
         with pytest.raises(UserError, match=r"field batch.ids is a object"):
