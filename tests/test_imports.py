@@ -30,6 +30,7 @@ FLOORS = (
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FOR_TESTS = "testing"
 FACADE = "__init__"
+PROGRAM = "__main__"
 ONLY = {
     "core": {"jax", "numpy"},
     "errors": set(),
@@ -54,7 +55,7 @@ def imports_of(source):
 def broken_rules(room, source):
     """One line for every import that a module of this room must not have."""
     found = []
-    if room not in FLOOR_OF and room not in (FOR_TESTS, FACADE):
+    if room not in FLOOR_OF and room not in (FOR_TESTS, FACADE, PROGRAM):
         return [f"room {room!r} has no floor: give it one in FLOORS"]
     for line, name in imports_of(source):
         root, _, rest = name.partition(".")
@@ -69,7 +70,7 @@ def broken_rules(room, source):
 def inner_rule(room, other):
     if other == FOR_TESTS:
         return "testing is imported by tests only"
-    if room in (FOR_TESTS, FACADE) or other == room:
+    if room in (FOR_TESTS, FACADE, PROGRAM) or other in (room, "__version__"):
         return None
     if other not in FLOOR_OF:
         return f"{other!r} is no room of the package"
@@ -151,6 +152,7 @@ def test_the_checker_sees_a_bad_import(room, source, rule):
         ("core", "import jax.numpy as jnp\nimport numpy as np\nimport functools"),
         ("core", "from goat_jax.core.svd import Svd\nfrom goat_jax.errors import UserError"),
         ("cli", "from goat_jax.training.trainer import fit\nimport rich"),
+        ("cli", "from goat_jax import __version__"),
         (
             "injection",
             "from goat_jax.nn.named_modules import find_modules\nfrom goat_jax import nn",

@@ -15,8 +15,8 @@ import goat_jax.config.run
 PUBLIC = [
     "METHODS",
     "Adapted",
-    "AdapterSpec",
     "AdapterInit",
+    "AdapterSpec",
     "Context",
     "Dense",
     "Factor",

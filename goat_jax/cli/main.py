@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from goat_jax import __version__
 from goat_jax.cli.arguments import common as arguments
 from goat_jax.cli.arguments import evaluation as eval_arguments
 from goat_jax.cli.entry import Parser, in_one_line
@@ -40,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="goat-jax", description="Fine-tuning with mixtures of LoRA experts in JAX."
     )
+    parser.add_argument("--version", action="version", version=f"goat-jax {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for name, verb in VERBS.items():
         sub = verbs.add_parser(

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
+import goat_jax
 from goat_jax.cli import main as cli
 from goat_jax.cli.main import main
 from goat_jax.errors import Notice
@@ -26,6 +27,15 @@ def error_of(capsys, *arguments: str) -> tuple[int, str]:
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
     return code, lines[0]
+
+
+def test_the_version_is_printed_and_the_package_runs_as_a_module():
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    command = [sys.executable, "-m", "goat_jax", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"goat-jax {goat_jax.__version__}\n"
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate", "parity", "methods", "inspect"])
