@@ -65,7 +65,7 @@ def test_a_split_that_is_missing_is_named(tmp_path):
 
 def test_a_set_that_is_not_made_names_the_verb(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"goat-jax data prepare makes .*; hf:tanganke/dtd: needs"):
+    with pytest.raises(UserError, match=r"goat-jax data prepare makes .*; hf:tanganke/dtd needs"):
         load_images(make_task("dtd", data_dir=str(tmp_path)), "train")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]  # nothing was fetched
 
