@@ -108,7 +108,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def config(tiny: Path):
     """The tiny run's config."""
-    from goat_jax.config.run import load_config
+    from goat_jax.config.files import load_config
 
     return load_config(str(tiny / "config.py"))
 
@@ -119,7 +119,7 @@ def light(tiny: Path):
 
     For tests of the loop, which is the same whatever is adapted.
     """
-    from goat_jax.config.run import load_config
+    from goat_jax.config.files import load_config
 
     return load_config(f"{tiny / 'config.py'}:{LIGHT}")
 

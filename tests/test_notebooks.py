@@ -68,7 +68,10 @@ def test_names_and_fields_exist(path):
     assert problems("\n".join(code)) == []
 
 
-CONFIG = "from goat_jax.config.run import RunConfig, load_config\nconfig = load_config('a.py')\n"
+CONFIG = """from goat_jax.config.files import load_config
+from goat_jax.config.run import RunConfig
+config = load_config('a.py')
+"""
 
 
 @pytest.mark.parametrize(

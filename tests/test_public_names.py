@@ -67,7 +67,7 @@ OF_CONFIGS = {
 """Classes of `goat_jax.config.run` and their fields, which config files and run folders have."""
 
 OF_RUNS = {
-    "goat_jax.config.run": "load_config",
+    "goat_jax.config.files": "load_config",
     "goat_jax.data.tasks.registry": "make_task files image_files language_files",
     "goat_jax.optim.optimizer": "OptimizerConfig",
     "goat_jax.interop.export_run": "export_run",

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from goat_jax.config.run import RunConfig, flatten
+from goat_jax.config.fields import flatten
+from goat_jax.config.run import RunConfig
 from goat_jax.errors import UserError
 from goat_jax.files import read_json
 from goat_jax.training.checkpoints.run_dir import RESULT, RUN, load_run

@@ -12,7 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from goat_jax.config.run import FREE_TO_CHANGE, RunConfig, flatten
+from goat_jax.config.fields import flatten
+from goat_jax.config.run import FREE_TO_CHANGE, RunConfig
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.evaluation.types import EvalOptions
 from goat_jax.files import read_json, user_path, write_whole

@@ -19,7 +19,8 @@ from goat_jax.analysis.run_results import (
     standing,
 )
 from goat_jax.cli.arguments.config import read_config, with_adapter
-from goat_jax.config.run import AdapterConfig, RunConfig, parse_options
+from goat_jax.config.files import parse_options
+from goat_jax.config.run import AdapterConfig, RunConfig
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.extras import skipped_without_extra
 from goat_jax.files import write_whole

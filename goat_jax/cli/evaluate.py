@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from goat_jax.cli.arguments.evaluation import options_of
-from goat_jax.config.run import parse_options
+from goat_jax.config.files import parse_options
 from goat_jax.data.tasks.evaluation import LOSS, EvalTask, scoring_of
 from goat_jax.data.tasks.language import LanguageTask
 from goat_jax.data.tasks.registry import Task, make_task

@@ -9,7 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from goat_jax.cli.arguments.config import override, read_fields
-from goat_jax.config.run import AdapterConfig, RunConfig, load_config, with_fields
+from goat_jax.config.fields import with_fields
+from goat_jax.config.files import load_config
+from goat_jax.config.run import AdapterConfig, RunConfig
 from goat_jax.errors import UserError
 from goat_jax.injection.inject import Override
 from goat_jax.interop.detect import read_adapter

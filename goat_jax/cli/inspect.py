@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from goat_jax.config.run import RunConfig, load_config
+from goat_jax.config.files import load_config
+from goat_jax.config.run import RunConfig
 from goat_jax.core.svd import share_of_spectrum
 from goat_jax.injection.inject import InjectReport
 from goat_jax.models.load import load_model

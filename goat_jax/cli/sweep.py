@@ -23,7 +23,9 @@ from goat_jax.analysis.run_results import (
     standing,
 )
 from goat_jax.cli.arguments.config import override
-from goat_jax.config.run import RunConfig, load_config, with_fields
+from goat_jax.config.fields import with_fields
+from goat_jax.config.files import load_config
+from goat_jax.config.run import RunConfig
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.extras import skipped_without_extra
 from goat_jax.files import write_whole

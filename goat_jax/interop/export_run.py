@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from goat_jax.adapters.spec import Router
-from goat_jax.config.run import AdapterConfig, flatten
+from goat_jax.config.fields import flatten
+from goat_jax.config.run import AdapterConfig
 from goat_jax.errors import UserError
 from goat_jax.interop import folders, merged, peft_write, reference_code
 from goat_jax.interop import target_names as names

@@ -6,7 +6,8 @@ import dataclasses
 import json
 from collections.abc import Mapping
 
-from goat_jax.config.run import RunConfig, flatten
+from goat_jax.config.fields import flatten
+from goat_jax.config.run import RunConfig
 from goat_jax.text_tables import render_table
 from goat_jax.typing import Dataclass
 

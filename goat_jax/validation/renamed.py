@@ -86,7 +86,7 @@ def present_names(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of a config that any version has written, by their present names.
 
     Args:
-        values: JSON values by dotted names (`goat_jax.config.run.flatten`).
+        values: JSON values by dotted names (`goat_jax.config.fields.flatten`).
 
     >>> present_names({"watch.wandb": None, "adapter.options": {"choice": "minor"}})
     {'logging.wandb': None, 'adapter.options': {'segments': 'minor'}}

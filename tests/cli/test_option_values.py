@@ -18,16 +18,14 @@ from goat_jax.cli.arguments.field_help import attribute_help, describe_fields, f
 from goat_jax.cli.compare import entry_config, read_entries
 from goat_jax.cli.main import main
 from goat_jax.cli.sweep import config_at, read_axis
-from goat_jax.config.run import (
-    AdapterConfig,
-    ModelConfig,
-    RunConfig,
+from goat_jax.config.fields import (
     config_from_json,
     field_kinds,
     flatten,
     method_options,
     with_fields,
 )
+from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig
 from goat_jax.data.tasks.registry import EvalTask, LanguageTask, digits, files
 from goat_jax.errors import UserError
 from goat_jax.injection.inject import Override

@@ -9,7 +9,8 @@ import pytest
 
 from goat_jax.adapters.methods import METHODS
 from goat_jax.cli.arguments.config import override, with_adapter
-from goat_jax.config.run import config_from_json, flatten, load_config
+from goat_jax.config.fields import config_from_json, flatten
+from goat_jax.config.files import load_config
 from goat_jax.data.tasks.commonsense import FOLDERS
 from goat_jax.data.tasks.evaluation import EvalTask
 from goat_jax.errors import UserError

@@ -15,7 +15,8 @@ from goat_jax.analysis.figure_data import (
     segment_place,
 )
 from goat_jax.cli.arguments.config import with_adapter
-from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig, flatten
+from goat_jax.config.fields import flatten
+from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
 from goat_jax.data.tasks.registry import reviews
 from goat_jax.errors import UserError
 from programs import load_program

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from goat_jax.adapters.methods import METHODS
-from goat_jax.config.run import load_config
+from goat_jax.config.files import load_config
 from goat_jax.data.tasks.glue import GLUE
 from goat_jax.data.tasks.vision import VISION
 from goat_jax.errors import UserError

@@ -8,11 +8,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from goat_jax.adapters.methods import METHODS, method_spec
-from goat_jax.config.run import (
-    RunConfig,
-    config_from_json,
-    flatten,
-)
+from goat_jax.config.fields import config_from_json, flatten
+from goat_jax.config.run import RunConfig
 from goat_jax.errors import UserError
 from goat_jax.injection.inject import inject
 from goat_jax.injection.map_layers import map_layers

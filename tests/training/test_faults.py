@@ -30,7 +30,7 @@ def same_trained(one, other, step):
 
 ON_A_DISK = """
 import dataclasses, resource, sys
-from goat_jax.config.run import load_config
+from goat_jax.config.files import load_config
 from goat_jax.training.checkpoints.checkpoint import Checkpoints
 from goat_jax.training.trainer import fit
 

@@ -11,7 +11,9 @@ import pytest
 
 from goat_jax.adapters.methods import method_spec
 from goat_jax.cli.arguments.config import override
-from goat_jax.config.run import ModelConfig, RunConfig, config_from_json, flatten, load_config
+from goat_jax.config.fields import config_from_json, flatten
+from goat_jax.config.files import load_config
+from goat_jax.config.run import ModelConfig, RunConfig
 from goat_jax.data.tasks.registry import reviews
 from goat_jax.errors import UserError
 from goat_jax.injection.inject import inject

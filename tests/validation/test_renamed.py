@@ -9,17 +9,15 @@ from goat_jax.adapters.methods import method_spec
 from goat_jax.analysis.result_files import Key
 from goat_jax.cli.arguments.config import override
 from goat_jax.cli.main import main
-from goat_jax.config.run import (
-    AdapterConfig,
-    ModelConfig,
-    RunConfig,
+from goat_jax.config.fields import (
     config_from_json,
     field_kinds,
     flatten,
-    load_config,
     method_options,
     with_fields,
 )
+from goat_jax.config.files import load_config
+from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig
 from goat_jax.data.tasks.evaluation import EvalTask
 from goat_jax.data.tasks.registry import make_task
 from goat_jax.errors import UserError

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from goat_jax.adapters.methods import method_spec
-from goat_jax.config.run import parse_options
+from goat_jax.config.files import parse_options
 from goat_jax.errors import UserError, nearest
 
 LONGEST = 100

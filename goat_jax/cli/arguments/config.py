@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from goat_jax.cli.arguments.field_help import describe_fields
-from goat_jax.config.run import RunConfig, field_kinds, load_config, with_fields
+from goat_jax.config.fields import field_kinds, with_fields
+from goat_jax.config.files import load_config
+from goat_jax.config.run import RunConfig
 from goat_jax.data.sources.read import AND, OR
 from goat_jax.data.tasks.registry import Task
 from goat_jax.errors import UserError

@@ -9,7 +9,8 @@ import textwrap
 from typing import Any
 
 from goat_jax.adapters.methods import METHODS
-from goat_jax.config.run import AdapterConfig, RunConfig, field_kinds, method_options
+from goat_jax.config.fields import field_kinds, method_options
+from goat_jax.config.run import AdapterConfig, RunConfig
 from goat_jax.registry import REGISTRY
 from goat_jax.typing import Dataclass, is_record
 from goat_jax.validation.fields import describe

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from goat_jax.config.run import FREE_TO_CHANGE, RunConfig, config_from_json, flatten
+from goat_jax.config.fields import config_from_json, flatten
+from goat_jax.config.run import FREE_TO_CHANGE, RunConfig
 from goat_jax.errors import UserError
 from goat_jax.files import read_json, write_whole
 from goat_jax.optim.optimizer import schedule_of

@@ -18,7 +18,8 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from goat_jax.config.run import RunConfig, flatten
+from goat_jax.config.fields import flatten
+from goat_jax.config.run import RunConfig
 from goat_jax.errors import UserError
 from goat_jax.extras import skipped_without_extra
 from goat_jax.training.distributed.lifeline import PLACE, Lifeline

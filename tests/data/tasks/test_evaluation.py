@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from goat_jax.config.run import ModelConfig, RunConfig, config_from_json, flatten
+from goat_jax.config.fields import config_from_json, flatten
+from goat_jax.config.run import ModelConfig, RunConfig
 from goat_jax.data.tasks.commonsense import FOLDERS
 from goat_jax.data.tasks.commonsense_formats import instructed
 from goat_jax.data.tasks.evaluation import EvalTask, load_questions, scoring_of

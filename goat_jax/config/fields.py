@@ -1,0 +1,199 @@
+"""Fields of a config by dotted names: listing, JSON and replacement."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from goat_jax.config.run import AdapterConfig, RunConfig
+from goat_jax.data.tasks.registry import KINDS
+from goat_jax.errors import UserError, nearest_name
+from goat_jax.registry import REGISTRY
+from goat_jax.typing import Dataclass, is_record
+from goat_jax.validation.checks import check_choice
+from goat_jax.validation.fields import field_types, made
+from goat_jax.validation.renamed import check_present, present_names
+
+
+def flatten(config: Dataclass, prefix: str = "") -> dict[str, Any]:
+    """Returns every field of a config by its dotted name, as JSON values.
+
+    >>> from goat_jax.optim.optimizer import OptimizerConfig
+    >>> flatten(OptimizerConfig())["schedule"]
+    'cosine'
+    """
+    values: dict[str, Any] = {}
+    if type(config) in KINDS.values():
+        values[prefix + "kind"] = next(k for k, kind in KINDS.items() if kind is type(config))
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), prefix + field.name
+        if is_record(value):
+            values |= flatten(value, name + ".")
+        else:
+            values[name] = json.loads(json.dumps(value, default=_as_json))
+    return values
+
+
+def _as_json(value: object) -> Any:
+    if is_record(value):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return dict(value)
+    return str(value)
+
+
+def config_from_json(values: Mapping[str, Any]) -> RunConfig:
+    """Makes the `RunConfig` from the output of `flatten`: JSON values by dotted names.
+
+    Former names, which files of earlier versions have, are read as the present ones.
+
+    Raises:
+        UserError: an unknown field, a missing one, or a value that is not valid.
+
+    >>> from goat_jax.config.run import ModelConfig
+    >>> from goat_jax.data.tasks.registry import reviews
+    >>> config = RunConfig(ModelConfig("m", options={"pooling": "mean"}), reviews())
+    >>> config_from_json(flatten(config)) == config
+    True
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"config {values!r} is not valid: give values by name")
+    tree: dict[str, Any] = {}
+    for name, value in present_names(values).items():
+        *groups, last = name.split(".")
+        place = tree
+        for group in groups:
+            place = place.setdefault(group, {})
+            if not isinstance(place, dict):
+                raise UserError(f"config has {group} both as a value and as a group of fields")
+        place[last] = _tuples(value)
+    task = tree.get("task")
+    if not isinstance(task, dict):
+        raise UserError("config has no task.kind, which it needs")
+    kind = task.pop("kind", None)
+    check_choice("task.kind", kind, KINDS)
+    return made("config", RunConfig, tree | {"task": made("task", KINDS[kind], task)})
+
+
+def _tuples(value: object) -> Any:
+    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value
+
+
+class _Group(dict[str, Any]):
+    """Values for the fields of a nested config, by name."""
+
+
+def with_fields(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """Returns the config with the values of some fields replaced.
+
+    Args:
+        config: the config to start from.
+        values: the new values by the fields' dotted names. ``adapter.NAME`` may also be an option
+            of the method or of one of its parts, and ``model.options.NAME`` a key of a mapping.
+
+    Raises:
+        UserError: an unknown field, or a value that is not valid.
+
+    >>> from goat_jax.config.run import ModelConfig
+    >>> from goat_jax.data.tasks.registry import reviews
+    >>> config = RunConfig(ModelConfig("m"), reviews())
+    >>> with_fields(config, {"adapter.method": "lora_dash", "adapter.change_step": 20}).adapter
+    ... # doctest: +ELLIPSIS
+    AdapterConfig(method='lora_dash', ... options={'change_step': 20}, ...)
+    """
+    tree = _Group()
+    for name, value in values.items():
+        check_present(name)
+        *groups, last = name.split(".")
+        place = tree
+        for group in groups:
+            inner = place.setdefault(group, _Group())
+            if not isinstance(inner, _Group):
+                raise UserError(f"{name} is given, and {group} as a whole: give one of them")
+            place = inner
+        place[last] = value
+    return _replaced(config, tree, "")
+
+
+def _replaced(config: Any, tree: Mapping[str, Any], prefix: str) -> Any:
+    known = [field.name for field in dataclasses.fields(config)]
+    changes: dict[str, Any] = {}
+    others: dict[str, Any] = {}
+    for name, value in tree.items():
+        if name in known:
+            changes[name] = _replaced_value(getattr(config, name), value, prefix + name)
+        elif isinstance(config, AdapterConfig) and is_method_option(name, config):
+            others[name] = value
+        else:
+            raise unknown_field(config, prefix, name)
+    if others:
+        changes["options"] = {**config.options, **changes.get("options", {}), **others}
+    return dataclasses.replace(config, **changes)
+
+
+def _replaced_value(now: object, value: object, name: str) -> Any:
+    if is_record(now):
+        if not isinstance(value, _Group):
+            fields = ", ".join(field.name for field in dataclasses.fields(now))
+            raise UserError(f"{name} is a group of fields: give one of them by name ({fields})")
+        return _replaced(now, value, name + ".")
+    if isinstance(now, Mapping) and isinstance(value, Mapping):
+        return {**now, **value}
+    if isinstance(value, _Group):
+        raise UserError(f"{name} has no fields of its own, such as {next(iter(value))}")
+    return value
+
+
+def unknown_field(config: Dataclass, prefix: str, name: str) -> UserError:
+    """Makes the error for an unknown field of a config, or of a config nested in it."""
+    own = {field.name: prefix + field.name for field in dataclasses.fields(config)}
+    if isinstance(config, AdapterConfig):
+        own |= {option: prefix + option for option in method_options()}
+    if isinstance(config, RunConfig):  # also suggest a nested field given without its group
+        own = {dotted.rpartition(".")[2]: dotted for dotted in field_kinds(config)} | own
+    match = nearest_name(name, own)
+    hint = f" (did you mean {own[match]!r}?)" if match else ""
+    return UserError(
+        f"the config has no field {prefix + name!r}{hint}: goat-jax train --config FILE "
+        "--help-fields lists them"
+    )
+
+
+def field_kinds(config: Dataclass, prefix: str = "") -> dict[str, Any]:
+    """Returns the type of every field by its dotted name.
+
+    >>> from goat_jax.sharding.config import MeshConfig
+    >>> list(field_kinds(MeshConfig(), "mesh."))[-2:]
+    ['mesh.rules.inner', 'mesh.rules.vocab']
+    """
+    kinds: dict[str, Any] = {}
+    for name, kind in field_types(type(config)).items():
+        value = getattr(config, name)
+        if is_record(value):
+            kinds |= field_kinds(value, f"{prefix}{name}.")
+        else:
+            kinds[prefix + name] = kind
+    return kinds
+
+
+def is_method_option(name: str, adapter: AdapterConfig) -> bool:
+    """True if any registered part, or a part of the adapter's spec, has an option of this name."""
+    return name in method_options() or adapter.spec().has_option(name)
+
+
+def method_options() -> dict[str, list[type]]:
+    """Returns the options of all registered parts, each with the classes of parts that have it.
+
+    The kinds of parts, such as ``router``, are options too: their value is a part's name.
+
+    >>> [part.__name__ for part in method_options()["rho"]]
+    ['SvdSegments']
+    """
+    found: dict[str, list[type]] = {kind: [] for kind in REGISTRY}
+    for named in REGISTRY.values():
+        for part in named.values():
+            for field in dataclasses.fields(part):
+                found.setdefault(field.name, []).append(part)
+    return found
