@@ -26,7 +26,8 @@ from goat_jax.nn.named_modules import ModuleRef, find_modules, name_number
 from goat_jax.plots.spectra import Spectrum
 from goat_jax.pretrained.resolve import find_model
 from goat_jax.training.checkpoints.restore import Reopened
-from goat_jax.training.setup import load_rows, model_options
+from goat_jax.training.checks import model_options
+from goat_jax.training.data import load_rows
 from goat_jax.training.step import forward
 from goat_jax.training.task_types import task_type_of
 from goat_jax.typing import Batch, PyTree

@@ -24,9 +24,9 @@ from goat_jax.sharding.config import MeshConfig
 from goat_jax.text_tables import render_table
 from goat_jax.training.checkpoints.restore import ONE_DEVICE, restore_run
 from goat_jax.training.checkpoints.run_dir import RUN, load_run
+from goat_jax.training.data import evaluation_batches, load_rows
 from goat_jax.training.evaluate import evaluate as score
 from goat_jax.training.logging.progress_bar import TrainProgress
-from goat_jax.training.setup import evaluation_batches, load_rows
 
 EVALUATION = "evaluation"
 """Folder of the predictions, inside the run folder or, for a model, the current one; ``--out``

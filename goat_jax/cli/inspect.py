@@ -17,8 +17,8 @@ from goat_jax.pretrained.resolve import find_model
 from goat_jax.text_tables import human_count, render_table
 from goat_jax.training.abstract_run import abstract_run
 from goat_jax.training.checkpoints.run_dir import load_run
+from goat_jax.training.checks import model_options
 from goat_jax.training.logging.metrics_log import read_records
-from goat_jax.training.setup import model_options
 
 
 def inspect(folder: Path) -> int:

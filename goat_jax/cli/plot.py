@@ -30,8 +30,8 @@ from goat_jax.plots.style import short_names
 from goat_jax.plots.tokens import plot_patches, plot_tokens
 from goat_jax.training.checkpoints.restore import Reopened, restore_run
 from goat_jax.training.checkpoints.run_dir import load_run
+from goat_jax.training.data import evaluation_batches, load_rows
 from goat_jax.training.logging.metrics_log import read_records, training_series
-from goat_jax.training.setup import evaluation_batches, load_rows
 from goat_jax.typing import Batch
 
 PAGE, PICTURES = "report.html", "plots"

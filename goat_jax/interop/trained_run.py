@@ -21,9 +21,10 @@ from goat_jax.nn.dense import merge_model
 from goat_jax.nn.model import Model
 from goat_jax.pretrained.resolve import find_model
 from goat_jax.training.checkpoints.restore import Reopened, restore_run
+from goat_jax.training.checks import model_options
+from goat_jax.training.data import evaluation_batches, load_rows
 from goat_jax.training.evaluate import evaluate
 from goat_jax.training.lorahub import few_rows
-from goat_jax.training.setup import evaluation_batches, load_rows, model_options
 from goat_jax.training.task_types import task_type_of
 from goat_jax.typing import Batch, PyTree
 

@@ -26,8 +26,9 @@ from goat_jax.nn.dense import split_model
 from goat_jax.nn.named_modules import find_modules
 from goat_jax.optim.pairs import scales_of
 from goat_jax.sharding.rules import ShardingRules, model_shardings, tree_shardings
+from goat_jax.training.checks import model_options
 from goat_jax.training.phase_change import starting_constants
-from goat_jax.training.setup import adapt, aligned, method_optimizer, model_options, quantized_base
+from goat_jax.training.setup import adapt, aligned, method_optimizer, quantized_base
 from goat_jax.training.shardings import RunShardings, keep_rows
 from goat_jax.training.state import RunState
 from goat_jax.training.step import EvalStep, TrainStep, make_eval_step, make_train_step

@@ -16,8 +16,8 @@ from goat_jax.adapters.lorahub import combine_adapters, penalty, search
 from goat_jax.config.run import RunConfig
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.training.checkpoints.restore import Reopened, restore_run
+from goat_jax.training.data import evaluation_batches, load_rows, training_batches
 from goat_jax.training.evaluate import evaluate
-from goat_jax.training.setup import evaluation_batches, load_rows, training_batches
 from goat_jax.typing import Array, Batch, PyTree
 
 

@@ -17,6 +17,7 @@ from goat_jax.config.run import DTYPES, RunConfig
 from goat_jax.data.metrics import goodness
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.training.checkpoints.run_dir import acquired, check_same_rows, identify
+from goat_jax.training.data import TaskData, load_data
 from goat_jax.training.distributed.preemption import Signals
 from goat_jax.training.distributed.processes import StopConsensus, by_first, is_first, records_of
 from goat_jax.training.evaluate import evaluate
@@ -26,7 +27,7 @@ from goat_jax.training.logging.norms import norms_by_module, not_finite
 from goat_jax.training.logging.profiler import Profile
 from goat_jax.training.logging.progress_bar import TrainProgress
 from goat_jax.training.logging.throughput import Meter, memory_peaks
-from goat_jax.training.setup import TaskData, TrainSetup, build, load_data
+from goat_jax.training.setup import TrainSetup, build
 from goat_jax.training.state import RunState
 from goat_jax.training.task_types import task_type_of
 from goat_jax.typing import Batch

@@ -27,17 +27,16 @@ from goat_jax.config.run import AdapterConfig, RunConfig
 from goat_jax.errors import UserError
 from goat_jax.pretrained.resolve import find_model
 from goat_jax.training.abstract_run import abstract_run
-from goat_jax.training.evaluate import evaluate
-from goat_jax.training.phase_change import check_phase_change
-from goat_jax.training.setup import (
+from goat_jax.training.data import (
     TaskData,
-    TrainSetup,
-    build,
     evaluation_batches,
     load_data,
     load_rows,
     training_batches,
 )
+from goat_jax.training.evaluate import evaluate
+from goat_jax.training.phase_change import check_phase_change
+from goat_jax.training.setup import TrainSetup, build
 from goat_jax.training.shardings import sharding_rules_of
 from goat_jax.training.state import RunState
 from goat_jax.training.step import make_train_step

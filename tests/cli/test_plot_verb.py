@@ -20,7 +20,7 @@ from goat_jax.cli.plot import OF_CHECKPOINT, OF_RECORDS
 from goat_jax.nn.dense import merge_model
 from goat_jax.nn.named_modules import find_modules
 from goat_jax.training.checkpoints.restore import restore_run
-from goat_jax.training.setup import evaluation_batches, load_rows
+from goat_jax.training.data import evaluation_batches, load_rows
 
 pytestmark = pytest.mark.slow  # a trained run, and all pictures of it
 

@@ -14,7 +14,8 @@ from goat_jax.injection.inject import Override
 from goat_jax.models.known_sizes import NAMED, model_config
 from goat_jax.pretrained.resolve import open_checkpoint
 from goat_jax.training.abstract_run import abstract_run
-from goat_jax.training.setup import build, load_data
+from goat_jax.training.data import load_data
+from goat_jax.training.setup import build
 
 
 def shapes(tree):

@@ -20,7 +20,7 @@ from goat_jax.data.prepare.prepare import prepare
 from goat_jax.data.tasks.vision import VISION, vision_classes
 from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.models.torch_layout import torch_tensors
-from goat_jax.training.setup import load_data
+from goat_jax.training.data import load_data
 from goat_jax.training.trainer import fit
 from reproduction.published_scores import GLUE_SCORES
 from reproduction.tables import PaperTable, main

@@ -20,7 +20,7 @@ from goat_jax.evaluation.model import load_eval_model
 from goat_jax.evaluation.sampler import Generator, Sampling
 from goat_jax.models.load import load_model
 from goat_jax.pretrained.gguf.config import _end_tokens
-from goat_jax.training.setup import load_data, load_rows
+from goat_jax.training.data import load_data, load_rows
 from tiny_language import WORDS, write_model
 
 

@@ -19,8 +19,8 @@ from goat_jax.errors import UserError
 from goat_jax.injection.inject import inject
 from goat_jax.models.load import random_model
 from goat_jax.nn.dense import split_model
+from goat_jax.training.checks import model_options
 from goat_jax.training.losses import CLASSIFICATION
-from goat_jax.training.setup import model_options
 from goat_jax.training.state import RunState
 from goat_jax.training.step import make_eval_step, make_train_step
 

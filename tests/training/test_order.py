@@ -9,17 +9,27 @@ import pytest
 
 from goat_jax.data.pipeline.tokenize import LateTokenizer
 from goat_jax.errors import UserError
-from goat_jax.training import setup
+from goat_jax.training import checks, setup
+from goat_jax.training import data as data_module
 from goat_jax.training import task_types as problems
-from goat_jax.training.setup import build, load_data, load_rows
+from goat_jax.training.data import load_data, load_rows
+from goat_jax.training.setup import build
 from goat_jax.training.trainer import fit
 
 
 @pytest.fixture
 def no_model(monkeypatch):
     """Fails if a model is looked for or loaded."""
-    for name in ("find_model", "load_model", "load_tokenizer"):
-        monkeypatch.setattr(setup, name, lambda *_, name=name, **__: pytest.fail(f"{name} ran"))
+    used = {
+        "find_model": (checks, data_module, setup),
+        "load_model": (setup,),
+        "load_tokenizer": (data_module,),
+    }
+    for name, modules in used.items():
+        for module in modules:
+            monkeypatch.setattr(
+                module, name, lambda *_, name=name, **__: pytest.fail(f"{name} ran")
+            )
 
 
 @pytest.fixture
@@ -89,7 +99,7 @@ def test_what_a_config_s_names_mean_is_found_before_weights_are_loaded(
 
 def test_tokens_are_checked_before_weights_are_loaded(config, tmp_path, no_weights, monkeypatch):
     load_rows(config, "evaluation")
-    monkeypatch.setattr(setup, "check", lambda config: SimpleNamespace(vocab_size=5))
+    monkeypatch.setattr(data_module, "check", lambda config: SimpleNamespace(vocab_size=5))
     with pytest.raises(UserError, match="but the model knows 5"):
         load_rows(config, "evaluation")
 

@@ -19,9 +19,11 @@ from goat_jax.optim.rank_budget import adapters_with_core
 from goat_jax.testing import assert_close
 from goat_jax.training import trainer as fit_module
 from goat_jax.training.checkpoints.restore import restore_run
+from goat_jax.training.checks import model_options
+from goat_jax.training.data import load_data
 from goat_jax.training.init_gradients import kernel_gradients
 from goat_jax.training.losses import CLASSIFICATION
-from goat_jax.training.setup import build, load_data, model_options
+from goat_jax.training.setup import build
 from goat_jax.training.trainer import fit
 
 

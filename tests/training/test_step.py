@@ -9,8 +9,9 @@ import optax
 import pytest
 
 from goat_jax.optim.schedules import make_schedule
+from goat_jax.training.data import load_data
 from goat_jax.training.losses import CLASSIFICATION
-from goat_jax.training.setup import build, load_data
+from goat_jax.training.setup import build
 from goat_jax.training.state import RunState
 from goat_jax.training.step import forward, make_train_step, sum_of_aux
 

@@ -19,7 +19,8 @@ from goat_jax.files import read_json, write_whole
 from goat_jax.optim.optimizer import schedule_of
 from goat_jax.training.checkpoints.lock import LOCK, locked
 from goat_jax.training.checkpoints.steps import CHECKPOINTS, steps_in
-from goat_jax.training.setup import TaskData, TrainSetup
+from goat_jax.training.data import TaskData
+from goat_jax.training.setup import TrainSetup
 from goat_jax.validation.fields import Natural, check_fields, made
 
 RUN = "run.json"

@@ -1,0 +1,56 @@
+"""Checks of a config that need neither rows nor weights, and the model's config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flax import nnx
+
+from goat_jax.config.run import RunConfig
+from goat_jax.errors import UserError
+from goat_jax.injection.inject import check_choices
+from goat_jax.models.registry import architecture_of
+from goat_jax.pretrained.resolve import find_model, open_checkpoint
+from goat_jax.training.phase_change import check_phase_change
+from goat_jax.training.shardings import sharding_rules_of
+from goat_jax.training.task_types import check_model, task_type_of
+
+
+def check(config: RunConfig) -> Any:
+    """Checks everything that needs neither rows nor weights, including the model's shapes.
+
+    Returns:
+        The config of the model's architecture.
+
+    Raises:
+        UserError: anything in the config that does not fit.
+    """
+    spec = config.adapter.spec()
+    sharding_rules_of(config)
+    check_phase_change(spec.phases, config.train.steps)
+    options, path = model_options(config), find_model(config.model.path)
+    hf, _ = open_checkpoint(path)
+    architecture = architecture_of(hf, path)
+    check_model(config.task, architecture.kind, str(path))
+    try:
+        own = architecture.config_of(hf, **options)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    shapes = nnx.eval_shape(lambda: architecture.build(own, rngs=nnx.Rngs(0)))
+    adapter = config.adapter
+    check_choices(shapes, spec, adapter.target_modules, adapter.overrides, adapter.modules_to_save)
+    return own
+
+
+def model_options(config: RunConfig) -> dict[str, Any]:
+    """Returns fields of the model's config: those fixed by the task, dropout and the user's.
+
+    Raises:
+        UserError: the user set a field that the task fixes.
+    """
+    settled = task_type_of(config.task).model_options(config.task)
+    for name in config.model.options:
+        if name in settled:
+            raise UserError(f"model.options has {name}: it follows from the task, drop it")
+    dropout = {"dropout": config.model.dropout} if config.model.dropout else {}
+    return settled | dropout | dict(config.model.options)

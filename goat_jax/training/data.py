@@ -1,0 +1,137 @@
+"""Reads, tokenizes and batches the rows of a run's task."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from goat_jax.config.run import RunConfig
+from goat_jax.data.pipeline.batching import choose_buckets
+from goat_jax.data.pipeline.dataset import Rows, with_known_ids
+from goat_jax.data.pipeline.fingerprint import fingerprint as rows_fingerprint
+from goat_jax.data.pipeline.loader import BatchIterator, eval_batches, train_iterator
+from goat_jax.data.pipeline.overlap import note_of
+from goat_jax.data.pipeline.token_ids import table_sizes
+from goat_jax.data.pipeline.tokenize import late_tokenizer, load_tokenizer
+from goat_jax.optim.optimizer import shortened_warmup
+from goat_jax.pretrained.end_tokens import token_ids
+from goat_jax.pretrained.resolve import find_model, open_checkpoint
+from goat_jax.training.checks import check
+from goat_jax.training.shardings import sharding_rules_of, share_of_process
+from goat_jax.training.task_types import task_type_of
+from goat_jax.typing import Batch, Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskData:
+    """A task's rows as batches.
+
+    Attributes:
+        rows: the training rows.
+        train: an endless, checkpointable iterator of this process's shard of the training batches.
+        evaluation: the evaluation batches, which hold every row once.
+        notes: one-line remarks about the rows and the run's length.
+        identity: split -> number and digest of its rows, for run.json.
+        shares: the number of shards of a training batch; `train` yields one of them.
+    """
+
+    rows: Rows
+    train: BatchIterator
+    evaluation: Sequence[Batch]
+    notes: tuple[str, ...]
+    identity: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    shares: int = 1
+
+
+def load_data(config: RunConfig) -> TaskData:
+    """Reads, tokenizes and batches the task's rows, and checks the config; reads no weights.
+
+    Cheap checks come first: columns and labels, then the rest of the config (`check`), then tokens.
+
+    Raises:
+        UserError: rows that cannot be read, ids outside the model's tables, or anything else in
+            the config that does not fit.
+    """
+    train, held_out = load_rows(config, "train", "evaluation")
+    share = share_of_process(sharding_rules_of(config), config.train.batch_size)
+    notes = (
+        describe("training", train),
+        describe("held-out", held_out),
+        note_of(train.marks, held_out.marks),
+        *task_type_of(config.task).notes(config.task),
+        shortened_warmup(config.optimizer, config.train.steps),
+    )
+    return TaskData(
+        rows=train,
+        train=training_batches(config, train, share),
+        evaluation=evaluation_batches(config, held_out),
+        notes=tuple(filter(None, notes)),
+        identity={"training": identity_of(train), "held-out": identity_of(held_out)},
+        shares=share[1],
+    )
+
+
+def identity_of(rows: Rows) -> dict[str, Any]:
+    """Returns the number and the digest of some rows, as JSON."""
+    return {"rows": len(rows), "sha256": rows_fingerprint(rows)}
+
+
+def training_batches(
+    config: RunConfig, rows: Rows, share: tuple[int, int] = (0, 1)
+) -> BatchIterator:
+    """Returns an endless, checkpointable iterator of batches, in the order of the run's seed.
+
+    Args:
+        config: the run's config.
+        rows: the training rows.
+        share: (index, count): the shard of each batch that is read.
+    """
+    size, length = config.train.batch_size, config.train.max_length
+    buckets = choose_buckets(rows.lengths, size, length, max_buckets=config.train.num_buckets)
+    return train_iterator(rows, size, config.train.seed, length, *share, buckets=buckets)
+
+
+def load_rows(config: RunConfig, *splits: str) -> list[Rows]:
+    """Reads the rows of some of the splits "train" and "evaluation", checked as in `load_data`.
+
+    All splits are read before the model is looked up, which may mean a download, and before the
+    first row is tokenized.
+    """
+    problem, task = task_type_of(config.task), config.task
+    tokenizer = late_tokenizer(lambda: tokenizer_of(find_model(config.model.path)))
+    read = [problem.read(task, split, tokenizer) for split in splits]
+    own = check(config)
+    length = config.train.max_length
+    rows = [
+        problem.encode(task, split, each, tokenizer, length, config.model.path)
+        for split, each in zip(splits, read, strict=True)
+    ]
+    sizes = table_sizes(own, config.adapter.spec().router)
+    return [with_known_ids(each, sizes) for each in rows]
+
+
+def tokenizer_of(path: Path) -> Tokenizer:
+    """Loads a checkpoint's tokenizer.
+
+    If the tokenizer has no end-of-text token, it gets the first one that the checkpoint names.
+    """
+    tokenizer, ends = load_tokenizer(path), token_ids(open_checkpoint(path)[0])
+    if tokenizer.eos_token_id is None and ends:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
+    return tokenizer
+
+
+def describe(what: str, rows: Rows) -> str:
+    """Returns the number of rows in words, with how many were truncated or left out."""
+    counts = {"cut short": rows.truncated, "left out": rows.dropped}
+    lost = [f"{count:,} {how}" for how, count in counts.items() if count]
+    return ", ".join([f"{len(rows):,} {what} rows", *lost])
+
+
+def evaluation_batches(config: RunConfig, rows: Rows) -> Sequence[Batch]:
+    """Returns every row once, in batches of the run's evaluation batch size."""
+    size, length = config.train.eval_batch_size, config.train.max_length
+    buckets = choose_buckets(rows.lengths, size, length, max_buckets=config.train.num_buckets)
+    return eval_batches(rows, size, length, buckets=buckets)
