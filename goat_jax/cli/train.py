@@ -17,7 +17,8 @@ from goat_jax.plots import plot_expert_load, plot_training
 from goat_jax.text_tables import human_count, render_table
 from goat_jax.training.distributed.processes import is_first
 from goat_jax.training.logging.metrics_log import read_records
-from goat_jax.training.trainer import Summary, fit
+from goat_jax.training.loop import Summary
+from goat_jax.training.trainer import fit
 
 PICTURES = ("training.png", "expert_load.png")
 

@@ -10,19 +10,19 @@ import signal
 import sys
 
 from goat_jax.cli.main import main
-from goat_jax.training import trainer
+from goat_jax.training.loop import Loop
 
 
 def dies_after(step: int) -> None:
     """Lets the loop take its steps up to this one. What it writes in the background may be cut."""
-    take_step = trainer._Loop.take_step
+    take_step = Loop.take_step
 
     def take_step_or_die(loop):
         if loop.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
         take_step(loop)
 
-    trainer._Loop.take_step = take_step_or_die
+    Loop.take_step = take_step_or_die
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from goat_jax.errors import UserError
 from goat_jax.training.checkpoints.checkpoint import Checkpoints
 from goat_jax.training.checkpoints.run_dir import load_run
 from goat_jax.training.logging.metrics_log import read_records
-from goat_jax.training.trainer import _from_notes
+from goat_jax.training.loop import from_notes
 
 DEEP = "[" * 100_000
 NO_JSON = [b"", b"\xff\xfe\x00", b"{", DEEP.encode(), b"NaN", b'{"a": 1e999}', b"9" * 5000]
@@ -144,7 +144,7 @@ def test_other_states_of_data_and_notes(unchecked, tmp_path, item, content):
     (folder / "checkpoints" / "10" / item / "metadata").write_bytes(content)
     checkpoints = Checkpoints(folder, "accuracy", read_only=True)
     with pytest.raises(UserError) as error:
-        _from_notes(checkpoints.restore(state_of(0), Batches()).notes, 10, str(folder))
+        from_notes(checkpoints.restore(state_of(0), Batches()).notes, 10, str(folder))
     assert "\n" not in str(error.value) and str(folder) in str(error.value)
     assert len(str(error.value)) < 700
     checkpoints.close()
@@ -164,7 +164,7 @@ def test_positions_that_are_none(unchecked, tmp_path, value):
 def test_notes_of_another_shape(value):
     best = {"step": 10, "score": 0.5, "worse": 0}
     good = {"best": best, "before": None, "after": {"loss": 1.0}}
-    assert _from_notes(good, 10, "run")[1:] == (None, {"loss": 1.0})
+    assert from_notes(good, 10, "run")[1:] == (None, {"loss": 1.0})
     for notes in (value, good | {"best": value}, good | {"after": {"loss": [value]}}):
         with pytest.raises(UserError, match="notes of the checkpoint of step 10 in run"):
-            _from_notes(notes, 10, "run")
+            from_notes(notes, 10, "run")

@@ -10,7 +10,7 @@ import pytest
 from checkpoints import Batches, save, state_of, without_checksums
 from goat_jax.cli.train import report
 from goat_jax.errors import Notice, UserError
-from goat_jax.training import trainer as loop
+from goat_jax.training import loop
 from goat_jax.training.checkpoints.checkpoint import Checkpoints
 from goat_jax.training.checkpoints.checksums import damage_of
 from goat_jax.training.checkpoints.restore import restore_run

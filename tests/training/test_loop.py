@@ -8,7 +8,7 @@ import numpy as np
 
 from checkpoints import Batches, state_of
 from goat_jax.training.checkpoints.checkpoint import Checkpoints
-from goat_jax.training.trainer import _Loop
+from goat_jax.training.loop import Loop
 
 
 class Rows(Batches):
@@ -48,7 +48,7 @@ def loop_of(config, folder, change_steps=()):
         ),
         logging=dataclasses.replace(config.logging, utilization=False),
     )
-    loop = _Loop(whole, built, data, records, Checkpoints(folder, "accuracy"))
+    loop = Loop(whole, built, data, records, Checkpoints(folder, "accuracy"))
     loop.profile = SimpleNamespace(before=lambda step: None, after=lambda step, state: None)
     return loop, done
 

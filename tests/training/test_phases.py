@@ -17,11 +17,11 @@ from goat_jax.nn.dense import merge_model, split_model
 from goat_jax.nn.named_modules import find_modules
 from goat_jax.optim.rank_budget import adapters_with_core
 from goat_jax.testing import assert_close
-from goat_jax.training import trainer as fit_module
 from goat_jax.training.checkpoints.restore import restore_run
 from goat_jax.training.checks import model_options
 from goat_jax.training.data import load_data
 from goat_jax.training.init_gradients import kernel_gradients
+from goat_jax.training.loop import Loop
 from goat_jax.training.losses import CLASSIFICATION
 from goat_jax.training.setup import build
 from goat_jax.training.trainer import fit
@@ -78,7 +78,7 @@ def test_a_switched_run_continues_after_a_fault_with_the_same_bits(
     whole = with_method(two_modules, "lora_dash", tmp_path / "whole", change_step=5)
     torn = dataclasses.replace(whole, out=str(tmp_path / "torn"))
     fit(whole, progress=False)
-    take = fit_module._Loop.take_step
+    take = Loop.take_step
 
     def fails_at_12(loop):
         if loop.step == 12:
@@ -86,7 +86,7 @@ def test_a_switched_run_continues_after_a_fault_with_the_same_bits(
         take(loop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit_module._Loop, "take_step", fails_at_12)
+        patch.setattr(Loop, "take_step", fails_at_12)
         with pytest.raises(RuntimeError, match="power cut"):
             fit(torn, progress=False)
     fit(torn, progress=False)

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from goat_jax.errors import Notice, UserError
-from goat_jax.training import trainer as loop
+from goat_jax.training import trainer
 from goat_jax.training.checkpoints import lock
 from goat_jax.training.checkpoints.lock import LOCK, locked
 from goat_jax.training.checkpoints.run_dir import acquired, versions
@@ -39,7 +39,7 @@ def holder(tmp_path):
 
 
 def test_a_second_process_is_refused_until_the_first_is_dead(holder, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "build", lambda config: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(trainer, "build", lambda config: pytest.fail("the model was loaded"))
     with pytest.raises(UserError) as refused:
         fit(dataclasses.replace(config, out=str(tmp_path)), progress=False)
     message = str(refused.value)
@@ -96,7 +96,7 @@ def test_what_a_killed_start_left_is_no_other_content(config, tmp_path):
 def test_a_name_that_cannot_be_is_said_before_anything_is_loaded(
     config, tmp_path, monkeypatch, name
 ):
-    monkeypatch.setattr(loop, "build", lambda config: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(trainer, "build", lambda config: pytest.fail("the model was loaded"))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be a run folder \(.*\): choose another --out"):
         fit(dataclasses.replace(config, out=f"{tmp_path}/{name}"), progress=False)
@@ -115,7 +115,7 @@ def test_a_folder_that_cannot_be_written_to(config, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_other_settings_are_refused_before_anything_is_loaded(light_finished, monkeypatch):
     config, _ = light_finished
-    monkeypatch.setattr(loop, "build", lambda config: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(trainer, "build", lambda config: pytest.fail("the model was loaded"))
     other = dataclasses.replace(config.train, seed=5)
     with pytest.raises(UserError, match=r"train.seed = 0, now 5"):
         fit(dataclasses.replace(config, train=other), progress=False)
