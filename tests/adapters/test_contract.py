@@ -336,6 +336,7 @@ CASES = [(name, kind) for kind in MODELS for name in METHODS]
 QUICK = [("lora", "encoder"), ("goat", "encoder")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", first_of_each(CASES, parts_in_a_model, QUICK), ids="-".join)
 def test_a_model_starts_and_learns_in_one_trace(case, bases, outputs_before):
     name, kind = case

@@ -58,6 +58,7 @@ def model_with_goat():
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", each(KINDS, ["nf4"]))
 def test_a_quantised_model_computes_with_what_its_codes_say(kind, model_with_goat):
     """Its outputs are those of a model whose kernels are the dequantised ones; stacks included."""

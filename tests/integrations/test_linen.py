@@ -86,6 +86,7 @@ def test_a_matrix_of_the_models_own_is_left_by_a_readable_name():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", each(["lora", "pissa", "dora"], ["dora"]))
 def test_it_starts_as_it_was_and_merges_to_itself(method):
     model = Encoder()
@@ -144,6 +145,7 @@ def test_scanned_layers_have_adapters_of_their_own():
     assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_a_scan_that_loses_the_balance_loss_is_refused():
     _, apply, frozen, factors = made(Deep(axes=("params",)))
     with pytest.raises(UserError, match="'intermediates': 0"):
@@ -160,6 +162,7 @@ def test_dropout_follows_the_key_and_is_off_without():
     assert float(jnp.abs(first - other).max()) > 1e-3 < float(jnp.abs(first - off).max())
 
 
+@pytest.mark.slow
 def test_on_a_mesh_it_computes_the_same():
     _, apply, frozen, factors = made(Encoder())
     run = jax.jit(apply)

@@ -109,6 +109,7 @@ def with_peft(tiny, out):
 
 # One method for every kind of file: LoRA, DoRA and a network. The numbers of all methods are those
 # of test_low_rank.py.
+@pytest.mark.slow
 @pytest.mark.parametrize("method", tiers("pissa", "dora", "neat"))
 def test_peft_reloads_every_single_adapter(method, run_of, tiny, tmp_path):
     run = run_of(method)
@@ -237,6 +238,7 @@ def _loss_in_peft(tiny, out):
         return float(model(**encoded, labels=labels).loss)
 
 
+@pytest.mark.slow
 def test_published_names_bit_for_bit(run_of, tmp_path):
     run = run_of("goat")
     export_run(run, "goat", tmp_path / "out")

@@ -104,6 +104,7 @@ def test_peft_s_own_folder_computes_the_same_here(kind, tiny, plain, tmp_path, c
     assert np.abs(our_logits(out) - logits).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_an_adapter_of_a_bare_model_and_of_another_base(tiny, plain, tmp_path, capsys):
     """Names without the model's prefix, a head of another task, another base in the config."""
     logits = peft_folder(tiny, tmp_path / "peft", "lora")

@@ -73,6 +73,7 @@ def run_lines(folder, monkeypatch):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", [pytest.param("peft", marks=pytest.mark.slow), "merged"])
 def test_the_lines_on_the_card_give_the_run_s_logits(to, run, tmp_path, monkeypatch):
     export_run(run, to, tmp_path / "out")
@@ -85,6 +86,7 @@ def test_the_lines_on_the_card_give_the_run_s_logits(to, run, tmp_path, monkeypa
     assert len(lines[lines.index("    inner") :].splitlines()) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("to", "state"), [("peft", "is not merged"), ("merged", "is merged")])
 def test_what_the_card_says_is_the_run_s(to, state, run, tmp_path):
     made = export_run(run, to, tmp_path / "out")

@@ -98,6 +98,7 @@ def test_trained_embeddings_of_a_tied_model_are_exact_in_peft_and_come_back_tied
     assert restore_run(tmp_path / "again", None).config.model.options == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("saved", "kept_tied"),
     [

@@ -78,6 +78,7 @@ def eval_step():
     return make_eval_step(_adapted("vit")[0], IMAGE_CLASSIFICATION)
 
 
+@pytest.mark.slow
 def test_fill_up_rows_change_no_sum_and_no_load(eval_step):
     _, trainable, base = _adapted("vit")
     whole, padded = _batch((1, 1, 1, 0)), _batch((1, 1, 1, 0))

@@ -67,6 +67,7 @@ def whole():
     return gradients(make_stack())
 
 
+@pytest.mark.slow
 def test_a_scan_is_a_loop_over_its_layers(whole):
     graph, state = nnx.split(make_stack().runs[0])
 

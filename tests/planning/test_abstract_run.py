@@ -35,6 +35,7 @@ def check_metrics(config, real, abstract):
     assert shapes(abstract.check()) == shapes(metrics)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "dtype"),
     [

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = None\n"
 REMARK = "PyTorch was not found"
 
@@ -14,6 +16,7 @@ def stderr_of(code):
     return done.stderr
 
 
+@pytest.mark.slow
 def test_nothing_is_said_and_the_remark_would_be():
     assert REMARK in stderr_of("import transformers")
     quiet = (

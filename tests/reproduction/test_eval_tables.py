@@ -107,6 +107,7 @@ def test_one_run_fills_the_eight_columns(runner, folder, tmp_path, capsys):
     assert table == [head, table[1], lora, goat]
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(runner, folder, tmp_path, capsys):
     sweep, arguments = (
         load_program("commonsense").SWEEP,

@@ -100,6 +100,7 @@ def test_scores_against_rank(tmp_path):
     assert (grades, name) == ({}, "")
 
 
+@pytest.mark.slow
 def test_every_figure_is_drawn_when_its_runs_are_there(tmp_path):
     for share in (0.0, 0.5, 1.0):
         write_run(tmp_path / "1", f"p{share}", "pissa", share / 2 + 0.3, offset=share)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 
 from goat_jax.adapters.methods import method_spec
 from goat_jax.injection.inject import inject
@@ -41,6 +42,7 @@ def spread(metrics):
     return float(2 * metrics["squares"] / metrics["sum"] ** 2 - 1)
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up_to_the_whole_batch():
     (whole, one), (parts, many) = one_step(1), one_step(2)
     assert one["aux_loss"] > 0 and abs(spread(many)) < 1e-6

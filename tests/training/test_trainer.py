@@ -22,6 +22,7 @@ def with_train(config, out, **train):
     )
 
 
+@pytest.mark.slow
 def test_learns_a_real_task(finished):
     _, summary = finished
     assert summary.stopped == "finished" and summary.step == 30
