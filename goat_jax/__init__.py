@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from goat_jax.adapters.methods import METHODS, Method, method_spec
     from goat_jax.adapters.spec import AdapterSpec
     from goat_jax.errors import RunFailed, UserError
-    from goat_jax.injection.inject import InjectReport, Override, inject
+    from goat_jax.injection.inject import inject
+    from goat_jax.injection.report import InjectReport
+    from goat_jax.injection.selection import Override
     from goat_jax.integrations.attach import Adapted
     from goat_jax.integrations.linen import adapt_linen
     from goat_jax.integrations.nnx import adapt_nnx, merge_nnx, run_adapted
@@ -63,11 +65,11 @@ _HOMES = {
     "Dense": "nn.dense",
     "Factor": "nn.dense",
     "Head": "nn.dense",
-    "InjectReport": "injection.inject",
+    "InjectReport": "injection.report",
     "Loaded": "models.load",
     "METHODS": "adapters.methods",
     "Method": "adapters.methods",
-    "Override": "injection.inject",
+    "Override": "injection.selection",
     "Report": "adapters.adapter",
     "RunFailed": "errors",
     "UserError": "errors",

@@ -13,7 +13,7 @@ from goat_jax.config.fields import with_fields
 from goat_jax.config.files import load_config
 from goat_jax.config.run import AdapterConfig, RunConfig
 from goat_jax.errors import UserError
-from goat_jax.injection.inject import Override
+from goat_jax.injection.selection import Override
 from goat_jax.interop.detect import read_adapter
 from goat_jax.interop.import_adapter import (
     Imported,

@@ -10,7 +10,7 @@ import numpy as np
 from goat_jax.config.files import load_config
 from goat_jax.config.run import RunConfig
 from goat_jax.core.svd import share_of_spectrum
-from goat_jax.injection.inject import InjectReport
+from goat_jax.injection.report import InjectReport
 from goat_jax.models.load import load_model
 from goat_jax.nn.named_modules import find_modules
 from goat_jax.pretrained.resolve import find_model

@@ -13,9 +13,9 @@ from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.config.train import LoggingConfig, TrainConfig
 from goat_jax.data.tasks.registry import Task
 from goat_jax.errors import UserError
-from goat_jax.injection.inject import ALL_LINEAR, Override
+from goat_jax.injection.selection import Override
 from goat_jax.injection.svd_cache import SvdConfig
-from goat_jax.injection.targets import check_regex
+from goat_jax.injection.targets import ALL_LINEAR, check_regex
 from goat_jax.nn.dropout import CHECKPOINT
 from goat_jax.nn.quantized_kernel import KINDS as QUANTIZED
 from goat_jax.nn.stack import REMAT

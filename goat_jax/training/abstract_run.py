@@ -17,8 +17,9 @@ from flax import nnx
 
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.config.run import DTYPES, RunConfig
-from goat_jax.injection.inject import ALL_LINEAR, InjectReport, inject
-from goat_jax.injection.targets import Targets
+from goat_jax.injection.inject import inject
+from goat_jax.injection.report import InjectReport
+from goat_jax.injection.targets import ALL_LINEAR, Targets
 from goat_jax.models.known_sizes import model_config
 from goat_jax.models.load import random_model
 from goat_jax.models.registry import architecture_of

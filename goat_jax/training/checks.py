@@ -8,7 +8,7 @@ from flax import nnx
 
 from goat_jax.config.run import RunConfig
 from goat_jax.errors import UserError
-from goat_jax.injection.inject import check_choices
+from goat_jax.injection.selection import check_choices
 from goat_jax.models.registry import architecture_of
 from goat_jax.pretrained.resolve import find_model, open_checkpoint
 from goat_jax.training.phase_change import check_phase_change

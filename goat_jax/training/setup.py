@@ -17,8 +17,9 @@ from jax.sharding import NamedSharding
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.config.run import DTYPES, RunConfig
 from goat_jax.errors import UserError
-from goat_jax.injection.inject import InjectReport, inject
+from goat_jax.injection.inject import inject
 from goat_jax.injection.quantize_base import QuantizeReport, quantize_base
+from goat_jax.injection.report import InjectReport
 from goat_jax.models.load import Loaded, load_model
 from goat_jax.nn.dense import split_model
 from goat_jax.nn.model import Model

@@ -28,7 +28,7 @@ from goat_jax.config.fields import (
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig
 from goat_jax.data.tasks.registry import EvalTask, LanguageTask, digits, files
 from goat_jax.errors import UserError
-from goat_jax.injection.inject import Override
+from goat_jax.injection.selection import Override
 from goat_jax.registry import REGISTRY
 from reproduction.labels import read_label
 

@@ -12,7 +12,8 @@ from goat_jax.adapters.adapter import init_adapter
 from goat_jax.adapters.context import EVAL
 from goat_jax.adapters.methods import method_spec
 from goat_jax.errors import UserError
-from goat_jax.injection.inject import Override, inject
+from goat_jax.injection.inject import inject
+from goat_jax.injection.selection import Override
 from goat_jax.models.decoder.config import tiny_decoder_config
 from goat_jax.models.decoder.model import Decoder
 from goat_jax.models.encoder.model import Encoder, tiny_config

@@ -150,7 +150,7 @@ def test_dora_has_peft_s_own_fields_and_its_factors_bit_for_bit(run_of, tmp_path
 
 @pytest.mark.slow
 def test_ranks_and_alphas_that_differ_become_patterns(run_of, tiny, tmp_path):
-    from goat_jax.injection.inject import Override
+    from goat_jax.injection.selection import Override
 
     run = run_of("rslora", overrides=(Override(["query"], {"total_rank": 2, "alpha": 5.0}),))
     export_run(run, "peft", tmp_path / "out")

@@ -10,7 +10,7 @@ from goat_jax.adapters.methods import METHODS
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
 from goat_jax.data.tasks.registry import language_files, make_task
 from goat_jax.errors import UserError
-from goat_jax.injection.inject import Override
+from goat_jax.injection.selection import Override
 from goat_jax.models.known_sizes import NAMED, model_config
 from goat_jax.pretrained.resolve import open_checkpoint
 from goat_jax.training.abstract_run import abstract_run

@@ -1,0 +1,111 @@
+"""Initializes the adapter of one module from its kernel and attaches it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from goat_jax.adapters.adapter import AdapterInit, init_adapter, segment_index
+from goat_jax.adapters.spec import AdapterSpec
+from goat_jax.core.svd import Svd
+from goat_jax.errors import UserError, nearest
+from goat_jax.injection.sharded_init import Sharder, start_layers, start_on_mesh
+from goat_jax.injection.svd_cache import SvdStore, is_known
+from goat_jax.nn.dense import Adapter, Dense
+from goat_jax.nn.named_modules import ModuleRef, name_number
+from goat_jax.typing import Key
+
+
+def attach(
+    site: ModuleRef[Dense],
+    spec: AdapterSpec,
+    key: Key,
+    gradients: Mapping[str, jax.Array] | None = None,
+    sharder: Sharder | None = None,
+    svds: SvdStore | None = None,
+) -> None:
+    """Initializes an adapter from a module's kernel and attaches it there."""
+    dense = site.module
+    if dense.adapter is not None:
+        raise UserError(f"{site.names()[0]} has an adapter already: start from a new model")
+    start = start_adapter(dense.kernel[...], spec, key, site, gradients, sharder, svds)
+    dense.kernel.set_value(start.kernel)
+    salt = name_number(site.pattern)
+    dense.adapter = Adapter(start.factors, start.scale, spec, salt, start.constants)
+
+
+def start_adapter(
+    kernel: jax.Array,
+    spec: AdapterSpec,
+    key: Key,
+    site: ModuleRef,
+    gradients: Mapping[str, jax.Array] | None = None,
+    sharder: Sharder | None = None,
+    svds: SvdStore | None = None,
+) -> AdapterInit:
+    """Calls `init_adapter` on a module; each layer of a stack has a key derived from its name."""
+    numbers = jnp.array([name_number(name) for name in site.names()], jnp.uint32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+    known = _gradients_of(site, gradients)
+    segments = None if svds is None else _stored_segments(kernel, spec, keys, site, svds)
+    if sharder is not None:
+        return start_on_mesh(kernel, spec, keys, known, segments, site, sharder)
+    if site.layers is None:
+        first = [
+            None if each is None else jax.tree.map(lambda a: a[0], each)
+            for each in (known, segments)
+        ]
+        return _start(kernel, spec, keys[0], *first)
+    return _start_stacked(kernel, spec, keys, known, segments)
+
+
+def _stored_segments(
+    kernel: jax.Array, spec: AdapterSpec, keys: Key, site: ModuleRef, svds: SvdStore
+) -> Svd | None:
+    """Returns the stacked SVD segments of a module's layers from a store.
+
+    None for methods that use no segments, and where the kernel is abstract (shapes alone).
+    """
+    smaller = min(kernel.shape[-2:])
+    if segment_index(smaller, spec, keys[0]) is None or not is_known(kernel):
+        return None
+    indices = np.asarray(jax.vmap(lambda key: segment_index(smaller, spec, key))(keys))
+    found = []
+    for svd, index in zip(
+        svds.of_layers(kernel, list(indices.reshape(len(indices), -1))), indices, strict=True
+    ):
+        u = np.moveaxis(np.asarray(svd.u).reshape(-1, *index.shape), 0, 1)
+        found.append(Svd(u, svd.s.reshape(index.shape), svd.vt.reshape(*index.shape, -1)))
+    return jax.tree.map(lambda *layers: np.stack(layers), *found)
+
+
+def _gradients_of(site: ModuleRef, gradients: Mapping[str, jax.Array] | None) -> jax.Array | None:
+    """Returns the gradients (L, I, O) of a module's layers; None if none are given."""
+    if gradients is None:
+        return None
+    for name in site.names():
+        if name not in gradients:
+            raise UserError(f"no gradient of {name!r} is given{nearest(name, gradients)}")
+    return jnp.stack([jnp.asarray(gradients[name]) for name in site.names()])
+
+
+@partial(jax.jit, static_argnums=1)
+def _start(
+    kernel: jax.Array, spec: AdapterSpec, key: Key, gradient: jax.Array | None, segments: Svd | None
+) -> AdapterInit:
+    return init_adapter(kernel, spec, key, gradient, segments)
+
+
+@partial(jax.jit, static_argnums=1)
+def _start_stacked(
+    kernels: jax.Array,
+    spec: AdapterSpec,
+    keys: Key,
+    gradients: jax.Array | None,
+    segments: Svd | None,
+) -> AdapterInit:
+    return start_layers(kernels, keys, gradients, segments, spec)

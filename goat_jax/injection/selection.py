@@ -1,0 +1,163 @@
+"""Selects the modules that are adapted, with the spec of each; splits stacks where they differ."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flax import nnx
+
+from goat_jax.adapters.spec import OF_THE_RUN, AdapterSpec
+from goat_jax.errors import UserError
+from goat_jax.injection.targets import (
+    ALL_LINEAR,
+    Targets,
+    check_all_match,
+    check_regex,
+    matches,
+    trains,
+)
+from goat_jax.nn.dense import Dense
+from goat_jax.nn.named_modules import ModuleRef, find_modules, find_stacks
+from goat_jax.nn.stack import Stack
+from goat_jax.validation.fields import check_fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Override:
+    """Other sizes or options for some modules.
+
+    Attributes:
+        modules: a regular expression or a list of suffixes, as for targets. Layers are named by
+            their number, so a range of layers is ``r".*layer\\.[0-5]\\..*"``.
+        options: options of `methods.method_spec`, such as total_rank, num_experts, alpha, eta and
+            scale, except those that apply to the whole run (`adapters.spec.OF_THE_RUN`).
+    """
+
+    modules: str | tuple[str, ...]
+    options: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        check_fields(self, "override ")
+        if isinstance(self.modules, str):
+            check_regex("override", self.modules)
+
+    def spec(self, spec: AdapterSpec) -> AdapterSpec:
+        """Returns the spec of these modules.
+
+        Args:
+            spec: the spec of all other modules.
+
+        Raises:
+            UserError: an option that the method does not have or that does not fit it, or one that
+                applies to the whole run.
+        """
+        own = spec.replace(**self.options)
+        for field in OF_THE_RUN:
+            if getattr(own, field) != getattr(spec, field):
+                names = self.modules if isinstance(self.modules, str) else list(self.modules)
+                raise UserError(
+                    f"an override of {names!r} changes {field}, which is one for the whole "
+                    "run: set it for the adapter, not for some modules"
+                )
+        return own
+
+
+def check_choices(
+    model: nnx.Module,
+    spec: AdapterSpec,
+    target_modules: Targets,
+    overrides: Sequence[Override] = (),
+    modules_to_save: Targets = (),
+) -> None:
+    """Checks the arguments of `inject`; it reads shapes alone, so weights may be abstract.
+
+    Raises:
+        UserError: as `inject`, except for a module that has an adapter already.
+    """
+    sites = find_modules(model)
+    names = [name for site in sites for name in site.names()]
+    every = [name for site in with_parameters(model) for name in site.names()]
+    check_all_match(names, "target", target_modules)
+    check_all_match(every, "module to train", modules_to_save, trains, "module")
+    for override in overrides:
+        check_all_match(names, "override", override.modules)
+    if target_modules == ALL_LINEAR:
+        target_modules = in_blocks(model)
+    reasons = set()
+    for site in sites:
+        for name in site.names():
+            if trains(name, modules_to_save):
+                continue
+            chosen, reason = choose(site, name, spec, target_modules, overrides)
+            if chosen is not None:
+                return
+            reasons.add(reason)
+    raise UserError(f"no module could be adapted: {'; '.join(sorted(reasons))}")
+
+
+def in_blocks(model: nnx.Module) -> list[str]:
+    """Names every linear layer of the blocks, as the paper adapts, or of a model without blocks."""
+    sites = find_modules(model)
+    blocks = [site for site in sites if site.layers is not None] or sites
+    return [name for site in blocks for name in site.names()]
+
+
+def _resolve(name: str, spec: AdapterSpec, overrides: Sequence[Override]) -> AdapterSpec:
+    for override in overrides:
+        if matches(name, override.modules):
+            return override.spec(spec)
+    return spec
+
+
+def choose(
+    site: ModuleRef[Dense],
+    name: str,
+    spec: AdapterSpec,
+    target_modules: Targets,
+    overrides: Sequence[Override],
+) -> tuple[AdapterSpec | None, str]:
+    """Returns a module's spec, or None and the reason why it gets no adapter."""
+    if not matches(name, target_modules):
+        return None, "not a target"
+    own = _resolve(name, spec, overrides)
+    smaller = min(site.module.kernel.shape[-2:])
+    if own.total_rank > smaller:
+        return None, f"total rank {own.total_rank} is above its smaller side {smaller}"
+    return own, ""
+
+
+def cut_stacks(
+    model: nnx.Module,
+    spec: AdapterSpec,
+    target_modules: Targets,
+    overrides: Sequence[Override],
+    modules_to_save: Targets,
+) -> None:
+    """Splits every stack where the choice for any of its modules changes between layers."""
+    for stack in find_stacks(model):
+        inside = [s for s in find_modules(model) if s.layers is not None and _is_part(stack, s)]
+        choices: dict[int, list[Any]] = {}
+        for site in inside:
+            for layer, name in zip(site.layers or (), site.names(), strict=True):
+                chosen = choose(site, name, spec, target_modules, overrides)
+                choices.setdefault(layer, []).append((trains(name, modules_to_save), *chosen))
+        order = sorted(choices)
+        pairs = itertools.pairwise(order)
+        stack.cut([later for sooner, later in pairs if choices[sooner] != choices[later]])
+
+
+def _is_part(stack: Stack, site: ModuleRef) -> bool:
+    modules = (module for run in stack.runs for _, module in nnx.iter_modules(run))
+    return any(module is site.module for module in modules)
+
+
+def with_parameters(model: nnx.Module) -> list[ModuleRef]:
+    """Finds every module that directly holds parameters, linear or not."""
+    return [
+        site
+        for site in find_modules(model, nnx.Module)
+        if any(type(value) is nnx.Param for value in vars(site.module).values())
+    ]
