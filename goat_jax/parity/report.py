@@ -17,8 +17,8 @@ from goat_jax.parity.bundle import LAYERS, METHODS, MODEL, Found, find_bundles
 from goat_jax.parity.checks import Check, Note, worst
 from goat_jax.parity.layer_bundle import read_cases
 from goat_jax.parity.layers import replay_case
-from goat_jax.parity.method_cases import read_entries
-from goat_jax.parity.methods import replay_entry
+from goat_jax.parity.methods.cases import read_entries
+from goat_jax.parity.methods.replay import replay_entry
 from goat_jax.parity.models import replay_run
 from goat_jax.text_tables import render_table
 

@@ -9,8 +9,8 @@ import pytest
 
 from goat_jax.adapters.methods import METHODS
 from goat_jax.parity.checks import Check, Note
-from goat_jax.parity.method_cases import read_entries
-from goat_jax.parity.methods import REPLAYS, replay_entry
+from goat_jax.parity.methods.cases import read_entries
+from goat_jax.parity.methods.replay import REPLAYS, replay_entry
 from goat_jax.parity.report import main, replay
 from tiers import each
 

@@ -22,7 +22,7 @@ from goat_jax.parity.bundle import Arrays, Record
 from goat_jax.parity.checks import GIVEN, METHOD, Check, Comparison, worst
 from goat_jax.parity.layer_bundle import read_adamw
 from goat_jax.parity.layer_steps import Recipe
-from goat_jax.parity.method_cases import CASES, SINGLE, CaseFile, method_spec
+from goat_jax.parity.methods.cases import CASES, SINGLE, CaseFile, method_spec
 from goat_jax.typing import Array, PyTree
 
 TENSORS = CASES["adalora"].tensors

@@ -12,15 +12,15 @@ import numpy as np
 from goat_jax.adapters.adapter import AdapterInit, init_adapter
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError, nearest
-from goat_jax.parity.budget_replay import replay_budget
 from goat_jax.parity.bundle import Arrays, Record, read_npz
 from goat_jax.parity.checks import GIVEN, METHOD, OWN, Check, Comparison, Note
-from goat_jax.parity.dash_replay import replay_dash
-from goat_jax.parity.hub_replay import replay_hub, replay_kasa_loss
 from goat_jax.parity.layer_steps import StepsResult, run_layer
-from goat_jax.parity.method_cases import CASES, CaseFile
-from goat_jax.parity.method_layer import LayerPlan, check_seen, read_layer
-from goat_jax.parity.pro_replay import replay_pro
+from goat_jax.parity.methods.cases import CASES, CaseFile
+from goat_jax.parity.methods.layer import LayerPlan, check_seen, read_layer
+from goat_jax.parity.methods.lora_dash import replay_dash
+from goat_jax.parity.methods.lora_pro import replay_pro
+from goat_jax.parity.methods.lorahub import replay_hub, replay_kasa_loss
+from goat_jax.parity.methods.rank_budget import replay_budget
 from goat_jax.typing import Array
 
 

@@ -17,8 +17,8 @@ from goat_jax.optim.late_start import restart
 from goat_jax.parity.bundle import Arrays
 from goat_jax.parity.checks import GIVEN, METHOD, Check, Comparison
 from goat_jax.parity.layer_steps import Recipe, Seen, batch_of, layer_step, make_layer
-from goat_jax.parity.method_cases import SAME, SINGLE, CaseFile, read_factors
-from goat_jax.parity.method_layer import LayerPlan, check_seen, read_layer
+from goat_jax.parity.methods.cases import SAME, SINGLE, CaseFile, read_factors
+from goat_jax.parity.methods.layer import LayerPlan, check_seen, read_layer
 from goat_jax.typing import Array, Factors
 
 LATE = "coefficients"

@@ -18,7 +18,7 @@ from goat_jax.core.residual import delta_weight
 from goat_jax.core.routers import route_all
 from goat_jax.parity.bundle import Arrays
 from goat_jax.parity.checks import GIVEN, METHOD, Check, Comparison, worst
-from goat_jax.parity.method_cases import KASA_TENSORS, ONE_PAIR, CaseFile
+from goat_jax.parity.methods.cases import KASA_TENSORS, ONE_PAIR, CaseFile
 from goat_jax.typing import Array, Factors
 
 

@@ -14,7 +14,7 @@ from goat_jax.parity.bundle import Arrays
 from goat_jax.parity.checks import Check, Comparison
 from goat_jax.parity.layer_bundle import read_adamw
 from goat_jax.parity.layer_steps import LayerRun, Seen
-from goat_jax.parity.method_cases import CASES, CaseFile, MethodCase, read_factors
+from goat_jax.parity.methods.cases import CASES, CaseFile, MethodCase, read_factors
 
 
 @dataclasses.dataclass(frozen=True)

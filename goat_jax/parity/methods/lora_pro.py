@@ -19,8 +19,8 @@ from goat_jax.parity.bundle import Arrays, Record
 from goat_jax.parity.checks import GIVEN, METHOD, Check, Comparison, Note
 from goat_jax.parity.layer_bundle import read_adamw
 from goat_jax.parity.layer_steps import Recipe, run_layer
-from goat_jax.parity.method_cases import ONE_PAIR, SINGLE, CaseFile
-from goat_jax.parity.method_layer import LayerPlan, check_seen, read_layer
+from goat_jax.parity.methods.cases import ONE_PAIR, SINGLE, CaseFile
+from goat_jax.parity.methods.layer import LayerPlan, check_seen, read_layer
 from goat_jax.typing import PyTree
 
 
