@@ -119,7 +119,31 @@ def sweep(
     points = grid(axes) if draws is None else random_points(axes, draws, drawn_by)
     base = override(load_config(source), overrides, "goat-jax sweep")
     configs = {point: config_at(base, point) for point in points}  # all checked before any run
-    groups = _side_by_side(_by_base(points), configs)
+    found = _train_points(base, configs, seeds, runs_per_step, out, say)
+    best_first = sorted(found, key=lambda point: standing(found[point], base.best_by), reverse=True)
+    table = sweep_table({point: found[point] for point in best_first}, axes, base.task.metrics)
+    _write_results(found, axes, base, table, out)
+    made = " and ".join(name for name in (TABLE, FIGURE) if (out / name).exists())
+    best = found[best_first[0]]
+    said = f"best: {describe(best_first[0])}\n" if len(finite(best)) == len(best) else ""
+    say(f"\n{table}\n\n{said}{made}: in {out}")
+    if not any(map(finite, found.values())):
+        raise RunFailed("all runs diverged: lower the learning rate or check the data")
+    if not said:
+        say("at every point some runs diverged: none is called the best")
+    return 0
+
+
+def _train_points(
+    base: RunConfig,
+    configs: Mapping[Point, RunConfig],
+    seeds: Sequence[int],
+    runs_per_step: int,
+    out: Path,
+    say: Callable[[str], None],
+) -> dict[Point, list[RunResult]]:
+    """Trains every point with every seed; returns the results by point."""
+    groups = _side_by_side(_by_base(list(configs)), configs)
     wanted = [
         Runs(
             _at_rate(configs[group[0]], base),
@@ -136,28 +160,28 @@ def sweep(
             rate = configs[point].optimizer.learning_rate
             found[point] = [result for result in done if result.variant.learning_rate == rate]
         say(f"{describe(shared) or 'learning rates'}: {len(runs.variants)} runs")
+    return found
+
+
+def _write_results(
+    found: Mapping[Point, Sequence[RunResult]],
+    axes: Sequence[Axis],
+    base: RunConfig,
+    table: str,
+    out: Path,
+) -> None:
+    """Writes the table, and the figure if matplotlib is there."""
     metric = base.best_by
-    best_first = sorted(found, key=lambda point: standing(found[point], metric), reverse=True)
-    table = sweep_table({point: found[point] for point in best_first}, axes, base.task.metrics)
     write_whole(out / TABLE, table + "\n")
     with skipped_without_extra(FIGURE):
         plot_sweep(
             {axis.field: [dict(point)[axis.field] for point in found] for axis in axes},
             [[o.after[metric] for o in finite(of_point)] for of_point in found.values()],
             out / FIGURE,
-            title=f"{base.task.name}: {metric} at {len(points)} points",
+            title=f"{base.task.name}: {metric} at {len(found)} points",
             y_label=metric,
             log={axis.field for axis in axes if axis.log},
         )
-    made = " and ".join(name for name in (TABLE, FIGURE) if (out / name).exists())
-    best = found[best_first[0]]
-    said = f"best: {describe(best_first[0])}\n" if len(finite(best)) == len(best) else ""
-    say(f"\n{table}\n\n{said}{made}: in {out}")
-    if not any(map(finite, found.values())):
-        raise RunFailed("all runs diverged: lower the learning rate or check the data")
-    if not said:
-        say("at every point some runs diverged: none is called the best")
-    return 0
 
 
 def read_axes(over: Sequence[str]) -> list[Axis]:
