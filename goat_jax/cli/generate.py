@@ -10,7 +10,7 @@ import jax
 
 from goat_jax.data.pipeline.tokenize import load_tokenizer
 from goat_jax.data.sources.formats import Row, read_jsonl
-from goat_jax.data.tasks.conversations import chat_ids, chat_text
+from goat_jax.data.tasks.formats.conversations import chat_ids, chat_text
 from goat_jax.data.tasks.language import fill
 from goat_jax.errors import UserError
 from goat_jax.evaluation.sampler import Generator, Prompt, Sampling

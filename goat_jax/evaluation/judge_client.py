@@ -17,7 +17,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from goat_jax.data.tasks.mt_bench import (
+from goat_jax.data.tasks.formats.mt_bench import (
     OWN_PROMPTS,
     JudgePrompt,
     judge_messages,
@@ -72,7 +72,7 @@ class Judge:
         url: the endpoint's address, without the ending /chat/completions.
         model: the judge's model name at the endpoint.
         key: the bearer token; empty for none. It is sent to this address and nowhere else.
-        prompts: the judge's instructions (`goat_jax.data.tasks.mt_bench`).
+        prompts: the judge's instructions (`goat_jax.data.tasks.formats.mt_bench`).
         references: question id -> reference answers.
         attempts: the number of requests before a grade is given up.
         wait: the seconds before the second attempt; doubled for each further one.

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from goat_jax.data.tasks.conversations import chat_ids
 from goat_jax.data.tasks.evaluation import EvalTask, Question
+from goat_jax.data.tasks.formats.conversations import chat_ids
+from goat_jax.data.tasks.formats.mt_bench import answer_record, judge_messages
 from goat_jax.data.tasks.language import CHAT_FORMATS, fill
-from goat_jax.data.tasks.mt_bench import answer_record, judge_messages
 from goat_jax.data.tasks.prompts import NEXT_TURN
 from goat_jax.errors import RunFailed
 from goat_jax.evaluation.generate_and_loglikelihood import answer_all, cut_share

@@ -145,7 +145,11 @@ def options_of(given: argparse.Namespace) -> EvalOptions:
 
 
 def _judge_of(given: argparse.Namespace) -> Judge | None:
-    from goat_jax.data.tasks.mt_bench import OWN_PROMPTS, read_judge_prompts, read_references
+    from goat_jax.data.tasks.formats.mt_bench import (
+        OWN_PROMPTS,
+        read_judge_prompts,
+        read_references,
+    )
     from goat_jax.evaluation.judge_client import Judge, read_key
 
     if given.judge is None:

@@ -15,7 +15,7 @@ input (empty), output and answer. A row of ARC-Easy:
     answer: "answer1"
 
 Rows in the sets' original format, as in tensorflow_datasets and on the hub, are converted to it
-(`goat_jax.data.tasks.commonsense_formats`).
+(`goat_jax.data.tasks.formats.commonsense`).
 """
 
 from typing import Any

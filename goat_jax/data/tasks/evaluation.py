@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from goat_jax.data.sources.read import Row, read_source
-from goat_jax.data.tasks.commonsense_formats import instructed
-from goat_jax.data.tasks.final_number import extract_number, strict_number
+from goat_jax.data.tasks.formats.commonsense import instructed
+from goat_jax.data.tasks.formats.final_number import extract_number, strict_number
+from goat_jax.data.tasks.formats.mt_bench import TEMPERATURES, turns_of
+from goat_jax.data.tasks.formats.multiple_choice import extract_label, read_choices
 from goat_jax.data.tasks.language import LanguageTask, fill
-from goat_jax.data.tasks.mt_bench import TEMPERATURES, turns_of
-from goat_jax.data.tasks.multiple_choice import extract_label, read_choices
 from goat_jax.data.tasks.prompts import CODE_REQUEST
 from goat_jax.data.tasks.text import spaced
 from goat_jax.errors import UserError, nearest

@@ -5,8 +5,8 @@ from functools import partial
 
 from goat_jax.data.sources.read import Row
 from goat_jax.data.sources.text_fields import read_text
-from goat_jax.data.tasks.commonsense_formats import instructed
-from goat_jax.data.tasks.multiple_choice import read_choices
+from goat_jax.data.tasks.formats.commonsense import instructed
+from goat_jax.data.tasks.formats.multiple_choice import read_choices
 from goat_jax.errors import UserError
 
 

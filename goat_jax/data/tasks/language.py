@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from goat_jax.data.pipeline.encoding import Piece
 from goat_jax.data.sources.read import Row, read_source
 from goat_jax.data.sources.text_fields import check_text, read_text
-from goat_jax.data.tasks.conversations import chat_spans, read_conversation
 from goat_jax.data.tasks.filters import SELECTIONS
+from goat_jax.data.tasks.formats.conversations import chat_spans, read_conversation
 from goat_jax.data.tasks.text import (
     DEFAULT_SPLITS,
     check_limits,

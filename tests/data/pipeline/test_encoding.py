@@ -9,8 +9,8 @@ import pytest
 
 from goat_jax.data.pipeline.encoding import Piece, encode_pieces, encode_prompt
 from goat_jax.data.pipeline.packing import load_texts
-from goat_jax.data.tasks.conversations import chat_ids, read_conversation
 from goat_jax.data.tasks.evaluation import EvalTask
+from goat_jax.data.tasks.formats.conversations import chat_ids, read_conversation
 from goat_jax.data.tasks.language import LanguageTask
 from goat_jax.evaluation.llm_judge import conversation
 from tiny_tokenizers import KINDS, TEMPLATES, make_tokenizer

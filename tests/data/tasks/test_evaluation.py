@@ -9,10 +9,10 @@ import pytest
 from goat_jax.config.fields import config_from_json, flatten
 from goat_jax.config.run import ModelConfig, RunConfig
 from goat_jax.data.tasks.commonsense import FOLDERS
-from goat_jax.data.tasks.commonsense_formats import instructed
 from goat_jax.data.tasks.evaluation import EvalTask, load_questions, scoring_of
+from goat_jax.data.tasks.formats.commonsense import instructed
+from goat_jax.data.tasks.formats.multiple_choice import read_choices
 from goat_jax.data.tasks.language import load_pieces
-from goat_jax.data.tasks.multiple_choice import read_choices
 from goat_jax.data.tasks.registry import language_files, make_task
 from goat_jax.errors import UserError
 

@@ -5,8 +5,8 @@ from fractions import Fraction
 import pytest
 
 from goat_jax.data.tasks.evaluation import EVALS, Question
-from goat_jax.data.tasks.final_number import extract_number, numbers_in, strict_number
-from goat_jax.data.tasks.multiple_choice import extract_label, read_choices
+from goat_jax.data.tasks.formats.final_number import extract_number, numbers_in, strict_number
+from goat_jax.data.tasks.formats.multiple_choice import extract_label, read_choices
 from goat_jax.errors import UserError
 from goat_jax.evaluation.generate_and_loglikelihood import score_answers
 from goat_jax.evaluation.sampler import Answer

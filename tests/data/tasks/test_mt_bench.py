@@ -5,7 +5,7 @@ import json
 import pytest
 
 from goat_jax.data.tasks.evaluation import load_questions
-from goat_jax.data.tasks.mt_bench import (
+from goat_jax.data.tasks.formats.mt_bench import (
     OWN_PROMPTS,
     answer_record,
     judge_messages,

@@ -1,0 +1,1 @@
+"""Formats of questions, answers and conversations, which several tasks share."""
