@@ -110,7 +110,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
 
     >>> parse_json('{"alpha": NaN}', "adapter_config.json")
     Traceback (most recent call last):
-    goat_jax.errors.UserError: adapter_config.json holds the number NaN: give a finite one
+    goat_jax.errors.UserError: adapter_config.json holds the number NaN: give a finite number
     """
     try:
         if isinstance(text, bytes):
@@ -129,7 +129,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
 
 
 def _refuse(number: str, where: str) -> NoReturn:
-    raise UserError(f"{where} holds the number {number}: give a finite one")
+    raise UserError(f"{where} holds the number {number}: give a finite number")
 
 
 def _finite(where: str) -> Any:
@@ -152,7 +152,7 @@ def user_path(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise UserError(f"{path}: there is no such user: give the whole path") from None
+        raise UserError(f"{path}: no such user: give the full path") from None
 
 
 def sha256_of(path: str | Path) -> str:

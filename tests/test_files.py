@@ -78,5 +78,5 @@ def test_the_cache_folder_follows_xdg_unless_it_is_relative(monkeypatch):
 def test_a_home_folder_of_nobody_is_one_line(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert user_path("~/runs") == Path("/home/me/runs")
-    with pytest.raises(UserError, match="~nosuchuser/x: there is no such user"):
+    with pytest.raises(UserError, match="~nosuchuser/x: no such user"):
         user_path("~nosuchuser/x")

@@ -120,10 +120,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str] | None) -> int:
     parser = Parser(
         prog="against_torch",
-        description="Steps in JAX and PyTorch, taking turns",
+        description="Training steps in JAX and PyTorch, measured alternately",
     )
     parser.add_argument("--config", required=True)
-    parser.add_argument("--model", required=True, help="whose sizes to take")
+    parser.add_argument("--model", required=True, help="model whose sizes are used")
     parser.add_argument("--methods", nargs="+", default=["lora", "goat"])
     parser.add_argument("--turns", type=int, default=7)
     options, overrides = parser.parse_known_args(arguments)

@@ -54,7 +54,9 @@ def _main(arguments: Sequence[str] | None) -> int:
         prog="figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("figure", choices=[*RUNS, "draw"])
-    parser.add_argument("--table", choices=TABLES, default="vision", help="whose tasks and model")
+    parser.add_argument(
+        "--table", choices=TABLES, default="vision", help="config file with the task and the model"
+    )
     given, rest = parser.parse_known_args(arguments)
     if given.figure == "draw":
         return draw(rest)
@@ -71,7 +73,7 @@ def draw(arguments: Sequence[str]) -> int:
     parser = Parser(prog="figures draw")
     parser.add_argument("folders", nargs="+", type=Path, help="runs, or folders of runs")
     parser.add_argument("--out", type=Path, default=Path("figures"), metavar="FOLDER")
-    parser.add_argument("--metric", help="the score that is shown; each run's own if not given")
+    parser.add_argument("--metric", help="score to show (default: each run's selection metric)")
     given = parser.parse_args(arguments)
     drawn, lacking = draw_figures(gather(given.folders), given.out, given.metric)
     for path in drawn:

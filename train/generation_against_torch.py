@@ -40,7 +40,7 @@ def decoder(made: nnx.Module, model: str) -> Decoder:
         UserError: a model of another kind.
     """
     if not isinstance(made, Decoder):
-        raise UserError(f"--model {model}: it is no language model, so it generates no text")
+        raise UserError(f"--model {model}: not a language model, so it generates no text")
     return made
 
 
@@ -95,9 +95,9 @@ def _main(arguments: Sequence[str] | None) -> int:
         prog="generation_against_torch",
         description="Greedy answers in JAX and PyTorch",
     )
-    parser.add_argument("--model", default="smollm2-135m", help="whose sizes to take")
+    parser.add_argument("--model", default="smollm2-135m", help="model whose sizes are used")
     parser.add_argument("--methods", nargs="+", default=["goat"])
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8], help="prompts at once")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8], help="prompts per batch")
     parser.add_argument("--prompt", type=int, default=32, metavar="TOKENS")
     parser.add_argument("--new", type=int, default=64, metavar="TOKENS")
     parser.add_argument("--turns", type=int, default=5)

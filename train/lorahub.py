@@ -27,10 +27,14 @@ def _main(arguments: Sequence[str] | None) -> int:
         description="Combine trained runs for a new task (LoRAHub). Fields of the config can be "
         "overridden: --task.train FILE, --train.seed 1, ...",
     )
-    parser.add_argument("config", help="a config file: names the new task")
+    parser.add_argument("config", help="config file of the new task")
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
-    parser.add_argument("--rows", type=int, default=16, help="rows that the search looks at")
-    parser.add_argument("--budget", type=int, default=40, help="evaluations of these rows")
+    parser.add_argument(
+        "--rows", type=int, default=16, help="rows on which the search measures the loss"
+    )
+    parser.add_argument(
+        "--budget", type=int, default=40, help="evaluations of the loss in the search"
+    )
     options, overrides = parser.parse_known_args(arguments)
     check_number("--rows", options.rows, at_least=1, whole=True)
     check_number("--budget", options.budget, at_least=1, whole=True)

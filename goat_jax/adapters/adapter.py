@@ -177,7 +177,7 @@ def merge_adapter(kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpe
     """
     if not spec.router.mergeable:
         raise UserError(
-            f"{type(spec.router).__name__} weighs the experts {spec.router.varies}, so no single "
+            f"{type(spec.router).__name__} weights the experts {spec.router.varies}, so no single "
             "kernel equals this adapter: keep it as an adapter"
         )
     return spec.combine.merge(kernel, arrays, scale, spec)

@@ -37,9 +37,13 @@ def combine_adapters(adapters: Sequence[PyTree], coefficients: Array) -> PyTree:
     """
     shapes = [jax.tree.map(jnp.shape, adapter) for adapter in adapters]
     if len(adapters) != coefficients.shape[0]:
-        raise UserError(f"{len(adapters)} adapters need as many coefficients: {coefficients.shape}")
+        raise UserError(
+            f"{len(adapters)} adapters need one coefficient each, not shape {coefficients.shape}"
+        )
     if not adapters or any(other != shapes[0] for other in shapes[1:]):
-        raise UserError("adapters are combined array by array: they must be of one rank and shape")
+        raise UserError(
+            "adapters are combined array by array: give adapters of equal rank and shape"
+        )
 
     def add(*arrays: Array) -> Array:
         return jnp.einsum("J,J...->...", coefficients, jnp.stack(arrays), precision="highest")

@@ -307,6 +307,6 @@ def method_spec(name: str, **options: Any) -> AdapterSpec:
     """
     if name not in METHODS:
         raise UserError(
-            f"unknown method {name!r}{nearest(name, METHODS)}; there are: {', '.join(METHODS)}"
+            f"unknown method {name!r}{nearest(name, METHODS)}: choose one of {', '.join(METHODS)}"
         )
     return METHODS[name].spec.replace(**options)

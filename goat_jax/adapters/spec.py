@@ -160,7 +160,7 @@ class AdapterSpec:
             sizes = [f.name for f in dataclasses.fields(self) if f.name not in PARTS]
             known = [*sizes, *sorted(by_option), *PARTS]
             raise UserError(
-                f"this method has no option {option!r}{nearest(option, known)}; it has: "
+                f"this method has no option {option!r}{nearest(option, known)}: its options are "
                 f"{', '.join(known)}"
             )
         return by_option[option]
@@ -198,7 +198,7 @@ def _check_layouts(initializer: Initializer, combine: Combine) -> None:
 def check_sizes(total_rank: int, num_experts: int, top_k: int) -> None:
     """Raises `UserError` unless num_experts divides total_rank and top_k is at most num_experts."""
     if num_experts < 1 or total_rank < 1:
-        raise UserError(f"total rank {total_rank} and experts {num_experts} must be at least 1")
+        raise UserError(f"total_rank {total_rank} and num_experts {num_experts} must be at least 1")
     if total_rank % num_experts:
         below = max(total_rank - total_rank % num_experts, num_experts)
         raise UserError(

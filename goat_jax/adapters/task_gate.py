@@ -33,7 +33,9 @@ def for_task(
     (16, 16)
     """
     if not isinstance(spec.router, TaskGate):
-        raise UserError(f"{type(spec.router).__name__} does not go by tasks: use the adapter as is")
+        raise UserError(
+            f"{type(spec.router).__name__} does not depend on the task: use the adapter as it is"
+        )
     tasks = factors["task_embedding"].shape[0]
     if not 0 <= task < tasks:
         raise UserError(f"task {task} is not in 0..{tasks - 1}")

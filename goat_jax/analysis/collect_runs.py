@@ -72,7 +72,9 @@ def gather(roots: Iterable[Path]) -> list[Gathered]:
     roots = [Path(root) for root in roots]
     found = sorted({path.parent for root in roots for path in root.rglob(RUN)})
     if not found:
-        raise UserError(f"no run in {', '.join(map(str, roots))}: give folders that have a {RUN}")
+        raise UserError(
+            f"no run in {', '.join(map(str, roots))}: give folders that contain a {RUN}"
+        )
     return [_read(folder) for folder in found if (folder / FILE_NAME).is_file()]
 
 

@@ -87,12 +87,12 @@ def kept_scores(folder: Path, key: Key) -> tuple[dict[str, float] | None, list[s
         return None, []
     saved = read_json(path)
     if not (isinstance(saved, dict) and isinstance(saved.get("scores"), dict)):
-        raise UserError(f"{path} is no result of a run: delete it")
+        raise UserError(f"{path} is not a result of a run: delete it")
     changed = key.changed(saved.get("key") or {})  # without a key (older releases): every entry
     trained_otherwise = [n.removeprefix("config ") for n in changed if n.startswith("config ")]
     if trained_otherwise:
         raise UserError(
-            f"{folder} has a result of other settings ({', '.join(trained_otherwise[:3])}): "
+            f"{folder} has a result with other settings ({', '.join(trained_otherwise[:3])}): "
             "give the same or another --out"
         )
     return (None if changed else saved["scores"]), changed

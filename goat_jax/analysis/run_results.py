@@ -163,13 +163,13 @@ def check_all_different(flag: str, values: Sequence[float], **limits: Any) -> No
 
     >>> check_all_different("--seeds", [0, 1, 0])
     Traceback (most recent call last):
-    goat_jax.errors.UserError: --seeds 0 1 0: 0 is there twice
+    goat_jax.errors.UserError: --seeds 0 1 0: 0 is given twice
     """
     for value in values:
         check_number(flag, value, **limits)
     twice = [value for place, value in enumerate(values) if value in values[:place]]
     if twice:
-        raise UserError(f"{flag} {' '.join(map(str, values))}: {twice[0]} is there twice")
+        raise UserError(f"{flag} {' '.join(map(str, values))}: {twice[0]} is given twice")
 
 
 def file_name(label: str) -> str:

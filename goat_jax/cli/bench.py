@@ -44,7 +44,7 @@ def bench(options: argparse.Namespace, overrides: list[str]) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"machine": machine(), "turns": options.turns, **found}, indent=1)
         write_whole(options.out / f"bench_{options.what}.json", text + "\n")
-        print(f"\nall numbers are in {options.out}")
+        print(f"\nall figures are in {options.out}")
     return 0
 
 
@@ -62,7 +62,9 @@ def _layers(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]
 
 def _steps(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
     if options.config is None:
-        raise UserError("bench step needs --config FILE: its model's sizes and its batch")
+        raise UserError(
+            "bench step needs --config FILE, which gives the model's sizes and the batch"
+        )
     entries = read_entries(options.methods)
     configs = {
         entry.label: entry_config(options.config, entry, overrides, "goat-jax bench")
@@ -72,7 +74,9 @@ def _steps(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
     print(f"\noptimizer steps of {options.config}\n")
     print(table(found.measured))
     shares = {one.name: found.share_of_peak(one) for one in found.measured}
-    print(f"\na plain matrix product reaches {found.peak / 1e9:,.0f} GFLOP/s; of that the steps")
+    print(
+        f"\na plain matrix product reaches {found.peak / 1e9:,.0f} GFLOP/s; share of that per step:"
+    )
     print("  ".join(f"{name}: {share:.0%}" for name, share in shares.items()))
     return {"steps": _json(found.measured), "peak": found.peak, "shares": shares}
 
@@ -136,7 +140,7 @@ def _sizes(words: list[str]) -> list[Size]:
 
 def _no_overrides(overrides: list[str]) -> None:
     if overrides:
-        raise UserError(f"{' '.join(overrides)}: fields of a config belong to bench step")
+        raise UserError(f"{' '.join(overrides)}: only bench step takes fields of a config")
 
 
 def _json(rows: list[Measured] | tuple[Measured, ...]) -> list[dict[str, Any]]:

@@ -115,7 +115,7 @@ def compare(
     with skipped_without_extra(FIGURE):
         plot_comparison(losses, out / FIGURE, title=title, steps=configs[0].train.steps)
     made = ", ".join(name for name in (TABLE, FIGURE) if (out / name).exists())
-    say(f"\n{table}\n\n{made} and every run's numbers are in {out}")
+    say(f"\n{table}\n\n{made} and every run's figures are in {out}")
     if not any(finite(of_label) for of_label in found.values()):
         raise RunFailed("all runs diverged: lower the learning rate or check the data")
     return 0
@@ -149,7 +149,7 @@ def check_all_methods_differ(entries: Sequence[MethodRow], configs: Sequence[Run
         if traits in known:
             first = entries[known.index(traits)].label
             twice = repr(first) if first == entry.label else f"{first!r} and {entry.label!r}"
-            raise UserError(f"--methods names one method twice ({twice}): leave one of them out")
+            raise UserError(f"--methods has {twice} twice: give each method once")
         known.append(traits)
 
 

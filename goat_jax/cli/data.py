@@ -17,7 +17,7 @@ def list_sets() -> int:
         [task, human_bytes(recipe.size) if recipe.size else "-", _how(recipe), recipe.licence]
         for task, recipe in RECIPES.items()
     ]
-    print(render_table(["task", "to fetch", "how", "licence"], rows))
+    print(render_table(["task", "download", "source", "licence"], rows))
     return 0
 
 
@@ -43,7 +43,7 @@ def prepare_set(task: str, out: Path | None, archives: Path | None, progress: bo
     finally:
         bar.stop()
     rows = ", ".join(f"{name} {count:,}" for name, count in made.rows.items())
-    print(f"{task}: {'made' if made.fresh else 'was there already'} in {made.folder}: {rows}")
+    print(f"{task}: {'prepared' if made.fresh else 'already prepared'} in {made.folder}: {rows}")
     print(f"licence: {RECIPES[task].licence}")
     if out is not None and user_path(out) != default_folder():
         print(f"for training: --task.data-dir {out}")

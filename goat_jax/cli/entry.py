@@ -90,4 +90,4 @@ class Parser(argparse.ArgumentParser):
         value = re.match(r"argument (\S+): (.* is not valid.*)", text)
         if value:
             raise UserError(" ".join(value.groups()))
-        raise UserError(f"{text} ({self.prog} --help lists what there is)")
+        raise UserError(f"{text} ({self.prog} --help lists the arguments)")

@@ -59,13 +59,15 @@ def evaluate(given: argparse.Namespace) -> int:
     if LOSS in scorings:
         if given.task or not is_run:
             raise UserError(
-                f"--scoring {LOSS} is for a run on its own task (and --data): {given.source} with "
-                "--task is scored by eval tasks"
+                f"--scoring {LOSS} is only for a run on the task it was trained on: "
+                f"{given.source} with --task needs another scoring method"
             )
         for name in OF_EXAMS:
             if getattr(given, name) is not None:
                 flag = "--" + name.replace("_", "-")
-                raise UserError(f"{flag} is for eval tasks: {given.source} is scored by {LOSS}")
+                raise UserError(
+                    f"{flag} is only for eval tasks: {given.source} is scored by {LOSS}"
+                )
         return _print_loss(Path(given.source), given.step, given.data, mesh, given.json)
     options = options_of(given)
     eval_tasks = []
@@ -101,7 +103,7 @@ def _own_task(source: str) -> Task:
             raise UserError(
                 f"{source} does not exist here: give a run folder, or a model and its --task"
             )
-        raise UserError(f"{source} is a model without a task: name one with --task")
+        raise UserError(f"{source} is a model, which has no task of its own: give one with --task")
     return load_run(Path(source))[0].task
 
 
@@ -158,7 +160,7 @@ def _print_scores(
     rows = [[name, f"{value:.4f}"] for name, value in scores.items()]
     print(render_table([f"{task} by {scoring} ({where})", "score"], rows, align="lr"))
     if CUT_ANSWERS in scores:
-        print(f"{scores[CUT_ANSWERS]:.1%} of the answers were cut at --max-new-tokens")
+        print(f"{scores[CUT_ANSWERS]:.1%} of the answers were cut off at --max-new-tokens")
     print(f"written: {', '.join(map(str, paths))}", flush=True)
 
 

@@ -56,7 +56,7 @@ def generate(
     """
     rows = [] if file is None else list(read_jsonl(file))  # before the model, which takes longer
     if not (prompts or rows):
-        raise UserError("nothing to answer: give --prompt TEXT or --prompts FILE.jsonl")
+        raise UserError("no prompt is given: give --prompt TEXT or --prompts FILE.jsonl")
     generator, template = _open(source, step, mesh)
     texts = [*prompts, *_filled(rows, template, str(file))]
     asked: list[Prompt] = list(texts)

@@ -63,7 +63,9 @@ def import_adapter(
     model = dataclasses.replace(settled.model, options={**before.model.options, **fitted.options})
     chosen = override(dataclasses.replace(settled, model=model), overrides, "goat-jax import")
     if chosen.adapter.forward_scale is not None:
-        raise UserError("adapter.forward_scale changes what factors mean: import without it")
+        raise UserError(
+            "adapter.forward_scale would change what the imported factors mean: leave it out"
+        )
     adapter, whole = fitted.adapter, module_names(abstract_model(chosen))
     check_modules(adapter, kernel_shapes(chosen), whole)
     for note in (*fitted.notes, None if other_base else base_note(adapter, where)):
@@ -77,7 +79,7 @@ def import_adapter(
         print(note, file=sys.stderr)
     rows = [[name, f"{value:.4f}"] for name, value in made.after.items()]
     print(render_table([f"{chosen.adapter.method} from {source}", "score"], rows, align="lr"))
-    print(f"step 0 written to {made.folder}; goat-jax train --run {made.folder} goes on")
+    print(f"step 0 written to {made.folder}; goat-jax train --run {made.folder} continues it")
     return 0
 
 

@@ -119,7 +119,9 @@ def _train_here(options: argparse.Namespace, rest: list[str]) -> int:
     from goat_jax.cli.train import train
 
     if (options.config is None) == (options.run_folder is None):
-        raise UserError("train takes --config FILE, or --run RUN to go on: give one of them")
+        raise UserError(
+            "train takes --config FILE, or --run RUN to continue a run: give one of them"
+        )
     if options.help_fields:
         rest = ["--help"]
     _keep_compiled()
@@ -187,7 +189,7 @@ def _data(options: argparse.Namespace, rest: list[str]) -> int:
     if options.what == "list":
         return list_sets()
     if options.task is None:
-        raise UserError("data prepare needs a task: goat-jax data list shows them")
+        raise UserError("data prepare needs a task: goat-jax data list shows the tasks")
     return prepare_set(options.task, options.out, options.archives, not options.quiet)
 
 
@@ -272,7 +274,7 @@ VERBS = {
     "train": Verb(
         _train,
         arguments.train,
-        "Fine-tune; continues by itself a run that was begun in the same folder.",
+        "Fine-tune a model; a run that exists in the output folder is continued.",
         "goat-jax train --config configs/glue.py:task=rte,method=goat --model.path roberta-large\n"
         "         --optimizer.learning-rate 1e-4        (--help-fields lists every field)",
         overrides=True,
@@ -296,7 +298,7 @@ VERBS = {
     "data": Verb(
         _data,
         arguments.data,
-        "Make a task's data set (fetch, check, store for tensorflow_datasets), or list them all.",
+        "Prepare a task's data set (download, check, convert), or list all data sets.",
         "goat-jax data prepare dtd --out data\n         goat-jax data list",
     ),
     "parity": Verb(
@@ -308,14 +310,15 @@ VERBS = {
     "export": Verb(
         _export,
         arguments.export,
-        "Write a run's adapter for PEFT or the published GOAT code, or merged into its model.",
+        "Write a run's adapter for PEFT or the published GOAT code, or the model with it merged "
+        "in.",
         "goat-jax export runs/demo --to goat runs/demo-goat\n"
         "         goat-jax export runs/demo --to lora runs/demo-lora   (routed ones as one LoRA)",
     ),
     "import": Verb(
         _import,
         arguments.import_adapter,
-        "Make a run of somebody's adapter: to evaluate, generate with, train on and export.",
+        "Make a run from an existing adapter: to evaluate, generate, train further or export.",
         "goat-jax import path/to/peft --config configs/glue.py:task=rte --out runs/imported\n"
         "         --model.path roberta-large        (any field of train)",
         overrides=True,
@@ -323,7 +326,7 @@ VERBS = {
     "compare": Verb(
         _compare,
         arguments.compare,
-        "Train several methods on one task, with several seeds: one table, one figure.",
+        "Train several methods on one task with several seeds; writes one table and one figure.",
         "goat-jax compare --config configs/demo.py --methods goat,molora,lora --seeds 0 1 2\n"
         '         goat-jax compare --config configs/demo.py --methods goat "goat:rho=5"\n'
         "         --train.steps 50        (any field of train)",
@@ -332,7 +335,7 @@ VERBS = {
     "sweep": Verb(
         _sweep,
         arguments.sweep,
-        "Train one config at many points, a grid or random ones: one table, one figure.",
+        "Train one config over a grid or random points; writes one table and one figure.",
         "goat-jax sweep --config configs/demo.py --over adapter.rho=1,5,10 \\\n"
         "             optimizer.learning-rate=1e-3,5e-3 --runs-per-step 2 --train.steps 50\n"
         "         goat-jax sweep --config configs/demo.py --random 8 \\\n"
@@ -342,7 +345,7 @@ VERBS = {
     "bench": Verb(
         _bench,
         arguments.bench,
-        "Measure what adapters cost on this device: a layer, whole steps, or how it grows.",
+        "Measure what adapters cost on this device: one layer, training steps, or growth.",
         "goat-jax bench layer --dtype bfloat16\n"
         "         goat-jax bench step --config configs/gsm8k.py --model smollm2-135m \\\n"
         "             --methods lora goat full --train.batch-size 4\n"
@@ -352,14 +355,14 @@ VERBS = {
     "methods": Verb(
         _methods,
         arguments.methods,
-        "List every method with its parts, or what each trains of a model.",
+        "List every method with its parts, or the number of parameters each trains in a model.",
         "goat-jax methods --model llama-2-7b",
     ),
     "inspect": Verb(
         _inspect,
         arguments.inspect,
-        "Show a run: what is trained, singular spectra, expert load, scores. Or what a config\n"
-        "would train, without weights.",
+        "Show a run's trained modules, singular spectra, expert load and scores, or what a config\n"
+        "would train (without weights).",
         "goat-jax inspect runs/demo\n"
         "         goat-jax inspect --config configs/glue.py:task=rte --model roberta-large",
     ),
@@ -374,7 +377,7 @@ VERBS = {
     "plan": Verb(
         _plan,
         arguments.plan,
-        "Compile a run's training step for devices that are not there, without weights.",
+        "Compile a run's training step for devices you need not have; loads no weights.",
         "goat-jax plan --config configs/gsm8k.py --topology cpu:16 --chip v5e\n"
         "         --model.path llama-2-7b --model.dtype bfloat16        (any field of train)",
         overrides=True,

@@ -58,11 +58,11 @@ def _merging(router: Router) -> str:
 
     >>> from goat_jax.adapters.parts.routers import TopK
     >>> _merging(TopK())
-    'does not merge: experts are weighed token by token'
+    'does not merge: experts are weighted token by token'
     """
     if router.mergeable:
         return "merges into one kernel"
-    return f"does not merge: experts are weighed {router.varies}"
+    return f"does not merge: experts are weighted {router.varies}"
 
 
 def describe_part(part: Dataclass) -> str:

@@ -45,7 +45,9 @@ def plan(
     rows = None
     if largest:
         if there.chip is None:
-            raise UserError("--largest-batch needs to know the memory: add --chip, such as v5e")
+            raise UserError(
+                "--largest-batch needs the device's memory: add --chip NAME, such as v5e"
+            )
         rows = largest_rows(config, there, there.chip.memory)
     print(json.dumps(as_values(found, there, rows)) if as_json else report(found, there, rows))
     return 0
@@ -116,7 +118,7 @@ def report(found: StepPlan, there: Topology, rows: int | None) -> str:
         fits = "fits" if found.peak <= there.chip.memory else "does not fit"
         lines.append(f"{fits} into {_gib(there.chip.memory)} GiB")
     if rows is not None:
-        lines.append(f"largest micro-batch that fits: {rows} rows for each part of the rows")
+        lines.append(f"largest micro-batch that fits: {rows} rows per data-parallel part")
     return "\n".join(lines)
 
 

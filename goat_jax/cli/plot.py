@@ -265,7 +265,7 @@ def _draw_spectra(opened: Opened, path: Path) -> None:
 def _draw_updates(opened: Opened, path: Path) -> None:
     found = update_norms(opened.run)
     if not found:
-        raise _Missing("the method's adapters are no sum of s a b")
+        raise _Missing("the method's adapters do not add s a b to the layer")
     plot_heatmaps(
         dict(zip(short_names(list(found)), found.values(), strict=True)),
         path,

@@ -130,7 +130,7 @@ def sweep(
     if not any(map(finite, found.values())):
         raise RunFailed("all runs diverged: lower the learning rate or check the data")
     if not said:
-        say("at every point some runs diverged: none is called the best")
+        say("some runs diverged at every point: no point is reported as the best")
     return 0
 
 
@@ -194,7 +194,7 @@ def read_axes(over: Sequence[str]) -> list[Axis]:
     fields = [axis.field for axis in axes]
     twice = [field for place, field in enumerate(fields) if field in fields[:place]]
     if twice:
-        raise UserError(f"--over has {twice[0]} twice: give all its values at once")
+        raise UserError(f"--over has {twice[0]} twice: give all its values in one list")
     return axes
 
 
@@ -214,13 +214,13 @@ def read_axis(text: str) -> Axis:
             f"--over {text!r} is not of the form FIELD=V,V,... or FIELD=LOW..HIGH[:log]"
         )
     if field in GIVEN_ELSEWHERE:
-        raise UserError(f"{field} is no field to sweep over: {GIVEN_ELSEWHERE[field]} gives it")
+        raise UserError(f"{field} cannot be swept with --over: use {GIVEN_ELSEWHERE[field]}")
     if ".." in rest:
         return _read_range(text, field, rest)
     values = tuple(_value(each, text) for each in rest.split(","))
     # 1 and 1.0 are one value. True equals 1 in Python but is a different value of a config.
     if len({(isinstance(value, bool), value) for value in values}) < len(values):
-        raise UserError(f"--over {text}: a value is there twice")
+        raise UserError(f"--over {text}: a value is given twice")
     return Axis(field, values)
 
 
@@ -229,10 +229,12 @@ def _read_range(text: str, field: str, rest: str) -> Axis:
     low, high = (_value(end, text) for end in span.split("..", 1))
     log = bool(colon)
     if log and word != "log":
-        raise UserError(f"--over {text}: {word!r} may only be log")
+        raise UserError(
+            f"--over {text}: {word!r} is not valid: give log or nothing after the range"
+        )
     if not (_is_number(low) and _is_number(high) and low < high and not (log and low <= 0)):
         raise UserError(
-            f"--over {text}: a range has two numbers, the smaller first (above 0 if :log)"
+            f"--over {text}: a range takes two numbers, the smaller first (above 0 with :log)"
         )
     for end in (low, high):
         check_number(f"--over {text}:", end, at_least=-LARGEST, at_most=LARGEST)
@@ -252,7 +254,7 @@ def _value(text: str, where: str) -> Any:
     except (json.JSONDecodeError, RecursionError):
         return text.strip()
     if isinstance(value, list | dict):
-        raise UserError(f"--over {where}: {text} is no single value")
+        raise UserError(f"--over {where}: {text} is not a single value")
     if _is_number(value):
         check_number(f"--over {where}:", value)
     return value
@@ -271,7 +273,8 @@ def grid(axes: Sequence[Axis]) -> list[Point]:
     for axis in axes:
         if axis.between:
             raise UserError(
-                f"{axis.field} has a range, which a grid cannot fill: give values, or --random N"
+                f"{axis.field} has a range, from which a grid takes no points: list values, or "
+                "add --random N"
             )
     names = [axis.field for axis in axes]
     combinations = itertools.product(*(axis.values for axis in axes))

@@ -72,7 +72,7 @@ def give_up() -> None:
     """Ends the process at once; the last complete checkpoint remains."""
     print(
         "goat-jax: error: the last save took longer than train.grace_seconds; the checkpoint "
-        "before it is kept and the same command continues",
+        "before it is kept, and the same command continues from there",
         file=sys.stderr,
         flush=True,
     )

@@ -71,7 +71,7 @@ def config_from_json(values: Mapping[str, Any]) -> RunConfig:
         place[last] = _tuples(value)
     task = tree.get("task")
     if not isinstance(task, dict):
-        raise UserError("config has no task.kind, which it needs")
+        raise UserError("config has no task.kind, which is required")
     kind = task.pop("kind", None)
     check_choice("task.kind", kind, KINDS)
     return made("config", RunConfig, tree | {"task": made("task", KINDS[kind], task)})
@@ -111,7 +111,7 @@ def with_fields(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
         for group in groups:
             inner = place.setdefault(group, _Group())
             if not isinstance(inner, _Group):
-                raise UserError(f"{name} is given, and {group} as a whole: give one of them")
+                raise UserError(f"{name} and all of {group} are given: give one of them")
             place = inner
         place[last] = value
     return _replaced(config, tree, "")
@@ -142,7 +142,7 @@ def _replaced_value(now: object, value: object, name: str) -> Any:
     if isinstance(now, Mapping) and isinstance(value, Mapping):
         return {**now, **value}
     if isinstance(value, _Group):
-        raise UserError(f"{name} has no fields of its own, such as {next(iter(value))}")
+        raise UserError(f"{name} is a single field and has no field {next(iter(value))}")
     return value
 
 

@@ -33,7 +33,9 @@ def load_config(source: str) -> RunConfig:
         raise UserError(f"config file {path} does not exist")
     spec = importlib.util.spec_from_file_location(f"goat_jax_config_{file.stem}", file)
     if spec is None or spec.loader is None:
-        raise UserError(f"config file {path} is no Python file: its name ends in .py")
+        raise UserError(
+            f"config file {path} is not a Python file: give a file whose name ends in .py"
+        )
     module = importlib.util.module_from_spec(spec)
     with _errors_of(path):
         spec.loader.exec_module(module)
@@ -43,7 +45,7 @@ def load_config(source: str) -> RunConfig:
     with _errors_of(path):
         config = call(module.get_config, options, path)
     if not isinstance(config, RunConfig):
-        raise UserError(f"{path}: get_config returns no RunConfig but a {type(config).__name__}")
+        raise UserError(f"{path}: get_config returns a {type(config).__name__}, not a RunConfig")
     return config
 
 

@@ -142,8 +142,8 @@ def _pruned_to(rank: int) -> dict[str, Any]:
 
 def _needs_tasks(rank: int) -> dict[str, Any]:
     raise UserError(
-        "moelora weighs experts by the task of each row, and this run has one task: "
-        "take molora, or give rows of several tasks and their column as task.task_id"
+        "moelora weights experts by the task of each row, and this run has one task: "
+        "use molora, or give rows of several tasks and name their column with --task.task-id"
     )
 
 

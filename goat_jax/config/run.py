@@ -64,7 +64,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_fields(self, "model.")
         if "dropout" in self.options:
-            raise UserError("model.options has dropout: give it as model.dropout")
+            raise UserError("model.options contains dropout: give it as model.dropout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,7 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         check_fields(self, "adapter.")
         if not self.target_modules:
-            raise UserError("adapter.target_modules is empty: name modules, or all-linear")
+            raise UserError("adapter.target_modules is empty: name modules, or give all-linear")
         if isinstance(self.target_modules, str):
             check_regex("adapter.target_modules", self.target_modules)
         for name in self.defaults:  # an option that no part has is otherwise left out
@@ -164,7 +164,8 @@ class AdapterConfig:
         spec = spec.replace(**{n: v for n, v in unset.items() if spec.has_option(n)})
         if self.forward_scale is not None and not spec.is_plain_sum:
             raise UserError(
-                f"forward_scale needs an adapter that is a sum of s a b: {self.method} is none"
+                "forward_scale needs an adapter that adds s a b to the layer, which "
+                f"{self.method} does not"
             )
         return spec
 
@@ -198,11 +199,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.model.quantize != "none" and not self.mesh.single:
-            raise UserError("model.quantize is for one device: leave mesh as it is")
+            raise UserError("model.quantize works on one device only: leave mesh at its default")
         traced = self.logging.profiled_steps()
         if traced and traced.start > self.train.steps:
             raise UserError(
-                f"logging.profile {self.logging.profile!r} would trace nothing: the run has "
+                f"logging.profile {self.logging.profile!r} traces no step: the run has "
                 f"{self.train.steps} steps"
             )
         if self.train.best_by is not None:

@@ -101,6 +101,6 @@ class LoggingConfig:
         first, last = map(int, found.groups()) if found else (0, 0)
         if not 1 <= first <= last:
             raise UserError(
-                f"logging.profile {self.profile!r} is not N:M, the first and the last step to trace"
+                f"logging.profile {self.profile!r} is not N:M, the first and last step to trace"
             )
         return range(first, last + 1)

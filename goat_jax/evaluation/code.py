@@ -75,8 +75,8 @@ def check_programs(task: EvalTask, options: EvalOptions) -> None:
     """
     if not options.run_programs:
         raise UserError(
-            f"task {task.name} is scored by running programs that the model wrote: allow it with "
-            "--run-programs (they run confined, see goat_jax.evaluation.sandbox)"
+            f"task {task.name} is scored by running programs that the model wrote: allow this with "
+            "--run-programs (they run in a sandbox, see goat_jax.evaluation.sandbox)"
         )
     check_sandbox()
 

@@ -28,9 +28,9 @@ from goat_jax.files import parse_json, user_path
 from goat_jax.validation.checks import check_number
 
 FINAL = {
-    401: "it wants a key, or another one",
-    403: "the key may not use it",
-    404: "there is nothing at this address, or no such model",
+    401: "it needs a key, or another one",
+    403: "the key has no access to it",
+    404: "nothing is at this address, or the model does not exist",
 }
 """HTTP status codes that end the evaluation, with their explanations."""
 PASSING = (408, 409, 425, 429)
@@ -115,15 +115,14 @@ def _check_address(url: str, with_key: bool) -> None:
         parts, host = urllib.parse.urlsplit(""), None
     odd = not url.isascii() or not url.isprintable() or " " in url
     if parts.scheme not in ("http", "https") or not host or odd:
-        raise UserError(f"judge {url!r} is no address: http://HOST/v1 or https://...")
+        raise UserError(f"judge {url!r} is not an address: give http://HOST/v1 or https://...")
     if parts.username is not None or parts.password is not None:
         raise UserError("the judge's address holds a name or a password: use --judge-key FILE")
     if parts.query or parts.fragment:
-        raise UserError("the judge's address ends in ?... or #...: leave that out")
+        raise UserError("the judge's address has a query (?...) or fragment (#...): leave that out")
     if with_key and parts.scheme == "http" and not _is_loopback(host):
         raise UserError(
-            f"judge {url}: http would show the key to everybody on the way: use https://, or no "
-            "--judge-key"
+            f"judge {url}: http would send the key unencrypted: use https://, or no --judge-key"
         )
 
 
@@ -149,11 +148,11 @@ def read_key(path: Path) -> str:
     try:
         key = user_path(path).read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError:
-        raise UserError(f"{path}: no key can be read from it (it is not text)") from None
+        raise UserError(f"{path}: no key can be read (the file is not text)") from None
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{path}: no key can be read from it ({error})") from None
+        raise UserError(f"{path}: no key can be read ({error})") from None
     if not key:
-        raise UserError(f"{path}: no key can be read from it (it is empty)")
+        raise UserError(f"{path}: no key can be read (the file is empty)")
     check_key(key, f"{path}: the key")
     return key
 

@@ -115,8 +115,8 @@ class Scorer:
             ids, learnt = ids[-context:], learnt[-context:]
             if not learnt.any() or learnt[0]:
                 raise UserError(
-                    f"the likelihood of {continuation[:40]!r} needs 1 token or more of it behind"
-                    f" one of a prompt, all within the context of {context}"
+                    f"the likelihood of {continuation[:40]!r} needs one or more of its tokens after"
+                    f" a token of the prompt, all within the context of {context}"
                 )
             all_ids.append(ids)
             all_learnt.append(learnt)

@@ -125,5 +125,5 @@ def _open_run(folder: Path, step: int | None, mesh: MeshConfig) -> EvalModel:
 
 def _decoder(model: Model, kind: str, source: str) -> Decoder:
     if not isinstance(model, Decoder):
-        raise UserError(f"{source} is a {kind}: only a {LANGUAGE_MODEL} answers questions")
+        raise UserError(f"{source} is a {kind}: only a {LANGUAGE_MODEL} can answer questions")
     return model

@@ -89,7 +89,7 @@ def _gradients_of(site: ModuleRef, gradients: Mapping[str, jax.Array] | None) ->
         return None
     for name in site.names():
         if name not in gradients:
-            raise UserError(f"no gradient of {name!r} is given{nearest(name, gradients)}")
+            raise UserError(f"no gradient is given for {name!r}{nearest(name, gradients)}")
     return jnp.stack([jnp.asarray(gradients[name]) for name in site.names()])
 
 

@@ -59,8 +59,8 @@ class Override:
             if getattr(own, field) != getattr(spec, field):
                 names = self.modules if isinstance(self.modules, str) else list(self.modules)
                 raise UserError(
-                    f"an override of {names!r} changes {field}, which is one for the whole "
-                    "run: set it for the adapter, not for some modules"
+                    f"an override of {names!r} changes {field}, which applies to the whole "
+                    "run: set it for the adapter, not for single modules"
                 )
         return own
 

@@ -50,8 +50,8 @@ def check_all_match(
 
     >>> check_all_match(["layer.0.query", "layer.0.key"], "target", ["quary"])
     Traceback (most recent call last):
-    goat_jax.errors.UserError: target 'quary' matches no linear layer (did you mean 'query'?); \
-they end in: key, query
+    goat_jax.errors.UserError: target 'quary' matches no linear layer (did you mean 'query'?): \
+their names end in key, query
     """
     if isinstance(targets, str):
         check_regex(kind, targets)
@@ -63,7 +63,7 @@ they end in: key, query
             if shown in suffixes:
                 hint = f" as a regular expression over full names (did you mean '[\"{shown}\"]'?)"
             known = ", ".join(suffixes)
-            raise UserError(f"{kind} {shown!r} matches no {what}{hint}; they end in: {known}")
+            raise UserError(f"{kind} {shown!r} matches no {what}{hint}: their names end in {known}")
 
 
 def check_regex(kind: str, pattern: str) -> None:

@@ -64,13 +64,13 @@ def choose(
     """
     if spec.combine.replaces:
         raise UserError(
-            f"{type(spec.combine).__name__} computes the whole layer itself: only goat_jax.Dense "
-            "takes it, choose a method that adds to the layer"
+            f"{type(spec.combine).__name__} computes the complete layer, which only goat_jax.Dense "
+            "supports: choose a method that adds to the layer"
         )
     if spec.whole_model:
         raise UserError(
-            "whole_model: in a model of your own you say what else is trained, choose "
-            "whole_model=false"
+            "whole_model is not available for your own model, where you choose what is trained: "
+            "set whole_model=false"
         )
     views = {name: view for name, view in found.items() if not isinstance(view, str)}
     left = {name: reason for name, reason in found.items() if isinstance(reason, str)}
@@ -90,7 +90,7 @@ def choose(
             chosen[name] = view
     if not chosen:
         reasons = "; ".join(sorted({f"{name}: {reason}" for name, reason in left.items()}))
-        raise UserError(f"no module could be adapted: {reasons or 'none has a kernel'}")
+        raise UserError(f"no module could be adapted: {reasons or 'no module has a kernel'}")
     return chosen, left
 
 

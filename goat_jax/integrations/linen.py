@@ -220,14 +220,16 @@ def _dense(module: nn.Dense, shape: tuple[int, ...], x: object) -> View:
 
 def _general(module: nn.DenseGeneral, shape: tuple[int, ...], x: object) -> View:
     if module.batch_dims:
-        raise UserError(f"a kernel of its own along batch_dims {module.batch_dims}")
+        raise UserError(f"a separate kernel along batch_dims {module.batch_dims}")
     axes = (module.axis,) if isinstance(module.axis, int) else tuple(module.axis)
     return Axes(shape[: len(axes)], shape[len(axes) :], axes)
 
 
 def _einsum(module: nn.Einsum, shape: tuple[int, ...], x: object) -> View:
     if module.einsum_str is None:
-        raise UserError("its einsum is told at the call, not before")
+        raise UserError(
+            "its einsum equation is given at call time, so its kernel axes are unknown before"
+        )
     return read_einsum(module.einsum_str, shape)
 
 

@@ -142,15 +142,15 @@ def read_einsum(text: str, kernel_shape: tuple[int, ...]) -> Einsum:
     terms, _, y = text.replace(" ", "").partition("->")
     x, _, k = terms.partition(",")
     if not y or not k or "," in k or "..." in k or len(k) != len(kernel_shape):
-        raise UserError(f"einsum {text!r} does not say input,kernel->output in letters")
+        raise UserError(f"einsum {text!r} is not of the form input,kernel->output in letters")
     for letter in k:
         if letter in x and letter in y:
             raise UserError(
-                f"einsum {text!r} has a kernel of its own for every {letter}: no single matrix"
+                f"einsum {text!r} has a separate kernel for every {letter}: no single matrix"
             )
         if letter not in x and letter not in y:
-            raise UserError(f"einsum {text!r} adds up the kernel's axis {letter} by itself")
+            raise UserError(f"einsum {text!r} sums the kernel's axis {letter} alone")
     gone = [letter for letter in x.replace("...", "") if letter not in k + y]
     if gone:
-        raise UserError(f"einsum {text!r} adds up the input's axis {gone[0]} by itself")
+        raise UserError(f"einsum {text!r} sums the input's axis {gone[0]} alone")
     return Einsum(x, k, y, tuple(kernel_shape))

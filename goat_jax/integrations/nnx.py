@@ -192,13 +192,15 @@ def _linear(module: nnx.Linear) -> View:
 
 def _general(module: nnx.LinearGeneral) -> View:
     if module.batch_axis:
-        raise UserError(f"a kernel of its own along batch_axis {dict(module.batch_axis)}")
+        raise UserError(f"a separate kernel along batch_axis {dict(module.batch_axis)}")
     return Axes(tuple(module.in_features), tuple(module.out_features), tuple(module.axis))
 
 
 def _einsum(module: nnx.Einsum) -> View:
     if module.einsum_str is None:
-        raise UserError("its einsum is told at the call, not before")
+        raise UserError(
+            "its einsum equation is given at call time, so its kernel axes are unknown before"
+        )
     return read_einsum(module.einsum_str, tuple(module.kernel_shape))
 
 

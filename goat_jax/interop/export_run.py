@@ -88,11 +88,14 @@ def export_run(
     config = load_run(Path(folder))[0]
     bits = config.model.quantize
     if bits != "none":
-        raise UserError(f"{folder} learnt on a base in {bits}: only runs on a whole one go out")
+        raise UserError(
+            f"{folder} was trained on a base model in {bits}: only runs on an unquantized one can "
+            "be exported"
+        )
     router = _unmergeable(config.adapter)
     if to in INSTEAD_OF_ROUTERS and task is None and router is not None:
         raise UserError(
-            f"{folder} cannot be exported to {to}: {type(router).__name__} weighs the experts "
+            f"{folder} cannot be exported to {to}: {type(router).__name__} weights the experts "
             f"{router.varies}, so no single kernel equals this adapter; {INSTEAD_OF_ROUTERS[to]}"
         )
     with folders.whole_folder(Path(out)) as aside:
@@ -263,7 +266,7 @@ def _unmergeable(adapter: AdapterConfig) -> Router | None:
 
 def _to_lora(run: Trained, folder: Path, name: str, rows: int, **_: Any) -> tuple[Facts, Extra]:
     if all(each.spec.router.mergeable for each in run.now.values()):
-        raise UserError("it has no router to approximate; --to peft is exact")
+        raise UserError("it has no router to approximate, and --to peft is exact")
     gates = run.mean_gates(rows)
     # Written first, because folding removes the adapters from the model.
     _write_lora(run, folder, run.low_rank(gates))

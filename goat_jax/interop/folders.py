@@ -50,7 +50,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
     """
     out = Path(out)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise UserError(f"{out} is there already: choose another folder, or remove it first")
+        raise UserError(f"{out} exists already: choose another folder, or remove it first")
     aside = out.absolute().parent / f".{out.name}.writing-{os.getpid()}"
     try:
         aside.mkdir(parents=True)

@@ -41,8 +41,8 @@ def _text_tower(model: Model, path: Path, task: Task) -> tuple[nnx.Module, ...]:
     kernel = np.asarray(classes.kernel[...])
     if classes.adapter is not None or not np.allclose(kernel, made, rtol=0, atol=SAME):
         raise UserError(
-            "its class matrix was trained, and transformers' CLIPModel has none: it makes its own "
-            "of the class names; train without classifier in adapter.modules_to_save, or with "
+            "its class matrix was trained, and transformers' CLIPModel has none: it computes one "
+            "from the class names; train without classifier in adapter.modules_to_save, or with "
             "head=linear"
         )
     return (load_model(path, key=jax.random.key(0), architecture=TEXT).model,)

@@ -72,7 +72,7 @@ def check_weights(adapter: Imported, sha256: str, meant: bool = False) -> None:
         raise UserError(
             f"{adapter.source} is an adapter{_of(adapter)}, whose weights are "
             f"{str(adapter.base_sha256)[:12]}; the model's are {sha256[:12]}: give the model it "
-            "was trained on, or --other-base if this is meant"
+            "was trained on, or --other-base if this is intended"
         )
 
 
@@ -91,7 +91,7 @@ def base_note(adapter: Imported, path: str) -> str | None:
         return None
     return (
         f"warning: {adapter.source} was trained on {adapter.base}{revision}, the model here is "
-        f"{path}: results differ if the weights do (--other-base if this is meant)"
+        f"{path}: results differ if the weights do (--other-base if this is intended)"
     )
 
 
@@ -187,7 +187,7 @@ def _factor(adapter: Imported, module: str, key: str, shape: tuple[int, ...]) ->
 def _head(adapter: Imported, name: str, shape: tuple[int, ...]) -> np.ndarray:
     found = adapter.head.get(name)
     if found is None:
-        raise UserError(f"{adapter.source} has no {name}: the head is not whole")
+        raise UserError(f"{adapter.source} has no {name}: the head is incomplete")
     if found.shape != shape:
         raise UserError(f"{adapter.source}: {name} is {found.shape}, the model's is {shape}")
     return found.astype(np.float32)

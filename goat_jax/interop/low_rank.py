@@ -55,7 +55,7 @@ def low_rank(
     spec = now.spec
     if gates is None and not spec.router.mergeable:
         raise UserError(
-            f"{type(spec.router).__name__} weighs the experts {spec.router.varies}, so no LoRA "
+            f"{type(spec.router).__name__} weights the experts {spec.router.varies}, so no LoRA "
             "equals this adapter"
         )
     scale = now.scale if gates is None else now.scale * gates.astype(np.float32)

@@ -158,7 +158,7 @@ def as_stored(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         cast = tensor.astype(DTYPES[dtype])
     if not np.isfinite(cast).all():
-        raise UserError(f"{name} has numbers beyond the range of {dtype}: give --dtype float32")
+        raise UserError(f"{name} has values beyond the range of {dtype}: give --dtype float32")
     return cast
 
 
@@ -194,8 +194,8 @@ def changed_keys(
             continue
         if field.name not in architecture.keys:
             raise UserError(
-                f"{field.name} is not as in the pretrained config.json, and no key there says it: "
-                "drop it from model.options"
+                f"{field.name} differs from the pretrained config.json, which has no key for it: "
+                "remove it from model.options"
             )
         changed[architecture.keys[field.name]] = value
     return changed

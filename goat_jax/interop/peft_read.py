@@ -109,12 +109,12 @@ def _by_module(
                 raise UserError(f"{folder} has {name!r}, which no adapter here has a place for")
             head[name] = tensors[name]
     if not listed:
-        raise UserError(f"{folder} has no factors of its type: it is not whole")
+        raise UserError(f"{folder} has no factors of its type: it is incomplete")
     modules = {}
     for module, own in listed.items():
         for key in sorted({"a", "b", "core"} & set(names.values())):
             if key not in own:
-                raise UserError(f"{folder} has no factor {key} of {module}: it is not whole")
+                raise UserError(f"{folder} has no factor {key} of {module}: it is incomplete")
         matrices = {key: np.stack([t.T for t in each]) for key, each in own.items()}
         if "magnitude" in matrices:
             matrices["magnitude"] = matrices["magnitude"].reshape(-1)
@@ -138,7 +138,7 @@ def _read_lora(
         )
     _refuse_unread(folder, config)
     if config.get("use_dora") and STARTS[start] is not _PLAIN:
-        raise UserError(f"{folder} joins use_dora and {start}, which no adapter here does")
+        raise UserError(f"{folder} combines use_dora and {start}, which no adapter here supports")
     rank = _number(folder, config, "r", at_least=1, whole=True)
     options: Options = {**STARTS[start], "total_rank": rank, **_alpha_and_dropout(folder, config)}
     if config.get("use_dora"):
@@ -164,7 +164,7 @@ def _refuse_unread(folder: Path, config: Mapping[str, Any]) -> None:
     if config.get("bias", "none") != "none":
         unread.append("bias")
     if unread:
-        raise UserError(f"{folder} uses {', '.join(unread)}, which no adapter here has")
+        raise UserError(f"{folder} uses {', '.join(unread)}, which no adapter here supports")
 
 
 def _number(folder: Path, config: Mapping[str, Any], name: str, **limits: Any) -> Any:
@@ -241,7 +241,7 @@ def _read_adalora(
         if len(places) != left or left > rank or (left and places[-1] >= rank):
             raise UserError(
                 f"{folder}: {name} has {left} ranks, rank_pattern keeps {len(places)} of {rank}: "
-                "it is not whole"
+                "it is incomplete"
             )
         for key, axis in (("a", -1), ("b", -2), ("core", -1)):
             array = np.moveaxis(arrays[key], axis, -1)

@@ -95,12 +95,12 @@ def network_config(modules: Mapping[str, Adapted]) -> dict[str, Any]:
         same = combine == first.spec.combine and module.spec.rank == first.spec.rank
         if not same or module.scale[0] != first.scale[0]:
             raise UserError(
-                f"{name} has another network than the first module: PEFT has one for all"
+                f"{name} has a different network from the first module: PEFT has one for all"
             )
         if combine.over_inputs:
             raise UserError(
                 "over_inputs=true: PEFT's PEANuT acts on the output axis only, so it has no form "
-                "for this adapter; --to merged has"
+                "for this adapter: use --to merged"
             )
     network: Any = first.spec.combine
     return {

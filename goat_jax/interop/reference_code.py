@@ -114,8 +114,8 @@ def read_published(source: Path, config: Mapping[str, Any], base_sha256: str | N
     for name, shape in sizes.items():
         if (shape[0], shape[2]) != (experts, rank):
             raise UserError(
-                f"{source}: {name} has {shape[0]} experts of rank {shape[2]}, others {experts} of "
-                f"{rank}: the published code has one size for all"
+                f"{source}: {name} has {shape[0]} experts of rank {shape[2]}, others have "
+                f"{experts} of {rank}: the published code has one size for all"
             )
     settings = dict(present_options(config.get("settings", {})))
     options = {
@@ -140,6 +140,6 @@ def _stacked(
     numbers = list(range(len(own.get("a", ()))))
     whole = all(sorted(own.get(key, ())) == numbers for key in ("a", "b"))
     if not numbers or not whole or name not in routers or routers[name].shape[1] != len(numbers):
-        raise UserError(f"{source}: the experts of {name} are not all there, or not its router")
+        raise UserError(f"{source}: some experts of {name} or its router are missing")
     pairs = {key: np.stack([own[key][number] for number in numbers]) for key in ("a", "b")}
     return {**pairs, "router": routers[name]}

@@ -191,6 +191,6 @@ def _check_code(hf: Mapping[str, Any]) -> None:
     places = hf.get("auto_map")
     if isinstance(places, Mapping) and any(str(key).startswith("AutoModel") for key in places):
         raise UserError(
-            "config.json: auto_map names code of the checkpoint's own, which is never run: use a "
+            "config.json: auto_map names code in the checkpoint, which is never run: use a "
             "checkpoint that transformers loads without trust_remote_code"
         )

@@ -142,7 +142,7 @@ def model_config(source: str | Path) -> dict[str, Any]:
     11008
     >>> model_config("roberta-lage")
     Traceback (most recent call last):
-    goat_jax.errors.UserError: roberta-lage: no folder with a config.json, and no model whose \
+    goat_jax.errors.UserError: roberta-lage: neither a folder with a config.json nor a model whose \
 sizes are known (did you mean 'roberta-large'?): give a folder, or add its config.json
     """
     text = str(source)
@@ -156,7 +156,7 @@ sizes are known (did you mean 'roberta-large'?): give a folder, or add its confi
     short = text.rpartition("/")[2].lower().removesuffix("-hf")
     if short not in NAMED:
         raise UserError(
-            f"{text}: no folder with a config.json, and no model whose sizes are known"
+            f"{text}: neither a folder with a config.json nor a model whose sizes are known"
             f"{nearest(short, NAMED)}: give a folder, or add its config.json"
         )
     return dict(NAMED[short])

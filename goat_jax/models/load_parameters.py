@@ -269,8 +269,10 @@ def _check(
             if other and list(problems) == ["missing"]
             else "take both from one checkpoint"
         )
-        told = "; ".join(f"{kind}: {shortened(names)}" for kind, names in problems.items())
-        raise UserError(f"{weights.folder}: the weights do not fit config.json; {told}; {fix}")
+        differences = "; ".join(f"{kind}: {shortened(names)}" for kind, names in problems.items())
+        raise UserError(
+            f"{weights.folder}: the weights do not fit config.json; {differences}; {fix}"
+        )
 
 
 def _missing(

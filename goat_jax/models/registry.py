@@ -123,7 +123,7 @@ class Architecture:
         if overrides.get("dropout") and not self.drops:
             raise UserError(
                 f"model.dropout {overrides['dropout']!r}: a model of the kind {self.kind} has no "
-                "dropout of its own here: leave it 0"
+                "dropout of its own here: leave it at 0"
             )
         check_keys(self.family.config_keys, hf)
         return self.config(hf, **overrides)

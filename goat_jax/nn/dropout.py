@@ -29,12 +29,14 @@ class RateKeys(NamedTuple):
     default: float = 0.1
 
 
-def rates_of(places: Mapping[str, RateKeys], asked: float | str, hf: Mapping[str, Any]) -> Rates:
+def rates_of(
+    places: Mapping[str, RateKeys], requested: float | str, hf: Mapping[str, Any]
+) -> Rates:
     """Returns the dropout rate of every place where a model family applies dropout.
 
     Args:
         places: place -> the config.json keys of its rate.
-        asked: one rate for all places, or `CHECKPOINT`.
+        requested: one rate for all places, or `CHECKPOINT`.
         hf: config.json as a dict.
 
     Raises:
@@ -49,7 +51,7 @@ def rates_of(places: Mapping[str, RateKeys], asked: float | str, hf: Mapping[str
     rates = []
     for place, (keys, default) in places.items():
         stored = (hf[key] for key in keys if hf.get(key) is not None)
-        rates.append((place, next(stored, default) if asked == CHECKPOINT else asked))
+        rates.append((place, next(stored, default) if requested == CHECKPOINT else requested))
     for _, rate in rates:
         check_rate(rate)
     return tuple((place, rate) for place, rate in rates if rate)

@@ -71,7 +71,7 @@ class RankBudget:
         if target >= triplets:
             raise UserError(
                 f"{triplets} triplets in {layers} layers leave nothing to prune to target_rank "
-                f"{self.target_rank}: start with more"
+                f"{self.target_rank}: raise total_rank"
             )
         steps, end = np.arange(self.total_steps), self.total_steps - self.cooldown
         left = 1 - (steps - self.warmup) / (end - self.warmup)
@@ -208,7 +208,7 @@ def with_rank_budget(
     def init(params: PyTree) -> RankBudgetState:
         found = adapters_with_core(params)
         if not found:
-            raise UserError("a rank budget prunes adapters with a core, of which there is none")
+            raise UserError("a rank budget prunes adapters with a core, and this model has none")
         return RankBudgetState(jnp.zeros((), jnp.int32), init_scores(found), optimizer.init(params))
 
     def update(

@@ -61,8 +61,8 @@ def make_schedule(name: str, peak: float, warmup_steps: int, total_steps: int) -
     """
     if name not in SCHEDULES:
         raise UserError(
-            f"schedule {name!r} is not known{nearest(name, SCHEDULES)}; "
-            f"there are: {', '.join(SCHEDULES)}"
+            f"schedule {name!r} is not known{nearest(name, SCHEDULES)}: "
+            f"give one of {', '.join(SCHEDULES)}"
         )
     if warmup_steps < 0:
         raise UserError(f"warm-up steps {warmup_steps} must be at least 0")

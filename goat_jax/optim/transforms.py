@@ -168,7 +168,8 @@ class LoraPro:
         """Refuses adapters that are not a sum of ``s a b``, as LoRA-Pro's formulas require."""
         if not spec.is_plain_sum:
             raise UserError(
-                "LoRA-Pro projects the gradient of a product s a b: this method's adapter is none"
+                "LoRA-Pro projects the gradient of a product s a b, which this method's adapter "
+                "is not"
             )
 
     def __call__(
@@ -238,11 +239,14 @@ class PrunedRanks:
                 f"PrunedRanks prunes a core, which {type(spec.combine).__name__} does not have"
             )
         if spec.num_experts > 1 or not spec.router.mergeable:
-            raise UserError("PrunedRanks prunes one pair of factors: num_experts=1, router=none")
+            raise UserError(
+                "PrunedRanks prunes one pair of factors: set num_experts=1 and router=none"
+            )
         if spec.total_rank <= self.target_rank:
             raise UserError(
                 f"total rank {spec.total_rank} leaves nothing to prune to target_rank "
-                f"{self.target_rank}: start with more, for example {3 * self.target_rank // 2 + 1}"
+                f"{self.target_rank}: raise total_rank, for example to "
+                f"{3 * self.target_rank // 2 + 1}"
             )
 
     def __call__(

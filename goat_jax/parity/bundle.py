@@ -94,7 +94,7 @@ class Record:
     def __post_init__(self) -> None:
         if not isinstance(self.values, Mapping):
             kind = type(self.values).__name__
-            raise UserError(f"{self.where} holds a {kind} where an object belongs")
+            raise UserError(f"{self.where} holds a {kind}, not an object")
 
     def get(self, key: str) -> Any:
         """Returns the value of a required key."""

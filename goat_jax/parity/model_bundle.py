@@ -106,7 +106,8 @@ def _optimizer(record: Record, steps: int) -> OptimizerConfig:
     name = word.group() if word else ""
     if name not in SCHEDULES:
         raise UserError(
-            f"{record.where}: schedule {schedule!r} begins with none of {', '.join(SCHEDULES)}"
+            f"{record.where}: schedule {schedule!r} does not begin with one of "
+            f"{', '.join(SCHEDULES)}"
         )
     warmup = record.integer("warmup", least=0)
     if warmup > steps:

@@ -155,7 +155,7 @@ def complete_batch(batch: Inputs, kind: ModelInputs, loss_fn: LossFn, where: str
         raise UserError(f"{where} lacks the arrays {kind.inputs[0]}_STEP")
     unknown = sorted(set(batch) - {*kind.inputs, "labels"})
     if unknown:
-        raise UserError(f"{where} has {unknown[0]!r}, which is no input of this model")
+        raise UserError(f"{where} has {unknown[0]!r}, which is not an input of this model")
     labels, dtype = batch["labels"], LABELS[loss_fn]
     if dtype == np.int32 and labels.dtype.kind not in "iu":
         raise UserError(f"{where}: labels are {labels.dtype}, but this model's are class numbers")

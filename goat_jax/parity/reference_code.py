@@ -90,7 +90,7 @@ def read_init_type(name: str, eta: float = 1.0) -> PublishedType:
     before, start, after = (part or "" for part in affixes.groups())
     if start not in STARTS:
         raise UserError(
-            f"init_type {name!r} is not known{nearest(name, STARTS)}; there are: "
+            f"init_type {name!r} is not known{nearest(name, STARTS)}: give one of "
             f"{', '.join(STARTS)}, each also with _scale or _rs"
         )
     if "scale" in after:

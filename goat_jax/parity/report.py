@@ -119,7 +119,7 @@ def run_parity(paths: Paths) -> list[Check]:
 
 def _refuse_if_empty(report: Report, paths: Paths) -> None:
     if not report.checks:
-        where = ", ".join(map(str, paths)) or "no folder given"
+        where = ", ".join(map(str, paths)) or "no folder is given"
         reasons = report.errors or [note.text for note in report.notes]
         raise UserError("; ".join(reasons) or f"nothing to compare: {where}")
 

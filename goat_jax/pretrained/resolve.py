@@ -30,15 +30,15 @@ def find_model(path: str) -> Path:
 
     >>> find_model("package:minilmm")
     Traceback (most recent call last):
-    goat_jax.errors.UserError: no packaged model 'minilmm' (did you mean 'minilm'?); there are: \
+    goat_jax.errors.UserError: no packaged model 'minilmm' (did you mean 'minilm'?): choose one of \
 minilm, smollm2, dinov2-small
     """
     if path.startswith(PACKAGE):
         name = path.removeprefix(PACKAGE)
         if name not in PACKAGED_MODELS:
             raise UserError(
-                f"no packaged model {name!r}{nearest(name, PACKAGED_MODELS)}; "
-                f"there are: {', '.join(PACKAGED_MODELS)}"
+                f"no packaged model {name!r}{nearest(name, PACKAGED_MODELS)}: "
+                f"choose one of {', '.join(PACKAGED_MODELS)}"
             )
         return PACKAGED_MODELS[name]()
     local = user_path(path)
@@ -64,7 +64,7 @@ def _from_hub(name: str) -> Path:
             return fetch(cache_dir=temporary_folder() / "hub")
     except Exception as error:  # HTTP, cache and name errors are of many types
         raise UserError(
-            f"{name} is no folder here, and the Hugging Face hub did not give it "
+            f"{name} is not a folder here, and the Hugging Face hub did not provide it "
             f"({first_line(error)}): check the path, the name or the network"
         ) from None
 

@@ -97,7 +97,7 @@ def check_finite(array: np.ndarray, name: str, file: Path) -> None:
     >>> check_finite(np.array([1.0, np.nan]), "lm_head.weight", Path("model.safetensors"))
     Traceback (most recent call last):
     goat_jax.errors.UserError: model.safetensors: lm_head.weight has 1 of 2 values that are not \
-finite (NaN): fetch it again, or take weights that are whole
+finite (NaN): fetch it again, or use other weights
     """
     finite = np.isfinite(array)
     if finite.all():
@@ -106,19 +106,19 @@ finite (NaN): fetch it again, or take weights that are whole
     kind = "NaN" if np.isnan(array).any() else "infinity"
     raise UserError(
         f"{file}: {name} has {count:,} of {array.size:,} values that are not finite ({kind}): "
-        "fetch it again, or take weights that are whole"
+        "fetch it again, or use other weights"
     )
 
 
 def _open(path: Path) -> Any:
     if not path.is_file():
-        raise UserError(f"{path} is missing, the index names it: fetch the whole checkpoint")
+        raise UserError(f"{path} is missing, but the index names it: fetch the complete checkpoint")
     try:
         return safe_open(path, framework="numpy")
     except SafetensorError as error:
         size = path.stat().st_size
         raise UserError(
-            f"{path} is damaged or cut short at {size} bytes ({error}): fetch it again"
+            f"{path} is damaged or truncated at {size} bytes ({error}): fetch it again"
         ) from None
 
 
@@ -149,7 +149,7 @@ def open_weights(folder: Path) -> WeightFiles:
             f"{folder} has only pickled weights ({pickled[0]}), which are never opened: "
             "save the model with safetensors"
         )
-    raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}: fetch the whole checkpoint")
+    raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}: fetch the complete checkpoint")
 
 
 def _read_index(path: Path) -> dict[str, StoredTensor]:

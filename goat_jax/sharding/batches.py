@@ -24,7 +24,7 @@ def own_rows(placement: ShardingRules, rows: int) -> slice:
     parts = sorted({part[0].indices(rows)[:2] for part in found if part is not None})
     if any(one[1] != other[0] for one, other in itertools.pairwise(parts)):
         raise UserError(
-            "the rows of this process's devices do not lie in one piece: let mesh axes data and "
+            "the rows of this process's devices are not contiguous: let mesh axes data and "
             "fsdp come first, in the order of the processes"
         )
     return slice(parts[0][0], parts[-1][1])
@@ -40,8 +40,8 @@ def share_of_rows(placement: ShardingRules, rows: int) -> tuple[int, int]:
     size = own.stop - own.start
     if rows % size or own.start % size:
         raise UserError(
-            f"the processes hold unequal shares of {rows} rows: give every process equally many "
-            "devices"
+            f"the processes hold unequal shares of {rows} rows: give every process the same "
+            "number of devices"
         )
     return own.start // size, rows // size
 

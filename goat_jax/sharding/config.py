@@ -31,8 +31,8 @@ class Rules:
 
     >>> Rules(embed=("tensor",))
     Traceback (most recent call last):
-    goat_jax.errors.UserError: mesh.rules cut both embed and inner along tensor, but they are axes \
-of one array: give one of them other axes
+    goat_jax.errors.UserError: mesh.rules partition both embed and inner along tensor, but they \
+are axes of one array: give one of them other axes
     """
 
     batch: tuple[str, ...] = ("data", "fsdp")
@@ -56,7 +56,8 @@ of one array: give one of them other axes
             shared = set(getattr(self, one)) & set(getattr(self, other))
             if shared:
                 raise UserError(
-                    f"mesh.rules cut both {one} and {other} along {', '.join(sorted(shared))}, but "
+                    f"mesh.rules partition both {one} and {other} along "
+                    f"{', '.join(sorted(shared))}, but "
                     "they are axes of one array: give one of them other axes"
                 )
 
@@ -91,9 +92,11 @@ class MeshConfig:
         given = self.given
         for name, size in zip(AXES, given, strict=True):
             if size < 1 and size != -1:
-                raise UserError(f"mesh.{name} is {size}: give 1 or more, or -1 for what is left")
+                raise UserError(
+                    f"mesh.{name} is {size}: give 1 or more, or -1 for the remaining devices"
+                )
         if given.count(-1) > 1:
-            raise UserError(f"mesh {_text(given)} leaves two sizes open: only one may be -1")
+            raise UserError(f"mesh {_text(given)} has two sizes of -1: only one may be -1")
 
     @property
     def given(self) -> tuple[int, int, int]:
@@ -115,8 +118,8 @@ class MeshConfig:
         data, fsdp, tensor = (devices // known if size == -1 else size for size in self.given)
         if data * fsdp * tensor != devices:
             raise UserError(
-                f"mesh {_text(self.given)} does not take exactly the {devices} devices there are: "
-                "choose sizes whose product they are, or -1 for one of them"
+                f"mesh {_text(self.given)} does not use exactly the {devices} available devices: "
+                "choose sizes whose product is {devices}, or -1 for one of them"
             )
         return data, fsdp, tensor
 

@@ -121,7 +121,8 @@ class ShardingRules:
 
     def _uneven(self, what: str, axis: str | None, own: tuple[str, ...], size: int) -> UserError:
         return UserError(
-            f"{what} has {size} rows along {axis}, which mesh axes {', '.join(own)} would cut into "
+            f"{what} has {size} rows along {axis}, which mesh axes {', '.join(own)} would "
+            "partition into "
             f"{self._parts(own)} unequal parts: choose mesh sizes that divide {size}, or no axes "
             f"for mesh.rules.{axis}"
         )
@@ -131,7 +132,8 @@ class ShardingRules:
         if rows % self.row_parts:
             raise UserError(
                 f"{name} {rows} is not divisible by the {self.row_parts} parts that mesh axes "
-                f"{', '.join(self.rules.batch)} cut it into: choose a multiple of {self.row_parts}"
+                f"{', '.join(self.rules.batch)} partition it into: choose a multiple of "
+                f"{self.row_parts}"
             )
 
     def _parts(self, axes: Sequence[str]) -> int:

@@ -51,6 +51,6 @@ def model_options(config: RunConfig) -> dict[str, Any]:
     settled = task_type_of(config.task).model_options(config.task)
     for name in config.model.options:
         if name in settled:
-            raise UserError(f"model.options has {name}: it follows from the task, drop it")
+            raise UserError(f"model.options has {name}, which follows from the task: remove it")
     dropout = {"dropout": config.model.dropout} if config.model.dropout else {}
     return settled | dropout | dict(config.model.options)

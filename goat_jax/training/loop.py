@@ -96,11 +96,11 @@ def from_notes(notes: Any, step: int, folder: str) -> tuple[Best, dict | None, d
         before, after = notes["before"], notes["after"]
         numbers = [best.step, best.score, best.worse, *(before or {}).values(), *after.values()]
         if not all(isinstance(each, int | float) for each in numbers):
-            raise TypeError("a value is no number")
+            raise TypeError("a value is not a number")
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"the notes of the checkpoint of step {step} in {folder} are not a run's ({error}): "
-            "move it away to go on from the checkpoint before"
+            f"the notes in the checkpoint of step {step} in {folder} are not valid ({error}): "
+            "move it away to continue from the checkpoint before"
         ) from error
     return best, before, after
 
@@ -219,7 +219,7 @@ class Loop:
             loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         if not (math.isfinite(loss) and math.isfinite(norm)):
             where = not_finite(metrics["squares_by_leaf"], self.built.names)
-            what = f"the loss is {loss} and not finite are the gradients of {where}"
+            what = f"the loss is {loss}, and the gradients of {where} are not finite"
             raise self.failure(step, what)
         self.meter.add(batch, flops)
         if step % self.config.train.log_every == 0 or step == self.config.train.steps:
@@ -273,7 +273,7 @@ class Loop:
         bad = [name for name, value in scores.items() if not math.isfinite(value)]
         # A finite loss does not imply finite weights: the loss is computed before the update.
         if bad and self.step > 0:
-            raise self.failure(self.step, f"of the held-out scores {', '.join(bad)} is not finite")
+            raise self.failure(self.step, f"held-out scores that are not finite: {', '.join(bad)}")
         if self.step > 0:
             self.best.add(self.step, goodness(self.best_by, scores[self.best_by]))
         self.bar.update(self.step, **{name: scores[name] for name in self.config.task.metrics})
@@ -308,7 +308,11 @@ class Loop:
         """
         self.checkpoints.wait()
         good = self.checkpoints.latest_step()
-        kept = "nothing was saved yet" if good is None else f"the checkpoint of step {good} is kept"
+        kept = (
+            "no checkpoint was saved yet"
+            if good is None
+            else f"the checkpoint of step {good} is kept"
+        )
         return RunFailed(
             f"step {step}: {what}; {kept} in {self.config.out}: "
             f"lower the learning rate ({self.config.optimizer.learning_rate:g}) or check the data"

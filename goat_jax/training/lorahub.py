@@ -62,7 +62,7 @@ def compose(
         RunFailed: no coefficients give a finite loss.
     """
     if len(runs) < 2:
-        raise UserError(f"{len(runs)} runs: LoRAHub combines two or more")
+        raise UserError(f"{len(runs)} runs are given: LoRAHub combines two or more")
     config.adapter.spec()  # an unknown method fails before any run is restored
     opened = [restore_run(folder, None) for folder in runs]
     _check_one_base(runs, opened)
@@ -81,7 +81,9 @@ def compose(
     key = jax.random.key(config.train.seed)
     best, loss = search(loss_fn, len(runs), key, budget=budget)
     if not math.isfinite(loss):
-        raise RunFailed("no coefficients give a finite loss on these rows: look at the runs' own")
+        raise RunFailed(
+            "no coefficients give a finite loss on these rows: check the losses of the runs"
+        )
     found = _combined(trees, jnp.asarray(best, jnp.float32))
     held_out = evaluation_batches(config, load_rows(config, "evaluation")[0])
     scores = [
@@ -113,8 +115,8 @@ def _check_one_base(runs: Sequence[Path], opened: Sequence[Reopened]) -> None:
         same = run.built.base_fingerprint == first.base_fingerprint
         if not same or run.built.residual_norms != first.residual_norms:
             raise UserError(
-                f"{folder} and {runs[0]} have other frozen kernels: LoRAHub combines runs of one "
-                "method without a residual (lora, rslora) on one model"
+                f"{folder} and {runs[0]} have different frozen kernels: LoRAHub combines runs of "
+                "one method without a residual (lora, rslora) on one model"
             )
 
 

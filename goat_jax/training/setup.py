@@ -269,8 +269,8 @@ def _gradients(
         return None
     if jax.process_count() > 1:
         raise UserError(
-            f"{config.adapter.method} starts from the gradient of batches that one process reads: "
-            "run it in one"
+            f"{config.adapter.method} starts from a gradient that only a single process can "
+            "compute: start one process"
         )
     set_remat(loaded.model, config)
     rows = (data or load_data(config)).rows

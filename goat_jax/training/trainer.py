@@ -94,7 +94,7 @@ def begin(
     folder = Path(config.out)
     with contextlib.ExitStack() as held:
         if held.enter_context(acquired(folder, config)):
-            raise UserError(f"{folder} holds this run already: give another --out")
+            raise UserError(f"{folder} already holds this run: give another --out")
         data = load_data(config)
         built = build(config, data)
         state = start(built)

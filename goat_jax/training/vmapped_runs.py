@@ -121,7 +121,9 @@ def check_runs(configs: Sequence[RunConfig]) -> None:
     """
     for config in configs:
         if sharding_rules_of(config) is not None:
-            raise UserError("runs are trained together on one device: leave mesh as it is")
+            raise UserError(
+                "several runs are trained on one device only: leave mesh at its default"
+            )
     data: list[Any] = []
     # The first group is left out, since training it starts right away with the same checks.
     for config in (alike[0] for alike in _groups(configs)[1:]):

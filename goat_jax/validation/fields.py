@@ -160,7 +160,7 @@ def made(name: str, kind: type, values: Mapping[str, Any]) -> Any:
     for field in known.values():
         required = field.default is field.default_factory is dataclasses.MISSING
         if required and field.name not in values:
-            raise UserError(f"{name} has no {field.name}, which it needs")
+            raise UserError(f"{name} has no {field.name}, which is required")
     return kind(**values)
 
 
@@ -251,7 +251,7 @@ def _checked_number(name: str, value: Any, kind: type, limits: tuple[Any, ...]) 
         return value if type(value) is int else int(value)
     if value and not FLOAT32_TINY <= abs(value) <= FLOAT32_MAX:
         raise UserError(
-            f"{name} {value!r} is not valid: float32 holds 0 and sizes from 1.2e-38 to 3.4e38"
+            f"{name} {value!r} is not valid: float32 holds 0 and magnitudes from 1.2e-38 to 3.4e38"
         )
     return value if type(value) is float else float(value)
 

@@ -182,7 +182,7 @@ def test_bfloat16_models_keep_their_dtype_and_float32_factors(layer):
 def test_merge_is_apply_or_is_refused_with_a_reason(layer):
     arguments = (layer.start.kernel, layer.moved(), layer.start.scale, layer.spec)
     if not layer.spec.router.mergeable:
-        with pytest.raises(UserError, match=r"weighs the experts .*, so no single kernel equals"):
+        with pytest.raises(UserError, match=r"weights the experts .*, so no single kernel equals"):
             merge_adapter(*arguments)
         return
     merged = merge_adapter(*arguments)

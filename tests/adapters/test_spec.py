@@ -175,7 +175,7 @@ def test_an_unknown_option_lists_the_sizes_as_well():
         ({"top_k": 9}, "top_k 9 is not in 1..8, the number of experts"),
         ({"top_k": 0}, "top_k 0 is not in 1..8"),
         ({"num_experts": 0}, "experts 0 must be at least 1"),
-        ({"total_rank": 0}, "total rank 0 and experts 8 must be at least 1"),
+        ({"total_rank": 0}, "total_rank 0 and num_experts 8 must be at least 1"),
         ({"dropout": 1.0}, "dropout 1.0 is not valid: give a number of at least 0 and below 1"),
         ({"dropout": -0.1}, "dropout -0.1 is not valid"),
         ({"dropout": float("nan")}, "dropout nan is not valid"),
@@ -214,7 +214,7 @@ def test_scale_rules_know_their_options():
 
 def test_spectrum_scale_without_segments_is_refused():
     spec = method_spec("molora", scale="by_spectrum")
-    with pytest.raises(UserError, match="by_spectrum needs experts that start from SVD segments"):
+    with pytest.raises(UserError, match="by_spectrum needs experts initialized from SVD segments"):
         spec.scale(8, None, spec)
 
 
@@ -236,28 +236,32 @@ def test_expected_weight_of_an_expert():
         (
             "adalora",
             {"kernel_edit": "subtract_mean"},
-            "does not start with: choose kernel_edit Keep",
+            "does not add it back: choose kernel_edit Keep",
         ),
         (
             "kasa",
             {"initializer": "svd_segments"},
-            "DiagonalCore does not add as it is: choose ZeroDelta",
+            "DiagonalCore does not add unchanged: choose initializer ZeroDelta",
         ),
         ("dora", {"router": "top_k"}, "normalises one kernel, and TopK weighs experts by token"),
         ("neat", {"initializer": "zero_delta"}, "KernelNetwork works on network"),
         ("neat", {"num_experts": 2}, "KernelNetwork is one network: choose num_experts=1"),
-        ("neat", {"dropout": 0.1}, "there is nothing to drop: dropout=0, not 0.1"),
+        ("neat", {"dropout": 0.1}, "takes no dropout: set dropout=0, not 0.1"),
         ("neat", {"activation": "rel"}, "activation 'rel' is not known (did you mean 'relu'?)"),
         ("neat", {"depth": -1}, "depth -1 is not valid: give a whole number of at least 0"),
         ("lora", {"kernel_edit": TakeOutKernel()}, "leaves no kernel for SumOfExperts"),
-        ("lora", {"initializer": BothRandom()}, "has no zero factor, and SumOfExperts adds a b"),
+        (
+            "lora",
+            {"initializer": BothRandom()},
+            "has no factor that is zero, and SumOfExperts adds a b",
+        ),
         ("lora_ga", {"directions": "ArB2r"}, "directions 'ArB2r' is not known"),
         ("lora_ga", {"num_experts": 2}, "makes one pair of factors, not 2"),
         ("lora_dash", {"num_directions": 0}, "num_directions 0 is not valid"),
         ("lora_dash", {"router": "top_k"}, "has one pair of factors: num_experts=1, router=none"),
         ("loramoe", {"delta": 1.0}, "delta 1.0 is not valid"),
         ("loramoe", {"num_experts": 4, "total_rank": 9}, "total rank 9 is not divisible by 4"),
-        ("loramoe", {"delta": 0.1, "num_experts": 1}, "1 experts have no halves"),
+        ("loramoe", {"delta": 0.1, "num_experts": 1}, "num_experts 1 cannot be halved"),
         ("adamole", {"tau_max": 0.5}, "tau_max 0.5 is not in (0, 1/4]"),
         ("molora", {"aux_loss": "threshold_balance"}, "needs a router with a threshold, TopK has"),
         ("goat", {"router": "top_k_shared", "top_k": 8}, "leaves no shared one: choose a top_k of"),
@@ -266,7 +270,7 @@ def test_expected_weight_of_an_expert():
             {"router": "top_p", "p": 0.0},
             "p 0.0 is not valid",
         ),
-        ("full", {"num_experts": 2, "total_rank": 2}, "2 whole kernels without a router add up"),
+        ("full", {"num_experts": 2, "total_rank": 2}, "2 complete kernels without a router add up"),
         ("full", {"dropout": 0.1}, "WholeKernels computes the layer itself"),
         ("hydralora", {"initializer": "svd_segments"}, "SharedProjection works on shared"),
     ],

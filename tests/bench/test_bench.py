@@ -116,7 +116,7 @@ def test_steps_from_the_command_line(tiny, capsys):
     [
         (["bench", "layer", "--size", "1,2"], "'1,2' is not TOKENS,IN,OUT"),
         (["bench", "step"], "bench step needs --config FILE"),
-        (["bench", "layer", "--train.steps", "3"], "belong to bench step"),
+        (["bench", "layer", "--train.steps", "3"], "only bench step takes fields of a config"),
     ],
 )
 def test_what_does_not_fit_is_said(words, message, capsys):

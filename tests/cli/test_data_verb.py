@@ -48,7 +48,7 @@ def served(tmp_path, monkeypatch):
 
 def test_a_set_is_fetched_and_made(served, tmp_path, capsys):
     out = tmp_path / "sets"
-    for said in ("made", "was there already"):
+    for said in ("prepared", "already prepared"):
         assert main(["data", "prepare", "dtd", "--out", str(out), "--quiet"]) == 0
         printed = capsys.readouterr()
         assert f"dtd: {said} in {out}/dtd/" in printed.out

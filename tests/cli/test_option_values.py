@@ -322,7 +322,7 @@ def test_any_words_of_a_command_line_end_well(config_file, name, words):
         (["--model.options", "pooling=mean"], None),
         (["--adapter.method", "lora_dash", "--adapter.change-step", "20"], None),
         (["--adapter.change-step", "20"], "no option 'change_step'"),
-        (["5"], "'5' is no field: give fields as --NAME VALUE"),
+        (["5"], "'5' is not a field: give fields as --NAME VALUE"),
         (["--train.steps"], "train.steps takes one value, not 0"),
         (["--train.steps", "5", "6"], "train.steps takes one value, not 2"),
         (["--train", "5"], "train is a group of fields"),
@@ -361,7 +361,7 @@ def test_options_of_a_config_file(config_file, options, message):
         ("def get_config(:", "SyntaxError"),
         ("import nosuch", "ModuleNotFoundError"),
         ("def get_config():\n    return 1 // 0", "line 2: ZeroDivisionError"),
-        ("def get_config():\n    return {}", "returns no RunConfig"),
+        ("def get_config():\n    return {}", "returns a dict, not a RunConfig"),
         ("x = 1", "no function get_config"),
     ],
 )

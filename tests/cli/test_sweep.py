@@ -92,7 +92,7 @@ def test_a_point_with_some_diverged_runs_is_below_all_others(trained, source, tm
     command = ["sweep", "--config", source, "--over", "adapter.rho=1,5"]
     assert main([*command, "--seeds", "0", "13", "--out", str(tmp_path / "o")]) == 0
     said = capsys.readouterr().out
-    assert "best:" not in said and "at every point some runs diverged" in said
+    assert "best:" not in said and "some runs diverged at every point" in said
     assert said.count("(1 of 2 diverged)") == 3 * 2  # accuracy, f1 and loss of two points
 
 
@@ -158,7 +158,7 @@ def test_every_point_is_checked_before_any_is_trained(trained, source, tmp_path)
 
 
 def test_a_trace_of_no_step_is_refused():
-    with pytest.raises(UserError, match="'100:200' would trace nothing: the run has 12 steps"):
+    with pytest.raises(UserError, match="'100:200' traces no step: the run has 12 steps"):
         config_at(BASE, (("train.steps", 12), ("logging.profile", "100:200")))
     assert config_at(BASE, (("train.steps", 12), ("logging.profile", "12:200"))).train.steps == 12
 
@@ -195,20 +195,20 @@ def test_a_value_that_does_not_fit_is_refused(point, message):
     ("text", "message"),
     [
         ("adapter.rho", "not of the form FIELD=V"),
-        ("adapter.rho=1,1", "a value is there twice"),
-        ("adapter.rho=1,1.0", "a value is there twice"),
+        ("adapter.rho=1,1", "a value is given twice"),
+        ("adapter.rho=1,1.0", "a value is given twice"),
         ("adapter.rho=1,,5", "a value is empty"),
         ("adapter.rho=1, ", "a value is empty"),
         ("adapter.rho=NaN", "nan is not valid"),
         ("adapter.rho=1,1e999", "inf is not valid"),
-        ("adapter.rho=[1]", "is no single value"),
+        ("adapter.rho=[1]", "is not a single value"),
         ("adapter.rho=1..1e999", "inf is not valid"),
-        ("adapter.rho=1..5:lag", "'lag' may only be log"),
+        ("adapter.rho=1..5:lag", "'lag' is not valid: give log"),
         (f"adapter.rho=1..{10**30}", "is not valid: give a number"),
-        ("train.seed=1,2", "no field to sweep over: --seeds gives it"),
-        ("adapter.rho=5..1", "a range has two numbers, the smaller first"),
-        ("adapter.rho=0..1:log", "above 0 if :log"),
-        ("adapter.rho=a..b", "a range has two numbers"),
+        ("train.seed=1,2", "cannot be swept with --over: use --seeds"),
+        ("adapter.rho=5..1", "a range takes two numbers, the smaller first"),
+        ("adapter.rho=0..1:log", "above 0 with :log"),
+        ("adapter.rho=a..b", "a range takes two numbers"),
     ],
 )
 def test_an_axis_that_makes_no_sense_is_refused(text, message):
@@ -222,7 +222,7 @@ def test_an_axis_that_makes_no_sense_is_refused(text, message):
         (["--random", "0"], "--random 0 is not valid: give a whole number of at least 1"),
         (["--random", "-3"], "--random -3 is not valid"),
         (["--random", "2", "--draw", "-1"], "--draw -1 is not valid"),
-        (["--seeds", "0", "0"], "--seeds 0 0: 0 is there twice"),
+        (["--seeds", "0", "0"], "--seeds 0 0: 0 is given twice"),
         (["--seeds", "-1"], "--seeds -1 is not valid"),
         (["--runs-per-step", "0"], "--runs-per-step 0 is not valid"),
         (["adapter.rho=2"], "--over has adapter.rho twice"),
@@ -242,7 +242,7 @@ def test_whole_numbers_are_drawn_by_their_logarithm_too():
 
 
 def test_a_grid_cannot_fill_a_range():
-    with pytest.raises(UserError, match="give values, or --random N"):
+    with pytest.raises(UserError, match="list values, or add --random N"):
         grid([read_axis("adapter.rho=1..5")])
 
 

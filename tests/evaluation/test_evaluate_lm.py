@@ -302,7 +302,7 @@ def test_texts_beyond_the_context_lose_their_beginning(model):
     found = scorer([("z" * 600, "ab"), ("z" * 510, "ab")], batch_size=2)
     assert found.cut == 1
     np.testing.assert_allclose(found.sums[0], found.sums[1], rtol=1e-6)
-    with pytest.raises(UserError, match="behind one of a prompt"):
+    with pytest.raises(UserError, match="after a token of the prompt"):
         scorer([("z", "a" * 512)])
 
 
@@ -341,7 +341,7 @@ def test_answers_need_few_compiles(model):
 def test_programs_are_not_run_unless_that_is_allowed(model, data, tmp_path, capsys):
     task = f"humaneval:questions={data / 'code'}"
     assert main(["evaluate", str(model), "--task", task, "--out", str(tmp_path / "x")]) == 2
-    assert "allow it with --run-programs" in capsys.readouterr().err
+    assert "allow this with --run-programs" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 
@@ -378,7 +378,7 @@ def test_pass_at_k_of_several_samples(model, data, tmp_path, capsys, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "is a model without a task: name one with --task"),
+        ([], "is a model, which has no task of its own: give one with --task"),
         (["--task", "boolqq"], "did you mean 'boolq'"),
         (
             ["--task", "gsm8k", "--scoring", "judge"],
@@ -389,7 +389,7 @@ def test_pass_at_k_of_several_samples(model, data, tmp_path, capsys, monkeypatch
         (["--task", "gsm8k", "--step", "3"], "is a model, not a run"),
         (["--task", "gsm8k", "--k", "5"], "pass@5 needs 5 samples or more"),
         (["--task", "gsm8k", "--judge-model", "x"], "--judge-model is for a judge"),
-        (["--task", "gsm8k", "--judge", "x"], "is no address"),
+        (["--task", "gsm8k", "--judge", "x"], "is not an address"),
         (["--task", "gsm8k", "--judge", "http://x"], "give --judge-model"),
         (
             ["--task", "gsm8k", "--judge", "http://x", "--judge-timeout", "nan"],

@@ -124,7 +124,7 @@ def test_counts():
         ),
         (
             {"target_modules": ["query", "gate"]},
-            "target 'gate' matches no linear layer; they end in: ",
+            "target 'gate' matches no linear layer: their names end in ",
         ),
         ({"target_modules": r".*\.gate"}, "target '.*\\\\.gate' matches no linear layer"),
         (
@@ -151,7 +151,7 @@ def test_counts():
         ({"overrides": [Override(["up"], {"ranc": 3})]}, "no option 'ranc'"),
         (
             {"overrides": [Override(["up"], {"aux_weight": 0.5})]},
-            "an override of ['up'] changes aux_weight, which is one for the whole run",
+            "an override of ['up'] changes aux_weight, which applies to the whole run",
         ),
     ],
 )

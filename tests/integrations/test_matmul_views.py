@@ -40,8 +40,8 @@ def test_axes_in_the_middle():
     ("text", "shape", "message"),
     [
         ("BTNH,NHD->BTND", (2, 5, 4), "a kernel of its own for every N"),
-        ("BTD,DHK->BTH", (4, 5, 2), "adds up the kernel's axis K"),
-        ("BTD,DH->BH", (4, 5), "adds up the input's axis T"),
+        ("BTD,DHK->BTH", (4, 5, 2), "sums the kernel's axis K"),
+        ("BTD,DH->BH", (4, 5), "sums the input's axis T"),
         ("BTD,DH", (4, 5), "does not say"),
         ("BTD,DH->BTH", (4, 5, 6), "does not say"),
     ],

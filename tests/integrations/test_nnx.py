@@ -189,7 +189,7 @@ def test_bad_targets():
         adapt_nnx(model, GOAT, ["mix"], key=KEY)
     with pytest.raises(UserError, match="'upp' matches no module with a kernel"):
         adapt_nnx(model, GOAT, ["upp"], key=KEY)
-    with pytest.raises(UserError, match="computes the whole layer itself"):
+    with pytest.raises(UserError, match="computes the complete layer"):
         adapt_nnx(model, method_spec("full"), key=KEY)
     with pytest.raises(UserError, match="whole_model=false"):
         adapt_nnx(model, method_spec("lora", whole_model=True), key=KEY)

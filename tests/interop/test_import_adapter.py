@@ -142,7 +142,7 @@ def test_which_bases_are_another(base, revision, path, warned):
     assert (base_note(adapter, path) is not None) == warned
     known = dataclasses.replace(adapter, base_sha256="0" * 64)
     assert base_note(known, path) is None
-    with pytest.raises(UserError, match="--other-base if this is meant"):
+    with pytest.raises(UserError, match="--other-base if this is intended"):
         check_weights(known, "1" * 64)
     check_weights(known, "1" * 64, meant=True)
 

@@ -52,5 +52,5 @@ def test_factors_have_the_merged_kernel(name):
 
 
 def test_whole_kernels_have_no_low_rank():
-    with pytest.raises(UserError, match="no low rank"):
+    with pytest.raises(UserError, match="not of low rank"):
         low_rank(*modules("full"))

@@ -106,7 +106,7 @@ def test_zero_shot_logits_are_torchs(clip, expected, jit, by_torch_name):
     ("names", "template", "message"),
     [
         ([], "a {}", "class_names is empty: give the name of every class"),
-        (["cat"], "a cat", "template 'a cat' has no {}: say where the class name goes"),
+        (["cat"], "a cat", "template 'a cat' has no {}: put it where the class name goes"),
     ],
 )
 def test_bad_classes_are_named(names, template, message, clip):
@@ -116,7 +116,7 @@ def test_bad_classes_are_named(names, template, message, clip):
 
 def test_a_folder_without_tokenizer_or_text_tower_is_named(clip, save_vision, tmp_path):
     bare = save_vision("clip", seed=10)
-    with pytest.raises(UserError, match="no tokenizer in it"):
+    with pytest.raises(UserError, match="has no tokenizer"):
         class_kernel(bare.folder, NAMES)
     _tokenizer().save_pretrained(bare.folder)
     with pytest.raises(UserError, match=r"missing: .*text_"):

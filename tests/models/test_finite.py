@@ -44,7 +44,7 @@ def test_a_tensor_that_is_not_finite_is_named(folder, value, kind, dtype):
     path = spoil(folder, value, dtype=dtype)
     assert error(folder, dtype=jnp.bfloat16) == (
         f"{path}: {NAME} has 1 of 1,024 values that are not finite ({kind}): fetch it again, or "
-        "take weights that are whole"
+        "use other weights"
     )
 
 

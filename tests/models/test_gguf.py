@@ -201,7 +201,7 @@ def test_llama3_rope_scaling_from_its_divisors(tmp_path):
     config, weights = open_gguf(write(tmp_path / "a.gguf", tensors))
     assert config["rope_scaling"] == scaling and "rope_freqs.weight" not in weights
     tensors["rope_freqs.weight"] = small + 1
-    with pytest.raises(UserError, match="is not the scaling of Llama 3"):
+    with pytest.raises(UserError, match="is not Llama 3's scaling"):
         open_gguf(write(tmp_path / "b.gguf", tensors))
 
 
@@ -231,7 +231,7 @@ def test_the_fingerprint_is_of_the_values(tmp_path):
         (
             "llama",
             [("add_rope_scaling_type", gguf.RopeScalingType.LONGROPE), FACTOR],
-            "rope scaling longrope: supported are linear and yarn",
+            "rope scaling longrope: only linear and yarn are supported",
         ),
         (
             "llama",
@@ -287,6 +287,6 @@ def test_a_file_cut_short_anywhere(tmp_path):
     for length in [4, 8, 20, 24, 60, 400, 1200, 2000, len(whole) // 2, len(whole) - 32]:
         path = tmp_path / "cut.gguf"
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match=f"damaged or cut short at {length} bytes") as caught:
+        with pytest.raises(UserError, match=f"damaged or truncated at {length} bytes") as caught:
             open_gguf(path)
         assert "\n" not in str(caught.value)

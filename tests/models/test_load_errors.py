@@ -163,7 +163,7 @@ def test_a_weight_file_cut_short(folder, kept):
     whole = path.read_bytes()
     path.write_bytes(whole[:kept])
     size = len(whole[:kept])
-    assert _error(folder).startswith(f"{path} is damaged or cut short at {size} bytes (")
+    assert _error(folder).startswith(f"{path} is damaged or truncated at {size} bytes (")
     assert _error(folder).endswith("): fetch it again")
 
 
@@ -173,10 +173,10 @@ def test_a_shard_cut_short(save_torch, tmp_path):
     shard = sorted(tmp_path.glob("*.safetensors"))[1]
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1])
-    assert _error(tmp_path).startswith(f"{shard} is damaged or cut short at {len(whole) - 1} bytes")
+    assert _error(tmp_path).startswith(f"{shard} is damaged or truncated at {len(whole) - 1} bytes")
     shard.unlink()
     assert _error(tmp_path) == (
-        f"{shard} is missing, the index names it: fetch the whole checkpoint"
+        f"{shard} is missing, but the index names it: fetch the complete checkpoint"
     )
 
 
@@ -206,7 +206,7 @@ def test_only_pickled_weights(folder):
 def test_no_weights(folder):
     (folder / SINGLE).unlink()
     assert _error(folder) == (
-        f"{folder} has neither {SINGLE} nor {INDEX}: fetch the whole checkpoint"
+        f"{folder} has neither {SINGLE} nor {INDEX}: fetch the complete checkpoint"
     )
 
 

@@ -49,7 +49,7 @@ def test_a_hub_that_does_not_answer_gives_one_line(tmp_path, monkeypatch):
     with pytest.raises(UserError) as caught:
         find_model("roberta-large")
     assert "\n" not in str(caught.value)
-    assert "no folder here" in str(caught.value) and "no route to host" in str(caught.value)
+    assert "is not a folder here" in str(caught.value) and "no route to host" in str(caught.value)
 
 
 def test_a_full_disk_of_the_hub_s_cache_costs_a_warning(tmp_path, monkeypatch):

@@ -89,5 +89,5 @@ def test_a_budget_that_cannot_be_is_refused():
         RankBudget(2, total_steps=10, warmup=5, cooldown=5)
     with pytest.raises(UserError, match="8 triplets in 4 layers leave nothing to prune"):
         BUDGET.table(8, layers=4)
-    with pytest.raises(UserError, match="adapters with a core, of which there is none"):
+    with pytest.raises(UserError, match="adapters with a core, and this model has none"):
         with_rank_budget(optax.sgd(0.1), BUDGET).init({"kernel": jnp.ones((2, 2))})

@@ -130,7 +130,7 @@ def test_no_bundle_is_an_error_never_a_success(tmp_path):
     assert "is missing" in refusal(tmp_path / "absent")
     (tmp_path / "file").write_text("")
     assert "is a file" in refusal(tmp_path / "file")
-    with pytest.raises(UserError, match="no folder given"):
+    with pytest.raises(UserError, match="no folder is given"):
         main([])
 
 
@@ -197,7 +197,7 @@ def test_a_broken_model_is_named(name, model_copy):
     [
         ({"modules": []}, "modules is empty"),
         ({"modules": ["roberta.encoder.layer.0.nothing"]}, "is not among the modules"),
-        ({"schedule": "polynomial"}, "schedule 'polynomial' begins with none of"),
+        ({"schedule": "polynomial"}, "schedule 'polynomial' does not begin with one of"),
         ({"warmup": 31}, "warmup 31 is longer than the 30 steps"),
         ({"steps": 31}, "batches.npz lacks the array"),
         ({"steps": 29}, "task_loss has shape (30,), not (29,)"),
@@ -240,7 +240,7 @@ def test_an_input_the_model_does_not_take_is_refused(model_copy):
         arrays = {key: np.array(file[key]) for key in file.files}
     arrays |= {f"position_ids_{i}": arrays["input_ids_0"] for i in range(30)}
     np.savez(model_copy / "batches.npz", **arrays)
-    assert "has 'position_ids', which is no input of this model" in refusal(model_copy)
+    assert "has 'position_ids', which is not an input of this model" in refusal(model_copy)
 
 
 def test_reading_a_run_needs_no_model(model_copy):

@@ -156,7 +156,7 @@ def test_a_changed_number_of_a_trajectory_is_named(shared, tmp_path, capsys, nam
     [
         ("lora", {"formula": "loro"}, "formula 'loro' is not known (did you mean 'lora'?)"),
         ("lora", {"rank": 0}, "rank is 0, not a whole number"),
-        ("mole", {"threshold": 0.2}, "a fixed threshold is not among the routers"),
+        ("mole", {"threshold": 0.2}, "no router has a fixed threshold"),
         ("lora_ga", {"direction": "ArB"}, "direction 'ArB' is not known"),
         ("neat_depth0", {"activation": "gelu"}, "activation 'gelu' is not known"),
         ("dora", {"trainable": {"mu": [40]}}, "trainable has 'mu', this method has: A, B"),

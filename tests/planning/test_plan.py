@@ -143,8 +143,8 @@ def test_the_largest_batch_is_found_in_few_compilations(known, bend):
 @pytest.mark.parametrize(
     ("name", "chip", "message"),
     [
-        ("gpu:8", None, "neither cpu:N nor a TPU slice"),
-        ("cpu:x", None, "neither cpu:N nor a TPU slice"),
+        ("gpu:8", None, "is not valid: give cpu:N or a TPU slice"),
+        ("cpu:x", None, "is not valid: give cpu:N or a TPU slice"),
         ("cpu:99", None, "has 8 CPU devices, not 99"),
         ("cpu:8", "v5", "chip 'v5' is not known"),
     ],

@@ -133,7 +133,7 @@ def test_a_result_of_other_settings_is_not_taken(runner, folder, tmp_path, capsy
     )
     main(sweep, arguments)
     assert main(sweep, [*arguments, "--train.steps", "7"]) == 1
-    assert "has a result of other settings" in capsys.readouterr().err and len(runner.asked) == 1
+    assert "has a result with other settings" in capsys.readouterr().err and len(runner.asked) == 1
 
 
 def test_a_stopped_program_goes_on(runner, folder, tmp_path, capsys):
@@ -301,7 +301,7 @@ def test_programs_that_may_not_run_are_found_before_training(runner, folder, tmp
     sweep = load_program("generation").SWEEP
     assert main(sweep, [*arguments, "--runs", "code"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "allow it with --run-programs" in line and not runner.trained
+    assert "allow this with --run-programs" in line and not runner.trained
     assert main(sweep, [*arguments, "--runs", "code", "math"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "(2 runs: code-goat-seed0, code-lora-seed0)" in line

@@ -105,5 +105,5 @@ def test_averages_of_the_tables_are_the_papers():
 
 
 def test_a_method_that_one_task_cannot_train_says_so():
-    with pytest.raises(UserError, match="moelora weighs experts by the task of each row"):
+    with pytest.raises(UserError, match="moelora weights experts by the task of each row"):
         config_of("glue", "rte", "moelora")

@@ -110,7 +110,7 @@ def test_a_result_of_other_settings_is_not_taken(trainer, table, tmp_path, capsy
     arguments = ["--out", str(tmp_path / "out"), "--tasks", "rte", "--methods", "goat"]
     main(table, arguments)
     assert main(table, [*arguments, "--train.steps", "7"]) == 1
-    assert "has a result of other settings" in capsys.readouterr().err
+    assert "has a result with other settings" in capsys.readouterr().err
     assert len(trainer.calls) == 1
 
 

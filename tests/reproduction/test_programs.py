@@ -30,7 +30,7 @@ DEMO = str(FOLDER.parent / "configs" / "demo.py")
         ("glue", ["--options", "nosuch=1"], "no option 'nosuch'"),
         ("glue", ["--methods", "gaot"], "did you mean 'goat'"),
         ("vision", ["--tasks", "nosuch"], "nosuch"),
-        ("vision", ["--seeds", "0", "0"], "0 is there twice"),
+        ("vision", ["--seeds", "0", "0"], "0 is given twice"),
         ("commonsense", ["--judge-model", "x"], "--judge-model is for a judge"),
         ("generation", ["--runs", "math", "--options", "nosuch=1"], "no option 'nosuch'"),
         ("against_torch", ["--config", "nosuch.py", "--model", "x"], "nosuch.py does not exist"),

@@ -155,7 +155,7 @@ def test_positions_that_are_none(unchecked, tmp_path, value):
     folder = shutil.copytree(unchecked, tmp_path / "run")
     (folder / "checkpoints" / "10" / "data" / "metadata").write_text(json.dumps(value))
     checkpoints = Checkpoints(folder, "accuracy", read_only=True)
-    with pytest.raises(UserError, match="position in the data cannot be taken up"):
+    with pytest.raises(UserError, match="position in the data cannot be restored"):
         checkpoints.restore(state_of(0), Batches())
     checkpoints.close()
 
@@ -166,5 +166,5 @@ def test_notes_of_another_shape(value):
     good = {"best": best, "before": None, "after": {"loss": 1.0}}
     assert from_notes(good, 10, "run")[1:] == (None, {"loss": 1.0})
     for notes in (value, good | {"best": value}, good | {"after": {"loss": [value]}}):
-        with pytest.raises(UserError, match="notes of the checkpoint of step 10 in run"):
+        with pytest.raises(UserError, match="notes in the checkpoint of step 10 in run"):
             from_notes(notes, 10, "run")

@@ -193,9 +193,7 @@ def test_other_damage_is_noticed_too(copied, harm, said, name):
 
 def test_a_run_continues_from_the_newest_that_is_intact(copied):
     flip(copied / "checkpoints" / "30" / "notes" / "metadata", 50)
-    with pytest.warns(
-        Notice, match=r"step 30 is passed over \(notes/metadata has changed.*step 20"
-    ):
+    with pytest.warns(Notice, match=r"step 30 is skipped \(notes/metadata has changed.*step 20"):
         checkpoints = Checkpoints(copied, "accuracy")
     assert checkpoints.latest_step() == 20 and checkpoints.best_step() == 10
     assert checkpoints.restore(state_of(0), Batches()).notes == {"saved": 20}
@@ -207,7 +205,7 @@ def test_a_run_continues_from_the_newest_that_is_intact(copied):
 
 def test_a_folder_with_another_step_in_it_is_passed_over(copied):
     (copied / "checkpoints" / "30").rename(copied / "checkpoints" / "300")
-    with pytest.warns(Notice, match=r"step 300 is passed over \(it is the checkpoint of step 30\)"):
+    with pytest.warns(Notice, match=r"step 300 is skipped \(it is the checkpoint of step 30\)"):
         checkpoints = Checkpoints(copied, "accuracy")
     assert checkpoints.all_steps() == [10, 20]
     checkpoints.close()
@@ -254,7 +252,7 @@ def test_a_damaged_best_is_passed_over_and_said(early_best, tmp_path):
         Notice, match=r"damaged .*step 10: metrics/metrics has changed .*: step 30 is used"
     ):
         assert restore_run(folder, None).step == 30
-    with pytest.raises(UserError, match=r"no checkpoint that could be used is intact \(step 10: "):
+    with pytest.raises(UserError, match=r"no usable checkpoint is intact \(step 10: "):
         restore_run(folder, 10)
 
 
@@ -264,6 +262,6 @@ def test_a_damaged_newest_costs_steps_but_no_bit(light_finished, tmp_path):
     folder = shutil.copytree(summary.folder, tmp_path / "run")
     largest = max(files_of(folder / "checkpoints" / "30"), key=lambda path: path.stat().st_size)
     flip(largest, 4 * largest.stat().st_size)
-    with pytest.warns(Notice, match=r"step 30 is passed over .* that of step 25"):
+    with pytest.warns(Notice, match=r"step 30 is skipped .* that of step 25"):
         again = fit(dataclasses.replace(config, out=str(folder)), progress=False)
     assert again.after == summary.after and again.best_step == summary.best_step

@@ -75,7 +75,7 @@ def test_a_finished_run_becomes_longer(short, again, tmp_path):
     [
         ({"optimizer": {"schedule": "cosine"}}, "its cosine schedule follows from them"),
         ({"optimizer": {"schedule": "linear"}}, "its linear schedule follows from them"),
-        ({"adapter": {"method": "adalora"}}, "its method plans over all steps"),
+        ({"adapter": {"method": "adalora"}}, "the method's schedule depends on train.steps"),
     ],
     ids=["cosine", "linear", "planned-ranks"],
 )

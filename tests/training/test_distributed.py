@@ -280,8 +280,8 @@ def test_a_stranger_at_the_port_means_nothing(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("host", 2, 0), "'host' is not HOST:PORT"),
-        (("host:1",), "needs the number of processes"),
+        (("host", 2, 0), "'host' is not valid: give HOST:PORT"),
+        (("host:1",), "needs --processes and --process"),
         (("host:1", 2, 2), "the index counts from 0"),
         (("auto", 2), "leave them out"),
     ],

@@ -63,7 +63,7 @@ def test_a_run_goes_on_where_a_checkpoint_could_not_be_written(tiny, tmp_path, w
         f"{tiny / 'config.py'}:{LIGHT},steps=20", tmp_path / "run", "10,15", without_torch
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "the run goes on, but a checkpoint could not be written" in done.stderr
+    assert "the run continues, but a checkpoint could not be written" in done.stderr
     assert "the checkpoint of step 5 is kept" in done.stderr
     kept = Checkpoints(tmp_path / "run", "accuracy", read_only=True)
     assert 10 not in kept.all_steps() and kept.latest_step() == 20

@@ -83,7 +83,7 @@ def test_a_padding_token_that_the_model_lacks_is_replaced_by_one_it_has(folder, 
 @pytest.mark.parametrize("splits", [("train",), ("evaluation",)])
 def test_a_token_that_the_model_lacks_is_refused_in_rows(splits, folder, config):
     add_token(folder)
-    with pytest.raises(UserError, match=f"token {len(WORDS)}, but the model knows {len(WORDS)}:"):
+    with pytest.raises(UserError, match=f"token {len(WORDS)}, but the model has {len(WORDS)}:"):
         load_rows(config("what is [NEW]"), *splits)
 
 
@@ -97,7 +97,7 @@ def test_generate_refuses_a_token_that_the_model_lacks(folder, capsys):
     add_token(folder)
     assert main(["generate", str(folder), "--prompt", "what is [NEW]"]) == 2
     error = capsys.readouterr().err
-    assert f"the tokenizer gives token {len(WORDS)}, but the model knows {len(WORDS)}" in error
+    assert f"the tokenizer gives token {len(WORDS)}, but the model has {len(WORDS)}" in error
 
 
 def test_eval_tasks_refuse_a_token_that_the_model_lacks(folder):
@@ -122,9 +122,9 @@ def test_ids_of_every_table_are_checked():
     rows = Encoded(pair, [np.array([0, 1])], lengths, np.array([1]), pad_id=9)
     sizes = {"vocab_size": 4, "type_vocab_size": 2}
     assert with_known_ids(rows, sizes).gather(np.array([0]), 3)["input_ids"].tolist() == [[0, 3, 0]]
-    with pytest.raises(UserError, match="token type 1, but the model knows 1:"):
+    with pytest.raises(UserError, match="token type 1, but the model has 1:"):
         with_known_ids(rows, sizes | {"type_vocab_size": 1})
-    with pytest.raises(UserError, match="token 3, but the model knows 3:"):
+    with pytest.raises(UserError, match="token 3, but the model has 3:"):
         with_known_ids(rows, sizes | {"vocab_size": 3})
     with pytest.raises(UserError, match="token -1"):
         check_ids({"vocab_size": [[2], [-1]]}, sizes)
@@ -140,7 +140,7 @@ def test_tasks_beyond_the_adapters_table_are_refused():
         if fits:
             with_known_ids(rows, table_sizes(None, spec.router))
         else:
-            with pytest.raises(UserError, match="task 17, but the adapter knows tasks 0 to 16"):
+            with pytest.raises(UserError, match="task 17, but the adapter has tasks 0 to 16"):
                 with_known_ids(rows, table_sizes(None, spec.router))
 
 

@@ -226,7 +226,7 @@ def test_what_could_become_a_stop_text_is_held_back():
     ("arguments", "says"),
     [
         (["--prompt", "what " * 60, "--max-new-tokens", "9"], "may need 69 tokens, more than the"),
-        ([], "nothing to answer"),
+        ([], "no prompt is given"),
         (["--prompt", "what", "--top-p", "0"], "--top-p 0.0 is not valid: give a number above 0"),
         (["--prompt", "what", "--chat"], "this tokenizer has no chat template"),
         (["--prompt", "what", "--step", "3"], "is a model, not a run"),
@@ -250,6 +250,6 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(files, config, t
     hf = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(hf | {"vocab_size": 9}))
     wrong = dataclasses.replace(config, model=ModelConfig(str(folder)), out=str(tmp_path / "run"))
-    with pytest.raises(UserError, match=r"gives token 1[0-9], but the model knows 9: take both"):
+    with pytest.raises(UserError, match=r"gives token 1[0-9], but the model has 9: take both"):
         fit(wrong, progress=False)
     assert not (tmp_path / "run").exists()

@@ -100,7 +100,7 @@ def test_what_a_config_s_names_mean_is_found_before_weights_are_loaded(
 def test_tokens_are_checked_before_weights_are_loaded(config, tmp_path, no_weights, monkeypatch):
     load_rows(config, "evaluation")
     monkeypatch.setattr(data_module, "check", lambda config: SimpleNamespace(vocab_size=5))
-    with pytest.raises(UserError, match="but the model knows 5"):
+    with pytest.raises(UserError, match="but the model has 5"):
         load_rows(config, "evaluation")
 
 

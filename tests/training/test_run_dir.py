@@ -43,7 +43,7 @@ def test_a_second_process_is_refused_until_the_first_is_dead(holder, config, tmp
     with pytest.raises(UserError) as refused:
         fit(dataclasses.replace(config, out=str(tmp_path)), progress=False)
     message = str(refused.value)
-    assert f"{tmp_path} is being trained by process {holder.pid} on " in message
+    assert f"{tmp_path} is in use by process {holder.pid} on " in message
     assert "\n" not in message
     holder.send_signal(signal.SIGKILL)
     holder.wait()
@@ -58,7 +58,7 @@ def lock_again(folder):
 
 def test_one_process_cannot_lock_twice_and_can_lock_again(tmp_path):
     for _ in range(2):
-        with locked(tmp_path), pytest.raises(UserError, match="is being trained by"):
+        with locked(tmp_path), pytest.raises(UserError, match="is in use by"):
             lock_again(tmp_path)
 
 
@@ -72,7 +72,7 @@ def test_a_lock_on_a_file_that_was_removed_is_none(tmp_path, monkeypatch):
             removed.append((folder / LOCK).unlink())
 
     monkeypatch.setattr(lock, "_lock_or_refuse", remove_first)
-    with locked(tmp_path), pytest.raises(UserError, match="is being trained by"):
+    with locked(tmp_path), pytest.raises(UserError, match="is in use by"):
         lock_again(tmp_path)
 
 

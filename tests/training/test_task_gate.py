@@ -54,5 +54,5 @@ def test_only_the_tasks_of_the_rows_learn(of_tasks):
 
 def test_a_run_on_rows_without_tasks_says_what_to_give(of_tasks):
     one = dataclasses.replace(of_tasks, task=dataclasses.replace(of_tasks.task, task_id=None))
-    with pytest.raises(UserError, match=r"name their column by task.task_id"):
+    with pytest.raises(UserError, match=r"name their column with --task.task-id"):
         fit(one, progress=False)

@@ -143,7 +143,7 @@ def _main(sweep: EvalSweep, arguments: Sequence[str] | None) -> int:
 def _parser(sweep: EvalSweep) -> Parser:
     parser = Parser(
         prog=sweep.name,
-        description="Trains and evaluates every method; what is done is not done again. Fields of "
+        description="Trains and evaluates every method and skips what is done. Fields of "
         "the runs can be overridden: --model.path FOLDER, --train.steps 100, ...",
     )
     parser.add_argument("--runs", nargs="+", default=list(sweep.runs), choices=list(sweep.runs))

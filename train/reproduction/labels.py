@@ -99,7 +99,7 @@ def options_by_part(given: Iterable[str], parts: Sequence[str]) -> dict[str, str
             own[part].append(options)
         else:
             raise UserError(
-                f"--options {text}: the table has no part {part!r}{nearest(part, parts)}; "
+                f"--options {text}: the table has no part {part!r}{nearest(part, parts)}: "
                 f"its parts are: {', '.join(parts)}"
             )
     return {part: _merged(",".join(shared), ",".join(own[part])) for part in parts}
@@ -129,7 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser, methods: Iterable[str], name:
         nargs="+",
         default=list(methods),
         metavar="METHOD",
-        help="each METHOD, METHOD@RANK or METHOD@RANK:OPTION=VALUE,...",
+        help="one or more of METHOD, METHOD@RANK or METHOD@RANK:OPTION=VALUE,...",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
     parser.add_argument("--out", type=Path, default=Path("runs") / name, metavar="FOLDER")
@@ -139,6 +139,6 @@ def add_arguments(parser: argparse.ArgumentParser, methods: Iterable[str], name:
         action="extend",
         default=[],
         metavar="[PART:]OPTION=VALUE,...",
-        help="of the config file, for all parts of the table or for one",
+        help="options of the config file, for all parts of the table or for one",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")

@@ -173,7 +173,7 @@ def all_configs(
             problems.setdefault(str(error), []).append(run.name)
     if not configs:
         more = f" (and {len(problems) - 1} other errors)" if len(problems) > 1 else ""
-        raise UserError(next(iter(problems), "no runs: name some") + more)
+        raise UserError(next(iter(problems), "no run is named") + more)
     return configs, problems
 
 
@@ -213,7 +213,7 @@ def conclude(out: Path, table: str, problems: Sequence[str], metric: str | None 
 def _parser(table: PaperTable) -> Parser:
     parser = Parser(
         prog=table.name,
-        description="Trains every task with every method; what is done is not trained again. "
+        description="Trains every task with every method and skips what is done. "
         "Fields of the runs can be overridden: --model.path FOLDER, --train.steps 100, ...",
     )
     tasks = list(next(iter(table.paper.values())))

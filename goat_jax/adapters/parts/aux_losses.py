@@ -70,8 +70,8 @@ class ThresholdBalance:
         """Refuses a router without a threshold, which has no margins."""
         if not hasattr(spec.router, "tau_max"):
             raise UserError(
-                f"ThresholdBalance needs a router with a threshold, {type(spec.router).__name__} "
-                "has none: choose aux_loss LoadBalancing"
+                "ThresholdBalance needs a router with a threshold, which "
+                f"{type(spec.router).__name__} does not have: choose aux_loss LoadBalancing"
             )
 
     def __call__(self, routing: Routing, arrays: Factors, ctx: Context) -> Array:
@@ -100,7 +100,7 @@ class LocalizedBalance:
         """Refuses an odd number of experts if delta is not 0."""
         if self.delta and spec.num_experts % 2:
             raise UserError(
-                f"{spec.num_experts} experts have no halves: choose an even number, or delta 0"
+                f"num_experts {spec.num_experts} cannot be halved: give an even number, or delta 0"
             )
 
     def __call__(self, routing: Routing, arrays: Factors, ctx: Context) -> Array:
@@ -108,7 +108,7 @@ class LocalizedBalance:
         types = ctx.task_types if self.delta else None
         if self.delta and types is None:
             raise UserError(
-                "LocalizedBalance goes by the type of each example's task: give task_types (B,) "
+                "LocalizedBalance needs the type of each example's task: give task_types (B,) "
                 "with the batch (in a run by task.task_type), or choose delta 0"
             )
         mask = None if self.count_padding else ctx.mask
@@ -154,8 +154,8 @@ class CoreAndOrthogonality:
         """Refuses a combine without a core."""
         if not hasattr(spec.combine, "core_std"):
             raise UserError(
-                f"CoreAndOrthogonality weighs a core, which {type(spec.combine).__name__} has not: "
-                "choose combine DiagonalCore"
+                f"CoreAndOrthogonality needs a core, which {type(spec.combine).__name__} does not "
+                "have: choose combine DiagonalCore"
             )
 
     def __call__(self, routing: Routing, arrays: Factors, ctx: Context) -> Array:

@@ -111,7 +111,7 @@ class MagnitudeAndDirection(SumOfExperts):
         if not spec.router.mergeable:
             raise UserError(
                 f"MagnitudeAndDirection normalises one kernel, and {type(spec.router).__name__} "
-                "weighs experts by token: choose router=none"
+                "weights experts by token: choose router=none"
             )
 
     def extras(
@@ -127,7 +127,9 @@ class MagnitudeAndDirection(SumOfExperts):
     def __call__(self, inputs: CombineInputs) -> Array:
         x, kernel = inputs.x, inputs.kernel
         if inputs.copied:
-            raise UserError("DoRA uses one dropped x for all its terms: dropout_per_expert=false")
+            raise UserError(
+                "DoRA applies one dropout mask to x for all terms: set dropout_per_expert=false"
+            )
         delta = super().__call__(inputs)
         gain = self._gain(kernel, inputs.arrays, inputs.scale)
         gain = jnp.broadcast_to(gain, delta.shape).astype(x.dtype)

@@ -48,7 +48,7 @@ class TakeOutKernel:
     def removed(
         self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec
     ) -> tuple[Array, Array]:
-        raise UserError("the whole kernel is taken out, which has no low rank")
+        raise UserError("the pretrained kernel is removed, and that change is not of low rank")
 
 
 @part("combine", "whole_kernels")
@@ -68,13 +68,13 @@ class WholeKernels(Combine):
         """Refuses dropout, and several experts without router, which sum to several kernels."""
         if spec.router.mergeable and spec.num_experts > 1:
             raise UserError(
-                f"{spec.num_experts} whole kernels without a router add up to {spec.num_experts} "
-                "times the pretrained one: choose num_experts=1, or a router"
+                f"{spec.num_experts} complete kernels without a router add up to "
+                f"{spec.num_experts} times the pretrained one: choose num_experts=1, or a router"
             )
         if spec.dropout:
             raise UserError(
                 f"WholeKernels computes the layer itself: dropout on its input, {spec.dropout}, "
-                "would drop the frozen branch too: dropout=0"
+                "would also act on the frozen branch: set dropout=0"
             )
 
     def __call__(self, inputs: CombineInputs) -> Array:
@@ -91,4 +91,4 @@ class WholeKernels(Combine):
         return arrays["kernels"][0].astype(kernel.dtype)
 
     def low_rank(self, arrays: Factors, scale: Array) -> tuple[Array, Array]:
-        raise UserError("whole kernels are trained, whose change has no low rank")
+        raise UserError("complete kernels are trained, and their change is not of low rank")

@@ -85,7 +85,8 @@ class GradientSegments(Initializer):
         """Refuses more than one expert, and combines that do not add a b unchanged."""
         if spec.num_experts > 1:
             raise UserError(
-                f"GradientSegments makes one pair of factors, not {spec.num_experts}: num_experts=1"
+                f"GradientSegments makes one pair of factors, not {spec.num_experts}: set "
+                "num_experts=1"
             )
         check_added_as_it_is(self, spec)
 
@@ -99,7 +100,7 @@ class GradientSegments(Initializer):
         rank, most = spec.rank, min(kernel.shape) // 2
         if rank > most:
             raise UserError(
-                f"rank {rank} needs {2 * rank} singular vectors, a kernel {kernel.shape} has "
+                f"rank {rank} needs {2 * rank} singular vectors, and a kernel {kernel.shape} has "
                 f"{min(kernel.shape)}: choose a rank of at most {most}"
             )
         u, _, vt = svd_of_kernel(gradient)

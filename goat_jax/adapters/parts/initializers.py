@@ -56,8 +56,9 @@ class BothRandom(ZeroDelta):
         """Refuses a combine that adds a b unchanged: the layer's initial output would change."""
         if spec.combine.starts_plain:
             raise UserError(
-                f"{type(self).__name__} has no zero factor, and {type(spec.combine).__name__} adds "
-                "a b from the start: choose initializer ZeroDelta"
+                f"{type(self).__name__} has no factor that is zero, and "
+                f"{type(spec.combine).__name__} adds "
+                "a b from the first step: choose initializer ZeroDelta"
             )
 
     def factors(self, inputs: InitInputs, spec: AdapterSpec, key: Key) -> Factors:
@@ -90,8 +91,8 @@ def check_added_as_it_is(initializer: Initializer, spec: AdapterSpec) -> None:
     """
     if not spec.combine.starts_plain:
         raise UserError(
-            f"{type(initializer).__name__} starts with a b different from zero, which "
-            f"{type(spec.combine).__name__} does not add as it is: choose ZeroDelta"
+            f"{type(initializer).__name__} starts with a nonzero product a b, which "
+            f"{type(spec.combine).__name__} does not add unchanged: choose initializer ZeroDelta"
         )
 
 
@@ -215,8 +216,8 @@ class SubtractMeanDelta:
         """Refuses a combine that does not initially add ``s a b``, the product subtracted here."""
         if not spec.combine.starts_plain:
             raise UserError(
-                "SubtractMeanDelta takes s a b off the kernel, which "
-                f"{type(spec.combine).__name__} does not start with: choose kernel_edit KeepKernel"
+                "SubtractMeanDelta subtracts s a b from the kernel, and "
+                f"{type(spec.combine).__name__} does not add it back: choose kernel_edit KeepKernel"
             )
 
     def __call__(self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec) -> Array:

@@ -42,7 +42,9 @@ class LoraAndDirections(SumOfExperts):
     def check(self, spec: AdapterSpec) -> None:
         """Refuses several experts and routers: the directions are those of one kernel."""
         if spec.num_experts > 1 or not spec.router.mergeable:
-            raise UserError("LoraAndDirections has one pair of factors: num_experts=1, router=none")
+            raise UserError(
+                "LoraAndDirections has one pair of factors: set num_experts=1 and router=none"
+            )
 
     def extras(
         self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec, key: Key

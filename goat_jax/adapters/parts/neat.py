@@ -68,10 +68,10 @@ class KernelNetwork(Combine):
     def check(self, spec: AdapterSpec) -> None:
         """Refuses experts, routers and dropout: the network's input is the kernel, not a token."""
         if spec.num_experts > 1 or not spec.router.mergeable:
-            raise UserError("KernelNetwork is one network: choose num_experts=1 and router=none")
+            raise UserError("KernelNetwork is one network: set num_experts=1 and router=none")
         if spec.dropout:
             raise UserError(
-                f"KernelNetwork changes the kernel, so there is nothing to drop: dropout=0, not "
+                f"KernelNetwork changes the kernel and takes no dropout: set dropout=0, not "
                 f"{spec.dropout}"
             )
 
@@ -113,4 +113,4 @@ class KernelNetwork(Combine):
         return self._changed(kernel, arrays, scale).astype(kernel.dtype)
 
     def low_rank(self, arrays: Factors, scale: Array) -> tuple[Array, Array]:
-        raise UserError("a network of the kernel changes it, and the change has no low rank")
+        raise UserError("a network of the kernel computes the change, which is not of low rank")

@@ -160,8 +160,8 @@ class Threshold(Softmax):
         """Refuses a threshold above 1 / E, which could leave a token without experts."""
         if self.tau_max is not None and self.tau_max > 1 / spec.num_experts:
             raise UserError(
-                f"tau_max {self.tau_max} is not in (0, 1/{spec.num_experts}]: above 1 / experts a "
-                "token may be left without any"
+                f"tau_max {self.tau_max} is not in (0, 1/{spec.num_experts}]: above 1 / experts, "
+                "a token may be left without an expert"
             )
 
     def init(self, in_features: int, spec: AdapterSpec, key: Key) -> Factors:
@@ -220,8 +220,8 @@ class TaskGate(Router):
         x, task_ids, num_experts = inputs.x, inputs.ctx.task_ids, inputs.spec.num_experts
         if task_ids is None:
             raise UserError(
-                "TaskGate weighs experts by task: give task_ids (B,) with the batch; in a run, "
-                "name their column by task.task_id"
+                "TaskGate weights experts by task: give task_ids (B,) with the batch; in a run, "
+                "name their column with --task.task-id"
             )
         weights = self.weights(inputs.arrays, task_ids)
         inner = (1,) * (x.ndim - 1 - task_ids.ndim)

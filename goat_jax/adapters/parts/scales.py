@@ -132,7 +132,7 @@ class BySpectrum:
     def __post_init__(self) -> None:
         object.__setattr__(self, "first", find_part("scale", self.first))
         if isinstance(self.first, BySpectrum):
-            raise UserError("first is the rule that by_spectrum begins with: give another one")
+            raise UserError("first must be a rule other than by_spectrum itself: give another one")
 
     def check(self, spec: AdapterSpec) -> None:
         """Refuses every spec that the rule `first` refuses."""
@@ -143,7 +143,7 @@ class BySpectrum:
     def __call__(self, in_features: int, segments: Svd | None, spec: AdapterSpec) -> Array:
         if segments is None:
             raise UserError(
-                "scale by_spectrum needs experts that start from SVD segments: choose another "
+                "scale by_spectrum needs experts initialized from SVD segments: choose another "
                 "scale, or a method whose initializer is SvdSegments"
             )
         return scaling.by_spectrum(self.first(in_features, segments, spec), segments.s)

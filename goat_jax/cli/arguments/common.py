@@ -18,18 +18,18 @@ def train(parser: argparse.ArgumentParser) -> None:
         dest="run_folder",
         metavar="RUN",
         type=Path,
-        help="go on with this run, by its own config",
+        help="continue this run with the config saved in it",
     )
     parser.add_argument("--help-fields", action="store_true", help="list every field and stop")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument(
         "--coordinator",
         metavar="HOST:PORT|auto",
-        help="one process of several: where the first listens; auto on SLURM and TPU pods",
+        help="address of the first of several processes; auto on SLURM and TPU pods",
     )
-    parser.add_argument("--processes", type=number(Count), metavar="N", help="how many there are")
+    parser.add_argument("--processes", type=number(Count), metavar="N", help="number of processes")
     parser.add_argument(
-        "--process", type=number(Natural), metavar="I", help="which one this is, from 0"
+        "--process", type=number(Natural), metavar="I", help="index of this process, from 0"
     )
 
 
@@ -38,23 +38,29 @@ def generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="RUN|MODEL", help="a run folder or a model")
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT")
     parser.add_argument(
-        "--prompts", type=Path, metavar="FILE", help="JSONL with a column prompt, or a run's own"
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="JSON Lines with a column prompt, or rows in the format of the run's task",
     )
-    parser.add_argument("--chat", action="store_true", help="wrap in the model's chat template")
+    parser.add_argument("--chat", action="store_true", help="apply the model's chat template")
     parser.add_argument(
-        "--max-new-tokens", type=number(Count), metavar="N", help="128 if there is room"
+        "--max-new-tokens",
+        type=number(Count),
+        metavar="N",
+        help="default: 128, or what the context leaves",
     )
     parser.add_argument(
-        "--temperature", type=number(NonNegative), default=0.0, help="0 (default) is greedy"
+        "--temperature", type=number(NonNegative), default=0.0, help="0, the default, is greedy"
     )
     parser.add_argument("--top-p", type=number(TOP_P), default=1.0, metavar="P")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT")
     eval_arguments.add_tensor(parser)
     parser.add_argument("--seed", type=number(Seed), default=0)
     parser.add_argument(
-        "--step", type=number(Natural), help="which checkpoint; the best if not given"
+        "--step", type=number(Natural), help="step of the checkpoint (default: the best)"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON, a line a prompt")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON per prompt")
 
 
 def data(parser: argparse.ArgumentParser) -> None:
@@ -62,10 +68,16 @@ def data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=("list", "prepare"))
     parser.add_argument("task", nargs="?", metavar="TASK")
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="of all sets; TFDS's if not given"
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of all data sets (default: that of tensorflow_datasets)",
     )
     parser.add_argument(
-        "--archives", type=Path, metavar="FOLDER", help="that has some of the files already"
+        "--archives",
+        type=Path,
+        metavar="FOLDER",
+        help="folder with files that are already downloaded",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -79,35 +91,45 @@ def parity(parser: argparse.ArgumentParser) -> None:
 def export(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``goat-jax export``."""
     parser.add_argument("run_folder", metavar="RUN", type=Path)
-    parser.add_argument("out", metavar="OUT", type=Path, help="a folder that is not there yet")
+    parser.add_argument("out", metavar="OUT", type=Path, help="a folder that does not exist yet")
     parser.add_argument("--to", required=True, choices=("peft", "goat", "merged", "lora"))
     parser.add_argument(
-        "--step", type=number(Natural), help="which checkpoint; the best if not given"
+        "--step", type=number(Natural), help="step of the checkpoint (default: the best)"
     )
     parser.add_argument(
-        "--task-id", type=number(Natural), metavar="N", help="the task of a task-gated adapter"
+        "--task-id",
+        type=number(Natural),
+        metavar="N",
+        help="task whose weights a task-gated adapter uses",
     )
     parser.add_argument(
         "--rows",
         type=number(Count),
         default=256,
         metavar="N",
-        help="training rows to measure gates on",
+        help="training rows on which the experts' mean weights are measured (default: 256)",
     )
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="of merged weights; as the pretrained ones are stored if not given",
+        help="dtype of merged weights (default: that of the pretrained weights)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def import_adapter(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``goat-jax import``."""
-    parser.add_argument("source", metavar="FOLDER", type=Path, help="PEFT, or published GOAT")
+    parser.add_argument(
+        "source",
+        metavar="FOLDER",
+        type=Path,
+        help="a PEFT adapter, or one of the published GOAT code",
+    )
     parser.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
     parser.add_argument(
-        "--other-base", action="store_true", help="the model is meant to be another than its own"
+        "--other-base",
+        action="store_true",
+        help="allow a base model other than the one the adapter was trained on",
     )
 
 
@@ -120,14 +142,17 @@ def compare(parser: argparse.ArgumentParser) -> None:
         "--rates", type=number(Positive), nargs="+", default=[], metavar="LEARNING_RATE"
     )
     parser.add_argument(
-        "--equal", choices=("rank", "parameters"), default="rank", help="what methods share"
+        "--equal",
+        choices=("rank", "parameters"),
+        default="rank",
+        help="what is equal across methods (default: rank)",
     )
     parser.add_argument(
         "--runs-per-step",
         type=number(Count),
         default=1,
         metavar="N",
-        help="runs of a method in one step (memory!)",
+        help="runs of a method that share a training step; memory grows with N",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="FOLDER")
 
@@ -140,22 +165,24 @@ def sweep(parser: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         metavar="FIELD=V,V,...|LOW..HIGH[:log]",
-        help="fields of the config, adapter.OPTION for those of a method's parts",
+        help="fields of the config; adapter.OPTION for an option of the method",
     )
     parser.add_argument(
         "--random",
         type=number(Count),
         metavar="N",
-        help="draw N points; the whole grid if not given",
+        help="draw N random points (default: the full grid)",
     )
-    parser.add_argument("--draw", type=number(Seed), default=0, metavar="SEED", help="of --random")
+    parser.add_argument(
+        "--draw", type=number(Seed), default=0, metavar="SEED", help="seed of --random"
+    )
     parser.add_argument("--seeds", type=number(Seed), nargs="+", default=[0], metavar="N")
     parser.add_argument(
         "--runs-per-step",
         type=number(Count),
         default=1,
         metavar="N",
-        help="runs in one step (memory!)",
+        help="runs that share a training step; memory grows with N",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"), metavar="FOLDER")
 
@@ -165,53 +192,67 @@ def bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=("layer", "step", "growth"))
     parser.add_argument("--rank", type=number(Count), default=32, help="total rank of a layer (32)")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of a layer"
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype of a layer"
     )
     parser.add_argument(
-        "--size", action="append", default=[], metavar="TOKENS,IN,OUT", help="of a layer"
+        "--size", action="append", default=[], metavar="TOKENS,IN,OUT", help="sizes of a layer"
     )
-    parser.add_argument("--config", metavar="FILE[:OPT=V,...]", help="whose steps")
-    parser.add_argument("--model", metavar="NAME|FOLDER", help="whose sizes; the config's model")
+    parser.add_argument(
+        "--config", metavar="FILE[:OPT=V,...]", help="config whose training steps are measured"
+    )
+    parser.add_argument(
+        "--model", metavar="NAME|FOLDER", help="model whose sizes are used (default: the config's)"
+    )
     parser.add_argument(
         "--methods",
         nargs="+",
         default=["lora", "goat"],
         metavar="METHOD[:OPT=V,...]",
-        help="of a step; the last one is that of growth",
+        help="methods to measure; growth measures the last one",
     )
-    parser.add_argument("--turns", type=number(Count), default=9, help="of each contender (9)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="keep JSON and figure there")
+    parser.add_argument(
+        "--turns", type=number(Count), default=9, help="measurements of each method (9)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="folder for the JSON file and the figure"
+    )
 
 
 def methods(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``goat-jax methods``."""
-    parser.add_argument("--model", metavar="MODEL", help="its name or folder; no weights needed")
+    parser.add_argument(
+        "--model", metavar="MODEL", help="name or folder of a model; needs no weights"
+    )
 
 
 def inspect(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``goat-jax inspect``."""
     parser.add_argument("folder", metavar="RUN", type=Path, nargs="?")
     parser.add_argument("--config", metavar="FILE[:OPT=V,...]")
-    parser.add_argument("--model", metavar="MODEL", help="another model than the config's")
+    parser.add_argument("--model", metavar="MODEL", help="model in place of the config's")
 
 
 def plot(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``goat-jax plot``."""
     parser.add_argument("folders", metavar="RUN", type=Path, nargs="+")
     parser.add_argument(
-        "--step", type=number(Natural), help="which checkpoint; the best if not given"
+        "--step", type=number(Natural), help="step of the checkpoint (default: the best)"
     )
-    parser.add_argument("--text", metavar="SENTENCE", help="whose tokens are followed")
-    parser.add_argument("--image", metavar="FILE", type=Path, help="whose patches are followed")
+    parser.add_argument("--text", metavar="SENTENCE", help="text whose tokens are followed")
+    parser.add_argument(
+        "--image", metavar="FILE", type=Path, help="image whose patches are followed"
+    )
     parser.add_argument(
         "--row",
         type=number(Natural),
         default=0,
         metavar="N",
-        help="evaluation row, without text or image",
+        help="evaluation row to follow if no text or image is given (default: 0)",
     )
     parser.add_argument(
-        "--records-only", action="store_true", help="what metrics.jsonl holds; opens no model"
+        "--records-only",
+        action="store_true",
+        help="draw only what metrics.jsonl records; loads no model",
     )
 
 
@@ -220,7 +261,9 @@ def plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
     parser.add_argument("--topology", required=True, metavar="cpu:N|v5e:4x4")
     parser.add_argument(
-        "--chip", metavar="NAME", help="whose limits to reckon with, as v5e or h100"
+        "--chip", metavar="NAME", help="chip whose memory and speed apply, such as v5e or h100"
     )
-    parser.add_argument("--largest-batch", action="store_true", help="also find it, by trying some")
+    parser.add_argument(
+        "--largest-batch", action="store_true", help="search for the largest micro-batch that fits"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")

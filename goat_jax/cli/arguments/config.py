@@ -108,7 +108,7 @@ def _split(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     while place < len(words):
         start, equals, value = words[place].partition("=")
         if not start.startswith("--") or not start.strip("-"):
-            raise UserError(f"{words[place]!r} is no field: give fields as --NAME VALUE")
+            raise UserError(f"{words[place]!r} is not a field: give fields as --NAME VALUE")
         place, first = place + 1, place + 1
         while place < len(words) and not words[place].startswith("--"):
             place += 1

@@ -21,25 +21,30 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``goat-jax evaluate``."""
     parser.add_argument("source", metavar="RUN|MODEL", help="a run folder or a language model")
     parser.add_argument(
-        "--step", type=number(Natural), help="which checkpoint; the best if not given"
+        "--step", type=number(Natural), help="step of the checkpoint (default: the best)"
     )
     parser.add_argument(
         "--task",
         action="append",
         default=[],
         metavar="NAME[:OPT=V,...]",
-        help="instead of the run's own; may be given several times",
+        help="task in place of the run's; may be repeated",
     )
     parser.add_argument(
-        "--scoring", choices=SCORING_METHODS, help="how to score; the task knows if not given"
+        "--scoring", choices=SCORING_METHODS, help="scoring method (default: the task's)"
     )
-    parser.add_argument("--data", metavar="SOURCE", help="other rows than the task's own")
     parser.add_argument(
-        "--limit", type=number(Count), metavar="N", help="questions of each set, spaced"
+        "--data", metavar="SOURCE", help="rows in place of the task's evaluation rows"
+    )
+    parser.add_argument(
+        "--limit",
+        type=number(Count),
+        metavar="N",
+        help="number of questions per set, evenly spaced",
     )
     add_tensor(parser)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where predictions are written")
-    parser.add_argument("--json", action="store_true", help="print JSON, a line a task")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder for the predictions")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON per task")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_options(parser)
 
@@ -51,7 +56,7 @@ def add_tensor(parser: argparse.ArgumentParser) -> None:
         type=number(DEVICES),
         default=1,
         metavar="N",
-        help="share every layer out over the N devices there are (-1: all)",
+        help="partition every layer over N devices (-1: all)",
     )
 
 
@@ -63,45 +68,57 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_answers(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--batch-size", type=number(Count), default=16, metavar="N", help="16")
     group.add_argument(
-        "--max-new-tokens", type=number(Count), metavar="N", help="the task's if not given"
+        "--batch-size",
+        type=number(Count),
+        default=16,
+        metavar="N",
+        help="questions per batch (default: 16)",
     )
     group.add_argument(
-        "--temperature", type=number(NonNegative), help="the task's if not given; 0 is greedy"
+        "--max-new-tokens", type=number(Count), metavar="N", help="default: the task's"
+    )
+    group.add_argument(
+        "--temperature", type=number(NonNegative), help="default: the task's; 0 is greedy"
     )
     group.add_argument("--top-p", type=number(TOP_P), default=1.0, metavar="P")
     group.add_argument("--seed", type=number(Seed), default=0)
-    group.add_argument("--dtype", default="float32", help="of a pretrained model's weights")
+    group.add_argument("--dtype", default="float32", help="dtype of a pretrained model's weights")
 
 
 def _add_programs(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--run-programs",
         action="store_true",
-        help="allow running what the model wrote, confined (Linux with Landlock and seccomp)",
+        help="run programs that the model wrote, in a sandbox (Linux with Landlock and seccomp)",
     )
     group.add_argument(
-        "--samples", type=number(Count), default=1, metavar="N", help="programs a question"
-    )
-    group.add_argument("--k", type=number(Count), nargs="+", default=[1], help="of pass@k")
-    group.add_argument("--seconds", type=number(Positive), default=10.0, help="for each program")
-    group.add_argument(
-        "--memory", type=number(Count), default=1024, metavar="MIB", help="for each program"
+        "--samples", type=number(Count), default=1, metavar="N", help="programs per question"
     )
     group.add_argument(
-        "--workers", type=number(Count), default=1, help="programs or judgments at a time"
+        "--k", type=number(Count), nargs="+", default=[1], help="values of k in pass@k"
+    )
+    group.add_argument(
+        "--seconds", type=number(Positive), default=10.0, help="limit for each program"
+    )
+    group.add_argument(
+        "--memory", type=number(Count), default=1024, metavar="MIB", help="limit for each program"
+    )
+    group.add_argument(
+        "--workers", type=number(Count), default=1, help="programs or judge requests in parallel"
     )
 
 
 def _add_judge(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--judge", metavar="URL", help="OpenAI-compatible, such as http://HOST/v1")
     group.add_argument("--judge-model", default="", metavar="NAME")
-    group.add_argument("--judge-key", type=Path, metavar="FILE", help="holds the endpoint's key")
+    group.add_argument(
+        "--judge-key", type=Path, metavar="FILE", help="file with the endpoint's API key"
+    )
     group.add_argument("--judge-prompts", metavar="FILE", help="FastChat's judge_prompts.jsonl")
     group.add_argument("--references", metavar="FILE", help="reference answers, FastChat's form")
     group.add_argument(
-        "--attempts", type=number(Count), default=4, metavar="N", help="requests a grade"
+        "--attempts", type=number(Count), default=4, metavar="N", help="attempts per grade"
     )
     group.add_argument(
         "--wait", type=number(NonNegative), default=1.0, help="seconds before the second attempt"
@@ -111,7 +128,7 @@ def _add_judge(group: argparse._ArgumentGroup) -> None:
         type=number(Positive),
         default=120.0,
         metavar="S",
-        help="seconds for one request",
+        help="timeout of one request in seconds",
     )
 
 
@@ -156,7 +173,7 @@ def _judge_of(given: argparse.Namespace) -> Judge | None:
         for name in ("judge_model", "judge_key", "judge_prompts", "references"):
             if getattr(given, name):
                 flag = "--" + name.replace("_", "-")
-                raise UserError(f"{flag} is for a judge: give its address with --judge URL")
+                raise UserError(f"{flag} needs a judge: give its address with --judge URL")
         return None
     prompts, references = given.judge_prompts, given.references
     return Judge(

@@ -74,7 +74,7 @@ def describe_fields(config: RunConfig, prog: str) -> str:
             f"fields of {prog}: --NAME VALUE ...",
             *blocks,
             "",
-            "options of methods and of their parts (goat-jax methods lists which has which):",
+            "options of methods and their parts (goat-jax methods lists the parts of each method):",
             *options,
         ]
     )

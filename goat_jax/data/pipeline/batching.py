@@ -87,9 +87,11 @@ def _padded(longest: np.ndarray, buckets: tuple[int, ...]) -> np.ndarray:
     """Returns the smallest bucket that holds each batch."""
     sizes = np.asarray(buckets)
     if not len(sizes) or sizes[0] < 1 or (np.diff(sizes) <= 0).any():
-        raise UserError(f"buckets {buckets}: give rising lengths of 1 or more")
+        raise UserError(f"buckets {buckets}: give increasing lengths of 1 or more")
     if sizes[-1] < longest.max():
-        raise UserError(f"buckets {buckets} do not hold a row of {longest.max()} tokens: add one")
+        raise UserError(
+            f"buckets {buckets} are too short for a row of {longest.max()} tokens: add a longer one"
+        )
     return sizes[np.searchsorted(sizes, longest)]
 
 
@@ -119,7 +121,7 @@ def choose_buckets(
     """
     if len(lengths) == 0 or lengths.max() > max_length:
         raise UserError(
-            f"rows of up to {max(lengths, default=0)} tokens for max_length {max_length}"
+            f"rows have up to {max(lengths, default=0)} tokens, more than max_length {max_length}"
         )
     size = min(batch_size, len(lengths))
     batches = _training_rows(lengths, size, np.random.default_rng(0))

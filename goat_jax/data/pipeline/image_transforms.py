@@ -41,7 +41,7 @@ def array_image(array: np.ndarray) -> "Image.Image":
         or not array.size
     ):
         raise UserError(
-            f"an array of {array.dtype} {array.shape} is no image: give uint8 values"
+            f"an array of {array.dtype} {array.shape} is not an image: give uint8 values"
             " (H, W), (H, W, 1) or (H, W, 3)"
         )
     return pillow.fromarray(plain)

@@ -187,7 +187,7 @@ def parse_view(config: Mapping[str, Any]) -> View:
         )
     for switch in REFUSED:
         if config.get(switch):
-            raise UserError(f"{switch} is {config[switch]!r}, which no view here does")
+            raise UserError(f"{switch} is {config[switch]!r}, which is not supported")
     given = {key: value for key, value in config.items() if value is not None}
     values = {**CLIP, **PROCESSORS[kind], **given}
     return View(**_geometry(values), **_levels(values))
@@ -210,7 +210,9 @@ def _geometry(values: Mapping[str, Any]) -> dict[str, Any]:
     if values["do_center_crop"]:
         crop = _pair("crop_size", values["crop_size"])
     if crop is None and exact is None:
-        raise UserError("it leaves images of any size: set do_center_crop, or height and width")
+        raise UserError(
+            "it does not fix the size of images: set do_center_crop, or height and width"
+        )
     resample = values["resample"]
     check_number("resample", resample, at_least=0, at_most=5, whole=True)
     return {"shorter": shorter, "exact": exact, "crop": crop, "resample": resample}

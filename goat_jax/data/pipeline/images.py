@@ -165,7 +165,7 @@ def _read(value: object, where: str, folder: str | Path | None, whole: bool) -> 
             raise UserError(f"{where}: {value}: no such file")
     elif not isinstance(value, bytes | np.ndarray):
         raise UserError(
-            f"{where}: {type(value).__name__} is no image: give a path, bytes or an array"
+            f"{where}: {type(value).__name__} is not an image: give a path, bytes or an array"
         )
     try:
         if isinstance(value, np.ndarray):

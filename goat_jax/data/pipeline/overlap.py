@@ -43,12 +43,12 @@ def note_of(train: Sequence[bytes], held_out: Sequence[bytes]) -> str:
     """Returns one line that reports the overlap; empty if no row is in both splits.
 
     >>> note_of([b"a"], [b"a", b"b"])
-    '1 of 2 held-out rows is in the training rows, too'
+    '1 of 2 held-out rows is also in the training rows'
     """
     count = overlap(train, held_out)
     verb = "is" if count == 1 else "are"
     return (
-        f"{count:,} of {len(held_out):,} held-out rows {verb} in the training rows, too"
+        f"{count:,} of {len(held_out):,} held-out rows {verb} also in the training rows"
         if count
         else ""
     )

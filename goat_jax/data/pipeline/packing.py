@@ -128,7 +128,7 @@ def encode_texts(
         all_tasks.append(text.tasks)
     if not all_ids:
         raise UserError(
-            f"task {task.name}: nothing to learn is left of the {dropped} {split} texts within "
+            f"task {task.name}: none of the {dropped} {split} texts has a token to train on within "
             f"{max_length} tokens: raise max_length"
         )
     lengths = np.array([len(ids) for ids in all_ids], np.int32)

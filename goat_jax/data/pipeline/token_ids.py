@@ -11,11 +11,11 @@ import numpy as np
 from goat_jax.errors import UserError
 
 TABLES = {
-    "vocab_size": "the tokenizer gives token {id}, but the model knows {size}: take both from one"
+    "vocab_size": "the tokenizer gives token {id}, but the model has {size}: take both from one"
     " checkpoint",
-    "type_vocab_size": "the tokenizer gives token type {id}, but the model knows {size}: take both"
+    "type_vocab_size": "the tokenizer gives token type {id}, but the model has {size}: take both"
     " from one checkpoint",
-    "num_tasks": "the rows have task {id}, but the adapter knows tasks 0 to {last}: raise num_tasks"
+    "num_tasks": "the rows have task {id}, but the adapter has tasks 0 to {last}: raise num_tasks"
     " or number the tasks from 0",
 }
 """The field that holds a table's size -> the error message for an id outside the table."""
@@ -48,7 +48,7 @@ def check_ids(ids: Mapping[str, Iterable[Any]], sizes: Mapping[str, int]) -> Non
 
     >>> check_ids({"vocab_size": [[3, 9]]}, {"vocab_size": 9})
     Traceback (most recent call last):
-    goat_jax.errors.UserError: the tokenizer gives token 9, but the model knows 9: take both from \
+    goat_jax.errors.UserError: the tokenizer gives token 9, but the model has 9: take both from \
 one checkpoint
     """
     for name, arrays in ids.items():

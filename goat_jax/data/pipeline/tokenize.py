@@ -147,7 +147,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such tokenizer folder")
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
-        raise UserError(f"{folder}: no tokenizer in it: needs one of {', '.join(VOCABULARY_FILES)}")
+        raise UserError(f"{folder} has no tokenizer: it needs one of {', '.join(VOCABULARY_FILES)}")
     try:
         return import_transformers().AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True

@@ -70,7 +70,7 @@ def read_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[st
             if not wanted(name) or _added_by_macos(name):
                 continue
             if name in seen:
-                raise UserError(f"{path}: {name!r} is in it twice: get it again")
+                raise UserError(f"{path} contains {name!r} twice: download it again")
             seen.add(name)
             yield name, read()
     except UserError:
@@ -84,7 +84,7 @@ def read_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[st
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: not a readable archive ({error}): get it again")
+    return UserError(f"{path}: not a readable archive ({error}): download it again")
 
 
 def _added_by_macos(name: str) -> bool:
@@ -140,8 +140,8 @@ class _Size:
         self._total += size
         if size > MEMBER_BYTES or self._total > self._most:
             raise UserError(
-                f"{self._path}: {name!r} unpacks to {size:,} bytes, all up to it to "
-                f"{self._total:,}: more than is plausible, not unpacked"
+                f"{self._path}: {name!r} unpacks to {size:,} bytes, and with the files before it "
+                f"to {self._total:,}: more than is plausible, not unpacked"
             )
 
 
@@ -150,11 +150,11 @@ def read_member(path: Path, name: str) -> bytes:
 
     >>> read_member(Path(__file__).parent, "nowhere.txt")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    goat_jax.errors.UserError: ...: no 'nowhere.txt' in it: get it again
+    goat_jax.errors.UserError: ... has no 'nowhere.txt': download it again
     """
     for _, data in read_members(path, name.__eq__):
         return data
-    raise UserError(f"{path}: no {name!r} in it: get it again")
+    raise UserError(f"{path} has no {name!r}: download it again")
 
 
 def unpack(path: Path, out: Path) -> Path:
@@ -172,12 +172,12 @@ def unpack(path: Path, out: Path) -> Path:
     for name, data in read_members(path, lambda name: True):
         target = (out / name).resolve()
         if not target.is_relative_to(out.resolve()):
-            raise UserError(f"{path}: the name {name!r} leads out of the archive: not unpacked")
+            raise UserError(
+                f"{path}: the name {name!r} leads out of the target folder: not unpacked"
+            )
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
         except (FileExistsError, NotADirectoryError, IsADirectoryError):
-            raise UserError(
-                f"{path}: {name!r} is a file and a folder in it: not unpacked"
-            ) from None
+            raise UserError(f"{path}: {name!r} is both a file and a folder: not unpacked") from None
     return out

@@ -72,7 +72,7 @@ def fetch(remote: Remote, folder: Path, report: Report = nothing, *, wait: float
         check(target, remote)
         return target
     if not remote.url.startswith(("http://", "https://")):
-        raise UserError(f"{remote.filename} cannot be fetched: put it into {folder}")
+        raise UserError(f"{remote.filename} cannot be downloaded: put it into {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     for attempt in range(ATTEMPTS):
         try:
@@ -89,14 +89,15 @@ def fetch(remote: Remote, folder: Path, report: Report = nothing, *, wait: float
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 raise UserError(
                     f"{remote.filename} cannot be written to {folder} ({error.strerror}): make "
-                    "room; the same command goes on with what came"
+                    "room and start the same command again, which continues the download"
                 ) from None
             problem = str(error) or type(error).__name__
         if attempt + 1 == ATTEMPTS:
             kept = part.stat().st_size if part.is_file() else 0
             raise UserError(
-                f"{remote.url}: broke off {ATTEMPTS} times ({problem}); {kept:,} bytes are kept: "
-                f"the same command goes on, or put {remote.filename} into {folder}"
+                f"{remote.url}: the download broke off {ATTEMPTS} times ({problem}); {kept:,} "
+                "bytes are kept: "
+                f"start the same command again, or put {remote.filename} into {folder}"
             ) from None
         time.sleep(wait * 2**attempt)
     try:
@@ -128,7 +129,7 @@ def _receive(remote: Remote, part: Path, report: Report) -> None:
             if total == have:
                 return
             part.unlink()
-            raise EOFError("the server's file is another one now") from None
+            raise EOFError("the server's file has changed") from None
         raise
     with answer:
         goes_on = answer.status == 206
@@ -141,7 +142,7 @@ def _receive(remote: Remote, part: Path, report: Report) -> None:
                 done += len(piece)
                 report(remote.filename, done, total)
     if total is not None and done < total:
-        raise EOFError(f"{done:,} of {total:,} bytes came")
+        raise EOFError(f"{done:,} of {total:,} bytes arrived")
 
 
 def _total(content_range: str | None) -> int | None:

@@ -73,11 +73,11 @@ def prepare(
 
     >>> prepare("dtdd")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    goat_jax.errors.UserError: no recipe for 'dtdd' (did you mean 'dtd'?); there are: cars, ...
+    goat_jax.errors.UserError: no recipe for 'dtdd' (did you mean 'dtd'?): choose one of cars, ...
     """
     if task not in RECIPES:
         hint = nearest(task, RECIPES)
-        raise UserError(f"no recipe for {task!r}{hint}; there are: {', '.join(RECIPES)}")
+        raise UserError(f"no recipe for {task!r}{hint}: choose one of {', '.join(RECIPES)}")
     recipe = RECIPES[task]
     root = default_folder() if out is None else user_path(out)
     builder = open_builder(recipe, root)

@@ -23,13 +23,13 @@ def first_file(folder: str | Path, *names: str) -> str:
 
     >>> first_file("nowhere", "metamath", "train")
     Traceback (most recent call last):
-    goat_jax.errors.UserError: nowhere: no file of any of the names metamath, train
+    goat_jax.errors.UserError: nowhere has none of the files metamath, train
     """
     root = user_path(folder)
     for name in names:
         if has_split(root, name):
             return find_split([root], name)
-    raise UserError(f"{folder}: no file of any of the names {', '.join(names)}")
+    raise UserError(f"{folder} has none of the files {', '.join(names)}")
 
 
 def question_source(given: str | None, default: str | None = None, split: str = "test") -> str:

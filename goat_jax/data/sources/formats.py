@@ -42,7 +42,7 @@ def text_lines(path: Path) -> Iterator[str]:
         raise UserError(f"{path}:{number}: not UTF-8 text ({error.reason}): re-encode it") from None
     except (EOFError, gzip.BadGzipFile, zlib.error):
         raise UserError(
-            f"{path}:{number + 1}: gzip data cut off or damaged: fetch it again"
+            f"{path}:{number + 1}: gzip data is truncated or damaged: fetch it again"
         ) from None
 
 
@@ -66,7 +66,7 @@ def read_jsonl(path: Path) -> list[Row]:
         except json.JSONDecodeError as error:
             raise UserError(
                 f"{path}:{number}: not valid JSON ({error.msg}, column {error.colno}):"
-                " one complete object a line is needed"
+                " give one complete object per line"
             ) from None
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}:{number}: {_unreadable(error)}") from None
@@ -79,7 +79,9 @@ def read_jsonl(path: Path) -> list[Row]:
 def _unreadable(error: Exception) -> str:
     """Describes why Python cannot read valid JSON: too deeply nested, or too many digits."""
     deep = isinstance(error, RecursionError)
-    return "JSON nested too deep to be read" if deep else f"JSON not readable ({first_line(error)})"
+    return (
+        "JSON nested too deep to be read" if deep else f"JSON cannot be read ({first_line(error)})"
+    )
 
 
 def read_json(path: Path) -> list[Row]:
@@ -223,7 +225,7 @@ def find_split(folders: Sequence[Path], split: str) -> str:
             if (path := folder / f"{split}{suffix}").is_file():
                 return str(path.resolve())
     known = ", ".join(FORMATS)
-    raise UserError(f"{folders[0]}: no file named {split} with one of the endings {known}")
+    raise UserError(f"{folders[0]} has no file {split} with one of the suffixes {known}")
 
 
 def split_files(folder: str | Path, *splits: str) -> list[str]:

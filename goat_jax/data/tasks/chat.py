@@ -31,7 +31,7 @@ def wizardlm(folder: str, questions: str, **options: Any) -> EvalTask:
 
     >>> wizardlm("nowhere", "nowhere")
     Traceback (most recent call last):
-    goat_jax.errors.UserError: nowhere: no file of any of the names WizardLM_evol_instruct_70k, \
+    goat_jax.errors.UserError: nowhere has none of the files WizardLM_evol_instruct_70k, \
 alpaca_evol_instruct_70k, wizardlm, train
     """
     train = first_file(folder, *WIZARD_FILES)

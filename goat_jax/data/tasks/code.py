@@ -35,7 +35,7 @@ def codefeedback(folder: str, questions: str, **options: Any) -> EvalTask:
 
     >>> codefeedback("nowhere", "nowhere")
     Traceback (most recent call last):
-    goat_jax.errors.UserError: nowhere: no file of any of the names \
+    goat_jax.errors.UserError: nowhere has none of the files \
 CodeFeedback-Filtered-Instruction, codefeedback, train
     """
     train = first_file(folder, *CODEFEEDBACK_FILES)

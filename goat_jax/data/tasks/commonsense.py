@@ -97,7 +97,9 @@ def commonsense170k(folder: str | None = None, *, cloze: bool = False, **options
 hellaswag, winogrande, ARC-Easy, ARC-Challenge, openbookqa
     """
     if folder is None:
-        raise UserError(f"task {JOINT} needs folder=..., with {JOINT_FILES[0]}.json in it")
+        raise UserError(
+            f"task {JOINT} needs folder=..., a folder that contains {JOINT_FILES[0]}.json"
+        )
     root = user_path(folder)
     questions = {
         name: find_split(folders, "test")

@@ -23,10 +23,10 @@ def learnt_questions(task: EvalTask) -> list[str]:
     report sets that cannot be read, and tasks whose training rows are the questions.
 
     >>> learnt_questions(EvalTask("sums", "a.jsonl", "a.jsonl", questions={"sums": "a.jsonl"}))
-    ['sums: its questions are the rows it learns']
+    ['sums: its questions are the rows it is trained on']
     """
     if task.train in task.questions.values():
-        return [f"{task.name}: its questions are the rows it learns"]
+        return [f"{task.name}: its questions are the rows it is trained on"]
     if task.format not in PLAIN_FORMATS or not task.questions:
         return []
     columns = EVALS[task.eval].id_columns
@@ -47,7 +47,7 @@ def learnt_questions(task: EvalTask) -> list[str]:
         if count:
             verb = "is" if count == 1 else "are"
             notes.append(
-                f"{name}: {count:,} of {len(own):,} questions {verb} in the training rows, too"
+                f"{name}: {count:,} of {len(own):,} questions {verb} also in the training rows"
             )
     return notes
 

@@ -145,7 +145,7 @@ def scoring_of(task: Any, requested: str | None = None) -> str:
         return task.checked_scoring(requested or task.scoring)
     if requested not in (None, LOSS):
         raise UserError(
-            f"task {task.name} has no questions: it is scored by {LOSS} only, not {requested!r}"
+            f"task {task.name} has no questions: it can be scored by {LOSS} only, not {requested!r}"
         )
     return LOSS
 

@@ -98,7 +98,7 @@ class ImageTask:
     def __post_init__(self) -> None:
         check_fields(self, "task.")
         if not self.labels:
-            raise UserError(f"task {self.name}: no class names: give labels, two or more")
+            raise UserError(f"task {self.name}: no class names: give two or more labels")
         check_scoring(self.name, self.labels, self.metrics)
         check_limits(self.name, self.train_limit, self.evaluation_limit)
         for problem in self._problems():

@@ -101,15 +101,15 @@ of prompt_completion, messages, alpaca, text, template
                 " with evaluation the same source as train"
             )
         if (self.format == "template") != bool(self.completion):
-            raise fail("the format template, and only it, needs a completion template")
+            raise fail("a completion template is needed for format template, and only for it")
         for metric in self.metrics:
             if metric not in LANGUAGE_METRICS:
                 known = ", ".join(LANGUAGE_METRICS)
-                raise fail(f"unknown metric {metric!r}: language modelling has {known}")
+                raise fail(f"unknown metric {metric!r}: use one of {known}")
         if self.task_type is not None and self.packing:
-            raise fail("packed texts share a row, which has one task_type: packing=False")
+            raise fail("packed texts share a row, which has one task_type: set packing=False")
         if not self.metrics:
-            raise fail(f"no metric given: use {', '.join(LANGUAGE_METRICS)}")
+            raise fail(f"no metric is given: use {', '.join(LANGUAGE_METRICS)}")
         check_limits(self.name, self.train_limit, self.evaluation_limit)
 
 
@@ -170,7 +170,7 @@ def _selected(rows: list[Row], task: LanguageTask, source: str) -> list[tuple[in
         if chosen is not None:
             kept.append((index, chosen))
     if not kept:
-        raise UserError(f"{source}: the selection {task.selection} keeps none of {len(rows)} rows")
+        raise UserError(f"{source}: task.selection {task.selection} keeps none of {len(rows)} rows")
     return kept
 
 
@@ -186,7 +186,7 @@ def chosen_rows(task: LanguageTask, split: str, count: int, limit: int | None) -
         return spaced(count, limit)
     if task.held_out >= count:
         raise UserError(
-            f"task {task.name}: {task.held_out} rows held out of {count} leave none to learn"
+            f"task {task.name}: {task.held_out} rows held out of {count} leave none to train on"
         )
     held = spaced(count, task.held_out)
     rows = held if split == "evaluation" else sorted(set(range(count)) - set(held))
@@ -236,7 +236,7 @@ def fill(template: str, row: Row) -> str:
         raise
     except (LookupError, ValueError, AttributeError, TypeError, MemoryError) as error:
         raise UserError(
-            f"template {template!r} does not fit ({error}); the row has {', '.join(map(str, row))}"
+            f"template {template!r} does not fit ({error}): the row has {', '.join(map(str, row))}"
         ) from None
 
 

@@ -65,7 +65,7 @@ def metamath(folder: str, questions: str | None = None, **options: Any) -> EvalT
 
     >>> metamath("nowhere")
     Traceback (most recent call last):
-    goat_jax.errors.UserError: nowhere: no file of any of the names MetaMathQA-395K, metamathqa, \
+    goat_jax.errors.UserError: nowhere has none of the files MetaMathQA-395K, metamathqa, \
 train
     """
     train = first_file(folder, *METAMATH_FILES)

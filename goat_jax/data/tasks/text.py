@@ -45,8 +45,8 @@ class TextTask:
 
     >>> TextTask("tone", "a.csv", "b.csv", ("text",), "label", ("poor", "fine"), ("acuracy",))
     Traceback (most recent call last):
-    goat_jax.errors.UserError: task tone: unknown metric 'acuracy': classification has accuracy, \
-matthews, f1
+    goat_jax.errors.UserError: task tone: unknown metric 'acuracy': for classification use one of \
+accuracy, matthews, f1
     """
 
     name: str
@@ -92,10 +92,12 @@ def check_scoring(
         base, part = split_metric(metric)
         if base not in known or (part and part not in parts):
             raise UserError(
-                f"task {name}: unknown metric {metric!r}: {kind} has {', '.join(known)}"
+                f"task {name}: unknown metric {metric!r}: for {kind} use one of {', '.join(known)}"
             )
     if not metrics:
-        raise UserError(f"task {name}: no metric given: {kind} has {', '.join(known)}")
+        raise UserError(
+            f"task {name}: no metric is given: for {kind} use one of {', '.join(known)}"
+        )
 
 
 def check_limits(name: str, *limits: int | None) -> None:

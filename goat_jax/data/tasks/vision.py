@@ -150,6 +150,6 @@ def local_images(folder: Path, name: str, split: str) -> str:
         return find_split(roots, split)
     except UserError:
         raise UserError(
-            f"{folder}: no {split} split in it: give {split}/CLASS/image files, or a file "
+            f"{folder} has no {split} split: give {split}/CLASS/image files, or a file "
             f"{split}.jsonl, there or in {folder / name}"
         ) from None

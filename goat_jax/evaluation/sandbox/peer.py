@@ -54,7 +54,7 @@ class Remote:
         return self._peer.ask("next", self._ref, [])
 
     def _refuse(self, *other: Any) -> bool:
-        raise TypeError("an object of the program that is no plain value was compared or tested")
+        raise TypeError("an object of the program that is not a plain value was compared or tested")
 
     __eq__ = __ne__ = __bool__ = _refuse
 

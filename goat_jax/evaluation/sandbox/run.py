@@ -38,7 +38,7 @@ def check_sandbox() -> None:
     if not landlock.abi():
         raise UserError(
             "programs of a model are not run here: this kernel has no Landlock (Linux 5.13 and "
-            "later have it, unless it is switched off at boot)"
+            "later have it unless it is disabled at boot)"
         )
 
 

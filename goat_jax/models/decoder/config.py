@@ -90,13 +90,15 @@ class DecoderConfig:
                 raise UserError(f"{name} is {size!r}: it must be a whole number from 1 up")
         if self.num_heads % self.num_kv_heads:
             raise UserError(
-                f"{self.num_heads} heads are not divisible by {self.num_kv_heads} heads of keys: "
+                f"{self.num_heads} heads are not divisible by {self.num_kv_heads} key-value heads: "
                 "correct one of them"
             )
         if self.head_size % 2:
-            raise UserError(f"head size {self.head_size} is odd: positions turn pairs of features")
+            raise UserError(f"head size {self.head_size} is odd: rotary positions need an even one")
         if len(self.windows) != self.num_layers:
-            raise UserError(f"{len(self.windows)} windows for {self.num_layers} layers: one each")
+            raise UserError(
+                f"{len(self.windows)} windows for {self.num_layers} layers: give one each"
+            )
         if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             hint = nearest(str(self.activation), ACTIVATIONS)

@@ -192,7 +192,7 @@ def class_kernel(
     if not class_names:
         raise UserError("class_names is empty: give the name of every class")
     if "{}" not in template:
-        raise UserError(f"template {template!r} has no {{}}: say where the class name goes")
+        raise UserError(f"template {template!r} has no {{}}: put it where the class name goes")
     folder = Path(folder)
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, key=jax.random.key(0), architecture=TEXT).model

@@ -108,7 +108,7 @@ def _molora(record: Record) -> AdapterSpec:
 
 def _mole(record: Record) -> AdapterSpec:
     if record.values.get("threshold") is not None:
-        raise UserError(f"{record.where}: a fixed threshold is not among the routers: give a top_k")
+        raise UserError(f"{record.where}: no router has a fixed threshold: give a top_k")
     published = {"reference_code": lambda r: True, "count_padding": lambda r: True}
     return _row("molora", top_k=lambda r: r.integer("top_k"), **published)(record)
 
@@ -138,7 +138,7 @@ def _known(record: Record, key: str, names: Mapping[str, str]) -> str:
     value = record.text(key)
     if value not in names:
         raise UserError(
-            f"{record.where}: {key} {value!r} is not known{nearest(value, names)}; there are: "
+            f"{record.where}: {key} {value!r} is not known{nearest(value, names)}: give one of "
             f"{', '.join(names)}"
         )
     return names[value]

@@ -33,7 +33,7 @@ def replay_entry(entry: CaseFile) -> list[Check | Note]:
     if entry.formula not in REPLAYS:
         raise UserError(
             f"{entry.record.where}: formula {entry.formula!r} is not known"
-            f"{nearest(entry.formula, REPLAYS)}; there are: {', '.join(REPLAYS)}"
+            f"{nearest(entry.formula, REPLAYS)}: give one of {', '.join(REPLAYS)}"
         )
     arrays = read_npz(entry.folder / f"{entry.name}.npz")
     try:

@@ -52,7 +52,8 @@ def architecture_of(file: GgufFile) -> GgufArchitecture:
     name = file.need("general.architecture")
     if name not in ARCHITECTURES:
         raise UserError(
-            f"{file.path} is of architecture {name!r}: supported are {', '.join(ARCHITECTURES)}"
+            f"{file.path} has architecture {name!r}: give a model of one of "
+            f"{', '.join(ARCHITECTURES)}"
         )
     if file.get(f"{name}.expert_count"):
         raise UserError(f"{file.path} is a mixture of experts: give a dense model")
@@ -158,8 +159,8 @@ def _rope_scaling(file: GgufFile, name: str, config: dict[str, Any]) -> dict[str
     if kind == "none":
         found["rope_type"] = "linear"
     if given or found["rope_type"] not in ("linear", "yarn"):
-        told = ", ".join([kind, *given])
-        raise UserError(f"{file.path}: rope scaling {told}: supported are linear and yarn")
+        shown = ", ".join([kind, *given])
+        raise UserError(f"{file.path}: rope scaling {shown}: only linear and yarn are supported")
     return found
 
 
@@ -170,7 +171,7 @@ def _llama3_scaling(file: GgufFile, config: dict[str, Any]) -> dict[str, Any]:
     expected = llama3_divisors(scaling, config["rope_theta"], config["head_dim"])
     if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-4):
         raise UserError(
-            f"{file.path}: {ROPE_FACTORS} is not the scaling of Llama 3: use its safetensors"
+            f"{file.path}: {ROPE_FACTORS} is not Llama 3's scaling: use the model's safetensors"
         )
     return scaling
 

@@ -39,7 +39,7 @@ class GgufFile:
     def need(self, key: str) -> Any:
         """Returns a metadata value; raises `UserError` if the file has none."""
         if key not in self.fields:
-            raise UserError(f"{self.path} has no {key}: convert the model with today's llama.cpp")
+            raise UserError(f"{self.path} has no {key}: convert the model with a current llama.cpp")
         return self.fields[key].contents()
 
 
@@ -71,7 +71,7 @@ def read_gguf(path: str | Path) -> GgufFile:
         reader = gguf.GGUFReader(path)
     except Exception as error:  # the exception's type depends on where the file ends
         raise UserError(
-            f"{path} is damaged or cut short at {path.stat().st_size} bytes"
+            f"{path} is damaged or truncated at {path.stat().st_size} bytes"
             f" ({first_line(error)}): fetch it again"
         ) from None
     return GgufFile(path, dict(reader.fields), {tensor.name: tensor for tensor in reader.tensors})

@@ -96,8 +96,8 @@ def _pre_tokenizer(file: GgufFile) -> PreTokenizer:
     model, pre = file.need("tokenizer.ggml.model"), file.get("tokenizer.ggml.pre")
     if model != "gpt2":
         raise UserError(
-            f"{file.path}: a tokenizer of kind {model!r}, only 'gpt2' (byte-level BPE) is read:"
-            " give the model's Hugging Face tokenizer folder"
+            f"{file.path}: a tokenizer of kind {model!r}, but only 'gpt2' (byte-level BPE) can be "
+            "read: give the model's Hugging Face tokenizer folder"
         )
     if pre not in PRE_TOKENIZERS:
         raise UserError(

@@ -129,7 +129,9 @@ def _hf_name(name: str, file: GgufFile) -> str:
         return f"model.layers.{layer[1]}.{LAYER_NAMES[layer[2]]}.{parameter}"
     if module in OUTER_NAMES:
         return f"{OUTER_NAMES[module]}.{parameter}"
-    raise UserError(f"{file.path}: unknown tensor {name}: the model is of an unsupported kind")
+    raise UserError(
+        f"{file.path}: unknown tensor {name}: the model's architecture is not supported"
+    )
 
 
 def _check_quantisation(file: GgufFile) -> None:
@@ -146,8 +148,8 @@ def _dequantise(tensor: Any, path: Path, rows: int | None = None) -> np.ndarray:
     except RuntimeError:  # raised by the package for a type that it cannot dequantize
         kind = tensor.tensor_type.name
         raise UserError(
-            f"{path}: {tensor.name} is quantised as {kind}, which gguf cannot undo:"
-            " quantise the model otherwise"
+            f"{path}: {tensor.name} is quantised as {kind}, which gguf cannot dequantise:"
+            " use another quantisation of the model"
         ) from None
     # A copy, since the file may be closed or change; callers get a plain array.
     return np.array(values, np.float32)

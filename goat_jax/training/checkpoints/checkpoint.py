@@ -240,7 +240,7 @@ class Checkpoints:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"{where} cannot be read or does not fit this run's settings ({reason}): use "
-                "another run folder, or move it away to go on from the checkpoint before"
+                "another run folder, or move it away to continue from the checkpoint before"
             ) from error
         if int(found["state"]["step"]) != step:
             raise UserError(f"{where} is the checkpoint of step {int(found['state']['step'])}")
@@ -281,7 +281,7 @@ class Checkpoints:
         except RunFailed as failure:
             if not self._going_on:
                 raise
-            warnings.warn(f"the run goes on, but {failure}", Notice, stacklevel=3)
+            warnings.warn(f"the run continues, but {failure}", Notice, stacklevel=3)
             with contextlib.suppress(ValueError, OSError):
                 self._manager.close()
             # The old manager still lists the checkpoint that failed, so make a new one.
@@ -307,13 +307,13 @@ def _set_position(data: BatchIterator, position: object, where: str) -> None:
     """Sets a data iterator to a saved position."""
     try:
         if not _alike(position, data.get_state()):
-            raise ValueError("it has another form")
+            raise ValueError("its structure differs")
         data.set_state(position)
     except (ValueError, IndexError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{where}: the saved position in the data cannot be taken up ({reason}): move this "
-            "checkpoint away to go on from the one before"
+            f"{where}: the saved position in the data cannot be restored ({reason}): move this "
+            "checkpoint away to continue from the one before"
         ) from error
 
 
@@ -345,15 +345,15 @@ def _move_damaged(root: Path) -> None:
             newest = step
     if damaged and newest is None:
         raise UserError(
-            f"no checkpoint in {root} is intact ({listed(damaged)}): restore one from a copy, or "
-            "begin anew with another --out"
+            f"no checkpoint in {root} is intact ({listed(damaged)}): restore one from a backup, or "
+            "start again with another --out"
         )
     for step, reason in damaged.items():
         kept = _free_name(root.parent / DAMAGED, str(step))
         (root / str(step)).rename(kept)
         warnings.warn(
-            f"the checkpoint of step {step} is passed over ({reason}) and now in {kept}; the "
-            f"newest that is intact is that of step {newest}",
+            f"the checkpoint of step {step} is skipped ({reason}) and was moved to {kept}; the "
+            f"newest intact one is that of step {newest}",
             Notice,
             stacklevel=2,
         )

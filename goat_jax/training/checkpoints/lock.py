@@ -62,14 +62,14 @@ def _lock_or_refuse(file: int, folder: Path) -> None:
     except BlockingIOError:
         holder = os.pread(file, 300, 0).decode("utf-8", "replace").strip()
         raise UserError(
-            f"{folder} is being trained by {' '.join(holder.split()) or 'another process'}: wait "
+            f"{folder} is in use by {' '.join(holder.split()) or 'another process'}: wait "
             "until that ends, or give another --out"
         ) from None
     except OSError as error:
         if error.errno not in UNKNOWN_HERE:
             raise
         warnings.warn(
-            f"the file system of {folder} has no locks: nothing keeps a second process from "
+            f"the file system of {folder} has no locks: nothing prevents a second process from "
             "training there",
             Notice,
             stacklevel=4,

@@ -98,7 +98,7 @@ def _chosen(folder: Path, checkpoints: Checkpoints, step: int | None) -> int:
     if not known:
         raise UserError(f"{folder} has no complete checkpoint yet: train it first")
     if step not in (None, *known):
-        raise UserError(f"{folder} has no checkpoint of step {step}; there are: {known}")
+        raise UserError(f"{folder} has no checkpoint of step {step}: its steps are {known}")
     candidates = _best_first(checkpoints) if step is None else [step]
     # The quick check covers all of them before any is chosen, so that a checkpoint whose score is
     # damaged is not ranked by it. Only then are large files hashed, one checkpoint at a time.
@@ -106,12 +106,12 @@ def _chosen(folder: Path, checkpoints: Checkpoints, step: int | None) -> int:
     for candidate in [n for n in candidates if n not in damaged]:
         why = checkpoints.damage(candidate)
         if why is None:
-            _tell_choice(folder, checkpoints, candidate, damaged, asked=step is not None)
+            _tell_choice(folder, checkpoints, candidate, damaged, step_given=step is not None)
             return candidate
         damaged[candidate] = why
     raise UserError(
-        f"{folder}: no checkpoint that could be used is intact ({listed(damaged)}): give the step "
-        f"of another one ({known}), or restore it from a copy"
+        f"{folder}: no usable checkpoint is intact ({listed(damaged)}): give the step "
+        f"of another one ({known}), or restore it from a backup"
     )
 
 
@@ -128,12 +128,12 @@ def _best_first(checkpoints: Checkpoints) -> list[int]:
 
 
 def _tell_choice(
-    folder: Path, checkpoints: Checkpoints, step: int, damaged: dict[int, str], asked: bool
+    folder: Path, checkpoints: Checkpoints, step: int, damaged: dict[int, str], step_given: bool
 ) -> None:
     """Warns which checkpoint is used if some are damaged or none has a score."""
     if damaged:
-        text = f"damaged checkpoints of {folder} ({listed(damaged)}): step {step} is used"
-    elif not asked and step not in checkpoints.scores():
+        text = f"{folder} has damaged checkpoints ({listed(damaged)}): step {step} is used"
+    elif not step_given and step not in checkpoints.scores():
         text = (
             f"no checkpoint of {folder} has a score (the run was not evaluated yet, or an older "
             f"version saved it without): step {step}, the latest, is used"

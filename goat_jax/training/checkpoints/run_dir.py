@@ -206,7 +206,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is not a run folder: it has no {RUN}")
     saved = read_json(path)
     if not isinstance(saved, dict):
-        raise UserError(f"{path} is not valid: it holds a {type(saved).__name__}, no object")
+        raise UserError(f"{path} is not valid: it holds a {type(saved).__name__}, not an object")
     known = {field.name for field in dataclasses.fields(RunFile)}
     with _named(path):
         made("it", RunFile, {name: value for name, value in saved.items() if name in known})
@@ -258,13 +258,11 @@ def _check_length(folder: Path, before: RunConfig, now: RunConfig) -> None:
         return
     why = None
     if wanted < done:
-        why = f"{done} are done"
+        why = f"{done} steps are done"
     elif now.adapter.spec().transform.length_matters:
-        why = "its method plans over all steps"
+        why = "the method's schedule depends on train.steps"
     elif not _same_rates(before, now):
-        why = (
-            f"its {now.optimizer.schedule} schedule follows from them, only a constant one goes on"
-        )
+        why = f"the {now.optimizer.schedule} schedule depends on it, only a constant one does not"
     if why is not None:
         raise UserError(
             f"{folder} holds a run with train.steps = {planned}, now {wanted} ({why}): give the "
@@ -300,9 +298,9 @@ def rows_of(
     if config.train.changed_rows == "stop":
         counts = [f"{each[changed[0]]['rows']:,}" for each in (before, data.identity)]
         raise UserError(
-            f"the {' and '.join(changed)} rows of {folder} have changed since it began "
-            f"({counts[0]} rows then, {counts[1]} now): restore them, give another --out, or say "
-            "that it is meant with --train.changed-rows accept"
+            f"the {' and '.join(changed)} rows of {folder} have changed since the run began "
+            f"({counts[0]} rows then, {counts[1]} now): restore them, give another --out, or "
+            "accept the change with --train.changed-rows accept"
         )
     until = max(steps_in(folder / CHECKPOINTS), default=0)
     earlier = [*saved.get("earlier_rows", []), {"until_step": until, **before}]
@@ -314,8 +312,8 @@ def check_same_model(folder: Path, saved: dict[str, Any], built: TrainSetup) -> 
     theirs, mine = saved["base_sha256"], built.base_fingerprint
     if theirs != mine:
         raise UserError(
-            f"{folder} belongs to a run on another base model (weights {theirs[:12]}, these are "
-            f"{mine[:12]}): give the same model or another --out"
+            f"{folder} belongs to a run on another base model (its weights are {theirs[:12]}, "
+            f"these are {mine[:12]}): give the same model or another --out"
         )
     for name, norms in built.residual_norms.items():
         before = saved["residual_norms"].get(name, [])
@@ -323,5 +321,5 @@ def check_same_model(folder: Path, saved: dict[str, Any], built: TrainSetup) -> 
         if not alike or not np.allclose(before, norms, rtol=NORM_TOLERANCE, atol=0):
             raise UserError(
                 f"{folder}: the rebuilt frozen kernel of {name} is not the one it was trained on: "
-                "the library's SVD start has changed, start anew with another --out"
+                "the library's SVD start has changed, start again with another --out"
             )

@@ -25,7 +25,7 @@ LOST = 75
 The same command continues the run.
 """
 
-AGAIN = "start all of them again with the same command, it continues from the last checkpoint"
+AGAIN = "start all of them again with the same command, which continues from the last checkpoint"
 
 DONE = 0
 TOKEN_BYTES = 32
@@ -58,17 +58,17 @@ class Lifeline:
         _in_background(self._accept, server, token)
         return f"{server.getsockname()[1]} {token.hex()}"
 
-    def connect(self, host: str, told: str) -> None:
+    def connect(self, host: str, place: str) -> None:
         """Connects to the first process.
 
         Args:
             host: the host of the first process.
-            told: the port and the token, as its `listen` returned them.
+            place: the port and the token, as its `listen` returned them.
 
         Raises:
             OSError: the first process cannot be reached.
         """
-        port, token = told.split()
+        port, token = place.split()
         peer = socket.create_connection((host, int(port)), CONNECT_SECONDS)
         peer.sendall(bytes.fromhex(token) + struct.pack("!I", self._index))
         self._watch_in_background(0, peer)

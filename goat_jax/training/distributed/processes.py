@@ -52,12 +52,14 @@ class Processes:
     def __post_init__(self) -> None:
         if self.coordinator == "auto":
             if self.count is not None or self.index is not None:
-                raise UserError("coordinator auto finds count and index itself: leave them out")
+                raise UserError(
+                    "coordinator auto finds the number of processes and the index: leave them out"
+                )
             return
         if ":" not in self.coordinator:
-            raise UserError(f"coordinator {self.coordinator!r} is not HOST:PORT: add the port")
+            raise UserError(f"coordinator {self.coordinator!r} is not valid: give HOST:PORT")
         if self.count is None or self.index is None:
-            raise UserError("a coordinator needs the number of processes and this one's index")
+            raise UserError("--coordinator needs --processes and --process")
         if not 0 <= self.index < self.count:
             raise UserError(f"process {self.index} of {self.count}: the index counts from 0")
 
@@ -89,8 +91,8 @@ def join(processes: Processes, timeout: int = 300) -> Lifeline:
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the processes could not be joined by {processes.coordinator} ({reason}): start all "
-            "of them, with one address, within the time"
+            f"the processes could not be connected through {processes.coordinator} ({reason}): "
+            "start all of them with the same address within the timeout"
         ) from error
     return _lifeline(timeout)
 
@@ -107,10 +109,10 @@ def _lifeline(timeout: int) -> Lifeline:
     if state.process_id == 0:
         state.client.key_value_set(PLACE, lifeline.listen())
     else:
-        told = state.client.blocking_key_value_get(PLACE, timeout * 1000)
+        received = state.client.blocking_key_value_get(PLACE, timeout * 1000)
         host = state.coordinator_address.rpartition(":")[0].strip("[]")
         with contextlib.suppress(OSError):
-            lifeline.connect(host, told)
+            lifeline.connect(host, received)
     return lifeline
 
 
@@ -158,8 +160,8 @@ def agreed(first_process_is_fine: bool) -> bool:
         return first_process_is_fine
     from jax.experimental import multihost_utils
 
-    told = multihost_utils.broadcast_one_to_all(np.int32(first_process_is_fine))
-    return bool(told)
+    received = multihost_utils.broadcast_one_to_all(np.int32(first_process_is_fine))
+    return bool(received)
 
 
 def by_first(action: Callable[[], Any]) -> None:
@@ -175,7 +177,7 @@ def by_first(action: Callable[[], Any]) -> None:
         except UserError as error:
             refused = error
     if not agreed(refused is None):
-        raise refused or UserError("the first process was refused: see its message")
+        raise refused or UserError("the first process stopped with an error: see its message")
 
 
 class StopConsensus:

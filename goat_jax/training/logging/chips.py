@@ -79,7 +79,7 @@ def find_topology(name: str, chip: str | None = None) -> Topology:
         return Topology(name, _cpus(int(size)), limits)
     if kind in CHIPS and size and kind.startswith("v"):
         return Topology(name, _described(name), limits)
-    raise UserError(f"topology {name!r} is neither cpu:N nor a TPU slice such as v5e:4x4")
+    raise UserError(f"topology {name!r} is not valid: give cpu:N or a TPU slice such as v5e:4x4")
 
 
 def _cpus(count: int) -> Sequence[Any]:

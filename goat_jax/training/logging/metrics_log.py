@@ -201,7 +201,7 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             if record is not None:
                 yield line.rstrip(b"\n") + b"\n", record
             elif line.endswith(b"\n"):
-                raise UserError(f"{path}:{number}: not a record: mend or delete that line")
+                raise UserError(f"{path}:{number}: not a record: correct or delete that line")
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

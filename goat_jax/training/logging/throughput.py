@@ -95,5 +95,5 @@ def memory_peaks() -> dict[str, float]:
     found: dict[str, float] = {
         "host_peak_bytes": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     }
-    told = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    return found if told is None else {**found, "device_peak_bytes": told}
+    device_peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return found if device_peak is None else {**found, "device_peak_bytes": device_peak}

@@ -144,7 +144,7 @@ def test_other_errors_are_one_line():
         epoch_plan(LENGTHS[:5], 6, 0, 0, BUCKETS)
     with pytest.raises(UserError, match="0 rows in batches of 4"):
         evaluation_plan(LENGTHS[:0], 4, BUCKETS)
-    with pytest.raises(UserError, match="up to 59 tokens for max_length 32"):
+    with pytest.raises(UserError, match="up to 59 tokens, more than max_length 32"):
         choose_buckets(LENGTHS, 10, 32)
     with pytest.raises(UserError, match="up to 0 tokens"):
         choose_buckets(LENGTHS[:0], 10, 32)

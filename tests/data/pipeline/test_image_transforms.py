@@ -170,7 +170,7 @@ def test_floating_point_images_are_refused():
     ],
 )
 def test_arrays_that_are_no_image(array):
-    with pytest.raises(UserError, match=r"is no image: give uint8 values \(H, W\)"):
+    with pytest.raises(UserError, match=r"is not an image: give uint8 values \(H, W\)"):
         array_image(array)
 
 

@@ -118,7 +118,7 @@ def test_rows_are_seen_as_the_checkpoint_was_trained(tmp_path):
         ({"resample": 9}, "resample 9 is not valid"),
         ({"rescale_factor": "x"}, "rescale_factor 'x' is not valid"),
         ({"do_pad": True}, "do_pad is True"),
-        ({"do_center_crop": False}, "images of any size"),
+        ({"do_center_crop": False}, "does not fix the size of images"),
         ({"crop_size": {"height": 3}}, "crop_size None is not valid"),
     ],
 )

@@ -144,7 +144,9 @@ def test_what_does_not_fit_is_cut_and_what_has_nothing_left_is_dropped(tokenizer
     texts = load_texts(write(*rows), "train", tokenizer, 6)
     assert (len(texts.input_ids), texts.truncated, texts.dropped) == (2, 2, 1)
     assert max(texts.lengths) <= 6
-    with pytest.raises(UserError, match="nothing to learn is left of the 1 train texts within 6"):
+    with pytest.raises(
+        UserError, match="none of the 1 train texts has a token to train on within 6"
+    ):
         load_texts(write(rows[0]), "train", tokenizer, 6)
 
 
@@ -152,8 +154,8 @@ def test_unknown_settings_are_refused():
     for options, says in [
         ({"format": "mesages"}, "unknown format 'mesages' .did you mean 'messages'"),
         ({"loss_on": "prompt"}, "loss_on 'prompt': use completion or all"),
-        ({"format": "template"}, "needs a completion template"),
-        ({"completion": "{x}"}, "needs a completion template"),
+        ({"format": "template"}, "a completion template is needed"),
+        ({"completion": "{x}"}, "a completion template is needed"),
         ({"metrics": ("accuracy",)}, "unknown metric 'accuracy'"),
         ({"train_limit": 0}, "a limit of 0 rows"),
     ]:

@@ -80,7 +80,7 @@ def test_folders_that_hold_no_tokenizer(tmp_path):
     with pytest.raises(UserError, match="no such tokenizer folder"):
         load_tokenizer(tmp_path / "none")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(UserError, match=r"no tokenizer in it: needs one of tokenizer\.json"):
+    with pytest.raises(UserError, match=r"has no tokenizer: it needs one of tokenizer\.json"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"version": ')
     with pytest.raises(UserError, match="the tokenizer cannot be loaded") as caught:

@@ -81,7 +81,7 @@ def test_archives_of_another_content_are_refused(archives, monkeypatch):
 def test_a_name_that_leads_out_of_an_archive_is_refused(archives, monkeypatch):
     official.unpinned(monkeypatch, "rte")
     official.write_zip(archives / "RTE.zip", {"../../outside.txt": "no"})
-    with pytest.raises(UserError, match="leads out of the archive"):
+    with pytest.raises(UserError, match="leads out of the target folder"):
         prepare("rte", archives / "sets", archives)
     assert not list(archives.rglob("outside.txt"))
 

@@ -141,7 +141,7 @@ def test_rows_with_nothing_to_learn_are_left_out_and_counted(row, options, task_
     other = {"prompt": "a", "completion": "b", "text": "ab", "messages": [USER, BOT]}
     texts = load_texts(task_of(row, other, **options), "train", tokenizer, 100)
     assert (len(texts.input_ids), texts.dropped) == (1, 1)
-    with pytest.raises(UserError, match="nothing to learn is left of the 1 train texts"):
+    with pytest.raises(UserError, match="none of the 1 train texts has a token to train on"):
         load_texts(task_of(row, **options), "train", tokenizer, 100)
 
 
@@ -150,8 +150,8 @@ def test_deep_json_and_numbers_of_very_many_digits_are_one_line(tmp_path):
     for name, text, says in [
         ("deep.jsonl", '{"a": 1}\n' + deep, "deep.jsonl:2: JSON nested too deep"),
         ("deep.json", deep, "deep.json: JSON nested too deep"),
-        ("long.jsonl", '{"a": ' + "1" * 5000 + "}", "long.jsonl:1: JSON not readable"),
-        ("long.json", '[{"a": ' + "1" * 5000 + "}]", "long.json: JSON not readable"),
+        ("long.jsonl", '{"a": ' + "1" * 5000 + "}", "long.jsonl:1: JSON cannot be read"),
+        ("long.json", '[{"a": ' + "1" * 5000 + "}]", "long.json: JSON cannot be read"),
     ]:
         (tmp_path / name).write_text(text)
         with pytest.raises(UserError, match=says):

@@ -136,7 +136,7 @@ def test_other_eval_tasks_name_their_rows(tmp_path):
     [
         (lambda p: make_task("boolq", folder=str(p)), "no file named test"),
         (lambda p: make_task("commonsense170k"), "needs folder="),
-        (lambda p: make_task("metamath", folder=str(p)), "no file of any of the names MetaMathQA"),
+        (lambda p: make_task("metamath", folder=str(p)), "has none of the files MetaMathQA"),
         (lambda p: make_task("codefeedback", folder=str(p)), "questions"),
         (
             lambda p: EvalTask("x", "a", "a", eval="number", scoring="code"),
@@ -270,7 +270,7 @@ def test_original_columns_become_instructions(name):
 def test_a_row_without_its_label_is_told(name):
     row = dict(ORIGINAL[name][0])
     key = next(column for column in ("label", "answerKey", "answer") if column in row)
-    with pytest.raises(UserError, match="no labelled row"):
+    with pytest.raises(UserError, match="the row has no label"):
         instructed(row | {key: -1 if isinstance(row[key], int) else ""})
 
 

@@ -98,7 +98,7 @@ def test_mt_bench_needs_no_rows_to_train_on(shared, form):
         (
             read_judge_prompts,
             {"name": "single-v1", "system_prompt": "", "prompt_template": ""},
-            "no prompt named 'single-math-v1'",
+            "no prompt is named 'single-math-v1'",
         ),
         (read_references, {"question_id": 1}, "row 1: needs question_id and choices"),
     ],

@@ -134,7 +134,7 @@ def test_images_of_both_splits_are_found_by_content_and_by_id(tmp_path):
         picture(tmp_path / split / "dotted" / f"{split}.png", seed=7)  # the same under two names
     task = make_task("dtd", folder=tmp_path)
     marks = [load_images(task, split).marks for split in ("train", "evaluation")]
-    assert note_of(*marks) == "1 of 2 held-out rows is in the training rows, too"
+    assert note_of(*marks) == "1 of 2 held-out rows is also in the training rows"
     rows = [{"image": np.full((4, 4), n, np.uint8), "label": 0, "name": f"n{n}"} for n in range(3)]
     for split, chosen in (("train", rows[:2]), ("test", [rows[2] | {"name": "n1"}])):
         columns = {key: np.array([row[key] for row in chosen]) for key in rows[0]}

@@ -99,8 +99,11 @@ def test_an_unknown_split_is_named(tmp_path):
         ({"text": ("a", "b", "c")}, "text names 3 columns"),
         ({"labels": ("one",)}, "two or more different names"),
         ({"labels": ("a", "a")}, "two or more different names"),
-        ({"metrics": ()}, "no metric given: classification has accuracy"),
-        ({"metrics": ("pearson",)}, "unknown metric 'pearson': classification has accuracy"),
+        ({"metrics": ()}, "no metric is given: for classification use one of accuracy"),
+        (
+            {"metrics": ("pearson",)},
+            "unknown metric 'pearson': for classification use one of accuracy",
+        ),
         ({"labels": ()}, "unknown metric 'accuracy': regression has pearson, spearman"),
         ({"train_limit": 0}, "a limit of 0 rows"),
     ],

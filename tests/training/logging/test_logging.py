@@ -66,7 +66,7 @@ def test_the_trace_of_the_steps_is_there(watched):
 
 @pytest.mark.parametrize("profile", ["3", "0:2", "5:4", "a:b"])
 def test_a_profile_that_is_no_range_is_refused(profile):
-    with pytest.raises(UserError, match="is not N:M, the first and the last step"):
+    with pytest.raises(UserError, match="is not N:M, the first and last step"):
         LoggingConfig(profile=profile)
 
 

@@ -49,7 +49,7 @@ def _written(row: Row, asked: str, word: str, options: Sequence[str], place: Any
     except TypeError:
         answer = None
     if answer is None:
-        raise UserError(f"its answer is none of {len(labels)} options: no labelled row")
+        raise UserError(f"its answer is not one of the {len(labels)} options: the row has no label")
     return {
         **({"id": row["id"]} if "id" in row else {}),
         "instruction": f"{asked}{APART}{listed}Answer format: {'/'.join(labels)}",

@@ -95,7 +95,7 @@ def _message(value: object, where: str) -> tuple[dict[str, Any], int]:
     role = SHARE_GPT.get(role, role)
     weight = given.pop("weight", 1)
     if isinstance(weight, bool) or weight not in (0, 1):
-        raise UserError(f"the weight of {where} is {shown(weight)}: give 1 (learnt) or 0 (not)")
+        raise UserError(f"the weight of {where} is {shown(weight)}: give 1 (trained on) or 0 (not)")
     content = _content(given.get("content"), where, optional=bool(given.get("tool_calls")))
     return {**given, "role": role, "content": content}, int(weight)
 
@@ -111,7 +111,7 @@ def _content(value: object, where: str, optional: bool) -> str:
 
 def _part(part: object, where: str) -> str:
     if not isinstance(part, dict) or part.get("type") != "text":
-        raise UserError(f"{where} is {shown(part)}: only parts of type text can be learnt")
+        raise UserError(f"{where} is {shown(part)}: only parts of type text can be trained on")
     return check_text(part.get("text"), f"the text of {where}")
 
 
@@ -173,7 +173,7 @@ def chat_spans(
     roles = [message["role"] for message in conversation.messages]
     answers = [number for number, role in enumerate(roles) if role == ASSISTANT]
     if not answers:
-        raise UserError("no message of the assistant: nothing could be learnt")
+        raise UserError("no message of the assistant: there is nothing to train on")
     messages, tools = conversation.messages[: answers[-1] + 1], conversation.tools
     if tools and chat_text(tokenizer, messages, tools=tools) == chat_text(tokenizer, messages):
         raise UserError("the chat template has no place for tools: use a checkpoint that has one")
@@ -184,7 +184,7 @@ def chat_spans(
         if not all(weights):
             raise UserError(
                 f"the chat template marks {len(spans)} spans for {len(answers)} answers, so it is "
-                "not known which of them the weight 0 is for"
+                "unclear which of them has weight 0"
             )
         weights = [1] * len(spans)
     weighted = list(zip(spans, weights, strict=True))
@@ -221,8 +221,8 @@ def _added_spans(
         answered = chat_text(tokenizer, messages[: number + 1], tools=tools)
         if not (asked.startswith(done) and answered.startswith(asked)):
             raise UserError(
-                "the chat template rewrites earlier messages, so the answers cannot be told from "
-                "the prompts: give prompt and completion instead"
+                "the chat template rewrites earlier messages, so the answers cannot be separated "
+                "from the prompts: give prompt and completion instead"
             )
         spans.append((len(asked), len(answered)))
         done = answered

@@ -133,7 +133,7 @@ def read_judge_prompts(path: str | Path) -> dict[str, JudgePrompt]:
         found[str(values[0])] = JudgePrompt(*map(str, values))
     missing = [name for name in OWN_PROMPTS if name not in found]
     if missing:
-        raise UserError(f"{path}: no prompt named {missing[0]!r}: use FastChat's judge_prompts")
+        raise UserError(f"{path}: no prompt is named {missing[0]!r}: use FastChat's judge_prompts")
     return found
 
 

@@ -55,7 +55,10 @@ def read_choices(instruction: str) -> Choices:
         starts.append(found.span())
     if len(starts) < len(labels):
         if starts:
-            raise UserError(f"options {len(starts)} of {len(labels)} found: {labels} are announced")
+            raise UserError(
+                f"{len(starts)} of {len(labels)} options are found: the answer format lists "
+                f"{labels}"
+            )
         return Choices(_bare(body), labels, labels)
     ends = [start for start, _ in starts[1:]] + [len(body)]
     texts = tuple(body[begin:end].strip() for (_, begin), end in zip(starts, ends, strict=True))
