@@ -84,7 +84,7 @@ def test_several_experts_without_a_router_still_start_as_the_pretrained_layer():
 def test_routed_methods_refuse_to_merge_and_say_why(name):
     spec = METHODS[name].spec
     factors = {"a": jnp.zeros((8, IN, 1)), "b": jnp.zeros((8, 1, OUT))}
-    with pytest.raises(UserError, match="weighs the experts token by token, so no single kernel"):
+    with pytest.raises(UserError, match="weights the experts token by token, so no single kernel"):
         merge_adapter(KERNEL, factors, jnp.ones(8), spec)
 
 

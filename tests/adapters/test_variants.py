@@ -211,7 +211,7 @@ def test_one_task_of_moelora_is_an_adapter_that_merges():
         assert_close(X.reshape(2, -1, IN)[row] @ merged, y[row], 1e-5)
     with pytest.raises(UserError, match=r"task 4 is not in 0\.\.3"):
         for_task(arrays, start.scale, spec, 4)
-    with pytest.raises(UserError, match="TopK does not go by tasks"):
+    with pytest.raises(UserError, match="TopK does not depend on the task"):
         for_task(arrays, start.scale, method_spec("goat"), 0)
 
 

@@ -385,10 +385,13 @@ def test_pass_at_k_of_several_samples(model, data, tmp_path, capsys, monkeypatch
             "cannot be scored by 'judge': use one of generate",
         ),
         (["--task", "rte", "--scoring", "generate"], "task rte has no questions"),
-        (["--task", "gsm8k", "--scoring", "loss"], "--scoring loss is for a run on its own task"),
+        (
+            ["--task", "gsm8k", "--scoring", "loss"],
+            "--scoring loss is only for a run on the task it was trained on",
+        ),
         (["--task", "gsm8k", "--step", "3"], "is a model, not a run"),
         (["--task", "gsm8k", "--k", "5"], "pass@5 needs 5 samples or more"),
-        (["--task", "gsm8k", "--judge-model", "x"], "--judge-model is for a judge"),
+        (["--task", "gsm8k", "--judge-model", "x"], "--judge-model needs a judge"),
         (["--task", "gsm8k", "--judge", "x"], "is not an address"),
         (["--task", "gsm8k", "--judge", "http://x"], "give --judge-model"),
         (

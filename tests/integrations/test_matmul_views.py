@@ -39,7 +39,7 @@ def test_axes_in_the_middle():
 @pytest.mark.parametrize(
     ("text", "shape", "message"),
     [
-        ("BTNH,NHD->BTND", (2, 5, 4), "a kernel of its own for every N"),
+        ("BTNH,NHD->BTND", (2, 5, 4), "a separate kernel for every N"),
         ("BTD,DHK->BTH", (4, 5, 2), "sums the kernel's axis K"),
         ("BTD,DH->BH", (4, 5), "sums the input's axis T"),
         ("BTD,DH", (4, 5), "does not say"),

@@ -224,7 +224,7 @@ def test_the_fingerprint_is_of_the_values(tmp_path):
 @pytest.mark.parametrize(
     ("architecture", "extra", "message"),
     [
-        ("gemma3", [], r"a\.gguf is of architecture 'gemma3': supported are llama, qwen2"),
+        ("gemma3", [], r"a\.gguf has architecture 'gemma3': give a model of one of llama, qwen2"),
         ("llama", [("add_expert_count", 8)], "is a mixture of experts"),
         ("llama", [("add_rope_dimension_count", 4)], "heads of 8 with 4 rotated dimensions"),
         ("llama", [("add_value_length", 4)], "values of 4: only equal sizes"),

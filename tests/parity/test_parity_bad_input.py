@@ -98,7 +98,7 @@ def test_a_missing_file_is_named(copy):
         ({"init_type": "goatt"}, "init_type 'goatt' is not known (did you mean 'goat'?)"),
         ({"init_type": "milora", "rank": 10}, "rank 10 does not divide among 4 experts"),
         ({"adamw": {"lr": 0.1}}, "one: adamw lacks 'betas'"),
-        ({"adamw": 3}, "one: adamw holds a int where an object belongs"),
+        ({"adamw": 3}, "one: adamw holds a int, not an object"),
         ({"alpha": float("nan")}, "alpha is nan, not a finite number"),
         ({"rank": 44}, "total rank 44 is above the layer's smaller side 40"),
     ],

@@ -167,7 +167,7 @@ def test_whether_a_text_starts_with_bos(tmp_path, pre, told, starts):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "llama"}, r"a tokenizer of kind 'llama', only 'gpt2' .* tokenizer folder"),
+        ({"model": "llama"}, r"a tokenizer of kind 'llama', but only 'gpt2' .* tokenizer folder"),
         ({"pre": "viking"}, r"unknown pre-tokenizer 'viking' \(known: gpt-2, default, smollm"),
         ({"pre": None}, "unknown pre-tokenizer None"),
         ({"merges": ["h zz"]}, "its merges do not fit its tokens"),

@@ -228,4 +228,4 @@ def test_rows_of_both_splits_are_noted(rte, roberta):
         f"{ROOT}/configs/glue.py:{options}", ["--model.path", str(roberta), *TEXT], "test"
     )
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=2))
-    assert load_data(config).notes[-1] == "2 of 4 held-out rows are in the training rows, too"
+    assert load_data(config).notes[-1] == "2 of 4 held-out rows are also in the training rows"

@@ -113,13 +113,13 @@ def test_a_large_kernel_is_refused_where_it_would_be_cut_unevenly_a_small_one_st
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: placement(3, 1, 1), "does not take exactly the 8 devices"),
-        (lambda: placement(2, 2, 1), "does not take exactly the 8 devices"),
-        (lambda: placement(-1, 3, 1), "does not take exactly the 8 devices"),
+        (lambda: placement(3, 1, 1), "does not use exactly the 8 available devices"),
+        (lambda: placement(2, 2, 1), "does not use exactly the 8 available devices"),
+        (lambda: placement(-1, 3, 1), "does not use exactly the 8 available devices"),
         (lambda: MeshConfig(-1, -1), "only one may be -1"),
         (lambda: MeshConfig(0), "mesh.data is 0: give 1 or more"),
-        (lambda: Rules(inner=("fsdp",)), "cut both embed and inner along fsdp"),
-        (lambda: Rules(batch=("data", "tensor")), "cut both batch and inner along tensor"),
+        (lambda: Rules(inner=("fsdp",)), "partition both embed and inner along fsdp"),
+        (lambda: Rules(batch=("data", "tensor")), "partition both batch and inner along tensor"),
         (lambda: Rules(batch=("data", "data")), "names an axis twice"),
         (lambda: Rules(embed=("tensr",)), "names 'tensr' (did you mean 'tensor'?)"),
         (lambda: placement(4, 2, 1).check_rows("train.batch_size", 12), "not divisible by the 8"),

@@ -73,8 +73,8 @@ def test_a_finished_run_becomes_longer(short, again, tmp_path):
 @pytest.mark.parametrize(
     ("parts", "said"),
     [
-        ({"optimizer": {"schedule": "cosine"}}, "its cosine schedule follows from them"),
-        ({"optimizer": {"schedule": "linear"}}, "its linear schedule follows from them"),
+        ({"optimizer": {"schedule": "cosine"}}, "the cosine schedule depends on it"),
+        ({"optimizer": {"schedule": "linear"}}, "the linear schedule depends on it"),
         ({"adapter": {"method": "adalora"}}, "the method's schedule depends on train.steps"),
     ],
     ids=["cosine", "linear", "planned-ranks"],

@@ -50,7 +50,7 @@ def test_the_run_that_knows_the_task_is_preferred(runs):
 
 def test_runs_that_do_not_fit_are_refused(runs, light_finished):
     config, folders = runs
-    with pytest.raises(UserError, match="1 runs: LoRAHub combines two or more"):
+    with pytest.raises(UserError, match="1 runs are given: LoRAHub combines two or more"):
         compose(config, folders[:1])
     with pytest.raises(UserError, match="have different frozen kernels"):
         compose(config, [folders[0], light_finished[1].folder])

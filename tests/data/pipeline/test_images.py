@@ -243,7 +243,7 @@ def test_images_are_upright(orientation, size):
         ({"image": "cat/0.PNG", "label": "cow"}, r"row 1: label 'cow': expected cat, dog"),
         ({"image": "cat/0.PNG"}, r"row 1: no value in column 'label' \(the row has image\)"),
         ({"label": "cat"}, r"row 1: no value in column 'image'"),
-        ({"image": [[0, 1]], "label": "cat"}, "row 1: list is no image: give a path, bytes"),
+        ({"image": [[0, 1]], "label": "cat"}, "row 1: list is not an image: give a path, bytes"),
     ],
 )
 def test_rows_that_do_not_fit(folder, row, message):

@@ -121,7 +121,7 @@ def test_images_without_a_class_are_named(tmp_path):
     for name in ("a/0.png", "1.png", "2.png", "._3.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    with pytest.warns(Notice, match=r"1\.png and 1 other images are in no class's subfolder"):
+    with pytest.warns(Notice, match=r"1\.png and 1 other images are in no class subfolder"):
         assert len(read_source(str(tmp_path), "train")) == 1
 
 

@@ -73,7 +73,7 @@ def test_a_package_without_the_snippets(package, monkeypatch):
         archive.writestr("other", "")
     pinned = Package("demo==1", "demo.zip", sha256_of(package / "demo.zip"), "-")
     monkeypatch.setitem(packages.PACKAGES, "reviews", pinned)
-    with pytest.raises(UserError, match=r"demo\.zip: no movie review snippets"):
+    with pytest.raises(UserError, match=r"demo\.zip has no movie review snippets"):
         read_reviews("test", package)
 
 

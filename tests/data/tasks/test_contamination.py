@@ -49,8 +49,8 @@ def test_commonsense_that_is_learnt_is_told(joint):
     write(joint / "piqa" / "test.jsonl", [shouted, choice("x", id="y"), second])
     write(joint / "boolq" / "test.jsonl", [choice("other words", id=first["id"]), choice("z")])
     assert learnt_questions(task) == [
-        "boolq: 1 of 2 questions is in the training rows, too",
-        "piqa: 2 of 3 questions are in the training rows, too",
+        "boolq: 1 of 2 questions is also in the training rows",
+        "piqa: 2 of 3 questions are also in the training rows",
     ]
     assert len(learnt(task)) == 20 and len(load_questions(task)) == 6 * 4 + 5  # none is left out
 
@@ -90,7 +90,7 @@ def test_metamath_that_asks_gsm8k_is_told(mathematics, tmp_path):
     ]
     write(tmp_path / "test.jsonl", [*asked, {"question": "What?", "answer": "#### 1"}])
     assert learnt_questions(mathematics) == [
-        "gsm8k: 2 of 3 questions are in the training rows, too"
+        "gsm8k: 2 of 3 questions are also in the training rows"
     ]
 
 
@@ -113,4 +113,4 @@ def test_first_turns_of_conversations_are_compared(tmp_path):
     assert learnt_questions(task) == []
     asked[1]["turns"][0] = learnt(task)[3]["instruction"]
     write(tmp_path / "question.jsonl", asked)
-    assert learnt_questions(task) == ["mt_bench: 1 of 2 questions is in the training rows, too"]
+    assert learnt_questions(task) == ["mt_bench: 1 of 2 questions is also in the training rows"]

@@ -134,7 +134,7 @@ def test_other_eval_tasks_name_their_rows(tmp_path):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda p: make_task("boolq", folder=str(p)), "no file named test"),
+        (lambda p: make_task("boolq", folder=str(p)), "no file test"),
         (lambda p: make_task("commonsense170k"), "needs folder="),
         (lambda p: make_task("metamath", folder=str(p)), "has none of the files MetaMathQA"),
         (lambda p: make_task("codefeedback", folder=str(p)), "questions"),

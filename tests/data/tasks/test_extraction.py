@@ -110,7 +110,7 @@ def test_options_that_mention_each_other():
         ("Which?\n\nAnswer format: answer1", "two or more labels"),
         (
             "Which?\n\nAnswer1: a\n\nAnswer format: answer1/answer2",
-            "options 1 of 2 found",
+            "1 of 2 options are found",
         ),
     ],
 )

@@ -53,13 +53,13 @@ def test_a_local_folder_goes_first(tmp_path):
 
 def test_a_split_that_is_missing_is_named(tmp_path):
     picture(tmp_path / "train" / "banded" / "a.png")
-    with pytest.raises(UserError, match=r"no test split in it: give test/CLASS/image files"):
+    with pytest.raises(UserError, match=r"has no test split: give test/CLASS/image files"):
         make_task("dtd", folder=tmp_path)
     with pytest.raises(UserError, match="nowhere: no such folder"):
         make_task("dtd", folder="nowhere")
     (tmp_path / "mnli").mkdir()
     (tmp_path / "mnli" / "train.jsonl").write_text("{}")
-    with pytest.raises(UserError, match="no file named validation_matched"):
+    with pytest.raises(UserError, match="no file validation_matched"):
         make_task("mnli", folder=tmp_path)
 
 
@@ -124,7 +124,7 @@ def test_rows_of_both_splits_are_found(tmp_path):
     task = glue_folder(tmp_path, "mnli", [nli(0), nli(1)], [nli(1), nli(2)])
     train, held_out = load_examples(task, "train"), load_examples(task, "evaluation")
     assert note_of(train.marks, held_out.marks) == (
-        "2 of 4 held-out rows are in the training rows, too"
+        "2 of 4 held-out rows are also in the training rows"
     )
 
 

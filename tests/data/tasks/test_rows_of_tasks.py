@@ -88,5 +88,5 @@ def test_language_rows_have_their_tasks(tmp_path):
         {"task_types": 1},
         {"task_types": 0},
     ]
-    with pytest.raises(UserError, match="one task_type: packing=False"):
+    with pytest.raises(UserError, match="one task_type: set packing=False"):
         LanguageTask("t", path, path, format="text", task_type="kind")

@@ -123,7 +123,7 @@ def test_glue_from_a_folder(tmp_path):
     (tmp_path / "rte").mkdir()
     row = {"sentence1": "a", "sentence2": "b", "label": "not_entailment"}
     write(tmp_path / "rte", [row], "train.jsonl.gz")
-    with pytest.raises(UserError, match="rte: no file named validation"):
+    with pytest.raises(UserError, match="rte has no file validation"):
         make_task("rte", folder=tmp_path)
     write(tmp_path / "rte", [row, row], "validation.jsonl")
     task = make_task("rte", folder=tmp_path, train_limit=1)
