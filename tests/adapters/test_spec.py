@@ -243,7 +243,7 @@ def test_expected_weight_of_an_expert():
             {"initializer": "svd_segments"},
             "DiagonalCore does not add unchanged: choose initializer ZeroDelta",
         ),
-        ("dora", {"router": "top_k"}, "normalises one kernel, and TopK weighs experts by token"),
+        ("dora", {"router": "top_k"}, "normalises one kernel, and TopK weights experts by token"),
         ("neat", {"initializer": "zero_delta"}, "KernelNetwork works on network"),
         ("neat", {"num_experts": 2}, "KernelNetwork is one network: set num_experts=1"),
         ("neat", {"dropout": 0.1}, "takes no dropout: set dropout=0, not 0.1"),
@@ -267,7 +267,7 @@ def test_expected_weight_of_an_expert():
         ("loramoe", {"num_experts": 4, "total_rank": 9}, "total rank 9 is not divisible by 4"),
         ("loramoe", {"delta": 0.1, "num_experts": 1}, "num_experts 1 cannot be halved"),
         ("adamole", {"tau_max": 0.5}, "tau_max 0.5 is not in (0, 1/4]"),
-        ("molora", {"aux_loss": "threshold_balance"}, "needs a router with a threshold, TopK has"),
+        ("molora", {"aux_loss": "threshold_balance"}, "needs a router with a threshold, which TopK does"),
         ("goat", {"router": "top_k_shared", "top_k": 8}, "leaves no shared one: choose a top_k of"),
         (
             "goat",

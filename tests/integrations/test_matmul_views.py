@@ -42,8 +42,8 @@ def test_axes_in_the_middle():
         ("BTNH,NHD->BTND", (2, 5, 4), "a separate kernel for every N"),
         ("BTD,DHK->BTH", (4, 5, 2), "sums the kernel's axis K"),
         ("BTD,DH->BH", (4, 5), "sums the input's axis T"),
-        ("BTD,DH", (4, 5), "does not say"),
-        ("BTD,DH->BTH", (4, 5, 6), "does not say"),
+        ("BTD,DH", (4, 5), "is not of the form"),
+        ("BTD,DH->BTH", (4, 5, 6), "is not of the form"),
     ],
 )
 def test_what_is_no_matrix_product(text, shape, message):

@@ -236,7 +236,7 @@ def test_the_fingerprint_is_of_the_values(tmp_path):
         (
             "llama",
             [YARN, FACTOR, ("add_rope_scaling_attn_factors", 2.0)],
-            "rope scaling yarn, attn_factor: supported",
+            "rope scaling yarn, attn_factor: only linear",
         ),
     ],
 )

@@ -104,7 +104,7 @@ def test_an_unknown_split_is_named(tmp_path):
             {"metrics": ("pearson",)},
             "unknown metric 'pearson': for classification use one of accuracy",
         ),
-        ({"labels": ()}, "unknown metric 'accuracy': regression has pearson, spearman"),
+        ({"labels": ()}, "unknown metric 'accuracy': for regression use one of pearson, spearman"),
         ({"train_limit": 0}, "a limit of 0 rows"),
     ],
 )
