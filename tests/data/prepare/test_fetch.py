@@ -157,5 +157,5 @@ def test_a_server_in_trouble_is_asked_again(server, remote, tmp_path):
 def test_what_has_no_address_is_to_be_put_there(tmp_path):
     with pytest.raises(UserError, match=r"b.rar cannot be downloaded: put it into"):
         fetch(Remote("b.rar"), tmp_path)
-    with pytest.raises(UserError, match="cannot be fetched"):
+    with pytest.raises(UserError, match="cannot be downloaded"):
         fetch(Remote("b.rar", "file:///etc/hostname"), tmp_path)
