@@ -267,7 +267,11 @@ def test_expected_weight_of_an_expert():
         ("loramoe", {"num_experts": 4, "total_rank": 9}, "total rank 9 is not divisible by 4"),
         ("loramoe", {"delta": 0.1, "num_experts": 1}, "num_experts 1 cannot be halved"),
         ("adamole", {"tau_max": 0.5}, "tau_max 0.5 is not in (0, 1/4]"),
-        ("molora", {"aux_loss": "threshold_balance"}, "needs a router with a threshold, which TopK does"),
+        (
+            "molora",
+            {"aux_loss": "threshold_balance"},
+            "needs a router with a threshold, which TopK does",
+        ),
         ("goat", {"router": "top_k_shared", "top_k": 8}, "leaves no shared one: choose a top_k of"),
         (
             "goat",

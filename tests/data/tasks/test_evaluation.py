@@ -177,7 +177,7 @@ def test_only_selected_rows_are_learnt_and_counted(tmp_path):
     with pytest.raises(UserError, match="6 rows held out of 6 leave none"):
         load_pieces(dataclasses.replace(task, held_out=6), "train", None)
     (tmp_path / "MetaMathQA-395K.json").write_text(json.dumps(MATH[1:2]))
-    with pytest.raises(UserError, match="task.selection grade_school keeps none of 1 rows"):
+    with pytest.raises(UserError, match=r"task\.selection grade_school keeps none of 1 rows"):
         load_pieces(task, "train", None)
 
 
