@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from goat_jax.integrations.nnx import adapt_nnx, merge_nnx, run_adapted
     from goat_jax.models.load import Loaded, load_model
     from goat_jax.nn.dense import Dense, Factor, Head, merge_model, run_model, split_model
+    from goat_jax.training.from_data import train
 
 __version__ = "0.2.0"
 
@@ -55,6 +56,7 @@ __all__ = [
     "run_adapted",
     "run_model",
     "split_model",
+    "train",
 ]
 
 _HOMES = {
@@ -86,6 +88,7 @@ _HOMES = {
     "run_adapted": "integrations.nnx",
     "run_model": "nn.dense",
     "split_model": "nn.dense",
+    "train": "training.from_data",
 }
 """Public name -> its module. Imported at the first use: the command line answers without them."""
 

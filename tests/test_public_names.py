@@ -41,6 +41,7 @@ PUBLIC = [
     "run_adapted",
     "run_model",
     "split_model",
+    "train",
 ]
 """Names that a release must not lose. A new one is added here and to `__all__`."""
 
@@ -68,6 +69,7 @@ OF_CONFIGS = {
 
 OF_RUNS = {
     "goat_jax.config.files": "load_config",
+    "goat_jax.config.guess": "config_for",
     "goat_jax.data.tasks.registry": "make_task files image_files language_files",
     "goat_jax.optim.optimizer": "OptimizerConfig",
     "goat_jax.interop.export_run": "export_run",

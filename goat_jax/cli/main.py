@@ -116,18 +116,28 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _train_here(options: argparse.Namespace, rest: list[str]) -> int:
-    from goat_jax.cli.train import train
+    from goat_jax.cli.train import Start, train
 
-    if (options.config is None) == (options.run_folder is None):
-        raise UserError(
-            "train takes --config FILE, or --run RUN to continue a run: give one of them"
-        )
+    start = Start(
+        options.config,
+        options.run_folder,
+        options.model,
+        options.data,
+        options.held_out,
+        options.epochs,
+    )
     if options.help_fields:
         rest = ["--help"]
     _keep_compiled()
-    quiet, cache = options.quiet, cache_folder()
-    run = options.run_folder
-    return train(options.config, rest, run=run, progress=not quiet, cache=cache)
+    return train(start, rest, progress=not options.quiet, cache=cache_folder())
+
+
+def _init(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.cli.init import init
+    from goat_jax.config.guess import EPOCHS
+
+    epochs = EPOCHS if options.epochs is None else options.epochs
+    return init(options.file, options.model, options.data, options.held_out, epochs, rest)
 
 
 def _export(options: argparse.Namespace, rest: list[str]) -> int:
@@ -275,8 +285,16 @@ VERBS = {
         _train,
         arguments.train,
         "Fine-tune a model; a run that exists in the output folder is continued.",
-        "goat-jax train --config configs/glue.py:task=rte,method=goat --model.path roberta-large\n"
+        "goat-jax train --model FacebookAI/roberta-base --data reviews.csv\n"
+        "         goat-jax train --config configs/glue.py:task=rte --model.path roberta-large\n"
         "         --optimizer.learning-rate 1e-4        (--help-fields lists every field)",
+        overrides=True,
+    ),
+    "init": Verb(
+        _init,
+        arguments.init,
+        "Write the config file of the run that a model and data give, to change it by hand.",
+        "goat-jax init my_run.py --model FacebookAI/roberta-base --data reviews.csv",
         overrides=True,
     ),
     "evaluate": Verb(

@@ -9,8 +9,10 @@ import signal
 import sys
 from pathlib import Path
 
-from goat_jax.cli.arguments.config import read_config, read_run_config
+from goat_jax.cli.arguments.config import propose_config, read_config, read_run_config
+from goat_jax.config.guess import EPOCHS
 from goat_jax.config.run import RunConfig
+from goat_jax.errors import UserError
 from goat_jax.extras import skipped_without_extra
 from goat_jax.injection.svd_cache import AUTO
 from goat_jax.plots import plot_expert_load, plot_training
@@ -26,20 +28,68 @@ OUT_OF_TIME = 75
 """Exit code of a run that got a stop signal and could not save in time (EX_TEMPFAIL)."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """The origin of a run's config.
+
+    Attributes:
+        config: the config file with its options, or None.
+        run: the folder of the run to continue, or None.
+        model: the pretrained model, if the config follows from it and from data.
+        data: the source of the training rows.
+        held_out: the source of the evaluation rows, or None.
+        epochs: how often every row is trained on; None: `guess.EPOCHS`.
+    """
+
+    config: str | None = None
+    run: Path | None = None
+    model: str | None = None
+    data: str | None = None
+    held_out: str | None = None
+    epochs: float | None = None
+
+    def __post_init__(self) -> None:
+        ways = (self.config, self.run, self.model or self.data)
+        if sum(way is not None for way in ways) != 1:
+            raise UserError(
+                "train takes --model NAME --data FILE, or --config FILE, or --run RUN to "
+                "continue a run: give one of them"
+            )
+        if (self.model is None) != (self.data is None):
+            raise UserError("--model and --data go together: give both")
+        if self.data is None and (self.held_out is not None or self.epochs is not None):
+            raise UserError("--held-out and --epochs go with --model and --data")
+
+    def read(self, overrides: list[str]) -> tuple[RunConfig, tuple[str, ...]]:
+        """Returns the config with fields overridden, and lines about what was chosen."""
+        prog = "goat-jax train"
+        if self.config is not None:
+            return read_config(self.config, overrides, prog), ()
+        if self.run is not None:
+            return read_run_config(self.run, overrides, prog), ()
+        assert self.model is not None and self.data is not None
+        epochs = EPOCHS if self.epochs is None else self.epochs
+        chosen = propose_config(self.model, self.data, self.held_out, epochs, overrides, prog)
+        return chosen.config, chosen.lines
+
+    def words(self) -> list[str]:
+        """Returns the words of the command line that name the origin."""
+        return [
+            word
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) is not None
+            for word in (f"--{field.name.replace('_', '-')}", str(value))
+        ]
+
+
 def train(
-    source: str | None,
-    overrides: list[str],
-    *,
-    run: Path | None = None,
-    progress: bool = True,
-    cache: Path | None = None,
+    start: Start, overrides: list[str], *, progress: bool = True, cache: Path | None = None
 ) -> int:
-    """Trains from a config file and overrides; prints a summary and draws the plots.
+    """Trains from a config and overrides; prints a summary and draws the plots.
 
     Args:
-        source: the config file; None to continue the run in `run`.
+        start: the origin of the config.
         overrides: ``--field value ...``, which override the config.
-        run: the folder of the run to continue, if there is no config file.
         progress: whether to draw a progress bar.
         cache: the user's cache folder, or None.
 
@@ -47,17 +97,13 @@ def train(
         The exit code: 0 if finished, 143 or 130 if saved after SIGTERM or Ctrl-C. The process ends
         with 75 (`OUT_OF_TIME`) if saving took longer than ``train.grace_seconds``.
     """
-    if source is None:
-        assert run is not None
-        config = read_run_config(run, overrides, "goat-jax train")
-        begun = ["--run", str(run)]
-    else:
-        config = read_config(source, overrides, "goat-jax train")
-        begun = ["--config", source]
+    config, lines = start.read(overrides)
+    if lines and is_first():
+        print("\n".join(lines), flush=True)
     if config.svd.folder == AUTO and cache is not None:
         svd = dataclasses.replace(config.svd, folder=str(cache / "svd"))
         config = dataclasses.replace(config, svd=svd)
-    command = shlex.join(["goat-jax", "train", *begun, *overrides])
+    command = shlex.join(["goat-jax", "train", *start.words(), *overrides])
     summary = fit(config, progress=progress, expired=give_up, command=command)
     if is_first():
         draw(summary.folder)

@@ -20,6 +20,7 @@ def train(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="continue this run with the config saved in it",
     )
+    from_data(parser, required=False)
     parser.add_argument("--help-fields", action="store_true", help="list every field and stop")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument(
@@ -31,6 +32,24 @@ def train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--process", type=number(Natural), metavar="I", help="index of this process, from 0"
     )
+
+
+def from_data(parser: argparse.ArgumentParser, required: bool) -> None:
+    """Adds the arguments that replace a config file."""
+    parser.add_argument(
+        "--model", metavar="NAME|FOLDER", required=required, help="with --data, without --config"
+    )
+    parser.add_argument(
+        "--data", metavar="FILE|FOLDER", required=required, help="a table, or images in folders"
+    )
+    parser.add_argument("--held-out", metavar="FILE|FOLDER", help="a tenth of --data if not given")
+    parser.add_argument("--epochs", type=number(Positive), metavar="N", help="3 if not given")
+
+
+def init(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``goat-jax init``."""
+    parser.add_argument("file", metavar="FILE.py", type=Path, help="the config file to write")
+    from_data(parser, required=True)
 
 
 def generate(parser: argparse.ArgumentParser) -> None:

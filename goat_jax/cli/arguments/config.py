@@ -11,6 +11,7 @@ from typing import Any
 from goat_jax.cli.arguments.field_help import describe_fields
 from goat_jax.config.fields import field_kinds, with_fields
 from goat_jax.config.files import load_config
+from goat_jax.config.guess import DEPENDED_ON, Proposal, propose
 from goat_jax.config.run import RunConfig
 from goat_jax.data.sources.read import AND, OR
 from goat_jax.data.tasks.registry import Task
@@ -18,6 +19,8 @@ from goat_jax.errors import UserError
 from goat_jax.training.checkpoints.run_dir import load_run
 from goat_jax.validation.fields import read_words
 from goat_jax.validation.renamed import check_present
+
+HELP = {"-h", "--help"}
 
 
 def read_config(source: str, overrides: Sequence[str], prog: str) -> RunConfig:
@@ -43,6 +46,34 @@ def read_run_config(folder: Path, overrides: Sequence[str], prog: str) -> RunCon
     return override(config, overrides, prog)
 
 
+def propose_config(
+    model: str,
+    data: str,
+    held_out: str | None,
+    epochs: float,
+    overrides: Sequence[str],
+    prog: str,
+) -> Proposal:
+    """Returns the config that a model and data give, with fields overridden.
+
+    Args:
+        model: the pretrained model.
+        data: the source of the training rows.
+        held_out: the source of the evaluation rows, or None.
+        epochs: how often every row is trained on.
+        overrides: ``--field value ...``, with the types of the dataclass fields.
+        prog: the command, for the help.
+    """
+    first = {
+        name: read_words(name, given, DEPENDED_ON[name])
+        for name, given in _split([word for word in overrides if word not in HELP])
+        if name in DEPENDED_ON
+    }
+    proposal = propose(model, data, held_out, epochs=epochs, fields=first)
+    config = override(proposal.config, overrides, prog)
+    return dataclasses.replace(proposal, config=config)
+
+
 def override(config: RunConfig, overrides: Sequence[str], prog: str) -> RunConfig:
     """Returns a config with fields changed by the words of a command line: ``--NAME VALUE ...``.
 
@@ -58,7 +89,7 @@ def override(config: RunConfig, overrides: Sequence[str], prog: str) -> RunConfi
     Raises:
         UserError: a word that names no field, or a value that is not valid.
     """
-    if {"-h", "--help"} & set(overrides):
+    if HELP & set(overrides):
         print(describe_fields(config, prog))
         raise SystemExit(0)
     values = read_fields(config, overrides)

@@ -15,7 +15,7 @@ from goat_jax.data.pipeline.overlap import mark_of
 from goat_jax.data.sources.formats import Row
 from goat_jax.data.sources.read import read_image_source
 from goat_jax.data.tasks.image import ImageTask
-from goat_jax.data.tasks.text import DEFAULT_SPLITS, read_column, read_label, source_of, spaced
+from goat_jax.data.tasks.text import DEFAULT_SPLITS, chosen_rows, read_column, read_label, source_of
 from goat_jax.errors import UserError, first_line
 from goat_jax.extras import import_extra
 from goat_jax.files import user_path
@@ -204,7 +204,12 @@ def load_images(task: ImageTask, split: str) -> ImageRows:
     view = view_of(task, None)
     rows = read_image_source(source, DEFAULT_SPLITS[split], task.image, task.data_dir)
     numbers, labels, marks, problems = [], [], [], []
-    for number in spaced(len(rows), limit):
+
+    def label_of(number: int) -> float:
+        where = f"{source}: row {number + 1}"
+        return read_label(rows[number], task.label, task.labels, where, task.written)
+
+    for number in chosen_rows(task, split, len(rows), limit, label_of):
         row, where = rows[number], f"{source}: row {number + 1}"
         label = read_label(row, task.label, task.labels, where, task.written)
         image = read_column(row, task.image, where)

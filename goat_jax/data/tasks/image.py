@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from goat_jax.data.sources.images import class_names
-from goat_jax.data.tasks.text import check_limits, check_scoring
+from goat_jax.data.tasks.text import check_held_out, check_limits, check_scoring
 from goat_jax.errors import UserError
 from goat_jax.files import user_path
 from goat_jax.validation.fields import check_fields
@@ -52,6 +52,8 @@ class ImageTask:
         image column.
       train_limit: the largest number of training rows, evenly spaced over the source.
       evaluation_limit: the largest number of evaluation rows, evenly spaced over the source.
+      held_out: the number of rows of the training source that are held out for evaluation, with the
+        same share of each class; if above 0, `evaluation` must be the same source.
       image_size: the side in pixels of the model's square input; None: the checkpoint's size.
       mean: the mean subtracted from each channel; None: the checkpoint's.
       std: the standard deviation each channel is then divided by; None: the checkpoint's.
@@ -84,6 +86,7 @@ class ImageTask:
     data_dir: str | None = None
     train_limit: int | None = None
     evaluation_limit: int | None = None
+    held_out: int = 0
     image_size: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -101,6 +104,7 @@ class ImageTask:
             raise UserError(f"task {self.name}: no class names: give two or more labels")
         check_scoring(self.name, self.labels, self.metrics)
         check_limits(self.name, self.train_limit, self.evaluation_limit)
+        check_held_out(self)
         for problem in self._problems():
             raise UserError(f"task {self.name}: {problem}")
 
@@ -141,6 +145,7 @@ def image_files(
     data_dir: str | None = None,
     train_limit: int | None = None,
     evaluation_limit: int | None = None,
+    held_out: int = 0,
     image_size: int | None = None,
     flip: bool = False,
     on_bad_image: str = "error",
@@ -167,6 +172,7 @@ def image_files(
         data_dir=data_dir,
         train_limit=train_limit,
         evaluation_limit=evaluation_limit,
+        held_out=held_out,
         image_size=image_size,
         flip=flip,
         on_bad_image=on_bad_image,

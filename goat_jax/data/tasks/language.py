@@ -17,10 +17,11 @@ from goat_jax.data.tasks.filters import SELECTIONS
 from goat_jax.data.tasks.formats.conversations import chat_spans, read_conversation
 from goat_jax.data.tasks.text import (
     DEFAULT_SPLITS,
+    check_held_out,
     check_limits,
+    chosen_rows,
     read_tasks,
     source_of,
-    spaced,
 )
 from goat_jax.errors import UserError, nearest
 from goat_jax.typing import Tokenizer
@@ -95,11 +96,6 @@ of prompt_completion, messages, alpaca, text, template
             hint = nearest(self.selection, SELECTIONS)
             known = ", ".join(SELECTIONS)
             raise fail(f"unknown selection {self.selection!r}{hint}: use one of {known}")
-        if self.held_out < 0 or (self.held_out and self.evaluation != self.train):
-            raise fail(
-                f"held_out {self.held_out}: 0, or how many rows of the training source to hold out"
-                " with evaluation the same source as train"
-            )
         if (self.format == "template") != bool(self.completion):
             raise fail("a completion template is needed for format template, and only for it")
         for metric in self.metrics:
@@ -111,6 +107,7 @@ of prompt_completion, messages, alpaca, text, template
         if not self.metrics:
             raise fail(f"no metric is given: use {', '.join(LANGUAGE_METRICS)}")
         check_limits(self.name, self.train_limit, self.evaluation_limit)
+        check_held_out(self)
 
 
 class Text(NamedTuple):
@@ -172,25 +169,6 @@ def _selected(rows: list[Row], task: LanguageTask, source: str) -> list[tuple[in
     if not kept:
         raise UserError(f"{source}: task.selection {task.selection} keeps none of {len(rows)} rows")
     return kept
-
-
-def chosen_rows(task: LanguageTask, split: str, count: int, limit: int | None) -> Sequence[int]:
-    """Returns the indices of a source's rows that belong to a split.
-
-    Raises UserError if the held-out rows leave none to train on.
-
-    >>> chosen_rows(LanguageTask("notes", "a", "a", held_out=2), "train", 6, None)
-    [1, 2, 4, 5]
-    """
-    if not task.held_out:
-        return spaced(count, limit)
-    if task.held_out >= count:
-        raise UserError(
-            f"task {task.name}: {task.held_out} rows held out of {count} leave none to train on"
-        )
-    held = spaced(count, task.held_out)
-    rows = held if split == "evaluation" else sorted(set(range(count)) - set(held))
-    return [rows[place] for place in spaced(len(rows), limit)]
 
 
 def _prompt_completion(row: Row, task: LanguageTask, tokenizer: Tokenizer) -> list[Piece]:

@@ -71,6 +71,7 @@ def files(
     data_dir: str | None = None,
     train_limit: int | None = None,
     evaluation_limit: int | None = None,
+    held_out: int = 0,
 ) -> TextTask:
     """Makes a task from the user's files (or any two sources); arguments as in `TextTask`.
 
@@ -88,6 +89,7 @@ def files(
         data_dir=data_dir,
         train_limit=train_limit,
         evaluation_limit=evaluation_limit,
+        held_out=held_out,
     )
 
 

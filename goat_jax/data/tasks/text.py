@@ -1,6 +1,6 @@
 """`TextTask`: classification or regression of text, and its rows as labeled `Examples`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -32,6 +32,8 @@ class TextTask:
       data_dir: TFDS's folder, the package cache, or the folder that relative paths start from.
       train_limit: the largest number of training rows, evenly spaced over the source.
       evaluation_limit: the largest number of evaluation rows, evenly spaced over the source.
+      held_out: the number of rows of the training source that are held out for evaluation, with the
+        same share of each class; if above 0, `evaluation` must be the same source.
       parts: the names of the evaluation sources, if `evaluation` joins several with `AND`; a
         metric "accuracy_PART" scores only one of them.
       id: the column with row ids, to detect rows that are in both splits; None: rows are compared
@@ -59,6 +61,7 @@ accuracy, matthews, f1
     data_dir: str | None = None
     train_limit: int | None = None
     evaluation_limit: int | None = None
+    held_out: int = 0
     parts: tuple[str, ...] = ()
     id: str | None = None
     task_id: str | None = None
@@ -73,6 +76,7 @@ accuracy, matthews, f1
             )
         check_scoring(self.name, self.labels, self.metrics, self.parts)
         check_limits(self.name, self.train_limit, self.evaluation_limit)
+        check_held_out(self)
 
 
 def check_scoring(
@@ -110,6 +114,18 @@ def check_limits(name: str, *limits: int | None) -> None:
             raise UserError(
                 f"task {name}: a limit of {limit} rows leaves nothing: give 1 or more, or None"
             )
+
+
+def check_held_out(task: "Splits") -> None:
+    """Raises UserError unless held-out rows come from the training source, and number 0 or more.
+
+    >>> check_held_out(TextTask("tone", "a", "a", ("x",), "y", (), ("pearson",), held_out=9))
+    """
+    if task.held_out < 0 or (task.held_out and task.evaluation != task.train):
+        raise UserError(
+            f"task {task.name}: held_out {task.held_out}: 0, or how many rows of the training "
+            "source to hold out with evaluation the same source as train"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +180,15 @@ def load_examples(task: TextTask, split: str) -> Examples:
     labels: list[float] = []
     marks: list[bytes] = []
     tasks: list[dict[str, int]] = []
-    chosen = [places[index] for index in spaced(len(places), limit)]
+
+    def by_label(number: int) -> tuple[float, bytes]:
+        part, index = places[number]
+        piece, rows = pieces[part]
+        row, where = rows[index], f"{piece}: row {index + 1}"
+        label = read_label(row, task.label, task.labels, where)
+        return label, mark_of(_texts(row, task.text, where))
+
+    chosen = [places[number] for number in chosen_rows(task, split, len(places), limit, by_label)]
     for part, index in chosen:
         piece, rows = pieces[part]
         row, where = rows[index], f"{piece}: row {index + 1}"
@@ -205,6 +229,9 @@ class Splits(Protocol):
     @property
     def evaluation_limit(self) -> int | None: ...
 
+    @property
+    def held_out(self) -> int: ...
+
 
 def source_of(task: Splits, split: str) -> tuple[str, int | None]:
     """Returns the source and the row limit of a task's split "train" or "evaluation".
@@ -230,6 +257,41 @@ def spaced(count: int, limit: int | None) -> Sequence[int]:
     if limit is None or limit >= count:
         return range(count)
     return [i * count // limit for i in range(limit)]
+
+
+def chosen_rows(
+    task: Splits,
+    split: str,
+    count: int,
+    limit: int | None,
+    by: Callable[[int], Any] = int,
+) -> Sequence[int]:
+    """Returns the indices of a source's rows that belong to a split.
+
+    Args:
+      task: the task, whose `held_out` rows of the training source are the evaluation rows.
+      split: "train" or "evaluation".
+      count: the number of rows of the source.
+      limit: the largest number of rows of the split, evenly spaced; None: all.
+      by: index -> key to sort the rows by before the held-out ones are taken, evenly spaced: the
+        rows of every class are then held out in the same share. Rows stay in their order.
+
+    Raises UserError if the held-out rows leave none to train on.
+
+    >>> task = TextTask("tone", "a", "a", ("x",), "y", (), ("pearson",), held_out=2)
+    >>> chosen_rows(task, "train", 6, None)
+    [1, 2, 4, 5]
+    """
+    if not task.held_out:
+        return spaced(count, limit)
+    if task.held_out >= count:
+        raise UserError(
+            f"task {task.name}: {task.held_out} rows held out of {count} leave none to train on"
+        )
+    order = sorted(range(count), key=by)
+    held = {order[place] for place in spaced(count, task.held_out)}
+    rows = [row for row in range(count) if (row in held) == (split == "evaluation")]
+    return [rows[place] for place in spaced(len(rows), limit)]
 
 
 def read_column(row: Row, name: str, where: str) -> Any:

@@ -1,0 +1,371 @@
+"""Makes a task from a file or a folder alone: its columns, its classes, the format of its texts.
+
+Every choice is reported in one line, with the field that makes another one.
+"""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from goat_jax.data.sources.formats import Row
+from goat_jax.data.sources.images import IMAGE_SUFFIXES
+from goat_jax.data.sources.read import SCHEMES, read_image_source, read_source
+from goat_jax.data.tasks.image import ImageTask
+from goat_jax.data.tasks.language import FORMATS, LanguageTask
+from goat_jax.data.tasks.text import TextTask
+from goat_jax.errors import UserError, nearest
+from goat_jax.files import user_path
+
+Task = TextTask | LanguageTask | ImageTask
+
+LABEL_NAMES = (
+    *("label", "labels", "class", "target", "category", "sentiment", "score", "rating", "stars"),
+    *("topic", "intent", "emotion", "polarity", "tone", "grade", "type", "y"),
+)
+TEXT_NAMES = (
+    *("text", "sentence", "review", "content", "question", "comment", "message", "body", "tweet"),
+    *("document", "abstract", "description", "headline", "title", "input", "prompt", "query"),
+)
+PAIRS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+    ("question", "sentence"),
+    ("question", "passage"),
+    ("query", "document"),
+)
+"""Columns that hold the two texts of a pair."""
+
+NO_CONTENT = {"id", "idx", "index", "date", "time", "url", "link", "unnamed"}
+"""Words in the names of columns that are neither text nor label."""
+
+MOST_NUMBERED_CLASSES = 20
+"""Whole numbers with more different values are a quantity: regression."""
+
+CHATS = (
+    (("messages",), "messages"),
+    (("conversations",), "messages"),
+    (("prompt", "completion"), "prompt_completion"),
+    (("instruction", "output"), "alpaca"),
+    (("text",), "text"),
+)
+"""(Columns, key of `language.FORMATS` that reads them), first match first."""
+
+ANSWERS = (
+    ("prompt", "response"),
+    ("instruction", "response"),
+    ("question", "answer"),
+    ("query", "answer"),
+    ("query", "response"),
+    ("input", "output"),
+)
+"""(Column of the prompt, column of the answer), read by templates."""
+
+SPLIT_FOLDERS = ("validation", "valid", "val", "dev", "held_out", "test")
+"""Names of a folder beside ``train`` that holds evaluation images."""
+
+BYTES_PER_TOKEN = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Guess:
+    """A task made from data.
+
+    Attributes:
+      task: the task.
+      rows: the number of training rows.
+      length: about how many tokens a row has, exceeded by one row in a hundred.
+      lines: one line for every choice.
+    """
+
+    task: Task
+    rows: int
+    length: int
+    lines: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The data to make a task from.
+
+    Attributes:
+      source: the source of the training rows (`goat_jax.data.sources.read`).
+      held_out: the source of the evaluation rows; None: a tenth of the training rows.
+      given: fields of the task that the user has set, by name.
+    """
+
+    source: str
+    held_out: str | None
+    given: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name of the data, for the task and the run folder.
+
+        >>> Data("mine/My reviews.csv", None, {}).name
+        'My-reviews'
+        """
+        place = self.source.partition("@")[0].rstrip("/").rpartition("/")[2]
+        suffixes = r"(\.(jsonl|json|csv|tsv|npz|parquet))?(\.gz)?$"
+        return re.sub(r"[^\w-]+", "-", re.sub(suffixes, "", place)).strip("-") or "data"
+
+    def held_out_part(self, count: int, how: str) -> tuple[dict[str, Any], int, str]:
+        """Returns the fields that name the evaluation rows, the training rows' number and a line.
+
+        Args:
+          count: the number of rows of the source.
+          how: the choice of the held-out rows, in words.
+        """
+        if self.held_out is not None:
+            return {"evaluation": self.held_out}, count, f"held out: {self.held_out}"
+        if count < 2:
+            raise UserError(f"{self.source}: {count} row: give more, or a file with --held-out")
+        held = min(1000, max(1, count // 10))
+        line = f"held out: {held:,} of {count:,} rows, {how}; say otherwise with --held-out FILE"
+        return {"evaluation": self.source, "held_out": held}, count - held, line
+
+
+def guess_text(data: Data) -> Guess:
+    """Makes a task of sentences, or pairs of them, with a label.
+
+    Raises UserError if no column looks like text, or none like a label.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> path = Path(tempfile.mkdtemp()) / "tones.csv"
+    >>> _ = path.write_text("n,Review Text,stars" + "".join(
+    ...     f"\\n{n},well written,{n % 3}" for n in range(9)))
+    >>> guess_text(Data(str(path), None, {})).task.labels
+    ('0', '1', '2')
+    """
+    rows = read_source(data.source, "train")
+    label = data.given.get("label") or _label_column(data.source, rows)
+    text = tuple(data.given.get("text") or _text_columns(data.source, rows, label))
+    _check_columns(data.source, rows, label, *text)
+    labels, line = _classes(data, rows, label)
+    where, count, held = data.held_out_part(len(rows), "the same share of every class")
+    task = TextTask(
+        name=data.name,
+        train=data.source,
+        text=text,
+        label=label,
+        labels=labels,
+        metrics=("accuracy", "f1") if labels else ("pearson", "spearman"),
+        **where,
+    )
+    texts = f"text column{'s' * (len(text) > 1)}: {' and '.join(text)}"
+    lines = (f"{texts}; say otherwise with --task.text", line, held)
+    return Guess(task, count, _length(rows, text), lines)
+
+
+def guess_images(data: Data) -> Guess:
+    """Makes a task of images with a label: a folder a class, or a table with a column of paths.
+
+    Raises UserError if no column looks like images, or none like a label.
+    """
+    folder = user_path(data.source)
+    beside = [name for name in SPLIT_FOLDERS if (folder / name).is_dir()]
+    if (folder / "train").is_dir() and beside:
+        held = data.held_out or str(folder / beside[0])
+        data = dataclasses.replace(data, source=str(folder / "train"), held_out=held)
+        named = Data(str(folder), None, {}).name
+    else:
+        named = data.name
+    table = not folder.is_dir() and data.source.partition(":")[0] not in SCHEMES
+    image = data.given.get("image", "image")
+    rows = read_image_source(data.source, "train", image)
+    if "image" not in data.given and image not in rows[0]:
+        image = next((name for name, value in rows[0].items() if _is_image(value)), None)
+        if image is None:
+            raise UserError(_none_of("images", data.source, rows, "image"))
+    label = data.given.get("label") or _label_column(data.source, rows, image)
+    _check_columns(data.source, rows, label, image)
+    labels, line = _classes(data, rows, label)
+    if not labels:
+        raise UserError(f"{data.source}: column {label!r} holds numbers: images need class names")
+    where, count, held = data.held_out_part(len(rows), "the same share of every class")
+    if table:  # paths in the rows start from the table's folder
+        where = {name: _absolute(value) for name, value in where.items()}
+        where["data_dir"] = str(folder.absolute().parent)
+    train = _absolute(data.source) if table else data.source
+    task = ImageTask(named, train, image=image, label=label, labels=labels, **where)
+    return Guess(task, count, 1, (line, held))
+
+
+def guess_language(data: Data) -> Guess:
+    """Makes a task of texts to continue: chats, prompts with answers, or plain text.
+
+    Raises UserError if no column looks like text.
+    """
+    rows = read_source(data.source, "train")
+    fields, columns = _format(data, rows)
+    where, count, held = data.held_out_part(len(rows), "evenly spaced")
+    task = LanguageTask(data.name, data.source, packing=False, **fields, **where)
+    line = (
+        f"format: {task.format} (columns: {', '.join(columns)}); say otherwise with --task.format"
+    )
+    return Guess(task, count, _length(rows, columns), (line, held))
+
+
+def _format(data: Data, rows: Sequence[Row]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Returns the fields of the format, and the columns that it reads."""
+    given = {
+        name: data.given[name] for name in ("format", "prompt", "completion") if name in data.given
+    }
+    if given:
+        return given, tuple(rows[0])
+    for columns, name in CHATS:
+        if all(rows[0].get(column) is not None for column in columns):
+            return {"format": name}, columns
+    for columns in ANSWERS:
+        if set(columns) <= set(rows[0]):
+            prompt, answer = columns
+            templates = {"prompt": f"{{{prompt}}}\n\n", "completion": f"{{{answer}}}"}
+            return {"format": "template", **templates}, columns
+    column = _longest(rows, ())
+    if column is None:
+        known = f"{', '.join(FORMATS)} or one column of text"
+        raise UserError(f"{_none_of('text', data.source, rows, 'format')}, as {known}")
+    return {"format": "template", "completion": f"{{{column}}}"}, (column,)
+
+
+def _label_column(source: str, rows: Sequence[Row], *others: str) -> str:
+    """Returns the column that holds the label: by its name, or else the one with fewest values."""
+    columns = [name for name in rows[0] if name not in others and not _words(name) & NO_CONTENT]
+    named = _by_name(columns, LABEL_NAMES)
+    if named:
+        return named
+    counts = {
+        name: len({str(value) for value in _values(rows, name)})
+        for name in columns
+        if all(isinstance(value, str | int | float) for value in _values(rows, name))
+    }
+    few = [
+        name for name, n in counts.items() if 2 <= n <= min(MOST_NUMBERED_CLASSES, len(rows) // 2)
+    ]
+    if not few:
+        raise UserError(_none_of("a label", source, rows, "label"))
+    return min(reversed(few), key=lambda name: counts[name])
+
+
+def _text_columns(source: str, rows: Sequence[Row], label: str) -> tuple[str, ...]:
+    for pair in PAIRS:
+        if set(pair) <= set(rows[0]) - {label}:
+            return pair
+    texts = [name for name in rows[0] if name != label and _is_text(rows, name)]
+    found = _by_name(texts, TEXT_NAMES) or _longest(rows, (label,))
+    if found is None:
+        raise UserError(_none_of("text", source, rows, "text"))
+    return (found,)
+
+
+def _by_name(columns: Sequence[str], names: Sequence[str]) -> str | None:
+    """Returns the column with one of some names, or else with one of them as a word in its name."""
+    whole = [c for name in names for c in columns if c.strip().casefold() == name]
+    part = [c for name in names for c in columns if name in _words(c)]
+    return next(iter([*whole, *part]), None)
+
+
+def _words(name: str) -> set[str]:
+    """Splits a column's name into its words.
+
+    >>> sorted(_words("Review Text")), sorted(_words("starRating"))
+    (['review', 'text'], ['rating', 'star'])
+    """
+    return {word.casefold() for word in re.findall(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+", name)}
+
+
+def _longest(rows: Sequence[Row], others: Sequence[str]) -> str | None:
+    columns = [name for name in rows[0] if name not in others and _is_text(rows, name)]
+    totals = {name: sum(len(value) for value in _values(rows, name)) for name in columns}
+    return max(columns, key=lambda name: totals[name], default=None)
+
+
+def _is_text(rows: Sequence[Row], column: str) -> bool:
+    """True if a column holds text: strings that are not all numbers, paths of images or names."""
+    values = _values(rows, column)
+    strings = bool(values) and all(isinstance(value, str) for value in values)
+    numbers = all(_number(value) is not None for value in values)
+    return strings and not numbers and not all(map(_is_image, values))
+
+
+def _is_image(value: object) -> bool:
+    return isinstance(value, bytes | np.ndarray) or str(value).lower().endswith(IMAGE_SUFFIXES)
+
+
+def _values(rows: Sequence[Row], column: str) -> list[Any]:
+    """Returns the values of a column, without missing ones."""
+    values = (row.get(column) for row in rows)
+    return [value for value in values if value is not None and value != "" and value == value]
+
+
+def _classes(data: Data, rows: Sequence[Row], column: str) -> tuple[tuple[str, ...], str]:
+    """Returns the class names of a label column, none for regression, and the line about them."""
+    say = "say otherwise with --task.label"
+    if "labels" in data.given:
+        return tuple(data.given["labels"]), f"label column: {column}; {say}"
+    values = _values(rows, column)
+    names = {str(value) for value in values}
+    if len(names) < 2:
+        raise UserError(
+            f"{data.source}: column {column!r} has {len(names)} value: a label needs two or more; "
+            "name its column with --task.label"
+        )
+    numbers = {name: _number(name) for name in names}
+    if None not in numbers.values():
+        whole = all(float(number).is_integer() for number in numbers.values() if number is not None)
+        if not whole or len(names) > MOST_NUMBERED_CLASSES:
+            return (), f"label column: {column} (numbers: regression); {say}"
+        labels = tuple(sorted(names, key=lambda name: (numbers[name], name)))
+    elif len(names) > max(MOST_NUMBERED_CLASSES, len(values) // 2):
+        raise UserError(
+            f"{data.source}: column {column!r} has {len(names):,} different values in "
+            f"{len(values):,} rows: that is no label; name its column with --task.label"
+        )
+    else:
+        labels = tuple(sorted(names))
+    shown = labels if len(labels) <= 12 else (*labels[:3], "...", labels[-1])
+    return labels, f"label column: {column} ({len(labels)} classes: {', '.join(shown)}); {say}"
+
+
+def _number(text: object) -> float | None:
+    try:
+        number = float(str(text))
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _length(rows: Sequence[Row], columns: Sequence[str]) -> int:
+    sizes = [sum(len(_written(row.get(name))) for name in columns) for row in rows]
+    return math.ceil(float(np.quantile(sizes, 0.99)) / BYTES_PER_TOKEN) + 4
+
+
+def _written(value: object) -> bytes:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text.encode(errors="replace")
+
+
+def _check_columns(source: str, rows: Sequence[Row], *columns: str) -> None:
+    for column in columns:
+        if column not in rows[0]:
+            known = ", ".join(rows[0])
+            raise UserError(f"{source}: no column {column!r}{nearest(column, rows[0])}: {known}")
+
+
+def _none_of(what: str, source: str, rows: Sequence[Row], field: str) -> str:
+    columns = ", ".join(map(str, rows[0]))
+    return (
+        f"{source}: no column looks like {what} (columns: {columns}): name it with --task.{field}"
+    )
+
+
+def _absolute(value: Any) -> Any:
+    return str(user_path(value).absolute()) if isinstance(value, str) else value
