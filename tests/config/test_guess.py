@@ -230,7 +230,8 @@ def test_three_steps_from_a_table_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model = str(write_checkpoint(tmp_path / "model"))
     rows = write_rows(tmp_path / "rows.jsonl", 60, seed=1)
-    words = ["--train.steps", "3", "--adapter.target-modules", ".*query"]
+    words = ["--train.steps", "3", "--train.num-buckets", "1", "--train.eval-every", "3"]
+    words += ["--train.save-every", "3", "--adapter.target-modules", ".*query"]
     assert main(["train", "--model", model, "--data", str(rows), "--quiet", *words]) == 0
     out = capsys.readouterr().out
     assert "label column: label (2 classes: 0, 1)" in out
