@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from goat_jax.adapters.methods import METHODS, Method, method_spec
     from goat_jax.adapters.spec import AdapterSpec
     from goat_jax.errors import RunFailed, UserError
+    from goat_jax.inference.predictions import Predictions
+    from goat_jax.inference.trained_run import TrainedRun, load
     from goat_jax.injection.inject import inject
     from goat_jax.injection.report import InjectReport
     from goat_jax.injection.selection import Override
@@ -40,14 +42,17 @@ __all__ = [
     "Loaded",
     "Method",
     "Override",
+    "Predictions",
     "Report",
     "RunFailed",
+    "TrainedRun",
     "UserError",
     "adapt_linen",
     "adapt_nnx",
     "apply_adapter",
     "init_adapter",
     "inject",
+    "load",
     "load_model",
     "merge_adapter",
     "merge_model",
@@ -72,14 +77,17 @@ _HOMES = {
     "METHODS": "adapters.methods",
     "Method": "adapters.methods",
     "Override": "injection.selection",
+    "Predictions": "inference.predictions",
     "Report": "adapters.adapter",
     "RunFailed": "errors",
+    "TrainedRun": "inference.trained_run",
     "UserError": "errors",
     "adapt_linen": "integrations.linen",
     "adapt_nnx": "integrations.nnx",
     "apply_adapter": "adapters.adapter",
     "init_adapter": "adapters.adapter",
     "inject": "injection.inject",
+    "load": "inference.trained_run",
     "load_model": "models.load",
     "merge_adapter": "adapters.adapter",
     "merge_model": "nn.dense",

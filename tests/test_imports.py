@@ -22,7 +22,7 @@ FLOORS = (
     ("config", "integrations"),
     ("training",),
     ("bench", "evaluation", "interop", "planning"),
-    ("analysis", "parity"),
+    ("analysis", "inference", "parity"),
     ("cli",),
 )
 """From the ground up. Rooms of one floor do not see each other."""

@@ -168,6 +168,13 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     return evaluate(options)
 
 
+def _predict(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.cli.predict import predict
+
+    _keep_compiled()
+    return predict(options)
+
+
 def _generate(options: argparse.Namespace, rest: list[str]) -> int:
     from goat_jax.cli.generate import generate
     from goat_jax.evaluation.sampler import Sampling
@@ -305,6 +312,13 @@ VERBS = {
         "         goat-jax evaluate runs/commonsense --task arc_easy:folder=data/commonsense\n"
         "         goat-jax evaluate package:smollm2 --scoring likelihood --limit 200 \\\n"
         "             --task obqa:folder=data/commonsense,cloze=true",
+    ),
+    "predict": Verb(
+        _predict,
+        arguments.predict,
+        "Predict with a run for rows without labels: labels and probabilities, values, or answers.",
+        "goat-jax predict runs/demo --data new.csv --out predictions.csv\n"
+        '         goat-jax predict runs/demo --text "A warm, sharp film."',
     ),
     "generate": Verb(
         _generate,

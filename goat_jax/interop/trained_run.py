@@ -20,7 +20,8 @@ from goat_jax.models.load import load_model
 from goat_jax.nn.dense import merge_model
 from goat_jax.nn.model import Model
 from goat_jax.pretrained.resolve import find_model
-from goat_jax.training.checkpoints.restore import Reopened, restore_run
+from goat_jax.sharding.config import MeshConfig
+from goat_jax.training.checkpoints.restore import ONE_DEVICE, Reopened, restore_run
 from goat_jax.training.checks import model_options
 from goat_jax.training.data import evaluation_batches, load_rows
 from goat_jax.training.evaluate import evaluate
@@ -37,6 +38,7 @@ class Trained:
     Args:
         folder: the run's folder.
         step: the checkpoint's step; None: the best checkpoint.
+        mesh: the mesh that the model is placed on.
 
     Attributes:
         folder: the run's folder.
@@ -44,17 +46,19 @@ class Trained:
         config: the run's config.
         built: the run's training setup.
         path: the folder or file of the pretrained model.
+        trainable: the model's trained pytree.
         base: the model's frozen pytree.
         model: the trained model with its adapters.
     """
 
-    def __init__(self, folder: Path, step: int | None):
+    def __init__(self, folder: Path, step: int | None, mesh: MeshConfig = ONE_DEVICE):
         self.folder = folder
-        self.opened: Reopened = restore_run(folder, step)
+        self.opened: Reopened = restore_run(folder, step, mesh)
         self.config, self.built = self.opened.config, self.opened.built
         self.path = find_model(self.config.model.path)
+        self.trainable: dict[str, PyTree] = self.opened.state.trainable
         self.base: PyTree = self.opened.state.frozen(self.built.base)
-        self.model = self._model(self.opened.state.trainable, self.base)
+        self.model = self._model(self.trainable, self.base)
 
     def _model(self, trainable: dict[str, PyTree], base: PyTree) -> Model:
         return merge_model(self.built.graph, trainable, base)
@@ -106,8 +110,9 @@ class Trained:
     @functools.cached_property
     def scores(self) -> dict[str, float]:
         """Scores of the run's checkpoint on its evaluation rows."""
+        built = self.built
         return evaluate(
-            self.built.eval_step, self.opened.state.trainable, self.base, self.rows, self.task
+            built.eval_step, self.trainable, self.base, self.rows, self.task, put=built.put_whole
         ).scores
 
     @property
@@ -137,7 +142,7 @@ class Trained:
         """
         return mean_gates(
             self.built.graph,
-            self.opened.state.trainable,
+            self.trainable,
             self.base,
             few_rows(self.config, rows),
             task_type_of(self.task).loss_fn(self.task),

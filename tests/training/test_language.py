@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
+import goat_jax
 from goat_jax.adapters.context import EVAL
 from goat_jax.cli.main import main
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
@@ -136,6 +137,18 @@ def test_a_run_learns_and_its_best_checkpoint_answers(finished, files, capsys):
     answers = [line["answer"].strip() for line in lines]
     right = sum(a == colour for a, colour in zip(answers, COLOURS.values(), strict=True))
     assert right >= 4, answers
+
+
+@pytest.mark.slow
+def test_a_loaded_run_answers_rows_without_completions(finished):
+    config, _ = finished
+    run = goat_jax.load(config.out)
+    texts = [f"what is the {thing} ?" for thing in ("sky", "thing thing grass", "blood")]
+    found = run.predict([{"prompt": texts[0]}, *texts[1:]], max_new_tokens=5, batch_size=2)
+    assert found.answers.tolist() == ["blue", "green", "red"]
+    assert found.results() == [["blue"], ["green"], ["red"]]
+    assert run.generate(texts[0], max_new_tokens=5).strip() == "blue"
+    assert [one.strip() for one in run.generate(texts[1:])] == ["green", "red"]
 
 
 @pytest.mark.slow

@@ -82,6 +82,38 @@ def generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one line of JSON per prompt")
 
 
+def predict(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``goat-jax predict``."""
+    parser.add_argument("run_folder", metavar="RUN", type=Path)
+    parser.add_argument(
+        "--data", nargs="+", metavar="SOURCE", help="rows without labels; images: also folders"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="a .csv, .jsonl or .parquet that is not there yet"
+    )
+    parser.add_argument(
+        "--text",
+        nargs="+",
+        action="append",
+        metavar="TEXT",
+        help="one row, printed; may be given several times",
+    )
+    parser.add_argument(
+        "--step", type=number(Natural), help="which checkpoint; the best if not given"
+    )
+    parser.add_argument(
+        "--batch-size", type=number(Count), metavar="N", help="that of evaluation if not given"
+    )
+    eval_arguments.add_tensor(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    group = parser.add_argument_group("answers of language models")
+    group.add_argument("--max-new-tokens", type=number(Count), metavar="N")
+    group.add_argument("--temperature", type=number(NonNegative), help="0 (default) is greedy")
+    group.add_argument("--top-p", type=number(TOP_P), metavar="P")
+    group.add_argument("--seed", type=number(Seed))
+
+
 def data(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``goat-jax data``."""
     parser.add_argument("what", choices=("list", "prepare"))

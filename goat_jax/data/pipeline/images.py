@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,6 +223,27 @@ def load_images(task: ImageTask, split: str) -> ImageRows:
         raise problems[0] if problems else UserError(f"{source}: no rows")
     ids = np.array(labels, np.int32)
     return ImageRows(task, view, source, rows, numbers, ids, len(problems), tuple(marks))
+
+
+def unlabeled_images(
+    task: ImageTask, rows: Sequence[Row], source: str, model: str | Path | None
+) -> ImageRows:
+    """Returns rows to predict from as `ImageRows`, with 0 in place of every label.
+
+    Args:
+      task: the task, which names the image column.
+      rows: one row or more; relative paths start from the current folder.
+      source: the rows' source, for error messages.
+      model: the checkpoint, whose preprocessing is used.
+
+    Raises UserError naming source and row number (from 1) for a row without a readable image.
+    """
+    task = replace(task, data_dir=None)
+    for number, row in enumerate(rows, start=1):
+        where = f"{source}: row {number}"
+        check_image(read_column(row, task.image, where), where)
+    labels = np.zeros(len(rows), np.int32)
+    return ImageRows(task, view_of(task, model), source, rows, range(len(rows)), labels)
 
 
 def _mark(row: Row, image: Any, where: str, task: ImageTask) -> bytes:

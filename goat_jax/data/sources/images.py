@@ -85,6 +85,26 @@ def read_image_folder(folder: Path) -> list[Row]:
     return rows
 
 
+def find_images(paths: Iterable[Path]) -> list[Path]:
+    """Returns image files as they are given, and those below each folder, sorted.
+
+    Raises UserError for a path that is neither, and for a folder without images.
+
+    >>> find_images([Path("nowhere.png")])
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: nowhere.png: no such file
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: no such file")
+        images = _images(path.rglob("*"), path) if path.is_dir() else [path]
+        if not images:
+            raise UserError(f"{path}: no image in it ({', '.join(IMAGE_SUFFIXES)})")
+        found += images
+    return found
+
+
 def read_idx(path: Path) -> np.ndarray:
     """Reads the uint8 array of an idx file, gzipped or plain.
 

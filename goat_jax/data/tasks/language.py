@@ -14,7 +14,12 @@ from goat_jax.data.pipeline.encoding import Piece
 from goat_jax.data.sources.read import Row, read_source
 from goat_jax.data.sources.text_fields import check_text, read_text
 from goat_jax.data.tasks.filters import SELECTIONS
-from goat_jax.data.tasks.formats.conversations import chat_spans, read_conversation
+from goat_jax.data.tasks.formats.conversations import (
+    ASSISTANT,
+    chat_ids,
+    chat_spans,
+    read_conversation,
+)
 from goat_jax.data.tasks.text import (
     DEFAULT_SPLITS,
     check_held_out,
@@ -188,11 +193,14 @@ def _plain_text(row: Row, task: LanguageTask, tokenizer: Tokenizer) -> list[Piec
 def _alpaca(row: Row, task: LanguageTask, tokenizer: Tokenizer) -> list[Piece]:
     """Reads the columns instruction, input (may be empty, null or missing) and output."""
     del tokenizer
+    return _asked_and_learnt(task, _alpaca_prompt(row), read_text(row, "output"))
+
+
+def _alpaca_prompt(row: Row) -> str:
     given = read_text(row, "input", default="")
     parts = [("Instruction", read_text(row, "instruction"))]
     parts += [("Input", given)] if given else []
-    prompt = "".join(f"### {title}:\n{text}\n\n" for title, text in parts) + "### Response:\n"
-    return _asked_and_learnt(task, prompt, read_text(row, "output"))
+    return "".join(f"### {title}:\n{text}\n\n" for title, text in parts) + "### Response:\n"
 
 
 def _template(row: Row, task: LanguageTask, tokenizer: Tokenizer) -> list[Piece]:
@@ -259,6 +267,72 @@ FORMATS: dict[str, Callable[[Row, LanguageTask, Any], list[Piece]]] = {
     "template": _template,
 }
 """Format -> function that splits a row into pieces."""
+
+
+def _chat_prompt(row: Row, tokenizer: Tokenizer) -> list[int]:
+    """Returns a conversation up to its last answer, if it ends in one, as a prompt."""
+    found = read_conversation(row)
+    answered = found.messages[-1]["role"] == ASSISTANT
+    asked = found.messages[:-1] if answered else found.messages
+    return chat_ids(tokenizer, asked, found.tools)
+
+
+PROMPTS: dict[str, Callable[[Row, LanguageTask, Any], str | list[int]]] = {
+    "prompt_completion": lambda row, task, tokenizer: read_text(row, "prompt"),
+    "messages": lambda row, task, tokenizer: _chat_prompt(row, tokenizer),
+    "alpaca": lambda row, task, tokenizer: _alpaca_prompt(row),
+    "text": lambda row, task, tokenizer: read_text(row, "text"),
+    "template": lambda row, task, tokenizer: fill(task.prompt, row),
+}
+"""Format -> function that reads the prompt of a row, as text or as token ids of a conversation."""
+
+
+def read_prompts(
+    task: LanguageTask, rows: Sequence[Row], source: str, tokenizer: Tokenizer
+) -> list[str | list[int]]:
+    """Reads the prompts of rows in the task's format; the rows need no completions.
+
+    Args:
+      task: the task, whose selection of rows is not applied.
+      rows: the rows.
+      source: the rows' source, for error messages.
+      tokenizer: the tokenizer, whose chat template turns messages into tokens.
+
+    Raises UserError naming source and row number (from 1) for a row without a prompt.
+
+    >>> read_prompts(LanguageTask("notes", "a", "b"), [{"prompt": "2 + 2 ="}], "new.csv", None)
+    ['2 + 2 =']
+    """
+    prompts = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            prompts.append(PROMPTS[task.format](row, task, tokenizer))
+        except UserError as error:
+            raise UserError(f"{source}: row {number}: {error}") from None
+    return prompts
+
+
+def row_of_prompt(task: LanguageTask, text: str) -> Row:
+    """Returns the row that holds a prompt's text in the column of the task's format.
+
+    Raises UserError for a template with more than one column, which one text does not fill.
+
+    >>> row_of_prompt(LanguageTask("chats", "a", "b", format="messages"), "2 + 2?")
+    {'messages': [{'role': 'user', 'content': '2 + 2?'}]}
+    """
+    if task.format == "messages":
+        return {"messages": [{"role": "user", "content": text}]}
+    if task.format != "template":
+        return {{"alpaca": "instruction", "text": "text"}.get(task.format, "prompt"): text}
+    found = string.Formatter().parse(task.prompt)
+    columns = [name.split("|")[0] for _, name, _, _ in found if name]
+    if len(set(columns)) != 1:
+        raise UserError(
+            f"task {task.name}: its prompt has the columns {', '.join(columns) or '(none)'}: give "
+            "rows with them"
+        )
+    return {columns[0]: text}
+
 
 CHAT_FORMATS = frozenset({"messages"})
 """Formats whose text a chat template writes, including initial and final special tokens. For other

@@ -199,8 +199,35 @@ def load_examples(task: TextTask, split: str) -> Examples:
     dtype = np.int32 if task.labels else np.float32
     columns = tuple(zip(*texts, strict=True))
     parts = _parts(task, split, [part for part, _ in chosen], len(pieces))
-    numbers = {name: np.array([row[name] for row in tasks], np.int32) for name in tasks[0]}
-    return Examples(columns, np.asarray(labels, dtype), tuple(marks), parts, numbers)
+    return Examples(columns, np.asarray(labels, dtype), tuple(marks), parts, _stacked(tasks))
+
+
+def unlabeled_examples(task: TextTask, rows: Sequence[Row], source: str) -> Examples:
+    """Returns rows to predict from as `Examples`, with 0 in place of every label.
+
+    Args:
+      task: the task, which names the text columns.
+      rows: one row or more.
+      source: the rows' source, for error messages.
+
+    Raises UserError naming source and row number (from 1) for a row without text.
+
+    >>> task = TextTask("tone", "a", "b", ("text",), "label", ("bad", "good"), ("accuracy",))
+    >>> unlabeled_examples(task, [{"text": "fine film"}], "new.csv").texts
+    (('fine film',),)
+    """
+    texts, tasks = [], []
+    for number, row in enumerate(rows, start=1):
+        where = f"{source}: row {number}"
+        texts.append(_texts(row, task.text, where))
+        tasks.append(read_tasks(row, task, where))
+    labels = np.zeros(len(rows), np.int32 if task.labels else np.float32)
+    return Examples(tuple(zip(*texts, strict=True)), labels, tasks=_stacked(tasks))
+
+
+def _stacked(tasks: Sequence[Mapping[str, int]]) -> dict[str, np.ndarray]:
+    """Returns the task numbers and types of all rows by name, [N] int32 each."""
+    return {name: np.array([row[name] for row in tasks], np.int32) for name in tasks[0]}
 
 
 def _parts(task: TextTask, split: str, numbers: list[int], count: int) -> dict[str, np.ndarray]:

@@ -1,0 +1,130 @@
+"""`Predictions`: labels, values or answers for some rows, and the columns they have in files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from goat_jax.data.sources.formats import Row
+from goat_jax.errors import UserError
+from goat_jax.text_tables import render_table
+
+PREDICTION, PROBABILITY = "prediction", "probability_{}"
+"""Names of the columns with the prediction and with the probability of a class."""
+
+LONGEST_TABLE, LONGEST_CELL = 20, 60
+"""Most rows of a printed table, and most characters in one of its cells."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Predictions:
+    """The predictions for N rows, in their order; printed as a table.
+
+    Attributes:
+        rows: the rows, N dictionaries.
+        kind: "label", "value" or "answer".
+        predicted: the N labels (text), values (float32) or answers (text).
+        classes: the names of the C classes; empty without classes.
+        probabilities: the probability of each class, (N, C) float32.
+
+    >>> rows, shares = [{"text": "warm and sharp"}], np.array([[0.25, 0.75]], np.float32)
+    >>> found = Predictions(rows, "label", np.array(["good"]), ("bad", "good"), shares)
+    >>> found
+    text            label  probability
+    --------------  -----  -----------
+    warm and sharp  good          0.75
+    >>> found.labels.tolist()
+    ['good']
+    """
+
+    rows: Sequence[Row]
+    kind: str
+    predicted: np.ndarray
+    classes: tuple[str, ...] = ()
+    probabilities: np.ndarray = dataclasses.field(
+        default_factory=lambda: np.zeros((0, 0), np.float32)
+    )
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The predicted class names (N,); a `UserError` if the task has no classes."""
+        return self._as("label")
+
+    @property
+    def values(self) -> np.ndarray:
+        """The predicted numbers (N,) float32; a `UserError` unless the task is a regression."""
+        return self._as("value")
+
+    @property
+    def answers(self) -> np.ndarray:
+        """The generated answers (N,); a `UserError` unless the model is a language model."""
+        return self._as("answer")
+
+    def _as(self, kind: str) -> np.ndarray:
+        if kind != self.kind:
+            raise UserError(f"no {kind}s here: the run predicts {self.kind}s")
+        return self.predicted
+
+    def __len__(self) -> int:
+        return len(self.predicted)
+
+    def __repr__(self) -> str:
+        shown = min(len(self), LONGEST_TABLE)
+        columns = list(dict.fromkeys(name for row in self.rows[:shown] for name in row))
+        headers = [*columns, self.kind, *(["probability"] if self.classes else [])]
+        table = [
+            [
+                *(_short(self.rows[place].get(name)) for name in columns),
+                _short(self.predicted[place]),
+                *([self.probabilities[place].max()] if self.classes else []),
+            ]
+            for place in range(shown)
+        ]
+        more = [f"... {len(self) - shown:,} more rows"] if len(self) > shown else []
+        return "\n".join([render_table(headers, table), *more])
+
+    def results(self) -> list[list[Any]]:
+        """Returns each row's prediction and probabilities, in the order of `result_columns`."""
+        shares = self.probabilities.tolist() if self.classes else [[]] * len(self)
+        return [[one, *own] for one, own in zip(self.predicted.tolist(), shares, strict=True)]
+
+
+def _short(value: object) -> object:
+    if isinstance(value, bytes | np.ndarray):
+        return f"({type(value).__name__})"
+    if isinstance(value, np.floating | int | float) or value is None:
+        return value
+    text = " ".join(str(value).split())
+    return text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 3] + "..."
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Returns the probabilities of logits (N, C) float32.
+
+    >>> softmax(np.array([[2.0, 2.0]], np.float32)).tolist()
+    [[0.5, 0.5]]
+    """
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def result_columns(classes: Sequence[str], taken: Iterable[str]) -> list[str]:
+    """Returns the names of the result columns; one that is taken gets underscores at its end.
+
+    Args:
+        classes: the names of the classes.
+        taken: the columns of the rows.
+
+    >>> result_columns(("bad", "good"), ("text", "prediction"))
+    ['prediction_', 'probability_bad', 'probability_good']
+    """
+    known, names = set(taken), []
+    for name in (PREDICTION, *map(PROBABILITY.format, classes)):
+        while name in known:
+            name += "_"
+        known.add(name)
+        names.append(name)
+    return names

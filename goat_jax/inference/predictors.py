@@ -1,0 +1,220 @@
+"""How the runs of each task type predict: from rows without labels to `Predictions`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from goat_jax.config.run import RunConfig
+from goat_jax.data.pipeline.batching import evaluation_plan
+from goat_jax.data.pipeline.dataset import FILLER, Rows, with_known_ids
+from goat_jax.data.pipeline.images import unlabeled_images
+from goat_jax.data.pipeline.token_ids import table_sizes
+from goat_jax.data.pipeline.tokenize import encode, late_tokenizer
+from goat_jax.data.sources.formats import Row
+from goat_jax.data.sources.images import IMAGE_SUFFIXES, find_images
+from goat_jax.data.sources.read import read_image_source, read_source
+from goat_jax.data.tasks.evaluation import EvalTask
+from goat_jax.data.tasks.image import ImageTask
+from goat_jax.data.tasks.language import LanguageTask, read_prompts, row_of_prompt
+from goat_jax.data.tasks.text import TextTask, unlabeled_examples
+from goat_jax.errors import UserError
+from goat_jax.evaluation.generate_and_loglikelihood import answer_all
+from goat_jax.evaluation.sampler import Prompt, Sampling
+from goat_jax.files import user_path
+from goat_jax.inference.predictions import Predictions, softmax
+from goat_jax.pretrained.resolve import find_model
+from goat_jax.training.checks import check
+from goat_jax.training.data import tokenizer_of
+
+if TYPE_CHECKING:
+    from goat_jax.inference.trained_run import TrainedRun
+
+SPLIT = "test"
+"""Split of a data set that is named without one."""
+
+SHORTEST = 16
+"""Shortest padded length of a batch, in tokens."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """How the runs of a task type predict.
+
+    Attributes:
+        read: (task, sources) -> the rows of some sources.
+        as_row: (task, value) -> the row of a value that is not a dictionary: a text, two texts, an
+            image.
+        encode: (task, config, rows, their source) -> the rows as `predict` takes them. Reads no
+            weights, so that a row that does not fit is refused before they are loaded.
+        batch_size: config -> the default number of rows in a batch.
+        predict: (run, encoded rows, numbers of some of the rows, batch size, sampling) -> their
+            predictions, (N, outputs) float32 logits or N texts.
+        finish: (task, rows, result of `predict`) -> the predictions.
+    """
+
+    read: Callable[[Any, Sequence[str]], list[Row]]
+    as_row: Callable[[Any, Any], Row]
+    encode: Callable[[Any, RunConfig, Sequence[Row], str], Any]
+    batch_size: Callable[[RunConfig], int]
+    predict: Callable[[TrainedRun, Any, range, int, Sampling], Any]
+    finish: Callable[[Any, Sequence[Row], Any], Predictions]
+
+
+def predictor_of(task: object) -> Predictor:
+    """Returns the predictor of a task."""
+    return PREDICTORS[type(task)]
+
+
+def _read_rows(task: object, sources: Sequence[str]) -> list[Row]:
+    del task
+    return [row for source in sources for row in read_source(source, SPLIT)]
+
+
+def _read_images(task: ImageTask, sources: Sequence[str]) -> list[Row]:
+    """Reads image files and folders of them, in any depth, or a source of rows with images."""
+    paths = [user_path(source) for source in sources]
+    if all(path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES for path in paths):
+        return [{task.image: str(path)} for path in find_images(paths)]
+    rows = [read_image_source(source, SPLIT, task.image) for source in sources]
+    return [row for some in rows for row in some]
+
+
+def _text_row(task: TextTask, value: object) -> Row:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or len(texts) != len(task.text):
+        raise UserError(
+            f"task {task.name} reads the columns {', '.join(task.text)}: give a text for each, or "
+            "a dictionary"
+        )
+    return dict(zip(task.text, texts, strict=True))
+
+
+def _prompt_row(task: LanguageTask, value: object) -> Row:
+    texts = value if isinstance(value, list | tuple) else [value]
+    if len(texts) != 1 or not isinstance(texts[0], str):
+        raise UserError(f"task {task.name}: give the text of a prompt, or a dictionary")
+    return row_of_prompt(task, texts[0])
+
+
+def _image_row(task: ImageTask, value: object) -> Row:
+    return {task.image: str(value) if isinstance(value, Path) else value}
+
+
+def _encode_texts(task: TextTask, config: RunConfig, rows: Sequence[Row], source: str) -> Rows:
+    examples = unlabeled_examples(task, rows, source)
+    own = check(config)
+    tokenizer = tokenizer_of(find_model(config.model.path))
+    sizes = table_sizes(own, config.adapter.spec().router)
+    return with_known_ids(encode(tokenizer, examples, config.train.max_length), sizes)
+
+
+def _encode_images(task: ImageTask, config: RunConfig, rows: Sequence[Row], source: str) -> Rows:
+    return unlabeled_images(task, rows, source, find_model(config.model.path))
+
+
+def _encode_prompts(
+    task: LanguageTask, config: RunConfig, rows: Sequence[Row], source: str
+) -> Sequence[Prompt]:
+    tokenizer = late_tokenizer(lambda: tokenizer_of(find_model(config.model.path)))
+    return read_prompts(task, rows, source, tokenizer)
+
+
+def _outputs(
+    run: TrainedRun, rows: Rows, numbers: range, batch_size: int, sampling: Sampling
+) -> np.ndarray:
+    """Returns the model's outputs for some of the rows, (N, outputs) float32, in their order."""
+    del sampling
+    trained, size = run.trained, _batch_size(batch_size, len(rows))
+    lengths = rows.lengths[numbers.start : numbers.stop]
+    plan = evaluation_plan(lengths, size, padded_lengths(run.config.train.max_length))
+    pending = []
+    for places, length in zip(plan.rows, plan.lengths.tolist(), strict=True):
+        chosen = np.where(places == FILLER, FILLER, places + numbers.start)
+        batch = trained.built.put_whole(rows.gather(chosen, length))
+        pending.append(trained.built.eval_step(trained.trainable, trained.base, batch)[1])
+    found = np.concatenate([np.asarray(outputs, np.float32) for outputs in pending])
+    places = plan.rows.ravel()
+    ordered = np.empty((len(numbers), found.shape[-1]), np.float32)
+    ordered[places[places != FILLER]] = found[places != FILLER]
+    return ordered
+
+
+def _batch_size(wanted: int, count: int) -> int:
+    """Returns the batch size for some rows: a power of two if they do not fill a whole batch."""
+    return min(wanted, 1 << (count - 1).bit_length())
+
+
+def padded_lengths(most: int) -> tuple[int, ...]:
+    """Returns the lengths that batches are padded to: doubling, so few for any rows.
+
+    They do not depend on the rows, so that a step compiled for some serves for others.
+
+    >>> padded_lengths(100)
+    (16, 32, 64, 100)
+    """
+    lengths, length = [], SHORTEST
+    while length < most:
+        lengths.append(length)
+        length *= 2
+    return (*lengths, most)
+
+
+def _answers(
+    run: TrainedRun, prompts: Sequence[Prompt], numbers: range, batch_size: int, sampling: Sampling
+) -> list[str]:
+    size = _batch_size(batch_size, len(prompts))
+    own = [prompts[number] for number in numbers]
+    return [answer.text.strip() for answer in answer_all(run.generator, own, sampling, size)]
+
+
+def _classified(
+    task: TextTask | ImageTask, rows: Sequence[Row], outputs: np.ndarray
+) -> Predictions:
+    if not task.labels:
+        return Predictions(rows, "value", outputs[:, 0])
+    labels = np.array(task.labels)[outputs.argmax(-1)]
+    return Predictions(rows, "label", labels, task.labels, softmax(outputs))
+
+
+def _answered(task: LanguageTask, rows: Sequence[Row], answers: list[str]) -> Predictions:
+    del task
+    return Predictions(rows, "answer", np.array(answers, object))
+
+
+_TEXT = Predictor(
+    read=_read_rows,
+    as_row=_text_row,
+    encode=_encode_texts,
+    batch_size=lambda config: config.train.eval_batch_size,
+    predict=_outputs,
+    finish=_classified,
+)
+_LANGUAGE = Predictor(
+    read=_read_rows,
+    as_row=_prompt_row,
+    encode=_encode_prompts,
+    batch_size=lambda config: 16,
+    predict=_answers,
+    finish=_answered,
+)
+
+PREDICTORS: dict[type, Predictor] = {
+    TextTask: _TEXT,
+    ImageTask: dataclasses.replace(
+        _TEXT, read=_read_images, as_row=_image_row, encode=_encode_images
+    ),
+    LanguageTask: _LANGUAGE,
+    EvalTask: _LANGUAGE,
+}
+"""Class of a task -> its predictor."""
+
+
+def sampling_of(task: object, **given: Any) -> Sampling:
+    """Returns sampling settings; those that are not given are the task's, if it has them."""
+    own = {name: getattr(task, name) for name in ("max_new_tokens", "stop") if hasattr(task, name)}
+    return Sampling(**own | given)
