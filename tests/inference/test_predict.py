@@ -5,10 +5,13 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import goat_jax
 from goat_jax.cli.main import main
+from goat_jax.data.pipeline.images import unlabeled_images
 from goat_jax.data.sources.read import read_rows
+from goat_jax.data.tasks.image import ImageTask
 from goat_jax.data.tasks.language import FORMATS, PROMPTS, LanguageTask, row_of_prompt
 from goat_jax.data.tasks.registry import files
 from goat_jax.errors import UserError
@@ -111,6 +114,21 @@ def test_one_text_is_a_prompt_of_each_format(format):
     prompt, completion = ("Q: {question}\n", "{x}") if format == "template" else ("", "")
     task = LanguageTask("notes", "a", "b", format, prompt, completion)
     assert "2 + 2?" in PROMPTS[format](row_of_prompt(task, "2 + 2?"), task, None)
+
+
+def test_images_are_found_in_folders_and_encoded_without_labels(tmp_path):
+    for name, value in {"b/c/2.png": 20, "a/1.png": 10, "3.png": 30}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4, 3), value, np.uint8)).save(tmp_path / name)
+    task = ImageTask("dots", "", "", labels=("a", "b"), mean=(0.0,) * 3, std=(1.0,) * 3)
+    sources = [str(tmp_path / "b"), str(tmp_path / "a"), str(tmp_path / "3.png")]
+    rows = PREDICTORS[ImageTask].read(task, sources)
+    assert [row["image"][-5:] for row in rows] == ["2.png", "1.png", "3.png"]
+    batch = unlabeled_images(task, rows, "new", None).gather(np.arange(3), 1)
+    seen = batch["pixel_values"][:, 0, 0, 0] * 255
+    np.testing.assert_allclose(seen, [20, 10, 30], rtol=1e-5)
+    with pytest.raises(UserError, match=r"new: row 1: no\.png: no such file"):
+        unlabeled_images(task, [{"image": "no.png"}], "new", None)
 
 
 def test_a_template_with_two_columns_needs_rows():
