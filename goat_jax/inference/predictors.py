@@ -1,4 +1,4 @@
-"""How the runs of each task type predict: from rows without labels to `Predictions`."""
+"""Predictors: for each task type, from rows without labels to `Predictions`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SHORTEST = 16
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """How the runs of a task type predict.
+    """Functions by which the runs of a task type predict.
 
     Attributes:
         read: (task, sources) -> the rows of some sources.
