@@ -122,12 +122,12 @@ def test_a_changed_batch_is_seen(copy, capsys):
 SETTINGS = [
     ({"scaling": 7.9}, "init A"),
     ({"rho": 10.1}, "init A"),
-    ({"init_cof": 0.26}, "aux_loss"),
+    ({"init_cof": 0.26}, "logits_first"),
     ({"trainable_params": 1}, "trained parameters"),
     ({"lr": 0.00201}, "lr"),
     ({"schedule": "linear"}, "lr"),
     ({"clip": 0.5}, "final head"),
-    ({"aux_coef": 0.002}, "grad_norm"),
+    ({"aux_coef": 0.002}, "final router"),
     ({"top_k": 1}, "aux_loss"),
     ({"init_type": "goat_mini"}, "init A"),
 ]
