@@ -85,7 +85,7 @@ def run_of(tmp_path_factory):
         task = make_task("digits", evaluation_limit=4)
         task = dataclasses.replace(task, image_size=16, labels=LABELS, prompt="a {} there")
         model = ModelConfig(str(root / "model"), dtype=dtype, options={"head": head})
-        adapter = AdapterConfig("lora", total_rank=4, train=train, dropout=0.0)
+        adapter = AdapterConfig("lora", total_rank=4, modules_to_save=train, dropout=0.0)
         config = RunConfig(
             model,
             task,

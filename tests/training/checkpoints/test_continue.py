@@ -89,7 +89,7 @@ def test_where_the_length_matters_it_stays(short, tmp_path, parts, said):
 
 @pytest.mark.slow
 def test_a_run_does_not_become_shorter_than_it_is(short):
-    with pytest.raises(UserError, match=r"train.steps = 6, now 3 \(6 are done\)"):
+    with pytest.raises(UserError, match=r"train.steps = 6, now 3 \(6 steps are done\)"):
         fit(changed(short, train={"steps": 3}), progress=False)
 
 
