@@ -122,6 +122,7 @@ METRICS: dict[str, Callable[..., float]] = {
     "spearman": spearman,
 }
 REGRESSION_METRICS = frozenset({"pearson", "spearman"})
+TWO_CLASS_METRICS = frozenset({"f1"})
 
 
 def split_metric(name: str) -> tuple[str, str]:

@@ -132,6 +132,13 @@ class Data:
         return {"evaluation": self.source, "held_out": held}, count - held, line
 
 
+def _metrics(labels: Sequence[str]) -> tuple[str, ...]:
+    """Returns the metrics for some classes, or for numbers if there are none."""
+    if not labels:
+        return ("pearson", "spearman")
+    return ("accuracy", "f1") if len(labels) == 2 else ("accuracy",)
+
+
 def guess_text(data: Data) -> Guess:
     """Makes a task of sentences, or pairs of them, with a label.
 
@@ -157,7 +164,7 @@ def guess_text(data: Data) -> Guess:
         text=text,
         label=label,
         labels=labels,
-        metrics=("accuracy", "f1") if labels else ("pearson", "spearman"),
+        metrics=_metrics(labels),
         **where,
     )
     texts = f"text column{'s' * (len(text) > 1)}: {' and '.join(text)}"

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from goat_jax.data.metrics import METRICS, REGRESSION_METRICS, split_metric
+from goat_jax.data.metrics import METRICS, REGRESSION_METRICS, TWO_CLASS_METRICS, split_metric
 from goat_jax.data.pipeline.overlap import mark_of
 from goat_jax.data.sources.read import AND, Row, read_source
 from goat_jax.data.sources.text_fields import check_text, shown
@@ -47,7 +47,7 @@ class TextTask:
 
     >>> TextTask("tone", "a.csv", "b.csv", ("text",), "label", ("poor", "fine"), ("acuracy",))
     Traceback (most recent call last):
-    goat_jax.errors.UserError: task tone: unknown metric 'acuracy': for classification use one of \
+    goat_jax.errors.UserError: task tone: metric 'acuracy' is not valid: for 2 classes use one of \
 accuracy, matthews, f1
     """
 
@@ -90,13 +90,19 @@ def check_scoring(
         raise UserError(
             f"task {name}: labels {labels}: give two or more different names, or none (regression)"
         )
-    kind = "classification" if labels else "regression"
-    known = [m for m in METRICS if (m in REGRESSION_METRICS) != bool(labels)]
+    kind = f"{len(labels)} classes" if labels else "regression"
+    known = [
+        metric
+        for metric in METRICS
+        if (metric in REGRESSION_METRICS) != bool(labels)
+        and (metric not in TWO_CLASS_METRICS or len(labels) == 2)
+    ]
     for metric in metrics:
         base, part = split_metric(metric)
         if base not in known or (part and part not in parts):
             raise UserError(
-                f"task {name}: unknown metric {metric!r}: for {kind} use one of {', '.join(known)}"
+                f"task {name}: metric {metric!r} is not valid: for {kind} use one of "
+                f"{', '.join(known)}"
             )
     if not metrics:
         raise UserError(

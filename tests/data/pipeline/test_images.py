@@ -266,7 +266,7 @@ def test_an_array_that_is_no_image(tmp_path):
     [
         ({"labels": ()}, "no class names: give two or more labels"),
         ({"labels": ("cat", "cat")}, "give two or more different names"),
-        ({"metrics": ("pearson",)}, "unknown metric 'pearson': for classification use one of"),
+        ({"metrics": ("pearson",)}, "metric 'pearson' is not valid: for "),
         ({"train_limit": 0}, "a limit of 0 rows leaves nothing"),
         ({"image_size": 0}, "image_size 0: give 1 or more"),
         ({"std": (1.0, 0.0, 1.0)}, r"std \(1\.0, 0\.0, 1\.0\): give three each"),

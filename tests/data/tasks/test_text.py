@@ -99,12 +99,19 @@ def test_an_unknown_split_is_named(tmp_path):
         ({"text": ("a", "b", "c")}, "text names 3 columns"),
         ({"labels": ("one",)}, "two or more different names"),
         ({"labels": ("a", "a")}, "two or more different names"),
-        ({"metrics": ()}, "no metric is given: for classification use one of accuracy"),
+        ({"metrics": ()}, "no metric is given: for 2 classes use one of accuracy"),
         (
             {"metrics": ("pearson",)},
-            "unknown metric 'pearson': for classification use one of accuracy",
+            "metric 'pearson' is not valid: for 2 classes use one of accuracy",
         ),
-        ({"labels": ()}, "unknown metric 'accuracy': for regression use one of pearson, spearman"),
+        (
+            {"labels": ()},
+            "metric 'accuracy' is not valid: for regression use one of pearson, spearman",
+        ),
+        (
+            {"labels": ("a", "b", "c"), "metrics": ("f1",)},
+            "metric 'f1' is not valid: for 3 classes use one of accuracy, matthews",
+        ),
         ({"train_limit": 0}, "a limit of 0 rows"),
     ],
 )
