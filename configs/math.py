@@ -1,6 +1,6 @@
 """Mathematics with LLaMA-2-7B, as in the paper: trained on MetaMathQA, evaluated on GSM8K.
 
-    goat-jax train --config configs/math.py:folder=FOLDER,method=goat --model.path LLAMA
+    goat-jax train --config math:folder=FOLDER,method=goat --model.path LLAMA
     goat-jax evaluate runs/metamath-goat-8-0
 
 FOLDER contains MetaMathQA-395K.json; ``questions=`` names GSM8K's test file or its folder

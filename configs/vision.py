@@ -1,7 +1,7 @@
 """Image classification with CLIP ViT-B/32, as in the paper's table: every set with every method.
 
     goat-jax data prepare dtd
-    goat-jax train --config configs/vision.py:task=dtd,method=goat --model.path FOLDER
+    goat-jax train --config vision:task=dtd,method=goat --model.path FOLDER
 
 Without ``--model.path`` CLIP comes from the Hugging Face hub. ``folder=FOLDER`` reads the images
 from files instead of tensorflow_datasets (FOLDER/train/CLASS/*.jpg, FOLDER/test/CLASS/*.jpg).

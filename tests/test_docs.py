@@ -11,6 +11,7 @@ import pytest
 import goat_jax
 from goat_jax.adapters.methods import METHODS
 from goat_jax.cli.main import VERBS
+from goat_jax.config.shipped import shipped_configs
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -68,8 +69,9 @@ def test_names_in_the_text_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_configs_in_the_commands_exist(page):
-    for name in re.findall(r"--config (configs/\w+\.py)", page.read_text(encoding="utf-8")):
-        assert (ROOT / name).is_file(), f"{page.name} names {name}"
+    known = {*shipped_configs(), *(f"configs/{name}.py" for name in shipped_configs())}
+    for name in re.findall(r"--config \"?([\w./]+)", page.read_text(encoding="utf-8")):
+        assert name in {*known, "FILE", "FILE.py", "my_run.py"}, f"{page.name} names {name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())

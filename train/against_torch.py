@@ -1,7 +1,7 @@
 """Times a config's training step in JAX and in PyTorch, interleaved in one process.
 
-    python train/against_torch.py --config configs/gsm8k.py --model smollm2-135m --methods lora goat
-    python train/against_torch.py --config configs/demo.py --model all-minilm-l6-v2 \\
+    python train/against_torch.py --config gsm8k --model smollm2-135m --methods lora goat
+    python train/against_torch.py --config demo --model all-minilm-l6-v2 \\
         --methods lora goat --train.batch-size 8
 
 Needs torch, transformers and peft. In PyTorch two adapters are measured on the same linear layers

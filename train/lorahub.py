@@ -1,7 +1,7 @@
 """LoRAHub: combines trained runs for a new task, using a few of its rows and no gradients.
 
-    python train/lorahub.py configs/demo.py:method=lora runs/a runs/b runs/c --rows 16 --budget 40
-    python train/lorahub.py configs/demo.py:method=lora runs/a runs/b --task.train other.jsonl
+    python train/lorahub.py demo:method=lora runs/a runs/b runs/c --rows 16 --budget 40
+    python train/lorahub.py demo:method=lora runs/a runs/b --task.train other.jsonl
 
 Prints the scores of every run alone on the task's evaluation rows, and those of the combination.
 """

@@ -293,7 +293,7 @@ VERBS = {
         arguments.train,
         "Fine-tune a model; a run that exists in the output folder is continued.",
         "goat-jax train --model FacebookAI/roberta-base --data reviews.csv\n"
-        "         goat-jax train --config configs/glue.py:task=rte --model.path roberta-large\n"
+        "         goat-jax train --config glue:task=rte --model.path roberta-large\n"
         "         --optimizer.learning-rate 1e-4        (--help-fields lists every field)",
         overrides=True,
     ),
@@ -351,7 +351,7 @@ VERBS = {
         _import,
         arguments.import_adapter,
         "Make a run from an existing adapter: to evaluate, generate, train further or export.",
-        "goat-jax import path/to/peft --config configs/glue.py:task=rte --out runs/imported\n"
+        "goat-jax import path/to/peft --config glue:task=rte --out runs/imported\n"
         "         --model.path roberta-large        (any field of train)",
         overrides=True,
     ),
@@ -359,8 +359,8 @@ VERBS = {
         _compare,
         arguments.compare,
         "Train several methods on one task with several seeds; writes one table and one figure.",
-        "goat-jax compare --config configs/demo.py --methods goat,molora,lora --seeds 0 1 2\n"
-        '         goat-jax compare --config configs/demo.py --methods goat "goat:rho=5"\n'
+        "goat-jax compare --config demo --methods goat,molora,lora --seeds 0 1 2\n"
+        '         goat-jax compare --config demo --methods goat "goat:rho=5"\n'
         "         --train.steps 50        (any field of train)",
         overrides=True,
     ),
@@ -368,9 +368,9 @@ VERBS = {
         _sweep,
         arguments.sweep,
         "Train one config over a grid or random points; writes one table and one figure.",
-        "goat-jax sweep --config configs/demo.py --over adapter.rho=1,5,10 \\\n"
+        "goat-jax sweep --config demo --over adapter.rho=1,5,10 \\\n"
         "             optimizer.learning-rate=1e-3,5e-3 --runs-per-step 2 --train.steps 50\n"
-        "         goat-jax sweep --config configs/demo.py --random 8 \\\n"
+        "         goat-jax sweep --config demo --random 8 \\\n"
         "             --over optimizer.learning-rate=1e-4..1e-2:log adapter.total-rank=8,16,32",
         overrides=True,
     ),
@@ -379,7 +379,7 @@ VERBS = {
         arguments.bench,
         "Measure what adapters cost on this device: one layer, training steps, or growth.",
         "goat-jax bench layer --dtype bfloat16\n"
-        "         goat-jax bench step --config configs/gsm8k.py --model smollm2-135m \\\n"
+        "         goat-jax bench step --config gsm8k --model smollm2-135m \\\n"
         "             --methods lora goat full --train.batch-size 4\n"
         "         goat-jax bench growth --methods goat --out runs/growth",
         overrides=True,
@@ -396,7 +396,7 @@ VERBS = {
         "Show a run's trained modules, singular spectra, expert load and scores, or what a config\n"
         "would train (without weights).",
         "goat-jax inspect runs/demo\n"
-        "         goat-jax inspect --config configs/glue.py:task=rte --model roberta-large",
+        "         goat-jax inspect --config glue:task=rte --model roberta-large",
     ),
     "plot": Verb(
         _plot,
@@ -410,7 +410,7 @@ VERBS = {
         _plan,
         arguments.plan,
         "Compile a run's training step for devices you need not have; loads no weights.",
-        "goat-jax plan --config configs/gsm8k.py --topology cpu:16 --chip v5e\n"
+        "goat-jax plan --config gsm8k --topology cpu:16 --chip v5e\n"
         "         --model.path llama-2-7b --model.dtype bfloat16        (any field of train)",
         overrides=True,
     ),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from goat_jax.config.run import RunConfig
+from goat_jax.config.shipped import config_file
 from goat_jax.errors import UserError
 from goat_jax.validation.fields import call, read_value
 from goat_jax.validation.renamed import hint_in_error
@@ -20,29 +21,27 @@ def load_config(source: str) -> RunConfig:
     """Runs ``get_config(**options)`` of a config file.
 
     Args:
-        source: ``FILE.py`` or ``FILE.py:option=value,...``; a value is read as JSON, or else as
-            text.
+        source: ``FILE.py`` or the name of a shipped config (`goat_jax.config.shipped`), possibly
+            followed by ``:option=value,...``; a value is read as JSON, or else as text.
 
     Raises:
         UserError: the file does not exist, raises an error or has no ``get_config``, or an option
             is unknown or not valid.
     """
     path, _, rest = source.partition(":")
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"config file {path} does not exist")
+    file = config_file(path)
     spec = importlib.util.spec_from_file_location(f"goat_jax_config_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise UserError(
             f"config file {path} is not a Python file: give a file whose name ends in .py"
         )
     module = importlib.util.module_from_spec(spec)
-    with _errors_of(path):
+    with _errors_of(path, file):
         spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise UserError(f"{path} has no function get_config: see configs/ for examples")
+        raise UserError(f"{path} has no function get_config: goat-jax init writes a config file")
     options = parse_options(rest)
-    with _errors_of(path):
+    with _errors_of(path, file):
         config = call(module.get_config, options, path)
     if not isinstance(config, RunConfig):
         raise UserError(f"{path}: get_config returns a {type(config).__name__}, not a RunConfig")
@@ -50,7 +49,7 @@ def load_config(source: str) -> RunConfig:
 
 
 @contextlib.contextmanager
-def _errors_of(path: str) -> Iterator[None]:
+def _errors_of(name: str, file: Path) -> Iterator[None]:
     """Converts any error of a config file's code to a `UserError` of one line."""
     try:
         yield
@@ -58,10 +57,10 @@ def _errors_of(path: str) -> Iterator[None]:
         raise
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        line = next((f.lineno for f in reversed(frames) if f.filename == str(path)), None)
+        line = next((f.lineno for f in reversed(frames) if f.filename == str(file)), None)
         line = getattr(error, "lineno", line)
         what = " ".join(str(error).split()) + hint_in_error(str(error))
-        where = path if line is None else f"{path}, line {line}"
+        where = name if line is None else f"{name}, line {line}"
         raise UserError(f"{where}: {type(error).__name__}: {what}") from error
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from goat_jax.cli.arguments import evaluation as eval_arguments
 from goat_jax.cli.arguments.numbers import TOP_P, number
+from goat_jax.config.shipped import shipped_configs
 from goat_jax.validation.fields import Count, Natural, NonNegative, Positive, Seed
 
 
 def train(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``goat-jax train``."""
-    parser.add_argument("--config", metavar="FILE[:OPT=V,...]")
+    config(parser, required=False)
     parser.add_argument(
         "--run",
         dest="run_folder",
@@ -31,6 +32,16 @@ def train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=number(Count), metavar="N", help="number of processes")
     parser.add_argument(
         "--process", type=number(Natural), metavar="I", help="index of this process, from 0"
+    )
+
+
+def config(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Adds the argument that names a config."""
+    parser.add_argument(
+        "--config",
+        required=required,
+        metavar="NAME|FILE[:OPT=V,...]",
+        help=f"a config file, or one of {', '.join(shipped_configs())}",
     )
 
 
@@ -176,7 +187,7 @@ def import_adapter(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="a PEFT adapter, or one of the published GOAT code",
     )
-    parser.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
+    config(parser)
     parser.add_argument(
         "--other-base",
         action="store_true",
@@ -186,7 +197,7 @@ def import_adapter(parser: argparse.ArgumentParser) -> None:
 
 def compare(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``goat-jax compare``."""
-    parser.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
+    config(parser)
     parser.add_argument("--methods", required=True, nargs="+", metavar="METHOD[:OPT=V,...]")
     parser.add_argument("--seeds", type=number(Seed), nargs="+", default=[0], metavar="N")
     parser.add_argument(
@@ -210,7 +221,7 @@ def compare(parser: argparse.ArgumentParser) -> None:
 
 def sweep(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``goat-jax sweep``."""
-    parser.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
+    config(parser)
     parser.add_argument(
         "--over",
         required=True,
@@ -248,9 +259,7 @@ def bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", action="append", default=[], metavar="TOKENS,IN,OUT", help="sizes of a layer"
     )
-    parser.add_argument(
-        "--config", metavar="FILE[:OPT=V,...]", help="config whose training steps are measured"
-    )
+    config(parser, required=False)
     parser.add_argument(
         "--model", metavar="NAME|FOLDER", help="model whose sizes are used (default: the config's)"
     )
@@ -279,7 +288,7 @@ def methods(parser: argparse.ArgumentParser) -> None:
 def inspect(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``goat-jax inspect``."""
     parser.add_argument("folder", metavar="RUN", type=Path, nargs="?")
-    parser.add_argument("--config", metavar="FILE[:OPT=V,...]")
+    config(parser, required=False)
     parser.add_argument("--model", metavar="MODEL", help="model in place of the config's")
 
 
@@ -309,7 +318,7 @@ def plot(parser: argparse.ArgumentParser) -> None:
 
 def plan(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``goat-jax plan``."""
-    parser.add_argument("--config", required=True, metavar="FILE[:OPT=V,...]")
+    config(parser)
     parser.add_argument("--topology", required=True, metavar="cpu:N|v5e:4x4")
     parser.add_argument(
         "--chip", metavar="NAME", help="chip whose memory and speed apply, such as v5e or h100"
