@@ -8,7 +8,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +96,14 @@ class Record:
             kind = type(self.values).__name__
             raise UserError(f"{self.where} holds a {kind}, not an object")
 
+    def require(self, *keys: str) -> None:
+        """Raises one error that names every key that is missing."""
+        if missing := [key for key in keys if key not in self.values]:
+            raise UserError(f"{self.where} lacks {_names(missing, self.values)}")
+
     def get(self, key: str) -> Any:
         """Returns the value of a required key."""
-        if key not in self.values:
-            raise UserError(f"{self.where} lacks {key!r}{nearest(key, self.values)}")
+        self.require(key)
         return self.values[key]
 
     def _refuse(self, key: str, wanted: str) -> UserError:
@@ -151,6 +155,12 @@ class Record:
         return Record(self.get(key), f"{self.where}: {key}")
 
 
+def _names(missing: Sequence[str], present: Iterable[str]) -> str:
+    """Lists missing names; of a single one, also a present name that it may be a misspelling of."""
+    near = nearest(missing[0], present) if len(missing) == 1 else ""
+    return ", ".join(map(repr, missing)) + near
+
+
 def _is_number(value: object) -> bool:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
@@ -169,6 +179,12 @@ class Arrays:
     values: Mapping[str, np.ndarray]
     path: Path
 
+    def require(self, *names: str) -> None:
+        """Raises one error that names every array that is missing."""
+        if missing := [name for name in names if name not in self.values]:
+            word = "array" if len(missing) == 1 else "arrays"
+            raise UserError(f"{self.path} lacks the {word} {_names(missing, self.values)}")
+
     def get(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
         """Returns a required numeric array.
 
@@ -179,8 +195,7 @@ class Arrays:
         Raises:
             UserError: the array is missing, is not numeric or has another shape.
         """
-        if name not in self.values:
-            raise UserError(f"{self.path} lacks the array {name!r}{nearest(name, self.values)}")
+        self.require(name)
         array = self.values[name]
         if array.dtype.kind not in "fiub":
             raise UserError(f"{self.path}: {name} holds {array.dtype}, not numbers")

@@ -14,7 +14,7 @@ from goat_jax.errors import UserError
 from goat_jax.optim.optimizer import OptimizerConfig
 from goat_jax.parity.bundle import LAYERS, Arrays, Record, read_npz, read_object
 from goat_jax.parity.layer_steps import LayerRun, Recipe
-from goat_jax.parity.reference_code import PublishedType, read_init_type, read_spec
+from goat_jax.parity.reference_code import SPEC_KEYS, PublishedType, read_init_type, read_spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +84,7 @@ class LayerReplay:
 
 def read_adamw(adamw: Record) -> tuple[Recipe, int]:
     """Reads an AdamW with a constant learning rate and no clipping, and its number of steps."""
+    adamw.require("lr", "betas", "eps", "weight_decay", "steps")
     betas = adamw.numbers("betas", 2)
     config = OptimizerConfig(
         learning_rate=adamw.number("lr"),
@@ -105,6 +106,7 @@ def read_plan(case: LayerCase) -> LayerReplay:
         UserError: a key or an array is missing or invalid.
     """
     record = case.record
+    record.require(*SPEC_KEYS, "scaling", "in_features", "out_features", "aux_coef", "adamw")
     kind = read_init_type(record.text("init_type"), record.number("eta", 1.0))
     spec = read_spec(
         record, kind, ConstantScale(record.numbers("scaling", record.integer("num_experts")))
@@ -119,9 +121,17 @@ def read_plan(case: LayerCase) -> LayerReplay:
     return LayerReplay(kind=kind, run=run, **found)
 
 
+STORED = (
+    *("W0", "bias", "W_res", "A0", "B0", "router0", "x", "target", "y", "aux", "loss"),
+    *("grad_x", "grad_A", "grad_B", "grad_router", "adamw_losses", "y_final"),
+)
+"""Arrays of a layer case."""
+
+
 def _read_arrays(
     arrays: Arrays, spec: AdapterSpec, out_features: int, in_features: int, steps: int
 ) -> dict[str, Any]:
+    arrays.require(*STORED)
     m, n, e, d = out_features, in_features, spec.num_experts, spec.rank
     tokens = arrays.get("x").shape[:1]
     bias = arrays.floats("bias", (0,) if arrays.get("bias").size == 0 else (m,))

@@ -15,7 +15,7 @@ from goat_jax.errors import UserError, nearest
 from goat_jax.optim.optimizer import OptimizerConfig
 from goat_jax.optim.schedules import SCHEDULES
 from goat_jax.parity.bundle import MODEL, Arrays, Record, read_npz, read_object, read_safetensors
-from goat_jax.parity.reference_code import PublishedType, read_init_type, read_spec
+from goat_jax.parity.reference_code import SPEC_KEYS, PublishedType, read_init_type, read_spec
 from goat_jax.pretrained.safetensors import read_json
 
 
@@ -58,6 +58,16 @@ class ModelRun:
     expected: dict[str, np.ndarray]
 
 
+RUN_KEYS = (
+    *("name", "modules", "aux_coef", "trainable_params"),
+    *("steps", "lr", "schedule", "warmup"),
+)
+"""Keys of meta.json besides those of the spec."""
+
+PER_STEP = ("task_loss", "aux_loss", "grad_norm", "lr")
+"""Results of every step."""
+
+
 def read_run(folder: Path) -> ModelRun:
     """Reads and checks a folder with meta.json.
 
@@ -65,6 +75,7 @@ def read_run(folder: Path) -> ModelRun:
         UserError: a file, a key or an array is missing or invalid.
     """
     record = Record(read_object(folder / MODEL), str(folder / MODEL))
+    record.require(*SPEC_KEYS, *RUN_KEYS)
     steps = record.integer("steps")
     kind = read_init_type(record.text("init_type"), record.number("eta", 1.0))
     spec, scaling = _spec(record, kind)
@@ -184,8 +195,8 @@ def _narrow(array: np.ndarray) -> np.ndarray:
 
 
 def _expected(arrays: Arrays, steps: int) -> dict[str, np.ndarray]:
-    per_step = {name: (steps,) for name in ("task_loss", "aux_loss", "grad_norm", "lr")}
-    shapes = {**per_step, "loss_after": ()}
+    arrays.require(*PER_STEP, "logits_first", "logits_after", "loss_after")
+    shapes = {**{name: (steps,) for name in PER_STEP}, "loss_after": ()}
     expected = {name: arrays.get(name, shape) for name, shape in shapes.items()}
     expected["logits_first"] = arrays.get("logits_first")
     expected["logits_after"] = arrays.get("logits_after", expected["logits_first"].shape)

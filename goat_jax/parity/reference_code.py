@@ -116,6 +116,10 @@ class SubtractShare(SubtractMeanDelta):
         return self.share
 
 
+SPEC_KEYS = ("init_type", "rank", "num_experts", "top_k", "alpha")
+"""Keys that `read_spec` needs of every init type."""
+
+
 def read_spec(record: Record, kind: PublishedType, scale: ScaleRule) -> AdapterSpec:
     """Builds the spec of a published layer.
 
@@ -140,6 +144,8 @@ def read_spec(record: Record, kind: PublishedType, scale: ScaleRule) -> AdapterS
     """
     rank, experts = record.integer("rank"), record.integer("num_experts")
     zero = kind.segments is None
+    if not zero:
+        record.require("rho", "init_cof")
     if rank % experts and kind.start in SPANS_WHOLE_RANK:
         raise UserError(
             f"{record.where}: rank {rank} does not divide among {experts} experts: PyTorch takes "

@@ -45,6 +45,11 @@ def test_a_missing_array_is_named(name, copy):
     assert f"layer_one.npz lacks the array '{name}'" in refusal(copy)
 
 
+def test_all_missing_arrays_are_named_at_once(copy):
+    rewrite(copy, W0=None, y=None, grad_A=None)
+    assert "lacks the arrays 'W0', 'y', 'grad_A'" in refusal(copy)
+
+
 def test_a_wrong_shape_is_named(copy):
     rewrite(copy, A0=np.zeros((4, 2, 39), np.float32))
     assert "layer_one.npz: A0 has shape (4, 2, 39), not (4, 2, 40)" in refusal(copy)
@@ -157,8 +162,8 @@ def test_a_broken_bundle_does_not_stop_the_others(copy, tmp_path):
     assert report.exit_code == 2
     assert report.checks and not report.failed
     assert len(report.errors) == 1
-    assert "broken/meta.json lacks 'steps'" in report.errors[0]
-    with pytest.raises(UserError, match="lacks 'steps'"):
+    assert "broken/meta.json lacks 'init_type', 'rank', " in report.errors[0]  # all at once
+    with pytest.raises(UserError, match="'steps', 'lr'"):
         run_parity([tmp_path])
 
 

@@ -46,6 +46,8 @@ def read_layer(entry: CaseFile, arrays: Arrays) -> LayerPlan:
     """
     record, case = entry.record, CASES[entry.formula]
     spec = case.spec(record)
+    record.require("in_features", "out_features", "scale", "aux_coef", "optimizer", "trainable")
+    arrays.require("W0", "bias", "x", "target", "y", "aux", "loss", "grad_x")
     m, n = record.integer("out_features"), record.integer("in_features")
     tokens = arrays.get("x").shape[:-1]
     kernel = arrays.floats("W0", (m, n)).T
