@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -11,6 +12,24 @@ class UserError(ValueError):
     Traceback (most recent call last):
     goat_jax.errors.UserError: rank 7 is not divisible by 2 experts: choose a multiple of 2
     """
+
+
+class UnknownField(UserError):
+    """Error for a name that is no field of a config.
+
+    Attributes:
+        name: the name as it was given, with its group if it had one.
+        meant: the dotted name of the field that was probably meant, or None.
+        config: the config that has no such field.
+    """
+
+    def __init__(self, name: str, meant: str | None, config: Any) -> None:
+        self.name, self.meant, self.config = name, meant, config
+        hint = f" (did you mean {meant!r}?)" if meant else ""
+        super().__init__(
+            f"the config has no field {name!r}{hint}: goat-jax train --config FILE "
+            "--help-fields lists them"
+        )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -16,11 +16,12 @@ from goat_jax.adapters.protocols import (
     Router,
     ScaleRule,
 )
-from goat_jax.errors import UserError, nearest
+from goat_jax.errors import UserError
 from goat_jax.optim.transforms import PLAIN, Transform
 from goat_jax.registry import find_part
 from goat_jax.typing import Dataclass, is_record
 from goat_jax.validation.fields import NonNegative, Rate, check_fields
+from goat_jax.validation.other_names import did_you_mean
 from goat_jax.validation.renamed import check_present
 
 PARTS = (
@@ -160,8 +161,8 @@ class AdapterSpec:
             sizes = [f.name for f in dataclasses.fields(self) if f.name not in PARTS]
             known = [*sizes, *sorted(by_option), *PARTS]
             raise UserError(
-                f"this method has no option {option!r}{nearest(option, known)}: its options are "
-                f"{', '.join(known)}"
+                f"this method has no option {option!r}{did_you_mean(option, known)}: its options "
+                f"are {', '.join(known)}"
             )
         return by_option[option]
 

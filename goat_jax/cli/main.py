@@ -14,10 +14,10 @@ from typing import Any
 from goat_jax import __version__
 from goat_jax.cli.arguments import common as arguments
 from goat_jax.cli.arguments import evaluation as eval_arguments
+from goat_jax.cli.arguments.words import as_flag, check_all_known, check_verb
 from goat_jax.cli.entry import Parser, in_one_line
-from goat_jax.errors import UserError
+from goat_jax.errors import UnknownField, UserError
 from goat_jax.files import cache_folder, report_unusable_cache
-from goat_jax.validation.renamed import check_present
 
 STOPPED_BY_SIGNAL = 143
 
@@ -28,13 +28,16 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str] | None) -> int:
-    parser = _parser()
-    known, rest = parser.parse_known_args(words)
-    if rest and not known.takes_overrides:
-        for word in rest:
-            check_present(word.removeprefix("--").replace("-", "_"))
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return known.run(known, rest)
+    given = sys.argv[1:] if words is None else words
+    check_verb(given, list(VERBS))
+    known, rest = _parser().parse_known_args(given)
+    if not known.takes_fields:
+        check_all_known(known.parser, rest)
+    try:
+        return known.run(known, rest)
+    except UnknownField as error:
+        has_config = getattr(known, "config", None) is not None
+        raise as_flag(error, known.parser, rest, has_config) from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
             epilog=f"example: {verb.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.set_defaults(run=verb.run, takes_overrides=verb.overrides)
+        sub.set_defaults(run=verb.run, takes_fields=verb.overrides, parser=sub)
         verb.arguments(sub)
     return parser
 

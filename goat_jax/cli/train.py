@@ -58,7 +58,10 @@ class Start:
         if (self.model is None) != (self.data is None):
             raise UserError("--model and --data go together: give both")
         if self.data is None and (self.held_out is not None or self.epochs is not None):
-            raise UserError("--held-out and --epochs go with --model and --data")
+            raise UserError(
+                "--held-out and --epochs go with --model and --data; with a config, give "
+                "--task.evaluation and --train.steps"
+            )
 
     def read(self, overrides: list[str]) -> tuple[RunConfig, tuple[str, ...]]:
         """Returns the config with fields overridden, and lines about what was chosen."""

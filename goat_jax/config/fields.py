@@ -9,11 +9,12 @@ from typing import Any
 
 from goat_jax.config.run import AdapterConfig, RunConfig
 from goat_jax.data.tasks.registry import KINDS
-from goat_jax.errors import UserError, nearest_name
+from goat_jax.errors import UnknownField, UserError
 from goat_jax.registry import REGISTRY
 from goat_jax.typing import Dataclass, is_record
 from goat_jax.validation.checks import check_choice
 from goat_jax.validation.fields import field_types, made
+from goat_jax.validation.other_names import meant_by
 from goat_jax.validation.renamed import check_present, present_names
 
 
@@ -114,31 +115,32 @@ def with_fields(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
                 raise UserError(f"{name} and all of {group} are given: give one of them")
             place = inner
         place[last] = value
-    return _replaced(config, tree, "")
+    return _replaced(config, tree, "", config)
 
 
-def _replaced(config: Any, tree: Mapping[str, Any], prefix: str) -> Any:
+def _replaced(config: Any, tree: Mapping[str, Any], prefix: str, whole: RunConfig) -> Any:
     known = [field.name for field in dataclasses.fields(config)]
     changes: dict[str, Any] = {}
     others: dict[str, Any] = {}
     for name, value in tree.items():
         if name in known:
-            changes[name] = _replaced_value(getattr(config, name), value, prefix + name)
+            changes[name] = _replaced_value(getattr(config, name), value, prefix + name, whole)
         elif isinstance(config, AdapterConfig) and is_method_option(name, config):
             others[name] = value
         else:
-            raise unknown_field(config, prefix, name)
+            inner = f".{next(iter(value))}" if isinstance(value, _Group) else ""
+            raise unknown_field(whole, prefix + name + inner)
     if others:
         changes["options"] = {**config.options, **changes.get("options", {}), **others}
     return dataclasses.replace(config, **changes)
 
 
-def _replaced_value(now: object, value: object, name: str) -> Any:
+def _replaced_value(now: object, value: object, name: str, whole: RunConfig) -> Any:
     if is_record(now):
         if not isinstance(value, _Group):
             fields = ", ".join(field.name for field in dataclasses.fields(now))
             raise UserError(f"{name} is a group of fields: give one of them by name ({fields})")
-        return _replaced(now, value, name + ".")
+        return _replaced(now, value, name + ".", whole)
     if isinstance(now, Mapping) and isinstance(value, Mapping):
         return {**now, **value}
     if isinstance(value, _Group):
@@ -146,19 +148,19 @@ def _replaced_value(now: object, value: object, name: str) -> Any:
     return value
 
 
-def unknown_field(config: Dataclass, prefix: str, name: str) -> UserError:
-    """Makes the error for an unknown field of a config, or of a config nested in it."""
-    own = {field.name: prefix + field.name for field in dataclasses.fields(config)}
-    if isinstance(config, AdapterConfig):
-        own |= {option: prefix + option for option in method_options()}
-    if isinstance(config, RunConfig):  # also suggest a nested field given without its group
-        own = {dotted.rpartition(".")[2]: dotted for dotted in field_kinds(config)} | own
-    match = nearest_name(name, own)
-    hint = f" (did you mean {own[match]!r}?)" if match else ""
-    return UserError(
-        f"the config has no field {prefix + name!r}{hint}: goat-jax train --config FILE "
-        "--help-fields lists them"
-    )
+def unknown_field(config: RunConfig, name: str) -> UnknownField:
+    """Makes the error for a dotted name that is no field, with the field that was probably meant:
+    one of the same group, or else one of any group."""
+    fields = [*field_kinds(config), *(f"adapter.{option}" for option in method_options())]
+    groups = [field.name for field in dataclasses.fields(config)]
+    group, dot, last = name.rpartition(".")
+    inside = [one for one in fields if one.startswith(group + dot)] if dot else []
+    for known in (inside, [*groups, *fields]):
+        by_last = {one.rpartition(".")[2]: one for one in known}
+        match = meant_by(last, [*by_last, *known])
+        if match:
+            return UnknownField(name, by_last.get(match, match), config)
+    return UnknownField(name, None, config)
 
 
 def field_kinds(config: Dataclass, prefix: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from goat_jax.config.fields import with_fields
 from goat_jax.config.paper import llama_eta, method_sizes, peak_rate
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
 from goat_jax.data.tasks.guess import Data, Guess, guess_images, guess_language, guess_text
+from goat_jax.errors import UnknownField, UserError
 from goat_jax.files import user_path
 from goat_jax.models.known_sizes import NAMED, model_config
 from goat_jax.models.registry import architecture_of
@@ -20,6 +21,7 @@ from goat_jax.optim.optimizer import OptimizerConfig
 from goat_jax.pretrained.resolve import find_model
 from goat_jax.pretrained.safetensors import read_json
 from goat_jax.validation.checks import check_number
+from goat_jax.validation.other_names import OTHER_NAMES
 
 EPOCHS = 3.0
 
@@ -78,6 +80,10 @@ DEPENDED_ON: Mapping[str, Any] = MappingProxyType(
     }
 )
 """Fields on which the choice of others depends -> their types."""
+
+
+ARGUMENTS = ("model", "data", "held_out", "epochs")
+"""Arguments of `config_for` that are no fields."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +161,21 @@ def propose(
         train=train,
         out=f"runs/{guess.task.name}",
     )
-    config = with_fields(config, fields)
+    try:
+        config = with_fields(config, fields)
+    except UnknownField as error:
+        raise _as_argument(error, fields) from None
     return Proposal(config, (*guess.lines, _sizes(config, guess.rows)))
+
+
+def _as_argument(error: UnknownField, fields: Mapping[str, Any]) -> UserError:
+    """Returns the error about an unknown field with the argument to give in Python."""
+    named = OTHER_NAMES.get(error.name, ("",))[0]
+    value = fields.get(error.name)
+    if error.name not in fields or not (error.meant or named):
+        return error
+    meant = f"{named}={value!r}" if named in ARGUMENTS else f'**{{"{error.meant}": {value!r}}}'
+    return UserError(f"there is no argument {error.name!r} (did you mean {meant}?)")
 
 
 def _read_model(model: str) -> tuple[Defaults, Any, tuple[str, ...], int]:

@@ -17,9 +17,10 @@ import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any
 
-from goat_jax.errors import UserError, nearest
+from goat_jax.errors import UserError
 from goat_jax.typing import Dataclass
 from goat_jax.validation.checks import check_choice, check_number
+from goat_jax.validation.other_names import did_you_mean, other_name_hint
 from goat_jax.validation.renamed import renamed_hint
 
 FLOAT32_MAX, FLOAT32_TINY = 3.4028234e38, 1.1754944e-38
@@ -190,7 +191,7 @@ def call(
     values = {}
     for name, value in options.items():
         if name not in named and not takes_all:
-            hint = renamed_hint(name) or nearest(name, named)
+            hint = renamed_hint(name) or did_you_mean(name, named) or other_name_hint(name)
             raise UserError(
                 f"{where} has no option {name!r}{hint}: it has {', '.join(named) or 'none'}"
             )

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from goat_jax.errors import UserError
+from goat_jax.validation.other_names import other_name_hint
 
 RENAMED = {
     "adapter.targets": "adapter.target_modules",
@@ -77,9 +78,11 @@ def hint_in_error(text: str) -> str:
 
     >>> hint_in_error("AdapterConfig.__init__() got an unexpected keyword argument 'targets'")
     ' (targets is now called target_modules)'
+    >>> hint_in_error("OptimizerConfig.__init__() got an unexpected keyword argument 'lr'")
+    ' (lr is optimizer.learning_rate here)'
     """
     found = re.search(r"(?:unexpected keyword argument|has no attribute) '(\w+)'", text)
-    return renamed_hint(found[1]) if found else ""
+    return renamed_hint(found[1]) or other_name_hint(found[1]) if found else ""
 
 
 def present_names(values: Mapping[str, Any]) -> dict[str, Any]:

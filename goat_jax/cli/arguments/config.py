@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from goat_jax.cli.arguments.field_help import describe_fields
+from goat_jax.cli.arguments.words import split_fields
 from goat_jax.config.fields import field_kinds, with_fields
 from goat_jax.config.files import load_config
 from goat_jax.config.guess import DEPENDED_ON, Proposal, propose
 from goat_jax.config.run import RunConfig
 from goat_jax.data.sources.read import AND, OR
 from goat_jax.data.tasks.registry import Task
-from goat_jax.errors import UserError
 from goat_jax.training.checkpoints.run_dir import load_run
 from goat_jax.validation.fields import read_words
 from goat_jax.validation.renamed import check_present
@@ -66,7 +66,7 @@ def propose_config(
     """
     first = {
         name: read_words(name, given, DEPENDED_ON[name])
-        for name, given in _split([word for word in overrides if word not in HELP])
+        for name, given in split_fields([word for word in overrides if word not in HELP])
         if name in DEPENDED_ON
     }
     proposal = propose(model, data, held_out, epochs=epochs, fields=first)
@@ -121,30 +121,18 @@ def read_fields(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:
     """Returns the values that the words of a command line give to config fields, by dotted name."""
     kinds = field_kinds(config)
     values: dict[str, Any] = {}
-    for name, given in _split(words):
+    for name, given in split_fields(words):
         check_present(name)
         kind = kinds.get(name, Any)
         group, _, last = name.rpartition(".")
         positive = f"{group}.{last.removeprefix('no_')}"
         if last.startswith("no_") and not given and kinds.get(positive) is bool:
             values[positive] = False
+        elif name not in kinds and len(given) != 1:
+            values[name] = tuple(given)  # mostly an unknown field, which is then the error
         else:
             values[name] = read_words(name, given, kind)
     return values
-
-
-def _split(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yields the name of every field with the words that follow it."""
-    place = 0
-    while place < len(words):
-        start, equals, value = words[place].partition("=")
-        if not start.startswith("--") or not start.strip("-"):
-            raise UserError(f"{words[place]!r} is not a field: give fields as --NAME VALUE")
-        place, first = place + 1, place + 1
-        while place < len(words) and not words[place].startswith("--"):
-            place += 1
-        given = [*([value] if equals else []), *words[first:place]]
-        yield start[2:].replace("-", "_"), given
 
 
 def with_adapter(config: RunConfig, options: Mapping[str, Any]) -> RunConfig:

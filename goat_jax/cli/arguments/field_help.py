@@ -11,9 +11,10 @@ from typing import Any
 from goat_jax.adapters.methods import METHODS
 from goat_jax.config.fields import field_kinds, method_options
 from goat_jax.config.run import AdapterConfig, RunConfig
+from goat_jax.errors import UserError
 from goat_jax.registry import REGISTRY
 from goat_jax.typing import Dataclass, is_record
-from goat_jax.validation.fields import describe
+from goat_jax.validation.fields import checked, describe, read_words
 
 WIDTH = 100
 
@@ -106,3 +107,19 @@ def _has_part(holder: Any, parts: list[type]) -> bool:
     inner = [getattr(holder, field.name) for field in dataclasses.fields(holder)]
     held = [one for one in inner if dataclasses.is_dataclass(one)]
     return any(isinstance(one, tuple(parts)) or _has_part(one, parts) for one in held)
+
+
+def describe_values(config: RunConfig, name: str, words: list[str]) -> str:
+    """Returns " It takes ..." if words of a command line are no value of a field, else "".
+
+    Args:
+        config: the config that has the field.
+        name: the field's dotted name, or that of a method option.
+        words: the words.
+    """
+    kind = field_kinds(config).get(name, Any)
+    try:
+        checked(name, read_words(name, words, kind), kind)
+    except UserError:
+        return f" It takes {describe(kind)}"
+    return ""
