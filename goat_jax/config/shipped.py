@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import goat_jax
 from goat_jax.errors import UserError, nearest
 
-_PACKAGE = Path(goat_jax.__file__).parent
+_PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def shipped_configs() -> dict[str, Path]:

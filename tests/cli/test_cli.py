@@ -10,7 +10,7 @@ import jax
 import pytest
 
 import goat_jax
-from goat_jax.cli import main as cli
+from goat_jax.cli.compile_cache import keep_compiled
 from goat_jax.cli.main import main
 from goat_jax.errors import Notice
 from tiny_run import LIGHT, write_run
@@ -188,7 +188,7 @@ def test_programs_are_kept_where_that_is_possible(tmp_path, monkeypatch, recwarn
     jax.config.update("jax_compilation_cache_dir", None)
     warnings.simplefilter("always", Notice)
     try:
-        cli._keep_compiled()
+        keep_compiled()
         found = jax.config.jax_compilation_cache_dir
     finally:
         jax.config.update("jax_compilation_cache_dir", before)

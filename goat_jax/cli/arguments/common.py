@@ -10,6 +10,9 @@ from goat_jax.cli.arguments.numbers import TOP_P, number
 from goat_jax.config.shipped import shipped_configs
 from goat_jax.validation.fields import Count, Natural, NonNegative, Positive, Seed
 
+CONFIG, METHOD = "NAME|FILE[:OPT=V,...]", "METHOD[:OPT=V,...]"
+SHELLS = ("bash", "zsh", "fish")
+
 
 def train(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``goat-jax train``."""
@@ -40,7 +43,7 @@ def config(parser: argparse.ArgumentParser, required: bool = True) -> None:
     parser.add_argument(
         "--config",
         required=required,
-        metavar="NAME|FILE[:OPT=V,...]",
+        metavar=CONFIG,
         help=f"a config file, or one of {', '.join(shipped_configs())}",
     )
 
@@ -198,7 +201,7 @@ def import_adapter(parser: argparse.ArgumentParser) -> None:
 def compare(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``goat-jax compare``."""
     config(parser)
-    parser.add_argument("--methods", required=True, nargs="+", metavar="METHOD[:OPT=V,...]")
+    parser.add_argument("--methods", required=True, nargs="+", metavar=METHOD)
     parser.add_argument("--seeds", type=number(Seed), nargs="+", default=[0], metavar="N")
     parser.add_argument(
         "--rates", type=number(Positive), nargs="+", default=[], metavar="LEARNING_RATE"
@@ -267,7 +270,7 @@ def bench(parser: argparse.ArgumentParser) -> None:
         "--methods",
         nargs="+",
         default=["lora", "goat"],
-        metavar="METHOD[:OPT=V,...]",
+        metavar=METHOD,
         help="methods to measure; growth measures the last one",
     )
     parser.add_argument(
@@ -327,3 +330,8 @@ def plan(parser: argparse.ArgumentParser) -> None:
         "--largest-batch", action="store_true", help="search for the largest micro-batch that fits"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def completion(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``goat-jax completion``."""
+    parser.add_argument("shell", choices=SHELLS)

@@ -1,0 +1,208 @@
+"""One function per verb: passes its parsed arguments to the code that does the work.
+
+That code is imported at the call, so that help and errors about arguments come at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+from goat_jax.cli.compile_cache import keep_compiled
+from goat_jax.cli.entry import in_one_line
+from goat_jax.errors import UserError
+from goat_jax.files import cache_folder
+
+
+def run_plan(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.cli.plan import plan
+
+    return plan(
+        options.config,
+        rest,
+        options.topology,
+        chip=options.chip,
+        largest=options.largest_batch,
+        as_json=options.json,
+    )
+
+
+def run_plot(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.cli.plot import Choice, plot
+
+    choice = Choice(options.step, options.text, options.image, options.row, options.records_only)
+    for folder in options.folders:
+        print(plot(folder, choice))
+    return 0
+
+
+def run_train(options: argparse.Namespace, rest: list[str]) -> int:
+    if options.coordinator:
+        from goat_jax.training.distributed.processes import Processes, as_one
+
+        place = Processes(options.coordinator, options.processes, options.process)
+        train = partial(in_one_line, "goat-jax", partial(_train_here, options, rest))
+        return as_one(place, train)
+    if options.processes is not None or options.process is not None:
+        raise UserError("--processes and --process need --coordinator HOST:PORT")
+    return _train_here(options, rest)
+
+
+def _train_here(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.cli.train import Start, train
+
+    start = Start(
+        options.config,
+        options.run_folder,
+        options.model,
+        options.data,
+        options.held_out,
+        options.epochs,
+    )
+    if options.help_fields:
+        rest = ["--help"]
+    keep_compiled()
+    return train(start, rest, progress=not options.quiet, cache=cache_folder())
+
+
+def run_init(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.cli.init import init
+    from goat_jax.config.guess import EPOCHS
+
+    epochs = EPOCHS if options.epochs is None else options.epochs
+    return init(options.file, options.model, options.data, options.held_out, epochs, rest)
+
+
+def run_export(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.cli.export import export
+
+    return export(
+        options.run_folder,
+        options.to,
+        options.out,
+        step=options.step,
+        task=options.task_id,
+        rows=options.rows,
+        dtype=options.dtype,
+        as_json=options.json,
+    )
+
+
+def run_import(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.cli.import_adapter import import_adapter
+
+    return import_adapter(options.source, options.config, rest, options.other_base)
+
+
+def run_evaluate(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.cli.evaluate import evaluate
+
+    keep_compiled()
+    return evaluate(options)
+
+
+def run_predict(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.cli.predict import predict
+
+    keep_compiled()
+    return predict(options)
+
+
+def run_generate(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.cli.generate import generate
+    from goat_jax.evaluation.sampler import Sampling
+    from goat_jax.sharding.config import MeshConfig
+
+    keep_compiled()
+    sampling = Sampling(
+        temperature=options.temperature,
+        top_p=options.top_p,
+        max_new_tokens=options.max_new_tokens,
+        stop=tuple(options.stop),
+        seed=options.seed,
+    )
+    return generate(
+        options.source,
+        options.prompt,
+        options.prompts,
+        sampling,
+        chat=options.chat,
+        step=options.step,
+        mesh=MeshConfig(tensor=options.tensor),
+        as_json=options.json,
+    )
+
+
+def run_data(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.cli.data import list_sets, prepare_set
+
+    if options.what == "list":
+        return list_sets()
+    if options.task is None:
+        raise UserError("data prepare needs a task: goat-jax data list shows the tasks")
+    return prepare_set(options.task, options.out, options.archives, not options.quiet)
+
+
+def run_parity(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.parity.report import main as parity
+
+    return parity(options.folders, options.json)
+
+
+def run_compare(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.cli.compare import compare
+
+    return compare(
+        options.config,
+        options.methods,
+        options.seeds,
+        options.rates,
+        rest,
+        equal=options.equal,
+        runs_per_step=options.runs_per_step,
+        out=options.out,
+    )
+
+
+def run_sweep(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.cli.sweep import sweep
+
+    return sweep(
+        options.config,
+        options.over,
+        rest,
+        draws=options.random,
+        drawn_by=options.draw,
+        seeds=options.seeds,
+        runs_per_step=options.runs_per_step,
+        out=options.out,
+    )
+
+
+def run_bench(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.cli.bench import bench
+
+    return bench(options, rest)
+
+
+def run_methods(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.cli.methods import methods
+
+    return methods(options.model)
+
+
+def run_inspect(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.cli.inspect import inspect, inspect_config
+
+    if (options.folder is None) == (options.config is None):
+        raise UserError("inspect takes a run folder or --config FILE: give one of them")
+    if options.config is not None:
+        return inspect_config(options.config, options.model)
+    return inspect(options.folder)
+
+
+def run_completion(options: argparse.Namespace, rest: list[str]) -> int:
+    from goat_jax.cli.completion import completion
+    from goat_jax.cli.verbs import make_parser
+
+    return completion(options.shell, make_parser())
