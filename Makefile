@@ -5,6 +5,9 @@ BIN = $(VENV)/bin
 # Most modules of the packages are never imported: compiling them is left to their first import.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable
 
+# With it every process that a test starts would compile its modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint docs clean
 
 demo: $(VENV)/demo.stamp
