@@ -1,4 +1,4 @@
-"""The examples of docs/own_model.md run as they stand, learn something, and load what they saved."""
+"""The examples of docs/own_model.md run as they stand: they learn, save and load."""
 
 import re
 from pathlib import Path
