@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from goat_jax.cli.compile_cache import keep_compiled
 from goat_jax.cli.entry import in_one_line
 from goat_jax.errors import UserError
 from goat_jax.files import cache_folder
+from goat_jax.training.compile_cache import keep_compiled
 
 
 def run_plan(options: argparse.Namespace, rest: list[str]) -> int:

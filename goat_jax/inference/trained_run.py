@@ -27,6 +27,7 @@ from goat_jax.models.decoder.model import Decoder
 from goat_jax.sharding.config import MeshConfig
 from goat_jax.training.checkpoints.restore import ONE_DEVICE
 from goat_jax.training.checkpoints.run_dir import load_run
+from goat_jax.training.compile_cache import keep_compiled
 from goat_jax.training.data import tokenizer_of
 from goat_jax.training.task_types import LANGUAGE_MODEL
 
@@ -177,6 +178,9 @@ class TrainedRun:
 def load(run: str | Path, step: int | None = None) -> TrainedRun:
     """Loads a run, trained here or imported, to predict, generate, evaluate and export.
 
+    Programs that jax compiles are kept for the next start in the user's cache folder, as on the
+    command line (`goat_jax.training.compile_cache`).
+
     Args:
         run: the run folder.
         step: the checkpoint's step; None for the best checkpoint.
@@ -184,6 +188,7 @@ def load(run: str | Path, step: int | None = None) -> TrainedRun:
     Raises:
         UserError: the folder holds no run, or no intact checkpoint of that step.
     """
+    keep_compiled()
     return TrainedRun(user_path(run), step)
 
 

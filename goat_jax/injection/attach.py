@@ -70,17 +70,23 @@ def _stored_segments(
 
     None for methods that use no segments, and where the kernel is abstract (shapes alone).
     """
-    smaller = min(kernel.shape[-2:])
-    if segment_index(smaller, spec, keys[0]) is None or not is_known(kernel):
+    if not is_known(kernel):
         return None
-    indices = np.asarray(jax.vmap(lambda key: segment_index(smaller, spec, key))(keys))
-    found = []
+    indices = _segment_indices(min(kernel.shape[-2:]), spec, keys)
+    if indices is None:
+        return None
+    indices, found = np.asarray(indices), []
     for svd, index in zip(
         svds.of_layers(kernel, list(indices.reshape(len(indices), -1))), indices, strict=True
     ):
         u = np.moveaxis(np.asarray(svd.u).reshape(-1, *index.shape), 0, 1)
         found.append(Svd(u, svd.s.reshape(index.shape), svd.vt.reshape(*index.shape, -1)))
     return jax.tree.map(lambda *layers: np.stack(layers), *found)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _segment_indices(smaller: int, spec: AdapterSpec, keys: Key) -> jax.Array | None:
+    return jax.vmap(lambda key: segment_index(smaller, spec, key))(keys)
 
 
 def _gradients_of(site: ModuleRef, gradients: Mapping[str, jax.Array] | None) -> jax.Array | None:

@@ -61,7 +61,7 @@ class SvdConfig:
 
     Attributes:
         folder: the cache folder; "none" keeps nothing; "auto" is the user's cache folder on the
-            command line and "none" elsewhere.
+            command line and where a trained run is loaded, and "none" elsewhere.
         keep: "segments" keeps the triplets that the experts start from, 4 r (I + O) bytes a kernel,
             which serve any rho, eta, scale and alpha; "full" keeps all of them,
             4 H (I + O + 1) bytes with H the smaller side (one and a half to two times the kernel in

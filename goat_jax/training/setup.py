@@ -103,13 +103,15 @@ class TrainSetup:
         return batch if self.placed is None else self.placed.put_whole(batch)
 
 
-def build(config: RunConfig, data: TaskData | None = None) -> TrainSetup:
+def build(config: RunConfig, data: TaskData | None = None, *, training: bool = True) -> TrainSetup:
     """Loads the model, injects the adapters and makes the steps; nothing is compiled yet.
 
     Args:
         config: the run's config.
         data: the run's data, if it is loaded already; its loading has then checked the config.
             Methods that initialize from gradients read their batches from it.
+        training: whether the run is to be trained. Without it the state has no optimizer state,
+            and a training step changes nothing.
 
     Raises:
         UserError: anything in the config that does not fit.
@@ -137,7 +139,7 @@ def build(config: RunConfig, data: TaskData | None = None) -> TrainSetup:
     graph, trainable, base = split_model(loaded.model)
     # Before `aligned`, which moves the scales into the factors.
     scales = scales_of(trainable, base)
-    optimizer = method_optimizer(config, spec, scales)
+    optimizer = method_optimizer(config, spec, scales) if training else optax.set_to_zero()
     trainable, base = aligned(config, trainable, base)
     constants = starting_constants(loaded.model, spec.phases)
     state, base, placed = start_state(

@@ -10,9 +10,9 @@ import jax
 import pytest
 
 import goat_jax
-from goat_jax.cli.compile_cache import keep_compiled
 from goat_jax.cli.main import main
 from goat_jax.errors import Notice
+from goat_jax.training.compile_cache import keep_compiled
 from tiny_run import LIGHT, write_run
 
 
@@ -181,20 +181,24 @@ def test_what_is_compiled_is_kept_for_the_next_start(config_file, tmp_path, with
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["file in place", "writable"])
 def test_programs_are_kept_where_that_is_possible(tmp_path, monkeypatch, recwarn, kind):
-    before = jax.config.jax_compilation_cache_dir
+    kept_settings = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in kept_settings}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if kind == "file in place":
         (tmp_path / "goat_jax").touch()
     jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     warnings.simplefilter("always", Notice)
     try:
         keep_compiled()
         found = jax.config.jax_compilation_cache_dir
+        shortest = jax.config.jax_persistent_cache_min_compile_time_secs
     finally:
-        jax.config.update("jax_compilation_cache_dir", before)
+        for name, value in before.items():
+            jax.config.update(name, value)
     kept = tmp_path / "goat_jax" / "compiled"
     if kind == "writable":
-        assert found == str(kept) and not recwarn.list
+        assert (found, shortest) == (str(kept), 0.0) and not recwarn.list
     else:
         assert found is None
         assert f"cannot use the cache {kept} (" in str(recwarn.pop(Notice).message)

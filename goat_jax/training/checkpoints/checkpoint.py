@@ -216,7 +216,8 @@ class Checkpoints:
         """Reads a checkpoint into the shapes, dtypes and shardings of a freshly made state.
 
         Args:
-            like: a state of the same run; the values of its arrays do not matter.
+            like: a state of the same run; the values of its arrays do not matter. If it has no
+                optimizer state, the checkpoint's is not read.
             data: the grain iterator to set to the saved position; None to skip it.
             step: the checkpoint's step; the latest if None.
 
@@ -226,11 +227,7 @@ class Checkpoints:
         step = self.latest_step() if step is None else step
         if step is None:
             raise UserError(f"{self._manager.directory} holds no complete checkpoint")
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
-        items: dict[str, Any] = {
-            "state": ocp.args.StandardRestore(abstract),
-            "notes": ocp.args.JsonRestore(),
-        }
+        items: dict[str, Any] = {"state": _restore_args(like), "notes": ocp.args.JsonRestore()}
         if data is not None:
             items["data"] = ocp.args.JsonRestore()
         where = f"{self._manager.directory}/{step}"
@@ -374,6 +371,16 @@ def _plain(state: RunState) -> dict[str, PyTree]:
         "key": jax.random.key_data(state.key),
     }
     return plain | ({"constants": _string_keys(state.constants)} if state.constants else {})
+
+
+def _restore_args(like: RunState) -> ocp.args.CheckpointArgs:
+    """Returns Orbax's arguments for reading a state, or all of it but the optimizer's part."""
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
+    if abstract["opt_state"]:
+        return ocp.args.StandardRestore(abstract)
+    del abstract["opt_state"]
+    wanted = ocp.checkpoint_utils.construct_restore_args(abstract)
+    return ocp.args.PyTreeRestore(abstract, restore_args=wanted, partial_restore=True)
 
 
 def _run_state(saved: dict[str, PyTree], like: RunState) -> RunState:

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 from goat_jax.config.run import RunConfig
 from goat_jax.errors import Notice, UserError
+from goat_jax.files import cache_folder, user_path
+from goat_jax.injection.svd_cache import NONE, SvdConfig
 from goat_jax.models.load import Loaded, load_model
 from goat_jax.sharding.config import MeshConfig
 from goat_jax.sharding.rules import make_sharding_rules
@@ -35,7 +37,7 @@ class Reopened:
     Attributes:
         config: the config it was trained with, except for the mesh.
         built: the run rebuilt from the pretrained weights, which are checked to be the same.
-        state: the checkpoint's state.
+        state: the checkpoint's state, without the optimizer's.
         step: the checkpoint's step.
     """
 
@@ -68,7 +70,10 @@ def load_on_mesh(path: Path, mesh: MeshConfig, dtype: DTypeLike = jnp.float32) -
 
 
 def restore_run(folder: Path, step: int | None, mesh: MeshConfig = ONE_DEVICE) -> Reopened:
-    """Rebuilds a run and restores one of its checkpoints.
+    """Rebuilds a run and restores one of its checkpoints, to use it but not to train it further.
+
+    The optimizer's state is neither made nor read. Decompositions are taken from the cache that the
+    run was trained with, or else from the user's.
 
     Args:
         folder: the run folder.
@@ -85,11 +90,18 @@ def restore_run(folder: Path, step: int | None, mesh: MeshConfig = ONE_DEVICE) -
     config = dataclasses.replace(config, mesh=mesh)
     checkpoints = Checkpoints(folder, config.best_by, read_only=True)
     chosen = _chosen(folder, checkpoints, step)  # a wrong step fails before the model is built
-    built = build(config)
+    built = build(dataclasses.replace(config, svd=_cached(config.svd)), training=False)
     check_same_model(folder, saved, built)
     state = checkpoints.restore(built.state, None, chosen).state
     checkpoints.close()
     return Reopened(config, built, state, chosen)
+
+
+def _cached(svd: SvdConfig) -> SvdConfig:
+    """Returns a run's SVD settings with a cache that is here; a run may come from elsewhere."""
+    if svd.folder == NONE or user_path(svd.folder).is_dir():
+        return svd
+    return dataclasses.replace(svd, folder=str(cache_folder("svd")))
 
 
 def _chosen(folder: Path, checkpoints: Checkpoints, step: int | None) -> int:

@@ -1,4 +1,4 @@
-"""Jax's persistent compilation cache, for the verbs that compile."""
+"""Jax's persistent compilation cache, for the verbs that compile and for `goat_jax.load`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import warnings
 from typing import Any
 
 from goat_jax.files import cache_folder, report_unusable_cache
+
+SHORTEST = 1.0
+"""Shortest compilation, in seconds, whose result jax keeps by default."""
 
 
 def keep_compiled() -> None:
@@ -32,3 +35,6 @@ def keep_compiled() -> None:
     # jax compiles an entry that it cannot read, with a warning of two lines each time.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     settings.update("jax_compilation_cache_dir", str(folder))
+    if settings.jax_persistent_cache_min_compile_time_secs == SHORTEST:
+        # A start has many programs that take less.
+        settings.update("jax_persistent_cache_min_compile_time_secs", 0.0)

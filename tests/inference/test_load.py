@@ -1,0 +1,50 @@
+"""Loading a run: neither its optimizer nor its decompositions are made again."""
+
+import jax
+import numpy as np
+import pytest
+
+import goat_jax
+from goat_jax.injection import svd_cache
+from goat_jax.training import setup
+from goat_jax.training.checkpoints.checkpoint import Checkpoints
+
+
+@pytest.fixture(scope="module")
+def first(light_finished):
+    return goat_jax.load(light_finished[0].out)
+
+
+def test_a_loaded_run_scores_as_it_did_in_training(first, light_finished):
+    summary = light_finished[1]
+    best = summary.after if first.step == summary.step else None
+    assert best is not None, "the last step is the best one, so that its scores are at hand"
+    assert first.evaluate() == pytest.approx(best, rel=1e-6)
+
+
+def test_the_optimizer_and_the_decompositions_are_left_out(first, light_finished, monkeypatch):
+    def never(*given, **options):
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(setup, "make_optimizer", never)
+    for route in svd_cache.ROUTES:
+        monkeypatch.setitem(svd_cache.ROUTES, route, never)
+    again = goat_jax.load(light_finished[0].out)
+    assert jax.tree.leaves(again.trained.opened.state.opt_state) == []
+    for one, other in zip(
+        *(jax.tree.leaves(run.trained.base) for run in (first, again)), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_whole_state_holds_the_same_arrays(first, light_finished):
+    config = light_finished[0]
+    checkpoints = Checkpoints(first.folder, config.best_by, read_only=True)
+    whole = checkpoints.restore(setup.build(config).state, None, first.step).state
+    checkpoints.close()
+    assert jax.tree.leaves(whole.opt_state)
+    for one, other in zip(
+        *(jax.tree.leaves(state.trainable) for state in (whole, first.trained.opened.state)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
