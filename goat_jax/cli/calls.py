@@ -57,7 +57,6 @@ def _train_here(options: argparse.Namespace, rest: list[str]) -> int:
         options.model,
         options.data,
         options.held_out,
-        options.epochs,
     )
     if options.help_fields:
         rest = ["--help"]
@@ -67,10 +66,8 @@ def _train_here(options: argparse.Namespace, rest: list[str]) -> int:
 
 def run_init(options: argparse.Namespace, rest: list[str]) -> int:
     from goat_jax.cli.init import init
-    from goat_jax.config.guess import EPOCHS
 
-    epochs = EPOCHS if options.epochs is None else options.epochs
-    return init(options.file, options.model, options.data, options.held_out, epochs, rest)
+    return init(options.file, options.model, options.data, options.held_out, rest)
 
 
 def run_export(options: argparse.Namespace, rest: list[str]) -> int:

@@ -18,9 +18,7 @@ from goat_jax.typing import is_record
 WIDTH = 100
 
 
-def init(
-    file: Path, model: str, data: str, held_out: str | None, epochs: float, words: list[str]
-) -> int:
+def init(file: Path, model: str, data: str, held_out: str | None, words: list[str]) -> int:
     """Writes a config file; returns the exit code 0.
 
     Args:
@@ -28,7 +26,6 @@ def init(
         model: the pretrained model.
         data: the source of the training rows.
         held_out: the source of the evaluation rows, or None.
-        epochs: how often every row is trained on.
         words: ``--field value ...``, which override the choices.
     """
     file = user_path(file)
@@ -36,7 +33,7 @@ def init(
         raise UserError(f"{file} is no .py file: give the file to write before other fields")
     if file.exists():
         raise UserError(f"{file} exists: give another name, or remove it")
-    proposal = propose_config(model, data, held_out, epochs, words, "goat-jax init")
+    proposal = propose_config(model, data, held_out, words, "goat-jax init")
     file.write_text(config_file(proposal.config, proposal.lines), encoding="utf-8")
     print("\n".join([*proposal.lines, f"wrote {file}: goat-jax train --config {file}"]))
     return 0

@@ -154,7 +154,7 @@ def facts(
         "method": f"{config.adapter.method}, total rank {adapter.total_rank}, "
         f"{adapter.num_experts} experts, {adapter.top_k} active",
         "trained parameters": f"{saved['trained_parameters']:,}",
-        "steps": f"{config.train.steps:,}; the checkpoint shown is of step {step:,}",
+        "steps": f"{config.train.total_steps:,}; the checkpoint shown is of step {step:,}",
         "last evaluation": ", ".join(scores) or "none yet",
     }
 

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 from goat_jax.cli.arguments.config import propose_config, read_config, read_run_config
-from goat_jax.config.guess import EPOCHS
 from goat_jax.config.run import RunConfig
 from goat_jax.errors import UserError
 from goat_jax.extras import skipped_without_extra
@@ -38,7 +37,6 @@ class Start:
         model: the pretrained model, if the config follows from it and from data.
         data: the source of the training rows.
         held_out: the source of the evaluation rows, or None.
-        epochs: how often every row is trained on; None: `guess.EPOCHS`.
     """
 
     config: str | None = None
@@ -46,7 +44,6 @@ class Start:
     model: str | None = None
     data: str | None = None
     held_out: str | None = None
-    epochs: float | None = None
 
     def __post_init__(self) -> None:
         ways = (self.config, self.run, self.model or self.data)
@@ -57,10 +54,9 @@ class Start:
             )
         if (self.model is None) != (self.data is None):
             raise UserError("--model and --data go together: give both")
-        if self.data is None and (self.held_out is not None or self.epochs is not None):
+        if self.data is None and self.held_out is not None:
             raise UserError(
-                "--held-out and --epochs go with --model and --data; with a config, give "
-                "--task.evaluation and --train.steps"
+                "--held-out goes with --model and --data; with a config, give --task.evaluation"
             )
 
     def read(self, overrides: list[str]) -> tuple[RunConfig, tuple[str, ...]]:
@@ -71,8 +67,7 @@ class Start:
         if self.run is not None:
             return read_run_config(self.run, overrides, prog), ()
         assert self.model is not None and self.data is not None
-        epochs = EPOCHS if self.epochs is None else self.epochs
-        chosen = propose_config(self.model, self.data, self.held_out, epochs, overrides, prog)
+        chosen = propose_config(self.model, self.data, self.held_out, overrides, prog)
         return chosen.config, chosen.lines
 
     def words(self) -> list[str]:

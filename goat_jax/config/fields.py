@@ -130,6 +130,9 @@ def _replaced(config: Any, tree: Mapping[str, Any], prefix: str, whole: RunConfi
         else:
             inner = f".{next(iter(value))}" if isinstance(value, _Group) else ""
             raise unknown_field(whole, prefix + name + inner)
+    for name, other in getattr(config, "ALTERNATIVES", {}).items():
+        if changes.get(name) is not None:
+            changes.setdefault(other, None)
     if others:
         changes["options"] = {**config.options, **changes.get("options", {}), **others}
     return dataclasses.replace(config, **changes)

@@ -77,12 +77,13 @@ DEPENDED_ON: Mapping[str, Any] = MappingProxyType(
         "optimizer.learning_rate": float,
         "train.batch_size": int,
         "train.steps": int,
+        "train.epochs": float,
     }
 )
 """Fields on which the choice of others depends -> their types."""
 
 
-ARGUMENTS = ("model", "data", "held_out", "epochs")
+ARGUMENTS = ("model", "data", "held_out")
 """Arguments of `config_for` that are no fields."""
 
 
@@ -103,8 +104,6 @@ def config_for(
     model: str,
     data: str | Path,
     held_out: str | Path | None = None,
-    *,
-    epochs: float = EPOCHS,
     **fields: Any,
 ) -> RunConfig:
     """Makes the config of a run from a model and data; the same arguments give the same config.
@@ -116,25 +115,21 @@ def config_for(
         data: the source of the training rows: a table (CSV, TSV, JSON, JSONL, Parquet) or a folder
             of images with a subfolder for each class.
         held_out: the source of the evaluation rows; None holds out a tenth of the training rows.
-        epochs: how often every row is trained on, unless ``train.steps`` is given.
         fields: values of other fields by their dotted names, ``**{"train.batch_size": 8}``.
 
     Raises:
         UserError: no such model or data, or a column that cannot be found.
     """
-    return propose(model, data, held_out, epochs=epochs, fields=fields).config
+    return propose(model, data, held_out, fields).config
 
 
 def propose(
     model: str,
     data: str | Path,
     held_out: str | Path | None = None,
-    *,
-    epochs: float = EPOCHS,
     fields: Mapping[str, Any] = MappingProxyType({}),
 ) -> Proposal:
     """Makes the config as `config_for` does, with a line for every choice."""
-    check_number("epochs", epochs, above=0)
     settings, own, head, most = _read_model(model)
     given = {name.removeprefix("task."): fields[name] for name in DEPENDED_ON if name in fields}
     source = None if held_out is None else str(held_out)
@@ -145,7 +140,8 @@ def propose(
         "optimizer.learning_rate",
         peak_rate(method, settings.learning_rate, settings.full_learning_rate),
     )
-    train = _train(guess, settings, large, most, epochs, fields)
+    train = _train(guess, settings, large, most, fields)
+    steps = train.over(guess.rows).total_steps
     config = RunConfig(
         model=ModelConfig(
             model, dtype="bfloat16" if large else "float32", remat="full" if large else "none"
@@ -157,7 +153,7 @@ def propose(
             defaults={"eta": settings.eta(rate)},
             **method_sizes(method, settings.rank, 2.0 * settings.rank, 0.05),
         ),
-        optimizer=OptimizerConfig(learning_rate=rate, warmup_steps=min(100, train.steps // 10)),
+        optimizer=OptimizerConfig(learning_rate=rate, warmup_steps=min(100, steps // 10)),
         train=train,
         out=f"runs/{guess.task.name}",
     )
@@ -203,19 +199,20 @@ def _train(
     settings: Defaults,
     large: bool,
     most: int,
-    epochs: float,
     fields: Mapping[str, Any],
 ) -> TrainConfig:
     """Returns the settings of the loop: batches of a power of two, at least four an epoch."""
     fitting = 2 ** int(math.log2(max(1, guess.rows // 4)))
     batch = fields.get("train.batch_size", min(settings.batch_size, fitting))
     check_number("train.batch_size", batch, at_least=1, whole=True)
-    steps = fields.get("train.steps", math.ceil(guess.rows * epochs / batch))
-    check_number("train.steps", steps, at_least=1, whole=True)
+    steps, epochs = fields.get("train.steps"), fields.get("train.epochs")
+    if steps is None and epochs is None:
+        epochs = EPOCHS
+    length = TrainConfig(steps, epochs, batch_size=batch)
+    steps = length.over(guess.rows).total_steps
     every = max(1, math.ceil(steps / 5))
-    return TrainConfig(
-        steps=steps,
-        batch_size=batch,
+    return dataclasses.replace(
+        length,
         grad_accum_steps=batch // math.gcd(batch, ROWS_AT_ONCE) if large else 1,
         max_length=min(most, max(32, 16 * math.ceil(guess.length / 16))),
         eval_batch_size=min(64, 2 * settings.batch_size),
@@ -226,11 +223,11 @@ def _train(
 
 
 def _sizes(config: RunConfig, rows: int) -> str:
-    train, rate = config.train, config.optimizer.learning_rate
-    epochs = train.steps * train.batch_size / rows
+    train, rate = config.train.over(rows), config.optimizer.learning_rate
+    epochs = train.total_steps / max(1, rows // train.batch_size)
     return (
-        f"{train.steps:,} steps of {train.batch_size} rows ({epochs:.1f} epochs of {rows:,}), at "
-        f"most {train.max_length} tokens, {config.adapter.method} with learning rate {rate:g}, "
-        f"in {config.out}; say otherwise with --epochs, --train.batch-size, "
+        f"{train.total_steps:,} steps of {train.batch_size} rows ({epochs:.1f} epochs of "
+        f"{rows:,}), at most {train.max_length} tokens, {config.adapter.method} with learning "
+        f"rate {rate:g}, in {config.out}; say otherwise with --train.epochs, --train.batch-size, "
         "--train.max-length, --adapter.method, --optimizer.learning-rate, --out"
     )

@@ -201,13 +201,18 @@ class RunConfig:
         if self.model.quantize != "none" and not self.mesh.single:
             raise UserError("model.quantize works on one device only: leave mesh at its default")
         traced = self.logging.profiled_steps()
-        if traced and traced.start > self.train.steps:
+        steps = self.train.steps
+        if traced and steps is not None and traced.start > steps:
             raise UserError(
-                f"logging.profile {self.logging.profile!r} traces no step: the run has "
-                f"{self.train.steps} steps"
+                f"logging.profile {self.logging.profile!r} traces no step: the run has {steps} "
+                "steps"
             )
         if self.train.best_by is not None:
             check_choice("train.best_by", self.train.best_by, (*self.task.metrics, "loss"))
+
+    def over(self, rows: int) -> RunConfig:
+        """Returns the config with the number of steps that its epochs take over `rows` rows."""
+        return dataclasses.replace(self, train=self.train.over(rows))
 
     @property
     def best_by(self) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from goat_jax.errors import UserError
-from goat_jax.validation.fields import Count, NonNegative, OneOf, Seed, check_fields
+from goat_jax.validation.fields import Count, NonNegative, OneOf, Positive, Seed, check_fields
+
+STEPS = 150
+"""The number of optimizer steps of a config that gives neither steps nor epochs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +19,9 @@ class TrainConfig:
     """Settings of the training loop.
 
     Attributes:
-        steps: the number of optimizer steps.
+        steps: the number of optimizer steps; 150 if `epochs` is not given either.
+        epochs: the number of passes over the training rows, in place of `steps`. The steps follow
+            when the rows are read, and run.json keeps them.
         batch_size: examples per optimizer step, over all devices and micro-batches.
         grad_accum_steps: micro-batches per optimizer step, to save memory.
         max_length: the largest number of tokens per example; longer examples are truncated.
@@ -40,7 +46,8 @@ class TrainConfig:
         seed: the seed of the data order, the initialization of head and adapters, and dropout.
     """
 
-    steps: Count = 150
+    steps: Count | None = None
+    epochs: Positive | None = None
     batch_size: Count = 32
     grad_accum_steps: Count = 1
     max_length: Count = 128
@@ -56,13 +63,42 @@ class TrainConfig:
     changed_rows: Annotated[str, OneOf(("stop", "accept"))] = "stop"
     seed: Seed = 0
 
+    ALTERNATIVES: ClassVar = {"steps": "epochs", "epochs": "steps"}
+    """Fields that take the place of one another: an override of one removes the other."""
+
     def __post_init__(self) -> None:
         check_fields(self, "train.")
+        if self.steps is not None and self.epochs is not None:
+            raise UserError(
+                f"train.steps {self.steps} and train.epochs {self.epochs:g} are both given: "
+                "give one of them"
+            )
+        if self.steps is None and self.epochs is None:
+            object.__setattr__(self, "steps", STEPS)
         if self.batch_size % self.grad_accum_steps:
             raise UserError(
                 f"batch_size {self.batch_size} is not divisible by grad_accum_steps "
                 f"{self.grad_accum_steps}"
             )
+
+    @property
+    def total_steps(self) -> int:
+        """The number of optimizer steps, once it is known (`over`)."""
+        assert self.steps is not None, "the steps of the epochs are not known yet"
+        return self.steps
+
+    def over(self, rows: int) -> TrainConfig:
+        """Returns the same settings with the number of steps that the epochs take over `rows` rows.
+
+        An epoch is as many steps as the rows fill batches.
+
+        >>> TrainConfig(epochs=3, batch_size=8).over(54).steps
+        18
+        """
+        if self.epochs is None:
+            return self
+        steps = math.ceil(self.epochs * max(1, rows // self.batch_size))
+        return dataclasses.replace(self, steps=steps, epochs=None)
 
 
 @dataclasses.dataclass(frozen=True)

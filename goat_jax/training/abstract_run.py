@@ -105,6 +105,7 @@ def abstract_run(
     >>> run.inject_report.total_parameters, run.batch["input_ids"].shape
     (6827479040, (32, 128))
     """
+    config = config.over(config.train.batch_size)  # no shape depends on the number of steps
     source = config.model.path if model is None else model
     hf = model_config(source)
     kind = architecture_of(hf, Path(source)).kind

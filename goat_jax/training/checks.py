@@ -27,7 +27,8 @@ def check(config: RunConfig) -> Any:
     """
     spec = config.adapter.spec()
     sharding_rules_of(config)
-    check_phase_change(spec.phases, config.train.steps)
+    if config.train.steps is not None:  # else `load_data` checks it when the rows are known
+        check_phase_change(spec.phases, config.train.steps)
     options, path = model_options(config), find_model(config.model.path)
     hf, _ = open_checkpoint(path)
     architecture = architecture_of(hf, path)

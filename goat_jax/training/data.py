@@ -19,6 +19,7 @@ from goat_jax.optim.optimizer import shortened_warmup
 from goat_jax.pretrained.end_tokens import token_ids
 from goat_jax.pretrained.resolve import find_model, open_checkpoint
 from goat_jax.training.checks import check
+from goat_jax.training.phase_change import check_phase_change
 from goat_jax.training.shardings import sharding_rules_of, share_of_process
 from goat_jax.training.task_types import task_type_of
 from goat_jax.typing import Batch, Tokenizer
@@ -33,6 +34,7 @@ class TaskData:
         train: an endless, checkpointable iterator of this process's shard of the training batches.
         evaluation: the evaluation batches, which hold every row once.
         notes: one-line remarks about the rows and the run's length.
+        config: the run's config, with the number of steps that the rows give.
         identity: split -> number and digest of its rows, for run.json.
         shares: the number of shards of a training batch; `train` yields one of them.
     """
@@ -41,6 +43,7 @@ class TaskData:
     train: BatchIterator
     evaluation: Sequence[Batch]
     notes: tuple[str, ...]
+    config: RunConfig
     identity: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     shares: int = 1
 
@@ -55,19 +58,22 @@ def load_data(config: RunConfig) -> TaskData:
             the config that does not fit.
     """
     train, held_out = load_rows(config, "train", "evaluation")
+    config = config.over(len(train))
+    check_phase_change(config.adapter.spec().phases, config.train.total_steps)
     share = share_of_process(sharding_rules_of(config), config.train.batch_size)
     notes = (
         describe("training", train),
         describe("held-out", held_out),
         note_of(train.marks, held_out.marks),
         *task_type_of(config.task).notes(config.task),
-        shortened_warmup(config.optimizer, config.train.steps),
+        shortened_warmup(config.optimizer, config.train.total_steps),
     )
     return TaskData(
         rows=train,
         train=training_batches(config, train, share),
         evaluation=evaluation_batches(config, held_out),
         notes=tuple(filter(None, notes)),
+        config=config,
         identity={"training": identity_of(train), "held-out": identity_of(held_out)},
         shares=share[1],
     )

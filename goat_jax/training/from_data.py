@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from goat_jax.config.guess import EPOCHS, propose
+from goat_jax.config.guess import propose
 from goat_jax.training.distributed.processes import is_first
 from goat_jax.training.loop import Summary
 from goat_jax.training.trainer import fit
@@ -16,7 +16,7 @@ def train(
     data: str | Path,
     held_out: str | Path | None = None,
     *,
-    epochs: float = EPOCHS,
+    epochs: float | None = None,
     progress: bool = True,
     **fields: Any,
 ) -> Summary:
@@ -28,7 +28,7 @@ def train(
         data: a table (CSV, TSV, JSON, JSONL, Parquet), or a folder of images with a subfolder for
             each class.
         held_out: data of the same form to evaluate on; None holds out a tenth of the rows.
-        epochs: how often every row is trained on.
+        epochs: the number of passes over the training rows; 3 if ``train.steps`` is not given.
         progress: whether to print the settings that were chosen, and draw a progress bar.
         fields: values of other fields of `RunConfig` by their dotted names, such as
             ``**{"train.batch_size": 8}``.
@@ -40,7 +40,9 @@ def train(
         UserError: no such model or data, or a column that cannot be found.
         RunFailed: see `goat_jax.training.trainer.fit`.
     """
-    proposal = propose(model, data, held_out, epochs=epochs, fields=fields)
+    if epochs is not None:
+        fields["train.epochs"] = epochs
+    proposal = propose(model, data, held_out, fields)
     if progress and is_first():
         print("\n".join(proposal.lines), flush=True)
     return fit(proposal.config, progress=progress)

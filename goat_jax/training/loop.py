@@ -160,7 +160,7 @@ class Loop:
         # A new meter, so that the start-up and the first evaluation do not count as training time.
         self.meter = Meter(self.unit, self.data.shares, self.peak())
         consensus = StopConsensus()
-        while self.step < train.steps:
+        while self.step < train.total_steps:
             if self.out_of_patience():
                 stopped = (
                     f"no better {self.best_by} for {train.early_stopping_patience} evaluations"
@@ -177,7 +177,7 @@ class Loop:
 
     def peak(self) -> float | None:
         """Returns the devices' peak FLOP/s; None if utilization is off or no step is left."""
-        if self.flops is None or self.step == self.config.train.steps:
+        if self.flops is None or self.step == self.config.train.total_steps:
             return None
         return peak_of_devices(DTYPES[self.config.model.dtype])
 
@@ -199,7 +199,7 @@ class Loop:
             self.state = self.built.phase_changes[self.step](self.state, self.built.base)
         self.pending = (self.step, metrics, batch, flops)
         self.profile.after(self.step, self.state)
-        if self.step % train.eval_every == 0 or self.step == train.steps:
+        if self.step % train.eval_every == 0 or self.step == train.total_steps:
             scores = self.evaluate()
             self.after = scores
             self.save(scores)
@@ -222,7 +222,7 @@ class Loop:
             what = f"the loss is {loss}, and the gradients of {where} are not finite"
             raise self.failure(step, what)
         self.meter.add(batch, flops)
-        if step % self.config.train.log_every == 0 or step == self.config.train.steps:
+        if step % self.config.train.log_every == 0 or step == self.config.train.total_steps:
             self.record(step, jax.device_get(metrics))
 
     def record(self, step: int, metrics: dict[str, Any]) -> None:

@@ -167,7 +167,7 @@ def build(config: RunConfig, data: TaskData | None = None, *, training: bool = T
         ),
         scales=scales,
         optimizer_at=lambda rate, scales: method_optimizer(config, spec, scales, rate),
-        schedule=schedule_of(config.optimizer, config.train.steps),
+        schedule=schedule_of(config.optimizer, config.train.total_steps),
         inject_report=report,
         quantize_report=quantized,
         names={site.path: site.names() for site in find_modules(loaded.model)},
@@ -252,7 +252,7 @@ def method_optimizer(
         scales: the adapters' scales before `aligned` moved them; may be traced.
         rate: the factor of the learning rate; may be traced.
     """
-    steps, forward = config.train.steps, config.adapter.forward_scale
+    steps, forward = config.train.total_steps, config.adapter.forward_scale
     optimizer = make_optimizer(config.optimizer, steps, spec.transform, scales, rate)
     if forward is None:
         return optimizer

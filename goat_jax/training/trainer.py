@@ -51,12 +51,13 @@ def fit(
         # The cheapest checks come first: the folder, then the rows, then the model.
         by_first(lambda: held.enter_context(acquired(folder, config)))
         data = load_data(config)
-        by_first(lambda: check_same_rows(folder, config, data))
+        config = data.config
+        by_first(lambda: check_same_rows(folder, data))
         # Importing Orbax takes a fifth of the start-up time, so the rows are checked first.
         from goat_jax.training.checkpoints.checkpoint import Checkpoints
 
         built = build(config, data)
-        by_first(lambda: identify(folder, config, built, data, command))
+        by_first(lambda: identify(folder, built, data, command))
         going_on = config.train.save_errors == "continue"
         checkpoints = Checkpoints(folder, config.best_by, going_on=going_on)
         held.callback(checkpoints.close)
@@ -64,7 +65,7 @@ def fit(
         loop.restore()
         shown = progress and is_first()
         with (
-            TrainProgress(config.train.steps, loop.step, shown) as loop.bar,
+            TrainProgress(config.train.total_steps, loop.step, shown) as loop.bar,
             Profile(folder, config.logging.profiled_steps()) as loop.profile,
             Signals(config.train.grace_seconds, expired) as signals,
         ):
@@ -96,16 +97,17 @@ def begin(
         if held.enter_context(acquired(folder, config)):
             raise UserError(f"{folder} already holds this run: give another --out")
         data = load_data(config)
+        config = data.config
         built = build(config, data)
         state = start(built)
         checkpoints = Checkpoints(folder, config.best_by)
         held.callback(checkpoints.close)
         loop = Loop(config, built, data, held.enter_context(records_of(config)), checkpoints)
-        loop.state, loop.bar = state, TrainProgress(config.train.steps, 0, False)
+        loop.state, loop.bar = state, TrainProgress(config.train.total_steps, 0, False)
         loop.before = loop.after = loop.evaluate()
         loop.save(loop.before)
         checkpoints.wait()
         # run.json comes last: with run.json but no checkpoint, a later `fit` would train this run
         # from scratch instead of from the imported state.
-        identify(folder, config, built, data, command)
+        identify(folder, built, data, command)
         return loop.summary("imported")

@@ -124,17 +124,20 @@ def check_runs(configs: Sequence[RunConfig]) -> None:
             raise UserError(
                 "several runs are trained on one device only: leave mesh at its default"
             )
-    data: list[Any] = []
+    data: list[tuple[Any, int]] = []
     # The first group is left out, since training it starts right away with the same checks.
     for config in (alike[0] for alike in _groups(configs)[1:]):
         abstract_run(config, find_model(config.model.path))
-        check_phase_change(config.adapter.spec().phases, config.train.steps)
         own = config.task, config.model.path, config.train
-        if own not in data:
-            data.append(own)
+        count = next((count for known, count in data if known == own), None)
+        if count is None:
             rows, held_out = load_rows(config, "train", "evaluation")
             training_batches(config, rows)
             evaluation_batches(config, held_out)
+            count = len(rows)
+            data.append((own, count))
+        steps = config.train.over(count).total_steps
+        check_phase_change(config.adapter.spec().phases, steps)
 
 
 def _groups(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
@@ -170,6 +173,7 @@ def shared_step(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
 
 def _train_some(configs: Sequence[RunConfig]) -> Iterator[RunResult]:
     data = load_data(configs[0])
+    configs = [config.over(len(data.rows)) for config in configs]
     builts = [build(configs[0], data)]
     for config in configs[1:]:
         builts.append(_sharing(build(config, data), builts[0]))
@@ -214,7 +218,7 @@ class _Group:
         )
         before, losses, seconds = self.evaluate(state), [], []
         diverged: dict[int, int] = {}
-        for number in range(1, self.config.train.steps + 1):
+        for number in range(1, self.config.train.total_steps + 1):
             start = time.perf_counter()
             state, (loss, looked_at) = compiled(state, self.base, batch, self.numbers)
             batch = self.next_batch()  # while the device computes; reading the loss waits for it

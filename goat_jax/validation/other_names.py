@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from goat_jax.errors import nearest_name
 
-_EPOCHS = ("epochs", "train.steps")
+_EPOCHS = ("train.epochs",)
 _MODEL = ("model", "model.path")
 _ROWS = ("data", "task.train")
 _HELD_OUT = ("held_out", "task.evaluation")
@@ -131,7 +131,6 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Name elsewhere -> our dotted fields or options of the command line, the first that is there."""
 
 _OTHER_VALUES = {
-    *((name, "train.steps") for name, fields in OTHER_NAMES.items() if fields == _EPOCHS),
     *((name, "adapter.method") for name in ("init_lora_weights", "use_rslora", "use_dora")),
     *((name, "adapter.target_modules") for name in ("exclude_modules", "layers_to_transform")),
 }
@@ -204,9 +203,9 @@ def _last(name: str) -> str:
 def takes_same_values(name: str, field: str) -> bool:
     """True if a value of a name elsewhere has the same meaning as a value of our field.
 
-    >>> takes_same_values("lr", "optimizer.learning_rate"), takes_same_values("epochs", "epochs")
-    (True, True)
-    >>> takes_same_values("epochs", "train.steps")
+    >>> takes_same_values("lr", "optimizer.learning_rate")
+    True
+    >>> takes_same_values("use_rslora", "adapter.method")
     False
     """
     return (_last(name), field) not in _OTHER_VALUES

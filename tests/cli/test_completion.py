@@ -29,7 +29,7 @@ CASES = {
     "goat-jax train --train.ba": "--train.batch-size",
     "goat-jax train --task.text": "--task.text",
     "goat-jax sweep --adapter.rh": "--adapter.rho",
-    "goat-jax train --epo": "--epochs",
+    "goat-jax train --train.epo": "--train.epochs",
     "goat-jax predict --train.ba": "",
     "goat-jax train --config d": "demo digits",
     "goat-jax train --model.dtype ": "float32 bfloat16",

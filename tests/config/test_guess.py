@@ -185,12 +185,12 @@ def test_settings_of_each_kind_of_model(tmp_path):
     config = config_for("FacebookAI/roberta-base", source)
     assert (config.adapter.method, config.adapter.total_rank) == ("goat", 32)
     assert config.adapter.modules_to_save == ("classifier.dense", "classifier.out_proj")
-    assert (config.train.batch_size, config.train.steps) == (8, 21)  # 54 rows, 3 epochs
+    assert (config.train.batch_size, config.train.epochs) == (8, 3.0)  # 54 rows
     assert config.out == "runs/tones"
     config = config_for(
-        "roberta-base", source, epochs=1, **{"train.batch_size": 10, "adapter.rho": 5.0}
+        "roberta-base", source, **{"train.steps": 6, "train.batch_size": 10, "adapter.rho": 5.0}
     )
-    assert (config.train.steps, config.adapter.rho) == (6, 5.0)
+    assert (config.train.steps, config.train.epochs, config.adapter.rho) == (6, None, 5.0)
     source = jsonl(tmp_path / "chats.jsonl", [{"messages": CHAT}] * 200)
     config = config_for("meta-llama/Llama-2-7b-hf", source)
     assert (config.model.dtype, config.train.batch_size, config.train.grad_accum_steps) == (
@@ -206,7 +206,7 @@ def test_init_writes_the_config_that_train_would_run(tmp_path, capsys):
     assert "3 classes: bad, fine, good" in capsys.readouterr().out
     expected = config_for("roberta-base", source, **{"train.seed": 3, "adapter.rho": 5.0})
     assert load_config(str(file)) == expected
-    assert "# the number of optimizer steps." in file.read_text()
+    assert "# the number of passes over the training rows" in file.read_text()
     assert main(["init", str(file), "--model", "roberta-base", "--data", source]) == 2
     assert "exists" in capsys.readouterr().err
 
@@ -217,7 +217,7 @@ def test_init_writes_the_config_that_train_would_run(tmp_path, capsys):
         ([], "give one of them"),
         (["--model", "roberta-base"], "go together"),
         (["--config", "a.py", "--data", "a.csv"], "give one of them"),
-        (["--config", "a.py", "--epochs", "2"], "go with --model and --data"),
+        (["--config", "a.py", "--held-out", "b.csv"], "goes with --model and --data"),
     ],
 )
 def test_origins_that_do_not_go_together(words, message, capsys):
@@ -242,5 +242,5 @@ def test_python_trains_what_the_command_line_would(tmp_path, monkeypatch, capsys
     source, trained = tones(tmp_path / "tones.csv"), []
     monkeypatch.setattr(from_data, "fit", lambda config, progress: trained.append(config))
     goat_jax.train("roberta-base", source, epochs=2, **{"train.seed": 3})
-    assert trained == [config_for("roberta-base", source, epochs=2, **{"train.seed": 3})]
+    assert trained == [config_for("roberta-base", source, **{"train.epochs": 2, "train.seed": 3})]
     assert "3 classes: bad, fine, good" in capsys.readouterr().out

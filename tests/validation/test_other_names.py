@@ -13,7 +13,7 @@ from goat_jax.errors import UserError
 from goat_jax.validation.other_names import OTHER_NAMES, OTHER_VERBS
 
 CONFIG = RunConfig(ModelConfig("m"), reviews())
-OPTIONS = {"model", "data", "held_out", "epochs", "step", "max_new_tokens", "prompt"}
+OPTIONS = {"model", "data", "held_out", "step", "max_new_tokens", "prompt"}
 
 FILE = """
 from goat_jax.config.run import AdapterConfig, ModelConfig, OptimizerConfig, RunConfig
@@ -62,7 +62,8 @@ def test_every_name_leads_to_a_field_or_option_and_is_neither_itself():
         ("--max_seq_length 512", "--train.max-length 512"),
         ("--seed 3", "--train.seed 3"),
         ("--output_dir runs/x", "--out runs/x"),
-        ("--num_train_epochs 3", "--train.steps? It takes a whole number"),
+        ("--num_train_epochs 3", "--train.epochs 3"),
+        ("--epochs 3", "--train.epochs 3"),
         ("--use_rslora true", "--adapter.method? It takes a text"),
         ("--bf16", "--model.dtype? It takes one of float32, bfloat16"),
         ("--trian.steps 5", "--train.steps 5"),
@@ -85,10 +86,10 @@ def test_without_a_config_epochs_are_meant(tmp_path, capsys):
     table.write_text("text,label\n" + "".join(f"row {i},{i % 2}\n" for i in range(40)))
     words = ["train", "--model", "roberta-base", "--data", str(table)]
     line = error_of(capsys, *words, "--num_train_epochs", "2")
-    assert "--num_train_epochs is no field (did you mean --epochs 2?)" in line
+    assert "--num_train_epochs is no field (did you mean --train.epochs 2?)" in line
     for name, value, meant in [
         ("lr", 1e-4, '**{"optimizer.learning_rate": 0.0001}'),
-        ("num_train_epochs", 2, "epochs=2"),
+        ("num_train_epochs", 2, '**{"train.epochs": 2}'),
         ("steps", 5, '**{"train.steps": 5}'),
     ]:
         with pytest.raises(UserError) as error:

@@ -57,7 +57,6 @@ def from_data(parser: argparse.ArgumentParser, required: bool) -> None:
         "--data", metavar="FILE|FOLDER", required=required, help="a table, or images in folders"
     )
     parser.add_argument("--held-out", metavar="FILE|FOLDER", help="a tenth of --data if not given")
-    parser.add_argument("--epochs", type=number(Positive), metavar="N", help="3 if not given")
 
 
 def init(parser: argparse.ArgumentParser) -> None:

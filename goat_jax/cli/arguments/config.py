@@ -50,7 +50,6 @@ def propose_config(
     model: str,
     data: str,
     held_out: str | None,
-    epochs: float,
     overrides: Sequence[str],
     prog: str,
 ) -> Proposal:
@@ -60,7 +59,6 @@ def propose_config(
         model: the pretrained model.
         data: the source of the training rows.
         held_out: the source of the evaluation rows, or None.
-        epochs: how often every row is trained on.
         overrides: ``--field value ...``, with the types of the dataclass fields.
         prog: the command, for the help.
     """
@@ -69,7 +67,7 @@ def propose_config(
         for name, given in split_fields([word for word in overrides if word not in HELP])
         if name in DEPENDED_ON
     }
-    proposal = propose(model, data, held_out, epochs=epochs, fields=first)
+    proposal = propose(model, data, held_out, first)
     config = override(proposal.config, overrides, prog)
     return dataclasses.replace(proposal, config=config)
 

@@ -139,9 +139,7 @@ def _remove_unless_used(folder: Path) -> None:
             folder.rmdir()
 
 
-def identify(
-    folder: Path, config: RunConfig, built: TrainSetup, data: TaskData, command: str | None = None
-) -> None:
+def identify(folder: Path, built: TrainSetup, data: TaskData, command: str | None = None) -> None:
     """Writes run.json for a new run; for a continued one, checks that it is the same run.
 
     A continued run may change its length and, if the config accepts it, its rows; run.json is then
@@ -149,9 +147,8 @@ def identify(
 
     Args:
         folder: the run folder, locked by `acquired`.
-        config: the run's config.
         built: the run's model.
-        data: the run's rows.
+        data: the run's rows, with its config.
         command: the command line that starts the run; kept in run.json.
 
     Raises:
@@ -159,21 +156,21 @@ def identify(
     """
     path = Path(folder) / RUN
     if not path.is_file():
-        saved = describe(config, built, data) | ({"command": command} if command else {})
+        saved = describe(built, data) | ({"command": command} if command else {})
     else:
         before = read_run(folder)
         check_same_model(folder, before, built)
-        saved = before | rows_of(folder, before, config, data)
-        saved["config"] = saved["config"] | {"train.steps": config.train.steps}
+        saved = before | rows_of(folder, before, data)
+        saved["config"] = saved["config"] | {"train.steps": data.config.train.steps}
         if saved == before:
             return
     write_whole(path, json.dumps(saved, indent=1) + "\n")
 
 
-def describe(config: RunConfig, built: TrainSetup, data: TaskData) -> dict[str, Any]:
+def describe(built: TrainSetup, data: TaskData) -> dict[str, Any]:
     """Returns the facts that identify a run, as JSON."""
     return {
-        "config": flatten(config),
+        "config": flatten(data.config),
         "base_sha256": built.base_fingerprint,
         "residual_norms": built.residual_norms,
         "trained_parameters": built.inject_report.trained_parameters,
@@ -241,18 +238,20 @@ def check_same_config(folder: Path, saved: dict[str, Any], config: RunConfig) ->
     with _named(Path(folder) / RUN):
         theirs = config_from_json(saved["config"])
     before = flatten(theirs)  # from the config, so fields that are newer have their defaults
+    free = {*FREE_TO_CHANGE, "train.steps", "train.epochs"}
     for name, value in flatten(config).items():
-        if name not in (*FREE_TO_CHANGE, "train.steps") and before.get(name) != value:
+        if name not in free and before.get(name) != value:
             raise UserError(
                 f"{folder} holds a run with {name} = {before.get(name)!r}, now {value!r}: "
                 "give the same or another --out"
             )
-    _check_length(folder, theirs, config)
+    if config.train.epochs is None:  # else the steps are compared when the rows are known
+        _check_length(folder, theirs, config)
 
 
 def _check_length(folder: Path, before: RunConfig, now: RunConfig) -> None:
     """Raises `UserError` if another number of steps would have changed the steps already done."""
-    planned, wanted = before.train.steps, now.train.steps
+    planned, wanted = before.train.total_steps, now.train.total_steps
     done = max(steps_in(folder / CHECKPOINTS), default=0)
     if wanted == planned:
         return
@@ -272,20 +271,23 @@ def _check_length(folder: Path, before: RunConfig, now: RunConfig) -> None:
 
 def _same_rates(one: RunConfig, other: RunConfig) -> bool:
     """True if the learning rates agree over the length of the shorter run."""
-    steps = np.arange(min(one.train.steps, other.train.steps))
-    mine, theirs = (schedule_of(each.optimizer, each.train.steps)(steps) for each in (one, other))
+    steps = np.arange(min(one.train.total_steps, other.train.total_steps))
+    mine, theirs = (
+        schedule_of(each.optimizer, each.train.total_steps)(steps) for each in (one, other)
+    )
     return np.array_equal(np.asarray(mine), np.asarray(theirs))
 
 
-def check_same_rows(folder: Path, config: RunConfig, data: TaskData) -> None:
-    """Raises `UserError` if a run had begun in the folder with other rows; reads no model."""
+def check_same_rows(folder: Path, data: TaskData) -> None:
+    """Raises `UserError` if a run had begun in the folder with other rows, or with a length that
+    may not change; reads no model."""
     if (folder / RUN).is_file():
-        rows_of(folder, read_run(folder), config, data)
+        saved = read_run(folder)
+        rows_of(folder, saved, data)
+        check_same_config(folder, saved, data.config)
 
 
-def rows_of(
-    folder: Path, saved: dict[str, Any], config: RunConfig, data: TaskData
-) -> dict[str, Any]:
+def rows_of(folder: Path, saved: dict[str, Any], data: TaskData) -> dict[str, Any]:
     """Returns run.json's entries about the rows, with the earlier rows if a change is accepted.
 
     Raises:
@@ -295,7 +297,7 @@ def rows_of(
     changed = [split for split, rows in data.identity.items() if before.get(split, rows) != rows]
     if not changed:
         return {"rows": data.identity}
-    if config.train.changed_rows == "stop":
+    if data.config.train.changed_rows == "stop":
         counts = [f"{each[changed[0]]['rows']:,}" for each in (before, data.identity)]
         raise UserError(
             f"the {' and '.join(changed)} rows of {folder} have changed since the run began "

@@ -88,9 +88,21 @@ def test_where_the_length_matters_it_stays(short, tmp_path, parts, said):
 
 
 @pytest.mark.slow
-def test_a_run_does_not_become_shorter_than_it_is(short):
+@pytest.mark.parametrize("length", [{"steps": 3}, {"steps": None, "epochs": 0.3}], ids=str)
+def test_a_run_does_not_become_shorter_than_it_is(short, length):
     with pytest.raises(UserError, match=r"train.steps = 6, now 3 \(6 steps are done\)"):
-        fit(changed(short, train={"steps": 3}), progress=False)
+        fit(changed(short, train=length), progress=False)
+
+
+@pytest.mark.slow
+def test_epochs_continue_as_the_steps_that_run_json_keeps(short, again):
+    by_epochs = changed(again, train={"steps": None, "epochs": 0.6})  # ten batches an epoch
+    assert fit(by_epochs, progress=False).step == 6
+    assert losses(again) == losses(short) and run_json(again) == run_json(short)
+    longer = changed(by_epochs, train={"epochs": 0.8})
+    assert fit(longer, progress=False).step == 8
+    saved = run_json(longer)["config"]
+    assert (saved["train.steps"], saved["train.epochs"]) == (8, None)
 
 
 @pytest.mark.slow
