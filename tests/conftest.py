@@ -137,12 +137,14 @@ def two_modules(config):
 def without_torch(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a process that finds no torch.
 
-    goat-jax needs none, but transformers imports it wherever it is, which takes seconds.
+    goat-jax needs none, but transformers imports it wherever it is, which takes seconds. The
+    process computes as precisely as the tests do, so that it finds what they have compiled.
     """
     folder = tmp_path_factory.mktemp("without_torch")
     (folder / "sitecustomize.py").write_text("import sys\n\nsys.modules['torch'] = None\n")
     known = [path for path in [os.environ.get("PYTHONPATH")] if path]
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *known])}
+    found = {"PYTHONPATH": os.pathsep.join([str(folder), *known])}
+    return os.environ | found | {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
 
 
 @pytest.fixture(scope="session")

@@ -130,14 +130,14 @@ def test_not_a_run_folder(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_keeps_what_was_whole(config_file, tmp_path, without_torch):
+def test_a_full_disk_is_one_line_and_keeps_what_was_whole(tiny, tmp_path, without_torch):
     """A limit on file sizes stands for the disk; the run stops in its first checkpoint."""
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000));"
         "from goat_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
-    arguments = train(f"{config_file}:steps=6", tmp_path / "run", "--train.save-every", "2")
+    arguments = train(tiny / "config.py", tmp_path / "run", "--train.save-every", "2")
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, env=without_torch, capture_output=True, text=True)
     lines = [line for line in done.stderr.splitlines() if line.startswith("goat-jax: error:")]

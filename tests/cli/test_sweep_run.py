@@ -5,13 +5,14 @@ import json
 import pytest
 
 from goat_jax.cli.main import main
+from tiny_run import LIGHT
 
 
 @pytest.mark.slow
 def test_rates_share_a_step_and_the_table_has_what_was_trained(tiny, tmp_path):
     out = tmp_path / "sweep"
     axes = ["adapter.rho=1,5", "optimizer.learning-rate=1e-4,1e-2"]
-    command = ["sweep", "--config", str(tiny / "config.py"), "--over", *axes]
+    command = ["sweep", "--config", f"{tiny / 'config.py'}:{LIGHT}", "--over", *axes]
     command += ["--train.steps", "6", "--adapter.dropout", "0", "--runs-per-step", "2"]
     assert main([*command, "--out", str(out)]) == 0
     runs = json.loads((out / "adapter.rho-5.json").read_text())["runs"]

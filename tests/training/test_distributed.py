@@ -17,8 +17,10 @@ import pytest
 import dying
 from goat_jax.errors import UserError
 from goat_jax.sharding.config import MeshConfig
+from goat_jax.training import trainer
 from goat_jax.training.checkpoints.restore import restore_run
 from goat_jax.training.distributed.lifeline import AGAIN, Lifeline
+from goat_jax.training.distributed.preemption import Signals
 from goat_jax.training.distributed.processes import NoMetricsLog, Processes, StopConsensus, agreed
 from goat_jax.training.logging.metrics_log import read_records
 from goat_jax.training.trainer import fit
@@ -105,8 +107,8 @@ def same_state(one, other):
         np.testing.assert_array_equal(a, b)
 
 
-# Fourteen starts and seven. In CI two processes are stopped and restarted (below), and one that is
-# killed and restarted ends with the same bits (test_resume.py).
+# Fourteen starts and seven. In CI two processes go on with another's run and are stopped (below),
+# and one that is killed and restarted ends with the same bits (test_resume.py).
 @pytest.mark.nightly
 @pytest.mark.parametrize(
     ("count", "mesh"),
@@ -151,36 +153,35 @@ def test_processes_share_a_store_of_decompositions(start, tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_stops_all_and_another_mesh_goes_on(start, light, tmp_path):
-    out, stopped = tmp_path / "run", 0
-    for _ in range(2):  # the second time they go on
-        processes, before = start(out, 2, "--mesh.fsdp", "4", steps=3000), stopped
-        wait_for(out, before + 6, processes)
-        processes[-1].send_signal(signal.SIGTERM)
-        texts = finish(processes, code=143)
-        stopped = int(re.search(r"saved step (\d+)", texts[0])[1])
-        assert before + 6 <= stopped < 3000
-    steps = [step for step, _ in losses(out)]
-    assert steps == list(range(2, steps[-1] + 1, 2))
-    # One process, one device. The step is named: there may have been no evaluation yet.
-    assert restore_run(out, stopped).step == stopped
+def test_sigterm_to_one_stops_all_and_another_mesh_goes_on(start, light, tmp_path, monkeypatch):
+    out = tmp_path / "run"
     train = dataclasses.replace(light.train, steps=3000)
-    again = dataclasses.replace(light, out=str(out), mesh=MeshConfig(2, 2, 2), train=train)
-    # One process, eight devices; told to stop as soon as it runs.
-    from goat_jax.training import trainer as module
+    config = dataclasses.replace(light, out=str(out), train=train)
 
-    module_signals = module.Signals
+    class Told(Signals):
+        """SIGTERM has come as soon as the run takes steps."""
 
-    class Told(module_signals):
         def __enter__(self):
             super().__enter__()
             self.caught = "SIGTERM"
             return self
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "Signals", Told)
-        summary = fit(again, progress=False)
-    assert summary.step == stopped + 1
+    monkeypatch.setattr(trainer, "Signals", Told)
+    # One process, one device; two processes of two devices go on.
+    assert fit(config, progress=False).step == 1
+    processes = start(out, 2, "--mesh.fsdp", "4", steps=3000)
+    wait_for(out, 6, processes)
+    processes[-1].send_signal(signal.SIGTERM)
+    texts = finish(processes, code=143)
+    stopped = int(re.search(r"saved step (\d+)", texts[0])[1])
+    assert 6 <= stopped < 3000
+    steps = [step for step, _ in losses(out)]
+    assert steps == list(range(2, steps[-1] + 1, 2))
+    # One process, one device. The step is named: there may have been no evaluation yet.
+    assert restore_run(out, stopped).step == stopped
+    # One process, eight devices.
+    again = dataclasses.replace(config, mesh=MeshConfig(2, 2, 2))
+    assert fit(again, progress=False).step == stopped + 1
 
 
 @pytest.mark.slow

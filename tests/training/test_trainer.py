@@ -164,8 +164,8 @@ def test_a_foreign_folder_is_left_alone(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_bfloat16_trains_with_float32_adapters(config, tmp_path):
-    config = with_train(config, tmp_path / "run", steps=20)
+def test_bfloat16_trains_with_float32_adapters(two_modules, tmp_path):
+    config = with_train(two_modules, tmp_path / "run")
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
     # jax's own attention mixes dtypes when it is lowered, so the strict rule is lifted here.
     with jax.numpy_dtype_promotion("standard"):

@@ -56,8 +56,7 @@ def test_members_are_the_runs_they_would_be_alone(config, tmp_path):
     short = shortened(config)  # with two kinds of modules the last variant would not diverge
     runs = [with_variant(with_options(short, method="lora_plus"), m) for m in (*MEMBERS, DIVERGING)]
     *together, diverged = list(train_vmapped(runs, runs_per_step=4))
-    for place in (0, 2):
-        assert_same(together[place], alone(runs[place], tmp_path / str(place)))
+    assert_same(together[2], alone(runs[2], tmp_path / "2"))  # a seed and a rate of its own
     assert len({result.losses for result in together}) == 3
     assert len({result.trained_parameters for result in together}) == 1
     assert [result.variant for result in together] == MEMBERS

@@ -11,6 +11,7 @@ import chex
 import pytest
 
 import dying
+from goat_jax.cli.main import main
 from goat_jax.training.checkpoints.checkpoint import Checkpoints
 from goat_jax.training.checkpoints.run_dir import load_run
 from goat_jax.training.setup import build
@@ -21,26 +22,11 @@ TIMES = ("seconds", "data_seconds", "device_seconds", "checkpoint_seconds", "tok
 TIMES += ("padding_share", "utilization", "host_peak_bytes", "device_peak_bytes")
 
 
-STEPS = 30
-
-
-def start(tiny: Path, out: Path, env: dict, dies_after: int | None = None) -> subprocess.Popen:
-    command = ["-m", "goat_jax.cli.main"] if dies_after is None else [dying.__file__, dies_after]
-    command += ["train", "--quiet", "--out", out]
-    command += ["--config", f"{tiny / 'config.py'}:{LIGHT},steps={STEPS}"]
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen, code: int) -> str:
-    text, _ = process.communicate(timeout=500)
-    assert process.returncode == code, text
-    return text
+def killed(step: int, arguments: list[str], env: dict) -> None:
+    """Runs a process that is killed after a step."""
+    command = [sys.executable, dying.__file__, str(step), *arguments]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=500)
+    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
 
 
 def records(out: Path) -> list[dict]:
@@ -72,16 +58,20 @@ def final_state(out: Path):
     ],
     ids=len,
 )
-def test_killed_and_restarted_ends_with_the_same_bits(tiny, tmp_path, without_torch, kills):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    undisturbed = start(tiny, whole, without_torch)
+def test_killed_and_restarted_ends_with_the_same_bits(
+    tiny, light_finished, tmp_path, without_torch, kills, capsys
+):
+    whole, broken = light_finished[1].folder, tmp_path / "broken"
+    arguments = ["train", "--quiet", "--out", str(broken)]
+    arguments += ["--config", f"{tiny / 'config.py'}:{LIGHT}"]
     for step in kills:
-        finish(start(tiny, broken, without_torch, dies_after=step), -signal.SIGKILL)
-    text = finish(start(tiny, broken, without_torch), 0)
-    finish(undisturbed, 0)
+        killed(step, arguments, without_torch)
+    capsys.readouterr()
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
 
     one, other = final_state(whole), final_state(broken)
-    assert int(one.step) == int(other.step) == STEPS
+    assert int(one.step) == int(other.step) == light_finished[0].train.steps
     chex.assert_trees_all_equal(one.trainable, other.trainable)
     chex.assert_trees_all_equal(one.opt_state, other.opt_state)
     assert without_times(whole) == without_times(broken)
