@@ -12,6 +12,8 @@ EXTRA_OF = {
     "PIL": "images",
     "datasets": "hub",
     "gguf": "gguf",
+    "jax_cuda12_plugin": "plan-gpu",
+    "libtpu": "tpu",
     "matplotlib": "plots",
     "onnx": "vision",
     "pyarrow": "data",

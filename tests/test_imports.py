@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "goat_jax"
 FLOORS = (
     ("typing", "errors"),
     ("core", "extras", "files", "text_tables", "validation"),
-    ("plots", "pretrained", "registry"),
+    ("hardware", "plots", "pretrained", "registry"),
     ("data", "optim"),
     ("adapters",),
     ("nn",),

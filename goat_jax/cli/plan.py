@@ -9,10 +9,10 @@ import jax
 
 from goat_jax.cli.arguments.config import read_config
 from goat_jax.errors import UserError
+from goat_jax.hardware.topologies import Topology, find_topology
 from goat_jax.planning.plan import StepPlan, largest_rows
 from goat_jax.planning.plan import plan as plan_run
 from goat_jax.text_tables import human_count, render_table
-from goat_jax.training.logging.chips import Topology, find_topology
 
 
 def plan(

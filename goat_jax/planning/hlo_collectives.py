@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+from goat_jax.planning.hlo_groups import device_groups
 from goat_jax.planning.hlo_trip_counts import trips
 
 COLLECTIVES = (
@@ -40,36 +41,55 @@ class Exchange:
         count: the number of times that it runs.
         bytes: the sum over these times of the array bytes on one device. An asynchronous
             collective counts the larger of its operand and result.
+        network_bytes: the least that one device must receive from other nodes; see `collectives`.
     """
 
     count: int
     bytes: int
+    network_bytes: int = 0
 
 
-def collectives(text: str) -> dict[str, Exchange]:
+def collectives(text: str, nodes: Sequence[int] = (0,)) -> dict[str, Exchange]:
     """Counts the collectives of one execution of a compiled program, from its HLO text.
 
     Loop bodies count as often as they run (`hlo_trip_counts.trips`). The TPU compiler may split
-    one collective into several fusions that share a channel id; it counts once.
+    one collective into several fusions that share a channel id; it counts once. A collective
+    between n nodes brings at least (n - 1) / n of its bytes into each of them, evenly over the
+    network adapters of its devices there.
+
+    Args:
+        text: the program.
+        nodes: the node of each device, in the program's order of devices.
 
     >>> text = '''ENTRY %main (x: f32[2]) -> f32[8] {
     ...   ROOT %g = f32[8]{0} all-gather(%x), dimensions={0}
     ... }'''
     >>> collectives(text)
-    {'all-gather': Exchange(count=1, bytes=32)}
+    {'all-gather': Exchange(count=1, bytes=32, network_bytes=0)}
     """
     computations, entry = _computations(text)
-    found: dict[str, list[int]] = {}
+    found: dict[str, list[float]] = {}
     spread: set[str] = set()
     for name, times in _runs(computations, entry):
-        for operation, size, channel in _own(computations[name]):
+        for operation, size, channel, line in _own(computations[name]):
             if channel and "fus" in name and channel in spread:
                 continue
             spread.add(channel)
-            kind = found.setdefault(operation, [0, 0])
-            kind[0] += times
-            kind[1] += times * size
-    return {name: Exchange(*found[name]) for name in COLLECTIVES if name in found}
+            kind = found.setdefault(operation, [0, 0, 0])
+            for place, value in enumerate((1, size, size * _network_share(line, nodes))):
+                kind[place] += times * value
+    return {name: Exchange(*map(int, found[name])) for name in COLLECTIVES if name in found}
+
+
+def _network_share(line: str, nodes: Sequence[int]) -> float:
+    """Returns the part of a collective's bytes that one device receives from other nodes."""
+    if len(set(nodes)) == 1:
+        return 0.0
+    shares = [0.0]
+    for group in device_groups(line, len(nodes)):
+        touched = len({nodes[device] for device in group})
+        shares.append((touched - 1) / len(group))  # (n - 1) / n over the group's devices per node
+    return max(shares)
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
@@ -101,8 +121,8 @@ def _runs(computations: Mapping[str, list[str]], entry: str) -> Iterator[tuple[s
                         pending.append((called, inner))
 
 
-def _own(lines: list[str]) -> Iterator[tuple[str, int, str]]:
-    """Yields the collectives in a computation's lines, as (kind, bytes, channel)."""
+def _own(lines: list[str]) -> Iterator[tuple[str, int, str, str]]:
+    """Yields the collectives in a computation's lines, as (kind, bytes, channel, line)."""
     for line in lines:
         match = _OPERATION.match(line)
         operation = match["op"].removesuffix("-start") if match else ""
@@ -112,7 +132,7 @@ def _own(lines: list[str]) -> Iterator[tuple[str, int, str]]:
             # counts. A combined collective has several results, which add up.
             size = max(sizes) if match["op"].endswith("-start") else sum(sizes)
             channel = _CHANNEL.search(line)
-            yield operation, size, channel[1] if channel else ""
+            yield operation, size, channel[1] if channel else "", line
 
 
 def _bytes(kind: str, shape: str) -> int:

@@ -13,11 +13,12 @@ import jax
 
 from goat_jax.config.run import RunConfig
 from goat_jax.errors import UserError
+from goat_jax.hardware.chips import Chip
+from goat_jax.hardware.topologies import Topology
 from goat_jax.planning.hlo_collectives import Exchange, collectives
 from goat_jax.sharding.config import MeshConfig
 from goat_jax.sharding.rules import ShardingRules, make_sharding_rules
 from goat_jax.training.abstract_run import AbstractRun, abstract_run
-from goat_jax.training.logging.chips import Chip, Topology
 from goat_jax.training.logging.flops import matmul_flops
 from goat_jax.training.shardings import check_batches
 
@@ -59,13 +60,18 @@ class StepPlan:
         """Returns lower bounds in seconds on a step's compute, memory access and exchanges.
 
         Memory assumes that every argument and temporary is read or written once, and exchanges
-        that every byte crosses the links once. The step takes at least the longest of the three.
+        that every byte crosses the links once; between nodes they cross the network
+        (`hlo_collectives.collectives`). The step takes at least the longest of them.
         """
-        return {
+        found = {
             "compute": self.flops / self.devices / chip.flops,
             "memory": (self.arguments + self.temporaries) / chip.bandwidth,
             "exchange": sum(e.bytes for e in self.exchanges.values()) / chip.links,
         }
+        between = sum(e.network_bytes for e in self.exchanges.values())
+        if chip.network is not None and between:
+            found["network"] = between / chip.network
+        return found
 
 
 def plan(config: RunConfig, topology: Topology, model: str | Path | None = None) -> StepPlan:
@@ -85,7 +91,7 @@ def plan(config: RunConfig, topology: Topology, model: str | Path | None = None)
     if placement is not None:
         check_batches(config, placement)
     run = abstract_run(config, model, placement)
-    compiled = _compiled(run)
+    compiled = _compiled(run, topology, placement)
     memory = compiled.memory_analysis()
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     said = getattr(memory, "peak_memory_in_bytes", 0)
@@ -96,17 +102,20 @@ def plan(config: RunConfig, topology: Topology, model: str | Path | None = None)
         arguments=arguments,
         temporaries=temporaries,
         peak=max(said, arguments + temporaries),
-        exchanges=collectives(compiled.as_text()),
+        exchanges=collectives(compiled.as_text(), _nodes(topology, placement)),
         flops=matmul_flops(run.train_step, run.state, run.base, run.batch),
         trained=run.inject_report.trained_parameters,
         total=run.inject_report.total_parameters,
     )
 
 
-def _compiled(run: AbstractRun) -> Any:
-    lowered = run.train_step.lower(run.state, run.base, run.batch)
+def _compiled(run: AbstractRun, topology: Topology, placement: ShardingRules | None) -> Any:
+    arguments = run.state, run.base, run.batch
+    if placement is None:
+        arguments = topology.on_one_device(arguments)
+    lowered = run.train_step.lower(*arguments)
     try:
-        return lowered.compile()
+        return lowered.compile(dict(topology.options))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -115,6 +124,14 @@ def _compiled(run: AbstractRun) -> Any:
             f"the step does not fit into the devices' memory ({said[0] if said else 'exhausted'}): "
             "take a smaller train.batch_size, more devices, or model.remat full"
         ) from error
+
+
+def _nodes(topology: Topology, placement: ShardingRules | None) -> list[int]:
+    """Returns the node of each device, in the mesh's order."""
+    if placement is None:
+        return [0]
+    node_of = dict(zip(topology.devices, topology.nodes, strict=True))
+    return [node_of[device] for device in placement.mesh.devices.flat]
 
 
 def _placed(config: RunConfig, topology: Topology) -> tuple[RunConfig, ShardingRules | None]:

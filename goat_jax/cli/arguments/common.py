@@ -321,7 +321,7 @@ def plot(parser: argparse.ArgumentParser) -> None:
 def plan(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``goat-jax plan``."""
     config(parser)
-    parser.add_argument("--topology", required=True, metavar="cpu:N|v5e:4x4")
+    parser.add_argument("--topology", required=True, metavar="cpu:N|v5e:4x4|h100:8|h100:2x8")
     parser.add_argument(
         "--chip", metavar="NAME", help="chip whose memory and speed apply, such as v5e or h100"
     )

@@ -4,36 +4,17 @@ from __future__ import annotations
 
 import functools
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from goat_jax.training.logging.chips import CHIPS
+from goat_jax.errors import Notice
+from goat_jax.hardware.chips import chip_of
 from goat_jax.training.logging.flops import matmul_flops
 from goat_jax.typing import Batch, DTypeLike, PyTree
-
-KINDS = {
-    "TPU v4": "v4",
-    "TPU v5 lite": "v5e",
-    "TPU v5e": "v5e",
-    "TPU v5": "v5p",
-    "TPU v6": "v6e",
-    "NVIDIA A100": "a100",
-    "NVIDIA H100": "h100",
-}
-"""Prefix of a jax device kind -> the chip's name in `CHIPS`; the first match counts."""
-
-
-def known_peak(kind: str) -> float | None:
-    """Returns the bfloat16 FLOP/s of one device from its maker's data sheet; None if unknown.
-
-    >>> known_peak("TPU v5 lite") / 1e12
-    197.0
-    """
-    name = next((name for start, name in KINDS.items() if kind.startswith(start)), None)
-    return None if name is None else CHIPS[name].flops
 
 
 @functools.cache
@@ -55,13 +36,27 @@ def _seconds(call: Callable[[], Any]) -> float:
 def peak_of_devices(dtype: DTypeLike) -> float:
     """Returns the peak FLOP/s of all devices of a run together.
 
-    It comes from the data sheet if the device is known, and is measured otherwise.
+    It comes from the data sheet if the device is known, and is measured otherwise. A notice says so
+    for an accelerator; a CPU's peak is always measured.
 
     Args:
         dtype: the dtype of the measured product.
     """
-    known = known_peak(jax.devices()[0].device_kind)
-    return jax.device_count() * (measured_peak(dtype) if known is None else known)
+    device = jax.devices()[0]
+    chip = chip_of(device)
+    return jax.device_count() * (_measured(device, dtype) if chip is None else chip.flops)
+
+
+def _measured(device: jax.Device, dtype: DTypeLike) -> float:
+    size = 1536 if device.platform == "cpu" else 8192  # smaller products do not fill an accelerator
+    if device.platform != "cpu":
+        warnings.warn(
+            f"{device.device_kind} is not in goat_jax.hardware.chips: its utilization is relative "
+            f"to the best of 4 measured products of {size} x {size} matrices",
+            Notice,
+            stacklevel=3,
+        )
+    return measured_peak(dtype, size)
 
 
 class StepFlops:

@@ -1,15 +1,18 @@
 """What a run tells of itself: where the time went, norms by layer, utilization, a trace."""
 
 import dataclasses
+import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from goat_jax.config.run import LoggingConfig
-from goat_jax.errors import UserError
+from goat_jax.errors import Notice, UserError
+from goat_jax.training.logging import mfu
 from goat_jax.training.logging.metrics_log import read_records
-from goat_jax.training.logging.mfu import StepFlops, known_peak, measured_peak
+from goat_jax.training.logging.mfu import StepFlops, measured_peak
 from goat_jax.training.logging.norms import norms_by_module, not_finite
 from goat_jax.training.trainer import fit
 
@@ -82,9 +85,20 @@ def test_work_is_counted_once_for_each_shape():
     assert counts == [2 * 2 * 4 * 3, 2 * 5 * 4 * 3, 2 * 2 * 4 * 3] and len(traced) == 2
 
 
-def test_peaks_are_known_or_measured():
-    assert known_peak("TPU v5p") == 459e12 and known_peak("cpu") is None
+def test_peaks_are_known_or_measured(monkeypatch):
     assert 1e8 < measured_peak(jnp.float32, size=64) < 1e16
+    monkeypatch.setattr(mfu, "measured_peak", lambda dtype, size: 1e12)
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+
+    def peak(kind, platform):
+        device = types.SimpleNamespace(device_kind=kind, platform=platform)
+        monkeypatch.setattr(jax, "devices", lambda: [device])
+        return mfu.peak_of_devices(jnp.bfloat16)
+
+    assert peak("NVIDIA H200", "gpu") == 2 * 989e12
+    assert peak("cpu", "cpu") == 2e12
+    with pytest.warns(Notice, match="NVIDIA Z9 is not in .* measured products of 8192 x 8192"):
+        assert peak("NVIDIA Z9", "gpu") == 2e12
 
 
 def test_what_is_not_finite_is_named_by_layer():

@@ -1,0 +1,1 @@
+"""Accelerators: their data-sheet limits, and descriptions of devices to compile for."""
