@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -96,7 +95,6 @@ def _cpus(count: int) -> Sequence[Any]:
 
 def _tpus(name: str) -> Sequence[Any]:
     import_extra("libtpu", f"a plan for {name}")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no metadata server tells of a TPU here
     return _described(name, platform="tpu", topology_name=name)
 
 
@@ -125,6 +123,6 @@ def _described(name: str, **options: Any) -> Sequence[Any]:
     except (RuntimeError, ValueError, ImportError, jax.errors.JaxRuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"the compiler has no devices {name} ({reason}): choose a size that exists, such as "
-            "v5e:4x4, or plan with --topology cpu:N --chip NAME"
+            f"the compiler has no devices {name} ({reason}): choose a size that exists, set "
+            "TPU_SKIP_MDS_QUERY=1 for a TPU, or plan with --topology cpu:N --chip NAME"
         ) from error

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from goat_jax.adapters.adapter import apply_adapter
 from goat_jax.adapters.context import Context
@@ -71,6 +72,8 @@ class Adapter(nnx.Module):
         self.scale = Frozen(scale)
         self.spec = spec
         self.salt = salt
+        # On a mesh, pairs of an array's name and its sharding in a product; the last axes count.
+        self.in_use: tuple[tuple[str, NamedSharding], ...] = ()
 
     def factors(self) -> Factors:
         """Returns the trained arrays by name."""
@@ -87,10 +90,17 @@ class Adapter(nnx.Module):
 
     def __call__(self, x: Array, kernel: Array, ctx: Context) -> Array:
         scale = self.scale[...]
-        arrays = self.factors() | self.constants()
+        arrays = self._gathered(self.factors() | self.constants())
         delta, report = apply_adapter(x, kernel, arrays, scale, self.spec, ctx.fold(self.salt))
         sow(self, "report", report)
         return delta
+
+    def _gathered(self, arrays: Factors) -> Factors:
+        for name, whole in self.in_use:
+            axes = whole.spec[-arrays[name].ndim :]  # a scanned layer has no layer axis
+            sharding = NamedSharding(whole.mesh, PartitionSpec(*axes))
+            arrays[name] = jax.lax.with_sharding_constraint(arrays[name], sharding)
+        return arrays
 
 
 class Dense(nnx.Module):

@@ -30,6 +30,7 @@ _CALLED = re.compile(
     r"\b(?:calls|to_apply|body|condition|branch_computations|called_computations)="
     r"(?:\{([^}]*)\}|%?([\w.-]+))"
 )
+_LAYOUT = re.compile(r"\{[^}]*\}")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 
 
@@ -127,12 +128,26 @@ def _own(lines: list[str]) -> Iterator[tuple[str, int, str, str]]:
         match = _OPERATION.match(line)
         operation = match["op"].removesuffix("-start") if match else ""
         if match and operation in COLLECTIVES:
-            sizes = [_bytes(*array) for array in _ARRAY.findall(match["type"])]
-            # The type of an asynchronous start also holds the operand, so only the largest array
-            # counts. A combined collective has several results, which add up.
-            size = max(sizes) if match["op"].endswith("-start") else sum(sizes)
             channel = _CHANNEL.search(line)
-            yield operation, size, channel[1] if channel else "", line
+            yield operation, _size(match["op"], match["type"]), channel[1] if channel else "", line
+
+
+def _size(operation: str, type_: str) -> int:
+    """Returns the bytes of a collective's results; a combined one has several, which add up.
+
+    The type of an asynchronous start also holds the operands, but for all-reduce, where operands
+    and results are one. The larger of the two counts.
+    """
+    type_ = _LAYOUT.sub("", type_)
+    tuples = re.findall(r"\([^()]*\)", type_) or [type_]
+    sums = [sum(_array_bytes(each)) for each in tuples]
+    if not operation.endswith("-start") or operation.startswith("all-reduce") or len(tuples) > 1:
+        return max(sums)
+    return max(_array_bytes(type_))
+
+
+def _array_bytes(type_: str) -> list[int]:
+    return [_bytes(*array) for array in _ARRAY.findall(type_)]
 
 
 def _bytes(kind: str, shape: str) -> int:

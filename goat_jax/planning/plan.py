@@ -110,10 +110,10 @@ def plan(config: RunConfig, topology: Topology, model: str | Path | None = None)
 
 
 def _compiled(run: AbstractRun, topology: Topology, placement: ShardingRules | None) -> Any:
-    arguments = run.state, run.base, run.batch
+    state, base, batch = run.state, run.base, run.batch
     if placement is None:
-        arguments = topology.on_one_device(arguments)
-    lowered = run.train_step.lower(*arguments)
+        state, base, batch = map(topology.on_one_device, (state, base, batch))
+    lowered = run.train_step.lower(state, base, batch)
     try:
         return lowered.compile(dict(topology.options))
     except jax.errors.JaxRuntimeError as error:

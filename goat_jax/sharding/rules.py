@@ -84,6 +84,18 @@ class ShardingRules:
             return self.whole
         return self.cut(f"{site.pattern} (adapter's {name})", axes, shape)
 
+    def adapter_in_use(self, site: ModuleRef, name: str, shape: Sequence[int]) -> NamedSharding:
+        """Returns the sharding of an adapter array where it is multiplied with activations.
+
+        It is gathered over the mesh axes that shard the rows. Otherwise the compiler may shard the
+        product's features over them and exchange activations, which are far larger.
+        """
+        spec = self.adapter(site, name, shape).spec
+        entries = [(axes,) if isinstance(axes, str) else axes or () for axes in spec]
+        kept = [tuple(axis for axis in axes if axis not in self.rules.batch) for axes in entries]
+        padded = kept + [()] * (len(shape) - len(kept))
+        return NamedSharding(self.mesh, PartitionSpec(*(axes or None for axes in padded)))
+
     def cut(self, what: str, axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
         """Returns the sharding of an array with these logical axes; nothing is ever padded.
 

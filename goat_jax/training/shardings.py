@@ -147,13 +147,21 @@ def plan_placement(
 
 
 def keep_rows(model: nnx.Module, placement: ShardingRules | None) -> None:
-    """Sets a model's shardings of hidden states, embedding lookups and output kernel.
+    """Sets a model's shardings of hidden states, adapters in use, lookups and output kernel.
 
     It has to be called before the model is split, since they are part of its static structure.
     """
     for stack in find_stacks(model):
         stack.rows = None if placement is None else placement.rows
         stack.row_parts = 1 if placement is None else placement.row_parts
+    for site in find_modules(model):
+        adapter = site.module.adapter
+        if adapter is not None:
+            names = () if placement is None else (*adapter.names, *adapter.constant_names)
+            adapter.in_use = tuple(
+                (name, placement.adapter_in_use(site, name, getattr(adapter, name).shape))
+                for name in names
+            )
     for site in find_modules(model, Embedding):
         site.module.steps = () if placement is None else placement.lookups
     if isinstance(model, Decoder):

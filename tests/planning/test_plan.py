@@ -37,6 +37,18 @@ ENTRY %main (p: bf16[4]) -> f32[4] {
     assert found == {"all-gather": Exchange(6, 5 * 16 + 16), "all-reduce": Exchange(1, 32)}
 
 
+def test_a_combined_collective_counts_all_its_results():
+    text = """\
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %g = ((f32[2]{0:T(256)}, bf16[4]{0}), (f32[8]{0:T(256)}, bf16[16]{0})) all-gather-start(%a, %b)
+  %r = (f32[8]{0}, f32[2,4]{1,0}) all-reduce-start(%c, %d), to_apply=%add
+  ROOT %p = (f32[4]{0}, f32[4]{0}, u32[], u32[]) collective-permute-start(%e)
+}
+"""
+    found = {name: exchange.bytes for name, exchange in collectives(text).items()}
+    assert found == {"all-gather": 64, "all-reduce": 64, "collective-permute": 16}
+
+
 def test_a_loop_without_a_known_count_is_read_from_its_counter():
     """As the TPU's compiler leaves it: the step is handed in, the limit lies in the condition."""
     text = """\

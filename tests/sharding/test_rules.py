@@ -57,6 +57,14 @@ def test_kernels_are_cut_by_the_side_they_face():
     assert large == P(None, ("fsdp",))
 
 
+def test_adapters_are_gathered_over_the_axes_of_the_rows_where_they_are_used():
+    model, place = abstract_decoder(), placement(2, 2, 2)
+    up, shape = site_of(model, "up"), (32, 8, 4, 11008)
+    assert place.adapter(up, "b", shape).spec == P(None, None, None, ("tensor", "fsdp"))
+    assert place.adapter_in_use(up, "b", shape).spec == P(None, None, None, ("tensor",))
+    assert place.adapter_in_use(up, "a", (32, 8, 4096, 4)).spec == P(None, None, None, None)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_nothing_large_is_whole_and_the_optimizer_follows(name):
     """Every array with an axis as long as a kernel's side is cut, but for gates (I, E)."""

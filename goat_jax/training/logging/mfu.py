@@ -47,7 +47,7 @@ def peak_of_devices(dtype: DTypeLike) -> float:
     return jax.device_count() * (_measured(device, dtype) if chip is None else chip.flops)
 
 
-def _measured(device: jax.Device, dtype: DTypeLike) -> float:
+def _measured(device: Any, dtype: DTypeLike) -> float:
     size = 1536 if device.platform == "cpu" else 8192  # smaller products do not fill an accelerator
     if device.platform != "cpu":
         warnings.warn(
