@@ -277,6 +277,7 @@ def test_the_experts_of_full_moe_share_out_the_dense_gradient():
     assert_close(shares.sum(0), whole[0], 1e-5)
 
 
+@pytest.mark.slow
 def test_padding_is_left_out_of_the_localized_balance():
     spec = method_spec("loramoe", delta=0.2)
     start = START(KERNEL, spec.replace(total_rank=8), jax.random.key(0))

@@ -45,6 +45,7 @@ def test_other_dispatches_give_the_same_output_and_gradients(name):
 
 
 # Other sizes in bfloat16 make the same arrays of other numbers.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "dtype"),
     [pytest.param(size, jnp.float32, id=f"f32-{size}") for size in SIZES]

@@ -251,6 +251,7 @@ def test_every_layer_is_the_start_of_its_own_kernel(plain):
     assert len(np.unique(found["router"][:, 0, 0])) == LAYERS
 
 
+@pytest.mark.slow
 def test_a_cut_stack_has_the_same_adapters_and_computes_the_same(plain):
     """GOAT does not read alpha: the override cuts the stack and changes nothing else."""
     cut = make_model()

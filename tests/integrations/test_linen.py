@@ -60,6 +60,7 @@ def made(model, spec=GOAT, **options):
     return variables, *adapt_linen(model, variables, spec, X, key=KEY, **options)
 
 
+@pytest.mark.slow
 def test_every_layer_is_found_and_the_others_are_named():
     variables, apply, frozen, factors = made(Encoder())
     names = [f"attention.{part}" for part in ("query", "key", "value", "out")]

@@ -68,6 +68,7 @@ def block():
 NAMES = [f"attention.{part}" for part in ("query", "key", "value", "out")] + ["up", "down"]
 
 
+@pytest.mark.slow
 def test_every_layer_is_found_and_the_others_are_named():
     model = block()
     paths = nnx.to_flat_state(nnx.state(model, nnx.Param))

@@ -305,6 +305,7 @@ def test_nothing_is_half_written(run_of, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
+@pytest.mark.slow
 def test_a_run_on_a_quantised_base_stays_here(run_of, tmp_path):
     run = changed_run(run_of("pissa"), tmp_path / "run", **{"model.quantize": "nf4"})
     with pytest.raises(

@@ -10,6 +10,7 @@ from goat_jax.errors import UserError
 from goat_jax.interop.low_rank import low_rank
 from goat_jax.interop.modules import Adapted
 from goat_jax.testing import assert_close
+from tiers import each
 from trained import noise
 
 IN, OUT = 12, 10
@@ -39,7 +40,10 @@ def modules(name):
     return now, before
 
 
-@pytest.mark.parametrize("name", [name for name in MERGEABLE if name != "full"])
+LOW_RANK = [name for name in MERGEABLE if name != "full"]
+
+
+@pytest.mark.parametrize("name", each(LOW_RANK, ["lora", "pissa"]))
 def test_factors_have_the_merged_kernel(name):
     now, start = modules(name)
     found = low_rank(now, start, KERNEL if now.spec.kernel_edit.looks_at_kernel else None)

@@ -40,6 +40,7 @@ def places(family):
     yield from ((whole, place) for place in HEAD[family])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "rates"), CASES, ids=[case[0] for case in CASES])
 def test_places_and_rates_are_torchs(
     family, rates, save_torch, make_batch, run_torch, jit, monkeypatch
@@ -141,6 +142,7 @@ def test_attention_in_full_is_attention(dtype, groups, jit):
         np.testing.assert_allclose(a.astype(np.float32), b.astype(np.float32), atol=tolerance)
 
 
+@pytest.mark.slow
 def test_attention_loses_probabilities_and_not_logits():
     """With values of one, what is left of a row of probabilities is their sum."""
     x, ones = jax.random.normal(KEY, (3, 16, 2, 4)), jnp.ones((3, 16, 2, 4))

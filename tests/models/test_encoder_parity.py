@@ -87,6 +87,7 @@ def test_token_types_are_zero_unless_given(family, save_torch, make_batch, run_t
         _close(run_model(ours, batch)[1], run_torch(checkpoint.torch, batch).logits)
 
 
+@pytest.mark.slow
 @FAMILIES
 def test_every_gradient_is_torchs(family, save_torch, make_batch, run_torch, by_torch_name, jit):
     checkpoint = save_torch(family, seed=3)

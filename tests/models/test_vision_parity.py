@@ -99,6 +99,7 @@ def test_cubic_weights_are_torchs(old, new):
     _close(np.einsum("rR,bdRc->bdrc", cubic_resize(old, new), rows), expected)
 
 
+@pytest.mark.slow
 @FAMILIES
 def test_every_gradient_is_torchs(family, save_vision, by_torch_name, jit):
     checkpoint, todays = save_vision(family, seed=3), ARCHITECTURES[family].todays_name
@@ -136,6 +137,7 @@ def test_parameters_are_torchs_bit_by_bit(family, today, save_vision, by_torch_n
         np.testing.assert_array_equal(value, expected[name].detach().numpy(), err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["clip_vision_model", "vit", "dinov2"])
 def test_a_tower_without_head_gets_a_new_one(family, save_vision, run):
     checkpoint = save_vision(family, "Model", seed=5)

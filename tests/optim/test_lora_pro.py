@@ -144,6 +144,7 @@ def _published(entry, kind):
     }[kind]()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sgd", "sgd_zero", "adamw", "full32"])
 def test_trajectories_are_the_published_ones(shared, kind):
     for entry, arrays in _cases(shared, "lora_pro"):

@@ -130,6 +130,7 @@ def test_a_changed_scale_is_seen_where_the_name_does_not_settle_it(
     assert {"y", "init A", "W_res"} <= quantities
 
 
+@pytest.mark.slow
 def test_one_bad_case_does_not_hide_behind_good_ones(shared, tmp_path):
     folder = tmp_path / "golden"
     folder.mkdir()

@@ -39,6 +39,7 @@ def traces(family, task, method):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", TASKS)
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_methods_trace_at_full_size(family, method):

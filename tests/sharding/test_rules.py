@@ -22,6 +22,7 @@ from goat_jax.sharding.batches import own_rows, put_batch, put_whole_batch, shar
 from goat_jax.sharding.config import MeshConfig, Rules
 from goat_jax.sharding.rules import ShardingRules, make_sharding_rules, place_model
 from goat_jax.training.shardings import check_batches, plan_placement
+from tiers import each
 
 KEY = jax.random.key(0)
 WIDE = {"hidden_size": 64, "intermediate_size": 96}
@@ -65,7 +66,7 @@ def test_adapters_are_gathered_over_the_axes_of_the_rows_where_they_are_used():
     assert place.adapter_in_use(up, "a", (32, 8, 4096, 4)).spec == P(None, None, None, None)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", each(METHODS, ["lora", "goat"]))
 def test_nothing_large_is_whole_and_the_optimizer_follows(name):
     """Every array with an axis as long as a kernel's side is cut, but for gates (I, E)."""
     model = Encoder(tiny_config(num_layers=2, **WIDE), rngs=nnx.Rngs(0))

@@ -64,6 +64,7 @@ def test_entries_of_run_json_have_their_types(run, name):
         refused(folder, load_run, "run.json")
 
 
+@pytest.mark.slow
 def test_every_field_of_the_config_is_checked(run):
     folder, saved = run
     for name in saved["config"]:

@@ -173,6 +173,7 @@ def test_a_gguf_file_may_name_several_ends():
         assert _end_tokens(SimpleNamespace(get=keys.get)) == ends  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_an_answer_stops_at_the_generation_configs_token(folder):
     opened = load_eval_model(str(folder))
     sampling = Sampling(max_new_tokens=6)

@@ -190,6 +190,7 @@ def test_layers_taken_apart_compute_the_same_and_the_stack_stays(files):
     np.testing.assert_allclose(*both, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_generator_of_layers_apart_lets_the_stack_go(files):
     model = load_model(files / "model", key=jax.random.key(0)).model
     stacked = weakref.ref(model)
