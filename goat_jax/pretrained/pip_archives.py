@@ -220,6 +220,7 @@ def extract_members(archive: str | Path, members: Mapping[str, str], out_dir: st
         try:
             with zipfile.ZipFile(archive) as source:
                 for member, name in members.items():
+                    (folder / name).parent.mkdir(exist_ok=True)
                     with source.open(member) as data, (folder / name).open("wb") as file:
                         shutil.copyfileobj(data, file)
         except (KeyError, zipfile.BadZipFile) as error:

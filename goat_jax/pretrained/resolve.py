@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,20 @@ from goat_jax.pretrained.safetensors import Weights, open_weights, read_json
 
 PACKAGE = "package:"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+SETTINGS = ("*.json", "*.model", "*.txt", "*.jinja")
+"""Files of a hub repository with a model's config and its tokenizer."""
+
+HUB_FILES = (*SETTINGS, "*.safetensors")
 """Files fetched from a hub repository; never pickled weights, never code."""
 
 
-def find_model(path: str) -> Path:
+def find_model(path: str, files: Sequence[str] = HUB_FILES) -> Path:
     """Returns the folder or GGUF file of a model, after fetching it if necessary.
 
     Args:
         path: a folder, a .gguf file, ``package:NAME`` for a model that a package contains, or a
             name on the Hugging Face hub such as ``roberta-large``. A local path goes first.
+        files: patterns of the files to fetch from the hub.
 
     Raises:
         UserError: there is no such package, or neither a folder nor a repository of this name.
@@ -44,15 +49,15 @@ minilm, smollm2, dinov2-small
     local = user_path(path)
     if local.exists() or not HUB_NAME.fullmatch(path):
         return local
-    return _from_hub(path)
+    return _from_hub(path, files)
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, files: Sequence[str]) -> Path:
     import huggingface_hub
 
     def fetch(**cache: Any) -> Path:
         get = huggingface_hub.snapshot_download
-        return Path(get(name, allow_patterns=list(HUB_FILES), **cache))
+        return Path(get(name, allow_patterns=list(files), **cache))
 
     try:
         try:

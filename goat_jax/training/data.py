@@ -95,8 +95,16 @@ def training_batches(
         share: (index, count): the shard of each batch that is read.
     """
     size, length = config.train.batch_size, config.train.max_length
-    buckets = choose_buckets(rows.lengths, size, length, max_buckets=config.train.num_buckets)
+    buckets = training_buckets(config, rows)
     return train_iterator(rows, size, config.train.seed, length, *share, buckets=buckets)
+
+
+def training_buckets(config: RunConfig, rows: Rows) -> tuple[int, ...]:
+    """Returns the lengths that the training batches are padded to."""
+    train = config.train
+    return choose_buckets(
+        rows.lengths, train.batch_size, train.max_length, max_buckets=train.num_buckets
+    )
 
 
 def load_rows(config: RunConfig, *splits: str) -> list[Rows]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,4 +46,5 @@ def train(
     proposal = propose(model, data, held_out, fields)
     if progress and is_first():
         print("\n".join(proposal.lines), flush=True)
-    return fit(proposal.config, progress=progress)
+    say = partial(print, flush=True) if progress else None
+    return fit(proposal.config, progress=progress, say=say)

@@ -12,6 +12,7 @@ from goat_jax.training.checkpoints.run_dir import acquired, check_same_rows, ide
 from goat_jax.training.data import load_data
 from goat_jax.training.distributed.preemption import Signals
 from goat_jax.training.distributed.processes import by_first, is_first, records_of
+from goat_jax.training.header import header
 from goat_jax.training.logging.profiler import Profile
 from goat_jax.training.logging.progress_bar import TrainProgress
 from goat_jax.training.loop import Loop, Summary
@@ -23,6 +24,7 @@ def fit(
     config: RunConfig,
     *,
     progress: bool = True,
+    say: Callable[[str], None] | None = None,
     expired: Callable[[], None] | None = None,
     command: str | None = None,
 ) -> Summary:
@@ -34,6 +36,7 @@ def fit(
     Args:
         config: the run's config.
         progress: whether to show a progress bar; only the first process shows one.
+        say: a function that the first process calls with the run's header before the first step.
         expired: a function that is called if SIGTERM or Ctrl-C arrived and the state is not saved
             within ``config.train.grace_seconds``.
         command: the command line that starts the run, kept in run.json.
@@ -63,6 +66,8 @@ def fit(
         held.callback(checkpoints.close)
         loop = Loop(config, built, data, held.enter_context(records_of(config)), checkpoints)
         loop.restore()
+        if say is not None and is_first():
+            say(header(built, data))
         shown = progress and is_first()
         with (
             TrainProgress(config.train.total_steps, loop.step, shown) as loop.bar,

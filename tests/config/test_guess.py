@@ -7,6 +7,7 @@ import pytest
 
 import goat_jax
 from goat_jax.cli.main import main
+from goat_jax.config import guess as guess_module
 from goat_jax.config.files import load_config
 from goat_jax.config.guess import config_for
 from goat_jax.data.pipeline.images import load_images
@@ -193,10 +194,17 @@ def test_settings_of_each_kind_of_model(tmp_path):
     assert (config.train.steps, config.train.epochs, config.adapter.rho) == (6, None, 5.0)
     source = jsonl(tmp_path / "chats.jsonl", [{"messages": CHAT}] * 200)
     config = config_for("meta-llama/Llama-2-7b-hf", source)
-    assert (config.model.dtype, config.train.batch_size, config.train.grad_accum_steps) == (
-        ("bfloat16", 16, 4)
-    )
+    assert (config.model.dtype, config.model.remat) == ("bfloat16", "full")
     assert config.adapter.modules_to_save == ()
+
+
+@pytest.mark.parametrize(("memory", "parts"), [(8, 16), (24, 4), (80, 1)])
+def test_memory_decides_the_parts_of_a_batch_and_not_its_size(memory, parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(guess_module, "device_memory", lambda: memory * 2**30)
+    row = {"messages": [{"role": "user", "content": "why? " * 700}, CHAT[-1]]}
+    source = jsonl(tmp_path / "chats.jsonl", [row] * 200)
+    train = config_for("meta-llama/Llama-2-7b-hf", source).train
+    assert (train.batch_size, train.max_length, train.grad_accum_steps) == (16, 1024, parts)
 
 
 def test_init_writes_the_config_that_train_would_run(tmp_path, capsys):
@@ -235,12 +243,43 @@ def test_three_steps_from_a_table_alone(tmp_path, monkeypatch, capsys):
     assert main(["train", "--model", model, "--data", str(rows), "--quiet", *words]) == 0
     out = capsys.readouterr().out
     assert "label column: label (2 classes: 0, 1)" in out
+    assert "lengths  " in out and "tokens (median) to" in out
+    assert "folder   runs/rows\n" in out
+    assert out.index("parameters (") < out.index("finished at step 3")
     assert "finished at step 3" in out
 
 
 def test_python_trains_what_the_command_line_would(tmp_path, monkeypatch, capsys):
     source, trained = tones(tmp_path / "tones.csv"), []
-    monkeypatch.setattr(from_data, "fit", lambda config, progress: trained.append(config))
+    monkeypatch.setattr(from_data, "fit", lambda config, **others: trained.append(config))
     goat_jax.train("roberta-base", source, epochs=2, **{"train.seed": 3})
     assert trained == [config_for("roberta-base", source, **{"train.epochs": 2, "train.seed": 3})]
     assert "3 classes: bad, fine, good" in capsys.readouterr().out
+
+
+def test_pooling_is_that_of_the_checkpoint(tmp_path):
+    source, model = tones(tmp_path / "tones.csv"), write_checkpoint(tmp_path / "model")
+    assert config_for(str(model), source).model.options == {}
+    entries = [{"path": "", "type": "a.Transformer"}, {"path": "1_Pooling", "type": "a.Pooling"}]
+    (model / "modules.json").write_text(json.dumps(entries))
+    (model / "1_Pooling").mkdir()
+    modes = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+    (model / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+    assert config_for(str(model), source).model.options == {"pooling": "mean"}
+    other = config_for(str(model), source, **{"model.options": {"pooling": "cls"}})
+    assert other.model.options == {"pooling": "cls"}
+
+
+def test_a_proposal_reads_no_weights(tmp_path, monkeypatch):
+    model = write_checkpoint(tmp_path / "model")
+    (model / "model.safetensors").unlink()
+    fetched = []
+
+    def find(name, files):
+        fetched.append((name, files))
+        return model
+
+    monkeypatch.setattr(guess_module, "find_model", find)
+    config = config_for("somebody/encoder", tones(tmp_path / "tones.csv"))
+    assert config.model.path == "somebody/encoder"
+    assert fetched == [("somebody/encoder", ("*.json", "*.model", "*.txt", "*.jinja"))]
