@@ -131,12 +131,14 @@ def run_generate(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def run_data(options: argparse.Namespace, rest: list[str]) -> int:
-    from goat_jax.cli.data import list_sets, prepare_set
+    from goat_jax.cli.data import list_sets, prepare_set, write_rows
 
     if options.what == "list":
         return list_sets()
     if options.task is None:
-        raise UserError("data prepare needs a task: goat-jax data list shows the tasks")
+        raise UserError(f"data {options.what} needs a task: goat-jax data list shows the tasks")
+    if options.what == "write":
+        return write_rows(options.task, options.out, options.rows)
     return prepare_set(options.task, options.out, options.archives, not options.quiet)
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import io
 from pathlib import Path
 from typing import Any
 
 from goat_jax.data.prepare.prepare import RECIPES, default_folder, prepare
 from goat_jax.data.prepare.recipe import Recipe
-from goat_jax.files import user_path
+from goat_jax.data.tasks.registry import make_task
+from goat_jax.data.tasks.text import TextTask, load_examples
+from goat_jax.errors import UserError
+from goat_jax.files import user_path, write_whole
 from goat_jax.text_tables import human_bytes, render_table
 
 
@@ -47,6 +53,32 @@ def prepare_set(task: str, out: Path | None, archives: Path | None, progress: bo
     print(f"licence: {RECIPES[task].licence}")
     if out is not None and user_path(out) != default_folder():
         print(f"for training: --task.data-dir {out}")
+    return 0
+
+
+def write_rows(name: str, out: Path | None, rows: int | None) -> int:
+    """Writes training rows of a text task as a CSV file; returns the exit code 0.
+
+    Args:
+        name: the task's name.
+        out: the file, which must not exist.
+        rows: the number of rows, evenly spaced; None: all.
+    """
+    if out is None or out.suffix != ".csv":
+        raise UserError("data write needs the file to write: give --out FILE.csv")
+    if user_path(out).exists():
+        raise UserError(f"{out} exists: give another name, or remove it")
+    task = make_task(name)
+    if not isinstance(task, TextTask):
+        raise UserError(f"data write writes rows of text with a label, which {name} does not have")
+    found = load_examples(dataclasses.replace(task, train_limit=rows), "train")
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow([*task.text, task.label])
+    for *texts, label in zip(*found.texts, found.labels.tolist(), strict=True):
+        writer.writerow([*texts, task.labels[label] if task.labels else label])
+    write_whole(user_path(out), text.getvalue())
+    print(f"wrote {len(found):,} rows to {out}")
     return 0
 
 

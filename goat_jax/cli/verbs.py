@@ -76,8 +76,10 @@ VERBS = {
     "data": Verb(
         calls.run_data,
         arguments.data,
-        "Prepare a task's data set (download, check, convert), or list all data sets.",
-        "goat-jax data prepare dtd --out data\n         goat-jax data list",
+        "Prepare a task's data set (download, check, convert), list all data sets, or write the\n"
+        "training rows of a text task as a table.",
+        "goat-jax data prepare dtd --out data\n         goat-jax data list\n"
+        "         goat-jax data write reviews --rows 1500 --out reviews.csv",
     ),
     "parity": Verb(
         calls.run_parity,

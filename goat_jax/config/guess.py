@@ -46,7 +46,7 @@ class Defaults:
         learning_rate: the peak learning rate of adapters and head.
         full_learning_rate: the peak learning rate of full fine-tuning.
         batch_size: the largest number of rows of a step.
-        max_length: the largest number of tokens of a row.
+        max_length: the largest number of tokens of a row; None for rows that have none.
         eta: function from the learning rate to the adapters' eta.
         tokens: function from the model's config and the length of a row to the row's tokens.
     """
@@ -56,7 +56,7 @@ class Defaults:
     learning_rate: float
     full_learning_rate: float
     batch_size: int
-    max_length: int
+    max_length: int | None
     eta: Callable[[float], float] = lambda rate: 1.0
     tokens: Callable[[Any, int], int] = lambda own, length: length
 
@@ -66,7 +66,7 @@ DEFAULTS: Mapping[str, Defaults] = MappingProxyType(
         "text encoder": Defaults(guess_text, 32, 3e-4, 1e-5, 32, 256),
         "language model": Defaults(guess_language, 32, 1e-4, 1e-5, 16, 1024, llama_eta),
         "image encoder": Defaults(
-            guess_images, 8, 5e-4, 1e-5, 32, 128, tokens=lambda own, _: math.prod(own.grid) + 1
+            guess_images, 8, 5e-4, 1e-5, 32, None, tokens=lambda own, _: math.prod(own.grid) + 1
         ),
     }
 )
@@ -173,10 +173,10 @@ def propose(
     except UnknownField as error:
         raise _as_argument(error, fields) from None
     pooled = [
-        f"{name}: {value}, as the checkpoint was trained; say otherwise with --model.options"
+        f"{name}: {value}, as the checkpoint was trained; say otherwise with --model.options {name}=..."
         for name, value in known.options.items()
     ]
-    return Proposal(config, (*guess.lines, *pooled, *_sizes(config)))
+    return Proposal(config, (*guess.lines, *pooled, *_sizes(config, settings)))
 
 
 def _as_argument(error: UnknownField, fields: Mapping[str, Any]) -> UserError:
@@ -234,7 +234,7 @@ def _read_model(model: str) -> _Model:
         getattr(own, "context", None),
         tokenizer.get("model_max_length"),
     ]
-    most = min(int(n) for n in limits if n is not None)
+    most = min((int(n) for n in limits if n is not None), default=TrainConfig.max_length)
     default = getattr(own, "pooling", None)
     pooling = None if default is None else pooling_of(path)
     options = {} if pooling in (None, default) else {"pooling": pooling}
@@ -270,16 +270,20 @@ def _train(guess: Guess, known: _Model, fields: Mapping[str, Any]) -> TrainConfi
     )
 
 
-def _sizes(config: RunConfig) -> tuple[str, str]:
+def _sizes(config: RunConfig, settings: Defaults) -> tuple[str, str]:
     """Returns the lines about the loop and the method."""
     train, rate = config.train, config.optimizer.learning_rate
     long = f"{train.epochs:g} epochs" if train.epochs is not None else f"{train.steps:,} steps"
-    parts = train.grad_accum_steps
-    computed = f" in {parts} parts, for the memory," if parts > 1 else ""
+    parts, count = train.grad_accum_steps, train.num_buckets
+    computed = f" in {parts} parts, as memory allows," if parts > 1 else ""
+    loop = f"{long} of batches of {train.batch_size}{computed}"
+    flags = "--train.epochs, --train.batch-size, --train.grad-accum-steps"
+    if settings.max_length is not None:
+        loop += f" with at most {train.max_length} tokens, padded to {count} length"
+        loop += "s" * (count > 1)
+        flags += ", --train.max-length, --train.num-buckets"
     return (
-        f"{long} of batches of {train.batch_size}{computed} with at most {train.max_length} "
-        f"tokens and {train.num_buckets} padded lengths; say otherwise with --train.epochs, "
-        "--train.batch-size, --train.grad-accum-steps, --train.max-length, --train.num-buckets",
+        f"{loop}; say otherwise with {flags}",
         f"{config.adapter.method} with learning rate {rate:g}, in {config.out}; say otherwise "
         "with --adapter.method, --optimizer.learning-rate, --out",
     )

@@ -57,6 +57,12 @@ def test_columns_are_found_by_words_in_their_names(tmp_path):
     )
 
 
+def test_a_class_name_with_a_comma_is_quoted(tmp_path):
+    rows = [[WORDS[n % 10], ("good", "bad, or worse")[n % 2]] for n in range(20)]
+    line = text_of(table(tmp_path / "tones.csv", ["text", "label"], rows)).lines[1]
+    assert '(2 classes: "bad, or worse", good)' in line
+
+
 def test_the_held_out_part_is_stratified_and_depends_on_the_texts_alone(tmp_path):
     source = tones(tmp_path / "tones.csv")
     task = text_of(source).task

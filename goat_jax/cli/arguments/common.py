@@ -129,13 +129,16 @@ def predict(parser: argparse.ArgumentParser) -> None:
 
 def data(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``goat-jax data``."""
-    parser.add_argument("what", choices=("list", "prepare"))
+    parser.add_argument("what", choices=("list", "prepare", "write"))
     parser.add_argument("task", nargs="?", metavar="TASK")
     parser.add_argument(
         "--out",
         type=Path,
-        metavar="FOLDER",
-        help="folder of all data sets (default: that of tensorflow_datasets)",
+        metavar="FOLDER|FILE.csv",
+        help="folder of all data sets (default: that of tensorflow_datasets); with write, the file",
+    )
+    parser.add_argument(
+        "--rows", type=number(Count), metavar="N", help="with write: so many, evenly spaced"
     )
     parser.add_argument(
         "--archives",

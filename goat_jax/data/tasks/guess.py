@@ -338,7 +338,8 @@ def _classes(data: Data, rows: Sequence[Row], column: str) -> tuple[tuple[str, .
         )
     else:
         labels = tuple(sorted(names))
-    shown = labels if len(labels) <= 12 else (*labels[:3], "...", labels[-1])
+    quoted = [f'"{name}"' if "," in name else name for name in labels]
+    shown = quoted if len(labels) <= 12 else (*quoted[:3], "...", quoted[-1])
     return labels, f"label column: {column} ({len(labels)} classes: {', '.join(shown)}); {say}"
 
 
