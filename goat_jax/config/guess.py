@@ -173,7 +173,8 @@ def propose(
     except UnknownField as error:
         raise _as_argument(error, fields) from None
     pooled = [
-        f"{name}: {value}, as the checkpoint was trained; say otherwise with --model.options {name}=..."
+        f"{name}: {value}, as the checkpoint was trained; say otherwise with --model.options "
+        f"{name}=..."
         for name, value in known.options.items()
     ]
     return Proposal(config, (*guess.lines, *pooled, *_sizes(config, settings)))

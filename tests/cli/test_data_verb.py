@@ -12,6 +12,7 @@ import official
 from goat_jax.cli.main import main
 from goat_jax.data.pipeline.images import load_images
 from goat_jax.data.prepare.prepare import RECIPES
+from goat_jax.data.sources import read
 from goat_jax.data.tasks.registry import TASKS, make_task
 
 
@@ -87,3 +88,20 @@ def test_the_list_has_every_set_and_its_licence(capsys):
         assert task in TASKS
         assert recipe.licence in printed
     assert "by hand: NWPU-RESISC45" in printed
+
+
+def test_rows_of_a_text_task_as_a_table(tmp_path, monkeypatch, capsys):
+    rows = [{"sentence": f'a "fine" film, {n}', "label": n % 2} for n in range(40)]
+    monkeypatch.setattr(read, "read_reviews", lambda split, folder=None: rows)
+    out = tmp_path / "reviews.csv"
+    assert main(["data", "write", "reviews", "--rows", "10", "--out", str(out)]) == 0
+    assert "wrote 10 rows" in capsys.readouterr().out
+    lines = out.read_text().splitlines()
+    assert lines[:2] == ["sentence,label", '"a ""fine"" film, 0",negative'] and len(lines) == 11
+    for words, message in [
+        (["reviews", "--out", str(out)], "exists"),
+        (["reviews"], "give --out FILE.csv"),
+        (["digits", "--out", str(tmp_path / "a.csv")], "rows of text with a label"),
+    ]:
+        assert main(["data", "write", *words]) == 2
+        assert message in capsys.readouterr().err

@@ -147,6 +147,7 @@ CHAT = [
         ({"instruction": "Add.", "input": "", "output": "4"}, "alpaca", ""),
         ({"text": "a film", "label": 1}, "text", ""),
         ({"question": "2 + 2?", "answer": "4"}, "template", "{answer}"),
+        ({"Question": "2 + 2?", "Answer": "4", "source": "web"}, "template", "{Answer}"),
         ({"id": 3, "story": "once upon a time"}, "template", "{story}"),
     ],
 )

@@ -59,6 +59,7 @@ CHATS = (
 """(Columns, key of `language.FORMATS` that reads them), first match first."""
 
 ANSWERS = (
+    ("prompt", "completion"),
     ("prompt", "response"),
     ("instruction", "response"),
     ("question", "answer"),
@@ -231,9 +232,10 @@ def _format(data: Data, rows: Sequence[Row]) -> tuple[dict[str, Any], tuple[str,
     for columns, name in CHATS:
         if all(rows[0].get(column) is not None for column in columns):
             return {"format": name}, columns
-    for columns in ANSWERS:
-        if set(columns) <= set(rows[0]):
-            prompt, answer = columns
+    named = _named(rows)
+    for names in ANSWERS:
+        if set(names) <= set(named):
+            prompt, answer = columns = tuple(named[name] for name in names)
             templates = {"prompt": f"{{{prompt}}}\n\n", "completion": f"{{{answer}}}"}
             return {"format": "template", **templates}, columns
     column = _longest(rows, ())
@@ -263,14 +265,20 @@ def _label_column(source: str, rows: Sequence[Row], *others: str) -> str:
 
 
 def _text_columns(source: str, rows: Sequence[Row], label: str) -> tuple[str, ...]:
+    named = _named(rows)
     for pair in PAIRS:
-        if set(pair) <= set(rows[0]) - {label}:
-            return pair
+        if set(pair) <= set(named) - {label.strip().casefold()}:
+            return tuple(named[name] for name in pair)
     texts = [name for name in rows[0] if name != label and _is_text(rows, name)]
     found = _by_name(texts, TEXT_NAMES) or _longest(rows, (label,))
     if found is None:
         raise UserError(_none_of("text", source, rows, "text"))
     return (found,)
+
+
+def _named(rows: Sequence[Row]) -> dict[str, str]:
+    """Returns the columns by their names in small letters."""
+    return {name.strip().casefold(): name for name in rows[0]}
 
 
 def _by_name(columns: Sequence[str], names: Sequence[str]) -> str | None:
