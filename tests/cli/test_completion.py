@@ -25,7 +25,7 @@ done
 CASES = {
     "goat-jax tr": "train",
     "goat-jax comple": "completion",
-    "goat-jax data ": "list prepare",
+    "goat-jax data ": "list prepare write",
     "goat-jax train --train.ba": "--train.batch-size",
     "goat-jax train --task.text": "--task.text",
     "goat-jax sweep --adapter.rh": "--adapter.rho",
