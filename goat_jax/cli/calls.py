@@ -6,8 +6,10 @@ That code is imported at the call, so that help and errors about arguments come 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 
+from goat_jax.cli.arguments.evaluation import sampling_given
 from goat_jax.cli.entry import in_one_line
 from goat_jax.errors import UserError
 from goat_jax.files import cache_folder
@@ -36,16 +38,20 @@ def run_plot(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def run_train(options: argparse.Namespace, rest: list[str]) -> int:
+def _in_processes(options: argparse.Namespace, action: Callable[[], int]) -> int:
+    """Runs an action, as one of several processes if the arguments say so."""
     if options.coordinator:
         from goat_jax.training.distributed.processes import Processes, as_one
 
         place = Processes(options.coordinator, options.processes, options.process)
-        train = partial(in_one_line, "goat-jax", partial(_train_here, options, rest))
-        return as_one(place, train)
+        return as_one(place, partial(in_one_line, "goat-jax", action))
     if options.processes is not None or options.process is not None:
         raise UserError("--processes and --process need --coordinator HOST:PORT")
-    return _train_here(options, rest)
+    return action()
+
+
+def run_train(options: argparse.Namespace, rest: list[str]) -> int:
+    return _in_processes(options, partial(_train_here, options, rest))
 
 
 def _train_here(options: argparse.Namespace, rest: list[str]) -> int:
@@ -99,6 +105,10 @@ def run_evaluate(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def run_predict(options: argparse.Namespace, rest: list[str]) -> int:
+    return _in_processes(options, partial(_predict_here, options))
+
+
+def _predict_here(options: argparse.Namespace) -> int:
     from goat_jax.cli.predict import predict
 
     keep_compiled()
@@ -111,13 +121,7 @@ def run_generate(options: argparse.Namespace, rest: list[str]) -> int:
     from goat_jax.sharding.config import MeshConfig
 
     keep_compiled()
-    sampling = Sampling(
-        temperature=options.temperature,
-        top_p=options.top_p,
-        max_new_tokens=options.max_new_tokens,
-        stop=tuple(options.stop),
-        seed=options.seed,
-    )
+    sampling = Sampling(stop=tuple(options.stop), **sampling_given(options))
     return generate(
         options.source,
         options.prompt,

@@ -6,23 +6,18 @@ import json
 import sys
 from pathlib import Path
 
-import jax
-
 from goat_jax.data.pipeline.tokenize import load_tokenizer
 from goat_jax.data.sources.formats import Row, read_jsonl
 from goat_jax.data.tasks.formats.conversations import chat_ids, chat_text
 from goat_jax.data.tasks.language import fill
 from goat_jax.errors import UserError
+from goat_jax.evaluation.model import language_model, quick_generator
 from goat_jax.evaluation.sampler import Generator, Prompt, Sampling
-from goat_jax.models.decoder.model import Decoder
-from goat_jax.nn.dense import merge_model
-from goat_jax.nn.model import Model
+from goat_jax.inference.trained_run import load
 from goat_jax.pretrained.resolve import find_model
 from goat_jax.sharding.config import MeshConfig
-from goat_jax.training.checkpoints.restore import load_on_mesh, restore_run
+from goat_jax.training.checkpoints.restore import load_on_mesh
 from goat_jax.training.checkpoints.run_dir import RUN
-from goat_jax.training.task_types import LANGUAGE_MODEL
-from goat_jax.typing import Tokenizer
 
 BATCH = 16
 """Number of prompts in one batch."""
@@ -102,30 +97,11 @@ def _filled(rows: list[Row], template: str, where: str) -> list[str]:
 def _open(source: str, step: int | None, mesh: MeshConfig) -> tuple[Generator, str]:
     """Returns a generator and the prompt template of the run's task, which is empty for a model."""
     if (Path(source) / RUN).is_file():
-        return _open_run(Path(source), step, mesh)
+        run = load(source, step, mesh)
+        return run.generator, getattr(run.config.task, "prompt", "")
     if step is not None:
         raise UserError(f"{source} is a model, not a run: --step needs a run folder")
     path = find_model(source)
     loaded = load_on_mesh(path, mesh)
-    return _generator(_checked(loaded.model, loaded.kind, source), load_tokenizer(path)), ""
-
-
-def _generator(model: Decoder, tokenizer: Tokenizer) -> Generator:
-    # Separate layers take longer to compile but answer faster on a CPU; the compiled program is
-    # cached for the next start, so the time per token matters more.
-    return Generator(model, tokenizer, apart=jax.default_backend() == "cpu")
-
-
-def _open_run(folder: Path, step: int | None, mesh: MeshConfig) -> tuple[Generator, str]:
-    run = restore_run(folder, step, mesh)
-    base = run.state.frozen(run.built.base)
-    model = merge_model(run.built.graph, run.state.trainable, base)
-    tokenizer = load_tokenizer(find_model(run.config.model.path))
-    generator = _generator(_checked(model, run.built.kind, str(folder)), tokenizer)
-    return generator, getattr(run.config.task, "prompt", "")
-
-
-def _checked(model: Model, kind: str, source: str) -> Decoder:
-    if not isinstance(model, Decoder):
-        raise UserError(f"{source} is a {kind}: only a {LANGUAGE_MODEL} generates text")
-    return model
+    model = language_model(loaded.model, loaded.kind, source)
+    return quick_generator(model, load_tokenizer(path)), ""

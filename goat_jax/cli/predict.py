@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 
+from goat_jax.cli.arguments.evaluation import sampling_given
 from goat_jax.data.tasks.language import LanguageTask
 from goat_jax.errors import UserError
 from goat_jax.files import user_path
-from goat_jax.inference.output_file import check_out, digest_of_rows, write_predictions
+from goat_jax.inference.output_file import check_out
+from goat_jax.inference.predict_file import predict_to_file
 from goat_jax.inference.predictions import Predictions, result_columns
 from goat_jax.inference.predictors import predictor_of, sampling_of
-from goat_jax.inference.trained_run import TrainedRun, run_config
+from goat_jax.inference.trained_run import TrainedRun
 from goat_jax.sharding.config import MeshConfig
+from goat_jax.training.distributed.processes import is_first
 from goat_jax.training.logging.progress_bar import TrainProgress
-
-CHUNK = 4
-"""Number of batches that are predicted together and then written."""
-
-SAMPLING = ("max_new_tokens", "temperature", "top_p", "seed")
-"""Arguments for language models only."""
 
 
 def predict(given: argparse.Namespace) -> int:
@@ -41,37 +37,33 @@ def predict(given: argparse.Namespace) -> int:
         raise UserError("predict takes --data FILE --out FILE, or --text TEXT: give one of them")
     if bool(given.data) != bool(given.out):
         raise UserError("--data and --out go together: give the file to write with --out")
-    mesh = MeshConfig(tensor=given.tensor)
-    config = run_config(given.run_folder, mesh)
-    task, kind = config.task, predictor_of(config.task)
-    sampling = {name: getattr(given, name) for name in SAMPLING if getattr(given, name) is not None}
+    mesh = MeshConfig(data=given.mesh_data, tensor=given.tensor)
+    run = TrainedRun(given.run_folder, given.step, mesh)
+    config, task = run.config, run.config.task
+    kind = predictor_of(task)
+    sampling = sampling_given(given)
     if sampling and not isinstance(task, LanguageTask):
         flag = "--" + next(iter(sampling)).replace("_", "-")
         raise UserError(f"{flag} is for language models: {given.run_folder} predicts without it")
-    settings = sampling_of(task, **sampling)
+    if isinstance(task, LanguageTask) and mesh.data != 1:
+        raise UserError("--mesh.data is for labels and values: a language model takes --tensor")
+    sampling_of(task, **sampling)  # checks the numbers before any weights are loaded
     if given.text:
         rows = [kind.as_row(task, texts[0] if len(texts) == 1 else texts) for texts in given.text]
         encoded = kind.encode(task, config, rows, "--text")
-        run = TrainedRun(given.run_folder, given.step, mesh)
-        ask = run.predictor(rows, encoded, given.batch_size, **sampling)
-        _print(ask(range(len(rows))), given.json)
+        found = run.predictor(rows, encoded, given.batch_size, **sampling)(range(len(rows)))
+        if is_first():
+            _print(found, given.json)
         return 0
     out = user_path(given.out)
-    check_out(out)
+    if is_first():
+        check_out(out)
     rows = kind.read(task, given.data)
     encoded = kind.encode(task, config, rows, ", ".join(given.data))
-    run = TrainedRun(given.run_folder, given.step, mesh)
-    size = given.batch_size or kind.batch_size(config)
-    ask = run.predictor(rows, encoded, size, **sampling)
-    identity = {
-        "input": digest_of_rows(rows),
-        "checkpoint": run.digest(),
-        "batch size or sampling": json.dumps([size, dataclasses.asdict(settings)]),
-    }
-    classes = getattr(task, "labels", ())
-    with TrainProgress(len(rows), enabled=not given.quiet) as bar:
-        begun = write_predictions(out, rows, classes, ask, CHUNK * size, identity, bar.update)
-    _report(out, len(rows), begun, getattr(encoded, "truncated", 0), given.json)
+    with TrainProgress(len(rows), enabled=is_first() and not given.quiet) as bar:
+        begun = predict_to_file(run, rows, encoded, out, given.batch_size, bar.update, **sampling)
+    if is_first():
+        _report(out, len(rows), begun, getattr(encoded, "truncated", 0), given.json)
     return 0
 
 

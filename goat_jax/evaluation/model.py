@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,31 @@ from goat_jax.typing import Array, PyTree, Tokenizer
 
 MULTIPLE = 64
 """Prompts are padded to a multiple of this number of tokens."""
+
+
+def language_model(model: Model, kind: str, source: str | Path) -> Decoder:
+    """Returns a model that generates text.
+
+    Args:
+        model: the model.
+        kind: the model's kind.
+        source: the run or the model's name, for the message.
+
+    Raises:
+        UserError: the model is of another kind.
+    """
+    if not isinstance(model, Decoder):
+        raise UserError(f"{source} is a {kind}: only a {LANGUAGE_MODEL} generates text")
+    return model
+
+
+def quick_generator(model: Decoder, tokenizer: Tokenizer) -> Generator:
+    """Returns a generator for single prompts and few ones.
+
+    On a CPU, separate layers take longer to compile but answer faster. The compiled program is kept
+    for the next start, so the time per token matters more.
+    """
+    return Generator(model, tokenizer, MULTIPLE, apart=jax.default_backend() == "cpu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +126,7 @@ def load_eval_model(
         raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     path = find_model(source)
     loaded = load_on_mesh(path, mesh, dtype=DTYPES[dtype])
-    model = _decoder(loaded.model, loaded.kind, source)
+    model = language_model(loaded.model, loaded.kind, source)
     graph, trainable, base = split_model(model)
     name = Path(path).name or source
     return EvalModel(name, graph, trainable, base, model.config, load_tokenizer(path))
@@ -108,12 +134,11 @@ def load_eval_model(
 
 def _open_run(folder: Path, step: int | None, mesh: MeshConfig) -> EvalModel:
     run = restore_run(folder, step, mesh)
-    model = merge_model(run.built.graph, run.state.trainable, run.state.frozen(run.built.base))
-    model = _decoder(model, run.built.kind, str(folder))
-    graph, trainable, base = split_model(model)
+    graph, trainable, base = run.built.graph, run.state.trainable, run.state.frozen(run.built.base)
+    model = language_model(merge_model(graph, trainable, base), run.built.kind, folder)
     return EvalModel(
         name=folder.resolve().name,
-        graph=graph,
+        graph=cast(nnx.GraphDef[Decoder], graph),
         trainable=trainable,
         base=base,
         config=model.config,
@@ -121,9 +146,3 @@ def _open_run(folder: Path, step: int | None, mesh: MeshConfig) -> EvalModel:
         task=run.config.task,
         step=run.step,
     )
-
-
-def _decoder(model: Model, kind: str, source: str) -> Decoder:
-    if not isinstance(model, Decoder):
-        raise UserError(f"{source} is a {kind}: only a {LANGUAGE_MODEL} can answer questions")
-    return model

@@ -87,6 +87,7 @@ def write_predictions(
     chunk: int,
     identity: Mapping[str, str],
     progress: Callable[[int], None] = lambda done: None,
+    announce: Callable[[int], object] = lambda begun: None,
 ) -> int:
     """Writes rows with their predictions in order, and continues an unfinished file.
 
@@ -98,6 +99,8 @@ def write_predictions(
         chunk: the number of rows that are predicted together, then written.
         identity: what the predictions depend on -> its digest, for example "input".
         progress: a function that is called with the number of rows in the file.
+        announce: a function that is called once, before the first row is predicted, with the number
+            of rows that the file has.
 
     Returns:
         The number of rows that the file had before.
@@ -119,9 +122,8 @@ def write_predictions(
             if file.tell() == 0:
                 file.write(text)
             progress(begun)
-            # Chunks begin where they did before, so that each row has the same batch as before.
-            for start in range(begun // chunk * chunk, len(rows), chunk):
-                numbers = range(start, min(start + chunk, len(rows)))
+            announce(begun)
+            for numbers in chunks(begun, len(rows), chunk):
                 found = predict(numbers).results()
                 for number, result in zip(numbers, found, strict=True):
                     if number >= begun:
@@ -136,6 +138,18 @@ def write_predictions(
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or first_line(error)}") from None
     return begun
+
+
+def chunks(begun: int, count: int, chunk: int) -> Iterator[range]:
+    """Yields the numbers of the rows that are predicted together.
+
+    Chunks begin where they did before an interruption, so that each row has the same batch.
+
+    >>> list(chunks(5, 9, 4))
+    [range(4, 8), range(8, 9)]
+    """
+    for start in range(begun // chunk * chunk, count, chunk):
+        yield range(start, min(start + chunk, count))
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:

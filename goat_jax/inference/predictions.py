@@ -101,16 +101,6 @@ def _short(value: object) -> object:
     return text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 3] + "..."
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Returns the probabilities of logits (N, C) float32.
-
-    >>> softmax(np.array([[2.0, 2.0]], np.float32)).tolist()
-    [[0.5, 0.5]]
-    """
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
-
-
 def result_columns(classes: Sequence[str], taken: Iterable[str]) -> list[str]:
     """Returns the names of the result columns; one that is taken gets underscores at its end.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from goat_jax.config.run import RunConfig
@@ -26,7 +27,7 @@ from goat_jax.errors import UserError
 from goat_jax.evaluation.generate_and_loglikelihood import answer_all
 from goat_jax.evaluation.sampler import Prompt, Sampling
 from goat_jax.files import user_path
-from goat_jax.inference.predictions import Predictions, softmax
+from goat_jax.inference.predictions import Predictions
 from goat_jax.pretrained.resolve import find_model
 from goat_jax.training.checks import check
 from goat_jax.training.data import tokenizer_of
@@ -129,7 +130,8 @@ def _outputs(
 ) -> np.ndarray:
     """Returns the model's outputs for some of the rows, (N, outputs) float32, in their order."""
     del sampling
-    trained, size = run.trained, _batch_size(batch_size, len(rows))
+    trained = run.trained
+    size = _batch_size(batch_size, len(rows), trained.built.row_parts)
     lengths = rows.lengths[numbers.start : numbers.stop]
     plan = evaluation_plan(lengths, size, padded_lengths(run.config.train.max_length))
     pending = []
@@ -144,9 +146,18 @@ def _outputs(
     return ordered
 
 
-def _batch_size(wanted: int, count: int) -> int:
-    """Returns the batch size for some rows: a power of two if they do not fill a whole batch."""
-    return min(wanted, 1 << (count - 1).bit_length())
+def _batch_size(wanted: int, count: int, parts: int = 1) -> int:
+    """Returns the batch size for some rows: a small one if they do not fill a whole batch.
+
+    Args:
+        wanted: the size of a whole batch.
+        count: the number of rows.
+        parts: the number of parts that the mesh partitions a batch into.
+
+    >>> _batch_size(32, 5), _batch_size(32, 5, parts=3), _batch_size(32, 100)
+    (8, 9, 32)
+    """
+    return min(wanted, -(-(1 << (count - 1).bit_length()) // parts) * parts)
 
 
 def padded_lengths(most: int) -> tuple[int, ...]:
@@ -178,7 +189,7 @@ def _classified(
     if not task.labels:
         return Predictions(rows, "value", outputs[:, 0])
     labels = np.array(task.labels)[outputs.argmax(-1)]
-    return Predictions(rows, "label", labels, task.labels, softmax(outputs))
+    return Predictions(rows, "label", labels, task.labels, np.asarray(jax.nn.softmax(outputs)))
 
 
 def _answered(task: LanguageTask, rows: Sequence[Row], answers: list[str]) -> Predictions:

@@ -16,6 +16,7 @@ from goat_jax.data.sources.formats import Row
 from goat_jax.data.tasks.formats.conversations import chat_ids
 from goat_jax.errors import UserError
 from goat_jax.evaluation.generate_and_loglikelihood import answer_all
+from goat_jax.evaluation.model import language_model, quick_generator
 from goat_jax.evaluation.sampler import Generator, Prompt
 from goat_jax.files import user_path
 from goat_jax.inference.output_file import digest_of_arrays
@@ -23,16 +24,11 @@ from goat_jax.inference.predictions import Predictions
 from goat_jax.inference.predictors import predictor_of, sampling_of
 from goat_jax.interop.export_run import Exported, export_run
 from goat_jax.interop.trained_run import Trained
-from goat_jax.models.decoder.model import Decoder
 from goat_jax.sharding.config import MeshConfig
 from goat_jax.training.checkpoints.restore import ONE_DEVICE
 from goat_jax.training.checkpoints.run_dir import load_run
 from goat_jax.training.compile_cache import keep_compiled
 from goat_jax.training.data import tokenizer_of
-from goat_jax.training.task_types import LANGUAGE_MODEL
-
-MULTIPLE = 64
-"""Prompts are padded to a multiple of this number of tokens."""
 
 
 class TrainedRun:
@@ -45,14 +41,18 @@ class TrainedRun:
 
     Attributes:
         folder: the run folder.
-        config: the run's config.
-        trained: the reopened run: its model, arrays and scores.
+        config: the run's config, on this mesh.
     """
 
     def __init__(self, folder: Path, step: int | None = None, mesh: MeshConfig = ONE_DEVICE):
-        self.folder = folder
-        self.trained = Trained(folder, step, mesh)
-        self.config: RunConfig = self.trained.config
+        self.folder, self._step = folder, step
+        self._known = load_run(folder)
+        self.config: RunConfig = dataclasses.replace(self._known[0], mesh=mesh)
+
+    @functools.cached_property
+    def trained(self) -> Trained:
+        """The reopened run: its model, arrays and scores. The first access loads the weights."""
+        return Trained(self.folder, self._step, self.config.mesh, self._known)
 
     def __repr__(self) -> str:
         method, model = self.config.adapter.method, self.config.model.path
@@ -64,10 +64,13 @@ class TrainedRun:
         return self.trained.opened.step
 
     def digest(self) -> str:
-        """Returns the SHA-256 of the checkpoint: its base's digest, its step, its arrays."""
+        """Returns the SHA-256 of the checkpoint: its base's digest, its step, its arrays.
+
+        In a multi-process run every process has to call it.
+        """
         arrays = jax.tree.leaves((self.trained.trainable, self.trained.opened.state.constants))
         base = np.frombuffer(self.trained.built.base_fingerprint.encode(), np.uint8)
-        return digest_of_arrays([base, np.array(self.step), *arrays])
+        return digest_of_arrays([base, np.array(self.step), *map(_whole, arrays)])
 
     def predict(
         self, rows: Sequence[Any], *, batch_size: int | None = None, **sampling: Any
@@ -111,6 +114,8 @@ class TrainedRun:
         """
         task, kind = self.config.task, predictor_of(self.config.task)
         size, settings = batch_size or kind.batch_size(self.config), sampling_of(task, **sampling)
+        if self.trained.built.placed is not None:
+            self.trained.built.placed.placement.check_rows("the batch size", size)
 
         def predict(numbers: range) -> Predictions:
             outputs = kind.predict(self, encoded, numbers, size, settings)
@@ -121,12 +126,9 @@ class TrainedRun:
     @functools.cached_property
     def generator(self) -> Generator:
         """The generator of answers; a `UserError` if the model is not a language model."""
-        model = self.trained.model
-        if not isinstance(model, Decoder):
-            kind = self.trained.built.kind
-            raise UserError(f"{self.folder} is a {kind}: only a {LANGUAGE_MODEL} generates text")
-        apart = jax.default_backend() == "cpu"  # as `goat-jax generate`: faster for each token
-        return Generator(model, tokenizer_of(self.trained.path), MULTIPLE, apart=apart)
+        trained = self.trained
+        model = language_model(trained.model, trained.built.kind, self.folder)
+        return quick_generator(model, tokenizer_of(trained.path))
 
     @overload
     def generate(self, prompts: str, *, chat: bool = False, **sampling: Any) -> str: ...
@@ -175,7 +177,16 @@ class TrainedRun:
         return export_run(self.folder, to, user_path(out), step=self.step, **options)
 
 
-def load(run: str | Path, step: int | None = None) -> TrainedRun:
+def _whole(array: jax.Array) -> Any:
+    """Returns an array that this process has completely."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return array
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
+def load(run: str | Path, step: int | None = None, mesh: MeshConfig = ONE_DEVICE) -> TrainedRun:
     """Loads a run, trained here or imported, to predict, generate, evaluate and export.
 
     Programs that jax compiles are kept for the next start in the user's cache folder, as on the
@@ -184,14 +195,12 @@ def load(run: str | Path, step: int | None = None) -> TrainedRun:
     Args:
         run: the run folder.
         step: the checkpoint's step; None for the best checkpoint.
+        mesh: the mesh that the model is placed on.
 
     Raises:
         UserError: the folder holds no run, or no intact checkpoint of that step.
     """
     keep_compiled()
-    return TrainedRun(user_path(run), step)
-
-
-def run_config(folder: Path, mesh: MeshConfig = ONE_DEVICE) -> RunConfig:
-    """Returns the config of a run folder, on another mesh; reads no weights."""
-    return dataclasses.replace(load_run(folder)[0], mesh=mesh)
+    found = TrainedRun(user_path(run), step, mesh)
+    found.trained  # noqa: B018
+    return found

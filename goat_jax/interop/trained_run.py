@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from goat_jax.adapters.task_gate import for_task
-from goat_jax.config.run import DTYPES
+from goat_jax.config.run import DTYPES, RunConfig
 from goat_jax.data.tasks.registry import Task
 from goat_jax.interop.low_rank import LowRank, low_rank
 from goat_jax.interop.modules import Adapted, read_adapted, read_kernels, trained_tensors
@@ -39,6 +40,7 @@ class Trained:
         folder: the run's folder.
         step: the checkpoint's step; None: the best checkpoint.
         mesh: the mesh that the model is placed on.
+        known: the result of `load_run`, if run.json has been read already.
 
     Attributes:
         folder: the run's folder.
@@ -51,9 +53,15 @@ class Trained:
         model: the trained model with its adapters.
     """
 
-    def __init__(self, folder: Path, step: int | None, mesh: MeshConfig = ONE_DEVICE):
+    def __init__(
+        self,
+        folder: Path,
+        step: int | None,
+        mesh: MeshConfig = ONE_DEVICE,
+        known: tuple[RunConfig, dict[str, Any]] | None = None,
+    ):
         self.folder = folder
-        self.opened: Reopened = restore_run(folder, step, mesh)
+        self.opened: Reopened = restore_run(folder, step, mesh, known)
         self.config, self.built = self.opened.config, self.opened.built
         self.path = find_model(self.config.model.path)
         self.trainable: dict[str, PyTree] = self.opened.state.trainable

@@ -98,6 +98,11 @@ class TrainSetup:
     base_fingerprint: str
     residual_norms: dict[str, list[float]]
 
+    @property
+    def row_parts(self) -> int:
+        """The number of parts that the mesh partitions a batch into; 1 without a mesh."""
+        return 1 if self.placed is None else self.placed.placement.row_parts
+
     def put_whole(self, batch: Batch) -> Batch:
         """Puts a complete batch on the mesh, if there is one."""
         return batch if self.placed is None else self.placed.put_whole(batch)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,7 +17,7 @@ from goat_jax.data.tasks.language import FORMATS, PROMPTS, LanguageTask, row_of_
 from goat_jax.data.tasks.registry import files
 from goat_jax.errors import UserError
 from goat_jax.inference.output_file import write_predictions
-from goat_jax.inference.predictions import Predictions, softmax
+from goat_jax.inference.predictions import Predictions
 from goat_jax.inference.predictors import PREDICTORS, predictor_of
 from goat_jax.training.task_types import TASK_TYPES
 
@@ -53,7 +54,7 @@ def test_predictions_are_those_of_the_evaluation(run, rows, found):
         logits[numbers[numbers >= 0]] = outputs[numbers >= 0]
     names = np.array(["bad", "good"])
     assert found.labels.tolist() == names[logits.argmax(-1)].tolist()
-    np.testing.assert_allclose(found.probabilities, softmax(logits), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.probabilities, jax.nn.softmax(logits), rtol=1e-5, atol=1e-6)
     truth = [names[row["label"]] for row in read_rows(run.config.task.evaluation)]
     assert run.evaluate()["accuracy"] == pytest.approx(np.mean(found.labels == truth))
 

@@ -21,7 +21,12 @@ from goat_jax.training import trainer
 from goat_jax.training.checkpoints.restore import restore_run
 from goat_jax.training.distributed.lifeline import AGAIN, Lifeline
 from goat_jax.training.distributed.preemption import Signals
-from goat_jax.training.distributed.processes import NoMetricsLog, Processes, StopConsensus, agreed
+from goat_jax.training.distributed.processes import (
+    NoMetricsLog,
+    Processes,
+    StopConsensus,
+    from_first,
+)
 from goat_jax.training.logging.metrics_log import read_records
 from goat_jax.training.trainer import fit
 from tiny_run import LIGHT
@@ -197,7 +202,7 @@ AS_ONE = """
 import sys, threading
 from goat_jax.cli.entry import in_one_line
 from goat_jax.errors import UserError
-from goat_jax.training.distributed.processes import Processes, agreed, as_one
+from goat_jax.training.distributed.processes import Processes, from_first, as_one
 
 what, address, count, index = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 
@@ -205,10 +210,10 @@ def action():
     if what == "error" and index == 1:
         raise UserError("a wrong word")
     if what != "idle":
-        agreed(True)
+        from_first(1)
     print("ready", flush=True)
     while what == "collective":
-        agreed(True)
+        from_first(1)
     if what in ("idle", "error"):
         threading.Event().wait()
     return 0
@@ -293,7 +298,7 @@ def test_bad_places_are_refused(arguments, message):
 
 
 def test_one_process_decides_alone(tmp_path):
-    assert agreed(True) and not agreed(False)
+    assert from_first(1) and not from_first(0)
     assert StopConsensus().cast(True) and not StopConsensus().cast(False)
     with NoMetricsLog(tmp_path) as records:
         records.write("train", 1, loss=1.0)

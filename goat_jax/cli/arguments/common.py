@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from goat_jax.cli.arguments import evaluation as eval_arguments
-from goat_jax.cli.arguments.numbers import TOP_P, number
+from goat_jax.cli.arguments.numbers import DEVICES, number
 from goat_jax.config.shipped import shipped_configs
-from goat_jax.validation.fields import Count, Natural, NonNegative, Positive, Seed
+from goat_jax.validation.fields import Count, Natural, Positive, Seed
 
 CONFIG, METHOD = "NAME|FILE[:OPT=V,...]", "METHOD[:OPT=V,...]"
 SHELLS = ("bash", "zsh", "fish")
@@ -27,6 +27,11 @@ def train(parser: argparse.ArgumentParser) -> None:
     from_data(parser, required=False)
     parser.add_argument("--help-fields", action="store_true", help="list every field and stop")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    processes(parser)
+
+
+def processes(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that join several processes."""
     parser.add_argument(
         "--coordinator",
         metavar="HOST:PORT|auto",
@@ -76,19 +81,9 @@ def generate(parser: argparse.ArgumentParser) -> None:
         help="JSON Lines with a column prompt, or rows in the format of the run's task",
     )
     parser.add_argument("--chat", action="store_true", help="apply the model's chat template")
-    parser.add_argument(
-        "--max-new-tokens",
-        type=number(Count),
-        metavar="N",
-        help="default: 128, or what the context leaves",
-    )
-    parser.add_argument(
-        "--temperature", type=number(NonNegative), default=0.0, help="0, the default, is greedy"
-    )
-    parser.add_argument("--top-p", type=number(TOP_P), default=1.0, metavar="P")
+    eval_arguments.add_sampling(parser, "128, or what the context leaves", "0, greedy")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT")
     eval_arguments.add_tensor(parser)
-    parser.add_argument("--seed", type=number(Seed), default=0)
     parser.add_argument(
         "--step", type=number(Natural), help="step of the checkpoint (default: the best)"
     )
@@ -117,14 +112,20 @@ def predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=number(Count), metavar="N", help="that of evaluation if not given"
     )
+    parser.add_argument(
+        "--mesh.data",
+        dest="mesh_data",
+        type=number(DEVICES),
+        default=1,
+        metavar="N",
+        help="share the rows of each batch out over N devices (-1: all)",
+    )
     eval_arguments.add_tensor(parser)
+    processes(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     group = parser.add_argument_group("answers of language models")
-    group.add_argument("--max-new-tokens", type=number(Count), metavar="N")
-    group.add_argument("--temperature", type=number(NonNegative), help="0 (default) is greedy")
-    group.add_argument("--top-p", type=number(TOP_P), metavar="P")
-    group.add_argument("--seed", type=number(Seed))
+    eval_arguments.add_sampling(group, "the task's", "0, greedy")
 
 
 def data(parser: argparse.ArgumentParser) -> None:

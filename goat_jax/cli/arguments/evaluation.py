@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from goat_jax.cli.arguments.numbers import DEVICES, TOP_P, number
 from goat_jax.errors import UserError
@@ -60,6 +60,31 @@ def add_tensor(parser: argparse.ArgumentParser) -> None:
     )
 
 
+SAMPLING = ("max_new_tokens", "temperature", "top_p", "seed")
+"""Arguments that `add_sampling` adds, by the names of the settings."""
+
+
+def add_sampling(group: argparse._ActionsContainer, tokens: str, temperature: str) -> None:
+    """Adds the arguments that `sampling_given` reads.
+
+    Args:
+        group: the group of arguments.
+        tokens: the default of ``--max-new-tokens``, for its help.
+        temperature: the default of ``--temperature``, for its help.
+    """
+    group.add_argument(
+        "--max-new-tokens", type=number(Count), metavar="N", help=f"default: {tokens}"
+    )
+    group.add_argument("--temperature", type=number(NonNegative), help=f"default: {temperature}")
+    group.add_argument("--top-p", type=number(TOP_P), metavar="P", help="default: 1")
+    group.add_argument("--seed", type=number(Seed), help="default: 0")
+
+
+def sampling_given(given: argparse.Namespace) -> dict[str, Any]:
+    """Returns the sampling settings that were given, by name."""
+    return {name: getattr(given, name) for name in SAMPLING if getattr(given, name) is not None}
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that `options_of` reads."""
     _add_answers(parser.add_argument_group("answers"))
@@ -75,14 +100,7 @@ def _add_answers(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="questions per batch (default: 16)",
     )
-    group.add_argument(
-        "--max-new-tokens", type=number(Count), metavar="N", help="default: the task's"
-    )
-    group.add_argument(
-        "--temperature", type=number(NonNegative), help="default: the task's; 0 is greedy"
-    )
-    group.add_argument("--top-p", type=number(TOP_P), default=1.0, metavar="P")
-    group.add_argument("--seed", type=number(Seed), default=0)
+    add_sampling(group, "the task's", "the task's; 0 is greedy")
     group.add_argument("--dtype", default="float32", help="dtype of a pretrained model's weights")
 
 
@@ -148,16 +166,13 @@ def options_of(given: argparse.Namespace) -> EvalOptions:
     )
     return EvalOptions(
         batch_size=given.batch_size,
-        temperature=given.temperature,
-        top_p=given.top_p,
-        seed=given.seed,
-        max_new_tokens=given.max_new_tokens,
         samples=given.samples,
         ks=tuple(given.k),
         run_programs=given.run_programs,
         limits=limits,
         workers=given.workers,
         judge=_judge_of(given),
+        **sampling_given(given),
     )
 
 

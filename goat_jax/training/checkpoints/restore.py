@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,12 @@ def load_on_mesh(path: Path, mesh: MeshConfig, dtype: DTypeLike = jnp.float32) -
     return loaded
 
 
-def restore_run(folder: Path, step: int | None, mesh: MeshConfig = ONE_DEVICE) -> Reopened:
+def restore_run(
+    folder: Path,
+    step: int | None,
+    mesh: MeshConfig = ONE_DEVICE,
+    known: tuple[RunConfig, dict[str, Any]] | None = None,
+) -> Reopened:
     """Rebuilds a run and restores one of its checkpoints, to use it but not to train it further.
 
     The optimizer's state is neither made nor read. Decompositions are taken from the cache that the
@@ -79,6 +84,7 @@ def restore_run(folder: Path, step: int | None, mesh: MeshConfig = ONE_DEVICE) -
         folder: the run folder.
         step: the checkpoint's step; None for the best intact one.
         mesh: the mesh to put the run on; it may differ from the mesh of the training.
+        known: the result of `load_run`, if run.json has been read already.
 
     Raises:
         UserError: the folder holds no run, no such checkpoint or no intact one, or the base model
@@ -86,7 +92,7 @@ def restore_run(folder: Path, step: int | None, mesh: MeshConfig = ONE_DEVICE) -
     """
     from goat_jax.training.checkpoints.checkpoint import Checkpoints
 
-    config, saved = load_run(folder)
+    config, saved = known or load_run(folder)
     config = dataclasses.replace(config, mesh=mesh)
     checkpoints = Checkpoints(folder, config.best_by, read_only=True)
     chosen = _chosen(folder, checkpoints, step)  # a wrong step fails before the model is built

@@ -154,14 +154,13 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def agreed(first_process_is_fine: bool) -> bool:
-    """Broadcasts the first process's value to all; every process has to call it."""
+def from_first(value: int) -> int:
+    """Broadcasts the first process's number to all; every process has to call it."""
     if jax.process_count() == 1:
-        return first_process_is_fine
+        return value
     from jax.experimental import multihost_utils
 
-    received = multihost_utils.broadcast_one_to_all(np.int32(first_process_is_fine))
-    return bool(received)
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def by_first(action: Callable[[], Any]) -> None:
@@ -176,7 +175,7 @@ def by_first(action: Callable[[], Any]) -> None:
             action()
         except UserError as error:
             refused = error
-    if not agreed(refused is None):
+    if not from_first(refused is None):
         raise refused or UserError("the first process stopped with an error: see its message")
 
 
