@@ -19,10 +19,15 @@ from goat_jax.errors import RunFailed, UserError
 from goat_jax.evaluation.evaluate_lm import check_needs, evaluate_task, write_records
 from goat_jax.evaluation.model import EvalModel, load_eval_model
 from goat_jax.evaluation.types import CUT_ANSWERS
+from goat_jax.files import user_path
+from goat_jax.inference.output_file import check_out
+from goat_jax.inference.predict_file import predict_to_file
+from goat_jax.inference.predictors import labeled_rows
+from goat_jax.inference.trained_run import TrainedRun
 from goat_jax.pretrained.resolve import PACKAGE
 from goat_jax.sharding.config import MeshConfig
 from goat_jax.text_tables import render_table
-from goat_jax.training.checkpoints.restore import ONE_DEVICE, restore_run
+from goat_jax.training.checkpoints.restore import ONE_DEVICE
 from goat_jax.training.checkpoints.run_dir import RUN, load_run
 from goat_jax.training.data import evaluation_batches, load_rows
 from goat_jax.training.evaluate import evaluate as score
@@ -68,7 +73,7 @@ def evaluate(given: argparse.Namespace) -> int:
                 raise UserError(
                     f"{flag} is only for eval tasks: {given.source} is scored by {LOSS}"
                 )
-        return _print_loss(Path(given.source), given.step, given.data, mesh, given.json)
+        return _print_loss(given, mesh)
     options = options_of(given)
     eval_tasks = []
     for task, scoring in zip(tasks, scorings, strict=True):
@@ -164,19 +169,26 @@ def _print_scores(
     print(f"written: {', '.join(map(str, paths))}", flush=True)
 
 
-def _print_loss(
-    folder: Path, step: int | None, data: str | None, mesh: MeshConfig, as_json: bool
-) -> int:
-    scores, step = evaluate_run(folder, step, data, mesh)
-    if as_json:
+def _print_loss(given: argparse.Namespace, mesh: MeshConfig) -> int:
+    progress = not given.quiet
+    out = None if given.out is None else user_path(given.out)
+    scores, step = evaluate_run(Path(given.source), given.step, given.data, mesh, out, progress)
+    if given.json:
         print(json.dumps({"step": step, **scores}))
-    else:
-        print(render_table(["step", *scores], [[step, *(f"{s:.4f}" for s in scores.values())]]))
+        return 0
+    print(render_table(["step", *scores], [[step, *(f"{s:.4f}" for s in scores.values())]]))
+    if out is not None:
+        print(f"written: {out}")
     return 0
 
 
 def evaluate_run(
-    folder: Path, step: int | None, data: str | None, mesh: MeshConfig = ONE_DEVICE
+    folder: Path,
+    step: int | None,
+    data: str | None,
+    mesh: MeshConfig = ONE_DEVICE,
+    out: Path | None = None,
+    progress: bool = False,
 ) -> tuple[dict[str, float], int]:
     """Returns a checkpoint's scores on the evaluation rows of its task, and the checkpoint's step.
 
@@ -185,26 +197,40 @@ def evaluate_run(
         step: the checkpoint's step; None for the best checkpoint.
         data: a source of rows to use instead of the task's evaluation rows.
         mesh: the mesh that the model is placed on.
+        out: the file that each row is written to with its label and prediction; None for none.
+        progress: whether to draw a progress bar while it is written.
 
     Raises:
+        UserError: rows without labels, or a file that cannot be written.
         RunFailed: a score that is not finite.
     """
-    config = dataclasses.replace(load_run(folder)[0], mesh=mesh)
+    run = TrainedRun(folder, step, mesh)
     if data is not None:
         changes: dict[str, Any] = {"evaluation": data, "evaluation_limit": None}
-        if isinstance(config.task, LanguageTask):
+        if isinstance(run.config.task, LanguageTask):
             changes["held_out"] = 0
-        config = dataclasses.replace(config, task=dataclasses.replace(config.task, **changes))
-    rows = evaluation_batches(config, load_rows(config, "evaluation")[0])
-    run = restore_run(folder, step, mesh)
-    built = run.built
-    base = run.state.frozen(built.base)
+        task = dataclasses.replace(run.config.task, **changes)
+        run.config = dataclasses.replace(run.config, task=task)
+    config, labeled = run.config, []
+    if out is not None:
+        check_out(out)
+        labeled = labeled_rows(config.task)
+    rows = load_rows(config, "evaluation")[0]
+    trained = run.trained
     found = score(
-        built.eval_step, run.state.trainable, base, rows, config.task, put=built.put_whole
+        trained.built.eval_step,
+        trained.trainable,
+        trained.base,
+        evaluation_batches(config, rows),
+        config.task,
+        put=trained.built.put_whole,
     )
     for name, value in found.scores.items():
         if not math.isfinite(value):
             raise RunFailed(
                 f"step {run.step} of {folder}: the {name} of the held-out rows is {value}"
             )
+    if out is not None:
+        with TrainProgress(len(labeled), enabled=progress) as bar:
+            predict_to_file(run, labeled, rows, out, progress=bar.update)
     return found.scores, run.step

@@ -13,7 +13,7 @@ import numpy as np
 from goat_jax.config.run import RunConfig
 from goat_jax.data.pipeline.batching import evaluation_plan
 from goat_jax.data.pipeline.dataset import FILLER, Rows, with_known_ids
-from goat_jax.data.pipeline.images import unlabeled_images
+from goat_jax.data.pipeline.images import load_images, unlabeled_images
 from goat_jax.data.pipeline.token_ids import table_sizes
 from goat_jax.data.pipeline.tokenize import encode, late_tokenizer
 from goat_jax.data.sources.formats import Row
@@ -22,7 +22,7 @@ from goat_jax.data.sources.read import read_image_source, read_source
 from goat_jax.data.tasks.evaluation import EvalTask
 from goat_jax.data.tasks.image import ImageTask
 from goat_jax.data.tasks.language import LanguageTask, read_prompts, row_of_prompt
-from goat_jax.data.tasks.text import TextTask, unlabeled_examples
+from goat_jax.data.tasks.text import TextTask, load_examples, rows_of, unlabeled_examples
 from goat_jax.errors import UserError
 from goat_jax.evaluation.generate_and_loglikelihood import answer_all
 from goat_jax.evaluation.sampler import Prompt, Sampling
@@ -50,6 +50,8 @@ class Predictor:
         read: (task, sources) -> the rows of some sources.
         as_row: (task, value) -> the row of a value that is not a dictionary: a text, two texts, an
             image.
+        labeled: task -> its evaluation rows, in their order, and the label of each. None for tasks
+            whose rows have no label.
         encode: (task, config, rows, their source) -> the rows as `predict` takes them. Reads no
             weights, so that a row that does not fit is refused before they are loaded.
         batch_size: config -> the default number of rows in a batch.
@@ -60,6 +62,7 @@ class Predictor:
 
     read: Callable[[Any, Sequence[str]], list[Row]]
     as_row: Callable[[Any, Any], Row]
+    labeled: Callable[[Any], tuple[list[Row], np.ndarray]] | None
     encode: Callable[[Any, RunConfig, Sequence[Row], str], Any]
     batch_size: Callable[[RunConfig], int]
     predict: Callable[[TrainedRun, Any, range, int, Sampling], Any]
@@ -83,6 +86,16 @@ def _read_images(task: ImageTask, sources: Sequence[str]) -> list[Row]:
         return [{task.image: str(path)} for path in find_images(paths)]
     rows = [read_image_source(source, SPLIT, task.image) for source in sources]
     return [row for some in rows for row in some]
+
+
+def _labeled_texts(task: TextTask) -> tuple[list[Row], np.ndarray]:
+    rows = [row for _, row, _ in rows_of(task, "evaluation")]
+    return rows, load_examples(task, "evaluation").labels
+
+
+def _labeled_images(task: ImageTask) -> tuple[list[Row], np.ndarray]:
+    images = load_images(task, "evaluation")
+    return [images.rows[number] for number in images.numbers], images.labels
 
 
 def _text_row(task: TextTask, value: object) -> Row:
@@ -200,6 +213,7 @@ def _answered(task: LanguageTask, rows: Sequence[Row], answers: list[str]) -> Pr
 _TEXT = Predictor(
     read=_read_rows,
     as_row=_text_row,
+    labeled=_labeled_texts,
     encode=_encode_texts,
     batch_size=lambda config: config.train.eval_batch_size,
     predict=_outputs,
@@ -208,6 +222,7 @@ _TEXT = Predictor(
 _LANGUAGE = Predictor(
     read=_read_rows,
     as_row=_prompt_row,
+    labeled=None,
     encode=_encode_prompts,
     batch_size=lambda config: 16,
     predict=_answers,
@@ -217,12 +232,40 @@ _LANGUAGE = Predictor(
 PREDICTORS: dict[type, Predictor] = {
     TextTask: _TEXT,
     ImageTask: dataclasses.replace(
-        _TEXT, read=_read_images, as_row=_image_row, encode=_encode_images
+        _TEXT,
+        read=_read_images,
+        as_row=_image_row,
+        labeled=_labeled_images,
+        encode=_encode_images,
     ),
     LanguageTask: _LANGUAGE,
     EvalTask: _LANGUAGE,
 }
 """Class of a task -> its predictor."""
+
+
+EXPECTED = "expected"
+"""Name of the column with the label of an evaluation row."""
+
+
+def labeled_rows(task: Any) -> list[Row]:
+    """Returns a task's evaluation rows, each with its class name or value as a further column.
+
+    Raises:
+        UserError: the rows have no labels.
+    """
+    labeled = predictor_of(task).labeled
+    if labeled is None:
+        raise UserError(
+            f"task {task.name} has no labels to write: goat-jax predict writes the answers, and "
+            "goat-jax evaluate --task those to an eval task"
+        )
+    rows, labels = labeled(task)
+    column = EXPECTED
+    while any(column in row for row in rows):
+        column += "_"
+    names = [task.labels[label] if task.labels else label for label in labels.tolist()]
+    return [dict(row) | {column: name} for row, name in zip(rows, names, strict=True)]
 
 
 def sampling_of(task: object, **given: Any) -> Sampling:

@@ -18,7 +18,7 @@ from goat_jax.data.tasks.registry import files
 from goat_jax.errors import UserError
 from goat_jax.inference.output_file import write_predictions
 from goat_jax.inference.predictions import Predictions
-from goat_jax.inference.predictors import PREDICTORS, predictor_of
+from goat_jax.inference.predictors import PREDICTORS, labeled_rows, predictor_of
 from goat_jax.training.task_types import TASK_TYPES
 
 
@@ -283,3 +283,27 @@ def test_the_verb_prints_texts(run, rows, found, capsys):
     assert main(["predict", str(run.folder), *words, "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["prediction"] for line in lines] == found.labels.tolist()[:2]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl"])
+def test_evaluate_writes_each_row_with_its_label(run, found, tmp_path, capsys, ending):
+    out = tmp_path / f"scored{ending}"
+    words = ["evaluate", str(run.folder), "--out", str(out), "--quiet", "--json"]
+    assert main(words) == 0
+    scores = json.loads(capsys.readouterr().out)
+    rows = read_rows(out)
+    names = ["sentence", "label", "expected", "prediction", "probability_bad", "probability_good"]
+    assert {tuple(row) for row in rows} == {tuple(names)}
+    given = read_rows(run.config.task.evaluation)
+    assert [row["sentence"] for row in rows] == [row["sentence"] for row in given]
+    assert [row["expected"] for row in rows] == [("bad", "good")[row["label"]] for row in given]
+    assert [row["prediction"] for row in rows] == found.labels.tolist()
+    share = np.mean([row["prediction"] == row["expected"] for row in rows])
+    assert scores["accuracy"] == pytest.approx(share)
+    assert main(words) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_rows_without_labels_cannot_be_written_with_them():
+    with pytest.raises(UserError, match="task notes has no labels to write"):
+        labeled_rows(LanguageTask("notes", "a", "b"))

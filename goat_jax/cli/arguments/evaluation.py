@@ -43,7 +43,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="number of questions per set, evenly spaced",
     )
     add_tensor(parser)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder for the predictions")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE|FOLDER",
+        help="a .csv, .jsonl or .parquet for each row's label and prediction; for eval tasks a "
+        "folder",
+    )
     parser.add_argument("--json", action="store_true", help="print one line of JSON per task")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_options(parser)

@@ -174,6 +174,30 @@ def load_examples(task: TextTask, split: str) -> Examples:
     >>> load_examples(task, "train").labels
     array([1], dtype=int32)
     """
+    texts: list[tuple[str, ...]] = []
+    labels: list[float] = []
+    marks: list[bytes] = []
+    tasks: list[dict[str, int]] = []
+    rows = rows_of(task, split)
+    for _, row, where in rows:
+        texts.append(_texts(row, task.text, where))
+        labels.append(read_label(row, task.label, task.labels, where))
+        tasks.append(read_tasks(row, task, where))
+        marks.append(mark_of(read_column(row, task.id, where) if task.id else texts[-1]))
+    dtype = np.int32 if task.labels else np.float32
+    columns = tuple(zip(*texts, strict=True))
+    count = len(source_of(task, split)[0].split(AND))
+    parts = _parts(task, split, [part for part, _, _ in rows], count)
+    return Examples(columns, np.asarray(labels, dtype), tuple(marks), parts, _stacked(tasks))
+
+
+def rows_of(task: TextTask, split: str) -> list[tuple[int, Row, str]]:
+    """Reads the rows of a task's `train` or `evaluation` source that belong to the split.
+
+    Returns the number of each row's source, the row, and its place for error messages.
+
+    Raises UserError for a source without rows.
+    """
     source, limit = source_of(task, split)
     pieces = [
         (piece, read_source(piece, DEFAULT_SPLITS[split], task.data_dir))
@@ -182,10 +206,6 @@ def load_examples(task: TextTask, split: str) -> Examples:
     places = [(part, i) for part, (_, rows) in enumerate(pieces) for i in range(len(rows))]
     if not places:
         raise UserError(f"{source}: no rows")
-    texts: list[tuple[str, ...]] = []
-    labels: list[float] = []
-    marks: list[bytes] = []
-    tasks: list[dict[str, int]] = []
 
     def by_label(number: int) -> tuple[float, bytes]:
         part, index = places[number]
@@ -195,17 +215,10 @@ def load_examples(task: TextTask, split: str) -> Examples:
         return label, mark_of(_texts(row, task.text, where))
 
     chosen = [places[number] for number in chosen_rows(task, split, len(places), limit, by_label)]
-    for part, index in chosen:
-        piece, rows = pieces[part]
-        row, where = rows[index], f"{piece}: row {index + 1}"
-        texts.append(_texts(row, task.text, where))
-        labels.append(read_label(row, task.label, task.labels, where))
-        tasks.append(read_tasks(row, task, where))
-        marks.append(mark_of(read_column(row, task.id, where) if task.id else texts[-1]))
-    dtype = np.int32 if task.labels else np.float32
-    columns = tuple(zip(*texts, strict=True))
-    parts = _parts(task, split, [part for part, _ in chosen], len(pieces))
-    return Examples(columns, np.asarray(labels, dtype), tuple(marks), parts, _stacked(tasks))
+    return [
+        (part, pieces[part][1][index], f"{pieces[part][0]}: row {index + 1}")
+        for part, index in chosen
+    ]
 
 
 def unlabeled_examples(task: TextTask, rows: Sequence[Row], source: str) -> Examples:
