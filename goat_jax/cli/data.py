@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from goat_jax.data.tasks.text import TextTask, load_examples
 from goat_jax.errors import UserError
 from goat_jax.files import user_path, write_whole
 from goat_jax.text_tables import human_bytes, render_table
+from goat_jax.training.logging.progress_bar import make_console
 
 
 def list_sets() -> int:
@@ -106,7 +108,6 @@ class _Bar:
 
 
 def _make_bar() -> Any:
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -122,5 +123,5 @@ def _make_bar() -> Any:
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=make_console(sys.stderr),
     )

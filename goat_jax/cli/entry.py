@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+from goat_jax.cli.log_level import apply_log_level, shows_notices, shows_tracebacks
 from goat_jax.errors import Notice, RunFailed, UserError
 
 
@@ -22,6 +23,7 @@ def in_one_line(program: str, run: Callable[[], int]) -> int:
         run: does the program's work and returns its exit code.
     """
     _hush_failed_writes()
+    apply_log_level()
     try:
         with _notices_in_one_line(program):
             return run()
@@ -35,14 +37,11 @@ def in_one_line(program: str, run: Callable[[], int]) -> int:
 
 
 def _hush_failed_writes() -> None:
-    """Silences Orbax and asyncio after a failed checkpoint write, so only our error is printed.
+    """Silences Orbax's pending writes after a failed one, so that only our error is printed.
 
-    Orbax logs the error that it also raises. Each of its writes that is still pending then reports
-    to an event loop that is already closed, from a thread of tensorstore where no caller can catch
-    the error. Such a report has split our error line in two.
+    Each of them reports to an event loop that is already closed, from a thread of tensorstore where
+    no caller can catch the error. Such a report has split our error line in two.
     """
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _unraisable
 
@@ -62,7 +61,8 @@ def _notices_in_one_line(program: str) -> Iterator[None]:
         message: Warning | str, category: type[Warning], *rest: Any, **options: Any
     ) -> None:
         if issubclass(category, Notice):
-            print(f"{program}: {message}", file=sys.stderr)
+            if shows_notices():
+                print(f"{program}: {message}", file=sys.stderr)
         else:
             show(message, category, *rest, **options)
 
@@ -72,6 +72,8 @@ def _notices_in_one_line(program: str) -> Iterator[None]:
 
 
 def _say(program: str, error: object, code: int) -> int:
+    if shows_tracebacks():
+        traceback.print_exc()
     print(f"{program}: error: {error}", file=sys.stderr)
     return code
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from goat_jax.cli.arguments.words import as_flag, check_all_known, check_verb
 from goat_jax.cli.entry import in_one_line
+from goat_jax.cli.log_level import apply_log_level
 from goat_jax.cli.verbs import VERBS, make_parser
 from goat_jax.errors import UnknownField
 
@@ -20,6 +21,7 @@ def _run(words: Sequence[str] | None) -> int:
     given = sys.argv[1:] if words is None else words
     check_verb(given, list(VERBS))
     known, rest = make_parser().parse_known_args(given)
+    apply_log_level(known.log_level)
     if not known.takes_fields:
         check_all_known(known.parser, rest)
     try:

@@ -12,6 +12,7 @@ from goat_jax.cli import calls
 from goat_jax.cli.arguments import common as arguments
 from goat_jax.cli.arguments import evaluation as eval_arguments
 from goat_jax.cli.entry import Parser
+from goat_jax.cli.log_level import LEVELS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,4 +190,10 @@ def make_parser() -> argparse.ArgumentParser:
         )
         sub.set_defaults(run=verb.run, takes_fields=verb.overrides, parser=sub)
         verb.arguments(sub)
+        sub.add_argument(
+            "--log-level",
+            choices=LEVELS,
+            default="warning",
+            help="how much is printed besides results; debug: also the traceback of an error",
+        )
     return parser

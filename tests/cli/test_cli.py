@@ -1,6 +1,7 @@
 """The command line: help with examples, one clear line for bad input, exit codes."""
 
 import json
+import logging
 import subprocess
 import sys
 import warnings
@@ -10,6 +11,8 @@ import jax
 import pytest
 
 import goat_jax
+from goat_jax.cli.entry import in_one_line
+from goat_jax.cli.log_level import apply_log_level
 from goat_jax.cli.main import main
 from goat_jax.errors import Notice
 from goat_jax.training.compile_cache import keep_compiled
@@ -272,3 +275,26 @@ def test_a_source_that_does_not_exist_is_no_model(tmp_path, capsys):
 def test_wrong_arguments_of_every_verb_are_one_line(words, message, capsys):
     code, line = error_of(capsys, *words)
     assert code == 2 and message in line
+
+
+@pytest.mark.parametrize(("level", "seen"), [("error", ""), ("warning", "p: look here\n")])
+def test_the_log_level_decides_what_is_printed_besides_results(level, seen, capsys):
+    warnings.simplefilter("always", Notice)  # here they are errors otherwise
+
+    def notice():
+        apply_log_level(level)
+        warnings.warn("look here", Notice, stacklevel=1)
+        return 0
+
+    assert in_one_line("p", notice) == 0
+    assert capsys.readouterr().err == seen
+
+
+def test_debug_adds_the_traceback_of_an_error(capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "level", logging.WARNING)
+    words = ["inspect", "runs/nothing"]
+    assert main(words) == 2 and len(capsys.readouterr().err.splitlines()) == 1
+    assert main([*words, "--log-level", "debug"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert main(words) == 2 and len(capsys.readouterr().err.splitlines()) == 1
+    assert lines[0].startswith("Traceback") and lines[-1].startswith("goat-jax: error: ")

@@ -58,12 +58,8 @@ class TrainProgress:
             self._make_bar()
 
     def _make_bar(self) -> None:
-        from rich.console import Console
-
-        # Not `Console.is_terminal`: FORCE_COLOR, which CI systems set, makes that true for a file.
-        is_tty = self._stream.isatty()
-        console = Console(file=self._stream, force_terminal=is_tty)
-        self._live = is_tty and not console.is_dumb_terminal
+        console = make_console(self._stream)
+        self._live = console.is_terminal and not console.is_dumb_terminal
         # Without `start` the bar draws nothing but still computes the speed and the ETA for the
         # plain lines.
         self._bar = _make_rich_bar(console, self._clock)
@@ -133,6 +129,17 @@ class TrainProgress:
             parts.append(f"eta {_clock_time(task.time_remaining)}")
         print(" | ".join(part for part in parts if part), file=self._stream, flush=True)
         self._line_time, self._line_step = self._clock(), self._step
+
+
+def make_console(stream: TextIO) -> Any:
+    """Returns rich's console for a stream: colors and live bars in a terminal only.
+
+    NO_COLOR takes the colors away. FORCE_COLOR, which CI systems set, is left to rich in terminals;
+    by itself it would draw a live bar into a file.
+    """
+    from rich.console import Console
+
+    return Console(file=stream, force_terminal=stream.isatty())
 
 
 def _make_rich_bar(console: Any, clock: Callable[[], float]) -> Any:

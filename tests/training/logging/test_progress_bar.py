@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from goat_jax.training.logging.progress_bar import TrainProgress
+from goat_jax.training.logging.progress_bar import TrainProgress, make_console
 
 
 class Terminal(io.StringIO):
@@ -123,3 +123,17 @@ def test_not_enabled_prints_nothing(stream):
         progress.update(1, loss=0.5)
         progress.message("saved")
     assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize("name", ["NO_COLOR", "neither"])
+def test_colors_are_for_terminals_without_no_color(name, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv(name, "1")
+    terminal, file = Terminal(), io.StringIO()
+    for stream in (terminal, file):
+        make_console(stream).print("[red]loss[/red]")
+    assert ("\x1b[31m" in terminal.getvalue()) == (name != "NO_COLOR")
+    assert file.getvalue() == "loss\n"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert not make_console(file).is_terminal
