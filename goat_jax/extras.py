@@ -14,6 +14,7 @@ EXTRA_OF = {
     "gguf": "gguf",
     "jax_cuda12_plugin": "plan-gpu",
     "libtpu": "tpu",
+    "mlflow": "mlflow",
     "matplotlib": "plots",
     "onnx": "vision",
     "pyarrow": "data",
@@ -21,6 +22,7 @@ EXTRA_OF = {
     "sklearn": "digits",
     "tensorboardX": "tensorboard",
     "tensorflow_datasets": "data",
+    "trackio": "trackio",
     "wandb": "wandb",
 }
 """Optional package, by its import name -> the extra of `goat-jax` that installs it."""

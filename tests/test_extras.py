@@ -23,7 +23,7 @@ from goat_jax.plots import plot_training
 from goat_jax.pretrained.dinov2_onnx import write_dino
 from goat_jax.pretrained.gguf.file import read_gguf
 from goat_jax.training.distributed.processes import records_of
-from goat_jax.training.logging.writers import TensorBoard, WeightsAndBiases
+from goat_jax.training.logging.writers import TRACKERS, TensorBoard
 
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 RECORDS = [{"kind": "train", "step": step, "loss": 1.0, "learning_rate": 0.1} for step in (1, 2)]
@@ -52,7 +52,10 @@ USES = {
         lambda folder: read_image_source("tfds:dtd", "train", "image", folder),
     ),
     "prepare": ("tensorflow_datasets", lambda folder: prepare("dtd", folder)),
-    "wandb": ("wandb", lambda folder: WeightsAndBiases(folder, "goats", {})),
+    **{
+        name: (name, lambda folder, name=name: TRACKERS[name](folder, "goats", {}))
+        for name in TRACKERS
+    },
 }
 """Name -> (an optional package, what uses it in a folder)."""
 
@@ -88,7 +91,7 @@ def test_the_extras_of_the_messages_exist():
     assert set(EXTRA_OF.values()) <= set(extras)
     (everything,) = extras["all"]
     listed = re.fullmatch(r"goat-jax\[(.*)\]", everything)[1].split(",")
-    other = {"hub", "wandb"}  # what needs a network
+    other = {"hub", *TRACKERS}  # what needs a network, or a choice
     assert listed == sorted(set(EXTRA_OF.values()) - other)
 
 

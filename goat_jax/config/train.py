@@ -112,11 +112,15 @@ class LoggingConfig:
             traces no step.
         wandb: the name of the Weights & Biases project that gets a copy of the scalars (the extra
             `wandb`); None for no copy.
+        trackio: the name of the Trackio project that gets one (the extra `trackio`), likewise.
+        mlflow: the name of the MLflow experiment that gets one (the extra `mlflow`), likewise.
     """
 
     utilization: bool = True
     profile: str | None = None
     wandb: str | None = None
+    trackio: str | None = None
+    mlflow: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "logging.")

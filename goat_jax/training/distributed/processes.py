@@ -24,7 +24,7 @@ from goat_jax.errors import UserError
 from goat_jax.extras import skipped_without_extra
 from goat_jax.training.distributed.lifeline import PLACE, Lifeline
 from goat_jax.training.logging.metrics_log import MetricsLog
-from goat_jax.training.logging.writers import MetricWriter, TensorBoard, WeightsAndBiases
+from goat_jax.training.logging.writers import TRACKERS, MetricWriter, TensorBoard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +241,9 @@ def records_of(config: RunConfig) -> MetricsLog:
     writers: list[MetricWriter] = []
     with skipped_without_extra("TensorBoard files"):
         writers.append(TensorBoard(folder))
-    if config.logging.wandb is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        writers.append(WeightsAndBiases(folder, config.logging.wandb, flatten(config)))
+    for name, tracker in TRACKERS.items():
+        project = getattr(config.logging, name)
+        if project is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            writers.append(tracker(folder, project, flatten(config)))
     return MetricsLog(folder, writers)

@@ -1,12 +1,13 @@
-"""Metric writers: copy a run's scalars to TensorBoard and Weights & Biases."""
+"""Metric writers: copy a run's scalars to TensorBoard and to experiment trackers (`TRACKERS`)."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from goat_jax.extras import import_extra
@@ -98,11 +99,10 @@ class WeightsAndBiases:
 
     def __init__(self, folder: Path, project: str, config: Mapping[str, Any]):
         wandb = import_extra("wandb", "logging.wandb")
-        name = str(folder.absolute())
         self._run = wandb.init(
             project=project,
             name=folder.name,
-            id=hashlib.sha256(name.encode()).hexdigest()[:16],
+            id=_id_of(folder),
             dir=str(folder),
             config=dict(config),
             resume="allow",
@@ -119,3 +119,84 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self._run.finish()
+
+
+class Trackio:
+    """Writes to a run of a Trackio project; a continued run is identified by its folder.
+
+    Trackio finds a run by its name alone, so the name ends with digits that follow from the folder.
+
+    Args:
+        folder: the run folder.
+        project: the project's name.
+        config: the run's config by dotted names.
+
+    Raises:
+        MissingExtra: trackio is not installed.
+    """
+
+    def __init__(self, folder: Path, project: str, config: Mapping[str, Any]):
+        trackio = import_extra("trackio", "logging.trackio")
+        name = f"{folder.name}-{_id_of(folder)[:6]}"
+        self._run = trackio.init(project=project, name=name, config=dict(config), resume="allow")
+
+    def add(self, scalars: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(scalars), step=step)
+
+    def resume(self, step: int) -> None:
+        pass  # values that are logged again at a step are drawn over the earlier ones
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MLflow:
+    """Writes to a run of an MLflow experiment; a continued run is identified by its folder.
+
+    Args:
+        folder: the run folder.
+        project: the experiment's name; MLFLOW_TRACKING_URI names the server or the folder.
+        config: the run's config by dotted names, which become the run's parameters.
+
+    Raises:
+        MissingExtra: mlflow is not installed.
+    """
+
+    def __init__(self, folder: Path, project: str, config: Mapping[str, Any]):
+        mlflow = import_extra("mlflow", "logging.mlflow")
+        self._entities = importlib.import_module("mlflow.entities")
+        self._client = mlflow.MlflowClient()
+        experiment = mlflow.set_experiment(project).experiment_id
+        tag = _id_of(folder)
+        found = self._client.search_runs([experiment], f"tags.goat_jax_folder = '{tag}'")
+        if found:
+            self._run = found[0].info.run_id
+            self._client.update_run(self._run, status="RUNNING")
+            return
+        tags = {"goat_jax_folder": tag}
+        made = self._client.create_run(experiment, run_name=folder.name, tags=tags)
+        self._run = made.info.run_id
+        params = [self._entities.Param(name, str(value)[:500]) for name, value in config.items()]
+        for first in range(0, len(params), 100):  # the server takes no more at once
+            self._client.log_batch(self._run, params=params[first : first + 100])
+
+    def add(self, scalars: Mapping[str, float], step: int) -> None:
+        now = int(1000 * time.time())
+        metrics = [self._entities.Metric(*one, now, step) for one in scalars.items()]
+        self._client.log_batch(self._run, metrics=metrics)
+
+    def resume(self, step: int) -> None:
+        pass  # values that are logged again at a step are kept beside the earlier ones
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)
+
+
+def _id_of(folder: Path) -> str:
+    return hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
+
+
+TRACKERS: Mapping[str, Callable[[Path, str, Mapping[str, Any]], MetricWriter]] = MappingProxyType(
+    {"wandb": WeightsAndBiases, "trackio": Trackio, "mlflow": MLflow}
+)
+"""Field of `LoggingConfig` that names a project -> the writer, made of folder, project, config."""

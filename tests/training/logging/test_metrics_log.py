@@ -10,9 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from goat_jax.config.fields import with_fields
+from goat_jax.config.run import ModelConfig, RunConfig
+from goat_jax.data.tasks.registry import reviews
 from goat_jax.errors import UserError
+from goat_jax.training.distributed import processes
 from goat_jax.training.logging.metrics_log import MetricsLog, read_records
-from goat_jax.training.logging.writers import TensorBoard, WeightsAndBiases
+from goat_jax.training.logging.writers import (
+    TRACKERS,
+    MLflow,
+    TensorBoard,
+    Trackio,
+    WeightsAndBiases,
+)
 
 
 def scalars(folder):
@@ -206,3 +216,77 @@ def test_weights_and_biases_gets_the_scalars_of_one_run_again(tmp_path, monkeypa
     assert first.axes == [("step", {}), ("*", {"step_metric": "step"})]
     assert first.started["project"] == "goats" and first.started["config"] == {"rank": 8}
     assert first.started["id"] == second.started["id"] and first.started["resume"] == "allow"
+
+
+def test_trackio_gets_the_scalars_of_one_run_again(tmp_path, monkeypatch):
+    started, logged = [], []
+    run = types.SimpleNamespace(
+        log=lambda values, step: logged.append((values, step)), finish=lambda: logged.append("end")
+    )
+    fake = types.SimpleNamespace(init=lambda **options: started.append(options) or run)
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+    for step in (1, 2):
+        write_steps(tmp_path, [step], [Trackio(tmp_path, "goats", {"rank": 8})])
+    assert logged == [({"train/loss": 1.0}, 1), "end", ({"train/loss": 0.5}, 2), "end"]
+    assert started[0] == started[1] and started[0]["name"].startswith(f"{tmp_path.name}-")
+    assert started[0]["project"] == "goats" and started[0]["config"] == {"rank": 8}
+    assert started[0]["resume"] == "allow"
+
+
+class FakeMlflow:
+    """MLflow's client on a dict: what it is told by run."""
+
+    def __init__(self):
+        self.runs = {}
+
+    def search_runs(self, experiments, query):
+        tag = query.split("'")[1]
+        runs = [run for run in self.runs if self.runs[run]["tags"]["goat_jax_folder"] == tag]
+        return [types.SimpleNamespace(info=types.SimpleNamespace(run_id=run)) for run in runs]
+
+    def create_run(self, experiment, run_name, tags):
+        run = f"run{len(self.runs)}"
+        self.runs[run] = {"name": run_name, "tags": tags, "params": [], "metrics": []}
+        return types.SimpleNamespace(info=types.SimpleNamespace(run_id=run))
+
+    def log_batch(self, run, metrics=(), params=()):
+        self.runs[run]["params"] += params
+        self.runs[run]["metrics"] += [(name, value, step) for name, value, _, step in metrics]
+
+    def update_run(self, run, status):
+        self.runs[run]["status"] = status
+
+    def set_terminated(self, run):
+        self.runs[run]["status"] = "FINISHED"
+
+
+def test_mlflow_gets_the_scalars_of_one_run_again(tmp_path, monkeypatch):
+    client = FakeMlflow()
+    entities = types.SimpleNamespace(Metric=lambda *given: given, Param=lambda *given: given)
+    experiment = types.SimpleNamespace(experiment_id="7")
+    fake = types.SimpleNamespace(
+        MlflowClient=lambda: client, set_experiment=lambda name: experiment
+    )
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
+    monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
+    for folder in (tmp_path / "a", tmp_path / "b", tmp_path / "a"):
+        step = 1 + len(client.runs)
+        write_steps(folder, [step], [MLflow(folder, "goats", {"rank": 8})])
+    first, second = client.runs.values()
+    assert first["metrics"] == [("train/loss", 1.0, 1), ("train/loss", pytest.approx(1 / 3), 3)]
+    assert second["metrics"] == [("train/loss", 0.5, 2)]
+    assert first["params"] == [("rank", "8")] and first["name"] == "a"
+    assert first["status"] == second["status"] == "FINISHED"
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_a_run_makes_the_trackers_that_its_config_names(name, tmp_path, monkeypatch):
+    config = RunConfig(ModelConfig("m"), reviews(), out=str(tmp_path / "run"))
+    config = with_fields(config, {f"logging.{name}": "goats"})
+    made = []
+    fakes = {one: lambda *given, one=one: made.append((one, *given)) for one in TRACKERS}
+    monkeypatch.setattr(processes, "TRACKERS", fakes)
+    processes.records_of(config)
+    ((tracker, folder, project, values),) = made
+    assert (tracker, folder, project) == (name, tmp_path / "run", "goats")
+    assert values["train.steps"] == 150
