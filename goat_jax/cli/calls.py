@@ -88,6 +88,8 @@ def run_export(options: argparse.Namespace, rest: list[str]) -> int:
         rows=options.rows,
         dtype=options.dtype,
         as_json=options.json,
+        push_to=options.push,
+        public=options.public,
     )
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
+from goat_jax.errors import UserError
 from goat_jax.interop.export_run import Exported, export_run
+from goat_jax.interop.hub import check_push, push
 from goat_jax.text_tables import render_table
 
 
@@ -19,6 +22,8 @@ def export(
     rows: int,
     dtype: str | None,
     as_json: bool,
+    push_to: str | None = None,
+    public: bool = False,
 ) -> int:
     """Exports a run; prints the folder, the scores and the notes of the export.
 
@@ -31,16 +36,26 @@ def export(
         rows: the number of training rows on which the router's weights are measured.
         dtype: the dtype of merged weights; None for that of the pretrained ones.
         as_json: whether to print JSON.
+        push_to: the repository of the Hugging Face hub to upload the folder to, or None.
+        public: whether anybody may see a new repository.
 
     Returns:
         The exit code.
     """
+    if public and push_to is None:
+        raise UserError("--public goes with --push USER/NAME")
+    if push_to is not None:
+        check_push(push_to)
     made = export_run(folder, to, out, step=step, task=task, rows=rows, dtype=dtype)
     if as_json:
         about = {"folder": str(out), "step": made.step, "notes": made.notes}
         print(json.dumps(about | {"scores": made.scores}))
     else:
         print(report(made))
+    if push_to is not None:
+        name = f"{to} of {folder.name}, step {made.step}"
+        address = push(out, push_to, public=public, message=f"goat-jax export: {name}")
+        print(f"uploaded to {address}", file=sys.stderr)
     return 0
 
 

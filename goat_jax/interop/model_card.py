@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from goat_jax.config.fields import flatten
 from goat_jax.config.run import RunConfig
+from goat_jax.data.tasks.registry import EvalTask, ImageTask, LanguageTask, TextTask
+from goat_jax.interop.hub import is_repo_id
 from goat_jax.text_tables import render_table
 from goat_jax.typing import Dataclass
 
@@ -51,16 +54,11 @@ def write_card(name: str, config: RunConfig, facts: Facts, merged: bool) -> str:
         merged: whether the adapter is merged into the weights.
     """
     method, base = config.adapter.method, facts.base
-    head = {
-        "base_model": json.dumps(base),
-        "library_name": facts.library,
-        "tags": f"[goat_jax, lora, {method}]",
-    }
     given = "" if base == config.model.path else f" (`{config.model.path}`)"
     state = "is merged into these weights" if merged else "is not merged: it needs its base model"
     lines = [
         "---",
-        *(f"{key}: {value}" for key, value in head.items()),
+        metadata(name, config, facts, merged),
         "---",
         f"# {name}",
         "",
@@ -89,6 +87,59 @@ def write_card(name: str, config: RunConfig, facts: Facts, merged: bool) -> str:
     if facts.use:
         lines += ["", "## Use", "", "```python", facts.use, "```"]
     return "\n".join(lines) + "\n"
+
+
+PIPELINES: Mapping[type, str] = MappingProxyType(
+    {
+        TextTask: "text-classification",
+        LanguageTask: "text-generation",
+        EvalTask: "text-generation",
+        ImageTask: "image-classification",
+    }
+)
+"""Class of a task -> what the hub calls it."""
+
+
+def metadata(name: str, config: RunConfig, facts: Facts, merged: bool) -> str:
+    """Returns the YAML that the hub reads: base model, library, task, data and scores.
+
+    A base model or data set that is no repository of the hub, such as a folder, is left out: the
+    hub refuses such a name.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    task, pipeline = config.task, PIPELINES[type(config.task)]
+    data = hub_data(task.train)
+    scores = {metric: float(value) for metric, value in facts.scores["run"].items()}
+    results = [
+        EvalResult(pipeline, data or task.name, task.name, metric, value)
+        for metric, value in scores.items()
+        if math.isfinite(value)
+    ]
+    base = facts.base if is_repo_id(facts.base) else None
+    relation = "finetune" if merged else "adapter"
+    card = ModelCardData(
+        base_model=base,
+        base_model_relation=None if base is None else relation,
+        library_name=facts.library,
+        pipeline_tag=pipeline,
+        datasets=[data] if data else None,
+        tags=["goat_jax", "lora", config.adapter.method],
+        model_name=name,
+        eval_results=results,
+    )
+    return card.to_yaml()
+
+
+def hub_data(source: str) -> str | None:
+    """Returns the repository of a source of rows, if it is one of the hub.
+
+    >>> hub_data("hf:stanfordnlp/imdb@train"), hub_data("reviews.csv")
+    ('stanfordnlp/imdb', None)
+    """
+    kind, _, rest = source.partition(":")
+    name = "/".join(rest.partition("@")[0].split("/")[:2])
+    return name if kind == "hf" and is_repo_id(name) else None
 
 
 def _table(columns: Mapping[str, Mapping[str, float]]) -> str:

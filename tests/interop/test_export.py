@@ -285,7 +285,7 @@ def test_whole_kernels_have_no_form_in_peft(run_of, tmp_path):
 def test_the_card_tells_what_it_is(run_of, tmp_path):
     export_run(run_of("pissa"), "peft", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    for word in ("base_model:", "library_name: peft", "`pissa`", "learning_rate", "accuracy"):
+    for word in ("library_name: peft", "`pissa`", "learning_rate", "accuracy"):
         assert word in card, word
 
 

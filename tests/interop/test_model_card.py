@@ -8,6 +8,7 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from safetensors.numpy import load_file, save_file
 
 from goat_jax.errors import UserError
@@ -92,7 +93,13 @@ def test_what_the_card_says_is_the_run_s(to, state, run, tmp_path):
     made = export_run(run, to, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     saved = json.loads((run / "run.json").read_text())
-    assert f'base_model: "{REPOSITORY}"\n' in card and "`package:minilm`" in card
+    head = ModelCard(card).data
+    assert head.base_model == REPOSITORY and "`package:minilm`" in card
+    assert head.base_model_relation == {"peft": "adapter", "merged": "finetune"}[to]
+    assert head.pipeline_tag == "text-classification" and "pissa" in head.tags
+    assert head.library_name == {"peft": "peft", "merged": "transformers"}[to]
+    listed = {result.metric_type: result.metric_value for result in head.eval_results}
+    assert listed == pytest.approx(made.scores["run"])
     assert "trained on `letters`" in card and f"The adapter {state}" in card
     for library, version in saved["versions"].items():
         assert re.search(rf"\| `{library}` +\| {re.escape(version)} +\|", card), library

@@ -182,6 +182,12 @@ def export(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="dtype of merged weights (default: that of the pretrained weights)",
     )
+    parser.add_argument(
+        "--push",
+        metavar="USER/NAME",
+        help="upload the folder to this repository of the Hugging Face hub; a new one is private",
+    )
+    parser.add_argument("--public", action="store_true", help="make a new repository public")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

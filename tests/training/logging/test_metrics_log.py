@@ -289,4 +289,4 @@ def test_a_run_makes_the_trackers_that_its_config_names(name, tmp_path, monkeypa
     processes.records_of(config)
     ((tracker, folder, project, values),) = made
     assert (tracker, folder, project) == (name, tmp_path / "run", "goats")
-    assert values["train.steps"] == 150
+    assert values["train.batch_size"] == 32
