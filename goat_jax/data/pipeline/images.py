@@ -14,8 +14,9 @@ from goat_jax.data.pipeline.image_view import View, view_of
 from goat_jax.data.pipeline.overlap import mark_of
 from goat_jax.data.sources.formats import Row
 from goat_jax.data.sources.read import read_image_source
+from goat_jax.data.tasks.columns import read_column, read_label
 from goat_jax.data.tasks.image import ImageTask
-from goat_jax.data.tasks.text import DEFAULT_SPLITS, chosen_rows, read_column, read_label, source_of
+from goat_jax.data.tasks.splits import DEFAULT_SPLITS, chosen_rows, source_of
 from goat_jax.errors import UserError, first_line
 from goat_jax.extras import import_extra
 from goat_jax.files import user_path

@@ -16,7 +16,7 @@ from goat_jax.data.tasks.formats.mt_bench import TEMPERATURES, turns_of
 from goat_jax.data.tasks.formats.multiple_choice import extract_label, read_choices
 from goat_jax.data.tasks.language import LanguageTask, fill
 from goat_jax.data.tasks.prompts import CODE_REQUEST
-from goat_jax.data.tasks.text import spaced
+from goat_jax.data.tasks.splits import spaced
 from goat_jax.errors import UserError, nearest
 
 GENERATE, LIKELIHOOD, CODE, JUDGE, LOSS = "generate", "likelihood", "code", "judge", "loss"

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from goat_jax.data.sources.images import class_names
-from goat_jax.data.tasks.text import check_held_out, check_limits, check_scoring
+from goat_jax.data.tasks.columns import check_scoring
+from goat_jax.data.tasks.splits import check_held_out, check_limits
 from goat_jax.errors import UserError
 from goat_jax.files import user_path
 from goat_jax.validation.fields import check_fields

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from goat_jax.data.pipeline.encoding import Piece
 from goat_jax.data.sources.read import Row, read_source
 from goat_jax.data.sources.text_fields import check_text, read_text
+from goat_jax.data.tasks.columns import read_tasks
 from goat_jax.data.tasks.filters import SELECTIONS
 from goat_jax.data.tasks.formats.conversations import (
     ASSISTANT,
@@ -20,12 +21,11 @@ from goat_jax.data.tasks.formats.conversations import (
     chat_spans,
     read_conversation,
 )
-from goat_jax.data.tasks.text import (
+from goat_jax.data.tasks.splits import (
     DEFAULT_SPLITS,
     check_held_out,
     check_limits,
     chosen_rows,
-    read_tasks,
     source_of,
 )
 from goat_jax.errors import UserError, nearest

@@ -1,20 +1,23 @@
 """`TextTask`: classification or regression of text, and its rows as labeled `Examples`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import numpy as np
 
-from goat_jax.data.metrics import METRICS, REGRESSION_METRICS, TWO_CLASS_METRICS, split_metric
 from goat_jax.data.pipeline.overlap import mark_of
 from goat_jax.data.sources.read import AND, Row, read_source
-from goat_jax.data.sources.text_fields import check_text, shown
+from goat_jax.data.sources.text_fields import check_text
+from goat_jax.data.tasks.columns import check_scoring, read_column, read_label, read_tasks
+from goat_jax.data.tasks.splits import (
+    DEFAULT_SPLITS,
+    check_held_out,
+    check_limits,
+    chosen_rows,
+    source_of,
+)
 from goat_jax.errors import UserError
 from goat_jax.validation.fields import check_fields
-
-# The TFDS split for a source that does not name one.
-DEFAULT_SPLITS = {"train": "train", "evaluation": "validation"}
 
 
 @dataclass(frozen=True)
@@ -77,61 +80,6 @@ accuracy, matthews, f1
         check_scoring(self.name, self.labels, self.metrics, self.parts)
         check_limits(self.name, self.train_limit, self.evaluation_limit)
         check_held_out(self)
-
-
-def check_scoring(
-    name: str, labels: tuple[str, ...], metrics: tuple[str, ...], parts: tuple[str, ...] = ()
-) -> None:
-    """Raises UserError if class names repeat, or if the metrics do not match the labels.
-
-    >>> check_scoring("tone", ("poor", "fine"), ("accuracy",))
-    """
-    if len(labels) == 1 or len(set(labels)) != len(labels):
-        raise UserError(
-            f"task {name}: labels {labels}: give two or more different names, or none (regression)"
-        )
-    kind = f"{len(labels)} classes" if labels else "regression"
-    known = [
-        metric
-        for metric in METRICS
-        if (metric in REGRESSION_METRICS) != bool(labels)
-        and (metric not in TWO_CLASS_METRICS or len(labels) == 2)
-    ]
-    for metric in metrics:
-        base, part = split_metric(metric)
-        if base not in known or (part and part not in parts):
-            raise UserError(
-                f"task {name}: metric {metric!r} is not valid: for {kind} use one of "
-                f"{', '.join(known)}"
-            )
-    if not metrics:
-        raise UserError(
-            f"task {name}: no metric is given: for {kind} use one of {', '.join(known)}"
-        )
-
-
-def check_limits(name: str, *limits: int | None) -> None:
-    """Raises UserError for a limit below 1.
-
-    >>> check_limits("tone", 100, None)
-    """
-    for limit in limits:
-        if limit is not None and limit < 1:
-            raise UserError(
-                f"task {name}: a limit of {limit} rows leaves nothing: give 1 or more, or None"
-            )
-
-
-def check_held_out(task: "Splits") -> None:
-    """Raises UserError unless held-out rows come from the training source, and number 0 or more.
-
-    >>> check_held_out(TextTask("tone", "a", "a", ("x",), "y", (), ("pearson",), held_out=9))
-    """
-    if task.held_out < 0 or (task.held_out and task.evaluation != task.train):
-        raise UserError(
-            f"task {task.name}: held_out {task.held_out}: 0, or how many rows of the training "
-            "source to hold out with evaluation the same source as train"
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,101 +205,6 @@ def _parts(task: TextTask, split: str, numbers: list[int], count: int) -> dict[s
     return {name: (of_row == i).astype(np.float32) for i, name in enumerate(task.parts)}
 
 
-class Splits(Protocol):
-    """Protocol of the fields about rows that tasks of every kind have."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def train(self) -> str: ...
-
-    @property
-    def evaluation(self) -> str: ...
-
-    @property
-    def train_limit(self) -> int | None: ...
-
-    @property
-    def evaluation_limit(self) -> int | None: ...
-
-    @property
-    def held_out(self) -> int: ...
-
-
-def source_of(task: Splits, split: str) -> tuple[str, int | None]:
-    """Returns the source and the row limit of a task's split "train" or "evaluation".
-
-    >>> source_of(TextTask("tone", "a", "b", ("x",), "y", (), ("pearson",)), "train")
-    ('a', None)
-    """
-    if split not in DEFAULT_SPLITS:
-        raise UserError(f"task {task.name} has no split {split!r}: use train or evaluation")
-    if split == "train":
-        return task.train, task.train_limit
-    return task.evaluation, task.evaluation_limit
-
-
-def spaced(count: int, limit: int | None) -> Sequence[int]:
-    """Returns all indices below count, or `limit` evenly spaced ones.
-
-    Evenly spaced, since files are often sorted by label.
-
-    >>> spaced(10, 3)
-    [0, 3, 6]
-    """
-    if limit is None or limit >= count:
-        return range(count)
-    return [i * count // limit for i in range(limit)]
-
-
-def chosen_rows(
-    task: Splits,
-    split: str,
-    count: int,
-    limit: int | None,
-    by: Callable[[int], Any] = int,
-) -> Sequence[int]:
-    """Returns the indices of a source's rows that belong to a split.
-
-    Args:
-      task: the task, whose `held_out` rows of the training source are the evaluation rows.
-      split: "train" or "evaluation".
-      count: the number of rows of the source.
-      limit: the largest number of rows of the split, evenly spaced; None: all.
-      by: index -> key to sort the rows by before the held-out ones are taken, evenly spaced: the
-        rows of every class are then held out in the same share. Rows stay in their order.
-
-    Raises UserError if the held-out rows leave none to train on.
-
-    >>> task = TextTask("tone", "a", "a", ("x",), "y", (), ("pearson",), held_out=2)
-    >>> chosen_rows(task, "train", 6, None)
-    [1, 2, 4, 5]
-    """
-    if not task.held_out:
-        return spaced(count, limit)
-    if task.held_out >= count:
-        raise UserError(
-            f"task {task.name}: {task.held_out} rows held out of {count} leave none to train on"
-        )
-    order = sorted(range(count), key=by)
-    held = {order[place] for place in spaced(count, task.held_out)}
-    rows = [row for row in range(count) if (row in held) == (split == "evaluation")]
-    return [rows[place] for place in spaced(len(rows), limit)]
-
-
-def read_column(row: Row, name: str, where: str) -> Any:
-    """Returns a column's value; raises UserError if it is missing or null.
-
-    >>> read_column({"label": 1}, "label", "row 1")
-    1
-    """
-    value = row.get(name)
-    if value is None:
-        raise UserError(f"{where}: no value in column {name!r} (the row has {', '.join(row)})")
-    return value
-
-
 def _texts(row: Row, columns: tuple[str, ...], where: str) -> tuple[str, ...]:
     values = tuple(
         check_text(read_column(row, name, where), f"{where}: column {name!r}") for name in columns
@@ -359,72 +212,3 @@ def _texts(row: Row, columns: tuple[str, ...], where: str) -> tuple[str, ...]:
     if not any(value.strip() for value in values):
         raise UserError(f"{where}: empty text in column {', '.join(map(repr, columns))}")
     return values
-
-
-class OfTasks(Protocol):
-    """Protocol of a task whose rows may come from several tasks."""
-
-    @property
-    def task_id(self) -> str | None: ...
-
-    @property
-    def task_type(self) -> str | None: ...
-
-
-def read_tasks(row: Row, task: OfTasks, where: str) -> dict[str, int]:
-    """Reads a row's task number and task type, keyed as in batches; columns not set are left out.
-
-    >>> task = TextTask("t", "a", "b", ("x",), "y", (), ("pearson",), task_id="set")
-    >>> read_tasks({"set": 2}, task, "row 1")
-    {'task_ids': 2}
-    """
-    found = {}
-    for name, column in (("task_ids", task.task_id), ("task_types", task.task_type)):
-        if column is None:
-            continue
-        value = read_column(row, column, where)
-        highest = 1 if name == "task_types" else np.iinfo(np.int32).max
-        # CSV values are text; the bound spares int() very long digits, which are too large anyway.
-        if isinstance(value, str) and value.isdecimal() and len(value) < 20:
-            value = int(value)
-        if type(value) is not int or not 0 <= value <= highest:
-            kind = "0 or 1" if name == "task_types" else "a number from 0"
-            raise UserError(f"{where}: column {column!r} holds {value!r}: expected {kind}")
-        found[name] = int(value)
-    return found
-
-
-def read_label(
-    row: Row, column: str, labels: tuple[str, ...], where: str, written: tuple[str, ...] = ()
-) -> float:
-    """Reads a label: a class name or a class id, or a number for regression.
-
-    Names take precedence over ids, so classes may be called "1" and "2".
-
-    Args:
-      row: the row.
-      column: the label column.
-      labels: the class names in the order of their ids; empty for regression.
-      where: the source and row, for the error message.
-      written: the class names that the rows use, in the order of `labels`, if they differ.
-
-    >>> read_label({"label": "good"}, "label", ("bad", "good"), "row 1")
-    1
-    """
-    value = read_column(row, column, where)
-    for names in (labels, written):
-        if str(value) in names:
-            return names.index(str(value))
-    try:
-        # true and false can name two classes, but not a value on another scale.
-        truth = isinstance(value, bool) and len(labels) != 2
-        number = float("nan" if truth else value)
-    except (TypeError, ValueError, OverflowError):
-        number = float("nan")
-    if not labels and np.isfinite(number):
-        return number
-    if number in range(len(labels)):
-        return number
-    names = ", ".join(labels if len(labels) <= 12 else (*labels[:3], "...", labels[-1]))
-    allowed = f"{names} (ids 0 to {len(labels) - 1})"
-    raise UserError(f"{where}: label {shown(value)}: expected {allowed if labels else 'a number'}")

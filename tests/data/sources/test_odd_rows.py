@@ -10,9 +10,10 @@ import pytest
 from goat_jax.data.pipeline.packing import load_texts
 from goat_jax.data.sources.formats import read_csv, read_json, read_jsonl, read_tsv
 from goat_jax.data.sources.read import _plain, read_rows
+from goat_jax.data.tasks.columns import read_label
 from goat_jax.data.tasks.formats.commonsense import instructed
 from goat_jax.data.tasks.language import LanguageTask, load_pieces
-from goat_jax.data.tasks.text import TextTask, load_examples, read_label
+from goat_jax.data.tasks.text import TextTask, load_examples
 from goat_jax.errors import UserError
 from tiny_tokenizers import make_tokenizer
 
