@@ -18,6 +18,7 @@ from goat_jax.data.prepare.prepare import prepare
 from goat_jax.data.sources.read import read_image_source, read_source
 from goat_jax.errors import Notice, UserError
 from goat_jax.extras import EXTRA_OF, import_extra
+from goat_jax.hardware.topologies import find_topology
 from goat_jax.nn.quantized_kernel import quantize
 from goat_jax.plots import plot_training
 from goat_jax.pretrained.dinov2_onnx import write_dino
@@ -51,6 +52,8 @@ USES = {
         "tensorflow_datasets",
         lambda folder: read_image_source("tfds:dtd", "train", "image", folder),
     ),
+    "plan_tpu": ("libtpu", lambda folder: find_topology("v5e:4x4")),
+    "plan_gpu": ("jax_cuda12_plugin", lambda folder: find_topology("h100:8")),
     "prepare": ("tensorflow_datasets", lambda folder: prepare("dtd", folder)),
     **{
         name: (name, lambda folder, name=name: TRACKERS[name](folder, "goats", {}))
@@ -91,7 +94,7 @@ def test_the_extras_of_the_messages_exist():
     assert set(EXTRA_OF.values()) <= set(extras)
     (everything,) = extras["all"]
     listed = re.fullmatch(r"goat-jax\[(.*)\]", everything)[1].split(",")
-    other = {"hub", *TRACKERS}  # what needs a network, or a choice
+    other = {"hub", "plan-gpu", "tpu", *TRACKERS}  # need a network, a device or a choice
     assert listed == sorted(set(EXTRA_OF.values()) - other)
 
 
