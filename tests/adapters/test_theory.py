@@ -70,7 +70,8 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", each(METHODS, ["goat"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
 def test_gradients_of_the_experts_are_those_of_whole_kernels(name):
     """dL/da_i = s g_i b_i^T and dL/db_i = s a_i^T g_i; the router's are the same."""
     spec, kernel, factors, scale = mixture(name.split(",")[0], **METHODS[name])

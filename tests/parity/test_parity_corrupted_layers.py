@@ -108,6 +108,7 @@ NAMED = {"scaling": "scale", "eta": "scale", "rho": "init A", "init_cof": "W_res
          "weight_decay": "y_final"}  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", SETTINGS)
 def test_a_changed_setting_is_seen(key, copy, capsys):
     case = json.loads((copy / "layers.json").read_text())[0]

@@ -216,6 +216,7 @@ LARGE = [(BERT, 6, 8, True), (LLAMA, 32, 8, True)]
 """Pictures with many texts, all pairs of which are looked at."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "layers", "experts", "numbers"),
     [
