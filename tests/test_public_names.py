@@ -55,7 +55,7 @@ OF_CONFIGS = {
         "defaults forward_scale overrides"
     ),
     "MeshConfig": "data fsdp tensor rules",
-    "ModelConfig": "path dtype remat quantize dropout options",
+    "ModelConfig": "path dtype remat quantize dropout attention options",
     "OptimizerConfig": (
         "learning_rate schedule warmup_steps weight_decay max_grad_norm beta1 beta2 epsilon"
     ),

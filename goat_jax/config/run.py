@@ -16,6 +16,7 @@ from goat_jax.errors import UserError
 from goat_jax.injection.selection import Override
 from goat_jax.injection.svd_cache import SvdConfig
 from goat_jax.injection.targets import ALL_LINEAR, check_regex
+from goat_jax.nn.attention import AUTO, WAYS
 from goat_jax.nn.dropout import CHECKPOINT
 from goat_jax.nn.quantized_kernel import KINDS as QUANTIZED
 from goat_jax.nn.stack import REMAT
@@ -51,6 +52,9 @@ class ModelConfig:
             with dropout in its torch model, or "checkpoint" for the rates in config.json, which
             transformers uses in training. Text encoders only; other models have no dropout.
             `adapter.dropout` is separate.
+        attention: the way to compute attention: "auto" takes the device's fused kernel (cuDNN on
+            NVIDIA GPUs, splash on TPUs) where it can do what the model needs, else plain scores up
+            to 1,024 tokens and blocks beyond; or a key of `goat_jax.nn.attention.WAYS`.
         options: fields of the model architecture's config, such as {"pooling": "mean"}.
     """
 
@@ -59,6 +63,7 @@ class ModelConfig:
     remat: Annotated[str, OneOf(REMAT)] = "none"
     quantize: Annotated[str, OneOf(("none", *QUANTIZED))] = "none"
     dropout: Rate | Annotated[str, OneOf((CHECKPOINT,))] = 0.0
+    attention: Annotated[str, OneOf((AUTO, *WAYS))] = AUTO
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -224,6 +229,7 @@ FREE_TO_CHANGE = (
     "out",
     "model.path",
     "model.remat",
+    "model.attention",
     "task.data_dir",
     "train.eval_every",
     "train.save_every",
@@ -240,4 +246,4 @@ FREE_TO_CHANGE = (
     *(f"mesh.rules.{field.name}" for field in dataclasses.fields(Rules)),
 )
 """Fields that may change when a run is continued, because its numbers do not depend on them, except
-for the order of sums on another mesh."""
+for the order of sums on another mesh or in another way of attention."""

@@ -7,15 +7,29 @@ from typing import Any
 
 from flax import nnx
 
+from goat_jax.nn.attention import AttentionPlan
+from goat_jax.nn.attention_need import Need
+
 
 class Model(nnx.Module):
     """Network with a config, whose modules have Hugging Face names.
 
     Attributes:
         config: the network's sizes and settings, a frozen dataclass of the network's own.
+        attention: the way to compute the attention, and the mesh it is sharded over.
     """
 
     config: Any
+    attention: AttentionPlan = AttentionPlan()
+
+    @abc.abstractmethod
+    def attention_need(self, tokens: int, dtype: str) -> Need:
+        """Returns what the model asks of attention in training, on rows of so many tokens.
+
+        Args:
+            tokens: the number of tokens in a row; models of images have their own.
+            dtype: the name of the hidden states' dtype.
+        """
 
     @abc.abstractmethod
     def hf_names(self) -> dict[str, str]:

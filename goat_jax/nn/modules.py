@@ -1,4 +1,4 @@
-"""Small modules shared by all models: embeddings, norms, activations, attention, pooling."""
+"""Small modules shared by all models: embeddings, norms, activations, pooling."""
 
 from collections.abc import Callable
 
@@ -158,56 +158,6 @@ class Constant(nnx.Module):
     def __call__(self) -> Array:
         """Returns the array."""
         return self.value[...]
-
-
-def attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    keep: Array | None,
-    dropped: Callable[[Array], Array] | None = None,
-) -> Array:
-    """Computes scaled dot-product attention (B, T, N, H), with the softmax in float32.
-
-    A query that may attend to nothing gets the mean of all values, never NaN.
-
-    Args:
-        query: (B, T, N, H).
-        key: (B, T, N, H), or with fewer heads, a number that divides N.
-        value: the same shape as `key`.
-        keep: true where a query may attend to a key, broadcastable to (B, N, T, T);
-            None if it may attend everywhere.
-        dropped: dropout of the probabilities (B, N, T, T). None means no dropout, and leaves jax
-            free to choose the attention implementation.
-
-    >>> x = jnp.ones((1, 3, 2, 4), jnp.bfloat16)
-    >>> attend(x, x, x, jnp.array([True, True, False])[None, None, None]).dtype
-    dtype(bfloat16)
-    """
-    # jax mixes bfloat16 and float32 internally, which a caller's strict promotion would reject.
-    with jax.numpy_dtype_promotion("standard"):
-        if dropped is None:
-            return jax.nn.dot_product_attention(query, key, value, mask=keep)
-        return _attend_in_full(query, key, value, keep, dropped)
-
-
-def _attend_in_full(
-    query: Array,
-    key: Array,
-    value: Array,
-    keep: Array | None,
-    dropped: Callable[[Array], Array],
-) -> Array:
-    """Computes `attend` with explicit probabilities, which jax's function does not expose."""
-    shares = query.shape[2] // key.shape[2]
-    key, value = (jnp.repeat(array, shares, axis=2) for array in (key, value))
-    query, key = query.astype(jnp.float32), key.astype(jnp.float32)
-    logits = jnp.einsum("BTNH,BSNH->BNTS", query, key) * query.shape[-1] ** -0.5
-    if keep is not None:
-        # A finite value: a query that may attend to nothing gets the mean of all values, not NaN.
-        logits = jnp.where(keep, logits, 0.5 * jnp.finfo(jnp.float32).min)
-    left = dropped(jax.nn.softmax(logits, axis=-1)).astype(value.dtype)
-    return jnp.einsum("BNTS,BSNH->BTNH", left, value)
 
 
 def _first_token(x: Array, mask: Array) -> Array:

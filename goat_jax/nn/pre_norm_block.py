@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax.numpy as jnp
 from flax import nnx
 
 from goat_jax.adapters.context import Context
 from goat_jax.errors import UserError, nearest
+from goat_jax.nn.attention_need import Need
 from goat_jax.nn.dense import Dense
-from goat_jax.nn.modules import ACTIVATIONS, Constant, LayerNorm, attend
+from goat_jax.nn.modules import ACTIVATIONS, Constant, LayerNorm
 from goat_jax.typing import Array
 
 
@@ -41,6 +42,10 @@ class BlockConfig:
     layer_norm_eps: float
     qkv_bias: bool = True
     layer_scale: bool = False
+
+    def attention_need(self, tokens: int, dtype: str, causal: bool) -> Need:
+        """Returns what the blocks ask of attention, as `Model.attention_need` does."""
+        return Need(tokens, tokens, self.hidden_size // self.num_heads, dtype, causal=causal)
 
     def __post_init__(self) -> None:
         check_sizes(self, "hidden_size", "num_layers", "num_heads", "intermediate_size")
@@ -73,7 +78,10 @@ class PreNormBlock(nnx.Module):
 
     >>> sizes = BlockConfig(hidden_size=8, num_layers=1, num_heads=2, intermediate_size=16,
     ...     activation="gelu", layer_norm_eps=1e-5)
-    >>> PreNormBlock(sizes, rngs=nnx.Rngs(0))(jnp.ones((1, 3, 8)), Context(), None).shape
+    >>> from goat_jax.core.attention import Visible
+    >>> from goat_jax.nn.attention import AttentionPlan
+    >>> attend = AttentionPlan().attend(Visible(), 3, 3)
+    >>> PreNormBlock(sizes, rngs=nnx.Rngs(0))(jnp.ones((1, 3, 8)), Context(), attend).shape
     (1, 3, 8)
     """
 
@@ -92,19 +100,19 @@ class PreNormBlock(nnx.Module):
             self.scale = Constant((width,), rngs=rngs)
         self.config = config
 
-    def __call__(self, x: Array, ctx: Context, keep: Array | None) -> Array:
+    def __call__(self, x: Array, ctx: Context, attend: Callable[..., Array]) -> Array:
         """Returns x (B, T, D) after the block.
 
         Args:
             x: (B, T, D).
             ctx: context passed to every linear layer.
-            keep: true where a query may attend to a key; None if it may attend everywhere.
+            attend: attention of queries, keys and values (`AttentionPlan.attend`).
         """
         normal = self.attention_norm(x)
         split = (*x.shape[:-1], self.config.num_heads, -1)
         projections = (self.query, self.key, self.value)
         query, key, value = (part(normal, ctx).reshape(split) for part in projections)
-        attended = self.attention_out(attend(query, key, value, keep).reshape(x.shape), ctx)
+        attended = self.attention_out(attend(query, key, value).reshape(x.shape), ctx)
         x = x + self._scaled(attended, "attention_scale")
         inner = ACTIVATIONS[self.config.activation](self.up(self.norm(x), ctx))
         return x + self._scaled(self.down(inner, ctx), "scale")

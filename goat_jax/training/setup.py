@@ -180,7 +180,7 @@ def build(config: RunConfig, data: TaskData | None = None, *, training: bool = T
         kind=loaded.kind,
         vocabulary=vocabulary_of(loaded),
         fresh=loaded.fresh,
-        notes=loaded.notes,
+        notes=tuple(filter(None, (*loaded.notes, attention_note(loaded.model, config)))),
         phase_changes={}
         if change_step is None
         else {change_step: make_phase_change(graph, optimizer, spec.phases, state_lies)},
@@ -190,7 +190,7 @@ def build(config: RunConfig, data: TaskData | None = None, *, training: bool = T
 
 
 def adapt(
-    model: nnx.Module,
+    model: Model,
     config: RunConfig,
     spec: AdapterSpec,
     key: Key,
@@ -207,7 +207,7 @@ def adapt(
         gradients: module name -> gradient of its kernel, for methods that initialize from it.
         placement: the sharding rules; None for one device.
     """
-    set_remat(model, config)
+    set_computation(model, config)
     report = inject(
         model,
         spec,
@@ -229,10 +229,20 @@ def quantized_base(model: nnx.Module, config: RunConfig) -> QuantizeReport | Non
     return None if kind == "none" else quantize_base(model, kind)
 
 
-def set_remat(model: nnx.Module, config: RunConfig) -> None:
-    """Sets the rematerialization policy of the model's blocks."""
+def set_computation(model: Model, config: RunConfig) -> None:
+    """Sets the rematerialization policy of the model's blocks, and its way of attention."""
     for stack in find_stacks(model):
         stack.remat = config.model.remat
+    model.attention = dataclasses.replace(model.attention, way=config.model.attention)
+
+
+def attention_note(model: Model, config: RunConfig) -> str | None:
+    """Returns the line that names the run's way of attention; None for the plain one of CPUs.
+
+    Raises:
+        UserError: the config names a way that cannot do what the model needs on these devices.
+    """
+    return model.attention.note(model.attention_need(config.train.max_length, config.model.dtype))
 
 
 def aligned(
@@ -279,7 +289,7 @@ def _gradients(
             f"{config.adapter.method} starts from a gradient that only a single process can "
             "compute: start one process"
         )
-    set_remat(loaded.model, config)
+    set_computation(loaded.model, config)
     rows = (data or load_data(config)).rows
     batches = itertools.islice(training_batches(config, rows), count)
     loss_fn = task_type_of(config.task).loss_fn(config.task)

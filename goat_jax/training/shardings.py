@@ -12,6 +12,7 @@ from flax import nnx
 from goat_jax.config.run import RunConfig
 from goat_jax.injection.sharded_init import key_everywhere
 from goat_jax.models.decoder.model import Decoder
+from goat_jax.nn.model import Model
 from goat_jax.nn.modules import Embedding
 from goat_jax.nn.named_modules import find_modules, find_stacks
 from goat_jax.sharding.batches import put_batch, put_whole_batch, share_of_rows
@@ -147,7 +148,7 @@ def plan_placement(
 
 
 def keep_rows(model: nnx.Module, placement: ShardingRules | None) -> None:
-    """Sets a model's shardings of hidden states, adapters in use, lookups and output kernel.
+    """Sets a model's shardings of hidden states, attention, adapters in use, lookups and output.
 
     It has to be called before the model is split, since they are part of its static structure.
     """
@@ -164,6 +165,11 @@ def keep_rows(model: nnx.Module, placement: ShardingRules | None) -> None:
             )
     for site in find_modules(model, Embedding):
         site.module.steps = () if placement is None else placement.lookups
+    if isinstance(model, Model) and placement is not None:
+        device, rules = placement.mesh.devices.flat[0], placement.rules
+        model.attention = dataclasses.replace(
+            model.attention, device=device, mesh=placement.mesh, rows=rules.batch, heads=rules.inner
+        )
     if isinstance(model, Decoder):
         shape = (model.config.hidden_size, model.config.vocab_size)
         model.output_lies = None if placement is None else placement.output(shape)

@@ -15,7 +15,6 @@ from goat_jax.models.encoder.families import FAMILIES
 from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.models.load import load_model, random_model
 from goat_jax.nn.dropout import drop, rates_of
-from goat_jax.nn.modules import attend
 
 KEY = jax.random.key(7)
 BERT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}
@@ -115,40 +114,6 @@ def test_masks_follow_the_key_and_not_how_the_stack_is_cut_or_recomputed(
     made.layers.cut([1])
     made.layers.remat = "full"
     np.testing.assert_allclose(logits_of(made)(KEY), whole, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "groups"), [(jnp.float32, 2), (jnp.bfloat16, 4)], ids=["float32", "bfloat16"]
-)
-def test_attention_in_full_is_attention(dtype, groups, jit):
-    keys = jax.random.split(KEY, 3)
-    query = jax.random.normal(keys[0], (2, 5, 4, 8), dtype)
-    key, value = (jax.random.normal(k, (2, 5, groups, 8), dtype) for k in keys[1:])
-    keep = jnp.array([[True, True, False, True, False], [False] * 5])[:, None, None]
-
-    def total(query, key, value, **dropped):
-        out = attend(query, key, value, keep, **dropped)
-        assert out.dtype == dtype
-        return jnp.square(out.astype(jnp.float32)).sum(), out
-
-    with jax.numpy_dtype_promotion("standard"):  # for the gradient of jax's own
-        both = [
-            jit(jax.grad(partial(total, **how), argnums=(0, 1, 2), has_aux=True))(query, key, value)
-            for how in ({}, {"dropped": lambda probabilities: probabilities})
-        ]
-    for a, b in zip(*map(jax.tree.leaves, both), strict=True):
-        assert a.dtype == b.dtype == dtype
-        tolerance = 1e-5 if dtype == jnp.float32 else 0.06
-        np.testing.assert_allclose(a.astype(np.float32), b.astype(np.float32), atol=tolerance)
-
-
-@pytest.mark.slow
-def test_attention_loses_probabilities_and_not_logits():
-    """With values of one, what is left of a row of probabilities is their sum."""
-    x, ones = jax.random.normal(KEY, (3, 16, 2, 4)), jnp.ones((3, 16, 2, 4))
-    left = attend(x, x, ones, None, lambda p: jnp.where(p == p.max(-1, keepdims=True), 0, p))
-    highest = jax.nn.softmax(jnp.einsum("btnh,bsnh->bnts", x, x) / 2, axis=-1).max(-1)
-    np.testing.assert_allclose(left[..., 0].swapaxes(1, 2), 1 - highest, atol=1e-5)
 
 
 def test_rates_are_transformers_unless_config_json_has_others():

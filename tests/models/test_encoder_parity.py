@@ -8,7 +8,9 @@ import torch
 from flax import nnx
 
 from goat_jax.adapters.context import EVAL
+from goat_jax.core.attention import Visible
 from goat_jax.models.load import load_model
+from goat_jax.nn.attention import AttentionPlan
 from tiers import each
 
 TOLERANCE = 1e-5
@@ -66,9 +68,10 @@ def test_every_layer_is_torchs(family, save_torch, make_batch, run_torch, jit):
     batch = make_batch(ours.config.pad_token_id, ours.config.type_vocab_size)
     with torch.no_grad():
         expected = run_torch(checkpoint.torch, batch, output_hidden_states=True).hidden_states
-    keep = (batch["attention_mask"] != 0)[:, None, None, :]
+    mask = batch["attention_mask"] != 0
+    attend = AttentionPlan().attend(Visible(real=mask), *[mask.shape[1]] * 2)
     graph, state = nnx.split(ours.layers.runs[0])
-    layer = jit(lambda state, x: nnx.merge(graph, state)(x, EVAL, keep))
+    layer = jit(lambda state, x: nnx.merge(graph, state)(x, EVAL, attend))
     states = [ours.embeddings(batch["input_ids"], batch["token_type_ids"])]
     for number in range(ours.config.num_layers):
         states.append(layer(jax.tree.map(lambda a, n=number: a[n], state), states[-1]))

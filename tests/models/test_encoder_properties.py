@@ -8,8 +8,10 @@ import torch
 from flax import nnx
 
 from goat_jax.adapters.context import EVAL
+from goat_jax.core.attention import Visible
 from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.models.load import load_model
+from goat_jax.nn.attention import AttentionPlan
 from goat_jax.nn.modules import POOLING
 
 FAMILIES = pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
@@ -95,12 +97,13 @@ def test_roberta_counts_positions_over_real_tokens_from_pad_plus_one():
 def test_bfloat16_weights_make_bfloat16_hidden_states(model_of, make_batch, run_model):
     wide, narrow = model_of("bert"), model_of("bert", dtype=jnp.bfloat16)
     batch = make_batch(wide.config.pad_token_id, 2)
-    keep = (batch["attention_mask"] != 0)[:, None, None, :]
+    mask = batch["attention_mask"] != 0
+    attend = AttentionPlan().attend(Visible(real=mask), *[mask.shape[1]] * 2)
     x = narrow.embeddings(batch["input_ids"], batch["token_type_ids"])
     assert x.dtype == jnp.bfloat16
     graph, state = nnx.split(narrow.layers.runs[0])
     first = jax.tree.map(lambda a: a[0], state)
-    traced = jax.make_jaxpr(lambda s, x: nnx.merge(graph, s)(x, EVAL, keep))(first, x)
+    traced = jax.make_jaxpr(lambda s, x: nnx.merge(graph, s)(x, EVAL, attend))(first, x)
     products = [eqn for eqn in _equations(traced.jaxpr) if eqn.primitive.name == "dot_general"]
     assert len(products) == 8  # six projections, two of the attention
     assert {v.aval.dtype for eqn in products for v in eqn.invars} == {jnp.dtype("bfloat16")}

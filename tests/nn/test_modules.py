@@ -8,7 +8,7 @@ import torch
 from flax import nnx
 from transformers.activations import ACT2FN
 
-from goat_jax.nn.modules import ACTIVATIONS, Embedding, LayerNorm, attend
+from goat_jax.nn.modules import ACTIVATIONS, Embedding, LayerNorm
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -36,23 +36,6 @@ def test_layer_norm_of_bfloat16_loses_only_the_last_rounding():
     narrow, wide = norm(x), norm(x.astype(jnp.float32))
     assert narrow.dtype == jnp.bfloat16
     np.testing.assert_array_equal(narrow, wide.astype(jnp.bfloat16))
-
-
-def test_attention_is_torchs_in_both_widths():
-    rng = np.random.default_rng(0)
-    q, k, v = (rng.normal(size=(2, 5, 3, 4)).astype(np.float32) for _ in range(3))
-    keep = rng.random((2, 1, 1, 5)) < 0.6
-    keep[..., 0] = True
-    heads = [torch.from_numpy(a).transpose(1, 2) for a in (q, k, v)]
-    expected = torch.nn.functional.scaled_dot_product_attention(
-        *heads, attn_mask=torch.from_numpy(keep)
-    )
-    expected = expected.transpose(1, 2).numpy()
-    wide = attend(*map(jnp.asarray, (q, k, v)), jnp.asarray(keep))
-    np.testing.assert_allclose(wide, expected, rtol=0, atol=1e-6)
-    narrow = attend(*(jnp.asarray(a, jnp.bfloat16) for a in (q, k, v)), jnp.asarray(keep))
-    assert narrow.dtype == jnp.bfloat16
-    np.testing.assert_allclose(narrow.astype(jnp.float32), expected, rtol=0, atol=3e-2)
 
 
 def test_an_id_outside_the_table_is_seen():

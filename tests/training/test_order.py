@@ -127,7 +127,7 @@ def test_rows_are_read_once_for_data_and_for_a_start_from_gradients(
 
     monkeypatch.setattr(setup, "kernel_gradients", gradients)
     loaded = types.SimpleNamespace(model=None)
-    monkeypatch.setattr(setup, "set_remat", lambda *_: None)
+    monkeypatch.setattr(setup, "set_computation", lambda *_: None)
     with pytest.raises(Stop):
         setup._gradients(config, config.adapter.spec(), loaded, data)
     assert reads == ["train", "evaluation"]

@@ -6,6 +6,8 @@ the attention and the logits compute in float32.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,10 +16,12 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from goat_jax.adapters.context import EVAL, Context
+from goat_jax.core.attention import Visible
 from goat_jax.models.decoder.config import DecoderConfig, tiny_decoder_config
+from goat_jax.nn.attention_need import Need
 from goat_jax.nn.dense import Dense
 from goat_jax.nn.model import Model
-from goat_jax.nn.modules import ACTIVATIONS, Embedding, Projection, RMSNorm, attend
+from goat_jax.nn.modules import ACTIVATIONS, Embedding, Projection, RMSNorm
 from goat_jax.nn.rope import rotate
 from goat_jax.nn.stack import Stack
 from goat_jax.typing import Array, DTypeLike, PyTree
@@ -64,7 +68,7 @@ class DecoderBlock(nnx.Module):
         x: Array,
         ctx: Context,
         rotation: tuple[Array, Array],
-        keep: Array,
+        attend: Callable[..., Array],
         past: tuple[Array, Array, Array] | None = None,
     ) -> tuple[Array, tuple[Array, Array] | None]:
         """Returns x (B, T, D) after the block, and keys and values of all slots if given `past`.
@@ -73,7 +77,7 @@ class DecoderBlock(nnx.Module):
             x: (B, T, D).
             ctx: context passed to every linear layer.
             rotation: cosines and sines of the tokens' positions.
-            keep: (B, 1, T, S), true where a token may attend to a slot.
+            attend: attention of queries, keys and values (`AttentionPlan.attend`).
             past: keys and values (B, S, G, H), and the first slot that these tokens take.
         """
         normal = self.attention_norm(x)
@@ -89,7 +93,7 @@ class DecoderBlock(nnx.Module):
             value = jax.lax.dynamic_update_slice_in_dim(values, value.astype(keys.dtype), start, 1)
             kept = (key, value)
             key, value = key.astype(query.dtype), value.astype(query.dtype)
-        attended = attend(query, key, value, keep).reshape(*x.shape[:-1], -1)
+        attended = attend(query, key, value).reshape(*x.shape[:-1], -1)
         x = x + self.attention_out(attended, ctx)
         normal = self.norm(x)
         inner = ACTIVATIONS[self.activation](self.gate(normal, ctx)) * self.up(normal, ctx)
@@ -126,6 +130,11 @@ class Decoder(Model):
         outside = {"embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
         return block | outside
 
+    def attention_need(self, tokens: int, dtype: str) -> Need:
+        config = self.config
+        windows = tuple(dict.fromkeys(config.windows))
+        return Need(tokens, tokens, config.head_size, dtype, causal=True, windows=windows)
+
     def hidden(
         self,
         input_ids: Array,
@@ -142,15 +151,13 @@ class Decoder(Model):
                 For packed rows, in place of `attention_mask`.
             ctx: dropout key and the mask that the balance loss uses.
         """
-        slots = jnp.arange(input_ids.shape[1])
-        keep, positions = slots[None, :, None] >= slots[None, None], slots[None]
+        visible, positions = Visible(causal=True), jnp.arange(input_ids.shape[1])[None]
         if segments is not None:
-            keep &= segments[:, :, None] == segments[:, None, :]
+            visible = Visible(causal=True, segments=segments)
             positions = segment_positions(segments)
         elif attention_mask is not None:
-            keep &= (attention_mask != 0)[:, None, :]
-        rotation = self._rotation(positions)
-        x, _ = self._run(input_ids, ctx, rotation, keep, slots, slots, None)
+            visible = Visible(causal=True, real=attention_mask != 0)
+        x, _ = self._run(input_ids, ctx, self._rotation(positions), visible, None)
         return self.norm(x)
 
     def logits(self, hidden: Array) -> Array:
@@ -204,11 +211,10 @@ class Decoder(Model):
         mask = jax.lax.dynamic_update_slice_in_dim(
             cache.mask, attention_mask != 0, cache.length, axis=1
         )
-        slots = jnp.arange(mask.shape[1])
-        keep = (own[None, :, None] >= slots[None, None]) & mask[:, None, :]
+        visible = Visible(causal=True, real=mask, start=cache.length)
         # Rotary attention depends on differences of positions alone, so rows may start at any slot.
         rotation = self._rotation(own[None])
-        x, (keys, values) = self._run(input_ids, ctx, rotation, keep, own, slots, cache)
+        x, (keys, values) = self._run(input_ids, ctx, rotation, visible, cache)
         return self.norm(x), Cache(keys, values, mask, cache.length + tokens)
 
     def _rotation(self, positions: Array) -> tuple[Array, Array]:
@@ -219,26 +225,29 @@ class Decoder(Model):
         input_ids: Array,
         ctx: Context,
         rotation: tuple[Array, Array],
-        keep: Array,
-        own: Array,
-        slots: Array,
+        visible: Visible,
         cache: Cache | None,
     ) -> tuple[Array, Any]:
-        """Runs all blocks; `own` are the slots of these tokens among all `slots`."""
+        """Runs all blocks; `visible` are the slots that each token may attend to in all of them."""
+        tokens, windows = input_ids.shape[1], self.config.windows
+        slots = tokens if cache is None else cache.mask.shape[1]
+        kinds = list(dict.fromkeys(windows))
+        ways = [
+            self.attention.attend(dataclasses.replace(visible, window=window), tokens, slots)
+            for window in kinds
+        ]
         each: dict[str, Any] = {}
-        windows = self.config.windows
-        if any(windows):
-            unlimited = jnp.iinfo(jnp.int32).max
-            each["window"] = jnp.array([window or unlimited for window in windows], jnp.int32)
+        if ways[1:]:
+            each["kind"] = jnp.array([kinds.index(window) for window in windows])
         if cache is not None:
             each["past"] = (cache.keys, cache.values)
 
         def call(block: DecoderBlock, x: Array, ctx: Context, each: PyTree) -> tuple[Array, PyTree]:
-            near = keep
-            if "window" in each:
-                near = keep & (own[None, :, None] - slots[None, None] < each["window"])
+            def attend(*arrays: Array) -> Array:  # a kernel's window is a constant, so: a switch
+                return jax.lax.switch(each["kind"], ways, *arrays) if ways[1:] else ways[0](*arrays)
+
             past = None if cache is None else (*each["past"], cache.length)
-            return block(x, ctx, rotation, near[:, None], past)
+            return block(x, ctx, rotation, attend, past)
 
         return self.layers.scan(call, self.embeddings(input_ids), ctx, each)
 

@@ -6,17 +6,21 @@ attention and the head compute in float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from flax import nnx
 
 from goat_jax.adapters.context import EVAL, Context
+from goat_jax.core.attention import Visible
 from goat_jax.errors import UserError
 from goat_jax.models.encoder.config import EncoderConfig, tiny_config
 from goat_jax.models.encoder.families import FAMILIES
+from goat_jax.nn.attention_need import Need
 from goat_jax.nn.dense import Dense
 from goat_jax.nn.dropout import drop, dropper
 from goat_jax.nn.model import Model
-from goat_jax.nn.modules import ACTIVATIONS, POOLING, Embedding, LayerNorm, attend
+from goat_jax.nn.modules import ACTIVATIONS, POOLING, Embedding, LayerNorm
 from goat_jax.nn.stack import Stack
 from goat_jax.typing import Array
 
@@ -40,19 +44,19 @@ class EncoderBlock(nnx.Module):
         self.activation = config.activation
         self.dropout = config.dropout
 
-    def __call__(self, x: Array, ctx: Context, keep: Array) -> Array:
+    def __call__(self, x: Array, ctx: Context, attend: Callable[..., Array]) -> Array:
         """Returns x (B, T, D) after the block.
 
         Args:
             x: (B, T, D).
             ctx: context passed to every linear layer.
-            keep: (B, 1, 1, T), true where a token may be attended to.
+            attend: attention of queries, keys and values (`AttentionPlan.attend`).
         """
         split = (*x.shape[:-1], self.heads, -1)
         projections = (self.query, self.key, self.value)
         query, key, value = (part(x, ctx).reshape(split) for part in projections)
         rates = self.dropout
-        attended = attend(query, key, value, keep, dropper("attention", rates, ctx))
+        attended = attend(query, key, value, dropped=dropper("attention", rates, ctx))
         out = self.attention_out(attended.reshape(x.shape), ctx)
         x = self.attention_norm(x + drop(out, "attention_out", rates, ctx))
         inner = ACTIVATIONS[self.activation](self.up(x, ctx))
@@ -131,6 +135,11 @@ class Encoder(Model):
         }
         return embeddings | block | {"head_dense": family.head[0], "head_out": family.head[1]}
 
+    def attention_need(self, tokens: int, dtype: str) -> Need:
+        config = self.config
+        size, dropout = config.hidden_size // config.num_heads, dict(config.dropout)
+        return Need(tokens, tokens, size, dtype, causal=False, dropout="attention" in dropout)
+
     def encode(
         self,
         input_ids: Array,
@@ -139,9 +148,10 @@ class Encoder(Model):
         ctx: Context = EVAL,
     ) -> Array:
         """Returns the last hidden states (B, T, D), in the dtype of the embedding tables."""
-        keep = (attention_mask != 0)[:, None, None, :]
+        tokens = input_ids.shape[1]
+        attend = self.attention.attend(Visible(real=attention_mask != 0), tokens, tokens)
         x = self.embeddings(input_ids, token_type_ids)
-        return self.layers(drop(x, "embeddings", self.config.dropout, ctx), ctx, keep)
+        return self.layers(drop(x, "embeddings", self.config.dropout, ctx), ctx, attend)
 
     def __call__(
         self,

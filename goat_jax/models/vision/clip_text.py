@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from goat_jax.adapters.context import EVAL, Context
+from goat_jax.core.attention import Visible
 from goat_jax.data.pipeline.tokenize import load_tokenizer
 from goat_jax.errors import UserError
 from goat_jax.models.family import Family
@@ -21,6 +22,7 @@ from goat_jax.models.registry import Architecture
 from goat_jax.models.vision.config import read_fields
 from goat_jax.models.vision.families import BLOCK_KEYS, CLIP_BLOCK, CLIP_CONFIG, clip_section
 from goat_jax.models.vision.heads import unit
+from goat_jax.nn.attention_need import Need
 from goat_jax.nn.model import Model
 from goat_jax.nn.modules import Embedding, LayerNorm, Projection
 from goat_jax.nn.pre_norm_block import BlockConfig, PreNormBlock, check_sizes
@@ -123,6 +125,9 @@ class ClipText(Model):
             "projection": "text_projection",
         }
 
+    def attention_need(self, tokens: int, dtype: str) -> Need:
+        return self.config.attention_need(tokens, dtype, causal=True)
+
     def features(self, input_ids: Array, attention_mask: Array, ctx: Context = EVAL) -> Array:
         """Returns the last hidden states (B, T, D), normalized.
 
@@ -143,11 +148,9 @@ class ClipText(Model):
         positions = self.positions(jnp.arange(tokens))
         x = self.words(input_ids)
         x = x + jnp.broadcast_to(positions, x.shape)
-        keep = (
-            jnp.tril(jnp.ones((1, 1, tokens, tokens), bool))
-            & ((attention_mask != 0)[:, None, None, :])
-        )
-        return self.final_norm(self.layers(x, ctx, keep))
+        visible = Visible(causal=True, real=attention_mask != 0)
+        attend = self.attention.attend(visible, tokens, tokens)
+        return self.final_norm(self.layers(x, ctx, attend))
 
     def __call__(self, input_ids: Array, attention_mask: Array, ctx: Context = EVAL) -> Array:
         """Returns text features (B, P), float32, not normalized; arguments as for `features`."""

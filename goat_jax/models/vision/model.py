@@ -11,10 +11,12 @@ import numpy as np
 from flax import nnx
 
 from goat_jax.adapters.context import EVAL, Context
+from goat_jax.core.attention import Visible
 from goat_jax.errors import UserError
 from goat_jax.models.vision.config import VisionConfig, tiny_vision_config
 from goat_jax.models.vision.families import FAMILIES
 from goat_jax.models.vision.heads import HEADS
+from goat_jax.nn.attention_need import Need
 from goat_jax.nn.model import Model
 from goat_jax.nn.modules import Constant, LayerNorm, PatchEmbedding
 from goat_jax.nn.pre_norm_block import PreNormBlock
@@ -145,6 +147,11 @@ class VisionModel(Model):
         names = {ours: f"{family.prefix}.{theirs}" for ours, theirs in parts.items()}
         return names | {f"head.{ours}": theirs for ours, theirs in self.head.NAMES.items()}
 
+    def attention_need(self, tokens: int, dtype: str) -> Need:
+        del tokens
+        rows, columns = self.config.grid
+        return self.config.attention_need(rows * columns + 1, dtype, causal=False)
+
     def features(self, pixel_values: Array, ctx: Context = EVAL) -> Array:
         """Returns last hidden states (B, T, D), in the kernels' dtype; T counts the class token.
 
@@ -158,7 +165,7 @@ class VisionModel(Model):
         x = self.embeddings(pixel_values)
         if hasattr(self, "first_norm"):
             x = self.first_norm(x)
-        x = self.layers(x, ctx, None)
+        x = self.layers(x, ctx, self.attention.attend(Visible(), x.shape[1], x.shape[1]))
         return self.final_norm(x) if FAMILIES[self.config.family].normalised else x
 
     def __call__(self, pixel_values: Array, ctx: Context = EVAL) -> Array:
