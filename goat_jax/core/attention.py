@@ -30,7 +30,8 @@ BLOCK = 256
 class Visible:
     """The keys that a query may attend to: those that meet all of these conditions.
 
-    A query without any such key gets finite values without a meaning, which nothing may read.
+    A query that is padding itself, or that has no such key, gets finite values without a meaning,
+    which differ between the ways to compute attention and which nothing may read.
 
     Attributes:
         causal: whether keys after the query are excluded; static under jit.

@@ -106,8 +106,8 @@ def attention(
         query: (B, T, N, H).
         key: (B, S, G, H); G divides N, and N / G queries share each of them.
         value: (B, S, G, H).
-        visible: the keys that each query may attend to. The output of a query that may attend to
-            none is finite and has no meaning.
+        visible: the keys that each query may attend to. The output of a query that is padding or
+            may attend to none is finite and has no meaning.
         plan: the way and the mesh.
         mask: ``visible.mask(T, S)`` if it is computed already.
         scale: the factor of the scores; None is 1 / sqrt(H).

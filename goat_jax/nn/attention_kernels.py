@@ -98,11 +98,23 @@ def cudnn(
         if visible.real is None:
             return kernel(query, key, value)
         # cuDNN knows rows by their lengths, so the real tokens go to the front.
-        order = jnp.argsort(~visible.real, axis=1, stable=True)
         lengths = visible.real.sum(1, dtype=jnp.int32)
-        moved = (_moved(array, order) for array in (query, key, value))
+        there, back = _real_first(visible.real, lengths)
+        moved = (_moved(array, there) for array in (query, key, value))
         out = kernel(*moved, query_seq_lengths=lengths, key_value_seq_lengths=lengths)
-        return _moved(out, jnp.argsort(order, axis=1))
+        return _moved(out, back)
+
+
+def _real_first(real: Array, lengths: Array) -> tuple[Array, Array]:
+    """Returns, per slot (B, T), the token that comes there with real ones first, and the way back.
+
+    Counting instead of sorting compiles in a tenth of the time on a GPU.
+    """
+    before = jnp.cumsum(real, axis=1, dtype=jnp.int32)
+    slots = jnp.broadcast_to(jnp.arange(real.shape[1], dtype=jnp.int32), real.shape)
+    back = jnp.where(real, before - 1, lengths[:, None] + slots - before)
+    rows = jnp.broadcast_to(jnp.arange(len(real))[:, None], real.shape)
+    return jnp.zeros_like(back).at[rows, back].set(slots, unique_indices=True), back
 
 
 def _moved(array: Array, order: Array) -> Array:

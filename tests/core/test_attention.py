@@ -89,7 +89,7 @@ def test_attention_is_torchs_in_both_widths():
 @pytest.mark.parametrize(
     ("dtype", "groups"), [(jnp.float32, 2), (jnp.bfloat16, 4)], ids=["float32", "bfloat16"]
 )
-def test_attention_in_full_is_attention(dtype, groups, jit):
+def test_attention_in_full_is_attention(dtype, groups):
     keys = jax.random.split(KEY, 3)
     query = jax.random.normal(keys[0], (2, 5, 4, 8), dtype)
     key, value = (jax.random.normal(k, (2, 5, groups, 8), dtype) for k in keys[1:])
@@ -102,7 +102,9 @@ def test_attention_in_full_is_attention(dtype, groups, jit):
 
     with jax.numpy_dtype_promotion("standard"):  # for the gradient of jax's own
         both = [
-            jit(jax.grad(partial(total, **how), argnums=(0, 1, 2), has_aux=True))(query, key, value)
+            jax.jit(jax.grad(partial(total, **how), argnums=(0, 1, 2), has_aux=True))(
+                query, key, value
+            )
             for how in ({}, {"dropped": lambda probabilities: probabilities})
         ]
     for a, b in zip(*map(jax.tree.leaves, both), strict=True):

@@ -88,10 +88,12 @@ def reference(
 
 
 def gradients(attend: Any, arrays: list[jax.Array], visible: Visible) -> list[jax.Array]:
-    """Returns outputs of queries that see a key, and the gradients of a weighted sum of them."""
+    """Returns outputs of real queries that see a key, and the gradients of their weighted sum."""
     shape = arrays[0].shape
     mask = visible.mask(shape[1], arrays[1].shape[1])
     counts = jnp.ones((1, shape[1], 1, 1), bool) if mask is None else mask.any(-1)[..., None, None]
+    if visible.real is not None and visible.start is None:
+        counts &= visible.real[..., None, None]
     weights = np.random.default_rng(1).normal(size=shape)
     weights = jnp.where(counts, jnp.asarray(weights, arrays[0].dtype), 0)
 
