@@ -90,7 +90,7 @@ def plan(config: RunConfig, topology: Topology, model: str | Path | None = None)
     config, placement = _placed(config, topology)
     if placement is not None:
         check_batches(config, placement)
-    run = abstract_run(config, model, placement)
+    run = abstract_run(config, model, placement, topology.devices[0])
     compiled = _compiled(run, topology, placement)
     memory = compiled.memory_analysis()
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes

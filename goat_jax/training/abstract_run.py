@@ -82,7 +82,10 @@ def _type(array: jax.ShapeDtypeStruct) -> tuple:
 
 
 def abstract_run(
-    config: RunConfig, model: str | Path | None = None, placement: ShardingRules | None = None
+    config: RunConfig,
+    model: str | Path | None = None,
+    placement: ShardingRules | None = None,
+    device: Any = None,
 ) -> AbstractRun:
     """Traces the run that `setup.build` would build, at full size and within seconds.
 
@@ -92,6 +95,8 @@ def abstract_run(
             config.json, or a name such as "roberta-large"; ``config.model.path`` if None.
         placement: the sharding rules of the steps' mesh, whose devices need not exist; None for
             one device.
+        device: the device that the attention is chosen for, which need not exist; None for the
+            mesh's first, or jax's default.
 
     Raises:
         UserError: anything in the config that does not fit.
@@ -120,6 +125,7 @@ def abstract_run(
         gradients = _Gradients(loaded.model) if spec.initializer.gradient_batches else None
         found["report"] = adapt(loaded.model, config, spec, adapter_key, gradients)
         quantized_base(loaded.model, config)
+        loaded.model.attention = dataclasses.replace(loaded.model.attention, device=device)
         keep_rows(loaded.model, placement)
         if placement is not None:
             found["known"] = model_shardings(loaded.model, placement)
