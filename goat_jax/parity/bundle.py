@@ -19,6 +19,8 @@ from goat_jax.errors import UserError, nearest
 
 LAYERS, MODEL, METHODS = "layers.json", "meta.json", "methods.json"
 """Marker files of folders with layer cases, with a model run, and with cases of other methods."""
+MARKERS = f"{LAYERS}, {MODEL} or {METHODS}"
+"""The marker files, for messages."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,7 @@ def find_bundles(paths: Sequence[Path | str]) -> list[Found]:
     for path in map(Path, paths):
         if not path.is_dir():
             what = "a file" if path.exists() else "missing"
-            raise UserError(f"{path} is {what}: give a folder with {LAYERS} or {MODEL} in it")
+            raise UserError(f"{path} is {what}: give a folder with {MARKERS} in it")
         here = [
             Found(Path(folder), marker)
             for folder, _, files in sorted(os.walk(path))
@@ -52,7 +54,7 @@ def find_bundles(paths: Sequence[Path | str]) -> list[Found]:
             if marker in files
         ]
         if not here:
-            raise UserError(f"{path} has no parity bundle: no {LAYERS} or {MODEL} in or below it")
+            raise UserError(f"{path} has no parity bundle: no {MARKERS} in or below it")
         found |= {(one.folder.resolve(), one.marker): one for one in here}
     return list(found.values())
 
