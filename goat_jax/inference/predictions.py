@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -72,6 +73,16 @@ class Predictions:
         return len(self.predicted)
 
     def __repr__(self) -> str:
+        return "\n".join([render_table(*self._table()), *self._more()])
+
+    def _repr_html_(self) -> str:
+        """Returns the table in HTML, which a notebook shows."""
+        headers, table = self._table()
+        lines = [_html_row("th", headers), *(_html_row("td", row) for row in table)]
+        return f"<table>{''.join(lines)}</table>{''.join(self._more())}"
+
+    def _table(self) -> tuple[list[str], list[list[Any]]]:
+        """Returns the headers and the first rows of the printed table."""
         shown = min(len(self), LONGEST_TABLE)
         columns = list(dict.fromkeys(name for row in self.rows[:shown] for name in row))
         headers = [*columns, self.kind, *(["probability"] if self.classes else [])]
@@ -83,13 +94,24 @@ class Predictions:
             ]
             for place in range(shown)
         ]
-        more = [f"... {len(self) - shown:,} more rows"] if len(self) > shown else []
-        return "\n".join([render_table(headers, table), *more])
+        return headers, table
+
+    def _more(self) -> list[str]:
+        """Returns the line that counts the rows which are not shown, if there are any."""
+        left = len(self) - LONGEST_TABLE
+        return [f"... {left:,} more rows"] if left > 0 else []
 
     def results(self) -> list[list[Any]]:
         """Returns each row's prediction and probabilities, in the order of `result_columns`."""
         shares = self.probabilities.tolist() if self.classes else [[]] * len(self)
         return [[one, *own] for one, own in zip(self.predicted.tolist(), shares, strict=True)]
+
+
+def _html_row(tag: str, cells: Sequence[Any]) -> str:
+    texts = (
+        f"{cell:.4g}" if isinstance(cell, np.floating | float) else str(cell) for cell in cells
+    )
+    return f"<tr>{''.join(f'<{tag}>{html.escape(text)}</{tag}>' for text in texts)}</tr>"
 
 
 def _short(value: object) -> object:

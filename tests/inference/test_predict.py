@@ -74,6 +74,15 @@ def test_a_table_is_printed(found):
     assert lines[-1] == "... 20 more rows" and len(lines) == 23
 
 
+def test_a_notebook_shows_the_table():
+    rows, shares = [{"text": "<b>warm</b>"}] * 21, np.full((21, 2), 0.5, np.float32)
+    found = Predictions(rows, "label", np.array(["good"] * 21), ("bad", "good"), shares)
+    shown = found._repr_html_()
+    assert shown.startswith("<table><tr><th>text</th><th>label</th><th>probability</th></tr>")
+    row = "<tr><td>&lt;b&gt;warm&lt;/b&gt;</td><td>good</td><td>0.5</td></tr>"
+    assert shown.count(row) == 20 and shown.endswith("</table>... 1 more rows")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
