@@ -57,6 +57,12 @@ def test_columns_are_found_by_words_in_their_names(tmp_path):
     )
 
 
+def test_a_regression_has_no_classes_to_share(tmp_path):
+    rows = [[WORDS[n % 10], n / 7] for n in range(40)]
+    held = text_of(table(tmp_path / "beers.csv", ["Notes", "Score /100"], rows)).lines[2]
+    assert "4 of 40 rows, evenly spaced by value" in held
+
+
 def test_a_class_name_with_a_comma_is_quoted(tmp_path):
     rows = [[WORDS[n % 10], ("good", "bad, or worse")[n % 2]] for n in range(20)]
     line = text_of(table(tmp_path / "tones.csv", ["text", "label"], rows)).lines[1]

@@ -158,7 +158,8 @@ def guess_text(data: Data) -> Guess:
     text = tuple(data.given.get("text") or _text_columns(data.source, rows, label))
     _check_columns(data.source, rows, label, *text)
     labels, line = _classes(data, rows, label)
-    where, count, held = data.held_out_part(len(rows), "the same share of every class")
+    how = "the same share of every class" if labels else "evenly spaced by value"
+    where, count, held = data.held_out_part(len(rows), how)
     task = TextTask(
         name=data.name,
         train=data.source,
