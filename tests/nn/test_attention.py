@@ -88,6 +88,7 @@ def test_a_named_way_that_cannot_is_one_line(way, change, message):
     assert AttentionPlan(way, CPU).choose(cached)[0] in ("xla", "blocks")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", WHOLE, ids=ids)
 def test_splash_is_the_definition(case):
     arrays, visible, options = cases(case, jnp.float32)
@@ -106,6 +107,7 @@ def test_real_tokens_go_to_the_front_and_back():
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.heads > case.groups], ids=ids)
+@pytest.mark.slow
 @pytest.mark.parametrize("tensor", [2, 4])
 def test_on_a_mesh_each_device_has_its_rows_and_heads(case, tensor):
     mesh = Mesh(np.array(jax.devices()[: 2 * tensor]).reshape(2, 1, tensor), AXES)
