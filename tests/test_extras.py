@@ -25,6 +25,7 @@ from goat_jax.pretrained.dinov2_onnx import write_dino
 from goat_jax.pretrained.gguf.file import read_gguf
 from goat_jax.training.distributed.processes import records_of
 from goat_jax.training.logging.writers import TRACKERS, TensorBoard
+from kinds import present
 
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 RECORDS = [{"kind": "train", "step": step, "loss": 1.0, "learning_rate": 0.1} for step in (1, 2)]
@@ -93,7 +94,7 @@ def test_the_extras_of_the_messages_exist():
     extras = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
     assert set(EXTRA_OF.values()) <= set(extras)
     (everything,) = extras["all"]
-    listed = re.fullmatch(r"goat-jax\[(.*)\]", everything)[1].split(",")
+    listed = present(re.fullmatch(r"goat-jax\[(.*)\]", everything))[1].split(",")
     other = {"hub", "plan-gpu", "tpu", *TRACKERS}  # need a network, a device or a choice
     assert listed == sorted(set(EXTRA_OF.values()) - other)
 

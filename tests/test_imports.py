@@ -169,9 +169,10 @@ def forbidden_names(source):
     """Names that the library must not use: the environment, and promises it does not keep."""
     names = {"environ", "getenv", "NotImplementedError"}
     for node in ast.walk(ast.parse(source)):
-        name = getattr(node, "attr", None) or getattr(node, "id", None)
-        if name in names:
-            yield f"line {node.lineno}: {name}"
+        if isinstance(node, ast.Attribute | ast.Name):
+            name = node.attr if isinstance(node, ast.Attribute) else node.id
+            if name in names:
+                yield f"line {node.lineno}: {name}"
 
 
 MAY_LOOK = ("cli/main.py", "files.py")

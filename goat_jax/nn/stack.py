@@ -55,7 +55,7 @@ class Stack(nnx.Module):
 
     def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], length: int, *, rngs: nnx.Rngs):
         stacked = nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(length))
-        self.runs = nnx.List([stacked])
+        self.runs: nnx.List[Any] = nnx.List([stacked])
         self.sizes = (length,)
         self.remat = "none"
         self.rows: NamedSharding | None = None

@@ -26,7 +26,7 @@ GOAT = method_spec("goat", total_rank=8, num_experts=4, top_k=4)
 
 
 def random(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
 
 
 KERNEL, X = random(IN, OUT), random(TOKENS, IN, seed=1)
@@ -46,7 +46,10 @@ def delta_of(start, weight):
 def test_start(name):
     spec = METHODS[name].spec.replace(total_rank=8)
     start = START(KERNEL, spec, KEY)
-    shapes = {"a": (spec.num_experts, IN, spec.rank), "b": (spec.num_experts, spec.rank, OUT)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "a": (spec.num_experts, IN, spec.rank),
+        "b": (spec.num_experts, spec.rank, OUT),
+    }
     if name in ROUTED:
         shapes["router"] = (IN, spec.num_experts)
     assert {n: array.shape for n, array in start.factors.items()} == shapes

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -11,10 +12,10 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
-from goat_jax.adapters.adapter import apply_layer, init_adapter, merge_adapter
+from goat_jax.adapters.adapter import AdapterInit, apply_layer, init_adapter, merge_adapter
 from goat_jax.adapters.context import Context
 from goat_jax.adapters.methods import METHODS
-from goat_jax.adapters.spec import START_ONLY
+from goat_jax.adapters.spec import START_ONLY, AdapterSpec
 from goat_jax.errors import UserError
 from goat_jax.injection.inject import inject
 from goat_jax.models.decoder.model import Decoder, tiny_decoder_config
@@ -22,6 +23,7 @@ from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.nn.dense import Adapter, Dense, merge_model, run_model, split_model
 from goat_jax.nn.named_modules import find_modules, reports_by_name
 from goat_jax.testing import assert_close
+from kinds import compiled
 from tiers import first_of_each
 
 IN, OUT, BATCH, TOKENS = 24, 20, 3, 5
@@ -29,7 +31,7 @@ SIZES = {"adalora": {"total_rank": 6, "target_rank": 2}, "pissa": {"total_rank":
          "full": {}, "full_moe": {}, "lora_dash": {"total_rank": 2, "num_directions": 3},
          "neat": {"total_rank": 4, "depth": 1}, "loramoe": {"total_rank": 16, "delta": 0.1},
          "moelora": {"total_rank": 16, "num_tasks": 3, "task_width": 6}}  # fmt: skip
-CTX = Context(task_ids=np.array([2, 0, 3]), task_types=np.array([0, 1, 1]))
+CTX = Context(task_ids=jnp.array([2, 0, 3]), task_types=jnp.array([0, 1, 1]))
 
 START = jax.jit(init_adapter, static_argnums=1)
 APPLY = jax.jit(apply_layer, static_argnames="spec")
@@ -42,7 +44,7 @@ def small(name):
 
 
 def random(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
 
 
 KERNEL, GRADIENT, X = random(IN, OUT), random(IN, OUT, seed=1), random(BATCH, TOKENS, IN, seed=2)
@@ -54,8 +56,8 @@ class Layer:
     """A row as a layer: as it starts, and with all of its arrays moved away from there."""
 
     name: str
-    spec: object
-    start: object
+    spec: AdapterSpec
+    start: AdapterInit
     factors: dict
     constants: dict
 
@@ -92,7 +94,7 @@ def moved(tree):
     }
 
 
-def apply(layer, arrays, run=APPLY):
+def apply(layer, arrays, run: Callable = APPLY):
     return run(X, layer.start.kernel, arrays, layer.start.scale, layer.spec, CTX)
 
 
@@ -141,10 +143,10 @@ def test_the_tree_is_as_declared(layer):
 
 def test_it_starts_as_the_pretrained_layer_or_off_it_as_documented(layer):
     y, _ = apply(layer, layer.arrays())
-    wide = X.astype(np.float64)
-    expected = wide @ KERNEL.astype(np.float64)
+    wide = np.asarray(X, np.float64)
+    expected = wide @ np.asarray(KERNEL, np.float64)
     if layer.name == "kasa":  # the smallest triplets are gone
-        u, s, vt = np.linalg.svd(KERNEL.astype(np.float64), full_matrices=False)
+        u, s, vt = np.linalg.svd(np.asarray(KERNEL, np.float64), full_matrices=False)
         kept = len(s) - layer.spec.total_rank
         expected = wide @ (u[:, :kept] * s[:kept]) @ vt[:kept]
     if layer.name in ("goat", "goat_plus"):  # right only on average over the experts
@@ -243,7 +245,7 @@ def test_gradients_are_the_derivatives(layer):
             along = rng.normal(size=value.shape)
             ahead, behind = (loss({**at, name: value + s * along})[0] for s in (step, -step))
             slope = (ahead - behind) / (2 * step)
-            size = np.linalg.norm(gradient[name]) * np.linalg.norm(along)
+            size = float(np.linalg.norm(gradient[name]) * np.linalg.norm(along))
             got = (np.asarray(gradient[name]) * along).sum()
             np.testing.assert_allclose(got, slope, rtol=1e-6, atol=1e-7 * size, err_msg=name)
 
@@ -349,7 +351,7 @@ def test_a_model_starts_and_learns_in_one_trace(case, bases, outputs_before):
         state, loss, y = step(state, base)
         losses.append(float(loss))
         outputs.append(y)
-    assert step._cache_size() == 1
+    assert compiled(step) == 1
     assert_close(outputs[0], before, NEAR.get(name, 2e-5))
     assert (np.diff(losses) < 0).all(), losses
     moved = jax.tree.map(lambda old, new: float(jnp.abs(new - old).max()), trainable, state)

@@ -18,11 +18,11 @@ APPLY = jax.jit(apply_adapter, static_argnums=4)
 
 
 def random(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
 
 
-KERNEL, X = random(IN, OUT), jnp.asarray(random(TOKENS, IN, seed=1))
-SCALE = np.full(EXPERTS, 2.0, np.float32)
+KERNEL, X = random(IN, OUT), random(TOKENS, IN, seed=1)
+SCALE = jnp.full(EXPERTS, 2.0, jnp.float32)
 FACTORS = {
     "a": random(EXPERTS, IN, 2, seed=2),
     "b": random(EXPERTS, 2, OUT, seed=3),

@@ -31,6 +31,7 @@ from goat_jax.core import svd
 from goat_jax.errors import UserError
 from goat_jax.optim.transforms import PrunedRanks
 from goat_jax.registry import REGISTRY
+from kinds import expect
 
 # Row -> initializer, kernel edit, router, scale: the matrix of methods.md 24.2.
 MATRIX = {
@@ -78,7 +79,9 @@ def test_rows_are_the_published_choices(name):
 def test_goat_has_the_papers_numbers():
     spec = METHODS["goat"].spec
     assert (spec.num_experts, spec.top_k, spec.aux_weight) == (8, 2, 1e-3)
-    assert spec.initializer.rho == 10.0 and spec.scale == TheoreticalScale(eta=1.0)
+    assert expect(SvdSegments, spec.initializer).rho == 10.0 and spec.scale == TheoreticalScale(
+        eta=1.0
+    )
     assert spec.aux_loss == LoadBalancing(reference_code=False)
 
 
@@ -95,7 +98,8 @@ def test_options_reach_the_part_that_has_them():
         "goat", total_rank=32, rho=5.0, eta=0.1, reference_code=True, segments="minor"
     )
     assert spec.rank == 4 and spec.initializer == SvdSegments(svd.minor, 5.0)
-    assert spec.scale == TheoreticalScale(0.1) and spec.aux_loss.reference_code
+    assert spec.scale == TheoreticalScale(0.1)
+    assert expect(LoadBalancing, spec.aux_loss).reference_code
 
 
 def test_options_reach_a_part_inside_a_part():
@@ -136,7 +140,8 @@ def test_every_named_part_is_in_a_row_or_among_the_papers_routers():
 
 @pytest.mark.parametrize("name", svd.SEGMENTS)
 def test_every_choice_of_segments_has_a_name(name):
-    assert method_spec("goat", segments=name).initializer.segments is svd.SEGMENTS[name]
+    made = expect(SvdSegments, method_spec("goat", segments=name).initializer)
+    assert made.segments is svd.SEGMENTS[name]
 
 
 @pytest.mark.parametrize("kind", PARTS)

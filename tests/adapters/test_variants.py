@@ -25,7 +25,7 @@ START, APPLY = (
 
 
 def random(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
 
 
 KERNEL, X = random(IN, OUT), random(TOKENS, IN, seed=1)
@@ -204,7 +204,7 @@ def test_one_task_of_moelora_is_an_adapter_that_merges():
     spec = method_spec("moelora", num_tasks=3)
     start = START(KERNEL, spec, jax.random.key(0))
     arrays = {**start.factors, "b": random(*start.factors["b"].shape, seed=7)}
-    ids = np.array([1, 3])
+    ids = jnp.array([1, 3])
     y, _ = APPLY(X.reshape(2, -1, IN), KERNEL, arrays, start.scale, spec, Context(task_ids=ids))
     for row, task in enumerate(ids):
         merged = merge_adapter(KERNEL, *for_task(arrays, start.scale, spec, int(task)))
@@ -247,7 +247,7 @@ def test_lora_ga_takes_disjoint_triplets_of_the_gradient(choice):
     spec = method_spec("lora_ga", total_rank=4, directions=directions, size=size)
     gradient = random(IN, OUT, seed=8)
     start = START(KERNEL, spec, jax.random.key(0), gradient)
-    u, _, vt = np.linalg.svd(gradient.astype(np.float64), full_matrices=False)
+    u, _, vt = np.linalg.svd(np.asarray(gradient, np.float64), full_matrices=False)
     on_u = np.abs(u.T @ np.asarray(start.factors["a"][0], np.float64)).max(1) > 1e-3
     on_v = np.abs(vt @ np.asarray(start.factors["b"][0], np.float64).T).max(1) > 1e-3
     assert on_u.sum() == on_v.sum() == 4 and not (on_u & on_v).any()
@@ -281,7 +281,7 @@ def test_the_experts_of_full_moe_share_out_the_dense_gradient():
 def test_padding_is_left_out_of_the_localized_balance():
     spec = method_spec("loramoe", delta=0.2)
     start = START(KERNEL, spec.replace(total_rank=8), jax.random.key(0))
-    x, types = X.reshape(4, 10, IN), np.array([0, 1, 1, 0])
+    x, types = X.reshape(4, 10, IN), jnp.array([0, 1, 1, 0])
     mask = np.arange(10) < np.array([[10], [7], [4], [2]])
 
     def aux_of(spec, x, mask):

@@ -185,7 +185,7 @@ def test_what_is_compiled_is_kept_for_the_next_start(config_file, tmp_path, with
 @pytest.mark.parametrize("kind", ["file in place", "writable"])
 def test_programs_are_kept_where_that_is_possible(tmp_path, monkeypatch, recwarn, kind):
     kept_settings = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in kept_settings}
+    before = {name: jax.config.values[name] for name in kept_settings}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if kind == "file in place":
         (tmp_path / "goat_jax").touch()
@@ -194,8 +194,7 @@ def test_programs_are_kept_where_that_is_possible(tmp_path, monkeypatch, recwarn
     warnings.simplefilter("always", Notice)
     try:
         keep_compiled()
-        found = jax.config.jax_compilation_cache_dir
-        shortest = jax.config.jax_persistent_cache_min_compile_time_secs
+        found, shortest = (jax.config.values[name] for name in kept_settings)
     finally:
         for name, value in before.items():
             jax.config.update(name, value)

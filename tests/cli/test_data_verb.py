@@ -13,7 +13,8 @@ from goat_jax.cli.main import main
 from goat_jax.data.pipeline.images import load_images
 from goat_jax.data.prepare.prepare import RECIPES
 from goat_jax.data.sources import read
-from goat_jax.data.tasks.registry import TASKS, make_task
+from goat_jax.data.tasks.registry import TASKS
+from kinds import image_task
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -56,7 +57,7 @@ def test_a_set_is_fetched_and_made(served, tmp_path, capsys):
         assert all(f"{split} 3" in printed.out for split in ("train", "validation", "test"))
         assert "licence: Cimpoi et al. 2014" in printed.out
         assert f"--task.data-dir {out}" in printed.out
-    assert len(load_images(make_task("dtd", data_dir=str(out)), "train")) == 6
+    assert len(load_images(image_task("dtd", data_dir=str(out)), "train")) == 6
 
 
 def test_a_changed_archive_is_refused_in_one_line(served, tmp_path, capsys):

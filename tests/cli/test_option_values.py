@@ -37,7 +37,7 @@ DETERMINISTIC = settings(
     deadline=None,
     database=None,
     max_examples=120,
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 
 TASKS = {

@@ -17,10 +17,11 @@ from goat_jax.analysis.run_data import (
 )
 from goat_jax.cli.main import main
 from goat_jax.cli.plot import OF_CHECKPOINT, OF_RECORDS
-from goat_jax.nn.dense import merge_model
+from goat_jax.nn.dense import Adapter, merge_model
 from goat_jax.nn.named_modules import find_modules
 from goat_jax.training.checkpoints.restore import restore_run
 from goat_jax.training.data import evaluation_batches, load_rows
+from kinds import expect
 
 pytestmark = pytest.mark.slow  # a trained run, and all pictures of it
 
@@ -127,7 +128,7 @@ def test_segments_are_those_the_experts_started_from(opened):
     adapters = {site.pattern: site.module.adapter for site in find_modules(model)}
     rho = opened.config.adapter.spec().initializer.rho
     for name, (values, index) in spectra(opened).items():
-        adapter = adapters[name]
+        adapter = expect(Adapter, adapters[name])
         a, scale = np.asarray(adapter.factors()["a"])[1], np.asarray(adapter.scale[...])[1]
         sigma = np.square(a).sum(1) * scale[:, None] * rho  # |a|^2 = sigma / (s rho)
         np.testing.assert_allclose(sigma, values[index], rtol=1e-3)

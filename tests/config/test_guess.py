@@ -2,6 +2,7 @@
 
 import csv
 import json
+from typing import Any
 
 import pytest
 
@@ -265,8 +266,10 @@ def test_three_steps_from_a_table_alone(tmp_path, monkeypatch, capsys):
 def test_python_trains_what_the_command_line_would(tmp_path, monkeypatch, capsys):
     source, trained = tones(tmp_path / "tones.csv"), []
     monkeypatch.setattr(from_data, "fit", lambda config, **others: trained.append(config))
-    goat_jax.train("roberta-base", source, epochs=2, **{"train.seed": 3})
-    assert trained == [config_for("roberta-base", source, **{"train.epochs": 2, "train.seed": 3})]
+    fields: dict[str, Any] = {"train.seed": 3}
+    goat_jax.train("roberta-base", source, epochs=2, **fields)
+    fields["train.epochs"] = 2
+    assert trained == [config_for("roberta-base", source, **fields)]
     assert "3 classes: bad, fine, good" in capsys.readouterr().out
 
 

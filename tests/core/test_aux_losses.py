@@ -50,14 +50,15 @@ def test_value(form, top_k):
 
 def test_balanced_routing_costs_one_in_the_paper_and_k_in_the_code():
     # Every expert is first once and second once, with the same logits.
-    logits = np.float32([np.roll([2.0, 1, 0, 0, 0, 0], i) for i in range(EXPERTS)])
+    first = np.array([2, 1, 0, 0, 0, 0], np.float32)
+    logits = np.stack([np.roll(first, i) for i in range(EXPERTS)])
     np.testing.assert_allclose(loss_of("paper", logits), 1.0, rtol=1e-6)
     np.testing.assert_allclose(loss_of("published", logits), TOP_K, rtol=1e-6)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_collapse_onto_one_expert_costs_the_number_of_experts(form):
-    logits = np.float32([[50.0, 0, 0, 0, 0, 0]] * 16)
+    logits = np.array([[50, 0, 0, 0, 0, 0]] * 16, np.float32)
     np.testing.assert_allclose(loss_of(form, logits, 1), EXPERTS, rtol=1e-6)
 
 
@@ -65,7 +66,7 @@ def test_collapse_onto_one_expert_costs_the_number_of_experts(form):
 def test_dense_and_absent_routers(form):
     # All experts are selected, so both forms only see that the probabilities sum to 1.
     expected = {"paper": 1.0, "published": EXPERTS}[form]
-    for routing in (route_softmax(random_logits(9)), route_all((9,), EXPERTS)):
+    for routing in (route_softmax(jnp.asarray(random_logits(9))), route_all((9,), EXPERTS)):
         np.testing.assert_allclose(FORMS[form](routing), expected, rtol=1e-6)
 
 

@@ -55,7 +55,9 @@ def test_directional_derivatives(top_k, published):
     value, margin = by_hand(**at, top_k=top_k, published=published)
     assert margin > 20 * STEP, "a step must not change which experts are chosen"
     arguments = [jnp.asarray(at[name], jnp.float32) for name in NAMES]
-    step = jax.value_and_grad(lambda *v: ours(*v, top_k, published), argnums=(0, 1, 2, 3))
+    step = jax.value_and_grad(
+        lambda x, a, b, router: ours(x, a, b, router, top_k, published), argnums=(0, 1, 2, 3)
+    )
     loss, gradients = jax.jit(step)(*arguments)
     np.testing.assert_allclose(loss, value, rtol=1e-5)
 
@@ -71,5 +73,5 @@ def test_directional_derivatives(top_k, published):
             )
             slope = (ahead[0] - behind[0]) / (2 * STEP)
             got = (np.asarray(gradient, np.float64) * direction).sum()
-            scale = np.linalg.norm(gradient) * np.linalg.norm(direction)
+            scale = float(np.linalg.norm(gradient) * np.linalg.norm(direction))
             np.testing.assert_allclose(got, slope, rtol=1e-4, atol=1e-5 * scale, err_msg=name)

@@ -12,7 +12,7 @@ from goat_jax.core.svd import block_heads, svd_of_kernel, take_segments
 from goat_jax.testing import assert_close
 
 EXPERTS, RANK, SHAPE = 4, 2, (40, 24)
-EQUAL, UNEQUAL = np.float32([5, 5, 5, 5]), np.float32([5, 6, 8, 11])
+EQUAL, UNEQUAL = (np.array(s, np.float32) for s in ([5, 5, 5, 5], [5, 6, 8, 11]))
 RESIDUAL = jax.jit(residual_kernel)
 
 
@@ -74,7 +74,7 @@ def test_residual_is_the_best_constant_for_balanced_routing():
     weights[np.arange(4000), second[pairs]] = 1 - share
     outcomes = np.einsum("NE,EIO->NIO", weights, deltas)
     own_scales = deltas.sum(0) / 4
-    first_scale = (deltas * np.float64(EQUAL / UNEQUAL)[:, None, None]).sum(0) / 4
+    first_scale = (deltas * np.asarray(EQUAL / UNEQUAL, np.float64)[:, None, None]).sum(0) / 4
     loss = {
         name: ((outcomes - guess) ** 2).sum((1, 2)).mean()
         for name, guess in {
@@ -84,7 +84,7 @@ def test_residual_is_the_best_constant_for_balanced_routing():
             "whole": 4 * own_scales,
         }.items()
     }
-    assert min(loss, key=loss.get) == "theorem", loss
+    assert min(loss, key=loss.__getitem__) == "theorem", loss
 
 
 def steps_apart(got, expected):

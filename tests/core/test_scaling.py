@@ -35,8 +35,8 @@ def test_alpha_rules():
 
 
 def test_goat_plus_equalises_the_spectrum():
-    values = np.float32([[9, 8], [5, 4], [1, 0.5]])
-    scale = np.asarray(jax.jit(scaling.by_spectrum)(np.float32([7, 7, 7]), values))
+    values = np.array([[9, 8], [5, 4], [1, 0.5]], np.float32)
+    scale = np.asarray(jax.jit(scaling.by_spectrum)(np.full(3, 7, np.float32), values))
     np.testing.assert_allclose(scale, 7 * np.sqrt([17 / 17, 17 / 9, 17 / 1.5]), rtol=1e-6)
     invariant = scale**2 * values.sum(1)
     np.testing.assert_allclose(invariant, [invariant[0]] * 3, rtol=1e-6)
@@ -53,9 +53,9 @@ def test_goat_plus_equalises_the_spectrum():
     ],
 )
 def test_goat_plus_of_empty_segments_keeps_the_first_scale(sums, expected):
-    values = np.float32(sums)[:, None] / np.float32([[2, 2]])
+    values = np.array(sums, np.float32)[:, None] / np.full((1, 2), 2, np.float32)
     with jax.debug_nans(True), jax.debug_infs(True):
-        scale = jax.jit(scaling.by_spectrum)(np.float32([7, 7, 7]), values)
+        scale = jax.jit(scaling.by_spectrum)(np.full(3, 7, np.float32), values)
     np.testing.assert_allclose(scale, expected, rtol=1e-6)
 
 

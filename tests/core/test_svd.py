@@ -109,7 +109,7 @@ def test_take_segments_picks_columns_values_and_rows():
 
 
 def test_share_of_spectrum():
-    s = jnp.asarray(np.float32([4, 2, 2, 1]))
+    s = jnp.array([4, 2, 2, 1], jnp.float32)
     shares = svd.share_of_spectrum(s, jnp.asarray([[0], [3]]))
     np.testing.assert_allclose(shares, [16 / 25, 1 / 25])
 

@@ -27,6 +27,7 @@ from goat_jax.nn.dense import merge_model
 from goat_jax.optim.optimizer import OptimizerConfig
 from goat_jax.sharding.config import MeshConfig
 from goat_jax.training.trainer import fit
+from kinds import compiled
 
 CONTEXT = 512
 
@@ -294,7 +295,7 @@ def test_one_compile_for_every_length(model):
     scorer = load_eval_model(str(model)).scorer()
     pairs = [("p" * (5 + 9 * n), "x" * (n % 3 + 1)) for n in range(20)]
     scorer(pairs, batch_size=4, num_buckets=2)
-    assert scorer._step._cache_size() == 2
+    assert compiled(scorer._step) == 2
 
 
 def test_texts_beyond_the_context_lose_their_beginning(model):
@@ -332,7 +333,7 @@ def test_answers_need_few_compiles(model):
     generator = load_eval_model(str(model)).generator()
     prompts = ["x" * n for n in range(3, 60, 4)]
     answer_all(generator, prompts, Sampling(max_new_tokens=4), batch_size=4)
-    assert generator._extend._cache_size() == 2  # one for the prompts, one for a token
+    assert compiled(generator._extend) == 2  # one for the prompts, one for a token
 
 
 # Programs

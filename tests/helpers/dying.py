@@ -17,10 +17,10 @@ def dies_after(step: int) -> None:
     """Lets the loop take its steps up to this one. What it writes in the background may be cut."""
     take_step = Loop.take_step
 
-    def take_step_or_die(loop):
-        if loop.step == step:
+    def take_step_or_die(self):
+        if self.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
-        take_step(loop)
+        take_step(self)
 
     Loop.take_step = take_step_or_die
 

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import tarfile
 import zipfile
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -25,7 +26,7 @@ def write_zip(path, members):
             archive.writestr(name, data)
 
 
-def write_tar(path, members, mode="w:gz"):
+def write_tar(path, members, mode: Literal["w:gz", "w:bz2", "w"] = "w:gz"):
     with tarfile.open(path, mode) as archive:
         for name, data in members.items():
             info = tarfile.TarInfo(name)

@@ -8,6 +8,8 @@ import torch
 import transformers
 from safetensors.numpy import save_file
 
+from kinds import write_npz
+
 FAMILY = {
     "bert": (
         "BertForSequenceClassification",
@@ -105,7 +107,7 @@ def train(model, modules: list[str], case: dict, batches: list[dict]) -> dict[st
     for batch in batches:
         optimizer.zero_grad()
         output = model(**batch)
-        aux = sum(model.get_submodule(name).aux for name in modules)
+        aux = torch.stack([model.get_submodule(name).aux for name in modules]).sum()
         (output.loss + case["aux_coef"] * aux).backward()
         limit = case["clip"] or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
@@ -146,8 +148,8 @@ def write_run(
     generator = torch.Generator().manual_seed(5)
     batches = batches_of(family, case["steps"], labels, generator)
     arrays = {f"{k}_{i}": v.numpy() for i, batch in enumerate(batches) for k, v in batch.items()}
-    np.savez(folder / "batches.npz", **arrays)
-    np.savez(folder / "expected.npz", **train(model, modules, case, batches))
+    write_npz(folder / "batches.npz", arrays)
+    write_npz(folder / "expected.npz", train(model, modules, case, batches))
     save_file(trained_tensors(model, modules), folder / "adapter_final.safetensors")
     rank = case["rank"] // case["num_experts"]
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -139,18 +139,18 @@ def test_counts():
             {"modules_to_save": ["clasifier"]},
             "module to train 'clasifier' matches no module (did you",
         ),
-        ({"overrides": [Override(["q"], {})]}, "override 'q' matches no linear layer"),
+        ({"overrides": [Override(("q",), {})]}, "override 'q' matches no linear layer"),
         (
             {"target_modules": ["classifier"]},
             "no module could be adapted: not a target; total rank 4 is above its smaller side 2",
         ),
         (
-            {"overrides": [Override(["up"], {"num_experts": 3})]},
+            {"overrides": [Override(("up",), {"num_experts": 3})]},
             "total rank 4 is not divisible by 3 experts",
         ),
-        ({"overrides": [Override(["up"], {"ranc": 3})]}, "no option 'ranc'"),
+        ({"overrides": [Override(("up",), {"ranc": 3})]}, "no option 'ranc'"),
         (
-            {"overrides": [Override(["up"], {"aux_weight": 0.5})]},
+            {"overrides": [Override(("up",), {"aux_weight": 0.5})]},
             "an override of ['up'] changes aux_weight, which applies to the whole run",
         ),
     ],
@@ -176,7 +176,7 @@ def test_overrides_by_projection_and_the_first_that_matches_wins():
     _report, model = dry_run(
         GOAT,
         overrides=[
-            Override(["up"], {"total_rank": 2}),
+            Override(("up",), {"total_rank": 2}),
             Override(
                 r".*mlp\..*", {"total_rank": 8, "segments": "minor", "scale": "alpha_over_rank"}
             ),

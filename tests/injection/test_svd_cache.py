@@ -35,8 +35,9 @@ def adapted(store, method="goat", **options):
     model = Encoder(tiny_config(num_layers=2), rngs=nnx.Rngs(0))
     spec = method_spec(method, **({"total_rank": 8, "num_experts": 4} | options))
     inject(model, spec, ["query", "0.output.dense"], key=KEY, svds=store)
-    sites = [s.module for s in find_modules(model) if s.module.adapter is not None]
-    return [(m.kernel[...], m.adapter.a[...], m.adapter.b[...]) for m in sites]
+    adapted = [(s.module, s.module.adapter) for s in find_modules(model)]
+    arrays = [(module, adapter.factors()) for module, adapter in adapted if adapter]
+    return [(module.kernel[...], own["a"], own["b"]) for module, own in arrays]
 
 
 @pytest.mark.parametrize("keep", ["segments", "full"])

@@ -120,7 +120,7 @@ def test_a_loop_of_optax_trains_the_factors():
             updates, state = optimizer.update(grads, state)
         return optax.apply_updates(factors, updates), state, loss, aux
 
-    losses = []
+    losses, aux = [], 0.0
     for _ in range(8):
         factors, state, loss, aux = step(factors, state)
         losses.append(float(loss))

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from goat_jax import Context, Factor, adapt_nnx, merge_nnx, method_spec, run_adapted
 from goat_jax.core.residual import delta_weight
 from goat_jax.errors import UserError
+from goat_jax.nn.dense import Adapter
 from goat_jax.testing import CountTraces, assert_close
 from tiers import each
 
@@ -23,6 +24,8 @@ X = jax.random.normal(jax.random.key(0), (2, 5, 16))
 
 class Block(nnx.Module):
     """Layers of every kind that can be adapted, and two that cannot."""
+
+    positions: nnx.Param
 
     def __init__(self, rngs):
         self.attention = nnx.MultiHeadAttention(4, 16, decode=False, rngs=rngs)
@@ -53,6 +56,10 @@ class Deep(nnx.Module):
             return x + jnp.tanh(block(x))
 
         return run(x, self.blocks)
+
+
+def adapter_of(layer) -> Adapter:
+    return layer.adapter
 
 
 @cache
@@ -94,9 +101,8 @@ def test_it_starts_as_it_was_and_merges_to_itself(method):
     before = run(model)
     adapt_nnx(model, method_spec(method, total_rank=4), key=KEY)
     assert_close(run(model), before, 1e-5)
-    for _, module in nnx.iter_modules(model):
-        if hasattr(module, "adapter"):
-            module.adapter.b.set_value(module.adapter.b[...] + 0.1)
+    factors = nnx.state(model, nnx.All(Factor, nnx.PathContains("b")))
+    nnx.update(model, jax.tree.map(lambda b: b + 0.1, factors))
     moved = run(model)
     assert float(jnp.abs(moved - before).max()) > 1e-2
     merge_nnx(model)
@@ -109,8 +115,9 @@ def test_a_layer_is_ours_by_hand():
     model = nnx.LinearGeneral((4, 4), (2, 8), axis=(-2, -1), rngs=nnx.Rngs(1))
     before = model.kernel[...].reshape(16, 16)
     adapt_nnx(model, GOAT, key=KEY)
-    own = model.adapter
-    start = delta_weight(own.a[...], own.b[...], own.scale[...], 1 / 4)
+    own = adapter_of(model)
+    factors = own.factors()
+    start = delta_weight(factors["a"], factors["b"], own.scale[...], 1 / 4)
     assert_close(model.kernel[...].reshape(16, 16), before - start, 1e-5)
 
 
@@ -147,7 +154,12 @@ def test_a_step_of_optax_trains_the_adapters_only():
 def test_scanned_layers_have_adapters_of_their_own():
     model = Deep(nnx.Rngs(0))
     report = adapt_nnx(model, GOAT, key=KEY)
-    assert report.modules == ("blocks",) and model.blocks.adapter.a.shape == (3, 4, 16, 2)
+    assert report.modules == ("blocks",) and adapter_of(model.blocks).factors()["a"].shape == (
+        3,
+        4,
+        16,
+        2,
+    )
     y, aux = nnx.jit(run_adapted)(model, X)
     graph, state = nnx.split(model.blocks)
     expected, total = X, 0.0

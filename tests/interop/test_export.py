@@ -152,7 +152,7 @@ def test_dora_has_peft_s_own_fields_and_its_factors_bit_for_bit(run_of, tmp_path
 def test_ranks_and_alphas_that_differ_become_patterns(run_of, tiny, tmp_path):
     from goat_jax.injection.selection import Override
 
-    run = run_of("rslora", overrides=(Override(["query"], {"total_rank": 2, "alpha": 5.0}),))
+    run = run_of("rslora", overrides=(Override(("query",), {"total_rank": 2, "alpha": 5.0}),))
     export_run(run, "peft", tmp_path / "out")
     config = json.loads((tmp_path / "out" / ADAPTER_CONFIG).read_text())
     assert config["use_rslora"] and config["r"] == 4 and config["lora_alpha"] == 16

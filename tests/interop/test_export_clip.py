@@ -14,6 +14,7 @@ from goat_jax.adapters.context import EVAL
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
 from goat_jax.data.pipeline.image_transforms import array_image
 from goat_jax.data.pipeline.image_view import view_of
+from goat_jax.data.tasks.image import ImageTask
 from goat_jax.data.tasks.registry import make_task
 from goat_jax.errors import UserError
 from goat_jax.interop.export_run import export_run
@@ -23,6 +24,7 @@ from goat_jax.optim.optimizer import OptimizerConfig
 from goat_jax.training.checkpoints.restore import restore_run
 from goat_jax.training.checkpoints.run_dir import load_run
 from goat_jax.training.trainer import begin
+from kinds import expect
 from tiers import first_of_each
 from trained import trained_elsewhere
 
@@ -215,7 +217,7 @@ def test_a_run_in_bfloat16_loads_in_bfloat16(run_of, tmp_path):
 @pytest.mark.parametrize("shape", [(16, 16, 3), (20, 30, 3)])
 def test_images_are_prepared_as_the_run_prepared_them(zero_shot, tmp_path, shape):
     config = load_run(zero_shot)[0]
-    view = view_of(config.task, config.model.path)
+    view = view_of(expect(ImageTask, config.task), config.model.path)
     export_run(zero_shot, "merged", tmp_path / "merged")
     pixels = np.random.default_rng(1).integers(0, 255, shape, dtype=np.uint8)
     image = array_image(pixels)

@@ -1,6 +1,7 @@
 """Low-rank factors on the pretrained kernel, method by method: they have the merged kernel."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -50,7 +51,8 @@ def test_factors_have_the_merged_kernel(name):
     kernel = KERNEL + found.scale * found.a @ found.b
     if found.magnitude is not None:
         kernel = found.magnitude * kernel / np.linalg.norm(kernel, axis=0)
-    merged = merge_adapter(now.kernel, now.arrays, now.scale, now.spec)
+    trained = jax.tree.map(jnp.asarray, (now.kernel, now.arrays, now.scale))
+    merged = merge_adapter(trained[0], trained[1], trained[2], now.spec)
     assert_close(kernel, merged, 1e-5)
     assert np.abs(kernel - KERNEL).max() > 1e-2
 

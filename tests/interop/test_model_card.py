@@ -18,6 +18,7 @@ from goat_jax.nn.dense import merge_model
 from goat_jax.pretrained import packaged_models
 from goat_jax.training.checkpoints.restore import restore_run
 from goat_jax.training.trainer import begin
+from kinds import present
 from trained import trained_elsewhere
 
 torch = pytest.importorskip("torch", reason="needs the extra 'test', which brings torch")
@@ -61,7 +62,7 @@ def our_logits(folder):
 
 def lines_of(folder):
     card = (folder / "README.md").read_text(encoding="utf-8")
-    return re.search(r"## Use\n\n```python\n(.*?)\n```", card, re.DOTALL)[1]
+    return present(re.search(r"## Use\n\n```python\n(.*?)\n```", card, re.DOTALL))[1]
 
 
 def run_lines(folder, monkeypatch):
@@ -105,7 +106,7 @@ def test_what_the_card_says_is_the_run_s(to, state, run, tmp_path):
         assert re.search(rf"\| `{library}` +\| {re.escape(version)} +\|", card), library
     for name, value in made.scores["run"].items():
         cell = re.search(rf"\| {name} +\| +([\d.]+) +\|", card)
-        assert float(cell[1]) == pytest.approx(value, rel=1e-3), name
+        assert float(present(cell)[1]) == pytest.approx(value, rel=1e-3), name
     assert "goat-jax train --config demo.py" in card
     if to == "peft":
         config = json.loads((tmp_path / "out" / ADAPTER_CONFIG).read_text())

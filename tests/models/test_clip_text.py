@@ -10,7 +10,9 @@ from transformers import CLIPTokenizer
 
 from goat_jax.errors import UserError
 from goat_jax.models.load import load_model
-from goat_jax.models.vision.clip_text import TEXT, class_kernel
+from goat_jax.models.vision.clip_text import TEXT, ClipText, class_kernel
+from goat_jax.models.vision.model import VisionModel
+from kinds import expect
 
 TOLERANCE = 1e-5
 NAMES = ["cat", "dog eel", "eel", "a blurry cat"]
@@ -71,7 +73,9 @@ def test_text_features_are_torchs(eos, save_vision, jit):
     graph, state = nnx.split(model)
     run = jit(lambda state, ids, mask: nnx.merge(graph, state)(ids, mask))
     _close(run(state, ids, mask), out.pooler_output)
-    hidden = jit(lambda state, ids, mask: nnx.merge(graph, state).features(ids, mask))
+    hidden = jit(
+        lambda state, ids, mask: expect(ClipText, nnx.merge(graph, state)).features(ids, mask)
+    )
     real = mask[..., None] != 0
     _close(
         np.asarray(hidden(state, ids, mask)) * real, out.last_hidden_state * torch.from_numpy(real)
@@ -92,7 +96,7 @@ def test_zero_shot_logits_are_torchs(clip, expected, jit, by_torch_name):
     options = {"head": "zero_shot", "num_labels": len(NAMES), "new_head": True}
     model = load_model(clip.folder, key=jax.random.key(0), **options).model
     kernel = class_kernel(clip.folder, NAMES, "a photo of a {}")
-    model.head.classifier.kernel.set_value(jnp.asarray(kernel))
+    expect(VisionModel, model).head.classifier.kernel.set_value(jnp.asarray(kernel))
     graph, state = nnx.split(model)
     ours = jit(lambda state, images: nnx.merge(graph, state)(images))(state, images)
     assert ours.dtype == jnp.float32

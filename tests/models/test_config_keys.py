@@ -16,6 +16,7 @@ from goat_jax.models.load import random_model
 from goat_jax.models.registry import ARCHITECTURES
 from goat_jax.models.vision.families import CLIP_TEXT_CONFIG
 from goat_jax.pretrained.safetensors import read_json
+from kinds import present
 
 BLOCKS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 TEXT = {**BLOCKS, "vocab_size": 20, "intermediate_size": 16}
@@ -50,7 +51,7 @@ def keys_of_transformers(model_type):
 def keys_in_code(module):
     """What the code beside a config class reads of it."""
     spec = importlib.util.find_spec(module.replace("configuration_", "modeling_"))
-    code = Path(spec.origin).read_text(encoding="utf-8")
+    code = Path(present(present(spec).origin)).read_text(encoding="utf-8")
     read = set(re.findall(r"config\.([a-z]\w+)", code))
     read |= set(re.findall(r'getattr\((?:self\.)?config, "(\w+)"', code))
     return read - set(dir(transformers.PreTrainedConfig)) - {"get"}

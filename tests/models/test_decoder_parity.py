@@ -13,6 +13,7 @@ from flax import nnx
 
 from goat_jax.models.decoder.model import Decoder, segment_positions, tiny_decoder_config
 from goat_jax.models.load import load_model
+from kinds import expect
 from tiers import each
 
 TOLERANCE = 1e-4
@@ -133,7 +134,7 @@ def test_a_cache_gives_the_logits_of_the_whole(case, save, batch):
     model = load_model(folder, key=jax.random.key(0)).model
     ids, mask = (jnp.asarray(batch[name])[jnp.array([0, 2])] for name in batch)
     whole = _ours(model, "__call__", ids, mask)
-    cache = model.empty_cache(2, 16)
+    cache = expect(Decoder, model).empty_cache(2, 16)
     parts = []
     for start, stop in [(0, 5), *((i, i + 1) for i in range(5, 14))]:
         hidden, cache = _ours(model, "extend", ids[:, start:stop], mask[:, start:stop], cache)

@@ -15,6 +15,7 @@ from goat_jax.models.encoder.families import FAMILIES
 from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.models.load import load_model, random_model
 from goat_jax.nn.dropout import drop, rates_of
+from kinds import expect
 
 KEY = jax.random.key(7)
 BERT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}
@@ -99,7 +100,7 @@ def test_without_a_rate_or_a_key_nothing_is_drawn():
 def test_masks_follow_the_key_and_not_how_the_stack_is_cut_or_recomputed(
     save_torch, make_batch, jit
 ):
-    made = load_model(save_torch("bert").folder, key=KEY, dropout=0.2).model
+    made = expect(Encoder, load_model(save_torch("bert").folder, key=KEY, dropout=0.2).model)
     batch = make_batch(0, 2)
 
     def logits_of(model):

@@ -9,8 +9,10 @@ from flax import nnx
 
 from goat_jax.adapters.context import EVAL
 from goat_jax.core.attention import Visible
+from goat_jax.models.encoder.model import Encoder
 from goat_jax.models.load import load_model
 from goat_jax.nn.attention import AttentionPlan
+from kinds import expect
 from tiers import each
 
 TOLERANCE = 1e-5
@@ -64,7 +66,7 @@ def test_logits_and_hidden_states_are_torchs(case, save_torch, make_batch, run_t
 @FAMILIES
 def test_every_layer_is_torchs(family, save_torch, make_batch, run_torch, jit):
     checkpoint = save_torch(family, seed=1)
-    ours = load_model(checkpoint.folder, key=jax.random.key(0)).model
+    ours = expect(Encoder, load_model(checkpoint.folder, key=jax.random.key(0)).model)
     batch = make_batch(ours.config.pad_token_id, ours.config.type_vocab_size)
     with torch.no_grad():
         expected = run_torch(checkpoint.torch, batch, output_hidden_states=True).hidden_states

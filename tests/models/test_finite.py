@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from goat_jax.errors import UserError
 from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.models.load import load_model
+from goat_jax.typing import DTypeLike
 from hugging_face import write_weights
 
 NAME = "bert.encoder.layer.1.attention.self.query.weight"
@@ -24,7 +25,7 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-def spoil(folder, value, name=NAME, dtype=np.float32):
+def spoil(folder, value, name=NAME, dtype: DTypeLike = np.float32):
     path = folder / "model.safetensors"
     tensors = {key: tensor.astype(dtype) for key, tensor in load_file(path).items()}
     tensors[name][-1, ..., -1] = value

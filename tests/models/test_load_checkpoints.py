@@ -2,6 +2,7 @@
 
 import json
 import weakref
+from collections.abc import Collection
 from pathlib import Path
 
 import jax
@@ -34,13 +35,13 @@ def _rewrite(folder: Path, change) -> None:
     save_file(change(load_file(folder / SINGLE)), folder / SINGLE)
 
 
-def _assert_filled(found: dict, checkpoint, but: set[str] = frozenset()) -> None:
+def _assert_filled(found: dict, checkpoint, but: Collection[str] = ()) -> None:
     """Everything but the fresh head is torch's, whether or not torch names the prefix."""
     prefix = checkpoint.torch.base_model_prefix + "."
     expected = {}
     for name, value in checkpoint.torch.named_parameters():
         expected[name if name.startswith((prefix, "cl", "pre_")) else prefix + name] = value
-    for name in set(found) - but:
+    for name in set(found).difference(but):
         np.testing.assert_array_equal(found[name], expected[name].detach().numpy(), err_msg=name)
 
 

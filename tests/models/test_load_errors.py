@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -271,9 +272,9 @@ def test_quantised_tensors(folder):
 @pytest.mark.parametrize(("family", "most"), [("bert", 40), ("roberta", 38), ("distilbert", 40)])
 def test_more_tokens_than_positions(family, most):
     model = nnx.eval_shape(lambda: Encoder(tiny_config(family), rngs=nnx.Rngs(0)))
-    ids = np.full((1, most + 1), 5)
+    ids = jnp.full((1, most + 1), 5)
     with pytest.raises(UserError) as caught:
-        model(ids, np.ones_like(ids))
+        model(ids, jnp.ones_like(ids))
     assert str(caught.value) == (
         f"{most + 1} tokens are more than the model's {most} positions: "
         f"truncate the texts to {most} tokens"

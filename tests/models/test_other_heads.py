@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -11,8 +12,10 @@ from safetensors.numpy import load_file, save_file
 
 from goat_jax.errors import UserError
 from goat_jax.models.decoder.model import Decoder, tiny_decoder_config
+from goat_jax.models.encoder.model import Encoder
 from goat_jax.models.load import load_model
 from hugging_face import write_weights
+from kinds import expect
 from tiers import each
 
 CASES = {
@@ -42,7 +45,8 @@ def test_the_base_is_kept_and_the_head_is_fresh(name, save_torch):
         assert note.startswith(f"{saved.folder}: left out ") and left_out in note
         assert note.endswith(" start fresh") and "\n" not in note
     ids = np.arange(5, 13).reshape(2, 4)
-    ours = loaded.model.encode(ids, np.ones_like(ids), np.zeros_like(ids))
+    encoder, tokens = expect(Encoder, loaded.model), jnp.asarray(ids)
+    ours = encoder.encode(tokens, jnp.ones_like(tokens), jnp.zeros_like(tokens))
     with torch.no_grad():
         base = saved.torch.base_model(input_ids=torch.tensor(ids))
     np.testing.assert_allclose(ours, base.last_hidden_state.numpy(), atol=2e-5)
@@ -112,7 +116,8 @@ def test_either_of_two_tied_tensors_stands_for_both(stored, tmp_path):
     table = tensors.pop("model.embed_tokens.weight")
     save_file(tensors | {stored: table}, folder / "model.safetensors")
     for tied in (True, False):
-        model = load_model(folder, key=jax.random.key(0), tie_embeddings=tied).model
+        loaded = load_model(folder, key=jax.random.key(0), tie_embeddings=tied)
+        model = expect(Decoder, loaded.model)
         np.testing.assert_array_equal(model.embeddings.table[...], table)
         np.testing.assert_array_equal(model.output_kernel(), table.T)
 

@@ -12,10 +12,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from goat_jax.errors import Notice, UserError
 from goat_jax.models import load_parameters as fill
+from goat_jax.models.encoder.model import Encoder
 from goat_jax.models.load import load_model
 from goat_jax.models.registry import architecture_of
 from goat_jax.nn.dense import Dense
 from goat_jax.pretrained.resolve import find_model, open_checkpoint
+from kinds import expect
 
 
 def test_a_folder_here_goes_before_the_hub(tmp_path, monkeypatch):
@@ -93,7 +95,7 @@ def test_sharded_loading_gives_the_same_arrays_part_by_part(save_torch, monkeypa
         ),
     )
     assert reads
-    kernel = loaded.model.layers.runs[0].query.kernel[...]
+    kernel = expect(Encoder, loaded.model).layers.runs[0].query.kernel[...]
     assert isinstance(kernel.sharding, NamedSharding)
     ours = jax.tree.leaves(jax.tree.map(np.asarray, _state(loaded.model)))
     theirs = jax.tree.leaves(jax.tree.map(np.asarray, _state(whole)))

@@ -9,9 +9,11 @@ import transformers
 from goat_jax.data.pipeline.tokenize import load_tokenizer
 from goat_jax.errors import UserError
 from goat_jax.evaluation.sampler import Generator, Sampling
+from goat_jax.models.decoder.model import Decoder
 from goat_jax.models.load import load_model
 from goat_jax.pretrained.packaged_models import smollm2_file
 from goat_jax.pretrained.resolve import open_checkpoint
+from kinds import expect
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +56,7 @@ def both():
     missing, unexpected = theirs.load_state_dict(tensors, strict=False)
     assert set(missing) <= {"lm_head.weight"} and not unexpected
     theirs.tie_weights()
-    ours = load_model(path, key=jax.random.key(0)).model
+    ours = expect(Decoder, load_model(path, key=jax.random.key(0)).model)
     return Generator(ours, load_tokenizer(path)), theirs
 
 

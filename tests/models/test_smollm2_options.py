@@ -7,13 +7,13 @@ import torch
 import transformers
 
 from goat_jax.data.tasks.evaluation import load_questions
-from goat_jax.data.tasks.registry import make_task
 from goat_jax.errors import UserError
 from goat_jax.evaluation.generate_and_loglikelihood import score_by_likelihood
 from goat_jax.evaluation.model import load_eval_model
 from goat_jax.evaluation.types import PREDICTIONS, EvalOptions, EvalRequest
 from goat_jax.pretrained.packaged_models import smollm2_file
 from goat_jax.pretrained.resolve import open_checkpoint
+from kinds import eval_task
 
 # Minutes of a real model; CI computes its logits (test_smollm2.py).
 pytestmark = pytest.mark.nightly
@@ -72,7 +72,7 @@ def torch_sums(model, tokenizer, prompt, options):
 @pytest.mark.parametrize("name", ["obqa", "arc_easy"])
 def test_the_same_options_are_chosen(shared, theirs, model, name):
     folder = str(shared / "data" / "commonsense")
-    task = make_task(name, folder=folder, cloze=True, question_limit=ROWS)
+    task = eval_task(name, folder=folder, cloze=True, question_limit=ROWS)
     questions = load_questions(task)
     with jax.default_matmul_precision("highest"):
         found = score_by_likelihood(EvalRequest(model, task, questions, EvalOptions(batch_size=32)))

@@ -10,7 +10,8 @@ from flax import nnx
 
 from goat_jax.models.load import load_model
 from goat_jax.models.registry import ARCHITECTURES
-from goat_jax.models.vision.model import cubic_resize
+from goat_jax.models.vision.model import VisionModel, cubic_resize
+from kinds import expect
 from tiers import each
 
 TOLERANCE = 1e-5
@@ -168,6 +169,7 @@ def test_bfloat16_is_near_and_its_head_is_float32(family, save_vision, run):
     narrow = _load(checkpoint, dtype=jnp.bfloat16).model
     hidden, logits = run(narrow, images)
     assert hidden.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
+    narrow = expect(VisionModel, narrow)
     assert narrow.head.classifier.kernel.dtype == narrow.final_norm.scale.dtype == jnp.float32
     assert narrow.embeddings.positions.value.dtype == jnp.float32
     with torch.no_grad():

@@ -11,6 +11,7 @@ from goat_jax.adapters.context import EVAL, Context
 from goat_jax.adapters.methods import method_spec
 from goat_jax.nn.dense import Adapter, Dense, Head, merge_model, run_model, split_model
 from goat_jax.testing import CountTraces, assert_close
+from goat_jax.typing import PyTree
 
 WIDTH, OUT, EXPERTS, RATE = 6, 3, 4, 0.5
 SPEC = method_spec("molora", total_rank=8, num_experts=EXPERTS, dropout=RATE)
@@ -100,7 +101,9 @@ def test_training_reaches_every_trained_leaf_traces_once_and_leaves_the_base_alo
         return optax.apply_updates(trainable, updates), state, value, gradient
 
     counted = CountTraces(step)
-    jitted, state, values = jax.jit(counted), optimizer.init(trainable), []
+    jitted, values = jax.jit(counted), []
+    state: PyTree = optimizer.init(trainable)
+    gradient = None
     for key in jax.random.split(jax.random.key(0), 20):
         trainable, state, value, gradient = jitted(trainable, state, base, key)
         values.append(float(value))
@@ -151,7 +154,7 @@ def test_the_padding_mask_reaches_the_balance_loss_and_only_that(net):
 def test_a_pooled_head_needs_the_context_without_its_mask():
     head = Dense(WIDTH, WIDTH, rngs=nnx.Rngs(1))
     head.adapter = adapter(10)
-    ctx, pooled = Context(mask=np.ones((5, 7), np.int32)), np.asarray(X)[:, 0]
+    ctx, pooled = Context(mask=jnp.ones((5, 7), jnp.int32)), np.asarray(X)[:, 0]
     with pytest.raises(ValueError, match="broadcast"):
         jax.eval_shape(head, pooled, ctx)
     run = jax.jit(lambda x, ctx: head(x, ctx))

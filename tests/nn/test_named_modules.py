@@ -56,12 +56,16 @@ def test_a_cut_stack_has_a_site_per_run_under_one_pattern(tiny):
     assert names == [f"model.layers.{i}.mlp.up" for i in range(3)]
 
 
+class Tower(nnx.Module):
+    def __init__(self):
+        self.blocks = Stack(lambda r: TinyBlock(WIDTH, WIDTH, rngs=r), 2, rngs=nnx.Rngs(0))
+
+
 class Towers(nnx.Module):
     """Two stacks, one of them a level deeper, beside a layer of their own."""
 
     def __init__(self):
-        self.vision = nnx.Module()
-        self.vision.blocks = Stack(lambda r: TinyBlock(WIDTH, WIDTH, rngs=r), 2, rngs=nnx.Rngs(0))
+        self.vision = Tower()
         self.text = Stack(lambda r: Dense(WIDTH, WIDTH, rngs=r), 3, rngs=nnx.Rngs(0))
         self.out = dense()
 
@@ -116,8 +120,8 @@ def test_reports_come_in_the_order_of_layers_not_of_the_names_of_runs():
     sown = {"layers": {}}
     for i, run in enumerate(model.layers.runs):
         attach(run.up, 1, experts=2)
-        one = np.full(1, i)
-        load = np.full((1, 2), i)
+        one = jnp.full(1, i)
+        load = jnp.full((1, 2), i)
         report = Report(aux_loss=one, load=load, entropy=one)
         sown["layers"][f"run_{i}"] = [{"up": {"adapter": {"report": [report]}}}]
     found = reports_by_name(model, sown)["model.layers.{}.mlp.up"]

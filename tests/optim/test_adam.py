@@ -9,6 +9,7 @@ import torch
 
 from goat_jax.optim.adam import scale_by_adam
 from goat_jax.optim.optimizer import OptimizerConfig, make_optimizer
+from goat_jax.typing import PyTree
 
 
 def in_float64(gradients, beta1, beta2, epsilon):
@@ -21,7 +22,8 @@ def in_float64(gradients, beta1, beta2, epsilon):
 
 def run(tx, gradients):
     params = {"x": jnp.zeros(gradients.shape[1:], gradients.dtype)}
-    state, updates = tx.init(params), []
+    updates = []
+    state: PyTree = tx.init(params)
     for g in gradients:
         update, state = tx.update({"x": g}, state, params)
         updates.append(np.asarray(update["x"], np.float64))
@@ -37,9 +39,9 @@ def gradients(steps=30, size=50):
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.9999), (0.5, 0.9), (0.0, 0.0)])
 def test_updates_are_right_to_float32_rounding(betas):
     values = gradients()
-    ours, _ = run(scale_by_adam(*betas, 1e-8), values)
+    ours, _ = run(scale_by_adam(betas[0], betas[1], 1e-8), values)
     # Signs cancel in the first moment, so the error is measured against the updates' size, 1.
-    np.testing.assert_allclose(ours, in_float64(values, *betas, 1e-8), atol=2e-6)
+    np.testing.assert_allclose(ours, in_float64(values, betas[0], betas[1], 1e-8), atol=2e-6)
 
 
 def test_optax_is_not_which_is_why_this_exists():
@@ -76,6 +78,6 @@ def test_weight_decay_spares_biases_and_the_scales_of_norms():
     )
     tx = make_optimizer(config, total_steps=3)
     params = {name: jnp.ones(2) for name in ("a", "bias", "kernel", "scale", "table")}
-    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    updates: PyTree = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)[0]
     moved = {name: round(float(update[0]), 6) for name, update in updates.items()}
     assert moved == {"a": -0.05, "bias": 0, "kernel": -0.05, "scale": 0, "table": -0.05}

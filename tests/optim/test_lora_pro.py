@@ -12,6 +12,7 @@ from goat_jax.errors import UserError
 from goat_jax.optim.adam import scale_by_adam
 from goat_jax.optim.lora_plus import lora_plus
 from goat_jax.optim.lora_pro import CHOICES, adjust, lora_pro, lora_pro_full
+from kinds import compiled
 
 ADJUST = jax.jit(adjust, static_argnums=5)
 
@@ -125,7 +126,7 @@ def _run(entry, arrays, optimizer, steps):
         for _ in range(steps):
             params, state, value = step(params, state)
             losses.append(float(value))
-    assert step._cache_size() == 1
+    assert compiled(step) == 1
     return params["layer"], np.array(losses)
 
 

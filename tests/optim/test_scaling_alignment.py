@@ -9,6 +9,7 @@ import pytest
 from goat_jax.errors import UserError
 from goat_jax.optim.adam import scale_by_adam
 from goat_jax.optim.scaling_alignment import alignment_ratios, scaling_alignment, times_ratios
+from kinds import compiled
 from tiers import first_of_each
 
 EXPERTS, WIDTH, RANK, OUT, TOKENS = 3, 6, 2, 5, 7
@@ -59,7 +60,7 @@ def _train(params, loss, optimizer, scale, steps=20):
     for _ in range(steps):
         params, state, value = step(params, state)
         losses.append(float(value))
-    assert step._cache_size() == 1
+    assert compiled(step) == 1
     return params, np.array(losses)
 
 

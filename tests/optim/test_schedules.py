@@ -11,7 +11,7 @@ from goat_jax.optim.schedules import make_schedule
 @pytest.mark.parametrize("steps", [4, 30, 99, 100, 140])
 def test_a_run_reaches_its_peak_rate_and_ends_at_zero(steps):
     config = OptimizerConfig(learning_rate=1.0, warmup_steps=100)
-    rates = np.array([float(schedule_of(config, steps)(np.array(n))) for n in range(steps + 1)])
+    rates = np.array([schedule_of(config, steps)(np.array(n)) for n in range(steps + 1)], float)
     warm = 100 if steps >= 100 else steps // 10
     assert rates.argmax() == warm and rates[warm] == pytest.approx(1.0)
     assert (rates[-1] == pytest.approx(0.0, abs=1e-6)) == (steps > warm)

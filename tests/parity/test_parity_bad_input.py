@@ -11,6 +11,7 @@ from goat_jax.errors import UserError
 from goat_jax.parity.bundle import LAYERS, METHODS, MODEL, find_bundles, read_npz
 from goat_jax.parity.model_bundle import read_run
 from goat_jax.parity.report import main, replay, run_parity
+from kinds import write_npz
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def rewrite(folder, **changes):
     with np.load(path, allow_pickle=False) as file:
         arrays = {key: np.array(file[key]) for key in file.files} | changes
     kept = {key: value for key, value in arrays.items() if value is not None}
-    np.savez(path, **kept)
+    write_npz(path, kept)
 
 
 @pytest.mark.parametrize("name", ["W0", "bias", "router0", "grad_router", "adamw_losses"])
@@ -228,7 +229,7 @@ def test_labels_that_are_no_classes_are_refused(model_copy):
     with np.load(model_copy / "batches.npz", allow_pickle=False) as file:
         arrays = {key: np.array(file[key]) for key in file.files}
     arrays["labels_2"] = arrays["labels_2"].astype(np.float32)
-    np.savez(model_copy / "batches.npz", **arrays)
+    write_npz(model_copy / "batches.npz", arrays)
     assert "labels are float32" in refusal(model_copy)
 
 
@@ -236,7 +237,7 @@ def test_a_batch_of_another_shape_is_refused(model_copy):
     with np.load(model_copy / "batches.npz", allow_pickle=False) as file:
         arrays = {key: np.array(file[key]) for key in file.files}
     arrays["attention_mask_0"] = arrays["attention_mask_0"][:, :3]
-    np.savez(model_copy / "batches.npz", **arrays)
+    write_npz(model_copy / "batches.npz", arrays)
     assert "attention_mask has shape (8, 3), not (8, 16)" in refusal(model_copy)
 
 
@@ -244,7 +245,7 @@ def test_an_input_the_model_does_not_take_is_refused(model_copy):
     with np.load(model_copy / "batches.npz", allow_pickle=False) as file:
         arrays = {key: np.array(file[key]) for key in file.files}
     arrays |= {f"position_ids_{i}": arrays["input_ids_0"] for i in range(30)}
-    np.savez(model_copy / "batches.npz", **arrays)
+    write_npz(model_copy / "batches.npz", arrays)
     assert "has 'position_ids', which is not an input of this model" in refusal(model_copy)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from goat_jax.parity.report import main, replay
+from kinds import write_npz
 
 NAME = "case"
 
@@ -28,7 +29,7 @@ def change_array(folder, name, change):
     with np.load(path, allow_pickle=False) as file:
         arrays = {key: np.array(file[key]) for key in file.files}
     change(arrays[name])
-    np.savez(path, **arrays)
+    write_npz(path, arrays)
 
 
 def raise_the_largest(array):
@@ -143,7 +144,7 @@ def test_one_bad_case_does_not_hide_behind_good_ones(shared, tmp_path):
     with np.load(folder / "layer_molora.npz", allow_pickle=False) as file:
         arrays = {key: np.array(file[key]) for key in file.files}
     arrays["y_final"][3, 5] += 0.01
-    np.savez(folder / "layer_molora.npz", **arrays)
+    write_npz(folder / "layer_molora.npz", arrays)
     (folder / "layers.json").write_text(json.dumps(cases))
     report = replay([folder])
     assert [(check.case, check.start, check.quantity) for check in report.failed] == [

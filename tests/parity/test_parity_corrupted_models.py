@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from goat_jax.parity.report import main
+from kinds import write_npz
 from parity_runs import block, write_run
 from tiers import first_of_each
 
@@ -45,7 +46,7 @@ def change_npz(folder, file, name, change):
     with np.load(path, allow_pickle=False) as stored:
         arrays = {key: np.array(stored[key]) for key in stored.files}
     arrays[name] = change(arrays[name])
-    np.savez(path, **arrays)
+    write_npz(path, arrays)
 
 
 def change_tensor(folder, file, name, factor=1.02):

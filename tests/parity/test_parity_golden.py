@@ -6,6 +6,7 @@ from goat_jax.parity.checks import Check
 from goat_jax.parity.layer_bundle import read_cases
 from goat_jax.parity.layers import replay_case
 from goat_jax.parity.models import replay_run
+from kinds import expect
 from tiers import each
 
 CASES = ("goat", "goat_wide", "goat_mini", "principal_theory_scale", "minor", "molora",
@@ -18,7 +19,7 @@ GIVEN = {"W_res", "y", "aux", "loss", "grad_x", "grad_A", "grad_B", "grad_router
 @pytest.mark.parametrize("name", each(CASES, ["goat", "molora"]))
 def test_a_golden_layer_agrees_from_both_starts(shared, name):
     cases = {case.name: case for case in read_cases(shared / "golden")}
-    checks = replay_case(cases[name])
+    checks = [expect(Check, check) for check in replay_case(cases[name])]
     assert [check for check in checks if not check.ok] == []
     by_start = {s: {c.quantity for c in checks if c.start == s} for s in ("given", "own")}
     assert by_start["given"] - {"scale"} == GIVEN
@@ -33,7 +34,8 @@ def test_the_golden_cases_are_all_here(shared):
 
 def test_rounding_is_far_within_the_tolerances_from_the_given_factors(shared):
     case = next(case for case in read_cases(shared / "golden") if case.name == "goat")
-    given = {c.quantity: c.error for c in replay_case(case) if c.start == "given"}
+    checks = [expect(Check, check) for check in replay_case(case)]
+    given = {c.quantity: c.error for c in checks if c.start == "given"}
     trained = {given.pop("adamw_losses"), given.pop("y_final")}
     assert max(given.values()) < 1e-6
     assert max(trained) < 5e-5

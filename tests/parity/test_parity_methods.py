@@ -12,6 +12,7 @@ from goat_jax.parity.checks import Check, Note
 from goat_jax.parity.methods.cases import read_entries
 from goat_jax.parity.methods.replay import REPLAYS, replay_entry
 from goat_jax.parity.report import main, replay
+from kinds import present, write_npz
 from tiers import each
 
 NAMES = ("adamole", "mole", "hydralora", "loramoe", "multilora", "moelora", "lora", "rslora",
@@ -93,7 +94,7 @@ def change_array(folder, name, array, change):
     with np.load(path, allow_pickle=False) as file:
         arrays = {key: np.array(file[key]) for key in file.files}
     change(arrays[array])
-    np.savez(path, **arrays)
+    write_npz(path, arrays)
 
 
 def raise_the_largest(array):
@@ -107,7 +108,7 @@ def failing(folder, capsys):
     code = main([folder])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAILED ")]
     assert all(str(folder) in line for line in lines)
-    return code, {re.search(r"start: (\w+)", line)[1] for line in lines}
+    return code, {present(re.search(r"start: (\w+)", line))[1] for line in lines}
 
 
 CHANGED = [

@@ -14,6 +14,7 @@ from goat_jax.pretrained import dinov2_onnx as dino
 from goat_jax.pretrained import pip_archives as packages
 from goat_jax.pretrained.dinov2_onnx import hf_tensors
 from goat_jax.pretrained.packaged_models import dino_folder
+from kinds import expect
 
 WIDTH, INNER = 4, 6
 QUERY = "backbone.encoder.layer.0.attention.attention.query.bias"
@@ -146,4 +147,4 @@ def run_backbone(wheel, pixels):
     del model.graph.node[:], model.graph.output[:]
     model.graph.node.extend(reversed(kept))
     model.graph.output.append(helper.make_tensor_value_info(end, TensorProto.FLOAT, None))
-    return ReferenceEvaluator(model).run(None, {"input_image": pixels})[0]
+    return expect(list, ReferenceEvaluator(model).run(None, {"input_image": pixels}))[0]

@@ -3,11 +3,13 @@
 import gguf
 import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from goat_jax.data.pipeline.tokenize import load_tokenizer
 from goat_jax.errors import UserError
-from goat_jax.pretrained.gguf.tokenizer import PRE_TOKENIZERS, gguf_tokenizer
+from goat_jax.pretrained.gguf.tokenizer import PRE_TOKENIZERS
 from goat_jax.pretrained.packaged_models import smollm2_file
+from kinds import expect
 
 TEXTS = [
     "Hello  world 12345, it's 3.14!",
@@ -56,12 +58,16 @@ def write(path, pre="smollm", model="gpt2", extra=(), merges=MERGES):
     return path
 
 
+def opened(path) -> PreTrainedTokenizerFast:
+    return expect(PreTrainedTokenizerFast, load_tokenizer(path))
+
+
 def pieces(tokenizer, text):
     return tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])
 
 
 def test_merges_special_tokens_and_settings(tmp_path):
-    tokenizer = load_tokenizer(write(tmp_path / "a.gguf"))
+    tokenizer = opened(write(tmp_path / "a.gguf"))
     assert pieces(tokenizer, "hello w12") == ["hello", "Ġw", "1", "2"]
     assert pieces(tokenizer, "he<|user|>ll<think>") == ["he", "<|user|>", "ll", "<think>"]
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|begin|>", "<|end|>")
@@ -76,9 +82,7 @@ def test_merges_special_tokens_and_settings(tmp_path):
 @pytest.mark.parametrize("pre", PRE_TOKENIZERS)
 @pytest.mark.parametrize("text", TEXTS)
 def test_every_text_comes_back(tmp_path, pre, text):
-    tokenizer = gguf_tokenizer(
-        write(tmp_path / "a.gguf", pre, extra=[("add_add_bos_token", False)])
-    )
+    tokenizer = opened(write(tmp_path / "a.gguf", pre, extra=[("add_add_bos_token", False)]))
     ids = tokenizer(text)["input_ids"]
     composed = PRE_TOKENIZERS[pre].composed and "\N{COMBINING ACUTE ACCENT}" in text
     assert tokenizer.decode(ids) == (
@@ -132,7 +136,7 @@ def test_where_a_text_is_cut(pre, expected):
 @pytest.mark.parametrize("text", [*TEXTS, "½ a² ٣٤ Ⅷ x1y"])
 def test_cuts_are_those_of_the_models_own_files(tmp_path, pre, theirs, text):
     """GPT-2's and SmolLM's tokenizer.json have these parts of the tokenizers library."""
-    ours = gguf_tokenizer(write(tmp_path / "a.gguf", pre)).backend_tokenizer
+    ours = opened(write(tmp_path / "a.gguf", pre)).backend_tokenizer
     reference = Tokenizer(models.BPE({}, []))
     reference.pre_tokenizer = theirs
     assert [p for p, _ in ours.pre_tokenizer.pre_tokenize_str(text)] == [
@@ -142,9 +146,9 @@ def test_cuts_are_those_of_the_models_own_files(tmp_path, pre, theirs, text):
 
 def test_a_whole_word_needs_no_merges_in_llama_3(tmp_path):
     no_bos = [("add_add_bos_token", False)]
-    tokenizer = gguf_tokenizer(write(tmp_path / "a.gguf", "llama-bpe", extra=no_bos))
+    tokenizer = opened(write(tmp_path / "a.gguf", "llama-bpe", extra=no_bos))
     assert pieces(tokenizer, "wor") == ["wor"]
-    tokenizer = gguf_tokenizer(write(tmp_path / "b.gguf", "qwen2"))
+    tokenizer = opened(write(tmp_path / "b.gguf", "qwen2"))
     assert pieces(tokenizer, "wor") == ["w", "o", "r"]
 
 
@@ -159,7 +163,7 @@ def test_a_whole_word_needs_no_merges_in_llama_3(tmp_path):
 )
 def test_whether_a_text_starts_with_bos(tmp_path, pre, told, starts):
     extra = [] if told is None else [("add_add_bos_token", told)]
-    tokenizer = gguf_tokenizer(write(tmp_path / "a.gguf", pre, extra=extra))
+    tokenizer = opened(write(tmp_path / "a.gguf", pre, extra=extra))
     assert pieces(tokenizer, "he") == ["<|begin|>"] * starts + ["he"]
     assert tokenizer.num_special_tokens_to_add() == starts
 
@@ -189,7 +193,7 @@ def test_the_real_smollm2_tokenizer_has_the_ids_of_transformers():
         if "could not fetch" not in str(error):
             raise
         pytest.skip(str(error))
-    ours = load_tokenizer(path)
+    ours = opened(path)
     theirs = transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     for text in TEXTS:
         ids = ours(text)["input_ids"]

@@ -4,17 +4,20 @@ import json
 from pathlib import Path
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import pytest
 
 from goat_jax.adapters.methods import METHODS
+from goat_jax.adapters.parts.scales import TheoreticalScale
 from goat_jax.cli.arguments.config import override, with_adapter
 from goat_jax.config.fields import config_from_json, flatten
 from goat_jax.config.files import load_config
 from goat_jax.data.tasks.commonsense import FOLDERS
 from goat_jax.data.tasks.evaluation import EvalTask
+from goat_jax.data.tasks.language import LanguageTask
 from goat_jax.errors import UserError
 from goat_jax.training.abstract_run import abstract_run
+from kinds import expect
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ROW = {
@@ -76,9 +79,10 @@ def test_sizes_are_the_papers(folder):
         assert (spec.total_rank, spec.alpha, spec.num_experts) == (rank, alpha, 8)
         assert (config.train.batch_size, config.train.steps) == (batch, steps)
         assert (config.optimizer.learning_rate, config.optimizer.warmup_steps) == (rate, 100)
-        assert spec.scale.eta == eta and spec.dropout == 0.05
-        assert not config.task.packing  # a batch is so many rows of the set
-    assert config_of("math", folder, learning_rate=1e-4).adapter.spec().scale.eta == 0.1
+        assert expect(TheoreticalScale, spec.scale).eta == eta and spec.dropout == 0.05
+        assert not expect(LanguageTask, config.task).packing  # a batch is so many rows of the set
+    spec = config_of("math", folder, learning_rate=1e-4).adapter.spec()
+    assert expect(TheoreticalScale, spec.scale).eta == 0.1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -98,7 +102,7 @@ def test_eta_goes_with_the_scale_rule_not_with_the_methods_name(family, method, 
     config = with_adapter(config_of(family, folder, method=method), options)
     for adapter in (config.adapter, config_from_json(flatten(config)).adapter):
         spec = adapter.spec()
-        given = spec.initializer.decompose(np.eye(64, dtype=np.float32), spec, jax.random.key(0))
+        given = spec.initializer.decompose(jnp.eye(64), spec, jax.random.key(0))
         first = float(spec.scale(4096, given, spec)[0])
         assert first == pytest.approx((3 * 4096 * eta / spec.rank) ** 0.5, rel=1e-6)
     own = with_adapter(config, {"eta": 0.25}).adapter.spec()  # what is given wins

@@ -26,7 +26,9 @@ from reproduction.tables import Cell
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def write_run(root, name, method, score=0.5, *, task="one", seed=0, loads=(), **options):
+def write_run(
+    root, name, method, score: float | None = 0.5, *, task="one", seed=0, loads=(), **options
+):
     """A finished run of three steps."""
     config = RunConfig(
         ModelConfig("m"),

@@ -7,6 +7,8 @@ import pytest
 from goat_jax.adapters.methods import METHODS
 from goat_jax.config.files import load_config
 from goat_jax.data.tasks.glue import GLUE
+from goat_jax.data.tasks.image import ImageTask
+from goat_jax.data.tasks.text import TextTask
 from goat_jax.data.tasks.vision import VISION
 from goat_jax.errors import UserError
 from goat_jax.training.abstract_run import abstract_run
@@ -29,7 +31,7 @@ def test_every_pair_is_a_run(family):
             config = config_of(family, task, method)
             config.adapter.spec()
             assert config.train.steps >= 100 == config.optimizer.warmup_steps
-            assert len(config.task.labels) > 1
+            assert isinstance(config.task, TextTask | ImageTask) and len(config.task.labels) > 1
 
 
 def traces(family, task, method):

@@ -17,11 +17,13 @@ import official
 from goat_jax.cli.arguments.config import read_config
 from goat_jax.cli.evaluate import evaluate_run
 from goat_jax.data.prepare.prepare import prepare
+from goat_jax.data.tasks.image import ImageTask
 from goat_jax.data.tasks.vision import VISION, vision_classes
 from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.models.torch_layout import torch_tensors
 from goat_jax.training.data import load_data
 from goat_jax.training.trainer import fit
+from kinds import expect
 from reproduction.published_scores import GLUE_SCORES
 from reproduction.tables import PaperTable, main
 from tiers import first_of_each
@@ -182,7 +184,7 @@ def test_image_tasks_from_archives_to_scores(task, clip, tmp_path, monkeypatch):
     assert summary.step == 2 and 0 <= summary.after["accuracy"] <= 1
     assert summary.built.inject_report.head_parameters == 0
     head = summary.built.base["head"]["classifier"]["kernel"]
-    assert head.shape[1] == len(config.task.labels)
+    assert head.shape[1] == len(expect(ImageTask, config.task).labels)
     norms = np.linalg.norm(np.asarray(head), axis=0)
     np.testing.assert_allclose(norms, 1, atol=1e-5)  # of class names, not of chance
 

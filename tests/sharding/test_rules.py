@@ -15,13 +15,14 @@ from goat_jax.injection.inject import inject
 from goat_jax.injection.map_layers import map_layers
 from goat_jax.models.decoder.model import Decoder, tiny_decoder_config
 from goat_jax.models.encoder.model import Encoder, tiny_config
-from goat_jax.nn.dense import split_model
+from goat_jax.nn.dense import Adapter, Dense, split_model
 from goat_jax.nn.named_modules import find_modules
 from goat_jax.optim.optimizer import OptimizerConfig, make_optimizer
 from goat_jax.sharding.batches import own_rows, put_batch, put_whole_batch, share_of_rows
 from goat_jax.sharding.config import MeshConfig, Rules
 from goat_jax.sharding.rules import ShardingRules, make_sharding_rules, place_model
 from goat_jax.training.shardings import check_batches, plan_placement
+from kinds import expect
 from tiers import each
 
 KEY = jax.random.key(0)
@@ -209,7 +210,8 @@ def test_the_start_on_a_mesh_is_the_start_on_one_device():
             place_model(model, place)
         spec = method_spec("pissa", total_rank=4)
         inject(model, spec, ["up_proj"], key=KEY, sharder=place)
-        up = site_of(model, "up").module
-        starts.append((up.kernel[...], up.adapter.a[...], up.adapter.b[...]))
+        up = expect(Dense, site_of(model, "up").module)
+        factors = expect(Adapter, up.adapter).factors()
+        starts.append((up.kernel[...], factors["a"], factors["b"]))
     for one, other in zip(*starts, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-6)

@@ -29,6 +29,7 @@ from goat_jax.training.distributed.processes import (
 )
 from goat_jax.training.logging.metrics_log import read_records
 from goat_jax.training.trainer import fit
+from kinds import present
 from tiny_run import LIGHT
 
 STEPS = 16
@@ -234,7 +235,7 @@ def run_as_one(what, count, victim):
     try:
         if victim is not None:
             for process in processes:
-                while "ready" not in process.stdout.readline():
+                while "ready" not in present(process.stdout).readline():
                     assert process.poll() is None
             processes[victim].kill()
         errors = [process.communicate(timeout=400)[1] for process in processes]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from goat_jax.cli.main import main
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
@@ -18,9 +18,11 @@ from goat_jax.data.tasks.registry import language_files
 from goat_jax.errors import UserError
 from goat_jax.evaluation.model import load_eval_model
 from goat_jax.evaluation.sampler import Generator, Sampling
+from goat_jax.models.decoder.model import Decoder
 from goat_jax.models.load import load_model
 from goat_jax.pretrained.gguf.config import _end_tokens
 from goat_jax.training.data import load_data, load_rows
+from kinds import expect
 from tiny_language import WORDS, write_model
 
 
@@ -158,7 +160,7 @@ def test_an_answer_ends_at_any_token_that_a_file_names(folder, config_ids, gener
     change(folder, "config.json", eos_token_id=config_ids)
     change(folder, "generation_config.json", eos_token_id=generation_ids)
     loaded = load_model(folder, key=jax.random.key(0))
-    generator = Generator(loaded.model, load_tokenizer(folder))
+    generator = Generator(expect(Decoder, loaded.model), load_tokenizer(folder))
     assert generator.end_ids == ends
 
 
@@ -206,7 +208,7 @@ def test_a_damaged_generation_config_is_one_line(text, says, folder, capsys):
 
 
 def test_texts_end_with_the_checkpoints_token_where_the_tokenizer_names_none(folder, config):
-    tokenizer = load_tokenizer(folder)
+    tokenizer = expect(PreTrainedTokenizerFast, load_tokenizer(folder))
     tokenizer.eos_token = None
     tokenizer.save_pretrained(folder)
     change(folder, "config.json", eos_token_id=None)

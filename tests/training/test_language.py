@@ -27,6 +27,7 @@ from goat_jax.models.torch_layout import torch_tensors
 from goat_jax.optim.optimizer import OptimizerConfig
 from goat_jax.training.losses import LANGUAGE
 from goat_jax.training.trainer import fit
+from kinds import expect
 from tiny_language import COLOURS, write_model
 
 
@@ -87,7 +88,7 @@ def _logits(model):
 
 
 def test_packed_texts_have_the_loss_of_texts_alone(files, config):
-    model = load_model(files / "model", key=jax.random.key(0)).model
+    model = load_decoder(files / "model")
     tokenizer = load_tokenizer(files / "model")
     packed = load_texts(config.task, "evaluation", tokenizer, 32)
     alone = load_texts(dataclasses.replace(config.task, packing=False), "evaluation", tokenizer, 32)
@@ -100,7 +101,7 @@ def test_packed_texts_have_the_loss_of_texts_alone(files, config):
 
 
 def test_the_loss_is_that_of_the_plain_logits(files, config):
-    model = load_model(files / "model", key=jax.random.key(0)).model
+    model = load_decoder(files / "model")
     rows = load_texts(
         dataclasses.replace(config.task, packing=False),
         "evaluation",
@@ -159,9 +160,13 @@ def test_one_prompt_is_streamed(finished, capsys):
     assert capsys.readouterr().out.strip() == "blue"
 
 
+def load_decoder(folder):
+    return expect(Decoder, load_model(folder, key=jax.random.key(0)).model)
+
+
 @pytest.mark.slow
 def test_prompts_of_different_lengths_are_answered_as_if_alone(files):
-    model = load_model(files / "model", key=jax.random.key(0)).model
+    model = load_decoder(files / "model")
     generator = Generator(model, load_tokenizer(files / "model"))
     prompts = [[3, 4, 5], [6], [7, 8, 9, 10, 11, 12]]
     sampling = Sampling(max_new_tokens=6)
@@ -172,7 +177,7 @@ def test_prompts_of_different_lengths_are_answered_as_if_alone(files):
 
 
 def test_greedy_is_the_argmax_of_the_whole_forward(files):
-    model = load_model(files / "model", key=jax.random.key(0)).model
+    model = load_decoder(files / "model")
     generator = Generator(model, load_tokenizer(files / "model"))
     logits, ids, mask = _logits(model), np.zeros((1, 12), np.int32), np.ones((1, 12), np.int32)
     ids[0, :3] = [3, 9, 5]
@@ -182,7 +187,7 @@ def test_greedy_is_the_argmax_of_the_whole_forward(files):
 
 
 def test_layers_taken_apart_compute_the_same_and_the_stack_stays(files):
-    model = load_model(files / "model", key=jax.random.key(0)).model
+    model = load_decoder(files / "model")
     apart = unrolled(model)
     assert model.layers.sizes == (2,) and apart.layers.sizes == (1, 1)
     ids, mask = np.array([[3, 9, 5, 4]], np.int32), np.ones((1, 4), np.int32)
@@ -192,7 +197,7 @@ def test_layers_taken_apart_compute_the_same_and_the_stack_stays(files):
 
 @pytest.mark.slow
 def test_a_generator_of_layers_apart_lets_the_stack_go(files):
-    model = load_model(files / "model", key=jax.random.key(0)).model
+    model = load_decoder(files / "model")
     stacked = weakref.ref(model)
     generator = Generator(model, load_tokenizer(files / "model"), apart=True)
     del model
@@ -211,7 +216,7 @@ def test_top_p_keeps_the_likely_tokens_and_only_them():
 
 
 def test_the_same_seed_draws_the_same_and_another_does_not(files):
-    model = load_model(files / "model", key=jax.random.key(0)).model
+    model = load_decoder(files / "model")
     generator = Generator(model, load_tokenizer(files / "model"))
 
     def draw(seed):

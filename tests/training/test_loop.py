@@ -2,6 +2,7 @@
 
 import dataclasses
 from types import SimpleNamespace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,15 +33,15 @@ def loop_of(config, folder, change_steps=()):
         done.append("phase change")
         return state
 
-    built = SimpleNamespace(
+    built: Any = SimpleNamespace(
         state=state_of(0),
         base={},
         placed=None,
         train_step=step,
         phase_changes=dict.fromkeys(change_steps, change),
     )
-    records = SimpleNamespace(resume=lambda step: done.append(f"records up to {step}"))
-    data = SimpleNamespace(train=Rows(), shares=1)
+    records: Any = SimpleNamespace(resume=lambda step: done.append(f"records up to {step}"))
+    data: Any = SimpleNamespace(train=Rows(), shares=1)
     whole = dataclasses.replace(
         config,
         train=dataclasses.replace(
@@ -49,7 +50,8 @@ def loop_of(config, folder, change_steps=()):
         logging=dataclasses.replace(config.logging, utilization=False),
     )
     loop = Loop(whole, built, data, records, Checkpoints(folder, "accuracy"))
-    loop.profile = SimpleNamespace(before=lambda step: None, after=lambda step, state: None)
+    profile: Any = SimpleNamespace(before=lambda step: None, after=lambda step, state: None)
+    loop.profile = profile
     return loop, done
 
 

@@ -23,9 +23,8 @@ def runs(light, tmp_path_factory):
     config = dataclasses.replace(
         light, adapter=adapter, train=dataclasses.replace(light.train, steps=30, seed=3)
     )
-    swapped = files(
-        *(str(_opposite(root / f"{n}.jsonl", n)) for n in (300, 50)), labels=("bad", "good")
-    )
+    train, held_out = (str(_opposite(root / f"{n}.jsonl", n)) for n in (300, 50))
+    swapped = files(train, held_out, labels=("bad", "good"))
     found = []
     for name, task in (("learnt", config.task), ("opposite", swapped)):
         fit(dataclasses.replace(config, task=task, out=str(root / name)), progress=False)

@@ -17,12 +17,14 @@ from goat_jax.config.run import ModelConfig, RunConfig
 from goat_jax.data.tasks.registry import reviews
 from goat_jax.errors import UserError
 from goat_jax.injection.inject import inject
+from goat_jax.models.encoder.model import Encoder
 from goat_jax.models.load import random_model
 from goat_jax.nn.dense import split_model
 from goat_jax.training.checks import model_options
 from goat_jax.training.losses import CLASSIFICATION
 from goat_jax.training.state import RunState
 from goat_jax.training.step import make_eval_step, make_train_step
+from kinds import expect
 
 HF = {
     "model_type": "roberta",
@@ -46,7 +48,9 @@ SPEC = method_spec("lora", total_rank=2)
 
 def built(rate, remat="none", dtype=jnp.float32):
     """A model with LoRA, split; and a state at step 0."""
-    model = random_model(HF, key=jax.random.key(0), dtype=dtype, dropout=rate).model
+    model = expect(
+        Encoder, random_model(HF, key=jax.random.key(0), dtype=dtype, dropout=rate).model
+    )
     model.layers.remat = remat
     inject(model, SPEC, ["query"], key=jax.random.key(1), modules_to_save=["classifier.out_proj"])
     graph, trainable, base = split_model(model)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import types
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -126,7 +127,7 @@ def test_rows_are_read_once_for_data_and_for_a_start_from_gradients(
         raise Stop
 
     monkeypatch.setattr(setup, "kernel_gradients", gradients)
-    loaded = types.SimpleNamespace(model=None)
+    loaded: Any = types.SimpleNamespace(model=None)
     monkeypatch.setattr(setup, "set_computation", lambda *_: None)
     with pytest.raises(Stop):
         setup._gradients(config, config.adapter.spec(), loaded, data)
@@ -135,7 +136,12 @@ def test_rows_are_read_once_for_data_and_for_a_start_from_gradients(
 
 def test_a_late_tokenizer_is_loaded_once():
     loads = []
-    tokenizer = LateTokenizer(lambda: loads.append(1) or {"a": 1})
+
+    def load() -> Any:
+        loads.append(1)
+        return {"a": 1}
+
+    tokenizer = LateTokenizer(load)
     assert not loads
     assert list(tokenizer.keys()) == ["a"] and tokenizer.get("a") == 1 and loads == [1]
 

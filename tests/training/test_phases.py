@@ -14,7 +14,7 @@ from goat_jax.config.run import AdapterConfig
 from goat_jax.errors import UserError
 from goat_jax.injection.inject import inject
 from goat_jax.models.load import load_model
-from goat_jax.nn.dense import merge_model, split_model
+from goat_jax.nn.dense import Adapter, merge_model, split_model
 from goat_jax.nn.named_modules import find_modules
 from goat_jax.optim.rank_budget import adapters_with_core
 from goat_jax.testing import assert_close
@@ -28,6 +28,7 @@ from goat_jax.training.loop import Loop
 from goat_jax.training.losses import CLASSIFICATION
 from goat_jax.training.setup import build
 from goat_jax.training.trainer import fit
+from kinds import expect
 
 
 def with_method(config, method, out, steps=14, **options):
@@ -126,7 +127,7 @@ def test_lora_ga_starts_from_the_gradient_of_the_first_batches(two_modules, tmp_
     data = load_data(run).train
     batches = [next(data) for _ in range(2)]
     site = next(s for s in find_modules(model) if s.pattern.endswith("attention.self.query"))
-    layer, adapter = 1, site.module.adapter
+    layer, adapter = 1, expect(Adapter, site.module.adapter)
     own = next(s for s in find_modules(plain) if s.path == site.path).module
 
     # The gradient by another way: of an adapter that is the whole kernel.
@@ -140,7 +141,8 @@ def test_lora_ga_starts_from_the_gradient_of_the_first_batches(two_modules, tmp_
     )
 
     u, _, vt = np.linalg.svd(g)
-    a, b, rank = adapter.a[...][layer, 0], adapter.b[...][layer, 0], adapter.a.shape[-1]
+    a, b = (adapter.factors()[name][layer, 0] for name in "ab")
+    rank = a.shape[-1]
     size = own.kernel.shape[-1] ** 0.25 / 4
     assert_close(a @ a.T, size**2 * u[:, :rank] @ u[:, :rank].T, 1e-3)
     assert_close(b.T @ b, size**2 * vt[rank : 2 * rank].T @ vt[rank : 2 * rank], 1e-3)

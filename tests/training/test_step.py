@@ -14,6 +14,7 @@ from goat_jax.training.losses import CLASSIFICATION
 from goat_jax.training.setup import build
 from goat_jax.training.state import RunState
 from goat_jax.training.step import forward, make_train_step, sum_of_aux
+from kinds import compiled
 
 pytestmark = pytest.mark.slow  # one compiled step after another
 
@@ -40,7 +41,7 @@ def test_one_trace_over_many_steps(built, batch):
     state = RunState.create(fresh(built).trainable, optax.adam(1e-3), jax.random.key(0))
     for _ in range(5):
         state, _ = step(state, built.base, batch)
-    assert step._cache_size() == 1 and int(state.step) == 5  # type: ignore[attr-defined]
+    assert compiled(step) == 1 and int(state.step) == 5
 
 
 def test_the_state_is_donated_and_the_base_is_not(built, batch):

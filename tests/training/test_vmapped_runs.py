@@ -14,6 +14,7 @@ from goat_jax.training.abstract_run import abstract_run
 from goat_jax.training.logging.metrics_log import read_records
 from goat_jax.training.trainer import fit
 from goat_jax.training.vmapped_runs import RunVariant, shared_step, train_vmapped, with_variant
+from kinds import present
 from tiny_run import LIGHT
 
 DIVERGING = RunVariant(0, 1e30)
@@ -63,7 +64,7 @@ def test_members_are_the_runs_they_would_be_alone(config, tmp_path):
     assert [result.diverged for result in together] == [None] * 3
     with pytest.raises(RunFailed, match=f"step {diverged.diverged}: the loss is"):
         alone(runs[-1], tmp_path / "diverged")
-    assert len(diverged.losses) == diverged.diverged - 1 and diverged.after == {}
+    assert len(diverged.losses) == present(diverged.diverged) - 1 and diverged.after == {}
     assert np.isfinite([*diverged.losses, *diverged.before.values()]).all()
 
 

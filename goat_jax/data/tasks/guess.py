@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from goat_jax.errors import UserError, nearest
 from goat_jax.files import user_path
 
 Task = TextTask | LanguageTask | ImageTask
+T = TypeVar("T", TextTask, LanguageTask, ImageTask)
 
 LABEL_NAMES = (
     *("label", "labels", "class", "target", "category", "sentiment", "score", "rating", "stars"),
@@ -76,7 +77,7 @@ BYTES_PER_TOKEN = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Guess:
+class Guess(Generic[T]):
     """A task made from data.
 
     Attributes:
@@ -86,7 +87,7 @@ class Guess:
       lines: one line for every choice.
     """
 
-    task: Task
+    task: T
     rows: int
     length: int
     lines: tuple[str, ...]
@@ -140,7 +141,7 @@ def _metrics(labels: Sequence[str]) -> tuple[str, ...]:
     return ("accuracy", "f1") if len(labels) == 2 else ("accuracy",)
 
 
-def guess_text(data: Data) -> Guess:
+def guess_text(data: Data) -> Guess[TextTask]:
     """Makes a task of sentences, or pairs of them, with a label.
 
     Raises UserError if no column looks like text, or none like a label.
@@ -174,7 +175,7 @@ def guess_text(data: Data) -> Guess:
     return Guess(task, count, _length(rows, text), lines)
 
 
-def guess_images(data: Data) -> Guess:
+def guess_images(data: Data) -> Guess[ImageTask]:
     """Makes a task of images with a label: a folder a class, or a table with a column of paths.
 
     Raises UserError if no column looks like images, or none like a label.
@@ -208,7 +209,7 @@ def guess_images(data: Data) -> Guess:
     return Guess(task, count, 1, (line, held))
 
 
-def guess_language(data: Data) -> Guess:
+def guess_language(data: Data) -> Guess[LanguageTask]:
     """Makes a task of texts to continue: chats, prompts with answers, or plain text.
 
     Raises UserError if no column looks like text.

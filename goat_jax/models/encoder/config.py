@@ -122,7 +122,7 @@ def label_count(hf: Mapping[str, Any]) -> int:
     return len(names) if names is not None else hf.get("num_labels", 2)
 
 
-def tiny_config(family: str = "bert", **overrides: Any) -> EncoderConfig:
+def tiny_config(family: str = "bert", /, **overrides: Any) -> EncoderConfig:
     """Builds a config small enough for tests and examples.
 
     >>> tiny_config("roberta").pad_token_id

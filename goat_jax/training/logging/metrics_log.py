@@ -27,7 +27,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Self, SupportsInt
 
 import numpy as np
 
@@ -84,7 +84,7 @@ class MetricsLog:
         for writer in self._writers:
             writer.close()
 
-    def write(self, kind: str, step: int, **values: Any) -> dict[str, Any]:
+    def write(self, kind: str, step: SupportsInt, **values: Any) -> dict[str, Any]:
         """Appends one record and returns it as it will be read back.
 
         Args:

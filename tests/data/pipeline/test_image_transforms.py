@@ -1,5 +1,6 @@
 """Boxes, crops and colours; numbers of torchvision 0.28.0, and torchvision itself where it runs."""
 
+import importlib
 import io
 import math
 
@@ -41,13 +42,12 @@ def near(image, expected):
 
 
 @pytest.fixture(scope="module")
-def functional():
-    """torchvision's functions; its wheel does not load beside every build of torch."""
+def transforms():
+    """torchvision's transforms; its wheel does not load beside every build of torch."""
     try:
-        from torchvision.transforms import functional
+        return importlib.import_module("torchvision.transforms")
     except Exception as error:
         pytest.skip(f"torchvision cannot be used: {type(error).__name__}: {error}")
-    return functional
 
 
 @pytest.mark.parametrize("box", CROPS)
@@ -61,10 +61,9 @@ def test_the_centre_has_the_numbers_of_torchvision():
 
 @pytest.mark.parametrize(("width", "height"), [(30, 20), (21, 50), (224, 224), (17, 16)])
 @pytest.mark.parametrize("size", [3, 16, 56])
-def test_views_are_those_of_torchvision(functional, width, height, size):
-    from torchvision.transforms import InterpolationMode
-
-    cubic, image = InterpolationMode.BICUBIC, picture(width, height)
+def test_views_are_those_of_torchvision(transforms, width, height, size):
+    functional = transforms.functional
+    cubic, image = transforms.InterpolationMode.BICUBIC, picture(width, height)
     resized = functional.resize(image, size, cubic)
     # The middle as transformers takes it; torchvision rounds half a pixel to the even number.
     top, left = (resized.height - size) // 2, (resized.width - size) // 2
@@ -77,10 +76,10 @@ def test_views_are_those_of_torchvision(functional, width, height, size):
 
 
 @pytest.mark.parametrize(("height", "width"), [(100, 4), (4, 100), (1, 50), (33, 7)])
-def test_the_box_of_a_thin_image_is_torchvisions(functional, height, width):
-    from torchvision.transforms import RandomResizedCrop
-
-    theirs = RandomResizedCrop.get_params(picture(width, height), [1.0, 1.0], list(RATIO))
+def test_the_box_of_a_thin_image_is_torchvisions(transforms, height, width):
+    theirs = transforms.RandomResizedCrop.get_params(
+        picture(width, height), [1.0, 1.0], list(RATIO)
+    )
     assert crop_box(height, width, np.random.default_rng(0), (1.0, 1.0), RATIO) == theirs
 
 

@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from goat_jax.data.pipeline.tokenize import encode, load_tokenizer
 from goat_jax.data.tasks.text import Examples
 from goat_jax.errors import UserError
+from kinds import expect
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "d"]
 
@@ -71,8 +73,8 @@ def test_a_pair_needs_more_room(folder):
 
 def test_without_a_pad_token_any_id_serves(folder):
     tokenizer = load_tokenizer(folder)
-    tokenizer.pad_token = None
-    tokenizer.eos_token = "[SEP]"
+    changed = expect(PreTrainedTokenizerFast, tokenizer)
+    changed.pad_token, changed.eos_token = None, "[SEP]"
     assert encode(tokenizer, single("a"), 8).pad_id == 3
 
 

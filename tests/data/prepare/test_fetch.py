@@ -9,6 +9,7 @@ import pytest
 
 from goat_jax.data.prepare.fetch import ATTEMPTS, Remote, fetch
 from goat_jax.errors import UserError
+from kinds import expect
 
 DATA = bytes(range(256)) * 4000  # a megabyte
 
@@ -25,13 +26,11 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
     def log_message(self, format, *args):
         pass
 
     def do_GET(self):
-        server, wanted = self.server, self.headers.get("Range")
+        server, wanted = expect(Server, self.server), self.headers.get("Range")
         server.asked.append(wanted)
         if server.status != 200:
             return self.send_error(server.status)
@@ -77,8 +76,7 @@ def names(folder):
 
 def test_a_file_is_fetched_once_and_reported(server, remote, tmp_path):
     seen = []
-    for _ in range(2):
-        path = get(remote, tmp_path, report=lambda *what: seen.append(what))
+    path, _ = (get(remote, tmp_path, report=lambda *what: seen.append(what)) for _ in range(2))
     assert path.read_bytes() == DATA and names(tmp_path) == ["a.bin"]
     assert server.asked == [None]
     assert seen[-1] == ("a.bin", len(DATA), len(DATA))

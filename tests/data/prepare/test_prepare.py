@@ -5,10 +5,10 @@ import pytest
 import official
 from goat_jax.data.pipeline.images import load_images
 from goat_jax.data.prepare.prepare import RECIPES, gather_files, prepare
-from goat_jax.data.tasks.registry import make_task
 from goat_jax.data.tasks.text import load_examples
 from goat_jax.data.tasks.vision import VISION
 from goat_jax.errors import UserError
+from kinds import image_task, text_task
 
 
 @pytest.fixture
@@ -25,19 +25,20 @@ def test_image_sets_from_their_archives(name, archives, tmp_path, monkeypatch):
     out = tmp_path / "sets"
     made = prepare(name, out, archives)
     assert made.fresh and not prepare(name, out, archives).fresh
-    task = make_task(name, data_dir=str(out), image_size=32)
+    task = image_task(name, data_dir=str(out), image_size=32)
     if name in ("eurosat", "resisc45"):  # one split, cut at the numbers of the real set
         with pytest.raises(UserError, match=r"tfds:.*21600|tfds:.*18900"):
             load_images(task, "train")
         source = f"tfds:{RECIPES[name].builder}@train[:50%]"
-        task = make_task("image_files", train=source, evaluation=source, labels=task.labels,
-                         data_dir=str(out), image_size=32)  # fmt: skip
+        task = image_task("image_files", train=source, evaluation=source, labels=task.labels,
+                          data_dir=str(out), image_size=32)  # fmt: skip
         rows = load_images(task, "train")
         assert len(rows) == len(expected["train"]) // 2
     else:
-        for split, labels in zip(("train", "evaluation"), expected.values(), strict=True):
-            rows = load_images(task, split)
+        splits = [load_images(task, split) for split in ("train", "evaluation")]
+        for rows, labels in zip(splits, expected.values(), strict=True):
             assert sorted(rows.labels.tolist()) == sorted(labels)
+        rows = splits[0]
     assert rows.pixels(0).shape == (32, 32, 3)
     assert not list(out.rglob("*incomplete*"))
 
@@ -48,7 +49,7 @@ def test_glue_from_its_archives(name, archives, tmp_path, monkeypatch):
     official.glue(archives, name)
     made = prepare(name, tmp_path / "sets", archives)
     assert made.fresh
-    task = make_task(name, data_dir=str(tmp_path / "sets"))
+    task = text_task(name, data_dir=str(tmp_path / "sets"))
     train, held_out = load_examples(task, "train"), load_examples(task, "evaluation")
     assert sorted(set(train.labels.tolist())) == list(range(len(task.labels)))
     assert len(held_out) == (1 if name == "mrpc" else 6 if name == "mnli" else 2)

@@ -9,11 +9,12 @@ import pytest
 
 from goat_jax.data.sources import reviews
 from goat_jax.data.sources.reviews import normalised, parse_snippets, read_reviews, split_rows
-from goat_jax.data.tasks.registry import load_examples, make_task
+from goat_jax.data.tasks.registry import load_examples
 from goat_jax.errors import UserError
 from goat_jax.files import sha256_of
 from goat_jax.pretrained import pip_archives as packages
 from goat_jax.pretrained.pip_archives import Package
+from kinds import text_task
 
 TEXT = "1\t0.5\tBare yes.\r\n2\t-0.49\tNeither\r\n3\t-3.2\tNo\tgood \r\n4\t2\tCaf\ufffd"
 
@@ -59,7 +60,7 @@ def package(tmp_path, monkeypatch):
 
 
 def test_the_task_reads_the_cached_package(package):
-    task = make_task("reviews", data_dir=str(package), train_limit=50)
+    task = text_task("reviews", data_dir=str(package), train_limit=50)
     assert len(load_examples(task, "evaluation")) == 800
     train = load_examples(task, "train")
     assert len(train) == 50 and set(train.labels.tolist()) == {0, 1}

@@ -9,7 +9,7 @@ from goat_jax.data.tasks.commonsense import FOLDERS
 from goat_jax.data.tasks.contamination import learnt_questions
 from goat_jax.data.tasks.evaluation import load_questions
 from goat_jax.data.tasks.language import load_rows
-from goat_jax.data.tasks.registry import make_task
+from kinds import eval_task
 
 
 def choice(number, **more):
@@ -42,7 +42,7 @@ def learnt(task):
 
 
 def test_commonsense_that_is_learnt_is_told(joint):
-    task = make_task("commonsense170k", folder=str(joint))
+    task = eval_task("commonsense170k", folder=str(joint))
     assert learnt_questions(task) == []
     first, second, *_ = learnt(task)
     shouted = first | {"instruction": first["instruction"].replace("Please", "PLEASE  ") + " "}
@@ -56,14 +56,14 @@ def test_commonsense_that_is_learnt_is_told(joint):
 
 
 def test_numbers_are_no_ids(joint):
-    task = make_task("commonsense170k", folder=str(joint))
+    task = eval_task("commonsense170k", folder=str(joint))
     numbered = [row | {"id": place} for place, row in enumerate(learnt(task))]
     write(joint / "commonsense_170k.jsonl", numbered * 10)
     assert learnt_questions(task) == []
 
 
 def test_rows_held_out_are_not_learnt(joint):
-    task = make_task("commonsense170k", folder=str(joint))
+    task = eval_task("commonsense170k", folder=str(joint))
     held = [row for _, row in load_rows(task, "evaluation")]
     write(joint / "piqa" / "test.jsonl", held)
     assert len(held) == 120 and learnt_questions(task) == []
@@ -79,7 +79,7 @@ def mathematics(tmp_path):
     write(
         tmp_path / "test.jsonl", [{"question": f"{n} - 1?", "answer": "#### 1"} for n in range(3)]
     )
-    return make_task("metamath", folder=str(tmp_path), questions=str(tmp_path))
+    return eval_task("metamath", folder=str(tmp_path), questions=str(tmp_path))
 
 
 def test_metamath_that_asks_gsm8k_is_told(mathematics, tmp_path):
@@ -103,13 +103,12 @@ def test_questions_that_cannot_be_read_are_told(mathematics, tmp_path):
 def test_first_turns_of_conversations_are_compared(tmp_path):
     rows = [{"instruction": f"Write {n}.", "output": "Yes."} for n in range(210)]
     write(tmp_path / "wizardlm.jsonl", rows)
-    ids = {"category": "writing"}
-    asked = [
-        ids | {"question_id": n, "turns": [f"Write {word}.", "Again."]}
+    asked: list[dict] = [
+        {"category": "writing", "question_id": n, "turns": [f"Write {word}.", "Again."]}
         for n, word in enumerate(("a", "b"))
     ]
     write(tmp_path / "question.jsonl", asked)
-    task = make_task("wizardlm", folder=str(tmp_path), questions=str(tmp_path))
+    task = eval_task("wizardlm", folder=str(tmp_path), questions=str(tmp_path))
     assert learnt_questions(task) == []
     asked[1]["turns"][0] = learnt(task)[3]["instruction"]
     write(tmp_path / "question.jsonl", asked)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,12 @@ from goat_jax.data.tasks.evaluation import EvalTask, load_questions, scoring_of
 from goat_jax.data.tasks.formats.commonsense import instructed
 from goat_jax.data.tasks.formats.multiple_choice import read_choices
 from goat_jax.data.tasks.language import load_pieces
-from goat_jax.data.tasks.registry import language_files, make_task
+from goat_jax.data.tasks.registry import language_files
 from goat_jax.errors import UserError
+from kinds import eval_task
+
+UNUSED: Any = None
+"""The tokenizer of rows without messages."""
 
 ROW = {
     "instruction": "Please choose the correct answer to the question: Hot?\n\nAnswer1: ice "
@@ -44,21 +49,21 @@ COUNTS = {"boolq": 3270, "piqa": 1838, "siqa": 1954, "arc_easy": 2376, "arc_chal
 
 @pytest.mark.parametrize("name", [*COUNTS, "obqa"])
 def test_real_rows_are_questions(shared, name):
-    task = make_task(name, folder=str(shared / "data" / "commonsense"))
+    task = eval_task(name, folder=str(shared / "data" / "commonsense"))
     questions = load_questions(task)
     assert len(questions) == COUNTS.get(name, 500)
     for question in questions:
         assert question.answer in question.labels
         assert len(set(question.labels)) == len(question.continuations) >= 2
         assert question.prompt.endswith("### Response:\n")
-    bare = load_questions(make_task(name, folder=str(shared / "data" / "commonsense"), cloze=True))
+    bare = load_questions(eval_task(name, folder=str(shared / "data" / "commonsense"), cloze=True))
     options = [text for question in bare for text in question.continuations]
     assert all(text.strip() for text in options)
     assert not any("Answer format" in q.prompt or "nswer2:" in q.prompt for q in bare)
 
 
 def test_real_numbers_are_questions(shared):
-    questions = load_questions(make_task("gsm8k", folder=str(shared / "data" / "gsm8k")))
+    questions = load_questions(eval_task("gsm8k", folder=str(shared / "data" / "gsm8k")))
     assert len(questions) == 1319 and questions[0].answer == "18"
     for question in questions:
         written = question.row["answer"].rpartition("####")[2].strip().replace(",", "")
@@ -66,11 +71,11 @@ def test_real_numbers_are_questions(shared):
 
 
 def test_joint_training_is_evaluated_on_every_set_that_is_there(folder):
-    task = make_task("commonsense170k", folder=str(folder))
+    task = eval_task("commonsense170k", folder=str(folder))
     assert list(task.questions) == list(FOLDERS)
     assert len(load_questions(task)) == 16
     assert len(load_questions(dataclasses.replace(task, question_limit=1))) == 8
-    train, held_out = (load_pieces(task, split, None) for split in ("train", "evaluation"))
+    train, held_out = (load_pieces(task, split, UNUSED) for split in ("train", "evaluation"))
     assert (len(train), len(held_out)) == (80, 120)
     answer = train[0].pieces[1]
     assert answer.text == "the correct answer is answer2" and answer.learnt
@@ -78,18 +83,18 @@ def test_joint_training_is_evaluated_on_every_set_that_is_there(folder):
 
 def test_tasks_survive_run_json(folder):
     for task in (
-        make_task("commonsense170k", folder=str(folder)),
-        make_task("arc_easy", folder=str(folder), cloze=True, question_limit=3),
+        eval_task("commonsense170k", folder=str(folder)),
+        eval_task("arc_easy", folder=str(folder), cloze=True, question_limit=3),
     ):
         config = RunConfig(ModelConfig("m"), task)
         assert config_from_json(json.loads(json.dumps(flatten(config)))) == config
 
 
 def test_a_set_without_training_rows_can_be_asked(folder):
-    task = make_task("piqa", folder=str(folder))
+    task = eval_task("piqa", folder=str(folder))
     assert len(load_questions(task)) == 2
     with pytest.raises(UserError, match=r"piqa/train.jsonl: no such file"):
-        load_pieces(task, "train", None)
+        load_pieces(task, "train", UNUSED)
 
 
 @pytest.mark.parametrize(
@@ -107,26 +112,26 @@ def test_a_set_without_training_rows_can_be_asked(folder):
 def test_a_row_that_is_no_question_is_named(tmp_path, row, says):
     write(tmp_path / "boolq" / "test.jsonl", [ROW, ROW | row])
     with pytest.raises(UserError, match=says):
-        load_questions(make_task("boolq", folder=str(tmp_path)))
+        load_questions(eval_task("boolq", folder=str(tmp_path)))
 
 
 def test_rows_of_unknown_columns_are_named(tmp_path):
     write(tmp_path / "boolq" / "test.jsonl", [{"asked": "Hot?"}])
     with pytest.raises(UserError, match="row 1: no column 'instruction', nor those of a known set"):
-        load_questions(make_task("boolq", folder=str(tmp_path)))
+        load_questions(eval_task("boolq", folder=str(tmp_path)))
 
 
 def test_other_eval_tasks_name_their_rows(tmp_path):
     write(tmp_path / "gsm" / "train.jsonl", [{"question": "2 + 2?", "answer": "#### 4"}])
     write(tmp_path / "gsm" / "test.jsonl", [{"question": "2 + 2?", "answer": "four"}])
     with pytest.raises(UserError, match="row 1: no number in its answer 'four'"):
-        load_questions(make_task("gsm8k", folder=str(tmp_path / "gsm")))
+        load_questions(eval_task("gsm8k", folder=str(tmp_path / "gsm")))
     write(tmp_path / "test.jsonl", [{"prompt": "def f():", "test": "", "task_id": "a"}])
     with pytest.raises(UserError, match="row 1: no text in column entry_point"):
-        load_questions(make_task("humaneval", questions=str(tmp_path)))
+        load_questions(eval_task("humaneval", questions=str(tmp_path)))
     write(tmp_path / "wizardlm.jsonl", [{"instruction": "Hi", "output": "Hello"}])
     write(tmp_path / "question.jsonl", [{"question_id": 1, "turns": "Why?"}])
-    task = make_task("wizardlm", folder=str(tmp_path), questions=str(tmp_path))
+    task = eval_task("wizardlm", folder=str(tmp_path), questions=str(tmp_path))
     with pytest.raises(UserError, match="row 1: no list of texts in column 'turns'"):
         load_questions(task)
 
@@ -134,10 +139,10 @@ def test_other_eval_tasks_name_their_rows(tmp_path):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda p: make_task("boolq", folder=str(p)), "no file test"),
-        (lambda p: make_task("commonsense170k"), "needs folder="),
-        (lambda p: make_task("metamath", folder=str(p)), "has none of the files MetaMathQA"),
-        (lambda p: make_task("codefeedback", folder=str(p)), "questions"),
+        (lambda p: eval_task("boolq", folder=str(p)), "no file test"),
+        (lambda p: eval_task("commonsense170k"), "needs folder="),
+        (lambda p: eval_task("metamath", folder=str(p)), "has none of the files MetaMathQA"),
+        (lambda p: eval_task("codefeedback", folder=str(p)), "questions"),
         (
             lambda p: EvalTask("x", "a", "a", eval="number", scoring="code"),
             "cannot be scored by 'code'",
@@ -165,20 +170,20 @@ MATH = [
 def test_only_selected_rows_are_learnt_and_counted(tmp_path):
     (tmp_path / "MetaMathQA-395K.json").write_text(json.dumps(MATH * 3))
     write(tmp_path / "test.jsonl", [{"question": "1 + 1?", "answer": "#### 2"}])
-    task = make_task(
+    task = eval_task(
         "metamath", folder=str(tmp_path), questions=str(tmp_path), held_out=2, train_limit=3
     )
-    train = load_pieces(task, "train", None)
-    assert len(train) == 3 and len(load_pieces(task, "evaluation", None)) == 2
+    train = load_pieces(task, "train", UNUSED)
+    assert len(train) == 3 and len(load_pieces(task, "evaluation", UNUSED)) == 2
     assert all("sin" not in text.pieces[0].text for text in train)
     assert load_questions(task)[0].prompt == train[0].pieces[0].text.replace(
         train[0].pieces[0].text.split("\n")[3], "1 + 1?"
     )
     with pytest.raises(UserError, match="6 rows held out of 6 leave none"):
-        load_pieces(dataclasses.replace(task, held_out=6), "train", None)
+        load_pieces(dataclasses.replace(task, held_out=6), "train", UNUSED)
     (tmp_path / "MetaMathQA-395K.json").write_text(json.dumps(MATH[1:2]))
     with pytest.raises(UserError, match=r"task\.selection grade_school keeps none of 1 rows"):
-        load_pieces(task, "train", None)
+        load_pieces(task, "train", UNUSED)
 
 
 ORIGINAL = {
@@ -313,5 +318,5 @@ def test_a_row_without_its_label_is_told(name):
 )
 def test_they_are_the_very_rows_of_llm_adapters(shared, name, original):
     folder = str(shared / "data" / "commonsense")
-    first = load_questions(make_task(name, folder=folder))[0].row
+    first = load_questions(eval_task(name, folder=folder))[0].row
     assert instructed(original) == first

@@ -13,8 +13,8 @@ from goat_jax.data.tasks.formats.mt_bench import (
     read_rating,
     read_references,
 )
-from goat_jax.data.tasks.registry import make_task
 from goat_jax.errors import UserError
+from kinds import eval_task
 
 
 def test_the_published_files_are_read(shared, tmp_path):
@@ -22,7 +22,7 @@ def test_the_published_files_are_read(shared, tmp_path):
     prompts = read_judge_prompts(folder / "judge_prompts.jsonl.gz")
     references = read_references(folder / "reference_answer_gpt4.jsonl.gz")
     (tmp_path / "wizardlm.jsonl").write_text('{"instruction": "Hi", "output": "Hello"}\n')
-    questions = load_questions(make_task("wizardlm", folder=str(tmp_path), questions=str(folder)))
+    questions = load_questions(eval_task("wizardlm", folder=str(tmp_path), questions=str(folder)))
     assert len(questions) == 80 and len(references) == 30
     assert questions[0].id == "81" and questions[0].temperature == 0.7
     assert {len(question.turns) for question in questions} == {2}
@@ -87,7 +87,7 @@ def test_answers_have_fastchats_fields(shared):
 
 @pytest.mark.parametrize("form", ["template", "messages"])
 def test_mt_bench_needs_no_rows_to_train_on(shared, form):
-    task = make_task("mt_bench", questions=str(shared / "data" / "mt_bench"), format=form)
+    task = eval_task("mt_bench", questions=str(shared / "data" / "mt_bench"), format=form)
     assert len(load_questions(task)) == 80 and task.scoring == "judge"
 
 

@@ -13,10 +13,10 @@ from goat_jax.data.pipeline.images import load_images
 from goat_jax.data.pipeline.overlap import mark_of, note_of
 from goat_jax.data.sources.read import read_image_source, read_source
 from goat_jax.data.tasks.glue import GLUE
-from goat_jax.data.tasks.registry import make_task
 from goat_jax.data.tasks.text import load_examples
 from goat_jax.data.tasks.vision import VISION, vision_classes
 from goat_jax.errors import UserError
+from kinds import image_task, text_task, write_npz
 
 BUILDERS = {"cars": "cars196", "svhn": "svhn_cropped", "sun397": "sun397/standard-part1-120k"}
 
@@ -46,7 +46,7 @@ def test_a_local_folder_goes_first(tmp_path):
     for split, seed in (("train", 0), ("test", 1)):
         picture(tmp_path / "eurosat" / split / "SeaLake" / "a.png", seed)  # as the archive writes
         picture(tmp_path / "eurosat" / split / "annual crop land" / "b.png", seed + 5)  # in words
-    task = make_task("eurosat", folder=tmp_path, image_size=8)
+    task = image_task("eurosat", folder=tmp_path, image_size=8)
     assert load_images(task, "train").labels.tolist() == [9, 0]
     assert task.labels[9] == "sea or lake" and task.written[9] == "SeaLake"
 
@@ -54,19 +54,19 @@ def test_a_local_folder_goes_first(tmp_path):
 def test_a_split_that_is_missing_is_named(tmp_path):
     picture(tmp_path / "train" / "banded" / "a.png")
     with pytest.raises(UserError, match=r"has no test split: give test/CLASS/image files"):
-        make_task("dtd", folder=tmp_path)
+        image_task("dtd", folder=tmp_path)
     with pytest.raises(UserError, match="nowhere: no such folder"):
-        make_task("dtd", folder="nowhere")
+        image_task("dtd", folder="nowhere")
     (tmp_path / "mnli").mkdir()
     (tmp_path / "mnli" / "train.jsonl").write_text("{}")
     with pytest.raises(UserError, match="no file validation_matched"):
-        make_task("mnli", folder=tmp_path)
+        text_task("mnli", folder=tmp_path)
 
 
 def test_a_set_that_is_not_made_names_the_verb(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"goat-jax data prepare makes .*; hf:tanganke/dtd needs"):
-        load_images(make_task("dtd", data_dir=str(tmp_path)), "train")
+        load_images(image_task("dtd", data_dir=str(tmp_path)), "train")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]  # nothing was fetched
 
 
@@ -74,7 +74,7 @@ def test_a_class_that_the_set_does_not_have_is_named(tmp_path):
     for split in ("train", "test"):
         picture(tmp_path / split / "plaid" / "a.png")
     with pytest.raises(UserError) as told:
-        load_images(make_task("dtd", folder=tmp_path), "train")
+        load_images(image_task("dtd", folder=tmp_path), "train")
     assert "row 1: label 'plaid': expected banded, blotchy, braided, ..., zigzagged" in str(
         told.value
     )
@@ -86,10 +86,10 @@ def glue_folder(root, name, train, held_out):
     for split, rows in (("train", train), *((s, held_out) for s in GLUE[name].evaluation)):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (root / name / f"{split}.jsonl").write_text(text)
-    return make_task(name, folder=root)
+    return text_task(name, folder=root)
 
 
-def nli(number, label=0):
+def nli(number, label: int | str = 0):
     return {"premise": f"A {number}.", "hypothesis": "B.", "label": label}
 
 
@@ -132,15 +132,15 @@ def test_images_of_both_splits_are_found_by_content_and_by_id(tmp_path):
     for split, seed in (("train", 0), ("test", 1)):
         picture(tmp_path / split / "banded" / "a.png", seed)
         picture(tmp_path / split / "dotted" / f"{split}.png", seed=7)  # the same under two names
-    task = make_task("dtd", folder=tmp_path)
+    task = image_task("dtd", folder=tmp_path)
     marks = [load_images(task, split).marks for split in ("train", "evaluation")]
     assert note_of(*marks) == "1 of 2 held-out rows is also in the training rows"
     rows = [{"image": np.full((4, 4), n, np.uint8), "label": 0, "name": f"n{n}"} for n in range(3)]
     for split, chosen in (("train", rows[:2]), ("test", [rows[2] | {"name": "n1"}])):
         columns = {key: np.array([row[key] for row in chosen]) for key in rows[0]}
-        np.savez(tmp_path / f"{split}.npz", **columns)
+        write_npz(tmp_path / f"{split}.npz", columns)
     options = dict(train="train.npz", evaluation="test.npz", labels=("a", "b"))
-    task = make_task("image_files", **options, data_dir=str(tmp_path))
+    task = image_task("image_files", **options, data_dir=str(tmp_path))
     by_id = importlib.import_module("dataclasses").replace(task, id="name")
     for each, expected in ((task, ""), (by_id, "1 of 1 held-out rows is")):
         marks = [load_images(each, split).marks for split in ("train", "evaluation")]

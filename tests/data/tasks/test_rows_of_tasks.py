@@ -1,6 +1,7 @@
 """Rows of several tasks tell their batches which: MOELoRA and LoRAMoE go by it."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ from goat_jax.data.pipeline.tokenize import Encoded
 from goat_jax.data.tasks.language import LanguageTask, load_pieces
 from goat_jax.data.tasks.text import TextTask, load_examples
 from goat_jax.errors import UserError
+
+UNUSED: Any = None
+"""The tokenizer of rows without messages."""
 
 
 def text_task(path, **options):
@@ -83,7 +87,7 @@ def test_packed_texts_have_a_task_for_every_token():
 def test_language_rows_have_their_tasks(tmp_path):
     path = str(write(tmp_path / "a.jsonl", *ROWS))
     task = LanguageTask("t", path, path, format="text", packing=False, task_type="kind")
-    assert [text.tasks for text in load_pieces(task, "train", None)] == [
+    assert [text.tasks for text in load_pieces(task, "train", UNUSED)] == [
         {"task_types": 0},
         {"task_types": 1},
         {"task_types": 0},

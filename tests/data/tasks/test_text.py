@@ -8,6 +8,7 @@ import pytest
 
 from goat_jax.data.tasks.registry import TASKS, TextTask, files, load_examples, make_task
 from goat_jax.errors import UserError
+from kinds import text_task
 
 TONE = ("negative", "positive")
 
@@ -121,7 +122,8 @@ def test_a_task_that_does_not_fit_together(change, message):
 
 
 def test_one_name_or_a_list_becomes_a_tuple():
-    task = files("a.csv", "b.csv", text="sentence", labels=["n", "p"], metrics="accuracy")
+    given = {"text": "sentence", "labels": ["n", "p"], "metrics": "accuracy"}
+    task = text_task("files", train="a.csv", evaluation="b.csv", **given)
     assert task == files("a.csv", "b.csv", labels=("n", "p"))
     assert task.text == ("sentence",) and task.metrics == ("accuracy",)
 
@@ -133,7 +135,7 @@ def test_glue_from_a_folder(tmp_path):
     with pytest.raises(UserError, match="rte has no file validation"):
         make_task("rte", folder=tmp_path)
     write(tmp_path / "rte", [row, row], "validation.jsonl")
-    task = make_task("rte", folder=tmp_path, train_limit=1)
+    task = text_task("rte", folder=tmp_path, train_limit=1)
     assert load_examples(task, "train").labels.tolist() == [1]
     assert len(load_examples(task, "evaluation")) == 2
 
@@ -155,7 +157,7 @@ def test_glue_classes_are_those_of_tfds():
     glue = pytest.importorskip("tensorflow_datasets.text.glue").Glue
     for name, config in glue.builder_configs.items():
         if name in TASKS:
-            task = make_task(name)
+            task = text_task(name)
             assert task.labels == tuple(config.label_classes or ()), name
             assert task.text == tuple(config.text_features), name
 
@@ -165,7 +167,7 @@ def test_glue_classes_are_those_of_tfds():
     [("cola", 8551, 1043), ("rte", 2490, 277), ("sst2", 6920, 872)],
 )
 def test_the_development_copies(shared, name, train, evaluation):
-    task = make_task(name, folder=shared / "data" / "glue")
+    task = text_task(name, folder=shared / "data" / "glue")
     assert len(load_examples(task, "train")) == train
     assert len(load_examples(task, "evaluation")) == evaluation
 

@@ -1,5 +1,6 @@
 """MetricsLog survive kills and restarts, and TensorBoard can read its copy."""
 
+import importlib
 import json
 import math
 import struct
@@ -25,16 +26,19 @@ from goat_jax.training.logging.writers import (
 )
 
 
+def event_messages():
+    """TensorBoard's messages, which protobuf makes when the module is imported."""
+    return importlib.import_module("tensorboardX.proto.event_pb2")
+
+
 def scalars(folder):
     """[(tag, step, value)] of every event file, in the order TensorBoard reads them."""
-    from tensorboardX.proto.event_pb2 import Event
-
     found = []
     for path in sorted((folder / "tensorboard").glob("*.tfevents.*")):
         data = path.read_bytes()
         while data:
             (length,) = struct.unpack("<Q", data[:8])  # then 4 bytes of checksum, on both sides
-            event = Event.FromString(data[12 : 12 + length])
+            event = event_messages().Event.FromString(data[12 : 12 + length])
             found += [(v.tag, event.step, v.simple_value) for v in event.summary.value]
             data = data[16 + length :]
     return found
@@ -42,15 +46,14 @@ def scalars(folder):
 
 def restarts(folder):
     """Steps from which TensorBoard is told to hide what it has read so far."""
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
-
+    messages = event_messages()
     found = []
     for path in sorted((folder / "tensorboard").glob("*.tfevents.*")):
         data = path.read_bytes()
         while data:
             (length,) = struct.unpack("<Q", data[:8])
-            event = Event.FromString(data[12 : 12 + length])
-            if event.session_log.status == SessionLog.START:
+            event = messages.Event.FromString(data[12 : 12 + length])
+            if event.session_log.status == messages.SessionLog.START:
                 found.append(event.step)
             data = data[16 + length :]
     return found
