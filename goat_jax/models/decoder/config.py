@@ -123,11 +123,11 @@ class DecoderConfig:
                 raise UserError(f"a decoder has no setting {name!r}{nearest(name, fields)}")
         family = FAMILIES[hf["model_type"]]
         sizes: dict[str, Any] = {ours: _size(hf, theirs) for ours, theirs in _SIZE_KEYS.items()}
-        heads = sizes["num_heads"]
+        heads, width = sizes["num_heads"], sizes["hidden_size"]
         context = hf.get("max_position_embeddings") or family.context
         values: dict[str, Any] = sizes | {
-            "num_kv_heads": hf.get("num_key_value_heads") or family.kv_heads or heads,
-            "head_size": hf.get("head_dim") or sizes["hidden_size"] // max(1, heads),
+            "num_kv_heads": hf.get("num_key_value_heads", family.kv_heads) or heads,
+            "head_size": hf.get("head_dim") or family.head_size or width // max(1, heads),
             "context": context,
             "windows": (None,) * sizes["num_layers"],
             "rope": Rope.from_hf(hf, theta=10000.0, context=context),
@@ -214,9 +214,8 @@ def _windows_by_layer(hf: Mapping[str, Any], layers: int) -> dict[str, Any]:
     return {"windows": tuple(window if kind == "sliding_attention" else None for kind in kinds)}
 
 
-def _biases(hf: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    attention, mlp = bool(hf.get("attention_bias")), bool(hf.get("mlp_bias"))
-    return {"qkv_bias": attention, "out_bias": attention, "mlp_bias": mlp}
+def _attention_bias(hf: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    return dict.fromkeys(("qkv_bias", "out_bias"), bool(hf.get("attention_bias")))
 
 
 def _layer_types(key: str, value: Any) -> None:
@@ -244,8 +243,11 @@ WINDOWS_BY_LAYER = Setting(
 )
 """A window in the layers of `layer_types`, or from layer `max_window_layers` on."""
 
-BIASES = Setting({"attention_bias": switch, "mlp_bias": switch}, _biases)
-"""Biases of all layers of the attention, and of the feed-forward."""
+ATTENTION_BIAS = Setting({"attention_bias": switch}, _attention_bias)
+"""Biases of all layers of the attention."""
+
+MLP_BIAS = Setting({"mlp_bias": switch}, lambda hf, layers: {"mlp_bias": bool(hf.get("mlp_bias"))})
+"""Biases of all layers of the feed-forward."""
 
 QKV_BIAS = Setting({}, lambda hf, layers: {"qkv_bias": True})
 """Biases of query, key and value, in every checkpoint."""
@@ -277,13 +279,15 @@ class DecoderFamily(Family):
 
     Attributes:
         settings: the fields of `DecoderConfig` that not all families have.
-        kv_heads: number of key and value heads if config.json has none; None: as many as heads.
         context: context length if config.json has none.
+        kv_heads: number of key and value heads if config.json has no such key; None: all heads.
+        head_size: features per head if config.json has none; None: the width over the heads.
     """
 
     settings: tuple[Setting, ...]
-    kv_heads: int | None
     context: int
+    kv_heads: int | None = None
+    head_size: int | None = None
 
     def fields(self, hf: Mapping[str, Any], layers: int) -> dict[str, Any]:
         """Returns the fields of `DecoderConfig` that its settings read from a config.json."""
@@ -296,9 +300,8 @@ class DecoderFamily(Family):
 def _family(
     class_name: str,
     *settings: Setting,
-    context: int,
-    kv_heads: int | None = None,
     fixed: Mapping[str, tuple[Any, ...]] | None = None,
+    **defaults: int,
 ) -> DecoderFamily:
     read = _READ.copy()
     for setting in settings:
@@ -308,14 +311,15 @@ def _family(
         config_keys=keys_of_family(read, {**_FIXED, **(fixed or {})}, _WITHOUT_EFFECT),
         ignored=r".*rotary_emb\.inv_freq|lm_head\.weight",  # a file may hold a tied output, too
         settings=settings,
-        kv_heads=kv_heads,
-        context=context,
+        **defaults,
     )
 
 
 FAMILIES: dict[str, DecoderFamily] = {
     # Not part of the network, but transformers' cache would drop tokens outside the window.
-    "llama": _family("Llama", BIASES, context=2048, fixed={"sliding_window": (None,)}),
+    "llama": _family(
+        "Llama", ATTENTION_BIAS, MLP_BIAS, context=2048, fixed={"sliding_window": (None,)}
+    ),
     "mistral": _family("Mistral", ONE_WINDOW, context=131072, kv_heads=8),
     "qwen2": _family("Qwen2", WINDOWS_BY_LAYER, QKV_BIAS, context=32768, kv_heads=32),
 }
