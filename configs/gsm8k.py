@@ -4,7 +4,7 @@
     goat-jax train --config gsm8k:folder=data/gsm8k     (train.jsonl and test.jsonl)
 
 The weights come from a pip package (93 MB), the rows from tensorflow_datasets or from a folder. Any
-Llama, Qwen2 or Mistral checkpoint can replace SmolLM2: ``--model.path FOLDER``.
+Llama, Qwen2, Qwen3 or Mistral checkpoint can replace SmolLM2: ``--model.path FOLDER``.
 """
 
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig

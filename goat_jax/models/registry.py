@@ -196,7 +196,7 @@ def architecture_of(hf: Mapping[str, Any], where: Path) -> Architecture:
     if kind is None:
         raise UserError(f"{where / 'config.json'} has no model_type: add one of {known}")
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
-        # No "did you mean": a name that is close (albert, qwen3) is another network.
+        # No "did you mean": a name that is close (albert, qwen3_moe) is another network.
         raise UserError(
             f"{where}: model_type {kind!r} is not supported: use a checkpoint of one of {known}"
         )

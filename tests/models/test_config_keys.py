@@ -91,6 +91,17 @@ def test_configs_as_transformers_saves_them_are_accepted(model_type, tmp_path):
     ARCHITECTURES[model_type].config_of(hf)
 
 
+@pytest.mark.parametrize("model_type", DECODERS)
+def test_sizes_that_a_config_leaves_out_are_those_of_transformers(model_type):
+    sizes = {**TEXT, "hidden_size": 128, "num_attention_heads": 32}
+    for change in ({}, {"num_key_value_heads": None}):
+        theirs = config_class(model_type)(**sizes, **change)
+        ours = ARCHITECTURES[model_type].config_of({"model_type": model_type, **sizes, **change})
+        assert ours.num_kv_heads == theirs.num_key_value_heads
+        assert ours.head_size == (getattr(theirs, "head_dim", None) or 128 // 32)
+        assert ours.context == theirs.max_position_embeddings
+
+
 FIXED = [(kind, key) for kind in ARCHITECTURES for key in KEYS[kind].fixed]
 
 
@@ -126,6 +137,8 @@ WRONG = [
     ("llama", {"quantization_config": {"bits": 4}}, "quantization_config is .*bits"),
     ("mistral", {"sliding_window": 0}, "sliding_window 0 is not valid"),
     ("qwen2", {"layer_types": ["full_attention", "chunked"]}, "must be a list of"),
+    ("qwen3", {"head_dim": 0}, "head_dim 0 is not valid"),
+    ("qwen3", {"attention_bias": 1}, "attention_bias is 1: it must be true or false"),
     ("bert", {"layer_norm_eps": -1}, "layer_norm_eps -1 is not valid"),
     ("bert", {"type_vocab_size": 0}, "type_vocab_size 0 is not valid"),
     ("bert", {"hidden_dropout_prob": 1}, "hidden_dropout_prob 1 is not valid"),

@@ -36,6 +36,7 @@ LLAMA3 = dict(
 )
 YARN = dict(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=16)
 YARN_ALL = YARN | dict(beta_fast=8.0, beta_slow=2.0, truncate=False, attention_factor=1.3)
+WINDOWS = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
 CASES = {
     "llama": ("Llama", {}),
     "llama2 many heads": ("Llama", {"num_key_value_heads": 4, "rms_norm_eps": 0.1}),
@@ -61,10 +62,9 @@ CASES = {
     "yarn, mscale": ("Llama", {"rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 1.2}}),
     "gelu": ("Llama", {"hidden_act": "gelu"}),
     "qwen2": ("Qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
-    "qwen2 windows": (
-        "Qwen2",
-        {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
-    ),
+    "qwen2 windows": ("Qwen2", WINDOWS),
+    "qwen3": ("Qwen3", {"head_dim": 12, "rms_norm_eps": 0.1, "tie_word_embeddings": True}),
+    "qwen3 windows, biases": ("Qwen3", WINDOWS | {"attention_bias": True}),
     "mistral": ("Mistral", {"sliding_window": 5, "head_dim": 16}),
     "mistral, no window": ("Mistral", {"sliding_window": None}),
 }
@@ -111,7 +111,7 @@ def _ours(model, method: str, *args):
         return _call(method, *nnx.split(model), *args)
 
 
-@pytest.mark.parametrize("case", each(CASES, ["llama", "qwen2", "mistral"]))
+@pytest.mark.parametrize("case", each(CASES, ["llama", "qwen2", "qwen3", "mistral"]))
 def test_logits_are_torchs(case, save, batch):
     folder, model = save(*CASES[case])
     loaded = load_model(folder, key=jax.random.key(0))
@@ -124,7 +124,7 @@ def test_logits_are_torchs(case, save, batch):
     assert np.isfinite(ours).all()
 
 
-CACHED = ["llama3", "qwen2 windows", "mistral", "llama tied, biases"]
+CACHED = ["llama3", "qwen2 windows", "qwen3", "mistral", "llama tied, biases"]
 
 
 @pytest.mark.parametrize("case", each(CACHED, ["mistral"]))

@@ -12,14 +12,14 @@ from goat_jax.models.load_parameters import fill
 from goat_jax.models.registry import architecture_of
 from goat_jax.models.torch_layout import torch_tensors
 from goat_jax.pretrained.fingerprint import fingerprint
-from goat_jax.pretrained.gguf.config import LLAMA3_ROPE, llama3_divisors
+from goat_jax.pretrained.gguf.config import ARCHITECTURES, LLAMA3_ROPE, llama3_divisors
 from goat_jax.pretrained.gguf.weights import LAYER_NAMES, OUTER_NAMES, open_gguf
 
 LAYERS, HEADS, GROUPS, SIZE, WIDTH, INNER, VOCABULARY = 2, 4, 2, 8, 32, 64, 48
 KINDS = {"F32": 0, "F16": 1e-3, "BF16": 1e-2, "Q8_0": 2e-2}
 
 
-def hf_tensors(biases=False, tied=True):
+def hf_tensors(biases=False, tied=True, norms=False):
     """A tiny model's tensors, by Hugging Face's names."""
     rng = np.random.default_rng(0)
     shapes = {
@@ -37,6 +37,8 @@ def hf_tensors(biases=False, tied=True):
             tensors[f"{start}self_attn.{name}.weight"] = rng.normal(size=shape)
             if biases:
                 tensors[f"{start}self_attn.{name}.bias"] = rng.normal(size=shape[0])
+        for name in ("q_norm", "k_norm") if norms else ():
+            tensors[f"{start}self_attn.{name}.weight"] = rng.normal(size=SIZE)
         tensors[f"{start}self_attn.o_proj.weight"] = rng.normal(size=(WIDTH, HEADS * SIZE))
         tensors[f"{start}mlp.gate_proj.weight"] = rng.normal(size=(INNER, WIDTH))
         tensors[f"{start}mlp.up_proj.weight"] = rng.normal(size=(INNER, WIDTH))
@@ -94,9 +96,10 @@ def write(path, tensors, architecture="llama", kind="F32", extra=()):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("architecture", "biases"), [("llama", False), ("qwen2", True)])
-def test_tensors_come_back_under_their_names(tmp_path, kind, architecture, biases):
-    tensors = hf_tensors(biases)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_tensors_come_back_under_their_names(tmp_path, kind, architecture):
+    biases = architecture == "qwen2"
+    tensors = hf_tensors(biases, norms=architecture == "qwen3")
     config, weights = open_gguf(write(tmp_path / "a.gguf", tensors, architecture, kind))
     assert set(weights) == set(tensors) and len(weights) == len(tensors)
     for name, tensor in tensors.items():
@@ -107,9 +110,9 @@ def test_tensors_come_back_under_their_names(tmp_path, kind, architecture, biase
     assert config["model_type"] == architecture and config["attention_bias"] is biases
 
 
-@pytest.mark.parametrize(("architecture", "biases"), [("llama", False), ("qwen2", True)])
-def test_a_decoder_is_filled(tmp_path, architecture, biases):
-    tensors = hf_tensors(biases, tied=False)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_decoder_is_filled(tmp_path, architecture):
+    tensors = hf_tensors(architecture == "qwen2", tied=False, norms=architecture == "qwen3")
     config, weights = open_gguf(write(tmp_path / "a.gguf", tensors, architecture))
     row = architecture_of(config, tmp_path)
     model = nnx.eval_shape(lambda: row.build(row.config(config), rngs=nnx.Rngs(0)))

@@ -1,6 +1,6 @@
 """Sizes and settings of a decoder, and the differences between model families.
 
-Llama 2 and 3, SmolLM2, Qwen2 and 2.5, and Mistral are one network with these settings.
+Llama 2 and 3, SmolLM2, Qwen2, 2.5 and 3, and Mistral are one network with these settings.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class DecoderConfig:
         qkv_bias: whether query, key and value have biases.
         out_bias: whether the attention's output layer has a bias.
         mlp_bias: whether the feed-forward's layers have biases.
+        qk_norm: whether every head's query and key are normalized before they are rotated.
         tie_embeddings: whether the output kernel is the embedding table.
         bos_id: the token that begins a text; None if the checkpoint names none.
         eos_ids: the tokens that end a text.
@@ -78,6 +79,7 @@ class DecoderConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
+    qk_norm: bool = False
     tie_embeddings: bool = False
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
@@ -252,6 +254,9 @@ MLP_BIAS = Setting({"mlp_bias": switch}, lambda hf, layers: {"mlp_bias": bool(hf
 QKV_BIAS = Setting({}, lambda hf, layers: {"qkv_bias": True})
 """Biases of query, key and value, in every checkpoint."""
 
+QK_NORM = Setting({}, lambda hf, layers: {"qk_norm": True})
+"""Norms of query and key, in every checkpoint."""
+
 _READ: dict[str, Check] = {
     **SIZES,
     "num_key_value_heads": COUNT,
@@ -315,12 +320,15 @@ def _family(
     )
 
 
+_QWEN = {"context": 32768, "kv_heads": 32}
+
 FAMILIES: dict[str, DecoderFamily] = {
     # Not part of the network, but transformers' cache would drop tokens outside the window.
     "llama": _family(
         "Llama", ATTENTION_BIAS, MLP_BIAS, context=2048, fixed={"sliding_window": (None,)}
     ),
     "mistral": _family("Mistral", ONE_WINDOW, context=131072, kv_heads=8),
-    "qwen2": _family("Qwen2", WINDOWS_BY_LAYER, QKV_BIAS, context=32768, kv_heads=32),
+    "qwen2": _family("Qwen2", WINDOWS_BY_LAYER, QKV_BIAS, **_QWEN),
+    "qwen3": _family("Qwen3", WINDOWS_BY_LAYER, ATTENTION_BIAS, QK_NORM, head_size=128, **_QWEN),
 }
 """model_type of config.json -> its family."""

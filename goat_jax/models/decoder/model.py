@@ -1,4 +1,4 @@
-"""Pre-norm decoders: Llama 2 and 3, SmolLM2, Qwen2 and Mistral as one network.
+"""Pre-norm decoders: Llama 2 and 3, SmolLM2, Qwen2 and 3, and Mistral as one network.
 
 Weights and the embedding table set the dtype of the hidden states; norms, rotations, the softmax of
 the attention and the logits compute in float32.
@@ -56,6 +56,8 @@ class DecoderBlock(nnx.Module):
         self.key = Dense(width, groups, use_bias=config.qkv_bias, rngs=rngs)
         self.value = Dense(width, groups, use_bias=config.qkv_bias, rngs=rngs)
         self.attention_out = Dense(heads, width, use_bias=config.out_bias, rngs=rngs)
+        self.query_norm = RMSNorm(size, config.rms_norm_eps) if config.qk_norm else None
+        self.key_norm = RMSNorm(size, config.rms_norm_eps) if config.qk_norm else None
         self.norm = RMSNorm(width, config.rms_norm_eps)
         self.gate = Dense(width, inner, use_bias=config.mlp_bias, rngs=rngs)
         self.up = Dense(width, inner, use_bias=config.mlp_bias, rngs=rngs)
@@ -85,6 +87,8 @@ class DecoderBlock(nnx.Module):
         query, key, value = (
             part(normal, ctx).reshape(split) for part in (self.query, self.key, self.value)
         )
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
         query, key = rotate(query, rotation), rotate(key, rotation)
         kept = None
         if past is not None:
@@ -269,6 +273,8 @@ BLOCK = {
     "key": "self_attn.k_proj",
     "value": "self_attn.v_proj",
     "attention_out": "self_attn.o_proj",
+    "query_norm": "self_attn.q_norm",
+    "key_norm": "self_attn.k_norm",
     "gate": "mlp.gate_proj",
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",

@@ -43,6 +43,7 @@ class GgufArchitecture:
 ARCHITECTURES: dict[str, GgufArchitecture] = {
     "llama": GgufArchitecture("llama", windowed="mistral", permuted=True),
     "qwen2": GgufArchitecture("qwen2", windowed=None, permuted=False),
+    "qwen3": GgufArchitecture("qwen3", windowed=None, permuted=False),
 }
 """Name in ``general.architecture`` -> its counterpart. Mistral's files have the name llama."""
 
