@@ -14,7 +14,7 @@ from goat_jax.adapters.context import Context
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError
 from goat_jax.injection.targets import ALL_LINEAR, Targets, check_all_match, matches
-from goat_jax.integrations.matmul_views import View
+from goat_jax.integrations.matmul_views import MatmulView
 from goat_jax.nn.named_modules import name_number
 from goat_jax.typing import Array, Factors, Key
 
@@ -47,8 +47,8 @@ class Adapted:
 
 
 def choose(
-    found: Mapping[str, View | str], spec: AdapterSpec, target_modules: Targets
-) -> tuple[dict[str, View], dict[str, str]]:
+    found: Mapping[str, MatmulView | str], spec: AdapterSpec, target_modules: Targets
+) -> tuple[dict[str, MatmulView], dict[str, str]]:
     """Selects the modules to adapt, and gives the reason for each of the others.
 
     Args:
@@ -94,12 +94,12 @@ def choose(
     return chosen, left
 
 
-def _blank(view: View) -> jax.ShapeDtypeStruct:
+def _blank(view: MatmulView) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(view.kernel_shape, jnp.float32)
 
 
 def start_layer(
-    kernel: Array, view: View, spec: AdapterSpec, key: Key, name: str
+    kernel: Array, view: MatmulView, spec: AdapterSpec, key: Key, name: str
 ) -> tuple[AdapterInit, Array]:
     """Initializes an adapter on a layer's kernel.
 
@@ -134,7 +134,7 @@ def start_layer(
 def delta_of(
     x: Array,
     kernel: Array,
-    view: View,
+    view: MatmulView,
     arrays: Factors,
     scale: Array,
     spec: AdapterSpec,

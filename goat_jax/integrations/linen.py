@@ -28,7 +28,7 @@ from goat_jax.integrations.attach import (
     start_layer,
     sum_of_losses,
 )
-from goat_jax.integrations.matmul_views import Axes, View, read_einsum
+from goat_jax.integrations.matmul_views import Axes, MatmulView, read_einsum
 from goat_jax.nn.named_modules import name_number
 from goat_jax.typing import Array, Factors, Key, PyTree
 
@@ -51,7 +51,7 @@ class LinenAdapter:
 
     model: nn.Module
     spec: AdapterSpec
-    views: Mapping[tuple[str, ...], View]
+    views: Mapping[tuple[str, ...], MatmulView]
     report: Adapted
 
     def __call__(
@@ -184,9 +184,9 @@ def adapt_linen(
 
 def _find(
     model: nn.Module, variables: PyTree, args: tuple, kwargs: dict
-) -> dict[tuple[str, ...], View | str]:
+) -> dict[tuple[str, ...], MatmulView | str]:
     """Finds every module with a parameter of two axes or more, in the order of the calls."""
-    found: dict[tuple[str, ...], View | str] = {}
+    found: dict[tuple[str, ...], MatmulView | str] = {}
 
     def look(call: Callable[..., Any], given: tuple, named: dict, where: InterceptorContext) -> Any:
         y, module = call(*given, **named), where.module
@@ -202,7 +202,7 @@ def _find(
     return found
 
 
-def _view(module: object, own: Mapping[str, Any], x: object) -> View | str:
+def _view(module: object, own: Mapping[str, Any], x: object) -> MatmulView | str:
     """Returns a module's view as a matrix product, or the reason why it has none."""
     for kind, view in VIEWS.items():
         if isinstance(module, kind):
@@ -214,18 +214,18 @@ def _view(module: object, own: Mapping[str, Any], x: object) -> View | str:
     return f"{type(module).__name__} is none of {known}"
 
 
-def _dense(module: nn.Dense, shape: tuple[int, ...], x: object) -> View:
+def _dense(module: nn.Dense, shape: tuple[int, ...], x: object) -> MatmulView:
     return Axes(shape[:1], shape[1:])
 
 
-def _general(module: nn.DenseGeneral, shape: tuple[int, ...], x: object) -> View:
+def _general(module: nn.DenseGeneral, shape: tuple[int, ...], x: object) -> MatmulView:
     if module.batch_dims:
         raise UserError(f"a separate kernel along batch_dims {module.batch_dims}")
     axes = (module.axis,) if isinstance(module.axis, int) else tuple(module.axis)
     return Axes(shape[: len(axes)], shape[len(axes) :], axes)
 
 
-def _einsum(module: nn.Einsum, shape: tuple[int, ...], x: object) -> View:
+def _einsum(module: nn.Einsum, shape: tuple[int, ...], x: object) -> MatmulView:
     if module.einsum_str is None:
         raise UserError(
             "its einsum equation is given at call time, so its kernel axes are unknown before"
@@ -233,7 +233,7 @@ def _einsum(module: nn.Einsum, shape: tuple[int, ...], x: object) -> View:
     return read_einsum(module.einsum_str, shape)
 
 
-VIEWS: dict[type, Callable[[Any, tuple[int, ...], object], View]] = {
+VIEWS: dict[type, Callable[[Any, tuple[int, ...], object], MatmulView]] = {
     nn.Dense: _dense,
     nn.DenseGeneral: _general,
     nn.Einsum: _einsum,
@@ -241,7 +241,9 @@ VIEWS: dict[type, Callable[[Any, tuple[int, ...], object], View]] = {
 """Class of a layer -> function from (layer, kernel shape, input) to its view."""
 
 
-def _fold(kernel: Array, arrays: Factors, scale: Array, view: View, spec: AdapterSpec) -> Array:
+def _fold(
+    kernel: Array, arrays: Factors, scale: Array, view: MatmulView, spec: AdapterSpec
+) -> Array:
     def fold(kernel: Array, arrays: Factors, scale: Array) -> Array:
         return view.kernel(merge_adapter(view.matrix(kernel), arrays, scale, spec))
 

@@ -12,7 +12,7 @@ from goat_jax.errors import UserError
 from goat_jax.typing import Array
 
 
-class View(Protocol):
+class MatmulView(Protocol):
     """Maps a layer's kernel, input and output to those of a matrix product, and back.
 
     Attributes:

@@ -28,7 +28,7 @@ from goat_jax.integrations.attach import (
     start_layer,
     sum_of_losses,
 )
-from goat_jax.integrations.matmul_views import Axes, View, read_einsum
+from goat_jax.integrations.matmul_views import Axes, MatmulView, read_einsum
 from goat_jax.nn.dense import Adapter, Factor, Sown, sow
 from goat_jax.nn.named_modules import name_number
 from goat_jax.typing import Array, Factors, Key
@@ -39,7 +39,7 @@ class _AdaptedLayer(Protocol):
 
     kernel: nnx.Param[Array]
     adapter: Adapter
-    view: View
+    view: MatmulView
 
 
 _CONTEXT = contextvars.ContextVar("goat_jax context of a call", default=EVAL)
@@ -174,7 +174,7 @@ def _has_kernel(module: object) -> bool:
     return any(jnp.ndim(value[...]) >= 2 for value in values)
 
 
-def _view(module: object) -> View | str:
+def _view(module: object) -> MatmulView | str:
     """Returns a module's view as a matrix product, or the reason why it has none."""
     for kind, view in VIEWS.items():
         if isinstance(module, kind):
@@ -186,17 +186,17 @@ def _view(module: object) -> View | str:
     return f"{type(module).__name__} is none of {known}"
 
 
-def _linear(module: nnx.Linear) -> View:
+def _linear(module: nnx.Linear) -> MatmulView:
     return Axes((module.in_features,), (module.out_features,))
 
 
-def _general(module: nnx.LinearGeneral) -> View:
+def _general(module: nnx.LinearGeneral) -> MatmulView:
     if module.batch_axis:
         raise UserError(f"a separate kernel along batch_axis {dict(module.batch_axis)}")
     return Axes(tuple(module.in_features), tuple(module.out_features), tuple(module.axis))
 
 
-def _einsum(module: nnx.Einsum) -> View:
+def _einsum(module: nnx.Einsum) -> MatmulView:
     if module.einsum_str is None:
         raise UserError(
             "its einsum equation is given at call time, so its kernel axes are unknown before"
@@ -204,7 +204,7 @@ def _einsum(module: nnx.Einsum) -> View:
     return read_einsum(module.einsum_str, tuple(module.kernel_shape))
 
 
-VIEWS: dict[type, Callable[[Any], View]] = {
+VIEWS: dict[type, Callable[[Any], MatmulView]] = {
     nnx.Linear: _linear,
     nnx.LinearGeneral: _general,
     nnx.Einsum: _einsum,

@@ -15,7 +15,7 @@ from goat_jax.config.run import AdapterConfig
 from goat_jax.errors import UserError
 from goat_jax.interop import folders, merged, peft_write, reference_code
 from goat_jax.interop import target_names as names
-from goat_jax.interop.hf_config import Form, form_of, pooled_logits
+from goat_jax.interop.hf_config import HfForm, form_of, pooled_logits
 from goat_jax.interop.low_rank import LowRank
 from goat_jax.interop.model_card import Facts, write_card
 from goat_jax.interop.modules import module_names
@@ -156,7 +156,7 @@ def _notes(run: Trained) -> tuple[str, ...]:
 Extra = dict[str, Any]
 
 
-def _form(run: Trained) -> Form:
+def _form(run: Trained) -> HfForm:
     return form_of(run.built.kind, run.model.config)
 
 

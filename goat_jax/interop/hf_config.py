@@ -71,7 +71,7 @@ def logits(pixel_values):
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class HfForm:
     """The counterpart of one kind of model in transformers.
 
     Attributes:
@@ -99,17 +99,21 @@ class Form:
 
 
 FORMS = {
-    ("text encoder", None): Form("ForSequenceClassification", "AutoModelForSequenceClassification"),
-    ("language model", None): Form("ForCausalLM", "AutoModelForCausalLM"),
-    ("image encoder", "linear"): Form("ForImageClassification", "AutoModelForImageClassification"),
-    ("image encoder", ZERO_SHOT): Form(
+    ("text encoder", None): HfForm(
+        "ForSequenceClassification", "AutoModelForSequenceClassification"
+    ),
+    ("language model", None): HfForm("ForCausalLM", "AutoModelForCausalLM"),
+    ("image encoder", "linear"): HfForm(
+        "ForImageClassification", "AutoModelForImageClassification"
+    ),
+    ("image encoder", ZERO_SHOT): HfForm(
         "Model", "AutoModelForZeroShotImageClassification", CLASSIFIER, _text_tower, _COMPARE
     ),
 }
 """(kind of a model, head in its config or None) -> its form."""
 
 
-def form_of(kind: str, config: object) -> Form:
+def form_of(kind: str, config: object) -> HfForm:
     """Returns the form of a model.
 
     Args:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from goat_jax.errors import UserError
-from goat_jax.interop.modules import Adapted
+from goat_jax.interop.modules import AdaptedModule
 from goat_jax.typing import Factors
 
 OWN = {"a", "b", "magnitude"}
@@ -35,7 +35,10 @@ class LowRank(NamedTuple):
 
 
 def low_rank(
-    now: Adapted, start: Adapted, kernel: Any | None = None, gates: np.ndarray | None = None
+    now: AdaptedModule,
+    start: AdaptedModule,
+    kernel: Any | None = None,
+    gates: np.ndarray | None = None,
 ) -> LowRank:
     """Computes the low-rank change of the pretrained kernel W0 that equals frozen kernel + adapter.
 

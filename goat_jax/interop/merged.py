@@ -23,7 +23,7 @@ from goat_jax.data.tasks.image import ImageTask
 from goat_jax.data.tasks.registry import Task
 from goat_jax.errors import UserError
 from goat_jax.interop.folders import SHARD_BYTES, write_json, write_shards
-from goat_jax.interop.hf_config import Form
+from goat_jax.interop.hf_config import HfForm
 from goat_jax.models.registry import ARCHITECTURES, Architecture, architecture_of
 from goat_jax.models.torch_layout import torch_parameters
 from goat_jax.nn.model import Model
@@ -85,7 +85,7 @@ def _fold(spec: AdapterSpec, kernel: Array, arrays: Factors, scale: Array) -> Ar
 def write_merged(
     folder: Path,
     model: Model,
-    form: Form,
+    form: HfForm,
     path: Path,
     task: Task,
     dtype: str,
@@ -211,7 +211,7 @@ def class_names(labels: Sequence[str], count: int) -> Sequence[str]:
 
 
 def merged_config(
-    hf: Mapping[str, Any], form: Form, dtype: str, labels: Sequence[str]
+    hf: Mapping[str, Any], form: HfForm, dtype: str, labels: Sequence[str]
 ) -> dict[str, Any]:
     """Builds the config.json of the merged model.
 

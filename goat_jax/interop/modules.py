@@ -24,7 +24,7 @@ Read = Callable[[str, tuple[int, ...]], np.ndarray]
 is none."""
 
 
-class Start(NamedTuple):
+class ModuleStart(NamedTuple):
     """The values of an adapted module.
 
     Attributes:
@@ -38,7 +38,7 @@ class Start(NamedTuple):
     scale: np.ndarray
 
 
-class Adapted(NamedTuple):
+class AdaptedModule(NamedTuple):
     """The spec and values of an adapted module.
 
     Attributes:
@@ -91,7 +91,7 @@ def _adapted(model: nnx.Module) -> Iterator[tuple[ModuleRef, Dense, Adapter]]:
             yield site, site.module, site.module.adapter
 
 
-def read_starts(model: nnx.Module) -> dict[str, Start]:
+def read_starts(model: nnx.Module) -> dict[str, ModuleStart]:
     """Returns the values of all adapted modules by name."""
     starts = {}
     for site, dense, adapter in _adapted(model):
@@ -99,11 +99,11 @@ def read_starts(model: nnx.Module) -> dict[str, Start]:
         factors = {name: _layers(site, getattr(adapter, name)) for name in adapter.names}
         for layer, name in enumerate(site.names()):
             own = {key: value[layer] for key, value in factors.items()}
-            starts[name] = Start(kernels[layer], own, scales[layer])
+            starts[name] = ModuleStart(kernels[layer], own, scales[layer])
     return starts
 
 
-def read_adapted(model: nnx.Module) -> Iterator[tuple[str, Adapted]]:
+def read_adapted(model: nnx.Module) -> Iterator[tuple[str, AdaptedModule]]:
     """Yields all adapted modules with their names, one layer at a time.
 
     Only the arrays of one stack of layers are on the host at a time.
@@ -117,10 +117,13 @@ def read_adapted(model: nnx.Module) -> Iterator[tuple[str, Adapted]]:
         for layer, name in enumerate(site.names()):
             factors = {key: value[layer] for key, value in trained.items()}
             constants = {key: value[layer] for key, value in frozen.items()}
-            yield name, Adapted(adapter.spec, kernels[layer], factors, constants, scales[layer])
+            yield (
+                name,
+                AdaptedModule(adapter.spec, kernels[layer], factors, constants, scales[layer]),
+            )
 
 
-def write_starts(model: nnx.Module, starts: Mapping[str, Start]) -> None:
+def write_starts(model: nnx.Module, starts: Mapping[str, ModuleStart]) -> None:
     """Sets the kernels and factors of all adapted modules in place; scales are unchanged."""
     for site, dense, adapter in _adapted(model):
         layers = [starts[name] for name in site.names()]

@@ -13,7 +13,7 @@ from goat_jax.adapters.parts.scales import AlphaOverRootRank
 from goat_jax.errors import UserError
 from goat_jax.interop.folders import ADAPTER, ADAPTER_CONFIG, write_json, write_tensors
 from goat_jax.interop.low_rank import LowRank
-from goat_jax.interop.modules import Adapted
+from goat_jax.interop.modules import AdaptedModule
 from goat_jax.interop.target_names import most_common
 
 PREFIX = "base_model.model."
@@ -76,14 +76,14 @@ def lora_tensors(modules: Mapping[str, LowRank]) -> dict[str, np.ndarray]:
     return tensors
 
 
-def is_root(modules: Mapping[str, LowRank], adapted: Mapping[str, Adapted]) -> bool:
+def is_root(modules: Mapping[str, LowRank], adapted: Mapping[str, AdaptedModule]) -> bool:
     """True if all scales follow rsLoRA and all factors are exactly the trained ones."""
     return all(module.as_trained for module in modules.values()) and all(
         isinstance(each.spec.scale, AlphaOverRootRank) for each in adapted.values()
     )
 
 
-def network_config(modules: Mapping[str, Adapted]) -> dict[str, Any]:
+def network_config(modules: Mapping[str, AdaptedModule]) -> dict[str, Any]:
     """Builds the adapter_config.json of PEANuT, PEFT's name of NEAT.
 
     Raises:
@@ -113,7 +113,7 @@ def network_config(modules: Mapping[str, Adapted]) -> dict[str, Any]:
     }
 
 
-def network_tensors(modules: Mapping[str, Adapted]) -> dict[str, np.ndarray]:
+def network_tensors(modules: Mapping[str, AdaptedModule]) -> dict[str, np.ndarray]:
     """Returns PEFT's tensors of PEANuT, by PEFT's names without the prefix."""
     tensors = {}
     for name, module in modules.items():

@@ -25,7 +25,7 @@ from goat_jax.interop.folders import (
     write_tensors,
 )
 from goat_jax.interop.import_adapter import Imported
-from goat_jax.interop.modules import Adapted
+from goat_jax.interop.modules import AdaptedModule
 from goat_jax.validation.renamed import present_options
 
 TYPE = "GOAT"
@@ -35,7 +35,7 @@ GATING = "lora_gating.weight"
 _FACTOR = re.compile(r"(.+)\.lora_([AB])\.(\d+)\.weight")
 
 
-def published_tensors(modules: Mapping[str, Adapted]) -> dict[str, np.ndarray]:
+def published_tensors(modules: Mapping[str, AdaptedModule]) -> dict[str, np.ndarray]:
     """Returns the tensors of all modules by their published names.
 
     Raises:
@@ -58,7 +58,7 @@ def published_tensors(modules: Mapping[str, Adapted]) -> dict[str, np.ndarray]:
 
 def write_published(
     folder: Path,
-    modules: Mapping[str, Adapted],
+    modules: Mapping[str, AdaptedModule],
     head: Mapping[str, np.ndarray],
     base: str,
     options: Mapping[str, Any],

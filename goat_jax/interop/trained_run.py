@@ -15,7 +15,7 @@ from goat_jax.adapters.task_gate import for_task
 from goat_jax.config.run import DTYPES, RunConfig
 from goat_jax.data.tasks.registry import Task
 from goat_jax.interop.low_rank import LowRank, low_rank
-from goat_jax.interop.modules import Adapted, read_adapted, read_kernels, trained_tensors
+from goat_jax.interop.modules import AdaptedModule, read_adapted, read_kernels, trained_tensors
 from goat_jax.interop.router_weights import mean_gates
 from goat_jax.models.load import load_model
 from goat_jax.nn.dense import merge_model
@@ -72,12 +72,12 @@ class Trained:
         return merge_model(self.built.graph, trainable, base)
 
     @functools.cached_property
-    def now(self) -> dict[str, Adapted]:
+    def now(self) -> dict[str, AdaptedModule]:
         """Adapted modules after training, by name."""
         return dict(read_adapted(self.model))
 
     @functools.cached_property
-    def start(self) -> dict[str, Adapted]:
+    def start(self) -> dict[str, AdaptedModule]:
         """Adapted modules before training, by name."""
         return dict(read_adapted(self._model(self.built.state.trainable, self.built.base)))
 

@@ -13,7 +13,7 @@ from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError
 from goat_jax.optim.optimizer import OptimizerConfig
 from goat_jax.parity.bundle import LAYERS, Arrays, Record, read_npz, read_object
-from goat_jax.parity.layer_steps import LayerRun, Recipe
+from goat_jax.parity.layer_steps import LayerOptimizer, LayerRun
 from goat_jax.parity.reference_code import SPEC_KEYS, PublishedType, read_init_type, read_spec
 
 
@@ -82,7 +82,7 @@ class LayerReplay:
         return self.run.steps
 
 
-def read_adamw(adamw: Record) -> tuple[Recipe, int]:
+def read_adamw(adamw: Record) -> tuple[LayerOptimizer, int]:
     """Reads an AdamW with a constant learning rate and no clipping, and its number of steps."""
     adamw.require("lr", "betas", "eps", "weight_decay", "steps")
     betas = adamw.numbers("betas", 2)
@@ -96,7 +96,7 @@ def read_adamw(adamw: Record) -> tuple[Recipe, int]:
         beta2=betas[1],
         epsilon=adamw.number("eps"),
     )
-    return Recipe(config), adamw.integer("steps")
+    return LayerOptimizer(config), adamw.integer("steps")
 
 
 def read_plan(case: LayerCase) -> LayerReplay:

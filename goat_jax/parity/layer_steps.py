@@ -23,7 +23,7 @@ from goat_jax.typing import Array, Factors, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class LayerOptimizer:
     """An optimizer with a constant learning rate, usable as a static argument of jitted functions.
 
     Attributes:
@@ -63,7 +63,7 @@ class LayerRun:
     """
 
     spec: AdapterSpec
-    optimizer: Recipe
+    optimizer: LayerOptimizer
     steps: int
     aux_coef: float
     bias: np.ndarray | None
@@ -72,7 +72,7 @@ class LayerRun:
     ctx: Context = EVAL
 
 
-class Seen(NamedTuple):
+class ObservedStep(NamedTuple):
     """Results of one step of a case, in our layout.
 
     Attributes:
@@ -103,7 +103,7 @@ class StepsResult(NamedTuple):
         factors: the factors after the last step.
     """
 
-    first: Seen
+    first: ObservedStep
     losses: np.ndarray
     loads: np.ndarray
     y_final: np.ndarray
@@ -148,7 +148,7 @@ def run_layer(run: LayerRun, kernel: np.ndarray, factors: Factors, scale: Array)
     graph, trainable, base = split_model(make_layer(run, kernel, factors, scale))
     state = (trainable, run.optimizer.make(trainable, base).init(trainable))
     batch = batch_of(run)
-    history: list[Seen] = []
+    history: list[ObservedStep] = []
     for _ in range(run.steps):
         state, seen = layer_step(graph, run.optimizer, state, base, *batch)
         history.append(seen)
@@ -173,14 +173,14 @@ def batch_of(run: LayerRun) -> tuple[Array, Array, Array, Context]:
 @partial(jax.jit, static_argnums=(0, 1))
 def layer_step(
     graph: nnx.GraphDef,
-    optimizer: Recipe,
+    optimizer: LayerOptimizer,
     state: tuple[PyTree, Any],
     base: PyTree,
     x: Array,
     target: Array,
     aux_coef: Array,
     ctx: Context,
-) -> tuple[tuple[PyTree, Any], Seen]:
+) -> tuple[tuple[PyTree, Any], ObservedStep]:
     """Takes one optimizer step; returns the new state and the layer's results before the step."""
     trainable, opt_state = state
     seen, grads = layer_gradients(graph, trainable, base, x, target, aux_coef, ctx)
@@ -198,7 +198,7 @@ def layer_gradients(
     target: Array,
     aux_coef: Array,
     ctx: Context,
-) -> tuple[Seen, PyTree]:
+) -> tuple[ObservedStep, PyTree]:
     """Computes a layer's results and the gradients of its loss.
 
     The loss is the mean squared error plus the weighted auxiliary loss.
@@ -212,4 +212,4 @@ def layer_gradients(
     grad_of_loss = jax.value_and_grad(loss_of, (0, 1), has_aux=True)
     (loss, (y, report)), (grads, grad_x) = grad_of_loss(trainable, x)
     factors = grads["adapter"]["adapter"]
-    return Seen(y, report.aux_loss, loss, report.load, grad_x, factors), grads
+    return ObservedStep(y, report.aux_loss, loss, report.load, grad_x, factors), grads

@@ -16,7 +16,7 @@ import numpy as np
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError
 from goat_jax.injection.inject import inject, train_in_full
-from goat_jax.interop.modules import Start, read_kernels, read_starts
+from goat_jax.interop.modules import ModuleStart, read_kernels, read_starts
 from goat_jax.models.load import load_model
 from goat_jax.nn.dense import split_model
 from goat_jax.optim.schedules import make_schedule
@@ -29,7 +29,7 @@ from goat_jax.parity.ties import settle_ties
 from goat_jax.parity.training import Trainer, TrainingResult
 from goat_jax.typing import Array, Factors
 
-Starts = Mapping[str, Start]
+Starts = Mapping[str, ModuleStart]
 Kernels = Mapping[str, np.ndarray]
 
 
@@ -61,7 +61,7 @@ def replay_run(folder: Path) -> list[Check | Note]:
         return [*found, *rows, *_check_own(trainer, kernels, own, given, outcome, second)]
 
 
-def _given_starts(run: ModelRun, kernels: Kernels, own: Starts) -> dict[str, Start]:
+def _given_starts(run: ModelRun, kernels: Kernels, own: Starts) -> dict[str, ModuleStart]:
     """Returns the bundle's factors with the frozen kernels that belong to them, by module."""
     starts = {}
     for name, kernel in kernels.items():
@@ -72,7 +72,7 @@ def _given_starts(run: ModelRun, kernels: Kernels, own: Starts) -> dict[str, Sta
             )
         factors = adapter_tensors(run.initial, name, run.spec, kernel.shape)
         frozen = _edit_base(run.spec, kernel, factors, own[name].scale)
-        starts[name] = Start(np.asarray(frozen), factors, own[name].scale)
+        starts[name] = ModuleStart(np.asarray(frozen), factors, own[name].scale)
     return starts
 
 

@@ -27,7 +27,7 @@ Replay = Callable[[], list[Check | Note]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class ParityReport:
     """The results of replaying bundles.
 
     Attributes:
@@ -56,7 +56,7 @@ class Report:
         return 1 if self.failed else 0
 
 
-def replay(paths: Paths) -> Report:
+def replay(paths: Paths) -> ParityReport:
     """Replays all bundles in these folders and their subfolders.
 
     A broken bundle does not stop the others.
@@ -64,7 +64,7 @@ def replay(paths: Paths) -> Report:
     Raises:
         UserError: a path has no bundle.
     """
-    report = Report([], [], [])
+    report = ParityReport([], [], [])
     for found in find_bundles(paths):
         try:
             for job in _jobs(found):
@@ -86,7 +86,7 @@ def _jobs(found: Found) -> Iterator[Replay]:
             yield lambda entry=entry: replay_entry(entry)
 
 
-def _run(job: Replay, found: Found, report: Report) -> None:
+def _run(job: Replay, found: Found, report: ParityReport) -> None:
     try:
         for one in job():
             if isinstance(one, Note):
@@ -117,7 +117,7 @@ def run_parity(paths: Paths) -> list[Check]:
     return report.checks
 
 
-def _refuse_if_empty(report: Report, paths: Paths) -> None:
+def _refuse_if_empty(report: ParityReport, paths: Paths) -> None:
     if not report.checks:
         where = ", ".join(map(str, paths)) or "no folder is given"
         reasons = report.errors or [note.text for note in report.notes]
@@ -125,7 +125,7 @@ def _refuse_if_empty(report: Report, paths: Paths) -> None:
 
 
 def main(paths: Paths, as_json: bool = False, stream: TextIO | None = None) -> int:
-    """Replays bundles, writes the report and returns the exit code (`Report.exit_code`).
+    """Replays bundles, writes the report and returns the exit code (`ParityReport.exit_code`).
 
     Args:
         paths: the folders with bundles.
@@ -142,7 +142,7 @@ def main(paths: Paths, as_json: bool = False, stream: TextIO | None = None) -> i
     return report.exit_code
 
 
-def to_json(report: Report) -> dict[str, Any]:
+def to_json(report: ParityReport) -> dict[str, Any]:
     """Converts the report to plain values; numbers that are not finite become strings."""
     return {
         "ok": report.exit_code == 0,
@@ -160,11 +160,11 @@ def _plain(number: float) -> float | str:
     return number if math.isfinite(number) else str(number)
 
 
-def to_text(report: Report) -> str:
+def to_text(report: ParityReport) -> str:
     """Formats the largest error of every quantity as a table, then notes, errors and failed checks.
 
     >>> check = Check("golden", "goat", "given", "y", 2e-3, 1e-5)
-    >>> print(to_text(Report([check], [], [])))
+    >>> print(to_text(ParityReport([check], [], [])))
     bundle  start  quantity  cases  max error  closest call  its error  tolerance
     ------  -----  --------  -----  ---------  ------------  ---------  ---------  ------
     golden  given  y             1    2.0e-03  goat            2.0e-03    1.0e-05  FAILED
@@ -202,7 +202,7 @@ def _failure(check: Check) -> str:
     )
 
 
-def _summary(report: Report) -> str:
+def _summary(report: ParityReport) -> str:
     failed, count = len(report.failed), len(report.checks)
     parts = [
         f"{failed} of {count} checks {'is' if failed == 1 else 'are'} out of tolerance"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from goat_jax.interop.modules import Start
+from goat_jax.interop.modules import ModuleStart
 from goat_jax.parity.align import agreeing_steps
 from goat_jax.parity.checks import Check, Comparison, Note
 from goat_jax.parity.training import Trainer, TrainingResult
@@ -26,7 +26,7 @@ Rows = list[Check | Note]
 
 def settle_ties(
     trainer: Trainer,
-    starts: Mapping[str, Start],
+    starts: Mapping[str, ModuleStart],
     judge: Callable[[TrainingResult], Iterable[Check | Note]],
     compare: Comparison,
 ) -> tuple[TrainingResult, Rows]:
@@ -65,11 +65,11 @@ def _agrees(rows: Rows) -> bool:
     return all(row.ok for row in rows if isinstance(row, Check))
 
 
-def moved(starts: Mapping[str, Start], seed: int) -> dict[str, Start]:
+def moved(starts: Mapping[str, ModuleStart], seed: int) -> dict[str, ModuleStart]:
     """Perturbs every number of the routers to the next float32 up or down, at random.
 
     >>> router = np.ones((2, 2), np.float32)
-    >>> start = Start(np.ones((2, 2)), {"router": router}, np.ones(2))
+    >>> start = ModuleStart(np.ones((2, 2)), {"router": router}, np.ones(2))
     >>> other = moved({"layer": start}, 0)["layer"].factors["router"]
     >>> bool((other != router).all()), bool(np.allclose(other, router, rtol=1.2e-7))
     (True, True)

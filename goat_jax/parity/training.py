@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from goat_jax.interop.modules import Start, read_head, read_starts, write_head, write_starts
+from goat_jax.interop.modules import ModuleStart, read_head, read_starts, write_head, write_starts
 from goat_jax.nn.dense import merge_model, split_model
 from goat_jax.optim.optimizer import OptimizerConfig, make_optimizer
 from goat_jax.parity.model_bundle import ModelRun
@@ -47,7 +47,7 @@ class TrainingResult:
     logits_first: np.ndarray
     logits_after: np.ndarray
     loss_after: np.ndarray
-    starts: dict[str, Start]
+    starts: dict[str, ModuleStart]
     head: dict[str, np.ndarray]
 
 
@@ -78,7 +78,7 @@ class Trainer:
         steps = _make_steps(graph, loss_fn, run.optimizer, run.steps, run.aux_coef)
         return cls(run, model, batches, *steps)
 
-    def train(self, starts: Mapping[str, Start]) -> TrainingResult:
+    def train(self, starts: Mapping[str, ModuleStart]) -> TrainingResult:
         """Trains from these adapters and the bundle's initial head on all batches, in order."""
         write_starts(self.model, starts)
         write_head(self.model, self.run.head, self.run.initial.floats)

@@ -9,7 +9,7 @@ from goat_jax.adapters.adapter import init_adapter, merge_adapter
 from goat_jax.adapters.methods import METHODS
 from goat_jax.errors import UserError
 from goat_jax.interop.low_rank import low_rank
-from goat_jax.interop.modules import Adapted
+from goat_jax.interop.modules import AdaptedModule
 from goat_jax.testing import assert_close
 from tiers import each
 from trained import noise
@@ -35,7 +35,7 @@ def modules(name):
     spec = METHODS[name].spec.replace(**SIZES.get(name, {"total_rank": 2}))
     start = jax.jit(init_adapter, static_argnums=1)(KERNEL, spec, jax.random.key(0), GRADIENT)
     now, before = (
-        Adapted(spec, *jax.tree.map(np.asarray, (start.kernel, *arrays, start.scale)))
+        AdaptedModule(spec, *jax.tree.map(np.asarray, (start.kernel, *arrays, start.scale)))
         for arrays in (noise((start.factors, start.constants), 1), (start.factors, start.constants))
     )
     return now, before

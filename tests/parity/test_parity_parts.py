@@ -19,7 +19,7 @@ from goat_jax.errors import UserError
 from goat_jax.parity.align import agreeing_steps, align_signs, svd_noise
 from goat_jax.parity.checks import GIVEN, LAYER, MODEL, OWN, Check, Comparison, Note, worst
 from goat_jax.parity.reference_code import read_init_type
-from goat_jax.parity.report import Report, main, to_json, to_text
+from goat_jax.parity.report import ParityReport, main, to_json, to_text
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def make(error, quantity="y", case="goat"):
 
 
 def test_the_report_repeats_what_failed_and_counts():
-    report = Report([make(1e-6), make(2e-4, case="minor"), make(math.nan, "aux")], [], [])
+    report = ParityReport([make(1e-6), make(2e-4, case="minor"), make(math.nan, "aux")], [], [])
     text = to_text(report)
     assert report.exit_code == 1
     assert "FAILED folder, minor, given start: y is off by 2.00e-04, tolerance 1.0e-05" in text
@@ -144,10 +144,10 @@ def test_the_report_repeats_what_failed_and_counts():
 
 def test_exit_codes():
     good = make(1e-6)
-    assert Report([good], [], []).exit_code == 0
-    assert Report([good, make(1.0)], [], []).exit_code == 1
-    assert Report([good], [], ["broken"]).exit_code == 2
-    assert Report([], [Note("a", "b", "c")], []).exit_code == 2
+    assert ParityReport([good], [], []).exit_code == 0
+    assert ParityReport([good, make(1.0)], [], []).exit_code == 1
+    assert ParityReport([good], [], ["broken"]).exit_code == 2
+    assert ParityReport([], [Note("a", "b", "c")], []).exit_code == 2
 
 
 def test_the_worst_check_is_the_failing_one_whatever_its_size():
@@ -166,7 +166,7 @@ def test_json_is_plain(tmp_path, make_layer_case, write_layers):
     assert {"bundle", "case", "start", "quantity", "error", "tolerance", "where", "ok"} == set(
         found["checks"][0]
     )
-    broken = to_json(Report([make(math.nan), make(math.inf)], [], []))
+    broken = to_json(ParityReport([make(math.nan), make(math.inf)], [], []))
     assert json.loads(json.dumps(broken, allow_nan=False))["checks"][0]["error"] == "nan"
     assert not broken["ok"]
 

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from goat_jax.interop.modules import Start
+from goat_jax.interop.modules import ModuleStart
 from goat_jax.parity.checks import GIVEN, MODEL, Check, Comparison, Note
 from goat_jax.parity.report import main
 from goat_jax.parity.ties import ATTEMPTS, moved, settle_ties
 
 COMPARE = Comparison(MODEL, "folder", "run", GIVEN)
-STARTS = {"layer": Start(np.ones((2, 2)), {"router": np.ones((2, 4), np.float32)}, np.ones(2))}
+STARTS = {
+    "layer": ModuleStart(np.ones((2, 2)), {"router": np.ones((2, 4), np.float32)}, np.ones(2))
+}
 
 
 @dataclasses.dataclass

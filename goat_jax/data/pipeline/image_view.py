@@ -52,11 +52,11 @@ CLIP: dict[str, Any] = {
 ENDINGS = ("ImageProcessorFast", "ImageProcessorPil", "ImageProcessor", "FeatureExtractor")
 
 REFUSED = ("do_pad", "do_flip_channel_order", "do_reduce_labels", "do_thumbnail", "do_align_axis")
-"""Switches of other processors that change the pixel values and that `View` does not support."""
+"""Switches of other processors that change the pixel values; `ImageView` has none of them."""
 
 
 @dataclasses.dataclass(frozen=True)
-class View:
+class ImageView:
     """Preprocessing steps from an upright RGB image to a model's input.
 
     Attributes:
@@ -88,7 +88,7 @@ class View:
         """Resizes and crops an image as in evaluation.
 
         >>> from PIL import Image
-        >>> View(shorter=4, crop=(3, 2)).whole(Image.new("RGB", (8, 6))).size
+        >>> ImageView(shorter=4, crop=(3, 2)).whole(Image.new("RGB", (8, 6))).size
         (2, 3)
         """
         from PIL import Image as pillow
@@ -124,7 +124,7 @@ class View:
         }
 
 
-def view_of(task: ImageTask, model: str | Path | None) -> View:
+def view_of(task: ImageTask, model: str | Path | None) -> ImageView:
     """Returns the view of a task's images: the checkpoint's, with the task's settings on top.
 
     Args:
@@ -135,7 +135,7 @@ def view_of(task: ImageTask, model: str | Path | None) -> View:
     Raises:
         UserError: a preprocessor_config.json that cannot be read or followed.
     """
-    view = View() if model is None else read_view(Path(model))
+    view = ImageView() if model is None else read_view(Path(model))
     if task.image_size is not None:
         size = (task.image_size, task.image_size)
         view = (
@@ -147,7 +147,7 @@ def view_of(task: ImageTask, model: str | Path | None) -> View:
     return dataclasses.replace(view, **changes)
 
 
-def read_view(folder: Path) -> View:
+def read_view(folder: Path) -> ImageView:
     """Reads the view of a checkpoint folder; without a preprocessor_config.json, CLIP's view."""
     if (folder / FILE).is_file():
         config = read_json(folder / FILE)
@@ -158,7 +158,7 @@ def read_view(folder: Path) -> View:
         except UserError as error:
             raise UserError(f"{folder / FILE}: {error}") from None
     size = _image_size(folder / "config.json")
-    return View() if size is None else View(shorter=min(size), crop=size)
+    return ImageView() if size is None else ImageView(shorter=min(size), crop=size)
 
 
 def _image_size(path: Path) -> tuple[int, int] | None:
@@ -169,7 +169,7 @@ def _image_size(path: Path) -> tuple[int, int] | None:
     return None if size is None else _pair("image_size", size)
 
 
-def parse_view(config: Mapping[str, Any]) -> View:
+def parse_view(config: Mapping[str, Any]) -> ImageView:
     """Parses the content of a preprocessor_config.json.
 
     Raises:
@@ -190,7 +190,7 @@ def parse_view(config: Mapping[str, Any]) -> View:
             raise UserError(f"{switch} is {config[switch]!r}, which is not supported")
     given = {key: value for key, value in config.items() if value is not None}
     values = {**CLIP, **PROCESSORS[kind], **given}
-    return View(**_geometry(values), **_levels(values))
+    return ImageView(**_geometry(values), **_levels(values))
 
 
 def _geometry(values: Mapping[str, Any]) -> dict[str, Any]:

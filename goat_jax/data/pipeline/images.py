@@ -10,7 +10,7 @@ import numpy as np
 
 from goat_jax.data.pipeline.dataset import Batch, Draw, fill_places
 from goat_jax.data.pipeline.image_transforms import array_image, crop_box, resized_crop, to_rgb
-from goat_jax.data.pipeline.image_view import View, view_of
+from goat_jax.data.pipeline.image_view import ImageView, view_of
 from goat_jax.data.pipeline.overlap import mark_of
 from goat_jax.data.sources.formats import Row
 from goat_jax.data.sources.read import read_image_source
@@ -41,7 +41,7 @@ class ImageRows:
       lengths: the row lengths, [N] int32, all 1: every batch has the same shape.
       truncated: the number of truncated rows, always 0.
 
-    >>> task, view = ImageTask("dots", "", "", labels=("a", "b")), View(shorter=2, crop=(2, 2))
+    >>> task, view = ImageTask("dots", "", "", labels=("a", "b")), ImageView(shorter=2, crop=(2, 2))
     >>> images = [{"image": np.zeros((4, 4), np.uint8)}]
     >>> rows = ImageRows(task, view, "here", images, [0], np.array([1]))
     >>> rows.gather(np.array([0, -1]), 1)["pixel_values"].shape
@@ -49,7 +49,7 @@ class ImageRows:
     """
 
     task: ImageTask
-    view: View
+    view: ImageView
     source: str
     rows: Sequence[Row] = field(repr=False)
     numbers: Sequence[int] = field(repr=False)
@@ -111,12 +111,12 @@ class ImageRows:
 
 
 def training_view(
-    image: "Image.Image", task: ImageTask, view: View, rng: np.random.Generator
+    image: "Image.Image", task: ImageTask, view: ImageView, rng: np.random.Generator
 ) -> "Image.Image":
     """Crops an image at random to a view's size and mirrors it at random, as the task specifies.
 
     >>> from PIL import Image
-    >>> task, view = ImageTask("dots", "", "", labels=("a", "b")), View(shorter=2, crop=(2, 2))
+    >>> task, view = ImageTask("dots", "", "", labels=("a", "b")), ImageView(shorter=2, crop=(2, 2))
     >>> training_view(Image.new("RGB", (5, 4)), task, view, np.random.default_rng(0)).size
     (2, 2)
     """

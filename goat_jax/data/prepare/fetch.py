@@ -21,12 +21,12 @@ ATTEMPTS = 5
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Disk errors, which a second attempt cannot fix, unlike connection errors."""
 
-Report = Callable[[str, int, int | None], None]
+Progress = Callable[[str, int, int | None], None]
 """Progress callback: (file name, bytes received so far, total bytes or None)."""
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteFile:
     """One of the files that a data set is built from.
 
     Attributes:
@@ -36,7 +36,7 @@ class Remote:
         None: not known.
       size: the size in bytes, 0 if not known.
 
-    >>> Remote("a.zip", "https://example.org/a.zip").checksum is None
+    >>> RemoteFile("a.zip", "https://example.org/a.zip").checksum is None
     True
     """
 
@@ -47,10 +47,12 @@ class Remote:
 
 
 def nothing(name: str, done: int, total: int | None) -> None:
-    """Reports no progress: the default `Report`."""
+    """Reports no progress: the default `Progress`."""
 
 
-def fetch(remote: Remote, folder: Path, report: Report = nothing, *, wait: float = 1.0) -> Path:
+def fetch(
+    remote: RemoteFile, folder: Path, report: Progress = nothing, *, wait: float = 1.0
+) -> Path:
     """Returns the path of a file in a folder, after fetching it if it is not there yet.
 
     An unfinished download is kept as ``.NAME.part``: after a broken connection, a kill or a reboot
@@ -109,7 +111,7 @@ def fetch(remote: Remote, folder: Path, report: Report = nothing, *, wait: float
     return target
 
 
-def _receive(remote: Remote, part: Path, report: Report) -> None:
+def _receive(remote: RemoteFile, part: Path, report: Progress) -> None:
     """Appends the missing bytes to the partial file.
 
     Raises EOFError if the connection ends too early.
@@ -151,13 +153,13 @@ def _total(content_range: str | None) -> int | None:
     return int(last) if last.isdigit() else None
 
 
-def check(path: Path, remote: Remote) -> None:
+def check(path: Path, remote: RemoteFile) -> None:
     """Raises `UserError` if a file's size or checksum, where known, is not the expected one.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "a.zip"
     >>> _ = path.write_bytes(b"other")
-    >>> check(path, Remote("a.zip", size=3))
+    >>> check(path, RemoteFile("a.zip", size=3))
     Traceback (most recent call last):
     goat_jax.errors.UserError: a.zip has 5 bytes, not 3: remove it, or give the right file
     """

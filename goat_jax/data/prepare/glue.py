@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from goat_jax.data.prepare.fetch import Remote
+from goat_jax.data.prepare.fetch import RemoteFile
 from goat_jax.data.prepare.recipe import Recipe
 
 _GLUE = "https://dl.fbaipublicfiles.com/glue/data"
@@ -14,7 +14,7 @@ _DEV_IDS = (
 
 
 def _one_zip(task: str, filename: str, size: int, digest: str, licence: str) -> Recipe:
-    remote = Remote(filename, f"{_GLUE}/{filename}", f"sha256:{digest}", size)
+    remote = RemoteFile(filename, f"{_GLUE}/{filename}", f"sha256:{digest}", size)
     return Recipe(f"glue/{task}", None, (remote,), licence)
 
 
@@ -37,19 +37,19 @@ GLUE_RECIPES: dict[str, Recipe] = {
         "glue/mrpc",
         None,
         (
-            Remote(
+            RemoteFile(
                 "msr_paraphrase_train.txt",
                 f"{_MRPC}/msr_paraphrase_train.txt",
                 "sha256:60a9b09084528f0673eedee2b69cb941920f0b8cd0eeccefc464a98768457f89",
                 1047044,
             ),
-            Remote(
+            RemoteFile(
                 "msr_paraphrase_test.txt",
                 f"{_MRPC}/msr_paraphrase_test.txt",
                 "sha256:a04e271090879aaba6423d65b94950c089298587d9c084bf9cd7439bd785f784",
                 441275,
             ),
-            Remote(
+            RemoteFile(
                 "mrpc_dev_ids.tsv",
                 _DEV_IDS,
                 "sha256:971d7767d81b997fd9060ade0ec23c4fc31cbb226a55d1bd4a1bac474eb81dc7",

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from goat_jax.data.prepare.archives import unpack
-from goat_jax.data.prepare.fetch import Remote, Report, check, fetch, nothing
+from goat_jax.data.prepare.fetch import Progress, RemoteFile, check, fetch, nothing
 from goat_jax.data.prepare.glue import GLUE_RECIPES
 from goat_jax.data.prepare.recipe import Recipe
 from goat_jax.data.prepare.vision import VISION_RECIPES
@@ -56,7 +56,7 @@ def prepare(
     task: str,
     out: str | Path | None = None,
     archives: str | Path | None = None,
-    report: Report = nothing,
+    report: Progress = nothing,
 ) -> Prepared:
     """Builds the data set of a task, unless it exists already.
 
@@ -102,7 +102,7 @@ def prepare(
 
 
 def gather_files(
-    recipe: Recipe, folder: Path, archives: str | Path | None, report: Report = nothing
+    recipe: Recipe, folder: Path, archives: str | Path | None, report: Progress = nothing
 ) -> dict[str, Path]:
     """Returns the path of every file of a recipe: taken from `archives`, or else fetched.
 
@@ -125,7 +125,7 @@ def gather_files(
     return files
 
 
-def _by_hand(recipe: Recipe, remote: Remote, given: Path | None) -> str:
+def _by_hand(recipe: Recipe, remote: RemoteFile, given: Path | None) -> str:
     where = "a folder and name it with --archives" if given is None else str(given)
     return f"{remote.filename} cannot be fetched: {recipe.note}; put {remote.filename} into {where}"
 

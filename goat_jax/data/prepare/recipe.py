@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from goat_jax.data.prepare.fetch import Remote
+from goat_jax.data.prepare.fetch import RemoteFile
 
 Rows = Iterator[tuple[str | int, dict[str, Any]]]
 """Pairs of a key that is unique within the set and a row in the form of TFDS's features."""
@@ -28,13 +28,13 @@ class Recipe:
       features: the columns of a set that TFDS does not have: (tfds.features) -> column -> its
         feature; None: TFDS has a builder.
 
-    >>> Recipe("gtsrb", None, (Remote("a.zip"),), "free").by_hand
+    >>> Recipe("gtsrb", None, (RemoteFile("a.zip"),), "free").by_hand
     ('a.zip',)
     """
 
     builder: str
     read: Callable[[Mapping[str, Path]], Mapping[str, Rows]] | None
-    remotes: tuple[Remote, ...]
+    remotes: tuple[RemoteFile, ...]
     licence: str
     note: str = ""
     features: Callable[[ModuleType], Mapping[str, Any]] | None = None

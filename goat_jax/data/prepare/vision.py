@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from goat_jax.data.prepare.archives import read_member, read_members
-from goat_jax.data.prepare.fetch import Remote
+from goat_jax.data.prepare.fetch import RemoteFile
 from goat_jax.data.prepare.recipe import Recipe, Rows
 from goat_jax.data.tasks.vision import vision_classes
 
@@ -191,8 +191,8 @@ _SUN = "https://vision.princeton.edu/projects/2010/SUN"
 _GTSRB = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
 
 
-def _sha(filename: str, url: str, size: int, digest: str) -> Remote:
-    return Remote(filename, url, f"sha256:{digest}", size)
+def _sha(filename: str, url: str, size: int, digest: str) -> RemoteFile:
+    return RemoteFile(filename, url, f"sha256:{digest}", size)
 
 
 VISION_RECIPES: dict[str, Recipe] = {
@@ -260,7 +260,7 @@ VISION_RECIPES: dict[str, Recipe] = {
         features=_gtsrb_features,
         licence="Stallkamp et al. 2012: free for research, no licence text",
         remotes=tuple(
-            Remote(name, f"{_GTSRB}/{name}", f"md5:{digest}")
+            RemoteFile(name, f"{_GTSRB}/{name}", f"md5:{digest}")
             for name, digest in (
                 ("GTSRB-Training_fixed.zip", "513f3c79a4c5141765e10e952eaa2478"),
                 ("GTSRB_Final_Test_Images.zip", "c7e4e6327067d32654124b0fe9e82185"),
@@ -272,7 +272,7 @@ VISION_RECIPES: dict[str, Recipe] = {
         builder="resisc45",
         read=_resisc45,
         licence="Cheng, Han and Lu 2017: for research, no licence text",
-        remotes=(Remote("NWPU-RESISC45"),),
+        remotes=(RemoteFile("NWPU-RESISC45"),),
         note="its authors give NWPU-RESISC45.rar by hand (OneDrive, linked from the paper, "
         "doi 10.1109/JPROC.2017.2675998): unpack it, a folder with a subfolder for each class",
     ),

@@ -182,7 +182,7 @@ def verdict_of(order: dict, peer: Any) -> dict:
         exec(compile(order["known"], "<known>", "exec"), names)
         test = compile(order["test"], "<test>", "exec")
         stays = (set(names) | set(dir(builtins))) - set(order["functions"])
-        names |= {name: peer.Remote(end, name) for name in names_in(test) - stays}
+        names |= {name: peer.RemoteObject(end, name) for name in names_in(test) - stays}
         exec(test, names)
     except BaseException as error:
         kind, text = type(error).__name__, str(error).strip()

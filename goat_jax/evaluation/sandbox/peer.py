@@ -1,9 +1,9 @@
 """Remote calls between two processes that exchange only plain values (`values`).
 
 The program's process and its test's process hold one `Peer` each, over a pair of pipes. Calling a
-`Remote` runs the function in the process that owns it. Functions and iterators are sent as remotes
-in both directions, so a test can pass a function to the program and read a generator that the
-program returns. No object of one process is ever in the other.
+`RemoteObject` runs the function in the process that owns it. Functions and iterators are sent as
+such objects in both directions, so a test can pass a function to the program and read a generator
+that the program returns. No object of one process is ever in the other.
 """
 
 import builtins
@@ -33,7 +33,7 @@ class Breach(BaseException):
     """The other process is gone or broke the protocol, so nothing more from it is accepted."""
 
 
-class Remote:
+class RemoteObject:
     """A function or other object of the other process, which can be called and sent back.
 
     It cannot be compared and has no truth value, because the untrusted process would decide them.
@@ -47,7 +47,7 @@ class Remote:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._peer.ask("call", self._ref, [list(args), kwargs])
 
-    def __iter__(self) -> "Remote":
+    def __iter__(self) -> "RemoteObject":
         return self
 
     def __next__(self) -> Any:
@@ -152,14 +152,14 @@ class Peer:
         return self._lent[ref]
 
     def _lend(self, value: object) -> list:
-        if isinstance(value, Remote):
+        if isinstance(value, RemoteObject):
             return ["yours", value._ref]
         self._lent.append(value)
         return ["mine", len(self._lent) - 1]
 
     def _handle(self, tag: str, ref: int | str) -> Any:
         if tag == "mine":
-            return Remote(self, ref)
+            return RemoteObject(self, ref)
         if tag == "yours":
             return self._find(ref)
         raise Malformed

@@ -19,7 +19,7 @@ Change = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class Conversion:
     """A pair of conversions between PyTorch's layout of an array and ours.
 
     Attributes:
@@ -31,14 +31,14 @@ class Form:
     write: Change
 
 
-SAME = Form(lambda v: v, lambda v: v)
-TRANSPOSED = Form(lambda v: v.T, lambda v: v.T)
-ONE_PAIR = Form(lambda v: v.T[None], lambda v: v[0].T)
-PAIRS = Form(lambda v: v.swapaxes(-1, -2), lambda v: v.swapaxes(-1, -2))
-CORE = Form(lambda v: v.reshape(1, -1), lambda v: v.reshape(-1))
-COLUMN = Form(lambda v: v.reshape(1, -1), lambda v: v.reshape(-1, 1))
+SAME = Conversion(lambda v: v, lambda v: v)
+TRANSPOSED = Conversion(lambda v: v.T, lambda v: v.T)
+ONE_PAIR = Conversion(lambda v: v.T[None], lambda v: v[0].T)
+PAIRS = Conversion(lambda v: v.swapaxes(-1, -2), lambda v: v.swapaxes(-1, -2))
+CORE = Conversion(lambda v: v.reshape(1, -1), lambda v: v.reshape(-1))
+COLUMN = Conversion(lambda v: v.reshape(1, -1), lambda v: v.reshape(-1, 1))
 
-Tensors = Mapping[str, tuple[str, Form]]
+Tensors = Mapping[str, tuple[str, Conversion]]
 """Name of an array in the file -> our name and its form."""
 
 SINGLE: Tensors = {"A": ("a", ONE_PAIR), "B": ("b", ONE_PAIR)}

@@ -13,7 +13,7 @@ from goat_jax.adapters.context import Context
 from goat_jax.parity.bundle import Arrays
 from goat_jax.parity.checks import Check, Comparison
 from goat_jax.parity.layer_bundle import read_adamw
-from goat_jax.parity.layer_steps import LayerRun, Seen
+from goat_jax.parity.layer_steps import LayerRun, ObservedStep
 from goat_jax.parity.methods.cases import CASES, CaseFile, MethodCase, read_factors
 
 
@@ -83,7 +83,7 @@ def _context(case: MethodCase, arrays: Arrays, tokens: tuple[int, ...]) -> Conte
 
 
 def check_seen(
-    case: MethodCase, seen: Seen, arrays: Arrays, compare: Comparison, suffix: str = ""
+    case: MethodCase, seen: ObservedStep, arrays: Arrays, compare: Comparison, suffix: str = ""
 ) -> Iterator[Check]:
     """Compares the output, losses and gradients of one step, under names that end in `suffix`."""
     ours: dict[str, Any] = {"y": seen.y, "aux": seen.aux, "loss": seen.loss, "grad_x": seen.grad_x}

@@ -16,7 +16,13 @@ from goat_jax.nn.dense import split_model
 from goat_jax.optim.late_start import restart
 from goat_jax.parity.bundle import Arrays
 from goat_jax.parity.checks import GIVEN, METHOD, Check, Comparison
-from goat_jax.parity.layer_steps import Recipe, Seen, batch_of, layer_step, make_layer
+from goat_jax.parity.layer_steps import (
+    LayerOptimizer,
+    ObservedStep,
+    batch_of,
+    layer_step,
+    make_layer,
+)
 from goat_jax.parity.methods.cases import SAME, SINGLE, CaseFile, read_factors
 from goat_jax.parity.methods.layer import LayerPlan, check_seen, read_layer
 from goat_jax.typing import Array, Factors
@@ -61,7 +67,7 @@ class Training:
 
     def __init__(self, plan: LayerPlan, factors: Factors, constants: Factors):
         self.plan, self.constants = plan, constants
-        self.recipe = Recipe(plan.run.optimizer.config, transform=plan.run.spec.transform)
+        self.recipe = LayerOptimizer(plan.run.optimizer.config, transform=plan.run.spec.transform)
         self.graph, self.trainable, self.base = self._split(factors)
         self.opt_state = self._optimizer().init(self.trainable)
 
@@ -88,7 +94,7 @@ class Training:
         self.opt_state = restart(self._optimizer(), self.opt_state, self.trainable)
         return found
 
-    def step(self) -> Seen:
+    def step(self) -> ObservedStep:
         """Takes one step of the package's optimizer."""
         state = (self.trainable, self.opt_state)
         state, seen = layer_step(
@@ -104,7 +110,7 @@ def _find(kernel: Array, factors: Factors, scale: Array, count: int) -> Directio
 
 
 def _check_first(
-    plan: LayerPlan, seen: Seen, arrays: Arrays, compare: Comparison
+    plan: LayerPlan, seen: ObservedStep, arrays: Arrays, compare: Comparison
 ) -> Iterator[Check]:
     """Compares the first step, which in PyTorch has no coefficients before the phase change."""
     grads = {name: value for name, value in seen.grads.items() if name != LATE}

@@ -18,7 +18,7 @@ from goat_jax.optim.transforms import LoraPro, Stages, Transform
 from goat_jax.parity.bundle import Arrays, Record
 from goat_jax.parity.checks import GIVEN, METHOD, Check, Comparison, Note
 from goat_jax.parity.layer_bundle import read_adamw
-from goat_jax.parity.layer_steps import Recipe, run_layer
+from goat_jax.parity.layer_steps import LayerOptimizer, run_layer
 from goat_jax.parity.methods.cases import ONE_PAIR, SINGLE, CaseFile
 from goat_jax.parity.methods.layer import LayerPlan, check_seen, read_layer
 from goat_jax.typing import PyTree
@@ -80,13 +80,13 @@ def replay_pro(entry: CaseFile, arrays: Arrays) -> Iterator[Check | Note]:
     )
 
 
-def _recipe(record: Record, transform: Transform) -> tuple[Recipe, int]:
+def _recipe(record: Record, transform: Transform) -> tuple[LayerOptimizer, int]:
     """Reads the settings of an AdamW, or the learning rate of an SGD, and the number of steps."""
     if "betas" in record.values:
         recipe, steps = read_adamw(record)
         return dataclasses.replace(recipe, transform=transform), steps
     config = OptimizerConfig(record.number("lr"), "constant", warmup_steps=0, max_grad_norm=None)
-    return Recipe(config, transform), record.integer("steps")
+    return LayerOptimizer(config, transform), record.integer("steps")
 
 
 def _check_adjusted(plan: LayerPlan, arrays: Arrays, compare: Comparison) -> Iterator[Check]:

@@ -21,7 +21,7 @@ from goat_jax.optim.transforms import PrunedRanks
 from goat_jax.parity.bundle import Arrays, Record
 from goat_jax.parity.checks import GIVEN, METHOD, Check, Comparison, worst
 from goat_jax.parity.layer_bundle import read_adamw
-from goat_jax.parity.layer_steps import Recipe
+from goat_jax.parity.layer_steps import LayerOptimizer
 from goat_jax.parity.methods.cases import CASES, SINGLE, CaseFile, method_spec
 from goat_jax.typing import Array, PyTree
 
@@ -119,7 +119,7 @@ def _layer(spec: AdapterSpec, arrays: Arrays, number: int) -> Dense:
     return dense
 
 
-class Seen(NamedTuple):
+class BudgetStep(NamedTuple):
     """Observed values of one step over M layers of rank R.
 
     Attributes:
@@ -136,13 +136,13 @@ class Seen(NamedTuple):
 @partial(jax.jit, static_argnums=(0, 1))
 def _step(
     graph: nnx.GraphDef,
-    recipe: Recipe,
+    recipe: LayerOptimizer,
     state: tuple[PyTree, Any],
     base: PyTree,
     x: Array,
     target: Array,
     weight: float,
-) -> tuple[tuple[PyTree, Any], Seen]:
+) -> tuple[tuple[PyTree, Any], BudgetStep]:
     """Takes one step of AdaLoRA's optimizer, which also prunes."""
     trainable, opt_state = state
 
@@ -157,11 +157,16 @@ def _step(
     trainable = optax.apply_updates(trainable, updates)
     found = triplet_scores(optax.tree.get(opt_state, "scores")).values()
     cores = [adapter["core"] for adapter in adapters_with_core(trainable).values()]
-    return (trainable, opt_state), Seen(loss, jnp.concatenate([*found]), jnp.concatenate(cores))
+    return (trainable, opt_state), BudgetStep(
+        loss, jnp.concatenate([*found]), jnp.concatenate(cores)
+    )
 
 
 def _check_steps(
-    budget: tuple[np.ndarray, np.ndarray], steps: list[Seen], arrays: Arrays, compare: Comparison
+    budget: tuple[np.ndarray, np.ndarray],
+    steps: list[BudgetStep],
+    arrays: Arrays,
+    compare: Comparison,
 ) -> Iterator[Check]:
     allowed, due = budget
     columns = zip(*steps, strict=True)

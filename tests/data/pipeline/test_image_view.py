@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from goat_jax.data.pipeline.image_view import FILE, View, parse_view, view_of
+from goat_jax.data.pipeline.image_view import FILE, ImageView, parse_view, view_of
 from goat_jax.data.pipeline.images import load_images
 from goat_jax.data.tasks.image import IMAGENET_MEAN, IMAGENET_STD, ImageTask
 from goat_jax.errors import UserError
@@ -89,9 +89,9 @@ def test_the_task_goes_before_the_checkpoint(tmp_path):
     assert (view.exact, view.crop, view.mean) == ((8, 8), None, (0.1, 0.2, 0.3))
     assert view.std == (0.5, 0.5, 0.5) and view.resample == 2
     (tmp_path / FILE).unlink()
-    assert view_of(task, tmp_path) == View()
+    assert view_of(task, tmp_path) == ImageView()
     (tmp_path / "config.json").write_text('{"model_type": "vit", "image_size": 32}')
-    assert view_of(task, tmp_path) == View(shorter=32, crop=(32, 32))
+    assert view_of(task, tmp_path) == ImageView(shorter=32, crop=(32, 32))
 
 
 def test_rows_are_seen_as_the_checkpoint_was_trained(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from goat_jax.data.prepare.fetch import ATTEMPTS, Remote, fetch
+from goat_jax.data.prepare.fetch import ATTEMPTS, RemoteFile, fetch
 from goat_jax.errors import UserError
 from kinds import expect
 
@@ -63,7 +63,7 @@ def server():
 @pytest.fixture
 def remote(server):
     url = f"http://127.0.0.1:{server.server_address[1]}/a.bin"
-    return Remote("a.bin", url, f"sha256:{hashlib.sha256(DATA).hexdigest()}", len(DATA))
+    return RemoteFile("a.bin", url, f"sha256:{hashlib.sha256(DATA).hexdigest()}", len(DATA))
 
 
 def get(remote, folder: Path, **options):
@@ -111,21 +111,21 @@ def test_a_whole_part_needs_no_server(server, remote, tmp_path):
 
 
 def test_a_whole_part_of_unknown_size_is_not_fetched_again(server, remote, tmp_path):
-    unknown = Remote(remote.filename, remote.url, remote.checksum)
+    unknown = RemoteFile(remote.filename, remote.url, remote.checksum)
     (tmp_path / ".a.bin.part").write_bytes(DATA)
     assert get(unknown, tmp_path).read_bytes() == DATA
     assert server.asked == [f"bytes={len(DATA)}-"]
 
 
 def test_a_part_longer_than_the_file_is_thrown_away(server, remote, tmp_path):
-    unknown = Remote(remote.filename, remote.url, remote.checksum)
+    unknown = RemoteFile(remote.filename, remote.url, remote.checksum)
     (tmp_path / ".a.bin.part").write_bytes(DATA + b"more")
     assert get(unknown, tmp_path).read_bytes() == DATA
 
 
 @pytest.mark.parametrize("kind", ["sha256", "md5"])
 def test_a_wrong_checksum_is_refused_and_nothing_is_kept(server, remote, tmp_path, kind):
-    wrong = Remote(remote.filename, remote.url, f"{kind}:{'0' * 64}", remote.size)
+    wrong = RemoteFile(remote.filename, remote.url, f"{kind}:{'0' * 64}", remote.size)
     with pytest.raises(UserError, match=rf"a.bin has {kind} \w+\.\.\., not 0000"):
         get(wrong, tmp_path)
     assert names(tmp_path) == []
@@ -154,6 +154,6 @@ def test_a_server_in_trouble_is_asked_again(server, remote, tmp_path):
 
 def test_what_has_no_address_is_to_be_put_there(tmp_path):
     with pytest.raises(UserError, match=r"b.rar cannot be downloaded: put it into"):
-        fetch(Remote("b.rar"), tmp_path)
+        fetch(RemoteFile("b.rar"), tmp_path)
     with pytest.raises(UserError, match="cannot be downloaded"):
-        fetch(Remote("b.rar", "file:///etc/hostname"), tmp_path)
+        fetch(RemoteFile("b.rar", "file:///etc/hostname"), tmp_path)
