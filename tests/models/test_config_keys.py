@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -93,13 +94,18 @@ def test_configs_as_transformers_saves_them_are_accepted(model_type, tmp_path):
 
 @pytest.mark.parametrize("model_type", DECODERS)
 def test_sizes_that_a_config_leaves_out_are_those_of_transformers(model_type):
-    sizes = {**TEXT, "hidden_size": 128, "num_attention_heads": 32}
-    for change in ({}, {"num_key_value_heads": None}):
-        theirs = config_class(model_type)(**sizes, **change)
-        ours = ARCHITECTURES[model_type].config_of({"model_type": model_type, **sizes, **change})
-        assert ours.num_kv_heads == theirs.num_key_value_heads
-        assert ours.head_size == (getattr(theirs, "head_dim", None) or 128 // 32)
-        assert ours.context == theirs.max_position_embeddings
+    sizes: dict[str, Any] = {**TEXT, "hidden_size": 128, "num_attention_heads": 32}
+    theirs = config_class(model_type)(**sizes)
+    ours = ARCHITECTURES[model_type].config_of({"model_type": model_type, **sizes})
+    assert ours.num_kv_heads == theirs.num_key_value_heads
+    assert ours.head_size == (getattr(theirs, "head_dim", None) or 128 // 32)
+    assert ours.context == theirs.max_position_embeddings
+
+
+@pytest.mark.parametrize("model_type", DECODERS)
+def test_a_null_number_of_key_heads_is_that_of_the_heads(model_type):
+    hf = {"model_type": model_type, **TEXT, "num_key_value_heads": None}
+    assert ARCHITECTURES[model_type].config_of(hf).num_kv_heads == TEXT["num_attention_heads"]
 
 
 FIXED = [(kind, key) for kind in ARCHITECTURES for key in KEYS[kind].fixed]

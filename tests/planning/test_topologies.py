@@ -16,6 +16,7 @@ from goat_jax.hardware.topologies import Topology, find_topology
 from goat_jax.planning.hlo_collectives import Exchange, collectives
 from goat_jax.planning.plan import StepPlan, plan
 from goat_jax.sharding.config import MeshConfig
+from kinds import present
 
 gpu_compiler = pytest.mark.skipif(
     importlib.util.find_spec("jax_cuda12_plugin") is None,
@@ -47,7 +48,7 @@ def test_an_unknown_kind_has_no_limits():
 
 
 def test_a_core_has_its_share_of_the_chip():
-    core = chip_of(types.SimpleNamespace(device_kind="TPU7x", num_cores=1))
+    core = present(chip_of(types.SimpleNamespace(device_kind="TPU7x", num_cores=1)))
     assert (core.flops, core.memory) == (2307e12 / 2, 96 * 2**30)
 
 
@@ -55,7 +56,7 @@ def test_a_core_has_its_share_of_the_chip():
 def test_a_gpu_s_description_says_what_its_table_says(name):
     chip = CHIPS[name]
     lines = gpu_target(chip.kinds[0], chip).splitlines()
-    assert f"  core_count: {chip.cuda.multiprocessors}" in lines
+    assert f"  core_count: {present(chip.cuda).multiprocessors}" in lines
     assert f"  device_memory_size: {chip.memory}" in lines
     assert f"  memory_bandwidth: {int(chip.bandwidth)}" in lines
     assert f'device_description_str: "{chip.kinds[0]}"' in lines

@@ -30,7 +30,7 @@ def test_every_pair_is_a_run(family):
         for method in TRAINABLE:
             config = config_of(family, task, method)
             config.adapter.spec()
-            assert config.train.steps >= 100 == config.optimizer.warmup_steps
+            assert config.train.total_steps >= 100 == config.optimizer.warmup_steps
             assert isinstance(config.task, TextTask | ImageTask) and len(config.task.labels) > 1
 
 

@@ -306,7 +306,7 @@ def _family(
     class_name: str,
     *settings: Setting,
     fixed: Mapping[str, tuple[Any, ...]] | None = None,
-    **defaults: int,
+    **defaults: Any,
 ) -> DecoderFamily:
     read = _READ.copy()
     for setting in settings:
@@ -320,7 +320,7 @@ def _family(
     )
 
 
-_QWEN = {"context": 32768, "kv_heads": 32}
+_QWEN: dict[str, Any] = {"context": 32768, "kv_heads": 32}
 
 FAMILIES: dict[str, DecoderFamily] = {
     # Not part of the network, but transformers' cache would drop tokens outside the window.
