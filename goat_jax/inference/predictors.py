@@ -144,7 +144,7 @@ def _outputs(
     """Returns the model's outputs for some of the rows, (N, outputs) float32, in their order."""
     del sampling
     trained = run.trained
-    size = _batch_size(batch_size, len(rows), trained.built.row_parts)
+    size = _batch_size(batch_size, len(rows), trained.built.batch_parts)
     lengths = rows.lengths[numbers.start : numbers.stop]
     plan = evaluation_plan(lengths, size, padded_lengths(run.config.train.max_length))
     pending = []

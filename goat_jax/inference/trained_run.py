@@ -114,8 +114,8 @@ class TrainedRun:
         """
         task, kind = self.config.task, predictor_of(self.config.task)
         size, settings = batch_size or kind.batch_size(self.config), sampling_of(task, **sampling)
-        if self.trained.built.placed is not None:
-            self.trained.built.placed.placement.check_rows("the batch size", size)
+        if self.trained.built.shardings is not None:
+            self.trained.built.shardings.rules.check_rows("the batch size", size)
 
         def predict(numbers: range) -> Predictions:
             outputs = kind.predict(self, encoded, numbers, size, settings)

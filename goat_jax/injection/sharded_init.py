@@ -21,7 +21,7 @@ class Sharder(Protocol):
     """Gives the sharding of a model's arrays; `goat_jax.sharding.rules.ShardingRules` is one."""
 
     @property
-    def whole(self) -> NamedSharding:
+    def replicated(self) -> NamedSharding:
         """Replicated sharding: a copy on every device."""
         ...
 
@@ -78,9 +78,9 @@ def start_on_mesh(
         return tuple((name, sharder.adapter(site, name, v.shape)) for name, v in values.items())
 
     own = sharder.parameter(site, "kernel")
-    where = (own, arrays(abstract.factors), sharder.whole, arrays(abstract.constants))
+    where = (own, arrays(abstract.factors), sharder.replicated, arrays(abstract.constants))
     start = _compiled(spec, stacked, gradients is not None, segments is not None, where)
-    return start(kernel, key_everywhere(keys, sharder.whole), gradients, segments)
+    return start(kernel, key_everywhere(keys, sharder.replicated), gradients, segments)
 
 
 def key_everywhere(keys: Key, whole: NamedSharding) -> Key:

@@ -6,6 +6,7 @@ import abc
 from typing import Any
 
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from goat_jax.nn.attention import AttentionPlan
 from goat_jax.nn.attention_need import Need
@@ -17,10 +18,18 @@ class Model(nnx.Module):
     Attributes:
         config: the network's sizes and settings, a frozen dataclass of the network's own.
         attention: the way to compute the attention, and the mesh it is sharded over.
+        output_sharding: on a mesh, the sharding of the vocabulary's output kernel where it is used.
+            Without it the compiler would shard its inner side and exchange logits. Else None.
     """
 
     config: Any
     attention: AttentionPlan = AttentionPlan()
+    output_sharding: NamedSharding | None = None
+
+    @property
+    def output_shape(self) -> tuple[int, int] | None:
+        """Shape (D, V) of the vocabulary's output kernel; None for a model without one."""
+        return None
 
     @abc.abstractmethod
     def attention_need(self, tokens: int, dtype: str) -> Need:

@@ -35,13 +35,14 @@ class Embedding(nnx.Module):
         table: the vectors (V, D).
         kept_dtype: the table's dtype before it became a float32 trainable; `dtype` keeps returning
             it. None if the table is frozen.
-        steps: on a mesh, the shardings applied in turn to the vectors (B, T, D); else empty.
+        lookup_shardings: on a mesh, the shardings that are applied in turn to the vectors
+            (B, T, D); else empty.
     """
 
     def __init__(self, size: int, features: int, *, rngs: nnx.Rngs):
         self.table = nnx.Param(jax.random.normal(rngs.params(), (size, features)) * 0.02)
         self.kept_dtype: jnp.dtype | None = None
-        self.steps: tuple[NamedSharding, ...] = ()
+        self.lookup_shardings: tuple[NamedSharding, ...] = ()
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -51,7 +52,7 @@ class Embedding(nnx.Module):
     def __call__(self, ids: Array) -> Array:
         """Looks up vectors (..., D) for integer ids (...)."""
         x = jnp.take(self.table[...], ids, axis=0).astype(self.dtype)
-        for sharding in self.steps if x.ndim == 3 else ():
+        for sharding in self.lookup_shardings if x.ndim == 3 else ():
             x = jax.lax.with_sharding_constraint(x, sharding)
         return x
 

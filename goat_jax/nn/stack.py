@@ -44,8 +44,9 @@ class Stack(nnx.Module):
         runs: the stacked layers; every array of run i has a leading axis of sizes[i].
         sizes: number of layers per run.
         remat: a key of `REMAT`.
-        rows: on a mesh, the batch sharding of the hidden states between layers; else None.
-        row_parts: number of parts that `rows` splits the batch into.
+        activation_sharding: on a mesh, the batch sharding of the hidden states between layers; else
+            None.
+        batch_parts: number of parts that it splits the batch into.
 
     >>> from goat_jax.nn.dense import Dense
     >>> stack = Stack(lambda rngs: Dense(4, 4, rngs=rngs), 3, rngs=nnx.Rngs(0))
@@ -58,8 +59,8 @@ class Stack(nnx.Module):
         self.runs: nnx.List[Any] = nnx.List([stacked])
         self.sizes = (length,)
         self.remat = "none"
-        self.rows: NamedSharding | None = None
-        self.row_parts = 1
+        self.activation_sharding: NamedSharding | None = None
+        self.batch_parts = 1
 
     def ranges(self) -> list[range]:
         """Returns the layers of every run."""
@@ -123,15 +124,16 @@ class Stack(nnx.Module):
         def body(x: Array, layer: tuple[Any, Array, Any]) -> tuple[Array, tuple[Any, Any]]:
             state, index, own = layer
             model = nnx.merge(graph, state)
-            x = self._placed(x)
+            x = self._constrained(x)
             (y, kept), sown = nnx.capture(call, Sown)(model, x, ctx.fold(index), own)
-            return self._placed(y), (nnx.to_pure_dict(sown), kept)
+            return self._constrained(y), (nnx.to_pure_dict(sown), kept)
 
         if self.remat not in REMAT:
             raise UserError(f"remat {self.remat!r} is not one of {', '.join(REMAT)}")
         indices = jax.numpy.arange(layers.start, layers.stop)
         return jax.lax.scan(REMAT[self.remat](body), x, (state, indices, each))
 
-    def _placed(self, x: Array) -> Array:
-        """Constrains x to `rows`; otherwise the compiler may shard its features like a kernel's."""
-        return x if self.rows is None else jax.lax.with_sharding_constraint(x, self.rows)
+    def _constrained(self, x: Array) -> Array:
+        """Constrains x to its sharding; the compiler may otherwise shard features as a kernel's."""
+        sharding = self.activation_sharding
+        return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)

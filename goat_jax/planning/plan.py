@@ -87,31 +87,31 @@ def plan(config: RunConfig, topology: Topology, model: str | Path | None = None)
         UserError: a config that does not fit the mesh.
         DoesNotFit: the compiler knows that the devices have too little memory.
     """
-    config, placement = _placed(config, topology)
-    if placement is not None:
-        check_batches(config, placement)
-    run = abstract_run(config, model, placement, topology.devices[0])
-    compiled = _compiled(run, topology, placement)
+    config, rules = _placed(config, topology)
+    if rules is not None:
+        check_batches(config, rules)
+    run = abstract_run(config, model, rules, topology.devices[0])
+    compiled = _compiled(run, topology, rules)
     memory = compiled.memory_analysis()
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     said = getattr(memory, "peak_memory_in_bytes", 0)
     return StepPlan(
         devices=len(topology.devices),
-        mesh={} if placement is None else dict(placement.mesh.shape),
+        mesh={} if rules is None else dict(rules.mesh.shape),
         rows=config.train.batch_size,
         arguments=arguments,
         temporaries=temporaries,
         peak=max(said, arguments + temporaries),
-        exchanges=collectives(compiled.as_text(), _nodes(topology, placement)),
+        exchanges=collectives(compiled.as_text(), _nodes(topology, rules)),
         flops=matmul_flops(run.train_step, run.state, run.base, run.batch),
         trained=run.inject_report.trained_parameters,
         total=run.inject_report.total_parameters,
     )
 
 
-def _compiled(run: AbstractRun, topology: Topology, placement: ShardingRules | None) -> Any:
+def _compiled(run: AbstractRun, topology: Topology, rules: ShardingRules | None) -> Any:
     state, base, batch = run.state, run.base, run.batch
-    if placement is None:
+    if rules is None:
         state, base, batch = map(topology.on_one_device, (state, base, batch))
     lowered = run.train_step.lower(state, base, batch)
     try:
@@ -126,12 +126,12 @@ def _compiled(run: AbstractRun, topology: Topology, placement: ShardingRules | N
         ) from error
 
 
-def _nodes(topology: Topology, placement: ShardingRules | None) -> list[int]:
+def _nodes(topology: Topology, rules: ShardingRules | None) -> list[int]:
     """Returns the node of each device, in the mesh's order."""
-    if placement is None:
+    if rules is None:
         return [0]
     node_of = dict(zip(topology.devices, topology.nodes, strict=True))
-    return [node_of[device] for device in placement.mesh.devices.flat]
+    return [node_of[device] for device in rules.mesh.devices.flat]
 
 
 def _placed(config: RunConfig, topology: Topology) -> tuple[RunConfig, ShardingRules | None]:
@@ -165,8 +165,8 @@ def largest_rows(
     Returns:
         The number of rows, or 0 if not even one row fits.
     """
-    config, placement = _placed(config, topology)
-    unit = config.train.grad_accum_steps * (1 if placement is None else placement.row_parts)
+    config, rules = _placed(config, topology)
+    unit = config.train.grad_accum_steps * (1 if rules is None else rules.batch_parts)
     peak_of = peak_of or (lambda config: plan(config, topology, model).peak)
 
     def peak(rows: int) -> float:

@@ -14,13 +14,13 @@ from goat_jax.errors import UserError
 from goat_jax.sharding.rules import ShardingRules
 
 
-def own_rows(placement: ShardingRules, rows: int) -> slice:
+def own_rows(rules: ShardingRules, rows: int) -> slice:
     """Returns the rows of a global batch that this process's devices hold.
 
     Raises:
         UserError: the rows are not contiguous.
     """
-    found = placement.rows.addressable_devices_indices_map((rows,)).values()
+    found = rules.batch.addressable_devices_indices_map((rows,)).values()
     parts = sorted({part[0].indices(rows)[:2] for part in found if part is not None})
     if any(one[1] != other[0] for one, other in itertools.pairwise(parts)):
         raise UserError(
@@ -30,13 +30,13 @@ def own_rows(placement: ShardingRules, rows: int) -> slice:
     return slice(parts[0][0], parts[-1][1])
 
 
-def share_of_rows(placement: ShardingRules, rows: int) -> tuple[int, int]:
+def share_of_rows(rules: ShardingRules, rows: int) -> tuple[int, int]:
     """Returns (index, count): this process reads shard `index` of `count` equal ones of a batch.
 
     Raises:
         UserError: the processes hold different numbers of rows.
     """
-    own = own_rows(placement, rows)
+    own = own_rows(rules, rows)
     size = own.stop - own.start
     if rows % size or own.start % size:
         raise UserError(
@@ -46,15 +46,15 @@ def share_of_rows(placement: ShardingRules, rows: int) -> tuple[int, int]:
     return own.start // size, rows // size
 
 
-def put_batch(batch: Mapping[str, Any], placement: ShardingRules, rows: int) -> dict[str, Any]:
+def put_batch(batch: Mapping[str, Any], rules: ShardingRules, rows: int) -> dict[str, Any]:
     """Builds a global batch on the mesh from this process's rows.
 
     Args:
         batch: arrays whose first axis is this process's shard (`share_of_rows`).
-        placement: gives the batch sharding.
+        rules: gives the batch sharding.
         rows: number of rows of the global batch.
     """
-    first = own_rows(placement, rows).start
+    first = own_rows(rules, rows).start
 
     def put(array: ArrayLike) -> jax.Array:
         values = np.asarray(array)
@@ -64,16 +64,16 @@ def put_batch(batch: Mapping[str, Any], placement: ShardingRules, rows: int) -> 
             return values[low - first : high - first]
 
         shape = (rows, *values.shape[1:])
-        return jax.make_array_from_callback(shape, placement.rows, part)
+        return jax.make_array_from_callback(shape, rules.batch, part)
 
     return {name: put(array) for name, array in batch.items()}
 
 
-def put_whole_batch(batch: Mapping[str, Any], placement: ShardingRules) -> dict[str, Any]:
+def put_whole_batch(batch: Mapping[str, Any], rules: ShardingRules) -> dict[str, Any]:
     """Puts a batch on the mesh where every process has all rows and keeps those of its devices."""
 
     def put(array: ArrayLike) -> jax.Array:
         values = np.asarray(array)
-        return jax.make_array_from_callback(values.shape, placement.rows, lambda i: values[i or ()])
+        return jax.make_array_from_callback(values.shape, rules.batch, lambda i: values[i or ()])
 
     return {name: put(array) for name, array in batch.items()}

@@ -36,12 +36,12 @@ class ShardingRules:
     rules: Rules
 
     @property
-    def whole(self) -> NamedSharding:
+    def replicated(self) -> NamedSharding:
         """Replicated sharding, for scalars and small arrays."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @property
-    def rows(self) -> NamedSharding:
+    def batch(self) -> NamedSharding:
         """Sharding of batches and activations along the batch axis, which is the first."""
         return NamedSharding(self.mesh, _spec([self.rules.batch]))
 
@@ -53,7 +53,7 @@ class ShardingRules:
         """
         rows = tuple(axis for axis in self.rules.batch if axis not in self.rules.embed)
         first = NamedSharding(self.mesh, _spec([rows, (), self.rules.embed]))
-        return first, self.rows
+        return first, self.batch
 
     def output(self, shape: Sequence[int]) -> NamedSharding:
         """Returns the sharding of a vocabulary's output kernel (D, V) where it is used.
@@ -63,7 +63,7 @@ class ShardingRules:
         return self.cut("output", (None, "vocab"), shape)
 
     @property
-    def row_parts(self) -> int:
+    def batch_parts(self) -> int:
         """Number of parts that the rows of a batch are split into."""
         return self._parts(self.rules.batch)
 
@@ -81,7 +81,7 @@ class ShardingRules:
         """Returns an adapter array's sharding, layer axis included; it follows the kernel."""
         axes = adapter_axes(site, name, len(shape))
         if name in WHOLE_IF_SMALL and math.prod(shape) < SMALL:
-            return self.whole
+            return self.replicated
         return self.cut(f"{site.pattern} (adapter's {name})", axes, shape)
 
     def adapter_in_use(self, site: ModuleRef, name: str, shape: Sequence[int]) -> NamedSharding:
@@ -141,11 +141,11 @@ class ShardingRules:
 
     def check_rows(self, name: str, rows: int) -> None:
         """Raises `UserError` unless batches of so many rows split into equal parts."""
-        if rows % self.row_parts:
+        if rows % self.batch_parts:
             raise UserError(
-                f"{name} {rows} is not divisible by the {self.row_parts} parts that mesh axes "
+                f"{name} {rows} is not divisible by the {self.batch_parts} parts that mesh axes "
                 f"{', '.join(self.rules.batch)} partition it into: choose a multiple of "
-                f"{self.row_parts}"
+                f"{self.batch_parts}"
             )
 
     def _parts(self, axes: Sequence[str]) -> int:
@@ -162,7 +162,7 @@ def _spec(entries: Sequence[tuple[str, ...]]) -> PartitionSpec:
 def make_sharding_rules(
     config: MeshConfig, devices: Sequence[Any] | None = None, processes: int = 1
 ) -> ShardingRules | None:
-    """Builds the placement of a mesh config; None for one device.
+    """Builds the sharding rules of a mesh config; None for one device.
 
     Args:
         config: the mesh's sizes and rules.
@@ -189,7 +189,7 @@ def _make_mesh(sizes: tuple[int, ...], devices: Sequence[Any]) -> Mesh:
     return Mesh(np.asarray(grid), AXES)
 
 
-def model_shardings(model: nnx.Module, placement: ShardingRules) -> dict[tuple, NamedSharding]:
+def model_shardings(model: nnx.Module, rules: ShardingRules) -> dict[tuple, NamedSharding]:
     """Returns the sharding of every parameter and adapter array of a model, by its path.
 
     Arrays that are not listed (scalars, small constants) are replicated.
@@ -198,16 +198,16 @@ def model_shardings(model: nnx.Module, placement: ShardingRules) -> dict[tuple, 
     for site in find_modules(model, tuple(PARAMETERS)):
         for name in PARAMETERS[type(site.module)]:
             if getattr(site.module, name) is not None:
-                found[(*site.path, name)] = placement.parameter(site, name)
+                found[(*site.path, name)] = rules.parameter(site, name)
         adapter = getattr(site.module, "adapter", None)
         if adapter is not None:
             for name in (*adapter.names, *adapter.constant_names):
                 shape = getattr(adapter, name).shape
-                found[(*site.path, "adapter", name)] = placement.adapter(site, name, shape)
+                found[(*site.path, "adapter", name)] = rules.adapter(site, name, shape)
     return found
 
 
-def place_model(model: nnx.Module, placement: ShardingRules) -> None:
+def place_model(model: nnx.Module, rules: ShardingRules) -> None:
     """Moves the parameters of a model that is already in memory onto the mesh, in place.
 
     `goat_jax.models.load.load_model` instead reads parameters straight to their devices.
@@ -216,15 +216,17 @@ def place_model(model: nnx.Module, placement: ShardingRules) -> None:
         for name in PARAMETERS[type(site.module)]:
             variable = getattr(site.module, name)
             if variable is not None:
-                where = placement.parameter(site, name)
+                where = rules.parameter(site, name)
                 variable.set_value(jax.device_put(variable[...], where))
 
 
-def tree_shardings(tree: PyTree, known: dict[tuple, NamedSharding], whole: NamedSharding) -> PyTree:
+def tree_shardings(
+    tree: PyTree, known: dict[tuple, NamedSharding], replicated: NamedSharding
+) -> PyTree:
     """Returns the sharding of every leaf of a tree whose paths end in the model's paths.
 
     This covers parameters, gradients and optimizer states: a leaf takes the sharding of the longest
-    known path that its path ends with, if it has as many axes; all others get `whole`.
+    known path that its path ends with, if it has as many axes; all others get `replicated`.
     """
     longest = max(map(len, known), default=0)
 
@@ -233,8 +235,8 @@ def tree_shardings(tree: PyTree, known: dict[tuple, NamedSharding], whole: Named
         for length in range(min(longest, len(keys)), 0, -1):
             sharding = known.get(keys[-length:])
             if sharding is not None and len(sharding.spec) <= leaf.ndim:
-                return sharding if _divides(sharding, leaf.shape) else whole
-        return whole
+                return sharding if _divides(sharding, leaf.shape) else replicated
+        return replicated
 
     return jax.tree_util.tree_map_with_path(of_leaf, tree)
 

@@ -30,7 +30,7 @@ from goat_jax.sharding.rules import ShardingRules, model_shardings, tree_shardin
 from goat_jax.training.checks import model_options
 from goat_jax.training.phase_change import starting_constants
 from goat_jax.training.setup import adapt, aligned, method_optimizer, quantized_base
-from goat_jax.training.shardings import RunShardings, keep_rows
+from goat_jax.training.shardings import RunShardings, set_activation_shardings
 from goat_jax.training.state import RunState
 from goat_jax.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
 from goat_jax.training.task_types import check_model, task_type_of
@@ -84,7 +84,7 @@ def _type(array: jax.ShapeDtypeStruct) -> tuple:
 def abstract_run(
     config: RunConfig,
     model: str | Path | None = None,
-    placement: ShardingRules | None = None,
+    rules: ShardingRules | None = None,
     device: Any = None,
 ) -> AbstractRun:
     """Traces the run that `setup.build` would build, at full size and within seconds.
@@ -93,7 +93,7 @@ def abstract_run(
         config: the run's config.
         model: the model whose sizes are used (`models.known_sizes.model_config`): a folder with a
             config.json, or a name such as "roberta-large"; ``config.model.path`` if None.
-        placement: the sharding rules of the steps' mesh, whose devices need not exist; None for
+        rules: the sharding rules of the steps' mesh, whose devices need not exist; None for
             one device.
         device: the device that the attention is chosen for, which need not exist; None for the
             mesh's first, or jax's default.
@@ -126,9 +126,9 @@ def abstract_run(
         found["report"] = adapt(loaded.model, config, spec, adapter_key, gradients)
         quantized_base(loaded.model, config)
         loaded.model.attention = dataclasses.replace(loaded.model.attention, device=device)
-        keep_rows(loaded.model, placement)
-        if placement is not None:
-            found["known"] = model_shardings(loaded.model, placement)
+        set_activation_shardings(loaded.model, rules)
+        if rules is not None:
+            found["known"] = model_shardings(loaded.model, rules)
         found["graph"], trainable, base = split_model(loaded.model)
         optimizer = method_optimizer(config, spec, scales_of(trainable, base))
         trainable, base = aligned(config, trainable, base)
@@ -137,20 +137,20 @@ def abstract_run(
 
     state, base = jax.eval_shape(start)
     graph, loss_fn = found["graph"], problem.loss_fn(config.task)
-    placed = None
-    if placement is not None:
-        known, whole = found["known"], placement.whole
-        where = tree_shardings(state, known, whole)
-        placed = RunShardings(placement, known, tree_shardings(base, known, whole), where)
+    shardings = None
+    if rules is not None:
+        known, replicated = found["known"], rules.replicated
+        where = tree_shardings(state, known, replicated)
+        shardings = RunShardings(rules, known, tree_shardings(base, known, replicated), where)
     return AbstractRun(
         graph=graph,
         base=base,
         state=state,
         batch=batch_shapes(config, config.train.batch_size),
         eval_batch=batch_shapes(config, config.train.eval_batch_size),
-        train_step=_train_step(config, graph, spec, placed),
+        train_step=_train_step(config, graph, spec, shardings),
         eval_step=make_eval_step(
-            graph, loss_fn, None if placed is None else placed.in_evaluation()
+            graph, loss_fn, None if shardings is None else shardings.in_evaluation()
         ),
         inject_report=found["report"],
         kind=kind,
@@ -185,7 +185,7 @@ def count(
 
 
 def _train_step(
-    config: RunConfig, graph: nnx.GraphDef, spec: AdapterSpec, placed: RunShardings | None
+    config: RunConfig, graph: nnx.GraphDef, spec: AdapterSpec, shardings: RunShardings | None
 ) -> TrainStep:
     """Makes the run's training step.
 
@@ -204,7 +204,7 @@ def _train_step(
         )
         return own(state, base, batch)
 
-    return jax.jit(step, donate_argnums=0, **({} if placed is None else placed.in_step()))
+    return jax.jit(step, donate_argnums=0, **({} if shardings is None else shardings.in_step()))
 
 
 def batch_shapes(config: RunConfig, rows: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -20,7 +20,7 @@ from goat_jax.pretrained.end_tokens import token_ids
 from goat_jax.pretrained.resolve import find_model, open_checkpoint
 from goat_jax.training.checks import check
 from goat_jax.training.phase_change import check_phase_change
-from goat_jax.training.shardings import sharding_rules_of, share_of_process
+from goat_jax.training.shardings import process_shard, sharding_rules_of
 from goat_jax.training.task_types import task_type_of
 from goat_jax.typing import Batch, Tokenizer
 
@@ -60,7 +60,7 @@ def load_data(config: RunConfig) -> TaskData:
     train, held_out = load_rows(config, "train", "evaluation")
     config = config.over(len(train))
     check_phase_change(config.adapter.spec().phases, config.train.total_steps)
-    share = share_of_process(sharding_rules_of(config), config.train.batch_size)
+    share = process_shard(sharding_rules_of(config), config.train.batch_size)
     notes = (
         describe("training", train),
         describe("held-out", held_out),

@@ -187,8 +187,8 @@ class Loop:
         self.profile.before(self.step + 1)
         with self.meter.during("data"):
             batch = next(self.data.train)
-            placed = self.built.placed
-            there = batch if placed is None else placed.put_share(batch, train.batch_size)
+            shardings = self.built.shardings
+            there = batch if shardings is None else shardings.put_share(batch, train.batch_size)
         self.state, metrics = self.built.train_step(self.state, self.built.base, there)
         flops = self.flops(self.state, self.built.base, there) if self.flops else 0
         # Steps are dispatched asynchronously: the device runs this step while the host reads the

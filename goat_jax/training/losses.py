@@ -82,7 +82,7 @@ def language_loss(
         hidden.reshape(-1, hidden.shape[-1]),
         model.output_kernel(),
         following.reshape(-1),
-        parts=model.layers.row_parts,
+        parts=model.layers.batch_parts,
     )
     counts = _learnt_next(batch)
     losses = losses.reshape(counts.shape) * counts

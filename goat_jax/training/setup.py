@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ from goat_jax.training.phase_change import (
 )
 from goat_jax.training.shardings import (
     RunShardings,
-    keep_rows,
+    set_activation_shardings,
     sharding_rules_of,
     start_state,
 )
@@ -58,7 +59,7 @@ class TrainSetup:
         graph: the model's static structure (`nn.dense.split_model`).
         base: the frozen arrays.
         state: the run's state at step 0.
-        placed: the shardings of the run's arrays; None on one device.
+        shardings: the shardings of the run's arrays; None on one device.
         train_step: the jitted training step.
         eval_step: the jitted evaluation step.
         schedule: number of optimizer steps done -> learning rate of the next one.
@@ -80,7 +81,7 @@ class TrainSetup:
     graph: nnx.GraphDef[Model]
     base: PyTree
     state: RunState
-    placed: RunShardings | None
+    shardings: RunShardings | None
     train_step: TrainStep
     eval_step: EvalStep
     schedule: optax.Schedule
@@ -99,13 +100,13 @@ class TrainSetup:
     residual_norms: dict[str, list[float]]
 
     @property
-    def row_parts(self) -> int:
+    def batch_parts(self) -> int:
         """The number of parts that the mesh partitions a batch into; 1 without a mesh."""
-        return 1 if self.placed is None else self.placed.placement.row_parts
+        return 1 if self.shardings is None else self.shardings.rules.batch_parts
 
     def put_whole(self, batch: Batch) -> Batch:
         """Puts a complete batch on the mesh, if there is one."""
-        return batch if self.placed is None else self.placed.put_whole(batch)
+        return batch if self.shardings is None else self.shardings.put_whole(batch)
 
 
 def build(config: RunConfig, data: TaskData | None = None, *, training: bool = True) -> TrainSetup:
@@ -123,70 +124,117 @@ def build(config: RunConfig, data: TaskData | None = None, *, training: bool = T
     """
     if data is None:
         check(config)
-    path = find_model(config.model.path)
-    problem = task_type_of(config.task)
-    spec, placement = config.adapter.spec(), sharding_rules_of(config)
+    spec, rules = config.adapter.spec(), sharding_rules_of(config)
     head_key, adapter_key, run_key = jax.random.split(jax.random.key(config.train.seed), 3)
-    loaded = load_model(
-        path,
-        key=head_key,
-        dtype=DTYPES[config.model.dtype],
-        sharding=None if placement is None else placement.parameter,
-        **model_options(config),
-    )
-    problem.prepare(config.task, loaded, path)
+    loaded = _load(config, rules, head_key)
     # Before the adapters: the gradients are those of the pretrained model.
     gradients = _gradients(config, spec, loaded, data)
-    report = adapt(loaded.model, config, spec, adapter_key, gradients, placement)
+    report = adapt(loaded.model, config, spec, adapter_key, gradients, rules)
     # Before quantization, which removes the kernels.
-    norms = residual_norms(loaded.model, None if placement is None else placement.whole)
+    norms = residual_norms(loaded.model, None if rules is None else rules.replicated)
     quantized = quantized_base(loaded.model, config)
-    graph, trainable, base = split_model(loaded.model)
-    # Before `aligned`, which moves the scales into the factors.
-    scales = scales_of(trainable, base)
-    optimizer = method_optimizer(config, spec, scales) if training else optax.set_to_zero()
-    trainable, base = aligned(config, trainable, base)
-    constants = starting_constants(loaded.model, spec.phases)
-    state, base, placed = start_state(
-        loaded.model, placement, trainable, base, optimizer, run_key, constants
-    )
-    change_step = spec.phases.change_step
-    state_lies = None if placed is None else placed.state
-    loss_fn = problem.loss_fn(config.task)
+    start = _start(config, spec, loaded.model, rules, run_key, training)
+    train_step, eval_step, phase_changes = _steps(config, spec, start)
+    modules = find_modules(loaded.model)
     assert loaded.weights is not None  # only a random model has none
     return TrainSetup(
-        graph=graph,
-        base=base,
-        state=state,
-        placed=placed,
-        train_step=make_train_step(
-            graph,
-            loss_fn,
-            optimizer,
-            aux_weight=spec.aux_weight,
-            grad_accum_steps=config.train.grad_accum_steps,
-            shardings=None if placed is None else placed.in_step(),
-        ),
-        eval_step=make_eval_step(
-            graph, loss_fn, None if placed is None else placed.in_evaluation()
-        ),
-        scales=scales,
+        graph=start.graph,
+        base=start.base,
+        state=start.state,
+        shardings=start.shardings,
+        train_step=train_step,
+        eval_step=eval_step,
+        scales=start.scales,
         optimizer_at=lambda rate, scales: method_optimizer(config, spec, scales, rate),
         schedule=schedule_of(config.optimizer, config.train.total_steps),
         inject_report=report,
         quantize_report=quantized,
-        names={site.path: site.names() for site in find_modules(loaded.model)},
-        patterns={site.path: site.pattern for site in find_modules(loaded.model)},
+        names={site.path: site.names() for site in modules},
+        patterns={site.path: site.pattern for site in modules},
         kind=loaded.kind,
         vocabulary=vocabulary_of(loaded),
         fresh=loaded.fresh,
         notes=tuple(filter(None, (*loaded.notes, attention_note(loaded.model, config)))),
-        phase_changes={}
-        if change_step is None
-        else {change_step: make_phase_change(graph, optimizer, spec.phases, state_lies)},
+        phase_changes=phase_changes,
         base_fingerprint=fingerprint(loaded.weights),
         residual_norms=norms,
     )
+
+
+def _load(config: RunConfig, rules: ShardingRules | None, key: Key) -> Loaded:
+    """Loads the pretrained model, each array straight to its devices, and prepares its head."""
+    path = find_model(config.model.path)
+    loaded = load_model(
+        path,
+        key=key,
+        dtype=DTYPES[config.model.dtype],
+        sharding=None if rules is None else rules.parameter,
+        **model_options(config),
+    )
+    task_type_of(config.task).prepare(config.task, loaded, path)
+    return loaded
+
+
+class _Start(NamedTuple):
+    """The arrays of a run before its first step.
+
+    Attributes:
+        graph: the model's static structure.
+        base: the frozen arrays.
+        state: the run's state at step 0.
+        shardings: the shardings of both; None on one device.
+        scales: the adapters' scales before `aligned` moved them into the factors.
+        optimizer: the optimizer of the state.
+    """
+
+    graph: nnx.GraphDef[Model]
+    base: PyTree
+    state: RunState
+    shardings: RunShardings | None
+    scales: PyTree
+    optimizer: optax.GradientTransformation
+
+
+def _start(
+    config: RunConfig,
+    spec: AdapterSpec,
+    model: Model,
+    rules: ShardingRules | None,
+    key: Key,
+    training: bool,
+) -> _Start:
+    """Splits an adapted model and makes the state; without `training` no optimizer state."""
+    graph, trainable, base = split_model(model)
+    # Before `aligned`, which moves the scales into the factors.
+    scales = scales_of(trainable, base)
+    optimizer = method_optimizer(config, spec, scales) if training else optax.set_to_zero()
+    trainable, base = aligned(config, trainable, base)
+    constants = starting_constants(model, spec.phases)
+    state, base, shardings = start_state(model, rules, trainable, base, optimizer, key, constants)
+    return _Start(graph, base, state, shardings, scales, optimizer)
+
+
+def _steps(
+    config: RunConfig, spec: AdapterSpec, start: _Start
+) -> tuple[TrainStep, EvalStep, dict[int, PhaseChange]]:
+    """Makes the jitted training step, evaluation step and phase changes of a run."""
+    loss_fn, shardings = task_type_of(config.task).loss_fn(config.task), start.shardings
+    train_step = make_train_step(
+        start.graph,
+        loss_fn,
+        start.optimizer,
+        aux_weight=spec.aux_weight,
+        grad_accum_steps=config.train.grad_accum_steps,
+        shardings=None if shardings is None else shardings.in_step(),
+    )
+    eval_step = make_eval_step(
+        start.graph, loss_fn, None if shardings is None else shardings.in_evaluation()
+    )
+    if spec.phases.change_step is None:
+        return train_step, eval_step, {}
+    where = None if shardings is None else shardings.state
+    change = make_phase_change(start.graph, start.optimizer, spec.phases, where)
+    return train_step, eval_step, {spec.phases.change_step: change}
 
 
 def adapt(
@@ -195,7 +243,7 @@ def adapt(
     spec: AdapterSpec,
     key: Key,
     gradients: Mapping[str, Array] | None = None,
-    placement: ShardingRules | None = None,
+    rules: ShardingRules | None = None,
 ) -> InjectReport:
     """Attaches the adapters of a config to a model, in place.
 
@@ -205,7 +253,7 @@ def adapt(
         spec: the config's adapter spec.
         key: PRNG key of the adapters' initialization.
         gradients: module name -> gradient of its kernel, for methods that initialize from it.
-        placement: the sharding rules; None for one device.
+        rules: the sharding rules; None for one device.
     """
     set_computation(model, config)
     report = inject(
@@ -216,10 +264,10 @@ def adapt(
         overrides=config.adapter.overrides,
         modules_to_save=config.adapter.modules_to_save,
         gradients=gradients,
-        sharder=placement,
+        sharder=rules,
         svds=config.svd.store,
     )
-    keep_rows(model, placement)
+    set_activation_shardings(model, rules)
     return report
 
 
@@ -301,14 +349,16 @@ def vocabulary_of(loaded: Loaded) -> int | None:
     return getattr(loaded.model.config, "vocab_size", None)
 
 
-def residual_norms(model: nnx.Module, whole: NamedSharding | None = None) -> dict[str, list[float]]:
+def residual_norms(
+    model: nnx.Module, replicated: NamedSharding | None = None
+) -> dict[str, list[float]]:
     """Returns the Frobenius norm of every adapted frozen kernel, per layer.
 
     A continued run compares the norms, because another residual has other norms.
 
     Args:
         model: the model with its adapters.
-        whole: the replicated sharding on a mesh; None for one device.
+        replicated: the replicated sharding on a mesh; None for one device.
 
     Returns:
         module name pattern -> one norm per layer.
@@ -317,12 +367,12 @@ def residual_norms(model: nnx.Module, whole: NamedSharding | None = None) -> dic
     for site in find_modules(model):
         if site.module.adapter is not None:
             kernel = site.module.kernel[...]
-            layers = np.asarray(_norms(kernel, whole)).reshape(-1)
+            layers = np.asarray(_norms(kernel, replicated)).reshape(-1)
             norms.setdefault(site.pattern, []).extend(map(float, layers))
     return norms
 
 
 @partial(jax.jit, static_argnums=1)
-def _norms(kernel: Array, whole: NamedSharding | None) -> Array:
+def _norms(kernel: Array, replicated: NamedSharding | None) -> Array:
     norms = jnp.sqrt(jnp.square(kernel.astype(jnp.float32)).sum(-1).sum(-1))
-    return norms if whole is None else jax.lax.with_sharding_constraint(norms, whole)
+    return norms if replicated is None else jax.lax.with_sharding_constraint(norms, replicated)

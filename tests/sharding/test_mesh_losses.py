@@ -21,7 +21,7 @@ from goat_jax.sharding.rules import make_sharding_rules, place_model
 from goat_jax.testing import CountTraces, assert_close
 from goat_jax.training.losses import CLASSIFICATION, IMAGE_CLASSIFICATION, LANGUAGE
 from goat_jax.training.phase_change import make_phase_change, starting_constants
-from goat_jax.training.shardings import keep_rows, start_state
+from goat_jax.training.shardings import set_activation_shardings, start_state
 from goat_jax.training.step import make_train_step
 
 pytestmark = pytest.mark.slow
@@ -89,31 +89,31 @@ def train(family, method, shape, steps=STEPS):
     """(losses, the state's place) of some steps on a mesh, or on one device for None."""
     make, loss_fn, batch_of, heads = FAMILIES[family]
     model, batch = make(), batch_of()
-    placement = None if shape is None else make_sharding_rules(MeshConfig(*shape))
-    if placement is not None:
-        place_model(model, placement)
+    rules = None if shape is None else make_sharding_rules(MeshConfig(*shape))
+    if rules is not None:
+        place_model(model, rules)
     spec = method_spec(method, **(METHODS | PHASES)[method])
-    inject(model, spec, TARGETS, key=jax.random.key(0), modules_to_save=heads, sharder=placement)
-    keep_rows(model, placement)
+    inject(model, spec, TARGETS, key=jax.random.key(0), modules_to_save=heads, sharder=rules)
+    set_activation_shardings(model, rules)
     graph, trainable, base = split_model(model)
     adam = Stages(optax.identity(), optax.scale_by_adam(), optax.scale_by_learning_rate(1e-3))
     optimizer = spec.transform(adam, None, steps)
     constants = starting_constants(model, spec.phases)
-    state, base, placed = start_state(
-        model, placement, trainable, base, optimizer, jax.random.key(1), constants
+    state, base, shardings = start_state(
+        model, rules, trainable, base, optimizer, jax.random.key(1), constants
     )
-    there = batch if placed is None else placed.put_share(batch, ROWS)
+    there = batch if shardings is None else shardings.put_share(batch, ROWS)
     loss = CountTraces(loss_fn.loss)
     step = make_train_step(
         graph,
         dataclasses.replace(loss_fn, loss=loss),
         optimizer,
         aux_weight=spec.aux_weight,
-        shardings=None if placed is None else placed.in_step(),
+        shardings=None if shardings is None else shardings.in_step(),
     )
     losses = []
-    lies = None if placed is None else placed.state
-    change = make_phase_change(graph, optimizer, spec.phases, lies)
+    state_shardings = None if shardings is None else shardings.state
+    change = make_phase_change(graph, optimizer, spec.phases, state_shardings)
     for number in range(1, steps + 1):
         state, metrics = step(state, base, there)
         losses.append(float(metrics["loss"]))

@@ -21,7 +21,7 @@ from goat_jax.optim.optimizer import OptimizerConfig, make_optimizer
 from goat_jax.sharding.batches import own_rows, put_batch, put_whole_batch, share_of_rows
 from goat_jax.sharding.config import MeshConfig, Rules
 from goat_jax.sharding.rules import ShardingRules, make_sharding_rules, place_model
-from goat_jax.training.shardings import check_batches, plan_placement
+from goat_jax.training.shardings import check_batches, plan_shardings
 from kinds import expect
 from tiers import each
 
@@ -87,18 +87,18 @@ def test_nothing_large_is_whole_and_the_optimizer_follows(name):
     fresh = nnx.eval_shape(build)
     _, trainable, base = split_model(fresh)
     optimizer = make_optimizer(OptimizerConfig(warmup_steps=0), 10)
-    placed = plan_placement(fresh, place, trainable, base, optimizer, KEY, {})
+    shardings = plan_shardings(fresh, place, trainable, base, optimizer, KEY, {})
     sides = (64, 96)
     for path, leaf in jax.tree_util.tree_leaves_with_path(trainable["adapter"]):
         long = [size for size in leaf.shape[1:] if size in sides]
-        sharding = jax.tree_util.tree_leaves_with_path(placed.state.trainable["adapter"])
+        sharding = jax.tree_util.tree_leaves_with_path(shardings.state.trainable["adapter"])
         cut = dict(sharding)[path]
         small = path[-1].key in ("router", "threshold", "task_gate", "task_embedding")
         if long and not small:
             parts = np.prod(leaf.shape) // np.prod(cut.shard_shape(leaf.shape))
             assert parts >= (2 if len(long) == 1 else 8), (path, leaf.shape, cut)
-    flat = dict(jax.tree_util.tree_leaves_with_path(placed.state.trainable))
-    moments = jax.tree_util.tree_leaves_with_path(placed.state.opt_state)
+    flat = dict(jax.tree_util.tree_leaves_with_path(shardings.state.trainable))
+    moments = jax.tree_util.tree_leaves_with_path(shardings.state.opt_state)
     for path, sharding in flat.items():
         own = [s for p, s in moments if p[-len(path) :] == path]
         assert len(own) == 2 and all(s == sharding for s in own), path

@@ -179,7 +179,7 @@ def test_sigterm_to_one_stops_all_and_another_mesh_goes_on(start, light, tmp_pat
     wait_for(out, 6, processes)
     processes[-1].send_signal(signal.SIGTERM)
     texts = finish(processes, code=143)
-    stopped = int(re.search(r"saved step (\d+)", texts[0])[1])
+    stopped = int(present(re.search(r"saved step (\d+)", texts[0]))[1])
     assert 6 <= stopped < 3000
     steps = [step for step, _ in losses(out)]
     assert steps == list(range(2, steps[-1] + 1, 2))

@@ -36,7 +36,7 @@ def loop_of(config, folder, change_steps=()):
     built: Any = SimpleNamespace(
         state=state_of(0),
         base={},
-        placed=None,
+        shardings=None,
         train_step=step,
         phase_changes=dict.fromkeys(change_steps, change),
     )

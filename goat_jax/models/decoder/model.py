@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import NamedSharding
 
 from goat_jax.adapters.context import EVAL, Context
 from goat_jax.core.attention import Visible
@@ -107,10 +106,6 @@ class DecoderBlock(nnx.Module):
 class Decoder(Model):
     """Causal language model.
 
-    Attributes:
-        output_lies: on a mesh, the sharding of the output kernel where it is used. Without it the
-            compiler would shard its inner side and exchange logits. Else None.
-
     >>> model = Decoder(tiny_decoder_config(), rngs=nnx.Rngs(0))
     >>> model(jnp.ones((2, 5), jnp.int32)).shape
     (2, 5, 64)
@@ -126,7 +121,11 @@ class Decoder(Model):
         if not config.tie_embeddings:
             self.output = Projection(width, config.vocab_size, rngs=rngs)
         self.config = config
-        self.output_lies: NamedSharding | None = None
+
+    @property
+    def output_shape(self) -> tuple[int, int]:
+        """Shape (D, V) of the output kernel."""
+        return self.config.hidden_size, self.config.vocab_size
 
     def hf_names(self) -> dict[str, str]:
         """Maps our path to the torch name of the module (see `goat_jax.nn.named_modules`)."""
@@ -173,9 +172,9 @@ class Decoder(Model):
         """Returns the output kernel (D, V): the transposed embedding table if the two are tied."""
         tied = self.config.tie_embeddings
         kernel = self.embeddings.table[...].T if tied else self.output.kernel[...]
-        if self.output_lies is None:
+        if self.output_sharding is None:
             return kernel
-        return jax.lax.with_sharding_constraint(kernel, self.output_lies)
+        return jax.lax.with_sharding_constraint(kernel, self.output_sharding)
 
     def __call__(
         self,

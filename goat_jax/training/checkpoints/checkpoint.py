@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import math
 import shutil
 import warnings
@@ -26,13 +25,12 @@ from goat_jax.data.metrics import goodness
 from goat_jax.data.pipeline.loader import BatchIterator
 from goat_jax.errors import Notice, RunFailed, UserError
 from goat_jax.training.checkpoints.checksums import MARK, damage_of, write_checksums
-from goat_jax.training.checkpoints.steps import CHECKPOINTS, best_of, listed, steps_in
+from goat_jax.training.checkpoints.damaged import move_damaged
+from goat_jax.training.checkpoints.plain_state import plain_state, restore_args, state_of
+from goat_jax.training.checkpoints.steps import CHECKPOINTS, best_of
 from goat_jax.training.distributed.processes import by_first, is_first
 from goat_jax.training.state import RunState
-from goat_jax.typing import PyTree
 
-DAMAGED = "damaged"
-"""Folder inside the run folder to which damaged checkpoints are moved when a run continues."""
 DELETED = ".deleted"
 """Folder to which checkpoints are moved before they are deleted.
 
@@ -141,7 +139,7 @@ class Checkpoints:
         self._root = root
         if not read_only:
             self._delete()
-            by_first(lambda: _move_damaged(root))
+            by_first(lambda: move_damaged(root))
         self._manager = ocp.CheckpointManager(root, options=self._options)
 
     def latest_step(self) -> int | None:
@@ -195,7 +193,7 @@ class Checkpoints:
         # JSON has no NaN; without a finite score by `best_by` a checkpoint can never be the best.
         metrics = {name: value for name, value in (scores or {}).items() if math.isfinite(value)}
         # Copied, since on a CPU Orbax reads the very memory that the next step may reuse.
-        copied = jax.tree.map(jnp.copy, _plain(state))
+        copied = jax.tree.map(jnp.copy, plain_state(state))
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(copied),
             data=ocp.args.JsonSave(data.get_state()),
@@ -227,7 +225,7 @@ class Checkpoints:
         step = self.latest_step() if step is None else step
         if step is None:
             raise UserError(f"{self._manager.directory} holds no complete checkpoint")
-        items: dict[str, Any] = {"state": _restore_args(like), "notes": ocp.args.JsonRestore()}
+        items: dict[str, Any] = {"state": restore_args(like), "notes": ocp.args.JsonRestore()}
         if data is not None:
             items["data"] = ocp.args.JsonRestore()
         where = f"{self._manager.directory}/{step}"
@@ -243,7 +241,7 @@ class Checkpoints:
             raise UserError(f"{where} is the checkpoint of step {int(found['state']['step'])}")
         if data is not None:
             _set_position(data, found["data"], where)
-        return Restored(_run_state(found["state"], like), found["notes"])
+        return Restored(state_of(found["state"], like), found["notes"])
 
     def wait(self) -> None:
         """Waits until everything started has been written.
@@ -321,91 +319,3 @@ def _alike(value: object, other: object) -> bool:
             return False
         return all(_alike(value[name], other[name]) for name in other)
     return type(value) is type(other) and not (isinstance(value, int | float) and value < 0)
-
-
-def _move_damaged(root: Path) -> None:
-    """Moves damaged checkpoints out of the way of a run that continues; nothing is deleted.
-
-    In checkpoints older than the newest intact one, large files are not hashed: that is done when
-    such a checkpoint is opened.
-
-    Raises:
-        UserError: there are checkpoints, and none of them is intact.
-    """
-    damaged: dict[int, str] = {}
-    newest: int | None = None
-    for step in steps_in(root):
-        reason = damage_of(root / str(step), step, thorough=newest is None)
-        if reason is not None:
-            damaged[step] = reason
-        elif newest is None:
-            newest = step
-    if damaged and newest is None:
-        raise UserError(
-            f"no checkpoint in {root} is intact ({listed(damaged)}): restore one from a backup, or "
-            "start again with another --out"
-        )
-    for step, reason in damaged.items():
-        kept = _free_name(root.parent / DAMAGED, str(step))
-        (root / str(step)).rename(kept)
-        warnings.warn(
-            f"the checkpoint of step {step} is skipped ({reason}) and was moved to {kept}; the "
-            f"newest intact one is that of step {newest}",
-            Notice,
-            stacklevel=2,
-        )
-
-
-def _free_name(folder: Path, name: str) -> Path:
-    folder.mkdir(exist_ok=True)
-    names = (name if n == 1 else f"{name}-{n}" for n in itertools.count(1))
-    return next(folder / each for each in names if not (folder / each).exists())
-
-
-def _plain(state: RunState) -> dict[str, PyTree]:
-    """Returns the state as nested dicts and lists of plain arrays; typed PRNG keys become data."""
-    plain = {
-        "step": state.step,
-        "trainable": _string_keys(state.trainable),
-        "opt_state": jax.tree.leaves(state.opt_state),
-        "key": jax.random.key_data(state.key),
-    }
-    return plain | ({"constants": _string_keys(state.constants)} if state.constants else {})
-
-
-def _restore_args(like: RunState) -> ocp.args.CheckpointArgs:
-    """Returns Orbax's arguments for reading a state, or all of it but the optimizer's part."""
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
-    if abstract["opt_state"]:
-        return ocp.args.StandardRestore(abstract)
-    del abstract["opt_state"]
-    wanted = ocp.checkpoint_utils.construct_restore_args(abstract)
-    return ocp.args.PyTreeRestore(abstract, restore_args=wanted, partial_restore=True)
-
-
-def _run_state(saved: dict[str, PyTree], like: RunState) -> RunState:
-    # Orbax returns sorted dicts, as jax flattens them, so leaves go by order into the structure of
-    # the fresh state.
-    def rebuild(part: PyTree, name: str) -> PyTree:
-        return jax.tree.unflatten(jax.tree.structure(part), jax.tree.leaves(saved.get(name, {})))
-
-    return RunState(
-        step=saved["step"],
-        trainable=rebuild(like.trainable, "trainable"),
-        opt_state=rebuild(like.opt_state, "opt_state"),
-        key=jax.random.wrap_key_data(saved["key"]),
-        constants=rebuild(like.constants, "constants"),
-    )
-
-
-def _string_keys(tree: PyTree) -> PyTree:
-    """Returns a tree with zero-padded strings in place of integer keys.
-
-    Orbax names files by keys, and the padding keeps them in numerical order.
-    """
-    if isinstance(tree, dict):
-        return {
-            f"{key:04d}" if isinstance(key, int) else key: _string_keys(value)
-            for key, value in tree.items()
-        }
-    return tree

@@ -20,7 +20,7 @@ from goat_jax.sharding.rules import make_sharding_rules
 from goat_jax.training.checkpoints.run_dir import check_same_model, load_run
 from goat_jax.training.checkpoints.steps import best_of, listed
 from goat_jax.training.setup import TrainSetup, build
-from goat_jax.training.shardings import keep_rows
+from goat_jax.training.shardings import set_activation_shardings
 from goat_jax.training.state import RunState
 from goat_jax.typing import DTypeLike
 
@@ -58,14 +58,14 @@ def load_on_mesh(path: Path, mesh: MeshConfig, dtype: DTypeLike = jnp.float32) -
     Raises:
         UserError: a mesh that does not take exactly the available devices.
     """
-    placement = make_sharding_rules(mesh)
+    rules = make_sharding_rules(mesh)
     loaded = load_model(
         path,
         key=jax.random.key(0),
         dtype=dtype,
-        sharding=None if placement is None else placement.parameter,
+        sharding=None if rules is None else rules.parameter,
     )
-    keep_rows(loaded.model, placement)
+    set_activation_shardings(loaded.model, rules)
     return loaded
 
 
