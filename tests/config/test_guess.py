@@ -282,7 +282,8 @@ def test_pooling_is_that_of_the_checkpoint(tmp_path):
     modes = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
     (model / "1_Pooling" / "config.json").write_text(json.dumps(modes))
     assert config_for(str(model), source).model.options == {"pooling": "mean"}
-    other = config_for(str(model), source, **{"model.options": {"pooling": "cls"}})
+    fields: dict[str, Any] = {"model.options": {"pooling": "cls"}}
+    other = config_for(str(model), source, **fields)
     assert other.model.options == {"pooling": "cls"}
 
 

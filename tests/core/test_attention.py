@@ -10,6 +10,7 @@ import torch
 
 from attention_cases import CASES, cases, gradients, ids, reference
 from goat_jax.core.attention import Visible, attention_in_blocks, plain_attention
+from kinds import present
 
 KEY = jax.random.key(7)
 
@@ -62,7 +63,7 @@ def test_blocks_hold_no_scores_of_all_pairs():
     shapes = [jax.ShapeDtypeStruct((1, 1024, heads, 8), jnp.float32) for heads in (2, 1, 1)]
     blocks = partial(attention_in_blocks, visible=Visible(causal=True), block=128)
     step = jax.jit(jax.grad(lambda *arrays: blocks(*arrays).sum(), argnums=(0, 1, 2)))
-    assert "1024,1024" not in step.lower(*shapes).compile().as_text()
+    assert "1024,1024" not in present(step.lower(*shapes).compile().as_text())
     products = str(jax.make_jaxpr(step)(*shapes)).count("length=36")
     assert products == 2, "36 of 64 pairs of blocks have a key that a query sees"
 
@@ -77,11 +78,10 @@ def test_attention_is_torchs_in_both_widths():
         *heads, attn_mask=torch.from_numpy(keep)
     )
     expected = expected.transpose(1, 2).numpy()
-    wide = plain_attention(*map(jnp.asarray, (q, k, v)), jnp.asarray(keep[:, 0]))
+    wide = plain_attention(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), jnp.asarray(keep[:, 0]))
     np.testing.assert_allclose(wide, expected, rtol=0, atol=1e-6)
-    narrow = plain_attention(
-        *(jnp.asarray(a, jnp.bfloat16) for a in (q, k, v)), jnp.asarray(keep[:, 0])
-    )
+    q, k, v = (jnp.asarray(a, jnp.bfloat16) for a in (q, k, v))
+    narrow = plain_attention(q, k, v, jnp.asarray(keep[:, 0]))
     assert narrow.dtype == jnp.bfloat16
     np.testing.assert_allclose(narrow.astype(jnp.float32), expected, rtol=0, atol=3e-2)
 

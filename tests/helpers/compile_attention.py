@@ -29,6 +29,7 @@ def main(platform: str, *rows: str) -> None:
 
     from goat_jax.core.attention import Visible
     from goat_jax.nn.attention import AttentionPlan, attention
+    from kinds import present
 
     device = topology.devices[0]
     here = SingleDeviceSharding(device)
@@ -51,9 +52,9 @@ def main(platform: str, *rows: str) -> None:
 
         step = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
         compiled = step.lower(query, key, key, ids).compile(dict(topology.options))
-        text = compiled.as_text()
+        text = present(compiled.as_text())
         found = {
-            "temporaries": compiled.memory_analysis().temp_size_in_bytes,
+            "temporaries": present(compiled.memory_analysis()).temp_size_in_bytes,
             "calls": sorted(set(re.findall(r'custom_call_target="([^"]+)"', text))),
             "square": bool(re.search(rf"\b{tokens},{tokens}\b", text)),
         }

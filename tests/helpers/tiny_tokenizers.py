@@ -1,6 +1,7 @@
 """Tokenizers of every kind, trained on a few sentences in a moment, and chat templates for them."""
 
 import json
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import trainers as train
@@ -85,7 +86,7 @@ KINDS = {
 }
 
 
-def make_tokenizer(kind, template=None):
+def make_tokenizer(kind, template=None) -> Any:
     """One of `KINDS` as a Hugging Face tokenizer with a template of `TEMPLATES`."""
     from transformers import PreTrainedTokenizerFast
 

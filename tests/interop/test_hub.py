@@ -1,6 +1,7 @@
 """Uploads to the Hugging Face hub: only when asked, private by default, one line if refused."""
 
 import types
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -93,7 +94,7 @@ def test_what_cannot_be_pushed_is_said_before_the_export(hub, words, message, ex
     assert not (tmp_path / "out").exists() and hub.asked == []
 
 
-ANSWER = types.SimpleNamespace(headers={}, request=None)
+ANSWER: Any = types.SimpleNamespace(headers={}, request=None)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_a_refused_upload_keeps_the_folder_and_is_one_line(error, export, tmp_pa
 FACTS = Facts("A LoRA", "peft", 3, {"run": {"accuracy": 0.5}}, 10, None, {}, "org/base", "")
 
 
-def card_of(task, base="org/base", **scores):
+def card_of(task, base="org/base", **scores) -> Any:
     facts = FACTS.__class__(**{**vars(FACTS), "base": base, "scores": {"run": scores}})
     return ModelCard(write_card("mine", RunConfig(ModelConfig(base), task), facts, False)).data
 

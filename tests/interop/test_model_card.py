@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -94,7 +95,7 @@ def test_what_the_card_says_is_the_run_s(to, state, run, tmp_path):
     made = export_run(run, to, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     saved = json.loads((run / "run.json").read_text())
-    head = ModelCard(card).data
+    head: Any = ModelCard(card).data
     assert head.base_model == REPOSITORY and "`package:minilm`" in card
     assert head.base_model_relation == {"peft": "adapter", "merged": "finetune"}[to]
     assert head.pipeline_tag == "text-classification" and "pissa" in head.tags

@@ -16,6 +16,7 @@ from goat_jax.errors import UserError
 from goat_jax.nn.attention import PLAIN, WAYS, AttentionPlan, attention
 from goat_jax.nn.attention_kernels import _real_first, splash
 from goat_jax.nn.attention_need import Need
+from kinds import present
 
 GPU = SimpleNamespace(platform="gpu", compute_capability="9.0")
 TPU = SimpleNamespace(platform="tpu")
@@ -67,9 +68,9 @@ def test_the_way_follows_the_device_and_the_need(device, change, way, why, has_c
 def test_an_old_gpu_and_a_missing_cudnn_are_refusals():
     old = SimpleNamespace(platform="gpu", compute_capability="7.5")
     way, why = AttentionPlan(device=old).choose(NEED)
-    assert way == "blocks" and "needs compute capability 8.0, and this GPU has 7.5" in why
+    assert way == "blocks" and "needs compute capability 8.0, and this GPU has 7.5" in present(why)
     way, why = AttentionPlan(device=GPU).choose(NEED)
-    assert way == "cudnn" or "is not available (cuDNN is not detected" in why
+    assert way == "cudnn" or "is not available (cuDNN is not detected" in present(why)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_a_mesh_needs_no_exchange():
     plan = AttentionPlan("blocks", None, mesh, ("data", "fsdp"), ("tensor",))
     shapes = [jax.ShapeDtypeStruct((4, 16, heads, 8), jnp.float32) for heads in (8, 2, 2)]
     attend = jax.jit(partial(attention, visible=Visible(causal=True), plan=plan))
-    text = attend.lower(*shapes).compile().as_text()
+    text = present(attend.lower(*shapes).compile().as_text())
     assert "all-reduce" not in text and "all-gather" not in text
 
 

@@ -57,7 +57,7 @@ def test_every_method_has_a_config(family, folder):
     for method in sorted(set(METHODS) - {"moelora"}):
         config = config_of(family, folder, method=method)
         config.adapter.spec()
-        assert isinstance(config.task, EvalTask) and config.train.steps > 0
+        assert isinstance(config.task, EvalTask) and config.train.total_steps > 0
 
 
 @pytest.mark.parametrize("task", FOLDERS)

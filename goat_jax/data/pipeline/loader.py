@@ -106,8 +106,8 @@ class TrainBatches:
         return self._rows.gather(numbers, length, (self._seed, int(index)))
 
 
-class BatchIterator(Iterator[Batch], Protocol):
-    """An endless iterator of batches whose position can be saved, such as grain's."""
+class Positioned(Protocol):
+    """An iterator whose position can be saved and set."""
 
     def get_state(self) -> Any:
         """Returns the position as JSON values."""
@@ -116,6 +116,10 @@ class BatchIterator(Iterator[Batch], Protocol):
     def set_state(self, state: Any, /) -> None:
         """Moves to a position that `get_state` returned."""
         ...
+
+
+class BatchIterator(Positioned, Iterator[Batch], Protocol):
+    """An endless iterator of batches whose position can be saved, such as grain's."""
 
 
 def train_iterator(

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.path import atomicity
 
 from goat_jax.data.metrics import goodness
-from goat_jax.data.pipeline.loader import BatchIterator
+from goat_jax.data.pipeline.loader import Positioned
 from goat_jax.errors import Notice, RunFailed, UserError
 from goat_jax.training.checkpoints.checksums import MARK, damage_of, write_checksums
 from goat_jax.training.checkpoints.damaged import move_damaged
@@ -174,7 +174,7 @@ class Checkpoints:
     def save(
         self,
         state: RunState,
-        data: BatchIterator,
+        data: Positioned,
         notes: dict[str, Any],
         scores: dict[str, float] | None,
     ) -> None:
@@ -298,7 +298,7 @@ class Checkpoints:
             ) from error
 
 
-def _set_position(data: BatchIterator, position: object, where: str) -> None:
+def _set_position(data: Positioned, position: object, where: str) -> None:
     """Sets a data iterator to a saved position."""
     try:
         if not _alike(position, data.get_state()):

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, SupportsInt
 
 import jax
 import numpy as np
@@ -225,9 +225,9 @@ class NoMetricsLog(MetricsLog):
     ) -> None:
         """Does nothing: no file was opened."""
 
-    def write(self, kind: str, step: int, **values: Any) -> dict[str, Any]:
+    def write(self, kind: str, step: SupportsInt, **values: Any) -> dict[str, Any]:
         """Returns the record without writing it."""
-        return {"kind": kind, "step": step, **values}
+        return {"kind": kind, "step": int(step), **values}
 
     def resume(self, step: int) -> None:
         """Leaves the file to the first process."""
