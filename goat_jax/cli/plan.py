@@ -91,6 +91,7 @@ def report(found: StepPlan, there: Topology, rows: int | None) -> str:
     lines = [
         f"{found.devices} devices of {there.name}, {sizes}; {found.rows} rows a step; trained "
         f"{human_count(found.trained)} of {human_count(found.total)} parameters",
+        *([found.attention] if found.attention else []),
         "",
         render_table(
             ["bytes per device", "GiB"],

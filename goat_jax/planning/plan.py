@@ -43,6 +43,8 @@ class StepPlan:
         flops: the FLOPs of a step's matrix products, over all devices.
         trained: the number of trained parameters.
         total: the number of all parameters.
+        attention: the line that names the kernel of the attention, or why it is refused; None for
+            plain scores on a CPU.
     """
 
     devices: int
@@ -55,6 +57,7 @@ class StepPlan:
     flops: int
     trained: int
     total: int
+    attention: str | None = None
 
     def roofline(self, chip: Chip) -> dict[str, float]:
         """Returns lower bounds in seconds on a step's compute, memory access and exchanges.
@@ -106,6 +109,7 @@ def plan(config: RunConfig, topology: Topology, model: str | Path | None = None)
         flops=matmul_flops(run.train_step, run.state, run.base, run.batch),
         trained=run.inject_report.trained_parameters,
         total=run.inject_report.total_parameters,
+        attention=run.attention,
     )
 
 

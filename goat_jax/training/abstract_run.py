@@ -29,7 +29,7 @@ from goat_jax.optim.pairs import scales_of
 from goat_jax.sharding.rules import ShardingRules, model_shardings, tree_shardings
 from goat_jax.training.checks import model_options
 from goat_jax.training.phase_change import starting_constants
-from goat_jax.training.setup import adapt, aligned, method_optimizer, quantized_base
+from goat_jax.training.setup import adapt, aligned, attention_note, method_optimizer, quantized_base
 from goat_jax.training.shardings import RunShardings, set_activation_shardings
 from goat_jax.training.state import RunState
 from goat_jax.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
@@ -52,6 +52,7 @@ class AbstractRun:
         eval_step: the jitted evaluation step.
         inject_report: the modules that were adapted, with their parameter counts.
         kind: the model's kind, such as "language model".
+        attention: the line of `setup.attention_note`.
     """
 
     graph: nnx.GraphDef
@@ -63,6 +64,7 @@ class AbstractRun:
     eval_step: EvalStep
     inject_report: InjectReport
     kind: str
+    attention: str | None
 
     def check(self) -> dict[str, Any]:
         """Traces a training and an evaluation step; returns the shapes of the training metrics.
@@ -127,6 +129,7 @@ def abstract_run(
         quantized_base(loaded.model, config)
         loaded.model.attention = dataclasses.replace(loaded.model.attention, device=device)
         set_activation_shardings(loaded.model, rules)
+        found["attention"] = attention_note(loaded.model, config)
         if rules is not None:
             found["known"] = model_shardings(loaded.model, rules)
         found["graph"], trainable, base = split_model(loaded.model)
@@ -154,6 +157,7 @@ def abstract_run(
         ),
         inject_report=found["report"],
         kind=kind,
+        attention=found["attention"],
     )
 
 

@@ -15,7 +15,7 @@ from goat_jax.training.task_types import task_type_of
 
 
 def header(built: TrainSetup, data: TaskData) -> str:
-    """Returns a line each for model, trained parameters, rows, lengths, steps, devices and folder.
+    """Returns a line each for model, trained parameters, notes, rows, lengths, steps and devices.
 
     Args:
         built: the run's model.
@@ -32,7 +32,8 @@ def header(built: TrainSetup, data: TaskData) -> str:
             f"{human_count(report.total_parameters)} parameters ({share:.2%}), "
             f"{config.adapter.method}",
         ),
-        ("rows", "; ".join([*data.notes, *built.notes, *quantized])),
+        ("notes", "; ".join([*built.notes, *quantized])),
+        ("rows", "; ".join(data.notes)),
         ("lengths", _lengths(config, data.rows)),
         ("steps", _steps(config, len(data.rows))),
         ("devices", _devices()),

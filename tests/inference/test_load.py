@@ -37,6 +37,11 @@ def test_the_optimizer_and_the_decompositions_are_left_out(first, light_finished
         np.testing.assert_array_equal(one, other)
 
 
+def test_loading_says_nothing(light_finished, caplog):
+    goat_jax.load(light_finished[0].out)
+    assert not [record for record in caplog.records if record.levelname != "INFO"]
+
+
 def test_the_whole_state_holds_the_same_arrays(first, light_finished):
     config = light_finished[0]
     checkpoints = Checkpoints(first.folder, config.best_by, read_only=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import shutil
 import warnings
@@ -95,6 +96,21 @@ class LatestAndBest(ocp.checkpoint_managers.preservation_policy.PreservationPoli
         return [info.step in latest or info.step == best for info in checkpoints]
 
 
+@contextlib.contextmanager
+def _without_remark() -> Iterator[None]:
+    """Keeps Orbax from warning that a directory opened for reading is one for reading."""
+    logger = logging.getLogger("absl")
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Given directory is read only")
+
+    logger.addFilter(is_news)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_news)
+
+
 class Checkpoints:
     """Checkpoints of one run folder: the latest two, and the best by a metric.
 
@@ -131,6 +147,7 @@ class Checkpoints:
             todelete_subdir=None if read_only else DELETED,
             create=not read_only,
             read_only=read_only,
+            save_interval_steps=0 if read_only else 1,  # otherwise Orbax warns that it sets it
             lightweight_initialize=read_only,  # a reader loads the scores that it needs later
         )
         root = (Path(folder) / CHECKPOINTS).absolute()
@@ -140,7 +157,8 @@ class Checkpoints:
         if not read_only:
             self._delete()
             by_first(lambda: move_damaged(root))
-        self._manager = ocp.CheckpointManager(root, options=self._options)
+        with _without_remark():
+            self._manager = ocp.CheckpointManager(root, options=self._options)
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest complete checkpoint; None if there is none."""
