@@ -59,8 +59,8 @@ class PublishedLinear(torch.nn.Module):
             b = u[:, index].permute(1, 0, 2) * root[:, None, :]
             a = root[:, :, None] * vt[index]
             residual -= case["init_cof"] * scale[0] * torch.einsum("eor,eri->oi", b, a)
-        self.residual, self.bias = torch.nn.Buffer(residual), torch.nn.Buffer(bias)
-        self.scale = torch.nn.Buffer(scale)
+        self.residual, self.scale = torch.nn.Buffer(residual), torch.nn.Buffer(scale)
+        self.bias = None if bias is None else torch.nn.Buffer(bias)
         self.a, self.b = torch.nn.Parameter(a), torch.nn.Parameter(b.contiguous())
         self.router = torch.nn.Parameter(uniform(experts, in_features))
 
