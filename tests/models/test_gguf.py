@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from goat_jax.errors import UserError
+from goat_jax.models.load import load_model
 from goat_jax.models.load_parameters import fill
 from goat_jax.models.registry import architecture_of
 from goat_jax.models.torch_layout import torch_tensors
@@ -251,9 +252,14 @@ def test_settings_that_are_not_supported(tmp_path, architecture, extra, message)
 
 
 def test_tensors_that_are_not_known(tmp_path):
-    path = write(tmp_path / "a.gguf", {**hf_tensors(), "blk.0.attn_q_norm.weight": np.ones(8, "f")})
-    with pytest.raises(UserError, match=r"unknown tensor blk\.0\.attn_q_norm\.weight"):
+    extra = {"blk.0.attn_sub_norm.weight": np.ones(8, "f")}
+    path = write(tmp_path / "a.gguf", {**hf_tensors(), **extra})
+    with pytest.raises(UserError, match=r"unknown tensor blk\.0\.attn_sub_norm\.weight"):
         open_gguf(path)
+    extra = {"blk.0.attn_q_norm.weight": np.ones(8, "f")}  # of another architecture
+    path = write(tmp_path / "c.gguf", {**hf_tensors(), **extra})
+    with pytest.raises(UserError, match=r"unexpected: model\.layers\.0\.self_attn\.q_norm"):
+        load_model(path, key=jax.random.key(0))
     path = write(tmp_path / "b.gguf", {"blk.0.attn_norm.weight": np.ones(8, "f")})
     with pytest.raises(UserError, match=r"has no token_embd\.weight"):
         open_gguf(path)
