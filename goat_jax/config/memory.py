@@ -84,7 +84,7 @@ def rows_that_fit(memory: int, sizes: ModelSizes, length: int) -> int:
         length: the number of tokens of a row.
 
     >>> rows_that_fit(16 * 2**30, ModelSizes(6, 384, 12, 4, False), length=256)
-    64
+    32
     """
     rows = int(SHARE * (memory - sizes.weight_bytes) / sizes.row_bytes(length))
     return 1 << max(0, rows.bit_length() - 1) if rows > 0 else 1
