@@ -46,7 +46,7 @@ class Flag:
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
-    """What a shell needs to know of a verb.
+    """Completions of a verb: its options, and the values that they take.
 
     Attributes:
         name: the verb.
