@@ -10,7 +10,7 @@ import pytest
 
 import goat_jax
 from goat_jax.adapters.methods import METHODS
-from goat_jax.cli.verbs import VERBS
+from goat_jax.cli.parser import VERBS
 from goat_jax.config.shipped import shipped_configs
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from goat_jax.cli.main import main
-from goat_jax.cli.train import draw
+from goat_jax.cli.verbs.train import draw
 from goat_jax.config.files import load_config
 from goat_jax.data.pipeline.image_transforms import array_image
 from goat_jax.data.pipeline.images import decode_image

@@ -20,8 +20,8 @@ from torch import nn
 
 from goat_jax.bench.steps import step_of
 from goat_jax.bench.turns import machine_line, take_turns
-from goat_jax.cli.compare import entry_config, read_entries
 from goat_jax.cli.entry import Parser, in_one_line
+from goat_jax.cli.verbs.compare import entry_config, read_entries
 from goat_jax.config.run import RunConfig
 from goat_jax.errors import UserError
 from goat_jax.models.known_sizes import transformers_config

@@ -1,1 +1,1 @@
-"""The verbs of the command line: each calls the library, prints tables and draws plots."""
+"""The command line: its parser, its errors, and the functions that it calls for each verb."""

@@ -17,7 +17,7 @@ from goat_jax.training.compile_cache import keep_compiled
 
 
 def run_plan(options: argparse.Namespace, rest: list[str]) -> int:
-    from goat_jax.cli.plan import plan
+    from goat_jax.cli.verbs.plan import plan
 
     return plan(
         options.config,
@@ -30,7 +30,7 @@ def run_plan(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def run_plot(options: argparse.Namespace, rest: list[str]) -> int:
-    from goat_jax.cli.plot import Choice, plot
+    from goat_jax.cli.verbs.plot import Choice, plot
 
     choice = Choice(options.step, options.text, options.image, options.row, options.records_only)
     for folder in options.folders:
@@ -55,7 +55,7 @@ def run_train(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _train_here(options: argparse.Namespace, rest: list[str]) -> int:
-    from goat_jax.cli.train import Start, train
+    from goat_jax.cli.verbs.train import Start, train
 
     start = Start(
         options.config,
@@ -71,13 +71,13 @@ def _train_here(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def run_init(options: argparse.Namespace, rest: list[str]) -> int:
-    from goat_jax.cli.init import init
+    from goat_jax.cli.verbs.init import init
 
     return init(options.file, options.model, options.data, options.held_out, rest)
 
 
 def run_export(options: argparse.Namespace, rest: list[str]) -> int:
-    from goat_jax.cli.export import export
+    from goat_jax.cli.verbs.export import export
 
     return export(
         options.run_folder,
@@ -94,13 +94,13 @@ def run_export(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def run_import(options: argparse.Namespace, rest: list[str]) -> int:
-    from goat_jax.cli.import_adapter import import_adapter
+    from goat_jax.cli.verbs.import_adapter import import_adapter
 
     return import_adapter(options.source, options.config, rest, options.other_base)
 
 
 def run_evaluate(options: argparse.Namespace, rest: list[str]) -> int:
-    from goat_jax.cli.evaluate import evaluate
+    from goat_jax.cli.verbs.evaluate import evaluate
 
     keep_compiled()
     return evaluate(options)
@@ -111,14 +111,14 @@ def run_predict(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _predict_here(options: argparse.Namespace) -> int:
-    from goat_jax.cli.predict import predict
+    from goat_jax.cli.verbs.predict import predict
 
     keep_compiled()
     return predict(options)
 
 
 def run_generate(options: argparse.Namespace, rest: list[str]) -> int:
-    from goat_jax.cli.generate import generate
+    from goat_jax.cli.verbs.generate import generate
     from goat_jax.evaluation.sampler import Sampling
     from goat_jax.sharding.config import MeshConfig
 
@@ -137,7 +137,7 @@ def run_generate(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def run_data(options: argparse.Namespace, rest: list[str]) -> int:
-    from goat_jax.cli.data import list_sets, prepare_set, write_rows
+    from goat_jax.cli.verbs.data import list_sets, prepare_set, write_rows
 
     if options.what == "list":
         return list_sets()
@@ -155,7 +155,7 @@ def run_parity(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def run_compare(options: argparse.Namespace, rest: list[str]) -> int:
-    from goat_jax.cli.compare import compare
+    from goat_jax.cli.verbs.compare import compare
 
     return compare(
         options.config,
@@ -170,7 +170,7 @@ def run_compare(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def run_sweep(options: argparse.Namespace, rest: list[str]) -> int:
-    from goat_jax.cli.sweep import sweep
+    from goat_jax.cli.verbs.sweep import sweep
 
     return sweep(
         options.config,
@@ -185,19 +185,19 @@ def run_sweep(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def run_bench(options: argparse.Namespace, rest: list[str]) -> int:
-    from goat_jax.cli.bench import bench
+    from goat_jax.cli.verbs.bench import bench
 
     return bench(options, rest)
 
 
 def run_methods(options: argparse.Namespace, rest: list[str]) -> int:
-    from goat_jax.cli.methods import methods
+    from goat_jax.cli.verbs.methods import methods
 
     return methods(options.model)
 
 
 def run_inspect(options: argparse.Namespace, rest: list[str]) -> int:
-    from goat_jax.cli.inspect import inspect, inspect_config
+    from goat_jax.cli.verbs.inspect import inspect, inspect_config
 
     if (options.folder is None) == (options.config is None):
         raise UserError("inspect takes a run folder or --config FILE: give one of them")
@@ -207,7 +207,7 @@ def run_inspect(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def run_completion(options: argparse.Namespace, rest: list[str]) -> int:
-    from goat_jax.cli.completion import completion
-    from goat_jax.cli.verbs import make_parser
+    from goat_jax.cli.parser import make_parser
+    from goat_jax.cli.verbs.completion import completion
 
     return completion(options.shell, make_parser())

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from goat_jax.cli.arguments.words import as_flag, check_all_known, check_verb
 from goat_jax.cli.entry import in_one_line
 from goat_jax.cli.log_level import apply_log_level
-from goat_jax.cli.verbs import VERBS, make_parser
+from goat_jax.cli.parser import VERBS, make_parser
 from goat_jax.errors import UnknownField
 
 

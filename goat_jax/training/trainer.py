@@ -12,7 +12,7 @@ from goat_jax.training.checkpoints.run_dir import acquired, check_same_rows, ide
 from goat_jax.training.data import load_data
 from goat_jax.training.distributed.preemption import Signals
 from goat_jax.training.distributed.processes import by_first, is_first, records_of
-from goat_jax.training.header import header
+from goat_jax.training.logging.header import header
 from goat_jax.training.logging.profiler import Profile
 from goat_jax.training.logging.progress_bar import TrainProgress
 from goat_jax.training.loop import Loop, Summary

@@ -15,9 +15,9 @@ from goat_jax.adapters.methods import METHODS
 from goat_jax.adapters.spec import OF_THE_RUN, PARTS, AdapterSpec
 from goat_jax.cli.arguments.config import override, with_adapter
 from goat_jax.cli.arguments.field_help import attribute_help, describe_fields, field_help
-from goat_jax.cli.compare import entry_config, read_entries
 from goat_jax.cli.main import main
-from goat_jax.cli.sweep import config_at, read_axis
+from goat_jax.cli.verbs.compare import entry_config, read_entries
+from goat_jax.cli.verbs.sweep import config_at, read_axis
 from goat_jax.config.fields import (
     config_from_json,
     field_kinds,
@@ -299,7 +299,7 @@ ARGUMENTS = st.one_of(
 )
 def test_any_words_of_a_command_line_end_well(config_file, name, words):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("goat_jax.cli.train.fit", stop)
+        patch.setattr("goat_jax.cli.verbs.train.fit", stop)
         ends_well(["train", "--quiet", "--config", str(config_file), f"--{name}", *words])
 
 
@@ -332,7 +332,7 @@ def test_any_words_of_a_command_line_end_well(config_file, name, words):
     ],
 )
 def test_words_of_a_command_line(config_file, monkeypatch, words, message):
-    monkeypatch.setattr("goat_jax.cli.train.fit", stop)
+    monkeypatch.setattr("goat_jax.cli.verbs.train.fit", stop)
     said = ends_well(["train", "--quiet", "--config", str(config_file), *words])
     assert said is None if message is None else message in said
 

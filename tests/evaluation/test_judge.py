@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import pytest
 
-from goat_jax.cli import evaluate
 from goat_jax.cli.main import main
+from goat_jax.cli.verbs import evaluate
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.evaluation import judge_client as module
 from goat_jax.evaluation.journal import Journal

@@ -8,8 +8,8 @@ import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-from goat_jax.cli import export as export_verb
 from goat_jax.cli.main import main
+from goat_jax.cli.verbs import export as export_verb
 from goat_jax.config.run import ModelConfig, RunConfig
 from goat_jax.data.tasks.registry import files, language_files
 from goat_jax.interop.export_run import Exported

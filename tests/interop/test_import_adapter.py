@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from goat_jax.cli.import_adapter import import_adapter
 from goat_jax.cli.main import main
+from goat_jax.cli.verbs.import_adapter import import_adapter
 from goat_jax.errors import UserError
 from goat_jax.interop.export_run import export_run
 from goat_jax.interop.folders import ABOUT, ADAPTER, ADAPTER_CONFIG

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from goat_jax.cli.import_adapter import import_adapter
+from goat_jax.cli.verbs.import_adapter import import_adapter
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
 from goat_jax.data.tasks.registry import language_files
 from goat_jax.errors import UserError

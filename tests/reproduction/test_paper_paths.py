@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 import official
 from goat_jax.cli.arguments.config import read_config
-from goat_jax.cli.evaluate import evaluate_run
+from goat_jax.cli.verbs.evaluate import evaluate_run
 from goat_jax.data.prepare.prepare import prepare
 from goat_jax.data.tasks.image import ImageTask
 from goat_jax.data.tasks.vision import VISION, vision_classes

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from goat_jax.cli.compare import entry_config, read_entries, with_parameters_of
 from goat_jax.cli.main import main
+from goat_jax.cli.verbs.compare import entry_config, read_entries, with_parameters_of
 from goat_jax.errors import RunFailed
 from goat_jax.training import vmapped_runs as together
 from goat_jax.training.abstract_run import abstract_run

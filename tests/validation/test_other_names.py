@@ -4,7 +4,7 @@ import pytest
 
 from goat_jax import method_spec
 from goat_jax.cli.main import main
-from goat_jax.cli.verbs import VERBS
+from goat_jax.cli.parser import VERBS
 from goat_jax.config.fields import field_kinds, with_fields
 from goat_jax.config.guess import config_for
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig

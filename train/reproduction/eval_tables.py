@@ -15,7 +15,7 @@ from goat_jax.analysis.run_results import check_all_different
 from goat_jax.cli.arguments.config import read_config, with_adapter
 from goat_jax.cli.arguments.evaluation import add_options, options_of
 from goat_jax.cli.entry import Parser, in_one_line
-from goat_jax.cli.train import draw
+from goat_jax.cli.verbs.train import draw
 from goat_jax.config.run import RunConfig
 from goat_jax.data.tasks.evaluation import CODE, EvalTask, named_by_set
 from goat_jax.errors import RunFailed, UserError

@@ -8,7 +8,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from checkpoints import Batches, save, state_of, without_checksums
-from goat_jax.cli.train import report
+from goat_jax.cli.verbs.train import report
 from goat_jax.errors import Notice, UserError
 from goat_jax.training import loop
 from goat_jax.training.checkpoints.checkpoint import Checkpoints

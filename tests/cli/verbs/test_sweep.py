@@ -6,9 +6,9 @@ import json
 import pytest
 
 from goat_jax.analysis import run_results as results
-from goat_jax.cli import sweep
 from goat_jax.cli.main import main
-from goat_jax.cli.sweep import config_at, grid, random_points, read_axis
+from goat_jax.cli.verbs import sweep
+from goat_jax.cli.verbs.sweep import config_at, grid, random_points, read_axis
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig
 from goat_jax.data.tasks.registry import reviews
 from goat_jax.errors import UserError

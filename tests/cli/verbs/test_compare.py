@@ -5,8 +5,8 @@ import json
 import pytest
 
 from goat_jax.analysis import run_results as results
-from goat_jax.cli import compare
 from goat_jax.cli.main import main
+from goat_jax.cli.verbs import compare
 from goat_jax.training.vmapped_runs import RunResult, RunVariant
 
 

@@ -12,7 +12,7 @@ from goat_jax.bench.layer import SIZES, Size, contenders, measure_growth, measur
 from goat_jax.bench.measured import Measured
 from goat_jax.bench.steps import measure_steps
 from goat_jax.bench.turns import machine, machine_line
-from goat_jax.cli.compare import entry_config, read_entries
+from goat_jax.cli.verbs.compare import entry_config, read_entries
 from goat_jax.config.run import DTYPES
 from goat_jax.errors import UserError
 from goat_jax.extras import skipped_without_extra

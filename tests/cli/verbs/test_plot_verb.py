@@ -16,7 +16,7 @@ from goat_jax.analysis.run_data import (
     update_norms,
 )
 from goat_jax.cli.main import main
-from goat_jax.cli.plot import OF_CHECKPOINT, OF_RECORDS
+from goat_jax.cli.verbs.plot import OF_CHECKPOINT, OF_RECORDS
 from goat_jax.nn.dense import Adapter, merge_model
 from goat_jax.nn.named_modules import find_modules
 from goat_jax.training.checkpoints.restore import restore_run

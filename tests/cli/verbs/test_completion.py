@@ -6,9 +6,9 @@ import subprocess
 import pytest
 
 from goat_jax.adapters.methods import METHODS
-from goat_jax.cli.completion import SCRIPTS, fields, verbs_of
 from goat_jax.cli.main import main
-from goat_jax.cli.verbs import VERBS, make_parser
+from goat_jax.cli.parser import VERBS, make_parser
+from goat_jax.cli.verbs.completion import SCRIPTS, fields, verbs_of
 from goat_jax.config.fields import field_kinds
 from goat_jax.config.run import ModelConfig, RunConfig
 from goat_jax.config.shipped import shipped_configs

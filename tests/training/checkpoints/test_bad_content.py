@@ -7,7 +7,7 @@ import pytest
 
 from checkpoints import Batches, save, state_of, without_checksums
 from goat_jax.analysis.collect_runs import gather
-from goat_jax.cli.inspect import score_table
+from goat_jax.cli.verbs.inspect import score_table
 from goat_jax.config.fields import flatten
 from goat_jax.config.run import RunConfig
 from goat_jax.errors import UserError
