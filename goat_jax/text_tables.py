@@ -1,5 +1,6 @@
-"""Tables as plain text or Markdown, and short forms of numbers for them."""
+"""Tables as plain text, Markdown or HTML, and short forms of numbers for them."""
 
+import html
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -54,6 +55,21 @@ def render_table(
         rules = ["-" * width for width in widths]
     lines = [cells[0], rules, *cells[1:]]
     return "\n".join(_line(line, widths, align, markdown) for line in lines)
+
+
+def html_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Returns a table in HTML, with the cells of `render_table`.
+
+    >>> html_table(["text", "score"], [["1 < 2", 0.81249]])
+    '<table><tr><th>text</th><th>score</th></tr><tr><td>1 &lt; 2</td><td>0.8125</td></tr></table>'
+    """
+    lines = [("th", headers), *(("td", row) for row in rows)]
+    return f"<table>{''.join(_html_row(*line) for line in lines)}</table>"
+
+
+def _html_row(tag: str, cells: Sequence[Any]) -> str:
+    texts = (html.escape(_cell(cell, markdown=False)) for cell in cells)
+    return f"<tr>{''.join(f'<{tag}>{text}</{tag}>' for text in texts)}</tr>"
 
 
 def human_count(number: float) -> str:

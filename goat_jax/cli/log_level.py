@@ -30,6 +30,11 @@ def apply_log_level(level: str | None = None) -> None:
         logging.getLogger(name).setLevel(level.upper() if detailed else logging.CRITICAL)
 
 
+def shows_details() -> bool:
+    """True if what the libraries below log is printed."""
+    return _LOGGER.isEnabledFor(logging.INFO)
+
+
 def shows_notices() -> bool:
     """True if notices are printed."""
     return _LOGGER.isEnabledFor(logging.WARNING)

@@ -101,11 +101,18 @@ class Proposal:
 
     Attributes:
         config: the config.
-        lines: one line for every choice, with the field that makes another one.
+        found: one line for every choice that the data and the checkpoint decide.
+        settings: the settings for the model's kind.
     """
 
     config: RunConfig
-    lines: tuple[str, ...]
+    found: tuple[str, ...]
+    settings: Defaults
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """One line for every choice, with the field that makes another one."""
+        return (*self.found, *_sizes(self.config, self.settings))
 
 
 def config_for(
@@ -177,7 +184,7 @@ def propose(
         f"{name}=..."
         for name, value in known.options.items()
     ]
-    return Proposal(config, (*guess.lines, *pooled, *_sizes(config, settings)))
+    return Proposal(config, (*guess.lines, *pooled), settings)
 
 
 def _as_argument(error: UnknownField, fields: Mapping[str, Any]) -> UserError:

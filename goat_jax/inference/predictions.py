@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from goat_jax.data.sources.formats import Row
 from goat_jax.errors import UserError
-from goat_jax.text_tables import render_table
+from goat_jax.text_tables import html_table, render_table
 
 PREDICTION, PROBABILITY = "prediction", "probability_{}"
 """Names of the columns with the prediction and with the probability of a class."""
@@ -77,9 +76,7 @@ class Predictions:
 
     def _repr_html_(self) -> str:
         """Returns the table in HTML, which a notebook shows."""
-        headers, table = self._table()
-        lines = [_html_row("th", headers), *(_html_row("td", row) for row in table)]
-        return f"<table>{''.join(lines)}</table>{''.join(self._more())}"
+        return html_table(*self._table()) + "".join(self._more())
 
     def _table(self) -> tuple[list[str], list[list[Any]]]:
         """Returns the headers and the first rows of the printed table."""
@@ -105,13 +102,6 @@ class Predictions:
         """Returns each row's prediction and probabilities, in the order of `result_columns`."""
         shares = self.probabilities.tolist() if self.classes else [[]] * len(self)
         return [[one, *own] for one, own in zip(self.predicted.tolist(), shares, strict=True)]
-
-
-def _html_row(tag: str, cells: Sequence[Any]) -> str:
-    texts = (
-        f"{cell:.4g}" if isinstance(cell, np.floating | float) else str(cell) for cell in cells
-    )
-    return f"<tr>{''.join(f'<{tag}>{html.escape(text)}</{tag}>' for text in texts)}</tr>"
 
 
 def _short(value: object) -> object:

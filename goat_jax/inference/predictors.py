@@ -19,10 +19,11 @@ from goat_jax.data.pipeline.tokenize import encode, late_tokenizer
 from goat_jax.data.sources.formats import Row
 from goat_jax.data.sources.images import IMAGE_SUFFIXES, find_images
 from goat_jax.data.sources.read import read_image_source, read_source
+from goat_jax.data.tasks.columns import read_label
 from goat_jax.data.tasks.evaluation import EvalTask
 from goat_jax.data.tasks.image import ImageTask
 from goat_jax.data.tasks.language import LanguageTask, read_prompts, row_of_prompt
-from goat_jax.data.tasks.text import TextTask, load_examples, rows_of, unlabeled_examples
+from goat_jax.data.tasks.text import TextTask, rows_of, unlabeled_examples
 from goat_jax.errors import UserError
 from goat_jax.evaluation.generate_and_loglikelihood import answer_all
 from goat_jax.evaluation.sampler import Prompt, Sampling
@@ -89,8 +90,9 @@ def _read_images(task: ImageTask, sources: Sequence[str]) -> list[Row]:
 
 
 def _labeled_texts(task: TextTask) -> tuple[list[Row], np.ndarray]:
-    rows = [row for _, row, _ in rows_of(task, "evaluation")]
-    return rows, load_examples(task, "evaluation").labels
+    found = [(row, where) for _, row, where in rows_of(task, "evaluation")]
+    labels = [read_label(row, task.label, task.labels, where) for row, where in found]
+    return [row for row, _ in found], np.array(labels, np.int32 if task.labels else np.float32)
 
 
 def _labeled_images(task: ImageTask) -> tuple[list[Row], np.ndarray]:

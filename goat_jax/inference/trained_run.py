@@ -22,6 +22,7 @@ from goat_jax.files import user_path
 from goat_jax.inference.output_file import digest_of_arrays
 from goat_jax.inference.predictions import Predictions
 from goat_jax.inference.predictors import predictor_of, sampling_of
+from goat_jax.inference.scores import Scores
 from goat_jax.interop.export_run import Exported, export_run
 from goat_jax.interop.trained_run import Trained
 from goat_jax.sharding.config import MeshConfig
@@ -162,9 +163,9 @@ class TrainedRun:
         answers = [one.text for one in answer_all(self.generator, asked, settings, size)]
         return answers[0] if isinstance(prompts, str) else answers
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self) -> Scores:
         """Returns the loss and the task's metrics on the run's evaluation rows."""
-        return self.trained.scores
+        return Scores(self.trained.scores)
 
     def export(self, to: str, out: str | Path, **options: Any) -> Exported:
         """Writes the run in another format.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from goat_jax.models.vision.heads import ZERO_SHOT
 from goat_jax.nn.dense import split_model
 from goat_jax.pretrained.packaged_models import ORIGINS
 from goat_jax.pretrained.resolve import PACKAGE, open_checkpoint
+from goat_jax.text_tables import html_table, render_table
 from goat_jax.training.checkpoints.run_dir import load_run, read_run
 from goat_jax.training.evaluate import evaluate
 from goat_jax.training.step import make_eval_step
@@ -32,9 +34,9 @@ from goat_jax.training.task_types import task_type_of
 from goat_jax.validation.checks import check_choice
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Exported:
-    """The result of an export.
+    """The result of an export; printed as a table of scores, and the notes.
 
     Attributes:
         folder: the folder that was written.
@@ -47,6 +49,22 @@ class Exported:
     step: int
     scores: Mapping[str, Mapping[str, float]]
     notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return "\n".join([render_table(*self._table()), *self._end()])
+
+    def _repr_html_(self) -> str:
+        """Returns the table in HTML, which a notebook shows."""
+        return html_table(*self._table()) + "<br>".join(map(html.escape, self._end()))
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        """Returns the headers and rows of the table of scores."""
+        metrics = dict.fromkeys(name for column in self.scores.values() for name in column)
+        rows = [[m, *(f"{column[m]:.4f}" for column in self.scores.values())] for m in metrics]
+        return ["evaluation rows", *self.scores], rows
+
+    def _end(self) -> list[str]:
+        return [*self.notes, f"step {self.step} written to {self.folder}"]
 
 
 def export_run(

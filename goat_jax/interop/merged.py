@@ -28,6 +28,8 @@ from goat_jax.models.registry import ARCHITECTURES, Architecture, architecture_o
 from goat_jax.models.torch_layout import torch_parameters
 from goat_jax.nn.model import Model
 from goat_jax.nn.named_modules import find_modules
+from goat_jax.pretrained.gguf.file import SUFFIX
+from goat_jax.pretrained.gguf.tokenizer import gguf_tokenizer
 from goat_jax.pretrained.resolve import open_checkpoint
 from goat_jax.typing import Array, Factors
 
@@ -91,7 +93,7 @@ def write_merged(
     dtype: str,
     most: int = SHARD_BYTES,
 ) -> None:
-    """Writes the weights and config.json of a model without adapters, and copies its tokenizer.
+    """Writes the weights and config.json of a model without adapters, and its tokenizer.
 
     For an image task, preprocessor_config.json describes how the images have to be prepared.
 
@@ -124,7 +126,7 @@ def write_merged(
     write_shards(folder, tensors, most)
     labels = class_names(getattr(task, "labels", ()), getattr(model.config, "num_labels", 0))
     write_json(folder / "config.json", merged_config({**hf, **changes}, form, dtype, labels))
-    copy_tokenizer(path, folder)
+    write_tokenizer(path, folder)
     if isinstance(task, ImageTask):  # the task may preprocess images unlike the pretrained model
         write_json(folder / "preprocessor_config.json", view_of(task, path).config())
 
@@ -238,9 +240,16 @@ def merged_config(
     return config | {"dtype": dtype}
 
 
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copies the tokenizer, image preprocessor and generation settings of a checkpoint folder."""
+def write_tokenizer(source: Path, folder: Path) -> None:
+    """Copies the tokenizer, image preprocessor and generation settings of a checkpoint folder.
+
+    Writes the tokenizer that a .gguf file holds.
+    """
+    if source.suffix == SUFFIX:
+        tokenizer: Any = gguf_tokenizer(source)
+        tokenizer.save_pretrained(folder)
+        return
     for pattern in TOKENIZER_FILES:
-        for path in sorted(Path(source).glob(pattern)):
+        for path in sorted(source.glob(pattern)):
             if path.is_file():
                 shutil.copyfile(path, folder / path.name)

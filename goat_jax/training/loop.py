@@ -26,41 +26,13 @@ from goat_jax.training.logging.progress_bar import TrainProgress
 from goat_jax.training.logging.throughput import Meter, memory_peaks
 from goat_jax.training.setup import TrainSetup
 from goat_jax.training.state import RunState
+from goat_jax.training.summary import Summary
 from goat_jax.training.task_types import task_type_of
 from goat_jax.typing import Batch
 
 # Importing Orbax takes a fifth of the start-up time; `fit` does it once the config is checked.
 if TYPE_CHECKING:
     from goat_jax.training.checkpoints.checkpoint import Checkpoints
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """Result of `fit` or `begin`.
-
-    Attributes:
-        folder: the run folder.
-        step: the number of optimizer steps done.
-        stopped: why the run ended: "finished", "no better METRIC for N evaluations", the name of
-            the signal that stopped it, or "imported" for a run made by `begin`.
-        before: the scores at step 0.
-        after: the scores of the last evaluation after step 0, empty if there was none; the scores
-            of step 0 for a run made by `begin`.
-        best_step: the step of the best checkpoint on disk; None if no checkpoint has a score.
-        best_score: the best checkpoint's score; None if no checkpoint has one.
-        notes: one-line remarks about the rows, the run's length and the pretrained checkpoint.
-        built: the run's model, jitted steps and reports.
-    """
-
-    folder: Path
-    step: int
-    stopped: str
-    before: dict[str, float] | None
-    after: dict[str, float]
-    best_step: int | None
-    best_score: float | None
-    notes: tuple[str, ...]
-    built: TrainSetup
 
 
 @dataclasses.dataclass

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import warnings
@@ -13,7 +14,7 @@ import pytest
 import goat_jax
 from goat_jax.cli.entry import in_one_line
 from goat_jax.cli.log_level import apply_log_level
-from goat_jax.cli.main import main
+from goat_jax.cli.main import main, quiet_compiler
 from goat_jax.errors import Notice
 from goat_jax.training.compile_cache import keep_compiled
 from tiny_run import LIGHT, write_run
@@ -287,6 +288,17 @@ def test_the_log_level_decides_what_is_printed_besides_results(level, seen, caps
 
     assert in_one_line("p", notice) == 0
     assert capsys.readouterr().err == seen
+
+
+@pytest.mark.parametrize(("level", "value"), [("warning", "3"), ("info", None)])
+def test_the_compilers_remarks_are_for_its_developers(level, value, monkeypatch):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "")  # restored at the end
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    monkeypatch.setattr(logging.getLogger(), "level", logging.WARNING)
+    apply_log_level(level)
+    quiet_compiler()
+    apply_log_level("warning")
+    assert os.environ.get("TF_CPP_MIN_LOG_LEVEL") == value
 
 
 def test_debug_adds_the_traceback_of_an_error(capsys, monkeypatch):

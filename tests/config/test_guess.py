@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import goat_jax
+from goat_jax.cli.arguments.config import propose_config
 from goat_jax.cli.main import main
 from goat_jax.config import guess as guess_module
 from goat_jax.config.files import load_config
@@ -56,6 +57,14 @@ def test_columns_are_found_by_words_in_their_names(tmp_path):
         "label column: Overall Sentiment (3 classes: bad, fine, good); "
         "say otherwise with --task.label"
     )
+
+
+def test_the_lines_name_what_is_given(tmp_path):
+    write_checkpoint(tmp_path / "model")
+    words = ["--out", "elsewhere", "--train.max-length", "24"]
+    data = tones(tmp_path / "tones.csv")
+    *_, loop, method = propose_config(str(tmp_path / "model"), data, None, words, "p").lines
+    assert "at most 24 tokens" in loop and "in elsewhere;" in method
 
 
 def test_a_regression_has_no_classes_to_share(tmp_path):

@@ -53,3 +53,19 @@ def test_the_whole_state_holds_the_same_arrays(first, light_finished):
         strict=True,
     ):
         np.testing.assert_array_equal(one, other)
+
+
+def test_results_are_printed_as_tables(first, light_finished):
+    summary = light_finished[1]
+    scores = first.evaluate()
+    assert repr(scores).splitlines()[2].split() == ["loss", f"{scores['loss']:.4g}"]
+    assert scores._repr_html_().count("<tr>") == 1 + len(scores)
+    lines = repr(summary).splitlines()
+    assert lines[0].split() == ["held", "out", "before", "after"]
+    assert lines[2].split() == [
+        "loss",
+        *(f"{s['loss']:.4f}" for s in (summary.before, summary.after)),
+    ]
+    assert lines[-1].startswith(f"finished at step {summary.step}; best step ")
+    assert lines[-1].endswith(f"; in {summary.folder}")
+    assert lines[-1] in summary._repr_html_()

@@ -11,7 +11,8 @@ from PIL import Image
 import goat_jax
 from goat_jax.cli.main import main
 from goat_jax.data.pipeline.images import unlabeled_images
-from goat_jax.data.sources.read import read_rows
+from goat_jax.data.sources.read import read_rows, read_source
+from goat_jax.data.tasks import text
 from goat_jax.data.tasks.image import ImageTask
 from goat_jax.data.tasks.language import FORMATS, PROMPTS, LanguageTask, row_of_prompt
 from goat_jax.data.tasks.registry import files
@@ -311,6 +312,15 @@ def test_evaluate_writes_each_row_with_its_label(run, found, tmp_path, capsys, e
     assert scores["accuracy"] == pytest.approx(share)
     assert main(words) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+def test_rows_with_labels_are_read_once(run, monkeypatch):
+    reads = []
+    monkeypatch.setattr(
+        text, "read_source", lambda *given: reads.append(given) or read_source(*given)
+    )
+    assert labeled_rows(run.config.task)
+    assert len(reads) == 1
 
 
 def test_rows_without_labels_cannot_be_written_with_them():

@@ -118,6 +118,9 @@ def test_peft_reloads_every_single_adapter(method, run_of, tiny, tmp_path):
     assert np.abs(theirs - our_logits(run)).max() < CLOSE
     assert np.abs(theirs - before).max() > 1e-2
     assert {"loss", "accuracy"} <= set(made.scores["run"])
+    first, *_, last = repr(made).splitlines()  # as a REPL prints it
+    assert first.split()[-1] == "run" and last == f"step {made.step} written to {made.folder}"
+    assert last in made._repr_html_()
 
 
 def test_residual_methods_are_lora_of_twice_the_rank_on_the_original(run_of, tmp_path):

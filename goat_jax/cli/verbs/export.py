@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 from goat_jax.errors import UserError
-from goat_jax.interop.export_run import Exported, export_run
+from goat_jax.interop.export_run import export_run
 from goat_jax.interop.hub import check_push, push
-from goat_jax.text_tables import render_table
 
 
 def export(
@@ -51,18 +50,9 @@ def export(
         about = {"folder": str(out), "step": made.step, "notes": made.notes}
         print(json.dumps(about | {"scores": made.scores}))
     else:
-        print(report(made))
+        print(made)
     if push_to is not None:
         name = f"{to} of {folder.name}, step {made.step}"
         address = push(out, push_to, public=public, message=f"goat-jax export: {name}")
         print(f"uploaded to {address}", file=sys.stderr)
     return 0
-
-
-def report(made: Exported) -> str:
-    """Returns the scores and notes of an export as text."""
-    columns = list(made.scores)
-    metrics = list(made.scores[columns[0]])
-    table = [[m, *(f"{made.scores[column][m]:.4f}" for column in columns)] for m in metrics]
-    lines = [render_table(["evaluation rows", *columns], table), *made.notes]
-    return "\n".join([*lines, f"step {made.step} written to {made.folder}"])

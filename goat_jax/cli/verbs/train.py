@@ -16,10 +16,9 @@ from goat_jax.errors import UserError
 from goat_jax.extras import skipped_without_extra
 from goat_jax.injection.svd_cache import AUTO
 from goat_jax.plots import plot_expert_load, plot_training
-from goat_jax.text_tables import render_table
 from goat_jax.training.distributed.processes import is_first
 from goat_jax.training.logging.metrics_log import read_records
-from goat_jax.training.loop import Summary
+from goat_jax.training.summary import Summary
 from goat_jax.training.trainer import fit
 
 PICTURES = ("training.png", "expert_load.png")
@@ -137,26 +136,13 @@ def draw(folder: Path) -> None:
 
 def report(config: RunConfig, summary: Summary) -> str:
     """Returns the summary of a finished run as text: scores and files."""
-    names = ["loss", *config.task.metrics]
-    before = summary.before or {}
     drawn = [picture for picture in PICTURES if (summary.folder / picture).exists()]
-    rows = [[name, _number(before.get(name)), _number(summary.after.get(name))] for name in names]
     lines = [
         "",
         f"{config.adapter.method} on {config.task.name}: {summary.stopped} at step {summary.step}",
         "",
-        render_table(["held out", "before", "after"], rows),
+        summary.table(),
         "",
-        f"{_best(summary)}; {', '.join(['records', 'checkpoints', *drawn])} in {summary.folder}",
+        f"{summary.best}; {', '.join(['records', 'checkpoints', *drawn])} in {summary.folder}",
     ]
     return "\n".join(lines)
-
-
-def _best(summary: Summary) -> str:
-    if summary.best_step is None:
-        return "no checkpoint has a score yet"
-    return f"best step {summary.best_step} ({summary.best_score:.4f})"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

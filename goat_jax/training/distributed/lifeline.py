@@ -25,7 +25,7 @@ LOST = 75
 The same command continues the run.
 """
 
-AGAIN = "start all of them again with the same command, which continues from the last checkpoint"
+AGAIN = "start all of them again with the same command, which continues from what it last saved"
 
 DONE = 0
 TOKEN_BYTES = 32

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from goat_jax.data.pipeline.tokenize import load_tokenizer
 from goat_jax.errors import UserError
+from goat_jax.interop.merged import write_tokenizer
 from goat_jax.pretrained.gguf.tokenizer import PRE_TOKENIZERS
 from goat_jax.pretrained.packaged_models import smollm2_file
 from kinds import expect
@@ -77,6 +78,16 @@ def test_merges_special_tokens_and_settings(tmp_path):
     assert tokenizer.decode(ids, skip_special_tokens=True) == "he<think>"
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False)
     assert chat == "<|user|>hello"
+
+
+def test_a_merged_model_has_the_tokenizer_as_files(tmp_path):
+    source = write(tmp_path / "a.gguf", extra=[("add_add_bos_token", True)])
+    (tmp_path / "merged").mkdir()
+    write_tokenizer(source, tmp_path / "merged")
+    before, after = opened(source), opened(tmp_path / "merged")
+    assert [after(text)["input_ids"] for text in TEXTS] == [before(t)["input_ids"] for t in TEXTS]
+    assert (after.chat_template, after.eos_token) == (CHAT, "<|end|>")
+    assert after.model_max_length == 512
 
 
 @pytest.mark.parametrize("pre", PRE_TOKENIZERS)
