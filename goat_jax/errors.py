@@ -51,15 +51,15 @@ def nearest_name(name: str, known: Iterable[str]) -> str | None:
     >>> nearest_name("lr", ["steps", "learning_rate"]), nearest_name("rank", ["rho", "total_rank"])
     ('learning_rate', 'total_rank')
     """
-    wanted, names = _words(name), list(known)
-    letters = "".join(wanted)
+    name_words, names = _words(name), list(known)
+    letters = "".join(name_words)
     tests = (
-        lambda own: "".join(own) == letters,
-        lambda own: len(own) > 1 and "".join(word[:1] for word in own) == letters,
-        lambda own: bool(letters) and letters in own,
+        lambda words: "".join(words) == letters,
+        lambda words: len(words) > 1 and "".join(word[:1] for word in words) == letters,
+        lambda words: bool(letters) and letters in words,
     )
-    found = [one for fits in tests for one in names if fits(_words(one))]
-    matches = found or difflib.get_close_matches(name, names, n=1)
+    similar = [one for fits in tests for one in names if fits(_words(one))]
+    matches = similar or difflib.get_close_matches(name, names, n=1)
     return matches[0] if matches else None
 
 

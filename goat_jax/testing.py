@@ -58,10 +58,10 @@ def assert_close(got: PyTree, expected: PyTree, relative: float = 1e-5) -> None:
     Traceback (most recent call last):
     AssertionError: ['a'][0]: relative error 9.1e-02 is above 1e-05
     """
-    wanted = jax.tree_util.tree_leaves_with_path(expected)
+    leaves = jax.tree_util.tree_leaves_with_path(expected)
     if jax.tree.structure(got) != jax.tree.structure(expected):
         raise AssertionError(f"{jax.tree.structure(got)}, expected {jax.tree.structure(expected)}")
-    pairs = zip(jax.tree.leaves(got), wanted, strict=True)
+    pairs = zip(jax.tree.leaves(got), leaves, strict=True)
     errors = [(relative_error(a, b), jax.tree_util.keystr(path)) for a, (path, b) in pairs]
     worst, name = max(errors, default=(0.0, ""))
     # "not all(<=)" and not "any(>)", so that a NaN fails.

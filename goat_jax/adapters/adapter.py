@@ -88,8 +88,8 @@ def init_adapter(
     if segments is None:
         segments = spec.initializer.decompose(kernel, spec, segment_key)
     scale = spec.scale(kernel.shape[0], segments, spec)
-    given = InitInputs(kernel, segments, scale, gradient)
-    factors = spec.initializer.factors(given, spec, factor_key)
+    inputs = InitInputs(kernel, segments, scale, gradient)
+    factors = spec.initializer.factors(inputs, spec, factor_key)
     if isinstance(dropper, DropsTriplets) and dropped is not None:
         frozen = dropper.without(kernel, dropped)
     else:

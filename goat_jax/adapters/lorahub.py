@@ -83,10 +83,10 @@ def search(
     value = finite_or_worst(objective(best))
     for step in steps[1:]:
         trial = np.clip(best + size * step, -BOUND, BOUND)
-        found = finite_or_worst(objective(trial))
-        size *= 1.5 if found < value else 0.84
-        if found < value:
-            best, value = trial, found
+        trial_value = finite_or_worst(objective(trial))
+        size *= 1.5 if trial_value < value else 0.84
+        if trial_value < value:
+            best, value = trial, trial_value
     return best, value
 
 

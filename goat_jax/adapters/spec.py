@@ -130,14 +130,14 @@ class AdapterSpec:
         >>> METHODS["goat"].spec.replace(total_rank=16, rho=5.0).initializer.rho
         5.0
         """
-        own = {f.name for f in dataclasses.fields(self)}
+        fields = {f.name for f in dataclasses.fields(self)}
         # Replaced all at once: a check between two changes could refuse a valid combination.
         values = {
             name: find_part(name, value) if name in PARTS else value
             for name, value in options.items()
-            if name in own
+            if name in fields
         }
-        for name in sorted(options.keys() - own):
+        for name in sorted(options.keys() - fields):
             part = self._part_with(name, values)
             values[part] = _set_option(self._part(part, values), name, options[name])
         return dataclasses.replace(self, **values)
@@ -188,11 +188,12 @@ def _set_option(part: Dataclass, name: str, value: object) -> Any:
 
 
 def _check_layouts(initializer: Initializer, combine: Combine) -> None:
-    made, wanted = initializer.layout, combine.layout
-    if made != wanted:
+    produced, expected = initializer.layout, combine.layout
+    if produced != expected:
         raise UserError(
-            f"{type(combine).__name__} works on {wanted}, {LAYOUTS[wanted]}, but "
-            f"{type(initializer).__name__} makes {made}, {LAYOUTS[made]}: choose parts of one kind"
+            f"{type(combine).__name__} works on {expected}, {LAYOUTS[expected]}, but "
+            f"{type(initializer).__name__} makes {produced}, {LAYOUTS[produced]}: choose parts of "
+            "one kind"
         )
 
 

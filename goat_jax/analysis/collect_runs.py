@@ -48,8 +48,8 @@ class Gathered:
         The first of these that exists is used: `metric`, the config's `best_by` metric, and the
         first score, since the scores of an eval task have other names.
         """
-        wanted = [metric, self.config.best_by, *self.scores]
-        name = next((name for name in wanted if name in self.scores), None)
+        candidates = [metric, self.config.best_by, *self.scores]
+        name = next((name for name in candidates if name in self.scores), None)
         return None if name is None else (name, self.scores[name])
 
     def series(self, field: str) -> tuple[list[int], list[float]]:
@@ -70,12 +70,12 @@ def gather(roots: Iterable[Path]) -> list[Gathered]:
         UserError: no run there, or a folder that cannot be read.
     """
     roots = [Path(root) for root in roots]
-    found = sorted({path.parent for root in roots for path in root.rglob(RUN)})
-    if not found:
+    folders = sorted({path.parent for root in roots for path in root.rglob(RUN)})
+    if not folders:
         raise UserError(
             f"no run in {', '.join(map(str, roots))}: give folders that contain a {RUN}"
         )
-    return [_read(folder) for folder in found if (folder / FILE_NAME).is_file()]
+    return [_read(folder) for folder in folders if (folder / FILE_NAME).is_file()]
 
 
 def _read(folder: Path) -> Gathered:
@@ -112,10 +112,10 @@ def by_series(runs: Iterable[Gathered], apart: Iterable[str] = ()) -> dict[str, 
     """
     groups: dict[str, tuple[dict[str, Any], list[Gathered]]] = {}
     for run in runs:
-        own = _traits(run.config, {*apart, *FOLLOWS})
-        groups.setdefault(json.dumps(own, sort_keys=True), (own, []))[1].append(run)
-    forms = [own for own, _ in groups.values()]
-    return {_label(own, forms): members for own, members in groups.values()}
+        traits = _traits(run.config, {*apart, *FOLLOWS})
+        groups.setdefault(json.dumps(traits, sort_keys=True), (traits, []))[1].append(run)
+    forms = [traits for traits, _ in groups.values()]
+    return {_label(traits, forms): members for traits, members in groups.values()}
 
 
 def _traits(config: RunConfig, left_out: set[str]) -> dict[str, Any]:
@@ -124,22 +124,22 @@ def _traits(config: RunConfig, left_out: set[str]) -> dict[str, Any]:
     Sizes come from the spec, so that two ways to write the same size count as equal.
     """
     adapter, spec = config.adapter, config.adapter.spec()
-    given = {key: value for key, value in flatten(adapter).items() if value not in (None, [], {})}
-    defaults = given.pop("defaults", {})
-    given = {n: value for n, value in defaults.items() if spec.has_option(n)} | given
-    given |= given.pop("options", {})
+    traits = {key: value for key, value in flatten(adapter).items() if value not in (None, [], {})}
+    defaults = traits.pop("defaults", {})
+    traits = {n: value for n, value in defaults.items() if spec.has_option(n)} | traits
+    traits |= traits.pop("options", {})
     sizes = ("total_rank", "num_experts", "top_k")
-    given |= {name: getattr(spec, name) for name in sizes}
-    return {name: value for name, value in given.items() if name not in left_out}
+    traits |= {name: getattr(spec, name) for name in sizes}
+    return {name: value for name, value in traits.items() if name not in left_out}
 
 
-def _label(own: Mapping[str, Any], forms: Sequence[Mapping[str, Any]]) -> str:
-    method = own.get("method")
+def _label(traits: Mapping[str, Any], forms: Sequence[Mapping[str, Any]]) -> str:
+    method = traits.get("method")
     alike = [form for form in forms if form.get("method") == method]
     names = sorted({name for form in alike for name in form} - {*_WORDS})
     names = [*_WORDS, *names]
     telling = [n for n in names if len({json.dumps(form.get(n)) for form in alike}) > 1]
-    parts = [f"{_WORDS.get(name, name)} {own[name]}" for name in telling if name in own]
+    parts = [f"{_WORDS.get(name, name)} {traits[name]}" for name in telling if name in traits]
     return ", ".join([method, *parts] if method else parts) or "all"
 
 

@@ -49,15 +49,15 @@ class Key:
     def of(cls, config: RunConfig, options: EvalOptions | None = None) -> Key:
         """Makes the key of a run and, if options are given, of its evaluation."""
         values = flatten(config)
-        own = {name: value for name, value in values.items() if name not in FREE_TO_CHANGE}
+        settings = {name: value for name, value in values.items() if name not in FREE_TO_CHANGE}
         places = {name: value for name, value in values.items() if name != "out"}
-        return cls(own, stamps(places), {} if options is None else _traits(options))
+        return cls(settings, stamps(places), {} if options is None else _traits(options))
 
     def changed(self, saved: Mapping[str, Any]) -> list[str]:
         """Returns the names of the entries in which a saved key differs from this one."""
-        mine = json.loads(json.dumps(dataclasses.asdict(self)))
+        current = json.loads(json.dumps(dataclasses.asdict(self)))
         names = []
-        for part, value in mine.items():
+        for part, value in current.items():
             other = saved.get(part)
             if isinstance(value, dict) and isinstance(other, dict):
                 other = present_names(other)
@@ -123,14 +123,14 @@ def stamps(values: Mapping[str, Any]) -> dict[str, str]:
     A stamp hashes the names and sizes of the files and the bytes at their beginning and end, not
     all of their bytes. A copy in another place has the same stamp.
     """
-    found = {}
+    by_name = {}
     for name, value in values.items():
         for text in _texts(value):
             for part in text.split(" || "):
                 path = user_path(part)
                 if len(part) < 4096 and "\0" not in part and part and path.exists():
-                    found[f"{name} {path.parent.name}/{path.name}"] = _stamp(path)
-    return found
+                    by_name[f"{name} {path.parent.name}/{path.name}"] = _stamp(path)
+    return by_name
 
 
 def _texts(value: object) -> Iterable[str]:

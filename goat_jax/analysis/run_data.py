@@ -57,10 +57,10 @@ class Routes:
 
 def router_entropies(run: Reopened, batches: Sequence[Batch]) -> ByModule:
     """Returns the mean entropy (L,) of every router over the first `BATCHES` batches, in nats."""
-    found = _reports(run, batches[:BATCHES], per_token=False)
+    batch_reports = _reports(run, batches[:BATCHES], per_token=False)
     return {
-        name: np.mean([np.asarray(reports[name].entropy) for reports in found], axis=0)
-        for name in found[0]
+        name: np.mean([np.asarray(reports[name].entropy) for reports in batch_reports], axis=0)
+        for name in batch_reports[0]
     }
 
 
@@ -90,17 +90,17 @@ def _reports(
 ) -> list[dict[str, Report]]:
     """Returns the adapters' reports on each batch, as module -> `Report`."""
     loss_fn = task_type_of(run.config.task).loss_fn(run.config.task)
-    base = run.state.frozen(run.built.base)
+    base = run.state.frozen(run.setup.base)
 
     @jax.jit
     def reports(trainable: PyTree, base: PyTree, batch: Batch) -> dict[str, Report]:
-        own = Context.of_batch(batch, None, batch.get("attention_mask"))
-        ctx = dataclasses.replace(own, per_token=per_token)
-        return forward(run.built.graph, trainable, base, batch, loss_fn, ctx).reports
+        context = Context.of_batch(batch, None, batch.get("attention_mask"))
+        ctx = dataclasses.replace(context, per_token=per_token)
+        return forward(run.setup.graph, trainable, base, batch, loss_fn, ctx).reports
 
-    order = dict.fromkeys(row.name for row in run.built.inject_report.rows)
-    found = [jax.device_get(reports(run.state.trainable, base, batch)) for batch in batches]
-    return [{name: each[name] for name in order if name in each} for each in found]
+    order = dict.fromkeys(row.name for row in run.setup.inject_report.rows)
+    batch_reports = [jax.device_get(reports(run.state.trainable, base, batch)) for batch in batches]
+    return [{name: each[name] for name in order if name in each} for each in batch_reports]
 
 
 def batch_of_text(run: Reopened, text: str | None, row: int) -> tuple[Batch, list[str]]:
@@ -115,7 +115,7 @@ def batch_of_text(run: Reopened, text: str | None, row: int) -> tuple[Batch, lis
         UserError: the run's model reads images, or there is no such row.
     """
     config = run.config
-    if run.built.vocabulary is None:
+    if run.setup.vocabulary is None:
         raise UserError("this run's model reads images: give --image or --row, not --text")
     tokenizer = load_tokenizer(find_model(config.model.path))
     if text is None:
@@ -123,7 +123,7 @@ def batch_of_text(run: Reopened, text: str | None, row: int) -> tuple[Batch, lis
         ids = batch["input_ids"][0][batch["attention_mask"][0] > 0]
         return batch, [tokenizer.convert_ids_to_tokens(number) for number in ids.tolist()]
     ids = tokenizer(text, truncation=True, max_length=config.train.max_length)["input_ids"]
-    check_ids({"vocab_size": [ids]}, {"vocab_size": run.built.vocabulary})
+    check_ids({"vocab_size": [ids]}, {"vocab_size": run.setup.vocabulary})
     blank = task_type_of(config.task).one_row(config.task, config.model.path, len(ids))
     batch = dict(blank.gather(np.array([0]), len(ids)))
     batch["input_ids"] = np.array([ids], np.int32)
@@ -142,7 +142,7 @@ def batch_of_image(run: Reopened, path: Path | None, row: int) -> Batch:
     Raises:
         UserError: the run's model reads texts, or the file is no image.
     """
-    if run.built.vocabulary is not None:
+    if run.setup.vocabulary is not None:
         raise UserError("this run's model reads texts: give --text or --row, not --image")
     if path is None:
         return _evaluation_row(run.config, row)
@@ -165,14 +165,14 @@ def update_norms(run: Reopened) -> ByModule:
 
     Modules whose adapter is not a sum of products s a b are left out.
     """
-    frozen = run.state.frozen(run.built.base)
-    now = _adapters(merge_model(run.built.graph, run.state.trainable, frozen))
-    start = _adapters(merge_model(run.built.graph, run.built.state.trainable, run.built.base))
-    found: dict[str, list[np.ndarray]] = {}
+    frozen = run.state.frozen(run.setup.base)
+    now = _adapters(merge_model(run.setup.graph, run.state.trainable, frozen))
+    start = _adapters(merge_model(run.setup.graph, run.setup.state.trainable, run.setup.base))
+    norms: dict[str, list[np.ndarray]] = {}
     for (name, after), (_, before) in zip(now, start, strict=True):
         if after.spec.is_plain_sum or after.spec.combine.layout == "shared":
-            found.setdefault(name, []).append(norms_of_change(_arrays(before), _arrays(after)))
-    return {name: np.concatenate(runs) for name, runs in found.items() if _alike(runs)}
+            norms.setdefault(name, []).append(norms_of_change(_arrays(before), _arrays(after)))
+    return {name: np.concatenate(runs) for name, runs in norms.items() if _alike(runs)}
 
 
 def _alike(runs: Sequence[np.ndarray]) -> bool:
@@ -180,8 +180,8 @@ def _alike(runs: Sequence[np.ndarray]) -> bool:
 
 
 def _adapters(model: nnx.Module) -> list[tuple[str, Adapter]]:
-    sites = ((site.pattern, site.module.adapter) for site in find_modules(model))
-    return [(name, adapter) for name, adapter in sites if adapter is not None]
+    refs = ((ref.pattern, ref.module.adapter) for ref in find_modules(model))
+    return [(name, adapter) for name, adapter in refs if adapter is not None]
 
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -227,24 +227,24 @@ def spectra(run: Reopened) -> dict[str, Spectrum]:
         find_model(config.model.path), key=jax.random.key(0), **model_options(config)
     ).model
     key = jax.random.split(jax.random.key(config.train.seed), 3)[1]  # same as in `setup.build`
-    trained = merge_model(run.built.graph, run.state.trainable, run.built.base)
+    trained = merge_model(run.setup.graph, run.state.trainable, run.setup.base)
     middle = {}
-    for pattern, sites in _by_pattern(trained).items():
-        names = [(name, site.module.adapter) for site in sites for name in site.names()]
+    for pattern, refs in _by_pattern(trained).items():
+        names = [(name, ref.module.adapter) for ref in refs for name in ref.names()]
         middle[pattern] = names[len(names) // 2]
     kernels = read_kernels(model, [name for name, _ in middle.values()])
-    found = {}
+    by_pattern = {}
     for pattern, (name, adapter) in middle.items():
         values = np.linalg.svd(kernels[name].astype(np.float32), compute_uv=False)
-        own = jax.random.fold_in(key, name_number(name))
-        index = segment_index(len(values), adapter.spec, own)
-        found[pattern] = Spectrum(values, None if index is None else np.asarray(index))
-    return found
+        kernel_key = jax.random.fold_in(key, name_number(name))
+        index = segment_index(len(values), adapter.spec, kernel_key)
+        by_pattern[pattern] = Spectrum(values, None if index is None else np.asarray(index))
+    return by_pattern
 
 
 def _by_pattern(model: nnx.Module) -> dict[str, list[ModuleRef[Dense]]]:
-    found: dict[str, list[ModuleRef[Dense]]] = {}
-    for site in find_modules(model):
-        if site.module.adapter is not None:
-            found.setdefault(site.pattern, []).append(site)
-    return found
+    groups: dict[str, list[ModuleRef[Dense]]] = {}
+    for ref in find_modules(model):
+        if ref.module.adapter is not None:
+            groups.setdefault(ref.pattern, []).append(ref)
+    return groups

@@ -50,7 +50,7 @@ class Runs:
         saved = read_json(self.path)
         try:
             changed = Key.of(self.config).changed(saved.get("key") or {})
-            found = [] if changed else [_result(run) for run in saved["runs"]]
+            results = [] if changed else [_result(run) for run in saved["runs"]]
         except (AttributeError, KeyError, TypeError, ValueError):
             raise UserError(
                 f"{self.path} does not hold runs: delete it or give another --out"
@@ -60,16 +60,16 @@ class Runs:
             raise UserError(
                 f"{self.path} holds runs of another config ({names}): give another --out"
             )
-        return {result.variant: result for result in found}
+        return {result.variant: result for result in results}
 
     def missing(self) -> list[RunVariant]:
         """Returns the variants whose results the file lacks."""
         kept = self.kept()
         return [variant for variant in self.variants if variant not in kept]
 
-    def keep(self, found: Mapping[RunVariant, RunResult]) -> None:
+    def keep(self, results: Mapping[RunVariant, RunResult]) -> None:
         """Writes results to the file, replacing its content."""
-        runs = [dataclasses.asdict(each) for each in found.values()]
+        runs = [dataclasses.asdict(each) for each in results.values()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         key = dataclasses.asdict(Key.of(self.config))
         text = json.dumps({"key": key, "runs": runs}, allow_nan=False)
@@ -77,37 +77,37 @@ class Runs:
 
 
 def _result(saved: Mapping[str, Any]) -> RunResult:
-    own = {"variant": RunVariant(**saved["variant"]), "losses": tuple(saved["losses"])}
-    return RunResult(**{**saved, **own})
+    parsed = {"variant": RunVariant(**saved["variant"]), "losses": tuple(saved["losses"])}
+    return RunResult(**{**saved, **parsed})
 
 
 def complete_runs(
-    wanted: Sequence[Runs], runs_per_step: int
+    entries: Sequence[Runs], runs_per_step: int
 ) -> Iterator[tuple[Runs, list[RunResult]]]:
     """Trains the runs whose results the files lack; yields each entry once it is complete.
 
     Args:
-        wanted: the configs with their variants and files.
+        entries: the configs with their variants and files.
         runs_per_step: the largest number of runs per compiled step.
 
     Yields:
-        An entry of `wanted`, and its results in the order of its variants.
+        An entry of `entries`, and its results in the order of its variants.
     """
     # All files are read before any run is trained, since one may belong to other settings.
-    kept = [runs.kept() for runs in wanted]
+    kept = [runs.kept() for runs in entries]
     missing = [
         (number, variant)
-        for number, runs in enumerate(wanted)
+        for number, runs in enumerate(entries)
         for variant in runs.variants
         if variant not in kept[number]
     ]
-    configs = [with_variant(wanted[number].config, variant) for number, variant in missing]
+    configs = [with_variant(entries[number].config, variant) for number, variant in missing]
     trained = zip(missing, train_vmapped(configs, runs_per_step), strict=True)
-    for number, runs in enumerate(wanted):
+    for number, runs in enumerate(entries):
         while not kept[number].keys() >= set(runs.variants):
-            (own, variant), result = next(trained)
-            kept[own][variant] = result
-            wanted[own].keep(kept[own])
+            (entry, variant), result = next(trained)
+            kept[entry][variant] = result
+            entries[entry].keep(kept[entry])
         yield runs, [kept[number][variant] for variant in runs.variants]
 
 

@@ -19,9 +19,9 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str] | None) -> int:
-    given = sys.argv[1:] if words is None else words
-    check_verb(given, list(VERBS))
-    known, rest = make_parser().parse_known_args(given)
+    arguments = sys.argv[1:] if words is None else words
+    check_verb(arguments, list(VERBS))
+    known, rest = make_parser().parse_known_args(arguments)
     apply_log_level(known.log_level)
     quiet_compiler()
     if not known.takes_fields:

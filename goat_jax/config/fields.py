@@ -82,7 +82,7 @@ def _tuples(value: object) -> Any:
     return tuple(_tuples(each) for each in value) if isinstance(value, list) else value
 
 
-class _Group(dict[str, Any]):
+class _NestedFields(dict[str, Any]):
     """Values for the fields of a nested config, by name."""
 
 
@@ -104,14 +104,14 @@ def with_fields(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     ... # doctest: +ELLIPSIS
     AdapterConfig(method='lora_dash', ... options={'change_step': 20}, ...)
     """
-    tree = _Group()
+    tree = _NestedFields()
     for name, value in values.items():
         check_present(name)
         *groups, last = name.split(".")
         place = tree
         for group in groups:
-            inner = place.setdefault(group, _Group())
-            if not isinstance(inner, _Group):
+            inner = place.setdefault(group, _NestedFields())
+            if not isinstance(inner, _NestedFields):
                 raise UserError(f"{name} and all of {group} are given: give one of them")
             place = inner
         place[last] = value
@@ -128,7 +128,7 @@ def _replaced(config: Any, tree: Mapping[str, Any], prefix: str, whole: RunConfi
         elif isinstance(config, AdapterConfig) and is_method_option(name, config):
             others[name] = value
         else:
-            inner = f".{next(iter(value))}" if isinstance(value, _Group) else ""
+            inner = f".{next(iter(value))}" if isinstance(value, _NestedFields) else ""
             raise unknown_field(whole, prefix + name + inner)
     for name, other in getattr(config, "ALTERNATIVES", {}).items():
         if changes.get(name) is not None:
@@ -140,13 +140,13 @@ def _replaced(config: Any, tree: Mapping[str, Any], prefix: str, whole: RunConfi
 
 def _replaced_value(now: object, value: object, name: str, whole: RunConfig) -> Any:
     if is_record(now):
-        if not isinstance(value, _Group):
+        if not isinstance(value, _NestedFields):
             fields = ", ".join(field.name for field in dataclasses.fields(now))
             raise UserError(f"{name} is a group of fields: give one of them by name ({fields})")
         return _replaced(now, value, name + ".", whole)
     if isinstance(now, Mapping) and isinstance(value, Mapping):
         return {**now, **value}
-    if isinstance(value, _Group):
+    if isinstance(value, _NestedFields):
         raise UserError(f"{name} is a single field and has no field {next(iter(value))}")
     return value
 
@@ -196,9 +196,9 @@ def method_options() -> dict[str, list[type]]:
     >>> [part.__name__ for part in method_options()["rho"]]
     ['SvdSegments']
     """
-    found: dict[str, list[type]] = {kind: [] for kind in REGISTRY}
+    by_option: dict[str, list[type]] = {kind: [] for kind in REGISTRY}
     for named in REGISTRY.values():
         for part in named.values():
             for field in dataclasses.fields(part):
-                found.setdefault(field.name, []).append(part)
-    return found
+                by_option.setdefault(field.name, []).append(part)
+    return by_option

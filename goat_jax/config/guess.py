@@ -147,9 +147,11 @@ def propose(
     """Makes the config as `config_for` does, with a line for every choice."""
     known = _read_model(model)
     settings = known.settings
-    given = {name.removeprefix("task."): fields[name] for name in DEPENDED_ON if name in fields}
+    task_fields = {
+        name.removeprefix("task."): fields[name] for name in DEPENDED_ON if name in fields
+    }
     source = None if held_out is None else str(held_out)
-    guess = settings.guess(Data(str(data), source, given))
+    guess = settings.guess(Data(str(data), source, task_fields))
     method = fields.get("adapter.method", AdapterConfig().method)
     rate = fields.get(
         "optimizer.learning_rate",
@@ -232,21 +234,21 @@ def _read_model(model: str) -> _Model:
     path = Path(model) if known else find_model(model, SETTINGS)
     hf = model_config(model if known else path)
     architecture = architecture_of(hf, path)
-    own = architecture.config_of(hf)
+    network = architecture.config_of(hf)
     settings = DEFAULTS[architecture.kind]
     file = path / "tokenizer_config.json"
     tokenizer = read_json(file, "a tokenizer") if file.is_file() else {}
     limits = [
         settings.max_length,
-        getattr(own, "max_tokens", None),
-        getattr(own, "context", None),
+        getattr(network, "max_tokens", None),
+        getattr(network, "context", None),
         tokenizer.get("model_max_length"),
     ]
     most = min((int(n) for n in limits if n is not None), default=TrainConfig.max_length)
-    default = getattr(own, "pooling", None)
+    default = getattr(network, "pooling", None)
     pooling = None if default is None else pooling_of(path)
     options = {} if pooling in (None, default) else {"pooling": pooling}
-    return _Model(settings, own, architecture.head, most, options)
+    return _Model(settings, network, architecture.head, most, options)
 
 
 def _train(guess: Guess, known: _Model, fields: Mapping[str, Any]) -> TrainConfig:

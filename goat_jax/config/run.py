@@ -149,7 +149,7 @@ class AdapterConfig:
         >>> AdapterConfig("goat", total_rank=32, rho=5.0).spec().rank
         4
         """
-        own = {
+        method_fields = {
             "method",
             "target_modules",
             "modules_to_save",
@@ -161,7 +161,7 @@ class AdapterConfig:
         options = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name not in own and getattr(self, field.name) is not None
+            if field.name not in method_fields and getattr(self, field.name) is not None
         }
         options |= self.options
         spec = method_spec(self.method, **options)

@@ -137,8 +137,8 @@ class LoggingConfig:
         """
         if self.profile is None:
             return range(0)
-        found = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", self.profile)
-        first, last = map(int, found.groups()) if found else (0, 0)
+        match = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", self.profile)
+        first, last = map(int, match.groups()) if match else (0, 0)
         if not 1 <= first <= last:
             raise UserError(
                 f"logging.profile {self.profile!r} is not N:M, the first and last step to trace"

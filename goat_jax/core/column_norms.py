@@ -30,6 +30,6 @@ def column_norms(kernel: Array, a: Array, b: Array, scale: Array) -> Array:
     up = (b * jnp.broadcast_to(scale[:, None, None], b.shape)).reshape(-1, b.shape[-1])
     crossed = jnp.einsum("IQ,IO->QO", down, k, precision="highest")
     gram = jnp.einsum("IQ,IP->QP", down, down, precision="highest")
-    own = jnp.einsum("QP,PO->QO", gram, up, precision="highest")
-    squares = jnp.square(k).sum(0) + ((2 * crossed + own) * up).sum(0)
+    squared = jnp.einsum("QP,PO->QO", gram, up, precision="highest")
+    squares = jnp.square(k).sum(0) + ((2 * crossed + squared) * up).sum(0)
     return jnp.sqrt(jnp.maximum(squares, 0.0))

@@ -72,10 +72,10 @@ def _losses(hidden: Array, kernel: Array, labels: Array) -> tuple[Array, Array, 
     largest = logits.max(-1, keepdims=True)
     shifted = logits - jnp.broadcast_to(largest, logits.shape)
     total = jnp.exp(shifted).sum(-1, keepdims=True)
-    own = jnp.take_along_axis(shifted, labels[:, None], axis=-1)
+    label_logits = jnp.take_along_axis(shifted, labels[:, None], axis=-1)
     gradient = jnp.exp(shifted) / jnp.broadcast_to(total, logits.shape)
     onehot = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)
-    return (jnp.log(total) - own)[:, 0], logits.argmax(-1) == labels, gradient - onehot
+    return (jnp.log(total) - label_logits)[:, 0], logits.argmax(-1) == labels, gradient - onehot
 
 
 def _logits(hidden: Array, kernel: Array) -> Array:

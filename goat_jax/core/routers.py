@@ -74,10 +74,10 @@ def route_top_p(logits: Array, p: float) -> Routing:
     """
     probs = jax.nn.softmax(logits, axis=-1)
     num_experts = probs.shape[-1]
-    mine, other = probs[..., :, None], probs[..., None, :]
+    each, other = probs[..., :, None], probs[..., None, :]
     earlier = jnp.tril(jnp.ones((num_experts, num_experts), bool), -1)
-    earlier = jnp.broadcast_to(earlier, jnp.broadcast_shapes(mine.shape, other.shape))
-    ahead = (other > mine) | ((other == mine) & earlier)
+    earlier = jnp.broadcast_to(earlier, jnp.broadcast_shapes(each.shape, other.shape))
+    ahead = (other > each) | ((other == each) & earlier)
     before = jnp.where(ahead, jnp.broadcast_to(other, ahead.shape), 0.0).sum(-1)
     selected = before < p
     return Routing(_shares(jnp.where(selected, probs, 0.0)), probs, selected)

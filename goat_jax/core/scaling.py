@@ -51,5 +51,5 @@ def by_spectrum(scale: Array, segment_values: Array) -> Array:
     Array([2., 4., 2.], dtype=float32)
     """
     sigma = segment_values.sum(-1)
-    told = jnp.minimum(sigma[0], sigma) > jnp.finfo(sigma.dtype).eps * sigma.max()
-    return scale * jnp.sqrt(jnp.where(told, sigma[0], 1.0) / jnp.where(told, sigma, 1.0))
+    distinct = jnp.minimum(sigma[0], sigma) > jnp.finfo(sigma.dtype).eps * sigma.max()
+    return scale * jnp.sqrt(jnp.where(distinct, sigma[0], 1.0) / jnp.where(distinct, sigma, 1.0))

@@ -89,7 +89,7 @@ def _written(request: EvalRequest) -> tuple[list[str], list[Answer]]:
     options, questions = request.options, request.questions
     generator = request.model.generator()
     total = 2 * options.samples * len(questions)
-    programs, found = [], []
+    programs, written = [], []
     for draw in range(options.samples):
         temperature = TEMPERATURE if options.samples > 1 else 0.0
         before = len(programs)
@@ -101,9 +101,9 @@ def _written(request: EvalRequest) -> tuple[list[str], list[Answer]]:
             lambda done, before=before: request.progress(before + done, total),
             request.journal,
         )
-        found += answers
+        written += answers
         programs += [
             solution(str(question.row["prompt"]), str(question.row["entry_point"]), answer.text)
             for question, answer in zip(questions, answers, strict=True)
         ]
-    return programs, found
+    return programs, written

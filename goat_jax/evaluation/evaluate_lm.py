@@ -83,7 +83,7 @@ def evaluate_task(
     )
 
 
-def write_records(folder: Path, task: str, scoring: str, found: EvalResult) -> list[Path]:
+def write_records(folder: Path, task: str, scoring: str, result: EvalResult) -> list[Path]:
     """Writes `TASK-WAY-NAME.jsonl` for each kind of record and a file with the scores.
 
     Each file is written under another name and then renamed, so an older file stays complete until
@@ -95,13 +95,13 @@ def write_records(folder: Path, task: str, scoring: str, found: EvalResult) -> l
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, lines in found.records.items():
+    for name, lines in result.records.items():
         paths.append(folder / f"{task}-{scoring}-{name}.jsonl")
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         write_whole(paths[-1], text)
     paths.append(folder / f"{task}-{scoring}-scores.json")
-    write_whole(paths[-1], json.dumps(found.scores, indent=1) + "\n")
-    if not found.problem:
+    write_whole(paths[-1], json.dumps(result.scores, indent=1) + "\n")
+    if not result.problem:
         _journal(folder, task, scoring).unlink(missing_ok=True)
     return paths
 

@@ -44,11 +44,11 @@ def answer_all(
         key = [dataclasses.asdict(sampling), [p if isinstance(p, str) else list(p) for p in batch]]
         kept = journal.get(key)
         if kept is None:
-            found = generator.complete(batch, sampling)[: len(places)]
-            journal.put(key, [[answer.text, answer.cut] for answer in found])
+            batch_answers = generator.complete(batch, sampling)[: len(places)]
+            journal.put(key, [[answer.text, answer.cut] for answer in batch_answers])
         else:
-            found = [Answer(text, cut) for text, cut in kept]
-        answers |= zip(places, found, strict=True)
+            batch_answers = [Answer(text, cut) for text, cut in kept]
+        answers |= zip(places, batch_answers, strict=True)
         progress(start + len(places))
     return [answers[place] for place in range(len(prompts))]
 
@@ -87,13 +87,13 @@ def score_answers(
     """
     records, correct, strict = [], [], []
     for question, answer in zip(questions, answers, strict=True):
-        said = spec.extract(question, answer.text)
-        correct.append(said is not None and said == question.answer)
-        record = {"generated": answer.text, "cut": answer.cut, "prediction": said}
+        prediction = spec.extract(question, answer.text)
+        correct.append(prediction is not None and prediction == question.answer)
+        record = {"generated": answer.text, "cut": answer.cut, "prediction": prediction}
         records.append(_record(question, correct[-1]) | record)
         if spec.strictly is not None:
-            said = records[-1]["prediction_strict"] = spec.strictly(question, answer.text)
-            strict.append(said is not None and said == question.answer)
+            prediction = records[-1]["prediction_strict"] = spec.strictly(question, answer.text)
+            strict.append(prediction is not None and prediction == question.answer)
     silent = sum(record["prediction"] is None for record in records)
     scores = share_correct(questions, correct) | {"without_answer": silent / len(questions)}
     if spec.strictly is not None:
@@ -112,17 +112,17 @@ def score_by_likelihood(request: EvalRequest) -> EvalResult:
     """
     questions = request.questions
     pairs = [(q.prompt, text) for q in questions for text in q.continuations]
-    found = request.model.scorer()(
+    likelihoods = request.model.scorer()(
         pairs,
         request.options.batch_size,
         progress=lambda done: request.progress(done, len(pairs)),
     )
     records, by_sum, by_mean, start = [], [], [], 0
     for question in questions:
-        own = slice(start, start + len(question.labels))
-        start = own.stop
-        chosen = question.labels[int(found.sums[own].argmax())]
-        normal = question.labels[int(found.means[own].argmax())]
+        span = slice(start, start + len(question.labels))
+        start = span.stop
+        chosen = question.labels[int(likelihoods.sums[span].argmax())]
+        normal = question.labels[int(likelihoods.means[span].argmax())]
         by_sum.append(chosen == question.answer)
         by_mean.append(normal == question.answer)
         records.append(
@@ -131,17 +131,17 @@ def score_by_likelihood(request: EvalRequest) -> EvalResult:
                 "prediction": chosen,
                 "prediction_norm": normal,
                 "log_likelihoods": dict(
-                    zip(question.labels, found.sums[own].tolist(), strict=True)
+                    zip(question.labels, likelihoods.sums[span].tolist(), strict=True)
                 ),
-                "tokens": found.tokens[own].tolist(),
+                "tokens": likelihoods.tokens[span].tolist(),
             }
         )
     normed = share_correct(questions, by_mean)
     scores = share_correct(questions, by_sum) | {
         name.replace("accuracy", "accuracy_norm", 1): value for name, value in normed.items()
     }
-    if found.cut:
-        scores["cut_prompts"] = found.cut / len(pairs)
+    if likelihoods.cut:
+        scores["cut_prompts"] = likelihoods.cut / len(pairs)
     return EvalResult(scores, {PREDICTIONS: records})
 
 

@@ -46,8 +46,8 @@ class Journal:
         kept = []
         for line in lines:
             with contextlib.suppress(ValueError, TypeError, KeyError):
-                found = parse_json(line, str(path))
-                self._results[found["key"]] = found["result"]
+                entry = parse_json(line, str(path))
+                self._results[entry["key"]] = entry["result"]
                 kept.append(line)
         return kept
 

@@ -180,13 +180,13 @@ def check_judge(judge: Judge) -> None:
     Raises:
         RunFailed: no attempt gets an answer in the protocol's format.
     """
-    _, error = _attempts(judge, FIRST_QUESTION, lambda said: "")
+    _, error = _attempts(judge, FIRST_QUESTION, lambda reply: "")
     if error:
         raise RunFailed(f"the judge at {judge.url} does not answer: {error}")
 
 
 def grade(
-    judge: Judge, question: str, category: str, asked: Sequence[str], answers: Sequence[str]
+    judge: Judge, question: str, category: str, turns: Sequence[str], answers: Sequence[str]
 ) -> Verdict:
     """Asks the judge to grade the last of one or two turns.
 
@@ -196,21 +196,21 @@ def grade(
         judge: the judge.
         question: the question's id.
         category: the question's category, which selects the judge's instructions.
-        asked: the user's turns.
+        turns: the user's turns.
         answers: the model's answers to them.
 
     Raises:
         RunFailed: the endpoint rejects the requests for a reason that no retry can fix.
     """
     reference = judge.references.get(question)
-    name, messages = judge_messages(judge.prompts, category, asked, answers, reference)
-    said, error = _attempts(
+    name, messages = judge_messages(judge.prompts, category, turns, answers, reference)
+    reply, error = _attempts(
         judge,
         messages,
-        lambda said: "no grade from 1 to 10 in its answer" if read_rating(said) is None else "",
+        lambda reply: "no grade from 1 to 10 in its answer" if read_rating(reply) is None else "",
     )
-    score = None if error else read_rating(said)
-    return Verdict(score, (name, messages[-1]["content"]), said, error)
+    score = None if error else read_rating(reply)
+    return Verdict(score, (name, messages[-1]["content"]), reply, error)
 
 
 def _attempts(
@@ -223,26 +223,26 @@ def _attempts(
         messages: the request's messages.
         problem: text -> the reason that it is unusable, or empty.
     """
-    said, error, asked_for = "", "", 0.0
+    reply, error, requested_wait = "", "", 0.0
     for attempt in range(judge.attempts):
         if attempt:
             backoff = judge.wait * 2.0 ** min(attempt - 1, 30)
-            judge.sleep(min(max(backoff, asked_for), LONGEST_WAIT))
-        asked_for = 0.0
+            judge.sleep(min(max(backoff, requested_wait), LONGEST_WAIT))
+        requested_wait = 0.0
         try:
-            said = ask(judge, messages)
+            reply = ask(judge, messages)
         except Refused as refusal:
-            return said, _line(judge, refusal)
+            return reply, _line(judge, refusal)
         except Busy as busy:
-            error, asked_for = _line(judge, busy), busy.wait
+            error, requested_wait = _line(judge, busy), busy.wait
             continue
         except (OSError, http.client.HTTPException, ValueError) as failure:
             error = _line(judge, f"{type(failure).__name__}: {failure}")
             continue
-        error = problem(said)
+        error = problem(reply)
         if not error:
             break
-    return said, error
+    return reply, error
 
 
 def _line(judge: Judge, text: object) -> str:
@@ -299,9 +299,9 @@ def _body(judge: Judge, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]
 def _refused_field(body: Mapping[str, Any], why: str) -> str | None:
     """Returns the optional field of a request that an error names first; None if it names none."""
     places = {
-        name: found.start()
+        name: match.start()
         for name in (*TOKEN_LIMITS, "temperature")
-        if name in body and (found := re.search(rf"\b{name}\b", why))
+        if name in body and (match := re.search(rf"\b{name}\b", why))
     }
     return min(places, key=places.__getitem__) if places else None
 

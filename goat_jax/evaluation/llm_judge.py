@@ -38,23 +38,27 @@ def score_by_judge(request: EvalRequest) -> EvalResult:
         RunFailed: the judge rejects requests for a reason that no retry can fix.
     """
     questions, judge = request.questions, request.options.judge
-    found = _conversations(request)
-    answers = [[answer.text.strip() for answer in own] for own in found]
-    cut = cut_share([answer for own in found for answer in own])
+    conversations = _conversations(request)
+    answers = [[answer.text.strip() for answer in conversation] for conversation in conversations]
+    cut = cut_share([answer for conversation in conversations for answer in conversation])
     answered = [
         answer_record(question.id, request.model.name, turns, uuid.uuid4().hex, time.time())
-        | {"cut": [answer.cut for answer in own]}
-        for question, turns, own in zip(questions, answers, found, strict=True)
+        | {"cut": [answer.cut for answer in conversation]}
+        for question, turns, conversation in zip(questions, answers, conversations, strict=True)
     ]
     if judge is None:
         return EvalResult({"answered": float(len(answered))} | cut, {ANSWERS: answered})
-    asked = [(place, turn) for place, own in enumerate(answers) for turn in range(1, len(own) + 1)]
-    verdicts = _verdicts(request, judge, answers, asked)
+    to_grade = [
+        (place, turn)
+        for place, conversation in enumerate(answers)
+        for turn in range(1, len(conversation) + 1)
+    ]
+    verdicts = _verdicts(request, judge, answers, to_grade)
     judgments = [
         _judgment(request.model.name, judge, questions[place], turn, verdict)
-        for (place, turn), verdict in zip(asked, verdicts, strict=True)
+        for (place, turn), verdict in zip(to_grade, verdicts, strict=True)
     ]
-    turns = [turn for _, turn in asked]
+    turns = [turn for _, turn in to_grade]
     problem = ""
     if all(verdict.score is None for verdict in verdicts):
         problem = f"the judge graded none of {len(verdicts)} turns: {verdicts[0].error}"
@@ -72,7 +76,7 @@ def _conversations(request: EvalRequest) -> list[list[Answer]]:
     for turn in range(max(len(question.turns) for question in questions)):
         # A batch shares its sampling settings, so it has questions of one temperature only.
         for temperature in sorted({question.temperature for question in questions}):
-            own = [
+            places = [
                 place
                 for place, question in enumerate(questions)
                 if question.temperature == temperature and turn < len(question.turns)
@@ -84,9 +88,9 @@ def _conversations(request: EvalRequest) -> list[list[Answer]]:
                     questions[p].turns,
                     [answer.text.strip() for answer in answers[p]],
                 )
-                for p in own
+                for p in places
             ]
-            said = answer_all(
+            turn_answers = answer_all(
                 generator,
                 prompts,
                 options.sampling(request.task, temperature, turn),
@@ -94,9 +98,9 @@ def _conversations(request: EvalRequest) -> list[list[Answer]]:
                 lambda count, before=done: request.progress(before + count, total),
                 request.journal,
             )
-            for place, answer in zip(own, said, strict=True):
+            for place, answer in zip(places, turn_answers, strict=True):
                 answers[place].append(answer)
-            done += len(own)
+            done += len(places)
     return answers
 
 
@@ -130,7 +134,7 @@ def conversation(
 
 
 def _verdicts(
-    request: EvalRequest, judge: Judge, answers: list[list[str]], asked: list[tuple[int, int]]
+    request: EvalRequest, judge: Judge, answers: list[list[str]], to_grade: list[tuple[int, int]]
 ) -> list[Verdict]:
     refused: list[RunFailed] = []
 
@@ -139,15 +143,15 @@ def _verdicts(
             raise refused[0]
         question = request.questions[place]
         category = str(question.row.get("category", ""))
-        turns, own = question.turns[:turn], answers[place][:turn]
+        turns, turn_answers = question.turns[:turn], answers[place][:turn]
         _, messages = judge_messages(
-            judge.prompts, category, turns, own, judge.references.get(question.id)
+            judge.prompts, category, turns, turn_answers, judge.references.get(question.id)
         )
         key = [judge.url, judge.model, messages]
         if (kept := request.journal.get(key)) is not None:
             return Verdict(kept["score"], tuple(kept["prompt"]), kept["judgment"])
         try:
-            verdict = grade(judge, question.id, category, turns, own)
+            verdict = grade(judge, question.id, category, turns, turn_answers)
         except RunFailed as refusal:
             refused.append(refusal)
             raise
@@ -158,9 +162,9 @@ def _verdicts(
     verdicts = []
     pool = ThreadPoolExecutor(request.options.workers)
     try:
-        for verdict in pool.map(lambda each: one(*each), asked):
+        for verdict in pool.map(lambda each: one(*each), to_grade):
             verdicts.append(verdict)
-            request.progress(len(verdicts), len(asked))
+            request.progress(len(verdicts), len(to_grade))
     finally:
         pool.shutdown(cancel_futures=True)
     return verdicts
@@ -184,11 +188,11 @@ def _judgment(
 
 
 def _scores(turns: Sequence[int], verdicts: Sequence[Verdict]) -> dict[str, float]:
-    given: dict[str, list[float]] = {}
+    grades: dict[str, list[float]] = {}
     for turn, verdict in zip(turns, verdicts, strict=True):
         if verdict.score is not None:
-            given.setdefault("score", []).append(verdict.score)
-            given.setdefault(f"score/turn_{turn}", []).append(verdict.score)
-    means = {name: sum(values) / len(values) for name, values in given.items()}
+            grades.setdefault("score", []).append(verdict.score)
+            grades.setdefault(f"score/turn_{turn}", []).append(verdict.score)
+    means = {name: sum(values) / len(values) for name, values in grades.items()}
     unscored = sum(verdict.score is None for verdict in verdicts)
     return dict(sorted(means.items())) | {"unscored": float(unscored)}

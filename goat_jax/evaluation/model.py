@@ -134,8 +134,8 @@ def load_eval_model(
 
 def _open_run(folder: Path, step: int | None, mesh: MeshConfig) -> EvalModel:
     run = restore_run(folder, step, mesh)
-    graph, trainable, base = run.built.graph, run.state.trainable, run.state.frozen(run.built.base)
-    model = language_model(merge_model(graph, trainable, base), run.built.kind, folder)
+    graph, trainable, base = run.setup.graph, run.state.trainable, run.state.frozen(run.setup.base)
+    model = language_model(merge_model(graph, trainable, base), run.setup.kind, folder)
     return EvalModel(
         name=folder.resolve().name,
         graph=cast(nnx.GraphDef[Decoder], graph),

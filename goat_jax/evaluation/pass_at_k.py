@@ -53,8 +53,8 @@ def solution(prompt: str, entry_point: str, answer: str) -> str:
     'def one():\n    return 1\n'
     """
     code = code_in(answer)
-    own = re.compile(rf"^[ \t]*(?:async )?def {re.escape(entry_point)}\b", re.M)
-    if own.search(code):
+    definition = re.compile(rf"^[ \t]*(?:async )?def {re.escape(entry_point)}\b", re.M)
+    if definition.search(code):
         return prompt + "\n\n" + _longest_program(textwrap.dedent(code).strip("\n"))
     body = code
     cut = ENDINGS.search(body, len(body) - len(body.lstrip("\n")) + 1)

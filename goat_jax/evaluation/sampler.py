@@ -148,8 +148,8 @@ class Generator:
         ended = np.zeros(len(prompts), bool)
         for step in range(steps):
             logits, cache = self._extend(self._trainable, self._base, ids, mask, cache)
-            own = jax.random.fold_in(key, step)
-            chosen = self._choose(logits, own, sampling.temperature, sampling.top_p)
+            step_key = jax.random.fold_in(key, step)
+            chosen = self._choose(logits, step_key, sampling.temperature, sampling.top_p)
             tokens = np.array(chosen)
             if self.end_ids:
                 tokens[ended] = self.end_ids[0]
@@ -210,7 +210,7 @@ class Generator:
             UserError: a prompt is empty, or exceeds the context together with its new tokens.
         """
         encoded = [self.encode(prompt) for prompt in prompts]
-        found: list[list[int]] = [[] for _ in prompts]
+        generated: list[list[int]] = [[] for _ in prompts]
         done = [False] * len(prompts)
         shown = ""
         for tokens in self.tokens(encoded, sampling):
@@ -219,20 +219,20 @@ class Generator:
                     continue
                 done[row] = token in self.end_ids
                 if not done[row]:
-                    found[row].append(token)
-                    text = self._text(encoded[row], found[row])
+                    generated[row].append(token)
+                    text = self._text(encoded[row], generated[row])
                     done[row] = _cut(text, sampling.stop)[1]
             if stream is not None:
-                text = self._text(encoded[0], found[0])
+                text = self._text(encoded[0], generated[0])
                 text = _cut(text, sampling.stop)[0] if done[0] else _settled(text, sampling.stop)
                 stream(text[len(shown) :])
                 shown = text
             if all(done):
                 break
-        texts = map(self._text, encoded, found)
+        texts = map(self._text, encoded, generated)
         return [
-            Answer(_cut(text, sampling.stop)[0], cut=not own)
-            for text, own in zip(texts, done, strict=True)
+            Answer(_cut(text, sampling.stop)[0], cut=not ended)
+            for text, ended in zip(texts, done, strict=True)
         ]
 
     def _text(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
@@ -255,8 +255,8 @@ def end_ids(config: DecoderConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
         config: a `DecoderConfig`.
         tokenizer: the checkpoint's tokenizer.
     """
-    own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
-    return tuple(dict.fromkeys((*own, *config.eos_ids)))
+    tokenizer_ids = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    return tuple(dict.fromkeys((*tokenizer_ids, *config.eos_ids)))
 
 
 def unrolled(model: Decoder) -> Decoder:

@@ -69,9 +69,9 @@ class EvalOptions:
             temperature: the temperature if the options have none.
             draw: the number of the sample, 0, 1, ..., of several answers to the same questions.
         """
-        given = temperature if self.temperature is None else self.temperature
+        chosen = temperature if self.temperature is None else self.temperature
         return Sampling(
-            temperature=given,
+            temperature=chosen,
             top_p=self.top_p,
             max_new_tokens=self.max_new_tokens or task.max_new_tokens,
             stop=task.stop,

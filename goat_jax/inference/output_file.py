@@ -124,8 +124,8 @@ def write_predictions(
             progress(begun)
             announce(begun)
             for numbers in chunks(begun, len(rows), chunk):
-                found = predict(numbers).results()
-                for number, result in zip(numbers, found, strict=True):
+                batch_results = predict(numbers).results()
+                for number, result in zip(numbers, batch_results, strict=True):
                     if number >= begun:
                         cells = {name: rows[number].get(name) for name in columns}
                         cells |= zip(results, result, strict=True)

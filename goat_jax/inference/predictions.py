@@ -101,7 +101,10 @@ class Predictions:
     def results(self) -> list[list[Any]]:
         """Returns each row's prediction and probabilities, in the order of `result_columns`."""
         shares = self.probabilities.tolist() if self.classes else [[]] * len(self)
-        return [[one, *own] for one, own in zip(self.predicted.tolist(), shares, strict=True)]
+        return [
+            [one, *probabilities]
+            for one, probabilities in zip(self.predicted.tolist(), shares, strict=True)
+        ]
 
 
 def _short(value: object) -> object:

@@ -123,9 +123,9 @@ def _image_row(task: ImageTask, value: object) -> Row:
 
 def _encode_texts(task: TextTask, config: RunConfig, rows: Sequence[Row], source: str) -> Rows:
     examples = unlabeled_examples(task, rows, source)
-    own = check(config)
+    model_config = check(config)
     tokenizer = tokenizer_of(find_model(config.model.path))
-    sizes = table_sizes(own, config.adapter.spec().router)
+    sizes = table_sizes(model_config, config.adapter.spec().router)
     return with_known_ids(encode(tokenizer, examples, config.train.max_length), sizes)
 
 
@@ -146,33 +146,33 @@ def _outputs(
     """Returns the model's outputs for some of the rows, (N, outputs) float32, in their order."""
     del sampling
     trained = run.trained
-    size = _batch_size(batch_size, len(rows), trained.built.batch_parts)
+    size = _batch_size(batch_size, len(rows), trained.setup.batch_parts)
     lengths = rows.lengths[numbers.start : numbers.stop]
     plan = evaluation_plan(lengths, size, padded_lengths(run.config.train.max_length))
     pending = []
     for places, length in zip(plan.rows, plan.lengths.tolist(), strict=True):
         chosen = np.where(places == FILLER, FILLER, places + numbers.start)
-        batch = trained.built.put_whole(rows.gather(chosen, length))
-        pending.append(trained.built.eval_step(trained.trainable, trained.base, batch)[1])
-    found = np.concatenate([np.asarray(outputs, np.float32) for outputs in pending])
+        batch = trained.setup.put_whole(rows.gather(chosen, length))
+        pending.append(trained.setup.eval_step(trained.trainable, trained.base, batch)[1])
+    gathered = np.concatenate([np.asarray(outputs, np.float32) for outputs in pending])
     places = plan.rows.ravel()
-    ordered = np.empty((len(numbers), found.shape[-1]), np.float32)
-    ordered[places[places != FILLER]] = found[places != FILLER]
+    ordered = np.empty((len(numbers), gathered.shape[-1]), np.float32)
+    ordered[places[places != FILLER]] = gathered[places != FILLER]
     return ordered
 
 
-def _batch_size(wanted: int, count: int, parts: int = 1) -> int:
+def _batch_size(size: int, count: int, parts: int = 1) -> int:
     """Returns the batch size for some rows: a small one if they do not fill a whole batch.
 
     Args:
-        wanted: the size of a whole batch.
+        size: the size of a whole batch.
         count: the number of rows.
         parts: the number of parts that the mesh partitions a batch into.
 
     >>> _batch_size(32, 5), _batch_size(32, 5, parts=3), _batch_size(32, 100)
     (8, 9, 32)
     """
-    return min(wanted, -(-(1 << (count - 1).bit_length()) // parts) * parts)
+    return min(size, -(-(1 << (count - 1).bit_length()) // parts) * parts)
 
 
 def padded_lengths(most: int) -> tuple[int, ...]:
@@ -194,8 +194,8 @@ def _answers(
     run: TrainedRun, prompts: Sequence[Prompt], numbers: range, batch_size: int, sampling: Sampling
 ) -> list[str]:
     size = _batch_size(batch_size, len(prompts))
-    own = [prompts[number] for number in numbers]
-    return [answer.text.strip() for answer in answer_all(run.generator, own, sampling, size)]
+    batch = [prompts[number] for number in numbers]
+    return [answer.text.strip() for answer in answer_all(run.generator, batch, sampling, size)]
 
 
 def _classified(
@@ -270,7 +270,9 @@ def labeled_rows(task: Any) -> list[Row]:
     return [dict(row) | {column: name} for row, name in zip(rows, names, strict=True)]
 
 
-def sampling_of(task: object, **given: Any) -> Sampling:
+def sampling_of(task: object, **settings: Any) -> Sampling:
     """Returns sampling settings; those that are not given are the task's, if it has them."""
-    own = {name: getattr(task, name) for name in ("max_new_tokens", "stop") if hasattr(task, name)}
-    return Sampling(**own | given)
+    of_task = {
+        name: getattr(task, name) for name in ("max_new_tokens", "stop") if hasattr(task, name)
+    }
+    return Sampling(**of_task | settings)

@@ -70,7 +70,7 @@ class TrainedRun:
         In a multi-process run every process has to call it.
         """
         arrays = jax.tree.leaves((self.trained.trainable, self.trained.opened.state.constants))
-        base = np.frombuffer(self.trained.built.base_fingerprint.encode(), np.uint8)
+        base = np.frombuffer(self.trained.setup.base_fingerprint.encode(), np.uint8)
         return digest_of_arrays([base, np.array(self.step), *map(_whole, arrays)])
 
     def predict(
@@ -115,8 +115,8 @@ class TrainedRun:
         """
         task, kind = self.config.task, predictor_of(self.config.task)
         size, settings = batch_size or kind.batch_size(self.config), sampling_of(task, **sampling)
-        if self.trained.built.shardings is not None:
-            self.trained.built.shardings.rules.check_rows("the batch size", size)
+        if self.trained.setup.shardings is not None:
+            self.trained.setup.shardings.rules.check_rows("the batch size", size)
 
         def predict(numbers: range) -> Predictions:
             outputs = kind.predict(self, encoded, numbers, size, settings)
@@ -128,7 +128,7 @@ class TrainedRun:
     def generator(self) -> Generator:
         """The generator of answers; a `UserError` if the model is not a language model."""
         trained = self.trained
-        model = language_model(trained.model, trained.built.kind, self.folder)
+        model = language_model(trained.model, trained.setup.kind, self.folder)
         return quick_generator(model, tokenizer_of(trained.path))
 
     @overload
@@ -155,12 +155,14 @@ class TrainedRun:
         """
         settings = sampling_of(self.config.task, **sampling)
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        asked: list[Prompt] = list(texts)
+        prompt_inputs: list[Prompt] = list(texts)
         if chat:
             tokenizer = self.generator.tokenizer
-            asked = [chat_ids(tokenizer, [{"role": "user", "content": text}]) for text in texts]
-        size = min(len(asked), 16)
-        answers = [one.text for one in answer_all(self.generator, asked, settings, size)]
+            prompt_inputs = [
+                chat_ids(tokenizer, [{"role": "user", "content": text}]) for text in texts
+            ]
+        size = min(len(prompt_inputs), 16)
+        answers = [one.text for one in answer_all(self.generator, prompt_inputs, settings, size)]
         return answers[0] if isinstance(prompts, str) else answers
 
     def evaluate(self) -> Scores:
@@ -202,6 +204,6 @@ def load(run: str | Path, step: int | None = None, mesh: MeshConfig = ONE_DEVICE
         UserError: the folder holds no run, or no intact checkpoint of that step.
     """
     keep_compiled()
-    found = TrainedRun(user_path(run), step, mesh)
-    found.trained  # noqa: B018
-    return found
+    trained_run = TrainedRun(user_path(run), step, mesh)
+    trained_run.trained  # noqa: B018
+    return trained_run

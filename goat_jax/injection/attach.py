@@ -21,7 +21,7 @@ from goat_jax.typing import Key
 
 
 def attach(
-    site: ModuleRef[Dense],
+    ref: ModuleRef[Dense],
     spec: AdapterSpec,
     key: Key,
     gradients: Mapping[str, jax.Array] | None = None,
@@ -29,12 +29,12 @@ def attach(
     svds: SvdStore | None = None,
 ) -> None:
     """Initializes an adapter from a module's kernel and attaches it there."""
-    dense = site.module
+    dense = ref.module
     if dense.adapter is not None:
-        raise UserError(f"{site.names()[0]} has an adapter already: start from a new model")
-    start = start_adapter(dense.kernel[...], spec, key, site, gradients, sharder, svds)
+        raise UserError(f"{ref.names()[0]} has an adapter already: start from a new model")
+    start = start_adapter(dense.kernel[...], spec, key, ref, gradients, sharder, svds)
     dense.kernel.set_value(start.kernel)
-    salt = name_number(site.pattern)
+    salt = name_number(ref.pattern)
     dense.adapter = Adapter(start.factors, start.scale, spec, salt, start.constants)
 
 
@@ -42,19 +42,19 @@ def start_adapter(
     kernel: jax.Array,
     spec: AdapterSpec,
     key: Key,
-    site: ModuleRef,
+    ref: ModuleRef,
     gradients: Mapping[str, jax.Array] | None = None,
     sharder: Sharder | None = None,
     svds: SvdStore | None = None,
 ) -> AdapterInit:
     """Calls `init_adapter` on a module; each layer of a stack has a key derived from its name."""
-    numbers = jnp.array([name_number(name) for name in site.names()], jnp.uint32)
+    numbers = jnp.array([name_number(name) for name in ref.names()], jnp.uint32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
-    known = _gradients_of(site, gradients)
-    segments = None if svds is None else _stored_segments(kernel, spec, keys, site, svds)
+    known = _gradients_of(ref, gradients)
+    segments = None if svds is None else _stored_segments(kernel, spec, keys, ref, svds)
     if sharder is not None:
-        return start_on_mesh(kernel, spec, keys, known, segments, site, sharder)
-    if site.layers is None:
+        return start_on_mesh(kernel, spec, keys, known, segments, ref, sharder)
+    if ref.layers is None:
         first = [
             None if each is None else jax.tree.map(lambda a: a[0], each)
             for each in (known, segments)
@@ -64,7 +64,7 @@ def start_adapter(
 
 
 def _stored_segments(
-    kernel: jax.Array, spec: AdapterSpec, keys: Key, site: ModuleRef, svds: SvdStore
+    kernel: jax.Array, spec: AdapterSpec, keys: Key, ref: ModuleRef, svds: SvdStore
 ) -> Svd | None:
     """Returns the stacked SVD segments of a module's layers from a store.
 
@@ -75,13 +75,13 @@ def _stored_segments(
     indices = _segment_indices(min(kernel.shape[-2:]), spec, keys)
     if indices is None:
         return None
-    indices, found = np.asarray(indices), []
+    indices, segments = np.asarray(indices), []
     for svd, index in zip(
         svds.of_layers(kernel, list(indices.reshape(len(indices), -1))), indices, strict=True
     ):
         u = np.moveaxis(np.asarray(svd.u).reshape(-1, *index.shape), 0, 1)
-        found.append(Svd(u, svd.s.reshape(index.shape), svd.vt.reshape(*index.shape, -1)))
-    return jax.tree.map(lambda *layers: np.stack(layers), *found)
+        segments.append(Svd(u, svd.s.reshape(index.shape), svd.vt.reshape(*index.shape, -1)))
+    return jax.tree.map(lambda *layers: np.stack(layers), *segments)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -89,14 +89,14 @@ def _segment_indices(smaller: int, spec: AdapterSpec, keys: Key) -> jax.Array | 
     return jax.vmap(lambda key: segment_index(smaller, spec, key))(keys)
 
 
-def _gradients_of(site: ModuleRef, gradients: Mapping[str, jax.Array] | None) -> jax.Array | None:
+def _gradients_of(ref: ModuleRef, gradients: Mapping[str, jax.Array] | None) -> jax.Array | None:
     """Returns the gradients (L, I, O) of a module's layers; None if none are given."""
     if gradients is None:
         return None
-    for name in site.names():
+    for name in ref.names():
         if name not in gradients:
             raise UserError(f"no gradient is given for {name!r}{nearest(name, gradients)}")
-    return jnp.stack([jnp.asarray(gradients[name]) for name in site.names()])
+    return jnp.stack([jnp.asarray(gradients[name]) for name in ref.names()])
 
 
 @partial(jax.jit, static_argnums=1)

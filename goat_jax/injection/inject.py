@@ -89,19 +89,19 @@ def inject(
     # Before the modules are listed: each then has one spec for all its layers.
     cut_stacks(model, spec, target_modules, overrides, modules_to_save)
     rows = []
-    for site in find_modules(model):
-        name = site.names()[0]
-        shape = tuple(site.module.kernel.shape[-2:])
+    for ref in find_modules(model):
+        name = ref.names()[0]
+        shape = tuple(ref.module.kernel.shape[-2:])
         if trains(name, modules_to_save):
             what, reason = "trained in full", ""
         else:
-            chosen, reason = choose(site, name, spec, target_modules, overrides)
+            chosen, reason = choose(ref, name, spec, target_modules, overrides)
             what = "frozen" if chosen is None else "adapter"
             if chosen is not None:
-                attach(site, chosen, key, gradients, sharder, svds)
+                attach(ref, chosen, key, gradients, sharder, svds)
             elif spec.whole_model:
                 what, reason = "trained in full", ""
-        rows.append((site, what, reason, shape))
+        rows.append((ref, what, reason, shape))
     # After the adapters are attached, since a kernel that has one stays frozen.
     train_in_full(model, EVERYTHING if spec.whole_model else modules_to_save)
     return make_report(model, rows, pretrained)
@@ -113,10 +113,10 @@ def train_in_full(model: nnx.Module, modules: Targets) -> None:
     A kernel with an adapter stays frozen, also if the adapter changed it. A module that sets the
     hidden states' dtype (`kept_dtype`) keeps computing in the dtype it was stored in.
     """
-    for site in with_parameters(model):
-        if not trains(site.names()[0], modules):
+    for ref in with_parameters(model):
+        if not trains(ref.names()[0], modules):
             continue
-        module: Any = site.module
+        module: Any = ref.module
         under_adapter = "kernel" if getattr(module, "adapter", None) is not None else None
         for name, value in vars(module).items():
             if type(value) is nnx.Param and name != under_adapter:

@@ -40,9 +40,9 @@ def map_layers(
 
     def body(*parts: PyTree) -> PyTree:
         def of_group(group: PyTree) -> PyTree:
-            own = jax.tree.map(partial(_gather, mesh), group, specs)
-            made = function(*own)
-            return jax.tree.map(partial(_scatter, mesh), made, out_specs)
+            gathered = jax.tree.map(partial(_gather, mesh), group, specs)
+            computed = function(*gathered)
+            return jax.tree.map(partial(_scatter, mesh), computed, out_specs)
 
         def cut(array: Array) -> Array:
             # Copies of the last layer pad the last group.

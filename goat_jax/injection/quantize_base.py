@@ -56,17 +56,17 @@ def quantize_base(model: nnx.Module, kind: str) -> QuantizeReport:
     """
     before = after = 0
     errors: dict[str, list[Array]] = {}
-    for site in find_modules(model):
-        dense = site.module
+    for ref in find_modules(model):
+        dense = ref.module
         if isinstance(dense.kernel, Head):
             continue
         kernel = dense.kernel[...]
-        stacked = kernel if site.layers is not None else kernel[None]
+        stacked = kernel if ref.layers is not None else kernel[None]
         codes, scales, error = _quantize_layers(stacked, kind)
         before += kernel.size * kernel.dtype.itemsize
         after += codes.size * _bits(kind) // 8 + scales.size * scales.dtype.itemsize
-        errors.setdefault(site.pattern, []).append(error)
-        if site.layers is None:
+        errors.setdefault(ref.pattern, []).append(error)
+        if ref.layers is None:
             codes, scales = codes[0], scales[0]
         dense.quantized = nnx.data(QuantizedKernel(codes, scales, kind))
         dense.kernel = None  # pyright: ignore[reportAttributeAccessIssue]  (not read any more)

@@ -77,13 +77,13 @@ def make_report(
         pretrained: number of the model's parameters before it had adapters.
     """
     rows = []
-    for site, what, reason, shape in chosen:
+    for ref, what, reason, shape in chosen:
         rows.append(
             Row(
-                name=site.pattern,
-                layers=site.layers,
+                name=ref.pattern,
+                layers=ref.layers,
                 shape=shape,
-                trained=count_parameters(site.module, (Factor, Head)) if what != "frozen" else 0,
+                trained=count_parameters(ref.module, (Factor, Head)) if what != "frozen" else 0,
                 what=what,
                 reason=reason,
             )

@@ -54,15 +54,15 @@ class Override:
             UserError: an option that the method does not have or that does not fit it, or one that
                 applies to the whole run.
         """
-        own = spec.replace(**self.options)
+        changed = spec.replace(**self.options)
         for field in OF_THE_RUN:
-            if getattr(own, field) != getattr(spec, field):
+            if getattr(changed, field) != getattr(spec, field):
                 names = self.modules if isinstance(self.modules, str) else list(self.modules)
                 raise UserError(
                     f"an override of {names!r} changes {field}, which applies to the whole "
                     "run: set it for the adapter, not for single modules"
                 )
-        return own
+        return changed
 
 
 def check_choices(
@@ -77,9 +77,9 @@ def check_choices(
     Raises:
         UserError: as `inject`, except for a module that has an adapter already.
     """
-    sites = find_modules(model)
-    names = [name for site in sites for name in site.names()]
-    every = [name for site in with_parameters(model) for name in site.names()]
+    refs = find_modules(model)
+    names = [name for ref in refs for name in ref.names()]
+    every = [name for ref in with_parameters(model) for name in ref.names()]
     check_all_match(names, "target", target_modules)
     check_all_match(every, "module to train", modules_to_save, trains, "module")
     for override in overrides:
@@ -87,11 +87,11 @@ def check_choices(
     if target_modules == ALL_LINEAR:
         target_modules = in_blocks(model)
     reasons = set()
-    for site in sites:
-        for name in site.names():
+    for ref in refs:
+        for name in ref.names():
             if trains(name, modules_to_save):
                 continue
-            chosen, reason = choose(site, name, spec, target_modules, overrides)
+            chosen, reason = choose(ref, name, spec, target_modules, overrides)
             if chosen is not None:
                 return
             reasons.add(reason)
@@ -100,9 +100,9 @@ def check_choices(
 
 def in_blocks(model: nnx.Module) -> list[str]:
     """Names every linear layer of the blocks, as the paper adapts, or of a model without blocks."""
-    sites = find_modules(model)
-    blocks = [site for site in sites if site.layers is not None] or sites
-    return [name for site in blocks for name in site.names()]
+    refs = find_modules(model)
+    blocks = [ref for ref in refs if ref.layers is not None] or refs
+    return [name for ref in blocks for name in ref.names()]
 
 
 def _resolve(name: str, spec: AdapterSpec, overrides: Sequence[Override]) -> AdapterSpec:
@@ -113,7 +113,7 @@ def _resolve(name: str, spec: AdapterSpec, overrides: Sequence[Override]) -> Ada
 
 
 def choose(
-    site: ModuleRef[Dense],
+    ref: ModuleRef[Dense],
     name: str,
     spec: AdapterSpec,
     target_modules: Targets,
@@ -122,11 +122,11 @@ def choose(
     """Returns a module's spec, or None and the reason why it gets no adapter."""
     if not matches(name, target_modules):
         return None, "not a target"
-    own = _resolve(name, spec, overrides)
-    smaller = min(site.module.kernel.shape[-2:])
-    if own.total_rank > smaller:
-        return None, f"total rank {own.total_rank} is above its smaller side {smaller}"
-    return own, ""
+    module_spec = _resolve(name, spec, overrides)
+    smaller = min(ref.module.kernel.shape[-2:])
+    if module_spec.total_rank > smaller:
+        return None, f"total rank {module_spec.total_rank} is above its smaller side {smaller}"
+    return module_spec, ""
 
 
 def cut_stacks(
@@ -140,24 +140,24 @@ def cut_stacks(
     for stack in find_stacks(model):
         inside = [s for s in find_modules(model) if s.layers is not None and _is_part(stack, s)]
         choices: dict[int, list[Any]] = {}
-        for site in inside:
-            for layer, name in zip(site.layers or (), site.names(), strict=True):
-                chosen = choose(site, name, spec, target_modules, overrides)
+        for ref in inside:
+            for layer, name in zip(ref.layers or (), ref.names(), strict=True):
+                chosen = choose(ref, name, spec, target_modules, overrides)
                 choices.setdefault(layer, []).append((trains(name, modules_to_save), *chosen))
         order = sorted(choices)
         pairs = itertools.pairwise(order)
         stack.cut([later for sooner, later in pairs if choices[sooner] != choices[later]])
 
 
-def _is_part(stack: Stack, site: ModuleRef) -> bool:
+def _is_part(stack: Stack, ref: ModuleRef) -> bool:
     modules = (module for run in stack.runs for _, module in nnx.iter_modules(run))
-    return any(module is site.module for module in modules)
+    return any(module is ref.module for module in modules)
 
 
 def with_parameters(model: nnx.Module) -> list[ModuleRef]:
     """Finds every module that directly holds parameters, linear or not."""
     return [
-        site
-        for site in find_modules(model, nnx.Module)
-        if any(type(value) is nnx.Param for value in vars(site.module).values())
+        ref
+        for ref in find_modules(model, nnx.Module)
+        if any(type(value) is nnx.Param for value in vars(ref.module).values())
     ]

@@ -25,11 +25,11 @@ class Sharder(Protocol):
         """Replicated sharding: a copy on every device."""
         ...
 
-    def parameter(self, site: ModuleRef, name: str) -> NamedSharding:
+    def parameter(self, ref: ModuleRef, name: str) -> NamedSharding:
         """Returns the sharding of a module's parameter."""
         ...
 
-    def adapter(self, site: ModuleRef, name: str, shape: Sequence[int]) -> NamedSharding:
+    def adapter(self, ref: ModuleRef, name: str, shape: Sequence[int]) -> NamedSharding:
         """Returns the sharding of an adapter's array."""
         ...
 
@@ -51,7 +51,7 @@ def start_on_mesh(
     keys: Key,
     gradients: Array | None,
     segments: Svd | None,
-    site: ModuleRef,
+    ref: ModuleRef,
     sharder: Sharder,
 ) -> AdapterInit:
     """Initializes the adapter of a module on a mesh, with every array in its sharding.
@@ -66,19 +66,24 @@ def start_on_mesh(
         keys: (L,), or (1,).
         gradients: (L, I, O), (1, I, O) or None.
         segments: the SVD segments of every layer's experts, or None if they are to be computed.
-        site: the module.
+        ref: the module.
         sharder: gives the sharding of every array.
     """
-    stacked = site.layers is not None
+    stacked = ref.layers is not None
     all_layers = _all_layers(spec, stacked)
     # The shardings depend on the arrays' shapes, and the jitted function needs them in advance.
     abstract = jax.eval_shape(all_layers, kernel, keys, gradients, segments)
 
     def arrays(values: dict[str, Any]) -> Named:
-        return tuple((name, sharder.adapter(site, name, v.shape)) for name, v in values.items())
+        return tuple((name, sharder.adapter(ref, name, v.shape)) for name, v in values.items())
 
-    own = sharder.parameter(site, "kernel")
-    where = (own, arrays(abstract.factors), sharder.replicated, arrays(abstract.constants))
+    kernel_sharding = sharder.parameter(ref, "kernel")
+    where = (
+        kernel_sharding,
+        arrays(abstract.factors),
+        sharder.replicated,
+        arrays(abstract.constants),
+    )
     start = _compiled(spec, stacked, gradients is not None, segments is not None, where)
     return start(kernel, key_everywhere(keys, sharder.replicated), gradients, segments)
 

@@ -166,10 +166,12 @@ class SvdStore:
                 return list(pool.map(look, whole, indices))
         layers = [kernel] if kernel.ndim == 2 else kernel
         count = jax.process_count()
-        found = []
+        triplets = []
         for first in range(0, len(indices), count):
-            found += self._together(layers, indices, range(first, min(first + count, len(indices))))
-        return found
+            triplets += self._together(
+                layers, indices, range(first, min(first + count, len(indices)))
+            )
+        return triplets
 
     def _together(
         self, layers: Sequence[jax.Array] | jax.Array, indices: Sequence[np.ndarray], group: range
@@ -177,21 +179,21 @@ class SvdStore:
         """Returns the triplets of a group of layers, at most one decomposed by each process."""
         from jax.experimental import multihost_utils
 
-        mine, own = group.start + jax.process_index(), None
+        local_number, local = group.start + jax.process_index(), None
         inputs = outputs = 0
         for number in group:
             whole = multihost_utils.process_allgather(layers[number], tiled=True)
             inputs, outputs = whole.shape
-            if number == mine:
-                own = self.triplets(whole, indices[number])
-        told = []
+            if number == local_number:
+                local = self.triplets(whole, indices[number])
+        triplets = []
         for number in group:
             n = len(indices[number])
             blank = (np.zeros(size, np.float32) for size in ((inputs, n), n, (n, outputs)))
-            svd = own if number == mine else Svd(*blank)
-            sent = multihost_utils.broadcast_one_to_all(svd, is_source=number == mine)
-            told.append(jax.tree.map(np.asarray, sent))
-        return told
+            svd = local if number == local_number else Svd(*blank)
+            sent = multihost_utils.broadcast_one_to_all(svd, is_source=number == local_number)
+            triplets.append(jax.tree.map(np.asarray, sent))
+        return triplets
 
     def _write(self, path: Path, svd: Svd[np.ndarray]) -> None:
         """Writes a decomposition to the folder; after a failure nothing more is written."""

@@ -47,12 +47,12 @@ class Adapted:
 
 
 def choose(
-    found: Mapping[str, MatmulView | str], spec: AdapterSpec, target_modules: Targets
+    views_or_reasons: Mapping[str, MatmulView | str], spec: AdapterSpec, target_modules: Targets
 ) -> tuple[dict[str, MatmulView], dict[str, str]]:
     """Selects the modules to adapt, and gives the reason for each of the others.
 
     Args:
-        found: module name -> its view as a matrix product, or the reason why it has none.
+        views_or_reasons: module name -> its view as a matrix product, or why it has none.
         spec: the method.
         target_modules: the modules to adapt.
 
@@ -72,13 +72,15 @@ def choose(
             "whole_model is not available for your own model, where you choose what is trained: "
             "set whole_model=false"
         )
-    views = {name: view for name, view in found.items() if not isinstance(view, str)}
-    left = {name: reason for name, reason in found.items() if isinstance(reason, str)}
+    views = {name: view for name, view in views_or_reasons.items() if not isinstance(view, str)}
+    left = {name: reason for name, reason in views_or_reasons.items() if isinstance(reason, str)}
     if target_modules != ALL_LINEAR:
-        check_all_match(list(found), "target", target_modules, what="module with a kernel")
-        wanted = [name for name in left if matches(name, target_modules)]
-        if wanted:
-            raise UserError(f"{wanted[0]} cannot be adapted: {left[wanted[0]]}")
+        check_all_match(
+            list(views_or_reasons), "target", target_modules, what="module with a kernel"
+        )
+        targeted = [name for name in left if matches(name, target_modules)]
+        if targeted:
+            raise UserError(f"{targeted[0]} cannot be adapted: {left[targeted[0]]}")
     chosen = {}
     for name, view in views.items():
         smaller = min(jax.eval_shape(view.matrix, _blank(view)).shape)
@@ -119,8 +121,8 @@ def start_layer(
     lead = kernel.shape[: kernel.ndim - len(view.kernel_shape)]
 
     def start(kernel: Array, key: Key) -> tuple[AdapterInit, Array]:
-        made = init_adapter(view.matrix(kernel), spec, key)
-        return made, view.kernel(made.kernel)
+        initialized = init_adapter(view.matrix(kernel), spec, key)
+        return initialized, view.kernel(initialized.kernel)
 
     keys = jax.random.fold_in(key, name_number(name))
     run: Callable = start

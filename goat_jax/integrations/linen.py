@@ -89,11 +89,15 @@ class LinenAdapter:
             if view is None:
                 return y
             x = args[0] if args else kwargs["inputs"]
-            own = module.variables["params"]
-            arrays = {n.removeprefix(PREFIX): a for n, a in own.items() if n.startswith(PREFIX)}
+            module_params = module.variables["params"]
+            arrays = {
+                n.removeprefix(PREFIX): a for n, a in module_params.items() if n.startswith(PREFIX)
+            }
             scale = arrays.pop("scale")
             salted = ctx.fold(name_number(name_of(module.path)))
-            delta, report = delta_of(x, own["kernel"], view, arrays, scale, self.spec, salted, y)
+            delta, report = delta_of(
+                x, module_params["kernel"], view, arrays, scale, self.spec, salted, y
+            )
             module.sow(INTERMEDIATES, REPORT, report)
             return y + delta
 
@@ -111,12 +115,14 @@ class LinenAdapter:
         """
         params = frozen["params"]
         for path, view in self.views.items():
-            own = _at(params, path)
-            arrays = {**own, **_at(factors, path)}
+            module_params = _at(params, path)
+            arrays = {**module_params, **_at(factors, path)}
             arrays = {n.removeprefix(PREFIX): a for n, a in arrays.items() if n.startswith(PREFIX)}
             scale = arrays.pop("scale")
-            kernel = _fold(own["kernel"], arrays, scale, view, self.spec)
-            kept = {name: array for name, array in own.items() if not name.startswith(PREFIX)}
+            kernel = _fold(module_params["kernel"], arrays, scale, view, self.spec)
+            kept = {
+                name: array for name, array in module_params.items() if not name.startswith(PREFIX)
+            }
             params = _with(params, path, {**kept, "kernel": kernel})
         return {**frozen, "params": params}
 
@@ -160,20 +166,20 @@ def adapt_linen(
     ((3, 16), ['adapter_a', 'adapter_b', 'adapter_router'])
     """
     variables = nn.meta.unbox(variables)
-    found = _find(model, variables, args, kwargs)
+    views_or_reasons = _find(model, variables, args, kwargs)
     chosen, left = choose(
-        {name_of(path): view for path, view in found.items()}, spec, target_modules
+        {name_of(path): view for path, view in views_or_reasons.items()}, spec, target_modules
     )
     params, factors, views = variables["params"], {}, {}
-    for path in found:
+    for path in views_or_reasons:
         name = name_of(path)
         if name not in chosen:
             continue
-        own = _at(params, path)
-        start, kernel = start_layer(own["kernel"], chosen[name], spec, key, name)
+        module_params = _at(params, path)
+        start, kernel = start_layer(module_params["kernel"], chosen[name], spec, key, name)
         fixed = {"scale": start.scale, **start.constants}
         frozen = {PREFIX + name: array for name, array in fixed.items()}
-        params = _with(params, path, {**own, "kernel": kernel, **frozen})
+        params = _with(params, path, {**module_params, "kernel": kernel, **frozen})
         trained = {PREFIX + name: array for name, array in start.factors.items()}
         factors = _with(factors, path, trained)
         views[path] = chosen[name]
@@ -186,28 +192,30 @@ def _find(
     model: nn.Module, variables: PyTree, args: tuple, kwargs: dict
 ) -> dict[tuple[str, ...], MatmulView | str]:
     """Finds every module with a parameter of two axes or more, in the order of the calls."""
-    found: dict[tuple[str, ...], MatmulView | str] = {}
+    views: dict[tuple[str, ...], MatmulView | str] = {}
 
-    def look(call: Callable[..., Any], given: tuple, named: dict, where: InterceptorContext) -> Any:
-        y, module = call(*given, **named), where.module
-        own = module.variables.get("params", {})
-        arrays = [value for value in own.values() if not isinstance(value, Mapping)]
+    def look(
+        call: Callable[..., Any], arguments: tuple, named: dict, where: InterceptorContext
+    ) -> Any:
+        y, module = call(*arguments, **named), where.module
+        module_params = module.variables.get("params", {})
+        arrays = [value for value in module_params.values() if not isinstance(value, Mapping)]
         if where.method_name == "__call__" and any(jnp.ndim(array) >= 2 for array in arrays):
-            x = given[0] if given else named.get("inputs")
-            found[module.path] = _view(module, own, x)
+            x = arguments[0] if arguments else named.get("inputs")
+            views[module.path] = _view(module, module_params, x)
         return y
 
     with nn.intercept_methods(look):
         jax.eval_shape(lambda: model.apply(variables, *args, mutable=[INTERMEDIATES], **kwargs))
-    return found
+    return views
 
 
-def _view(module: object, own: Mapping[str, Any], x: object) -> MatmulView | str:
+def _view(module: object, params: Mapping[str, Any], x: object) -> MatmulView | str:
     """Returns a module's view as a matrix product, or the reason why it has none."""
     for kind, view in VIEWS.items():
         if isinstance(module, kind):
             try:
-                return view(module, own["kernel"].shape, x)
+                return view(module, params["kernel"].shape, x)
             except UserError as error:
                 return str(error)
     known = ", ".join(f"nn.{kind.__name__}" for kind in VIEWS)

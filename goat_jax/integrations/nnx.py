@@ -72,8 +72,10 @@ def adapt_nnx(
     modules = {name_of(path): module for path, module in nnx.iter_modules(model)}
     if any(isinstance(module, Adapter) for module in modules.values()):
         raise UserError("the model has adapters already: start from a new one")
-    found = {name: _view(module) for name, module in modules.items() if _has_kernel(module)}
-    chosen, left = choose(found, spec, target_modules)
+    views_or_reasons = {
+        name: _view(module) for name, module in modules.items() if _has_kernel(module)
+    }
+    chosen, left = choose(views_or_reasons, spec, target_modules)
     for name, view in chosen.items():
         module: Any = modules[name]
         start, kernel = start_layer(module.kernel[...], view, spec, key, name)
@@ -156,8 +158,8 @@ def _adapted_class(kind: type) -> type:
         sow(adapter, "report", report)
         return y + delta
 
-    own = {"__module__": __name__, "__call__": call, PLAIN: kind}
-    return type(f"Adapted{kind.__name__}", (kind,), own)
+    attributes = {"__module__": __name__, "__call__": call, PLAIN: kind}
+    return type(f"Adapted{kind.__name__}", (kind,), attributes)
 
 
 PLAIN = "class_without_adapter"

@@ -130,7 +130,7 @@ def export_run(
             "form": to,
             "method": run.config.adapter.method,
             "step": facts.step,
-            "base_sha256": run.built.base_fingerprint,
+            "base_sha256": run.setup.base_fingerprint,
             "scores": facts.scores,
             **extra,
         }
@@ -145,7 +145,7 @@ def _facts(run: Trained, form: str, library: str, use: str = "", **columns: Any)
         library=library,
         step=run.opened.step,
         scores={"run": run.scores, **columns},
-        trained=run.built.inject_report.trained_parameters,
+        trained=run.setup.inject_report.trained_parameters,
         command=saved.get("command"),
         versions=saved.get("versions", {}),
         base=ORIGINS.get(run.config.model.path, run.config.model.path),
@@ -175,7 +175,7 @@ Extra = dict[str, Any]
 
 
 def _form(run: Trained) -> HfForm:
-    return form_of(run.built.kind, run.model.config)
+    return form_of(run.setup.kind, run.model.config)
 
 
 def _peft_use(run: Trained, name: str) -> str:
@@ -227,7 +227,7 @@ def _write_peft(
         head,
         target_modules=names.shortest_suffixes(list(run.now), every),
         heads=names.whole_modules(parts, every),
-        kind=run.built.kind,
+        kind=run.setup.kind,
         base=ORIGINS.get(run.config.model.path, run.config.model.path),
     )
 
@@ -303,7 +303,7 @@ def _to_lora(run: Trained, folder: Path, name: str, rows: int, **_: Any) -> tupl
         change=change,
     )
     note = f"the experts' mean weights were measured on {rows} training rows"
-    shares = {name: [float(share) for share in own] for name, own in gates.items()}
+    shares = {name: [float(share) for share in weights] for name, weights in gates.items()}
     return dataclasses.replace(facts, notes=(note,)), {"gates": shares}
 
 

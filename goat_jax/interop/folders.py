@@ -131,16 +131,16 @@ def read_tensors(source: Path) -> dict[str, np.ndarray]:
         UserError: as for `open_adapter`, or a tensor is not stored as floats or is not finite.
     """
     opened = open_adapter(source)
-    found = {}
+    tensors = {}
     for name, entry in opened.entries.items():
         if entry.dtype not in STORED:
             raise UserError(
                 f"{entry.file}: {name} is stored as {entry.dtype}: save the adapter as one of "
                 f"{', '.join(STORED)}"
             )
-        found[name] = opened[name]
-        check_finite(found[name], name, entry.file)
-    return found
+        tensors[name] = opened[name]
+        check_finite(tensors[name], name, entry.file)
+    return tensors
 
 
 def open_adapter(source: Path) -> WeightFiles:

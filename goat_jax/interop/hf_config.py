@@ -37,9 +37,9 @@ def _text_tower(model: Model, path: Path, task: Task) -> tuple[nnx.Module, ...]:
         UserError: the model's class matrix was trained, so the text tower cannot compute it.
     """
     assert isinstance(model, VisionModel) and isinstance(task, ImageTask)  # all that have this head
-    classes, made = model.head.classifier, class_kernel(path, task.labels, task.prompt)
+    classes, computed = model.head.classifier, class_kernel(path, task.labels, task.prompt)
     kernel = np.asarray(classes.kernel[...])
-    if classes.adapter is not None or not np.allclose(kernel, made, rtol=0, atol=SAME):
+    if classes.adapter is not None or not np.allclose(kernel, computed, rtol=0, atol=SAME):
         raise UserError(
             "its class matrix was trained, and transformers' CLIPModel has none: it computes one "
             "from the class names; train without classifier in adapter.modules_to_save, or with "

@@ -48,14 +48,14 @@ def push(folder: Path, repo: str, *, public: bool, message: str) -> str:
     """
     api = _api()
     try:
-        made = api.create_repo(repo, private=not public, exist_ok=True)
+        address = api.create_repo(repo, private=not public, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
     except _refusals() as error:
         raise RunFailed(
             f"{folder} is complete but was not uploaded to {repo}: {first_line(error)}; try again "
             f"with `hf upload {repo} {folder}`"
         ) from None
-    return str(made)
+    return str(address)
 
 
 def is_repo_id(name: str) -> bool:

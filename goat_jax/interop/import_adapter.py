@@ -85,9 +85,9 @@ def base_note(adapter: Imported, path: str) -> str | None:
     """
     if adapter.base is None or adapter.base_sha256 is not None:
         return None
-    named, given = (_last_part(ORIGINS.get(name, name)) for name in (adapter.base, path))
+    named, chosen = (_last_part(ORIGINS.get(name, name)) for name in (adapter.base, path))
     revision = "" if adapter.revision in (None, "main") else f" at revision {adapter.revision}"
-    if named == given and not revision:
+    if named == chosen and not revision:
         return None
     return (
         f"warning: {adapter.source} was trained on {adapter.base}{revision}, the model here is "
@@ -151,16 +151,16 @@ def put_tensors(
         UserError: a tensor is missing, or its shape differs from that of the model's adapter.
     """
     model, used = merge_model(graph, trainable, base), set()
-    for site in find_modules(model):
-        own = site.module.adapter
-        if own is None:
+    for ref in find_modules(model):
+        dense_adapter = ref.module.adapter
+        if dense_adapter is None:
             continue
-        used |= set(site.names())
-        for key in own.names:
-            variable = getattr(own, key)
-            shape = tuple(variable.shape if site.layers is None else variable.shape[1:])
-            layers = [_factor(adapter, name, key, shape) for name in site.names()]
-            whole = layers[0] if site.layers is None else np.stack(layers)
+        used |= set(ref.names())
+        for key in dense_adapter.names:
+            variable = getattr(dense_adapter, key)
+            shape = tuple(variable.shape if ref.layers is None else variable.shape[1:])
+            layers = [_factor(adapter, name, key, shape) for name in ref.names()]
+            whole = layers[0] if ref.layers is None else np.stack(layers)
             variable.set_value(jnp.asarray(whole, variable.dtype))
     for name in sorted(set(adapter.modules) - used):
         raise UserError(
@@ -169,25 +169,25 @@ def put_tensors(
         )
     write_head(model, adapter.head_modules, lambda name, shape: _head(adapter, name, shape))
     new = split_model(model)[1]
-    return jax.tree.map(lambda made, like: jax.device_put(made, like.sharding), new, trainable)
+    return jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), new, trainable)
 
 
 def _factor(adapter: Imported, module: str, key: str, shape: tuple[int, ...]) -> np.ndarray:
-    found = adapter.modules.get(module, {}).get(key)
-    if found is None:
+    tensor = adapter.modules.get(module, {}).get(key)
+    if tensor is None:
         raise UserError(f"{adapter.source} has no {key} of {module}: the adapter needs it")
-    if found.shape != shape:
+    if tensor.shape != shape:
         raise UserError(
-            f"{adapter.source}: {key} of {module} is {found.shape}, the adapter's is {shape}: "
+            f"{adapter.source}: {key} of {module} is {tensor.shape}, the adapter's is {shape}: "
             "give the sizes it was trained with"
         )
-    return found
+    return tensor
 
 
 def _head(adapter: Imported, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    found = adapter.head.get(name)
-    if found is None:
+    tensor = adapter.head.get(name)
+    if tensor is None:
         raise UserError(f"{adapter.source} has no {name}: the head is incomplete")
-    if found.shape != shape:
-        raise UserError(f"{adapter.source}: {name} is {found.shape}, the model's is {shape}")
-    return found.astype(np.float32)
+    if tensor.shape != shape:
+        raise UserError(f"{adapter.source}: {name} is {tensor.shape}, the model's is {shape}")
+    return tensor.astype(np.float32)

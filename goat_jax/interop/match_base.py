@@ -47,15 +47,19 @@ def fit_adapter(
     if tie is not None:  # a model with tied embeddings has no module with the second name
         modules = {*modules, _module(tie.name), _module(tie.twin)}
     names = {name: _our_name(name, architecture, modules) for name in adapter.modules}
-    unused = [name for name, own in names.items() if own is None and _unused(name, architecture)]
-    kept = {name: own or name for name, own in names.items() if name not in unused}
+    unused = [
+        name for name, module in names.items() if module is None and _unused(name, architecture)
+    ]
+    kept = {name: module or name for name, module in names.items() if name not in unused}
     heads = {name: _our_tensor(name, architecture, modules) for name in adapter.head}
     foreign = [
         name
-        for name, own in heads.items()
-        if own is None and not name.startswith(architecture.prefix)
+        for name, module in heads.items()
+        if module is None and not name.startswith(architecture.prefix)
     ]
-    head = {own or name: adapter.head[name] for name, own in heads.items() if name not in foreign}
+    head = {
+        module or name: adapter.head[name] for name, module in heads.items() if name not in foreign
+    }
     left_out = [*unused, *foreign]
     notes = (
         f"{adapter.source}: {', '.join(sorted(left_out))} left out, the model has no such part",
@@ -64,7 +68,7 @@ def fit_adapter(
     return Fitted(
         dataclasses.replace(
             adapter,
-            modules={own: adapter.modules[name] for name, own in kept.items()},
+            modules={module: adapter.modules[name] for name, module in kept.items()},
             head=head,
             overrides=tuple(
                 (tuple(kept[name] for name in group if name in kept), values)
@@ -85,16 +89,16 @@ def fit_adapter(
 def _our_name(name: str, architecture: Architecture, modules: Collection[str]) -> str | None:
     """Returns the model's name of a module, None if it has no such module."""
     for whole in (name, architecture.prefix + name):
-        own = architecture.todays_name(whole + ".").removesuffix(".")
-        if own in modules:
-            return own
+        current = architecture.todays_name(whole + ".").removesuffix(".")
+        if current in modules:
+            return current
     return None
 
 
 def _our_tensor(name: str, architecture: Architecture, modules: Collection[str]) -> str | None:
     module, dot, parameter = name.rpartition(".")
-    own = _our_name(module if dot else name, architecture, modules)
-    return own and own + dot + (parameter if dot else "")
+    our_module = _our_name(module if dot else name, architecture, modules)
+    return our_module and our_module + dot + (parameter if dot else "")
 
 
 def _module(tensor: str) -> str:

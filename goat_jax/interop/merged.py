@@ -56,20 +56,20 @@ def fold_adapters(model: nnx.Module, gates: Mapping[str, np.ndarray] | None = No
     >>> model = TinyModel()
     >>> _ = inject(model, method_spec("lora", total_rank=2), key=jax.random.key(0))
     >>> fold_adapters(model)
-    >>> any(site.module.adapter for site in find_modules(model))
+    >>> any(ref.module.adapter for ref in find_modules(model))
     False
     """
-    for site in find_modules(model):
-        dense, adapter = site.module, site.module.adapter
+    for ref in find_modules(model):
+        dense, adapter = ref.module, ref.module.adapter
         if adapter is None:
             continue
         spec, scale = adapter.spec, adapter.scale[...]
         if gates is not None:
-            own = np.stack([gates[name] for name in site.names()])
-            own = own if site.layers is not None else own[0]
-            spec, scale = without_router(spec), scale * jnp.asarray(own, scale.dtype)
+            weights = np.stack([gates[name] for name in ref.names()])
+            weights = weights if ref.layers is not None else weights[0]
+            spec, scale = without_router(spec), scale * jnp.asarray(weights, scale.dtype)
         fold = partial(_fold, spec)
-        fold = fold if site.layers is None else jax.vmap(fold)
+        fold = fold if ref.layers is None else jax.vmap(fold)
         arrays = adapter.factors() | adapter.constants()
         dense.kernel.set_value(jax.jit(fold)(dense.kernel[...], arrays, scale))
         dense.adapter = nnx.data(None)
@@ -110,7 +110,7 @@ def write_merged(
         UserError: the model still has adapters, its config has no counterpart in config.json,
             transformers' class cannot express its head, or a weight is out of the dtype's range.
     """
-    if any(site.module.adapter is not None for site in find_modules(model)):
+    if any(ref.module.adapter is not None for ref in find_modules(model)):
         raise UserError("the model still has adapters: fold them first")
     hf = open_checkpoint(path)[0]
     architecture = architecture_of(hf, path)

@@ -54,7 +54,7 @@ def write_card(name: str, config: RunConfig, facts: Facts, merged: bool) -> str:
         merged: whether the adapter is merged into the weights.
     """
     method, base = config.adapter.method, facts.base
-    given = "" if base == config.model.path else f" (`{config.model.path}`)"
+    path_note = "" if base == config.model.path else f" (`{config.model.path}`)"
     state = "is merged into these weights" if merged else "is not merged: it needs its base model"
     lines = [
         "---",
@@ -62,7 +62,7 @@ def write_card(name: str, config: RunConfig, facts: Facts, merged: bool) -> str:
         "---",
         f"# {name}",
         "",
-        f"{facts.form}, of a run with goat_jax: `{method}` on `{base}`{given}, trained on "
+        f"{facts.form}, of a run with goat_jax: `{method}` on `{base}`{path_note}, trained on "
         f"`{config.task.name}`, checkpoint of step {facts.step}, {facts.trained:,} trained "
         f"parameters. The adapter {state}.",
         *(["", *(f"- {note}" for note in facts.notes)] if facts.notes else []),

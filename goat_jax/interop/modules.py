@@ -68,38 +68,38 @@ def read_kernels(model: nnx.Module, names: Iterable[str]) -> dict[str, np.ndarra
         UserError: no linear layer of the model has this name.
     """
     kernels = {}
-    for site in find_modules(model):
-        kernels |= dict(zip(site.names(), _layers(site, site.module.kernel), strict=True))
+    for ref in find_modules(model):
+        kernels |= dict(zip(ref.names(), _layers(ref, ref.module.kernel), strict=True))
     for name in names:
         if name not in kernels:
             raise UserError(f"the model has no linear layer {name!r}{nearest(name, kernels)}")
     return {name: kernels[name] for name in names}
 
 
-def _layers(site: ModuleRef, variable: nnx.Variable[Array]) -> np.ndarray:
+def _layers(ref: ModuleRef, variable: nnx.Variable[Array]) -> np.ndarray:
     value = np.asarray(variable[...])
-    return value if site.layers is not None else value[None]
+    return value if ref.layers is not None else value[None]
 
 
-def _stack(site: ModuleRef, arrays: list[np.ndarray]) -> Array:
-    return jnp.asarray(np.stack(arrays) if site.layers is not None else arrays[0])
+def _stack(ref: ModuleRef, arrays: list[np.ndarray]) -> Array:
+    return jnp.asarray(np.stack(arrays) if ref.layers is not None else arrays[0])
 
 
 def _adapted(model: nnx.Module) -> Iterator[tuple[ModuleRef, Dense, Adapter]]:
-    for site in find_modules(model):
-        if site.module.adapter is not None:
-            yield site, site.module, site.module.adapter
+    for ref in find_modules(model):
+        if ref.module.adapter is not None:
+            yield ref, ref.module, ref.module.adapter
 
 
 def read_starts(model: nnx.Module) -> dict[str, ModuleStart]:
     """Returns the values of all adapted modules by name."""
     starts = {}
-    for site, dense, adapter in _adapted(model):
-        kernels, scales = _layers(site, dense.kernel), _layers(site, adapter.scale)
-        factors = {name: _layers(site, getattr(adapter, name)) for name in adapter.names}
-        for layer, name in enumerate(site.names()):
-            own = {key: value[layer] for key, value in factors.items()}
-            starts[name] = ModuleStart(kernels[layer], own, scales[layer])
+    for ref, dense, adapter in _adapted(model):
+        kernels, scales = _layers(ref, dense.kernel), _layers(ref, adapter.scale)
+        factors = {name: _layers(ref, getattr(adapter, name)) for name in adapter.names}
+        for layer, name in enumerate(ref.names()):
+            layer_factors = {key: value[layer] for key, value in factors.items()}
+            starts[name] = ModuleStart(kernels[layer], layer_factors, scales[layer])
     return starts
 
 
@@ -108,13 +108,13 @@ def read_adapted(model: nnx.Module) -> Iterator[tuple[str, AdaptedModule]]:
 
     Only the arrays of one stack of layers are on the host at a time.
     """
-    for site, dense, adapter in _adapted(model):
-        kernels, scales = _layers(site, dense.kernel), _layers(site, adapter.scale)
+    for ref, dense, adapter in _adapted(model):
+        kernels, scales = _layers(ref, dense.kernel), _layers(ref, adapter.scale)
         trained, frozen = (
-            {name: _layers(site, getattr(adapter, name)) for name in names}
+            {name: _layers(ref, getattr(adapter, name)) for name in names}
             for names in (adapter.names, adapter.constant_names)
         )
-        for layer, name in enumerate(site.names()):
+        for layer, name in enumerate(ref.names()):
             factors = {key: value[layer] for key, value in trained.items()}
             constants = {key: value[layer] for key, value in frozen.items()}
             yield (
@@ -125,11 +125,11 @@ def read_adapted(model: nnx.Module) -> Iterator[tuple[str, AdaptedModule]]:
 
 def write_starts(model: nnx.Module, starts: Mapping[str, ModuleStart]) -> None:
     """Sets the kernels and factors of all adapted modules in place; scales are unchanged."""
-    for site, dense, adapter in _adapted(model):
-        layers = [starts[name] for name in site.names()]
-        dense.kernel.set_value(_stack(site, [start.kernel for start in layers]))
+    for ref, dense, adapter in _adapted(model):
+        layers = [starts[name] for name in ref.names()]
+        dense.kernel.set_value(_stack(ref, [start.kernel for start in layers]))
         for key in adapter.names:
-            value = _stack(site, [start.factors[key] for start in layers])
+            value = _stack(ref, [start.factors[key] for start in layers])
             getattr(adapter, key).set_value(value)
 
 
@@ -137,20 +137,20 @@ def _head_parameters(
     model: nnx.Module, modules: Iterable[str]
 ) -> dict[str, tuple[nnx.Variable[Array], Layout]]:
     """Maps PyTorch's name of a head's parameter to our variable and its PyTorch layout."""
-    found: dict[str, dict[str, tuple[nnx.Variable[Array], Layout]]] = {}
+    by_module: dict[str, dict[str, tuple[nnx.Variable[Array], Layout]]] = {}
     stacked = set()
-    for site, parameter, layout in parameters(model):
-        name = site.names()[0]
-        variable = getattr(site.module, parameter)
-        found.setdefault(name, {})[layout.full_name(name)] = (variable, layout)
-        stacked |= set() if site.layers is None else set(site.names())
+    for ref, parameter, layout in parameters(model):
+        name = ref.names()[0]
+        variable = getattr(ref.module, parameter)
+        by_module.setdefault(name, {})[layout.full_name(name)] = (variable, layout)
+        stacked |= set() if ref.layers is None else set(ref.names())
     chosen = {}
     for name in modules:
         if name in stacked:
             raise UserError(f"{name!r} is one of a stack of layers: only a head is trained in full")
-        if name not in found:
-            raise UserError(f"the model has no module {name!r} to train{nearest(name, found)}")
-        chosen |= found[name]
+        if name not in by_module:
+            raise UserError(f"the model has no module {name!r} to train{nearest(name, by_module)}")
+        chosen |= by_module[name]
     return chosen
 
 
@@ -189,17 +189,17 @@ def trained_tensors(model: nnx.Module, fresh: Collection[str] = ()) -> dict[str,
         model: the model.
         fresh: the PyTorch names of the parameters that the checkpoint does not have.
     """
-    found = {}
-    for site, parameter, layout in parameters(model):
-        variable = getattr(site.module, parameter)
-        names = [layout.full_name(name) for name in site.names()]
+    tensors = {}
+    for ref, parameter, layout in parameters(model):
+        variable = getattr(ref.module, parameter)
+        names = [layout.full_name(name) for name in ref.names()]
         if isinstance(variable, Head) or any(name in fresh for name in names):
-            layers = [np.asarray(layout.to_torch(each)) for each in _layers(site, variable)]
-            found |= dict(zip(names, layers, strict=True))
-    return found
+            layers = [np.asarray(layout.to_torch(each)) for each in _layers(ref, variable)]
+            tensors |= dict(zip(names, layers, strict=True))
+    return tensors
 
 
 def module_names(model: nnx.Module) -> list[str]:
     """Returns the full names of all modules that have parameters."""
-    names = (name for site, _, _ in parameters(model) for name in site.names())
+    names = (name for ref, _, _ in parameters(model) for name in ref.names())
     return list(dict.fromkeys(names))

@@ -57,7 +57,7 @@ def read_peft(folder: Path, config: Mapping[str, Any]) -> Imported:
     modules, head = _by_module(folder, tensors, NAMES[kind])
     options, overrides = READERS[kind](folder, config, modules)
     options["target_modules"] = tuple(modules)
-    found = Imported(
+    imported = Imported(
         source=str(folder),
         base=_name(config.get("base_model_name_or_path")),
         base_sha256=read_about(folder).get("base_sha256"),
@@ -68,8 +68,8 @@ def read_peft(folder: Path, config: Mapping[str, Any]) -> Imported:
         head=head,
         revision=_name(config.get("revision")),
     )
-    options["modules_to_save"] = found.head_modules
-    return found
+    options["modules_to_save"] = imported.head_modules
+    return imported
 
 
 def _name(value: object) -> str | None:
@@ -111,11 +111,11 @@ def _by_module(
     if not listed:
         raise UserError(f"{folder} has no factors of its type: it is incomplete")
     modules = {}
-    for module, own in listed.items():
+    for module, factors in listed.items():
         for key in sorted({"a", "b", "core"} & set(names.values())):
-            if key not in own:
+            if key not in factors:
                 raise UserError(f"{folder} has no factor {key} of {module}: it is incomplete")
-        matrices = {key: np.stack([t.T for t in each]) for key, each in own.items()}
+        matrices = {key: np.stack([t.T for t in each]) for key, each in factors.items()}
         if "magnitude" in matrices:
             matrices["magnitude"] = matrices["magnitude"].reshape(-1)
         if "core" in matrices:
@@ -187,17 +187,17 @@ def _pattern(
     folder: Path, config: Mapping[str, Any], name: str, **limits: Any
 ) -> Mapping[str, Any]:
     """Reads a table of numbers by pattern in adapter_config.json and checks their range."""
-    found = config.get(name) or {}
+    table = config.get(name) or {}
     where = f"{Path(folder) / ADAPTER_CONFIG}: {name}"
-    if not isinstance(found, Mapping):
-        raise UserError(f"{where} is a {type(found).__name__}, not a table of numbers")
-    for pattern, value in found.items():
+    if not isinstance(table, Mapping):
+        raise UserError(f"{where} is a {type(table).__name__}, not a table of numbers")
+    for pattern, value in table.items():
         check_number(f"{where}[{pattern!r}]", value, **limits)
         try:
             re.compile(pattern)
         except re.error as error:
             raise UserError(f"{where}: {pattern!r} is not a valid pattern ({error})") from None
-    return found
+    return table
 
 
 def _by_pattern(name: str, patterns: Mapping[str, Any] | None, usual: object) -> Any:
@@ -211,7 +211,7 @@ def _by_pattern(name: str, patterns: Mapping[str, Any] | None, usual: object) ->
 def _read_network(
     folder: Path, config: Mapping[str, Any], modules: Mapping[str, Mapping[str, np.ndarray]]
 ) -> tuple[Options, Overrides]:
-    ours = {theirs: own for own, theirs in ACTIVATIONS.items()}
+    ours = {theirs: name for name, theirs in ACTIVATIONS.items()}
     activation = config.get("act_fn", "relu")
     check_choice(f"{Path(folder) / ADAPTER_CONFIG}: act_fn", activation, ours)
     settled = {

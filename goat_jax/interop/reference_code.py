@@ -98,17 +98,17 @@ def read_published(source: Path, config: Mapping[str, Any], base_sha256: str | N
             their experts.
     """
     tensors = read_tensors(source)
-    found: dict[str, dict[str, dict[int, np.ndarray]]] = {}
+    by_module: dict[str, dict[str, dict[int, np.ndarray]]] = {}
     routers, head = {}, {}
     for name, value in tensors.items():
         if match := _FACTOR.fullmatch(name):
             module, key, number = match[1], match[2].lower(), int(match[3])
-            found.setdefault(module, {}).setdefault(key, {})[number] = value.T
+            by_module.setdefault(module, {}).setdefault(key, {})[number] = value.T
         elif name.endswith(GATING):
             routers[name.removesuffix("." + GATING)] = value.T
         else:
             head[name] = value
-    modules = {name: _stacked(source, name, own, routers) for name, own in found.items()}
+    modules = {name: _stacked(source, name, arrays, routers) for name, arrays in by_module.items()}
     sizes = {name: module["a"].shape for name, module in modules.items()}
     experts, _, rank = next(iter(sizes.values()))
     for name, shape in sizes.items():
@@ -133,13 +133,13 @@ def read_published(source: Path, config: Mapping[str, Any], base_sha256: str | N
 def _stacked(
     source: Path,
     name: str,
-    own: Mapping[str, Mapping[int, np.ndarray]],
+    arrays: Mapping[str, Mapping[int, np.ndarray]],
     routers: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
     """Stacks the factors a (E, I, R), b (E, R, O) and router (I, E) of one module."""
-    numbers = list(range(len(own.get("a", ()))))
-    whole = all(sorted(own.get(key, ())) == numbers for key in ("a", "b"))
+    numbers = list(range(len(arrays.get("a", ()))))
+    whole = all(sorted(arrays.get(key, ())) == numbers for key in ("a", "b"))
     if not numbers or not whole or name not in routers or routers[name].shape[1] != len(numbers):
         raise UserError(f"{source}: some experts of {name} or its router are missing")
-    pairs = {key: np.stack([own[key][number] for number in numbers]) for key in ("a", "b")}
+    pairs = {key: np.stack([arrays[key][number] for number in numbers]) for key in ("a", "b")}
     return {**pairs, "router": routers[name]}

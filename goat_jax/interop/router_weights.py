@@ -50,18 +50,18 @@ def mean_gates(
         means = {name: report.mean_weights for name, report in reports.items()}
         return jax.tree.map(lambda mean: mean * tokens, means), tokens
 
-    found = [weigh(trainable, base, batch) for batch in batches]
-    tokens = sum(float(count) for _, count in found)
+    sums_and_counts = [weigh(trainable, base, batch) for batch in batches]
+    tokens = sum(float(count) for _, count in sums_and_counts)
     layers = adapted_layers(model)
     experts = {
-        name: site.module.adapter.scale.shape[-1]
-        for site in find_modules(model)
-        if site.module.adapter is not None
-        for name in site.names()
+        name: ref.module.adapter.scale.shape[-1]
+        for ref in find_modules(model)
+        if ref.module.adapter is not None
+        for name in ref.names()
     }
     gates = {}
     for pattern in layers:
-        parts = [np.asarray(sums[pattern], np.float64) for sums, _ in found]
+        parts = [np.asarray(sums[pattern], np.float64) for sums, _ in sums_and_counts]
         whole = np.sum(parts, 0) / tokens
         for layer, weights in zip(layers[pattern], whole, strict=True):
             name = pattern.format(layer)

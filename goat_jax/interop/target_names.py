@@ -15,13 +15,13 @@ def shortest_suffixes(chosen: Sequence[str], every: Collection[str]) -> list[str
     ['output.dense', 'query']
     """
     others = [name for name in every if name not in set(chosen)]
-    found: dict[str, None] = {}
+    shortest: dict[str, None] = {}
     for name in chosen:
         parts = name.split(".")
         suffixes = [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
         clear = [s for s in suffixes if not any(f".{o}".endswith(f".{s}") for o in others)]
-        found[clear[0] if clear else name] = None
-    return list(found)
+        shortest[clear[0] if clear else name] = None
+    return list(shortest)
 
 
 def whole_modules(parts: Sequence[str], every: Collection[str]) -> list[str]:
@@ -31,12 +31,12 @@ def whole_modules(parts: Sequence[str], every: Collection[str]) -> list[str]:
     >>> whole_modules(["bert.pooler.dense", "classifier.dense", "classifier.out_proj"], every)
     ['bert.pooler.dense', 'classifier']
     """
-    found: dict[str, None] = {}
+    names_kept: dict[str, None] = {}
     for name in parts:
         top = name.partition(".")[0]
         inside = [other for other in every if other.partition(".")[0] == top]
-        found[top if set(inside) <= set(parts) else name] = None
-    return list(found)
+        names_kept[top if set(inside) <= set(parts) else name] = None
+    return list(names_kept)
 
 
 def most_common(values: Sequence[Any]) -> Any:

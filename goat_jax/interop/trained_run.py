@@ -46,7 +46,7 @@ class Trained:
         folder: the run's folder.
         opened: the reopened run.
         config: the run's config.
-        built: the run's training setup.
+        setup: the run's training setup.
         path: the folder or file of the pretrained model.
         trainable: the model's trained pytree.
         base: the model's frozen pytree.
@@ -62,14 +62,14 @@ class Trained:
     ):
         self.folder = folder
         self.opened: Reopened = restore_run(folder, step, mesh, known)
-        self.config, self.built = self.opened.config, self.opened.built
+        self.config, self.setup = self.opened.config, self.opened.setup
         self.path = find_model(self.config.model.path)
         self.trainable: dict[str, PyTree] = self.opened.state.trainable
-        self.base: PyTree = self.opened.state.frozen(self.built.base)
+        self.base: PyTree = self.opened.state.frozen(self.setup.base)
         self.model = self._model(self.trainable, self.base)
 
     def _model(self, trainable: dict[str, PyTree], base: PyTree) -> Model:
-        return merge_model(self.built.graph, trainable, base)
+        return merge_model(self.setup.graph, trainable, base)
 
     @functools.cached_property
     def now(self) -> dict[str, AdaptedModule]:
@@ -79,7 +79,7 @@ class Trained:
     @functools.cached_property
     def start(self) -> dict[str, AdaptedModule]:
         """Adapted modules before training, by name."""
-        return dict(read_adapted(self._model(self.built.state.trainable, self.built.base)))
+        return dict(read_adapted(self._model(self.setup.state.trainable, self.setup.base)))
 
     @functools.cached_property
     def kernels(self) -> dict[str, np.ndarray]:
@@ -113,14 +113,14 @@ class Trained:
     @property
     def head(self) -> dict[str, np.ndarray]:
         """PyTorch's tensors of the parameters that were trained in full or newly initialized."""
-        return trained_tensors(self.model, self.built.fresh)
+        return trained_tensors(self.model, self.setup.fresh)
 
     @functools.cached_property
     def scores(self) -> dict[str, float]:
         """Scores of the run's checkpoint on its evaluation rows."""
-        built = self.built
+        setup = self.setup
         return evaluate(
-            built.eval_step, self.trainable, self.base, self.rows, self.task, put=built.put_whole
+            setup.eval_step, self.trainable, self.base, self.rows, self.task, put=setup.put_whole
         ).scores
 
     @property
@@ -149,7 +149,7 @@ class Trained:
             rows: the number of training rows to average over; an incomplete batch is left out.
         """
         return mean_gates(
-            self.built.graph,
+            self.setup.graph,
             self.trainable,
             self.base,
             few_rows(self.config, rows),

@@ -36,28 +36,28 @@ FLOAT32 = (LayerNorm, RMSNorm, Constant)
 class _Slot:
     """One parameter of the model and the tensors (one per layer) that fill it."""
 
-    site: ModuleRef
+    ref: ModuleRef
     parameter: str
     names: tuple[str, ...]
     layout: Layout
 
     @property
     def stacked(self) -> bool:
-        return self.site.layers is not None
+        return self.ref.layers is not None
 
     def shape(self) -> tuple[int, ...]:
         """Returns one layer's shape, with our axes."""
-        return tuple(getattr(self.site.module, self.parameter).shape[1 if self.stacked else 0 :])
+        return tuple(getattr(self.ref.module, self.parameter).shape[1 if self.stacked else 0 :])
 
     def torch_shape(self) -> tuple[int, ...]:
         return self.layout.torch_shape(self.shape())
 
     def full_shape(self) -> tuple[int, ...]:
         """Returns the shape of the parameter, layer axis included."""
-        return tuple(getattr(self.site.module, self.parameter).shape)
+        return tuple(getattr(self.ref.module, self.parameter).shape)
 
     def set(self, value: jax.Array) -> None:
-        getattr(self.site.module, self.parameter).set_value(value)
+        getattr(self.ref.module, self.parameter).set_value(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,27 +105,27 @@ def fill(
         if one not in stored and other in stored:
             stored[one] = stored[other]
     slots = [_slot(*parameter) for parameter in parameters(model)]
-    wanted = {name: slot.torch_shape() for slot in slots for name in slot.names}
-    left_out = _of_another_head(stored, wanted, weights, architecture, tie)
+    expected = {name: slot.torch_shape() for slot in slots for name in slot.names}
+    left_out = _of_another_head(stored, expected, weights, architecture, tie)
     if new_head:
         left_out |= {name for name in stored if _is_output(name, architecture)}
-    read = {name: own for name, own in stored.items() if name not in left_out}
-    _check(wanted, read, weights, architecture, left_out)
+    read = {name: key for name, key in stored.items() if name not in left_out}
+    _check(expected, read, weights, architecture, left_out)
     fresh: list[str] = []
     for slot in slots:
         if slot.names[0] in read:
-            own = partial(_read, slot, read, weights, _dtype(slot, architecture, dtype))
+            read_part = partial(_read, slot, read, weights, _dtype(slot, architecture, dtype))
         else:
-            own = partial(_start, slot, key)
+            read_part = partial(_start, slot, key)
             fresh += slot.names
-        where = None if sharding is None else sharding(slot.site, slot.parameter)
-        slot.set(_place(own, slot.full_shape(), where))
+        where = None if sharding is None else sharding(slot.ref, slot.parameter)
+        slot.set(_place(read_part, slot.full_shape(), where))
     return Filled(tuple(fresh), tuple(sorted(stored[name] for name in left_out)))
 
 
 def _of_another_head(
     stored: Mapping[str, str],
-    wanted: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
     weights: Weights,
     architecture: Architecture,
     tie: Tie | None,
@@ -135,17 +135,17 @@ def _of_another_head(
     Such a head is stored beside the base model, or under the names of our head but with other
     modules or another number of labels.
     """
-    ours = {_top(name) for name in (*wanted, *(() if tie is None else (tie.name,)))}
+    ours = {_top(name) for name in (*expected, *(() if tie is None else (tie.name,)))}
     heads = {_top(module) for module in architecture.head} - {_top(architecture.prefix)}
     extra = [
         name
         for name in stored
-        if name not in wanted and not re.fullmatch(architecture.family.ignored, name)
+        if name not in expected and not re.fullmatch(architecture.family.ignored, name)
     ]
     replaced = {_top(name) for name in extra} & heads
     resized = {
         _module(name)
-        for name, shape in wanted.items()
+        for name, shape in expected.items()
         if name in stored
         and _is_output(name, architecture)
         and weights.entries[stored[name]].shape[1:] == shape[1:]
@@ -167,12 +167,12 @@ def _top(name: str) -> str:
 def cast(model: nnx.Module, architecture: Architecture, dtype: DTypeLike) -> None:
     """Casts the parameters of a model that was not loaded to the dtypes that loading gives them."""
     for slot in [_slot(*parameter) for parameter in parameters(model)]:
-        value = getattr(slot.site.module, slot.parameter)[...]
+        value = getattr(slot.ref.module, slot.parameter)[...]
         slot.set(value.astype(_dtype(slot, architecture, dtype)))
 
 
 def _dtype(slot: _Slot, architecture: Architecture, dtype: DTypeLike) -> DTypeLike:
-    small = isinstance(slot.site.module, FLOAT32)
+    small = isinstance(slot.ref.module, FLOAT32)
     return jnp.float32 if small or _is_head(slot.names[0], architecture) else dtype
 
 
@@ -180,12 +180,12 @@ def _canonical_names(weights: Weights, architecture: Architecture) -> dict[str, 
     """Maps current names, prefix included, to the names in the file."""
     bare = not any(name.startswith(architecture.prefix) for name in weights)
     names = {}
-    for own in weights:
-        prefix = architecture.prefix if bare and not _is_head(own, architecture) else ""
-        name = prefix + own
+    for stored_name in weights:
+        prefix = architecture.prefix if bare and not _is_head(stored_name, architecture) else ""
+        name = prefix + stored_name
         for old, new in OLD_NAMES.items():
             name = name.removesuffix(old) + new if name.endswith(old) else name
-        names[architecture.todays_name(name)] = own
+        names[architecture.todays_name(name)] = stored_name
     return names
 
 
@@ -198,8 +198,8 @@ def _is_output(name: str, architecture: Architecture) -> bool:
     return any(name.startswith(module + ".") for module in architecture.head[-1:])
 
 
-def _slot(site: ModuleRef, parameter: str, layout: Layout) -> _Slot:
-    return _Slot(site, parameter, tuple(map(layout.full_name, site.names())), layout)
+def _slot(ref: ModuleRef, parameter: str, layout: Layout) -> _Slot:
+    return _Slot(ref, parameter, tuple(map(layout.full_name, ref.names())), layout)
 
 
 Index = tuple[slice, ...]
@@ -225,10 +225,10 @@ def _read(
     )
     parts = np.empty((len(names), *shape), dtype)
     for place, name in enumerate(names):
-        own, entry = stored[name], weights.entries[stored[name]]
+        stored_name, entry = stored[name], weights.entries[stored[name]]
         with np.errstate(over="ignore"):  # overflow to infinity is rejected below
-            parts[place] = slot.layout.from_torch(weights[own])[inner]
-        check_finite(parts[place], own, entry.file)
+            parts[place] = slot.layout.from_torch(weights[stored_name])[inner]
+        check_finite(parts[place], stored_name, entry.file)
     return parts if slot.stacked else parts[0]
 
 
@@ -236,29 +236,32 @@ def _start(slot: _Slot, key: Key, index: Index) -> np.ndarray:
     """Initializes a new head's parameter: normal(0.02) kernels, zero biases, a key per name."""
     if slot.parameter == "bias":
         return np.zeros(slot.full_shape(), np.float32)[index]
-    own = jax.random.fold_in(key, zlib.crc32(slot.names[0].encode()))
-    return np.asarray(0.02 * jax.random.normal(own, slot.full_shape(), jnp.float32))[index]
+    head_key = jax.random.fold_in(key, zlib.crc32(slot.names[0].encode()))
+    return np.asarray(0.02 * jax.random.normal(head_key, slot.full_shape(), jnp.float32))[index]
 
 
 def _check(
-    wanted: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
     stored: Mapping[str, str],
     weights: Weights,
     architecture: Architecture,
     left_out: Iterable[str],
 ) -> None:
     """Raises `UserError` that lists everything that does not fit, in one line."""
-    found = {name: weights.entries[stored[name]] for name in wanted if name in stored}
-    extra = [name for name in stored if name not in wanted]
-    misshapen = [name for name, entry in found.items() if entry.shape != wanted[name]]
+    present = {name: weights.entries[stored[name]] for name in expected if name in stored}
+    extra = [name for name in stored if name not in expected]
+    misshapen = [name for name, entry in present.items() if entry.shape != expected[name]]
     lists = {
-        "missing": _missing(wanted, stored, architecture),
+        "missing": _missing(expected, stored, architecture),
         "unexpected": [n for n in extra if not re.fullmatch(architecture.family.ignored, n)],
         "wrong shape": [
-            f"{name} is {found[name].shape}, the config says {wanted[name]}" for name in misshapen
+            f"{name} is {present[name].shape}, the config says {expected[name]}"
+            for name in misshapen
         ],
         f"not stored as {', '.join(STORED)}": [
-            f"{name} is {entry.dtype}" for name, entry in found.items() if entry.dtype not in STORED
+            f"{name} is {entry.dtype}"
+            for name, entry in present.items()
+            if entry.dtype not in STORED
         ],
     }
     problems = {kind: names for kind, names in lists.items() if names}
@@ -276,13 +279,13 @@ def _check(
 
 
 def _missing(
-    wanted: Iterable[str], stored: Mapping[str, str], architecture: Architecture
+    expected: Iterable[str], stored: Mapping[str, str], architecture: Architecture
 ) -> list[str]:
     """Lists missing tensors; a head's module may be absent, but only with all its parameters."""
     present = {_module(name) for name in stored}
     return [
         name
-        for name in wanted
+        for name in expected
         if name not in stored and (not _is_head(name, architecture) or _module(name) in present)
     ]
 

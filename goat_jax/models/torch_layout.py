@@ -69,18 +69,18 @@ TORCH_NAMES: dict[type[nnx.Module], dict[str, Layout]] = {
 
 def parameters(model: nnx.Module) -> Iterator[tuple[ModuleRef, str, Layout]]:
     """Yields every parameter that a checkpoint has: its module, our name for it, its layout."""
-    for site in find_modules(model, tuple(TORCH_NAMES)):
-        for parameter, layout in TORCH_NAMES[type(site.module)].items():
-            if getattr(site.module, parameter) is not None:
-                yield site, parameter, layout
+    for ref in find_modules(model, tuple(TORCH_NAMES)):
+        for parameter, layout in TORCH_NAMES[type(ref.module)].items():
+            if getattr(ref.module, parameter) is not None:
+                yield ref, parameter, layout
 
 
 def torch_parameters(model: nnx.Module) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (torch name, array in torch's layout), layer by layer, one parameter at a time."""
-    for site, parameter, layout in parameters(model):
-        value = np.asarray(getattr(site.module, parameter)[...])
-        layers = value if site.layers is not None else value[None]
-        for name, layer in zip(site.names(), layers, strict=True):
+    for ref, parameter, layout in parameters(model):
+        value = np.asarray(getattr(ref.module, parameter)[...])
+        layers = value if ref.layers is not None else value[None]
+        for name, layer in zip(ref.names(), layers, strict=True):
             yield layout.full_name(name), np.asarray(layout.to_torch(layer), order="C")
 
 

@@ -130,8 +130,10 @@ def lora_pro(scales: PyTree, x: str = "sylvester") -> optax.GradientTransformati
     if x not in CHOICES:
         raise UserError(f"LoRA-Pro x {x!r} is not one of {', '.join(CHOICES)}{nearest(x, CHOICES)}")
 
-    def one(gradient: dict[str, Array], params: dict[str, Array], own: PyTree) -> dict[str, Array]:
-        scale = _for_factors(own["scale"], params["a"])
+    def one(
+        gradient: dict[str, Array], params: dict[str, Array], constants: PyTree
+    ) -> dict[str, Array]:
+        scale = _for_factors(constants["scale"], params["a"])
         a, b = adjust(params["a"], params["b"], gradient["a"], gradient["b"], scale, x)
         return {**gradient, "a": a, "b": b}
 
@@ -170,15 +172,15 @@ def lora_pro_full(
     """
     adam = scale_by_adam(beta1, beta2, epsilon)
 
-    def to_full(gradient: dict, params: dict, own: PyTree) -> dict[str, Array]:
-        scale = _for_factors(own["scale"], params["a"])
+    def to_full(gradient: dict, params: dict, constants: PyTree) -> dict[str, Array]:
+        scale = _for_factors(constants["scale"], params["a"])
         a, b = adjust(params["a"], params["b"], gradient["a"], gradient["b"], scale, "zero")
         full = params["a"] @ b + a @ params["b"]
         rest = {name: value for name, value in gradient.items() if name not in ("a", "b")}
         return rest | {"full": full * per_expert(scale, full)}
 
-    def from_full(params: dict, direction: dict, own: PyTree) -> dict[str, Array]:
-        scale = _for_factors(own["scale"], params["a"])
+    def from_full(params: dict, direction: dict, constants: PyTree) -> dict[str, Array]:
+        scale = _for_factors(constants["scale"], params["a"])
         full = direction["full"] * per_expert(scale, direction["full"])
         grad_a, grad_b = full @ _transposed(params["b"]), _transposed(params["a"]) @ full
         a, b = adjust(params["a"], params["b"], grad_a, grad_b, scale)
@@ -191,16 +193,20 @@ def lora_pro_full(
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         if params is None:
             raise UserError("lora_pro_full needs the parameters: call update(grads, state, params)")
-        found, state = adam.update(map_pairs(to_full, updates, params, scales), state)
-        return _over_pairs(from_full, params, found, scales), state
+        directions, state = adam.update(map_pairs(to_full, updates, params, scales), state)
+        return _over_pairs(from_full, params, directions, scales), state
 
     return optax.GradientTransformation(init, update)
 
 
-def _over_pairs(function: Callable[..., Any], params: PyTree, found: PyTree, own: PyTree) -> PyTree:
-    """Maps the pairs of `params` as `map_pairs` does; everything else is taken from `found`."""
+def _over_pairs(
+    function: Callable[..., Any], params: PyTree, elsewhere: PyTree, constants: PyTree
+) -> PyTree:
+    """Maps the pairs of `params` as `map_pairs` does; everything else is taken from `elsewhere`."""
     leaves, structure = jax.tree.flatten(params, is_leaf=is_pair)
-    others = zip(structure.flatten_up_to(found), structure.flatten_up_to(own), strict=True)
+    others = zip(
+        structure.flatten_up_to(elsewhere), structure.flatten_up_to(constants), strict=True
+    )
     mapped = [
         function(leaf, direction, scale) if is_pair(leaf) else direction
         for leaf, (direction, scale) in zip(leaves, others, strict=True)

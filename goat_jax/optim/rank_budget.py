@@ -135,11 +135,11 @@ def update_scores(
 
 def triplet_scores(scores: Scores) -> dict[str, Array]:
     """Returns the importance of every triplet by adapter: name -> (..., E, R)."""
-    found = {}
+    by_adapter = {}
     for name, mean in scores.mean.items():
         score = {key: mean[key] * scores.spread[name][key] for key in mean}
-        found[name] = score["core"] + score["a"].mean(-2) + score["b"].mean(-1)
-    return found
+        by_adapter[name] = score["core"] + score["a"].mean(-2) + score["b"].mean(-1)
+    return by_adapter
 
 
 def kept_triplets(scores: Scores, budget: RankBudget, step: Array) -> dict[str, Array]:
@@ -153,15 +153,15 @@ def kept_triplets(scores: Scores, budget: RankBudget, step: Array) -> dict[str, 
         budget: the number of triplets to keep.
         step: the number of the step, 0 for the first.
     """
-    found = triplet_scores(scores)
-    every = jnp.sort(jnp.concatenate([score.ravel() for score in found.values()]))
-    layers = sum(score[..., 0, 0].size for score in found.values())
+    importance = triplet_scores(scores)
+    every = jnp.sort(jnp.concatenate([score.ravel() for score in importance.values()]))
+    layers = sum(score[..., 0, 0].size for score in importance.values())
     allowed, due = (jnp.asarray(column) for column in budget.table(every.size, layers))
     surplus = every.size - allowed[step]
     # The surplus-th smallest, counted from 1.
     threshold = jnp.where(due[step], every[jnp.maximum(surplus - 1, 0)], -jnp.inf)
     threshold = jnp.where(surplus > 0, threshold, -jnp.inf)
-    return {name: score > threshold for name, score in found.items()}
+    return {name: score > threshold for name, score in importance.items()}
 
 
 class RankBudgetState(NamedTuple):
@@ -206,10 +206,12 @@ def with_rank_budget(
     """
 
     def init(params: PyTree) -> RankBudgetState:
-        found = adapters_with_core(params)
-        if not found:
+        adapters = adapters_with_core(params)
+        if not adapters:
             raise UserError("a rank budget prunes adapters with a core, and this model has none")
-        return RankBudgetState(jnp.zeros((), jnp.int32), init_scores(found), optimizer.init(params))
+        return RankBudgetState(
+            jnp.zeros((), jnp.int32), init_scores(adapters), optimizer.init(params)
+        )
 
     def update(
         updates: PyTree, state: PyTree, params: PyTree = None
@@ -220,11 +222,11 @@ def with_rank_budget(
         scores = update_scores(state.scores, after, slopes, budget, state.step)
         kept = kept_triplets(scores, budget, state.step)
 
-        def prune(path: tuple, own: PyTree, values: PyTree) -> PyTree:
+        def prune(path: tuple, pair: PyTree, values: PyTree) -> PyTree:
             name = jax.tree_util.keystr(path)
             if name not in kept:
-                return own
-            return {**own, "core": jnp.where(kept[name], own["core"], -values["core"])}
+                return pair
+            return {**pair, "core": jnp.where(kept[name], pair["core"], -values["core"])}
 
         updates = jax.tree_util.tree_map_with_path(prune, updates, params, is_leaf=is_pair)
         return updates, RankBudgetState(state.step + 1, scores, inner)

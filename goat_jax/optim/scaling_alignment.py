@@ -51,8 +51,10 @@ def times_ratios(tree: PyTree, ratios: PyTree) -> PyTree:
     """
 
     def scaled(pair: dict[str, Array], ratio: dict[str, Array]) -> dict[str, Array]:
-        own = {name: pair[name] * per_expert(ratio["scale"], pair[name]) for name in ("a", "b")}
-        return {**pair, **own}
+        multiplied = {
+            name: pair[name] * per_expert(ratio["scale"], pair[name]) for name in ("a", "b")
+        }
+        return {**pair, **multiplied}
 
     return map_pairs(scaled, tree, ratios)
 
@@ -99,7 +101,7 @@ def scaling_alignment(
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         old = None if params is None else times_ratios(params, inverse)
-        found, state = inner.update(times_ratios(updates, ratios), state, old)
-        return times_ratios(found, ratios), state
+        updates_of_inner, state = inner.update(times_ratios(updates, ratios), state, old)
+        return times_ratios(updates_of_inner, ratios), state
 
     return optax.GradientTransformation(init, update)

@@ -42,7 +42,7 @@ def find_bundles(paths: Sequence[Path | str]) -> list[Found]:
     Raises:
         UserError: a path is not a folder, or has no bundle in it.
     """
-    found: dict[tuple[Path, str], Found] = {}
+    bundles: dict[tuple[Path, str], Found] = {}
     for path in map(Path, paths):
         if not path.is_dir():
             what = "a file" if path.exists() else "missing"
@@ -55,8 +55,8 @@ def find_bundles(paths: Sequence[Path | str]) -> list[Found]:
         ]
         if not here:
             raise UserError(f"{path} has no parity bundle: no {MARKERS} in or below it")
-        found |= {(one.folder.resolve(), one.marker): one for one in here}
-    return list(found.values())
+        bundles |= {(one.folder.resolve(), one.marker): one for one in here}
+    return list(bundles.values())
 
 
 def read_object(path: Path) -> Any:
@@ -108,8 +108,8 @@ class Record:
         self.require(key)
         return self.values[key]
 
-    def _refuse(self, key: str, wanted: str) -> UserError:
-        return UserError(f"{self.where}: {key} is {self.values.get(key)!r}, not {wanted}")
+    def _refuse(self, key: str, expected: str) -> UserError:
+        return UserError(f"{self.where}: {key} is {self.values.get(key)!r}, not {expected}")
 
     def text(self, key: str) -> str:
         """Returns a non-empty string."""

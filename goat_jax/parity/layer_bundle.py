@@ -114,11 +114,11 @@ def read_plan(case: LayerCase) -> LayerReplay:
     optimizer, steps = read_adamw(record.record("adamw"))
     arrays = read_npz(case.folder / f"layer_{case.name}.npz")
     sizes = (record.integer("out_features"), record.integer("in_features"), steps)
-    found = _read_arrays(arrays, spec, *sizes)
+    arrays_read = _read_arrays(arrays, spec, *sizes)
     aux_coef = record.number("aux_coef")
-    batch = {name: found.pop(name) for name in ("bias", "x", "target")}
+    batch = {name: arrays_read.pop(name) for name in ("bias", "x", "target")}
     run = LayerRun(spec=spec, optimizer=optimizer, steps=steps, aux_coef=aux_coef, **batch)
-    return LayerReplay(kind=kind, run=run, **found)
+    return LayerReplay(kind=kind, run=run, **arrays_read)
 
 
 STORED = (

@@ -150,15 +150,15 @@ def run_layer(run: LayerRun, kernel: np.ndarray, factors: Factors, scale: Array)
     batch = batch_of(run)
     history: list[ObservedStep] = []
     for _ in range(run.steps):
-        state, seen = layer_step(graph, run.optimizer, state, base, *batch)
-        history.append(seen)
+        state, observed = layer_step(graph, run.optimizer, state, base, *batch)
+        history.append(observed)
     # One more step yields the output after the last update; the factors are read before it.
     trained = {name: np.asarray(value) for name, value in state[0]["adapter"]["adapter"].items()}
     history.append(layer_step(graph, run.optimizer, state, base, *batch)[1])
     return StepsResult(
         first=history[0],
-        losses=np.stack([np.asarray(seen.loss) for seen in history[:-1]]),
-        loads=np.stack([np.asarray(seen.load) for seen in history]),
+        losses=np.stack([np.asarray(observed.loss) for observed in history[:-1]]),
+        loads=np.stack([np.asarray(observed.load) for observed in history]),
         y_final=np.asarray(history[-1].y),
         factors=trained,
     )
@@ -183,11 +183,11 @@ def layer_step(
 ) -> tuple[tuple[PyTree, Any], ObservedStep]:
     """Takes one optimizer step; returns the new state and the layer's results before the step."""
     trainable, opt_state = state
-    seen, grads = layer_gradients(graph, trainable, base, x, target, aux_coef, ctx)
+    observed, grads = layer_gradients(graph, trainable, base, x, target, aux_coef, ctx)
     with jax.numpy_dtype_promotion("standard"):  # optax takes powers by an integer count
         tx = optimizer.make(trainable, base)
         updates, opt_state = tx.update(grads, opt_state, trainable)
-    return (optax.apply_updates(trainable, updates), opt_state), seen
+    return (optax.apply_updates(trainable, updates), opt_state), observed
 
 
 def layer_gradients(

@@ -26,15 +26,15 @@ def replay_case(case: LayerCase) -> list[Check | Note]:
         UserError: the case or one of its arrays cannot be read.
     """
     plan = read_plan(case)
-    given = Comparison(LAYER, str(case.folder), case.name, GIVEN)
-    own = Comparison(LAYER, str(case.folder), case.name, OWN)
+    from_given = Comparison(LAYER, str(case.folder), case.name, GIVEN)
+    from_ours = Comparison(LAYER, str(case.folder), case.name, OWN)
     with jax.default_matmul_precision("highest"):
         start = _given_factors(plan)
         outcome = _run_plan(plan, plan.residual, start)
         return [
-            *_check_start(plan, start, given),
-            *_check_outcome(plan, outcome, given),
-            *_check_own(plan, outcome, own),
+            *_check_start(plan, start, from_given),
+            *_check_outcome(plan, outcome, from_given),
+            *_check_own(plan, outcome, from_ours),
         ]
 
 
@@ -75,11 +75,11 @@ def _check_own(
 ) -> Iterator[Check | Note]:
     """Compares our initialization, and the case run from it with the given router."""
     residual, a, b = map(np.asarray, _own_start(plan.spec, jnp.asarray(plan.kernel)))
-    given = plan.factors
+    factors_given = plan.factors
     if plan.kind.segments is None:
         # a is random, so only two facts can be compared: the kernel is unchanged, and b is zero.
         yield compare.check("W_res", residual, plan.residual)
-        yield compare.check("init B", b, given["b"])
+        yield compare.check("init B", b, factors_given["b"])
         return
     noise = svd_noise(plan.kernel, plan.kind.segments, plan.spec.num_experts, plan.spec.rank)
     if noise > LARGEST_NOISE:
@@ -88,12 +88,16 @@ def _check_own(
             f"{noise:.1e}) for its singular vectors to be comparable"
         )
         return
-    a, b = align_signs(a, b, given["a"], given["b"])
+    a, b = align_signs(a, b, factors_given["a"], factors_given["b"])
     compare = compare.with_noise(noise)
     yield compare.check("W_res", residual, plan.residual)
-    yield compare.check("init A", a, given["a"])
-    yield compare.check("init B", b, given["b"])
-    factors = {"a": jnp.asarray(a), "b": jnp.asarray(b), "router": jnp.asarray(given["router"])}
+    yield compare.check("init A", a, factors_given["a"])
+    yield compare.check("init B", b, factors_given["b"])
+    factors = {
+        "a": jnp.asarray(a),
+        "b": jnp.asarray(b),
+        "router": jnp.asarray(factors_given["router"]),
+    }
     outcome = _run_plan(plan, residual, factors)
     agree = agreeing_steps(outcome.loads, reference.loads)
     yield from _check_outcome(plan, outcome, compare, agree)

@@ -44,9 +44,9 @@ class ModelInputs:
 def _complete_tokens(batch: Inputs, where: str) -> Inputs:
     ids = batch["input_ids"]
     for name, array in batch.items():
-        wanted = ids.shape[:1] if name == "labels" else ids.shape
-        if array.shape != wanted or array.ndim > 2:
-            raise UserError(f"{where}: {name} has shape {array.shape}, not {wanted}")
+        expected = ids.shape[:1] if name == "labels" else ids.shape
+        if array.shape != expected or array.ndim > 2:
+            raise UserError(f"{where}: {name} has shape {array.shape}, not {expected}")
     defaults = {
         "attention_mask": np.ones_like(ids),
         "token_type_ids": np.zeros_like(ids),
@@ -64,8 +64,8 @@ def _complete_images(batch: Inputs, where: str) -> Inputs:
             "be (batch, channels, height, width) and (batch,)"
         )
     weights = np.ones(labels.shape, np.float32)
-    own = {"pixel_values": np.ascontiguousarray(images.transpose(0, 2, 3, 1))}
-    return {"weights": weights} | batch | own
+    pixels = {"pixel_values": np.ascontiguousarray(images.transpose(0, 2, 3, 1))}
+    return {"weights": weights} | batch | pixels
 
 
 _TEXT_PROBLEMS = {"regression": REGRESSION, "single_label_classification": CLASSIFICATION}
@@ -91,11 +91,11 @@ def _complete_language(batch: Inputs, where: str) -> Inputs:
     learnt = labels != IGNORED
     if (labels[learnt] != ids[learnt]).any():
         raise UserError(f"{where}: labels differ from input_ids where they are not {IGNORED}")
-    made = {
+    masks = {
         "learnt": learnt.astype(np.int32),
         "weights": np.ones(ids.shape[:1], np.float32),
     }
-    return {"attention_mask": np.ones_like(ids)} | batch | made
+    return {"attention_mask": np.ones_like(ids)} | batch | masks
 
 
 def _language_loss_and_logits(

@@ -51,28 +51,32 @@ def replay_run(folder: Path) -> list[Check | Note]:
         kernels = read_kernels(model, run.modules)
         inject(model, run.spec, run.modules, key=jax.random.key(0))
         train_in_full(model, run.head)
-        own = read_starts(model)
-        given = _given_starts(run, kernels, own)
+        our_starts = read_starts(model)
+        given_starts = _given_starts(run, kernels, our_starts)
         trainer = Trainer.create(run, model, loss_fn, batches)
         first, second = (Comparison(MODEL, str(folder), run.name, s) for s in (GIVEN, OWN))
-        found = list(_check_settings(trainer, own, first))
+        settings = list(_check_settings(trainer, our_starts, first))
         judge = partial(_check_outcome, run, compare=first)
-        outcome, rows = settle_ties(trainer, given, judge, first)
-        return [*found, *rows, *_check_own(trainer, kernels, own, given, outcome, second)]
+        outcome, rows = settle_ties(trainer, given_starts, judge, first)
+        return [
+            *settings,
+            *rows,
+            *_check_own(trainer, kernels, our_starts, given_starts, outcome, second),
+        ]
 
 
-def _given_starts(run: ModelRun, kernels: Kernels, own: Starts) -> dict[str, ModuleStart]:
+def _given_starts(run: ModelRun, kernels: Kernels, our_starts: Starts) -> dict[str, ModuleStart]:
     """Returns the bundle's factors with the frozen kernels that belong to them, by module."""
     starts = {}
     for name, kernel in kernels.items():
-        if name not in own:
+        if name not in our_starts:
             raise UserError(
                 f"{run.folder}: the smaller side of {name} {kernel.T.shape} is below the rank "
                 f"{run.spec.total_rank}: PyTorch leaves such a module without adapter"
             )
         factors = adapter_tensors(run.initial, name, run.spec, kernel.shape)
-        frozen = _edit_base(run.spec, kernel, factors, own[name].scale)
-        starts[name] = ModuleStart(np.asarray(frozen), factors, own[name].scale)
+        frozen = _edit_base(run.spec, kernel, factors, our_starts[name].scale)
+        starts[name] = ModuleStart(np.asarray(frozen), factors, our_starts[name].scale)
     return starts
 
 
@@ -158,8 +162,8 @@ def _product(factors: Mapping[str, np.ndarray]) -> np.ndarray:
 def _check_own(
     trainer: Trainer,
     kernels: Kernels,
-    own: Starts,
-    given: Starts,
+    our_starts: Starts,
+    given_starts: Starts,
     reference: TrainingResult,
     compare: Comparison,
 ) -> Iterator[Check | Note]:
@@ -168,8 +172,8 @@ def _check_own(
     choice = run.kind.segments
     rows: list[list[Check]] = []
     starts = {}
-    for name, start in own.items():
-        theirs = given[name].factors
+    for name, start in our_starts.items():
+        theirs = given_starts[name].factors
         if choice is None:
             # a is random, so only b can be compared: it is zero, and the adapter adds nothing.
             rows.append([compare.check("init B", start.factors["b"], theirs["b"], name)])
@@ -186,7 +190,7 @@ def _check_own(
         one = compare.with_noise(noise)
         rows.append(
             [
-                one.check("W_res", start.kernel, given[name].kernel, name),
+                one.check("W_res", start.kernel, given_starts[name].kernel, name),
                 one.check("init A", a, theirs["a"], name),
                 one.check("init B", b, theirs["b"], name),
             ]

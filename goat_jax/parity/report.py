@@ -65,28 +65,28 @@ def replay(paths: Paths) -> ParityReport:
         UserError: a path has no bundle.
     """
     report = ParityReport([], [], [])
-    for found in find_bundles(paths):
+    for bundle in find_bundles(paths):
         try:
-            for job in _jobs(found):
-                _run(job, found, report)
+            for job in _jobs(bundle):
+                _run(job, bundle, report)
         except UserError as error:
-            report.errors.append(_named(error, found))
+            report.errors.append(_named(error, bundle))
     return report
 
 
-def _jobs(found: Found) -> Iterator[Replay]:
+def _jobs(bundle: Found) -> Iterator[Replay]:
     """Yields the replays of a bundle: one per case, or the model run."""
-    if found.marker == LAYERS:
-        for case in read_cases(found.folder):
+    if bundle.marker == LAYERS:
+        for case in read_cases(bundle.folder):
             yield lambda case=case: replay_case(case)
-    elif found.marker == MODEL:
-        yield lambda: replay_run(found.folder)
-    elif found.marker == METHODS:
-        for entry in read_entries(found.folder):
+    elif bundle.marker == MODEL:
+        yield lambda: replay_run(bundle.folder)
+    elif bundle.marker == METHODS:
+        for entry in read_entries(bundle.folder):
             yield lambda entry=entry: replay_entry(entry)
 
 
-def _run(job: Replay, found: Found, report: ParityReport) -> None:
+def _run(job: Replay, bundle: Found, report: ParityReport) -> None:
     try:
         for one in job():
             if isinstance(one, Note):
@@ -94,13 +94,13 @@ def _run(job: Replay, found: Found, report: ParityReport) -> None:
             else:
                 report.checks.append(one)
     except UserError as error:
-        report.errors.append(_named(error, found))
+        report.errors.append(_named(error, bundle))
 
 
-def _named(error: UserError, found: Found) -> str:
+def _named(error: UserError, bundle: Found) -> str:
     """Returns the error's message, preceded by the bundle's folder if it does not name it."""
     text = " ".join(str(error).split())
-    return text if str(found.folder) in text else f"{found.folder}: {text}"
+    return text if str(bundle.folder) in text else f"{bundle.folder}: {text}"
 
 
 def run_parity(paths: Paths) -> list[Check]:

@@ -51,13 +51,13 @@ def settle_ties(
         step = agreeing_steps(other.loads, outcome.loads)
         if step == len(outcome.loads):
             continue  # the same choices, so the same run
-        found = list(judge(other))
-        if _agrees(found):
+        checks = list(judge(other))
+        if _agrees(checks):
             text = (
                 f"{compare.start} start: at step {step} a token is tied between experts, which "
                 "routers moved by one rounding show; compared is the run that chooses as PyTorch"
             )
-            return other, [*found, compare.note(text)]
+            return other, [*checks, compare.note(text)]
     return outcome, rows
 
 
@@ -75,10 +75,10 @@ def moved(starts: Mapping[str, ModuleStart], seed: int) -> dict[str, ModuleStart
     (True, True)
     """
     rng = np.random.default_rng(seed)
-    found = {}
+    perturbed = {}
     for name, start in starts.items():
         router = start.factors["router"]
         ends = np.where(rng.random(router.shape) < 0.5, -np.inf, np.inf).astype(router.dtype)
         factors = {**start.factors, "router": np.nextafter(router, ends)}
-        found[name] = start._replace(factors=factors)
-    return found
+        perturbed[name] = start._replace(factors=factors)
+    return perturbed

@@ -124,8 +124,8 @@ _PER_STEP = ("loss", "task_loss", "aux_loss", "grad_norm")
 def _numbers(metrics: Metrics) -> dict[str, np.ndarray]:
     reports = metrics["reports"]
     loads = [np.asarray(report.load).ravel() for report in reports.values()]
-    own = {name: np.asarray(metrics[name]) for name in _PER_STEP}
-    return own | {
+    per_step = {name: np.asarray(metrics[name]) for name in _PER_STEP}
+    return per_step | {
         "aux_loss": np.asarray(sum_of_aux(reports)),
         "loads": np.concatenate(loads),
     }

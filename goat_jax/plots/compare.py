@@ -58,8 +58,10 @@ def comparison_figure(
     curves = {
         label: [smooth(np.asarray(run, float)) for run in runs] for label, runs in losses.items()
     }
-    whole = {label: [c for c in own if len(c) == longest] for label, own in curves.items()}
-    means = {label: np.mean(own, axis=0) for label, own in whole.items() if own}
+    whole = {
+        label: [c for c in of_method if len(c) == longest] for label, of_method in curves.items()
+    }
+    means = {label: np.mean(of_method, axis=0) for label, of_method in whole.items() if of_method}
     rows, columns = grid_shape(len(losses), most=4)
     size = (max(3.2 * columns + 0.6, 6.0), 2.6 * rows + 1.0)
     figure = new_figure(figsize=size)
@@ -67,15 +69,17 @@ def comparison_figure(
 
     write_title(figure, title)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    top = _limit(grid[0], [curve for own in whole.values() for curve in own])
-    for ax, (label, own) in zip(grid, curves.items(), strict=False):
+    top = _limit(grid[0], [curve for of_method in whole.values() for curve in of_method])
+    for ax, (label, of_method) in zip(grid, curves.items(), strict=False):
         for other, mean in means.items():
             if other != label:
                 ax.plot(np.arange(1, longest + 1), mean, color="0.82", linewidth=1.0, zorder=1)
-        _draw_runs(ax, own, longest, top)
+        _draw_runs(ax, of_method, longest, top)
         if label in means:
             ax.plot(np.arange(1, longest + 1), means[label], color=COLORS[0], linewidth=1.8)
-        ax.set_title(_heading(label, own, means.get(label), longest), loc="left", fontsize=9.5)
+        ax.set_title(
+            _heading(label, of_method, means.get(label), longest), loc="left", fontsize=9.5
+        )
         ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         tidy(ax, legend=False)
     for ax in grid[max(0, len(losses) - columns) : len(losses)]:
@@ -107,9 +111,9 @@ def _draw_runs(ax: Axes, curves: Sequence[np.ndarray], longest: int, top: float)
         if len(curve) == longest:
             ax.plot(steps, curve, color=COLORS[0], linewidth=0.7, alpha=0.45, zorder=2)
         elif len(curve):
-            seen = np.minimum(curve, top)
-            ax.plot(steps, seen, color=COLORS[1], linewidth=0.9, linestyle="--", zorder=2)
-            ax.plot(steps[-1], seen[-1], "x", color=COLORS[1], zorder=3)
+            clipped = np.minimum(curve, top)
+            ax.plot(steps, clipped, color=COLORS[1], linewidth=0.9, linestyle="--", zorder=2)
+            ax.plot(steps[-1], clipped[-1], "x", color=COLORS[1], zorder=3)
 
 
 def _heading(

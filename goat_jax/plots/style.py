@@ -61,12 +61,12 @@ def write_title(figure: Figure, title: str) -> None:
 
 def shared_legend(figure: Figure) -> None:
     """Draws one legend for all panels to their right, with each label once."""
-    found = {
+    by_label = {
         label: handle
         for ax in figure.axes
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(found.values(), found.keys(), loc="outside right center", frameon=False)
+    figure.legend(by_label.values(), by_label.keys(), loc="outside right center", frameon=False)
 
 
 def log_axis(ax: Axes) -> None:

@@ -69,17 +69,21 @@ def sweep_figure(
     figure = new_figure(figsize=(4.4 * columns + 0.8, 3.2 * rows + 0.6))
     write_title(figure, title)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    scored = [place for place, own in enumerate(scores) if own]
-    lost = [place for place, own in enumerate(scores) if not own]
+    scored = [place for place, of_point in enumerate(scores) if of_point]
+    lost = [place for place, of_point in enumerate(scores) if not of_point]
     means = np.array([np.mean(scores[place]) for place in scored])
-    spread = [statistics.stdev(own) if len(own) > 1 else 0.0 for own in map(list, scores) if own]
+    spread = [
+        statistics.stdev(of_point) if len(of_point) > 1 else 0.0
+        for of_point in map(list, scores)
+        if of_point
+    ]
     for ax, (field, values) in zip(panels, axes.items(), strict=False):
         places, labels = _places(values)
         x = np.array(places)
         ax.errorbar(
             x[scored],
             means,
-            yerr=spread if any(len(own) > 1 for own in scores) else None,
+            yerr=spread if any(len(of_point) > 1 for of_point in scores) else None,
             fmt="o",
             markersize=4.5,
             capsize=3,

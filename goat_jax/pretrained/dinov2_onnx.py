@@ -100,12 +100,12 @@ def hf_tensors(graph: Any) -> dict[str, np.ndarray]:
     """
     numpy_helper = import_extra("onnx.numpy_helper", "reading ONNX")
     stored = {item.name: item for item in graph.initializer}
-    found = {name: name for name in stored if name.startswith(BACKBONE)}
+    named = {name: name for name in stored if name.startswith(BACKBONE)}
     kernels = _kernels(graph, stored)
     tensors = {
         _hf_name(name): np.ascontiguousarray(array.T if name in kernels else array)
-        for name, own in (found | kernels).items()
-        for array in [numpy_helper.to_array(stored[own])]
+        for name, stored_name in (named | kernels).items()
+        for array in [numpy_helper.to_array(stored[stored_name])]
     }
     positions = [numpy_helper.to_array(stored[name]) for name in POSITIONS]
     return {**tensors, "embeddings.position_embeddings": np.concatenate(positions, axis=1)}

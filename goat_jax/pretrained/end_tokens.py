@@ -17,10 +17,12 @@ def with_end_tokens(hf: dict[str, Any], folder: Path) -> dict[str, Any]:
     file = folder / "generation_config.json"
     if not file.is_file():
         return hf
-    given = read_json(file)
-    if not isinstance(given, dict):
-        raise UserError(f"{file} holds a {type(given).__name__}, not an object: fetch it again")
-    more = token_ids(given, str(file))
+    generation = read_json(file)
+    if not isinstance(generation, dict):
+        raise UserError(
+            f"{file} holds a {type(generation).__name__}, not an object: fetch it again"
+        )
+    more = token_ids(generation, str(file))
     if not more:
         return hf
     both = (*token_ids(hf, str(folder / "config.json")), *more)

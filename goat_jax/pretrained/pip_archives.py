@@ -118,14 +118,14 @@ def fetch_package(
             return target
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
-            found = Path(scratch) / filename
-            _run_pip(requirement, filename, sha256, found.parent, cache)
-            if not found.is_file():
+            downloaded = Path(scratch) / filename
+            _run_pip(requirement, filename, sha256, downloaded.parent, cache)
+            if not downloaded.is_file():
                 raise UserError(f"{requirement}: pip brought no file named {filename}")
-            if (received := sha256_of(found)) != sha256:
+            if (received := sha256_of(downloaded)) != sha256:
                 raise UserError(_mismatch(requirement, received, sha256))
             with whole_file(target) as aside:
-                found.rename(aside)
+                downloaded.rename(aside)
         return target
 
     return in_cache(cache, fetch)

@@ -21,8 +21,10 @@ def pooling_of(folder: Path) -> str | None:
     ('mean', None)
     """
     modules = folder / "modules.json"
-    found = read_json(modules) if modules.is_file() else []
-    entries = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    content = read_json(modules) if modules.is_file() else []
+    entries = (
+        [each for each in content if isinstance(each, dict)] if isinstance(content, list) else []
+    )
     for entry in entries:
         config = folder / str(entry.get("path")) / "config.json"
         if str(entry.get("type")).endswith(".Pooling") and config.is_file():

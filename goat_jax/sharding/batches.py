@@ -20,8 +20,8 @@ def own_rows(rules: ShardingRules, rows: int) -> slice:
     Raises:
         UserError: the rows are not contiguous.
     """
-    found = rules.batch.addressable_devices_indices_map((rows,)).values()
-    parts = sorted({part[0].indices(rows)[:2] for part in found if part is not None})
+    indices = rules.batch.addressable_devices_indices_map((rows,)).values()
+    parts = sorted({part[0].indices(rows)[:2] for part in indices if part is not None})
     if any(one[1] != other[0] for one, other in itertools.pairwise(parts)):
         raise UserError(
             "the rows of this process's devices are not contiguous: let mesh axes data and "
@@ -36,14 +36,14 @@ def share_of_rows(rules: ShardingRules, rows: int) -> tuple[int, int]:
     Raises:
         UserError: the processes hold different numbers of rows.
     """
-    own = own_rows(rules, rows)
-    size = own.stop - own.start
-    if rows % size or own.start % size:
+    local = own_rows(rules, rows)
+    size = local.stop - local.start
+    if rows % size or local.start % size:
         raise UserError(
             f"the processes hold unequal shares of {rows} rows: give every process the same "
             "number of devices"
         )
-    return own.start // size, rows // size
+    return local.start // size, rows // size
 
 
 def put_batch(batch: Mapping[str, Any], rules: ShardingRules, rows: int) -> dict[str, Any]:

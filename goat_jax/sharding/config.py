@@ -89,14 +89,14 @@ class MeshConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "mesh.")
-        given = self.given
-        for name, size in zip(AXES, given, strict=True):
+        sizes = self.given
+        for name, size in zip(AXES, sizes, strict=True):
             if size < 1 and size != -1:
                 raise UserError(
                     f"mesh.{name} is {size}: give 1 or more, or -1 for the remaining devices"
                 )
-        if given.count(-1) > 1:
-            raise UserError(f"mesh {_text(given)} has two sizes of -1: only one may be -1")
+        if sizes.count(-1) > 1:
+            raise UserError(f"mesh {_text(sizes)} has two sizes of -1: only one may be -1")
 
     @property
     def given(self) -> tuple[int, int, int]:

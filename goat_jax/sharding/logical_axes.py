@@ -52,32 +52,32 @@ PARAMETERS: dict[type[nnx.Module], dict[str, Axes]] = {
 """Module -> parameter -> logical names of its last axes; `sides` resolves "in" and "out"."""
 
 
-def sides(site: ModuleRef) -> dict[str, str | None]:
+def sides(ref: ModuleRef) -> dict[str, str | None]:
     """Returns the logical axes of a linear module's input and output side.
 
     >>> from goat_jax.models.encoder.model import Encoder, tiny_config
     >>> from goat_jax.nn.named_modules import find_modules
-    >>> sites = find_modules(Encoder(tiny_config(), rngs=nnx.Rngs(0)))
-    >>> sides(next(site for site in sites if site.path[-1] == "down"))
+    >>> refs = find_modules(Encoder(tiny_config(), rngs=nnx.Rngs(0)))
+    >>> sides(next(ref for ref in refs if ref.path[-1] == "down"))
     {'in': 'inner', 'out': 'embed'}
     """
-    part = site.path[-1] if site.path else ""
+    part = ref.path[-1] if ref.path else ""
     if part in OUTWARD:
         return {"in": "inner", "out": "embed"}
     return {"in": "embed", "out": "inner" if part in INWARD else None}
 
 
-def parameter_axes(site: ModuleRef, name: str, rank: int) -> Axes:
+def parameter_axes(ref: ModuleRef, name: str, rank: int) -> Axes:
     """Returns a parameter's logical axes; leading axes (layers) beyond the named ones have none."""
-    facing = sides(site)
-    named = [facing.get(str(axis), axis) for axis in PARAMETERS[type(site.module)][name]]
+    facing = sides(ref)
+    named = [facing.get(str(axis), axis) for axis in PARAMETERS[type(ref.module)][name]]
     if name == "bias":  # added to the residual stream, whose features are not sharded
         named = [None if axis == "embed" else axis for axis in named]
     return (*(None,) * (rank - len(named)), *named)
 
 
-def adapter_axes(site: ModuleRef, name: str, rank: int) -> Axes:
+def adapter_axes(ref: ModuleRef, name: str, rank: int) -> Axes:
     """Returns the logical axes of an array of a module's adapter."""
-    facing = sides(site)
+    facing = sides(ref)
     named = [None if side is None else facing[side] for side in ADAPTER.get(name, ())]
     return (*(None,) * (rank - len(named)), *named)

@@ -67,30 +67,30 @@ class ShardingRules:
         """Number of parts that the rows of a batch are split into."""
         return self._parts(self.rules.batch)
 
-    def parameter(self, site: ModuleRef, name: str) -> NamedSharding:
+    def parameter(self, ref: ModuleRef, name: str) -> NamedSharding:
         """Returns the sharding of a (stacked) parameter of a module, by its place in the model.
 
         Raises:
             UserError: an axis of a large array that the mesh does not divide; see `cut`.
         """
-        shape = getattr(site.module, name).shape
-        axes = parameter_axes(site, name, len(shape))
-        return self.cut(f"{site.pattern} ({name})", axes, shape)
+        shape = getattr(ref.module, name).shape
+        axes = parameter_axes(ref, name, len(shape))
+        return self.cut(f"{ref.pattern} ({name})", axes, shape)
 
-    def adapter(self, site: ModuleRef, name: str, shape: Sequence[int]) -> NamedSharding:
+    def adapter(self, ref: ModuleRef, name: str, shape: Sequence[int]) -> NamedSharding:
         """Returns an adapter array's sharding, layer axis included; it follows the kernel."""
-        axes = adapter_axes(site, name, len(shape))
+        axes = adapter_axes(ref, name, len(shape))
         if name in WHOLE_IF_SMALL and math.prod(shape) < SMALL:
             return self.replicated
-        return self.cut(f"{site.pattern} (adapter's {name})", axes, shape)
+        return self.cut(f"{ref.pattern} (adapter's {name})", axes, shape)
 
-    def adapter_in_use(self, site: ModuleRef, name: str, shape: Sequence[int]) -> NamedSharding:
+    def adapter_in_use(self, ref: ModuleRef, name: str, shape: Sequence[int]) -> NamedSharding:
         """Returns the sharding of an adapter array where it is multiplied with activations.
 
         It is gathered over the mesh axes that shard the rows. Otherwise the compiler may shard the
         product's features over them and exchange activations, which are far larger.
         """
-        spec = self.adapter(site, name, shape).spec
+        spec = self.adapter(ref, name, shape).spec
         entries = [(axes,) if isinstance(axes, str) else axes or () for axes in spec]
         kept = [tuple(axis for axis in axes if axis not in self.rules.batch) for axes in entries]
         padded = kept + [()] * (len(shape) - len(kept))
@@ -115,14 +115,14 @@ class ShardingRules:
         entries: list[tuple[str, ...]] = []
         spilled: tuple[str, ...] = ()
         for axis, size in zip(axes, shape, strict=True):
-            own = () if axis is None else getattr(self.rules, axis)
-            if size % self._parts(own):
+            mesh_axes = () if axis is None else getattr(self.rules, axis)
+            if size % self._parts(mesh_axes):
                 if axis == "vocab":
-                    spilled = own
+                    spilled = mesh_axes
                 elif math.prod(shape) >= SMALL:
-                    raise self._uneven(what, axis, own, size)
-                own = ()
-            entries.append(own)
+                    raise self._uneven(what, axis, mesh_axes, size)
+                mesh_axes = ()
+            entries.append(mesh_axes)
         for place, axis in enumerate(axes):
             if axis == "embed" and shape[place] % self._parts(entries[place] + spilled) == 0:
                 entries[place] += spilled
@@ -131,12 +131,13 @@ class ShardingRules:
                 entries[place] += self.rules.embed
         return NamedSharding(self.mesh, _spec(entries))
 
-    def _uneven(self, what: str, axis: str | None, own: tuple[str, ...], size: int) -> UserError:
+    def _uneven(
+        self, what: str, axis: str | None, mesh_axes: tuple[str, ...], size: int
+    ) -> UserError:
         return UserError(
-            f"{what} has {size} rows along {axis}, which mesh axes {', '.join(own)} would "
-            "partition into "
-            f"{self._parts(own)} unequal parts: choose mesh sizes that divide {size}, or no axes "
-            f"for mesh.rules.{axis}"
+            f"{what} has {size} rows along {axis}, which mesh axes {', '.join(mesh_axes)} would "
+            f"partition into {self._parts(mesh_axes)} unequal parts: choose mesh sizes that divide "
+            f"{size}, or no axes for mesh.rules.{axis}"
         )
 
     def check_rows(self, name: str, rows: int) -> None:
@@ -194,17 +195,17 @@ def model_shardings(model: nnx.Module, rules: ShardingRules) -> dict[tuple, Name
 
     Arrays that are not listed (scalars, small constants) are replicated.
     """
-    found: dict[tuple, NamedSharding] = {}
-    for site in find_modules(model, tuple(PARAMETERS)):
-        for name in PARAMETERS[type(site.module)]:
-            if getattr(site.module, name) is not None:
-                found[(*site.path, name)] = rules.parameter(site, name)
-        adapter = getattr(site.module, "adapter", None)
+    by_path: dict[tuple, NamedSharding] = {}
+    for ref in find_modules(model, tuple(PARAMETERS)):
+        for name in PARAMETERS[type(ref.module)]:
+            if getattr(ref.module, name) is not None:
+                by_path[(*ref.path, name)] = rules.parameter(ref, name)
+        adapter = getattr(ref.module, "adapter", None)
         if adapter is not None:
             for name in (*adapter.names, *adapter.constant_names):
                 shape = getattr(adapter, name).shape
-                found[(*site.path, "adapter", name)] = rules.adapter(site, name, shape)
-    return found
+                by_path[(*ref.path, "adapter", name)] = rules.adapter(ref, name, shape)
+    return by_path
 
 
 def place_model(model: nnx.Module, rules: ShardingRules) -> None:
@@ -212,11 +213,11 @@ def place_model(model: nnx.Module, rules: ShardingRules) -> None:
 
     `goat_jax.models.load.load_model` instead reads parameters straight to their devices.
     """
-    for site in find_modules(model, tuple(PARAMETERS)):
-        for name in PARAMETERS[type(site.module)]:
-            variable = getattr(site.module, name)
+    for ref in find_modules(model, tuple(PARAMETERS)):
+        for name in PARAMETERS[type(ref.module)]:
+            variable = getattr(ref.module, name)
             if variable is not None:
-                where = rules.parameter(site, name)
+                where = rules.parameter(ref, name)
                 variable.set_value(jax.device_put(variable[...], where))
 
 

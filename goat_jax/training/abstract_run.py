@@ -118,31 +118,31 @@ def abstract_run(
     kind = architecture_of(hf, Path(source)).kind
     check_model(config.task, kind, str(source))
     spec, problem = config.adapter.spec(), task_type_of(config.task)
-    found: dict[str, Any] = {}
+    traced: dict[str, Any] = {}
 
     def start() -> tuple[RunState, PyTree]:  # in the order of `setup.build`, which says why
         head_key, adapter_key, run_key = jax.random.split(jax.random.key(config.train.seed), 3)
         dtype = DTYPES[config.model.dtype]
         loaded = random_model(hf, key=head_key, dtype=dtype, **model_options(config))
         gradients = _Gradients(loaded.model) if spec.initializer.gradient_batches else None
-        found["report"] = adapt(loaded.model, config, spec, adapter_key, gradients)
+        traced["report"] = adapt(loaded.model, config, spec, adapter_key, gradients)
         quantized_base(loaded.model, config)
         loaded.model.attention = dataclasses.replace(loaded.model.attention, device=device)
         set_activation_shardings(loaded.model, rules)
-        found["attention"] = attention_note(loaded.model, config)
+        traced["attention"] = attention_note(loaded.model, config)
         if rules is not None:
-            found["known"] = model_shardings(loaded.model, rules)
-        found["graph"], trainable, base = split_model(loaded.model)
+            traced["known"] = model_shardings(loaded.model, rules)
+        traced["graph"], trainable, base = split_model(loaded.model)
         optimizer = method_optimizer(config, spec, scales_of(trainable, base))
         trainable, base = aligned(config, trainable, base)
         constants = starting_constants(loaded.model, spec.phases)
         return RunState.create(trainable, optimizer, run_key, constants), base
 
     state, base = jax.eval_shape(start)
-    graph, loss_fn = found["graph"], problem.loss_fn(config.task)
+    graph, loss_fn = traced["graph"], problem.loss_fn(config.task)
     shardings = None
     if rules is not None:
-        known, replicated = found["known"], rules.replicated
+        known, replicated = traced["known"], rules.replicated
         where = tree_shardings(state, known, replicated)
         shardings = RunShardings(rules, known, tree_shardings(base, known, replicated), where)
     return AbstractRun(
@@ -155,9 +155,9 @@ def abstract_run(
         eval_step=make_eval_step(
             graph, loss_fn, None if shardings is None else shardings.in_evaluation()
         ),
-        inject_report=found["report"],
+        inject_report=traced["report"],
         kind=kind,
-        attention=found["attention"],
+        attention=traced["attention"],
     )
 
 
@@ -176,16 +176,16 @@ def count(
     >>> f"{count('roberta-large', method_spec('goat', total_rank=32)).adapter_share:.2%}"
     '4.48%'
     """
-    hf, found = model_config(model), {}
+    hf, traced = model_config(model), {}
 
     def start() -> None:
         key = jax.random.key(0)
         loaded = random_model(hf, key=key, dtype=jax.numpy.bfloat16, **options)
         gradients = _Gradients(loaded.model) if spec.initializer.gradient_batches else None
-        found["report"] = inject(loaded.model, spec, target_modules, key=key, gradients=gradients)
+        traced["report"] = inject(loaded.model, spec, target_modules, key=key, gradients=gradients)
 
     jax.eval_shape(start)
-    return found["report"]
+    return traced["report"]
 
 
 def _train_step(
@@ -199,14 +199,14 @@ def _train_step(
 
     def step(state: RunState, base: PyTree, batch: Batch) -> tuple[RunState, dict[str, Any]]:
         optimizer = method_optimizer(config, spec, scales_of(state.trainable, base))
-        own = make_train_step(
+        step_function = make_train_step(
             graph,
             task_type_of(config.task).loss_fn(config.task),
             optimizer,
             aux_weight=spec.aux_weight,
             grad_accum_steps=config.train.grad_accum_steps,
         )
-        return own(state, base, batch)
+        return step_function(state, base, batch)
 
     return jax.jit(step, donate_argnums=0, **({} if shardings is None else shardings.in_step()))
 
@@ -232,17 +232,17 @@ class _Gradients(Mapping[str, Array]):
     """Mapping from linear layers to zero gradients, each made on access."""
 
     def __init__(self, model: nnx.Module):
-        self._sites = {name: site for site in find_modules(model) for name in site.names()}
+        self._refs = {name: ref for ref in find_modules(model) for name in ref.names()}
 
     def __getitem__(self, name: str) -> Array:
-        kernel = self._sites[name].module.kernel
+        kernel = self._refs[name].module.kernel
         return jax.numpy.zeros(kernel.shape[-2:], jax.numpy.float32)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._sites)
+        return iter(self._refs)
 
     def __len__(self) -> int:
-        return len(self._sites)
+        return len(self._refs)
 
 
 def abstract_model(config: RunConfig) -> nnx.Module:
@@ -254,7 +254,7 @@ def abstract_model(config: RunConfig) -> nnx.Module:
 def kernel_shapes(config: RunConfig) -> dict[str, tuple[int, int]]:
     """Returns the kernel shapes (I, O) of a config's model by module name; reads no weights."""
     return {
-        name: (site.module.kernel.shape[-2], site.module.kernel.shape[-1])
-        for site in find_modules(abstract_model(config))
-        for name in site.names()
+        name: (ref.module.kernel.shape[-2], ref.module.kernel.shape[-1])
+        for ref in find_modules(abstract_model(config))
+        for name in ref.names()
     }

@@ -34,13 +34,13 @@ def check(config: RunConfig) -> Any:
     architecture = architecture_of(hf, path)
     check_model(config.task, architecture.kind, str(path))
     try:
-        own = architecture.config_of(hf, **options)
+        model_config = architecture.config_of(hf, **options)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    shapes = nnx.eval_shape(lambda: architecture.build(own, rngs=nnx.Rngs(0)))
+    shapes = nnx.eval_shape(lambda: architecture.build(model_config, rngs=nnx.Rngs(0)))
     adapter = config.adapter
     check_choices(shapes, spec, adapter.target_modules, adapter.overrides, adapter.modules_to_save)
-    return own
+    return model_config
 
 
 def model_options(config: RunConfig) -> dict[str, Any]:

@@ -116,13 +116,13 @@ def load_rows(config: RunConfig, *splits: str) -> list[Rows]:
     problem, task = task_type_of(config.task), config.task
     tokenizer = late_tokenizer(lambda: tokenizer_of(find_model(config.model.path)))
     read = [problem.read(task, split, tokenizer) for split in splits]
-    own = check(config)
+    model_config = check(config)
     length = config.train.max_length
     rows = [
         problem.encode(task, split, each, tokenizer, length, config.model.path)
         for split, each in zip(splits, read, strict=True)
     ]
-    sizes = table_sizes(own, config.adapter.spec().router)
+    sizes = table_sizes(model_config, config.adapter.spec().router)
     return [with_known_ids(each, sizes) for each in rows]
 
 

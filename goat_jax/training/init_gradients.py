@@ -34,12 +34,12 @@ def kernel_gradients(
     Returns:
         full module name -> gradient (I, O) in float32, as `inject` takes them.
     """
-    sites = [
-        site
-        for site in find_modules(model)
-        if any(matches(name, target_modules) for name in site.names())
+    refs = [
+        ref
+        for ref in find_modules(model)
+        if any(matches(name, target_modules) for name in ref.names())
     ]
-    chosen = {(*site.path, "kernel") for site in sites}
+    chosen = {(*ref.path, "kernel") for ref in refs}
     graph, kernels, rest = nnx.split(model, lambda path, _: path in chosen, ...)
 
     @jax.jit
@@ -53,15 +53,17 @@ def kernel_gradients(
 
     total, count = None, 0
     for batch in batches:
-        found = jax.tree.map(lambda g: g.astype(jnp.float32), gradient(kernels, rest, batch))
-        total = found if total is None else jax.tree.map(jnp.add, total, found)
+        batch_gradients = jax.tree.map(
+            lambda g: g.astype(jnp.float32), gradient(kernels, rest, batch)
+        )
+        total = batch_gradients if total is None else jax.tree.map(jnp.add, total, batch_gradients)
         count += 1
     mean = nnx.to_flat_state(jax.tree.map(lambda value: value / count, total))
     by_path = {path: variable[...] for path, variable in mean}
-    return {name: value for site in sites for name, value in _by_layer(site, by_path)}
+    return {name: value for ref in refs for name, value in _by_layer(ref, by_path)}
 
 
-def _by_layer(site: ModuleRef, by_path: dict[tuple, Array]) -> list[tuple[str, Any]]:
-    value = by_path[(*site.path, "kernel")]
-    layers = value[None] if site.layers is None else value
-    return list(zip(site.names(), layers, strict=True))
+def _by_layer(ref: ModuleRef, by_path: dict[tuple, Array]) -> list[tuple[str, Any]]:
+    value = by_path[(*ref.path, "kernel")]
+    layers = value[None] if ref.layers is None else value
+    return list(zip(ref.names(), layers, strict=True))

@@ -91,22 +91,22 @@ class Loop:
     def __init__(
         self,
         config: RunConfig,
-        built: TrainSetup,
+        setup: TrainSetup,
         data: TaskData,
         records: MetricsLog,
         checkpoints: Checkpoints,
     ):
-        self.config, self.built, self.data = config, built, data
+        self.config, self.setup, self.data = config, setup, data
         self.records, self.checkpoints, self.best_by = records, checkpoints, config.best_by
         self.unit = task_type_of(config.task).unit
-        self.state: RunState = built.state
+        self.state: RunState = setup.state
         self.step = self.saved = 0
         self.best = Best()
         self.before: dict[str, float] | None = None
         self.after: dict[str, float] = {}
         self.pending: tuple[int, dict[str, Any], Batch, int] | None = None
         self.meter = Meter(self.unit, data.shares)
-        self.flops = StepFlops(built.train_step) if config.logging.utilization else None
+        self.flops = StepFlops(setup.train_step) if config.logging.utilization else None
         self.bar: TrainProgress
         self.profile: Profile
 
@@ -119,9 +119,9 @@ class Loop:
         self.records.resume(-1 if step is None else step)
         if step is None:
             return
-        found = self.checkpoints.restore(self.state, self.data.train, step)
-        self.state, self.step, self.saved = found.state, step, step
-        self.best, self.before, self.after = from_notes(found.notes, step, self.config.out)
+        restored = self.checkpoints.restore(self.state, self.data.train, step)
+        self.state, self.step, self.saved = restored.state, step, step
+        self.best, self.before, self.after = from_notes(restored.notes, step, self.config.out)
 
     def run(self, signals: Signals) -> Summary:
         """Takes the remaining steps; stops early on a signal or when patience runs out."""
@@ -159,16 +159,16 @@ class Loop:
         self.profile.before(self.step + 1)
         with self.meter.during("data"):
             batch = next(self.data.train)
-            shardings = self.built.shardings
-            there = batch if shardings is None else shardings.put_share(batch, train.batch_size)
-        self.state, metrics = self.built.train_step(self.state, self.built.base, there)
-        flops = self.flops(self.state, self.built.base, there) if self.flops else 0
+            shardings = self.setup.shardings
+            placed = batch if shardings is None else shardings.put_share(batch, train.batch_size)
+        self.state, metrics = self.setup.train_step(self.state, self.setup.base, placed)
+        flops = self.flops(self.state, self.setup.base, placed) if self.flops else 0
         # Steps are dispatched asynchronously: the device runs this step while the host reads the
         # metrics of the previous one.
         self.look_at_pending()
         self.step += 1
-        if self.step in self.built.phase_changes:
-            self.state = self.built.phase_changes[self.step](self.state, self.built.base)
+        if self.step in self.setup.phase_changes:
+            self.state = self.setup.phase_changes[self.step](self.state, self.setup.base)
         self.pending = (self.step, metrics, batch, flops)
         self.profile.after(self.step, self.state)
         if self.step % train.eval_every == 0 or self.step == train.total_steps:
@@ -190,7 +190,7 @@ class Loop:
         with self.meter.during("device"):
             loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            where = not_finite(metrics["squares_by_leaf"], self.built.names)
+            where = not_finite(metrics["squares_by_leaf"], self.setup.names)
             what = f"the loss is {loss}, and the gradients of {where} are not finite"
             raise self.failure(step, what)
         self.meter.add(batch, flops)
@@ -201,7 +201,7 @@ class Loop:
         """Writes a step's "train" and "layers" records from its fetched metrics."""
         reports = metrics.pop("reports")
         norms = {
-            name: norms_by_module(metrics.pop(squares), self.built.names, self.built.patterns)
+            name: norms_by_module(metrics.pop(squares), self.setup.names, self.setup.patterns)
             for name, squares in (
                 ("grad_norm", "squares_by_leaf"),
                 ("update_norm", "update_squares_by_leaf"),
@@ -222,7 +222,7 @@ class Loop:
 
     def learning_rate(self, step: int) -> float:
         """Returns the learning rate of the update that completed `step`."""
-        return float(jax.numpy.asarray(self.built.schedule(step - 1)))
+        return float(jax.numpy.asarray(self.setup.schedule(step - 1)))
 
     def evaluate(self) -> dict[str, float]:
         """Evaluates the current state, records the scores and shows them.
@@ -231,17 +231,17 @@ class Loop:
             RunFailed: a score after step 0 is not finite.
         """
         self.look_at_pending()
-        found = evaluate(
-            self.built.eval_step,
+        result = evaluate(
+            self.setup.eval_step,
             self.state.trainable,
-            self.state.frozen(self.built.base),
+            self.state.frozen(self.setup.base),
             self.data.evaluation,
             self.config.task,
-            put=self.built.put_whole,
+            put=self.setup.put_whole,
         )
-        scores = found.scores
-        self.records.write("eval", self.step, split="evaluation", **scores, seconds=found.seconds)
-        self.records.write("load", self.step, modules=found.load)
+        scores = result.scores
+        self.records.write("eval", self.step, split="evaluation", **scores, seconds=result.seconds)
+        self.records.write("load", self.step, modules=result.load)
         bad = [name for name, value in scores.items() if not math.isfinite(value)]
         # A finite loss does not imply finite weights: the loss is computed before the update.
         if bad and self.step > 0:
@@ -249,7 +249,7 @@ class Loop:
         if self.step > 0:
             self.best.add(self.step, goodness(self.best_by, scores[self.best_by]))
         self.bar.update(self.step, **{name: scores[name] for name in self.config.task.metrics})
-        self.meter.pause(found.seconds)
+        self.meter.pause(result.seconds)
         return scores
 
     def out_of_patience(self) -> bool:
@@ -302,6 +302,6 @@ class Loop:
             after=self.after,
             best_step=best,
             best_score=None if best is None else scores[best],
-            notes=(*self.data.notes, *self.built.notes),
-            built=self.built,
+            notes=(*self.data.notes, *self.setup.notes),
+            setup=self.setup,
         )

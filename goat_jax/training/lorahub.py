@@ -66,12 +66,12 @@ def compose(
     config.adapter.spec()  # an unknown method fails before any run is restored
     opened = [restore_run(folder, None) for folder in runs]
     _check_one_base(runs, opened)
-    built = opened[0].built
+    setup = opened[0].setup
     trees = [run.state.trainable for run in opened]
     batches = few_rows(config, rows)
 
     def loss_of(trainable: PyTree) -> float:
-        sums = [built.eval_step(trainable, built.base, batch)[0] for batch in batches]
+        sums = [setup.eval_step(trainable, setup.base, batch)[0] for batch in batches]
         return sum(float(s["loss"]) for s in sums) / sum(float(s["count"]) for s in sums)
 
     def loss_fn(coefficients: np.ndarray) -> float:
@@ -84,13 +84,13 @@ def compose(
         raise RunFailed(
             "no coefficients give a finite loss on these rows: check the losses of the runs"
         )
-    found = _combined(trees, jnp.asarray(best, jnp.float32))
+    combined = _combined(trees, jnp.asarray(best, jnp.float32))
     held_out = evaluation_batches(config, load_rows(config, "evaluation")[0])
     scores = [
-        evaluate(built.eval_step, trainable, built.base, held_out, config.task).scores
-        for trainable in (found, *trees)
+        evaluate(setup.eval_step, trainable, setup.base, held_out, config.task).scores
+        for trainable in (combined, *trees)
     ]
-    return Composition(tuple(map(float, best)), loss, found, scores[0], tuple(scores[1:]))
+    return Composition(tuple(map(float, best)), loss, combined, scores[0], tuple(scores[1:]))
 
 
 def few_rows(config: RunConfig, rows: int) -> list[Batch]:
@@ -110,10 +110,10 @@ def _check_one_base(runs: Sequence[Path], opened: Sequence[Reopened]) -> None:
 
     The adapters' products can be added up only on one frozen kernel.
     """
-    first = opened[0].built
+    first = opened[0].setup
     for folder, run in zip(runs, opened, strict=True):
-        same = run.built.base_fingerprint == first.base_fingerprint
-        if not same or run.built.residual_norms != first.residual_norms:
+        same = run.setup.base_fingerprint == first.base_fingerprint
+        if not same or run.setup.residual_norms != first.residual_norms:
             raise UserError(
                 f"{folder} and {runs[0]} have different frozen kernels: LoRAHub combines runs of "
                 "one method without a residual (lora, rslora) on one model"

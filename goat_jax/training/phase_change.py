@@ -63,13 +63,13 @@ def make_phase_change(
 
     def change(state: RunState, base: PyTree) -> RunState:
         model = merge_model(graph, state.trainable, state.frozen(base))
-        for site in find_modules(model):
-            dense, adapter = site.module, site.module.adapter
+        for ref in find_modules(model):
+            dense, adapter = ref.module, ref.module.adapter
             if adapter is None:
                 continue
             arrays = adapter.factors() | adapter.constants()
             layer = (dense.weights(), arrays, adapter.scale[...])
-            for name, value in _exchange(phases, site.layers is not None, layer).items():
+            for name, value in _exchange(phases, ref.layers is not None, layer).items():
                 getattr(adapter, name).set_value(value)
         changed = dataclasses.replace(
             state,

@@ -149,8 +149,8 @@ def build(config: RunConfig, data: TaskData | None = None, *, training: bool = T
         schedule=schedule_of(config.optimizer, config.train.total_steps),
         inject_report=report,
         quantize_report=quantized,
-        names={site.path: site.names() for site in modules},
-        patterns={site.path: site.pattern for site in modules},
+        names={ref.path: ref.names() for ref in modules},
+        patterns={ref.path: ref.pattern for ref in modules},
         kind=loaded.kind,
         vocabulary=vocabulary_of(loaded),
         fresh=loaded.fresh,
@@ -364,11 +364,11 @@ def residual_norms(
         module name pattern -> one norm per layer.
     """
     norms: dict[str, list[float]] = {}
-    for site in find_modules(model):
-        if site.module.adapter is not None:
-            kernel = site.module.kernel[...]
+    for ref in find_modules(model):
+        if ref.module.adapter is not None:
+            kernel = ref.module.kernel[...]
             layers = np.asarray(_norms(kernel, replicated)).reshape(-1)
-            norms.setdefault(site.pattern, []).extend(map(float, layers))
+            norms.setdefault(ref.pattern, []).extend(map(float, layers))
     return norms
 
 

@@ -155,11 +155,11 @@ def set_activation_shardings(model: Model, rules: ShardingRules | None) -> None:
     for stack in find_stacks(model):
         stack.activation_sharding = None if rules is None else rules.batch
         stack.batch_parts = 1 if rules is None else rules.batch_parts
-    for site in find_modules(model):
-        if site.module.adapter is not None:
-            site.module.adapter.in_use = () if rules is None else _in_use(site, rules)
-    for site in find_modules(model, Embedding):
-        site.module.lookup_shardings = () if rules is None else rules.lookups
+    for ref in find_modules(model):
+        if ref.module.adapter is not None:
+            ref.module.adapter.in_use = () if rules is None else _in_use(ref, rules)
+    for ref in find_modules(model, Embedding):
+        ref.module.lookup_shardings = () if rules is None else rules.lookups
     if rules is not None:
         device, axes = rules.mesh.devices.flat[0], rules.rules
         model.attention = dataclasses.replace(
@@ -169,12 +169,12 @@ def set_activation_shardings(model: Model, rules: ShardingRules | None) -> None:
         model.output_sharding = None if rules is None else rules.output(model.output_shape)
 
 
-def _in_use(site: ModuleRef, rules: ShardingRules) -> tuple[tuple[str, NamedSharding], ...]:
+def _in_use(ref: ModuleRef, rules: ShardingRules) -> tuple[tuple[str, NamedSharding], ...]:
     """Returns the shardings of a module's adapter arrays where they are used, by name."""
-    adapter = site.module.adapter
+    adapter = ref.module.adapter
     names = (*adapter.names, *adapter.constant_names)
     shapes = {name: getattr(adapter, name).shape for name in names}
-    return tuple((name, rules.adapter_in_use(site, name, shape)) for name, shape in shapes.items())
+    return tuple((name, rules.adapter_in_use(ref, name, shape)) for name, shape in shapes.items())
 
 
 def process_shard(rules: ShardingRules | None, rows: int) -> tuple[int, int]:

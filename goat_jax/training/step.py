@@ -202,8 +202,9 @@ def _accumulated(
 
     def one(number: Array) -> PyTree:
         micro = jax.tree.map(lambda a: a[number], cut)
-        own = jax.random.fold_in(key, number)  # otherwise all would have the same dropout masks
-        (loss, metrics), grads = grad_of_loss(trainable, base, micro, own, count)
+        # One key for all would give all the same dropout masks.
+        micro_key = jax.random.fold_in(key, number)
+        (loss, metrics), grads = grad_of_loss(trainable, base, micro, micro_key, count)
         reports = metrics.pop("reports")
         return (loss, metrics), grads, jax.tree.map(lambda value: value / grad_accum_steps, reports)
 

@@ -29,7 +29,7 @@ class Summary:
         best_step: the step of the best checkpoint on disk; None if no checkpoint has a score.
         best_score: the best checkpoint's score; None if no checkpoint has one.
         notes: one-line remarks about the rows, the run's length and the pretrained checkpoint.
-        built: the run's model, jitted steps and reports.
+        setup: the run's model, jitted steps and reports.
     """
 
     folder: Path
@@ -40,7 +40,7 @@ class Summary:
     best_step: int | None
     best_score: float | None
     notes: tuple[str, ...]
-    built: TrainSetup
+    setup: TrainSetup
 
     def __repr__(self) -> str:
         return f"{self.table()}\n\n{self._end()}"

@@ -119,8 +119,8 @@ def _score_outputs(
     A metric over a part of the rows is left out if the rows do not have that part.
     """
     del totals
-    wanted = [name for name in batches[0] if name in ("labels", "weights") or "part_" in name]
-    columns = {name: np.concatenate([batch[name] for batch in batches]) for name in wanted}
+    names = [name for name in batches[0] if name in ("labels", "weights") or "part_" in name]
+    columns = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
     predictions = outputs[:, 0] if outputs.shape[-1] == 1 else outputs.argmax(-1)
     scores = {}
     for metric in metrics:

@@ -60,15 +60,15 @@ def fit(
         # Importing Orbax takes a fifth of the start-up time, so the rows are checked first.
         from goat_jax.training.checkpoints.checkpoint import Checkpoints
 
-        built = build(config, data)
-        by_first(lambda: identify(folder, built, data, command))
+        setup = build(config, data)
+        by_first(lambda: identify(folder, setup, data, command))
         going_on = config.train.save_errors == "continue"
         checkpoints = Checkpoints(folder, config.best_by, going_on=going_on)
         held.callback(checkpoints.close)
-        loop = Loop(config, built, data, held.enter_context(records_of(config)), checkpoints)
+        loop = Loop(config, setup, data, held.enter_context(records_of(config)), checkpoints)
         loop.restore()
         if say is not None and is_first():
-            say(header(built, data))
+            say(header(setup, data))
         shown = progress and is_first()
         with (
             TrainProgress(config.train.total_steps, loop.step, shown) as loop.bar,
@@ -104,16 +104,16 @@ def begin(
             raise UserError(f"{folder} already holds this run: give another --out")
         data = load_data(config)
         config = data.config
-        built = build(config, data)
-        state = start(built)
+        setup = build(config, data)
+        state = start(setup)
         checkpoints = Checkpoints(folder, config.best_by)
         held.callback(checkpoints.close)
-        loop = Loop(config, built, data, held.enter_context(records_of(config)), checkpoints)
+        loop = Loop(config, setup, data, held.enter_context(records_of(config)), checkpoints)
         loop.state, loop.bar = state, TrainProgress(config.train.total_steps, 0, False)
         loop.before = loop.after = loop.evaluate()
         loop.save(loop.before)
         checkpoints.wait()
         # run.json comes last: with run.json but no checkpoint, a later `fit` would train this run
         # from scratch instead of from the imported state.
-        identify(folder, built, data, command)
+        identify(folder, setup, data, command)
         return loop.summary("imported")

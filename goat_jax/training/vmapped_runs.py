@@ -128,14 +128,14 @@ def check_runs(configs: Sequence[RunConfig]) -> None:
     # The first group is left out, since training it starts right away with the same checks.
     for config in (alike[0] for alike in _groups(configs)[1:]):
         abstract_run(config, find_model(config.model.path))
-        own = config.task, config.model.path, config.train
-        count = next((count for known, count in data if known == own), None)
+        data_of_run = config.task, config.model.path, config.train
+        count = next((count for known, count in data if known == data_of_run), None)
         if count is None:
             rows, held_out = load_rows(config, "train", "evaluation")
             training_batches(config, rows)
             evaluation_batches(config, held_out)
             count = len(rows)
-            data.append((own, count))
+            data.append((data_of_run, count))
         steps = config.train.over(count).total_steps
         check_phase_change(config.adapter.spec().phases, steps)
 
@@ -158,12 +158,12 @@ def shared_step(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
     These are the config without seed, learning rate and the adapter's initialization, and the
     parts of the adapter spec that a step reads.
     """
-    spec, own = config.adapter.spec(), config.adapter
+    spec, adapter_config = config.adapter.spec(), config.adapter
     adapter = AdapterConfig(
-        target_modules=own.target_modules,
-        modules_to_save=own.modules_to_save,
-        forward_scale=own.forward_scale,
-        overrides=own.overrides,
+        target_modules=adapter_config.target_modules,
+        modules_to_save=adapter_config.modules_to_save,
+        forward_scale=adapter_config.forward_scale,
+        overrides=adapter_config.overrides,
     )
     common = dataclasses.replace(
         with_variant(config, RunVariant(0, 1.0)), adapter=adapter, out="shared"
@@ -174,37 +174,37 @@ def shared_step(config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
 def _train_some(configs: Sequence[RunConfig]) -> Iterator[RunResult]:
     data = load_data(configs[0])
     configs = [config.over(len(data.rows)) for config in configs]
-    builts = [build(configs[0], data)]
+    setups = [build(configs[0], data)]
     for config in configs[1:]:
-        builts.append(_sharing(build(config, data), builts[0]))
-    yield from _Group(configs, builts, data).train()
+        setups.append(_sharing(build(config, data), setups[0]))
+    yield from _VmappedGroup(configs, setups, data).train()
 
 
-def _sharing(built: TrainSetup, first: TrainSetup) -> TrainSetup:
+def _sharing(setup: TrainSetup, first: TrainSetup) -> TrainSetup:
     """Replaces frozen arrays by equal ones of the first run, so that the duplicates are freed."""
     known = dict(jax.tree_util.tree_leaves_with_path(first.base))
 
-    def share(path: KeyPath, own: Array) -> Array:
+    def share(path: KeyPath, array: Array) -> Array:
         other = known.get(path)
-        if other is None or own.shape != other.shape or not jnp.array_equal(own, other):
-            return own
+        if other is None or array.shape != other.shape or not jnp.array_equal(array, other):
+            return array
         return other
 
-    return dataclasses.replace(built, base=jax.tree_util.tree_map_with_path(share, built.base))
+    return dataclasses.replace(setup, base=jax.tree_util.tree_map_with_path(share, setup.base))
 
 
-class _Group:
+class _VmappedGroup:
     """Runs that share one compiled step."""
 
-    def __init__(self, configs: Sequence[RunConfig], builts: Sequence[TrainSetup], data: TaskData):
-        self.configs, self.config, self.built = configs, configs[0], builts[0]
-        self.base, self.base_axes = _stack_different([built.base for built in builts])
-        self.start = _stack([built.state for built in builts])
+    def __init__(self, configs: Sequence[RunConfig], setups: Sequence[TrainSetup], data: TaskData):
+        self.configs, self.config, self.setup = configs, configs[0], setups[0]
+        self.base, self.base_axes = _stack_different([setup.base for setup in setups])
+        self.start = _stack([setup.state for setup in setups])
         first = self.config.optimizer.learning_rate
         self.numbers = {
             "rate": jnp.asarray([each.optimizer.learning_rate / first for each in configs]),
             "aux_weight": jnp.asarray([each.adapter.spec().aux_weight for each in configs]),
-            "scales": _stack([built.scales for built in builts]),
+            "scales": _stack([setup.scales for setup in setups]),
         }
         self.batches = [training_batches(each, data.rows) for each in configs]
         self.held_out = data.evaluation
@@ -228,7 +228,7 @@ class _Group:
                 diverged.setdefault(int(place), number)
             if len(diverged) == len(self.configs):
                 break
-            if number in self.built.phase_changes:
+            if number in self.setup.phase_changes:
                 state = self.switched(state, number)
         live = [place for place in range(len(self.configs)) if place not in diverged]
         after = self.evaluate(state, live)
@@ -236,7 +236,7 @@ class _Group:
             if len(scores) > len(finite_only(scores)):
                 diverged[place] = len(losses)
         memory: Any = compiled.memory_analysis()
-        count, report = len(self.configs), self.built.inject_report
+        count, report = len(self.configs), self.setup.inject_report
 
         def kept(i: int) -> int:
             return diverged[i] - 1 if i in diverged else len(losses)
@@ -269,20 +269,20 @@ class _Group:
             The new state, and a pair: the task loss, and the metrics that must be finite for the
             run to count as not diverged.
         """
-        own = make_train_step(
-            self.built.graph,
+        step_function = make_train_step(
+            self.setup.graph,
             task_type_of(self.config.task).loss_fn(self.config.task),
-            self.built.optimizer_at(numbers["rate"], numbers["scales"]),
+            self.setup.optimizer_at(numbers["rate"], numbers["scales"]),
             aux_weight=numbers["aux_weight"],
             grad_accum_steps=self.config.train.grad_accum_steps,
         )
-        state, metrics = own(state, base, batch)
+        state, metrics = step_function(state, base, batch)
         looked_at = [metrics[name] for name in ("task_loss", "loss", "grad_norm")]
         return state, (metrics["task_loss"], jnp.stack(looked_at))
 
     def switched(self, state: RunState, number: int) -> RunState:
         """Applies the method's phase change after step `number` to every run."""
-        change, runs = self.built.phase_changes[number], range(len(self.configs))
+        change, runs = self.setup.phase_changes[number], range(len(self.configs))
         return _stack([change(_one(state, i), self.base_of(i)) for i in runs])
 
     def base_of(self, i: int) -> PyTree:
@@ -298,13 +298,17 @@ class _Group:
         places = range(len(self.configs)) if places is None else places
         if not places:
             return {}
-        found = [self.eval_step(state, self.base, batch) for batch in self.held_out]
+        outputs = [self.eval_step(state, self.base, batch) for batch in self.held_out]
         scores = {}
         for place in places:
             # The step has run for all runs at once, so `evaluate` only collects this run's results.
-            own = iter([_one(each, place) for each in found])
+            run_outputs = iter([_one(each, place) for each in outputs])
             done = evaluate(
-                lambda *_, own=own: next(own), {}, None, self.held_out, self.config.task
+                lambda *_, run_outputs=run_outputs: next(run_outputs),
+                {},
+                None,
+                self.held_out,
+                self.config.task,
             )
             scores[place] = done.scores
         return scores
@@ -312,7 +316,7 @@ class _Group:
     @partial(jax.jit, static_argnums=0)
     def eval_step(self, state: RunState, base: PyTree, batch: Batch) -> Any:
         """Returns all runs' sums and outputs on one batch."""
-        step = self.built.eval_step
+        step = self.setup.eval_step
 
         def one(state: RunState, base: PyTree) -> Any:
             return step(state.trainable, state.frozen(base), batch)

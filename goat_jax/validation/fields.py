@@ -278,7 +278,9 @@ def _checked_tuple(name: str, value: object, kind: Any) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple) or (not several and len(value) != len(inner)):
         raise UserError(f"{name} {value!r} is not valid: give {describe(kind)}")
     kinds = [inner[0]] * len(value) if several else inner
-    found = tuple(checked(name, one, own) for one, own in zip(value, kinds, strict=True))
+    found = tuple(
+        checked(name, one, item_kind) for one, item_kind in zip(value, kinds, strict=True)
+    )
     return found
 
 
@@ -377,13 +379,13 @@ def _number(word: str, kinds: Sequence[type] = (int, float)) -> Any:
 
 def _pairs(name: str, words: Sequence[str]) -> dict[str, Any]:
     """Parses ``NAME=VALUE`` words to a dict."""
-    found = {}
+    pairs = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
             raise UserError(f"{name} {word!r} is not of the form NAME=VALUE")
-        found[key] = read_value(value)
-    return found
+        pairs[key] = read_value(value)
+    return pairs
 
 
 def read_value(text: str) -> Any:

@@ -172,8 +172,8 @@ def meant_by(name: str, known: Iterable[str]) -> str | None:
     names = list(known)
     meanings = OTHER_NAMES.get(_last(name), ())
     same = [other for other, fields in OTHER_NAMES.items() if fields == meanings]
-    wanted = [*meanings, *map(_last, meanings), *same]
-    return next((one for one in wanted if one in names), None) or nearest_name(name, names)
+    candidates = [*meanings, *map(_last, meanings), *same]
+    return next((one for one in candidates if one in names), None) or nearest_name(name, names)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -182,8 +182,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     >>> did_you_mean("r", ["rho", "total_rank"])
     " (did you mean 'total_rank'?)"
     """
-    found = meant_by(name, known)
-    return f" (did you mean {found!r}?)" if found else ""
+    meant = meant_by(name, known)
+    return f" (did you mean {meant!r}?)" if meant else ""
 
 
 def other_name_hint(name: str) -> str:

@@ -81,8 +81,8 @@ def hint_in_error(text: str) -> str:
     >>> hint_in_error("OptimizerConfig.__init__() got an unexpected keyword argument 'lr'")
     ' (lr is optimizer.learning_rate here)'
     """
-    found = re.search(r"(?:unexpected keyword argument|has no attribute) '(\w+)'", text)
-    return renamed_hint(found[1]) or other_name_hint(found[1]) if found else ""
+    match = re.search(r"(?:unexpected keyword argument|has no attribute) '(\w+)'", text)
+    return renamed_hint(match[1]) or other_name_hint(match[1]) if match else ""
 
 
 def present_names(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,14 +94,14 @@ def present_names(values: Mapping[str, Any]) -> dict[str, Any]:
     >>> present_names({"watch.wandb": None, "adapter.options": {"choice": "minor"}})
     {'logging.wandb': None, 'adapter.options': {'segments': 'minor'}}
     """
-    found = {}
+    fields = {}
     for name, value in values.items():
         if name.startswith("adapter."):
             value = present_options(value)
         elif isinstance(value, str):
             value = _VALUES.get((name, value), value)
-        found[present_name(name)] = value
-    return found
+        fields[present_name(name)] = value
+    return fields
 
 
 def present_options(value: Any) -> Any:

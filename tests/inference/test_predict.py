@@ -51,7 +51,7 @@ def test_predictions_are_those_of_the_evaluation(run, rows, found):
     trained, batches = run.trained, run.trained.rows
     logits = np.zeros((len(rows), 2), np.float32)
     for numbers, batch in zip(batches.plan.rows, batches, strict=True):
-        outputs = np.asarray(trained.built.eval_step(trained.trainable, trained.base, batch)[1])
+        outputs = np.asarray(trained.setup.eval_step(trained.trainable, trained.base, batch)[1])
         logits[numbers[numbers >= 0]] = outputs[numbers >= 0]
     names = np.array(["bad", "good"])
     assert found.labels.tolist() == names[logits.argmax(-1)].tolist()

@@ -83,7 +83,7 @@ def batch(vocabulary=21):
 
 def our_logits(folder, task=None):
     run = restore_run(folder, None)
-    model = merge_model(run.built.graph, run.state.trainable, run.state.frozen(run.built.base))
+    model = merge_model(run.setup.graph, run.state.trainable, run.state.frozen(run.setup.base))
     ids, mask = batch()
     ctx = EVAL if task is None else Context(task_ids=jnp.full(len(ids), task))
     return np.asarray(model(jnp.asarray(ids), jnp.asarray(mask), jnp.zeros_like(ids), ctx=ctx))

@@ -112,7 +112,7 @@ THEIRS = torch.tensor(PIXELS.transpose(0, 3, 1, 2).copy())
 
 def our_logits(folder):
     run = restore_run(folder, None)
-    model = merge_model(run.built.graph, run.state.trainable, run.state.frozen(run.built.base))
+    model = merge_model(run.setup.graph, run.state.trainable, run.state.frozen(run.setup.base))
     return np.asarray(model(jnp.asarray(PIXELS), ctx=EVAL))
 
 

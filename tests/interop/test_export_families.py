@@ -108,7 +108,7 @@ def inputs(family):
 
 def our_logits(folder, given):
     run = restore_run(folder, None)
-    model = merge_model(run.built.graph, run.state.trainable, run.state.frozen(run.built.base))
+    model = merge_model(run.setup.graph, run.state.trainable, run.state.frozen(run.setup.base))
     return np.asarray(model(*map(jnp.asarray, given.values()), ctx=EVAL))
 
 

@@ -73,7 +73,7 @@ def prune(model):
 
 def our_logits(folder):
     run = restore_run(folder, None)
-    model = merge_model(run.built.graph, run.state.trainable, run.state.frozen(run.built.base))
+    model = merge_model(run.setup.graph, run.state.trainable, run.state.frozen(run.setup.base))
     ids = np.arange(4, 19).reshape(3, 5).astype(np.int32)
     return np.asarray(model(ids, np.ones_like(ids), np.zeros_like(ids)))
 

@@ -56,8 +56,8 @@ def run(config, packaged, tmp_path_factory):
 
 def our_logits(folder):
     opened = restore_run(folder, None)
-    base = opened.state.frozen(opened.built.base)
-    model = merge_model(opened.built.graph, opened.state.trainable, base)
+    base = opened.state.frozen(opened.setup.base)
+    model = merge_model(opened.setup.graph, opened.state.trainable, base)
     return np.asarray(model(IDS, MASK, np.zeros_like(IDS)))
 
 

@@ -58,7 +58,7 @@ def tied(tmp_path_factory):
 
 def our_logits(folder):
     run = restore_run(folder, None)
-    model = merge_model(run.built.graph, run.state.trainable, run.state.frozen(run.built.base))
+    model = merge_model(run.setup.graph, run.state.trainable, run.state.frozen(run.setup.base))
     return np.asarray(model(IDS))
 
 

@@ -182,8 +182,8 @@ def test_image_tasks_from_archives_to_scores(task, clip, tmp_path, monkeypatch):
         "--task.image-size", "16",
     )  # fmt: skip
     assert summary.step == 2 and 0 <= summary.after["accuracy"] <= 1
-    assert summary.built.inject_report.head_parameters == 0
-    head = summary.built.base["head"]["classifier"]["kernel"]
+    assert summary.setup.inject_report.head_parameters == 0
+    head = summary.setup.base["head"]["classifier"]["kernel"]
     assert head.shape[1] == len(expect(ImageTask, config.task).labels)
     norms = np.linalg.norm(np.asarray(head), axis=0)
     np.testing.assert_allclose(norms, 1, atol=1e-5)  # of class names, not of chance

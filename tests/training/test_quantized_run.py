@@ -15,4 +15,4 @@ def test_a_run_on_a_quantised_base_learns(two_modules, tmp_path):
     run = dataclasses.replace(two_modules, model=model, out=str(tmp_path / "run"))
     found = fit(run, progress=False)
     assert found.before is not None and found.after["loss"] < 0.7 * found.before["loss"]
-    assert "quantised base: nf4" in str(found.built.quantize_report)
+    assert "quantised base: nf4" in str(found.setup.quantize_report)

@@ -170,7 +170,7 @@ def test_bfloat16_trains_with_float32_adapters(two_modules, tmp_path):
     # jax's own attention mixes dtypes when it is lowered, so the strict rule is lifted here.
     with jax.numpy_dtype_promotion("standard"):
         summary = fit(config, progress=False)
-    trainable = jax.tree.leaves(summary.built.state.trainable)
+    trainable = jax.tree.leaves(summary.setup.state.trainable)
     assert {str(leaf.dtype) for leaf in trainable} == {"float32"}
     assert summary.after["accuracy"] > 0.8
 

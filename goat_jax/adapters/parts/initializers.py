@@ -63,11 +63,11 @@ class BothRandom(ZeroDelta):
 
     def factors(self, inputs: InitInputs, spec: AdapterSpec, key: Key) -> Factors:
         start = super().factors(inputs, spec, key)
-        own, shape = jax.random.fold_in(key, 1), start["b"].shape
+        b_key, shape = jax.random.fold_in(key, 1), start["b"].shape
         start["b"] = (
-            initializers.kaiming_uniform(own, shape, spec.rank)
+            initializers.kaiming_uniform(b_key, shape, spec.rank)
             if self.b_std is None
-            else self.b_std * jax.random.normal(own, shape, jnp.float32)
+            else self.b_std * jax.random.normal(b_key, shape, jnp.float32)
         )
         return start
 

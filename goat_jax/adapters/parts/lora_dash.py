@@ -78,8 +78,8 @@ class LoraAndDirections(SumOfExperts):
     def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
         plain = super().merge(kernel.astype(scale.dtype), arrays, scale, spec)
         u, coefficients, vt = arrays["u"], arrays["coefficients"], arrays["vt"]
-        own = jnp.einsum("IK,K,KO->IO", u, coefficients, vt, precision="highest")
-        return (plain + own).astype(kernel.dtype)
+        along_directions = jnp.einsum("IK,K,KO->IO", u, coefficients, vt, precision="highest")
+        return (plain + along_directions).astype(kernel.dtype)
 
     def low_rank(self, arrays: Factors, scale: Array) -> tuple[Array, Array]:
         a, b = super().low_rank(arrays, scale)
@@ -110,8 +110,8 @@ class FindDirections:
             )
 
     def constants(self, kernel: Array, arrays: Factors, scale: Array) -> Factors:
-        found = find_directions(kernel, arrays, scale, arrays["coefficients"].shape[0])
-        return {"u": found.u, "vt": found.vt}
+        directions = find_directions(kernel, arrays, scale, arrays["coefficients"].shape[0])
+        return {"u": directions.u, "vt": directions.vt}
 
 
 class Directions(NamedTuple):

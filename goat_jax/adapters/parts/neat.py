@@ -83,8 +83,8 @@ class KernelNetwork(Combine):
             return Extras({}, {})
         shape = (self.depth, spec.rank, spec.rank)
         keys = jax.random.split(key)
-        made = [kaiming_uniform(own, shape, spec.rank) for own in keys]
-        return Extras(dict(zip(("encoders", "decoders"), made, strict=True)), {})
+        matrices = [kaiming_uniform(matrix_key, shape, spec.rank) for matrix_key in keys]
+        return Extras(dict(zip(("encoders", "decoders"), matrices, strict=True)), {})
 
     def _changed(self, kernel: Array, arrays: Factors, scale: Array) -> Array:
         """Returns the kernel (I, O) plus the network's scaled output on it, in float32 at least."""

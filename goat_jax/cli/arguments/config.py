@@ -63,8 +63,8 @@ def propose_config(
         prog: the command, for the help.
     """
     first = {
-        name: read_words(name, given, DEPENDED_ON[name])
-        for name, given in split_fields([word for word in overrides if word not in HELP])
+        name: read_words(name, words, DEPENDED_ON[name])
+        for name, words in split_fields([word for word in overrides if word not in HELP])
         if name in DEPENDED_ON
     }
     proposal = propose(model, data, held_out, first)
@@ -119,17 +119,17 @@ def read_fields(config: RunConfig, words: Sequence[str]) -> dict[str, Any]:
     """Returns the values that the words of a command line give to config fields, by dotted name."""
     kinds = field_kinds(config)
     values: dict[str, Any] = {}
-    for name, given in split_fields(words):
+    for name, values_typed in split_fields(words):
         check_present(name)
         kind = kinds.get(name, Any)
         group, _, last = name.rpartition(".")
         positive = f"{group}.{last.removeprefix('no_')}"
-        if last.startswith("no_") and not given and kinds.get(positive) is bool:
+        if last.startswith("no_") and not values_typed and kinds.get(positive) is bool:
             values[positive] = False
-        elif name not in kinds and len(given) != 1:
-            values[name] = tuple(given)  # mostly an unknown field, which is then the error
+        elif name not in kinds and len(values_typed) != 1:
+            values[name] = tuple(values_typed)  # mostly an unknown field, which is then the error
         else:
-            values[name] = read_words(name, given, kind)
+            values[name] = read_words(name, values_typed, kind)
     return values
 
 

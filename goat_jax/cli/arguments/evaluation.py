@@ -86,9 +86,9 @@ def add_sampling(group: argparse._ActionsContainer, tokens: str, temperature: st
     group.add_argument("--seed", type=number(Seed), help="default: 0")
 
 
-def sampling_given(given: argparse.Namespace) -> dict[str, Any]:
+def sampling_given(options: argparse.Namespace) -> dict[str, Any]:
     """Returns the sampling settings that were given, by name."""
-    return {name: getattr(given, name) for name in SAMPLING if getattr(given, name) is not None}
+    return {name: getattr(options, name) for name in SAMPLING if getattr(options, name) is not None}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -156,7 +156,7 @@ def _add_judge(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def options_of(given: argparse.Namespace) -> EvalOptions:
+def options_of(options: argparse.Namespace) -> EvalOptions:
     """Returns the evaluation options that the parsed arguments give.
 
     Raises:
@@ -166,23 +166,23 @@ def options_of(given: argparse.Namespace) -> EvalOptions:
     from goat_jax.evaluation.types import EvalOptions
 
     limits = Limits(
-        seconds=given.seconds,
-        cpu_seconds=max(1, round(given.seconds)),
-        memory=given.memory * MEBIBYTE,
+        seconds=options.seconds,
+        cpu_seconds=max(1, round(options.seconds)),
+        memory=options.memory * MEBIBYTE,
     )
     return EvalOptions(
-        batch_size=given.batch_size,
-        samples=given.samples,
-        ks=tuple(given.k),
-        run_programs=given.run_programs,
+        batch_size=options.batch_size,
+        samples=options.samples,
+        ks=tuple(options.k),
+        run_programs=options.run_programs,
         limits=limits,
-        workers=given.workers,
-        judge=_judge_of(given),
-        **sampling_given(given),
+        workers=options.workers,
+        judge=_judge_of(options),
+        **sampling_given(options),
     )
 
 
-def _judge_of(given: argparse.Namespace) -> Judge | None:
+def _judge_of(options: argparse.Namespace) -> Judge | None:
     from goat_jax.data.tasks.formats.mt_bench import (
         OWN_PROMPTS,
         read_judge_prompts,
@@ -190,20 +190,20 @@ def _judge_of(given: argparse.Namespace) -> Judge | None:
     )
     from goat_jax.evaluation.judge_client import Judge, read_key
 
-    if given.judge is None:
+    if options.judge is None:
         for name in ("judge_model", "judge_key", "judge_prompts", "references"):
-            if getattr(given, name):
+            if getattr(options, name):
                 flag = "--" + name.replace("_", "-")
                 raise UserError(f"{flag} needs a judge: give its address with --judge URL")
         return None
-    prompts, references = given.judge_prompts, given.references
+    prompts, references = options.judge_prompts, options.references
     return Judge(
-        url=given.judge,
-        model=given.judge_model,
-        key=read_key(given.judge_key) if given.judge_key else "",
+        url=options.judge,
+        model=options.judge_model,
+        key=read_key(options.judge_key) if options.judge_key else "",
         prompts=read_judge_prompts(prompts) if prompts else OWN_PROMPTS,
         references=read_references(references) if references else {},
-        attempts=given.attempts,
-        wait=given.wait,
-        timeout=given.judge_timeout,
+        attempts=options.attempts,
+        wait=options.wait,
+        timeout=options.judge_timeout,
     )

@@ -25,14 +25,14 @@ def attribute_help(kind: type) -> dict[str, str]:
     >>> attribute_help(RunConfig)["out"]
     'the run folder; a run that exists there is continued.'
     """
-    found: dict[str, str] = {}
+    entries: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         _, _, section = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")
         inside = re.match(r"(?:[ ]+.*\n?|\n)*", section)
         text = textwrap.dedent(inside.group() if inside else "")
         for name, entry in re.findall(r"^(\w+):((?:.*\n?)(?:[ ]+.*\n?)*)", text, re.MULTILINE):
-            found[name] = " ".join(entry.split())
-    return found
+            entries[name] = " ".join(entry.split())
+    return entries
 
 
 def field_help(config: Dataclass, prefix: str = "") -> dict[str, str]:
@@ -42,13 +42,13 @@ def field_help(config: Dataclass, prefix: str = "") -> dict[str, str]:
         config: a dataclass, whose fields may be dataclasses.
         prefix: the dotted name of `config` within its parent, with a final dot.
     """
-    own, texts = attribute_help(type(config)), {}
+    attributes, texts = attribute_help(type(config)), {}
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), prefix + field.name
         if is_record(value):
             texts |= field_help(value, name + ".")
         else:
-            texts[name] = own.get(field.name, "")
+            texts[name] = attributes.get(field.name, "")
     return texts
 
 

@@ -21,8 +21,8 @@ def split_fields(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
         place, first = place + 1, place + 1
         while place < len(words) and not words[place].startswith("--"):
             place += 1
-        given = [*([value] if equals else []), *words[first:place]]
-        yield start[2:].replace("-", "_"), given
+        field_words = [*([value] if equals else []), *words[first:place]]
+        yield start[2:].replace("-", "_"), field_words
 
 
 def check_verb(words: Sequence[str], verbs: Sequence[str]) -> None:
@@ -76,9 +76,9 @@ def as_flag(
 
         if not takes_same_values(error.name, error.meant):
             values = []
-        wanted = describe_values(error.config, error.meant, values)
-        typed = _typed(error.meant, [] if wanted else values)
-        return UserError(f"{start} is no field (did you mean {typed}?{wanted}): {lists}")
+        type_note = describe_values(error.config, error.meant, values)
+        typed = _typed(error.meant, [] if type_note else values)
+        return UserError(f"{start} is no field (did you mean {typed}?{type_note}): {lists}")
     hint = f" (did you mean {_typed(named, values)}?)" if named else ""
     return UserError(f"{start} is no field{hint}: {lists}")
 

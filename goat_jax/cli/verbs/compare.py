@@ -92,31 +92,31 @@ def compare(
     check_all_methods_differ(entries, configs)
     if equal == "parameters":
         configs = [with_parameters_of(config, configs[0]) for config in configs]
-    wanted = [
+    runs_by_entry = [
         Runs(config, _variants(config, seeds, rates), out / f"{file_name(entry.label)}.json")
         for entry, config in zip(entries, configs, strict=True)
     ]
     # Every error, such as a result file of other settings, is found before any run is trained.
-    check_runs([runs.config for runs in wanted if runs.missing()])
-    found: dict[str, list[RunResult]] = {}
+    check_runs([runs.config for runs in runs_by_entry if runs.missing()])
+    results: dict[str, list[RunResult]] = {}
     for entry, runs in zip(
-        entries, wanted, strict=True
+        entries, runs_by_entry, strict=True
     ):  # `runs_per_step` counts one method's runs
-        ((_, found[entry.label]),) = complete_runs([runs], runs_per_step)
+        ((_, results[entry.label]),) = complete_runs([runs], runs_per_step)
         say(f"{entry.label}: {len(runs.variants)} runs")
     metrics = configs[0].task.metrics
-    table = comparison_table(found, metrics)
+    table = comparison_table(results, metrics)
     write_whole(out / TABLE, table + "\n")
     losses = {
         label: [result.losses for result in best_rate(of_label, metrics[0])]
-        for label, of_label in found.items()
+        for label, of_label in results.items()
     }
     title = f"{configs[0].task.name}: training loss"
     with skipped_without_extra(FIGURE):
         plot_comparison(losses, out / FIGURE, title=title, steps=configs[0].train.steps)
-    made = ", ".join(name for name in (TABLE, FIGURE) if (out / name).exists())
-    say(f"\n{table}\n\n{made} and every run's figures are in {out}")
-    if not any(finite(of_label) for of_label in found.values()):
+    written = ", ".join(name for name in (TABLE, FIGURE) if (out / name).exists())
+    say(f"\n{table}\n\n{written} and every run's figures are in {out}")
+    if not any(finite(of_label) for of_label in results.values()):
         raise RunFailed("all runs diverged: lower the learning rate or check the data")
     return 0
 
@@ -185,12 +185,12 @@ def with_parameters_of(config: RunConfig, model: RunConfig) -> RunConfig:
     The size of adapters is affine in the rank, so the sizes at two ranks determine it at all. A
     method without a rank is returned unchanged.
     """
-    wanted = _adapter_size(model)
+    target = _adapter_size(model)
     experts = config.adapter.spec().num_experts
     one, two = (_adapter_size(_with_rank(config, rank * experts)) for rank in (1, 2))
     if one == two:  # a method without a rank
         return config
-    best = max(1, round(1 + (wanted - one) / (two - one)))
+    best = max(1, round(1 + (target - one) / (two - one)))
     return _with_rank(config, best * experts)
 
 
@@ -203,24 +203,24 @@ def _adapter_size(config: RunConfig) -> int:
     return abstract_run(config).inject_report.adapter_parameters
 
 
-def best_rate(found: Sequence[RunResult], metric: str) -> list[RunResult]:
+def best_rate(results: Sequence[RunResult], metric: str) -> list[RunResult]:
     """Returns the results at the learning rate with the best mean score."""
     by_rate: dict[float, list[RunResult]] = {}
-    for result in found:
+    for result in results:
         by_rate.setdefault(result.variant.learning_rate, []).append(result)
     return max(by_rate.values(), key=lambda group: standing(group, metric))
 
 
-def comparison_table(found: dict[str, list[RunResult]], metrics: Sequence[str]) -> str:
+def comparison_table(results: dict[str, list[RunResult]], metrics: Sequence[str]) -> str:
     """Returns a Markdown table: for each method and learning rate the mean and spread of its
     scores, its parameters, and the time and memory of a step.
 
     Args:
-        found: label of a method -> the results of its runs.
+        results: label of a method -> the results of its runs.
         metrics: names of the task's metrics, each a column.
     """
     rows = []
-    for label, of_label in found.items():
+    for label, of_label in results.items():
         rates = dict.fromkeys(result.variant.learning_rate for result in of_label)
         for rate in rates:
             group = [o for o in of_label if o.variant.learning_rate == rate]

@@ -45,7 +45,7 @@ class Flag:
 
 
 @dataclasses.dataclass(frozen=True)
-class Verb:
+class VerbCompletions:
     """Completions of a verb: its options, and the values that they take.
 
     Attributes:
@@ -69,7 +69,7 @@ def completion(shell: str, parser: argparse.ArgumentParser) -> int:
     return 0
 
 
-def verbs_of(parser: argparse.ArgumentParser) -> Iterator[Verb]:
+def verbs_of(parser: argparse.ArgumentParser) -> Iterator[VerbCompletions]:
     """Yields the verbs of a parser."""
     (group,) = (one for one in parser._actions if isinstance(one, argparse._SubParsersAction))
     for name, verb in group.choices.items():
@@ -82,7 +82,7 @@ def verbs_of(parser: argparse.ArgumentParser) -> Iterator[Verb]:
             if word.startswith("--")
         )
         takes_fields = bool(verb.get_default("takes_fields"))
-        yield Verb(name, _line(verb.description), first, flags, takes_fields)
+        yield VerbCompletions(name, _line(verb.description), first, flags, takes_fields)
 
 
 def _values(action: argparse.Action) -> tuple[str, ...]:
@@ -103,8 +103,8 @@ def fields() -> Iterator[Flag]:
     for group in dataclasses.fields(config):
         value = getattr(config, group.name)
         if dataclasses.is_dataclass(value):
-            own = attribute_help(type(value))
-            texts |= {f"{group.name}.{name}": text for name, text in own.items()}
+            attributes = attribute_help(type(value))
+            texts |= {f"{group.name}.{name}": text for name, text in attributes.items()}
     for name, kind in kinds.items():
         values = tuple(_words(kind))
         last = name.removeprefix("adapter.")
@@ -131,7 +131,7 @@ def _line(text: str | None) -> str:
     return " ".join((text or "").split()).partition(". ")[0].rstrip(".")
 
 
-def bash(verbs: Sequence[Verb], fields: Sequence[Flag]) -> str:
+def bash(verbs: Sequence[VerbCompletions], fields: Sequence[Flag]) -> str:
     """Returns the script of bash."""
     flags = [f'    {verb.name}) words="{_flags(verb.flags)}" ;;' for verb in verbs]
     first = [f'    {verb.name}) words="{" ".join(verb.first)}" ;;' for verb in verbs if verb.first]
@@ -176,7 +176,7 @@ def bash(verbs: Sequence[Verb], fields: Sequence[Flag]) -> str:
     )
 
 
-def zsh(verbs: Sequence[Verb], fields: Sequence[Flag]) -> str:
+def zsh(verbs: Sequence[VerbCompletions], fields: Sequence[Flag]) -> str:
     """Returns the script of zsh, which can run that of bash."""
     script = bash(verbs, fields).partition("\n")[2]
     return (
@@ -186,7 +186,7 @@ def zsh(verbs: Sequence[Verb], fields: Sequence[Flag]) -> str:
     )
 
 
-def fish(verbs: Sequence[Verb], fields: Sequence[Flag]) -> str:
+def fish(verbs: Sequence[VerbCompletions], fields: Sequence[Flag]) -> str:
     """Returns the script of fish."""
     lines = ["# Completion of goat-jax for fish, made by: goat-jax completion fish"]
     for verb in verbs:
@@ -215,7 +215,7 @@ def _flags(flags: Sequence[Flag]) -> str:
     return " ".join(f"--{flag.name}" for flag in flags)
 
 
-SCRIPTS: Mapping[str, Callable[[Sequence[Verb], Sequence[Flag]], str]] = types.MappingProxyType(
-    {"bash": bash, "zsh": zsh, "fish": fish}
+SCRIPTS: Mapping[str, Callable[[Sequence[VerbCompletions], Sequence[Flag]], str]] = (
+    types.MappingProxyType({"bash": bash, "zsh": zsh, "fish": fish})
 )
 """Name of a shell -> the function that writes its script."""

@@ -45,13 +45,14 @@ def prepare_set(task: str, out: Path | None, archives: Path | None, progress: bo
     Returns:
         The exit code.
     """
-    bar = _Bar(progress)
+    bar = _DownloadBar(progress)
     try:
-        made = prepare(task, out, archives, bar.report)
+        prepared = prepare(task, out, archives, bar.report)
     finally:
         bar.stop()
-    rows = ", ".join(f"{name} {count:,}" for name, count in made.rows.items())
-    print(f"{task}: {'prepared' if made.fresh else 'already prepared'} in {made.folder}: {rows}")
+    rows = ", ".join(f"{name} {count:,}" for name, count in prepared.rows.items())
+    done = "prepared" if prepared.fresh else "already prepared"
+    print(f"{task}: {done} in {prepared.folder}: {rows}")
     print(f"licence: {RECIPES[task].licence}")
     if out is not None and user_path(out) != default_folder():
         print(f"for training: --task.data-dir {out}")
@@ -73,18 +74,18 @@ def write_rows(name: str, out: Path | None, rows: int | None) -> int:
     task = make_task(name)
     if not isinstance(task, TextTask):
         raise UserError(f"data write writes rows of text with a label, which {name} does not have")
-    found = load_examples(dataclasses.replace(task, train_limit=rows), "train")
+    examples = load_examples(dataclasses.replace(task, train_limit=rows), "train")
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow([*task.text, task.label])
-    for *texts, label in zip(*found.texts, found.labels.tolist(), strict=True):
+    for *texts, label in zip(*examples.texts, examples.labels.tolist(), strict=True):
         writer.writerow([*texts, task.labels[label] if task.labels else label])
     write_whole(user_path(out), text.getvalue())
-    print(f"wrote {len(found):,} rows to {out}")
+    print(f"wrote {len(examples):,} rows to {out}")
     return 0
 
 
-class _Bar:
+class _DownloadBar:
     """One progress bar per file, drawn in a terminal only and started by the first report."""
 
     def __init__(self, enabled: bool):

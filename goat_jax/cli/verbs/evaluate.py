@@ -42,11 +42,11 @@ OF_EXAMS = ("limit", "max_new_tokens", "temperature", "judge", "judge_key")
 """Arguments of evaluation tasks only: they have no effect where a run is scored by its loss."""
 
 
-def evaluate(given: argparse.Namespace) -> int:
+def evaluate(arguments: argparse.Namespace) -> int:
     """Prints the scores of a run or a model; for evaluation tasks, also writes the predictions.
 
     Args:
-        given: the parsed arguments of ``goat-jax evaluate``.
+        arguments: the parsed arguments of ``goat-jax evaluate``.
 
     Returns:
         The exit code.
@@ -55,41 +55,41 @@ def evaluate(given: argparse.Namespace) -> int:
         UserError: arguments that do not fit the source or its task.
         RunFailed: an evaluation that could not be completed.
     """
-    is_run = (Path(given.source) / RUN).is_file()
-    tasks = [_task_of(text) for text in given.task]
+    is_run = (Path(arguments.source) / RUN).is_file()
+    tasks = [_task_of(text) for text in arguments.task]
     if not tasks:
-        tasks = [_own_task(given.source)]
-    mesh = MeshConfig(tensor=given.tensor)
-    scorings = [scoring_of(task, given.scoring) for task in tasks]
+        tasks = [_own_task(arguments.source)]
+    mesh = MeshConfig(tensor=arguments.tensor)
+    scorings = [scoring_of(task, arguments.scoring) for task in tasks]
     if LOSS in scorings:
-        if given.task or not is_run:
+        if arguments.task or not is_run:
             raise UserError(
                 f"--scoring {LOSS} is only for a run on the task it was trained on: "
-                f"{given.source} with --task needs another scoring method"
+                f"{arguments.source} with --task needs another scoring method"
             )
         for name in OF_EXAMS:
-            if getattr(given, name) is not None:
+            if getattr(arguments, name) is not None:
                 flag = "--" + name.replace("_", "-")
                 raise UserError(
-                    f"{flag} is only for eval tasks: {given.source} is scored by {LOSS}"
+                    f"{flag} is only for eval tasks: {arguments.source} is scored by {LOSS}"
                 )
-        return _print_loss(given, mesh)
-    options = options_of(given)
+        return _print_loss(arguments, mesh)
+    options = options_of(arguments)
     eval_tasks = []
     for task, scoring in zip(tasks, scorings, strict=True):
         assert isinstance(task, EvalTask)  # `scoring_of` returns LOSS for all other tasks
-        eval_task = _with_rows(task, given.data, given.limit)
+        eval_task = _with_rows(task, arguments.data, arguments.limit)
         check_needs(eval_task, scoring, options)
         eval_tasks.append((eval_task, scoring))
-    model = load_eval_model(given.source, given.step, given.dtype, mesh)
-    out = given.out or (Path(given.source) / EVALUATION if is_run else Path(EVALUATION))
+    model = load_eval_model(arguments.source, arguments.step, arguments.dtype, mesh)
+    out = arguments.out or (Path(arguments.source) / EVALUATION if is_run else Path(EVALUATION))
     problems = []
     for task, scoring in eval_tasks:
-        with _Bar(not given.quiet) as bar:
-            found = evaluate_task(model, task, scoring, options, bar, out)
-        paths = write_records(out, task.name, scoring, found)
-        _print_scores(model, task.name, scoring, found.scores, paths, given.json)
-        problems += [found.problem] if found.problem else []
+        with _EvaluationBar(not arguments.quiet) as bar:
+            result = evaluate_task(model, task, scoring, options, bar, out)
+        paths = write_records(out, task.name, scoring, result)
+        _print_scores(model, task.name, scoring, result.scores, paths, arguments.json)
+        problems += [result.problem] if result.problem else []
     if problems:
         raise RunFailed("; ".join(problems))
     return 0
@@ -122,7 +122,7 @@ def _with_rows(task: EvalTask, data: str | None, limit: int | None) -> EvalTask:
     return dataclasses.replace(task, **changes)
 
 
-class _Bar:
+class _EvaluationBar:
     """Progress bar of an evaluation, whose length is known only when it begins."""
 
     def __init__(self, enabled: bool):
@@ -130,7 +130,7 @@ class _Bar:
         self._progress: TrainProgress | None = None
         self._done = 0
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> _EvaluationBar:
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -169,11 +169,13 @@ def _print_scores(
     print(f"written: {', '.join(map(str, paths))}", flush=True)
 
 
-def _print_loss(given: argparse.Namespace, mesh: MeshConfig) -> int:
-    progress = not given.quiet
-    out = None if given.out is None else user_path(given.out)
-    scores, step = evaluate_run(Path(given.source), given.step, given.data, mesh, out, progress)
-    if given.json:
+def _print_loss(arguments: argparse.Namespace, mesh: MeshConfig) -> int:
+    progress = not arguments.quiet
+    out = None if arguments.out is None else user_path(arguments.out)
+    scores, step = evaluate_run(
+        Path(arguments.source), arguments.step, arguments.data, mesh, out, progress
+    )
+    if arguments.json:
         print(json.dumps({"step": step, **scores}))
         return 0
     print(render_table(["step", *scores], [[step, *(f"{s:.4f}" for s in scores.values())]]))
@@ -217,15 +219,15 @@ def evaluate_run(
         labeled = labeled_rows(config.task)
     rows = load_rows(config, "evaluation")[0]
     trained = run.trained
-    found = score(
-        trained.built.eval_step,
+    result = score(
+        trained.setup.eval_step,
         trained.trainable,
         trained.base,
         evaluation_batches(config, rows),
         config.task,
-        put=trained.built.put_whole,
+        put=trained.setup.put_whole,
     )
-    for name, value in found.scores.items():
+    for name, value in result.scores.items():
         if not math.isfinite(value):
             raise RunFailed(
                 f"step {run.step} of {folder}: the {name} of the held-out rows is {value}"
@@ -233,4 +235,4 @@ def evaluate_run(
     if out is not None:
         with TrainProgress(len(labeled), enabled=progress) as bar:
             predict_to_file(run, labeled, rows, out, progress=bar.update)
-    return found.scores, run.step
+    return result.scores, run.step

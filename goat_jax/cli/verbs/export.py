@@ -45,14 +45,14 @@ def export(
         raise UserError("--public goes with --push USER/NAME")
     if push_to is not None:
         check_push(push_to)
-    made = export_run(folder, to, out, step=step, task=task, rows=rows, dtype=dtype)
+    exported = export_run(folder, to, out, step=step, task=task, rows=rows, dtype=dtype)
     if as_json:
-        about = {"folder": str(out), "step": made.step, "notes": made.notes}
-        print(json.dumps(about | {"scores": made.scores}))
+        about = {"folder": str(out), "step": exported.step, "notes": exported.notes}
+        print(json.dumps(about | {"scores": exported.scores}))
     else:
-        print(made)
+        print(exported)
     if push_to is not None:
-        name = f"{to} of {folder.name}, step {made.step}"
+        name = f"{to} of {folder.name}, step {exported.step}"
         address = push(out, push_to, public=public, message=f"goat-jax export: {name}")
         print(f"uploaded to {address}", file=sys.stderr)
     return 0

@@ -54,18 +54,18 @@ def generate(
         raise UserError("no prompt is given: give --prompt TEXT or --prompts FILE.jsonl")
     generator, template = _open(source, step, mesh)
     texts = [*prompts, *_filled(rows, template, str(file))]
-    asked: list[Prompt] = list(texts)
+    prompt_inputs: list[Prompt] = list(texts)
     if chat:
         turns = [[{"role": "user", "content": text}] for text in texts]
         texts = [chat_text(generator.tokenizer, turn, answer=True) for turn in turns]
-        asked = [chat_ids(generator.tokenizer, turn) for turn in turns]
+        prompt_inputs = [chat_ids(generator.tokenizer, turn) for turn in turns]
     if len(texts) == 1 and not as_json:
-        generator.answers(asked, sampling, stream=_show)
+        generator.answers(prompt_inputs, sampling, stream=_show)
         print()
         return 0
     for start in range(0, len(texts), BATCH):
         batch = slice(start, start + BATCH)
-        answers = generator.answers(asked[batch], sampling)
+        answers = generator.answers(prompt_inputs[batch], sampling)
         for prompt, answer in zip(texts[batch], answers, strict=True):
             line = {"prompt": prompt, "answer": answer}
             print(json.dumps(line) if as_json else f"{prompt}\n-> {answer}\n")

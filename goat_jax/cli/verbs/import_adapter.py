@@ -53,8 +53,8 @@ def import_adapter(
     adapter = read_adapter(source)
     # Only the model's fields yet: others may belong to the method, which the adapter determines.
     values = read_fields(before := load_config(config), overrides)
-    own = {name: value for name, value in values.items() if name.startswith("model.")}
-    base = with_fields(before, own)
+    model_fields = {name: value for name, value in values.items() if name.startswith("model.")}
+    base = with_fields(before, model_fields)
     where = base.model.path
     hf = model_config(where)
     architecture = architecture_of(hf, Path(where))
@@ -74,12 +74,12 @@ def import_adapter(
     meant = ["--other-base"] if other_base else []
     words = ["goat-jax", "import", str(source), "--config", config, *meant, *overrides]
     command = shlex.join(words)
-    made = begin(chosen, partial(start_state, adapter, other_base), command)
-    for note in made.built.notes:
+    begun = begin(chosen, partial(start_state, adapter, other_base), command)
+    for note in begun.setup.notes:
         print(note, file=sys.stderr)
-    rows = [[name, f"{value:.4f}"] for name, value in made.after.items()]
+    rows = [[name, f"{value:.4f}"] for name, value in begun.after.items()]
     print(render_table([f"{chosen.adapter.method} from {source}", "score"], rows, align="lr"))
-    print(f"step 0 written to {made.folder}; goat-jax train --run {made.folder} continues it")
+    print(f"step 0 written to {begun.folder}; goat-jax train --run {begun.folder} continues it")
     return 0
 
 
@@ -89,16 +89,16 @@ def adapter_config(config: RunConfig, adapter: Imported) -> RunConfig:
     options = {name: value for name, value in adapter.options.items() if name in fields}
     overrides = tuple(Override(modules, values) for modules, values in adapter.overrides)
     first = AdapterConfig() if adapter.settles_all else config.adapter
-    own = dataclasses.replace(first, **{**options, "overrides": overrides})
-    return dataclasses.replace(config, adapter=own)
+    adapter_fields = dataclasses.replace(first, **{**options, "overrides": overrides})
+    return dataclasses.replace(config, adapter=adapter_fields)
 
 
-def start_state(adapter: Imported, other_base: bool, built: TrainSetup) -> RunState:
+def start_state(adapter: Imported, other_base: bool, setup: TrainSetup) -> RunState:
     """Returns the state before the first step, with the adapter's tensors in it.
 
     Raises:
         UserError: the adapter is known to belong to other base weights, or its tensors do not fit.
     """
-    check_weights(adapter, built.base_fingerprint, other_base)
-    trainable = put_tensors(adapter, built.graph, built.state.trainable, built.base)
-    return dataclasses.replace(built.state, trainable=trainable)
+    check_weights(adapter, setup.base_fingerprint, other_base)
+    trainable = put_tensors(adapter, setup.graph, setup.state.trainable, setup.base)
+    return dataclasses.replace(setup.state, trainable=trainable)

@@ -85,13 +85,13 @@ def spectrum_table(config: RunConfig) -> str:
     ).model
     rank = config.adapter.spec().total_rank
     rows = []
-    for site in find_modules(model):
-        kernel = np.asarray(site.module.kernel[...], np.float32)
+    for ref in find_modules(model):
+        kernel = np.asarray(ref.module.kernel[...], np.float32)
         values = np.linalg.svd(kernel.reshape(-1, *kernel.shape[-2:]), compute_uv=False)
         top = [share_of_spectrum(s, np.arange(min(rank, len(s)))[None]) for s in values]
         rows.append(
             [
-                site.pattern,
+                ref.pattern,
                 f"{values[:, 0].mean():.3f}",
                 f"{np.median(values):.3f}",
                 f"{values[:, -1].mean():.2e}",

@@ -46,10 +46,10 @@ def share_table(model: str) -> str:
     """
     rows = []
     for name, method in METHODS.items():
-        found = count(model, method.spec)
+        counts = count(model, method.spec)
         sizes = [method.spec.total_rank, method.spec.num_experts]
-        share = f"{found.trained_parameters / found.pretrained_parameters:.2%}"
-        rows.append([name, *sizes, f"{found.trained_parameters:,}", share])
+        share = f"{counts.trained_parameters / counts.pretrained_parameters:.2%}"
+        rows.append([name, *sizes, f"{counts.trained_parameters:,}", share])
     return render_table(["method", "total rank", "experts", "parameters", "of the model"], rows)
 
 

@@ -40,16 +40,16 @@ def plan(
     kind, _, size = topology.partition(":")
     _only_cpus(int(size) if kind == "cpu" and size.isdigit() else 1)
     config = read_config(source, overrides, "goat-jax plan")
-    there = find_topology(topology, chip)
-    found = plan_run(config, there)
+    target = find_topology(topology, chip)
+    step = plan_run(config, target)
     rows = None
     if largest:
-        if there.chip is None:
+        if target.chip is None:
             raise UserError(
                 "--largest-batch needs the device's memory: add --chip NAME, such as v5e"
             )
-        rows = largest_rows(config, there, there.chip.memory)
-    print(json.dumps(as_values(found, there, rows)) if as_json else report(found, there, rows))
+        rows = largest_rows(config, target, target.chip.memory)
+    print(json.dumps(as_values(step, target, rows)) if as_json else report(step, target, rows))
     return 0
 
 
@@ -65,59 +65,59 @@ def _only_cpus(count: int) -> None:
         return  # `find_topology` says what is missing
 
 
-def as_values(found: StepPlan, there: Topology, rows: int | None) -> dict:
+def as_values(step: StepPlan, target: Topology, rows: int | None) -> dict:
     """Returns all figures of a plan by name.
 
     Args:
-        found: the plan.
-        there: the topology that it was made for.
+        step: the plan.
+        target: the topology that it was made for.
         rows: the largest number of rows per part of the batch, or None if not searched for.
     """
-    values = dataclasses.asdict(found) | {"topology": there.name}
-    if there.chip is not None:
-        values["roofline_seconds"] = found.roofline(there.chip)
+    values = dataclasses.asdict(step) | {"topology": target.name}
+    if target.chip is not None:
+        values["roofline_seconds"] = step.roofline(target.chip)
     return values if rows is None else values | {"largest_rows_per_part": rows}
 
 
-def report(found: StepPlan, there: Topology, rows: int | None) -> str:
+def report(step: StepPlan, target: Topology, rows: int | None) -> str:
     """Returns the figures of a plan as text.
 
     Args:
-        found: the plan.
-        there: the topology that it was made for.
+        step: the plan.
+        target: the topology that it was made for.
         rows: the largest number of rows per part of the batch, or None if not searched for.
     """
-    sizes = " x ".join(f"{name} {size}" for name, size in found.mesh.items()) or "no mesh"
+    sizes = " x ".join(f"{name} {size}" for name, size in step.mesh.items()) or "no mesh"
     lines = [
-        f"{found.devices} devices of {there.name}, {sizes}; {found.rows} rows a step; trained "
-        f"{human_count(found.trained)} of {human_count(found.total)} parameters",
-        *([found.attention] if found.attention else []),
+        f"{step.devices} devices of {target.name}, {sizes}; {step.rows} rows a step; trained "
+        f"{human_count(step.trained)} of {human_count(step.total)} parameters",
+        *([step.attention] if step.attention else []),
         "",
         render_table(
             ["bytes per device", "GiB"],
             [
-                ["state, frozen base, batch", _gib(found.arguments)],
-                ["temporaries", _gib(found.temporaries)],
-                ["peak", _gib(found.peak)],
+                ["state, frozen base, batch", _gib(step.arguments)],
+                ["temporaries", _gib(step.temporaries)],
+                ["peak", _gib(step.peak)],
             ],
         ),
         "",
         render_table(
             ["exchange", "runs a step", "GiB per device"],
-            [[name, e.count, _gib(e.bytes)] for name, e in found.exchanges.items()]
+            [[name, e.count, _gib(e.bytes)] for name, e in step.exchanges.items()]
             or [["none", "", ""]],
         ),
         "",
-        f"matrix products: {found.flops:.3e} FLOPs a step, "
-        f"{found.flops / found.devices:.3e} per device",
+        f"matrix products: {step.flops:.3e} FLOPs a step, "
+        f"{step.flops / step.devices:.3e} per device",
     ]
-    if there.chip is not None:
-        bounds = found.roofline(there.chip)
+    if target.chip is not None:
+        bounds = step.roofline(target.chip)
         slowest = max(bounds, key=lambda name: bounds[name])
         each = ", ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in bounds.items())
         lines.append(f"at least {bounds[slowest] * 1e3:.1f} ms a step, by {slowest} ({each})")
-        fits = "fits" if found.peak <= there.chip.memory else "does not fit"
-        lines.append(f"{fits} into {_gib(there.chip.memory)} GiB")
+        fits = "fits" if step.peak <= target.chip.memory else "does not fit"
+        lines.append(f"{fits} into {_gib(target.chip.memory)} GiB")
     if rows is not None:
         lines.append(f"largest micro-batch that fits: {rows} rows per data-parallel part")
     return "\n".join(lines)

@@ -115,7 +115,7 @@ def _open(folder: Path, choice: Choice) -> Opened:
     run = restore_run(folder, choice.step)
     if run.config.adapter.spec().num_experts < 2:
         return Opened(run)
-    if run.built.vocabulary is None and choice.text is None:
+    if run.setup.vocabulary is None and choice.text is None:
         return Opened(run, batch_of_image(run, choice.image, choice.row))
     if choice.image is not None:
         raise UserError("this run's model reads texts: give --text or --row, not --image")
@@ -160,9 +160,9 @@ def facts(
 
 
 def _loads(records: Records) -> list[Mapping[str, Any]]:
-    found = [r for r in records if r["kind"] == "load" and r["modules"]]
+    loads = [r for r in records if r["kind"] == "load" and r["modules"]]
     several = [
-        r for r in found if any(len(row) > 1 for rows in r["modules"].values() for row in rows)
+        r for r in loads if any(len(row) > 1 for rows in r["modules"].values() for row in rows)
     ]
     if not several:
         raise _Missing("the run has no load of several experts")
@@ -216,11 +216,11 @@ def _draw_entropy(opened: Opened, path: Path) -> None:
     run = opened.run
     experts = _experts(run)
     batches = evaluation_batches(run.config, load_rows(run.config, "evaluation")[0])
-    found = router_entropies(run, batches)
-    layers = max(len(values) for values in found.values())
+    entropies = router_entropies(run, batches)
+    layers = max(len(values) for values in entropies.values())
     rows = [
         np.pad(values, (0, layers - len(values)), constant_values=np.nan)
-        for values in found.values()
+        for values in entropies.values()
     ]
     plot_heatmaps(
         {"": np.stack(rows)},
@@ -228,7 +228,7 @@ def _draw_entropy(opened: Opened, path: Path) -> None:
         title=f"Router entropy by layer at step {run.step:,} (even: {np.log(experts):.2f})",
         x_label="layer",
         y_label="",
-        rows=short_names(list(found)),
+        rows=short_names(list(entropies)),
         scale=Scale("nats", top=float(np.log(experts))),
     )
 
@@ -245,29 +245,29 @@ def _draw_routes(opened: Opened, path: Path) -> None:
     _experts(run)
     title = f"Strongest expert, step {run.step:,}"
     assert opened.batch is not None
-    found = routes(run, opened.batch, opened.tokens)
-    if found.image is not None:
-        draw = partial(plot_patches, image=found.image)
+    routing = routes(run, opened.batch, opened.tokens)
+    if routing.image is not None:
+        draw = partial(plot_patches, image=routing.image)
     else:
-        draw = partial(plot_tokens, tokens=found.tokens)
-    if not found.weights:
+        draw = partial(plot_tokens, tokens=routing.tokens)
+    if not routing.weights:
         raise _Missing("no adapted module sees single tokens")
-    names = short_names(list(found.weights))
-    draw(dict(zip(names, found.weights.values(), strict=True)), path=path, title=title)
+    names = short_names(list(routing.weights))
+    draw(dict(zip(names, routing.weights.values(), strict=True)), path=path, title=title)
 
 
 def _draw_spectra(opened: Opened, path: Path) -> None:
-    found = spectra(opened.run)
-    named = dict(zip(short_names(list(found)), found.values(), strict=True))
+    by_pattern = spectra(opened.run)
+    named = dict(zip(short_names(list(by_pattern)), by_pattern.values(), strict=True))
     plot_spectra(named, path, title="Singular values of the pretrained kernels, middle layer")
 
 
 def _draw_updates(opened: Opened, path: Path) -> None:
-    found = update_norms(opened.run)
-    if not found:
+    norms = update_norms(opened.run)
+    if not norms:
         raise _Missing("the method's adapters do not add s a b to the layer")
     plot_heatmaps(
-        dict(zip(short_names(list(found)), found.values(), strict=True)),
+        dict(zip(short_names(list(norms)), norms.values(), strict=True)),
         path,
         title=f"Update of every expert, steps 0 to {opened.run.step:,}",
         x_label="expert",

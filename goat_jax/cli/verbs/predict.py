@@ -20,11 +20,11 @@ from goat_jax.training.distributed.processes import is_first
 from goat_jax.training.logging.progress_bar import TrainProgress
 
 
-def predict(given: argparse.Namespace) -> int:
+def predict(options: argparse.Namespace) -> int:
     """Writes the predictions for a file of rows, or prints those for texts.
 
     Args:
-        given: the parsed arguments of ``goat-jax predict``.
+        options: the parsed arguments of ``goat-jax predict``.
 
     Returns:
         The exit code.
@@ -33,46 +33,46 @@ def predict(given: argparse.Namespace) -> int:
         UserError: arguments that do not fit, a row that the task cannot read, or a file that
             cannot be continued.
     """
-    if bool(given.data) == bool(given.text):
+    if bool(options.data) == bool(options.text):
         raise UserError("predict takes --data FILE --out FILE, or --text TEXT: give one of them")
-    if bool(given.data) != bool(given.out):
+    if bool(options.data) != bool(options.out):
         raise UserError("--data and --out go together: give the file to write with --out")
-    mesh = MeshConfig(data=given.mesh_data, tensor=given.tensor)
-    run = TrainedRun(given.run_folder, given.step, mesh)
+    mesh = MeshConfig(data=options.mesh_data, tensor=options.tensor)
+    run = TrainedRun(options.run_folder, options.step, mesh)
     config, task = run.config, run.config.task
     kind = predictor_of(task)
-    sampling = sampling_given(given)
+    sampling = sampling_given(options)
     if sampling and not isinstance(task, LanguageTask):
         flag = "--" + next(iter(sampling)).replace("_", "-")
-        raise UserError(f"{flag} is for language models: {given.run_folder} predicts without it")
+        raise UserError(f"{flag} is for language models: {options.run_folder} predicts without it")
     if isinstance(task, LanguageTask) and mesh.data != 1:
         raise UserError("--mesh.data is for labels and values: a language model takes --tensor")
     sampling_of(task, **sampling)  # checks the numbers before any weights are loaded
-    if given.text:
-        rows = [kind.as_row(task, texts[0] if len(texts) == 1 else texts) for texts in given.text]
+    if options.text:
+        rows = [kind.as_row(task, texts[0] if len(texts) == 1 else texts) for texts in options.text]
         encoded = kind.encode(task, config, rows, "--text")
-        found = run.predictor(rows, encoded, given.batch_size, **sampling)(range(len(rows)))
+        predictions = run.predictor(rows, encoded, options.batch_size, **sampling)(range(len(rows)))
         if is_first():
-            _print(found, given.json)
+            _print(predictions, options.json)
         return 0
-    out = user_path(given.out)
+    out = user_path(options.out)
     if is_first():
         check_out(out)
-    rows = kind.read(task, given.data)
-    encoded = kind.encode(task, config, rows, ", ".join(given.data))
-    with TrainProgress(len(rows), enabled=is_first() and not given.quiet) as bar:
-        begun = predict_to_file(run, rows, encoded, out, given.batch_size, bar.update, **sampling)
+    rows = kind.read(task, options.data)
+    encoded = kind.encode(task, config, rows, ", ".join(options.data))
+    with TrainProgress(len(rows), enabled=is_first() and not options.quiet) as bar:
+        begun = predict_to_file(run, rows, encoded, out, options.batch_size, bar.update, **sampling)
     if is_first():
-        _report(out, len(rows), begun, getattr(encoded, "truncated", 0), given.json)
+        _report(out, len(rows), begun, getattr(encoded, "truncated", 0), options.json)
     return 0
 
 
-def _print(found: Predictions, as_json: bool) -> None:
+def _print(predictions: Predictions, as_json: bool) -> None:
     if not as_json:
-        print(found)
+        print(predictions)
         return
-    columns = result_columns(found.classes, found.rows[0])
-    for row, result in zip(found.rows, found.results(), strict=True):
+    columns = result_columns(predictions.classes, predictions.rows[0])
+    for row, result in zip(predictions.rows, predictions.results(), strict=True):
         print(json.dumps(dict(row) | dict(zip(columns, result, strict=True)), default=str))
 
 

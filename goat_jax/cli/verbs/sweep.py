@@ -119,17 +119,19 @@ def sweep(
     points = grid(axes) if draws is None else random_points(axes, draws, drawn_by)
     base = override(load_config(source), overrides, "goat-jax sweep")
     configs = {point: config_at(base, point) for point in points}  # all checked before any run
-    found = _train_points(base, configs, seeds, runs_per_step, out, say)
-    best_first = sorted(found, key=lambda point: standing(found[point], base.best_by), reverse=True)
-    table = sweep_table({point: found[point] for point in best_first}, axes, base.task.metrics)
-    _write_results(found, axes, base, table, out)
-    made = " and ".join(name for name in (TABLE, FIGURE) if (out / name).exists())
-    best = found[best_first[0]]
-    said = f"best: {describe(best_first[0])}\n" if len(finite(best)) == len(best) else ""
-    say(f"\n{table}\n\n{said}{made}: in {out}")
-    if not any(map(finite, found.values())):
+    results = _train_points(base, configs, seeds, runs_per_step, out, say)
+    best_first = sorted(
+        results, key=lambda point: standing(results[point], base.best_by), reverse=True
+    )
+    table = sweep_table({point: results[point] for point in best_first}, axes, base.task.metrics)
+    _write_results(results, axes, base, table, out)
+    written = " and ".join(name for name in (TABLE, FIGURE) if (out / name).exists())
+    best = results[best_first[0]]
+    best_line = f"best: {describe(best_first[0])}\n" if len(finite(best)) == len(best) else ""
+    say(f"\n{table}\n\n{best_line}{written}: in {out}")
+    if not any(map(finite, results.values())):
         raise RunFailed("all runs diverged: lower the learning rate or check the data")
-    if not said:
+    if not best_line:
         say("some runs diverged at every point: no point is reported as the best")
     return 0
 
@@ -144,7 +146,7 @@ def _train_points(
 ) -> dict[Point, list[RunResult]]:
     """Trains every point with every seed; returns the results by point."""
     groups = _side_by_side(_by_base(list(configs)), configs)
-    wanted = [
+    runs_by_group = [
         Runs(
             _at_rate(configs[group[0]], base),
             [RunVariant(seed, rate) for rate in _rates(group, configs) for seed in seeds],
@@ -152,19 +154,19 @@ def _train_points(
         )
         for shared, group in groups.items()
     ]
-    found: dict[Point, list[RunResult]] = {}
+    results: dict[Point, list[RunResult]] = {}
     for (shared, group), (runs, done) in zip(
-        groups.items(), complete_runs(wanted, runs_per_step), strict=True
+        groups.items(), complete_runs(runs_by_group, runs_per_step), strict=True
     ):
         for point in group:
             rate = configs[point].optimizer.learning_rate
-            found[point] = [result for result in done if result.variant.learning_rate == rate]
+            results[point] = [result for result in done if result.variant.learning_rate == rate]
         say(f"{describe(shared) or 'learning rates'}: {len(runs.variants)} runs")
-    return found
+    return results
 
 
 def _write_results(
-    found: Mapping[Point, Sequence[RunResult]],
+    results: Mapping[Point, Sequence[RunResult]],
     axes: Sequence[Axis],
     base: RunConfig,
     table: str,
@@ -175,10 +177,10 @@ def _write_results(
     write_whole(out / TABLE, table + "\n")
     with skipped_without_extra(FIGURE):
         plot_sweep(
-            {axis.field: [dict(point)[axis.field] for point in found] for axis in axes},
-            [[o.after[metric] for o in finite(of_point)] for of_point in found.values()],
+            {axis.field: [dict(point)[axis.field] for point in results] for axis in axes},
+            [[o.after[metric] for o in finite(of_point)] for of_point in results.values()],
             out / FIGURE,
-            title=f"{base.task.name}: {metric} at {len(found)} points",
+            title=f"{base.task.name}: {metric} at {len(results)} points",
             y_label=metric,
             log={axis.field for axis in axes if axis.log},
         )
@@ -290,12 +292,12 @@ def random_points(axes: Sequence[Axis], count: int, seed: int) -> list[Point]:
     [(('a', 2),), (('a', 1),)]
     """
     random = np.random.default_rng(seed)
-    found: dict[Point, None] = {}
+    points: dict[Point, None] = {}
     for _ in range(100 * count):
-        found[tuple((axis.field, axis.draw(random)) for axis in axes)] = None
-        if len(found) == count:
+        points[tuple((axis.field, axis.draw(random)) for axis in axes)] = None
+        if len(points) == count:
             break
-    return list(found)
+    return list(points)
 
 
 def config_at(base: RunConfig, point: Point) -> RunConfig:
@@ -357,12 +359,12 @@ def describe(point: Point) -> str:
 
 
 def sweep_table(
-    found: Mapping[Point, Sequence[RunResult]], axes: Sequence[Axis], metrics: Sequence[str]
+    results: Mapping[Point, Sequence[RunResult]], axes: Sequence[Axis], metrics: Sequence[str]
 ) -> str:
     """Returns a Markdown table: one row per point, with mean and spread of its scores over seeds.
 
     Args:
-        found: point -> the results of its runs.
+        results: point -> the results of its runs.
         axes: the axes, each a column.
         metrics: names of the task's metrics, each a column.
     """
@@ -372,7 +374,7 @@ def sweep_table(
             *(score_in_words(of_point, name) for name in (*metrics, "loss")),
             f"{of_point[0].trained_parameters:,}",
         ]
-        for point, of_point in found.items()
+        for point, of_point in results.items()
     ]
     headers = [*(axis.field for axis in axes), *metrics, "loss", "trained"]
     return render_table(headers, rows, "r" * len(headers), markdown=True)

@@ -128,13 +128,13 @@ def choose_buckets(
     # The longest row may be left out of this epoch but not of the next, so it is always covered.
     longest = np.append(lengths[batches].max(axis=1), lengths.max())
     most = lengths[batches].sum() / size / (1 - padding)
-    found = []
+    choices = []
     for multiple in multiples:
         ceilings = np.minimum(-(-longest // multiple) * multiple, max_length)
-        found.append(_fewest_buckets(ceilings, max_buckets, most))
-        if found[-1][0] < most:
-            return found[-1][1]
-    return found[0][1]
+        choices.append(_fewest_buckets(ceilings, max_buckets, most))
+        if choices[-1][0] < most:
+            return choices[-1][1]
+    return choices[0][1]
 
 
 def _fewest_buckets(

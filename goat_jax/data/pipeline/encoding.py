@@ -81,15 +81,15 @@ def _text_tokens(
         return [], []
     if not getattr(tokenizer, "is_fast", False):
         return _tokens_by_prefix(tokenizer, text, pieces)
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    starts, ends = np.array(found["offset_mapping"], np.int64).reshape(-1, 2).T
+    tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    starts, ends = np.array(tokens["offset_mapping"], np.int64).reshape(-1, 2).T
     # Byte-level tokenizers may trim spaces from offsets, so a lone space has an empty span.
     before = np.concatenate([[0], ends[:-1]])
     starts = np.where(starts == ends, np.minimum(before, starts), starts)
     ends = np.minimum(np.maximum(ends, starts + 1), len(text))
     characters = np.repeat([piece.learnt for piece in pieces], [len(p.text) for p in pieces])
     counts = np.concatenate([[0], np.cumsum(characters)])
-    return found["input_ids"], (counts[ends] > counts[starts]).tolist()
+    return tokens["input_ids"], (counts[ends] > counts[starts]).tolist()
 
 
 def _tokens_by_prefix(

@@ -19,21 +19,21 @@ def fingerprint(rows: Rows) -> str:
     >>> fingerprint(one) == fingerprint(one), fingerprint(one) == fingerprint(other)
     (True, False)
     """
-    found = hashlib.sha256()
-    _add(found, rows.contents)
-    return found.hexdigest()
+    digest = hashlib.sha256()
+    _add(digest, rows.contents)
+    return digest.hexdigest()
 
 
-def _add(found: hashlib._Hash, value: object) -> None:
+def _add(digest: hashlib._Hash, value: object) -> None:
     # Types and lengths are hashed too, so that no bytes can move from one value to the next.
     if isinstance(value, np.ndarray):
-        found.update(f"{value.dtype}{value.shape}".encode())
-        found.update(np.ascontiguousarray(value).tobytes())
+        digest.update(f"{value.dtype}{value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
     elif isinstance(value, Mapping):
-        _add(found, [part for item in sorted(value.items()) for part in item])
+        _add(digest, [part for item in sorted(value.items()) for part in item])
     elif isinstance(value, list | tuple):
-        found.update(f"{len(value)}:".encode())
+        digest.update(f"{len(value)}:".encode())
         for part in value:
-            _add(found, part)
+            _add(digest, part)
     else:
-        found.update(repr(value).encode())
+        digest.update(repr(value).encode())

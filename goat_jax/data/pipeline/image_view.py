@@ -188,8 +188,8 @@ def parse_view(config: Mapping[str, Any]) -> ImageView:
     for switch in REFUSED:
         if config.get(switch):
             raise UserError(f"{switch} is {config[switch]!r}, which is not supported")
-    given = {key: value for key, value in config.items() if value is not None}
-    values = {**CLIP, **PROCESSORS[kind], **given}
+    settings = {key: value for key, value in config.items() if value is not None}
+    values = {**CLIP, **PROCESSORS[kind], **settings}
     return ImageView(**_geometry(values), **_levels(values))
 
 

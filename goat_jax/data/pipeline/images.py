@@ -103,11 +103,11 @@ class ImageRows:
         where = f"{self.source}: row {place + 1}"
         image = decode_image(self.rows[place].get(task.image), where, task.data_dir)
         if draw is None:
-            seen = self.view.whole(image)
+            viewed = self.view.whole(image)
         else:
             rng = np.random.default_rng((*draw, number))
-            seen = training_view(image, task, self.view, rng)
-        return self.view.numbers(seen)
+            viewed = training_view(image, task, self.view, rng)
+        return self.view.numbers(viewed)
 
 
 def training_view(
@@ -123,11 +123,11 @@ def training_view(
     from PIL import ImageOps
 
     if task.train_crop is None:
-        seen = view.whole(image)
+        cropped = view.whole(image)
     else:
         box = crop_box(image.height, image.width, rng, task.train_crop, task.train_ratio)
-        seen = resized_crop(image, box, view.size, view.resample)
-    return ImageOps.mirror(seen) if task.flip and rng.random() < 0.5 else seen
+        cropped = resized_crop(image, box, view.size, view.resample)
+    return ImageOps.mirror(cropped) if task.flip and rng.random() < 0.5 else cropped
 
 
 def decode_image(value: object, where: str, folder: str | Path | None = None) -> "Image.Image":

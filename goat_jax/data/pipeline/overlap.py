@@ -16,17 +16,17 @@ def mark_of(value: object) -> bytes:
     >>> mark_of(("fine film",)) == mark_of(("fine film",)), mark_of("a") == mark_of("b")
     (True, False)
     """
-    found = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     if isinstance(value, Path):
         with value.open("rb") as file:
-            found.update(f"{value.stat().st_size}:".encode() + file.read(START))
+            digest.update(f"{value.stat().st_size}:".encode() + file.read(START))
     elif isinstance(value, np.ndarray):
-        found.update(f"{value.shape}:".encode() + np.ascontiguousarray(value).tobytes())
+        digest.update(f"{value.shape}:".encode() + np.ascontiguousarray(value).tobytes())
     elif isinstance(value, bytes):
-        found.update(f"{len(value)}:".encode() + value[:START])
+        digest.update(f"{len(value)}:".encode() + value[:START])
     else:
-        found.update(repr(value).encode())
-    return found.digest()
+        digest.update(repr(value).encode())
+    return digest.digest()
 
 
 def overlap(train: Sequence[bytes], held_out: Sequence[bytes]) -> int:

@@ -71,22 +71,24 @@ class Texts:
         """
         del draw
         numbers, weights = fill_places(rows)
-        own = [self.members[number] for number in numbers]
-        input_ids = [np.concatenate([self.input_ids[text] for text in texts]) for texts in own]
-        learnt = [np.concatenate([self.learnt[text] for text in texts]) for texts in own]
+        row_texts = [self.members[number] for number in numbers]
+        input_ids = [
+            np.concatenate([self.input_ids[text] for text in texts]) for texts in row_texts
+        ]
+        learnt = [np.concatenate([self.learnt[text] for text in texts]) for texts in row_texts]
         segments = [
             np.repeat(np.arange(1, len(texts) + 1), [len(self.input_ids[text]) for text in texts])
-            for texts in own
+            for texts in row_texts
         ]
         padded = pad_right(segments, length, 0)
         tasks = {}
         if "task_ids" in self.tasks:
             # 0 stands for padding, so segment i of a row is text i - 1.
-            of_text = [np.concatenate([[0], self.tasks["task_ids"][texts]]) for texts in own]
+            of_text = [np.concatenate([[0], self.tasks["task_ids"][texts]]) for texts in row_texts]
             ids = [table[row] for table, row in zip(of_text, padded, strict=True)]
             tasks["task_ids"] = np.stack(ids).astype(np.int32)
         if "task_types" in self.tasks:
-            tasks["task_types"] = self.tasks["task_types"][[texts[0] for texts in own]]
+            tasks["task_types"] = self.tasks["task_types"][[texts[0] for texts in row_texts]]
         return {
             "input_ids": pad_right(input_ids, length, self.pad_id),
             "segments": padded,
@@ -119,8 +121,8 @@ def encode_texts(
         truncated += len(ids) > max_length
         ids, learnt = ids[:max_length], learnt[:max_length]
         # The first token is never predicted, so it cannot be the only one to train on.
-        said = any(piece.learnt and piece.text for piece in text.pieces)
-        if not (said and learnt[1:].any()):
+        has_target = any(piece.learnt and piece.text for piece in text.pieces)
+        if not (has_target and learnt[1:].any()):
             dropped += 1
             continue
         all_ids.append(ids)

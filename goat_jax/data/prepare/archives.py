@@ -39,14 +39,14 @@ DAMAGE = (
 )
 
 
-def read_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+def read_members(path: Path, keep: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     """Yields name and bytes of every wanted file, in the archive's order.
 
     Links, devices and the files macOS adds to archives (``._NAME``, ``__MACOSX``) are skipped.
 
     Args:
       path: a zip or tar file, compressed or not, with any suffix, or a folder.
-      wanted: the filter: a name inside the archive, with forward slashes -> whether to read it.
+      keep: the filter: a name inside the archive, with forward slashes -> whether to read it.
 
     Raises UserError if the archive is damaged, encrypted or of another kind, has a member twice,
     or unpacks to implausibly many bytes.
@@ -60,14 +60,14 @@ def read_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[st
     if path.is_dir():
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
             name = file.relative_to(path).as_posix()
-            if wanted(name) and not _added_by_macos(name):
+            if keep(name) and not _added_by_macos(name):
                 yield name, file.read_bytes()
         return
     seen: set[str] = set()
     try:
         for stored, read in _zip(path) if zipfile.is_zipfile(path) else _tar(path):
             name = str(PurePosixPath(stored))
-            if not wanted(name) or _added_by_macos(name):
+            if not keep(name) or _added_by_macos(name):
                 continue
             if name in seen:
                 raise UserError(f"{path} contains {name!r} twice: download it again")

@@ -173,9 +173,9 @@ def check(path: Path, remote: RemoteFile) -> None:
         return
     kind, _, expected = remote.checksum.partition(":")
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, kind).hexdigest()
-    if found != expected:
+        checksum = hashlib.file_digest(file, kind).hexdigest()
+    if checksum != expected:
         raise UserError(
-            f"{remote.filename} has {kind} {found[:16]}..., not {expected[:16]}...: "
+            f"{remote.filename} has {kind} {checksum[:16]}..., not {expected[:16]}...: "
             "remove it, or give the right file"
         )

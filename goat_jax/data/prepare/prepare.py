@@ -108,25 +108,27 @@ def gather_files(
 
     Raises UserError for a file that is neither in `archives` nor has an address.
     """
-    given = None if archives is None else user_path(archives)
-    if given is not None and not given.is_dir():
-        raise UserError(f"{given}: no such folder: give the one with {_names(recipe)}")
+    archive_folder = None if archives is None else user_path(archives)
+    if archive_folder is not None and not archive_folder.is_dir():
+        raise UserError(f"{archive_folder}: no such folder: give the one with {_names(recipe)}")
     files = {}
     for remote in recipe.remotes:
-        own = None if given is None else given / remote.filename
-        if own is not None and own.exists():
-            if own.is_file():
-                check(own, remote)
-            files[remote.filename] = own
+        local = None if archive_folder is None else archive_folder / remote.filename
+        if local is not None and local.exists():
+            if local.is_file():
+                check(local, remote)
+            files[remote.filename] = local
         elif not remote.url:
-            raise UserError(_by_hand(recipe, remote, given))
+            raise UserError(_by_hand(recipe, remote, archive_folder))
         else:
             files[remote.filename] = fetch(remote, folder, report)
     return files
 
 
-def _by_hand(recipe: Recipe, remote: RemoteFile, given: Path | None) -> str:
-    where = "a folder and name it with --archives" if given is None else str(given)
+def _by_hand(recipe: Recipe, remote: RemoteFile, archive_folder: Path | None) -> str:
+    where = (
+        "a folder and name it with --archives" if archive_folder is None else str(archive_folder)
+    )
     return f"{remote.filename} cannot be fetched: {recipe.note}; put {remote.filename} into {where}"
 
 
@@ -179,10 +181,10 @@ class _Local:
         self._by_url = {remote.url: files[remote.filename] for remote in recipe.remotes}
         self._scratch = scratch
 
-    def download(self, wanted: Any) -> Any:
-        if isinstance(wanted, Mapping):
-            return {name: str(self._by_url[url]) for name, url in wanted.items()}
-        return str(self._by_url[wanted])
+    def download(self, urls: Any) -> Any:
+        if isinstance(urls, Mapping):
+            return {name: str(self._by_url[url]) for name, url in urls.items()}
+        return str(self._by_url[urls])
 
     def download_and_extract(self, url: str) -> str:
         return str(unpack(self._by_url[url], self._scratch))

@@ -66,8 +66,8 @@ def _dtd(files: Files) -> dict[str, Rows]:
         chosen = set(lists[f"dtd/labels/{name}1.txt"].decode().split())
         inside = "dtd/images/"
         for path, data in read_members(archive, lambda n: n.removeprefix(inside) in chosen):
-            own = path.removeprefix(inside)
-            yield own, {"file_name": own, "image": data, "label": own.split("/")[0]}
+            inner = path.removeprefix(inside)
+            yield inner, {"file_name": inner, "image": data, "label": inner.split("/")[0]}
 
     return {"train": split("train"), "test": split("test"), "validation": split("val")}
 
@@ -75,9 +75,9 @@ def _dtd(files: Files) -> dict[str, Rows]:
 def _eurosat(files: Files) -> dict[str, Rows]:
     def rows() -> Rows:
         for name, data in read_members(files["EuroSAT.zip"], lambda n: n.endswith(".jpg")):
-            own = Path(name).name
-            label = own.split("_")[0]
-            yield f"{label}_{own}", {"image": data, "label": label, "filename": own}
+            file_name = Path(name).name
+            label = file_name.split("_")[0]
+            yield f"{label}_{file_name}", {"image": data, "label": label, "filename": file_name}
 
     return {"train": rows()}
 
@@ -85,8 +85,8 @@ def _eurosat(files: Files) -> dict[str, Rows]:
 def _resisc45(files: Files) -> dict[str, Rows]:
     def rows() -> Rows:
         for name, data in read_members(files["NWPU-RESISC45"], lambda n: n.endswith(".jpg")):
-            label, own = name.split("/")[-2:]
-            yield f"{label}_{own}", {"image": data, "label": label, "filename": own}
+            label, file_name = name.split("/")[-2:]
+            yield f"{label}_{file_name}", {"image": data, "label": label, "filename": file_name}
 
     return {"train": rows()}
 
@@ -94,8 +94,8 @@ def _resisc45(files: Files) -> dict[str, Rows]:
 def _gtsrb(files: Files) -> dict[str, Rows]:
     def train() -> Rows:
         for name, data in read_members(files["GTSRB-Training_fixed.zip"], _is_ppm):
-            label, own = name.split("/")[-2:]
-            number = f"{label}_{Path(own).stem}"
+            label, file_name = name.split("/")[-2:]
+            number = f"{label}_{Path(file_name).stem}"
             yield number, {"image": _png(data), "label": int(label), "id": number}
 
     def test() -> Rows:
@@ -105,8 +105,11 @@ def _gtsrb(files: Files) -> dict[str, Rows]:
             for row in csv.DictReader(table.splitlines(), delimiter=";")
         }
         for name, data in read_members(files["GTSRB_Final_Test_Images.zip"], _is_ppm):
-            own = Path(name).name
-            yield f"test_{own}", {"image": _png(data), "label": known[own], "id": Path(own).stem}
+            file_name = Path(name).name
+            yield (
+                f"test_{file_name}",
+                {"image": _png(data), "label": known[file_name], "id": Path(file_name).stem},
+            )
 
     return {"train": train(), "test": test()}
 
@@ -118,8 +121,11 @@ def _sun397(files: Files) -> dict[str, Rows]:
         inside = "SUN397"
         images = read_members(files["SUN397.tar.gz"], lambda n: n.removeprefix(inside) in chosen)
         for path, data in images:
-            own = path.removeprefix(inside)
-            yield own, {"file_name": own, "image": _shrunk(data), "label": own.rpartition("/")[0]}
+            inner = path.removeprefix(inside)
+            yield (
+                inner,
+                {"file_name": inner, "image": _shrunk(data), "label": inner.rpartition("/")[0]},
+            )
 
     return {"train": split("Training_01.txt"), "test": split("Testing_01.txt")}
 

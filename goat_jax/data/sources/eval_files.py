@@ -32,20 +32,20 @@ def first_file(folder: str | Path, *names: str) -> str:
     raise UserError(f"{folder} has none of the files {', '.join(names)}")
 
 
-def question_source(given: str | None, default: str | None = None, split: str = "test") -> str:
+def question_source(source: str | None, default: str | None = None, split: str = "test") -> str:
     """Returns the source of a task's questions.
 
     Args:
-      given: a source string, a file, or a folder that holds the split's file; None: `default`.
+      source: a source string, a file, or a folder that holds the split's file; None: `default`.
       default: the source if none is given; None: a missing source is a UserError.
       split: the name of the file to look for in a folder.
 
     >>> question_source(None, "tfds:gsm8k@test")
     'tfds:gsm8k@test'
     """
-    if given is None:
+    if source is None:
         if default is None:
             raise UserError("questions=... is missing: a file, or a folder with the questions")
         return default
-    path = user_path(given)
-    return find_split([path], split) if path.is_dir() else given
+    path = user_path(source)
+    return find_split([path], split) if path.is_dir() else source

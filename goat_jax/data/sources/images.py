@@ -94,15 +94,15 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     Traceback (most recent call last):
     goat_jax.errors.UserError: nowhere.png: no such file
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: no such file")
         images = _images(path.rglob("*"), path) if path.is_dir() else [path]
         if not images:
             raise UserError(f"{path}: no image in it ({', '.join(IMAGE_SUFFIXES)})")
-        found += images
-    return found
+        files += images
+    return files
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -133,8 +133,8 @@ def read_idx(path: Path) -> np.ndarray:
         raise UserError(f"{path}: gzip data is truncated or damaged: fetch it again") from None
     if len(data) != count:
         more = "more than " if len(data) > count else ""
-        found = f"{more}{min(len(data), count)}"
-        raise UserError(f"{path}: {found} values for shape {tuple(shape)}: fetch it again")
+        count_text = f"{more}{min(len(data), count)}"
+        raise UserError(f"{path}: {count_text} values for shape {tuple(shape)}: fetch it again")
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 

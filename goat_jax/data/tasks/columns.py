@@ -40,7 +40,7 @@ def read_tasks(row: Row, task: OfTasks, where: str) -> dict[str, int]:
     >>> read_tasks({"set": 2}, task, "row 1")
     {'task_ids': 2}
     """
-    found = {}
+    values = {}
     for name, column in (("task_ids", task.task_id), ("task_types", task.task_type)):
         if column is None:
             continue
@@ -52,8 +52,8 @@ def read_tasks(row: Row, task: OfTasks, where: str) -> dict[str, int]:
         if type(value) is not int or not 0 <= value <= highest:
             kind = "0 or 1" if name == "task_types" else "a number from 0"
             raise UserError(f"{where}: column {column!r} holds {value!r}: expected {kind}")
-        found[name] = int(value)
-    return found
+        values[name] = int(value)
+    return values
 
 
 def check_scoring(

@@ -149,8 +149,8 @@ def _sources(name: str, folder: str | None) -> tuple[str, str]:
     """Returns the sources of training rows, which need not exist, and questions, which must."""
     if folder is None:
         tfds, hub, train, test = PUBLISHED[name]
-        own = train.partition("_")[0]  # on the hub the size is part of the name
-        return f"tfds:{tfds}@{train}{OR}hf:{hub}@{own}", f"tfds:{tfds}@{test}{OR}hf:{hub}@{test}"
+        split = train.partition("_")[0]  # on the hub the size is part of the name
+        return f"tfds:{tfds}@{train}{OR}hf:{hub}@{split}", f"tfds:{tfds}@{test}{OR}hf:{hub}@{test}"
     roots = [user_path(folder) / part for part in FOLDERS[name]]
     # Some sets come without training rows but can still be evaluated.
     train = next((find_split([r], "train") for r in roots if has_split(r, "train")), None)

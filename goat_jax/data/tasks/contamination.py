@@ -36,18 +36,19 @@ def learnt_questions(task: EvalTask) -> list[str]:
     notes = []
     for name, source in task.questions.items():
         try:
-            own = load_questions(dataclasses.replace(task, questions={name: source}))
+            questions = load_questions(dataclasses.replace(task, questions={name: source}))
         except UserError as error:
             notes.append(f"{name}: not compared with the training rows ({error})")
             continue
         count = sum(
             _words(question_text(question)) in prompts or id_of(question.row, columns) in ids
-            for question in own
+            for question in questions
         )
         if count:
             verb = "is" if count == 1 else "are"
             notes.append(
-                f"{name}: {count:,} of {len(own):,} questions {verb} also in the training rows"
+                f"{name}: {count:,} of {len(questions):,} questions {verb} also in the training "
+                "rows"
             )
     return notes
 
@@ -69,8 +70,8 @@ def id_of(row: Mapping, columns: Sequence[str]) -> str:
     >>> id_of({"id": "Mercury_7175875"}, ("id",)), id_of({"id": 12}, ("id",))
     ('Mercury_7175875', '')
     """
-    found = next((str(row[column]) for column in columns if column in row), "")
-    return "" if found.isdigit() else found
+    text = next((str(row[column]) for column in columns if column in row), "")
+    return "" if text.isdigit() else text
 
 
 def _words(text: str) -> bytes:

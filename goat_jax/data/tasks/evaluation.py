@@ -158,7 +158,7 @@ def load_questions(task: EvalTask) -> list[Question]:
     """
     if not task.questions:
         raise UserError(f"task {task.name} has no questions: give it a source, or --scoring {LOSS}")
-    spec, found = EVALS[task.eval], []
+    spec, questions = EVALS[task.eval], []
     for group, source in task.questions.items():
         rows = read_source(source, "test", task.data_dir)
         for index in spaced(len(rows), task.question_limit):
@@ -168,8 +168,8 @@ def load_questions(task: EvalTask) -> list[Question]:
                 fields = spec.read(row, task)
             except UserError as error:
                 raise UserError(f"{source}: row {index + 1}: {error}") from None
-            found.append(Question(id=str(number), group=group, row=row, **fields))
-    return found
+            questions.append(Question(id=str(number), group=group, row=row, **fields))
+    return questions
 
 
 def _text(row: Row, *columns: str) -> str:
@@ -277,5 +277,5 @@ def named_by_set(scores: Mapping[str, float], sets: Collection[str]) -> dict[str
     >>> named_by_set({"accuracy": 0.5}, ["boolq"])
     {'accuracy': 0.5, 'accuracy/boolq': 0.5}
     """
-    own = {f"{name}/{only}": v for only in sets for name, v in scores.items() if "/" not in name}
-    return {**scores, **own} if len(sets) == 1 else dict(scores)
+    named = {f"{name}/{only}": v for only in sets for name, v in scores.items() if "/" not in name}
+    return {**scores, **named} if len(sets) == 1 else dict(scores)

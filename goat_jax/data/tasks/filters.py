@@ -61,8 +61,8 @@ def no_refusals(row: Row, column: str = "output") -> Row | None:
     >>> no_refusals({"output": "Sorry, I cannot."}) is None
     True
     """
-    said = str(row.get(column, "")).lower()
-    return None if "sorry" in said or "as an ai" in said else row
+    answer = str(row.get(column, "")).lower()
+    return None if "sorry" in answer or "as an ai" in answer else row
 
 
 SELECTIONS: dict[str, Callable[[Row], Row | None]] = {

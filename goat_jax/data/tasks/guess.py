@@ -226,11 +226,11 @@ def guess_language(data: Data) -> Guess[LanguageTask]:
 
 def _format(data: Data, rows: Sequence[Row]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Returns the fields of the format, and the columns that it reads."""
-    given = {
+    fields = {
         name: data.given[name] for name in ("format", "prompt", "completion") if name in data.given
     }
-    if given:
-        return given, tuple(rows[0])
+    if fields:
+        return fields, tuple(rows[0])
     for columns, name in CHATS:
         if all(rows[0].get(column) is not None for column in columns):
             return {"format": name}, columns
@@ -272,10 +272,10 @@ def _text_columns(source: str, rows: Sequence[Row], label: str) -> tuple[str, ..
         if set(pair) <= set(named) - {label.strip().casefold()}:
             return tuple(named[name] for name in pair)
     texts = [name for name in rows[0] if name != label and _is_text(rows, name)]
-    found = _by_name(texts, TEXT_NAMES) or _longest(rows, (label,))
-    if found is None:
+    column = _by_name(texts, TEXT_NAMES) or _longest(rows, (label,))
+    if column is None:
         raise UserError(_none_of("text", source, rows, "text"))
-    return (found,)
+    return (column,)
 
 
 def _named(rows: Sequence[Row]) -> dict[str, str]:

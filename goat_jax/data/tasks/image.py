@@ -110,24 +110,26 @@ class ImageTask:
             raise UserError(f"task {self.name}: {problem}")
 
     def _problems(self) -> list[str]:
-        found = []
+        problems = []
         if self.image_size is not None and self.image_size < 1:
-            found.append(f"image_size {self.image_size}: give 1 or more")
+            problems.append(f"image_size {self.image_size}: give 1 or more")
         mean, std = self.mean or CLIP_MEAN, self.std or CLIP_STD
         finite = all(map(math.isfinite, (*mean, *std)))
         if len(mean) != 3 or len(std) != 3 or not finite or not all(value > 0 for value in std):
-            found.append(f"mean {mean}, std {std}: give three each, std above 0")
+            problems.append(f"mean {mean}, std {std}: give three each, std above 0")
         if self.train_crop and not _is_range(self.train_crop, most=1.0):
-            found.append(f"train_crop {self.train_crop}: give two shares, 0 < least <= most <= 1")
+            problems.append(
+                f"train_crop {self.train_crop}: give two shares, 0 < least <= most <= 1"
+            )
         if not _is_range(self.train_ratio):
-            found.append(f"train_ratio {self.train_ratio}: give two ratios, 0 < least <= most")
+            problems.append(f"train_ratio {self.train_ratio}: give two ratios, 0 < least <= most")
         if self.written and len(self.written) != len(self.labels):
-            found.append(f"{len(self.written)} written names for {len(self.labels)} labels")
+            problems.append(f"{len(self.written)} written names for {len(self.labels)} labels")
         if self.on_bad_image not in ON_BAD_IMAGE:
-            found.append(
+            problems.append(
                 f"on_bad_image {self.on_bad_image!r}: use one of {', '.join(ON_BAD_IMAGE)}"
             )
-        return found
+        return problems
 
 
 def _is_range(values: tuple[float, ...], most: float = math.inf) -> bool:

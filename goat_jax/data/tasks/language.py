@@ -197,9 +197,9 @@ def _alpaca(row: Row, task: LanguageTask, tokenizer: Tokenizer) -> list[Piece]:
 
 
 def _alpaca_prompt(row: Row) -> str:
-    given = read_text(row, "input", default="")
+    context = read_text(row, "input", default="")
     parts = [("Instruction", read_text(row, "instruction"))]
-    parts += [("Input", given)] if given else []
+    parts += [("Input", context)] if context else []
     return "".join(f"### {title}:\n{text}\n\n" for title, text in parts) + "### Response:\n"
 
 
@@ -271,10 +271,10 @@ FORMATS: dict[str, Callable[[Row, LanguageTask, Any], list[Piece]]] = {
 
 def _chat_prompt(row: Row, tokenizer: Tokenizer) -> list[int]:
     """Returns a conversation up to its last answer, if it ends in one, as a prompt."""
-    found = read_conversation(row)
-    answered = found.messages[-1]["role"] == ASSISTANT
-    asked = found.messages[:-1] if answered else found.messages
-    return chat_ids(tokenizer, asked, found.tools)
+    conversation = read_conversation(row)
+    answered = conversation.messages[-1]["role"] == ASSISTANT
+    messages = conversation.messages[:-1] if answered else conversation.messages
+    return chat_ids(tokenizer, messages, conversation.tools)
 
 
 PROMPTS: dict[str, Callable[[Row, LanguageTask, Any], str | list[int]]] = {
@@ -324,8 +324,8 @@ def row_of_prompt(task: LanguageTask, text: str) -> Row:
         return {"messages": [{"role": "user", "content": text}]}
     if task.format != "template":
         return {{"alpaca": "instruction", "text": "text"}.get(task.format, "prompt"): text}
-    found = string.Formatter().parse(task.prompt)
-    columns = [name.split("|")[0] for _, name, _, _ in found if name]
+    fields = string.Formatter().parse(task.prompt)
+    columns = [name.split("|")[0] for _, name, _, _ in fields if name]
     if len(set(columns)) != 1:
         raise UserError(
             f"task {task.name}: its prompt has the columns {', '.join(columns) or '(none)'}: give "

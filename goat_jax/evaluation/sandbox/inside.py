@@ -188,8 +188,8 @@ def verdict_of(order: dict, peer: Any) -> dict:
         kind, text = type(error).__name__, str(error).strip()
         detail = f"{kind}: {text}" if text else kind
     detail = end.breach or detail
-    said = " ".join(detail[:DETAIL].split())
-    return {"passed": not detail, "detail": said, "gone": end.breach == peer.GONE}
+    shown = " ".join(detail[:DETAIL].split())
+    return {"passed": not detail, "detail": shown, "gone": end.breach == peer.GONE}
 
 
 def names_in(code: types.CodeType) -> set[str]:

@@ -82,7 +82,7 @@ def grants() -> list[tuple[str, int]]:
     folders = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
     folders |= {str(Path(sys.base_prefix) / "lib"), "/lib", "/lib64", "/usr/lib", "/usr/lib64"}
     folders |= {"/usr/share/zoneinfo"}
-    found = [(path, READ) for path in sorted(folders) if path and Path(path).is_dir()]
+    granted = [(path, READ) for path in sorted(folders) if path and Path(path).is_dir()]
     files = {"/dev/null": READ_FILE | WRITE_FILE, "/dev/urandom": READ_FILE}
-    found += [(path, rights) for path, rights in files.items() if Path(path).exists()]
-    return found
+    granted += [(path, rights) for path, rights in files.items() if Path(path).exists()]
+    return granted

@@ -121,8 +121,8 @@ class Peer:
         kind = message.get("do")
         roots, objects = self._read(message, [], roots=2 if kind == "call" else 0)
         try:
-            own = self._find(message.get("on"))
-            value = own(*roots[0], **roots[1]) if kind == "call" else next(own)
+            target = self._find(message.get("on"))
+            value = target(*roots[0], **roots[1]) if kind == "call" else next(target)
             self._reply({"do": "return"}, value, objects)
         except StopIteration as error:
             if kind == "next":

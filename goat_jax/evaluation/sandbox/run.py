@@ -150,12 +150,12 @@ class _Child:
         assert stdout is not None
         waiting = select.poll()
         waiting.register(stdout, select.POLLIN)
-        said = b""
+        output = b""
         while waiting.poll(max(0.0, end - time.monotonic()) * 1000):
             part = os.read(stdout.fileno(), LARGEST)
-            said += part
-            if not part or len(said) > LARGEST:
-                return said
+            output += part
+            if not part or len(output) > LARGEST:
+                return output
         return None
 
     def how_it_ended(self) -> str:
@@ -206,8 +206,8 @@ def _outcome(of_program: bytes, of_test: bytes, program: _Child, test: _Child) -
     Raises:
         RunFailed: a process could not be confined.
     """
-    for said in (of_program, of_test):
-        if b"refused" in said and (why := _read(said).get("refused")):
+    for output in (of_program, of_test):
+        if b"refused" in output and (why := _read(output).get("refused")):
             raise RunFailed(f"the sandbox could not be set up, nothing was run: {why}")
     verdict = _read(of_test)
     if not verdict:
@@ -218,8 +218,8 @@ def _outcome(of_program: bytes, of_test: bytes, program: _Child, test: _Child) -
     return ProgramResult(verdict["passed"], detail)
 
 
-def _read(said: bytes) -> dict[str, Any]:
+def _read(output: bytes) -> dict[str, Any]:
     try:
-        return json.loads(said)
+        return json.loads(output)
     except ValueError:
         return {}

@@ -139,4 +139,4 @@ def _allowed(values: Iterable[int]) -> list[tuple[int, int, int, int]]:
 
 
 def _numbers(table: Mapping[str, tuple[int, int | None]], column: int) -> list[int]:
-    return [own for numbers in table.values() if (own := numbers[column]) is not None]
+    return [number for numbers in table.values() if (number := numbers[column]) is not None]

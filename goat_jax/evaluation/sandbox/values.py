@@ -104,12 +104,12 @@ def read_message(
             objects.append(MUTABLE[tag]())
         reader = _Reader(objects, handle)
         filled = []
-        for (tag, content), mine in zip(heap, objects, strict=True):
-            if not isinstance(mine, MUTABLE[tag]):
+        for (tag, content), original in zip(heap, objects, strict=True):
+            if not isinstance(original, MUTABLE[tag]):
                 raise Malformed
             filled.append(reader.content(tag, content))
-        for mine, content in zip(objects, filled, strict=True):
-            _refill(mine, content)
+        for original, content in zip(objects, filled, strict=True):
+            _refill(original, content)
         return [reader.value(root) for root in roots], objects
     except (TypeError, ValueError, LookupError, RecursionError, OverflowError, ArithmeticError):
         raise Malformed from None
@@ -127,7 +127,7 @@ class _Writer:
         if kind in _AS_THEY_ARE:
             return value
         write = _WRITE.get(kind) or next(
-            (own for base, own in _WRITE.items() if isinstance(value, base)), _write_handle
+            (encode for base, encode in _WRITE.items() if isinstance(value, base)), _write_handle
         )
         return write(self, value, depth)
 
@@ -145,10 +145,10 @@ class _Writer:
 
     def contents(self) -> list[list]:
         """Encodes the heap, which grows while it is encoded."""
-        found: list[list] = []
-        while len(found) < len(self.objects):
-            found.append(self._content(self.objects[len(found)]))
-        return found
+        encoded: list[list] = []
+        while len(encoded) < len(self.objects):
+            encoded.append(self._content(self.objects[len(encoded)]))
+        return encoded
 
     def _content(self, mutable: Any) -> list:
         tag = _TAGS.get(type(mutable)) or next(

@@ -296,10 +296,10 @@ class DecoderFamily(Family):
 
     def fields(self, hf: Mapping[str, Any], layers: int) -> dict[str, Any]:
         """Returns the fields of `DecoderConfig` that its settings read from a config.json."""
-        found = {}
+        fields = {}
         for setting in self.settings:
-            found |= setting.fields(hf, layers)
-        return found
+            fields |= setting.fields(hf, layers)
+        return fields
 
 
 def _family(

@@ -210,13 +210,13 @@ class Decoder(Model):
             Hidden states (B, T, D) of the new tokens, and the cache with these tokens added.
         """
         tokens = input_ids.shape[1]
-        own = cache.length + jnp.arange(tokens)
+        positions = cache.length + jnp.arange(tokens)
         mask = jax.lax.dynamic_update_slice_in_dim(
             cache.mask, attention_mask != 0, cache.length, axis=1
         )
         visible = Visible(causal=True, real=mask, start=cache.length)
         # Rotary attention depends on differences of positions alone, so rows may start at any slot.
-        rotation = self._rotation(own[None])
+        rotation = self._rotation(positions[None])
         x, (keys, values) = self._run(input_ids, ctx, rotation, visible, cache)
         return self.norm(x), Cache(keys, values, mask, cache.length + tokens)
 

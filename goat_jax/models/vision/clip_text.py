@@ -156,9 +156,9 @@ class ClipText(Model):
         """Returns text features (B, P), float32, not normalized; arguments as for `features`."""
         hidden = self.features(input_ids, attention_mask, ctx).astype(jnp.float32)
         eos = self.config.eos_token_id
-        wanted = input_ids if eos == _OLD_EOS else (input_ids == eos).astype(jnp.int32)
+        end_scores = input_ids if eos == _OLD_EOS else (input_ids == eos).astype(jnp.int32)
         # argmax returns the first match; padding may consist of end tokens, too.
-        return self.projection(hidden[jnp.arange(len(hidden)), wanted.argmax(-1)])
+        return self.projection(hidden[jnp.arange(len(hidden)), end_scores.argmax(-1)])
 
 
 TEXT = Architecture(

@@ -41,8 +41,8 @@ def clip_section(hf: Mapping[str, Any], name: str) -> dict[str, Any]:
     >>> clip_section({"vision_config": {"hidden_size": 8}, "projection_dim": 4}, "vision")
     {'hidden_size': 8, 'projection_dim': 4}
     """
-    own = hf.get(f"{name}_config_dict")
-    section = dict((hf.get(f"{name}_config") if own is None else own) or {})
+    full = hf.get(f"{name}_config_dict")
+    section = dict((hf.get(f"{name}_config") if full is None else full) or {})
     outside = ("projection_dim", "num_labels", "id2label")
     # A tower's section may hold labels and projections, too; only those of the full model apply.
     inside = {key: value for key, value in section.items() if key not in outside}

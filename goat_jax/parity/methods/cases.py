@@ -67,10 +67,10 @@ def _row(name: str, **options: Callable[[Record], object]) -> Callable[[Record],
     """Makes a function that reads rank, alpha and the options of a METHODS row from an entry."""
 
     def spec(record: Record) -> AdapterSpec:
-        found: dict[str, Any] = {"total_rank": _total_rank(record), "num_experts": _experts(record)}
+        sizes: dict[str, Any] = {"total_rank": _total_rank(record), "num_experts": _experts(record)}
         if record.values.get("alpha") is not None:
-            found["alpha"] = record.number("alpha")
-        return method_spec(name, **found, **{key: read(record) for key, read in options.items()})
+            sizes["alpha"] = record.number("alpha")
+        return method_spec(name, **sizes, **{key: read(record) for key, read in options.items()})
 
     return spec
 
@@ -254,14 +254,14 @@ def read_entries(folder: Path) -> list[CaseFile]:
     entries = read_object(path)
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path} is not a list of cases")
-    found: dict[str, CaseFile] = {}
+    case_files: dict[str, CaseFile] = {}
     for number, entry in enumerate(entries):
         name = Record(entry, f"{path}: entry {number}").text("name")
-        if name in found:
+        if name in case_files:
             raise UserError(f"{path} has two cases named {name!r}")
         record = Record(entry, f"{path}: {name}")
-        found[name] = CaseFile(name, folder, record.text("formula"), record)
-    return list(found.values())
+        case_files[name] = CaseFile(name, folder, record.text("formula"), record)
+    return list(case_files.values())
 
 
 def read_factors(
@@ -278,7 +278,7 @@ def read_factors(
     Raises:
         UserError: an array is missing, unknown or has another shape than listed.
     """
-    found = {}
+    factors = {}
     for name in record.record("trainable").values:
         if f"{name}{suffix}" not in arrays.values and name in LATE:
             continue
@@ -287,5 +287,5 @@ def read_factors(
             raise UserError(f"{record.where}: trainable has {name!r}, this method has: {known}")
         ours, form = case.tensors[name]
         shape = tuple(record.record("trainable").get(name))
-        found[ours] = form.read(arrays.floats(f"{name}{suffix}", shape))
-    return found
+        factors[ours] = form.read(arrays.floats(f"{name}{suffix}", shape))
+    return factors

@@ -75,21 +75,26 @@ def read_layer(entry: CaseFile, arrays: Arrays) -> LayerPlan:
 
 
 def _context(case: MethodCase, arrays: Arrays, tokens: tuple[int, ...]) -> Context:
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         field: jnp.asarray(arrays.get(name, tokens[:1]).astype(np.int32))
         for field, name in case.tasks.items()
     }
-    return Context(**found)
+    return Context(**fields)
 
 
 def check_seen(
-    case: MethodCase, seen: ObservedStep, arrays: Arrays, compare: Comparison, suffix: str = ""
+    case: MethodCase, observed: ObservedStep, arrays: Arrays, compare: Comparison, suffix: str = ""
 ) -> Iterator[Check]:
     """Compares the output, losses and gradients of one step, under names that end in `suffix`."""
-    ours: dict[str, Any] = {"y": seen.y, "aux": seen.aux, "loss": seen.loss, "grad_x": seen.grad_x}
-    for name, (own, form) in case.tensors.items():
-        if own in seen.grads:
-            ours[f"grad_{name}"] = form.write(np.asarray(seen.grads[own]))
+    ours: dict[str, Any] = {
+        "y": observed.y,
+        "aux": observed.aux,
+        "loss": observed.loss,
+        "grad_x": observed.grad_x,
+    }
+    for name, (our_name, form) in case.tensors.items():
+        if our_name in observed.grads:
+            ours[f"grad_{name}"] = form.write(np.asarray(observed.grads[our_name]))
     for name, value in ours.items():
         if not suffix or f"{name}{suffix}" in arrays.values:
             theirs = arrays.get(f"{name}{suffix}")

@@ -42,13 +42,13 @@ def replay_dash(entry: CaseFile, arrays: Arrays) -> Iterator[Check]:
     for step in range(plan.run.steps):
         if step == entry.record.integer("t0"):
             yield from _check_directions(training.switch(), training.factors, arrays, compare)
-            seen = training.step()
-            yield from check_seen(plan.case, seen, arrays, compare, "_switch")
+            observed = training.step()
+            yield from check_seen(plan.case, observed, arrays, compare, "_switch")
         else:
-            seen = training.step()
+            observed = training.step()
         if step == 0:
-            yield from _check_first(plan, seen, arrays, compare)
-        losses.append(np.asarray(seen.loss))
+            yield from _check_first(plan, observed, arrays, compare)
+        losses.append(np.asarray(observed.loss))
     final = training.factors
     yield compare.check("adamw_losses", np.stack(losses), arrays.get("adamw_losses"))
     yield from _check_factors("final", final, arrays, compare)
@@ -88,20 +88,20 @@ class Training:
         """Finds the directions and restarts the optimizer state of their coefficients."""
         count = self.factors[LATE].shape[0]
         kernel, scale = jnp.asarray(self.plan.frozen), jnp.asarray(self.plan.scale)
-        found = _find(kernel, self.factors, scale, count)
-        self.constants = {"u": found.u, "vt": found.vt}
+        directions = _find(kernel, self.factors, scale, count)
+        self.constants = {"u": directions.u, "vt": directions.vt}
         _, _, self.base = self._split(self.factors)
         self.opt_state = restart(self._optimizer(), self.opt_state, self.trainable)
-        return found
+        return directions
 
     def step(self) -> ObservedStep:
         """Takes one step of the package's optimizer."""
         state = (self.trainable, self.opt_state)
-        state, seen = layer_step(
+        state, observed = layer_step(
             self.graph, self.recipe, state, self.base, *batch_of(self.plan.run)
         )
         self.trainable, self.opt_state = state
-        return seen
+        return observed
 
 
 @partial(jax.jit, static_argnums=3)
@@ -110,22 +110,22 @@ def _find(kernel: Array, factors: Factors, scale: Array, count: int) -> Directio
 
 
 def _check_first(
-    plan: LayerPlan, seen: ObservedStep, arrays: Arrays, compare: Comparison
+    plan: LayerPlan, observed: ObservedStep, arrays: Arrays, compare: Comparison
 ) -> Iterator[Check]:
     """Compares the first step, which in PyTorch has no coefficients before the phase change."""
-    grads = {name: value for name, value in seen.grads.items() if name != LATE}
-    yield from check_seen(plan.case, seen._replace(grads=grads), arrays, compare)
+    grads = {name: value for name, value in observed.grads.items() if name != LATE}
+    yield from check_seen(plan.case, observed._replace(grads=grads), arrays, compare)
 
 
 def _check_directions(
-    found: Directions, factors: Factors, arrays: Arrays, compare: Comparison
+    directions: Directions, factors: Factors, arrays: Arrays, compare: Comparison
 ) -> Iterator[Check]:
     yield from _check_factors("switch", factors, arrays, compare)
-    yield compare.check("sigma", np.asarray(found.values), arrays.get("sigma"))
-    yield compare.check("change_rate", np.asarray(found.rates), arrays.get("change_rate"))
-    yield compare.check("top_index", np.asarray(found.indices), arrays.get("top_index"))
+    yield compare.check("sigma", np.asarray(directions.values), arrays.get("sigma"))
+    yield compare.check("change_rate", np.asarray(directions.rates), arrays.get("change_rate"))
+    yield compare.check("top_index", np.asarray(directions.indices), arrays.get("top_index"))
     # The sign of each pair of singular vectors is arbitrary, so their products are compared.
-    ours = np.einsum("IK,KO->KOI", np.asarray(found.u), np.asarray(found.vt))
+    ours = np.einsum("IK,KO->KOI", np.asarray(directions.u), np.asarray(directions.vt))
     theirs = np.einsum("OK,KI->KOI", arrays.get("U_top"), arrays.get("Vt_top"))
     yield compare.check("directions", ours, theirs)
 
@@ -133,9 +133,9 @@ def _check_directions(
 def _check_factors(
     when: str, factors: Factors, arrays: Arrays, compare: Comparison
 ) -> Iterator[Check]:
-    for name, (own, form) in {**SINGLE, "coef": (LATE, SAME)}.items():
+    for name, (our_name, form) in {**SINGLE, "coef": (LATE, SAME)}.items():
         if f"{name}_{when}" in arrays.values:
-            ours = form.write(np.asarray(factors[own]))
+            ours = form.write(np.asarray(factors[our_name]))
             yield compare.check(f"{name}_{when}", ours, arrays.get(f"{name}_{when}"))
 
 

@@ -69,8 +69,8 @@ def replay_pro(entry: CaseFile, arrays: Arrays) -> Iterator[Check | Note]:
             yield from check_seen(plan.case, outcome.first, arrays, compare)
         yield compare.check(f"{name}_losses", outcome.losses, arrays.get(f"{name}_losses"))
         yield compare.check(f"{name}_y_final", outcome.y_final, arrays.get(f"{name}_y_final"))
-        for tensor, (own, form) in SINGLE.items():
-            ours = form.write(outcome.factors[own])
+        for tensor, (our_name, form) in SINGLE.items():
+            ours = form.write(outcome.factors[our_name])
             theirs = arrays.get(f"{name}_{tensor}_final")
             yield compare.check(f"{name}_{tensor}_final", ours, theirs)
     yield from _check_adjusted(plan, arrays, compare)
@@ -93,7 +93,7 @@ def _check_adjusted(plan: LayerPlan, arrays: Arrays, compare: Comparison) -> Ite
     a, b = (jnp.asarray(plan.factors[name]) for name in ("a", "b"))
     grads = [jnp.asarray(ONE_PAIR.read(arrays.floats(f"grad_{name}"))) for name in "AB"]
     for x in ("sylvester", "zero"):
-        found = jax.jit(partial(adjust, x=x))(a, b, *grads, jnp.asarray(plan.scale))
-        for name, value in zip("AB", found, strict=True):
+        adjusted = jax.jit(partial(adjust, x=x))(a, b, *grads, jnp.asarray(plan.scale))
+        for name, value in zip("AB", adjusted, strict=True):
             ours = ONE_PAIR.write(np.asarray(value))
             yield compare.check(f"adj_{name}_{x}", ours, arrays.get(f"adj_{name}_{x}"))

@@ -41,7 +41,7 @@ def replay_hub(entry: CaseFile, arrays: Arrays) -> Iterator[Check]:
         return np.asarray(y) + (bias if bias.size else 0.0)
 
     y = output(hat)
-    found = {
+    results = {
         "A_hat": ONE_PAIR.write(np.asarray(hat["a"])),
         "B_hat": ONE_PAIR.write(np.asarray(hat["b"])),
         "delta_W": np.asarray(delta_weight(hat["a"], hat["b"], scale)).T,
@@ -51,7 +51,7 @@ def replay_hub(entry: CaseFile, arrays: Arrays) -> Iterator[Check]:
         "aux": np.asarray(penalty(coefficients)),
     }
     yield compare.check("scale", np.asarray(scale), np.full(1, record.number("scale")))
-    for name, value in found.items():
+    for name, value in results.items():
         yield compare.check(name, value, arrays.get(name))
 
 
@@ -61,8 +61,8 @@ def replay_kasa_loss(entry: CaseFile, arrays: Arrays) -> Iterator[Check]:
     layers = record.integer("layers")
     compare = Comparison(METHOD, str(entry.folder), entry.name, GIVEN)
     factors = [
-        {own: jnp.asarray(form.read(arrays.floats(f"{name}_{layer}")))
-         for name, (own, form) in KASA_TENSORS.items()}
+        {our_name: jnp.asarray(form.read(arrays.floats(f"{name}_{layer}")))
+         for name, (our_name, form) in KASA_TENSORS.items()}
         for layer in range(layers)
     ]  # fmt: skip
     for form, published in (("peft", False), ("reference", True)):
@@ -71,12 +71,12 @@ def replay_kasa_loss(entry: CaseFile, arrays: Arrays) -> Iterator[Check]:
         weight = 1 / layers if published else 1.0
         loss, grads = _loss_of(part, factors, weight)
         yield compare.check(f"aux_{form}", np.asarray(loss), arrays.get(f"aux_{form}"))
-        for name, (own, layout) in KASA_TENSORS.items():
+        for name, (our_name, layout) in KASA_TENSORS.items():
             yield worst(
                 [
                     compare.check(
                         f"grad_{form}_{name}",
-                        layout.write(np.asarray(grads[layer][own])),
+                        layout.write(np.asarray(grads[layer][our_name])),
                         arrays.get(f"grad_{form}_{name}_{layer}"),
                         f"layer {layer}",
                     )
@@ -91,6 +91,8 @@ def _loss_of(
 ) -> tuple[Array, list[Factors]]:
     def total(factors: list[Factors]) -> Array:
         routing = route_all((1,), 1)
-        return weight * sum((part(routing, own, EVAL) for own in factors), jnp.zeros(()))
+        return weight * sum(
+            (part(routing, layer_factors, EVAL) for layer_factors in factors), jnp.zeros(())
+        )
 
     return jax.value_and_grad(total)(factors)

@@ -46,19 +46,19 @@ def replay_budget(entry: CaseFile, arrays: Arrays) -> Iterator[Check]:
     weight = record.number("orth_reg_weight") / layers
     steps = []
     for _ in range(total):
-        state, seen = _step(graph, recipe, state, base, *batch, weight)
-        steps.append(seen)
+        state, observed = _step(graph, recipe, state, base, *batch, weight)
+        steps.append(observed)
     trainable = state[0]
     budget = _budget(spec, total).table(spec.total_rank * layers, layers)
     yield from _check_steps(budget, steps, arrays, compare)
     y = run_model(merge_model(graph, trainable, base), batch[0])[0]
     yield compare.check("y_final", np.asarray(y), arrays.get("y_final"))
-    for name, (own, form) in SINGLE.items():
+    for name, (our_name, form) in SINGLE.items():
         yield worst(
             [
                 compare.check(
                     f"{name}_final",
-                    form.write(np.asarray(factors[own])),
+                    form.write(np.asarray(factors[our_name])),
                     arrays.get(f"{name}_final_{layer}"),
                     f"layer {layer}",
                 )
@@ -112,8 +112,8 @@ def _layer(spec: AdapterSpec, arrays: Arrays, number: int) -> Dense:
     if dense.bias is not None:
         dense.bias.set_value(jnp.asarray(bias))
     factors = {
-        own: jnp.asarray(form.read(arrays.floats(f"{name}0_{number}")))
-        for name, (own, form) in TENSORS.items()
+        our_name: jnp.asarray(form.read(arrays.floats(f"{name}0_{number}")))
+        for name, (our_name, form) in TENSORS.items()
     }
     dense.adapter = Adapter(factors, spec.scale(sizes[0], None, spec), spec, number)
     return dense
@@ -148,17 +148,17 @@ def _step(
 
     def loss_of(trainable: PyTree) -> Array:
         y, sown = run_model(merge_model(graph, trainable, base), x)
-        aux = sum(own["adapter"]["report"][0].aux_loss for own in sown.values())
+        aux = sum(layer["adapter"]["report"][0].aux_loss for layer in sown.values())
         return jnp.mean(jnp.square(y - target)) + weight * aux
 
     loss, grads = jax.value_and_grad(loss_of)(trainable)
     with jax.numpy_dtype_promotion("standard"):  # optax takes powers by an integer count
         updates, opt_state = recipe.make(trainable, base).update(grads, opt_state, trainable)
     trainable = optax.apply_updates(trainable, updates)
-    found = triplet_scores(optax.tree.get(opt_state, "scores")).values()
+    importance = triplet_scores(optax.tree.get(opt_state, "scores")).values()
     cores = [adapter["core"] for adapter in adapters_with_core(trainable).values()]
     return (trainable, opt_state), BudgetStep(
-        loss, jnp.concatenate([*found]), jnp.concatenate(cores)
+        loss, jnp.concatenate([*importance]), jnp.concatenate(cores)
     )
 
 

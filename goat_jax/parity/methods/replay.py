@@ -49,13 +49,13 @@ Replay = Callable[[CaseFile, Arrays], Iterator[Check | Note]]
 
 def _replay_layer(entry: CaseFile, arrays: Arrays) -> Iterator[Check | Note]:
     plan = read_layer(entry, arrays)
-    given = Comparison(METHOD, str(entry.folder), entry.name, GIVEN)
-    yield given.check("scale", plan.scale, _scale_of(entry.record, plan))
+    from_given = Comparison(METHOD, str(entry.folder), entry.name, GIVEN)
+    yield from_given.check("scale", plan.scale, _scale_of(entry.record, plan))
     yield from _check_own_start(entry, plan, arrays)
     factors = {name: jnp.asarray(value) for name, value in plan.factors.items()}
     outcome = run_layer(plan.run, plan.frozen, factors, jnp.asarray(plan.scale))
-    yield from check_seen(plan.case, outcome.first, arrays, given)
-    yield from _check_trained(plan, outcome, arrays, given)
+    yield from check_seen(plan.case, outcome.first, arrays, from_given)
+    yield from _check_trained(plan, outcome, arrays, from_given)
 
 
 def _scale_of(record: Record, plan: LayerPlan) -> np.ndarray:
@@ -67,9 +67,9 @@ def _check_trained(
 ) -> Iterator[Check]:
     yield compare.check("adamw_losses", outcome.losses, arrays.get("adamw_losses"))
     yield compare.check("y_final", outcome.y_final, arrays.get("y_final"))
-    for name, (own, form) in plan.case.tensors.items():
+    for name, (our_name, form) in plan.case.tensors.items():
         if f"{name}_final" in arrays.values:
-            ours = form.write(outcome.factors[own])
+            ours = form.write(outcome.factors[our_name])
             yield compare.check(f"{name}_final", ours, arrays.get(f"{name}_final"))
 
 
@@ -80,7 +80,7 @@ def _check_own_start(entry: CaseFile, plan: LayerPlan, arrays: Arrays) -> Iterat
     """
     if "W_res" not in arrays.values:
         return
-    own = Comparison(METHOD, str(entry.folder), entry.name, OWN)
+    from_ours = Comparison(METHOD, str(entry.folder), entry.name, OWN)
     gradient = jnp.asarray(arrays.floats("G").T) if "G" in arrays.values else None
     start = _own_start(plan.run.spec, jnp.asarray(plan.kernel), gradient)
     a, b = (np.asarray(start.factors[name][0]) for name in ("a", "b"))
@@ -93,16 +93,16 @@ def _check_own_start(entry: CaseFile, plan: LayerPlan, arrays: Arrays) -> Iterat
     # the SVD. The residual is then compared from the given factors.
     arbitrary = "AtA_init" in arrays.values
     if arbitrary:
-        given = Comparison(METHOD, str(entry.folder), entry.name, GIVEN)
+        from_given = Comparison(METHOD, str(entry.folder), entry.name, GIVEN)
         factors = {name: jnp.asarray(value) for name, value in plan.factors.items()}
         residual = _edit_base(plan.run.spec, jnp.asarray(plan.kernel), factors, start.scale)
-        yield given.check("W_res", np.asarray(residual).T, arrays.get("W_res"))
+        yield from_given.check("W_res", np.asarray(residual).T, arrays.get("W_res"))
         del products["BA_init"]
     else:
-        yield own.check("W_res", np.asarray(start.kernel).T, arrays.get("W_res"))
+        yield from_ours.check("W_res", np.asarray(start.kernel).T, arrays.get("W_res"))
     for name, product in products.items():
         if name in arrays.values:
-            yield own.check(name, product(), arrays.get(name))
+            yield from_ours.check(name, product(), arrays.get(name))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -101,8 +101,8 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
 def _end_tokens(file: GgufFile) -> int | list[int] | None:
     """Returns the tokens that end a text, a turn, or a message."""
     keys = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
-    found = list(dict.fromkeys(number for key in keys if (number := file.get(key)) is not None))
-    return found if len(found) > 1 else next(iter(found), None)
+    numbers = list(dict.fromkeys(number for key in keys if (number := file.get(key)) is not None))
+    return numbers if len(numbers) > 1 else next(iter(numbers), None)
 
 
 def _short(value: float) -> float:
@@ -142,27 +142,29 @@ def _vocabulary(file: GgufFile) -> int:
 def _rope_scaling(file: GgufFile, name: str, config: dict[str, Any]) -> dict[str, Any] | None:
     """Returns ``rope_scaling`` of a config.json, or None."""
     start = f"{name}.rope.scaling."
-    given = {key.removeprefix(start): file.get(key) for key in file.fields if key.startswith(start)}
-    kind = given.pop("type", "none")
+    settings = {
+        key.removeprefix(start): file.get(key) for key in file.fields if key.startswith(start)
+    }
+    kind = settings.pop("type", "none")
     if ROPE_FACTORS in file.tensors:
         return _llama3_scaling(file, config)
-    given.pop("finetuned", None)  # says how the model was made, not how it computes
-    factor = given.pop("factor", file.get(f"{name}.rope.scale_linear"))
+    settings.pop("finetuned", None)  # says how the model was made, not how it computes
+    factor = settings.pop("factor", file.get(f"{name}.rope.scale_linear"))
     if kind == "none" and factor in (None, 0.0, 1.0):
         return None
-    found: dict[str, Any] = {"rope_type": kind, "factor": _short(factor or 1.0)}
-    length = given.pop("original_context_length", None)
+    scaling: dict[str, Any] = {"rope_type": kind, "factor": _short(factor or 1.0)}
+    length = settings.pop("original_context_length", None)
     if kind == "yarn":
         if length:
-            found["original_max_position_embeddings"] = length
-        found |= {new: given.pop(old) for old, new in YARN_OPTIONS.items() if old in given}
+            scaling["original_max_position_embeddings"] = length
+        scaling |= {new: settings.pop(old) for old, new in YARN_OPTIONS.items() if old in settings}
     # Files from before 2024 have a factor alone, which means linear.
     if kind == "none":
-        found["rope_type"] = "linear"
-    if given or found["rope_type"] not in ("linear", "yarn"):
-        shown = ", ".join([kind, *given])
+        scaling["rope_type"] = "linear"
+    if settings or scaling["rope_type"] not in ("linear", "yarn"):
+        shown = ", ".join([kind, *settings])
         raise UserError(f"{file.path}: rope scaling {shown}: only linear and yarn are supported")
-    return found
+    return scaling
 
 
 def _llama3_scaling(file: GgufFile, config: dict[str, Any]) -> dict[str, Any]:

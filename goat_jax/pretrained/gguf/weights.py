@@ -95,8 +95,8 @@ def open_gguf(path: str | Path) -> tuple[dict[str, Any], GgufWeights]:
     }
     _check_quantisation(file)
     entries = {
-        name: StoredTensor(file.path, "F32", tuple(int(n) for n in reversed(own.tensor.shape)))
-        for name, own in stored.items()
+        name: StoredTensor(file.path, "F32", tuple(int(n) for n in reversed(entry.tensor.shape)))
+        for name, entry in stored.items()
     }
     return config, GgufWeights(file.path, entries, stored)
 

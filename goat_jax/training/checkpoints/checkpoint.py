@@ -175,15 +175,15 @@ class Checkpoints:
     def scores(self) -> dict[int, float]:
         """Returns step -> score by `best_by`, of the checkpoints that have one on disk."""
         whole = [step for step in self.all_steps() if not self.damage(step, thorough=False)]
-        found = {step: self._metrics(step).get(self.best_by) for step in whole}
-        return {step: score for step, score in found.items() if isinstance(score, int | float)}
+        by_step = {step: self._metrics(step).get(self.best_by) for step in whole}
+        return {step: score for step, score in by_step.items() if isinstance(score, int | float)}
 
     def _metrics(self, step: int) -> dict[str, Any]:
         try:
-            found = self._manager.metrics(step)
+            metrics = self._manager.metrics(step)
         except (ValueError, OSError):  # damaged, or deleted by the process that trains
-            found = None
-        return found if isinstance(found, dict) else {}
+            metrics = None
+        return metrics if isinstance(metrics, dict) else {}
 
     def best_step(self) -> int | None:
         """Returns the step with the best score, the first of equals; None if none has a score."""
@@ -248,18 +248,18 @@ class Checkpoints:
             items["data"] = ocp.args.JsonRestore()
         where = f"{self._manager.directory}/{step}"
         try:
-            found = self._manager.restore(step, args=ocp.args.Composite(**items))
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax raises many types, depending on what is damaged
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"{where} cannot be read or does not fit this run's settings ({reason}): use "
                 "another run folder, or move it away to continue from the checkpoint before"
             ) from error
-        if int(found["state"]["step"]) != step:
-            raise UserError(f"{where} is the checkpoint of step {int(found['state']['step'])}")
+        if int(restored["state"]["step"]) != step:
+            raise UserError(f"{where} is the checkpoint of step {int(restored['state']['step'])}")
         if data is not None:
-            _set_position(data, found["data"], where)
-        return Restored(state_of(found["state"], like), found["notes"])
+            _set_position(data, restored["data"], where)
+        return Restored(state_of(restored["state"], like), restored["notes"])
 
     def wait(self) -> None:
         """Waits until everything started has been written.

@@ -61,12 +61,12 @@ def _damage_of(folder: Path, step: int, thorough: bool) -> str | None:
         return f"{NAME} has changed since it was written"
     if saved["step"] != step:
         return f"it is the checkpoint of step {saved['step']}"
-    expected, found = saved["files"], dict(_files(folder))
-    if missing := sorted(expected.keys() - found.keys()):
+    expected, present = saved["files"], dict(_files(folder))
+    if missing := sorted(expected.keys() - present.keys()):
         return f"{missing[0]} is missing"
-    if more := sorted(found.keys() - expected.keys()):
+    if more := sorted(present.keys() - expected.keys()):
         return f"{more[0]} was not written with it"
-    for name, path in found.items():
+    for name, path in present.items():
         size = path.stat().st_size
         if size != expected[name]["bytes"]:
             return f"{name} has {size:,} bytes instead of {expected[name]['bytes']:,}"

@@ -26,8 +26,8 @@ def restore_args(like: RunState) -> ocp.args.CheckpointArgs:
     if abstract["opt_state"]:
         return ocp.args.StandardRestore(abstract)
     del abstract["opt_state"]
-    wanted = ocp.checkpoint_utils.construct_restore_args(abstract)
-    return ocp.args.PyTreeRestore(abstract, restore_args=wanted, partial_restore=True)
+    arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
+    return ocp.args.PyTreeRestore(abstract, restore_args=arguments, partial_restore=True)
 
 
 def state_of(saved: dict[str, PyTree], like: RunState) -> RunState:

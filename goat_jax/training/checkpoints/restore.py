@@ -36,13 +36,13 @@ class Reopened:
 
     Attributes:
         config: the config it was trained with, except for the mesh.
-        built: the run rebuilt from the pretrained weights, which are checked to be the same.
+        setup: the run rebuilt from the pretrained weights, which are checked to be the same.
         state: the checkpoint's state, without the optimizer's.
         step: the checkpoint's step.
     """
 
     config: RunConfig
-    built: TrainSetup
+    setup: TrainSetup
     state: RunState
     step: int
 
@@ -96,11 +96,11 @@ def restore_run(
     config = dataclasses.replace(config, mesh=mesh)
     checkpoints = Checkpoints(folder, config.best_by, read_only=True)
     chosen = _chosen(folder, checkpoints, step)  # a wrong step fails before the model is built
-    built = build(dataclasses.replace(config, svd=_cached(config.svd)), training=False)
-    check_same_model(folder, saved, built)
-    state = checkpoints.restore(built.state, None, chosen).state
+    setup = build(dataclasses.replace(config, svd=_cached(config.svd)), training=False)
+    check_same_model(folder, saved, setup)
+    state = checkpoints.restore(setup.state, None, chosen).state
     checkpoints.close()
-    return Reopened(config, built, state, chosen)
+    return Reopened(config, setup, state, chosen)
 
 
 def _cached(svd: SvdConfig) -> SvdConfig:

@@ -139,7 +139,7 @@ def _remove_unless_used(folder: Path) -> None:
             folder.rmdir()
 
 
-def identify(folder: Path, built: TrainSetup, data: TaskData, command: str | None = None) -> None:
+def identify(folder: Path, setup: TrainSetup, data: TaskData, command: str | None = None) -> None:
     """Writes run.json for a new run; for a continued one, checks that it is the same run.
 
     A continued run may change its length and, if the config accepts it, its rows; run.json is then
@@ -147,7 +147,7 @@ def identify(folder: Path, built: TrainSetup, data: TaskData, command: str | Non
 
     Args:
         folder: the run folder, locked by `acquired`.
-        built: the run's model.
+        setup: the run's model.
         data: the run's rows, with its config.
         command: the command line that starts the run; kept in run.json.
 
@@ -156,10 +156,10 @@ def identify(folder: Path, built: TrainSetup, data: TaskData, command: str | Non
     """
     path = Path(folder) / RUN
     if not path.is_file():
-        saved = describe(built, data) | ({"command": command} if command else {})
+        saved = describe(setup, data) | ({"command": command} if command else {})
     else:
         before = read_run(folder)
-        check_same_model(folder, before, built)
+        check_same_model(folder, before, setup)
         saved = before | rows_of(folder, before, data)
         saved["config"] = saved["config"] | {"train.steps": data.config.train.steps}
         if saved == before:
@@ -167,13 +167,13 @@ def identify(folder: Path, built: TrainSetup, data: TaskData, command: str | Non
     write_whole(path, json.dumps(saved, indent=1) + "\n")
 
 
-def describe(built: TrainSetup, data: TaskData) -> dict[str, Any]:
+def describe(setup: TrainSetup, data: TaskData) -> dict[str, Any]:
     """Returns the facts that identify a run, as JSON."""
     return {
         "config": flatten(data.config),
-        "base_sha256": built.base_fingerprint,
-        "residual_norms": built.residual_norms,
-        "trained_parameters": built.inject_report.trained_parameters,
+        "base_sha256": setup.base_fingerprint,
+        "residual_norms": setup.residual_norms,
+        "trained_parameters": setup.inject_report.trained_parameters,
         "rows": data.identity,
         "versions": versions(),
     }
@@ -185,11 +185,11 @@ def versions() -> dict[str, str]:
     >>> list(versions())
     ['goat_jax', 'jax', 'flax', 'optax', 'orbax', 'transformers', 'grain']
     """
-    found = {}
+    by_name = {}
     for name, package in LIBRARIES.items():
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(package)
-    return found
+            by_name[name] = metadata.version(package)
+    return by_name
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -236,8 +236,8 @@ def load_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
 def check_same_config(folder: Path, saved: dict[str, Any], config: RunConfig) -> None:
     """Raises `UserError` if a config differs from a run's in fields that must not change."""
     with _named(Path(folder) / RUN):
-        theirs = config_from_json(saved["config"])
-    before = flatten(theirs)  # from the config, so fields that are newer have their defaults
+        recorded = config_from_json(saved["config"])
+    before = flatten(recorded)  # from the config, so fields that are newer have their defaults
     free = {*FREE_TO_CHANGE, "train.steps", "train.epochs"}
     for name, value in flatten(config).items():
         if name not in free and before.get(name) != value:
@@ -246,17 +246,17 @@ def check_same_config(folder: Path, saved: dict[str, Any], config: RunConfig) ->
                 "give the same or another --out"
             )
     if config.train.epochs is None:  # else the steps are compared when the rows are known
-        _check_length(folder, theirs, config)
+        _check_length(folder, recorded, config)
 
 
 def _check_length(folder: Path, before: RunConfig, now: RunConfig) -> None:
     """Raises `UserError` if another number of steps would have changed the steps already done."""
-    planned, wanted = before.train.total_steps, now.train.total_steps
+    planned, requested = before.train.total_steps, now.train.total_steps
     done = max(steps_in(folder / CHECKPOINTS), default=0)
-    if wanted == planned:
+    if requested == planned:
         return
     why = None
-    if wanted < done:
+    if requested < done:
         why = f"{done} steps are done"
     elif now.adapter.spec().transform.length_matters:
         why = "the method's schedule depends on train.steps"
@@ -264,7 +264,7 @@ def _check_length(folder: Path, before: RunConfig, now: RunConfig) -> None:
         why = f"the {now.optimizer.schedule} schedule depends on it, only a constant one does not"
     if why is not None:
         raise UserError(
-            f"{folder} holds a run with train.steps = {planned}, now {wanted} ({why}): give the "
+            f"{folder} holds a run with train.steps = {planned}, now {requested} ({why}): give the "
             "same or another --out"
         )
 
@@ -272,10 +272,10 @@ def _check_length(folder: Path, before: RunConfig, now: RunConfig) -> None:
 def _same_rates(one: RunConfig, other: RunConfig) -> bool:
     """True if the learning rates agree over the length of the shorter run."""
     steps = np.arange(min(one.train.total_steps, other.train.total_steps))
-    mine, theirs = (
+    new, saved = (
         schedule_of(each.optimizer, each.train.total_steps)(steps) for each in (one, other)
     )
-    return np.array_equal(np.asarray(mine), np.asarray(theirs))
+    return np.array_equal(np.asarray(new), np.asarray(saved))
 
 
 def check_same_rows(folder: Path, data: TaskData) -> None:
@@ -309,15 +309,15 @@ def rows_of(folder: Path, saved: dict[str, Any], data: TaskData) -> dict[str, An
     return {"rows": data.identity, "earlier_rows": earlier}
 
 
-def check_same_model(folder: Path, saved: dict[str, Any], built: TrainSetup) -> None:
+def check_same_model(folder: Path, saved: dict[str, Any], setup: TrainSetup) -> None:
     """Raises `UserError` unless a model has the frozen kernels that a run began with."""
-    theirs, mine = saved["base_sha256"], built.base_fingerprint
-    if theirs != mine:
+    recorded, current = saved["base_sha256"], setup.base_fingerprint
+    if recorded != current:
         raise UserError(
-            f"{folder} belongs to a run on another base model (its weights are {theirs[:12]}, "
-            f"these are {mine[:12]}): give the same model or another --out"
+            f"{folder} belongs to a run on another base model (its weights are {recorded[:12]}, "
+            f"these are {current[:12]}): give the same model or another --out"
         )
-    for name, norms in built.residual_norms.items():
+    for name, norms in setup.residual_norms.items():
         before = saved["residual_norms"].get(name, [])
         alike = len(before) == len(norms)
         if not alike or not np.allclose(before, norms, rtol=NORM_TOLERANCE, atol=0):

@@ -82,9 +82,9 @@ class Lifeline:
         """Watches a connection that sends the token; closes any other without further effect."""
         with contextlib.suppress(OSError):
             peer.settimeout(CONNECT_SECONDS)
-            said = _receive(peer, TOKEN_BYTES + 4)
-            if hmac.compare_digest(said[:TOKEN_BYTES], token):
-                self._watch_in_background(struct.unpack("!I", said[TOKEN_BYTES:])[0], peer)
+            message = _receive(peer, TOKEN_BYTES + 4)
+            if hmac.compare_digest(message[:TOKEN_BYTES], token):
+                self._watch_in_background(struct.unpack("!I", message[TOKEN_BYTES:])[0], peer)
                 return
         peer.close()
 
@@ -95,10 +95,10 @@ class Lifeline:
         _in_background(self._watch, index, peer)
 
     def _watch(self, index: int, peer: socket.socket) -> None:
-        said = b""
+        message = b""
         with contextlib.suppress(OSError):
-            said = _receive(peer, MESSAGE.size)
-        code, ended = MESSAGE.unpack(said) if len(said) == MESSAGE.size else (LOST, index)
+            message = _receive(peer, MESSAGE.size)
+        code, ended = MESSAGE.unpack(message) if len(message) == MESSAGE.size else (LOST, index)
         if code != DONE:
             self._end_with(code, ended)
 
@@ -141,10 +141,10 @@ class Lifeline:
 
 def _receive(peer: socket.socket, size: int) -> bytes:
     """Receives `size` bytes, or fewer if the connection ends before."""
-    said = b""
-    while len(said) < size and (piece := peer.recv(size - len(said))):
-        said += piece
-    return said
+    received = b""
+    while len(received) < size and (piece := peer.recv(size - len(received))):
+        received += piece
+    return received
 
 
 def _in_background(action: Callable[..., object], *args: Any) -> None:

@@ -205,8 +205,8 @@ class StopConsensus:
         if not self._several:
             return stop
         before, shape = self._pending, (len(jax.devices()),)
-        mine = np.full((1,), stop, np.int32)
-        votes = jax.make_array_from_callback(shape, self._each, lambda _: mine)
+        vote = np.full((1,), stop, np.int32)
+        votes = jax.make_array_from_callback(shape, self._each, lambda _: vote)
         self._pending = self._any(votes)
         return before is not None and bool(before)
 

@@ -53,10 +53,10 @@ def _dot(equation: Any) -> int:
 
 def _inside(params: dict[str, Any]) -> list[Jaxpr]:
     """Returns the jaxprs that an operation runs."""
-    found = []
+    jaxprs = []
     for value in params.values():
         for each in value if isinstance(value, tuple | list) else (value,):
             inner = getattr(each, "jaxpr", each)
             if hasattr(inner, "eqns"):
-                found.append(inner)
-    return found
+                jaxprs.append(inner)
+    return jaxprs

@@ -14,25 +14,25 @@ from goat_jax.training.setup import TrainSetup
 from goat_jax.training.task_types import task_type_of
 
 
-def header(built: TrainSetup, data: TaskData) -> str:
+def header(setup: TrainSetup, data: TaskData) -> str:
     """Returns a line each for model, trained parameters, notes, rows, lengths, steps and devices.
 
     Args:
-        built: the run's model.
+        setup: the run's model.
         data: the run's rows, with its config.
     """
-    config, report = data.config, built.inject_report
+    config, report = data.config, setup.inject_report
     share = report.trained_parameters / report.total_parameters
-    quantized = [] if built.quantize_report is None else [str(built.quantize_report)]
+    quantized = [] if setup.quantize_report is None else [str(setup.quantize_report)]
     lines = [
-        ("model", f"{config.model.path}, {built.kind}, {config.model.dtype}"),
+        ("model", f"{config.model.path}, {setup.kind}, {config.model.dtype}"),
         (
             "trained",
             f"{human_count(report.trained_parameters)} of "
             f"{human_count(report.total_parameters)} parameters ({share:.2%}), "
             f"{config.adapter.method}",
         ),
-        ("notes", "; ".join([*built.notes, *quantized])),
+        ("notes", "; ".join([*setup.notes, *quantized])),
         ("rows", "; ".join(data.notes)),
         ("lengths", _lengths(config, data.rows)),
         ("steps", _steps(config, len(data.rows))),

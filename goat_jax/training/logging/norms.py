@@ -35,11 +35,11 @@ def norms_by_module(
         owner = _owner(keys, names)
         of_layer = squares if len(names.get(owner, ())) == squares.size else squares.sum()
         sums[owner] = sums.get(owner, 0.0) + np.atleast_1d(of_layer)
-    found: dict[str, list[float]] = {}
+    norms: dict[str, list[float]] = {}
     for owner, total in sums.items():
         name = patterns.get(owner, ".".join(map(str, owner)))
-        found.setdefault(name, []).extend(np.sqrt(total).tolist())
-    return found
+        norms.setdefault(name, []).extend(np.sqrt(total).tolist())
+    return norms
 
 
 def not_finite(squares_by_leaf: PyTree, names: Mapping[Path, Sequence[str]], most: int = 3) -> str:
@@ -53,15 +53,15 @@ def not_finite(squares_by_leaf: PyTree, names: Mapping[Path, Sequence[str]], mos
     >>> not_finite({"adapter": {"up": {"a": np.array([1.0, np.nan])}}}, {("up",): ["0.up", "1.up"]})
     '1.up'
     """
-    found: dict[str, None] = {}
+    modules: dict[str, None] = {}
     for keys, squares in _leaves(squares_by_leaf):
         owner, bad = _owner(keys, names), ~np.isfinite(squares)
         owners = names.get(owner, [".".join(map(str, keys))])
         if len(owners) == bad.size:
-            found |= dict.fromkeys(name for name, b in zip(owners, bad, strict=True) if b)
+            modules |= dict.fromkeys(name for name, b in zip(owners, bad, strict=True) if b)
         elif bad.any():
-            found |= dict.fromkeys(owners[:1])
-    listed = list(found)
+            modules |= dict.fromkeys(owners[:1])
+    listed = list(modules)
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more or "none"
 

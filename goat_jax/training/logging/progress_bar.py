@@ -99,8 +99,8 @@ class TrainProgress:
         """
         if not self._enabled:
             return
-        given = {"loss": loss} | values
-        self._values |= {name: float(value) for name, value in given.items() if value is not None}
+        shown = {"loss": loss} | values
+        self._values |= {name: float(value) for name, value in shown.items() if value is not None}
         self._step = step
         self._bar.update(self._task, completed=step, status=_status(self._values))
         if not self._live and self._line_is_due():

@@ -73,16 +73,16 @@ class Meter:
         """
         now = self._clock()
         seconds = max(now - self._since, 1e-9)
-        found = {
+        figures = {
             f"{self._unit}_per_second": self._shares * self._real / seconds,
             "padding_share": 1 - self._real / max(self._all, 1),
             "seconds": now - self._since,
             **{f"{part}_seconds": spent for part, spent in self._spent.items()},
         }
         if self._peak is not None:
-            found["utilization"] = self._flops / seconds / self._peak
+            figures["utilization"] = self._flops / seconds / self._peak
         self._start(now)
-        return found
+        return figures
 
 
 def memory_peaks() -> dict[str, float]:
@@ -92,8 +92,8 @@ def memory_peaks() -> dict[str, float]:
     True
     """
     unit = 1 if sys.platform == "darwin" else 1024
-    found: dict[str, float] = {
+    peaks: dict[str, float] = {
         "host_peak_bytes": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     }
     device_peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    return found if device_peak is None else {**found, "device_peak_bytes": device_peak}
+    return peaks if device_peak is None else {**peaks, "device_peak_bytes": device_peak}

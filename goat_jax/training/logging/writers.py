@@ -168,14 +168,14 @@ class MLflow:
         self._client = mlflow.MlflowClient()
         experiment = mlflow.set_experiment(project).experiment_id
         tag = _id_of(folder)
-        found = self._client.search_runs([experiment], f"tags.goat_jax_folder = '{tag}'")
-        if found:
-            self._run = found[0].info.run_id
+        runs = self._client.search_runs([experiment], f"tags.goat_jax_folder = '{tag}'")
+        if runs:
+            self._run = runs[0].info.run_id
             self._client.update_run(self._run, status="RUNNING")
             return
         tags = {"goat_jax_folder": tag}
-        made = self._client.create_run(experiment, run_name=folder.name, tags=tags)
-        self._run = made.info.run_id
+        created = self._client.create_run(experiment, run_name=folder.name, tags=tags)
+        self._run = created.info.run_id
         params = [self._entities.Param(name, str(value)[:500]) for name, value in config.items()]
         for first in range(0, len(params), 100):  # the server takes no more at once
             self._client.log_batch(self._run, params=params[first : first + 100])

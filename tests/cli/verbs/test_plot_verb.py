@@ -111,9 +111,9 @@ def products(model):
 
 
 def test_update_norms_are_those_of_the_products(opened):
-    now = products(merge_model(opened.built.graph, opened.state.trainable, opened.built.base))
-    graph, start = opened.built.graph, opened.built.state.trainable
-    before = products(merge_model(graph, start, opened.built.base))
+    now = products(merge_model(opened.setup.graph, opened.state.trainable, opened.setup.base))
+    graph, start = opened.setup.graph, opened.setup.state.trainable
+    before = products(merge_model(graph, start, opened.setup.base))
     found = update_norms(opened)
     assert set(found) == set(now)
     for name, norms in found.items():
@@ -123,8 +123,8 @@ def test_update_norms_are_those_of_the_products(opened):
 
 
 def test_segments_are_those_the_experts_started_from(opened):
-    start = opened.built.state.trainable
-    model = merge_model(opened.built.graph, start, opened.built.base)
+    start = opened.setup.state.trainable
+    model = merge_model(opened.setup.graph, start, opened.setup.base)
     adapters = {site.pattern: site.module.adapter for site in find_modules(model)}
     rho = opened.config.adapter.spec().initializer.rho
     for name, (values, index) in spectra(opened).items():

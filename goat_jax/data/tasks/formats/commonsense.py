@@ -36,7 +36,7 @@ def instructed(row: Row) -> Row:
     )
 
 
-def _written(row: Row, asked: str, word: str, options: Sequence[str], place: Any) -> Row:
+def _written(row: Row, question: str, word: str, options: Sequence[str], place: Any) -> Row:
     if not word:
         labels: Sequence[str] = ("true", "false")
         listed = ""
@@ -52,7 +52,7 @@ def _written(row: Row, asked: str, word: str, options: Sequence[str], place: Any
         raise UserError(f"its answer is not one of the {len(labels)} options: the row has no label")
     return {
         **({"id": row["id"]} if "id" in row else {}),
-        "instruction": f"{asked}{APART}{listed}Answer format: {'/'.join(labels)}",
+        "instruction": f"{question}{APART}{listed}Answer format: {'/'.join(labels)}",
         "input": "",
         "output": f"the correct answer is {answer}",
         "answer": answer,
@@ -78,39 +78,39 @@ def _place(value: Any, start: int = 0) -> int | None:
 
 def _boolq(row: Row) -> Parts:
     question = read_text(row, "question")
-    asked = f"Please answer the following question with true or false, question: {question}?"
+    prompt = f"Please answer the following question with true or false, question: {question}?"
     # Tables hold the answer as text, and bool("False") is True.
-    return asked, "", (), TRUTH.get(str(row["answer"]).lower())
+    return prompt, "", (), TRUTH.get(str(row["answer"]).lower())
 
 
 def _piqa(row: Row) -> Parts:
-    asked = f"Please choose the correct solution to the question: {read_text(row, 'goal')}"
-    return asked, "solution", _columns(row, "sol1", "sol2"), _place(row["label"])
+    prompt = f"Please choose the correct solution to the question: {read_text(row, 'goal')}"
+    return prompt, "solution", _columns(row, "sol1", "sol2"), _place(row["label"])
 
 
 def _siqa(row: Row) -> Parts:
     options = _columns(row, "answerA", "answerB", "answerC")
-    asked = " ".join(_columns(row, "context", "question"))
-    return _question(asked, options, _place(row["label"], 1))
+    prompt = " ".join(_columns(row, "context", "question"))
+    return _question(prompt, options, _place(row["label"], 1))
 
 
 def _hellaswag(row: Row) -> Parts:
     context = read_text(row, "ctx" if row.get("ctx") else "context")
-    asked = (
+    prompt = (
         "Please choose the correct ending to complete the given sentence: "
         f"{read_text(row, 'activity_label')}: {context}"
     )
-    return asked, "ending", _texts(row["endings"]), _place(row["label"])
+    return prompt, "ending", _texts(row["endings"]), _place(row["label"])
 
 
 def _winogrande(row: Row) -> Parts:
-    asked = (
+    prompt = (
         "Please choose the correct answer to fill in the blank to complete the given sentence: "
         f"{read_text(row, 'sentence')}"
     )
     # TFDS gives a class id from 0, the hub an option number from 1.
     place = _place(row["label"]) if "label" in row else _place(row["answer"], 1)
-    return asked, "option", _columns(row, "option1", "option2"), place
+    return prompt, "option", _columns(row, "option1", "option2"), place
 
 
 def _listed(row: Row) -> Parts:
@@ -118,20 +118,20 @@ def _listed(row: Row) -> Parts:
     labels = _texts(row["choices"]["label"])
     key = _texts([row["answerKey"]])[0]
     place = labels.index(key) if key in labels else None
-    asked = row.get("question_stem") or row["question"]
-    return _question(asked, _texts(row["choices"]["text"]), place)
+    question = row.get("question_stem") or row["question"]
+    return _question(question, _texts(row["choices"]["text"]), place)
 
 
 def _obqa(row: Row) -> Parts:
     """Reads TFDS's OpenBookQA: choices as fields of the question."""
-    asked = row["question"]
-    options = [asked[f"choice_{letter}"] for letter in "ABCD"]
+    question = row["question"]
+    options = [question[f"choice_{letter}"] for letter in "ABCD"]
     key = row["answerKey"]
-    return _question(asked["stem"], options, "ABCD".find(key) if isinstance(key, str) else key)
+    return _question(question["stem"], options, "ABCD".find(key) if isinstance(key, str) else key)
 
 
-def _question(asked: str, options: Sequence[str], place: int | None) -> Parts:
-    return f"Please choose the correct answer to the question: {asked}", "answer", options, place
+def _question(question: str, options: Sequence[str], place: int | None) -> Parts:
+    return f"Please choose the correct answer to the question: {question}", "answer", options, place
 
 
 def _columns(row: Row, *columns: str) -> list[str]:
@@ -140,8 +140,8 @@ def _columns(row: Row, *columns: str) -> list[str]:
 
 def _texts(values: Iterable[Any]) -> list[str]:
     """Returns options or labels as text; each must be text or an integer."""
-    found = [value.decode() if isinstance(value, bytes) else value for value in values]
-    return [check_text(value, f"option {n}", True) for n, value in enumerate(found, start=1)]
+    texts = [value.decode() if isinstance(value, bytes) else value for value in values]
+    return [check_text(value, f"option {n}", True) for n, value in enumerate(texts, start=1)]
 
 
 ORIGINAL: tuple[tuple[set[str], Callable[[Row], Parts]], ...] = (

@@ -57,9 +57,9 @@ def read_conversation(row: Row) -> Conversation:
     column = column if row.get(column) is not None else "messages"
     values = _from_json(row.get(column), column)
     if not isinstance(values, list) or not values:
-        found = "" if row.get(column) is None else f": it holds {shown(values)}"
+        content_note = "" if row.get(column) is None else f": it holds {shown(values)}"
         raise UserError(
-            f"no list in column {column!r}{found} (the row has {', '.join(map(str, row))})"
+            f"no list in column {column!r}{content_note} (the row has {', '.join(map(str, row))})"
         )
     # Some ShareGPT rows have the system message in a separate column.
     system = read_text(row, "system", default="") if column == "conversations" else ""
@@ -87,17 +87,17 @@ def _message(value: object, where: str) -> tuple[dict[str, Any], int]:
     if not isinstance(value, dict):
         raise UserError(f"{where} is {shown(value)}: give an object with role and content")
     # Tabular formats give every message every key, with null for missing ones.
-    given = {key: item for key, item in value.items() if item is not None}
-    if "role" not in given and "from" in given:
-        given["role"] = given.pop("from")
-        given.setdefault("content", given.pop("value", None))
-    role = check_text(given.get("role"), f"the role of {where}")
+    message = {key: item for key, item in value.items() if item is not None}
+    if "role" not in message and "from" in message:
+        message["role"] = message.pop("from")
+        message.setdefault("content", message.pop("value", None))
+    role = check_text(message.get("role"), f"the role of {where}")
     role = SHARE_GPT.get(role, role)
-    weight = given.pop("weight", 1)
+    weight = message.pop("weight", 1)
     if isinstance(weight, bool) or weight not in (0, 1):
         raise UserError(f"the weight of {where} is {shown(weight)}: give 1 (trained on) or 0 (not)")
-    content = _content(given.get("content"), where, optional=bool(given.get("tool_calls")))
-    return {**given, "role": role, "content": content}, int(weight)
+    content = _content(message.get("content"), where, optional=bool(message.get("tool_calls")))
+    return {**message, "role": role, "content": content}, int(weight)
 
 
 def _content(value: object, where: str, optional: bool) -> str:
@@ -201,14 +201,14 @@ def _marked_spans(
     template = tokenizer.get_chat_template(tools=tools)
     if not GENERATION.search(template):
         return None
-    given: dict[str, Any] = {"conversations": [list(messages)], "tools": tools}
-    found: Any = render_jinja_template(
-        **given,
+    inputs: dict[str, Any] = {"conversations": [list(messages)], "tools": tools}
+    rendered: Any = render_jinja_template(
+        **inputs,
         chat_template=template,
         return_assistant_tokens_mask=True,
         **tokenizer.special_tokens_map,
     )
-    return text, found[1][0]
+    return text, rendered[1][0]
 
 
 def _added_spans(
@@ -217,13 +217,13 @@ def _added_spans(
     """Returns the text up to the last answer, and the span each answer adds to its prompt."""
     done, spans = "", []
     for number in answers:
-        asked = chat_text(tokenizer, messages[:number], answer=True, tools=tools)
+        prompt = chat_text(tokenizer, messages[:number], answer=True, tools=tools)
         answered = chat_text(tokenizer, messages[: number + 1], tools=tools)
-        if not (asked.startswith(done) and answered.startswith(asked)):
+        if not (prompt.startswith(done) and answered.startswith(prompt)):
             raise UserError(
                 "the chat template rewrites earlier messages, so the answers cannot be separated "
                 "from the prompts: give prompt and completion instead"
             )
-        spans.append((len(asked), len(answered)))
+        spans.append((len(prompt), len(answered)))
         done = answered
     return done, spans

@@ -66,11 +66,11 @@ def extract_number(text: str) -> Fraction | None:
     """
     marked = _marked(text)
     if marked is not None:
-        found = numbers_in(marked.rpartition("=")[2]) or numbers_in(marked)
-        if found:
-            return found[0]
-    found = numbers_in(text)
-    return found[-1] if found else None
+        numbers = numbers_in(marked.rpartition("=")[2]) or numbers_in(marked)
+        if numbers:
+            return numbers[0]
+    numbers = numbers_in(text)
+    return numbers[-1] if numbers else None
 
 
 def strict_number(text: str) -> Fraction | None:
@@ -79,8 +79,8 @@ def strict_number(text: str) -> Fraction | None:
     >>> print(strict_number("#### -1,234.5 dollars"), strict_number("The answer is 18."))
     -1234 None
     """
-    found = STRICT.search(text)
-    return None if found is None else Fraction(found[1].replace(",", ""))
+    match = STRICT.search(text)
+    return None if match is None else Fraction(match[1].replace(",", ""))
 
 
 def _marked(text: str) -> str | None:

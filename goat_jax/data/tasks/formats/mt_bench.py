@@ -123,31 +123,31 @@ def read_judge_prompts(path: str | Path) -> dict[str, JudgePrompt]:
 
     Raises UserError for a row without these texts, or if a prompt of `OWN_PROMPTS` is missing.
     """
-    found = {}
+    prompts = {}
     for number, row in enumerate(read_rows(path), start=1):
         values = [row.get(name) for name in ("name", "system_prompt", "prompt_template")]
         if not all(isinstance(value, str) for value in values):
             raise UserError(
                 f"{path}: row {number}: needs text in name, system_prompt and prompt_template"
             )
-        found[str(values[0])] = JudgePrompt(*map(str, values))
-    missing = [name for name in OWN_PROMPTS if name not in found]
+        prompts[str(values[0])] = JudgePrompt(*map(str, values))
+    missing = [name for name in OWN_PROMPTS if name not in prompts]
     if missing:
         raise UserError(f"{path}: no prompt is named {missing[0]!r}: use FastChat's judge_prompts")
-    return found
+    return prompts
 
 
 def read_references(path: str | Path) -> dict[str, list[str]]:
     """Reads question id -> reference answers of its turns from a FastChat answer file."""
-    found = {}
+    references = {}
     for number, row in enumerate(read_rows(path), start=1):
         try:
-            found[str(row["question_id"])] = [str(t) for t in row["choices"][0]["turns"]]
+            references[str(row["question_id"])] = [str(t) for t in row["choices"][0]["turns"]]
         except (KeyError, IndexError, TypeError):
             raise UserError(
                 f"{path}: row {number}: needs question_id and choices[0].turns"
             ) from None
-    return found
+    return references
 
 
 def judge_messages(
@@ -174,14 +174,14 @@ def judge_messages(
     for turn, text in enumerate(reference or (), start=1):
         values[f"ref_answer_{turn}"] = text
     try:
-        asked = prompt.template.format(**values)
+        request = prompt.template.format(**values)
     except (KeyError, IndexError, ValueError) as error:
         raise UserError(
             f"judge prompt {prompt.name}: its template does not fit ({error})"
         ) from None
     return prompt.name, [
         {"role": "system", "content": prompt.system},
-        {"role": "user", "content": asked},
+        {"role": "user", "content": request},
     ]
 
 
@@ -193,8 +193,8 @@ def read_rating(text: str) -> float | None:
     """
     text = BEGUN_THOUGHT.sub("", THOUGHT.sub("", text))
     for form in RATINGS:
-        if found := form.findall(text):
-            grade = float(found[-1])
+        if grades := form.findall(text):
+            grade = float(grades[-1])
             return grade if SCALE[0] <= grade <= SCALE[1] else None
     return None
 

@@ -47,12 +47,12 @@ def read_choices(instruction: str) -> Choices:
         raise UserError(f"no line {ANSWER_FORMAT!r} with two or more labels at the end")
     starts: list[tuple[int, int]] = []
     for label in labels:
-        found = re.compile(rf"\b{re.escape(label)}\s*:", re.IGNORECASE).search(
+        match = re.compile(rf"\b{re.escape(label)}\s*:", re.IGNORECASE).search(
             body, starts[-1][1] if starts else 0
         )
-        if found is None:
+        if match is None:
             break
-        starts.append(found.span())
+        starts.append(match.span())
     if len(starts) < len(labels):
         if starts:
             raise UserError(
@@ -80,8 +80,8 @@ def extract_label(text: str, labels: Sequence[str]) -> str | None:
     True
     """
     places = {label: _pattern(label).search(text) for label in labels}
-    found = {label: match.start() for label, match in places.items() if match}
-    return min(found, key=lambda label: found[label]) if found else None
+    starts = {label: match.start() for label, match in places.items() if match}
+    return min(starts, key=lambda label: starts[label]) if starts else None
 
 
 def _pattern(label: str) -> re.Pattern[str]:
