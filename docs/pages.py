@@ -14,7 +14,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 MADE = HERE / "made"
-"""Where they are written; git ignores it."""
+"""The folder of the written pages; git ignores it."""
 
 
 def write_all(app: Any) -> None:

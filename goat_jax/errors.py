@@ -15,7 +15,7 @@ class UserError(ValueError):
 
 
 class UnknownField(UserError):
-    """Error for a name that is no field of a config.
+    """Error for a name that is not a field of a config.
 
     Attributes:
         name: the name as it was given, with its group if it had one.

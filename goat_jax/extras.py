@@ -56,7 +56,7 @@ def import_extra(module: str, purpose: str) -> Any:
 def skipped_without_extra(what: str) -> Iterator[None]:
     """Skips its block with a one-line notice if an optional package is missing.
 
-    It is for by-products of a run, such as figures: their absence is no reason to refuse the run.
+    It is for by-products of a run, such as figures: a run is not refused because they are missing.
 
     Args:
         what: the name of what the block makes.

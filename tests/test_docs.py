@@ -35,7 +35,7 @@ def anchors(path: Path) -> set[str]:
 
 
 def exists(name: str) -> bool:
-    """Whether there is a module of this name, or something in one."""
+    """Returns True if there is a module of this name, or something of this name in a module."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         try:
@@ -90,7 +90,7 @@ def check_methods(text):
     for words in re.findall(r"--methods((?: +\"?[a-z]\S*)+)", lines):
         for typed in words.replace('"', "").split():
             for word in [typed] if ":" in typed else typed.split(","):  # as `compare` reads them
-                assert word.partition(":")[0] in METHODS, f"{word} is no method"
+                assert word.partition(":")[0] in METHODS, f"{word} is not a method"
 
 
 def test_every_public_name_is_in_the_reference():

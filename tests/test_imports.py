@@ -25,7 +25,7 @@ FLOORS = (
     ("analysis", "inference", "parity"),
     ("cli",),
 )
-"""From the ground up. Rooms of one floor do not see each other."""
+"""The floors from the ground up. Rooms of one floor do not see each other."""
 
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FOR_TESTS = "testing"
@@ -38,7 +38,7 @@ ONLY = {
     "files": set(),
     "typing": {"jax"},
 }
-"""What else these rooms may import, besides the standard library."""
+"""Packages that these rooms may import besides the standard library."""
 NEVER = {"torch", "peft", "tensorflow", "pickle"}
 
 
@@ -73,7 +73,7 @@ def inner_rule(room, other):
     if room in (FOR_TESTS, FACADE, PROGRAM) or other in (room, "__version__"):
         return None
     if other not in FLOOR_OF:
-        return f"{other!r} is no room of the package"
+        return f"{other!r} is not a room of the package"
     mine, theirs = FLOOR_OF[room], FLOOR_OF[other]
     if theirs == mine:
         return f"{room} and {other} are on one floor and do not see each other"
@@ -137,7 +137,7 @@ def test_the_sandbox_needs_the_standard_library_alone(module):
         ("errors", "import jax", "errors imports only the standard library"),
         ("core", "from . import svd", "imports are absolute"),
         ("core", "from ..adapters import spec", "imports are absolute"),
-        ("core", "from goat_jax import AdapterSpec", "is no room of the package"),
+        ("core", "from goat_jax import AdapterSpec", "is not a room of the package"),
         ("misc", "import jax", "room 'misc' has no floor"),
     ],
 )

@@ -11,12 +11,12 @@ from notebook_outputs import difference, shown
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 SECONDS = 3600
-"""For one cell, so that one that hangs ends; a notebook takes about a minute on two free cores."""
+"""Time limit of one cell, in seconds; a whole notebook takes about a minute on two free cores."""
 
 
 @pytest.fixture
 def plain_environment(monkeypatch):
-    """What a reader has: neither the tests' devices nor their compiler settings."""
+    """Returns a reader's environment: neither the tests' devices nor their compiler settings."""
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     paths = [str(FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
@@ -59,7 +59,7 @@ def test_it_runs(path, plain_environment):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_names_and_fields_exist(path):
-    """What the cells take from the library, read without running them."""
+    """Returns the names that the cells take from the library, without running them."""
     cells = json.loads(path.read_text("utf-8"))["cells"]
     code = [{**cell, "source": "".join(cell["source"])} for cell in cells]
     code = [code_of(cell) for cell in code if cell["cell_type"] == "code"]

@@ -1,4 +1,4 @@
-"""What `goat_jax` offers: a list that changes on purpose only, every name of it documented."""
+"""Public names of `goat_jax`: a list that changes on purpose only, each name documented."""
 
 import ast
 import dataclasses
@@ -83,7 +83,7 @@ OF_RUNS = {
     "goat_jax.training.abstract_run": "abstract_run",
     "goat_jax.training.vmapped_runs": "RunVariant RunResult train_vmapped with_variant",
 }
-"""What programs around runs import, by module."""
+"""Names that programs around runs import, by module."""
 
 
 def test_the_public_names_are_these():

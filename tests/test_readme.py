@@ -1,6 +1,6 @@
 """The README's commands and Python run as they stand, on a tiny model of the same name.
 
-So does the Python of two pages that go on from there.
+So does the Python of two pages that continue from there.
 """
 
 import re

@@ -80,7 +80,7 @@ def kept_scores(folder: Path, key: Key) -> tuple[dict[str, float] | None, list[s
         entries that have changed.
 
     Raises:
-        UserError: a result of another config, or a file that is no result.
+        UserError: a result of another config, or a file that is not a result.
     """
     path = folder / RESULT
     if not path.is_file():

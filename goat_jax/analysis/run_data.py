@@ -140,7 +140,7 @@ def batch_of_image(run: Reopened, path: Path | None, row: int) -> Batch:
         row: the row's index, if no file is given.
 
     Raises:
-        UserError: the run's model reads texts, or the file is no image.
+        UserError: the run's model reads texts, or the file is not an image.
     """
     if run.setup.vocabulary is not None:
         raise UserError("this run's model reads texts: give --text or --row, not --image")

@@ -43,7 +43,7 @@ class Runs:
         """Reads the results in the file; empty if there is no file.
 
         Raises:
-            UserError: the file is of other settings, or is no such file.
+            UserError: the file belongs to other settings or does not hold results.
         """
         if not self.path.is_file():
             return {}

@@ -150,7 +150,7 @@ VERBS = {
     "plot": Verb(
         calls.run_plot,
         arguments.plot,
-        "Draw a run: losses, expert load, router entropy, which expert a token goes to, spectra,\n"
+        "Draw a run: losses, expert load, router entropy, the expert of each token, spectra,\n"
         "updates; PNG files and one page, RUN/report.html, that opens offline.",
         'goat-jax plot runs/demo --text "A warm, sharp film about nothing"\n'
         "         goat-jax plot runs/a runs/b --records-only",

@@ -152,7 +152,7 @@ def _replaced_value(now: object, value: object, name: str, whole: RunConfig) -> 
 
 
 def unknown_field(config: RunConfig, name: str) -> UnknownField:
-    """Makes the error for a dotted name that is no field, with the field that was probably meant:
+    """Makes the error for a dotted name that is not a field, with the field probably meant:
     one of the same group, or else one of any group."""
     fields = [*field_kinds(config), *(f"adapter.{option}" for option in method_options())]
     groups = [field.name for field in dataclasses.fields(config)]

@@ -92,7 +92,7 @@ DEPENDED_ON: Mapping[str, Any] = MappingProxyType(
 
 
 ARGUMENTS = ("model", "data", "held_out")
-"""Arguments of `config_for` that are no fields."""
+"""Arguments of `config_for` that are not fields."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Visible:
         window: the number of tokens that a query reaches in either direction, itself included;
             None for all. Static under jit.
         segments: (B, T) integers: queries see only keys of their segment. Needs T = S.
-        real: (B, S) bool: keys that are no padding.
+        real: (B, S) bool: keys that are not padding.
         start: the first query's slot among the keys, an int32 scalar; None is 0.
 
     >>> Visible(causal=True, window=2).mask(3, 3)[0].astype(int)

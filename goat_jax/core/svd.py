@@ -52,7 +52,7 @@ def svd_by_gram(kernel: np.ndarray) -> Svd[np.ndarray]:
     A Gram matrix squares the singular values. An eigenvalue's error of about H eps s_1^2, with
     eps = 1.1e-16, becomes an error of H eps s_1^2 / (2 s_k) in s_k. For s_k >= 1e-5 s_1 and
     H = 4096 this is below 2.3e-8 s_1, under float32's rounding (6e-8), and u and vt are orthonormal
-    to float32 precision too. A kernel with smaller singular values goes to LAPACK's SVD in float64.
+    to float32 precision too. LAPACK decomposes a kernel with smaller singular values in float64.
 
     >>> svd_by_gram(np.array([[3.0, 0.0, 0.0], [0.0, 4.0, 0.0]], np.float32)).s
     array([4., 3.], dtype=float32)

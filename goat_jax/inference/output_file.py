@@ -74,7 +74,7 @@ def check_out(out: Path) -> None:
         known = ", ".join((*STREAMED, PARQUET))
         raise UserError(f"{out}: unknown file type: end its name in one of {known}")
     if not out.absolute().parent.is_dir():
-        raise UserError(f"{out.parent} is no folder: make it first, or choose another --out")
+        raise UserError(f"{out.parent} is not a folder: make it first, or choose another --out")
     if out.exists() and not _stamp(out).is_file():
         raise UserError(f"{out} is there already: choose another --out, or remove it first")
 

@@ -137,7 +137,7 @@ def read_einsum(text: str, kernel_shape: tuple[int, ...]) -> Einsum:
         kernel_shape: the kernel's shape.
 
     Raises:
-        UserError: an einsum that is no matrix product, such as one with a kernel per head.
+        UserError: an einsum that is not a matrix product, such as one with a kernel per head.
     """
     terms, _, y = text.replace(" ", "").partition("->")
     x, _, k = terms.partition(",")

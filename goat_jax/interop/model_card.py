@@ -103,7 +103,7 @@ PIPELINES: Mapping[type, str] = MappingProxyType(
 def metadata(name: str, config: RunConfig, facts: Facts, merged: bool) -> str:
     """Returns the YAML that the hub reads: base model, library, task, data and scores.
 
-    A base model or data set that is no repository of the hub, such as a folder, is left out: the
+    A base model or data set that is not a repository of the hub, such as a folder, is left out: the
     hub refuses such a name.
     """
     from huggingface_hub import EvalResult, ModelCardData

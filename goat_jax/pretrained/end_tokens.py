@@ -12,7 +12,7 @@ def with_end_tokens(hf: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Adds the end tokens of generation_config.json to a config.json's `eos_token_id`.
 
     Raises:
-        UserError: a damaged file, or a value that is no token id.
+        UserError: a damaged file, or a value that is not a token id.
     """
     file = folder / "generation_config.json"
     if not file.is_file():
@@ -37,7 +37,7 @@ def token_ids(config: Mapping[str, Any], where: str = "config.json") -> tuple[in
         where: the file's name, for the error message.
 
     Raises:
-        UserError: a value that is no token id.
+        UserError: a value that is not a token id.
 
     >>> token_ids({"eos_token_id": [2, 7]}), token_ids({"eos_token_id": 2}), token_ids({})
     ((2, 7), (2,), ())

@@ -44,7 +44,7 @@ def check_number(
     if optional and value is None:
         return
     kind = numbers.Integral if whole else numbers.Real
-    # bool is a subclass of int, but True is no count. NaN fails every comparison, so test it first.
+    # bool is a subclass of int, but True is not a count. NaN fails every comparison: test it first.
     if isinstance(value, kind) and not isinstance(value, bool) and _is_finite(value):
         limits = (
             (at_least, lambda limit: value >= limit),

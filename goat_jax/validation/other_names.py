@@ -1,6 +1,6 @@
 """Names that other libraries give to our fields: `OTHER_NAMES` maps each one to what it is here.
 
-They are no aliases: a person who gives one gets an error that names the present field.
+They are not aliases: a person who gives one gets an error that names the present field.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "input": ("data", "prompt"),
     }
 )
-"""Name elsewhere -> our dotted fields or options of the command line, the first that is there."""
+"""Name elsewhere -> our dotted fields or options of the command line; the first valid one wins."""
 
 _OTHER_VALUES = {
     *((name, "adapter.method") for name in ("init_lora_weights", "use_rslora", "use_dora")),

@@ -1,4 +1,4 @@
-"""What every method must do, row by row of METHODS, as a layer and in models."""
+"""Contract of every method, row by row of METHODS, as a layer and in models."""
 
 import copy
 import dataclasses
@@ -53,7 +53,7 @@ TARGET = random(BATCH, TOKENS, OUT, seed=3)
 
 @dataclasses.dataclass
 class Layer:
-    """A row as a layer: as it starts, and with all of its arrays moved away from there."""
+    """A row as a layer: in its initial state, and with all of its arrays perturbed."""
 
     name: str
     spec: AdapterSpec
@@ -270,9 +270,9 @@ IDS = np.random.default_rng(0).integers(3, 60, size=(BATCH, 6))
 MASK = np.array([[1] * 6, [1] * 4 + [0] * 2, [1] * 6])
 STEPS = 6
 RATE = {"full": 2e-4, "full_moe": 2e-4}
-"""Of the methods that move the whole model; 2e-3 of all others."""
+"""Learning rate of the methods that move the whole model; 2e-3 for all others."""
 NEAR = {"kasa": 1.0, "goat": 1.0, "goat_plus": 1.0}
-"""How far from the pretrained model's the first output may be: these start off it."""
+"""Largest distance of the first output from the pretrained model's; these methods start off it."""
 ASLEEP = {"lora_dash": {"coefficients"}}
 """Leaves that do not move yet: these wait for the switch."""
 

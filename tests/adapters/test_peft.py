@@ -37,7 +37,7 @@ GRID = [
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A method of PEFT and what it is here.
+    """A method of PEFT and its form here.
 
     Attributes:
         method, options: ours, by the rank.
@@ -132,7 +132,7 @@ CASES = {
 
 
 def peft_layer(case, shape, rank):
-    """PEFT's layer, its adapter at random values unless the start is what is looked at."""
+    """PEFT's layer, its adapter at random values unless the start itself is compared."""
     torch.manual_seed(rank)
     model = torch.nn.Module()
     model.layer = torch.nn.Linear(*shape)

@@ -157,7 +157,7 @@ def test_experts_of_aligned_gradients_train_as_whole_kernels():
 
 @pytest.mark.parametrize("rank", [1, 8, 32])
 def test_the_theorys_scale_matches_the_mean_and_does_not_minimise_the_error(rank):
-    """What docs/mathematics.md says of s = sqrt(3 I eta / R), by starts that are drawn."""
+    """Checks the claims of docs/mathematics.md about s = sqrt(3 I eta / R) on random starts."""
     width, draws = 256, 200
     keys = jax.random.split(jax.random.key(3), draws)
     a = np.stack([kaiming_uniform(key, (width, rank), fan_in=width) for key in keys], dtype=float)

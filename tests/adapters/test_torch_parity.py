@@ -209,7 +209,7 @@ ROWS = {
 
 @pytest.mark.parametrize("row", each(ROWS, ["pissa", "molora", "goat_plus"]))
 def test_method(torch_layer, row):
-    """From the pretrained weight: start, frozen weight, scales, forward, gradients, training."""
+    """Compares start, frozen weight, scales, forward, gradients and training, from one weight."""
     import torch
 
     choice, rho, rule, routed, by_spectrum = ROWS[row]
@@ -233,7 +233,7 @@ def test_method(torch_layer, row):
     assert_close(start.scale, np.asarray(theirs.scale))
     assert_close(start.kernel, theirs.weight.numpy().T)
 
-    # Torch goes on from its own weight and scales; only factors are ours (signs, random draws).
+    # Torch continues from its own weight and scales; only factors are ours (signs, random draws).
     arrays |= factors | {"weight": theirs.weight.numpy(), "scale": np.asarray(theirs.scale)}
     dense = make_dense(start.kernel, arrays["bias"], start.factors, start.scale, spec)
     ours = run_ours(dense, jnp.asarray(arrays["x"]), arrays["target"], spec)

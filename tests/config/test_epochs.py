@@ -1,4 +1,4 @@
-"""Epochs in place of steps: in a config, as an override, and what the rows make of them."""
+"""Epochs in place of steps: in a config, as an override, and converted to steps by the rows."""
 
 import dataclasses
 

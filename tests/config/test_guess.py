@@ -248,7 +248,7 @@ def test_init_writes_the_config_that_train_would_run(tmp_path, capsys):
         ([], "give one of them"),
         (["--model", "roberta-base"], "go together"),
         (["--config", "a.py", "--data", "a.csv"], "give one of them"),
-        (["--config", "a.py", "--held-out", "b.csv"], "goes with --model and --data"),
+        (["--config", "a.py", "--held-out", "b.csv"], "needs --model and --data"),
     ],
 )
 def test_origins_that_do_not_go_together(words, message, capsys):

@@ -1,4 +1,4 @@
-"""The chunked cross entropy against the plain one: values, gradients, and what is in memory."""
+"""The chunked cross entropy against the plain one: values, gradients, and memory."""
 
 import jax
 import jax.numpy as jnp

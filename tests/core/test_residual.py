@@ -88,7 +88,7 @@ def test_residual_is_the_best_constant_for_balanced_routing():
 
 
 def steps_apart(got, expected):
-    """How many bfloat16 values lie between two arrays, element by element."""
+    """Counts the bfloat16 values between two arrays, element by element."""
 
     def order(values):
         bits = np.asarray(values).view(np.uint16).astype(np.int32)

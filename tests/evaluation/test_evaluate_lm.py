@@ -347,7 +347,7 @@ def test_programs_are_not_run_unless_that_is_allowed(model, data, tmp_path, caps
 
 
 def test_pass_at_k_of_several_samples(model, data, tmp_path, capsys, monkeypatch):
-    """Of four samples a question the second and third are right."""
+    """Gives four samples per question, of which the second and third are right."""
     from goat_jax.evaluation import code as coding
 
     drawn = []

@@ -83,7 +83,7 @@ def judge(url, **more):
     return Judge(url, "grader", **given)
 
 
-# What is asked, and what is read
+# The requests, and the answers that are read
 
 
 def test_failures_are_tried_again(judge_at):

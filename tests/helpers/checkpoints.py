@@ -39,7 +39,7 @@ def save(checkpoints: Checkpoints, step: int, scores: dict[str, float] | None = 
 
 
 def without_checksums(checkpoint):
-    """As an older version left it."""
+    """Rewrites it as an older version left it."""
     (checkpoint / "checksums.json").unlink()
     path = checkpoint / "_CHECKPOINT_METADATA"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"custom_metadata": {}}))

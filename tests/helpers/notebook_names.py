@@ -19,7 +19,7 @@ def code_of(cell) -> str:
 
 
 def problems(code: str) -> list[str]:
-    """What a program asks of the library that the library does not have, by line.
+    """Lists, by line, the names that a program uses and the library does not have.
 
     Types follow imports, calls with annotated results, fields and `dataclasses.replace`; what
     comes from elsewhere is not looked at.

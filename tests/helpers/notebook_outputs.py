@@ -8,7 +8,7 @@ NUMBER = re.compile(
 
 
 def shown(cell) -> tuple[str, list[str]]:
-    """What a cell printed and returned as one text, and the kinds of its other results.
+    """Returns a cell's printed and returned text as one, and the kinds of its other results.
 
     Warnings are left out, and how the text was cut into pieces.
     """
@@ -36,7 +36,7 @@ def difference(kept: str, now: str) -> str | None:
 
 
 def _words(text: str) -> list[str]:
-    """Numbers and what is between them, without the width of columns."""
+    """Numbers and the text between them, without the width of columns."""
     text = re.sub(r"-{2,}", "--", text)
     words, end = [], 0
     for match in NUMBER.finditer(text):

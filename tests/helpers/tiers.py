@@ -1,4 +1,4 @@
-"""Which cases of a grid CI runs, and which only the nightly tier."""
+"""Tiers of a grid's cases: those that CI runs, and those that only the nightly tier runs."""
 
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any

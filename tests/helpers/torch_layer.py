@@ -103,7 +103,7 @@ class Layer(torch.nn.Module):
         return ((y.to(target.dtype) - target) ** 2).mean() + coef * aux, y, aux
 
     def margin(self, x):
-        """How far, at least, the k-th best logit is above the next: zero is a tie."""
+        """Returns the smallest gap between the k-th best logit and the next: zero is a tie."""
         if self.router is None or self.top_k == len(self.a):
             return math.inf
         z = F.linear(x.to(self.router.dtype), self.router).sort(-1, descending=True).values

@@ -1,4 +1,4 @@
-"""Predictions of a trained run: the evaluation's numbers, in order, in files that go on."""
+"""Predictions of a trained run: the evaluation's numbers, in order; files can be continued."""
 
 import dataclasses
 import json
@@ -248,7 +248,7 @@ def test_images_are_not_written(tmp_path):
 def test_a_file_that_cannot_be_written_so(tmp_path):
     for name, message in {
         "a.txt": "unknown file type: end its name in one of .csv",
-        "no/a.csv": "is no folder",
+        "no/a.csv": "is not a folder",
     }.items():
         with pytest.raises(UserError, match=message):
             written(tmp_path / name)

@@ -336,7 +336,7 @@ MODELS = {
 
 @pytest.mark.parametrize("kind", each(MODELS, ["encoder"]))
 def test_a_model_that_is_trained_in_full_computes_in_the_dtype_it_had(kind):
-    """In float32 from bfloat16's numbers it would give other bits."""
+    """Computed in float32 from bfloat16's numbers, it would give other bits."""
     model = MODELS[kind]()
     for site in find_modules(model, (Dense, Embedding, PatchEmbedding)):
         for value in vars(site.module).values():

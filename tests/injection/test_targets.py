@@ -1,4 +1,4 @@
-"""Which names a target stands for."""
+"""Matching of module names by targets."""
 
 from goat_jax.injection.targets import ALL_LINEAR, matches, trains
 

@@ -176,7 +176,7 @@ def changed_run(run, folder, **fields):
 
 @pytest.mark.parametrize("method", ROUTED)
 def test_routed_adapters_are_refused_where_no_kernel_equals_them(method, run_of, tmp_path):
-    """From the config alone, before anything is loaded."""
+    """The config alone decides this, before anything is loaded."""
     sizes = {"adapter.total_rank": 2 * METHODS[method].spec.num_experts}
     run = changed_run(run_of("pissa"), tmp_path / "run", **sizes, **{"adapter.method": method})
     for to in ("peft", "merged"):

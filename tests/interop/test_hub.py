@@ -19,7 +19,7 @@ TOKEN = "hf_secret"
 
 
 class Hub:
-    """`HfApi` at its boundary: what is asked of the hub, and what it answers."""
+    """Stands in for `HfApi`: the requests to the hub and its answers."""
 
     def __init__(self, refusal=None, login=None):
         self.asked, self.refusal, self.login = [], refusal, login
@@ -83,7 +83,7 @@ def test_nothing_is_uploaded_without_being_asked(export):
     [
         (Hub(), ["--push", "alone"], "--push 'alone' is not a repository: give USER/NAME"),
         (Hub(), ["--push", "a/b/c"], "is not a repository"),
-        (Hub(), ["--public"], "--public goes with --push USER/NAME"),
+        (Hub(), ["--public"], "--public needs --push USER/NAME"),
         (Hub(login=LocalTokenNotFoundError("no")), ["--push", "a/b"], "run `hf auth login`"),
     ],
     ids=["alone", "path", "public", "login"],

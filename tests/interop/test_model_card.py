@@ -67,7 +67,7 @@ def lines_of(folder):
 
 
 def run_lines(folder, monkeypatch):
-    """What the lines on a card define, run beside the folder and without the network."""
+    """Runs the lines of a card beside the folder, without the network; returns their names."""
     monkeypatch.chdir(folder.parent)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     found = {}

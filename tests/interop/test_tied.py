@@ -22,7 +22,7 @@ peft = pytest.importorskip("peft", reason="needs the extra 'test', which brings 
 transformers = pytest.importorskip("transformers")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
-    # PEFT's advice on tied embeddings; what it then computes is what is compared.
+    # PEFT's advice on tied embeddings; its results with this setting are compared.
     pytest.mark.filterwarnings("ignore:Model (with|has) .tie_word_embeddings:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*tie.*:UserWarning"),
 ]

@@ -163,7 +163,7 @@ def make_batch() -> Callable[..., dict[str, np.ndarray]]:
         mask[3, 3:5] = 0  # inside
         ids[mask == 0] = pad
         ids[4, 4] = pad  # a pad token that counts
-        mask[5, 5:] = 0  # tokens that do not count but are no pad tokens
+        mask[5, 5:] = 0  # masked tokens that are not pad tokens
         kinds = rng.integers(0, max(types, 1), ids.shape).astype(np.int32)
         return {"input_ids": ids, "attention_mask": mask, "token_type_ids": kinds}
 

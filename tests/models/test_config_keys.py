@@ -40,7 +40,7 @@ def config_class(model_type):
 
 
 def keys_of_transformers(model_type):
-    """What its config class declares and what a saved config holds."""
+    """Returns the keys that its config class declares and those that a saved config holds."""
     cls = config_class(model_type)
     own = [base for base in cls.__mro__ if ".models." in base.__module__]
     declared = {name for base in own for name in getattr(base, "__annotations__", {})}
@@ -50,7 +50,7 @@ def keys_of_transformers(model_type):
 
 
 def keys_in_code(module):
-    """What the code beside a config class reads of it."""
+    """Returns the keys that the code beside a config class reads of it."""
     spec = importlib.util.find_spec(module.replace("configuration_", "modeling_"))
     code = Path(present(present(spec).origin)).read_text(encoding="utf-8")
     read = set(re.findall(r"config\.([a-z]\w+)", code))

@@ -1,4 +1,4 @@
-"""Where models come from, and that their parts go straight to their devices."""
+"""Sources of models; their parts go straight to their devices."""
 
 import errno
 from pathlib import Path

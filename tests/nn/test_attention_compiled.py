@@ -1,4 +1,4 @@
-"""Attention compiled for a TPU v5e and an H100 that are not there, by their own compilers."""
+"""Attention compiled ahead of time for a TPU v5e and an H100, by their own compilers."""
 
 import importlib.util
 import json

@@ -92,7 +92,7 @@ def test_any_kind_of_module_can_be_looked_for():
 
 
 def run_jitted(model, x):
-    """What `run_model` reports from inside jit."""
+    """Returns the reports of `run_model` from inside jit."""
     graph, state = nnx.split(model)
     return jax.jit(lambda state, x: run_model(nnx.merge(graph, state), x)[1])(state, x)
 

@@ -63,7 +63,7 @@ def gradients(stack):
 
 @pytest.fixture(scope="module")
 def whole():
-    """What an uncut stack without recomputation gives."""
+    """Results of an uncut stack without recomputation."""
     return gradients(make_stack())
 
 

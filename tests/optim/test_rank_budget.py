@@ -1,4 +1,4 @@
-"""AdaLoRA's budget as a transform: what is left at the end, and what it leaves alone."""
+"""AdaLoRA's budget as a transform: the ranks left at the end, and parameters it does not change."""
 
 import jax
 import jax.numpy as jnp

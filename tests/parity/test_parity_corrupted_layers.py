@@ -33,7 +33,7 @@ def change_array(folder, name, change):
 
 
 def raise_the_largest(array):
-    """By 1 percent: one entry, so that it could hide in a mean."""
+    """Changes one entry by 1 percent, which could hide in a mean."""
     flat = array.reshape(-1)
     flat[np.abs(flat).argmax()] *= 1.01
 

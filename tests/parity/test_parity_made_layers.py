@@ -45,7 +45,7 @@ def test_a_made_layer_agrees_from_both_starts(name, tmp_path, make_layer_case, w
 
 @pytest.mark.parametrize("name", ["goat", "goat_wide", "goat_mini", "minor", "molora"])
 def test_the_torch_layer_of_these_tests_is_the_published_one(shared, name, published_linear):
-    """So that bundles made by it are worth something: same numbers as golden/, from its factors."""
+    """The same numbers as golden/, from its factors: bundles made by this code can be trusted."""
     cases = {case["name"]: case for case in json.loads((shared / "golden/layers.json").read_text())}
     with np.load(shared / "golden" / f"layer_{name}.npz", allow_pickle=False) as file:
         golden = {key: torch.tensor(file[key]) for key in file.files}

@@ -45,7 +45,7 @@ RUNS = {
 
 
 def family_and_kind_of_task(name):
-    """What only a model has: starts are tried on made layers, settings on a changed run."""
+    """Traits that only a model has; made layers try the starts, a changed run the settings."""
     family, _, options = RUNS[name]
     return [family, options.get("labels") == 1]
 

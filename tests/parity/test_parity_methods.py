@@ -21,7 +21,7 @@ NAMES = ("adamole", "mole", "hydralora", "loramoe", "multilora", "moelora", "lor
          "molora")  # fmt: skip
 
 ALWAYS = {"y", "aux", "loss", "grad_x", "grad_A", "grad_B", "adamw_losses", "y_final", "scale"}
-"""What every case that is one layer is compared in."""
+"""Quantities that are compared in every case of one layer."""
 
 OWN = {
     "adamole": {"grad_router", "grad_threshold_w", "grad_threshold_b"},
@@ -71,7 +71,7 @@ def test_the_numbers_of_the_original_code_are_met(entries, name):
 
 
 def test_every_trained_row_is_compared_with_original_code(entries):
-    """What has no golden case is a change of scale or segments of GOAT, or full fine-tuning."""
+    """Methods without a golden case change GOAT's scale or segments, or are full fine-tuning."""
     without = {"goat", "goat_plus", "milora", "full", "full_moe"}
     renamed = {"mole": "molora", "molora": "molora_soft", "loraplus": "lora_plus"}
     covered = {renamed.get(entry.formula, entry.formula) for entry in entries.values()}
@@ -98,7 +98,7 @@ def change_array(folder, name, array, change):
 
 
 def raise_the_largest(array):
-    """By 1 percent: one entry, so that it could hide in a mean."""
+    """Changes one entry by 1 percent, which could hide in a mean."""
     flat = array.reshape(-1)
     flat[np.abs(flat).argmax()] *= 1.01
 

@@ -28,7 +28,7 @@ class FakeRun:
 
 
 class FakeTrainer:
-    """Gives the outcomes of a list, one after the other, the last one ever again."""
+    """Gives the outcomes of a list one by one, then repeats the last."""
 
     def __init__(self, *outcomes):
         self.outcomes, self.starts = list(outcomes), []
@@ -66,7 +66,7 @@ def test_the_run_that_chooses_as_torch_did_is_compared_and_the_step_is_told():
 @pytest.mark.parametrize(
     "other",
     [run_with(1.0, tied_step=3), run_with(0.0)],
-    ids=["another choice does not agree either", "the choice was no other, so it is no tie"],
+    ids=["another choice does not agree either", "the choice was the same, so it is not a tie"],
 )
 def test_an_error_is_not_taken_for_a_tie(other):
     trainer = FakeTrainer(run_with(1.0), other)

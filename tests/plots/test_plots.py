@@ -59,7 +59,7 @@ def load_record(names, layers, experts):
 
 
 def drawn_texts(figure):
-    """{text: its box} of what is really drawn: figures hold ticks and axes that are not."""
+    """{text: its box} of all texts that are drawn: figures hold ticks and axes that are not."""
     boxes = {}
     draw = Text.draw
 

@@ -67,7 +67,7 @@ def test_another_hash_names_both_and_keeps_nothing(tmp_path, wheel):
 
 
 def test_the_hash_is_checked_here_too(tmp_path, wheel, monkeypatch):
-    """Whatever pip let through."""
+    """Refuses a wrong archive even if pip let it through."""
     cache = tmp_path / "cache"
     monkeypatch.setattr(
         packages, "_run_pip", lambda *args: (args[3] / args[1]).write_bytes(b"other") and None

@@ -1,4 +1,4 @@
-"""What a terminal sees of the import of transformers where torch is missing."""
+"""Terminal output of the import of transformers where torch is missing."""
 
 import subprocess
 import sys

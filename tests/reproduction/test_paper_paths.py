@@ -108,7 +108,7 @@ def trained(family, options, model, out, *overrides):
 
 
 METHOD = {"rte": "goat", "dtd": "goat"}
-"""A path does not depend on the method: one of each table goes with GOAT, the others with LoRA."""
+"""A path does not depend on the method: one of each table is run with GOAT, others with LoRA."""
 
 TEXT = ("--train.max-length", "32", "--train.num-buckets", "1")
 GLUE_TASKS = [*official.GLUE_FILES, "mrpc"]
@@ -164,7 +164,7 @@ def image_folder(root, name, count=2):
     return root
 
 
-# Every archive is read in tests/data/prepare; CI trains the one that goes with GOAT.
+# Every archive is read in tests/data/prepare; CI trains the one that is tested with GOAT.
 @pytest.mark.slow
 @pytest.mark.parametrize("task", first_of_each(VISION, lambda _: (), first=["dtd"]))
 def test_image_tasks_from_archives_to_scores(task, clip, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Where arrays lie on a mesh, and what does not fit one."""
+"""Shardings of arrays on a mesh, and the refusal of sizes that do not fit one."""
 
 import jax
 import jax.numpy as jnp

@@ -50,7 +50,7 @@ config = load_config(source)
 train = dataclasses.replace(config.train, save_errors="continue", log_every=100)
 fit(dataclasses.replace(config, out=out, train=train), progress=False)
 """
-"""A run that goes on; a limit on file sizes stands for the disk, and no checkpoint of the steps
+"""A continued run; a limit on file sizes stands for the disk, and no checkpoint of the steps
 named can be written. In a process of its own: Orbax leaves threads that failed."""
 
 

@@ -1,4 +1,4 @@
-"""What is cheap is checked before what is dear: rows and names before weights and tokenizers."""
+"""Cheap checks come before costly ones: rows and names before weights and tokenizers."""
 
 import dataclasses
 import json

@@ -91,9 +91,9 @@ STARTS = {
 )
 def test_runs_that_start_differently_share_a_step(short, tmp_path, monkeypatch, starts):
     sizes = []
-    train = together._Group.train
+    train = together._VmappedGroup.train
     monkeypatch.setattr(
-        together._Group, "train", lambda self: sizes.append(len(self.configs)) or train(self)
+        together._VmappedGroup, "train", lambda self: sizes.append(len(self.configs)) or train(self)
     )
     gentle = with_variant(
         short, RunVariant(0, 2e-3)

@@ -73,12 +73,12 @@ def test_every_name_leads_to_a_field_or_option_and_is_neither_itself():
 )
 def test_the_command_line_names_the_flag_with_the_value(words, meant, config_file, capsys):
     line = error_of(capsys, "train", "--config", config_file, *words.split())
-    assert f"{words.replace('=', ' ').split()[0]} is no field (did you mean {meant}" in line
+    assert f"{words.replace('=', ' ').split()[0]} is not a field (did you mean {meant}" in line
 
 
 def test_a_name_like_no_other_is_only_refused(config_file, capsys):
     line = error_of(capsys, "train", "--config", config_file, "--xyzzy", "3")
-    assert "--xyzzy is no field: goat-jax train --config FILE --help-fields lists them" in line
+    assert "--xyzzy is not a field: goat-jax train --config FILE --help-fields lists them" in line
 
 
 def test_without_a_config_epochs_are_meant(tmp_path, capsys):
@@ -86,7 +86,7 @@ def test_without_a_config_epochs_are_meant(tmp_path, capsys):
     table.write_text("text,label\n" + "".join(f"row {i},{i % 2}\n" for i in range(40)))
     words = ["train", "--model", "roberta-base", "--data", str(table)]
     line = error_of(capsys, *words, "--num_train_epochs", "2")
-    assert "--num_train_epochs is no field (did you mean --train.epochs 2?)" in line
+    assert "--num_train_epochs is not a field (did you mean --train.epochs 2?)" in line
     for name, value, meant in [
         ("lr", 1e-4, '**{"optimizer.learning_rate": 0.0001}'),
         ("num_train_epochs", 2, '**{"train.epochs": 2}'),

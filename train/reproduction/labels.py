@@ -62,7 +62,7 @@ def read_label(text: str) -> Label:
     """Reads a method and its options.
 
     Raises:
-        UserError: an unknown method, a rank that is no whole number, an option without a value.
+        UserError: an unknown method, a rank that is not a whole number, an option without a value.
 
     >>> read_label("goat@16:rho=5").adapter
     {'rho': 5}

@@ -97,7 +97,7 @@ def predict(parser: argparse.ArgumentParser) -> None:
         "--data", nargs="+", metavar="SOURCE", help="rows without labels; images: also folders"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="a .csv, .jsonl or .parquet that is not there yet"
+        "--out", type=Path, metavar="FILE", help="a new .csv, .jsonl or .parquet file"
     )
     parser.add_argument(
         "--text",

@@ -110,7 +110,7 @@ def _has_part(holder: Any, parts: list[type]) -> bool:
 
 
 def describe_values(config: RunConfig, name: str, words: list[str]) -> str:
-    """Returns " It takes ..." if words of a command line are no value of a field, else "".
+    """Returns " It takes ..." if words of a command line are not a value of a field, else "".
 
     Args:
         config: the config that has the field.

@@ -26,7 +26,7 @@ def split_fields(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def check_verb(words: Sequence[str], verbs: Sequence[str]) -> None:
-    """Raises `UserError` if the first word is no verb; the error names the one that was meant."""
+    """Raises `UserError` if the first word is not a verb; the error suggests the nearest verb."""
     name = words[0] if words else "-"
     if name.startswith("-") or name in verbs:
         return
@@ -78,9 +78,9 @@ def as_flag(
             values = []
         type_note = describe_values(error.config, error.meant, values)
         typed = _typed(error.meant, [] if type_note else values)
-        return UserError(f"{start} is no field (did you mean {typed}?{type_note}): {lists}")
+        return UserError(f"{start} is not a field (did you mean {typed}?{type_note}): {lists}")
     hint = f" (did you mean {_typed(named, values)}?)" if named else ""
-    return UserError(f"{start} is no field{hint}: {lists}")
+    return UserError(f"{start} is not a field{hint}: {lists}")
 
 
 def _options(parser: argparse.ArgumentParser) -> list[str]:

@@ -42,7 +42,7 @@ def export(
         The exit code.
     """
     if public and push_to is None:
-        raise UserError("--public goes with --push USER/NAME")
+        raise UserError("--public needs --push USER/NAME")
     if push_to is not None:
         check_push(push_to)
     exported = export_run(folder, to, out, step=step, task=task, rows=rows, dtype=dtype)

@@ -315,7 +315,7 @@ OF_CHECKPOINT = (
     ),
     Picture(
         "routes",
-        "Which expert a token goes to",
+        "Expert of each token",
         "Each token (or patch) has the colour of the expert with the largest weight; the colour is "
         "paler the more the others weigh.",
         _draw_routes,

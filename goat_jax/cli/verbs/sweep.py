@@ -172,7 +172,7 @@ def _write_results(
     table: str,
     out: Path,
 ) -> None:
-    """Writes the table, and the figure if matplotlib is there."""
+    """Writes the table, and the figure if matplotlib is installed."""
     metric = base.best_by
     write_whole(out / TABLE, table + "\n")
     with skipped_without_extra(FIGURE):

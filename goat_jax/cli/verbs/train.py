@@ -56,7 +56,7 @@ class Start:
             raise UserError("--model and --data go together: give both")
         if self.data is None and self.held_out is not None:
             raise UserError(
-                "--held-out goes with --model and --data; with a config, give --task.evaluation"
+                "--held-out needs --model and --data; with a config, give --task.evaluation"
             )
 
     def read(self, overrides: list[str]) -> tuple[RunConfig, tuple[str, ...]]:

@@ -146,7 +146,7 @@ class _Size:
 
 
 def read_member(path: Path, name: str) -> bytes:
-    """Reads one file of an archive; raises UserError if it is not there.
+    """Reads one file of an archive; raises UserError if it is missing.
 
     >>> read_member(Path(__file__).parent, "nowhere.txt")  # doctest: +ELLIPSIS
     Traceback (most recent call last):

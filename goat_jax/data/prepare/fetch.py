@@ -53,7 +53,7 @@ def nothing(name: str, done: int, total: int | None) -> None:
 def fetch(
     remote: RemoteFile, folder: Path, report: Progress = nothing, *, wait: float = 1.0
 ) -> Path:
-    """Returns the path of a file in a folder, after fetching it if it is not there yet.
+    """Returns the path of a file in a folder, after fetching it if it is missing.
 
     An unfinished download is kept as ``.NAME.part``: after a broken connection, a kill or a reboot
     the same call resumes it if the server can, and restarts it if not. The file gets its final name

@@ -48,7 +48,7 @@ NO_CONTENT = {"id", "idx", "index", "date", "time", "url", "link", "unnamed"}
 """Words in the names of columns that are neither text nor label."""
 
 MOST_NUMBERED_CLASSES = 20
-"""Whole numbers with more different values are a quantity: regression."""
+"""A column of whole numbers with more distinct values is a quantity: regression."""
 
 CHATS = (
     (("messages",), "messages"),
@@ -344,7 +344,7 @@ def _classes(data: Data, rows: Sequence[Row], column: str) -> tuple[tuple[str, .
     elif len(names) > max(MOST_NUMBERED_CLASSES, len(values) // 2):
         raise UserError(
             f"{data.source}: column {column!r} has {len(names):,} different values in "
-            f"{len(values):,} rows: that is no label; name its column with --task.label"
+            f"{len(values):,} rows: that is not a label; name its column with --task.label"
         )
     else:
         labels = tuple(sorted(names))

@@ -193,9 +193,9 @@ class Peer:
         try:
             message = json.loads(self._bytes(length).decode("utf-8", "surrogatepass"))
         except (ValueError, RecursionError, MemoryError):
-            self._broken("sent what is no message")
+            self._broken("sent something that is not a message")
         if not isinstance(message, dict):
-            self._broken("sent what is no message")
+            self._broken("sent something that is not a message")
         return message
 
     def _bytes(self, count: int) -> bytes:

@@ -102,7 +102,7 @@ def read_fields(
         overrides: values that win over all others.
 
     Raises:
-        UserError: an override that is no field, or a required field without a value.
+        UserError: an override that is not a field, or a required field without a value.
     """
     fields = [field.name for field in dataclasses.fields(cls)]
     for name in overrides:

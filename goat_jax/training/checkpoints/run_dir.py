@@ -94,7 +94,7 @@ def acquired(folder: Path, config: RunConfig) -> Iterator[bool]:
     folder = Path(folder)
     try:
         missing = not folder.exists()
-        _check_content(folder)  # before a lock file is created in a folder that is no run folder
+        _check_content(folder)  # before a lock file is created in a folder that is not a run folder
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
         raise UserError(_unusable(folder, error)) from None

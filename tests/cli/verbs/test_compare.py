@@ -1,4 +1,4 @@
-"""Entries of a comparison, and what is said of runs that diverged; training is stood in for."""
+"""Entries of a comparison, and the message about diverged runs; training is replaced by a stub."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The points of a sweep and what is done with them; training is stood in for."""
+"""The points of a sweep, and their runs and results; training is replaced by a stub."""
 
 import dataclasses
 import json

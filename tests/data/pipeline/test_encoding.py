@@ -80,7 +80,7 @@ def test_a_conversation_has_transformers_ids_when_learnt_and_when_answered(
         if message["role"] == "assistant":
             prompt = chat_ids(tokenizer, chat[:number])
             assert prompt == transformers_ids(tokenizer, chat[:number], add_generation_prompt=True)
-            # What is generated goes on with exactly the tokens that were learnt.
+            # The generated text continues with exactly the tokens that were trained on.
             assert ids[: len(prompt)] == prompt
             assert learnt[len(prompt)] and not learnt[len(prompt) - 1]
 

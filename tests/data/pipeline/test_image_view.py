@@ -1,4 +1,4 @@
-"""How a checkpoint's images are seen, compared with transformers' own image processors."""
+"""Preprocessing of a checkpoint's images, compared with transformers' image processors."""
 
 import dataclasses
 import json

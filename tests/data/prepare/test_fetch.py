@@ -15,7 +15,7 @@ DATA = bytes(range(256)) * 4000  # a megabyte
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `DATA`; tests set how it misbehaves and read what it was asked."""
+    """Serves `DATA`; tests set its faults and read the requests that it received."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)

@@ -1,5 +1,5 @@
-"""Rows as people have them: what is no text is refused with file, row and column, never learnt as
-Python prints it, and files with odd but valid content are read."""
+"""Rows as people have them: values that are not texts are refused with file, row and column, never
+trained on as Python prints them, and files with odd but valid content are read."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""What an answer says: numbers and labels in the forms that models give them."""
+"""Extraction of numbers and labels from answers, in the forms that models give them."""
 
 from fractions import Fraction
 

@@ -156,7 +156,7 @@ def test_marks_tell_kinds_of_values_apart():
 
 
 class FakeHub(ModuleType):
-    """What the package datasets gives of a repository."""
+    """The part of the package datasets that reads a repository."""
 
     class Image:
         def __init__(self, decode=True):

@@ -30,7 +30,7 @@ def passed(rows, answer):
 
 
 def fenced(row):
-    """As a model that follows instructions answers."""
+    """The answer of a model that follows instructions."""
     return f"Sure:\n```python\n{row['prompt']}{row['canonical_solution']}```\nIt works."
 
 
@@ -44,7 +44,7 @@ def broken(row):
 
 
 def bare(row):
-    """As a model that goes on from the prompt answers."""
+    """The answer of a model that continues the prompt."""
     return row["canonical_solution"]
 
 

@@ -21,7 +21,7 @@ SMALL = Limits(seconds=20.0, cpu_seconds=2, memory=256 * MEBIBYTE, disk=2 * MEBI
 
 
 def run_program(program, limits=run.DEFAULT_LIMITS, test=""):
-    """Passes if the program's process comes to the program's end and its test passes."""
+    """Passes if the program's process reaches the program's end and its test passes."""
     return run.run_program(Trial(program, test), limits)
 
 

@@ -33,7 +33,7 @@ HEAD = {"bert": ("head_out",), "roberta": ("head_dense", "head_out"), "distilber
 
 
 def places(family):
-    """(context, place) in the order in which a model of two layers comes to them."""
+    """(context, place) in the order in which a model of two layers uses them."""
     whole = Context(KEY)
     yield whole, "embeddings"
     yield from ((whole.fold(layer), place) for layer in (0, 1) for place in BLOCK[family])

@@ -1,4 +1,4 @@
-"""What must hold of an encoder whatever torch says: padding, order of the batch, dtypes."""
+"""Properties of an encoder that need no torch: padding, order of the batch, dtypes."""
 
 import jax
 import jax.numpy as jnp

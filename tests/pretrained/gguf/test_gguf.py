@@ -52,7 +52,7 @@ def hf_tensors(biases=False, tied=True, norms=False):
 
 
 def interleave(rows, heads):
-    """What llama.cpp's converter does to q and k: row j of each half becomes rows 2j and 2j + 1."""
+    """Permutes q and k as llama.cpp's converter: row j of each half becomes rows 2j and 2j + 1."""
     halves = rows.reshape(heads, 2, -1, *rows.shape[1:])
     return np.stack([halves[:, 0], halves[:, 1]], axis=2).reshape(rows.shape)
 

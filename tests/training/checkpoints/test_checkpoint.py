@@ -1,4 +1,4 @@
-"""Which checkpoints are kept, which is the best, where that is written, and what is damaged."""
+"""Checkpoints: those that are kept, the best one and its record, and damaged ones."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""A run goes on as the same run: its rows are compared, and it may become longer."""
+"""A continued run is the same run: its rows are compared, and it may become longer."""
 
 import dataclasses
 import json

@@ -113,7 +113,7 @@ def same_state(one, other):
         np.testing.assert_array_equal(a, b)
 
 
-# Fourteen starts and seven. In CI two processes go on with another's run and are stopped (below),
+# Fourteen starts and seven. In CI two processes continue another's run and are stopped (below),
 # and one that is killed and restarted ends with the same bits (test_resume.py).
 @pytest.mark.nightly
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_killed_process_changes_no_bit(start, tmp_path, count, mesh):
     assert "finished at step" in texts[0] and "finished" not in texts[-1]
     assert losses(whole) == losses(broken) and len(losses(whole)) == STEPS // 2
     same_state(whole, broken)
-    # Half the processes on another mesh go on, too; only the order of sums differs.
+    # Half the processes on another mesh continue it, too; only the order of sums differs.
     finish(start(fewer, count // 2, "--mesh.data", str(count // 2), "--mesh.fsdp", "2"))
     steps, values = zip(*losses(fewer), strict=True)
     assert steps == tuple(step for step, _ in losses(whole))
@@ -173,7 +173,7 @@ def test_sigterm_to_one_stops_all_and_another_mesh_goes_on(start, light, tmp_pat
             return self
 
     monkeypatch.setattr(trainer, "Signals", Told)
-    # One process, one device; two processes of two devices go on.
+    # One process, one device; two processes of two devices continue.
     assert fit(config, progress=False).step == 1
     processes = start(out, 2, "--mesh.fsdp", "4", steps=3000)
     wait_for(out, 6, processes)
@@ -249,7 +249,7 @@ def run_as_one(what, count, victim):
 @pytest.mark.slow
 @pytest.mark.parametrize(("what", "count", "victim"), [("idle", 2, 0), ("collective", 3, 2)])
 def test_when_one_is_killed_the_others_end_with_one_line(what, count, victim):
-    """Whether they wait outside of jax, as while they compile, or in a collective."""
+    """They wait outside of jax, as while they compile, or in a collective."""
     codes, errors = run_as_one(what, count, victim)
     assert codes.pop(victim) == -signal.SIGKILL and errors.pop(victim) == ""
     assert codes == [75] * (count - 1)

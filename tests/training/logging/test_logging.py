@@ -1,4 +1,4 @@
-"""What a run tells of itself: where the time went, norms by layer, utilization, a trace."""
+"""Records of a run about itself: its time, norms by layer, utilization, a trace."""
 
 import dataclasses
 import types

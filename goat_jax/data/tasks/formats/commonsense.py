@@ -69,7 +69,7 @@ TRUTH = {"true": 0, "1": 0, "false": 1, "0": 1}
 
 
 def _place(value: Any, start: int = 0) -> int | None:
-    """Converts a number, possibly written as text, to an index from 0; None if it is no number."""
+    """Converts a number, possibly written as text, to an index from 0; None for anything else."""
     try:
         return int(value) - start
     except (TypeError, ValueError):
