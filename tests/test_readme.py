@@ -47,7 +47,7 @@ def test_the_commands_and_the_python_run(tmp_path, monkeypatch):
         assert main(words) == 0, words
     assert (tmp_path / "predictions.csv").read_text().startswith("review,prediction,probability_0")
     names = run_python(TEXT)  # the run of the commands is finished, so it is not trained again
-    assert np.shape(names["found"].probabilities) == (2, 2)
+    assert np.shape(names["predictions"].probabilities) == (2, 2)
     assert (tmp_path / "reviews-goat" / "adapter_model.safetensors").is_file()
 
     names = run_python((ROOT / "docs" / "python.md").read_text(encoding="utf-8"))

@@ -61,7 +61,7 @@ def torch_model(config: RunConfig, model: str) -> tuple[Any, list[str]]:
     """Returns a model with random weights and the names of the linear layers in its blocks."""
     import transformers
 
-    language = "learnt" in batch_shapes(config, 1)
+    language = "loss_mask" in batch_shapes(config, 1)
     kind = "AutoModelForCausalLM" if language else "AutoModelForSequenceClassification"
     sizes = transformers_config(model)
     try:
@@ -98,7 +98,7 @@ def torch_step(model: Any, config: RunConfig) -> Callable[[], float]:
     """Returns a function that makes one AdamW step on rows without padding, as the JAX steps do."""
     rows, length = config.train.batch_size, config.train.max_length
     ids = torch.randint(0, 1000, (rows, length))
-    labels = ids if "learnt" in batch_shapes(config, 1) else torch.zeros(rows, dtype=torch.long)
+    labels = ids if "loss_mask" in batch_shapes(config, 1) else torch.zeros(rows, dtype=torch.long)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0)
 

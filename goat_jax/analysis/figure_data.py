@@ -13,7 +13,7 @@ from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.analysis.collect_runs import Gathered, by_series
 
 NOMINAL = 4096
-"""Nominal length of a spectrum, from which `segment_place` computes a segment's position."""
+"""Nominal length of a spectrum, from which `segment_position` computes a segment's position."""
 
 Points = dict[float, list[float]]
 
@@ -76,14 +76,14 @@ def min_max_normalised(points: Points) -> Points:
     }
 
 
-def segment_place(spec: AdapterSpec) -> float | None:
+def segment_position(spec: AdapterSpec) -> float | None:
     """Returns the position in the spectrum of the triplets that a single LoRA starts from.
 
     It is 0 for the largest singular values and 1 for the smallest. It is None for specs with
     several experts, without triplets, or with a rank above half of `NOMINAL`.
 
     >>> from goat_jax.adapters.methods import method_spec
-    >>> segment_place(method_spec("pissa")), segment_place(method_spec("milora"))
+    >>> segment_position(method_spec("pissa")), segment_position(method_spec("milora"))
     (0.0, 1.0)
     """
     triplets = getattr(spec.initializer, "triplets", None)

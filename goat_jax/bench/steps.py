@@ -79,7 +79,7 @@ def _batch(run: AbstractRun) -> dict[str, np.ndarray]:
         "input_ids": lambda s: random.integers(0, 1000, s.shape),
         "pixel_values": lambda s: random.normal(size=s.shape),
     }
-    ones = ("attention_mask", "weights", "learnt", "segments")
+    ones = ("attention_mask", "weights", "loss_mask", "segments")
     return {
         name: (filled[name](s) if name in filled else np.full(s.shape, name in ones)).astype(
             s.dtype

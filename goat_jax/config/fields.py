@@ -13,7 +13,7 @@ from goat_jax.errors import UnknownField, UserError
 from goat_jax.registry import REGISTRY
 from goat_jax.typing import Dataclass, is_record
 from goat_jax.validation.checks import check_choice
-from goat_jax.validation.fields import field_types, made
+from goat_jax.validation.fields import construct, field_types
 from goat_jax.validation.other_names import meant_by
 from goat_jax.validation.renamed import check_present, present_names
 
@@ -75,7 +75,7 @@ def config_from_json(values: Mapping[str, Any]) -> RunConfig:
         raise UserError("config has no task.kind, which is required")
     kind = task.pop("kind", None)
     check_choice("task.kind", kind, KINDS)
-    return made("config", RunConfig, tree | {"task": made("task", KINDS[kind], task)})
+    return construct("config", RunConfig, tree | {"task": construct("task", KINDS[kind], task)})
 
 
 def _tuples(value: object) -> Any:

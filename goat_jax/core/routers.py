@@ -80,7 +80,7 @@ def route_top_p(logits: Array, p: float) -> Routing:
     ahead = (other > each) | ((other == each) & earlier)
     before = jnp.where(ahead, jnp.broadcast_to(other, ahead.shape), 0.0).sum(-1)
     selected = before < p
-    return Routing(_shares(jnp.where(selected, probs, 0.0)), probs, selected)
+    return Routing(_normalized(jnp.where(selected, probs, 0.0)), probs, selected)
 
 
 def route_threshold(logits: Array, threshold: Array) -> Routing:
@@ -100,7 +100,7 @@ def route_threshold(logits: Array, threshold: Array) -> Routing:
     probs = jax.nn.softmax(logits, axis=-1)
     margins = probs - jnp.broadcast_to(threshold, probs.shape)
     selected = margins >= 0
-    return Routing(_shares(jnp.where(selected, margins, 0.0)), probs, selected, margins)
+    return Routing(_normalized(jnp.where(selected, margins, 0.0)), probs, selected, margins)
 
 
 def route_with_shared(logits: Array, top_k: int) -> Routing:
@@ -124,7 +124,7 @@ def route_with_shared(logits: Array, top_k: int) -> Routing:
     )
 
 
-def _shares(values: Array) -> Array:
+def _normalized(values: Array) -> Array:
     """Divides the values by their sum over the experts; zeros stay zeros if the sum is zero."""
     total = values.sum(-1, keepdims=True)
     return values / jnp.broadcast_to(jnp.where(total == 0, 1.0, total), values.shape)

@@ -102,28 +102,28 @@ class Scorer:
                 f"the log-probability of {pair[1][:40]!r} is not finite: the weights or their "
                 "dtype overflow; try --dtype float32"
             )
-        tokens = np.array([learnt.sum() for learnt in texts.learnt])
+        tokens = np.array([loss_mask.sum() for loss_mask in texts.loss_masks])
         return Likelihoods(sums, tokens, texts.truncated)
 
     def _texts(self, pairs: Sequence[tuple[str, str]]) -> Texts:
         context = self.config.context
-        all_ids, all_learnt, cut = [], [], 0
+        all_ids, all_masks, cut = [], [], 0
         for prompt, continuation in pairs:
             pieces = [Piece(prompt, False), Piece(continuation, True)]
-            ids, learnt = encode_pieces(self.tokenizer, pieces, end=False)
+            ids, loss_mask = encode_pieces(self.tokenizer, pieces, end=False)
             cut += len(ids) > context
-            ids, learnt = ids[-context:], learnt[-context:]
-            if not learnt.any() or learnt[0]:
+            ids, loss_mask = ids[-context:], loss_mask[-context:]
+            if not loss_mask.any() or loss_mask[0]:
                 raise UserError(
                     f"the likelihood of {continuation[:40]!r} needs one or more of its tokens after"
                     f" a token of the prompt, all within the context of {context}"
                 )
             all_ids.append(ids)
-            all_learnt.append(learnt)
+            all_masks.append(loss_mask)
         check_ids({"vocab_size": all_ids}, table_sizes(self.config))
         return Texts(
             input_ids=all_ids,
-            learnt=all_learnt,
+            loss_masks=all_masks,
             members=[[number] for number in range(len(pairs))],
             lengths=np.array([len(ids) for ids in all_ids], np.int32),
             truncated=cut,

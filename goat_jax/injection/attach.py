@@ -14,7 +14,7 @@ from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError, nearest
 from goat_jax.injection.sharded_init import Sharder, start_layers, start_on_mesh
-from goat_jax.injection.svd_cache import SvdStore, is_known
+from goat_jax.injection.svd_cache import SvdStore, is_concrete
 from goat_jax.nn.dense import Adapter, Dense
 from goat_jax.nn.named_modules import ModuleRef, name_number
 from goat_jax.typing import Key
@@ -70,7 +70,7 @@ def _stored_segments(
 
     None for methods that use no segments, and where the kernel is abstract (shapes alone).
     """
-    if not is_known(kernel):
+    if not is_concrete(kernel):
         return None
     indices = _segment_indices(min(kernel.shape[-2:]), spec, keys)
     if indices is None:

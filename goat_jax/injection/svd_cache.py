@@ -215,7 +215,7 @@ class SvdStore:
         return self.folder / f"{name.hexdigest()}.safetensors"
 
 
-def is_known(kernel: object) -> bool:
+def is_concrete(kernel: object) -> bool:
     """True if a kernel has concrete values; under `jax.eval_shape` it has none."""
     return not isinstance(kernel, Tracer)
 

@@ -34,7 +34,7 @@ def replay_case(case: LayerCase) -> list[Check | Note]:
         return [
             *_check_start(plan, start, from_given),
             *_check_outcome(plan, outcome, from_given),
-            *_check_own(plan, outcome, from_ours),
+            *_check_from_ours(plan, outcome, from_ours),
         ]
 
 
@@ -65,16 +65,16 @@ def _edit_base(spec: AdapterSpec, kernel: Array, factors: Factors, scale: Array)
 
 
 @partial(jax.jit, static_argnums=0)
-def _own_start(spec: AdapterSpec, kernel: Array) -> tuple[Array, Array, Array]:
+def _our_init(spec: AdapterSpec, kernel: Array) -> tuple[Array, Array, Array]:
     start = init_adapter(kernel, spec, jax.random.key(0))
     return start.kernel, start.factors["a"], start.factors["b"]
 
 
-def _check_own(
+def _check_from_ours(
     plan: LayerReplay, reference: StepsResult, compare: Comparison
 ) -> Iterator[Check | Note]:
     """Compares our initialization, and the case run from it with the given router."""
-    residual, a, b = map(np.asarray, _own_start(plan.spec, jnp.asarray(plan.kernel)))
+    residual, a, b = map(np.asarray, _our_init(plan.spec, jnp.asarray(plan.kernel)))
     factors_given = plan.factors
     if plan.kind.segments is None:
         # a is random, so only two facts can be compared: the kernel is unchanged, and b is zero.

@@ -88,11 +88,11 @@ def _complete_language(batch: Inputs, where: str) -> Inputs:
     for name, array in batch.items():
         if array.shape != ids.shape or array.ndim != 2:
             raise UserError(f"{where}: {name} has shape {array.shape}, not {ids.shape}")
-    learnt = labels != IGNORED
-    if (labels[learnt] != ids[learnt]).any():
+    loss_mask = labels != IGNORED
+    if (labels[loss_mask] != ids[loss_mask]).any():
         raise UserError(f"{where}: labels differ from input_ids where they are not {IGNORED}")
     masks = {
-        "learnt": learnt.astype(np.int32),
+        "loss_mask": loss_mask.astype(np.int32),
         "weights": np.ones(ids.shape[:1], np.float32),
     }
     return {"attention_mask": np.ones_like(ids)} | batch | masks

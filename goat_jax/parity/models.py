@@ -61,7 +61,7 @@ def replay_run(folder: Path) -> list[Check | Note]:
         return [
             *settings,
             *rows,
-            *_check_own(trainer, kernels, our_starts, given_starts, outcome, second),
+            *_check_from_ours(trainer, kernels, our_starts, given_starts, outcome, second),
         ]
 
 
@@ -159,7 +159,7 @@ def _product(factors: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.einsum("EIR,ERO->IO", factors["a"], factors["b"])
 
 
-def _check_own(
+def _check_from_ours(
     trainer: Trainer,
     kernels: Kernels,
     our_starts: Starts,

@@ -14,7 +14,7 @@ from goat_jax.errors import UserError
 from goat_jax.sharding.rules import ShardingRules
 
 
-def own_rows(rules: ShardingRules, rows: int) -> slice:
+def local_rows(rules: ShardingRules, rows: int) -> slice:
     """Returns the rows of a global batch that this process's devices hold.
 
     Raises:
@@ -36,7 +36,7 @@ def share_of_rows(rules: ShardingRules, rows: int) -> tuple[int, int]:
     Raises:
         UserError: the processes hold different numbers of rows.
     """
-    local = own_rows(rules, rows)
+    local = local_rows(rules, rows)
     size = local.stop - local.start
     if rows % size or local.start % size:
         raise UserError(
@@ -54,7 +54,7 @@ def put_batch(batch: Mapping[str, Any], rules: ShardingRules, rows: int) -> dict
         rules: gives the batch sharding.
         rows: number of rows of the global batch.
     """
-    first = own_rows(rules, rows).start
+    first = local_rows(rules, rows).start
 
     def put(array: ArrayLike) -> jax.Array:
         values = np.asarray(array)

@@ -84,24 +84,24 @@ def language_loss(
         following.reshape(-1),
         parts=model.layers.batch_parts,
     )
-    counts = _learnt_next(batch)
-    losses = losses.reshape(counts.shape) * counts
-    hits = jnp.where(correct.reshape(counts.shape), counts, 0.0).sum()
+    weights = _next_token_weights(batch)
+    losses = losses.reshape(weights.shape) * weights
+    hits = jnp.where(correct.reshape(weights.shape), weights, 0.0).sum()
     return losses.sum(), {"token_accuracy": hits}, (losses, hidden)
 
 
-def _learnt_next(batch: Batch) -> Array:
+def _next_token_weights(batch: Batch) -> Array:
     """Returns the weight (B, T) float32 of each position's next token.
 
     It is the row's weight if the next token is trained on and belongs to the same text, else 0.
     """
-    learnt = batch["learnt"] != 0
+    loss_mask = batch["loss_mask"] != 0
     if "segments" in batch:
         segments = batch["segments"]
-        learnt &= segments == jnp.roll(segments, 1, axis=1)
-    rows = jnp.broadcast_to(batch["weights"][:, None], learnt.shape)
+        loss_mask &= segments == jnp.roll(segments, 1, axis=1)
+    rows = jnp.broadcast_to(batch["weights"][:, None], loss_mask.shape)
     # No position precedes the first token, and the roll would move its weight to the last one.
-    weights = jnp.where(learnt, rows, 0.0).at[:, 0].set(0.0)
+    weights = jnp.where(loss_mask, rows, 0.0).at[:, 0].set(0.0)
     return jnp.roll(weights, -1, axis=1)
 
 
@@ -112,11 +112,11 @@ def _language_loss_by_row(
     return loss, sums, losses.sum(axis=1)
 
 
-def _learnt_tokens(batch: Batch) -> Array:
-    return jnp.maximum(_learnt_next(batch).sum(), 1.0)
+def _tokens_in_loss(batch: Batch) -> Array:
+    return jnp.maximum(_next_token_weights(batch).sum(), 1.0)
 
 
-LANGUAGE = LossFn(_language_loss_by_row, _learnt_tokens)
+LANGUAGE = LossFn(_language_loss_by_row, _tokens_in_loss)
 CLASSIFICATION = LossFn(partial(_classification_loss, TOKENS), _sum_of_weights)
 REGRESSION = LossFn(partial(_regression_loss, TOKENS), _sum_of_weights)
 IMAGE_CLASSIFICATION = LossFn(partial(_classification_loss, IMAGES), _sum_of_weights)

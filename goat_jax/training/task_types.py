@@ -17,7 +17,7 @@ from goat_jax.data.pipeline.image_view import view_of
 from goat_jax.data.pipeline.images import ImageRows, load_images
 from goat_jax.data.pipeline.packing import Texts, encode_texts
 from goat_jax.data.pipeline.tokenize import Encoded, encode
-from goat_jax.data.tasks.contamination import learnt_questions
+from goat_jax.data.tasks.contamination import questions_in_training
 from goat_jax.data.tasks.evaluation import EvalTask
 from goat_jax.data.tasks.image import ImageTask
 from goat_jax.data.tasks.language import LanguageTask, load_pieces
@@ -94,8 +94,8 @@ def _blank_example(task: TextTask, model: str, length: int) -> Rows:
 
 
 def _blank_text(task: LanguageTask, model: str, length: int) -> Rows:
-    ids, learnt = np.zeros(length, np.int32), np.ones(length, bool)
-    return Texts([ids], [learnt], [[0]], np.array([length], np.int32))
+    ids, loss_mask = np.zeros(length, np.int32), np.ones(length, bool)
+    return Texts([ids], [loss_mask], [[0]], np.array([length], np.int32))
 
 
 def _blank_image(task: ImageTask, model: str, length: int) -> Rows:
@@ -189,7 +189,7 @@ _IMAGE = TaskType(
 TASK_TYPES: dict[type, TaskType] = {
     TextTask: _TEXT,
     LanguageTask: _LANGUAGE,
-    EvalTask: dataclasses.replace(_LANGUAGE, notes=learnt_questions),
+    EvalTask: dataclasses.replace(_LANGUAGE, notes=questions_in_training),
     ImageTask: _IMAGE,
 }
 """Class of a task -> its task type."""

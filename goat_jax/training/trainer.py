@@ -62,8 +62,8 @@ def fit(
 
         setup = build(config, data)
         by_first(lambda: identify(folder, setup, data, command))
-        going_on = config.train.save_errors == "continue"
-        checkpoints = Checkpoints(folder, config.best_by, going_on=going_on)
+        keep_going = config.train.save_errors == "continue"
+        checkpoints = Checkpoints(folder, config.best_by, keep_going=keep_going)
         held.callback(checkpoints.close)
         loop = Loop(config, setup, data, held.enter_context(records_of(config)), checkpoints)
         loop.restore()

@@ -139,11 +139,11 @@ def checked(name: str, value: object, kind: Any) -> Any:
     if isinstance(kind, type) and dataclasses.is_dataclass(kind) and not isinstance(value, kind):
         if not isinstance(value, Mapping):
             raise UserError(f"{name} {value!r} is not valid: give {describe(kind)}")
-        return made(name, kind, value)
+        return construct(name, kind, value)
     return value
 
 
-def made(name: str, kind: type, values: Mapping[str, Any]) -> Any:
+def construct(name: str, kind: type, values: Mapping[str, Any]) -> Any:
     """Makes a dataclass from the values of its fields by name.
 
     Args:

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from corrupted import change_array, raise_the_largest
 from goat_jax.parity.report import main, replay
 from kinds import write_npz
 
@@ -22,20 +23,6 @@ def bundle(tmp_path_factory, make_layer_case, write_layers):
 @pytest.fixture
 def copy(bundle, tmp_path):
     return shutil.copytree(bundle, tmp_path / "changed")
-
-
-def change_array(folder, name, change):
-    path = folder / f"layer_{NAME}.npz"
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {key: np.array(file[key]) for key in file.files}
-    change(arrays[name])
-    write_npz(path, arrays)
-
-
-def raise_the_largest(array):
-    """Changes one entry by 1 percent, which could hide in a mean."""
-    flat = array.reshape(-1)
-    flat[np.abs(flat).argmax()] *= 1.01
 
 
 def failing(folder, capsys):
@@ -58,7 +45,7 @@ EXPECTED = ("y", "aux", "loss", "grad_x", "grad_A", "grad_B", "grad_router", "ad
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_changed_expectation_is_named(name, copy, capsys):
-    change_array(copy, name, raise_the_largest)
+    change_array(copy / f"layer_{NAME}.npz", name, raise_the_largest)
     code, quantities = failing(copy, capsys)
     assert code == 1
     assert name in quantities
@@ -68,7 +55,9 @@ def test_a_changed_expectation_is_named(name, copy, capsys):
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_not_a_number_never_passes(name, copy, capsys):
-    change_array(copy, name, lambda array: array.reshape(-1).__setitem__(0, np.nan))
+    change_array(
+        copy / f"layer_{NAME}.npz", name, lambda array: array.reshape(-1).__setitem__(0, np.nan)
+    )
     code, quantities = failing(copy, capsys)
     assert (code, name in quantities) == (1, True)
 
@@ -86,7 +75,7 @@ def test_not_a_number_never_passes(name, copy, capsys):
     ],
 )
 def test_a_changed_input_is_seen(name, seen, copy, capsys):
-    change_array(copy, name, raise_the_largest)
+    change_array(copy / f"layer_{NAME}.npz", name, raise_the_largest)
     code, quantities = failing(copy, capsys)
     assert code == 1
     assert seen <= quantities

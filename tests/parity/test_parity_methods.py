@@ -7,12 +7,13 @@ import shutil
 import numpy as np
 import pytest
 
+from corrupted import change_array, raise_the_largest
 from goat_jax.adapters.methods import METHODS
 from goat_jax.parity.checks import Check, Note
 from goat_jax.parity.methods.cases import read_entries
 from goat_jax.parity.methods.replay import REPLAYS, replay_entry
 from goat_jax.parity.report import main, replay
-from kinds import present, write_npz
+from kinds import present
 from tiers import each
 
 NAMES = ("adamole", "mole", "hydralora", "loramoe", "multilora", "moelora", "lora", "rslora",
@@ -89,20 +90,6 @@ def copy_case(shared, folder, name, change_entry=lambda entry: None):
     return folder
 
 
-def change_array(folder, name, array, change):
-    path = folder / f"{name}.npz"
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {key: np.array(file[key]) for key in file.files}
-    change(arrays[array])
-    write_npz(path, arrays)
-
-
-def raise_the_largest(array):
-    """Changes one entry by 1 percent, which could hide in a mean."""
-    flat = array.reshape(-1)
-    flat[np.abs(flat).argmax()] *= 1.01
-
-
 def failing(folder, capsys):
     """Exit code, and the quantities that the failure lines name."""
     code = main([folder])
@@ -125,7 +112,7 @@ CHANGED = [
 @pytest.mark.parametrize(("name", "array", "quantity"), CHANGED)
 def test_a_changed_number_is_named(shared, tmp_path, capsys, name, array, quantity):
     folder = copy_case(shared, tmp_path / "bundle", name)
-    change_array(folder, name, array, raise_the_largest)
+    change_array(folder / f"{name}.npz", array, raise_the_largest)
     code, quantities = failing(folder, capsys)
     assert code == 1
     assert quantity in quantities
@@ -135,7 +122,9 @@ def test_a_changed_number_is_named(shared, tmp_path, capsys, name, array, quanti
 
 def test_a_swapped_task_type_is_seen(shared, tmp_path, capsys):
     folder = copy_case(shared, tmp_path / "bundle", "loramoe")
-    change_array(folder, "loramoe", "task_types", lambda types: np.subtract(1, types, out=types))
+    change_array(
+        folder / "loramoe.npz", "task_types", lambda types: np.subtract(1, types, out=types)
+    )
     code, quantities = failing(folder, capsys)
     assert (code, "aux" in quantities, "y" in quantities) == (1, True, False)
 
@@ -148,7 +137,7 @@ def test_a_swapped_task_type_is_seen(shared, tmp_path, capsys):
 )  # fmt: skip
 def test_a_changed_number_of_a_trajectory_is_named(shared, tmp_path, capsys, name, array, quantity):
     folder = copy_case(shared, tmp_path / "bundle", name)
-    change_array(folder, name, array, lambda values: np.add(values, 1, out=values))
+    change_array(folder / f"{name}.npz", array, lambda values: np.add(values, 1, out=values))
     assert failing(folder, capsys) == (1, {quantity})
 
 

@@ -12,7 +12,7 @@ from goat_jax.analysis.figure_data import (
     constant_scale,
     min_max_normalised,
     score_panels,
-    segment_place,
+    segment_position,
 )
 from goat_jax.cli.arguments.config import with_adapter
 from goat_jax.config.fields import flatten
@@ -145,7 +145,7 @@ def specs_of(figure, family="vision"):
 def test_places_of_figure_1_are_spread_over_the_spectrum_at_both_ranks():
     specs = specs_of("1")
     assert [spec.total_rank for spec in specs] == [32] * 9 + [128] * 9
-    assert [segment_place(spec) for spec in specs] == 2 * [n / 8 for n in range(9)]
+    assert [segment_position(spec) for spec in specs] == 2 * [n / 8 for n in range(9)]
 
 
 def test_figure_2_starts_from_the_svd_at_every_scale_and_rank():

@@ -67,7 +67,7 @@ FAMILIES = {
             tiny_decoder_config(num_kv_heads=8, head_size=4, num_heads=8), rngs=nnx.Rngs(0)
         ),
         LANGUAGE,
-        lambda: text() | {"learnt": np.ones((ROWS, TOKENS), np.int32)},
+        lambda: text() | {"loss_mask": np.ones((ROWS, TOKENS), np.int32)},
         (),
     ),
     "vision": (

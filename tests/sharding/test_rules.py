@@ -18,7 +18,7 @@ from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.nn.dense import Adapter, Dense, split_model
 from goat_jax.nn.named_modules import find_modules
 from goat_jax.optim.optimizer import OptimizerConfig, make_optimizer
-from goat_jax.sharding.batches import own_rows, put_batch, put_whole_batch, share_of_rows
+from goat_jax.sharding.batches import local_rows, put_batch, put_whole_batch, share_of_rows
 from goat_jax.sharding.config import MeshConfig, Rules
 from goat_jax.sharding.rules import ShardingRules, make_sharding_rules, place_model
 from goat_jax.training.shardings import check_batches, plan_shardings
@@ -171,7 +171,7 @@ def test_a_mesh_is_written_down_and_read_back(run_config):
 
 def test_batches_lie_as_their_rows_say():
     place, values = placement(2, 2, 2), np.arange(16, dtype=np.float32).reshape(8, 2)
-    assert own_rows(place, 8) == slice(0, 8) and share_of_rows(place, 8) == (0, 1)
+    assert local_rows(place, 8) == slice(0, 8) and share_of_rows(place, 8) == (0, 1)
     for batch in (put_batch({"x": values}, place, 8), put_whole_batch({"x": values}, place)):
         array = batch["x"]
         np.testing.assert_array_equal(array, values)

@@ -38,7 +38,7 @@ save, free = Checkpoints.save, resource.getrlimit(resource.RLIMIT_FSIZE)
 
 def on_a_full_disk(checkpoints, state, *rest):
     # The checkpoint before this one is written, or has failed, on the disk as it was.
-    checkpoints._forgiving(lambda: checkpoints._manager.wait_until_finished())
+    checkpoints._attempt(lambda: checkpoints._manager.wait_until_finished())
     # More than the few records need, less than the largest of the files into which Orbax splits a
     # checkpoint as it likes (80,000 bytes; those of a model with fewer adapters could all fit).
     limit = (20_000, free[1]) if int(state.step) in full else free

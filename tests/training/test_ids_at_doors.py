@@ -216,4 +216,4 @@ def test_texts_end_with_the_checkpoints_token_where_the_tokenizer_names_none(fol
     assert load_tokenizer(folder).eos_token_id is None
     train = load_rows(config(), "train")[0]
     assert [ids[-1] for ids in train.input_ids] == [3, 3]  # type: ignore[attr-defined]
-    assert all(learnt[-1] for learnt in train.learnt)  # type: ignore[attr-defined]
+    assert all(learnt[-1] for learnt in train.loss_masks)  # type: ignore[attr-defined]

@@ -117,7 +117,7 @@ def test_the_loss_is_that_of_the_plain_logits(files, config):
         -told[row, t - 1, batch["input_ids"][row, t]]
         for row in range(3)
         for t in range(1, 32)
-        if batch["learnt"][row, t]
+        if batch["loss_mask"][row, t]
     ]
     assert count == len(expected) == 6
     np.testing.assert_allclose(loss, np.sum(expected), rtol=1e-5)

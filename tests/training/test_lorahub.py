@@ -26,7 +26,7 @@ def runs(light, tmp_path_factory):
     train, held_out = (str(_opposite(root / f"{n}.jsonl", n)) for n in (300, 50))
     swapped = files(train, held_out, labels=("bad", "good"))
     found = []
-    for name, task in (("learnt", config.task), ("opposite", swapped)):
+    for name, task in (("loss_mask", config.task), ("opposite", swapped)):
         fit(dataclasses.replace(config, task=task, out=str(root / name)), progress=False)
         found.append(root / name)
     return config, found

@@ -17,7 +17,7 @@ from goat_jax.analysis.figure_data import (
     min_max_normalised,
     scale_and_rank,
     score_panels,
-    segment_place,
+    segment_position,
 )
 from goat_jax.plots.compare import smooth
 from goat_jax.plots.curves import Curve, Panel, plot_curves
@@ -67,7 +67,7 @@ def draw_figures(
 def _figure_1(runs: Sequence[Gathered], path: Path, metric: str | None) -> bool:
     panels, name = score_panels(
         runs,
-        lambda run: segment_place(run.config.adapter.spec()),
+        lambda run: segment_position(run.config.adapter.spec()),
         ("method", "segments", "offset"),
         metric,
     )

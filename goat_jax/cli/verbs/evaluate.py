@@ -58,7 +58,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     is_run = (Path(arguments.source) / RUN).is_file()
     tasks = [_task_of(text) for text in arguments.task]
     if not tasks:
-        tasks = [_own_task(arguments.source)]
+        tasks = [_task_of_run(arguments.source)]
     mesh = MeshConfig(tensor=arguments.tensor)
     scorings = [scoring_of(task, arguments.scoring) for task in tasks]
     if LOSS in scorings:
@@ -100,7 +100,7 @@ def _task_of(text: str) -> Task:
     return make_task(name, **parse_options(options))
 
 
-def _own_task(source: str) -> Task:
+def _task_of_run(source: str) -> Task:
     if not (Path(source) / RUN).is_file():
         if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
             raise UserError(f"{source} is not a run folder: it has no {RUN}")

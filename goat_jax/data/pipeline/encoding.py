@@ -22,11 +22,11 @@ class Piece:
 
     Attributes:
       text: the part's text.
-      learnt: whether its tokens count in the loss.
+      in_loss: whether its tokens count in the loss.
     """
 
     text: str
-    learnt: bool
+    in_loss: bool
 
 
 def encode_pieces(
@@ -43,11 +43,11 @@ def encode_pieces(
     """
     text = check_text("".join(piece.text for piece in pieces), "the text")
     start = start_tokens(tokenizer, text) if special else []
-    ids, learnt = _text_tokens(tokenizer, text, pieces)
+    ids, loss_mask = _text_tokens(tokenizer, text, pieces)
     last = tokenizer.eos_token_id
     if end and last is not None and ids[-1:] != [last]:
-        ids, learnt = [*ids, last], [*learnt, bool(pieces) and pieces[-1].learnt]
-    return np.array([*start, *ids], np.int32), np.array([*[False] * len(start), *learnt], bool)
+        ids, loss_mask = [*ids, last], [*loss_mask, bool(pieces) and pieces[-1].in_loss]
+    return np.array([*start, *ids], np.int32), np.array([*[False] * len(start), *loss_mask], bool)
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str, special: bool = True) -> list[int]:
@@ -87,7 +87,7 @@ def _text_tokens(
     before = np.concatenate([[0], ends[:-1]])
     starts = np.where(starts == ends, np.minimum(before, starts), starts)
     ends = np.minimum(np.maximum(ends, starts + 1), len(text))
-    characters = np.repeat([piece.learnt for piece in pieces], [len(p.text) for p in pieces])
+    characters = np.repeat([piece.in_loss for piece in pieces], [len(p.text) for p in pieces])
     counts = np.concatenate([[0], np.cumsum(characters)])
     return tokens["input_ids"], (counts[ends] > counts[starts]).tolist()
 
@@ -105,14 +105,14 @@ def _tokens_by_prefix(
         return tokenizer(part, add_special_tokens=False)["input_ids"]
 
     ids = tokens(text)
-    learnt = np.zeros(len(ids), bool)
+    loss_mask = np.zeros(len(ids), bool)
     places = [0, *accumulate(len(piece.text) for piece in pieces)]
     for piece, first, after in zip(pieces, places, places[1:], strict=False):
-        if piece.learnt and piece.text:
+        if piece.in_loss and piece.text:
             until = tokens(text[:after])
             across = _shared(until, ids) < len(until)
-            learnt[_shared(tokens(text[:first]), ids) : _shared(until, ids) + across] = True
-    return ids, learnt.tolist()
+            loss_mask[_shared(tokens(text[:first]), ids) : _shared(until, ids) + across] = True
+    return ids, loss_mask.tolist()
 
 
 def _shared(first: Sequence[int], second: Sequence[int]) -> int:

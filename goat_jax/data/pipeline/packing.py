@@ -21,7 +21,7 @@ class Texts:
 
     Attributes:
       input_ids: the token ids, N int32 arrays of varying length.
-      learnt: the loss masks, N bool arrays of the same lengths: True where a token counts in the
+      loss_masks: N bool arrays of the same lengths, True where a token counts in the
         loss.
       members: the text numbers of each row in order, M lists.
       lengths: the number of tokens in each row, [M] int32.
@@ -30,13 +30,13 @@ class Texts:
       dropped: the number of texts left out because no token to train on was left.
       tasks: "task_ids", "task_types" -> [N] int32, for texts of several tasks; else empty.
 
-    >>> ids, learnt = np.array([4, 5], np.int32), np.array([False, True])
-    >>> Texts([ids], [learnt], [[0]], np.array([2])).gather(np.array([0]), 3)["segments"].tolist()
+    >>> ids, mask = np.array([4, 5], np.int32), np.array([False, True])
+    >>> Texts([ids], [mask], [[0]], np.array([2])).gather(np.array([0]), 3)["segments"].tolist()
     [[1, 1, 0]]
     """
 
     input_ids: list[np.ndarray] = field(repr=False)
-    learnt: list[np.ndarray] = field(repr=False)
+    loss_masks: list[np.ndarray] = field(repr=False)
     members: list[list[int]] = field(repr=False)
     lengths: np.ndarray = field(repr=False)
     pad_id: int = 0
@@ -57,7 +57,7 @@ class Texts:
     @property
     def contents(self) -> tuple[Any, ...]:
         """Tokens, loss masks, the texts of each row, and the task numbers."""
-        return self.input_ids, self.learnt, self.members, self.tasks
+        return self.input_ids, self.loss_masks, self.members, self.tasks
 
     def __len__(self) -> int:
         return len(self.members)
@@ -66,7 +66,7 @@ class Texts:
         """Collates one batch, padded on the right.
 
         Returns `input_ids`, `segments` (1, 2, ... for the texts of a row, 0 for padding),
-        `attention_mask` and `learnt` [B, T] int32, and `weights` [B] float32. Texts of several
+        `attention_mask` and `loss_mask` [B, T] int32, and `weights` [B] float32. Texts of several
         tasks add `task_ids` [B, T] int32, since they may share a row, and `task_types` [B].
         """
         del draw
@@ -75,7 +75,9 @@ class Texts:
         input_ids = [
             np.concatenate([self.input_ids[text] for text in texts]) for texts in row_texts
         ]
-        learnt = [np.concatenate([self.learnt[text] for text in texts]) for texts in row_texts]
+        loss_masks = [
+            np.concatenate([self.loss_masks[text] for text in texts]) for texts in row_texts
+        ]
         segments = [
             np.repeat(np.arange(1, len(texts) + 1), [len(self.input_ids[text]) for text in texts])
             for texts in row_texts
@@ -93,7 +95,7 @@ class Texts:
             "input_ids": pad_right(input_ids, length, self.pad_id),
             "segments": padded,
             "attention_mask": (padded > 0).astype(np.int32),
-            "learnt": pad_right(learnt, length, 0),
+            "loss_mask": pad_right(loss_masks, length, 0),
             "weights": weights,
             **tasks,
         }
@@ -114,19 +116,19 @@ def encode_texts(
     if max_length < 2:
         raise UserError(f"max_length {max_length}: a text needs 2 tokens or more")
     chat = task.format in CHAT_FORMATS
-    all_ids, all_learnt, all_tasks, truncated, dropped = [], [], [], 0, 0
+    all_ids, all_masks, all_tasks, truncated, dropped = [], [], [], 0, 0
     for text in texts:
         # A chat template writes the initial and final special tokens itself.
-        ids, learnt = encode_pieces(tokenizer, text.pieces, end=not chat, special=not chat)
+        ids, loss_mask = encode_pieces(tokenizer, text.pieces, end=not chat, special=not chat)
         truncated += len(ids) > max_length
-        ids, learnt = ids[:max_length], learnt[:max_length]
+        ids, loss_mask = ids[:max_length], loss_mask[:max_length]
         # The first token is never predicted, so it cannot be the only one to train on.
-        has_target = any(piece.learnt and piece.text for piece in text.pieces)
-        if not (has_target and learnt[1:].any()):
+        has_target = any(piece.in_loss and piece.text for piece in text.pieces)
+        if not (has_target and loss_mask[1:].any()):
             dropped += 1
             continue
         all_ids.append(ids)
-        all_learnt.append(learnt)
+        all_masks.append(loss_mask)
         all_tasks.append(text.tasks)
     if not all_ids:
         raise UserError(
@@ -137,7 +139,7 @@ def encode_texts(
     members = pack(lengths, max_length) if task.packing else [[i] for i in range(len(lengths))]
     return Texts(
         input_ids=all_ids,
-        learnt=all_learnt,
+        loss_masks=all_masks,
         members=members,
         lengths=np.array([lengths[texts].sum() for texts in members], np.int32),
         pad_id=pad_id(tokenizer),

@@ -134,11 +134,11 @@ def _receive(remote: RemoteFile, part: Path, report: Progress) -> None:
             raise EOFError("the server's file has changed") from None
         raise
     with answer:
-        goes_on = answer.status == 206
+        resumes = answer.status == 206
         length = answer.headers.get("Content-Length")
-        done = have if goes_on else 0
+        done = have if resumes else 0
         total = done + int(length) if length is not None else remote.size or None
-        with part.open("ab" if goes_on else "wb") as file:
+        with part.open("ab" if resumes else "wb") as file:
             while piece := answer.read(CHUNK):
                 file.write(piece)
                 done += len(piece)

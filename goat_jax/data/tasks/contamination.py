@@ -15,14 +15,14 @@ PLAIN_FORMATS = tuple(name for name in FORMATS if name not in CHAT_FORMATS)
 """Formats whose prompts do not depend on the model's chat template."""
 
 
-def learnt_questions(task: EvalTask) -> list[str]:
+def questions_in_training(task: EvalTask) -> list[str]:
     """Returns one line for each question set with questions that are also training rows.
 
     A question counts if a row's prompt has the same words (ignoring case, spaces and punctuation),
     or if both have the same id (`EvalSpec.id_columns`); plain numbers are not ids. Lines also
     report sets that cannot be read, and tasks whose training rows are the questions.
 
-    >>> learnt_questions(EvalTask("sums", "a.jsonl", "a.jsonl", questions={"sums": "a.jsonl"}))
+    >>> questions_in_training(EvalTask("sums", "a.jsonl", "a.jsonl", questions={"sums": "a.jsonl"}))
     ['sums: its questions are the rows it is trained on']
     """
     if task.train in task.questions.values():
@@ -56,7 +56,7 @@ def learnt_questions(task: EvalTask) -> list[str]:
 def prompt_of(row: Row, task: LanguageTask) -> str:
     """Returns the prompt of a training row."""
     pieces = FORMATS[task.format](row, dataclasses.replace(task, loss_on="completion"), None)
-    return "".join(piece.text for piece in pieces if not piece.learnt)
+    return "".join(piece.text for piece in pieces if not piece.in_loss)
 
 
 def question_text(question: Question) -> str:

@@ -178,10 +178,10 @@ def _selected(rows: list[Row], task: LanguageTask, source: str) -> list[tuple[in
 
 def _prompt_completion(row: Row, task: LanguageTask, tokenizer: Tokenizer) -> list[Piece]:
     del tokenizer
-    return _asked_and_learnt(task, read_text(row, "prompt"), read_text(row, "completion"))
+    return _prompt_and_completion(task, read_text(row, "prompt"), read_text(row, "completion"))
 
 
-def _asked_and_learnt(task: LanguageTask, prompt: str, completion: str) -> list[Piece]:
+def _prompt_and_completion(task: LanguageTask, prompt: str, completion: str) -> list[Piece]:
     return [Piece(prompt, task.loss_on == "all"), Piece(completion, True)]
 
 
@@ -193,7 +193,7 @@ def _plain_text(row: Row, task: LanguageTask, tokenizer: Tokenizer) -> list[Piec
 def _alpaca(row: Row, task: LanguageTask, tokenizer: Tokenizer) -> list[Piece]:
     """Reads the columns instruction, input (may be empty, null or missing) and output."""
     del tokenizer
-    return _asked_and_learnt(task, _alpaca_prompt(row), read_text(row, "output"))
+    return _prompt_and_completion(task, _alpaca_prompt(row), read_text(row, "output"))
 
 
 def _alpaca_prompt(row: Row) -> str:
@@ -205,7 +205,7 @@ def _alpaca_prompt(row: Row) -> str:
 
 def _template(row: Row, task: LanguageTask, tokenizer: Tokenizer) -> list[Piece]:
     del tokenizer
-    return _asked_and_learnt(task, fill(task.prompt, row), fill(task.completion, row))
+    return _prompt_and_completion(task, fill(task.prompt, row), fill(task.completion, row))
 
 
 def fill(template: str, row: Row) -> str:
@@ -249,8 +249,8 @@ class _Filler(string.Formatter):
 
 def _messages(row: Row, task: LanguageTask, tokenizer: Tokenizer) -> list[Piece]:
     """Reads a conversation; the assistant's turns, with their end marker, are trained on."""
-    text, learnt, skipped = chat_spans(tokenizer, read_conversation(row))
-    kinds = dict.fromkeys(learnt, True) | dict.fromkeys(skipped, False)
+    text, trained, skipped = chat_spans(tokenizer, read_conversation(row))
+    kinds = dict.fromkeys(trained, True) | dict.fromkeys(skipped, False)
     places = [0, *(place for span in sorted(kinds) for place in span), len(text)]
     return [
         Piece(text[start:end], kinds.get((start, end), task.loss_on == "all"))

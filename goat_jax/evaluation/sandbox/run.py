@@ -71,7 +71,7 @@ def run_program(trial: Trial, limits: Limits = DEFAULT_LIMITS) -> ProgramResult:
             limits, program=None, test=trial.test, known=trial.known, functions=trial.functions
         )
         end = time.monotonic() + limits.seconds
-        of_program, of_test = program.said_until(end), test.said_until(end)
+        of_program, of_test = program.read_until(end), test.read_until(end)
         if of_program is None or of_test is None:
             return ProgramResult(False, f"not done after {limits.seconds:g} s")
         return _outcome(of_program, of_test, program, test)
@@ -144,7 +144,7 @@ class _Child:
         with contextlib.suppress(BrokenPipeError), stdin:
             stdin.write(json.dumps(order).encode())
 
-    def said_until(self, end: float) -> bytes | None:
+    def read_until(self, end: float) -> bytes | None:
         """Reads all of the child's standard output; None if it is not closed in time."""
         stdout = self.process.stdout
         assert stdout is not None

@@ -51,7 +51,7 @@ def _replay_layer(entry: CaseFile, arrays: Arrays) -> Iterator[Check | Note]:
     plan = read_layer(entry, arrays)
     from_given = Comparison(METHOD, str(entry.folder), entry.name, GIVEN)
     yield from_given.check("scale", plan.scale, _scale_of(entry.record, plan))
-    yield from _check_own_start(entry, plan, arrays)
+    yield from _check_our_init(entry, plan, arrays)
     factors = {name: jnp.asarray(value) for name, value in plan.factors.items()}
     outcome = run_layer(plan.run, plan.frozen, factors, jnp.asarray(plan.scale))
     yield from check_seen(plan.case, outcome.first, arrays, from_given)
@@ -73,7 +73,7 @@ def _check_trained(
             yield compare.check(f"{name}_final", ours, arrays.get(f"{name}_final"))
 
 
-def _check_own_start(entry: CaseFile, plan: LayerPlan, arrays: Arrays) -> Iterator[Check]:
+def _check_our_init(entry: CaseFile, plan: LayerPlan, arrays: Arrays) -> Iterator[Check]:
     """Compares our initialization if it is not random: the frozen kernel and products of factors.
 
     Only a case with a residual kernel has such an initialization.
@@ -82,7 +82,7 @@ def _check_own_start(entry: CaseFile, plan: LayerPlan, arrays: Arrays) -> Iterat
         return
     from_ours = Comparison(METHOD, str(entry.folder), entry.name, OWN)
     gradient = jnp.asarray(arrays.floats("G").T) if "G" in arrays.values else None
-    start = _own_start(plan.run.spec, jnp.asarray(plan.kernel), gradient)
+    start = _our_init(plan.run.spec, jnp.asarray(plan.kernel), gradient)
     a, b = (np.asarray(start.factors[name][0]) for name in ("a", "b"))
     products = {
         "BA_init": lambda: np.asarray(start.scale)[0] * (a @ b).T,
@@ -106,7 +106,7 @@ def _check_own_start(entry: CaseFile, plan: LayerPlan, arrays: Arrays) -> Iterat
 
 
 @partial(jax.jit, static_argnums=0)
-def _own_start(spec: AdapterSpec, kernel: Array, gradient: Array | None) -> AdapterInit:
+def _our_init(spec: AdapterSpec, kernel: Array, gradient: Array | None) -> AdapterInit:
     return init_adapter(kernel, spec, jax.random.key(0), gradient)
 
 

@@ -123,7 +123,7 @@ class Checkpoints:
         keep: the number of latest checkpoints that are kept besides the best.
         read_only: whether the checkpoints are only read. Nothing is then cleaned up, so another
             process may be training in the folder.
-        going_on: whether `save` only warns if a checkpoint could not be written; `wait` raises in
+        keep_going: whether `save` only warns if a checkpoint could not be written; `wait` raises in
             any case. It has no effect in a multi-process run, where all processes have to agree.
     """
 
@@ -134,9 +134,9 @@ class Checkpoints:
         *,
         keep: int = 2,
         read_only: bool = False,
-        going_on: bool = False,
+        keep_going: bool = False,
     ):
-        self.best_by, self._going_on = best_by, going_on and jax.process_count() == 1
+        self.best_by, self._keep_going = best_by, keep_going and jax.process_count() == 1
         self._options = ocp.CheckpointManagerOptions(
             # Without a best_fn Orbax writes no metrics.
             best_fn=lambda scores: goodness(best_by, scores[best_by]),
@@ -206,7 +206,7 @@ class Checkpoints:
             scores: the scores of an evaluation at this step; None without one.
 
         Raises:
-            RunFailed: a checkpoint could not be written, unless `going_on` was set.
+            RunFailed: a checkpoint could not be written, unless `keep_going` was set.
         """
         # JSON has no NaN; without a finite score by `best_by` a checkpoint can never be the best.
         metrics = {name: value for name, value in (scores or {}).items() if math.isfinite(value)}
@@ -218,11 +218,11 @@ class Checkpoints:
             notes=ocp.args.JsonSave(notes),
         )
         # Wait for the previous checkpoint first, so that its error is not taken for this one's.
-        self._forgiving(lambda: self._manager.wait_until_finished())
+        self._attempt(lambda: self._manager.wait_until_finished())
         self._delete()
         step = int(state.step)
         kept = metrics if self.best_by in metrics else None
-        self._forgiving(
+        self._attempt(
             lambda: self._manager.save(
                 step, args=items, metrics=kept, force=True, custom_metadata=MARK
             )
@@ -267,7 +267,7 @@ class Checkpoints:
         Raises:
             RunFailed: a checkpoint could not be written.
         """
-        with self._said_clearly():
+        with self._as_run_failed():
             self._manager.wait_until_finished()
         self._delete()
 
@@ -277,7 +277,7 @@ class Checkpoints:
         Raises:
             RunFailed: a checkpoint could not be written.
         """
-        with self._said_clearly():
+        with self._as_run_failed():
             self._manager.close()
         self._delete()
 
@@ -286,13 +286,13 @@ class Checkpoints:
         if not self._options.read_only and is_first():
             shutil.rmtree(self._root / DELETED, ignore_errors=True)
 
-    def _forgiving(self, action: Callable[[], Any]) -> None:
-        """Calls an action; with `going_on`, a failure to write becomes a warning."""
+    def _attempt(self, action: Callable[[], Any]) -> None:
+        """Calls an action; with `keep_going`, a failure to write becomes a warning."""
         try:
-            with self._said_clearly():
+            with self._as_run_failed():
                 action()
         except RunFailed as failure:
-            if not self._going_on:
+            if not self._keep_going:
                 raise
             warnings.warn(f"the run continues, but {failure}", Notice, stacklevel=3)
             with contextlib.suppress(ValueError, OSError):
@@ -301,7 +301,7 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self._root, options=self._options)
 
     @contextlib.contextmanager
-    def _said_clearly(self) -> Iterator[None]:
+    def _as_run_failed(self) -> Iterator[None]:
         """Turns errors while writing, often long after `save` returned, into one `RunFailed`."""
         try:
             yield

@@ -104,7 +104,7 @@ def restore_run(
 
 
 def _cached(svd: SvdConfig) -> SvdConfig:
-    """Returns a run's SVD settings with a cache on this machine; the run may be from another one."""
+    """Returns a run's SVD settings with a cache of this machine; the run may be from another."""
     if svd.folder == NONE or user_path(svd.folder).is_dir():
         return svd
     return dataclasses.replace(svd, folder=str(cache_folder("svd")))

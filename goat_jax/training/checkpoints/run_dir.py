@@ -21,7 +21,7 @@ from goat_jax.training.checkpoints.lock import LOCK, locked
 from goat_jax.training.checkpoints.steps import CHECKPOINTS, steps_in
 from goat_jax.training.data import TaskData
 from goat_jax.training.setup import TrainSetup
-from goat_jax.validation.fields import Natural, check_fields, made
+from goat_jax.validation.fields import Natural, check_fields, construct
 
 RUN = "run.json"
 RESULT = "result.json"  # the scores of a run that is part of a table
@@ -206,7 +206,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid: it holds a {type(saved).__name__}, not an object")
     known = {field.name for field in dataclasses.fields(RunFile)}
     with _named(path):
-        made("it", RunFile, {name: value for name, value in saved.items() if name in known})
+        construct("it", RunFile, {name: value for name, value in saved.items() if name in known})
     return saved
 
 

@@ -12,7 +12,6 @@ import dataclasses
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, SupportsInt
 
 import jax
@@ -217,12 +216,7 @@ class NoMetricsLog(MetricsLog):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Does nothing: no file was opened."""
 
     def write(self, kind: str, step: SupportsInt, **values: Any) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from types import TracebackType
 from typing import Any, Self, TextIO
 
 _LINE_SECONDS = 10.0  # plain lines are at least this far apart,
@@ -70,12 +69,7 @@ class TrainProgress:
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._live:
             self._bar.stop()
         elif self._line_step is not None and self._line_step != self._step:

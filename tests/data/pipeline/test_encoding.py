@@ -58,7 +58,7 @@ def learn(tmp_path):
         path.write_text(json.dumps(row))
         task = LanguageTask("notes", str(path), str(path), **options)
         texts = load_texts(task, "train", tokenizer, 4000)
-        return texts.input_ids[0].tolist(), texts.learnt[0]
+        return texts.input_ids[0].tolist(), texts.loss_masks[0]
 
     return learn
 

@@ -45,7 +45,7 @@ def write(tmp_path):
 def _learnt(task, tokenizer) -> str:
     """The text that is learnt, read back from the tokens."""
     texts = load_texts(task, "train", tokenizer, 200)
-    ids, learnt = texts.input_ids[0], texts.learnt[0]
+    ids, learnt = texts.input_ids[0], texts.loss_masks[0]
     return "".join(tokenizer.convert_ids_to_tokens(ids[learnt].tolist()))
 
 
@@ -180,5 +180,5 @@ def test_a_packed_batch_tells_its_texts_apart():
     assert batch["input_ids"].tolist() == [[4, 5, 6, 7, 8, 9]] * 2
     assert batch["segments"][0].tolist() == [1, 1, 1, 2, 2, 0]
     assert batch["attention_mask"][0].tolist() == [1, 1, 1, 1, 1, 0]
-    assert batch["learnt"][0].tolist() == [0, 1, 1, 0, 1, 0]
+    assert batch["loss_mask"][0].tolist() == [0, 1, 1, 0, 1, 0]
     assert batch["weights"].tolist() == [1.0, 0.0]

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from goat_jax.data.tasks.commonsense import FOLDERS
-from goat_jax.data.tasks.contamination import learnt_questions
+from goat_jax.data.tasks.contamination import questions_in_training
 from goat_jax.data.tasks.evaluation import load_questions
 from goat_jax.data.tasks.language import load_rows
 from kinds import eval_task
@@ -43,12 +43,12 @@ def learnt(task):
 
 def test_commonsense_that_is_learnt_is_told(joint):
     task = eval_task("commonsense170k", folder=str(joint))
-    assert learnt_questions(task) == []
+    assert questions_in_training(task) == []
     first, second, *_ = learnt(task)
     shouted = first | {"instruction": first["instruction"].replace("Please", "PLEASE  ") + " "}
     write(joint / "piqa" / "test.jsonl", [shouted, choice("x", id="y"), second])
     write(joint / "boolq" / "test.jsonl", [choice("other words", id=first["id"]), choice("z")])
-    assert learnt_questions(task) == [
+    assert questions_in_training(task) == [
         "boolq: 1 of 2 questions is also in the training rows",
         "piqa: 2 of 3 questions are also in the training rows",
     ]
@@ -59,14 +59,14 @@ def test_numbers_are_no_ids(joint):
     task = eval_task("commonsense170k", folder=str(joint))
     numbered = [row | {"id": place} for place, row in enumerate(learnt(task))]
     write(joint / "commonsense_170k.jsonl", numbered * 10)
-    assert learnt_questions(task) == []
+    assert questions_in_training(task) == []
 
 
 def test_rows_held_out_are_not_learnt(joint):
     task = eval_task("commonsense170k", folder=str(joint))
     held = [row for _, row in load_rows(task, "evaluation")]
     write(joint / "piqa" / "test.jsonl", held)
-    assert len(held) == 120 and learnt_questions(task) == []
+    assert len(held) == 120 and questions_in_training(task) == []
 
 
 @pytest.fixture
@@ -83,20 +83,20 @@ def mathematics(tmp_path):
 
 
 def test_metamath_that_asks_gsm8k_is_told(mathematics, tmp_path):
-    assert learnt_questions(mathematics) == []
+    assert questions_in_training(mathematics) == []
     asked = [
         {"question": row["query"].replace(" ", "  "), "answer": "#### 1"}
         for row in learnt(mathematics)[:2]
     ]
     write(tmp_path / "test.jsonl", [*asked, {"question": "What?", "answer": "#### 1"}])
-    assert learnt_questions(mathematics) == [
+    assert questions_in_training(mathematics) == [
         "gsm8k: 2 of 3 questions are also in the training rows"
     ]
 
 
 def test_questions_that_cannot_be_read_are_told(mathematics, tmp_path):
     task = dataclasses.replace(mathematics, questions={"gsm8k": str(tmp_path / "gone.jsonl")})
-    (note,) = learnt_questions(task)
+    (note,) = questions_in_training(task)
     assert note.startswith("gsm8k: not compared with the training rows (") and "gone.jsonl" in note
 
 
@@ -109,7 +109,9 @@ def test_first_turns_of_conversations_are_compared(tmp_path):
     ]
     write(tmp_path / "question.jsonl", asked)
     task = eval_task("wizardlm", folder=str(tmp_path), questions=str(tmp_path))
-    assert learnt_questions(task) == []
+    assert questions_in_training(task) == []
     asked[1]["turns"][0] = learnt(task)[3]["instruction"]
     write(tmp_path / "question.jsonl", asked)
-    assert learnt_questions(task) == ["mt_bench: 1 of 2 questions is also in the training rows"]
+    assert questions_in_training(task) == [
+        "mt_bench: 1 of 2 questions is also in the training rows"
+    ]

@@ -78,7 +78,7 @@ def test_joint_training_is_evaluated_on_every_set_that_is_there(folder):
     train, held_out = (load_pieces(task, split, UNUSED) for split in ("train", "evaluation"))
     assert (len(train), len(held_out)) == (80, 120)
     answer = train[0].pieces[1]
-    assert answer.text == "the correct answer is answer2" and answer.learnt
+    assert answer.text == "the correct answer is answer2" and answer.in_loss
 
 
 def test_tasks_survive_run_json(folder):
