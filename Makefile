@@ -28,7 +28,7 @@ demo: $(VENV)/demo.stamp
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not nightly'
 
-# Warnings are errors: a broken link, a public name without an entry, a docstring that is no text.
+# Warnings are errors: a broken link, a public name without an entry, a docstring that is not text.
 docs: $(VENV)/docs.stamp
 	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html
 	@echo "the site: docs/_build/html/index.html"
