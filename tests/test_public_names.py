@@ -62,8 +62,8 @@ OF_CONFIGS = {
     "RunConfig": "model task adapter optimizer train mesh svd logging out",
     "SvdConfig": "folder keep route",
     "TrainConfig": (
-        "steps batch_size grad_accum_steps max_length num_buckets eval_batch_size eval_every "
-        "save_every log_every early_stopping_patience best_by grace_seconds save_errors "
+        "steps batch_size grad_accum_steps max_length num_buckets data_threads eval_batch_size "
+        "eval_every save_every log_every early_stopping_patience best_by grace_seconds save_errors "
         "changed_rows seed"
     ),
     "LoggingConfig": "utilization profile wandb",

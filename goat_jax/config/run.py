@@ -234,6 +234,7 @@ FREE_TO_CHANGE = (
     "train.eval_every",
     "train.save_every",
     "train.log_every",
+    "train.data_threads",
     "train.eval_batch_size",
     "train.early_stopping_patience",
     "train.grace_seconds",

@@ -27,6 +27,8 @@ class TrainConfig:
         max_length: the largest number of tokens per example; longer examples are truncated.
         num_buckets: the number of padded lengths; more of them waste less on padding, but each one
             is compiled.
+        data_threads: the number of threads that prepare training batches ahead, which matters for
+            images; the batches and their order do not depend on it.
         eval_batch_size: examples per evaluation step.
         eval_every: steps between evaluations; each is followed by a checkpoint.
         save_every: steps between additional checkpoints.
@@ -52,6 +54,7 @@ class TrainConfig:
     grad_accum_steps: Count = 1
     max_length: Count = 128
     num_buckets: Count = 5
+    data_threads: Count = 4
     eval_batch_size: Count = 64
     eval_every: Count = 100
     save_every: Count = 100

@@ -94,9 +94,16 @@ def training_batches(
         rows: the training rows.
         share: (index, count): the shard of each batch that is read.
     """
-    size, length = config.train.batch_size, config.train.max_length
-    buckets = training_buckets(config, rows)
-    return train_iterator(rows, size, config.train.seed, length, *share, buckets=buckets)
+    train, buckets = config.train, training_buckets(config, rows)
+    return train_iterator(
+        rows,
+        train.batch_size,
+        train.seed,
+        train.max_length,
+        *share,
+        buckets=buckets,
+        threads=train.data_threads,
+    )
 
 
 def training_buckets(config: RunConfig, rows: Rows) -> tuple[int, ...]:

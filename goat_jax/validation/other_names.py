@@ -82,6 +82,7 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "random_seed": ("train.seed",),
         "data_seed": ("train.seed",),
         "group_by_length": ("train.num_buckets",),
+        "dataloader_num_workers": ("train.data_threads",),
         "gradient_checkpointing": ("model.remat",),
         "bf16": _DTYPE,
         "fp16": _DTYPE,

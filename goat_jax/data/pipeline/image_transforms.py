@@ -6,6 +6,7 @@ torchvision, crop positions as in transformers, and Pillow resizes, so that a mo
 input here as in its original training.
 """
 
+import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -188,5 +189,18 @@ def normalise(
     >>> normalise(Image.new("RGB", (1, 1), (255, 0, 0)), (0.5,) * 3, (0.5,) * 3).tolist()
     [[[1.0, -1.0, -1.0]]]
     """
-    scaled = (np.asarray(image, np.float64) * factor).astype(np.float32)
-    return (scaled - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+    pixels = np.asarray(image)
+    found = np.empty(pixels.shape, np.float32)
+    # A channel has 256 values: looking them up takes half of the time of computing every pixel.
+    for channel, values in enumerate(_normalised_values(mean, std, factor)):
+        found[..., channel] = values[pixels[..., channel]]
+    return found
+
+
+@functools.lru_cache
+def _normalised_values(
+    mean: tuple[float, ...], std: tuple[float, ...], factor: float
+) -> np.ndarray:
+    """Returns the normalized value of each of a channel's 256 values, (3, 256) float32."""
+    scaled = (np.arange(256, dtype=np.float64) * factor).astype(np.float32)[:, None]
+    return ((scaled - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)).T.copy()

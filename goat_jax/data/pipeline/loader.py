@@ -8,7 +8,7 @@ whatever was prefetched when the state was saved.
 import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import Any, Protocol, overload
 
 from goat_jax.data.pipeline.batching import (
     BatchPlan,
@@ -19,8 +19,8 @@ from goat_jax.data.pipeline.batching import (
 from goat_jax.data.pipeline.dataset import Batch, Rows
 from goat_jax.errors import UserError
 
-if TYPE_CHECKING:
-    pass
+AHEAD = 4
+"""Least number of batches that are prepared ahead."""
 
 
 def batches_per_epoch(rows: Rows, batch_size: int) -> int:
@@ -131,8 +131,7 @@ def train_iterator(
     process_count: int = 1,
     buckets: Sequence[int] | None = None,
     *,
-    threads: int = 1,
-    prefetch: int = 4,
+    threads: int = 4,
 ) -> BatchIterator:
     """Returns an endless iterator of training batches that Orbax can save and restore.
 
@@ -144,8 +143,7 @@ def train_iterator(
       process_index: this process's index, as `jax.process_index()` gives it.
       process_count: the number of processes, as `jax.process_count()` gives it.
       buckets: the padded lengths; chosen from the data if None.
-      threads: the number of threads that prepare batches ahead.
-      prefetch: the largest number of batches prepared ahead.
+      threads: the number of threads that prepare batches ahead, each one batch at a time.
 
     The batches are those of `gather`. `get_state()` / `set_state()` carry one number, which
     `grain.checkpoint.CheckpointSave` / `CheckpointRestore` store in an Orbax checkpoint. A state
@@ -161,7 +159,7 @@ def train_iterator(
     import grain
 
     source = TrainBatches(rows, batch_size, seed, max_length, process_index, process_count, buckets)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, AHEAD))
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))
 
 

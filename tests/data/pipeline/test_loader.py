@@ -72,7 +72,7 @@ def test_one_shape_for_each_bucket(encoded):
 @pytest.mark.parametrize("stop", [0, 5, 11, 12, 30])
 def test_a_restored_iterator_continues_exactly(encoded, threads, stop):
     """Stopped within, at and beyond an epoch of 12 batches, with batches prefetched."""
-    options = {"threads": threads, "prefetch": 6}
+    options = {"threads": threads}
     whole = take(train_iterator(encoded, BATCH, 5, LONGEST), stop + 14)
     first = train_iterator(encoded, BATCH, 5, LONGEST, **options)
     take(first, stop)
