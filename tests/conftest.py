@@ -1,6 +1,7 @@
 """Strict settings for every test, and the fixtures they share."""
 
 import dataclasses
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -51,6 +52,12 @@ def drop_compiled_programs():
     yield
     if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > MOST_MAPPINGS:
         jax.clear_caches()
+
+
+def pytest_collection_finish():
+    """Leaves what the imports made, a million objects, out of all later collections of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 SHORT = 5.0
@@ -148,9 +155,9 @@ def without_torch(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def finished(config, tmp_path_factory: pytest.TempPathFactory):
-    """The tiny run, trained to its end once: (config, summary)."""
-    return _trained(config, tmp_path_factory)
+def finished(two_modules, tmp_path_factory: pytest.TempPathFactory):
+    """The tiny run with two kinds of modules, trained to its end once: (config, summary)."""
+    return _trained(two_modules, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

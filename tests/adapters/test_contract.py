@@ -330,7 +330,7 @@ def parts_in_a_model(case):
     name, kind = case
     spec = METHODS[name].spec
     if kind == "decoder":
-        return [(kind, spec.router.mergeable, spec.combine.replaces, spec.combine.layout)]
+        return [(kind, spec.router.mergeable), (kind, spec.combine.replaces, spec.combine.layout)]
     return kinds_of_parts(name, ("initializer", "kernel_edit", "router", "combine", "aux_loss"))
 
 

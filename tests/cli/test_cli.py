@@ -17,7 +17,7 @@ from goat_jax.cli.log_level import apply_log_level
 from goat_jax.cli.main import main, quiet_compiler
 from goat_jax.errors import Notice
 from goat_jax.training.compile_cache import keep_compiled
-from tiny_run import LIGHT, write_run
+from tiny_run import LIGHT, TWO, write_run
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_whole(tiny, tmp_path, withou
         "resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000));"
         "from goat_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
-    arguments = train(tiny / "config.py", tmp_path / "run", "--train.save-every", "2")
+    arguments = train(f"{tiny / 'config.py'}:{TWO}", tmp_path / "run", "--train.save-every", "2")
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, env=without_torch, capture_output=True, text=True)
     lines = [line for line in done.stderr.splitlines() if line.startswith("goat-jax: error:")]
@@ -210,7 +210,7 @@ def test_programs_are_kept_where_that_is_possible(tmp_path, monkeypatch, recwarn
 @pytest.mark.slow
 def test_train_evaluate_inspect(config_file, tmp_path, capsys):
     out = tmp_path / "run"
-    assert main(train(f"{config_file}:target_modules=.*output.dense,steps=10", out)) == 0
+    assert main(train(f"{config_file}:{LIGHT},steps=10", out)) == 0
     printed = capsys.readouterr().out
     assert "held out" in printed and "accuracy" in printed
     assert (out / "training.png").stat().st_size > 10_000
@@ -223,7 +223,7 @@ def test_train_evaluate_inspect(config_file, tmp_path, capsys):
     assert scores["loss"] == pytest.approx(last["loss"], rel=1e-6)
     assert main(["inspect", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "bert.encoder.layer.{}.output.dense" in printed and "energy in top 8" in printed
+    assert "bert.encoder.layer.{}.attention.self.query" in printed and "energy in top 8" in printed
     code, line = error_of(capsys, "evaluate", str(out), "--step", "7")
     assert code == 2 and "no checkpoint of step 7" in line
 

@@ -89,6 +89,8 @@ def get_config(method="goat", steps=30, target_modules=r"bert\\.encoder\\..*", *
 
 LIGHT = "target_modules=.*query"
 """An option of the config: adapters in the query kernels alone, so that a step compiles soon."""
+TWO = r"target_modules=.*(query|intermediate\.dense)"
+"""An option of the config: adapters in two kinds of modules, of different shapes."""
 
 
 def write_run(root: Path, train_rows: int = 160, test_rows: int = 40) -> Path:

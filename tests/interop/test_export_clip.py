@@ -106,6 +106,13 @@ def zero_shot(run_of):
     return run_of("clip", "zero_shot", ())
 
 
+@pytest.fixture(scope="module")
+def merged(zero_shot, tmp_path_factory):
+    """The zero-shot run as a whole CLIP: (its folder, what the export says)."""
+    folder = tmp_path_factory.mktemp("merged") / "out"
+    return folder, export_run(zero_shot, "merged", folder)
+
+
 PIXELS = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
 THEIRS = torch.tensor(PIXELS.transpose(0, 3, 1, 2).copy())
 
@@ -136,24 +143,23 @@ def check_same(theirs, ours):
     assert np.abs(theirs.detach().numpy() - ours).max() < CLOSE * max(1, np.abs(ours).max())
 
 
-def test_a_zero_shot_run_becomes_a_whole_clip(zero_shot, tmp_path):
-    made = export_run(zero_shot, "merged", tmp_path / "out")
+def test_a_zero_shot_run_becomes_a_whole_clip(zero_shot, merged):
+    out, made = merged
     assert "give it the prompt of every class" in made.notes[0]
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config = json.loads((out / "config.json").read_text())
     assert config["architectures"] == ["CLIPModel"]
-    model = load_whole(transformers.CLIPModel, tmp_path / "out")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    model = load_whole(transformers.CLIPModel, out)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     texts = tokenizer([f"a {name} there" for name in LABELS], padding=True, return_tensors="pt")
     ours = our_logits(zero_shot)
     assert ours.std(1).min() > 1e-2
     check_same(model(pixel_values=THEIRS, **texts).logits_per_image, ours)
-    check_same(snippet(tmp_path / "out")["logits"](THEIRS), ours)
+    check_same(snippet(out)["logits"](THEIRS), ours)
 
 
-def test_what_was_not_adapted_stays_as_it_was(zero_shot, tmp_path):
-    export_run(zero_shot, "merged", tmp_path / "out")
+def test_what_was_not_adapted_stays_as_it_was(zero_shot, merged):
     before = load_file(zero_shot.parent / "model" / "model.safetensors")
-    after = load_file(tmp_path / "out" / "model.safetensors")
+    after = load_file(merged[0] / "model.safetensors")
     assert set(before) == set(after)
     moved = {name for name in before if not np.array_equal(before[name], after[name])}
     kernels = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
@@ -177,15 +183,14 @@ def test_a_trained_projection_has_one(run_of, tmp_path):
     check_same(snippet(tmp_path / "out")["logits"](THEIRS), our_logits(run))
 
 
-def test_peft_adapts_the_vision_tower_alone(zero_shot, tmp_path):
+def test_peft_adapts_the_vision_tower_alone(zero_shot, merged, tmp_path):
     export_run(zero_shot, "peft", tmp_path / "out")
     names = snippet(tmp_path / "out")
     assert type(names["base"]) is transformers.CLIPModel
-    merged = names["model"].merge_and_unload()
-    export_run(zero_shot, "merged", tmp_path / "merged")
-    whole = load_whole(transformers.CLIPModel, tmp_path / "merged")
+    theirs = names["model"].merge_and_unload().state_dict()
+    whole = load_whole(transformers.CLIPModel, merged[0])
     for name, tensor in whole.state_dict().items():
-        np.testing.assert_allclose(merged.state_dict()[name], tensor, atol=CLOSE, err_msg=name)
+        np.testing.assert_allclose(theirs[name], tensor, atol=CLOSE, err_msg=name)
     config = json.loads((tmp_path / "out" / ADAPTER_CONFIG).read_text())
     assert config["modules_to_save"] is None
     assert not any("classifier" in name for name in load_file(tmp_path / "out" / ADAPTER))
@@ -215,13 +220,12 @@ def test_a_run_in_bfloat16_loads_in_bfloat16(run_of, tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 3), (20, 30, 3)])
-def test_images_are_prepared_as_the_run_prepared_them(zero_shot, tmp_path, shape):
+def test_images_are_prepared_as_the_run_prepared_them(zero_shot, merged, shape):
     config = load_run(zero_shot)[0]
     view = view_of(expect(ImageTask, config.task), config.model.path)
-    export_run(zero_shot, "merged", tmp_path / "merged")
     pixels = np.random.default_rng(1).integers(0, 255, shape, dtype=np.uint8)
     image = array_image(pixels)
     ours = view.numbers(view.whole(image))
-    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "merged")
+    processor = transformers.AutoImageProcessor.from_pretrained(merged[0])
     theirs = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     np.testing.assert_allclose(theirs, ours, atol=1e-5)

@@ -19,6 +19,7 @@ from goat_jax.training.checkpoints.checkpoint import Checkpoints
 from goat_jax.training.checkpoints.restore import restore_run
 from goat_jax.training.logging.metrics_log import read_records
 from goat_jax.training.trainer import fit
+from tiny_run import TWO
 
 
 def same_trained(one, other, step):
@@ -40,7 +41,7 @@ def on_a_full_disk(checkpoints, state, *rest):
     # The checkpoint before this one is written, or has failed, on the disk as it was.
     checkpoints._attempt(lambda: checkpoints._manager.wait_until_finished())
     # More than the few records need, less than the largest of the files into which Orbax splits a
-    # checkpoint as it likes (80,000 bytes; those of a model with fewer adapters could all fit).
+    # checkpoint as it likes (those of a model with fewer adapters could all fit).
     limit = (20_000, free[1]) if int(state.step) in full else free
     resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     save(checkpoints, state, *rest)
@@ -70,7 +71,7 @@ def run_on_disk(source, out, full, env):
 def test_a_run_goes_on_where_a_checkpoint_could_not_be_written(
     tiny, tmp_path, without_torch, full, code
 ):
-    done = run_on_disk(tiny / "config.py", tmp_path / "run", full, without_torch)
+    done = run_on_disk(f"{tiny / 'config.py'}:{TWO}", tmp_path / "run", full, without_torch)
     assert done.returncode == code, done.stderr[-2000:]
     assert "the run continues, but a checkpoint could not be written" in done.stderr
     assert "the checkpoint of step 5 is kept" in done.stderr

@@ -148,7 +148,7 @@ def test_a_changed_residual_is_refused(finished):
     path = summary.folder / "run.json"
     whole = path.read_text()
     saved = json.loads(whole)
-    name = "bert.encoder.layer.{}.output.dense"
+    name = "bert.encoder.layer.{}.intermediate.dense"
     saved["residual_norms"][name][1] *= 1 + 1e-4
     path.write_text(json.dumps(saved))
     with pytest.raises(UserError, match="rebuilt frozen kernel"):

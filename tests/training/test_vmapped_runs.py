@@ -17,7 +17,7 @@ from goat_jax.training.vmapped_runs import RunVariant, shared_step, train_vmappe
 from kinds import present
 from tiny_run import LIGHT
 
-DIVERGING = RunVariant(0, 1e30)
+DIVERGING = RunVariant(0, 1e38)
 MEMBERS = [RunVariant(0, 1e-2), RunVariant(1, 1e-2), RunVariant(1, 2e-3)]
 
 
@@ -53,8 +53,7 @@ def assert_same(result, expected):
 
 
 @pytest.mark.slow
-def test_members_are_the_runs_they_would_be_alone(config, tmp_path):
-    short = shortened(config)  # with two kinds of modules the last variant would not diverge
+def test_members_are_the_runs_they_would_be_alone(short, tmp_path):
     runs = [with_variant(with_options(short, method="lora_plus"), m) for m in (*MEMBERS, DIVERGING)]
     *together, diverged = list(train_vmapped(runs, runs_per_step=4))
     assert_same(together[2], alone(runs[2], tmp_path / "2"))  # a seed and a rate of its own
@@ -102,8 +101,7 @@ def test_runs_that_start_differently_share_a_step(short, tmp_path, monkeypatch, 
     found = list(train_vmapped(runs, runs_per_step=len(runs)))
     assert sizes == [len(runs)]
     assert len({result.losses for result in found}) == len(runs)
-    for place in (0, len(runs) - 1):
-        assert_same(found[place], alone(runs[place], tmp_path / str(place)))
+    assert_same(found[-1], alone(runs[-1], tmp_path / "alone"))
 
 
 def test_runs_that_step_differently_do_not(short):
@@ -137,7 +135,7 @@ def test_compare_writes_a_table_and_a_figure_and_does_not_train_twice(tiny, tmp_
     assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["goat", "lora"]
     assert table.count("±") == 2 * 2  # accuracy and loss of two methods
     assert (tmp_path / "out" / "comparison.png").stat().st_size > 10_000
-    path = tmp_path / "out" / "goat.json"
+    path = tmp_path / "out" / "lora.json"
     saved = json.loads(path.read_text())
     saved["runs"] = saved["runs"][:1]
     saved["runs"][0]["after"]["loss"] = 123.0  # to be seen again, since it is not trained again

@@ -80,7 +80,7 @@ def test_weights_of_tokens_agree_with_the_load(opened):
     assert tokens == ["[CLS]", "the", "film", "is", "lovely", "and", "dull", "[SEP]"]
     found = routes(opened, batch, tokens)
     spec = opened.config.adapter.spec()
-    assert len(found.weights) == 6 and found.image is None
+    assert len(found.weights) == 2 and found.image is None
     for weights in found.weights.values():
         assert weights.shape == (2, 8, spec.num_experts)
         np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
