@@ -156,8 +156,9 @@ def without_torch(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def finished(two_modules, tmp_path_factory: pytest.TempPathFactory):
-    """The tiny run with two kinds of modules, trained to its end once: (config, summary)."""
-    return _trained(two_modules, tmp_path_factory)
+    """Sixty steps with two kinds of modules, trained to their end once: (config, summary)."""
+    train = dataclasses.replace(two_modules.train, steps=60)
+    return _trained(dataclasses.replace(two_modules, train=train), tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -120,6 +120,7 @@ def test_it_is_typed():
     assert importlib.resources.files("goat_jax").joinpath("py.typed").is_file()
 
 
+@pytest.mark.slow
 def test_names_are_imported_at_their_first_use():
     code = "import sys, goat_jax; print(sorted({'jax', 'flax', 'numpy'} & set(sys.modules)))"
     code += "; goat_jax.inject; print(goat_jax.inject.__name__, 'inject' in dir(goat_jax))"

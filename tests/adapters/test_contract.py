@@ -76,7 +76,7 @@ def kinds_of_parts(name, parts=PARTS_OF_A_LAYER):
     return [type(getattr(METHODS[name].spec, part)) for part in parts]
 
 
-QUICK_LAYERS = ["lora", "dora", "molora", "goat"]
+QUICK_LAYERS = ["lora", "goat"]
 LAYERS = first_of_each(METHODS, kinds_of_parts, QUICK_LAYERS)
 
 

@@ -97,6 +97,7 @@ def test_the_router_sees_x_itself(per_expert):
     np.testing.assert_array_equal(noisy.entropy, quiet.entropy)
 
 
+@pytest.mark.slow
 def test_expected_output_is_that_of_eval_mode_for_shared_and_own_masks():
     """Different noise, one expectation: averaged over draws both are the output without dropout."""
     draws = 6000

@@ -17,7 +17,7 @@ from goat_jax.adapters.adapter import apply_layer, init_adapter, merge_adapter
 from goat_jax.adapters.context import EVAL
 from goat_jax.adapters.methods import method_spec
 from goat_jax.testing import assert_close
-from tiers import first_of_each
+from tiers import each, first_of_each
 
 torch = pytest.importorskip("torch", reason="needs the extra 'test', which brings torch")
 peft = pytest.importorskip("peft", reason="needs the extra 'test', which brings peft")
@@ -155,7 +155,7 @@ def name_of(sizes):
 
 
 @pytest.mark.parametrize("sizes", first_of_each(GRID, enumerate, GRID[:1]), ids=name_of)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", each(CASES, ["lora", "dora"]))
 def test_layer_is_peft_s(name, sizes):
     case, (shape, rank) = CASES[name], sizes
     layer, kernel = peft_layer(case, shape, rank)

@@ -155,6 +155,7 @@ def test_experts_of_aligned_gradients_train_as_whole_kernels():
         assert larger / smaller == pytest.approx(2, rel=0.1), distances
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [1, 8, 32])
 def test_the_theorys_scale_matches_the_mean_and_does_not_minimise_the_error(rank):
     """Checks the claims of docs/mathematics.md about s = sqrt(3 I eta / R) on random starts."""

@@ -180,7 +180,7 @@ def check_case(torch_layer, case, seed=0):
     compare(ours, theirs)
 
 
-@pytest.mark.parametrize("case", QUICK, ids=Case.name)
+@pytest.mark.parametrize("case", each(QUICK, QUICK[1::2]), ids=Case.name)
 def test_layer(torch_layer, case):
     check_case(torch_layer, case)
 
@@ -207,7 +207,7 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("row", each(ROWS, ["pissa", "molora", "goat_plus"]))
+@pytest.mark.parametrize("row", each(ROWS, ["pissa", "molora"]))
 def test_method(torch_layer, row):
     """Compares start, frozen weight, scales, forward, gradients and training, from one weight."""
     import torch
@@ -244,6 +244,7 @@ def test_every_row_that_torch_knows_is_tested():
     assert set(ROWS) <= set(METHODS)
 
 
+@pytest.mark.slow
 def test_bfloat16_compute_with_float32_adapters(torch_layer):
     """bf16 x and weight. No two implementations round alike, so each is held against float64.
 

@@ -15,7 +15,7 @@ from goat_jax.adapters.task_gate import for_task
 from goat_jax.core import aux_losses, routers
 from goat_jax.errors import UserError
 from goat_jax.testing import assert_close
-from tiers import first_of_each
+from tiers import each, first_of_each
 
 IN, OUT, TOKENS = 24, 20, 40
 START, APPLY = (
@@ -96,6 +96,7 @@ def test_top_p_of_equal_experts_takes_the_first():
     assert routers.route_top_p(jnp.zeros((1, 4)), 1.0).selected.all()
 
 
+@pytest.mark.slow
 def test_a_shared_expert_is_always_on_and_outside_the_balance():
     spec = method_spec("goat", router="top_k_shared", num_experts=4, total_rank=4)
     start = START(KERNEL, spec, jax.random.key(0))
@@ -117,6 +118,7 @@ def test_molora_of_its_code_does_not_renormalise():
     np.testing.assert_allclose(routing.weights.sum(-1), probs[:, -2:].sum(-1), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_hydralora_with_one_expert_is_lora_and_top_k_is_one_option():
     spec = method_spec("hydralora", num_experts=1, total_rank=4)
     lora = method_spec("lora", total_rank=4, alpha=32.0)
@@ -132,7 +134,7 @@ def test_hydralora_with_one_expert_is_lora_and_top_k_is_one_option():
     assert report.aux_loss > 0.5
 
 
-@pytest.mark.parametrize("name", ["hydralora", "lora_dash", "dora"])
+@pytest.mark.parametrize("name", each(["hydralora", "lora_dash", "dora"], ["dora"]))
 def test_dropout_of_the_others_is_inverted_too(name):
     """Averaged over masks the output is that of eval mode."""
     spec = method_spec(name, dropout=0.5, dropout_per_expert=name == "hydralora")
@@ -190,6 +192,7 @@ def test_lora_dash_is_continuous_at_its_switch_and_lora_before():
     assert_close(first, plain, 1e-6)
 
 
+@pytest.mark.slow
 def test_neat_over_inputs_is_neat_of_the_transposed_kernel():
     ours = method_spec("neat", total_rank=4, over_inputs=True, depth=1, activation="silu")
     theirs = ours.replace(over_inputs=False)
@@ -200,6 +203,7 @@ def test_neat_over_inputs_is_neat_of_the_transposed_kernel():
     assert np.abs(merged - KERNEL).max() > 0.01
 
 
+@pytest.mark.slow
 def test_one_task_of_moelora_is_an_adapter_that_merges():
     spec = method_spec("moelora", num_tasks=3)
     start = START(KERNEL, spec, jax.random.key(0))

@@ -78,7 +78,7 @@ def test_cost_by_experts_is_flat_but_for_the_router():
 
 @pytest.mark.slow
 def test_growth_is_measured_along_every_axis():
-    found = measure_growth(Size(32, 16, 16), method_spec("goat"), (8, 16), (4, 8), turns=1)
+    found = measure_growth(Size(32, 16, 16), method_spec("lora"), (8, 16), (4, 8), turns=1)
     assert {axis: [n for n, _ in points] for axis, points in found.items()} == {
         "total rank": [8, 16],
         "experts at rank 8": [4, 8],
@@ -105,7 +105,7 @@ def test_layers_from_the_command_line(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_steps_from_the_command_line(tiny, capsys):
-    words = f"bench step --config {tiny / 'config.py'}:{LIGHT} --methods lora goat"
+    words = f"bench step --config {tiny / 'config.py'}:{LIGHT} --methods goat"
     small = "--turns 1 --train.batch-size 2 --train.max-length 16"
     assert main([*words.split(), *small.split()]) == 0
     printed = capsys.readouterr().out

@@ -33,6 +33,7 @@ def error_of(capsys, *arguments: str) -> tuple[int, str]:
     return code, lines[0]
 
 
+@pytest.mark.slow
 def test_the_version_is_printed_and_the_package_runs_as_a_module():
     with pytest.raises(SystemExit) as stop:
         main(["--version"])

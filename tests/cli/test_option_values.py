@@ -290,6 +290,7 @@ ARGUMENTS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @DETERMINISTIC
 @given(
     name=st.sampled_from(

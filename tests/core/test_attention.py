@@ -11,11 +11,15 @@ import torch
 from attention_cases import CASES, cases, gradients, ids, reference
 from goat_jax.core.attention import Visible, attention_in_blocks, plain_attention
 from kinds import present
+from tiers import each
 
 KEY = jax.random.key(7)
 
 
-@pytest.mark.parametrize("case", CASES, ids=ids)
+QUICK = [case for case in CASES if case.name in ("segments and a window", "a cache")]
+
+
+@pytest.mark.parametrize("case", each(CASES, QUICK), ids=ids)
 def test_blocks_are_the_definition_in_float64(case):
     with jax.enable_x64(True):
         arrays, visible, options = cases(case, jnp.float64)
@@ -26,7 +30,7 @@ def test_blocks_are_the_definition_in_float64(case):
                 np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("case", CASES, ids=ids)
+@pytest.mark.parametrize("case", each(CASES, QUICK), ids=ids)
 def test_plain_is_the_definition(case):
     arrays, visible, options = cases(case, jnp.float32)
     mask = visible.mask(arrays[0].shape[1], arrays[1].shape[1])
@@ -55,7 +59,8 @@ def test_a_query_that_may_attend_to_nothing_is_finite():
         partial(attention_in_blocks, visible=visible, block=8),
         partial(plain_attention, mask=visible.mask(20, 20)),
     ):
-        out, grad = jax.value_and_grad(lambda x, attend=attend: attend(x, x, x).sum())(x)
+        total = jax.value_and_grad(lambda x, attend=attend: attend(x, x, x).sum())
+        out, grad = jax.jit(total)(x)
         assert np.isfinite(out) and np.isfinite(grad).all()
 
 

@@ -45,11 +45,13 @@ def test_correct_tokens_are_those_whose_label_has_the_largest_logit():
     assert 0 < int(correct.sum()) < len(labels)
 
 
+@pytest.mark.slow
 def test_huge_logits_give_no_nan():
     losses, _ = chunked_cross_entropy(jnp.eye(2) * 1e4, jnp.eye(2) * 1e4, jnp.array([0, 0]), 1)
     np.testing.assert_allclose(losses, [0.0, 1e8])
 
 
+@pytest.mark.slow
 def test_losses_are_float32_for_bfloat16_states():
     hidden, kernel, labels, _ = _arrays(dtype=jnp.bfloat16)
     losses, _ = chunked_cross_entropy(hidden, kernel, labels, 4)

@@ -19,6 +19,7 @@ def loss(outputs):
     return jnp.sin(hidden).sum() + (jnp.tanh(logits) * weights / logits.size).sum()
 
 
+@pytest.mark.slow
 def test_values_and_gradients_are_those_of_two_products():
     x, inner, router = numbers(0, 2, 5, 24), numbers(1, 24, 6), numbers(2, 24, 3)
     found = jax.value_and_grad(lambda *a: loss(narrow_products(*a)), (0, 1, 2))(x, inner, router)

@@ -291,6 +291,7 @@ def test_likelihoods_are_those_of_the_plain_logits(model):
             np.testing.assert_allclose(found.means[number], expected / len(text), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_compile_for_every_length(model):
     scorer = load_eval_model(str(model)).scorer()
     pairs = [("p" * (5 + 9 * n), "x" * (n % 3 + 1)) for n in range(20)]
@@ -298,6 +299,7 @@ def test_one_compile_for_every_length(model):
     assert compiled(scorer._step) == 2
 
 
+@pytest.mark.slow
 def test_texts_beyond_the_context_lose_their_beginning(model):
     scorer = load_eval_model(str(model)).scorer()
     found = scorer([("z" * 600, "ab"), ("z" * 510, "ab")], batch_size=2)
@@ -329,6 +331,7 @@ def test_batched_answers_are_those_alone_whatever_they_are_padded_to(model):
     assert generator.complete(["one"], ended) == [Answer("", cut=False)]
 
 
+@pytest.mark.slow
 def test_answers_need_few_compiles(model):
     generator = load_eval_model(str(model)).generator()
     prompts = ["x" * n for n in range(3, 60, 4)]
@@ -346,6 +349,7 @@ def test_programs_are_not_run_unless_that_is_allowed(model, data, tmp_path, caps
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_pass_at_k_of_several_samples(model, data, tmp_path, capsys, monkeypatch):
     """Gives four samples per question, of which the second and third are right."""
     from goat_jax.evaluation import code as coding

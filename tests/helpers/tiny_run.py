@@ -69,7 +69,9 @@ from goat_jax.data.tasks.registry import files
 from goat_jax.optim.optimizer import OptimizerConfig
 
 
-def get_config(method="goat", steps=30, target_modules=r"bert\\.encoder\\..*", **none):
+def get_config(
+    method="goat", steps=30, target_modules=r"bert\\.encoder\\..*", schedule="cosine", **none
+):
     return RunConfig(
         model=ModelConfig({model!r}, options={{"pooling": "mean"}}),
         task=files({train!r}, {test!r}, labels=("bad", "good")),
@@ -77,7 +79,7 @@ def get_config(method="goat", steps=30, target_modules=r"bert\\.encoder\\..*", *
             method=method, target_modules=target_modules,
             modules_to_save=("pooler.dense", "classifier"), dropout=0.05,
         ),
-        optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=3),
+        optimizer=OptimizerConfig(learning_rate=1e-2, schedule=schedule, warmup_steps=3),
         train=TrainConfig(
             steps=steps, batch_size=16, max_length=24, num_buckets=1, eval_batch_size=32,
             eval_every=10, save_every=5, log_every=2,
@@ -87,8 +89,9 @@ def get_config(method="goat", steps=30, target_modules=r"bert\\.encoder\\..*", *
 """
 
 
-LIGHT = "target_modules=.*query"
-"""An option of the config: adapters in the query kernels alone, so that a step compiles soon."""
+LIGHT = "target_modules=.*query,schedule=constant"
+"""Options of the config: adapters in the query kernels alone, so that a step compiles soon; and a
+constant rate, so that runs of other lengths have the same step."""
 TWO = r"target_modules=.*(query|intermediate\.dense)"
 """An option of the config: adapters in two kinds of modules, of different shapes."""
 

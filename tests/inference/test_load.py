@@ -15,6 +15,7 @@ def first(light_finished):
     return goat_jax.load(light_finished[0].out)
 
 
+@pytest.mark.slow
 def test_a_loaded_run_scores_as_it_did_in_training(first, light_finished):
     summary = light_finished[1]
     best = summary.after if first.step == summary.step else None

@@ -254,6 +254,7 @@ def test_a_file_that_cannot_be_written_so(tmp_path):
             written(tmp_path / name)
 
 
+@pytest.mark.slow
 def test_the_verb_writes_a_file_and_goes_on(run, found, unlabeled, tmp_path, capsys):
     out = tmp_path / "new.csv"
     words = ["predict", str(run.folder), "--data", str(unlabeled), "--out", str(out), "--quiet"]
@@ -295,6 +296,7 @@ def test_the_verb_prints_texts(run, rows, found, capsys):
     assert [line["prediction"] for line in lines] == found.labels.tolist()[:2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [".csv", ".jsonl"])
 def test_evaluate_writes_each_row_with_its_label(run, found, tmp_path, capsys, ending):
     out = tmp_path / f"scored{ending}"

@@ -53,6 +53,7 @@ def killed(run_folder, unlabeled, out):
             main(words(run_folder, unlabeled, out, "8"))
 
 
+@pytest.mark.slow
 def test_rows_are_shared_out_and_keep_their_order(run_folder, unlabeled, on_mesh):
     rows = read_rows(on_mesh)
     found = goat_jax.load(run_folder).predict([row["sentence"] for row in read_rows(unlabeled)])
@@ -61,6 +62,7 @@ def test_rows_are_shared_out_and_keep_their_order(run_folder, unlabeled, on_mesh
     np.testing.assert_allclose(shares, found.probabilities, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_with_the_same_bytes(run_folder, unlabeled, on_mesh, tmp_path):
     whole, out = on_mesh.read_bytes(), tmp_path / "new.csv"
     killed(run_folder, unlabeled, out)
@@ -72,6 +74,7 @@ def test_a_killed_command_goes_on_with_the_same_bytes(run_folder, unlabeled, on_
     assert [path.name for path in tmp_path.iterdir()] == ["new.csv"]
 
 
+@pytest.mark.slow
 def test_another_mesh_does_not_go_on(run_folder, unlabeled, on_mesh, tmp_path, capsys):
     out = tmp_path / "new.csv"
     killed(run_folder, unlabeled, out)

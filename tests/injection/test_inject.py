@@ -237,6 +237,7 @@ def plain():
     return model
 
 
+@pytest.mark.slow
 def test_every_layer_is_the_start_of_its_own_kernel(plain):
     kernels = np.asarray(make_model().layers.runs[0].up.kernel[...])
     found = arrays_of(plain, "up")
@@ -295,6 +296,7 @@ def test_what_is_not_adapted_is_not_touched(plain):
     np.testing.assert_array_equal(lora(x), fresh(x))
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_trains_every_parameter_of_the_model():
     model = Encoder(tiny_config(), rngs=nnx.Rngs(0))
     before = jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
@@ -334,6 +336,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", each(MODELS, ["encoder"]))
 def test_a_model_that_is_trained_in_full_computes_in_the_dtype_it_had(kind):
     """Computed in float32 from bfloat16's numbers, it would give other bits."""

@@ -88,7 +88,7 @@ def test_the_step_keeps_no_float_kernel():
     """The compiled gradient needs fewer temporary bytes than the stack's float kernels have."""
     config = tiny_config(num_layers=8, hidden_size=256, intermediate_size=1024, num_heads=4)
     model = Encoder(config, rngs=nnx.Rngs(0))
-    inject(model, METHODS["lora"].spec, key=jax.random.key(1), modules_to_save=())
+    inject(model, METHODS["lora"].spec, ["query"], key=jax.random.key(1), modules_to_save=())
     report = quantize_base(model, "nf4")
     graph, trainable, base = split_model(model)
     tokens = jnp.zeros((1, 4), jnp.int32)

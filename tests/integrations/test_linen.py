@@ -155,6 +155,7 @@ def test_a_scan_that_loses_the_balance_loss_is_refused():
     assert apply(frozen, factors, X)[0].shape == X.shape
 
 
+@pytest.mark.slow
 def test_dropout_follows_the_key_and_is_off_without():
     _, apply, frozen, factors = made(nn.Dense(8), method_spec("pissa", total_rank=4, dropout=0.5))
     keys = [None, None, *map(jax.random.key, (0, 1))]

@@ -23,7 +23,10 @@ peft = pytest.importorskip("peft", reason="needs the extra 'test', which brings 
 transformers = pytest.importorskip("transformers")
 
 # PEFT 0.21 asks transformers 5.23 for a property by its old name.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
+]
 
 CLOSE = 1e-5
 SINGLE = [name for name, row in METHODS.items() if row.spec.router.mergeable and name != "full"]
@@ -38,11 +41,10 @@ OPTIONS = {
 }
 
 
-def tiers(quick, *slow):
-    """All methods without a router: two tiers by name, the others at night."""
-    marks = {quick: ()} | dict.fromkeys(slow, (pytest.mark.slow,))
-    night = (pytest.mark.slow, pytest.mark.nightly)
-    return [pytest.param(name, marks=marks.get(name, night)) for name in SINGLE]
+def tiers(*in_ci):
+    """All methods without a router: some by name in CI, the others at night."""
+    night = pytest.mark.nightly
+    return [pytest.param(name, marks=() if name in in_ci else night) for name in SINGLE]
 
 
 TASK_IDS = {"moelora": "label"}
@@ -113,7 +115,6 @@ def with_peft(tiny, out):
 
 # One method for every kind of file: LoRA, DoRA and a network. The numbers of all methods are those
 # of test_low_rank.py.
-@pytest.mark.slow
 @pytest.mark.parametrize("method", tiers("pissa", "dora", "neat"))
 def test_peft_reloads_every_single_adapter(method, run_of, tiny, tmp_path):
     run = run_of(method)
@@ -139,7 +140,6 @@ def test_residual_methods_are_lora_of_twice_the_rank_on_the_original(run_of, tmp
     assert tensors[name].shape == (8, 32)
 
 
-@pytest.mark.slow
 def test_dora_has_peft_s_own_fields_and_its_factors_bit_for_bit(run_of, tmp_path):
     run = run_of("dora")
     export_run(run, "peft", tmp_path / "out")
@@ -155,7 +155,6 @@ def test_dora_has_peft_s_own_fields_and_its_factors_bit_for_bit(run_of, tmp_path
     np.testing.assert_array_equal(tensors[name], np.asarray(own["magnitude"][1]))
 
 
-@pytest.mark.slow
 def test_ranks_and_alphas_that_differ_become_patterns(run_of, tiny, tmp_path):
     from goat_jax.injection.selection import Override
 
@@ -189,7 +188,6 @@ def test_routed_adapters_are_refused_where_no_kernel_equals_them(method, run_of,
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
@@ -220,7 +218,6 @@ def test_one_plain_lora_with_mean_gates(method, run_of, tiny, tmp_path):
     assert loss == pytest.approx(made.scores["approximation"]["loss"], abs=1e-4)
 
 
-@pytest.mark.slow
 def test_one_task_of_a_task_gated_adapter_is_a_lora(run_of, tiny, tmp_path):
     run = run_of("moelora")
     export_run(run, "peft", tmp_path / "out", task=1)
@@ -246,7 +243,6 @@ def _loss_in_peft(tiny, out):
         return float(model(**encoded, labels=labels).loss)
 
 
-@pytest.mark.slow
 def test_published_names_bit_for_bit(run_of, tmp_path):
     run = run_of("goat")
     export_run(run, "goat", tmp_path / "out")
@@ -266,7 +262,7 @@ def test_published_names_bit_for_bit(run_of, tmp_path):
 # Every method's merge is tested in adapters/test_contract.py.
 @pytest.mark.parametrize(
     "method",
-    [*tiers("pissa"), pytest.param("full", marks=(pytest.mark.slow, pytest.mark.nightly))],
+    [*tiers("pissa"), pytest.param("full", marks=pytest.mark.nightly)],
 )
 def test_merged_models_are_transformers_own(method, run_of, tmp_path):
     run = run_of(method)
@@ -283,7 +279,6 @@ def test_merged_models_are_transformers_own(method, run_of, tmp_path):
     assert len(words["input_ids"]) == 4
 
 
-@pytest.mark.slow
 @pytest.mark.nightly
 def test_whole_kernels_have_no_form_in_peft(run_of, tmp_path):
     with pytest.raises(UserError, match="not of low rank"):
@@ -313,7 +308,6 @@ def test_nothing_is_half_written(run_of, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
-@pytest.mark.slow
 def test_a_run_on_a_quantised_base_stays_here(run_of, tmp_path):
     run = changed_run(run_of("pissa"), tmp_path / "run", **{"model.quantize": "nf4"})
     with pytest.raises(

@@ -213,6 +213,7 @@ def test_a_linear_head_is_transformers_own(family, run_of, tmp_path):
     check_same(snippet(tmp_path / "out")["model"](THEIRS).logits, our_logits(run))
 
 
+@pytest.mark.nightly  # the dtype of merged weights is that of test_model_card.py
 def test_a_run_in_bfloat16_loads_in_bfloat16(run_of, tmp_path):
     export_run(run_of("clip", "zero_shot", (), "bfloat16"), "merged", tmp_path / "out")
     model = load_whole(transformers.CLIPModel, tmp_path / "out")

@@ -74,6 +74,7 @@ def decoder(folder, tied, drop=(), add=()):
 SCORE = ("score.weight", np.zeros((2, 32), np.float32))
 
 
+@pytest.mark.slow
 def test_a_decoder_with_a_score_head(tmp_path):
     folder = decoder(tmp_path / "tied", True, add=[SCORE])
     (note,) = load_model(folder, key=jax.random.key(0)).notes

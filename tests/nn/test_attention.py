@@ -25,6 +25,12 @@ AXES = ("data", "fsdp", "tensor")
 NEED = Need(4096, 4096, 128, "bfloat16", causal=True, windows=(None, 512))
 
 
+def at_night(cases, in_ci):
+    """Cases as pytest parameters: those that are not named in `in_ci` are left to the night."""
+    marks = pytest.mark.nightly
+    return [case if case.name in in_ci else pytest.param(case, marks=marks) for case in cases]
+
+
 @pytest.fixture
 def has_cudnn(monkeypatch):
     """Lets jax have a cuDNN, which it has only where the plugin for CUDA is installed."""
@@ -89,8 +95,12 @@ def test_a_named_way_that_cannot_is_one_line(way, change, message):
     assert AttentionPlan(way, CPU).choose(cached)[0] in ("xla", "blocks")
 
 
+# A window, padding, segments and shared heads in CI; other shapes at night.
+SPLASH = ("window and left padding", "segments and a window")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("case", WHOLE, ids=ids)
+@pytest.mark.parametrize("case", at_night(WHOLE, SPLASH), ids=ids)
 def test_splash_is_the_definition(case):
     arrays, visible, options = cases(case, jnp.float32)
     kernel = partial(splash, visible=visible, interpret=True, **options)
@@ -107,7 +117,12 @@ def test_real_tokens_go_to_the_front_and_back():
     np.testing.assert_array_equal(jnp.take_along_axis(there, back, axis=1), [range(4)] * 4)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.heads > case.groups], ids=ids)
+SHARED = ("window and left padding", "a cache")
+
+
+@pytest.mark.parametrize(
+    "case", at_night([case for case in CASES if case.heads > case.groups], SHARED), ids=ids
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("tensor", [2, 4])
 def test_on_a_mesh_each_device_has_its_rows_and_heads(case, tensor):

@@ -87,6 +87,7 @@ def test_merging_what_was_split_is_the_same_model(net):
     assert not np.asarray(jitted(changed, base, X)).any(), "the head is among the trained"
 
 
+@pytest.mark.slow
 def test_training_reaches_every_trained_leaf_traces_once_and_leaves_the_base_alone(net):
     graph, trainable, base = split_model(net)
     before = jax.tree.map(np.array, (trainable, base))

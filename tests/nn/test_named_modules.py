@@ -97,6 +97,7 @@ def run_jitted(model, x):
     return jax.jit(lambda state, x: run_model(nnx.merge(graph, state), x)[1])(state, x)
 
 
+@pytest.mark.slow
 def test_reports_of_several_stacks():
     model = Towers()
     attach(model.vision.blocks.runs[0].down, 2, experts=4, seed=1)

@@ -94,6 +94,7 @@ def test_recomputation_changes_no_number(whole, remat):
     assert_close(gradients(stack), whole)
 
 
+@pytest.mark.slow
 def test_recomputation_happens():
     def program(remat):
         stack = make_stack()

@@ -65,6 +65,7 @@ def test_a_zero_b_needs_no_special_case():
     np.testing.assert_array_equal(grads[0], 0.0)
 
 
+@pytest.mark.slow
 def test_a_stack_of_experts_is_adjusted_one_by_one():
     a, b, full = _random(lead=(2, 4))
     scale = jnp.arange(1.0, 9.0).reshape(2, 4)

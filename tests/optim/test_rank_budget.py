@@ -51,6 +51,7 @@ def _cores(params):
     return [params["adapter"]["one"]["core"], params["adapter"]["stack"]["query"]["core"]]
 
 
+@pytest.mark.slow
 def test_the_budget_is_kept_over_all_layers_and_ends_at_its_target():
     history = _train(with_rank_budget(optax.sgd(0.1), BUDGET), PARAMS)
     kept = [int(sum((core != 0).sum() for core in _cores(params))) for params in history]
@@ -80,6 +81,7 @@ def test_what_is_not_pruned_is_updated_as_ever():
     np.testing.assert_array_equal(last["adapter"]["one"]["a"], plain["adapter"]["one"]["a"])
 
 
+@pytest.mark.slow
 def test_layers_may_start_with_different_ranks():
     params = {"small": _adapter((), 0, rank=3), "large": _adapter((2,), 5, rank=6)}
     last = _train(with_rank_budget(optax.sgd(0.1), BUDGET), params)[-1]

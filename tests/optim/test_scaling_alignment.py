@@ -71,6 +71,7 @@ def name_of(case):
 CASES = [(forward, name) for forward in (1.0, 0.25) for name in OPTIMIZERS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", first_of_each(CASES, enumerate, CASES[:1]), ids=name_of)
 def test_twenty_steps_are_those_of_the_scale_in_the_forward_pass(case):
     forward, name = case

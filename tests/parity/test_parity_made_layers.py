@@ -66,6 +66,7 @@ def test_the_torch_layer_of_these_tests_is_the_published_one(shared, name, publi
         torch.testing.assert_close(ours.detach(), golden[theirs], rtol=0, atol=1e-5 * scale)
 
 
+@pytest.mark.slow
 def test_a_spectrum_without_gaps_is_said_and_not_compared(tmp_path, make_layer_case, write_layers):
     """Singular vectors of equal values are arbitrary: only the given start can be replayed."""
     case = make_layer_case("equal", in_features=32, out_features=32, tokens=9)

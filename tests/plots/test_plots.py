@@ -165,6 +165,7 @@ def test_a_step_written_twice_counts_once():
     assert list(heights(training_figure(records, "x").axes[0].lines[0])) == [2.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "records",
     [
@@ -178,6 +179,7 @@ def test_no_text_overlaps_in_training_pictures(records):
     assert_texts_apart(training_figure(records, "a title of some words " * 9))
 
 
+@pytest.mark.slow
 def test_load_png_is_written_whole(tmp_path):
     records = [load_record(BERT, 2, 4) | {"step": 1}, load_record(BERT, 6, 8)]
     plot_expert_load(records, tmp_path / "load.png")

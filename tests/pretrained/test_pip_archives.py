@@ -45,6 +45,7 @@ def no_pip(*args, **kwargs):
     raise AssertionError("pip must not run")
 
 
+@pytest.mark.slow
 def test_fetched_once_and_again_if_damaged(tmp_path, wheel, monkeypatch):
     cache = tmp_path / "deep" / "cache"
     path = fetch_package(**wheel, cache_dir=cache)
@@ -78,12 +79,14 @@ def test_the_hash_is_checked_here_too(tmp_path, wheel, monkeypatch):
     assert not list(cache.iterdir())
 
 
+@pytest.mark.slow
 def test_what_pip_cannot_find(tmp_path, wheel):
     with pytest.raises(UserError, match=r"could not fetch goat-nil==1 .* put .* into ") as caught:
         fetch_package(**{**wheel, "requirement": "goat-nil==1"}, cache_dir=tmp_path / "cache")
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_an_unexpected_file_name(tmp_path, wheel):
     with pytest.raises(UserError, match=r"pip brought no file named other\.whl"):
         fetch_package(**{**wheel, "filename": "other.whl"}, cache_dir=tmp_path / "cache")
@@ -119,6 +122,7 @@ def elsewhere(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_made_costs_a_warning(tmp_path, wheel, elsewhere):
     (tmp_path / "file").write_text("")
     cache = tmp_path / "file" / "cache"
@@ -138,6 +142,7 @@ def test_no_room_anywhere_is_one_line(tmp_path, monkeypatch, wheel):
         fetch_package(**wheel, cache_dir=tmp_path / "file" / "cache")
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_under_pip(tmp_path, wheel, elsewhere, monkeypatch):
     run = subprocess.run
 

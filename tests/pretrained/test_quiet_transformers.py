@@ -26,6 +26,7 @@ def test_nothing_is_said_and_the_remark_would_be():
     assert stderr_of(quiet + "t.PreTrainedTokenizerFast") == ""
 
 
+@pytest.mark.slow
 def test_errors_are_still_said():
     code = (
         "import logging; from goat_jax.pretrained.quiet_transformers import import_transformers\n"

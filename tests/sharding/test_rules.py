@@ -67,6 +67,7 @@ def test_adapters_are_gathered_over_the_axes_of_the_rows_where_they_are_used():
     assert place.adapter_in_use(up, "a", (32, 8, 4096, 4)).spec == P(None, None, None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", each(METHODS, ["lora", "goat"]))
 def test_nothing_large_is_whole_and_the_optimizer_follows(name):
     """Every array with an axis as long as a kernel's side is cut, but for gates (I, E)."""

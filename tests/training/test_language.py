@@ -87,6 +87,7 @@ def _logits(model):
     return lambda *args: np.asarray(compiled(state, *args))
 
 
+@pytest.mark.slow
 def test_packed_texts_have_the_loss_of_texts_alone(files, config):
     model = load_decoder(files / "model")
     tokenizer = load_tokenizer(files / "model")
@@ -186,6 +187,7 @@ def test_greedy_is_the_argmax_of_the_whole_forward(files):
         ids[0, 3 + place] = token
 
 
+@pytest.mark.slow
 def test_layers_taken_apart_compute_the_same_and_the_stack_stays(files):
     model = load_decoder(files / "model")
     apart = unrolled(model)
@@ -205,6 +207,7 @@ def test_a_generator_of_layers_apart_lets_the_stack_go(files):
     assert stacked() is None and len(list(generator.tokens([[3, 9]], Sampling(max_new_tokens=2))))
 
 
+@pytest.mark.slow
 def test_top_p_keeps_the_likely_tokens_and_only_them():
     logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
     keys = jax.random.split(jax.random.key(0), 300)
@@ -215,6 +218,7 @@ def test_top_p_keeps_the_likely_tokens_and_only_them():
     assert (np.asarray(cold) == 0).all()
 
 
+@pytest.mark.slow
 def test_the_same_seed_draws_the_same_and_another_does_not(files):
     model = load_decoder(files / "model")
     generator = Generator(model, load_tokenizer(files / "model"))

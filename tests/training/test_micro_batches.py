@@ -51,6 +51,7 @@ def test_micro_batches_add_up_to_the_whole_batch():
         assert_close(many[name], one[name])
 
 
+@pytest.mark.slow
 def test_equal_micro_batches_have_dropout_masks_of_their_own():
     _, metrics = one_step(2, dropout=0.5)
     assert spread(metrics) > 1e-4

@@ -38,8 +38,8 @@ def with_method(config, method, out, steps=14, **options):
 
 
 @pytest.mark.slow
-def test_adalora_ends_with_its_target_of_triplets(two_modules, tmp_path):
-    run = with_method(two_modules, "adalora", tmp_path / "run", warmup=2, cooldown=4, target_rank=3)
+def test_adalora_ends_with_its_target_of_triplets(config, tmp_path):
+    run = with_method(config, "adalora", tmp_path / "run", warmup=2, cooldown=4, target_rank=3)
     summary = fit(run, progress=False)
     assert summary.before and summary.after["loss"] < summary.before["loss"]
     loaded = goat_jax.load(summary.folder, 14)

@@ -17,7 +17,7 @@ from goat_jax.training.vmapped_runs import RunVariant, shared_step, train_vmappe
 from kinds import present
 from tiny_run import LIGHT
 
-DIVERGING = RunVariant(0, 1e38)
+DIVERGING = RunVariant(0, 1e30)
 MEMBERS = [RunVariant(0, 1e-2), RunVariant(1, 1e-2), RunVariant(1, 2e-3)]
 
 
@@ -54,7 +54,9 @@ def assert_same(result, expected):
 
 @pytest.mark.slow
 def test_members_are_the_runs_they_would_be_alone(short, tmp_path):
-    runs = [with_variant(with_options(short, method="lora_plus"), m) for m in (*MEMBERS, DIVERGING)]
+    # One after the other, without a norm between them: the products of the last variant overflow.
+    options = {"method": "lora_plus", "target_modules": r".*\d\.(intermediate|output)\.dense"}
+    runs = [with_variant(with_options(short, **options), m) for m in (*MEMBERS, DIVERGING)]
     *together, diverged = list(train_vmapped(runs, runs_per_step=4))
     assert_same(together[2], alone(runs[2], tmp_path / "2"))  # a seed and a rate of its own
     assert len({result.losses for result in together}) == 3
@@ -128,11 +130,11 @@ def test_compare_writes_a_table_and_a_figure_and_does_not_train_twice(tiny, tmp_
         "0",
         "1",
     ]
-    arguments += ["--runs-per-step", "2", "--out", str(tmp_path / "out"), "--methods", "goat,lora"]
+    arguments += ["--runs-per-step", "2", "--out", str(tmp_path / "out"), "--methods", "lora,pissa"]
     assert main(arguments) == 0
     table = (tmp_path / "out" / "comparison.md").read_text()
     assert table in capsys.readouterr().out + "\n"
-    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["goat", "lora"]
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["lora", "pissa"]
     assert table.count("±") == 2 * 2  # accuracy and loss of two methods
     assert (tmp_path / "out" / "comparison.png").stat().st_size > 10_000
     path = tmp_path / "out" / "lora.json"
@@ -147,6 +149,7 @@ def test_compare_writes_a_table_and_a_figure_and_does_not_train_twice(tiny, tmp_
     assert "holds runs of another config (train.steps)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_equal_parameters(tiny):
     source = str(tiny / "config.py")
     goat, lora = (entry_config(source, entry) for entry in read_entries(["goat", "lora"]))

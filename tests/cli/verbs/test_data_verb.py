@@ -48,6 +48,7 @@ def served(tmp_path, monkeypatch):
     thread.join(timeout=10)
 
 
+@pytest.mark.slow
 def test_a_set_is_fetched_and_made(served, tmp_path, capsys):
     out = tmp_path / "sets"
     for said in ("prepared", "already prepared"):

@@ -127,6 +127,7 @@ def test_a_killed_sweep_continues(trained, source, tmp_path, monkeypatch):
         assert (tmp_path / "killed" / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_names_of_files_are_bounded(trained, source, tmp_path):
     fields = ["rho", "eta", "alpha", "dropout", "aux_weight"]
     axes = [f"adapter.{field}=0.1234567890123" for field in fields]

@@ -94,6 +94,7 @@ def test_paths(tmp_path):
     assert set(SCHEMES) == {"tfds", "reviews", "digits", "idx", "hf"}
 
 
+@pytest.mark.slow
 def test_importing_the_tasks_is_light():
     # Not jax: the package's own front page brings it.
     heavy = {"transformers", "tensorflow_datasets", "grain", "orbax", "pyarrow", "tensorflow"}

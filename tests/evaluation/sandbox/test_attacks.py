@@ -35,8 +35,9 @@ def _nothing_is_left(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def named(cases):
-    return [pytest.param(case, id=name) for name, case in cases.items()]
+def named(cases, at_night=()):
+    marks = {name: pytest.mark.nightly for name in at_night}
+    return [pytest.param(case, id=name, marks=marks.get(name, ())) for name, case in cases.items()]
 
 
 def verdict(program, test="", limits=SMALL, **more):
@@ -255,6 +256,7 @@ MESSAGES |= {
     f"value-{n}": len(text).to_bytes(8, "big") + text
     for n, text in enumerate(json.dumps(value).encode() for value in VALUES)
 }
+AT_NIGHT = {f"value-{n}" for n in range(len(VALUES)) if n % 3}
 SAYS = """
 import os
 def f(x):
@@ -267,7 +269,7 @@ def f(x):
 """
 
 
-@pytest.mark.parametrize("message", named(MESSAGES))
+@pytest.mark.parametrize("message", named(MESSAGES, AT_NIGHT))
 def test_any_bytes_are_its_own_verdict(message):
     if len(message) > 50_000:
         message = message[:60_000]  # what fits into a pipe; the rest would be the same

@@ -58,12 +58,14 @@ def test_ending_early_is_no_pass(program):
     assert not run_program(program, SMALL).passed
 
 
+@pytest.mark.slow
 def test_an_endless_program_is_ended():
     limits = Limits(seconds=1.0, cpu_seconds=9, memory=256 * MEBIBYTE)
     for program in ("n = 0\nwhile n < 10**9: n += 1", "import time; time.sleep(20)"):
         assert run_program(program, limits).detail == "not done after 1 s"
 
 
+@pytest.mark.slow
 def test_processor_time_is_limited_even_where_there_is_time_left():
     limits = Limits(seconds=60.0, cpu_seconds=1, memory=256 * MEBIBYTE)
     assert "SIGKILL" in run_program("n = 0\nwhile n < 10**9: n += 1", limits).detail
@@ -92,6 +94,7 @@ def test_more_processes_than_itself_are_refused(start):
     assert "not permitted" in outcome.detail or "can't start new thread" in outcome.detail
 
 
+@pytest.mark.slow
 def test_files_outside_its_own_folder_cannot_be_deleted_or_changed(tmp_path):
     tree = tmp_path / "tree"
     (tree / "inner").mkdir(parents=True)

@@ -63,6 +63,7 @@ def test_logits_and_hidden_states_are_torchs(case, save_torch, make_batch, run_t
     _close(logits, expected.logits)
 
 
+@pytest.mark.slow
 @FAMILIES
 def test_every_layer_is_torchs(family, save_torch, make_batch, run_torch, jit):
     checkpoint = save_torch(family, seed=1)

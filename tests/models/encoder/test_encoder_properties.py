@@ -65,6 +65,7 @@ def test_a_row_of_padding_alone_is_finite_and_alone(family, model_of, make_batch
     np.testing.assert_allclose(logits[rest], expected[rest], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_mean_pooling_is_the_mean_of_real_tokens():
     rng = np.random.default_rng(0)
     hidden, mask = rng.normal(size=(3, 4, 2)), np.array([[1, 1, 0, 1], [0, 0, 1, 0], [0] * 4])
@@ -94,6 +95,7 @@ def test_roberta_counts_positions_over_real_tokens_from_pad_plus_one():
     np.testing.assert_array_equal(model.embeddings.position_ids(ids), expected)
 
 
+@pytest.mark.slow
 def test_bfloat16_weights_make_bfloat16_hidden_states(model_of, make_batch, run_model):
     wide, narrow = model_of("bert"), model_of("bert", dtype=jnp.bfloat16)
     batch = make_batch(wide.config.pad_token_id, 2)

@@ -82,6 +82,7 @@ def test_text_features_are_torchs(eos, save_vision, jit):
     )
 
 
+@pytest.mark.slow
 def test_class_kernel_has_torchs_text_features(clip, expected):
     kernel = class_kernel(clip.folder, NAMES)
     assert kernel.shape == (20, len(NAMES)) and kernel.dtype == np.float32
@@ -90,6 +91,7 @@ def test_class_kernel_has_torchs_text_features(clip, expected):
     assert np.abs(other - kernel).max() > 0.01
 
 
+@pytest.mark.slow
 def test_zero_shot_logits_are_torchs(clip, expected, jit, by_torch_name):
     logits, images, _ = expected
     assert logits.std(0).max() > 0.1

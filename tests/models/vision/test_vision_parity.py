@@ -162,6 +162,7 @@ def test_a_whole_clip_gives_its_tower(save_vision, run):
     _close(run(loaded.model, images)[0], expected)
 
 
+@pytest.mark.slow
 @FAMILIES
 def test_bfloat16_is_near_and_its_head_is_float32(family, save_vision, run):
     checkpoint = save_vision(family, seed=7)

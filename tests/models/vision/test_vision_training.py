@@ -25,10 +25,10 @@ from goat_jax.training.step import make_eval_step, make_train_step
 from tiers import first_of_each
 
 TARGETS = {
-    "clip": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
-    "vit": ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"],
+    "clip": ["out_proj", "fc2"],
+    "vit": ["o_proj", "fc2"],
+    "dinov2": ["o_proj", "fc2"],
 }
-TARGETS["dinov2"] = TARGETS["vit"]
 KEY = jax.random.key(0)
 
 
@@ -48,7 +48,7 @@ def _adapted(family, head="linear"):
     model = VisionModel(config, rngs=nnx.Rngs(0))
     spec = method_spec("goat", total_rank=8, num_experts=4)
     report = inject(model, spec, TARGETS[family], key=KEY, modules_to_save=["classifier"])
-    assert sum(row.what == "adapter" for row in report.rows) == 6
+    assert sum(row.what == "adapter" for row in report.rows) == 2
     return split_model(model)
 
 
@@ -67,7 +67,7 @@ def test_a_step_moves_every_adapter_and_the_head(case):
     own = jax.tree.map(jnp.copy, trainable)
     state = RunState.create(own, optimizer, jax.random.key(1))
     state, metrics = step(state, base, _batch())
-    assert len(metrics["reports"]) == 6 and np.isfinite(metrics["loss"])
+    assert len(metrics["reports"]) == 2 and np.isfinite(metrics["loss"])
     moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - b).max(), state.trainable, before)
     assert min(jax.tree.leaves(moved)) > 1e-4
     assert set(before["head"]["head"]) == {"classifier"}

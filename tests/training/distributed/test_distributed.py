@@ -17,10 +17,8 @@ import pytest
 import dying
 from goat_jax.errors import UserError
 from goat_jax.sharding.config import MeshConfig
-from goat_jax.training import trainer
 from goat_jax.training.checkpoints.restore import restore_run
 from goat_jax.training.distributed.lifeline import AGAIN, Lifeline
-from goat_jax.training.distributed.preemption import Signals
 from goat_jax.training.distributed.processes import (
     NoMetricsLog,
     Processes,
@@ -158,45 +156,35 @@ def test_processes_share_a_store_of_decompositions(start, tmp_path):
     np.testing.assert_allclose(train("without", "none", count=1), first, rtol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def on_a_mesh(light, tmp_path_factory):
+    """The light run on eight devices of one process, trained to its end."""
+    out = tmp_path_factory.mktemp("mesh") / "run"
+    config = dataclasses.replace(light, out=str(out), mesh=MeshConfig(2, 2, 2))
+    return fit(config, progress=False)
+
+
 @pytest.mark.slow
-def test_sigterm_to_one_stops_all_and_another_mesh_goes_on(start, light, tmp_path, monkeypatch):
-    out = tmp_path / "run"
-    train = dataclasses.replace(light.train, steps=3000)
-    config = dataclasses.replace(light, out=str(out), train=train)
+def test_a_mesh_runs_through_the_loop(on_a_mesh, light_finished):
+    alone = light_finished[1]
+    assert on_a_mesh.after["loss"] == pytest.approx(alone.after["loss"], rel=1e-3)
+    assert on_a_mesh.after["accuracy"] == alone.after["accuracy"]
 
-    class Told(Signals):
-        """SIGTERM has come as soon as the run takes steps."""
 
-        def __enter__(self):
-            super().__enter__()
-            self.caught = "SIGTERM"
-            return self
-
-    monkeypatch.setattr(trainer, "Signals", Told)
-    # One process, one device; two processes of two devices continue.
-    assert fit(config, progress=False).step == 1
+@pytest.mark.slow
+def test_sigterm_to_one_stops_all_and_another_mesh_goes_on(start, on_a_mesh, tmp_path):
+    # From one process of eight devices to two processes of two devices.
+    out = shutil.copytree(on_a_mesh.folder, tmp_path / "run")
     processes = start(out, 2, "--mesh.fsdp", "4", steps=3000)
-    wait_for(out, 6, processes)
+    wait_for(out, 36, processes)
     processes[-1].send_signal(signal.SIGTERM)
     texts = finish(processes, code=143)
     stopped = int(present(re.search(r"saved step (\d+)", texts[0]))[1])
-    assert 6 <= stopped < 3000
+    assert 36 <= stopped < 3000
     steps = [step for step, _ in losses(out)]
     assert steps == list(range(2, steps[-1] + 1, 2))
     # One process, one device. The step is named: there may have been no evaluation yet.
     assert restore_run(out, stopped).step == stopped
-    # One process, eight devices.
-    again = dataclasses.replace(config, mesh=MeshConfig(2, 2, 2))
-    assert fit(again, progress=False).step == stopped + 1
-
-
-@pytest.mark.slow
-def test_a_mesh_runs_through_the_loop(light, tmp_path, light_finished):
-    run = dataclasses.replace(light, out=str(tmp_path / "run"), mesh=MeshConfig(2, 2, 2))
-    summary = fit(run, progress=False)
-    alone = light_finished[1]
-    assert summary.after["loss"] == pytest.approx(alone.after["loss"], rel=1e-3)
-    assert summary.after["accuracy"] == alone.after["accuracy"]
 
 
 AS_ONE = """
