@@ -55,7 +55,7 @@ TASK_IDS = {"moelora": "label"}
 def run_of(config, two_modules, tmp_path_factory):
     """(method, options) -> the folder of a run at step 0 of that method, whose arrays moved.
 
-    PiSSA adapts every kind of module, the others two.
+    PiSSA and rsLoRA adapt every kind of module, the others two.
     """
     made = {}
 
@@ -65,7 +65,7 @@ def run_of(config, two_modules, tmp_path_factory):
             own = {"total_rank": 4, "dropout": 0.0} | OPTIONS.get(method, {}) | options
             if METHODS[method].spec.num_experts > 1 and "total_rank" not in options:
                 own |= {"total_rank": 2 * METHODS[method].spec.num_experts}
-            base = config if method == "pissa" else two_modules
+            base = config if method in ("pissa", "rslora") else two_modules
             whole = dataclasses.replace(
                 base,
                 model=dataclasses.replace(base.model, options={}),

@@ -110,7 +110,14 @@ def trained(family, options, model, out, *overrides):
 METHOD = {"rte": "goat", "dtd": "goat"}
 """A path does not depend on the method: one of each table is run with GOAT, others with LoRA."""
 
-TEXT = ("--train.max-length", "32", "--train.num-buckets", "1", "--adapter.target-modules", "query")
+TEXT = (
+    "--train.max-length",
+    "32",
+    "--train.num-buckets",
+    "1",
+    "--adapter.target-modules",
+    ".*query",
+)
 GLUE_TASKS = [*official.GLUE_FILES, "mrpc"]
 
 
@@ -179,7 +186,7 @@ def test_image_tasks_from_archives_to_scores(task, clip, tmp_path, monkeypatch):
         data = f"data_dir={tmp_path / 'sets'}"
     config, summary = trained(
         "vision", f"task={task},method={METHOD.get(task, 'lora')},{data}", clip, tmp_path / "run",
-        "--task.image-size", "16", "--adapter.target-modules", "q_proj",
+        "--task.image-size", "16", "--adapter.target-modules", ".*q_proj",
     )  # fmt: skip
     assert summary.step == 2 and 0 <= summary.after["accuracy"] <= 1
     assert summary.setup.inject_report.head_parameters == 0

@@ -15,7 +15,10 @@ from goat_jax.pretrained.packaged_models import smollm2_file
 from goat_jax.pretrained.resolve import open_checkpoint
 from kinds import expect
 
-pytestmark = pytest.mark.slow
+# A real model of 135 million parameters. CI compares made decoders with torch's
+# (tests/models/decoder/test_decoder_parity.py) and reads made files of every kind
+# (tests/pretrained/gguf/test_gguf.py).
+pytestmark = pytest.mark.nightly
 
 PROMPTS = [
     "The capital of France is",
@@ -60,7 +63,6 @@ def both():
     return Generator(ours, load_tokenizer(path)), theirs
 
 
-@pytest.mark.nightly  # twelve forward passes of what the next test computes once
 def test_greedy_answers_are_torchs(both):
     generator, theirs = both
     tokenizer = generator.tokenizer

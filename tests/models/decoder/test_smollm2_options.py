@@ -15,7 +15,7 @@ from goat_jax.pretrained.packaged_models import smollm2_file
 from goat_jax.pretrained.resolve import open_checkpoint
 from kinds import eval_task
 
-# Minutes of a real model; CI computes its logits (tests/models/decoder/test_smollm2.py).
+# Minutes of a real model; CI compares those of made ones.
 pytestmark = pytest.mark.nightly
 
 ROWS = 40

@@ -9,8 +9,7 @@ from goat_jax.pretrained.gguf.weights import open_gguf
 from goat_jax.pretrained.packaged_models import smollm2_file
 
 
-# CI reads made files of every kind (test_gguf.py), and this one as far as its model writes English
-# (tests/models/decoder/test_smollm2.py).
+# CI reads made files of every kind (test_gguf.py).
 @pytest.mark.slow
 @pytest.mark.nightly
 def test_tensors_and_config_are_those_of_transformers():
