@@ -1,11 +1,12 @@
 """Initializes, applies and merges an adapter: pure functions of arrays, for every method."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from goat_jax.adapters.context import Context, dropout
+from goat_jax.adapters.context import Context
 from goat_jax.adapters.protocols import (
     ChoosesTriplets,
     CombineInputs,
@@ -15,7 +16,10 @@ from goat_jax.adapters.protocols import (
 )
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core.aux_losses import expert_load, mean_weights, router_entropy
+from goat_jax.core.column_norms import SUM
+from goat_jax.core.dropout import mask_bits, masked
 from goat_jax.core.products import narrow_products
+from goat_jax.core.routers import CHOICE, Routing
 from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError
 from goat_jax.typing import Array, Factors, Key
@@ -125,7 +129,13 @@ def _chooser(spec: AdapterSpec) -> ChoosesTriplets | None:
 
 
 def apply_adapter(
-    x: Array, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec, ctx: Context
+    x: Array,
+    kernel: Array,
+    arrays: Factors,
+    scale: Array,
+    spec: AdapterSpec,
+    ctx: Context,
+    product: Array | None = None,
 ) -> tuple[Array, Report]:
     """Computes what the adapter adds to ``x @ kernel``, (..., O) in x's dtype, and its report.
 
@@ -139,16 +149,15 @@ def apply_adapter(
         scale: the experts' scales (E,).
         spec: the method and its sizes.
         ctx: dropout key (None in eval mode), padding mask, tasks.
+        product: ``x @ kernel`` if it is computed already, so that no method computes it twice.
     """
-    dropped = dropout(x, spec.dropout, ctx.key, spec.combine.dropout_copies(spec))
-    router, hidden, logits = spec.router.matrix(arrays), None, None
-    # Without dropout, adapter and router multiply the same x, so both products are made at once.
-    if router is not None and dropped is x:
-        inner = spec.combine.inner(arrays)
-        if inner is not None:
-            hidden, logits = narrow_products(x, inner, router)
-    routing = spec.router(RouterInputs(x, arrays, spec, ctx, logits))
-    delta = spec.combine(CombineInputs(dropped, kernel, arrays, scale, routing, hidden))
+    run: Callable[..., tuple[Array, Routing]] = _apply
+    bits = None
+    if spec.dropout and ctx.key is not None:
+        bits = mask_bits(x, spec.dropout, ctx.key, spec.combine.dropout_copies(spec))
+        # The backward pass makes the dropped copy again from x, which is kept anyway, and its mask.
+        run = jax.checkpoint(_apply, policy=KEPT, static_argnums=5)
+    delta, routing = run(x, bits, kernel, arrays, scale, spec, ctx, product)
     report = Report(
         aux_loss=spec.aux_loss(routing, arrays, ctx),
         load=expert_load(routing, ctx.mask),
@@ -159,14 +168,46 @@ def apply_adapter(
     return delta, report
 
 
+KEPT = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_saveable,
+    jax.checkpoint_policies.save_only_these_names(CHOICE, SUM),
+)
+"""Policy by which an adapter with dropout repeats neither products nor the choice of experts."""
+
+
+def _apply(
+    x: Array,
+    bits: Array | None,
+    kernel: Array,
+    arrays: Factors,
+    scale: Array,
+    spec: AdapterSpec,
+    ctx: Context,
+    product: Array | None,
+) -> tuple[Array, Routing]:
+    """Computes the addition of `apply_adapter`, and the routing; `bits` is the dropout mask."""
+    router, hidden, logits = spec.router.matrix(arrays), None, None
+    # Without dropout, adapter and router multiply the same x, so both products are made at once.
+    if router is not None and bits is None:
+        inner = spec.combine.inner(arrays)
+        if inner is not None:
+            hidden, logits = narrow_products(x, inner, router)
+    routing = spec.router(RouterInputs(x, arrays, spec, ctx, logits))
+    if bits is not None:
+        x, product = masked(x, bits, spec.dropout), None
+    inputs = CombineInputs(x, kernel, arrays, scale, routing, hidden, product)
+    return spec.combine(inputs), routing
+
+
 def apply_layer(
     x: Array, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec, ctx: Context
 ) -> tuple[Array, Report]:
     """Computes the output (..., O) of frozen kernel plus adapter, and the adapter's report."""
-    delta, report = apply_adapter(x, kernel, arrays, scale, spec, ctx)
     if spec.combine.replaces:
-        return delta, report
-    return jnp.dot(x, kernel.astype(x.dtype)) + delta, report
+        return apply_adapter(x, kernel, arrays, scale, spec, ctx)
+    product = jnp.dot(x, kernel.astype(x.dtype))
+    delta, report = apply_adapter(x, kernel, arrays, scale, spec, ctx, product)
+    return product + delta, report
 
 
 def merge_adapter(kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:

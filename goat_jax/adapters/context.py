@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
-from goat_jax.core.precision import wide
 from goat_jax.typing import Array, Batch, Key
 
 
@@ -40,8 +38,9 @@ class Context:
     def of_batch(cls, batch: Batch, key: Key | None = None, mask: Array | None = None) -> Context:
         """Returns the context of a batch, with its ``task_ids`` and ``task_types`` if it has them.
 
+            >>> import jax.numpy as jnp
         >>> Context.of_batch({"task_ids": jnp.array([2])}).task_ids
-        Array([2], dtype=int32)
+            Array([2], dtype=int32)
         """
         return cls(key, mask, batch.get("task_ids"), batch.get("task_types"))
 
@@ -57,27 +56,3 @@ class Context:
 
 
 EVAL = Context()
-
-
-def dropout(x: Array, rate: float, key: Key | None, copies: int | None = None) -> Array:
-    """Applies inverted dropout to x; does nothing if the rate is 0 or the key is None (eval).
-
-    The division is done in float32 at least: in bfloat16, 1 - 0.1 is 0.8984, a bias of 0.17% that
-    every layer would multiply in.
-
-    Args:
-        x: (..., I).
-        rate: the probability of dropping a number, at least 0 and below 1.
-        key: PRNG key of the mask.
-        copies: the number E of independently masked copies, (E, ..., I); None is one mask and no
-            additional axis.
-
-    >>> dropout(jnp.ones(2), 0.5, None)
-    Array([1., 1.], dtype=float32)
-    """
-    if rate == 0.0 or key is None:
-        return x
-    shape = x.shape if copies is None else (copies, *x.shape)
-    keep = jax.random.bernoulli(key, 1.0 - rate, shape)
-    scaled = (x.astype(wide(x.dtype)) / (1.0 - rate)).astype(x.dtype)
-    return jnp.where(keep, jnp.broadcast_to(scaled, shape), 0)

@@ -188,6 +188,7 @@ class CombineInputs(NamedTuple):
         scale: the experts' scales (E,).
         routing: the experts' weights for every token, (..., E).
         hidden: x times `Combine.inner`, (..., R) in float32; None if the combine has to compute it.
+        product: ``x @ kernel``, (..., O); None if it is not known.
     """
 
     x: Array
@@ -196,6 +197,7 @@ class CombineInputs(NamedTuple):
     scale: Array
     routing: Routing
     hidden: Array | None = None
+    product: Array | None = None
 
     @property
     def gate(self) -> Array:

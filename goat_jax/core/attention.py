@@ -17,12 +17,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from goat_jax.core.precision import wide
 from goat_jax.typing import Array
 
 BLOCK = 256
 """Queries and keys per block."""
+
+ATTENTION = "attention"
+"""Name of the output in blocks, with its sums, for rematerialization policies."""
 
 
 @jax.tree_util.register_dataclass
@@ -79,6 +83,18 @@ class Visible:
         if self.real is not None:
             conditions.append(part(self.real, keys)[:, None])
         return functools.reduce(jnp.logical_and, conditions) if conditions else None
+
+    def pairs(self, queries: int, keys: int) -> int:
+        """Counts the pairs of a query and a key that `causal` and `window` admit.
+
+        >>> Visible(causal=True, window=2).pairs(3, 3)
+        5
+        """
+        at = np.arange(queries)
+        reach = keys if self.window is None else self.window
+        first = np.maximum(0, at - reach + 1)
+        stop = np.minimum(keys, at + (1 if self.causal else reach))
+        return int(np.maximum(0, stop - first).sum())
 
     def padded(self, queries: int, keys: int, rows: int, to: tuple[int, int]) -> Visible:
         """Returns the same conditions for tokens padded on the right from T, S to the sizes `to`.
@@ -296,6 +312,7 @@ def _blocks_forward(
     out = (total / jnp.moveaxis(norm, 3, 1)[..., None]).astype(query.dtype)
     # exp(score - inf) is 0: the backward pass gives a query without keys no weights, either.
     log_norm = jnp.where(seen, top + jnp.log(norm), jnp.inf)
+    out, log_norm = checkpoint_name((out, log_norm), ATTENTION)
     return out, (query, key, value, visible, out, log_norm)
 
 

@@ -4,9 +4,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from goat_jax.core.precision import wide
 from goat_jax.typing import Array
+
+CHOICE = "router_choice"
+"""Name of the selected logits and experts for rematerialization policies."""
 
 
 class Routing(NamedTuple):
@@ -26,8 +30,12 @@ class Routing(NamedTuple):
     margins: Array | None = None
 
 
+@jax.checkpoint
 def router_logits(x: Array, router: Array) -> Array:
-    """Computes ``x @ router`` (..., E) in float32 for any dtype of x (..., I); router is (I, E)."""
+    """Computes ``x @ router`` (..., E) in float32 for any dtype of x (..., I); router is (I, E).
+
+    The backward pass converts x again instead of keeping a float32 copy of it.
+    """
     # By default accelerators multiply float32 in fewer bits, which can change the selected experts.
     dtype = wide(x.dtype)
     return jnp.dot(x.astype(dtype), router.astype(dtype), precision="highest")
@@ -44,7 +52,7 @@ def route_top_k(logits: Array, top_k: int) -> Routing:
     Array([[1., 0., 0.]], dtype=float32)
     """
     probs = jax.nn.softmax(logits, axis=-1)
-    chosen, experts = jax.lax.top_k(logits, top_k)
+    chosen, experts = checkpoint_name(jax.lax.top_k(logits, top_k), CHOICE)
     # One-hot instead of a scatter: its transpose is a product too, which is fast on every backend.
     one_hot = jax.nn.one_hot(experts, probs.shape[-1], dtype=probs.dtype)
     # A second softmax instead of dividing the probabilities: with k = 1 its gradient is exactly 0.

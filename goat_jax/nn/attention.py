@@ -17,6 +17,7 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from goat_jax.core.attention import Visible, attention_in_blocks, plain_attention
+from goat_jax.core.flop_labels import label
 from goat_jax.errors import UserError
 from goat_jax.nn.attention_kernels import cudnn, cudnn_refusal, splash, splash_refusal
 from goat_jax.nn.attention_need import Need
@@ -141,9 +142,22 @@ def attention(
         )
     compute = WAYS[way].compute
     assert compute is not None  # only of "xla"
+    compute = partial(compute, scale=scale, soft_cap=soft_cap)
     return _on_shards(
-        partial(compute, scale=scale, soft_cap=soft_cap), plan, query, key, value, visible
+        _labelled(compute) if way in KERNELS else compute, plan, query, key, value, visible
     )
+
+
+def _labelled(kernel: Callable[..., Array]) -> Callable[..., Array]:
+    """Makes a kernel's multiplications readable from a trace (`core.flop_labels`)."""
+
+    def run(query: Array, key: Array, value: Array, visible: Visible) -> Array:
+        pairs = visible.pairs(query.shape[1], key.shape[1])
+        rows, _, heads, size = query.shape
+        call = label(kernel, rows * heads * size * pairs)
+        return call(query, key, value, visible)
+
+    return run
 
 
 def _on_shards(

@@ -88,10 +88,12 @@ class Adapter(nnx.Module):
         """True if the adapter's output replaces ``x @ kernel`` instead of being added to it."""
         return self.spec.combine.replaces
 
-    def __call__(self, x: Array, kernel: Array, ctx: Context) -> Array:
-        scale = self.scale[...]
+    def __call__(
+        self, x: Array, kernel: Array, ctx: Context, product: Array | None = None
+    ) -> Array:
+        scale, ctx = self.scale[...], ctx.fold(self.salt)
         arrays = self._gathered(self.factors() | self.constants())
-        delta, report = apply_adapter(x, kernel, arrays, scale, self.spec, ctx.fold(self.salt))
+        delta, report = apply_adapter(x, kernel, arrays, scale, self.spec, ctx, product)
         sow(self, "report", report)
         return delta
 
@@ -129,8 +131,9 @@ class Dense(nnx.Module):
         adapter = self.adapter
         if adapter is not None and adapter.replaces:
             return self._add_bias(adapter(x, self.weights(), ctx))
-        y = self._add_bias(self._product(x))
-        return y if adapter is None else y + adapter(x, self.weights(), ctx)
+        product = self._product(x)
+        y = self._add_bias(product)
+        return y if adapter is None else y + adapter(x, self.weights(), ctx, product)
 
     def weights(self) -> Array:
         """Returns the kernel, (I, O) or (L, I, O), dequantized if needed."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from goat_jax.adapters.context import Context, dropout
+from goat_jax.adapters.context import Context
+from goat_jax.core.dropout import dropout
 from goat_jax.errors import UserError
 from goat_jax.nn.named_modules import name_number
 from goat_jax.typing import Array

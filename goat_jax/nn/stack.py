@@ -7,31 +7,54 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding
 
 from goat_jax.adapters.context import Context
+from goat_jax.core.attention import ATTENTION
 from goat_jax.core.dispatch import HIDDEN
+from goat_jax.core.flop_labels import runs_forward
 from goat_jax.errors import UserError
 from goat_jax.nn.dense import Sown, sow
 from goat_jax.typing import Array, PyTree
 
+INPUT = "layer_input"
+"""Name of a layer's input for rematerialization policies."""
+
+
+def _attention_and_adapters(primitive: Any, *_: Any, **params: Any) -> bool:
+    name = params.get("name", "") if primitive.name in ("name", "pallas_call") else primitive.name
+    return name in (HIDDEN, ATTENTION) or runs_forward(name)
+
+
+POLICIES = jax.checkpoint_policies
 REMAT: dict[str, Callable[[Callable], Callable]] = {
     "none": lambda body: body,
     "full": jax.checkpoint,
-    "save_matmuls": lambda body: jax.checkpoint(
-        body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    ),
-    "save_adapters": lambda body: jax.checkpoint(
-        body, policy=jax.checkpoint_policies.save_only_these_names(HIDDEN)
+    "save_matmuls": partial(jax.checkpoint, policy=POLICIES.dots_with_no_batch_dims_saveable),
+    "save_adapters": partial(jax.checkpoint, policy=POLICIES.save_only_these_names(HIDDEN)),
+    "save_attention": partial(jax.checkpoint, policy=_attention_and_adapters),
+    "offload": partial(
+        jax.checkpoint,
+        policy=POLICIES.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
     ),
 }
-"""Name of a rematerialization policy -> wrapper of a layer's body. In the backward pass they
-recompute, in order: nothing, everything, all but the matrix products, and all but the adapters'
-projections in rank space."""
+"""Name of a rematerialization policy -> wrapper of a layer's body.
+
+In the backward pass they recompute, in order: nothing, everything, all but the matrix products, all
+but the adapters' projections in rank space, and all but these and attention in blocks or by a
+fused kernel. The last one recomputes everything from layers' inputs that wait in the host's memory.
+"""
 
 
 class Stack(nnx.Module):
@@ -124,7 +147,7 @@ class Stack(nnx.Module):
         def body(x: Array, layer: tuple[Any, Array, Any]) -> tuple[Array, tuple[Any, Any]]:
             state, index, own = layer
             model = nnx.merge(graph, state)
-            x = self._constrained(x)
+            x = checkpoint_name(self._constrained(x), INPUT)
             (y, kept), sown = nnx.capture(call, Sown)(model, x, ctx.fold(index), own)
             return self._constrained(y), (nnx.to_pure_dict(sown), kept)
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from goat_jax.adapters.adapter import apply_adapter
-from goat_jax.adapters.context import EVAL, Context, dropout
+from goat_jax.adapters.adapter import apply_adapter, init_adapter
+from goat_jax.adapters.context import EVAL, Context
 from goat_jax.adapters.methods import method_spec
+from goat_jax.core.dropout import dropout
 from goat_jax.core.routers import route_top_k
 from goat_jax.testing import assert_close
 
@@ -149,3 +150,72 @@ def test_only_dropped_values_are_missing():
     assert 0 < kept.mean() < 1
     a, b = (np.asarray(factors[name][0], np.float64) for name in "ab")
     assert_close(delta, 2.0 * masked @ a @ b)
+
+
+def plain_dropout(x, bits, rate):
+    """The definition, with the mask that `mask_bits` packed."""
+    keep = jnp.unpackbits(bits, axis=-2, count=x.shape[-2], bitorder="little")
+    scaled = (x.astype(jnp.float32) / (1.0 - rate)).astype(x.dtype)
+    return jnp.where(keep.astype(bool), jnp.broadcast_to(scaled, keep.shape), 0)
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 11), (2, 13, 6), (2, 3, 8, 5)])
+@pytest.mark.parametrize("copies", [None, 3])
+def test_packed_masks_are_bernoulli_s(shape, copies):
+    x, key = jnp.ones(shape), jax.random.key(4)
+    whole = shape if copies is None else (copies, *shape)
+    keep = jax.random.bernoulli(key, 0.7, whole)
+    np.testing.assert_array_equal(np.asarray(dropout(x, 0.3, key, copies)) != 0, keep)
+
+
+@pytest.mark.parametrize("method", ["lora", "goat", "molora", "hydralora", "dora", "adamole"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gradients_are_those_of_the_kept_copy(method, dtype, monkeypatch):
+    """What is made again in the backward pass has the same values."""
+    spec = method_spec(method, total_rank=8, dropout=0.3)
+    kernel = random(16, 12, seed=6)
+    start = init_adapter(kernel, spec, jax.random.key(2))
+    factors = jax.tree.map(lambda a: a + 0.1, start.factors)
+    x = random(2, 11, 16, seed=9).astype(dtype)
+
+    def gradients():
+        def loss(x, factors):
+            delta, report = apply_adapter(
+                x, start.kernel, factors | start.constants, start.scale, spec,
+                Context(key=jax.random.key(7)),
+            )  # fmt: skip
+            return jnp.sin(delta.astype(jnp.float32)).sum() + report.aux_loss
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(x, factors)
+
+    found = gradients()
+    monkeypatch.setattr("jax.checkpoint", lambda f, **kwargs: f)
+    monkeypatch.setattr("goat_jax.adapters.adapter.masked", plain_dropout)
+    for ours, plain in zip(*map(jax.tree.leaves, (found, gradients())), strict=True):
+        assert_close(ours, plain, 1e-5 if dtype == jnp.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("method", ["lora", "goat", "dora", "adamole"])
+def test_x_and_a_bit_per_number_are_kept(method):
+    """The backward pass of a bfloat16 layer keeps no second array of x's size."""
+    spec = method_spec(method, total_rank=8, dropout=0.1)
+    sizes = (256, 8)
+    x = jax.ShapeDtypeStruct((2, 64, sizes[0]), jnp.bfloat16)
+    start = jax.eval_shape(
+        partial(init_adapter, spec=spec), jnp.zeros(sizes), key=jax.random.key(0)
+    )
+
+    def pull(x, factors):
+        def adapter(x, factors):
+            arrays = factors | jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), start.constants)
+            ctx, scale = Context(key=jax.random.key(0)), jnp.ones(start.scale.shape)
+            return apply_adapter(x, jnp.ones(sizes, jnp.bfloat16), arrays, scale, spec, ctx)[0]
+
+        return jax.vjp(adapter, x, factors)[1]
+
+    kept = jax.tree.leaves(jax.eval_shape(pull, x, start.factors))
+    large = [a for a in kept if a.shape[-1:] == (sizes[0],) and a.ndim > 2 and a.shape[0] == 2]
+    assert sorted((a.dtype.name, a.size) for a in large) == [
+        ("bfloat16", x.size),
+        ("uint8", x.size // 8),
+    ]

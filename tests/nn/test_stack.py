@@ -104,17 +104,17 @@ def test_recomputation_happens():
         return str(jax.make_jaxpr(jax.grad(loss))(trainable))
 
     texts = {remat: program(remat) for remat in REMAT}
-    assert "remat" not in texts["none"] and "remat" in texts["full"]
-    # Matrix products are what the second kind does not repeat.
+    # Matrix products are what "save_matmuls" does not repeat.
     products = {remat: text.count("dot_general") for remat, text in texts.items()}
-    assert products["save_matmuls"] < products["full"]
+    assert products["none"] <= products["save_matmuls"] < products["full"]
+    assert products["none"] < products["save_adapters"] < products["full"] == products["offload"]
 
 
 def test_unknown_remat_is_refused():
     stack = make_stack()
     stack.remat = "ful"
     with pytest.raises(
-        UserError, match="remat 'ful' is not one of none, full, save_matmuls, save_adapters"
+        UserError, match="remat 'ful' is not one of none, full, save_matmuls, save_adapters, "
     ):
         stack(X, EVAL)
 

@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from goat_jax.adapters.protocols import Combine, CombineInputs, Extras
 from goat_jax.adapters.spec import AdapterSpec
-from goat_jax.core.column_norms import column_norms
+from goat_jax.core.column_norms import column_norms, scaling_change
 from goat_jax.core.dispatch import HIDDEN, dispatch, expand, flat
 from goat_jax.core.precision import wide
 from goat_jax.core.residual import delta_weight, side_by_side
@@ -132,8 +132,9 @@ class MagnitudeAndDirection(SumOfExperts):
             )
         delta = super().__call__(inputs)
         gain = self._gain(kernel, inputs.arrays, inputs.scale)
-        gain = jnp.broadcast_to(gain, delta.shape).astype(x.dtype)
-        return (gain - 1) * jnp.dot(x, kernel.astype(x.dtype)) + gain * delta
+        product = inputs.product
+        product = jnp.dot(x, kernel.astype(x.dtype)) if product is None else product
+        return scaling_change(gain, product, delta)
 
     def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
         whole = super().merge(kernel.astype(scale.dtype), arrays, scale, spec)

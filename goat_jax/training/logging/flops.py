@@ -10,13 +10,24 @@ import jax
 from jax.extend.core import Jaxpr
 from jax.interpreters import partial_eval
 
+from goat_jax.core.flop_labels import labelled, products_of
+
 
 def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
     """Counts the multiplications and additions of all matrix products, over all devices together.
 
-    A scanned layer counts once per iteration, unused results do not count, and what the backward
-    pass recomputes counts again. Of the branches of a `cond` the most expensive one counts.
-    Element-wise operations are left out.
+    The count is of the operations that are done ("hardware FLOPs" of PaLM, arXiv 2204.02311,
+    appendix B), not of those that the mathematics needs ("model FLOPs", of which MFU is a share):
+    what the backward pass recomputes counts again, under remat and inside fused attention.
+    A scanned layer counts once per iteration, what `shard_map` runs once per device; unused results
+    do not count. Of the branches of a `cond` the most expensive one counts. Element-wise operations
+    are left out.
+
+    Attention counts as it is computed. Plain scores are products of all pairs of tokens. Blocks and
+    kernels leave out the pairs that causality and windows exclude, which is about half of a causal
+    attention; for kernels the count is exact by pair (`core.flop_labels`), although they compute
+    the pairs of a whole block at the edge. Segments and padding are not known here and leave out
+    nothing.
 
     Args:
         function: the function to trace.
@@ -31,18 +42,33 @@ def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
     return _of(used)
 
 
-def _of(jaxpr: Jaxpr) -> int:
+def _of(jaxpr: Jaxpr, product: int = 0) -> int:
+    """Counts in a jaxpr; `product` is the number on the label around it."""
     total = 0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
             total += _dot(equation)
+        elif name == "pallas_call":
+            total += 2 * product * products_of(params["name"])
+        elif number := products_of(name):
+            total += 2 * product * number
         elif name == "cond":
-            total += max(map(_of, (branch.jaxpr for branch in params["branches"])))
+            total += max(_of(branch.jaxpr, product) for branch in params["branches"])
         else:
-            times = params["length"] if name == "scan" else 1
-            total += times * sum(map(_of, _inside(params)))
+            own = labelled(params["name"]) if name == "jit" else None
+            inside = sum(_of(inner, product if own is None else own) for inner in _inside(params))
+            total += _times(name, params) * inside
     return total
+
+
+def _times(name: str, params: dict[str, Any]) -> int:
+    """Returns how often an operation runs what is inside, over all devices."""
+    if name == "scan":
+        return params["length"]
+    if name == "shard_map":
+        return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
+    return 1
 
 
 def _dot(equation: Any) -> int:
