@@ -90,6 +90,7 @@ def test_top_p_takes_the_fewest_experts_that_reach_p():
         np.testing.assert_allclose(weights, np.where(chosen, row, 0) / row[chosen].sum(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_top_p_of_equal_experts_takes_the_first():
     routing = routers.route_top_p(jnp.zeros((1, 4)), 0.5)
     assert routing.selected.tolist() == [[True, True, False, False]]
@@ -179,6 +180,7 @@ def test_dora_on_segments_of_the_svd_starts_as_the_pretrained_layer():
     np.testing.assert_allclose(start.factors["magnitude"], norms, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_lora_dash_is_continuous_at_its_switch_and_lora_before():
     spec, lora = method_spec("lora_dash"), method_spec("lora")
     start = START(KERNEL, spec, jax.random.key(0))

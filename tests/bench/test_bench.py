@@ -26,6 +26,7 @@ def test_turns_alternate_and_every_call_is_warmed_up():
     assert {len(timing.seconds) for timing in found.values()} == {2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALTERNATIVES)
 def test_other_dispatches_give_the_same_output_and_gradients(name):
     keys = jax.random.split(jax.random.key(0), 4)

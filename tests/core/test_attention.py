@@ -42,6 +42,7 @@ def test_plain_is_the_definition(case):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_blocks_of_bfloat16_sum_in_float32():
     arrays, visible, _ = cases(CASES[0], jnp.bfloat16)
     found = gradients(partial(attention_in_blocks, visible=visible, block=8), arrays, visible)
@@ -91,6 +92,7 @@ def test_attention_is_torchs_in_both_widths():
     np.testing.assert_allclose(narrow.astype(jnp.float32), expected, rtol=0, atol=3e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "groups"), [(jnp.float32, 2), (jnp.bfloat16, 4)], ids=["float32", "bfloat16"]
 )

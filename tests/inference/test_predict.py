@@ -289,6 +289,7 @@ def test_arguments_that_do_not_fit(run, capsys, words, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_verb_prints_texts(run, rows, found, capsys):
     words = [word for row in rows[:2] for word in ("--text", row["sentence"])]
     assert main(["predict", str(run.folder), *words, "--json"]) == 0

@@ -26,6 +26,7 @@ pytest.importorskip("qwix")
 ERRORS = {"int8": (0.004, 0.008), "nf4": (0.07, 0.11)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_codes_and_scales_stand_for_the_kernel(kind):
     kernel = jax.random.normal(jax.random.key(0), (192, 80))

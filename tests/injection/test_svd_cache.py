@@ -40,6 +40,7 @@ def adapted(store, method="goat", **options):
     return [(module.kernel[...], own["a"], own["b"]) for module, own in arrays]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["segments", "full"])
 @pytest.mark.parametrize("method", each(["goat", "kasa"], ["goat"]))
 def test_a_second_start_finds_everything_and_has_the_same_bits(tmp_path, keep, method):

@@ -96,6 +96,7 @@ def test_a_matrix_of_the_models_own_is_left_by_a_readable_name():
     assert "" not in report.left and sorted(report.modules) == sorted(NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", each(["lora", "pissa", "dora"], ["lora"]))
 def test_it_starts_as_it_was_and_merges_to_itself(method):
     model, run = block(), nnx.jit(lambda model: model(X))

@@ -32,6 +32,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", each(CASES, ["answers", "words"]))
 def test_the_base_is_kept_and_the_head_is_fresh(name, save_torch):
     family, kind, settings, left_out = CASES[name]

@@ -114,6 +114,7 @@ def test_reports_of_several_stacks():
         np.testing.assert_allclose(np.asarray(report.load).sum(1), 1.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_reports_come_in_the_order_of_layers_not_of_the_names_of_runs():
     """Eleven runs, by name "0", "1", "10", ...; run i reports the number i."""
     model = TinyModel(layers=11, width=WIDTH, inner=WIDTH)

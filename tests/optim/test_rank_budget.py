@@ -70,6 +70,7 @@ def test_the_least_important_triplets_are_pruned():
     np.testing.assert_array_equal(kept["core"], [[3.0, 0.0, 4.0, 0.0]])
 
 
+@pytest.mark.slow
 def test_what_is_not_pruned_is_updated_as_ever():
     plain = _train(ADAM, PARAMS, 1)[0]
     pruned = _train(with_rank_budget(ADAM, BUDGET), PARAMS, 1)[0]

@@ -43,6 +43,7 @@ def test_a_made_layer_agrees_from_both_starts(name, tmp_path, make_layer_case, w
     assert all("is not 8, what rank and alpha give" in note for note in notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["goat", "goat_wide", "goat_mini", "minor", "molora"])
 def test_the_torch_layer_of_these_tests_is_the_published_one(shared, name, published_linear):
     """The same numbers as golden/, from its factors: bundles made by this code can be trusted."""

@@ -85,6 +85,7 @@ def test_sizes_are_the_papers(folder):
     assert expect(TheoreticalScale, spec.scale).eta == 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("method", "options"),

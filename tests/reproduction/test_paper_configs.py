@@ -24,6 +24,7 @@ def config_of(family, task, method, rest=""):
     return load_config(f"{CONFIGS / family}.py:task={task},method={method}{rest}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", TASKS)
 def test_every_pair_is_a_run(family):
     for task in TASKS[family]:

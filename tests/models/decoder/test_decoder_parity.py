@@ -127,6 +127,7 @@ def test_logits_are_torchs(case, save, batch):
 CACHED = ["llama3", "qwen2 windows", "qwen3", "mistral", "llama tied, biases"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", each(CACHED, ["mistral"]))
 def test_a_cache_gives_the_logits_of_the_whole(case, save, batch):
     """Prefill of five tokens, then one at a time; rows padded on the left."""

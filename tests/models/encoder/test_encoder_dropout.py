@@ -72,6 +72,7 @@ def test_places_and_rates_are_torchs(
         assert (factors == 0).mean() == pytest.approx(rate, abs=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 def test_the_mean_over_keys_is_what_was_there(dtype):
     x = jax.random.normal(jax.random.key(0), (64, 64)).astype(dtype)

@@ -83,6 +83,7 @@ def test_every_layer_is_torchs(family, save_torch, make_batch, run_torch, jit):
         _close(one, other)
 
 
+@pytest.mark.slow
 @FAMILIES
 def test_token_types_are_zero_unless_given(family, save_torch, make_batch, run_torch, run_model):
     checkpoint = save_torch(family, seed=2)

@@ -27,6 +27,7 @@ def model_of(save_torch):
     return make
 
 
+@pytest.mark.slow
 @FAMILIES
 def test_padding_columns_change_nothing(family, model_of, make_batch, run_model):
     model = model_of(family)

@@ -54,6 +54,7 @@ def expected(clip):
     return out.logits_per_image, images, out.text_embeds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eos", [2, 59], ids=["largest", "first"])
 def test_text_features_are_torchs(eos, save_vision, jit):
     text = {"eos_token_id": eos, "pad_token_id": 0}
