@@ -94,12 +94,12 @@ def _compiled(
         for width in (size.inputs, size.outputs)
     )
 
-    def layer(x: Array, own: tuple[Factors, Array]) -> tuple[Array, None]:
-        return apply_layer(x, own[1], own[0], scale, spec, Context())[0], None
+    def layer(x: Array, pair: tuple[Factors, Array]) -> tuple[Array, None]:
+        return apply_layer(x, pair[1], pair[0], scale, spec, Context())[0], None
 
     def loss(x: Array, arrays: Factors, kernel: Array, weights: Array) -> Array:
-        own = (arrays, kernel)
-        y, _ = layer(x, own) if depth is None else jax.lax.scan(layer, x, own)
+        pair = (arrays, kernel)
+        y, _ = layer(x, pair) if depth is None else jax.lax.scan(layer, x, pair)
         return (y * weights).astype(jnp.float32).sum()
 
     step = jax.value_and_grad(loss, argnums=(0, 1))

@@ -56,8 +56,8 @@ def take_turns(
         turns: the number of timed calls of each.
         clock: a function that returns the time in seconds; tests replace it.
 
-    >>> found = take_turns({"a": lambda: 1, "b": lambda: 2}, 2, iter(range(8)).__next__)
-    >>> found["a"].seconds, found["b"].seconds
+    >>> measured = take_turns({"a": lambda: 1, "b": lambda: 2}, 2, iter(range(8)).__next__)
+    >>> measured["a"].seconds, measured["b"].seconds
     ((1, 1), (1, 1))
     """
     for call in contenders.values():

@@ -135,6 +135,6 @@ def chip_of(device: Any) -> Chip | None:
     362.0
     """
     kind = device.device_kind
-    found = {start: chip for chip in CHIPS.values() for start in chip.kinds}
-    longest = max(filter(kind.startswith, found), key=len, default=None)
-    return None if longest is None else found[longest].of(device)
+    by_kind = {start: chip for chip in CHIPS.values() for start in chip.kinds}
+    longest = max(filter(kind.startswith, by_kind), key=len, default=None)
+    return None if longest is None else by_kind[longest].of(device)

@@ -77,10 +77,10 @@ def find_topology(name: str, chip: str | None = None) -> Topology:
             f"topology {name!r} is not valid: give cpu:N, a TPU slice such as v5e:4x4, or GPUs "
             "such as h100:8"
         )
-    own = find_chip(kind)
-    devices = _tpus(name) if own.cuda is None else _gpus(kind, size, own)
-    options = {} if own.cuda is None else GPU_COMPILER
-    return Topology(name, devices, limits or own.of(devices[0]), options)
+    named_chip = find_chip(kind)
+    devices = _tpus(name) if named_chip.cuda is None else _gpus(kind, size, named_chip)
+    options = {} if named_chip.cuda is None else GPU_COMPILER
+    return Topology(name, devices, limits or named_chip.of(devices[0]), options)
 
 
 def _cpus(count: int) -> Sequence[Any]:

@@ -17,7 +17,7 @@ from jax.sharding import Sharding
 from goat_jax.errors import UserError
 from goat_jax.models.registry import Architecture, Tie
 from goat_jax.models.torch_layout import Layout, parameters
-from goat_jax.nn.modules import Constant, LayerNorm, RMSNorm
+from goat_jax.nn.modules import LayerNorm, LearnedArray, RMSNorm
 from goat_jax.nn.named_modules import ModuleRef
 from goat_jax.pretrained.safetensors import STORED, Weights, check_finite
 from goat_jax.typing import DTypeLike, Key
@@ -28,7 +28,7 @@ OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm
 ShardingOf = Callable[[ModuleRef, str], Sharding]
 """(module, name of its parameter) -> the sharding of the (stacked) parameter."""
 
-FLOAT32 = (LayerNorm, RMSNorm, Constant)
+FLOAT32 = (LayerNorm, RMSNorm, LearnedArray)
 """Modules that stay in float32 whatever the dtype of the weights; they are small."""
 
 

@@ -11,9 +11,9 @@ from flax import nnx
 
 from goat_jax.nn.dense import Dense
 from goat_jax.nn.modules import (
-    Constant,
     Embedding,
     LayerNorm,
+    LearnedArray,
     PatchEmbedding,
     Projection,
     RMSNorm,
@@ -62,7 +62,7 @@ TORCH_NAMES: dict[type[nnx.Module], dict[str, Layout]] = {
     Embedding: {"table": Layout("weight")},
     LayerNorm: {"scale": Layout("weight"), "bias": Layout("bias")},
     RMSNorm: {"scale": Layout("weight")},
-    Constant: {"value": Layout("")},
+    LearnedArray: {"value": Layout("")},
 }
 """Module -> our parameter name -> its layout in torch."""
 

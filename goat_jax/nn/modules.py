@@ -150,7 +150,7 @@ class PatchEmbedding(nnx.Module):
         return y + jnp.broadcast_to(self.bias[...].astype(y.dtype), y.shape)
 
 
-class Constant(nnx.Module):
+class LearnedArray(nnx.Module):
     """A single array, such as the embedding of a class token."""
 
     def __init__(self, shape: tuple[int, ...], *, rngs: nnx.Rngs):

@@ -69,21 +69,21 @@ def find_modules(
     """Finds all modules of a kind, in the order of `hf_names`, or else of the model's paths.
 
     >>> from goat_jax.models.encoder.model import Encoder, tiny_config
-    >>> [site.pattern for site in find_modules(Encoder(tiny_config(), rngs=nnx.Rngs(0)))][0]
+    >>> [ref.pattern for ref in find_modules(Encoder(tiny_config(), rngs=nnx.Rngs(0)))][0]
     'bert.encoder.layer.{}.attention.self.query'
     """
     table = model.hf_names() if isinstance(model, _Named) else {}
     stacks = {path: module for path, module in _modules(model) if isinstance(module, Stack)}
-    found = []
+    refs = []
     for path, module in _modules(model):
         if isinstance(module, kind):
             stack, inner, layers = _place_in_stack(path, stacks)
-            own = ".".join(str(part) for part in (*stack, *inner))
+            own_name = ".".join(str(part) for part in (*stack, *inner))
             number = () if layers is None else ("{}",)
             default = ".".join(str(part) for part in (*stack, *number, *inner))
-            found.append(ModuleRef(module, path, table.get(own, default), layers))
+            refs.append(ModuleRef(module, path, table.get(own_name, default), layers))
     order = {pattern: place for place, pattern in enumerate(table.values())}
-    return sorted(found, key=lambda site: order.get(site.pattern, len(order)))
+    return sorted(refs, key=lambda ref: order.get(ref.pattern, len(order)))
 
 
 def _modules(model: nnx.Module) -> Iterator[tuple[tuple[Any, ...], nnx.Module]]:
@@ -113,15 +113,15 @@ def reports_by_name(model: nnx.Module, sown: PyTree) -> dict[str, Report]:
         the layers that have an adapter there (`adapted_layers`), 1 outside a stack. If the context
         requested tokens, also weights (L, ..., E) and mean_weights (L, E).
     """
-    found: dict[str, list[Report]] = {}
-    for site in find_modules(model):
-        if site.module.adapter is None:
+    by_pattern: dict[str, list[Report]] = {}
+    for ref in find_modules(model):
+        if ref.module.adapter is None:
             continue
-        report = _look_up(sown, site.path)["adapter"]["report"][0]
-        if site.layers is None:
+        report = _look_up(sown, ref.path)["adapter"]["report"][0]
+        if ref.layers is None:
             report = jax.tree.map(lambda value: jnp.expand_dims(value, 0), report)
-        found.setdefault(site.pattern, []).append(report)
-    return {name: _concatenate(reports) for name, reports in found.items()}
+        by_pattern.setdefault(ref.pattern, []).append(report)
+    return {name: _concatenate(reports) for name, reports in by_pattern.items()}
 
 
 def _concatenate(runs: list[Report]) -> Report:
@@ -133,16 +133,16 @@ def _concatenate(runs: list[Report]) -> Report:
         padded = [jnp.pad(part, pad) for part, pad in zip(parts, blank, strict=True)]
         return jnp.concatenate(padded)
 
-    def asked_for(parts: list[Array | None]) -> Array | None:
-        given = [part for part in parts if part is not None]
-        return joined(given) if given else None
+    def joined_if_captured(parts: list[Array | None]) -> Array | None:
+        captured = [part for part in parts if part is not None]
+        return joined(captured) if captured else None
 
     return Report(
         aux_loss=jnp.concatenate([run.aux_loss for run in runs]),
         load=joined([run.load for run in runs]),
         entropy=jnp.concatenate([run.entropy for run in runs]),
-        weights=asked_for([run.weights for run in runs]),
-        mean_weights=asked_for([run.mean_weights for run in runs]),
+        weights=joined_if_captured([run.weights for run in runs]),
+        mean_weights=joined_if_captured([run.mean_weights for run in runs]),
     )
 
 
@@ -158,9 +158,9 @@ def _look_up(sown: PyTree, path: tuple) -> PyTree:
 def adapted_layers(model: nnx.Module) -> dict[str, list[int]]:
     """Maps each name pattern to its layers with an adapter, in the order of `reports_by_name`."""
     layers: dict[str, list[int]] = {}
-    for site in find_modules(model):
-        if site.module.adapter is not None:
-            layers.setdefault(site.pattern, []).extend(site.layers or [0])
+    for ref in find_modules(model):
+        if ref.module.adapter is not None:
+            layers.setdefault(ref.pattern, []).extend(ref.layers or [0])
     return layers
 
 

@@ -12,7 +12,7 @@ from goat_jax.adapters.context import Context
 from goat_jax.errors import UserError, nearest
 from goat_jax.nn.attention_need import Need
 from goat_jax.nn.dense import Dense
-from goat_jax.nn.modules import ACTIVATIONS, Constant, LayerNorm
+from goat_jax.nn.modules import ACTIVATIONS, LayerNorm, LearnedArray
 from goat_jax.typing import Array
 
 
@@ -96,8 +96,8 @@ class PreNormBlock(nnx.Module):
         self.up = Dense(width, inner, rngs=rngs)
         self.down = Dense(inner, width, rngs=rngs)
         if config.layer_scale:
-            self.attention_scale = Constant((width,), rngs=rngs)
-            self.scale = Constant((width,), rngs=rngs)
+            self.attention_scale = LearnedArray((width,), rngs=rngs)
+            self.scale = LearnedArray((width,), rngs=rngs)
         self.config = config
 
     def __call__(self, x: Array, ctx: Context, attend: Callable[..., Array]) -> Array:

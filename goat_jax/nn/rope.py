@@ -82,8 +82,8 @@ class Rope:
         Raises:
             UserError: a scaling that is not supported, or one that lacks a number it needs.
         """
-        given = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
-        values = {name: value for name, value in given.items() if value is not None}
+        section = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+        values = {name: value for name, value in section.items() if value is not None}
         kind = values.get("rope_type", values.get("type", "default"))
         for name, value in values.items():
             if isinstance(value, Mapping):

@@ -69,17 +69,17 @@ def collectives(text: str, nodes: Sequence[int] = (0,)) -> dict[str, Exchange]:
     {'all-gather': Exchange(count=1, bytes=32, network_bytes=0)}
     """
     computations, entry = _computations(text)
-    found: dict[str, list[float]] = {}
+    totals: dict[str, list[float]] = {}
     spread: set[str] = set()
     for name, times in _runs(computations, entry):
         for operation, size, channel, line in _own(computations[name]):
             if channel and "fus" in name and channel in spread:
                 continue
             spread.add(channel)
-            kind = found.setdefault(operation, [0, 0, 0])
+            kind = totals.setdefault(operation, [0, 0, 0])
             for place, value in enumerate((1, size, size * _network_share(line, nodes))):
                 kind[place] += times * value
-    return {name: Exchange(*map(int, found[name])) for name in COLLECTIVES if name in found}
+    return {name: Exchange(*map(int, totals[name])) for name in COLLECTIVES if name in totals}
 
 
 def _network_share(line: str, nodes: Sequence[int]) -> float:
@@ -95,16 +95,16 @@ def _network_share(line: str, nodes: Sequence[int]) -> float:
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     """Returns the lines of each computation by its name, and the entry computation's name."""
-    found: dict[str, list[str]] = {}
+    computations: dict[str, list[str]] = {}
     entry, current = "", None
     for line in text.splitlines():
         head = None if line.startswith(" ") else _HEAD.match(line)
         if head:
-            current = found.setdefault(head["name"], [])
+            current = computations.setdefault(head["name"], [])
             entry = head["name"] if line.startswith("ENTRY") else entry
         elif current is not None:
             current.append(line)
-    return found, entry
+    return computations, entry
 
 
 def _runs(computations: Mapping[str, list[str]], entry: str) -> Iterator[tuple[str, int]]:

@@ -72,9 +72,9 @@ def _constant(lines: Sequence[str], name: str, handed: Sequence[int | None]) -> 
         handed: the known initial values of the loop's tuple.
     """
     definition = _definition(lines, name)
-    found, place = _CONSTANT.search(definition), _PLACE.search(definition)
-    if found:
-        return int(found[1])
+    constant, place = _CONSTANT.search(definition), _PLACE.search(definition)
+    if constant:
+        return int(constant[1])
     if place:
         return handed[int(place[1])] if int(place[1]) < len(handed) else None
     if " copy(" in definition:

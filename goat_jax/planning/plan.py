@@ -66,15 +66,15 @@ class StepPlan:
         that every byte crosses the links once; between nodes they cross the network
         (`hlo_collectives.collectives`). The step takes at least the longest of them.
         """
-        found = {
+        bounds = {
             "compute": self.flops / self.devices / chip.flops,
             "memory": (self.arguments + self.temporaries) / chip.bandwidth,
             "exchange": sum(e.bytes for e in self.exchanges.values()) / chip.links,
         }
         between = sum(e.network_bytes for e in self.exchanges.values())
         if chip.network is not None and between:
-            found["network"] = between / chip.network
-        return found
+            bounds["network"] = between / chip.network
+        return bounds
 
 
 def plan(config: RunConfig, topology: Topology, model: str | Path | None = None) -> StepPlan:

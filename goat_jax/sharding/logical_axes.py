@@ -6,9 +6,9 @@ from flax import nnx
 
 from goat_jax.nn.dense import Dense
 from goat_jax.nn.modules import (
-    Constant,
     Embedding,
     LayerNorm,
+    LearnedArray,
     PatchEmbedding,
     Projection,
     RMSNorm,
@@ -47,7 +47,7 @@ PARAMETERS: dict[type[nnx.Module], dict[str, Axes]] = {
     Embedding: {"table": ("vocab", "embed")},
     LayerNorm: {"scale": (None,), "bias": (None,)},
     RMSNorm: {"scale": (None,)},
-    Constant: {"value": ()},
+    LearnedArray: {"value": ()},
 }
 """Module -> parameter -> logical names of its last axes; `sides` resolves "in" and "out"."""
 

@@ -11,7 +11,7 @@ from goat_jax.adapters.context import Context
 from goat_jax.models.vision.config import VisionConfig
 from goat_jax.models.vision.families import FAMILIES
 from goat_jax.nn.dense import Dense
-from goat_jax.nn.modules import Constant, LayerNorm, Projection
+from goat_jax.nn.modules import LayerNorm, LearnedArray, Projection
 from goat_jax.typing import Array
 
 CLASSIFIER = "classifier"
@@ -52,7 +52,7 @@ class ZeroShotHead(nnx.Module):
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         shared = config.projection_dim
         self.projection = Projection(config.hidden_size, shared, rngs=rngs)
-        self.logit_scale = Constant((), rngs=rngs)
+        self.logit_scale = LearnedArray((), rngs=rngs)
         self.classifier = Dense(shared, config.num_labels, use_bias=False, rngs=rngs)
 
     def __call__(self, hidden: Array, norm: LayerNorm, ctx: Context) -> Array:

@@ -18,7 +18,7 @@ from goat_jax.models.vision.families import FAMILIES
 from goat_jax.models.vision.heads import HEADS
 from goat_jax.nn.attention_need import Need
 from goat_jax.nn.model import Model
-from goat_jax.nn.modules import Constant, LayerNorm, PatchEmbedding
+from goat_jax.nn.modules import LayerNorm, LearnedArray, PatchEmbedding
 from goat_jax.nn.pre_norm_block import PreNormBlock
 from goat_jax.nn.stack import Stack
 from goat_jax.typing import Array
@@ -36,8 +36,8 @@ class ImageEmbeddings(nnx.Module):
         self.patches = PatchEmbedding(
             config.patch_size, config.channels, width, use_bias=family.patch_bias, rngs=rngs
         )
-        self.class_token = Constant((*before_token, width), rngs=rngs)
-        self.positions = Constant((*before_positions, rows * columns + 1, width), rngs=rngs)
+        self.class_token = LearnedArray((*before_token, width), rngs=rngs)
+        self.positions = LearnedArray((*before_positions, rows * columns + 1, width), rngs=rngs)
         self.config = config
 
     def __call__(self, images: Array) -> Array:
