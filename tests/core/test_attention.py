@@ -1,5 +1,6 @@
 """Attention in blocks is plain attention; both are torch's, and both are checked in float64."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -17,6 +18,34 @@ KEY = jax.random.key(7)
 
 
 QUICK = [case for case in CASES if case.name in ("segments and a window", "a cache")]
+
+
+def may_attend(visible, row, query, key):
+    """The conditions of one pair of tokens, written out."""
+    at = query if visible.start is None else query + int(visible.start)
+    later = visible.causal and key > at
+    far = visible.window is not None and abs(at - key) >= visible.window
+    segments, real = visible.segments, visible.real
+    apart = segments is not None and segments[row][query] != segments[row][key]
+    return not (later or far or apart) and (real is None or bool(real[row][key]))
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_the_mask_holds_the_conditions_of_each_pair(case):
+    (query, key, _), visible, _ = cases(case, jnp.float32)
+    rows, queries, keys = len(query), query.shape[1], key.shape[1]
+    mask = visible.mask(queries, keys)
+    lists = {
+        name: None if array is None else np.asarray(array).tolist()
+        for name, array in (("segments", visible.segments), ("real", visible.real))
+    }
+    plain = dataclasses.replace(visible, **lists)
+    expected = [
+        [[may_attend(plain, row, q, k) for k in range(keys)] for q in range(queries)]
+        for row in range(rows)
+    ]
+    actual = True if mask is None else np.asarray(mask)
+    np.testing.assert_array_equal(np.broadcast_to(actual, (rows, queries, keys)), expected)
 
 
 @pytest.mark.parametrize("case", each(CASES, QUICK), ids=ids)
