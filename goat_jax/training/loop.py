@@ -85,7 +85,8 @@ class Loop:
         saved: the step of the last checkpoint.
         before: the scores at step 0.
         after: the scores of the last evaluation.
-        pending: step, metrics, batch and FLOPs of the last step, whose numbers are not fetched yet.
+        pending: step, metrics, batch and FLOPs (done, model's) of the last step, whose numbers are
+            not fetched yet.
     """
 
     def __init__(
@@ -104,9 +105,11 @@ class Loop:
         self.best = Best()
         self.before: dict[str, float] | None = None
         self.after: dict[str, float] = {}
-        self.pending: tuple[int, dict[str, Any], Batch, int] | None = None
+        self.pending: tuple[int, dict[str, Any], Batch, tuple[int, int]] | None = None
         self.meter = Meter(self.unit, data.shares)
-        self.flops = StepFlops(setup.train_step) if config.logging.utilization else None
+        self.flops = (
+            StepFlops(setup.train_step, setup.model_step) if config.logging.utilization else None
+        )
         self.bar: TrainProgress
         self.profile: Profile
 
@@ -162,7 +165,7 @@ class Loop:
             shardings = self.setup.shardings
             placed = batch if shardings is None else shardings.put_share(batch, train.batch_size)
         self.state, metrics = self.setup.train_step(self.state, self.setup.base, placed)
-        flops = self.flops(self.state, self.setup.base, placed) if self.flops else 0
+        flops = self.flops(self.state, self.setup.base, placed) if self.flops else (0, 0)
         # Steps are dispatched asynchronously: the device runs this step while the host reads the
         # metrics of the previous one.
         self.look_at_pending()
@@ -193,7 +196,7 @@ class Loop:
             where = not_finite(metrics["squares_by_leaf"], self.setup.names)
             what = f"the loss is {loss}, and the gradients of {where} are not finite"
             raise self.failure(step, what)
-        self.meter.add(batch, flops)
+        self.meter.add(batch, *flops)
         if step % self.config.train.log_every == 0 or step == self.config.train.total_steps:
             self.record(step, jax.device_get(metrics))
 

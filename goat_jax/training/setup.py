@@ -22,7 +22,7 @@ from goat_jax.injection.inject import inject
 from goat_jax.injection.quantize_base import QuantizeReport, quantize_base
 from goat_jax.injection.report import InjectReport
 from goat_jax.models.load import Loaded, load_model
-from goat_jax.nn.dense import split_model
+from goat_jax.nn.dense import merge_model, split_model
 from goat_jax.nn.model import Model
 from goat_jax.nn.named_modules import find_modules, find_stacks
 from goat_jax.optim.optimizer import make_optimizer, schedule_of
@@ -61,6 +61,8 @@ class TrainSetup:
         state: the run's state at step 0.
         shardings: the shardings of the run's arrays; None on one device.
         train_step: the jitted training step.
+        model_step: the training step without rematerialization, which is only traced, to count the
+            FLOPs that the model needs; `train_step` itself if nothing is rematerialized.
         eval_step: the jitted evaluation step.
         schedule: number of optimizer steps done -> learning rate of the next one.
         scales: the adapters' scales at initialization (`pairs.scales_of`).
@@ -83,6 +85,7 @@ class TrainSetup:
     state: RunState
     shardings: RunShardings | None
     train_step: TrainStep
+    model_step: TrainStep
     eval_step: EvalStep
     schedule: optax.Schedule
     scales: PyTree
@@ -134,7 +137,7 @@ def build(config: RunConfig, data: TaskData | None = None, *, training: bool = T
     norms = residual_norms(loaded.model, None if rules is None else rules.replicated)
     quantized = quantized_base(loaded.model, config)
     start = _start(config, spec, loaded.model, rules, run_key, training)
-    train_step, eval_step, phase_changes = _steps(config, spec, start)
+    train_step, model_step, eval_step, phase_changes = _steps(config, spec, start)
     modules = find_modules(loaded.model)
     assert loaded.weights is not None  # only a random model has none
     return TrainSetup(
@@ -143,6 +146,7 @@ def build(config: RunConfig, data: TaskData | None = None, *, training: bool = T
         state=start.state,
         shardings=start.shardings,
         train_step=train_step,
+        model_step=model_step,
         eval_step=eval_step,
         scales=start.scales,
         optimizer_at=lambda rate, scales: method_optimizer(config, spec, scales, rate),
@@ -216,25 +220,38 @@ def _start(
 
 def _steps(
     config: RunConfig, spec: AdapterSpec, start: _Start
-) -> tuple[TrainStep, EvalStep, dict[int, PhaseChange]]:
-    """Makes the jitted training step, evaluation step and phase changes of a run."""
+) -> tuple[TrainStep, TrainStep, EvalStep, dict[int, PhaseChange]]:
+    """Makes a run's training step, with and without remat, evaluation step and phase changes."""
     loss_fn, shardings = task_type_of(config.task).loss_fn(config.task), start.shardings
-    train_step = make_train_step(
-        start.graph,
-        loss_fn,
-        start.optimizer,
-        aux_weight=spec.aux_weight,
-        grad_accum_steps=config.train.grad_accum_steps,
-        shardings=None if shardings is None else shardings.in_step(),
-    )
+
+    def step_of(graph: nnx.GraphDef[Model]) -> TrainStep:
+        return make_train_step(
+            graph,
+            loss_fn,
+            start.optimizer,
+            aux_weight=spec.aux_weight,
+            grad_accum_steps=config.train.grad_accum_steps,
+            shardings=None if shardings is None else shardings.in_step(),
+        )
+
+    train_step = step_of(start.graph)
+    model_step = train_step if config.model.remat == "none" else step_of(_without_remat(start))
     eval_step = make_eval_step(
         start.graph, loss_fn, None if shardings is None else shardings.in_evaluation()
     )
     if spec.phases.change_step is None:
-        return train_step, eval_step, {}
+        return train_step, model_step, eval_step, {}
     where = None if shardings is None else shardings.state
     change = make_phase_change(start.graph, start.optimizer, spec.phases, where)
-    return train_step, eval_step, {spec.phases.change_step: change}
+    return train_step, model_step, eval_step, {spec.phases.change_step: change}
+
+
+def _without_remat(start: _Start) -> nnx.GraphDef[Model]:
+    """Returns the model's static structure without rematerialization."""
+    model = merge_model(start.graph, start.state.trainable, start.base)
+    for stack in find_stacks(model):
+        stack.remat = "none"
+    return split_model(model)[0]
 
 
 def adapt(

@@ -5,7 +5,8 @@ kind:
 
 - train: `loss`, `task_loss`, `aux_loss`, `grad_norm` (before clipping), `update_norm`,
   `router_entropy` (mean, in nats), `learning_rate`, `tokens_per_second`, `padding_share` (0 to 1),
-  `utilization` (FLOP/s of the matrix products over the devices' peak), `host_peak_bytes`,
+  `flops_per_second` (of the matrix products, with what is recomputed), `utilization` (that over
+  the devices' peak), `mfu` (the same without what is recomputed), `host_peak_bytes`,
   `device_peak_bytes` (if the device reports it), and `seconds` since the previous record without
   evaluations, of which `data_seconds` went into getting batches (the device works on the previous
   step meanwhile), `device_seconds` into waiting for the device (0 means that the device waits for

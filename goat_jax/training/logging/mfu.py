@@ -1,4 +1,4 @@
-"""Utilization: a run's matrix-product FLOP/s over the devices' peak FLOP/s."""
+"""Utilization: a run's matrix-product FLOP/s, done or needed, over the devices' peak FLOP/s."""
 
 from __future__ import annotations
 
@@ -62,19 +62,21 @@ def _measured(device: Any, dtype: DTypeLike) -> float:
 class StepFlops:
     """Matrix-product FLOPs of a training step, counted once for each batch shape.
 
-    What the backward pass recomputes counts again (hardware FLOPs, not model FLOPs).
-
     Args:
-        step: the training step.
+        step: the training step; what its backward pass recomputes counts again.
+        model_step: the same step without rematerialization, or the step itself.
     """
 
-    def __init__(self, step: Callable[..., Any]):
-        self._step = step
-        self._known: dict[tuple, int] = {}
+    def __init__(self, step: Callable[..., Any], model_step: Callable[..., Any]):
+        self._steps = (step, model_step)
+        self._known: dict[tuple, tuple[int, int]] = {}
 
-    def __call__(self, state: PyTree, base: PyTree, batch: Batch) -> int:
-        """Returns the FLOPs of a step on a batch of this shape, by tracing alone."""
+    def __call__(self, state: PyTree, base: PyTree, batch: Batch) -> tuple[int, int]:
+        """Returns the FLOPs that a step on a batch of this shape does, and those of the model."""
         shapes = tuple((name, batch[name].shape) for name in sorted(batch))
         if shapes not in self._known:
-            self._known[shapes] = matmul_flops(self._step, state, base, batch)
+            step, model_step = self._steps
+            done = matmul_flops(step, state, base, batch)
+            needed = done if model_step is step else matmul_flops(model_step, state, base, batch)
+            self._known[shapes] = done, needed
         return self._known[shapes]

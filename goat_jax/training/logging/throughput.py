@@ -24,12 +24,13 @@ class Meter:
         clock: a function that returns the time in seconds; tests replace it.
 
     >>> meter = Meter(clock=iter([0.0, 0.5, 1.0, 2.0]).__next__, peak=10.0)
-    >>> meter.add({"attention_mask": np.array([[1, 1, 1, 0]]), "weights": np.ones(1)}, flops=4)
+    >>> meter.add({"attention_mask": np.array([[1, 1, 1, 0]]), "weights": np.ones(1)}, 4, 3)
     >>> with meter.during("data"):
     ...     pass
     >>> meter.read()  # doctest: +NORMALIZE_WHITESPACE
     {'tokens_per_second': 1.5, 'padding_share': 0.25, 'seconds': 2.0, 'data_seconds': 0.5,
-     'device_seconds': 0.0, 'checkpoint_seconds': 0.0, 'utilization': 0.2}
+     'device_seconds': 0.0, 'checkpoint_seconds': 0.0, 'flops_per_second': 2.0,
+     'utilization': 0.2, 'mfu': 0.15}
     """
 
     PARTS: tuple[str, ...] = ("data", "device", "checkpoint")
@@ -45,7 +46,8 @@ class Meter:
         self._start(self._clock())
 
     def _start(self, now: float) -> None:
-        self._since, self._real, self._all, self._flops = now, 0, 0, 0
+        self._since, self._real, self._all = now, 0, 0
+        self._flops = self._model_flops = 0
         self._spent = dict.fromkeys(self.PARTS, 0.0)
 
     @contextlib.contextmanager
@@ -55,12 +57,19 @@ class Meter:
         yield
         self._spent[part] += self._clock() - start
 
-    def add(self, batch: Batch, flops: int = 0) -> None:
-        """Counts a batch's tokens by its attention mask (B, T), or its rows if it has no mask."""
+    def add(self, batch: Batch, flops: int = 0, model_flops: int = 0) -> None:
+        """Counts a batch's tokens by its attention mask (B, T), or its rows if it has no mask.
+
+        Args:
+            batch: the batch.
+            flops: the FLOPs that its step did.
+            model_flops: the FLOPs that its step needed: without what was recomputed.
+        """
         places = batch.get("attention_mask", batch["weights"])
         self._real += int(np.count_nonzero(places))
         self._all += int(np.size(places))
         self._flops += flops
+        self._model_flops += model_flops
 
     def pause(self, seconds: float) -> None:
         """Excludes some seconds that were not training, such as an evaluation."""
@@ -80,7 +89,9 @@ class Meter:
             **{f"{part}_seconds": spent for part, spent in self._spent.items()},
         }
         if self._peak is not None:
+            figures["flops_per_second"] = self._flops / seconds
             figures["utilization"] = self._flops / seconds / self._peak
+            figures["mfu"] = self._model_flops / seconds / self._peak
         self._start(now)
         return figures
 

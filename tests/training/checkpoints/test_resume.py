@@ -19,7 +19,14 @@ from tiny_run import LIGHT
 
 # Counted since the process started, so not part of what a restart repeats.
 TIMES = ("seconds", "data_seconds", "device_seconds", "checkpoint_seconds", "tokens_per_second")
-TIMES += ("padding_share", "utilization", "host_peak_bytes", "device_peak_bytes")
+TIMES += (
+    "padding_share",
+    "utilization",
+    "mfu",
+    "flops_per_second",
+    "host_peak_bytes",
+    "device_peak_bytes",
+)
 
 
 def killed(step: int, arguments: list[str], env: dict) -> None:

@@ -10,10 +10,12 @@ import pytest
 
 from goat_jax.config.run import LoggingConfig
 from goat_jax.errors import Notice, UserError
+from goat_jax.training.abstract_run import batch_shapes
 from goat_jax.training.logging import mfu
 from goat_jax.training.logging.metrics_log import read_records
 from goat_jax.training.logging.mfu import StepFlops, measured_peak
 from goat_jax.training.logging.norms import norms_by_module, not_finite
+from goat_jax.training.setup import build
 from goat_jax.training.trainer import fit
 
 
@@ -55,6 +57,7 @@ def test_time_is_split_and_the_work_counted(watched):
     for record in read_records(watched, "train"):
         parts = [record[f"{part}_seconds"] for part in ("data", "device", "checkpoint")]
         assert 0 < sum(parts) <= record["seconds"] and record["utilization"] > 0
+        assert record["mfu"] == record["utilization"] and record["flops_per_second"] > 0
         assert record["host_peak_bytes"] > 1e8
     # a checkpoint of step 2 or 4 is started after that step's record was due
     saved = [record["checkpoint_seconds"] > 0 for record in read_records(watched, "train")]
@@ -80,9 +83,22 @@ def test_work_is_counted_once_for_each_shape():
         traced.append(batch["x"].shape)
         return batch["x"] @ base
 
-    flops, base = StepFlops(step), jnp.ones((4, 3))
+    flops, base = StepFlops(step, step), jnp.ones((4, 3))
     counts = [flops(None, base, {"x": jnp.ones((rows, 4))}) for rows in (2, 5, 2)]
-    assert counts == [2 * 2 * 4 * 3, 2 * 5 * 4 * 3, 2 * 2 * 4 * 3] and len(traced) == 2
+    assert counts == [(n, n) for n in (2 * 2 * 4 * 3, 2 * 5 * 4 * 3, 2 * 2 * 4 * 3)]
+    assert len(traced) == 2
+
+
+@pytest.mark.slow
+def test_what_remat_computes_again_is_not_the_model_s(two_modules):
+    remat = dataclasses.replace(two_modules.model, remat="full")
+    built = build(dataclasses.replace(two_modules, model=remat))
+    batch = batch_shapes(two_modules, 4)
+    done, needed = StepFlops(built.train_step, built.model_step)(built.state, built.base, batch)
+    plain = build(two_modules)
+    assert plain.model_step is plain.train_step
+    same = StepFlops(plain.train_step, plain.train_step)(plain.state, plain.base, batch)
+    assert same == (needed, needed) and 1.2 * needed < done < 1.5 * needed
 
 
 def test_peaks_are_known_or_measured(monkeypatch):
