@@ -89,20 +89,24 @@ def cudnn(
         implementation="cudnn",
     )
     with jax.numpy_dtype_promotion("standard"):
+        even = tokens + tokens % 2  # its backward pass takes even numbers of tokens only
         if visible.segments is not None:
-            even = tokens + tokens % 2  # with a mask, the backward pass takes even numbers only
             mask = visible.padded(tokens, tokens, len(query), (even, even)).mask(even, even)
             assert mask is not None
             padded = (_padded(array, 1, even) for array in (query, key, value))
             return kernel(*padded, mask=mask[:, None])[:, :tokens]
-        if visible.real is None:
+        if visible.real is None and tokens == even:
             return kernel(query, key, value)
         # cuDNN knows rows by their lengths, so the real tokens go to the front.
-        lengths = visible.real.sum(1, dtype=jnp.int32)
-        there, back = _real_first(visible.real, lengths)
-        moved = (_moved(array, there) for array in (query, key, value))
-        out = kernel(*moved, query_seq_lengths=lengths, key_value_seq_lengths=lengths)
-        return _moved(out, back)
+        arrays, back = (query, key, value), None
+        lengths = jnp.full(len(query), tokens, jnp.int32)
+        if visible.real is not None:
+            lengths = visible.real.sum(1, dtype=jnp.int32)
+            there, back = _real_first(visible.real, lengths)
+            arrays = tuple(_moved(array, there) for array in arrays)
+        padded = (_padded(array, 1, even) for array in arrays)
+        out = kernel(*padded, query_seq_lengths=lengths, key_value_seq_lengths=lengths)[:, :tokens]
+        return out if back is None else _moved(out, back)
 
 
 def _real_first(real: Array, lengths: Array) -> tuple[Array, Array]:

@@ -91,3 +91,17 @@ def test_what_is_computed_again_counts_again():
     pairs = visible.pairs(TOKENS, TOKENS)
     found = matmul_flops(jax.grad(loss, argnums=(0, 1)), QUERY, KEY)
     assert found == (2 + 2 + 5) * 2 * 2 * HEADS * SIZE * pairs
+
+
+def test_an_odd_number_of_tokens_is_padded_for_cudnn():
+    """As of an image of 16 x 16 patches and a class token; the pairs are those of the tokens."""
+    plan, query = plan_of("cudnn"), jax.ShapeDtypeStruct((2, 257, HEADS, SIZE), jnp.bfloat16)
+
+    def total(query, visible):
+        out = attention(query, query, query, visible=visible, plan=plan)
+        assert out.shape == query.shape
+        return out.astype(jnp.float32).sum()
+
+    for visible in (Visible(), Visible(real=jnp.ones((2, 257), bool))):
+        found = matmul_flops(jax.value_and_grad(total), query, visible)
+        assert found == 7 * 2 * 2 * HEADS * SIZE * 257**2
