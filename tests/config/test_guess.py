@@ -73,6 +73,15 @@ def test_a_regression_has_no_classes_to_share(tmp_path):
     assert "4 of 40 rows, evenly spaced by value" in held
 
 
+def test_the_only_column_of_numbers_is_the_label_of_a_regression(tmp_path):
+    rows = [[100 + n, WORDS[n % 10] + f" house {n}", n * 1.37] for n in range(40)]
+    task = text_of(table(tmp_path / "homes.csv", ["number", "words", "price"], rows)).task
+    assert (task.text, task.label, task.labels) == (("words",), "price", ())
+    two = [[*row[1:], n * 2.5] for n, row in enumerate(rows)]
+    with pytest.raises(UserError, match="no column looks like a label"):
+        text_of(table(tmp_path / "two.csv", ["words", "price", "size"], two))
+
+
 def test_a_class_name_with_a_comma_is_quoted(tmp_path):
     rows = [[WORDS[n % 10], ("good", "bad, or worse")[n % 2]] for n in range(20)]
     line = text_of(table(tmp_path / "tones.csv", ["text", "label"], rows)).lines[1]

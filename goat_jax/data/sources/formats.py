@@ -2,7 +2,9 @@
 
 import csv
 import gzip
+import itertools
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -128,6 +130,9 @@ def _table(path: Path, records: Iterator[tuple[int, list[str]]]) -> list[Row]:
 def read_csv(path: Path) -> list[Row]:
     """Reads comma-separated values with a header and RFC 4180 quoting; all values are strings.
 
+    Semicolons or tabs separate them if the header has no comma: spreadsheets write such files where
+    the comma is the decimal sign.
+
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "rows.csv"
     >>> _ = path.write_text('''sentence,label
@@ -136,11 +141,27 @@ def read_csv(path: Path) -> list[Row]:
     [{'sentence': 'well, fine', 'label': '1'}]
     """
     csv.field_size_limit(LONGEST_CELL)
-    reader = csv.reader(text_lines(path), strict=True)
+    lines, start = text_lines(path), []
+    for line in lines:
+        start.append(line)
+        if line.strip():
+            break
+    mark = _delimiter("".join(start))
+    reader = csv.reader(itertools.chain(start, lines), delimiter=mark, strict=True)
     try:
         return _table(path, ((reader.line_num, fields) for fields in reader if fields))
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num}: not valid CSV ({error})") from None
+
+
+def _delimiter(header: str) -> str:
+    """Returns the first of comma, semicolon and tab that separates the names in a CSV header.
+
+    >>> _delimiter("Review; in full,Stars"), _delimiter('"Review, in full";Stars')
+    (',', ';')
+    """
+    names = re.sub(r'"[^"]*"', "", header)
+    return next((mark for mark in ",;\t" if mark in names), ",")
 
 
 def read_tsv(path: Path) -> list[Row]:

@@ -4,6 +4,7 @@ Every choice is reported in one line, with the field that makes another one.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -248,7 +249,10 @@ def _format(data: Data, rows: Sequence[Row]) -> tuple[dict[str, Any], tuple[str,
 
 
 def _label_column(source: str, rows: Sequence[Row], *others: str) -> str:
-    """Returns the column that holds the label: by its name, or else the one with fewest values."""
+    """Returns the column that holds the label: by its name, or else the one with fewest values.
+
+    If every column has many values, it is the only one of numbers, for a regression.
+    """
     columns = [name for name in rows[0] if name not in others and not _words(name) & NO_CONTENT]
     named = _by_name(columns, LABEL_NAMES)
     if named:
@@ -261,9 +265,23 @@ def _label_column(source: str, rows: Sequence[Row], *others: str) -> str:
     few = [
         name for name, n in counts.items() if 2 <= n <= min(MOST_NUMBERED_CLASSES, len(rows) // 2)
     ]
-    if not few:
+    if few:
+        return min(reversed(few), key=lambda name: counts[name])
+    quantities = [name for name in counts if _is_quantity(_values(rows, name))]
+    if len(quantities) != 1:
         raise UserError(_none_of("a label", source, rows, "label"))
-    return min(reversed(few), key=lambda name: counts[name])
+    return quantities[0]
+
+
+def _is_quantity(values: Sequence[Any]) -> bool:
+    """True if the values are numbers, and not the numbers of the rows.
+
+    >>> [_is_quantity(values) for values in (["3.5", "2"], [7, 8, 9], ["3", "good"])]
+    [True, False, False]
+    """
+    numbers = [number for value in values if (number := _number(value)) is not None]
+    steps = {after - before for before, after in itertools.pairwise(numbers)}
+    return len(numbers) == len(values) > 1 and steps != {1.0}
 
 
 def _text_columns(source: str, rows: Sequence[Row], label: str) -> tuple[str, ...]:

@@ -26,6 +26,17 @@ def test_csv_quotes_and_byte_order_mark(tmp_path):
     assert read_rows(path) == [{"sentence": 'a, "b"\nc', "label": "1"}]
 
 
+@pytest.mark.parametrize("mark", [";", "\t"], ids=["semicolons", "tabs"])
+def test_the_header_of_a_csv_decides_what_separates_its_columns(tmp_path, mark):
+    path = tmp_path / "a.csv"
+    rows = ['"sentence, in full"|label', "", '"a, b|c"|1', "3,5, so to say|0"]
+    path.write_text("\n".join(["", *rows]).replace("|", mark), encoding="utf-8")
+    assert [list(row.values()) for row in read_rows(path)] == [
+        [f"a, b{mark}c", "1"],
+        ["3,5, so to say", "0"],
+    ]
+
+
 def test_tsv_keeps_quotes(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_text('sentence\tlabel\nhe said "no\t1\n', encoding="utf-8")
