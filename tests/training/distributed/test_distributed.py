@@ -28,15 +28,10 @@ from goat_jax.training.distributed.processes import (
 from goat_jax.training.logging.metrics_log import read_records
 from goat_jax.training.trainer import fit
 from kinds import present
+from ports import free_port
 from tiny_run import LIGHT
 
 STEPS = 16
-
-
-def free_port() -> int:
-    with socket.socket() as it:
-        it.bind(("127.0.0.1", 0))
-        return it.getsockname()[1]
 
 
 @pytest.fixture
