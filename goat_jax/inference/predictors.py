@@ -30,7 +30,7 @@ from goat_jax.evaluation.sampler import Prompt, Sampling
 from goat_jax.files import user_path
 from goat_jax.inference.predictions import Predictions
 from goat_jax.pretrained.resolve import find_model
-from goat_jax.training.checks import check
+from goat_jax.training.checks import model_config_of
 from goat_jax.training.data import tokenizer_of
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _image_row(task: ImageTask, value: object) -> Row:
 
 def _encode_texts(task: TextTask, config: RunConfig, rows: Sequence[Row], source: str) -> Rows:
     examples = unlabeled_examples(task, rows, source)
-    model_config = check(config)
+    _, model_config = model_config_of(config)
     tokenizer = tokenizer_of(find_model(config.model.path))
     sizes = table_sizes(model_config, config.adapter.spec().router)
     return with_known_ids(encode(tokenizer, examples, config.train.max_length), sizes)

@@ -9,7 +9,7 @@ from flax import nnx
 from goat_jax.config.run import RunConfig
 from goat_jax.errors import UserError
 from goat_jax.injection.selection import check_choices
-from goat_jax.models.registry import architecture_of
+from goat_jax.models.registry import Architecture, architecture_of
 from goat_jax.pretrained.resolve import find_model, open_checkpoint
 from goat_jax.training.phase_change import check_phase_change
 from goat_jax.training.shardings import sharding_rules_of
@@ -29,18 +29,27 @@ def check(config: RunConfig) -> Any:
     sharding_rules_of(config)
     if config.train.steps is not None:  # else `load_data` checks it when the rows are known
         check_phase_change(spec.phases, config.train.steps)
+    architecture, model_config = model_config_of(config)
+    shapes = nnx.eval_shape(lambda: architecture.build(model_config, rngs=nnx.Rngs(0)))
+    adapter = config.adapter
+    check_choices(shapes, spec, adapter.target_modules, adapter.overrides, adapter.modules_to_save)
+    return model_config
+
+
+def model_config_of(config: RunConfig) -> tuple[Architecture, Any]:
+    """Returns the architecture of a run's model, and its config with the run's options.
+
+    Raises:
+        UserError: no such model, one that does not fit the task, or an invalid option.
+    """
     options, path = model_options(config), find_model(config.model.path)
     hf, _ = open_checkpoint(path)
     architecture = architecture_of(hf, path)
     check_model(config.task, architecture.kind, str(path))
     try:
-        model_config = architecture.config_of(hf, **options)
+        return architecture, architecture.config_of(hf, **options)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    shapes = nnx.eval_shape(lambda: architecture.build(model_config, rngs=nnx.Rngs(0)))
-    adapter = config.adapter
-    check_choices(shapes, spec, adapter.target_modules, adapter.overrides, adapter.modules_to_save)
-    return model_config
 
 
 def model_options(config: RunConfig) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def build(config: RunConfig, data: TaskData | None = None, *, training: bool = T
     Raises:
         UserError: anything in the config that does not fit.
     """
-    if data is None:
+    if data is None and training:  # a run that was trained has been checked
         check(config)
     spec, rules = config.adapter.spec(), sharding_rules_of(config)
     head_key, adapter_key, run_key = jax.random.split(jax.random.key(config.train.seed), 3)
