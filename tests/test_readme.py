@@ -3,6 +3,7 @@
 So does the Python of two pages that continue from there.
 """
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 
 from goat_jax.adapters.methods import METHODS
 from goat_jax.cli.main import VERBS, main
+from tiny_images import write_photos, write_vit
+from tiny_language import COLOURS, write_model
 from tiny_run import BAD, GOOD, write_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +57,29 @@ def test_the_commands_and_the_python_run(tmp_path, monkeypatch):
     assert np.isfinite(names["loss"])
     names = run_python((ROOT / "docs" / "configs.md").read_text(encoding="utf-8"))
     assert names["config"].adapter.method == "dora"
+
+
+@pytest.mark.nightly
+def test_the_commands_on_chats_and_photos_run(tmp_path, monkeypatch):
+    write_model(tmp_path / "Qwen" / "Qwen2.5-0.5B-Instruct", num_kv_heads=4)
+    template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    (tmp_path / "Qwen" / "Qwen2.5-0.5B-Instruct" / "chat_template.jinja").write_text(template)
+    chats = [
+        [{"role": "user", "content": f"what is {name} ?"}, {"role": "assistant", "content": color}]
+        for name, color in COLOURS.items()
+    ]
+    lines = (json.dumps({"messages": chat}) + "\n" for chat in chats * 3)
+    (tmp_path / "chats.jsonl").write_text("".join(lines))
+    write_vit(tmp_path / "openai" / "clip-vit-base-patch32")
+    write_photos(tmp_path / "photos", 10)
+    monkeypatch.chdir(tmp_path)
+    section = TEXT.split("## From a file")[1].split("## ")[0]
+    typed = [words for words in commands(section) if "reviews" not in " ".join(words)]
+    assert [words[0] for words in typed] == ["train", "generate", "train"]
+    (drawn,) = re.findall(r"`goat-jax (plot runs/demo)`", section)
+    for words in [*typed, drawn.replace("demo", "chats").split()]:
+        assert main(words) == 0, words
+    assert list(Path("runs/chats").rglob("*.html"))  # the page of figures
 
 
 def run_python(page: str) -> dict:

@@ -4,10 +4,12 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import goat_jax
 from goat_jax.cli.main import main
 from goat_jax.cli.verbs.import_adapter import import_adapter
 from goat_jax.errors import UserError
@@ -74,7 +76,11 @@ def prune(model):
 def our_logits(folder):
     run = restore_run(folder, None)
     model = merge_model(run.setup.graph, run.state.trainable, run.state.frozen(run.setup.base))
-    ids = np.arange(4, 19).reshape(3, 5).astype(np.int32)
+    return logits_of(model, np.arange(4, 19).reshape(3, 5))
+
+
+def logits_of(model, ids):
+    ids = np.asarray(ids, np.int32)
     return np.asarray(model(ids, np.ones_like(ids), np.zeros_like(ids)))
 
 
@@ -102,6 +108,13 @@ def test_peft_s_own_folder_computes_the_same_here(kind, tiny, plain, tmp_path, c
     assert main(["import", str(tmp_path / "peft"), "--config", plain, "--out", str(out)]) == 0
     assert "step 0 written" in capsys.readouterr().out
     assert np.abs(our_logits(out) - logits).max() < 1e-5
+    # The imported adapter is a run like any other: it predicts as a trained one does.
+    run = goat_jax.load(out)
+    found = run.predict(["the film is warm", "the film is cold"])
+    assert run.step == 0 and set(found.labels) <= {"bad", "good"}
+    ids = [[2, 14, 15, 16, 6, 3], [2, 14, 15, 16, 11, 3]]
+    shares = np.asarray(jax.nn.softmax(logits_of(run.trained.model, ids)))
+    np.testing.assert_allclose(found.probabilities, shares, atol=1e-5)
 
 
 @pytest.mark.slow
