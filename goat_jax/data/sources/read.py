@@ -227,7 +227,7 @@ def _read_images(
     if scheme == "hf":
         return _HubImages(_open_hub(rest, split), column)
     if scheme != "tfds":
-        return _read_one(source, split, data_dir)
+        return [_with_stored_images(row) for row in _read_one(source, split, data_dir)]
     name, chosen = _at(rest, split)
     try:
         # No download: TFDS would fetch gigabytes first and then need TensorFlow to read the images.
@@ -245,6 +245,20 @@ def _read_images(
     if isinstance(dict(rows.dataset_info.features or {}).get(column), features.Image):
         return dataclasses.replace(rows, decoders={column: decode.SkipDecoding()})
     return rows
+
+
+def _with_stored_images(row: Row) -> Row:
+    """Returns a row whose images, stored as the hub's Parquet files do, are their bytes or paths.
+
+    >>> _with_stored_images({"label": 1, "image": {"bytes": b"...", "path": "a.png"}})
+    {'label': 1, 'image': b'...'}
+    """
+    stored = {
+        name: value["path"] if value["bytes"] is None else value["bytes"]
+        for name, value in row.items()
+        if isinstance(value, dict) and value.keys() == {"bytes", "path"}
+    }
+    return row | stored
 
 
 class _HubImages(Sequence[Row]):
