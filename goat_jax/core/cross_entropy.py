@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from goat_jax.core.attention import capped
 from goat_jax.typing import Array
 
 LOGITS_AT_ONCE = 2**24
@@ -19,7 +20,12 @@ LOGITS_AT_ONCE = 2**24
 
 
 def chunked_cross_entropy(
-    hidden: Array, kernel: Array, labels: Array, chunk: int | None = None, parts: int = 1
+    hidden: Array,
+    kernel: Array,
+    labels: Array,
+    chunk: int | None = None,
+    parts: int = 1,
+    soft_cap: float | None = None,
 ) -> tuple[Array, Array]:
     """Computes the loss and the correctness of every token.
 
@@ -30,6 +36,7 @@ def chunked_cross_entropy(
         chunk: the number of tokens of each part per chunk; None derives it from `LOGITS_AT_ONCE`.
         parts: the number of equal parts into which a mesh partitions the tokens; every chunk then
             holds local tokens of every device.
+        soft_cap: bends logits smoothly into (-soft_cap, soft_cap); None does not.
 
     Returns:
         The losses ``-log softmax(hidden @ kernel)[labels]``, (S,) float32, and whether the label
@@ -42,7 +49,7 @@ def chunked_cross_entropy(
     if chunk is None:
         chunk = max(16, LOGITS_AT_ONCE // kernel.shape[1])
     cut = Cut(parts, min(chunk, hidden.shape[0] // parts))
-    return _cross_entropy(cut, hidden, kernel, labels)
+    return _cross_entropy(cut, soft_cap, hidden, kernel, labels)
 
 
 class Cut(NamedTuple):
@@ -57,34 +64,43 @@ class Cut(NamedTuple):
     chunk: int
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _cross_entropy(cut: Cut, hidden: Array, kernel: Array, labels: Array) -> tuple[Array, Array]:
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _cross_entropy(
+    cut: Cut, soft_cap: float | None, hidden: Array, kernel: Array, labels: Array
+) -> tuple[Array, Array]:
     def one(hidden: Array, labels: Array) -> tuple[Array, Array]:
-        losses, correct, _ = _losses(hidden, kernel, labels)
+        losses, correct, _ = _losses(hidden, kernel, labels, soft_cap)
         return losses, correct
 
     return _by_chunks(one, cut, hidden, labels)
 
 
-def _losses(hidden: Array, kernel: Array, labels: Array) -> tuple[Array, Array, Array]:
-    """Returns losses, correctness, and the loss's gradient w.r.t. the logits, softmax - onehot."""
-    logits = _logits(hidden, kernel)
+def _losses(
+    hidden: Array, kernel: Array, labels: Array, soft_cap: float | None
+) -> tuple[Array, Array, Array]:
+    """Returns losses, correctness, and the loss's gradient w.r.t. the logits before the cap."""
+    logits = capped(_logits(hidden, kernel), soft_cap)
     largest = logits.max(-1, keepdims=True)
     shifted = logits - jnp.broadcast_to(largest, logits.shape)
     total = jnp.exp(shifted).sum(-1, keepdims=True)
     label_logits = jnp.take_along_axis(shifted, labels[:, None], axis=-1)
     gradient = jnp.exp(shifted) / jnp.broadcast_to(total, logits.shape)
     onehot = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)
-    return (jnp.log(total) - label_logits)[:, 0], logits.argmax(-1) == labels, gradient - onehot
+    gradient = gradient - onehot
+    if soft_cap is not None:
+        gradient = gradient * (1.0 - jnp.square(logits / soft_cap))
+    return (jnp.log(total) - label_logits)[:, 0], logits.argmax(-1) == labels, gradient
 
 
 def _logits(hidden: Array, kernel: Array) -> Array:
     return jnp.dot(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
-def _forward(cut: Cut, hidden: Array, kernel: Array, labels: Array) -> tuple[Any, Any]:
+def _forward(
+    cut: Cut, soft_cap: float | None, hidden: Array, kernel: Array, labels: Array
+) -> tuple[Any, Any]:
     def one(hidden: Array, labels: Array) -> tuple[Array, Array, Array]:
-        losses, correct, gradient = _losses(hidden, kernel, labels)
+        losses, correct, gradient = _losses(hidden, kernel, labels, soft_cap)
         back = jnp.dot(gradient.astype(hidden.dtype), kernel.astype(hidden.dtype).T)
         return losses, correct, back
 
@@ -93,7 +109,7 @@ def _forward(cut: Cut, hidden: Array, kernel: Array, labels: Array) -> tuple[Any
 
 
 def _backward(
-    cut: Cut, saved: tuple[Array, ...], gradients: tuple[Array, Array]
+    cut: Cut, soft_cap: float | None, saved: tuple[Array, ...], gradients: tuple[Array, Array]
 ) -> tuple[Array, Array, None]:
     back, hidden, kernel, labels = saved
     weights = gradients[0]
@@ -101,7 +117,7 @@ def _backward(
 
     # The kernel's gradient recomputes the logits; the compiler drops it if the kernel is frozen.
     def one(hidden: Array, labels: Array, weights: Array) -> Array:
-        _, _, gradient = _losses(hidden, kernel, labels)
+        _, _, gradient = _losses(hidden, kernel, labels, soft_cap)
         weighted = gradient * jnp.broadcast_to(weights[:, None], gradient.shape)
         return jnp.dot(hidden.T, weighted.astype(hidden.dtype), preferred_element_type=jnp.float32)
 

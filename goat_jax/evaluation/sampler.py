@@ -165,16 +165,13 @@ class Generator:
         The length is rounded up to the multiple if the context has room for it.
         """
         length = -(-longest // self.multiple) * self.multiple
-        # Dynamic RoPE scaling depends on the length of a row, so padding would change the answers.
-        fits = length + steps <= self.config.context and self.config.rope.kind != "dynamic"
-        return length if fits else longest
+        return length if length + steps <= self.config.context else longest
 
     def _check(self, prompts: Sequence[Sequence[int]], tokens: int) -> None:
         if not all(prompts):
             raise UserError("an empty prompt: give it at least one token")
         check_ids({"vocab_size": prompts}, table_sizes(self.config))
-        # Dynamic RoPE scaling extends the context as far as needed.
-        if tokens > self.config.context and self.config.rope.kind != "dynamic":
+        if tokens > self.config.context and not self.config.unbounded:
             raise UserError(
                 f"a prompt and its answer may need {tokens} tokens, more than the model's context "
                 f"of {self.config.context}: shorten the prompt or ask for fewer new tokens"

@@ -24,6 +24,7 @@ from goat_jax.data.tasks.registry import Task
 from goat_jax.errors import UserError
 from goat_jax.interop.folders import SHARD_BYTES, write_json, write_shards
 from goat_jax.interop.hf_config import HfForm
+from goat_jax.models.fused import join
 from goat_jax.models.registry import ARCHITECTURES, Architecture, architecture_of
 from goat_jax.models.torch_layout import torch_parameters
 from goat_jax.nn.model import Model
@@ -123,6 +124,7 @@ def write_merged(
         for name, tensor in torch_parameters(part)
         if form.has(name)
     )
+    tensors = join(tensors, architecture.fused)
     write_shards(folder, tensors, most)
     labels = class_names(getattr(task, "labels", ()), getattr(model.config, "num_labels", 0))
     write_json(folder / "config.json", merged_config({**hf, **changes}, form, dtype, labels))
@@ -174,20 +176,21 @@ def changed_keys(
 ) -> dict[str, Any]:
     """Returns the keys of config.json whose values differ from the pretrained model's.
 
-    Args:
-        architecture: the model's architecture.
-        hf: the pretrained model's config.json.
-        config: the model's goat_jax config.
+        Args:
+            architecture: the model's architecture.
+            hf: the pretrained model's config.json.
+            config: the model's goat_jax config.
 
-    Raises:
-        UserError: a field differs, and config.json has no key for it.
+        Raises:
+            UserError: a field differs, and config.json has no key for it.
 
-    >>> from goat_jax.models.registry import ARCHITECTURES
-    >>> hf = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1,
-    ...     "num_attention_heads": 2, "intermediate_size": 16}
-    >>> llama = ARCHITECTURES["llama"]
-    >>> changed_keys(llama, hf, llama.config_of(hf, tie_embeddings=True))
-    {'tie_word_embeddings': True}
+        >>> from goat_jax.models.fused import join
+    from goat_jax.models.registry import ARCHITECTURES
+        >>> hf = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1,
+        ...     "num_attention_heads": 2, "intermediate_size": 16}
+        >>> llama = ARCHITECTURES["llama"]
+        >>> changed_keys(llama, hf, llama.config_of(hf, tie_embeddings=True))
+        {'tie_word_embeddings': True}
     """
     before, changed = architecture.config_of(hf), {}
     for field in dataclasses.fields(before):

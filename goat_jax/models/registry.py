@@ -11,13 +11,14 @@ import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.models.config_keys import check_keys
-from goat_jax.models.decoder import config as decoder_config
+from goat_jax.models.decoder import families as decoder_families
 from goat_jax.models.decoder import model as decoder
-from goat_jax.models.decoder.config import DecoderFamily
+from goat_jax.models.decoder.families import DecoderFamily
 from goat_jax.models.encoder import families as encoder_families
 from goat_jax.models.encoder import model as encoder
 from goat_jax.models.encoder.families import EncoderFamily
 from goat_jax.models.family import Family
+from goat_jax.models.fused import Fused
 from goat_jax.models.vision import families as vision_families
 from goat_jax.models.vision import heads as vision_heads
 from goat_jax.models.vision import model as vision
@@ -37,16 +38,19 @@ class Tie:
         twin: the tensor it equals.
         key: the key of config.json that ties them.
         field: that key's field in our config.
+        default: whether the two are tied without that key.
     """
 
     name: str
     twin: str
     key: str
     field: str
+    default: bool = False
 
     def applies(self, hf: Mapping[str, Any]) -> bool:
-        """True if a config.json ties the two; without the key they are untied."""
-        return bool(hf.get(self.key, False))
+        """True if a config.json ties the two."""
+        value = hf.get(self.key)
+        return self.default if value is None else bool(value)
 
     def equal(self, tensors: Mapping[str, Any]) -> bool:
         """True unless both tensors are there and hold different numbers.
@@ -75,6 +79,7 @@ class Architecture:
         drops: whether the config takes dropout rates.
         tie: tensors that config.json may tie; None if the family has none.
         keys: field of our config -> the key of config.json with the same meaning.
+        fused: linear layers that checkpoints store as one and the model has as several.
     """
 
     kind: str
@@ -87,6 +92,7 @@ class Architecture:
     drops: bool = False
     tie: Tie | None = None
     keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    fused: tuple[Fused, ...] = ()
 
     def todays_name(self, name: str) -> str:
         """Translates a parameter's stored name to the current name of its module."""
@@ -150,8 +156,9 @@ def _decoder(family: DecoderFamily) -> Architecture:
         family=family,
         prefix="model.",
         head=(),
-        tie=_OUTPUT_IS_TABLE,
-        keys=decoder_config.KEYS,
+        tie=dataclasses.replace(_OUTPUT_IS_TABLE, default=family.defaults["tie_embeddings"]),
+        keys=family.keys,
+        fused=family.fused,
     )
 
 
@@ -173,7 +180,7 @@ _OUTPUT_IS_TABLE = Tie(
 
 ARCHITECTURES: dict[str, Architecture] = {
     **{name: _encoder(family) for name, family in encoder_families.FAMILIES.items()},
-    **{name: _decoder(family) for name, family in decoder_config.FAMILIES.items()},
+    **{name: _decoder(family) for name, family in decoder_families.FAMILIES.items()},
     **{name: _vision(family) for name, family in vision_families.FAMILIES.items()},
 }
 """model_type of config.json -> its architecture."""

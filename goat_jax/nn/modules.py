@@ -1,6 +1,7 @@
 """Small modules shared by all models: embeddings, norms, activations, pooling."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -60,9 +61,9 @@ class Embedding(nnx.Module):
 class LayerNorm(nnx.Module):
     """Layer normalization of the last axis, in float32 whatever x's dtype; returns x's dtype."""
 
-    def __init__(self, features: int, epsilon: float):
+    def __init__(self, features: int, epsilon: float, *, use_bias: bool = True):
         self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32)) if use_bias else None
         self.epsilon = epsilon
 
     def __call__(self, x: Array) -> Array:
@@ -70,23 +71,39 @@ class LayerNorm(nnx.Module):
         centred = wide - wide.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
         normal = centred * jax.lax.rsqrt(variance + self.epsilon)
-        scale = jnp.broadcast_to(self.scale[...].astype(jnp.float32), x.shape)
-        bias = jnp.broadcast_to(self.bias[...].astype(jnp.float32), x.shape)
-        return (normal * scale + bias).astype(x.dtype)
+        scaled = normal * jnp.broadcast_to(self.scale[...].astype(jnp.float32), x.shape)
+        if self.bias is not None:
+            scaled = scaled + jnp.broadcast_to(self.bias[...].astype(jnp.float32), x.shape)
+        return scaled.astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
-    """Division by the root mean square of the last axis, in float32; returns x's dtype."""
+    """Division by the root mean square of the last axis, in float32; returns x's dtype.
 
-    def __init__(self, features: int, epsilon: float):
-        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+    Attributes:
+        scale: the stored scale (D,).
+        offset: what is added to it: Gemma stores a scale's difference from 1.
+    """
+
+    def __init__(self, features: int, epsilon: float, *, offset: float = 0.0):
+        self.scale = nnx.Param(jnp.full((features,), 1.0 - offset, jnp.float32))
         self.epsilon = epsilon
+        self.offset = offset
 
     def __call__(self, x: Array) -> Array:
         wide = x.astype(jnp.float32)
         normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.epsilon)
-        scale = jnp.broadcast_to(self.scale[...].astype(jnp.float32), x.shape)
-        return (normal * scale).astype(x.dtype)
+        scale = self.scale[...].astype(jnp.float32) + self.offset
+        return (normal * jnp.broadcast_to(scale, x.shape)).astype(x.dtype)
+
+
+NORMS: dict[str, Callable[[int, float], nnx.Module]] = {
+    "rms": RMSNorm,
+    "rms_from_1": partial(RMSNorm, offset=1.0),
+    "layer": LayerNorm,
+    "layer_without_bias": partial(LayerNorm, use_bias=False),
+}
+"""Name -> (features, epsilon) -> a normalization of the last axis."""
 
 
 class Projection(nnx.Module):

@@ -83,6 +83,7 @@ def language_loss(
         model.output_kernel(),
         following.reshape(-1),
         parts=model.layers.batch_parts,
+        soft_cap=model.config.logit_cap,
     )
     weights = _next_token_weights(batch)
     losses = losses.reshape(weights.shape) * weights

@@ -12,7 +12,7 @@ import pytest
 import transformers
 
 from goat_jax.errors import UserError
-from goat_jax.models.decoder.config import FAMILIES as DECODERS
+from goat_jax.models.decoder.families import FAMILIES as DECODERS
 from goat_jax.models.load import random_model
 from goat_jax.models.registry import ARCHITECTURES
 from goat_jax.models.vision.families import CLIP_TEXT_CONFIG

@@ -1,69 +1,68 @@
-"""Sizes and settings of a decoder, and the differences between model families.
-
-Llama 2 and 3, SmolLM2, Qwen2, 2.5 and 3, and Mistral are one network with these settings.
-"""
+"""Sizes and settings of a decoder: one network with these settings is every family's."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from goat_jax.errors import UserError, nearest
-from goat_jax.models.config_keys import (
-    COUNT,
-    EPSILON,
-    SIZES,
-    Check,
-    anything,
-    ids,
-    keys_of_family,
-    number,
-    switch,
-    table,
-)
-from goat_jax.models.family import Family
-from goat_jax.nn.modules import ACTIVATIONS
+from goat_jax.models.decoder.families import FAMILIES, SIZE_KEYS
+from goat_jax.nn.modules import ACTIVATIONS, NORMS
 from goat_jax.nn.rope import Rope
 from goat_jax.pretrained.end_tokens import token_ids
 
 _SIZES = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_size")
 _SIZES += ("intermediate_size", "context")
 
-Windows = tuple[int | None, ...]
+QK_NORMS = (None, "head", "whole")
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes of a decoder; `from_hf` reads them from a config.json.
+    """Sizes and settings of a decoder; `from_hf` reads them from a config.json.
 
     Attributes:
+        family: a key of `FAMILIES`.
         vocab_size: number of tokens in the vocabulary.
         hidden_size: width D of the hidden states.
         num_layers: number of blocks.
         num_heads: number of query heads per block.
         num_kv_heads: number of key and value heads; num_heads / num_kv_heads queries share each.
-        head_size: features per head; must be even.
+        head_size: features per head.
         intermediate_size: width of the feed-forward's hidden layer.
         context: number of tokens the model was trained for.
         windows: per layer, the number of tokens that attention reaches back; None for all.
-        rope: settings of the rotary position embeddings.
+        ropes: per layer, the settings of the rotary positions; None for a layer without positions.
         activation: activation of the feed-forward's gate, a key of `ACTIVATIONS`.
-        rms_norm_eps: constant added to every mean square in RMS normalization.
+        norm: kind of all norms outside the attention, a key of `NORMS`; those of queries and keys
+            are of the same kind.
+        norm_eps: constant added to every mean square or variance in a norm.
+        norm_before: whether the inputs of attention and feed-forward are normalized.
+        norm_after: whether their outputs are normalized.
+        parallel: whether the feed-forward reads the attention's input, not its result.
         qkv_bias: whether query, key and value have biases.
         out_bias: whether the attention's output layer has a bias.
         mlp_bias: whether the feed-forward's layers have biases.
-        qk_norm: whether every head's query and key are normalized before they are rotated.
+        qk_norm: normalization of queries and keys before they are rotated: of each "head", of the
+            "whole" projection, or None.
+        attention_scale: factor of the scores; None is 1 / sqrt(head_size).
+        attention_cap: soft cap of the scores; None for none.
+        embedding_scale: factor of the embeddings.
+        residual_scale: factor of what attention and feed-forward add.
+        logit_scale: factor of the logits.
+        logit_cap: soft cap of the logits; None for none.
         tie_embeddings: whether the output kernel is the embedding table.
         bos_id: the token that begins a text; None if the checkpoint names none.
         eos_ids: the tokens that end a text.
         pad_id: the padding token; None if the checkpoint names none.
 
     Raises:
-        UserError: a size below 1, heads that do not divide, an odd head size, a wrong number of
-            windows, an unknown activation.
+        UserError: a size below 1, heads that do not divide, an odd number of rotated features, a
+            wrong number of windows or ropes, an unknown activation or norm.
     """
 
+    family: str
     vocab_size: int
     hidden_size: int
     num_layers: int
@@ -72,14 +71,24 @@ class DecoderConfig:
     head_size: int
     intermediate_size: int
     context: int
-    windows: Windows
-    rope: Rope = Rope()
+    windows: tuple[int | None, ...]
+    ropes: tuple[Rope | None, ...]
     activation: str = "silu"
-    rms_norm_eps: float = 1e-6
+    norm: str = "rms"
+    norm_eps: float = 1e-6
+    norm_before: bool = True
+    norm_after: bool = False
+    parallel: bool = False
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: str | None = None
+    attention_scale: float | None = None
+    attention_cap: float | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_cap: float | None = None
     tie_embeddings: bool = False
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
@@ -95,16 +104,23 @@ class DecoderConfig:
                 f"{self.num_heads} heads are not divisible by {self.num_kv_heads} key-value heads: "
                 "correct one of them"
             )
-        if self.head_size % 2:
-            raise UserError(f"head size {self.head_size} is odd: rotary positions need an even one")
-        if len(self.windows) != self.num_layers:
-            raise UserError(
-                f"{len(self.windows)} windows for {self.num_layers} layers: give one each"
-            )
+        for rope in set(self.ropes) - {None}:
+            if rope is not None and (turned := rope.rotated(self.head_size)) % 2:
+                raise UserError(f"{turned} rotated features are odd: rotary positions need pairs")
+        for name in ("windows", "ropes"):
+            if len(getattr(self, name)) != self.num_layers:
+                raise UserError(
+                    f"{len(getattr(self, name))} {name} for {self.num_layers} layers: give one each"
+                )
         if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             hint = nearest(str(self.activation), ACTIVATIONS)
             raise UserError(f"activation {self.activation!r} is not one of {known}{hint}")
+        if self.norm not in NORMS or self.qk_norm not in QK_NORMS:
+            raise UserError(
+                f"norm {self.norm!r} with qk_norm {self.qk_norm!r}: choose from {', '.join(NORMS)} "
+                f"and {', '.join(map(str, QK_NORMS))}"
+            )
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any], **overrides: Any) -> DecoderConfig:
@@ -124,23 +140,32 @@ class DecoderConfig:
             if name not in fields:
                 raise UserError(f"a decoder has no setting {name!r}{nearest(name, fields)}")
         family = FAMILIES[hf["model_type"]]
-        sizes: dict[str, Any] = {ours: _size(hf, theirs) for ours, theirs in _SIZE_KEYS.items()}
-        heads, width = sizes["num_heads"], sizes["hidden_size"]
-        context = hf.get("max_position_embeddings") or family.context
-        values: dict[str, Any] = sizes | {
-            "num_kv_heads": hf.get("num_key_value_heads", family.kv_heads) or heads,
-            "head_size": hf.get("head_dim") or family.head_size or width // max(1, heads),
-            "context": context,
-            "windows": (None,) * sizes["num_layers"],
-            "rope": Rope.from_hf(hf, theta=10000.0, context=context),
-            "activation": hf.get("hidden_act") or "silu",
-            "rms_norm_eps": 1e-6 if hf.get("rms_norm_eps") is None else hf["rms_norm_eps"],
-            "tie_embeddings": bool(hf.get("tie_word_embeddings", False)),
-            "bos_id": hf.get("bos_token_id"),
+        values: dict[str, Any] = {ours: _size(hf, theirs) for ours, theirs in SIZE_KEYS.items()}
+        heads, width, layers = (values[name] for name in ("num_heads", "hidden_size", "num_layers"))
+        usual = family.defaults.get("num_kv_heads")
+        values |= {
+            "family": hf["model_type"],
+            # A missing number is the family's; null is the number of heads.
+            "num_kv_heads": hf.get(family.keys["num_kv_heads"], usual) or heads,
+            "head_size": family.value(hf, "head_size") or width // max(1, heads),
+            "windows": (None,) * layers,
             "eos_ids": token_ids(hf),
-            "pad_id": hf.get("pad_token_id"),
         }
-        return cls(**(values | family.fields(hf, sizes["num_layers"]) | overrides))
+        plain = ("context", "activation", "norm_eps", "tie_embeddings", "bos_id", "pad_id")
+        values |= {field: family.value(hf, field) for field in plain}
+        for setting in family.settings:
+            values |= setting.fields(hf, values)
+        return cls(**(values | overrides))
+
+    @property
+    def rope_kinds(self) -> tuple[Rope | None, ...]:
+        """The different rotary positions of the layers."""
+        return tuple(dict.fromkeys(self.ropes))
+
+    @property
+    def unbounded(self) -> bool:
+        """True if rotary positions stretch to texts longer than the context."""
+        return any(rope is not None and rope.kind == "dynamic" for rope in self.rope_kinds)
 
 
 def tiny_decoder_config(**changes: Any) -> DecoderConfig:
@@ -151,6 +176,7 @@ def tiny_decoder_config(**changes: Any) -> DecoderConfig:
     """
     layers = changes.get("num_layers", 2)
     values: dict[str, Any] = dict(
+        family="llama",
         vocab_size=64,
         hidden_size=32,
         num_layers=layers,
@@ -160,29 +186,12 @@ def tiny_decoder_config(**changes: Any) -> DecoderConfig:
         intermediate_size=48,
         context=64,
         windows=(None,) * layers,
+        ropes=(Rope(context=64),) * layers,
     )
     return DecoderConfig(**(values | changes))
 
 
 LARGEST_SIZE = 10**7
-_SIZE_KEYS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
-}
-KEYS = _SIZE_KEYS | {
-    "num_kv_heads": "num_key_value_heads",
-    "head_size": "head_dim",
-    "context": "max_position_embeddings",
-    "activation": "hidden_act",
-    "rms_norm_eps": "rms_norm_eps",
-    "tie_embeddings": "tie_word_embeddings",
-    "bos_id": "bos_token_id",
-    "pad_id": "pad_token_id",
-}
-"""Field of `DecoderConfig` -> the key of config.json with the same meaning."""
 
 
 def _size(hf: Mapping[str, Any], key: str) -> int:
@@ -193,142 +202,3 @@ def _size(hf: Mapping[str, Any], key: str) -> int:
     if type(size) is not int or size > LARGEST_SIZE:
         raise UserError(f"{key} is {size!r}: it must be a whole number from 1 to {LARGEST_SIZE}")
     return size
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """Fields of `DecoderConfig` that only some families have.
-
-    Attributes:
-        keys: the keys of config.json that it reads, with their checks.
-        fields: function from config.json and the number of layers to the fields.
-    """
-
-    keys: Mapping[str, Check]
-    fields: Callable[[Mapping[str, Any], int], dict[str, Any]]
-
-
-def _windows_by_layer(hf: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    window = hf.get("sliding_window", 4096) if hf.get("use_sliding_window") else None
-    first = 28 if hf.get("max_window_layers") is None else hf["max_window_layers"]
-    default = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
-    kinds = hf.get("layer_types") or default
-    return {"windows": tuple(window if kind == "sliding_attention" else None for kind in kinds)}
-
-
-def _attention_bias(hf: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    return dict.fromkeys(("qkv_bias", "out_bias"), bool(hf.get("attention_bias")))
-
-
-def _layer_types(key: str, value: Any) -> None:
-    known = ("full_attention", "sliding_attention")
-    if not isinstance(value, list | tuple) or any(kind not in known for kind in value):
-        raise UserError(
-            f"config.json: {key} is {value!r}: it must be a list of {' and '.join(known)}"
-        )
-
-
-ONE_WINDOW = Setting(
-    {"sliding_window": COUNT},
-    lambda hf, layers: {"windows": (hf.get("sliding_window", 4096),) * layers},
-)
-"""The same window in every layer."""
-
-WINDOWS_BY_LAYER = Setting(
-    {
-        "use_sliding_window": switch,
-        "sliding_window": COUNT,
-        "max_window_layers": number(at_least=0, whole=True),
-        "layer_types": _layer_types,
-    },
-    _windows_by_layer,
-)
-"""A window in the layers of `layer_types`, or from layer `max_window_layers` on."""
-
-ATTENTION_BIAS = Setting({"attention_bias": switch}, _attention_bias)
-"""Biases of all layers of the attention."""
-
-MLP_BIAS = Setting({"mlp_bias": switch}, lambda hf, layers: {"mlp_bias": bool(hf.get("mlp_bias"))})
-"""Biases of all layers of the feed-forward."""
-
-QKV_BIAS = Setting({}, lambda hf, layers: {"qkv_bias": True})
-"""Biases of query, key and value, in every checkpoint."""
-
-QK_NORM = Setting({}, lambda hf, layers: {"qk_norm": True})
-"""Norms of query and key, in every checkpoint."""
-
-_READ: dict[str, Check] = {
-    **SIZES,
-    "num_key_value_heads": COUNT,
-    "head_dim": COUNT,
-    "max_position_embeddings": COUNT,
-    "original_max_position_embeddings": COUNT,
-    "rms_norm_eps": EPSILON,
-    "rope_theta": number(above=0),
-    "rope_scaling": table,
-    "rope_parameters": table,
-    "partial_rotary_factor": anything,
-    "tie_word_embeddings": switch,
-    "bos_token_id": ids,
-    "eos_token_id": ids,
-    "pad_token_id": ids,
-}
-_FIXED: dict[str, tuple[Any, ...]] = {"is_causal": (True,), "attention_chunk_size": (None,)}
-# pretraining_tp slices the same products; decoders here have no attention dropout.
-_WITHOUT_EFFECT = ("pretraining_tp", "attention_dropout")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderFamily(Family):
-    """Facts that distinguish one family of decoders.
-
-    Attributes:
-        settings: the fields of `DecoderConfig` that not all families have.
-        context: context length if config.json has none.
-        kv_heads: number of key and value heads if config.json has no such key; None: all heads.
-        head_size: features per head if config.json has none; None: the width over the heads.
-    """
-
-    settings: tuple[Setting, ...]
-    context: int
-    kv_heads: int | None = None
-    head_size: int | None = None
-
-    def fields(self, hf: Mapping[str, Any], layers: int) -> dict[str, Any]:
-        """Returns the fields of `DecoderConfig` that its settings read from a config.json."""
-        fields = {}
-        for setting in self.settings:
-            fields |= setting.fields(hf, layers)
-        return fields
-
-
-def _family(
-    class_name: str,
-    *settings: Setting,
-    fixed: Mapping[str, tuple[Any, ...]] | None = None,
-    **defaults: Any,
-) -> DecoderFamily:
-    read = _READ.copy()
-    for setting in settings:
-        read |= setting.keys
-    return DecoderFamily(
-        class_name=class_name,
-        config_keys=keys_of_family(read, {**_FIXED, **(fixed or {})}, _WITHOUT_EFFECT),
-        ignored=r".*rotary_emb\.inv_freq|lm_head\.weight",  # a file may hold a tied output, too
-        settings=settings,
-        **defaults,
-    )
-
-
-_QWEN: dict[str, Any] = {"context": 32768, "kv_heads": 32}
-
-FAMILIES: dict[str, DecoderFamily] = {
-    # Not part of the network, but transformers' cache would drop tokens outside the window.
-    "llama": _family(
-        "Llama", ATTENTION_BIAS, MLP_BIAS, context=2048, fixed={"sliding_window": (None,)}
-    ),
-    "mistral": _family("Mistral", ONE_WINDOW, context=131072, kv_heads=8),
-    "qwen2": _family("Qwen2", WINDOWS_BY_LAYER, QKV_BIAS, **_QWEN),
-    "qwen3": _family("Qwen3", WINDOWS_BY_LAYER, ATTENTION_BIAS, QK_NORM, head_size=128, **_QWEN),
-}
-"""model_type of config.json -> its family."""

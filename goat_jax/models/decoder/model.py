@@ -1,4 +1,4 @@
-"""Pre-norm decoders: Llama 2 and 3, SmolLM2, Qwen2 and 3, and Mistral as one network.
+"""Decoders, those of all families as one network.
 
 Weights and the embedding table set the dtype of the hidden states; norms, rotations, the softmax of
 the attention and the logits compute in float32.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,13 +16,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from goat_jax.adapters.context import EVAL, Context
-from goat_jax.core.attention import Visible
+from goat_jax.core.attention import Visible, capped
 from goat_jax.models.decoder.config import DecoderConfig, tiny_decoder_config
+from goat_jax.models.decoder.families import FAMILIES
 from goat_jax.nn.attention_need import Need
 from goat_jax.nn.dense import Dense
 from goat_jax.nn.model import Model
-from goat_jax.nn.modules import ACTIVATIONS, Embedding, Projection, RMSNorm
-from goat_jax.nn.rope import rotate
+from goat_jax.nn.modules import ACTIVATIONS, NORMS, Embedding, Projection
+from goat_jax.nn.rotation import Rotation
 from goat_jax.nn.stack import Stack
 from goat_jax.typing import Array, DTypeLike, PyTree
 
@@ -45,30 +47,36 @@ class Cache(NamedTuple):
 
 
 class DecoderBlock(nnx.Module):
-    """Self-attention and a gated feed-forward, each on the normalized input and added to it."""
+    """Self-attention and a gated feed-forward, each normalized and added to its input."""
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         width, inner, size = config.hidden_size, config.intermediate_size, config.head_size
         heads, groups = config.num_heads * size, config.num_kv_heads * size
-        self.attention_norm = RMSNorm(width, config.rms_norm_eps)
+
+        def norm(features: int, wanted: bool = True) -> nnx.Module | None:
+            return NORMS[config.norm](features, config.norm_eps) if wanted else None
+
+        self.attention_norm = norm(width, config.norm_before)
         self.query = Dense(width, heads, use_bias=config.qkv_bias, rngs=rngs)
         self.key = Dense(width, groups, use_bias=config.qkv_bias, rngs=rngs)
         self.value = Dense(width, groups, use_bias=config.qkv_bias, rngs=rngs)
         self.attention_out = Dense(heads, width, use_bias=config.out_bias, rngs=rngs)
-        self.query_norm = RMSNorm(size, config.rms_norm_eps) if config.qk_norm else None
-        self.key_norm = RMSNorm(size, config.rms_norm_eps) if config.qk_norm else None
-        self.norm = RMSNorm(width, config.rms_norm_eps)
+        whole, normed = config.qk_norm == "whole", config.qk_norm is not None
+        self.query_norm = norm(heads if whole else size, normed)
+        self.key_norm = norm(groups if whole else size, normed)
+        self.attention_out_norm = norm(width, config.norm_after)
+        self.norm = norm(width, config.norm_before and not config.parallel)
         self.gate = Dense(width, inner, use_bias=config.mlp_bias, rngs=rngs)
         self.up = Dense(width, inner, use_bias=config.mlp_bias, rngs=rngs)
         self.down = Dense(inner, width, use_bias=config.mlp_bias, rngs=rngs)
-        self.head_size = size
-        self.activation = config.activation
+        self.down_norm = norm(width, config.norm_after)
+        self.config = config
 
     def __call__(
         self,
         x: Array,
         ctx: Context,
-        rotation: tuple[Array, Array],
+        rotation: Rotation | None,
         attend: Callable[..., Array],
         past: tuple[Array, Array, Array] | None = None,
     ) -> tuple[Array, tuple[Array, Array] | None]:
@@ -77,18 +85,31 @@ class DecoderBlock(nnx.Module):
         Args:
             x: (B, T, D).
             ctx: context passed to every linear layer.
-            rotation: cosines and sines of the tokens' positions.
+            rotation: the rotation at the tokens' positions; None for no positions.
             attend: attention of queries, keys and values (`AttentionPlan.attend`).
             past: keys and values (B, S, G, H), and the first slot that these tokens take.
         """
-        normal = self.attention_norm(x)
-        split = (*x.shape[:-1], -1, self.head_size)
-        query, key, value = (
-            part(normal, ctx).reshape(split) for part in (self.query, self.key, self.value)
-        )
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
-        query, key = rotate(query, rotation), rotate(key, rotation)
+        normal = _normalized(self.attention_norm, x)
+        attended, kept = self._attention(normal, ctx, rotation, attend, past)
+        after = x + self._scaled(_normalized(self.attention_out_norm, attended))
+        if not self.config.parallel:
+            normal = _normalized(self.norm, after)
+        inner = ACTIVATIONS[self.config.activation](self.gate(normal, ctx)) * self.up(normal, ctx)
+        return after + self._scaled(_normalized(self.down_norm, self.down(inner, ctx))), kept
+
+    def _attention(
+        self,
+        x: Array,
+        ctx: Context,
+        rotation: Rotation | None,
+        attend: Callable[..., Array],
+        past: tuple[Array, Array, Array] | None,
+    ) -> tuple[Array, tuple[Array, Array] | None]:
+        query = self._heads(self.query(x, ctx), self.query_norm)
+        key = self._heads(self.key(x, ctx), self.key_norm)
+        value = self._heads(self.value(x, ctx), None)
+        if rotation is not None:
+            query, key = rotation.queries(query), rotation.keys(key)
         kept = None
         if past is not None:
             keys, values, start = past
@@ -97,10 +118,21 @@ class DecoderBlock(nnx.Module):
             kept = (key, value)
             key, value = key.astype(query.dtype), value.astype(query.dtype)
         attended = attend(query, key, value).reshape(*x.shape[:-1], -1)
-        x = x + self.attention_out(attended, ctx)
-        normal = self.norm(x)
-        inner = ACTIVATIONS[self.activation](self.gate(normal, ctx)) * self.up(normal, ctx)
-        return x + self.down(inner, ctx), kept
+        return self.attention_out(attended, ctx), kept
+
+    def _heads(self, x: Array, norm: nnx.Module | None) -> Array:
+        """Splits a projection (B, T, N * H) into heads (B, T, N, H), after its norm, if any."""
+        if norm is not None:  # of one head or of all of them
+            x = norm(x.reshape(*x.shape[:-1], -1, norm.scale.shape[-1]))
+        return x.reshape(*x.shape[:2], -1, self.config.head_size)
+
+    def _scaled(self, x: Array) -> Array:
+        scale = self.config.residual_scale
+        return x if scale == 1.0 else (x.astype(jnp.float32) * scale).astype(x.dtype)
+
+
+def _normalized(norm: nnx.Module | None, x: Array) -> Array:
+    return x if norm is None else norm(x)
 
 
 class Decoder(Model):
@@ -117,7 +149,7 @@ class Decoder(Model):
         width = config.hidden_size
         self.embeddings = Embedding(config.vocab_size, width, rngs=rngs)
         self.layers = Stack(lambda r: DecoderBlock(config, rngs=r), config.num_layers, rngs=rngs)
-        self.norm = RMSNorm(width, config.rms_norm_eps)
+        self.norm = NORMS[config.norm](width, config.norm_eps)
         if not config.tie_embeddings:
             self.output = Projection(width, config.vocab_size, rngs=rngs)
         self.config = config
@@ -129,14 +161,18 @@ class Decoder(Model):
 
     def hf_names(self) -> dict[str, str]:
         """Maps our path to the torch name of the module (see `goat_jax.nn.named_modules`)."""
-        block = {f"layers.{ours}": f"model.layers.{{}}.{theirs}" for ours, theirs in BLOCK.items()}
+        parts = FAMILIES[self.config.family].block
+        block = {f"layers.{ours}": f"model.layers.{{}}.{theirs}" for ours, theirs in parts.items()}
         outside = {"embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
         return block | outside
 
     def attention_need(self, tokens: int, dtype: str) -> Need:
         config = self.config
         windows = tuple(dict.fromkeys(config.windows))
-        return Need(tokens, tokens, config.head_size, dtype, causal=True, windows=windows)
+        capped = config.attention_cap is not None
+        return Need(
+            tokens, tokens, config.head_size, dtype, causal=True, windows=windows, soft_cap=capped
+        )
 
     def hidden(
         self,
@@ -160,13 +196,19 @@ class Decoder(Model):
             positions = segment_positions(segments)
         elif attention_mask is not None:
             visible = Visible(causal=True, real=attention_mask != 0)
-        x, _ = self._run(input_ids, ctx, self._rotation(positions), visible, None)
-        return self.norm(x)
+        x, _ = self._run(input_ids, ctx, positions, visible, None)
+        return self._final(x)
+
+    def _final(self, x: Array) -> Array:
+        """Normalizes the last hidden states, with the factor of the logits."""
+        x, scale = self.norm(x), self.config.logit_scale
+        return x if scale == 1.0 else (x.astype(jnp.float32) * scale).astype(x.dtype)
 
     def logits(self, hidden: Array) -> Array:
         """Returns logits (..., V), float32, of hidden states (..., D)."""
-        kernel = self.output_kernel()
-        return jnp.dot(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        kernel = self.output_kernel().astype(hidden.dtype)
+        logits = jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
+        return capped(logits, self.config.logit_cap)
 
     def output_kernel(self) -> Array:
         """Returns the output kernel (D, V): the transposed embedding table if the two are tied."""
@@ -210,38 +252,56 @@ class Decoder(Model):
             Hidden states (B, T, D) of the new tokens, and the cache with these tokens added.
         """
         tokens = input_ids.shape[1]
-        positions = cache.length + jnp.arange(tokens)
         mask = jax.lax.dynamic_update_slice_in_dim(
             cache.mask, attention_mask != 0, cache.length, axis=1
         )
         visible = Visible(causal=True, real=mask, start=cache.length)
-        # Rotary attention depends on differences of positions alone, so rows may start at any slot.
-        rotation = self._rotation(positions[None])
-        x, (keys, values) = self._run(input_ids, ctx, rotation, visible, cache)
-        return self.norm(x), Cache(keys, values, mask, cache.length + tokens)
+        # A row's text begins at its first real token, wherever the padding ends.
+        places = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+        positions = jax.lax.dynamic_slice_in_dim(places, cache.length, tokens, axis=1)
+        x, (keys, values) = self._run(input_ids, ctx, positions, visible, cache)
+        return self._final(x), Cache(keys, values, mask, cache.length + tokens)
 
-    def _rotation(self, positions: Array) -> tuple[Array, Array]:
-        return self.config.rope.rotation(positions, self.config.head_size)
+    def _rotations(self, positions: Array) -> list[Rotation | None]:
+        """Returns the rotation of each kind of layer; those of one model have one shape."""
+        kinds, size = self.config.rope_kinds, self.config.head_size
+        found = [None if rope is None else rope.rotation(positions, size) for rope in kinds]
+        turning = next((each for each in found if each is not None), None)
+        if turning is None:
+            return found
+        return [turning.still() if each is None else each for each in found]
+
+    def _embedded(self, input_ids: Array) -> Array:
+        x, scale = self.embeddings(input_ids), self.config.embedding_scale
+        return x if scale == 1.0 else x * jnp.asarray(scale, x.dtype)
 
     def _run(
         self,
         input_ids: Array,
         ctx: Context,
-        rotation: tuple[Array, Array],
+        positions: Array,
         visible: Visible,
         cache: Cache | None,
     ) -> tuple[Array, Any]:
         """Runs all blocks; `visible` are the slots that each token may attend to in all of them."""
-        tokens, windows = input_ids.shape[1], self.config.windows
+        config, tokens = self.config, input_ids.shape[1]
         slots = tokens if cache is None else cache.mask.shape[1]
-        kinds = list(dict.fromkeys(windows))
+        kinds = list(dict.fromkeys(config.windows))
+        options = {"scale": config.attention_scale, "soft_cap": config.attention_cap}
         ways = [
-            self.attention.attend(dataclasses.replace(visible, window=window), tokens, slots)
+            partial(
+                self.attention.attend(dataclasses.replace(visible, window=window), tokens, slots),
+                **options,
+            )
             for window in kinds
         ]
         each: dict[str, Any] = {}
         if ways[1:]:
-            each["kind"] = jnp.array([kinds.index(window) for window in windows])
+            each["kind"] = jnp.array([kinds.index(window) for window in config.windows])
+        rotations = self._rotations(positions)
+        if rotations[1:]:
+            stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *rotations)
+            each["rope"] = jnp.array([config.rope_kinds.index(rope) for rope in config.ropes])
         if cache is not None:
             each["past"] = (cache.keys, cache.values)
 
@@ -249,10 +309,13 @@ class Decoder(Model):
             def attend(*arrays: Array) -> Array:  # a kernel's window is a constant, so: a switch
                 return jax.lax.switch(each["kind"], ways, *arrays) if ways[1:] else ways[0](*arrays)
 
+            rotation = rotations[0]
+            if rotations[1:]:
+                rotation = jax.tree.map(lambda array: array[each["rope"]], stacked)
             past = None if cache is None else (*each["past"], cache.length)
             return block(x, ctx, rotation, attend, past)
 
-        return self.layers.scan(call, self.embeddings(input_ids), ctx, each)
+        return self.layers.scan(call, self._embedded(input_ids), ctx, each)
 
 
 def segment_positions(segments: Array) -> Array:
@@ -265,19 +328,3 @@ def segment_positions(segments: Array) -> Array:
     before = jnp.concatenate([segments[:, :1], segments[:, :-1]], axis=1)
     first = jnp.where(segments != before, slots, 0)
     return slots - jax.lax.cummax(first, axis=1)
-
-
-BLOCK = {
-    "query": "self_attn.q_proj",
-    "key": "self_attn.k_proj",
-    "value": "self_attn.v_proj",
-    "attention_out": "self_attn.o_proj",
-    "query_norm": "self_attn.q_norm",
-    "key_norm": "self_attn.k_norm",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-    "attention_norm": "input_layernorm",
-    "norm": "post_attention_layernorm",
-}
-"""Our name of a block's part -> torch's name."""
