@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from goat_jax.pretrained.safetensors import StoredTensor, Weights
+from goat_jax.pretrained.safetensors import Weights
+from goat_jax.pretrained.weight_view import Place, view
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,50 +54,25 @@ class Fused:
         return [slice(*edges) for edges in itertools.pairwise([0, *stops])]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    """Rows of a stored tensor."""
-
-    name: str
-    rows: slice
-
-
-@dataclasses.dataclass(frozen=True)
-class SplitWeights(Weights):
-    """Tensors of a checkpoint, with those of fused layers in parts.
-
-    Attributes:
-        stored: the tensors as they are stored.
-        parts: name of a part's tensor -> its rows of a stored tensor.
-    """
-
-    stored: Weights
-    parts: Mapping[str, _Part]
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        part = self.parts.get(name)
-        return self.stored[name] if part is None else self.stored[part.name][part.rows]
-
-
 def split(weights: Weights, fused: Sequence[Fused], config: Any) -> Weights:
     """Returns a checkpoint's tensors with those of fused layers in parts.
 
     A tensor whose size is not the sum of its parts' stays whole, so that loading names it.
     """
-    entries, parts = dict(weights.entries), {}
+    if not fused:
+        return weights
+    places = {}
     for name, entry in weights.entries.items():
         module, _, parameter = name.rpartition(".")
         for each in fused:
-            names = each.part_names(module)
-            if names is None or entry.shape[:1] != (sum(each.sizes(config)),):
-                continue
-            del entries[name]
-            for own, rows in zip(names, each.ranges(config), strict=True):
-                tensor = f"{own}.{parameter}"
-                shape = (rows.stop - rows.start, *entry.shape[1:])
-                entries[tensor] = StoredTensor(entry.file, entry.dtype, shape)
-                parts[tensor] = _Part(name, rows)
-    return SplitWeights(weights.folder, entries, weights, parts) if parts else weights
+            parts = each.part_names(module)
+            if parts is not None and entry.shape[:1] == (sum(each.sizes(config)),):
+                for part, rows in zip(parts, each.ranges(config), strict=True):
+                    places[f"{part}.{parameter}"] = Place(name, rows)
+                break
+        else:
+            places[name] = Place(name)
+    return view(weights, places)
 
 
 def join(

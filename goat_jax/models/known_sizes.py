@@ -15,6 +15,7 @@ from goat_jax.errors import UserError, nearest
 from goat_jax.files import user_path
 from goat_jax.pretrained.resolve import PACKAGE, find_model, open_checkpoint
 from goat_jax.pretrained.safetensors import read_json
+from goat_jax.pretrained.text_part import text_config
 
 
 def _blocks(width: int, layers: int, heads: int, inner: int) -> dict[str, int]:
@@ -152,7 +153,7 @@ sizes are known (did you mean 'roberta-large'?): give a folder, or add its confi
     if path.suffix == ".gguf":
         return open_checkpoint(path)[0]
     if path.is_dir():
-        return read_json(path / "config.json", "a model folder")
+        return text_config(read_json(path / "config.json", "a model folder"))
     short = text.rpartition("/")[2].lower().removesuffix("-hf")
     if short not in NAMED:
         raise UserError(

@@ -83,15 +83,18 @@ def load_model(
         config = architecture.config_of(hf, **overrides)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    left_out = weights.left_out
     weights = split(weights, architecture.fused, config)
     # Abstract, so that no parameter takes memory before its tensor is read.
     model = nnx.eval_shape(lambda: architecture.build(config, rngs=nnx.Rngs(0)))
     new_head = new_head or architecture.has_other_head(hf)
     filled = fill(model, weights, architecture, key, dtype, new_head, sharding, tie)
-    notes = ()
+    notes: tuple[str, ...] = ()
+    if left_out:
+        notes = (f"{path}: its language model alone, without {', '.join(left_out)}",)
     if filled.left_out:
         start = f"; {', '.join(architecture.head)} start fresh" if architecture.head else ""
-        notes = (f"{path}: left out {shortened(filled.left_out)}, of another task's head{start}",)
+        notes += (f"{path}: left out {shortened(filled.left_out)}, of another task's head{start}",)
     return Loaded(model, filled.fresh, architecture.kind, weights, notes)
 
 

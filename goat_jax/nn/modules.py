@@ -97,7 +97,9 @@ class RMSNorm(nnx.Module):
         return (normal * jnp.broadcast_to(scale, x.shape)).astype(x.dtype)
 
 
-NORMS: dict[str, Callable[[int, float], nnx.Module]] = {
+Norm = RMSNorm | LayerNorm
+
+NORMS: dict[str, Callable[[int, float], Norm]] = {
     "rms": RMSNorm,
     "rms_from_1": partial(RMSNorm, offset=1.0),
     "layer": LayerNorm,

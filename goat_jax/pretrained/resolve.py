@@ -12,6 +12,7 @@ from goat_jax.files import report_unusable_cache, temporary_folder, user_path
 from goat_jax.pretrained.end_tokens import with_end_tokens
 from goat_jax.pretrained.packaged_models import PACKAGED_MODELS
 from goat_jax.pretrained.safetensors import Weights, open_weights, read_json
+from goat_jax.pretrained.text_part import text_config, text_weights
 
 PACKAGE = "package:"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -77,6 +78,8 @@ def _from_hub(name: str, files: Sequence[str]) -> Path:
 def open_checkpoint(path: Path) -> tuple[dict[str, Any], Weights]:
     """Opens a checkpoint: its config.json as a dict, and its tensors by name, read on access.
 
+    Of a multimodal checkpoint, these are the language model's.
+
     Args:
         path: a folder with config.json and safetensors, or a .gguf file.
 
@@ -87,6 +90,5 @@ def open_checkpoint(path: Path) -> tuple[dict[str, Any], Weights]:
         from goat_jax.pretrained.gguf.weights import open_gguf
 
         return open_gguf(path)
-    return with_end_tokens(
-        read_json(path / "config.json", "a checkpoint folder"), path
-    ), open_weights(path)
+    hf = with_end_tokens(read_json(path / "config.json", "a checkpoint folder"), path)
+    return text_config(hf), text_weights(hf, open_weights(path))

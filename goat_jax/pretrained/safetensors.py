@@ -57,10 +57,12 @@ class Weights(Mapping[str, np.ndarray]):
     Attributes:
         folder: the folder with the files, for messages.
         entries: tensor name -> `StoredTensor`.
+        left_out: parts of the checkpoint that are not opened, such as a vision tower.
     """
 
     folder: Path
     entries: Mapping[str, StoredTensor]
+    left_out: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)

@@ -17,6 +17,7 @@ from goat_jax.models.load import random_model
 from goat_jax.models.registry import ARCHITECTURES
 from goat_jax.models.vision.families import CLIP_TEXT_CONFIG
 from goat_jax.pretrained.safetensors import read_json
+from goat_jax.pretrained.text_part import TEXT_PARTS
 from kinds import present
 
 BLOCKS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -46,7 +47,7 @@ def keys_of_transformers(model_type):
     declared = {name for base in own for name in getattr(base, "__annotations__", {})}
     methods = {name for name in dir(cls) if callable(getattr(cls, name))}
     found = (declared | set(cls().to_dict()) | set(cls.attribute_map)) - methods
-    return {name for name in found if not name.startswith("_out_")}  # what a property keeps
+    return {name for name in found if not name.startswith("_")}  # what a property keeps
 
 
 def keys_in_code(module):
@@ -73,6 +74,9 @@ def test_no_key_of_transformers_is_unknown(model_type):
 def test_no_key_that_the_code_of_transformers_reads_is_unknown(module):
     here = [kind for kind in KEYS if config_class(kind).__module__ == module]
     known = {key for kind in here for key in KEYS[kind].known()}
+    # Keys beside the text part of a multimodal config, of which the text part alone is read.
+    whole = [transformers.AutoConfig.for_model(kind) for kind in TEXT_PARTS]
+    known |= {key for config in whole for key in {*config.to_dict(), *config.attribute_map}}
     unknown = keys_in_code(module) - known - {"head_dim"}  # compared with the usual one everywhere
     assert not unknown, f"decide in the record of the family what becomes of {unknown}"
 
@@ -94,12 +98,22 @@ def test_configs_as_transformers_saves_them_are_accepted(model_type, tmp_path):
 
 @pytest.mark.parametrize("model_type", DECODERS)
 def test_sizes_that_a_config_leaves_out_are_those_of_transformers(model_type):
-    sizes: dict[str, Any] = {**TEXT, "hidden_size": 128, "num_attention_heads": 32}
+    sizes: dict[str, Any] = {**TEXT, "hidden_size": 512, "num_attention_heads": 32}
     theirs = config_class(model_type)(**sizes)
     ours = ARCHITECTURES[model_type].config_of({"model_type": model_type, **sizes})
     assert ours.num_kv_heads == theirs.num_key_value_heads
-    assert ours.head_size == (getattr(theirs, "head_dim", None) or 128 // 32)
+    assert ours.head_size == (getattr(theirs, "head_dim", None) or 512 // 32)
     assert ours.context == theirs.max_position_embeddings
+    assert ours.tie_embeddings == theirs.tie_word_embeddings
+    named = ARCHITECTURES[model_type].keys
+    assert ours.norm_eps == getattr(theirs, named["norm_eps"])
+    assert ours.activation == getattr(theirs, named["activation"])
+    thetas = {rope.theta for rope in ours.ropes if rope is not None}
+    stated = theirs.rope_parameters
+    nested = [each for each in stated.values() if isinstance(each, dict)] or [stated]
+    assert thetas <= {each["rope_theta"] for each in nested}
+    usual = [window for window in ours.windows if window is not None]
+    assert set(usual) <= {getattr(theirs, "sliding_window", None)}
 
 
 @pytest.mark.parametrize("model_type", DECODERS)
@@ -135,7 +149,21 @@ WRONG = [
         {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
         "only one scaling for all layers",
     ),
-    ("llama", {"rope_parameters": {"rope_type": "longrope"}}, "'longrope' is not supported"),
+    ("llama", {"rope_parameters": {"rope_type": "mrope"}}, "'mrope' is not supported"),
+    ("phi3", {"rope_scaling": {"type": "su", "long_factor": [1]}}, "has no 'short_factor'"),
+    (
+        "phi3",
+        {"rope_scaling": {"type": "su", "long_factor": [1], "short_factor": "1"}},
+        "short_factor is '1': it must be a list of numbers",
+    ),
+    ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+    ("gemma2", {"attn_logit_softcapping": 0}, "attn_logit_softcapping 0 is not valid"),
+    ("gemma2", {"query_pre_attn_scalar": -1}, "query_pre_attn_scalar -1 is not valid"),
+    ("glm4", {"partial_rotary_factor": 1.5}, "must be above 0 and at most 1"),
+    ("smollm3", {"no_rope_layers": [1]}, "1 windows for 2 layers"),
+    ("smollm3", {"no_rope_layers": [1, 2]}, "must be a list of 0 and 1"),
+    ("stablelm", {"qk_layernorm": True}, "qk_layernorm is True"),
+    ("cohere2", {"layer_norm_eps": -1}, "layer_norm_eps -1 is not valid"),
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
     ("llama", {"hidden_act": ["silu"]}, "activation .* is not one of"),
     ("llama", {"num_hidden_layers": True}, "num_hidden_layers is True"),

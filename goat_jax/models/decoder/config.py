@@ -140,7 +140,9 @@ class DecoderConfig:
             if name not in fields:
                 raise UserError(f"a decoder has no setting {name!r}{nearest(name, fields)}")
         family = FAMILIES[hf["model_type"]]
-        values: dict[str, Any] = {ours: _size(hf, theirs) for ours, theirs in SIZE_KEYS.items()}
+        values: dict[str, Any] = {
+            ours: _size(hf, theirs, family.defaults.get(ours)) for ours, theirs in SIZE_KEYS.items()
+        }
         heads, width, layers = (values[name] for name in ("num_heads", "hidden_size", "num_layers"))
         usual = family.defaults.get("num_kv_heads")
         values |= {
@@ -194,10 +196,10 @@ def tiny_decoder_config(**changes: Any) -> DecoderConfig:
 LARGEST_SIZE = 10**7
 
 
-def _size(hf: Mapping[str, Any], key: str) -> int:
-    if hf.get(key) is None:
+def _size(hf: Mapping[str, Any], key: str, default: int | None) -> int:
+    size = default if hf.get(key) is None else hf[key]
+    if size is None:
         raise UserError(f"config.json has no {key}: add it, it is a size of the network")
-    size = hf[key]
     # Other values are computed from it before the class checks it, such as a window per layer.
     if type(size) is not int or size > LARGEST_SIZE:
         raise UserError(f"{key} is {size!r}: it must be a whole number from 1 to {LARGEST_SIZE}")

@@ -371,6 +371,8 @@ _GEMMA_FROM_2: dict[str, Any] = _GEMMA | {
     "keys": {"activation": "hidden_activation"},
     "block": _GEMMA_BLOCK,
 }
+_GEMMA_1: dict[str, Any] = _GEMMA | {"num_kv_heads": 16}
+_GEMMA_3: dict[str, Any] = _GEMMA_FROM_2 | {"fixed": _CAUSAL | {"attn_logit_softcapping": (None,)}}
 _GEMMA_NORM = always(norm="rms_from_1")
 _GLM: dict[str, Any] = {
     "context": 131072,
@@ -428,7 +430,8 @@ FAMILIES: dict[str, DecoderFamily] = {
                 {"activation": "gelu_pytorch_tanh"} if values["activation"] == "gelu" else {}
             ),
         ),
-        **_GEMMA | {"num_kv_heads": 16, "context": 8192},
+        context=8192,
+        **_GEMMA_1,
     ),
     "gemma2": _family(
         "Gemma2",
@@ -455,8 +458,11 @@ FAMILIES: dict[str, DecoderFamily] = {
         _EMBEDDING_BY_WIDTH,
         _QUERY_SCALE,
         _cap("final_logit_softcapping", "logit_cap", None),
+        # The published multimodal files leave these out.
+        vocab_size=262208,
+        num_heads=8,
         context=131072,
-        **_GEMMA_FROM_2 | {"fixed": _CAUSAL | {"attn_logit_softcapping": (None,)}},
+        **_GEMMA_3,
     ),
     "phi3": _family(
         "Phi3",

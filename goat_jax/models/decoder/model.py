@@ -22,7 +22,7 @@ from goat_jax.models.decoder.families import FAMILIES
 from goat_jax.nn.attention_need import Need
 from goat_jax.nn.dense import Dense
 from goat_jax.nn.model import Model
-from goat_jax.nn.modules import ACTIVATIONS, NORMS, Embedding, Projection
+from goat_jax.nn.modules import ACTIVATIONS, NORMS, Embedding, Norm, Projection
 from goat_jax.nn.rotation import Rotation
 from goat_jax.nn.stack import Stack
 from goat_jax.typing import Array, DTypeLike, PyTree
@@ -53,7 +53,7 @@ class DecoderBlock(nnx.Module):
         width, inner, size = config.hidden_size, config.intermediate_size, config.head_size
         heads, groups = config.num_heads * size, config.num_kv_heads * size
 
-        def norm(features: int, wanted: bool = True) -> nnx.Module | None:
+        def norm(features: int, wanted: bool = True) -> Norm | None:
             return NORMS[config.norm](features, config.norm_eps) if wanted else None
 
         self.attention_norm = norm(width, config.norm_before)
@@ -120,7 +120,7 @@ class DecoderBlock(nnx.Module):
         attended = attend(query, key, value).reshape(*x.shape[:-1], -1)
         return self.attention_out(attended, ctx), kept
 
-    def _heads(self, x: Array, norm: nnx.Module | None) -> Array:
+    def _heads(self, x: Array, norm: Norm | None) -> Array:
         """Splits a projection (B, T, N * H) into heads (B, T, N, H), after its norm, if any."""
         if norm is not None:  # of one head or of all of them
             x = norm(x.reshape(*x.shape[:-1], -1, norm.scale.shape[-1]))
@@ -131,7 +131,7 @@ class DecoderBlock(nnx.Module):
         return x if scale == 1.0 else (x.astype(jnp.float32) * scale).astype(x.dtype)
 
 
-def _normalized(norm: nnx.Module | None, x: Array) -> Array:
+def _normalized(norm: Norm | None, x: Array) -> Array:
     return x if norm is None else norm(x)
 
 
@@ -299,6 +299,7 @@ class Decoder(Model):
         if ways[1:]:
             each["kind"] = jnp.array([kinds.index(window) for window in config.windows])
         rotations = self._rotations(positions)
+        stacked = rotations[0]
         if rotations[1:]:
             stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *rotations)
             each["rope"] = jnp.array([config.rope_kinds.index(rope) for rope in config.ropes])
@@ -309,7 +310,7 @@ class Decoder(Model):
             def attend(*arrays: Array) -> Array:  # a kernel's window is a constant, so: a switch
                 return jax.lax.switch(each["kind"], ways, *arrays) if ways[1:] else ways[0](*arrays)
 
-            rotation = rotations[0]
+            rotation = stacked
             if rotations[1:]:
                 rotation = jax.tree.map(lambda array: array[each["rope"]], stacked)
             past = None if cache is None else (*each["past"], cache.length)
