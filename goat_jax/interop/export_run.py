@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from goat_jax.config.run import AdapterConfig
 from goat_jax.errors import UserError
 from goat_jax.interop import folders, merged, peft_write, reference_code
 from goat_jax.interop import target_names as names
+from goat_jax.interop.fused_adapters import join_adapters, stored_name
 from goat_jax.interop.hf_config import HfForm, form_of, pooled_logits
 from goat_jax.interop.low_rank import LowRank
 from goat_jax.interop.model_card import Facts, write_card
 from goat_jax.interop.modules import module_names
 from goat_jax.interop.trained_run import Trained
-from goat_jax.models.registry import architecture_of
+from goat_jax.models.registry import Architecture, architecture_of
 from goat_jax.models.vision.heads import ZERO_SHOT
 from goat_jax.nn.dense import split_model
 from goat_jax.pretrained.packaged_models import ORIGINS
@@ -200,7 +202,12 @@ def _peft_use(run: Trained, name: str) -> str:
     return "\n".join(lines) + pooled_logits(run.model.config, "model.get_base_model()")
 
 
+def _architecture(run: Trained) -> Architecture:
+    return architecture_of(open_checkpoint(run.path)[0], run.path)
+
+
 def _write_lora(run: Trained, folder: Path, modules: Mapping[str, LowRank]) -> None:
+    modules = join_adapters(modules, _architecture(run).fused, run.model.config)
     root = peft_write.is_root(modules, run.now)
     _write_peft(
         run, folder, peft_write.lora_config(modules, root), peft_write.lora_tensors(modules)
@@ -212,9 +219,11 @@ def _write_peft(
 ) -> None:
     form = _form(run)
     whole = (run.model, *form.parts(run.model, run.path, run.task))
-    every = [name for part in whole for name in module_names(part)]
+    architecture = _architecture(run)
+    stored = partial(stored_name, fused=architecture.fused)
+    every = [stored(name) for part in whole for name in module_names(part)]
     head = {name: tensor for name, tensor in run.head.items() if form.has(name)}
-    tie = architecture_of(open_checkpoint(run.path)[0], run.path).tie
+    tie = architecture.tie
     if tie and tie.twin in head and tie.name.rpartition(".")[0] not in every:
         # Here both are one array; PEFT unties a module that was trained in full.
         head[tie.name] = head[tie.twin]
@@ -225,7 +234,7 @@ def _write_peft(
         config,
         tensors,
         head,
-        target_modules=names.shortest_suffixes(list(run.now), every),
+        target_modules=names.shortest_suffixes(list(map(stored, run.now)), every),
         heads=names.whole_modules(parts, every),
         kind=run.setup.kind,
         base=ORIGINS.get(run.config.model.path, run.config.model.path),
@@ -237,6 +246,11 @@ def _to_peft(
 ) -> tuple[Facts, Extra]:
     layouts = {module.spec.combine.layout for module in run.now.values()}
     if layouts == {"network"}:
+        if _architecture(run).fused:
+            raise UserError(
+                "transformers has several of its modules as one layer, which a network cannot "
+                "express: use --to merged"
+            )
         settings = peft_write.network_config(run.now)
         _write_peft(run, folder, settings, peft_write.network_tensors(run.now))
     else:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from goat_jax.interop.fused_adapters import split_adapter
 from goat_jax.interop.import_adapter import Imported
 from goat_jax.models.registry import Architecture, Tie
 
@@ -43,6 +44,8 @@ def fit_adapter(
         hf: the model's config.json.
         modules: the names of all modules of the model that have parameters.
     """
+    if architecture.fused:
+        adapter = split_adapter(adapter, architecture.fused, architecture.config_of(hf))
     tie = architecture.tie
     if tie is not None:  # a model with tied embeddings has no module with the second name
         modules = {*modules, _module(tie.name), _module(tie.twin)}

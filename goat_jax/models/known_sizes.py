@@ -13,6 +13,7 @@ from typing import Any
 
 from goat_jax.errors import UserError, nearest
 from goat_jax.files import user_path
+from goat_jax.models.known_decoders import KNOWN_DECODERS
 from goat_jax.pretrained.resolve import PACKAGE, find_model, open_checkpoint
 from goat_jax.pretrained.safetensors import read_json
 from goat_jax.pretrained.text_part import text_config
@@ -62,36 +63,6 @@ def _clip(vision: dict[str, int], patch: int, text: dict[str, int], shared: int)
     }
 
 
-def _llama(blocks: dict[str, int], kv_heads: int, **rest: Any) -> dict[str, Any]:
-    values = {
-        "model_type": "llama",
-        "vocab_size": 32000,
-        **blocks,
-        "num_key_value_heads": kv_heads,
-        "max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    return values | rest
-
-
-_LLAMA_3 = {
-    "vocab_size": 128256,
-    "max_position_embeddings": 8192,
-    "rope_theta": 500000.0,
-    "bos_token_id": 128000,
-    "eos_token_id": 128001,
-}
-_SMOLLM2 = {
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "rope_theta": 100000.0,
-    "tie_word_embeddings": True,
-}
-
 NAMED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "roberta-base": _roberta(768, 12, 12, 3072),
@@ -114,15 +85,7 @@ NAMED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "image_size": 224,
             "patch_size": 16,
         },
-        "llama-2-7b": _llama(_blocks(4096, 32, 32, 11008), 32),
-        "llama-2-13b": _llama(_blocks(5120, 40, 40, 13824), 40),
-        "llama-2-70b": _llama(_blocks(8192, 80, 64, 28672), 8),
-        "llama-3-8b": _llama(_blocks(4096, 32, 32, 14336), 8, **_LLAMA_3),
-        "llama-3-70b": _llama(_blocks(8192, 80, 64, 28672), 8, **_LLAMA_3),
-        "smollm2-135m": _llama(_blocks(576, 30, 9, 1536), 3, **_SMOLLM2),
-        "smollm2-1.7b": _llama(
-            _blocks(2048, 24, 32, 8192), 32, **(_SMOLLM2 | {"rope_theta": 130000.0})
-        ),
+        **KNOWN_DECODERS,
     }
 )
 """Short name of a model -> the sizes and settings of its config.json."""
