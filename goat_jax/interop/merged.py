@@ -176,21 +176,20 @@ def changed_keys(
 ) -> dict[str, Any]:
     """Returns the keys of config.json whose values differ from the pretrained model's.
 
-        Args:
-            architecture: the model's architecture.
-            hf: the pretrained model's config.json.
-            config: the model's goat_jax config.
+    Args:
+        architecture: the model's architecture.
+        hf: the pretrained model's config.json.
+        config: the model's goat_jax config.
 
-        Raises:
-            UserError: a field differs, and config.json has no key for it.
+    Raises:
+        UserError: a field differs, and config.json has no key for it.
 
-        >>> from goat_jax.models.fused import join
-    from goat_jax.models.registry import ARCHITECTURES
-        >>> hf = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1,
-        ...     "num_attention_heads": 2, "intermediate_size": 16}
-        >>> llama = ARCHITECTURES["llama"]
-        >>> changed_keys(llama, hf, llama.config_of(hf, tie_embeddings=True))
-        {'tie_word_embeddings': True}
+    >>> from goat_jax.models.registry import ARCHITECTURES
+    >>> hf = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1,
+    ...     "num_attention_heads": 2, "intermediate_size": 16}
+    >>> llama = ARCHITECTURES["llama"]
+    >>> changed_keys(llama, hf, llama.config_of(hf, tie_embeddings=True))
+    {'tie_word_embeddings': True}
     """
     before, changed = architecture.config_of(hf), {}
     for field in dataclasses.fields(before):

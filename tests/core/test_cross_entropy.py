@@ -38,6 +38,23 @@ def test_losses_and_gradients_are_those_of_the_plain_cross_entropy(chunk, parts)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
 
 
+def test_a_soft_cap_bends_logits_and_gradients():
+    hidden, kernel, labels, weights = _arrays()
+
+    def chunked(hidden, kernel):
+        losses, _ = chunked_cross_entropy(hidden, kernel, labels, 4, soft_cap=1.5)
+        return (losses * weights).sum()
+
+    def plain(hidden, kernel):
+        logits = 1.5 * jnp.tanh(hidden @ kernel / 1.5)
+        return (optax.softmax_cross_entropy_with_integer_labels(logits, labels) * weights).sum()
+
+    with jax.default_matmul_precision("highest"):
+        ours = jax.value_and_grad(chunked, argnums=(0, 1))(hidden, kernel)
+        theirs = jax.value_and_grad(plain, argnums=(0, 1))(hidden, kernel)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
+
+
 def test_correct_tokens_are_those_whose_label_has_the_largest_logit():
     hidden, kernel, labels, _ = _arrays(tokens=200)
     _, correct = chunked_cross_entropy(hidden, kernel, labels, 4)
