@@ -62,7 +62,7 @@ def write_config(root):
 
 def our_logits(folder, ids):
     run = restore_run(folder, None)
-    model = merge_model(run.built.graph, run.state.trainable, run.state.frozen(run.built.base))
+    model = merge_model(run.setup.graph, run.state.trainable, run.state.frozen(run.setup.base))
     return np.asarray(model(jnp.asarray(ids), ctx=EVAL))
 
 
