@@ -38,9 +38,9 @@ class Context:
     def of_batch(cls, batch: Batch, key: Key | None = None, mask: Array | None = None) -> Context:
         """Returns the context of a batch, with its ``task_ids`` and ``task_types`` if it has them.
 
-            >>> import jax.numpy as jnp
+        >>> import jax.numpy as jnp
         >>> Context.of_batch({"task_ids": jnp.array([2])}).task_ids
-            Array([2], dtype=int32)
+        Array([2], dtype=int32)
         """
         return cls(key, mask, batch.get("task_ids"), batch.get("task_types"))
 

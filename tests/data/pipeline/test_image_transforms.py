@@ -177,7 +177,7 @@ def test_looked_up_values_are_those_of_the_formula_to_the_last_bit():
     pixels = np.arange(256, dtype=np.uint8)[:, None].repeat(3, 1)[None]
     mean, std, factor = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27), 1 / 255
     scaled = (pixels.astype(np.float64) * factor).astype(np.float32)
-    wanted = (scaled - np.float32(mean)) / np.float32(std)
+    wanted = (scaled - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
     found = normalise(Image.fromarray(pixels), mean, std, factor)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, wanted)
