@@ -55,7 +55,7 @@ def step_of(config: RunConfig, model: str | None) -> Contender:
     """Compiles an optimizer step; each call updates the state of the previous one."""
     run = abstract_run(config, model)
     state, base = (_numbers(tree) for tree in (run.state, run.base))
-    batch = _batch(run)
+    batch = full_batch(run)
     flops = matmul_flops(run.train_step, run.state, run.base, run.batch)
     compiled = run.train_step.lower(state, base, batch).compile()
     held = [state]
@@ -72,7 +72,7 @@ def _numbers(tree: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, [random_like(leaf, i) for i, leaf in enumerate(leaves)])
 
 
-def _batch(run: AbstractRun) -> dict[str, np.ndarray]:
+def full_batch(run: AbstractRun) -> dict[str, np.ndarray]:
     """Makes a batch without padding; token ids are below 1000, so that any vocabulary has them."""
     random = np.random.default_rng(0)
     filled = {

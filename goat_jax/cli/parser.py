@@ -126,11 +126,12 @@ VERBS = {
     "bench": Verb(
         calls.run_bench,
         arguments.bench,
-        "Measure what adapters cost on this device: one layer, training steps, or growth.",
+        "Measure what adapters cost on this device: one layer, training steps, growth, or a suite.",
         "goat-jax bench layer --dtype bfloat16\n"
         "         goat-jax bench step --config gsm8k --model smollm2-135m \\\n"
         "             --methods lora goat full --train.batch-size 4\n"
-        "         goat-jax bench growth --methods goat --out runs/growth",
+        "         goat-jax bench growth --methods goat --out runs/growth\n"
+        "         goat-jax bench accelerator --out runs/accelerator   (10 minutes)",
         overrides=True,
     ),
     "methods": Verb(

@@ -263,7 +263,7 @@ def sweep(parser: argparse.ArgumentParser) -> None:
 
 def bench(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``goat-jax bench``."""
-    parser.add_argument("what", choices=("layer", "step", "growth"))
+    parser.add_argument("what", choices=("layer", "step", "growth", "accelerator"))
     parser.add_argument("--rank", type=number(Count), default=32, help="total rank of a layer (32)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype of a layer"
@@ -273,7 +273,9 @@ def bench(parser: argparse.ArgumentParser) -> None:
     )
     config(parser, required=False)
     parser.add_argument(
-        "--model", metavar="NAME|FOLDER", help="model whose sizes are used (default: the config's)"
+        "--model",
+        metavar="NAME|FOLDER",
+        help="model whose sizes are used (default: the config's; accelerator: llama-3-8b)",
     )
     parser.add_argument(
         "--methods",
@@ -283,10 +285,19 @@ def bench(parser: argparse.ArgumentParser) -> None:
         help="methods to measure; growth measures the last one",
     )
     parser.add_argument(
-        "--turns", type=number(Count), default=9, help="measurements of each method (9)"
+        "--turns", type=number(Count), help="measurements of each method (9; accelerator: 5)"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="folder for the JSON file and the figure"
+        "--minutes", type=number(Positive), help="most minutes of bench accelerator (10)"
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="tiny sizes, to try bench accelerator on a CPU"
+    )
+    parser.add_argument(
+        "--parts", nargs="+", metavar="PART", help="parts of bench accelerator (default: all)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="folder for the JSON file, table and figure"
     )
 
 

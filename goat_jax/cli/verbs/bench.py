@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 from goat_jax.adapters.methods import method_spec
+from goat_jax.bench.accelerator.parts import PARTS
+from goat_jax.bench.accelerator.rows import Row, Settings, markdown
+from goat_jax.bench.accelerator.suite import PartResult, run_parts
 from goat_jax.bench.layer import SIZES, Size, contenders, measure_growth, measure_layer
 from goat_jax.bench.measured import Measured
 from goat_jax.bench.steps import measure_steps
@@ -17,9 +21,12 @@ from goat_jax.config.run import DTYPES
 from goat_jax.errors import UserError
 from goat_jax.extras import skipped_without_extra
 from goat_jax.files import write_whole
+from goat_jax.models.known_sizes import model_config
 from goat_jax.plots.growth import plot_growth, slope
 from goat_jax.text_tables import render_table
+from goat_jax.validation.checks import check_choice
 
+MINUTES = 10.0
 HEADERS = ["work", "method", "median s", "ratio", "temporary MiB", "ratio", "GFLOP"]
 
 
@@ -36,8 +43,11 @@ def bench(options: argparse.Namespace, overrides: list[str]) -> int:
     Raises:
         UserError: arguments that do not fit this kind of benchmark.
     """
-    if options.what != "step" and (options.config or options.model):
-        raise UserError(f"bench {options.what} takes no --config and no --model: bench step does")
+    _check_options(options)
+    if options.what == "accelerator":
+        _no_overrides(overrides)
+        return accelerator(options)
+    options.turns = options.turns or 9
     print(machine_line())
     found = {"layer": _layers, "step": _steps, "growth": _growth}[options.what](options, overrides)
     if options.out is not None:
@@ -46,6 +56,76 @@ def bench(options: argparse.Namespace, overrides: list[str]) -> int:
         write_whole(options.out / f"bench_{options.what}.json", text + "\n")
         print(f"\nall figures are in {options.out}")
     return 0
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """Raises `UserError` for an option that another kind of benchmark has."""
+    owners = {
+        "config": ("step",),
+        "model": ("step", "accelerator"),
+        "minutes": ("accelerator",),
+        "tiny": ("accelerator",),
+        "parts": ("accelerator",),
+    }
+    for name, kinds in owners.items():
+        if getattr(options, name) and options.what not in kinds:
+            raise UserError(
+                f"bench {options.what} takes no --{name}: bench {' and '.join(kinds)} does"
+            )
+
+
+def accelerator(options: argparse.Namespace) -> int:
+    """Runs the suite for an accelerator; writes its table after every part.
+
+    Args:
+        options: the parsed arguments of ``goat-jax bench``.
+
+    Returns:
+        The exit code: 1 if a part failed.
+    """
+    settings = Settings(
+        **{"model": options.model} if options.model else {},
+        rank=options.rank,
+        turns=options.turns or Settings.turns,
+        tiny=options.tiny,
+    )
+    if not options.tiny:
+        model_config(settings.model)  # an unknown name is an error before anything starts
+    for part in options.parts or ():
+        check_choice("--parts", part, tuple(PARTS))
+    minutes = options.minutes or MINUTES
+    done: list[PartResult] = []
+    rows: list[Row] = []
+    machine: dict[str, Any] = {}
+    for result in run_parts(options.parts or tuple(PARTS), settings, 60 * minutes):
+        done.append(result)
+        failed = result.rows[-1].remark if result.rows[-1].failed else "done"
+        print(f"{result.part}: {failed} ({result.seconds:.0f} s)", flush=True)
+        rows = [row for each in done for row in each.rows]
+        machine = machine or result.machine
+        if options.out is not None:
+            _write_suite(options.out, settings, machine, done)
+    print("\n" + "  ".join(f"{name}: {value}" for name, value in machine.items()) + "\n")
+    print(markdown(rows))
+    if options.out is not None:
+        print(f"\nall figures are in {options.out}")
+    return int(any(row.failed for row in rows))
+
+
+def _write_suite(
+    folder: Path, settings: Settings, machine: dict[str, Any], done: list[PartResult]
+) -> None:
+    """Writes bench_accelerator.md and bench_accelerator.json with the parts done so far."""
+    rows = [row for each in done for row in each.rows]
+    values = {
+        "machine": machine,
+        "settings": dataclasses.asdict(settings),
+        "seconds": {each.part: each.seconds for each in done},
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "bench_accelerator.json", json.dumps(values, indent=1) + "\n")
+    write_whole(folder / "bench_accelerator.md", markdown(rows) + "\n")
 
 
 def _layers(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:

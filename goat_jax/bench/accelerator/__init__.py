@@ -1,0 +1,1 @@
+"""Benchmark suite for an accelerator: a fixed budget of minutes, one table."""
