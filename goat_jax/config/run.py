@@ -203,8 +203,6 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.model.quantize != "none" and not self.mesh.single:
-            raise UserError("model.quantize works on one device only: leave mesh at its default")
         traced = self.logging.profiled_steps()
         steps = self.train.steps
         if traced and steps is not None and traced.start > steps:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
+from goat_jax.injection.sharded_init import Sharder
 from goat_jax.nn.dense import Head
 from goat_jax.nn.named_modules import find_modules
 from goat_jax.nn.quantized_kernel import KINDS, QuantizedKernel, dequantize, quantize
@@ -32,8 +36,10 @@ class QuantizeReport:
     errors: dict[str, Array]
 
     def __str__(self) -> str:
-        values = {name: float(jnp.max(error)) for name, error in self.errors.items()}
-        mean = float(jnp.mean(jnp.concatenate(list(self.errors.values()))))
+        # By numpy: on a mesh of several processes, only one of them may print this.
+        errors = {name: np.asarray(error) for name, error in self.errors.items()}
+        values = {name: float(error.max()) for name, error in errors.items()}
+        mean = float(np.concatenate(list(errors.values())).mean())
         worst = max(values, key=values.__getitem__)
         return (
             f"quantised base: {self.kind}, {self.before / 2**20:.0f} -> {self.after / 2**20:.0f} "
@@ -41,15 +47,16 @@ class QuantizeReport:
         )
 
 
-def quantize_base(model: nnx.Module, kind: str) -> QuantizeReport:
+def quantize_base(model: nnx.Module, kind: str, sharder: Sharder | None = None) -> QuantizeReport:
     """Quantizes every frozen kernel of the model's linear layers, in place.
 
-    It works layer by layer, so the extra memory is one layer's kernel. Modules that are trained in
-    full stay as they are.
+    It works layer by layer, so the extra memory is one layer's kernel, or a device's shard of it.
+    Modules that are trained in full stay as they are.
 
     Args:
         model: the model, changed in place.
         kind: a key of `goat_jax.nn.quantized_kernel.KINDS`.
+        sharder: sharding of the arrays on a mesh; None for one device.
 
     Raises:
         UserError: qwix is not installed.
@@ -62,9 +69,12 @@ def quantize_base(model: nnx.Module, kind: str) -> QuantizeReport:
             continue
         kernel = dense.kernel[...]
         stacked = kernel if ref.layers is not None else kernel[None]
-        codes, scales, error = _quantize_layers(stacked, kind)
+        where = None
+        if sharder is not None:
+            where = tuple(sharder.quantized(ref, stacked.shape).values())
+        codes, scales, error = _compiled(kind, where)(stacked)
         before += kernel.size * kernel.dtype.itemsize
-        after += codes.size * _bits(kind) // 8 + scales.size * scales.dtype.itemsize
+        after += codes.size * KINDS[kind].bits // 8 + scales.size * scales.dtype.itemsize
         errors.setdefault(ref.pattern, []).append(error)
         if ref.layers is None:
             codes, scales = codes[0], scales[0]
@@ -75,18 +85,42 @@ def quantize_base(model: nnx.Module, kind: str) -> QuantizeReport:
     )
 
 
-def _bits(kind: str) -> int:
-    return 4 if KINDS[kind] == "nf4" else 8
+@lru_cache(maxsize=64)
+def _compiled(kind: str, where: tuple[NamedSharding, ...] | None) -> Any:
+    """Returns the jitted `_quantize_layers`; on a mesh, given the shardings of codes and scales."""
+    if where is None:
+        return jax.jit(partial(_quantize_layers, kind, ()))
+    # Every device quantizes the blocks of its scales, which no shard of the kernel divides.
+    mesh, blocks, replicated = where[1].mesh, where[1].spec, PartitionSpec()
+    axes = tuple(jax.tree.leaves(tuple(blocks)))
+    quantized = jax.shard_map(
+        partial(_quantize_layers, kind, axes),
+        mesh=mesh,
+        in_specs=blocks,
+        out_specs=(blocks, blocks, replicated),
+        check_vma=False,
+    )
+    return jax.jit(quantized, out_shardings=(*where, NamedSharding(mesh, replicated)))
 
 
-@partial(jax.jit, static_argnums=1)
-def _quantize_layers(kernels: Array, kind: str) -> tuple[Array, Array, Array]:
-    """Returns codes, scales and relative errors of kernels (L, I, O)."""
+def _quantize_layers(
+    kind: str, axes: tuple[str, ...], kernels: Array
+) -> tuple[Array, Array, Array]:
+    """Returns codes, scales and relative errors of kernels (L, I, O).
+
+    Args:
+        kind: a key of `KINDS`.
+        axes: the mesh axes that kernels are sharded over, of which this is one shard.
+        kernels: (L, I, O).
+    """
 
     def one(kernel: Array) -> tuple[Array, Array, Array]:
         codes, scales = quantize(kernel, kind)
-        wide = kernel.astype(jnp.float32)
-        off = jnp.linalg.norm(wide - dequantize(codes, scales, kind))
-        return codes, scales, off / jnp.maximum(jnp.linalg.norm(wide), 1e-30)
+        exact = kernel.astype(jnp.float32)
+        off = exact - dequantize(codes, scales, kind)
+        squares = jnp.stack([jnp.square(off).sum(), jnp.square(exact).sum()])
+        return codes, scales, squares
 
-    return jax.lax.map(one, kernels)
+    codes, scales, squares = jax.lax.map(one, kernels)
+    off, exact = jnp.sqrt(jax.lax.psum(squares, axes)).T
+    return codes, scales, off / jnp.maximum(exact, 1e-30)

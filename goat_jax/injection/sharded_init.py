@@ -29,6 +29,10 @@ class Sharder(Protocol):
         """Returns the sharding of a module's parameter."""
         ...
 
+    def quantized(self, ref: ModuleRef, shape: Sequence[int]) -> dict[str, NamedSharding]:
+        """Returns the shardings of the `codes` and `scales` of a module's quantized kernel."""
+        ...
+
     def adapter(self, ref: ModuleRef, name: str, shape: Sequence[int]) -> NamedSharding:
         """Returns the sharding of an adapter's array."""
         ...

@@ -15,6 +15,7 @@ from jax.tree_util import KeyPath
 
 from goat_jax.errors import UserError
 from goat_jax.nn.named_modules import ModuleRef, find_modules
+from goat_jax.nn.quantized_kernel import tile_of
 from goat_jax.sharding.config import AXES, MeshConfig, Rules
 from goat_jax.sharding.logical_axes import PARAMETERS, WHOLE_IF_SMALL, adapter_axes, parameter_axes
 from goat_jax.typing import Array, PyTree
@@ -77,6 +78,35 @@ class ShardingRules:
         axes = parameter_axes(ref, name, len(shape))
         return self.cut(f"{ref.pattern} ({name})", axes, shape)
 
+    def quantized(self, ref: ModuleRef, shape: Sequence[int]) -> dict[str, NamedSharding]:
+        """Returns the shardings of a quantized kernel's codes and scales, which are the kernel's.
+
+        Where the mesh partitions a kernel inside of the blocks that share a scale, the scales are
+        replicated along that axis; they are few.
+
+        Args:
+            ref: the module.
+            shape: the kernel's shape, (I, O) or (L, I, O).
+
+        Raises:
+            UserError: an axis of a large kernel that the mesh does not divide; see `cut`.
+        """
+        axes = parameter_axes(ref, "kernel", len(shape))
+        codes = self.cut(f"{ref.pattern} (kernel)", axes, shape)
+        *layers, rows, columns = self._entries(codes, len(shape))
+        blocks = shape[-2] // tile_of(shape[-2])
+        scales = (*layers, () if blocks % self._parts(rows) else rows, columns)
+        return {"codes": codes, "scales": NamedSharding(self.mesh, _spec(scales))}
+
+    def quantized_in_use(self, ref: ModuleRef, shape: Sequence[int]) -> dict[str, NamedSharding]:
+        """Returns the shardings of codes and scales where they are dequantized.
+
+        They are gathered over the mesh axes that shard the rows, as `adapter_in_use`: otherwise the
+        compiler would exchange the dequantized kernel, which is larger.
+        """
+        stored = self.quantized(ref, shape)
+        return {name: self._gathered(sharding, len(shape)) for name, sharding in stored.items()}
+
     def adapter(self, ref: ModuleRef, name: str, shape: Sequence[int]) -> NamedSharding:
         """Returns an adapter array's sharding, layer axis included; it follows the kernel."""
         axes = adapter_axes(ref, name, len(shape))
@@ -90,11 +120,19 @@ class ShardingRules:
         It is gathered over the mesh axes that shard the rows. Otherwise the compiler may shard the
         product's features over them and exchange activations, which are far larger.
         """
-        spec = self.adapter(ref, name, shape).spec
-        entries = [(axes,) if isinstance(axes, str) else axes or () for axes in spec]
+        return self._gathered(self.adapter(ref, name, shape), len(shape))
+
+    def _gathered(self, sharding: NamedSharding, rank: int) -> NamedSharding:
+        """Returns the sharding of an array of this rank, gathered over the rows' mesh axes."""
+        entries = self._entries(sharding, rank)
         kept = [tuple(axis for axis in axes if axis not in self.rules.batch) for axes in entries]
-        padded = kept + [()] * (len(shape) - len(kept))
-        return NamedSharding(self.mesh, PartitionSpec(*(axes or None for axes in padded)))
+        return NamedSharding(self.mesh, PartitionSpec(*(axes or None for axes in kept)))
+
+    @staticmethod
+    def _entries(sharding: NamedSharding, rank: int) -> list[tuple[str, ...]]:
+        """Returns the mesh axes that shard each of an array's axes."""
+        entries = [(axes,) if isinstance(axes, str) else axes or () for axes in sharding.spec]
+        return entries + [()] * (rank - len(entries))
 
     def cut(self, what: str, axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
         """Returns the sharding of an array with these logical axes; nothing is ever padded.
@@ -200,6 +238,10 @@ def model_shardings(model: nnx.Module, rules: ShardingRules) -> dict[tuple, Name
         for name in PARAMETERS[type(ref.module)]:
             if getattr(ref.module, name) is not None:
                 by_path[(*ref.path, name)] = rules.parameter(ref, name)
+        quantized = getattr(ref.module, "quantized", None)
+        if quantized is not None:
+            for name, where in rules.quantized(ref, quantized.codes.shape).items():
+                by_path[(*ref.path, "quantized", name)] = where
         adapter = getattr(ref.module, "adapter", None)
         if adapter is not None:
             for name in (*adapter.names, *adapter.constant_names):

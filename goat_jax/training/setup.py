@@ -135,7 +135,8 @@ def build(config: RunConfig, data: TaskData | None = None, *, training: bool = T
     report = adapt(loaded.model, config, spec, adapter_key, gradients, rules)
     # Before quantization, which removes the kernels.
     norms = residual_norms(loaded.model, None if rules is None else rules.replicated)
-    quantized = quantized_base(loaded.model, config)
+    quantized = quantized_base(loaded.model, config, rules)
+    set_activation_shardings(loaded.model, rules)
     start = _start(config, spec, loaded.model, rules, run_key, training)
     train_step, model_step, eval_step, phase_changes = _steps(config, spec, start)
     modules = find_modules(loaded.model)
@@ -273,7 +274,7 @@ def adapt(
         rules: the sharding rules; None for one device.
     """
     set_computation(model, config)
-    report = inject(
+    return inject(
         model,
         spec,
         config.adapter.target_modules,
@@ -284,14 +285,14 @@ def adapt(
         sharder=rules,
         svds=config.svd.store,
     )
-    set_activation_shardings(model, rules)
-    return report
 
 
-def quantized_base(model: nnx.Module, config: RunConfig) -> QuantizeReport | None:
+def quantized_base(
+    model: nnx.Module, config: RunConfig, rules: ShardingRules | None = None
+) -> QuantizeReport | None:
     """Quantizes the frozen kernels in place and reports the cost; None if the config has none."""
     kind = config.model.quantize
-    return None if kind == "none" else quantize_base(model, kind)
+    return None if kind == "none" else quantize_base(model, kind, rules)
 
 
 def set_computation(model: Model, config: RunConfig) -> None:

@@ -148,7 +148,7 @@ def plan_shardings(
 
 
 def set_activation_shardings(model: Model, rules: ShardingRules | None) -> None:
-    """Sets a model's shardings of hidden states, attention, adapters in use, lookups and output.
+    """Sets a model's shardings of hidden states, attention, kernels, lookups and output.
 
     It has to be called before the model is split, since they are part of its static structure.
     """
@@ -158,6 +158,12 @@ def set_activation_shardings(model: Model, rules: ShardingRules | None) -> None:
     for ref in find_modules(model):
         if ref.module.adapter is not None:
             ref.module.adapter.in_use = () if rules is None else _in_use(ref, rules)
+        quantized = ref.module.quantized
+        if quantized is not None:
+            shape, in_use = quantized.codes.shape, None
+            if rules is not None:
+                in_use = tuple(rules.quantized_in_use(ref, shape).values())
+            quantized.form = dataclasses.replace(quantized.form, in_use=in_use)
     for ref in find_modules(model, Embedding):
         ref.module.lookup_shardings = () if rules is None else rules.lookups
     if rules is not None:

@@ -16,10 +16,10 @@ from goat_jax.injection.inject import inject
 from goat_jax.injection.quantize_base import quantize_base
 from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.nn.dense import Dense, merge_model, split_model
-from goat_jax.nn.quantized_kernel import KINDS, dequantize, quantize, quantized_dot
+from goat_jax.nn.quantized_kernel import KINDS, QuantizedForm, dequantize, quantize, quantized_dot
 from tiers import each
 
-pytest.importorskip("qwix")
+qwix = pytest.importorskip("qwix")
 
 # Relative errors of a normal kernel: int8 about 2^-8 / sqrt(3) of a tile's largest entry (2.6
 # deviations), nf4 near QLoRA's own 0.09.
@@ -35,6 +35,8 @@ def test_codes_and_scales_stand_for_the_kernel(kind):
     low, high = ERRORS[kind]
     off = jnp.linalg.norm(dequantize(codes, scales, kind) - kernel) / jnp.linalg.norm(kernel)
     assert low < off < high
+    exact = qwix.dequantize(qwix.QArray(codes, scales, None, KINDS[kind].qwix))
+    np.testing.assert_array_equal(dequantize(codes, scales, kind), exact)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -45,7 +47,10 @@ def test_the_product_and_its_gradient_use_the_same_kernel(kind):
     x, weight = jax.random.normal(jax.random.key(1), (2, 5, 24)), dequantize(codes, scales, kind)
     both = [
         jax.value_and_grad(lambda x, f=f: jnp.sin(f(x)).sum())(x)
-        for f in (lambda x: quantized_dot(x, codes, scales, kind), lambda x: x @ weight)
+        for f in (
+            lambda x: quantized_dot(x, codes, scales, QuantizedForm(kind)),
+            lambda x: x @ weight,
+        )
     ]
     np.testing.assert_allclose(both[0][0], both[1][0], rtol=1e-6)
     np.testing.assert_allclose(both[0][1], both[1][1], rtol=1e-5, atol=1e-6)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from flax import nnx
 
 from goat_jax.adapters.methods import method_spec
 from goat_jax.injection.inject import inject
+from goat_jax.injection.quantize_base import quantize_base
 from goat_jax.models.decoder.model import Decoder, tiny_decoder_config
 from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.models.vision.model import VisionModel, tiny_vision_config
@@ -23,6 +25,7 @@ from goat_jax.training.losses import CLASSIFICATION, IMAGE_CLASSIFICATION, LANGU
 from goat_jax.training.phase_change import make_phase_change, starting_constants
 from goat_jax.training.shardings import set_activation_shardings, start_state
 from goat_jax.training.step import make_train_step
+from kinds import present
 
 pytestmark = pytest.mark.slow
 
@@ -57,21 +60,22 @@ def labelled(rows=ROWS):
 
 FAMILIES = {
     "encoder": (
-        lambda: Encoder(tiny_config(vocab_size=102, **HEADS), rngs=nnx.Rngs(0)),
+        lambda **sizes: Encoder(tiny_config(vocab_size=102, **HEADS, **sizes), rngs=nnx.Rngs(0)),
         CLASSIFICATION,
         lambda: text() | labelled() | {"token_type_ids": np.zeros((ROWS, TOKENS), np.int32)},
         ("classifier",),
     ),
     "decoder": (
-        lambda: Decoder(
-            tiny_decoder_config(num_kv_heads=8, head_size=4, num_heads=8), rngs=nnx.Rngs(0)
+        lambda **sizes: Decoder(
+            tiny_decoder_config(num_kv_heads=8, head_size=4, num_heads=8, **sizes),
+            rngs=nnx.Rngs(0),
         ),
         LANGUAGE,
         lambda: text() | {"loss_mask": np.ones((ROWS, TOKENS), np.int32)},
         (),
     ),
     "vision": (
-        lambda: VisionModel(tiny_vision_config("vit", **HEADS), rngs=nnx.Rngs(0)),
+        lambda **sizes: VisionModel(tiny_vision_config("vit", **HEADS, **sizes), rngs=nnx.Rngs(0)),
         IMAGE_CLASSIFICATION,
         lambda: (
             {
@@ -85,15 +89,21 @@ FAMILIES = {
 }
 
 
-def train(family, method, shape, steps=STEPS):
-    """(losses, the state's place) of some steps on a mesh, or on one device for None."""
+# On (2, 2, 2), fsdp divides 128 rows between blocks of 64, and tensor 192 rows inside of one.
+QUANTIZED_SIZES = {"hidden_size": 128, "intermediate_size": 192}
+
+
+def train(family, method, shape, kind=None, steps=STEPS):
+    """(losses, state, base, program) of some steps on a mesh, or on one device for None."""
     make, loss_fn, batch_of, heads = FAMILIES[family]
-    model, batch = make(), batch_of()
+    model, batch = make(**({} if kind is None else QUANTIZED_SIZES)), batch_of()
     rules = None if shape is None else make_sharding_rules(MeshConfig(*shape))
     if rules is not None:
         place_model(model, rules)
     spec = method_spec(method, **(METHODS | PHASES)[method])
     inject(model, spec, TARGETS, key=jax.random.key(0), modules_to_save=heads, sharder=rules)
+    if kind is not None:
+        quantize_base(model, kind, rules)
     set_activation_shardings(model, rules)
     graph, trainable, base = split_model(model)
     adam = Stages(optax.identity(), optax.scale_by_adam(), optax.scale_by_learning_rate(1e-3))
@@ -111,6 +121,10 @@ def train(family, method, shape, steps=STEPS):
         aux_weight=spec.aux_weight,
         shardings=None if shardings is None else shardings.in_step(),
     )
+    program = ""
+    if kind is not None and rules is not None:
+        # For its text only: on CPUs jax refuses 4-bit arguments of a program compiled ahead.
+        program = present(step.lower(state, base, there).compile().as_text())
     losses = []
     state_shardings = None if shardings is None else shardings.state
     change = make_phase_change(graph, optimizer, spec.phases, state_shardings)
@@ -120,7 +134,7 @@ def train(family, method, shape, steps=STEPS):
         if number == spec.phases.change_step:
             state = change(state, base)
     assert loss.count == 1
-    return losses, state, base
+    return losses, state, base, program
 
 
 @pytest.fixture(scope="module")
@@ -128,24 +142,25 @@ def alone():
     """Losses on one device, computed once."""
     known = {}
 
-    def get(family, method):
-        if (family, method) not in known:
-            known[family, method] = train(family, method, None)[0]
-        return known[family, method]
+    def get(*case):
+        if case not in known:
+            family, method, kind = case
+            known[case] = train(family, method, None, kind)[0]
+        return known[case]
 
     return get
 
 
-def check(alone, family, method, shape):
-    losses, state, base = train(family, method, shape)
+def check(alone, family, method, shape, kind=None):
+    losses, state, base, program = train(family, method, shape, kind)
     assert len(set(losses)) == STEPS
-    assert_close(losses, alone(family, method), 1e-5)
+    assert_close(losses, alone(family, method, kind), 1e-5)
     assert all(a.sharding.mesh.size == 8 for a in jax.tree.leaves((state.trainable, base)))
-    return state
+    return state, base, program
 
 
 def test_a_switch_between_two_steps_is_that_of_one_device(alone):
-    state = check(alone, "encoder", "lora_dash", (2, 2, 2))
+    state, _, _ = check(alone, "encoder", "lora_dash", (2, 2, 2))
     arrays = jax.tree_util.tree_leaves_with_path(state.trainable)
     learnt = [array for path, array in arrays if path[-1].key == "coefficients"]
     # They have a gradient, and so a part in the last loss, only if there are directions.
@@ -172,3 +187,29 @@ def marks(family, method, shape):
 )
 def test_no_mesh_changes_a_loss(alone, family, method, shape):
     check(alone, family, method, shape)
+
+
+QUANTIZED_GRID = [
+    pytest.param(
+        family, kind, shape,
+        marks=() if (family, kind, shape[1]) == ("decoder", "nf4", 2) else pytest.mark.nightly,
+        id="-".join(map(str, (family, kind, shape))),
+    )
+    for family, kind, shape in itertools.product(
+        ("decoder", "encoder"), ("nf4", "int8"), ((2, 2, 2), (1, 8, 1))
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "kind", "shape"), QUANTIZED_GRID)
+def test_a_quantised_base_keeps_its_losses_and_is_exchanged_in_codes(alone, family, kind, shape):
+    pytest.importorskip("qwix")
+    _, base, program = check(alone, family, "goat", shape, kind)
+    leaves = jax.tree_util.tree_leaves_with_path(base)
+    codes = [array for path, array in leaves if path[-1].key == "codes"]
+    assert codes and all(a.sharding.shard_shape(a.shape) != a.shape for a in codes)
+    # What is gathered of a layer's kernels, (1, I, O) in the scan: bytes, never floats.
+    sizes = {a.shape[-2] for a in codes}
+    found = re.findall(r"= (\w+)\[1,(\d+),\d+\]\S* all-gather\(", program)
+    kinds = {dtype for dtype, rows in found if int(rows) in sizes}
+    assert kinds == {{"nf4": "u8", "int8": "s8"}[kind]}

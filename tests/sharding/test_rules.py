@@ -113,6 +113,19 @@ def test_a_vocabulary_that_does_not_divide_hands_its_devices_to_the_features():
     assert placement(1, 4, 2).parameter(words, "table").spec == P(None, ("fsdp", "tensor"))
 
 
+def test_codes_are_cut_as_their_kernel_and_scales_where_no_block_is_divided():
+    model, place = abstract_decoder(), placement(2, 2, 2)
+    up, down = site_of(model, "up"), site_of(model, "down")
+    inward, outward = P(None, ("fsdp",), ("tensor",)), P(None, ("tensor",), ("fsdp",))
+    assert {s.spec for s in place.quantized(up, (2, 128, 192)).values()} == {inward}
+    found = place.quantized(down, (2, 192, 128))  # three blocks, which two devices cannot share
+    assert found["codes"].spec == outward
+    assert found["scales"].spec == P(None, None, ("fsdp",))
+    found = place.quantized_in_use(down, (2, 192, 128))
+    assert found["codes"].spec == P(None, ("tensor",), None)
+    assert found["scales"].spec == P(None, None, None)
+
+
 def test_a_large_kernel_is_refused_where_it_would_be_cut_unevenly_a_small_one_stays_whole():
     small = abstract_decoder(intermediate_size=49)
     assert placement(1, 4, 2).parameter(site_of(small, "up"), "kernel").spec == P(None, ("fsdp",))
