@@ -27,7 +27,7 @@ def in_this_process(part, settings, limit):
         return PartResult(part, tuple(PARTS[part].rows(settings)), 1.0, {"jax": "0"})
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_part_gives_numbers_and_the_suite_a_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "run_parts", lambda *args: run_parts(*args, run=in_this_process))
     out = tmp_path / "suite"
