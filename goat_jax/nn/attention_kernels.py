@@ -139,6 +139,9 @@ def splash_refusal(need: Need, device: Any) -> str | None:
         return f"takes {' and '.join(SPLASH_DTYPES)}, not {need.dtype}"
     if need.dropout:
         return "cannot drop out probabilities (model.dropout)"
+    precision = jax.config.jax_default_matmul_precision
+    if need.dtype == "bfloat16" and precision in ("highest", "float32"):
+        return f"does not compile for bfloat16 with jax_default_matmul_precision {precision}"
     return None
 
 

@@ -62,13 +62,22 @@ def has_cudnn(monkeypatch):
 )
 def test_the_way_follows_the_device_and_the_need(device, change, way, why, has_cudnn):
     need, plan = dataclasses.replace(NEED, **change), AttentionPlan(device=device)
-    found, refusal = plan.choose(need)
+    with jax.default_matmul_precision("default"):  # not that of the tests
+        found, refusal = plan.choose(need)
+        note = plan.note(need)
     assert found == way and (refusal is None) == (why is None)
-    note = plan.note(need)
     if why is None:
         assert note == (f"attention: {way}" if way in ("cudnn", "splash") else None)
     else:
         assert why in refusal and note == f"attention: {way}, since {refusal}"
+
+
+def test_splash_is_refused_where_its_compiler_would_fail():
+    with jax.default_matmul_precision("highest"):
+        way, why = AttentionPlan(device=TPU).choose(NEED)
+        wide = AttentionPlan(device=TPU).choose(dataclasses.replace(NEED, dtype="float32"))
+    assert way == "blocks" and "does not compile for bfloat16" in present(why)
+    assert wide == ("splash", None)
 
 
 def test_an_old_gpu_and_a_missing_cudnn_are_refusals():

@@ -33,7 +33,8 @@ def compiled(config, topology):
     """Returns the plan of a step and the text of its optimised program."""
     needs_compiler(topology)
     texts = []
-    with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
+    usual = jax.default_matmul_precision("default"), jax.numpy_dtype_promotion("standard")
+    with pytest.MonkeyPatch.context() as patch, usual[0], usual[1]:
         patch.setenv("TPU_SKIP_MDS_QUERY", "1")
         count = module.collectives
         patch.setattr(
