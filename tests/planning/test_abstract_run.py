@@ -11,6 +11,8 @@ from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConf
 from goat_jax.data.tasks.registry import language_files, make_task
 from goat_jax.errors import UserError
 from goat_jax.injection.selection import Override
+from goat_jax.models.decoder.families import FAMILIES as DECODERS
+from goat_jax.models.known_decoders import KNOWN_DECODERS
 from goat_jax.models.known_sizes import NAMED, model_config
 from goat_jax.pretrained.resolve import open_checkpoint
 from goat_jax.training.abstract_run import abstract_run
@@ -106,7 +108,7 @@ FULL_SIZE = {
 
 
 def full_size(name, method="lora", total_rank=16):
-    kinds = {"roberta": "rte", "bert": "rte", "llama": "gsm8k"}
+    kinds = {"roberta": "rte", "bert": "rte"} | dict.fromkeys(DECODERS, "gsm8k")
     columns = {"image_files": {"train": "a", "evaluation": "b", "labels": ("cat", "dog")}}
     task = kinds.get(NAMED[name]["model_type"], "image_files")
     return RunConfig(
@@ -123,10 +125,14 @@ def test_named_models_have_their_published_size(name):
     assert report.total_parameters - report.adapter_parameters == FULL_SIZE[name]
 
 
+# A decoder of each family; `test_known_sizes.py` counts the parameters of all of them.
+OTHERS = {NAMED[name]["model_type"]: name for name in KNOWN_DECODERS}.values()
+
+
 @pytest.mark.slow
-def test_every_named_model_can_be_built():
-    for name in set(NAMED) - set(FULL_SIZE):
-        assert abstract_run(full_size(name)).inject_report.adapter_parameters > 0
+@pytest.mark.parametrize("name", [*sorted(set(NAMED) - {*FULL_SIZE, *KNOWN_DECODERS}), *OTHERS])
+def test_named_models_can_be_built(name):
+    assert abstract_run(full_size(name)).inject_report.adapter_parameters > 0
 
 
 def parts_with_the_kernels_sizes(method):
