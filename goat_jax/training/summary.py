@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from goat_jax.text_tables import html_table, render_table
-
-if TYPE_CHECKING:
-    from goat_jax.training.setup import TrainSetup
+from goat_jax.training.setup import TrainSetup
 
 HEADERS = ("held out", "before", "after")
 
