@@ -139,7 +139,8 @@ def splash_refusal(need: Need, device: Any) -> str | None:
         return f"takes {' and '.join(SPLASH_DTYPES)}, not {need.dtype}"
     if need.dropout:
         return "cannot drop out probabilities (model.dropout)"
-    precision = jax.config.jax_default_matmul_precision
+    # As the context manager of this name sets it, too; jax's types leave it out.
+    precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     if need.dtype == "bfloat16" and precision in ("highest", "float32"):
         return f"does not compile for bfloat16 with jax_default_matmul_precision {precision}"
     return None
