@@ -7,11 +7,9 @@ a name, or a default; there is no other code per family.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
-from goat_jax.errors import UserError
 from goat_jax.models.config_keys import (
     COUNT,
     EPSILON,
@@ -22,26 +20,32 @@ from goat_jax.models.config_keys import (
     keys_of_family,
     number,
     switch,
-    table,
+)
+from goat_jax.models.decoder.settings import (
+    ATTENTION_BIAS,
+    EMBEDDING_BY_WIDTH,
+    MLP_BIAS,
+    NORMS_AROUND,
+    QUERY_SCALE,
+    ROPES_BY_TYPE,
+    WINDOWS_FROM_A_LAYER_ON,
+    WINDOWS_OF_TYPES,
+    Setting,
+    always,
+    but_every,
+    cap,
+    flag,
+    if_given,
+    in_windows,
+    layer_types,
+    layers_with_rope,
+    rope,
+    window,
+    windows_but_every,
+    windows_without_rope,
 )
 from goat_jax.models.family import Family
 from goat_jax.models.fused import Fused
-from goat_jax.nn.rope import Rope
-
-Fields = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """Fields of `DecoderConfig` that only some families have.
-
-    Attributes:
-        keys: the keys of config.json that it reads, with their checks.
-        fields: function from config.json and the fields so far to its fields.
-    """
-
-    keys: Mapping[str, Check]
-    fields: Callable[[Mapping[str, Any], Fields], Fields]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,186 +91,6 @@ _KEYS = SIZE_KEYS | {
     "pad_id": "pad_token_id",
 }
 
-
-def always(**fields: Any) -> Setting:
-    """Returns the setting of fields that have the same values in every checkpoint."""
-    return Setting({}, lambda hf, values: dict(fields))
-
-
-def _flag(key: str, *fields: str, default: bool = False) -> Setting:
-    def read(hf: Mapping[str, Any], values: Fields) -> Fields:
-        given = hf.get(key)
-        return dict.fromkeys(fields, default if given is None else given)
-
-    return Setting({key: switch}, read)
-
-
-def _number(key: str, field: str, check: Check, convert: Callable[[Any], Any] = float) -> Setting:
-    """Returns the setting of a field that keeps its default if config.json has no such key."""
-
-    def read(hf: Mapping[str, Any], values: Fields) -> Fields:
-        return {} if hf.get(key) is None else {field: convert(hf[key])}
-
-    return Setting({key: check}, read)
-
-
-def _cap(key: str, field: str, default: float | None) -> Setting:
-    """Returns the setting of a soft cap; null means none."""
-    return Setting({key: number(above=0)}, lambda hf, values: {field: hf.get(key, default)})
-
-
-def _layer_types(key: str, value: Any) -> None:
-    known = ("full_attention", "sliding_attention")
-    if not isinstance(value, list | tuple) or any(kind not in known for kind in value):
-        raise UserError(
-            f"config.json: {key} is {value!r}: it must be a list of {' and '.join(known)}"
-        )
-
-
-def _by_type(hf: Mapping[str, Any], window: int | None, sliding: list[bool]) -> Fields:
-    kinds = hf.get("layer_types")
-    if kinds is not None:
-        sliding = [kind == "sliding_attention" for kind in kinds]
-    return {"windows": tuple(window if slides else None for slides in sliding)}
-
-
-def _windows_from_a_layer_on(hf: Mapping[str, Any], values: Fields) -> Fields:
-    window = hf.get("sliding_window", 4096) if hf.get("use_sliding_window") else None
-    first = 28 if hf.get("max_window_layers") is None else hf["max_window_layers"]
-    return _by_type(hf, window, [layer >= first for layer in range(values["num_layers"])])
-
-
-def _windows_but_every(pattern: int) -> Setting:
-    """Returns the setting of a window in all layers but every `pattern`-th."""
-
-    def read(hf: Mapping[str, Any], values: Fields) -> Fields:
-        every = hf.get("sliding_window_pattern") or pattern
-        sliding = [bool((layer + 1) % every) for layer in range(values["num_layers"])]
-        return _by_type(hf, hf.get("sliding_window", 4096), sliding)
-
-    return Setting(
-        {"sliding_window": COUNT, "sliding_window_pattern": COUNT, "layer_types": _layer_types},
-        read,
-    )
-
-
-def _window(default: int | None) -> Setting:
-    """Returns the setting of the same window in every layer."""
-    return Setting(
-        {"sliding_window": COUNT},
-        lambda hf, values: {"windows": (hf.get("sliding_window", default),) * values["num_layers"]},
-    )
-
-
-_WINDOWS_FROM_A_LAYER_ON = Setting(
-    {
-        "use_sliding_window": switch,
-        "sliding_window": COUNT,
-        "max_window_layers": number(at_least=0, whole=True),
-        "layer_types": _layer_types,
-    },
-    _windows_from_a_layer_on,
-)
-
-_WINDOWS_OF_TYPES = Setting(
-    {"sliding_window": COUNT, "layer_types": _layer_types},
-    lambda hf, values: _by_type(hf, hf.get("sliding_window", 4096), [True] * values["num_layers"]),
-)
-
-_ROPE_KEYS: dict[str, Check] = {
-    "rope_theta": number(above=0),
-    "rope_scaling": table,
-    "rope_parameters": table,
-    "partial_rotary_factor": anything,
-    "original_max_position_embeddings": COUNT,
-}
-
-Ropes = tuple[Rope | None, ...]
-
-
-def _rope(
-    place: Callable[[Rope, Mapping[str, Any], Fields], Ropes] | None = None,
-    keys: Mapping[str, Check] | None = None,
-    default: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> Setting:
-    """Returns the setting of rotary positions.
-
-    Args:
-        place: (settings, config.json, fields so far) -> those of each layer; None for the same in
-            all.
-        keys: further keys of config.json that `place` reads.
-        default: ``rope_parameters`` of a config.json without them.
-        options: arguments of `Rope.from_hf`.
-    """
-
-    def read(hf: Mapping[str, Any], values: Fields) -> Fields:
-        if default and not (hf.get("rope_parameters") or hf.get("rope_scaling")):
-            hf = {**hf, "rope_parameters": default}
-        rope = Rope.from_hf(hf, **({"theta": 10000.0, "context": values["context"]} | options))
-        layers = values["num_layers"]
-        return {"ropes": (rope,) * layers if place is None else place(rope, hf, values)}
-
-    return Setting(_ROPE_KEYS | dict(keys or {}), read)
-
-
-def _in_windows(rope: Rope, hf: Mapping[str, Any], values: Fields) -> Ropes:
-    return tuple(None if window is None else rope for window in values["windows"])
-
-
-def _layers_with_rope(key: str, value: Any) -> None:
-    if not isinstance(value, list | tuple) or any(each not in (0, 1) for each in value):
-        raise UserError(f"config.json: {key} is {value!r}: it must be a list of 0 and 1")
-
-
-def _but_every(rope: Rope, hf: Mapping[str, Any], values: Fields) -> Ropes:
-    every = hf.get("no_rope_layer_interval") or 4
-    usual = [(layer + 1) % every for layer in range(values["num_layers"])]
-    chosen = hf.get("no_rope_layers")
-    return tuple(rope if rotates else None for rotates in (usual if chosen is None else chosen))
-
-
-def _windows_without_rope(hf: Mapping[str, Any], values: Fields) -> Fields:
-    """Reads windows, which by default are in the layers that rotate nothing."""
-    window = hf.get("sliding_window") if hf.get("use_sliding_window") else None
-    return _by_type(hf, window, [rope is None for rope in values["ropes"]])
-
-
-def _ropes_by_type(hf: Mapping[str, Any], values: Fields) -> Fields:
-    """Reads one set of rotary positions for layers with a window, and one for the others."""
-    given = hf.get("rope_parameters") or {}
-    nested = {name: given.get(name) or {} for name in ("full_attention", "sliding_attention")}
-    rest = {name: value for name, value in given.items() if name not in nested}
-    scaling = hf.get("rope_scaling") or rest
-    full = {"rope_theta": hf.get("rope_theta")} | scaling | nested["full_attention"]
-    local = {"rope_theta": hf.get("rope_local_base_freq")} | nested["sliding_attention"]
-    read = partial(Rope.from_hf, context=values["context"])
-    everywhere = read({"rope_parameters": full}, theta=1e6)
-    within = read({"rope_parameters": local}, theta=1e4)
-    windows = values["windows"]
-    return {"ropes": tuple(everywhere if window is None else within for window in windows)}
-
-
-_ROPES_BY_TYPE = Setting(
-    {
-        "rope_theta": number(above=0),
-        "rope_local_base_freq": number(above=0),
-        "rope_scaling": table,
-        "rope_parameters": table,
-    },
-    _ropes_by_type,
-)
-
-_ATTENTION_BIAS = _flag("attention_bias", "qkv_bias", "out_bias")
-_MLP_BIAS = _flag("mlp_bias", "mlp_bias")
-_QUERY_SCALE = Setting(
-    {"query_pre_attn_scalar": number(above=0)},
-    lambda hf, values: {"attention_scale": float(hf.get("query_pre_attn_scalar") or 256) ** -0.5},
-)
-_EMBEDDING_BY_WIDTH = Setting(
-    {}, lambda hf, values: {"embedding_scale": float(values["hidden_size"]) ** 0.5}
-)
-_NORMS_AROUND = always(norm_after=True)
 
 _READ: dict[str, Check] = {
     **SIZES,
@@ -382,37 +206,37 @@ _GLM: dict[str, Any] = {
     "fused": (_GATE_UP,),
 }
 _GLM_SETTINGS = (
-    _flag("attention_bias", "qkv_bias", default=True),
-    _rope(fraction=0.5, interleaved=True),
+    flag("attention_bias", "qkv_bias", default=True),
+    rope(fraction=0.5, interleaved=True),
 )
 
 FAMILIES: dict[str, DecoderFamily] = {
     # Not part of the network, but transformers' cache would drop tokens outside the window.
     "llama": _family(
         "Llama",
-        _ATTENTION_BIAS,
-        _MLP_BIAS,
-        _rope(),
+        ATTENTION_BIAS,
+        MLP_BIAS,
+        rope(),
         context=2048,
         fixed={"sliding_window": (None,)},
     ),
-    "mistral": _family("Mistral", _window(4096), _rope(), context=131072, num_kv_heads=8),
-    "ministral": _family("Ministral", _WINDOWS_OF_TYPES, _rope(), context=131072, num_kv_heads=8),
+    "mistral": _family("Mistral", window(4096), rope(), context=131072, num_kv_heads=8),
+    "ministral": _family("Ministral", WINDOWS_OF_TYPES, rope(), context=131072, num_kv_heads=8),
     "ministral3": _family(
         "Ministral3",
-        _window(None),
-        _rope(default=_MINISTRAL_3_ROPE, theta=1e6),
+        window(None),
+        rope(default=_MINISTRAL_3_ROPE, theta=1e6),
         context=262144,
         num_kv_heads=8,
         head_size=128,
         norm_eps=1e-5,
     ),
-    "qwen2": _family("Qwen2", _WINDOWS_FROM_A_LAYER_ON, _rope(), always(qkv_bias=True), **_QWEN),
+    "qwen2": _family("Qwen2", WINDOWS_FROM_A_LAYER_ON, rope(), always(qkv_bias=True), **_QWEN),
     "qwen3": _family(
         "Qwen3",
-        _WINDOWS_FROM_A_LAYER_ON,
-        _rope(),
-        _ATTENTION_BIAS,
+        WINDOWS_FROM_A_LAYER_ON,
+        rope(),
+        ATTENTION_BIAS,
         always(qk_norm="head"),
         head_size=128,
         **_QWEN,
@@ -420,9 +244,9 @@ FAMILIES: dict[str, DecoderFamily] = {
     "gemma": _family(
         "Gemma",
         _GEMMA_NORM,
-        _ATTENTION_BIAS,
-        _rope(),
-        _EMBEDDING_BY_WIDTH,
+        ATTENTION_BIAS,
+        rope(),
+        EMBEDDING_BY_WIDTH,
         # Old files say "gelu" and mean the approximation, as transformers reads them.
         Setting(
             {},
@@ -436,28 +260,28 @@ FAMILIES: dict[str, DecoderFamily] = {
     "gemma2": _family(
         "Gemma2",
         _GEMMA_NORM,
-        _NORMS_AROUND,
-        _ATTENTION_BIAS,
-        _windows_but_every(2),
-        _rope(),
-        _EMBEDDING_BY_WIDTH,
-        _QUERY_SCALE,
-        _cap("attn_logit_softcapping", "attention_cap", 50.0),
-        _cap("final_logit_softcapping", "logit_cap", 30.0),
+        NORMS_AROUND,
+        ATTENTION_BIAS,
+        windows_but_every(2),
+        rope(),
+        EMBEDDING_BY_WIDTH,
+        QUERY_SCALE,
+        cap("attn_logit_softcapping", "attention_cap", 50.0),
+        cap("final_logit_softcapping", "logit_cap", 30.0),
         context=8192,
         **_GEMMA_FROM_2,
     ),
     "gemma3_text": _family(
         "Gemma3",
         _GEMMA_NORM,
-        _NORMS_AROUND,
-        _ATTENTION_BIAS,
+        NORMS_AROUND,
+        ATTENTION_BIAS,
         always(qk_norm="head"),
-        _windows_but_every(6),
-        _ROPES_BY_TYPE,
-        _EMBEDDING_BY_WIDTH,
-        _QUERY_SCALE,
-        _cap("final_logit_softcapping", "logit_cap", None),
+        windows_but_every(6),
+        ROPES_BY_TYPE,
+        EMBEDDING_BY_WIDTH,
+        QUERY_SCALE,
+        cap("final_logit_softcapping", "logit_cap", None),
         # The published multimodal files leave these out.
         vocab_size=262208,
         num_heads=8,
@@ -466,16 +290,16 @@ FAMILIES: dict[str, DecoderFamily] = {
     ),
     "phi3": _family(
         "Phi3",
-        _window(None),
-        _rope(fraction=1.0, renamed={"su": "longrope", "yarn": "longrope"}),
+        window(None),
+        rope(fraction=1.0, renamed={"su": "longrope", "yarn": "longrope"}),
         context=4096,
         norm_eps=1e-5,
         fused=(_QKV, _GATE_UP),
     ),
     "olmo2": _family(
         "Olmo2",
-        _ATTENTION_BIAS,
-        _rope(),
+        ATTENTION_BIAS,
+        rope(),
         always(norm_before=False, norm_after=True, qk_norm="whole"),
         block={name: part for name, part in _GEMMA_BLOCK.items() if name != "norm"},
         context=2048,
@@ -483,16 +307,16 @@ FAMILIES: dict[str, DecoderFamily] = {
     ),
     "smollm3": _family(
         "SmolLM3",
-        _ATTENTION_BIAS,
-        _MLP_BIAS,
-        _rope(
-            _but_every,
-            {"no_rope_layers": _layers_with_rope, "no_rope_layer_interval": COUNT},
+        ATTENTION_BIAS,
+        MLP_BIAS,
+        rope(
+            but_every,
+            {"no_rope_layers": layers_with_rope, "no_rope_layer_interval": COUNT},
             theta=2e6,
         ),
         Setting(
-            {"use_sliding_window": switch, "sliding_window": COUNT, "layer_types": _layer_types},
-            _windows_without_rope,
+            {"use_sliding_window": switch, "sliding_window": COUNT, "layer_types": layer_types},
+            windows_without_rope,
         ),
         context=32768,
         num_kv_heads=4,
@@ -500,36 +324,36 @@ FAMILIES: dict[str, DecoderFamily] = {
     ),
     "granite": _family(
         "Granite",
-        _ATTENTION_BIAS,
-        _MLP_BIAS,
-        _rope(),
+        ATTENTION_BIAS,
+        MLP_BIAS,
+        rope(),
         always(attention_scale=1.0),
-        _number("attention_multiplier", "attention_scale", number(above=0)),
-        _number("embedding_multiplier", "embedding_scale", number(above=0)),
-        _number("residual_multiplier", "residual_scale", number(above=0)),
-        _number("logits_scaling", "logit_scale", number(above=0), lambda value: 1.0 / value),
+        if_given("attention_multiplier", "attention_scale", number(above=0)),
+        if_given("embedding_multiplier", "embedding_scale", number(above=0)),
+        if_given("residual_multiplier", "residual_scale", number(above=0)),
+        if_given("logits_scaling", "logit_scale", number(above=0), lambda value: 1.0 / value),
         context=2048,
     ),
     "cohere2": _family(
         "Cohere2",
         always(norm="layer_without_bias", parallel=True, logit_scale=0.0625),
-        _ATTENTION_BIAS,
-        _windows_but_every(4),
-        _rope(_in_windows, interleaved=True),
-        _number("logit_scale", "logit_scale", number(above=0)),
+        ATTENTION_BIAS,
+        windows_but_every(4),
+        rope(in_windows, interleaved=True),
+        if_given("logit_scale", "logit_scale", number(above=0)),
         keys={"norm_eps": "layer_norm_eps"},
         context=8192,
         norm_eps=1e-5,
         tie_embeddings=True,
     ),
     "glm": _family("Glm", *_GLM_SETTINGS, **_GLM),
-    "glm4": _family("Glm4", *_GLM_SETTINGS, _NORMS_AROUND, block=_GLM_BLOCK, **_GLM),
+    "glm4": _family("Glm4", *_GLM_SETTINGS, NORMS_AROUND, block=_GLM_BLOCK, **_GLM),
     "stablelm": _family(
         "StableLm",
         always(norm="layer"),
-        _flag("use_qkv_bias", "qkv_bias"),
-        _flag("use_parallel_residual", "parallel"),
-        _rope(fraction=0.25),
+        flag("use_qkv_bias", "qkv_bias"),
+        flag("use_parallel_residual", "parallel"),
+        rope(fraction=0.25),
         keys={"norm_eps": "layer_norm_eps"},
         fixed={"qk_layernorm": (False,)},
         context=4096,

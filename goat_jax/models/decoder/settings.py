@@ -1,0 +1,208 @@
+"""Settings: what only some families of decoders have, read from a config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from goat_jax.errors import UserError
+from goat_jax.models.config_keys import COUNT, Check, anything, number, switch, table
+from goat_jax.nn.rope import Rope
+
+Fields = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Fields of `DecoderConfig` that only some families have.
+
+    Attributes:
+        keys: the keys of config.json that it reads, with their checks.
+        fields: function from config.json and the fields so far to its fields.
+    """
+
+    keys: Mapping[str, Check]
+    fields: Callable[[Mapping[str, Any], Fields], Fields]
+
+
+def always(**fields: Any) -> Setting:
+    """Returns the setting of fields that have the same values in every checkpoint."""
+    return Setting({}, lambda hf, values: dict(fields))
+
+
+def flag(key: str, *fields: str, default: bool = False) -> Setting:
+    def read(hf: Mapping[str, Any], values: Fields) -> Fields:
+        given = hf.get(key)
+        return dict.fromkeys(fields, default if given is None else given)
+
+    return Setting({key: switch}, read)
+
+
+def if_given(key: str, field: str, check: Check, convert: Callable[[Any], Any] = float) -> Setting:
+    """Returns the setting of a field that keeps its default if config.json has no such key."""
+
+    def read(hf: Mapping[str, Any], values: Fields) -> Fields:
+        return {} if hf.get(key) is None else {field: convert(hf[key])}
+
+    return Setting({key: check}, read)
+
+
+def cap(key: str, field: str, default: float | None) -> Setting:
+    """Returns the setting of a soft cap; null means none."""
+    return Setting({key: number(above=0)}, lambda hf, values: {field: hf.get(key, default)})
+
+
+def layer_types(key: str, value: Any) -> None:
+    known = ("full_attention", "sliding_attention")
+    if not isinstance(value, list | tuple) or any(kind not in known for kind in value):
+        raise UserError(
+            f"config.json: {key} is {value!r}: it must be a list of {' and '.join(known)}"
+        )
+
+
+def _by_type(hf: Mapping[str, Any], window: int | None, sliding: list[bool]) -> Fields:
+    kinds = hf.get("layer_types")
+    if kinds is not None:
+        sliding = [kind == "sliding_attention" for kind in kinds]
+    return {"windows": tuple(window if slides else None for slides in sliding)}
+
+
+def _windows_from_a_layer_on(hf: Mapping[str, Any], values: Fields) -> Fields:
+    window = hf.get("sliding_window", 4096) if hf.get("use_sliding_window") else None
+    first = 28 if hf.get("max_window_layers") is None else hf["max_window_layers"]
+    return _by_type(hf, window, [layer >= first for layer in range(values["num_layers"])])
+
+
+def windows_but_every(pattern: int) -> Setting:
+    """Returns the setting of a window in all layers but every `pattern`-th."""
+
+    def read(hf: Mapping[str, Any], values: Fields) -> Fields:
+        every = hf.get("sliding_window_pattern") or pattern
+        sliding = [bool((layer + 1) % every) for layer in range(values["num_layers"])]
+        return _by_type(hf, hf.get("sliding_window", 4096), sliding)
+
+    return Setting(
+        {"sliding_window": COUNT, "sliding_window_pattern": COUNT, "layer_types": layer_types},
+        read,
+    )
+
+
+def window(default: int | None) -> Setting:
+    """Returns the setting of the same window in every layer."""
+    return Setting(
+        {"sliding_window": COUNT},
+        lambda hf, values: {"windows": (hf.get("sliding_window", default),) * values["num_layers"]},
+    )
+
+
+WINDOWS_FROM_A_LAYER_ON = Setting(
+    {
+        "use_sliding_window": switch,
+        "sliding_window": COUNT,
+        "max_window_layers": number(at_least=0, whole=True),
+        "layer_types": layer_types,
+    },
+    _windows_from_a_layer_on,
+)
+
+WINDOWS_OF_TYPES = Setting(
+    {"sliding_window": COUNT, "layer_types": layer_types},
+    lambda hf, values: _by_type(hf, hf.get("sliding_window", 4096), [True] * values["num_layers"]),
+)
+
+_ROPE_KEYS: dict[str, Check] = {
+    "rope_theta": number(above=0),
+    "rope_scaling": table,
+    "rope_parameters": table,
+    "partial_rotary_factor": anything,
+    "original_max_position_embeddings": COUNT,
+}
+
+Ropes = tuple[Rope | None, ...]
+
+
+def rope(
+    place: Callable[[Rope, Mapping[str, Any], Fields], Ropes] | None = None,
+    keys: Mapping[str, Check] | None = None,
+    default: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Setting:
+    """Returns the setting of rotary positions.
+
+    Args:
+        place: (settings, config.json, fields so far) -> those of each layer; None for the same in
+            all.
+        keys: further keys of config.json that `place` reads.
+        default: ``rope_parameters`` of a config.json without them.
+        options: arguments of `Rope.from_hf`.
+    """
+
+    def read(hf: Mapping[str, Any], values: Fields) -> Fields:
+        if default and not (hf.get("rope_parameters") or hf.get("rope_scaling")):
+            hf = {**hf, "rope_parameters": default}
+        rope = Rope.from_hf(hf, **({"theta": 10000.0, "context": values["context"]} | options))
+        layers = values["num_layers"]
+        return {"ropes": (rope,) * layers if place is None else place(rope, hf, values)}
+
+    return Setting(_ROPE_KEYS | dict(keys or {}), read)
+
+
+def in_windows(rope: Rope, hf: Mapping[str, Any], values: Fields) -> Ropes:
+    return tuple(None if window is None else rope for window in values["windows"])
+
+
+def layers_with_rope(key: str, value: Any) -> None:
+    if not isinstance(value, list | tuple) or any(each not in (0, 1) for each in value):
+        raise UserError(f"config.json: {key} is {value!r}: it must be a list of 0 and 1")
+
+
+def but_every(rope: Rope, hf: Mapping[str, Any], values: Fields) -> Ropes:
+    every = hf.get("no_rope_layer_interval") or 4
+    usual = [(layer + 1) % every for layer in range(values["num_layers"])]
+    chosen = hf.get("no_rope_layers")
+    return tuple(rope if rotates else None for rotates in (usual if chosen is None else chosen))
+
+
+def windows_without_rope(hf: Mapping[str, Any], values: Fields) -> Fields:
+    """Reads windows, which by default are in the layers that rotate nothing."""
+    window = hf.get("sliding_window") if hf.get("use_sliding_window") else None
+    return _by_type(hf, window, [rope is None for rope in values["ropes"]])
+
+
+def _ropes_by_type(hf: Mapping[str, Any], values: Fields) -> Fields:
+    """Reads one set of rotary positions for layers with a window, and one for the others."""
+    given = hf.get("rope_parameters") or {}
+    nested = {name: given.get(name) or {} for name in ("full_attention", "sliding_attention")}
+    rest = {name: value for name, value in given.items() if name not in nested}
+    scaling = hf.get("rope_scaling") or rest
+    full = {"rope_theta": hf.get("rope_theta")} | scaling | nested["full_attention"]
+    local = {"rope_theta": hf.get("rope_local_base_freq")} | nested["sliding_attention"]
+    read = partial(Rope.from_hf, context=values["context"])
+    everywhere = read({"rope_parameters": full}, theta=1e6)
+    within = read({"rope_parameters": local}, theta=1e4)
+    windows = values["windows"]
+    return {"ropes": tuple(everywhere if window is None else within for window in windows)}
+
+
+ROPES_BY_TYPE = Setting(
+    {
+        "rope_theta": number(above=0),
+        "rope_local_base_freq": number(above=0),
+        "rope_scaling": table,
+        "rope_parameters": table,
+    },
+    _ropes_by_type,
+)
+
+ATTENTION_BIAS = flag("attention_bias", "qkv_bias", "out_bias")
+MLP_BIAS = flag("mlp_bias", "mlp_bias")
+QUERY_SCALE = Setting(
+    {"query_pre_attn_scalar": number(above=0)},
+    lambda hf, values: {"attention_scale": float(hf.get("query_pre_attn_scalar") or 256) ** -0.5},
+)
+EMBEDDING_BY_WIDTH = Setting(
+    {}, lambda hf, values: {"embedding_scale": float(values["hidden_size"]) ** 0.5}
+)
+NORMS_AROUND = always(norm_after=True)
