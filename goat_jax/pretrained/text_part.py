@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,32 +13,16 @@ TEXT_CONFIG = "text_config"
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
 
 
-@dataclasses.dataclass(frozen=True)
-class TextPart:
-    """Names of the language model in a multimodal checkpoint.
+TEXT_PARTS = {"gemma3": "gemma3_text", "mistral3": "mistral"}
+"""model_type of a multimodal config.json -> that of its text part, if its own config has none."""
 
-    Attributes:
-        model_type: its model_type if its config has none.
-        renamed: beginning of its tensors' names -> that of the language model alone. transformers 4
-            and 5 name them differently.
-    """
-
-    model_type: str
-    renamed: Mapping[str, str]
-
-
-_RENAMED = {
+RENAMED = {
     "model.language_model.": "model.",
     "language_model.model.": "model.",
     "language_model.lm_head.": "lm_head.",
     "lm_head.": "lm_head.",
 }
-
-TEXT_PARTS = {
-    "gemma3": TextPart("gemma3_text", _RENAMED),
-    "mistral3": TextPart("mistral", _RENAMED),
-}
-"""model_type of a multimodal config.json -> its text part."""
+"""Beginning of a tensor's name, as transformers 5 and 4 write it -> that of the language model."""
 
 
 def text_config(hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,14 +31,14 @@ def text_config(hf: Mapping[str, Any]) -> dict[str, Any]:
     >>> text_config({"model_type": "gemma3", "eos_token_id": 1, "text_config": {"hidden_size": 8}})
     {'model_type': 'gemma3_text', 'hidden_size': 8, 'eos_token_id': 1}
     """
-    part = TEXT_PARTS.get(str(hf.get("model_type")))
-    if part is None:
+    model_type = TEXT_PARTS.get(str(hf.get("model_type")))
+    if model_type is None:
         return dict(hf)
     inner = hf.get(TEXT_CONFIG)
     if not isinstance(inner, Mapping):
         raise UserError(f"config.json: {TEXT_CONFIG} is {inner!r}: it must be an object")
     outer = {key: hf[key] for key in _TOKENS if hf.get(key) is not None}
-    return {"model_type": part.model_type, **inner, **outer}
+    return {"model_type": model_type, **inner, **outer}
 
 
 def text_weights(hf: Mapping[str, Any], weights: Weights) -> Weights:
@@ -65,13 +48,12 @@ def text_weights(hf: Mapping[str, Any], weights: Weights) -> Weights:
         hf: the checkpoint's config.json as it is stored.
         weights: the checkpoint's tensors.
     """
-    part = TEXT_PARTS.get(str(hf.get("model_type")))
-    if part is None:
+    if str(hf.get("model_type")) not in TEXT_PARTS:
         return weights
     places: dict[str, Place] = {}
     others: dict[str, None] = {}
     for name in weights:
-        for stored, ours in part.renamed.items():
+        for stored, ours in RENAMED.items():
             if name.startswith(stored):
                 places[ours + name.removeprefix(stored)] = Place(name)
                 break
