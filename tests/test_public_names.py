@@ -54,7 +54,7 @@ OF_CONFIGS = {
         "dropout_per_expert aux_weight scale segments rho eta reference_code count_padding options "
         "defaults forward_scale overrides"
     ),
-    "MeshConfig": "data fsdp tensor rules",
+    "MeshConfig": "data fsdp tensor sequence rules",
     "ModelConfig": "path dtype remat quantize dropout attention options",
     "OptimizerConfig": (
         "learning_rate schedule warmup_steps weight_decay max_grad_norm beta1 beta2 epsilon"

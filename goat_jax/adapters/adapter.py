@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from goat_jax.adapters.context import Context
 from goat_jax.adapters.protocols import (
@@ -17,6 +18,7 @@ from goat_jax.adapters.protocols import (
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core.aux_losses import expert_load, mean_weights, router_entropy
 from goat_jax.core.column_norms import SUM
+from goat_jax.core.dispatch import HIDDEN
 from goat_jax.core.dropout import mask_bits, masked
 from goat_jax.core.products import narrow_products
 from goat_jax.core.routers import CHOICE, Routing
@@ -191,7 +193,7 @@ def _apply(
     if router is not None and bits is None:
         inner = spec.combine.inner(arrays)
         if inner is not None:
-            hidden, logits = narrow_products(x, inner, router)
+            hidden, logits = checkpoint_name(narrow_products(x, inner, router), HIDDEN)
     routing = spec.router(RouterInputs(x, arrays, spec, ctx, logits))
     if bits is not None:
         x, product = masked(x, bits, spec.dropout), None

@@ -10,11 +10,14 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from goat_jax.core.precision import wide
+from goat_jax.core.products import sum_over_tokens
 from goat_jax.typing import Array
 
 HIDDEN = "adapter_hidden"
-"""Name of the projections in rank space for rematerialization policies. They are S x E x R numbers,
-very few compared with the layer's output, S x O."""
+"""Name of the projections in rank space, before they are gated, for rematerialization policies.
+
+They are S x E x R numbers, very few compared with the layer's output, S x O. The gates' gradient
+needs them as they are here; what is gated is quickly made from them again."""
 
 
 def project(x: Array, a: Array, gate: Array) -> Array:
@@ -29,7 +32,7 @@ def project(x: Array, a: Array, gate: Array) -> Array:
         (..., R) float32. The array is small, so the gate is applied before rounding to x's dtype.
     """
     hidden = jnp.dot(x, a.astype(x.dtype), preferred_element_type=wide(x.dtype))
-    return hidden * gate[..., None]
+    return checkpoint_name(hidden, HIDDEN) * gate[..., None]
 
 
 @jax.custom_vjp
@@ -56,12 +59,7 @@ def _expand_forward(hidden: Array, b: Array) -> tuple[Array, tuple[Array, Array]
 
 def _expand_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     hidden, b = saved
-    tokens = hidden.reshape(-1, hidden.shape[-1])
-    for_b = jnp.dot(
-        tokens.T,
-        gradient.reshape(-1, gradient.shape[-1]),
-        preferred_element_type=wide(hidden.dtype),
-    )
+    for_b = sum_over_tokens(hidden, gradient, preferred_element_type=wide(hidden.dtype))
     return jnp.dot(gradient, b.astype(gradient.dtype).T), for_b.astype(b.dtype)
 
 
@@ -92,5 +90,5 @@ def dispatch(x: Array, a: Array, b: Array, gate: Array, hidden: Array | None = N
         hidden = jax.vmap(project, in_axes=(copies, 0, -1), out_axes=-2)(x, a, gate)
     else:
         hidden = hidden.reshape(*gate.shape, -1) * gate[..., None]
-    hidden = checkpoint_name(hidden.astype(x.dtype).reshape(*hidden.shape[:-2], -1), HIDDEN)
+    hidden = hidden.astype(x.dtype).reshape(*hidden.shape[:-2], -1)
     return expand(hidden, b.reshape(-1, b.shape[-1]))

@@ -1,5 +1,7 @@
 """Products of one input with two narrow matrices at once: the experts' factors and the router."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -45,19 +47,33 @@ def _forward(x: Array, inner: Array, router: Array) -> tuple[tuple[Array, Array]
 def _backward(saved: Saved, gradients: tuple[Array, Array]) -> tuple[Array, Array, Array]:
     x, inner, router = saved
     for_hidden, for_logits = gradients
-    tokens, dtype = x.reshape(-1, x.shape[-1]), wide(x.dtype)
+    dtype = wide(x.dtype)
     columns = jnp.concatenate([inner, router], -1).astype(x.dtype)
     both = jnp.concatenate([for_hidden, for_logits], -1).astype(x.dtype)
     # The router needs the highest precision; it costs little because the matrices are narrow.
     for_x = jnp.dot(both, columns.T, precision="highest")
     if x.dtype == jnp.bfloat16:
         both = jnp.concatenate([for_hidden.astype(x.dtype), bfloat16_parts(for_logits)], -1)
-    rows = both.reshape(-1, both.shape[-1])
-    product = jnp.dot(tokens.T, rows, preferred_element_type=dtype, precision="highest")
+    product = sum_over_tokens(x, both, preferred_element_type=dtype, precision="highest")
     for_inner, for_router = jnp.split(product, [inner.shape[-1]], -1)
     if x.dtype == jnp.bfloat16:
         for_router = _sum_of_parts(for_router)
     return for_x, for_inner.astype(inner.dtype), for_router.astype(router.dtype)
+
+
+def sum_over_tokens(x: Array, y: Array, **options: Any) -> Array:
+    """Sums the outer products (A, C) of x (..., A) and y (..., C) over all tokens.
+
+    The token axes are not flattened before: on a mesh that shards two of them, the flat axis would
+    have no sharding, and every device would gather all tokens.
+
+    Args:
+        x: one vector per token.
+        y: the other vector per token.
+        options: options of `jax.numpy.tensordot`.
+    """
+    axes = tuple(range(x.ndim - 1))
+    return jnp.tensordot(x, y, (axes, axes), **options)
 
 
 def _sum_of_parts(side_by_side: Array) -> Array:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from goat_jax.core.attention import Visible, attention_in_blocks, plain_attention
 from goat_jax.core.flop_labels import label
@@ -38,6 +38,8 @@ class AttentionPlan:
         device: the device to compile for, which need not exist; None is jax's default device.
         mesh: the mesh of the step; None for one device.
         rows: the mesh axes that rows are sharded over.
+        tokens: the mesh axes that tokens are sharded over outside of attention. Inside of it they
+            shard heads, so that every device has complete rows.
         heads: the mesh axes that heads are sharded over.
     """
 
@@ -45,6 +47,7 @@ class AttentionPlan:
     device: Any = None
     mesh: Mesh | None = None
     rows: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
 
     def choose(self, need: Need) -> tuple[str, str | None]:
@@ -79,6 +82,10 @@ class AttentionPlan:
         """Returns `attention` with this plan; the mask is made here, once for all layers."""
         # A way that takes no mask leaves it without a use, and so it is never computed.
         return partial(attention, visible=visible, plan=self, mask=visible.mask(queries, keys))
+
+    def parts(self, axes: tuple[str, ...]) -> int:
+        """Returns the number of parts that mesh axes split an array into."""
+        return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in axes)
 
     def _device(self) -> Any:
         if self.device is not None:
@@ -171,11 +178,9 @@ def _on_shards(
     """Runs `compute` on every device's rows and heads; without a mesh, on everything."""
     if plan.mesh is None:
         return compute(query, key, value, visible)
-    sizes = plan.mesh.shape
-    row_parts, head_parts = (math.prod(sizes[a] for a in axes) for axes in (plan.rows, plan.heads))
-    rows = plan.rows if len(query) % row_parts == 0 else ()
-    heads = plan.heads
-    copies = head_parts // math.gcd(key.shape[2], head_parts)
+    rows = plan.rows if len(query) % plan.parts(plan.rows) == 0 else ()
+    heads = plan.heads + plan.tokens
+    copies = plan.parts(heads) // math.gcd(key.shape[2], plan.parts(heads))
     shares = query.shape[2] // key.shape[2]
     if shares % copies:
         heads = ()  # every device computes all heads
@@ -191,7 +196,21 @@ def _on_shards(
         out_specs=array,
         check_vma=False,
     )
-    return run(query, key, value, visible)
+    query, key, value = (_by_tokens(array, plan, rows) for array in (query, key, value))
+    return _by_tokens(run(query, key, value, visible), plan, rows)
+
+
+def _by_tokens(array: Array, plan: AttentionPlan, rows: tuple[str, ...]) -> Array:
+    """Shards (B, T, N, H) by tokens, so that these are exchanged for heads here and nowhere else.
+
+    The compiler might otherwise exchange the wider arrays that it is computed from.
+    """
+    parts = plan.parts(plan.tokens)
+    if parts == 1 or array.shape[1] % parts:
+        return array
+    free = PartitionSpec.UNCONSTRAINED
+    spec = PartitionSpec(rows or None, plan.tokens, free, free)
+    return jax.lax.with_sharding_constraint(array, NamedSharding(plan.mesh, spec))
 
 
 @dataclasses.dataclass(frozen=True)

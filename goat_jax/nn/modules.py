@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding
 
+from goat_jax.nn.activation_sharding import constrained
 from goat_jax.typing import Array
 
 
@@ -54,7 +55,7 @@ class Embedding(nnx.Module):
         """Looks up vectors (..., D) for integer ids (...)."""
         x = jnp.take(self.table[...], ids, axis=0).astype(self.dtype)
         for sharding in self.lookup_shardings if x.ndim == 3 else ():
-            x = jax.lax.with_sharding_constraint(x, sharding)
+            x = constrained(x, sharding)
         return x
 
 

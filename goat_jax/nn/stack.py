@@ -20,6 +20,7 @@ from goat_jax.core.attention import ATTENTION
 from goat_jax.core.dispatch import HIDDEN
 from goat_jax.core.flop_labels import runs_forward
 from goat_jax.errors import UserError
+from goat_jax.nn.activation_sharding import constrained
 from goat_jax.nn.dense import Sown, sow
 from goat_jax.typing import Array, PyTree
 
@@ -67,9 +68,10 @@ class Stack(nnx.Module):
         runs: the stacked layers; every array of run i has a leading axis of sizes[i].
         sizes: number of layers per run.
         remat: a key of `REMAT`.
-        activation_sharding: on a mesh, the batch sharding of the hidden states between layers; else
-            None.
+        activation_sharding: on a mesh, the sharding of the hidden states (B, T, D) between layers;
+            else None.
         batch_parts: number of parts that it splits the batch into.
+        token_parts: number of parts that it splits the tokens of a row into.
 
     >>> from goat_jax.nn.dense import Dense
     >>> stack = Stack(lambda rngs: Dense(4, 4, rngs=rngs), 3, rngs=nnx.Rngs(0))
@@ -84,6 +86,7 @@ class Stack(nnx.Module):
         self.remat = "none"
         self.activation_sharding: NamedSharding | None = None
         self.batch_parts = 1
+        self.token_parts = 1
 
     def ranges(self) -> list[range]:
         """Returns the layers of every run."""
@@ -158,5 +161,4 @@ class Stack(nnx.Module):
 
     def _constrained(self, x: Array) -> Array:
         """Constrains x to its sharding; the compiler may otherwise shard features as a kernel's."""
-        sharding = self.activation_sharding
-        return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
+        return x if self.activation_sharding is None else constrained(x, self.activation_sharding)

@@ -1,1 +1,1 @@
-"""Sharding of every array over a mesh of devices with axes `data`, `fsdp` and `tensor`."""
+"""Sharding of every array over the mesh axes `data`, `fsdp`, `tensor` and `sequence`."""

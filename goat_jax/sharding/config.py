@@ -8,10 +8,18 @@ import math
 from goat_jax.errors import UserError, nearest
 from goat_jax.validation.fields import check_fields
 
-AXES = ("data", "fsdp", "tensor")
-"""The axes of every mesh, slowest first: devices next to each other share a `tensor` group."""
+AXES = ("data", "fsdp", "tensor", "sequence")
+"""The axes of every mesh, slowest first: neighboring devices share a `sequence` group."""
 
-TOGETHER = (("embed", "inner"), ("embed", "vocab"), ("batch", "inner"), ("batch", "vocab"))
+TOGETHER = (
+    ("embed", "inner"),
+    ("embed", "vocab"),
+    ("batch", "inner"),
+    ("batch", "vocab"),
+    ("batch", "tokens"),
+    ("tokens", "inner"),
+    ("tokens", "vocab"),
+)
 """Pairs of logical axes that occur in one array, so that they cannot share a mesh axis."""
 
 
@@ -21,6 +29,8 @@ class Rules:
 
     Attributes:
         batch: mesh axes for the batch axis of batches and activations.
+        tokens: mesh axes for the token axis of activations between layers; in attention they shard
+            the heads instead.
         embed: mesh axes for the side of a kernel (and of its adapter) that faces the residual
             stream, and for the features of embedding tables.
         inner: mesh axes for the other side: heads, the inside of the feed-forward.
@@ -36,7 +46,8 @@ are axes of one array: give one of them other axes
     """
 
     batch: tuple[str, ...] = ("data", "fsdp")
-    embed: tuple[str, ...] = ("fsdp",)
+    tokens: tuple[str, ...] = ("sequence",)
+    embed: tuple[str, ...] = ("fsdp", "sequence")
     inner: tuple[str, ...] = ("tensor",)
     vocab: tuple[str, ...] = ("tensor",)
 
@@ -73,18 +84,21 @@ class MeshConfig:
         data: number of data-parallel groups; each holds the same parameters and sees other rows.
         fsdp: number of devices that shard the parameters and see other rows.
         tensor: number of devices that shard every layer's inner side and see the same rows.
+        sequence: number of devices that shard the tokens of the same rows, for long rows, and the
+            parameters, as `fsdp` does.
         rules: the mesh axes that each logical axis is sharded over.
 
     Raises:
         UserError: a size that is neither positive nor -1, or two of -1.
 
     >>> MeshConfig(data=2, fsdp=-1).sizes(8)
-    (2, 4, 1)
+    (2, 4, 1, 1)
     """
 
     data: int = 1
     fsdp: int = 1
     tensor: int = 1
+    sequence: int = 1
     rules: Rules = Rules()
 
     def __post_init__(self) -> None:
@@ -99,29 +113,29 @@ class MeshConfig:
             raise UserError(f"mesh {_text(sizes)} has two sizes of -1: only one may be -1")
 
     @property
-    def given(self) -> tuple[int, int, int]:
+    def given(self) -> tuple[int, ...]:
         """Sizes in the order of `AXES`, as they were given."""
-        return self.data, self.fsdp, self.tensor
+        return tuple(getattr(self, axis) for axis in AXES)
 
     @property
     def single(self) -> bool:
         """True if all sizes are 1: one device and no mesh."""
-        return self.given == (1, 1, 1)
+        return all(size == 1 for size in self.given)
 
-    def sizes(self, devices: int) -> tuple[int, int, int]:
+    def sizes(self, devices: int) -> tuple[int, ...]:
         """Returns the sizes of a mesh of so many devices, with -1 resolved.
 
         Raises:
             UserError: the product of the sizes is not this number of devices.
         """
         known = math.prod(size for size in self.given if size != -1)
-        data, fsdp, tensor = (devices // known if size == -1 else size for size in self.given)
-        if data * fsdp * tensor != devices:
+        sizes = tuple(devices // known if size == -1 else size for size in self.given)
+        if math.prod(sizes) != devices:
             raise UserError(
                 f"mesh {_text(self.given)} does not use exactly the {devices} available devices: "
-                "choose sizes whose product is {devices}, or -1 for one of them"
+                f"choose sizes whose product is {devices}, or -1 for one of them"
             )
-        return data, fsdp, tensor
+        return sizes
 
 
 def _text(sizes: tuple[int, ...]) -> str:

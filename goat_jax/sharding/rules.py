@@ -29,7 +29,7 @@ class ShardingRules:
     """Sharding rules for the arrays of a run.
 
     Attributes:
-        mesh: the device mesh, with the axes `data`, `fsdp`, `tensor`.
+        mesh: the device mesh, with the axes `data`, `fsdp`, `tensor`, `sequence`.
         rules: logical axis -> mesh axes.
     """
 
@@ -43,18 +43,29 @@ class ShardingRules:
 
     @property
     def batch(self) -> NamedSharding:
-        """Sharding of batches and activations along the batch axis, which is the first."""
-        return NamedSharding(self.mesh, _spec([self.rules.batch]))
+        """Sharding of batches along the batch axis, which is the first."""
+        return self._sharding([self.rules.batch])
+
+    @property
+    def activations(self) -> NamedSharding:
+        """Sharding of hidden states (B, T, D) between layers."""
+        return self._sharding([self.rules.batch, self.rules.tokens])
+
+    @property
+    def token_parts(self) -> int:
+        """Number of parts that the tokens of hidden states are split into."""
+        return self._parts(self.rules.tokens)
 
     @property
     def lookups(self) -> tuple[NamedSharding, NamedSharding]:
-        """Shardings of vectors (B, T, D) looked up in a table: as the table's, then by batch.
+        """Shardings of vectors (B, T, D) looked up in a table: as the table's, then as all others.
 
         Without the intermediate step the compiler would replicate all vectors on every device.
         """
-        rows = tuple(axis for axis in self.rules.batch if axis not in self.rules.embed)
-        first = NamedSharding(self.mesh, _spec([rows, (), self.rules.embed]))
-        return first, self.batch
+        table = self.rules.embed
+        others = (self.rules.batch, self.rules.tokens)
+        left = (tuple(axis for axis in axes if axis not in table) for axes in others)
+        return self._sharding([*left, table]), self.activations
 
     def output(self, shape: Sequence[int]) -> NamedSharding:
         """Returns the sharding of a vocabulary's output kernel (D, V) where it is used.
@@ -96,13 +107,13 @@ class ShardingRules:
         *layers, rows, columns = self._entries(codes, len(shape))
         blocks = shape[-2] // tile_of(shape[-2])
         scales = (*layers, () if blocks % self._parts(rows) else rows, columns)
-        return {"codes": codes, "scales": NamedSharding(self.mesh, _spec(scales))}
+        return {"codes": codes, "scales": self._sharding(scales)}
 
     def quantized_in_use(self, ref: ModuleRef, shape: Sequence[int]) -> dict[str, NamedSharding]:
         """Returns the shardings of codes and scales where they are dequantized.
 
-        They are gathered over the mesh axes that shard the rows, as `adapter_in_use`: otherwise the
-        compiler would exchange the dequantized kernel, which is larger.
+        They are gathered over the mesh axes that shard rows and tokens, as `adapter_in_use`:
+        otherwise the compiler would exchange the dequantized kernel, which is larger.
         """
         stored = self.quantized(ref, shape)
         return {name: self._gathered(sharding, len(shape)) for name, sharding in stored.items()}
@@ -117,15 +128,16 @@ class ShardingRules:
     def adapter_in_use(self, ref: ModuleRef, name: str, shape: Sequence[int]) -> NamedSharding:
         """Returns the sharding of an adapter array where it is multiplied with activations.
 
-        It is gathered over the mesh axes that shard the rows. Otherwise the compiler may shard the
-        product's features over them and exchange activations, which are far larger.
+        It is gathered over the mesh axes that shard rows and tokens. Otherwise the compiler may
+        shard the product's features over them and exchange activations, which are far larger.
         """
         return self._gathered(self.adapter(ref, name, shape), len(shape))
 
     def _gathered(self, sharding: NamedSharding, rank: int) -> NamedSharding:
-        """Returns the sharding of an array of this rank, gathered over the rows' mesh axes."""
+        """Returns an array's sharding, gathered over the mesh axes that shard rows and tokens."""
+        gone = self.rules.batch + self.rules.tokens
         entries = self._entries(sharding, rank)
-        kept = [tuple(axis for axis in axes if axis not in self.rules.batch) for axes in entries]
+        kept = [tuple(axis for axis in axes if axis not in gone) for axes in entries]
         return NamedSharding(self.mesh, PartitionSpec(*(axes or None for axes in kept)))
 
     @staticmethod
@@ -167,7 +179,7 @@ class ShardingRules:
             alone = axis == "inner" and "embed" not in axes and math.prod(shape) >= SMALL
             if alone and shape[place] % self._parts(entries[place] + self.rules.embed) == 0:
                 entries[place] += self.rules.embed
-        return NamedSharding(self.mesh, _spec(entries))
+        return self._sharding(entries)
 
     def _uneven(
         self, what: str, axis: str | None, mesh_axes: tuple[str, ...], size: int
@@ -187,15 +199,26 @@ class ShardingRules:
                 f"{self.batch_parts}"
             )
 
+    def check_tokens(self, name: str, tokens: int) -> None:
+        """Raises `UserError` unless rows of so many tokens split into equal parts."""
+        if tokens % self.token_parts:
+            raise UserError(
+                f"{name} {tokens} is not divisible by the {self.token_parts} parts that mesh axes "
+                f"{', '.join(self.rules.tokens)} partition a row into: choose a multiple of "
+                f"{self.token_parts}"
+            )
+
+    def _sharding(self, entries: Sequence[tuple[str, ...]]) -> NamedSharding:
+        """Returns a sharding by the mesh axes of an array's axes; those of size 1 are left out."""
+        kept = [
+            tuple(axis for axis in axes if self.mesh.shape[axis] > 1) or None for axes in entries
+        ]
+        while kept and kept[-1] is None:
+            kept.pop()
+        return NamedSharding(self.mesh, PartitionSpec(*kept))
+
     def _parts(self, axes: Sequence[str]) -> int:
         return math.prod(self.mesh.shape[axis] for axis in axes)
-
-
-def _spec(entries: Sequence[tuple[str, ...]]) -> PartitionSpec:
-    kept = [axes or None for axes in entries]
-    while kept and kept[-1] is None:
-        kept.pop()
-    return PartitionSpec(*kept)
 
 
 def make_sharding_rules(

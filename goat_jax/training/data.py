@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from goat_jax.config.run import RunConfig
 from goat_jax.data.pipeline.batching import choose_buckets
@@ -108,9 +111,19 @@ def training_batches(
 
 def training_buckets(config: RunConfig, rows: Rows) -> tuple[int, ...]:
     """Returns the lengths that the training batches are padded to."""
-    train = config.train
+    return _buckets(config, rows, config.train.batch_size)
+
+
+def _buckets(config: RunConfig, rows: Rows, size: int) -> tuple[int, ...]:
+    """Returns padded lengths of batches of `size` rows, which the mesh splits into equal parts."""
+    train, parts = config.train, config.mesh.sequence
+    parts = jax.device_count() if parts == -1 else parts
     return choose_buckets(
-        rows.lengths, train.batch_size, train.max_length, max_buckets=train.num_buckets
+        rows.lengths,
+        size,
+        train.max_length,
+        multiples=(math.lcm(8, parts), math.lcm(4, parts)),
+        max_buckets=train.num_buckets,
     )
 
 
@@ -154,5 +167,4 @@ def describe(what: str, rows: Rows) -> str:
 def evaluation_batches(config: RunConfig, rows: Rows) -> Sequence[Batch]:
     """Returns every row once, in batches of the run's evaluation batch size."""
     size, length = config.train.eval_batch_size, config.train.max_length
-    buckets = choose_buckets(rows.lengths, size, length, max_buckets=config.train.num_buckets)
-    return eval_batches(rows, size, length, buckets=buckets)
+    return eval_batches(rows, size, length, buckets=_buckets(config, rows, size))

@@ -78,17 +78,39 @@ def language_loss(
     """
     hidden = model.hidden(batch["input_ids"], batch["attention_mask"], batch.get("segments"), ctx)
     following = jnp.roll(batch["input_ids"], -1, axis=1)
+    weights = _next_token_weights(batch)
+    rows, tokens = model.layers.batch_parts, model.layers.token_parts
+    tokens = 1 if weights.shape[1] % tokens else tokens
     losses, correct = chunked_cross_entropy(
-        hidden.reshape(-1, hidden.shape[-1]),
+        _by_device(hidden, rows, tokens),
         model.output_kernel(),
-        following.reshape(-1),
-        parts=model.layers.batch_parts,
+        _by_device(following, rows, tokens),
+        parts=rows * tokens,
         soft_cap=model.config.logit_cap,
     )
-    weights = _next_token_weights(batch)
-    losses = losses.reshape(weights.shape) * weights
-    hits = jnp.where(correct.reshape(weights.shape), weights, 0.0).sum()
+    losses, correct = (_by_row(array, weights.shape, rows, tokens) for array in (losses, correct))
+    losses = losses * weights
+    hits = jnp.where(correct, weights, 0.0).sum()
     return losses.sum(), {"token_accuracy": hits}, (losses, hidden)
+
+
+def _by_device(array: Array, rows: int, tokens: int) -> Array:
+    """Flattens (B, T, ...) to (B T, ...), so that what one device of a mesh has is contiguous.
+
+    Args:
+        array: (B, T, ...).
+        rows: the number of parts that the mesh splits the rows into.
+        tokens: the number of parts that it splits the tokens into.
+    """
+    b, t, *rest = array.shape
+    parts = array.reshape(rows, b // rows, tokens, t // tokens, *rest)
+    return parts.swapaxes(1, 2).reshape(b * t, *rest)
+
+
+def _by_row(array: Array, shape: tuple[int, ...], rows: int, tokens: int) -> Array:
+    """Inverts `_by_device` for an array (B T,); `shape` is (B, T)."""
+    b, t = shape
+    return array.reshape(rows, tokens, b // rows, t // tokens).swapaxes(1, 2).reshape(b, t)
 
 
 def _next_token_weights(batch: Batch) -> Array:

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from goat_jax.config.run import RunConfig
+from goat_jax.errors import UserError
 from goat_jax.injection.sharded_init import key_everywhere
 from goat_jax.nn.model import Model
 from goat_jax.nn.modules import Embedding
@@ -23,6 +24,7 @@ from goat_jax.sharding.rules import (
     tree_shardings,
 )
 from goat_jax.training.state import RunState
+from goat_jax.training.task_types import task_type_of
 from goat_jax.typing import Batch, Key, PyTree
 
 
@@ -80,12 +82,15 @@ def sharding_rules_of(config: RunConfig) -> ShardingRules | None:
 
 
 def check_batches(config: RunConfig, rules: ShardingRules) -> None:
-    """Raises `UserError` for batches or micro-batches that the mesh cannot split evenly."""
+    """Raises `UserError` for batches, micro-batches or rows that the mesh cannot split evenly."""
     train = config.train
     rules.check_rows(
         "train.batch_size / train.grad_accum_steps", train.batch_size // train.grad_accum_steps
     )
     rules.check_rows("train.eval_batch_size", train.eval_batch_size)
+    if rules.token_parts > 1 and task_type_of(config.task).unit != "tokens":
+        raise UserError("mesh.sequence shards the tokens of texts: leave it at 1 for images")
+    rules.check_tokens("train.max_length", train.max_length)
 
 
 def start_state(
@@ -153,8 +158,9 @@ def set_activation_shardings(model: Model, rules: ShardingRules | None) -> None:
     It has to be called before the model is split, since they are part of its static structure.
     """
     for stack in find_stacks(model):
-        stack.activation_sharding = None if rules is None else rules.batch
+        stack.activation_sharding = None if rules is None else rules.activations
         stack.batch_parts = 1 if rules is None else rules.batch_parts
+        stack.token_parts = 1 if rules is None else rules.token_parts
     for ref in find_modules(model):
         if ref.module.adapter is not None:
             ref.module.adapter.in_use = () if rules is None else _in_use(ref, rules)
@@ -167,9 +173,13 @@ def set_activation_shardings(model: Model, rules: ShardingRules | None) -> None:
     for ref in find_modules(model, Embedding):
         ref.module.lookup_shardings = () if rules is None else rules.lookups
     if rules is not None:
-        device, axes = rules.mesh.devices.flat[0], rules.rules
         model.attention = dataclasses.replace(
-            model.attention, device=device, mesh=rules.mesh, rows=axes.batch, heads=axes.inner
+            model.attention,
+            device=rules.mesh.devices.flat[0],
+            mesh=rules.mesh,
+            rows=rules.rules.batch,
+            tokens=rules.rules.tokens,
+            heads=rules.rules.inner,
         )
     if model.output_shape is not None:
         model.output_sharding = None if rules is None else rules.output(model.output_shape)

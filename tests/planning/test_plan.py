@@ -119,7 +119,7 @@ def test_llama_7b_is_planned_for_eight_devices():
     # On CPUs JAX itself mixes dtypes in the gradient of its bfloat16 attention.
     with jax.numpy_dtype_promotion("standard"):
         found = plan(sharded, find_topology("cpu:8", "v5e"))
-    assert found.total > 6.7e9 and found.mesh == {"data": 1, "fsdp": 8, "tensor": 1}
+    assert found.total > 6.7e9 and found.mesh == dict(data=1, fsdp=8, tensor=1, sequence=1)
     base = 2 * 6.74e9 / 8
     assert base < found.arguments < 1.15 * base  # every large array is cut in eight
     assert found.exchanges["all-gather"].count >= 32

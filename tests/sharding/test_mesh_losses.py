@@ -16,9 +16,10 @@ from goat_jax.injection.quantize_base import quantize_base
 from goat_jax.models.decoder.model import Decoder, tiny_decoder_config
 from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.models.vision.model import VisionModel, tiny_vision_config
+from goat_jax.nn.attention import AttentionPlan
 from goat_jax.nn.dense import split_model
 from goat_jax.optim.transforms import Stages
-from goat_jax.sharding.config import MeshConfig
+from goat_jax.sharding.config import AXES, MeshConfig
 from goat_jax.sharding.rules import make_sharding_rules, place_model
 from goat_jax.testing import CountTraces, assert_close
 from goat_jax.training.losses import CLASSIFICATION, IMAGE_CLASSIFICATION, LANGUAGE
@@ -39,7 +40,10 @@ METHODS = {
     "dora": {"total_rank": 4},
     "hydralora": {"total_rank": 8, "num_experts": 2},
 }
-PHASES = {"lora_dash": {"total_rank": 4, "num_directions": 4, "change_step": 2}}
+OTHERS = {
+    "lora": {"total_rank": 8, "dropout": 0.1},
+    "lora_dash": {"total_rank": 4, "num_directions": 4, "change_step": 2},
+}
 
 
 def rng(seed=0):
@@ -67,7 +71,7 @@ FAMILIES = {
     ),
     "decoder": (
         lambda **sizes: Decoder(
-            tiny_decoder_config(num_kv_heads=8, head_size=4, num_heads=8, **sizes),
+            tiny_decoder_config(**{"num_kv_heads": 8, "head_size": 4, "num_heads": 8} | sizes),
             rngs=nnx.Rngs(0),
         ),
         LANGUAGE,
@@ -93,6 +97,33 @@ FAMILIES = {
 QUANTIZED_SIZES = {"hidden_size": 128, "intermediate_size": 192}
 
 
+def packed():
+    """Rows of two texts each, whose border is not that of a device."""
+    segments = (np.arange(TOKENS)[None] >= np.arange(ROWS)[:, None] % 5 + 1).astype(np.int32)
+    return text() | {"segments": segments + 1, "attention_mask": np.ones((ROWS, TOKENS), np.int32)}
+
+
+def in_blocks(make, **sizes):
+    """Returns a maker of models whose attention takes the devices' heads, as the kernels do."""
+
+    def maker(**more):
+        model = make(**sizes, **more)
+        model.attention = AttentionPlan("blocks")
+        return model
+
+    return maker
+
+
+# Causal and windowed layers on packed rows, with fewer key heads than devices.
+FAMILIES["packed"] = (
+    in_blocks(FAMILIES["decoder"][0], num_kv_heads=2, windows=(None, 3)),
+    LANGUAGE,
+    lambda: packed() | {"loss_mask": np.ones((ROWS, TOKENS), np.int32)},
+    (),
+)
+FAMILIES["encoder-blocks"] = (in_blocks(FAMILIES["encoder"][0]), *FAMILIES["encoder"][1:])
+
+
 def train(family, method, shape, kind=None, steps=STEPS):
     """(losses, state, base, program) of some steps on a mesh, or on one device for None."""
     make, loss_fn, batch_of, heads = FAMILIES[family]
@@ -100,7 +131,7 @@ def train(family, method, shape, kind=None, steps=STEPS):
     rules = None if shape is None else make_sharding_rules(MeshConfig(*shape))
     if rules is not None:
         place_model(model, rules)
-    spec = method_spec(method, **(METHODS | PHASES)[method])
+    spec = method_spec(method, **(METHODS | OTHERS)[method])
     inject(model, spec, TARGETS, key=jax.random.key(0), modules_to_save=heads, sharder=rules)
     if kind is not None:
         quantize_base(model, kind, rules)
@@ -122,7 +153,7 @@ def train(family, method, shape, kind=None, steps=STEPS):
         shardings=None if shardings is None else shardings.in_step(),
     )
     program = ""
-    if kind is not None and rules is not None:
+    if shape is not None and (kind is not None or len(shape) == len(AXES)):
         # For its text only: on CPUs jax refuses 4-bit arguments of a program compiled ahead.
         program = present(step.lower(state, base, there).compile().as_text())
     losses = []
@@ -170,15 +201,14 @@ def test_a_switch_between_two_steps_is_that_of_one_device(alone):
 # Every family and every method on every shape, but not every method of every family on each.
 GRID = [
     (family, list(METHODS)[(i + j) % len(METHODS)], shape)
-    for i, family in enumerate(FAMILIES)
+    for i, family in enumerate(("encoder", "decoder", "vision"))
     for j, shape in enumerate(SHAPES)
 ] + [("encoder", "goat", (2, 2, 2))]
 
 
 def marks(family, method, shape):
-    """On (2, 2, 2) every family meets every axis, the encoder above; the others are nightly."""
-    met = shape == (2, 2, 2) and family != "encoder"
-    return () if met else (pytest.mark.nightly,)
+    """On (2, 2, 2) every family meets every axis, all but this one in other tests."""
+    return () if (family, shape) == ("vision", (2, 2, 2)) else (pytest.mark.nightly,)
 
 
 @pytest.mark.parametrize(
@@ -213,3 +243,33 @@ def test_a_quantised_base_keeps_its_losses_and_is_exchanged_in_codes(alone, fami
     found = re.findall(r"= (\w+)\[1,(\d+),\d+\]\S* all-gather\(", program)
     kinds = {dtype for dtype, rows in found if int(rows) in sizes}
     assert kinds == {{"nf4": "u8", "int8": "s8"}[kind]}
+
+
+SEQUENCE_GRID = [
+    pytest.param(
+        family, method, shape,
+        marks=() if (family, shape) == ("packed", (1, 2, 2, 2)) else pytest.mark.nightly,
+        id="-".join(map(str, (family, method, shape))),
+    )
+    for family, method, shape in [
+        *itertools.product(
+            ("packed", "decoder", "encoder", "encoder-blocks"),
+            ("goat",),
+            ((2, 1, 1, 4), (1, 2, 2, 2), (1, 1, 1, 8)),
+        ),
+        ("packed", "lora", (1, 2, 1, 4)),
+        ("encoder", "lora", (1, 2, 1, 4)),
+        ("decoder", "dora", (1, 2, 1, 4)),
+    ]
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "method", "shape"), SEQUENCE_GRID)
+def test_tokens_on_several_devices_change_no_loss(alone, family, method, shape):
+    _, _, program = check(alone, family, method, shape)
+    # Hidden states kept for the backward pass, (layers, rows, tokens, 32), are parts of rows.
+    rows, tokens = ROWS // (shape[0] * shape[1]), TOKENS // shape[3]
+    assert f"f32[2,{rows},{tokens},32]" in program
+    assert f"f32[2,{rows},{TOKENS},32]" not in program
+    if family.endswith(("packed", "blocks")):
+        assert "all-to-all" in program  # of tokens for heads

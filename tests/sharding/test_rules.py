@@ -113,6 +113,20 @@ def test_a_vocabulary_that_does_not_divide_hands_its_devices_to_the_features():
     assert placement(1, 4, 2).parameter(words, "table").spec == P(None, ("fsdp", "tensor"))
 
 
+def test_tokens_are_cut_and_their_devices_share_the_parameters():
+    assert placement(2, 2, 2).activations.spec == P(("data", "fsdp"))
+    long, up = placement(2, 1, 2, 2), site_of(abstract_decoder(), "up")
+    assert long.activations.spec == P("data", "sequence") and long.token_parts == 2
+    assert long.parameter(up, "kernel").spec == P(None, "sequence", "tensor")
+    assert long.adapter_in_use(up, "a", (2, 4, 32, 2)).spec == P(None, None, None, None)
+    assert [where.spec for where in long.lookups] == [
+        P("data", None, "sequence"),
+        P("data", "sequence"),
+    ]
+    with pytest.raises(UserError, match=r"train.max_length 9 is not divisible by the 2 parts"):
+        long.check_tokens("train.max_length", 9)
+
+
 def test_codes_are_cut_as_their_kernel_and_scales_where_no_block_is_divided():
     model, place = abstract_decoder(), placement(2, 2, 2)
     up, down = site_of(model, "up"), site_of(model, "down")
@@ -144,6 +158,7 @@ def test_a_large_kernel_is_refused_where_it_would_be_cut_unevenly_a_small_one_st
         (lambda: MeshConfig(0), "mesh.data is 0: give 1 or more"),
         (lambda: Rules(inner=("fsdp",)), "partition both embed and inner along fsdp"),
         (lambda: Rules(batch=("data", "tensor")), "partition both batch and inner along tensor"),
+        (lambda: Rules(tokens=("tensor",)), "partition both tokens and inner along tensor"),
         (lambda: Rules(batch=("data", "data")), "names an axis twice"),
         (lambda: Rules(embed=("tensr",)), "names 'tensr' (did you mean 'tensor'?)"),
         (lambda: placement(4, 2, 1).check_rows("train.batch_size", 12), "not divisible by the 8"),

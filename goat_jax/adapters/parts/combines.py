@@ -158,10 +158,11 @@ class SharedProjection(SumOfExperts):
         a, b = inputs.arrays["a"][0], inputs.arrays["b"]
         if hidden is None:
             hidden = jnp.dot(x, a.astype(x.dtype), preferred_element_type=wide(x.dtype))
+            hidden = checkpoint_name(hidden, HIDDEN)
         shared = jnp.moveaxis(hidden, 0, -2) if inputs.copied else hidden[..., None, :]
         shape = (*gate.shape, a.shape[-1])
         gated = jnp.broadcast_to(shared, shape) * jnp.broadcast_to(gate[..., None], shape)
-        flat = checkpoint_name(gated.astype(x.dtype).reshape(*gate.shape[:-1], -1), HIDDEN)
+        flat = gated.astype(x.dtype).reshape(*gate.shape[:-1], -1)
         return expand(flat, b.reshape(-1, b.shape[-1]))
 
     def pairs(self, arrays: Factors) -> tuple[Array, Array]:
