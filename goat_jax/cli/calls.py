@@ -25,6 +25,7 @@ def run_plan(options: argparse.Namespace, rest: list[str]) -> int:
         options.topology,
         chip=options.chip,
         largest=options.largest_batch,
+        every_remat=options.every_remat,
         as_json=options.json,
     )
 

@@ -16,6 +16,7 @@ from goat_jax.errors import UserError
 from goat_jax.hardware.chips import Chip
 from goat_jax.hardware.topologies import Topology
 from goat_jax.planning.hlo_collectives import Exchange, collectives
+from goat_jax.planning.remedies import remedies
 from goat_jax.sharding.config import MeshConfig
 from goat_jax.sharding.rules import ShardingRules, make_sharding_rules
 from goat_jax.training.abstract_run import AbstractRun, abstract_run
@@ -39,12 +40,14 @@ class StepPlan:
         temporaries: the bytes per device that the step needs in addition.
         peak: the most bytes per device in use at one time: the larger of the compiler's figure, if
             it gives one, and the sum of arguments and temporaries.
+        host: the bytes per device that wait in the host's memory (`model.remat` offload).
         exchanges: collective -> count and bytes per device and step.
         flops: the FLOPs of a step's matrix products, over all devices.
         trained: the number of trained parameters.
         total: the number of all parameters.
         attention: the line that names the kernel of the attention, or why it is refused; None for
             plain scores on a CPU.
+        remedies: the options that would make the step smaller.
     """
 
     devices: int
@@ -53,11 +56,13 @@ class StepPlan:
     arguments: int
     temporaries: int
     peak: int
+    host: int
     exchanges: Mapping[str, Exchange]
     flops: int
     trained: int
     total: int
     attention: str | None = None
+    remedies: str = ""
 
     def roofline(self, chip: Chip) -> dict[str, float]:
         """Returns lower bounds in seconds on a step's compute, memory access and exchanges.
@@ -94,7 +99,8 @@ def plan(config: RunConfig, topology: Topology, model: str | Path | None = None)
     if rules is not None:
         check_batches(config, rules)
     run = abstract_run(config, model, rules, topology.devices[0])
-    compiled = _compiled(run, topology, rules)
+    smaller = remedies(config, rules)
+    compiled = _compiled(run, topology, rules, smaller)
     memory = compiled.memory_analysis()
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     said = getattr(memory, "peak_memory_in_bytes", 0)
@@ -105,15 +111,19 @@ def plan(config: RunConfig, topology: Topology, model: str | Path | None = None)
         arguments=arguments,
         temporaries=temporaries,
         peak=max(said, arguments + temporaries),
+        host=getattr(memory, "host_temp_size_in_bytes", 0),
         exchanges=collectives(compiled.as_text(), _nodes(topology, rules)),
         flops=matmul_flops(run.train_step, run.state, run.base, run.batch),
         trained=run.inject_report.trained_parameters,
         total=run.inject_report.total_parameters,
         attention=run.attention,
+        remedies=smaller,
     )
 
 
-def _compiled(run: AbstractRun, topology: Topology, rules: ShardingRules | None) -> Any:
+def _compiled(
+    run: AbstractRun, topology: Topology, rules: ShardingRules | None, smaller: str
+) -> Any:
     state, base, batch = run.state, run.base, run.batch
     if rules is None:
         state, base, batch = map(topology.on_one_device, (state, base, batch))
@@ -123,11 +133,21 @@ def _compiled(run: AbstractRun, topology: Topology, rules: ShardingRules | None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        said = re.search(r"Used [^.]*\.\S+ of \S+", str(error))
         raise DoesNotFit(
-            f"the step does not fit into the devices' memory ({said[0] if said else 'exhausted'}): "
-            "take a smaller train.batch_size, more devices, or model.remat full"
+            f"the step does not fit into the devices' memory ({_exhausted(str(error))}): "
+            f"try {smaller}"
         ) from error
+
+
+def _exhausted(error: str) -> str:
+    """Returns what the compiler says of the memory that is missing.
+
+    >>> _exhausted("Ran out of memory in memory space hbm. Used 20.52G of 15.75G hbm. Exceeded "
+    ...            "hbm capacity by 4.77G. Total hbm usage >= 20.77G:")
+    '20.52G of 15.75G hbm, 4.77G over'
+    """
+    found = re.search(r"Used (\S+ of \S+ \w+).*? by (\S+?)\.?\s", error, re.DOTALL)
+    return f"{found[1]}, {found[2]} over" if found else "exhausted"
 
 
 def _nodes(topology: Topology, rules: ShardingRules | None) -> list[int]:

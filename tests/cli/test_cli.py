@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -16,6 +17,7 @@ from goat_jax.cli.entry import in_one_line
 from goat_jax.cli.log_level import apply_log_level
 from goat_jax.cli.main import main, quiet_compiler
 from goat_jax.errors import Notice
+from goat_jax.nn.attention import AttentionPlan
 from goat_jax.training.compile_cache import keep_compiled
 from tiny_run import LIGHT, TWO, write_run
 
@@ -229,12 +231,16 @@ def test_train_evaluate_inspect(config_file, tmp_path, capsys):
     assert code == 2 and "no checkpoint of step 7" in line
 
 
-def test_inspect_counts_a_config_without_weights(capsys):
+def test_inspect_counts_a_config_without_weights(capsys, monkeypatch):
+    """And names what the device's kernel refuses, here on a GPU."""
+    gpu = SimpleNamespace(platform="cuda")
+    monkeypatch.setattr(AttentionPlan, "_device", lambda self: gpu)
     source = "configs/glue.py:task=rte,method=goat"
     assert main(["inspect", "--config", source, "--model", "roberta-large"]) == 0
     out = capsys.readouterr().out
     assert "adapters 15,925,248 + heads" in out
     assert "adapters are 4.48% of the pretrained 355M" in out
+    assert "\nattention: xla, since cudnn cannot drop out probabilities (model.dropout)" in out
     assert main(["inspect"]) == 2
     assert "a run folder or --config FILE" in capsys.readouterr().err
 

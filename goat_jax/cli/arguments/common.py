@@ -349,6 +349,11 @@ def plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--largest-batch", action="store_true", help="search for the largest micro-batch that fits"
     )
+    parser.add_argument(
+        "--every-remat",
+        action="store_true",
+        help="compare bytes and FLOPs of all policies of model.remat instead",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -15,7 +15,7 @@ from goat_jax.models.load import load_model
 from goat_jax.nn.named_modules import find_modules
 from goat_jax.pretrained.resolve import find_model
 from goat_jax.text_tables import human_count, render_table
-from goat_jax.training.abstract_run import abstract_run
+from goat_jax.training.abstract_run import AbstractRun, abstract_run
 from goat_jax.training.checkpoints.run_dir import load_run
 from goat_jax.training.checks import model_options
 from goat_jax.training.logging.metrics_log import read_records
@@ -25,7 +25,7 @@ def inspect(folder: Path) -> int:
     """Prints a run's trained modules, its kernels' spectra, its scores and its expert load."""
     config, _ = load_run(folder)
     sizes = abstract_run(config, find_model(config.model.path))
-    print(trainable_table(sizes.inject_report))
+    print(trained(sizes))
     print()
     print(spectrum_table(config))
     records = read_records(folder)
@@ -48,8 +48,13 @@ def inspect_config(source: str, model: str | None) -> int:
     Returns:
         The exit code.
     """
-    print(trainable_table(abstract_run(load_config(source), model).inject_report))
+    print(trained(abstract_run(load_config(source), model)))
     return 0
+
+
+def trained(run: AbstractRun) -> str:
+    """Returns the table of a run's modules, and the line on its attention's kernel, if any."""
+    return "\n".join(filter(None, (trainable_table(run.inject_report), run.attention)))
 
 
 def trainable_table(report: InjectReport) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 
 import jax
 
 from goat_jax.cli.arguments.config import read_config
+from goat_jax.config.run import RunConfig
 from goat_jax.errors import UserError
 from goat_jax.hardware.topologies import Topology, find_topology
-from goat_jax.planning.plan import StepPlan, largest_rows
+from goat_jax.nn.stack import REMAT
+from goat_jax.planning.plan import DoesNotFit, StepPlan, largest_rows
 from goat_jax.planning.plan import plan as plan_run
 from goat_jax.text_tables import human_count, render_table
 
@@ -22,6 +25,7 @@ def plan(
     *,
     chip: str | None = None,
     largest: bool = False,
+    every_remat: bool = False,
     as_json: bool = False,
 ) -> int:
     """Prints the memory, communication and FLOPs of a training step on a topology.
@@ -32,6 +36,7 @@ def plan(
         topology: the devices to compile for, such as ``cpu:16`` or ``v5e:4x4``.
         chip: the chip whose peaks and memory are assumed, such as ``v5e``; None for the topology's.
         largest: whether to search for the largest micro-batch that fits, too.
+        every_remat: whether to compare all policies of `model.remat` instead.
         as_json: whether to print JSON.
 
     Returns:
@@ -41,6 +46,11 @@ def plan(
     _only_cpus(int(size) if kind == "cpu" and size.isdigit() else 1)
     config = read_config(source, overrides, "goat-jax plan")
     target = find_topology(topology, chip)
+    if every_remat:
+        steps = {name: _step_or_none(config, target, name) for name in REMAT}
+        values = {name: step and as_values(step, target, None) for name, step in steps.items()}
+        print(json.dumps(values) if as_json else remat_table(steps))
+        return 0
     step = plan_run(config, target)
     rows = None
     if largest:
@@ -116,11 +126,47 @@ def report(step: StepPlan, target: Topology, rows: int | None) -> str:
         slowest = max(bounds, key=lambda name: bounds[name])
         each = ", ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in bounds.items())
         lines.append(f"at least {bounds[slowest] * 1e3:.1f} ms a step, by {slowest} ({each})")
-        fits = "fits" if step.peak <= target.chip.memory else "does not fit"
-        lines.append(f"{fits} into {_gib(target.chip.memory)} GiB")
+        lines.append(_verdict(step, target.chip.memory))
     if rows is not None:
         lines.append(f"largest micro-batch that fits: {rows} rows per data-parallel part")
     return "\n".join(lines)
+
+
+def _verdict(step: StepPlan, memory: float) -> str:
+    over = step.peak - memory
+    if over <= 0:
+        return f"fits into {_gib(memory)} GiB"
+    return f"does not fit into {_gib(memory)} GiB, {_gib(over)} GiB over: try {step.remedies}"
+
+
+def _step_or_none(config: RunConfig, target: Topology, remat: str) -> StepPlan | None:
+    try:
+        model = dataclasses.replace(config.model, remat=remat)
+        return plan_run(dataclasses.replace(config, model=model), target)
+    except DoesNotFit:
+        return None
+
+
+def remat_table(steps: Mapping[str, StepPlan | None]) -> str:
+    """Returns a table of bytes against recomputed FLOPs.
+
+    Args:
+        steps: the policy of `model.remat` -> its plan, or None for one that does not fit.
+    """
+    least = min((step.flops for step in steps.values() if step), default=0)
+    rows = [
+        [
+            name,
+            *map(_gib, (step.arguments, step.temporaries, step.peak, step.host)),
+            f"{step.flops:.3e}",
+            f"{step.flops / least - 1:.1%}",
+        ]
+        if step
+        else [name, *["does not fit"] * 3, "", "", ""]
+        for name, step in steps.items()
+    ]
+    head = ["state, base, batch", "temporaries", "together", "on the host", "FLOPs", "recomputed"]
+    return render_table(["model.remat, GiB per device", *head], rows)
 
 
 def _gib(size: float) -> str:
