@@ -124,6 +124,7 @@ def plain_attention(
     *,
     scale: float | None = None,
     soft_cap: float | None = None,
+    bias: Array | None = None,
     dropped: Callable[[Array], Array] | None = None,
 ) -> Array:
     """Computes attention (B, T, N, H) from the scores of all pairs, with the softmax in float32.
@@ -136,6 +137,7 @@ def plain_attention(
             query that may attend to nothing gets the mean of all values, never NaN.
         scale: the factor of the scores; None is 1 / sqrt(H).
         soft_cap: the bound of the scores (`capped`).
+        bias: (B or 1, N, T, S) float32, added to the scores after their bound; None for none.
         dropped: dropout of the probabilities (B, N, T, S); None for no dropout.
 
     >>> x = jnp.ones((1, 3, 2, 4), jnp.bfloat16)
@@ -146,8 +148,8 @@ def plain_attention(
     # jax mixes bfloat16 and float32 internally, which a caller's strict promotion would reject.
     with jax.numpy_dtype_promotion("standard"):
         if dropped is None and soft_cap is None:
-            return jax.nn.dot_product_attention(query, key, value, mask=mask, scale=scale)
-        return _with_probabilities(query, key, value, mask, scale, soft_cap, dropped)
+            return jax.nn.dot_product_attention(query, key, value, bias, mask, scale=scale)
+        return _with_probabilities(query, key, value, mask, scale, soft_cap, bias, dropped)
 
 
 def _with_probabilities(
@@ -157,6 +159,7 @@ def _with_probabilities(
     mask: Array | None,
     scale: float | None,
     soft_cap: float | None,
+    bias: Array | None,
     dropped: Callable[[Array], Array] | None,
 ) -> Array:
     """Computes `plain_attention` with explicit probabilities, which jax's does not expose."""
@@ -165,6 +168,7 @@ def _with_probabilities(
     query, key = query.astype(jnp.float32), key.astype(jnp.float32)
     factor: float = query.shape[-1] ** -0.5 if scale is None else scale
     scores = capped(jnp.einsum("BTNH,BSNH->BNTS", query, key) * factor, soft_cap)
+    scores = scores if bias is None else scores + jnp.broadcast_to(bias, scores.shape)
     if mask is not None:
         # A finite value: a query that may attend to nothing gets the mean of all values, not NaN.
         scores = jnp.where(mask, scores, 0.5 * jnp.finfo(jnp.float32).min)

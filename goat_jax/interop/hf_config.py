@@ -128,7 +128,7 @@ def form_of(kind: str, config: object) -> HfForm:
 
 _POOLED = """
 
-import torch
+from transformers.activations import ACT2FN
 
 
 def logits(**batch):
@@ -137,7 +137,7 @@ def logits(**batch):
     mask = batch["attention_mask"].unsqueeze(-1)
     mean = (hidden * mask).sum(1) / mask.sum(1)
     dense, out = map(inner.get_submodule, {head})
-    return out(torch.{activation}(dense(mean)))"""
+    return out(ACT2FN["{activation}"](dense(mean)))"""
 
 
 def pooled_logits(config: Any, model: str) -> str:
@@ -149,5 +149,5 @@ def pooled_logits(config: Any, model: str) -> str:
     """
     if getattr(config, "pooling", "cls") != "mean":
         return ""
-    family = ENCODERS[config.family]
-    return _POOLED.format(model=model, head=family.head, activation=family.head_activation)
+    head = ENCODERS[config.family].head
+    return _POOLED.format(model=model, head=head, activation=config.head_activation)

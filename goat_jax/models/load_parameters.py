@@ -233,9 +233,9 @@ def _read(
 
 
 def _start(slot: _Slot, key: Key, index: Index) -> np.ndarray:
-    """Initializes a new head's parameter: normal(0.02) kernels, zero biases, a key per name."""
-    if slot.parameter == "bias":
-        return np.zeros(slot.full_shape(), np.float32)[index]
+    """Initializes a new head's parameter: normal(0.02) kernels with a key per name, 0 or 1."""
+    if slot.parameter in ("bias", "scale"):
+        return np.full(slot.full_shape(), slot.parameter == "scale", np.float32)[index]
     head_key = jax.random.fold_in(key, zlib.crc32(slot.names[0].encode()))
     return np.asarray(0.02 * jax.random.normal(head_key, slot.full_shape(), jnp.float32))[index]
 

@@ -145,6 +145,7 @@ def _encoder(family: EncoderFamily) -> Architecture:
         head=family.head,
         drops=True,
         keys=family.keys,
+        fused=family.fused,
     )
 
 

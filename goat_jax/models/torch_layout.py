@@ -17,6 +17,7 @@ from goat_jax.nn.modules import (
     PatchEmbedding,
     Projection,
     RMSNorm,
+    TokenConvolution,
 )
 from goat_jax.nn.named_modules import ModuleRef, find_modules
 
@@ -59,6 +60,7 @@ TORCH_NAMES: dict[type[nnx.Module], dict[str, Layout]] = {
     Dense: {"kernel": Layout("weight", (1, 0)), "bias": Layout("bias")},
     Projection: {"kernel": Layout("weight", (1, 0)), "bias": Layout("bias")},
     PatchEmbedding: {"kernel": Layout("weight", (2, 3, 1, 0)), "bias": Layout("bias")},
+    TokenConvolution: {"kernel": Layout("weight", (2, 1, 0)), "bias": Layout("bias")},
     Embedding: {"table": Layout("weight")},
     LayerNorm: {"scale": Layout("weight"), "bias": Layout("bias")},
     RMSNorm: {"scale": Layout("weight")},

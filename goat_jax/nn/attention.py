@@ -57,7 +57,8 @@ class AttentionPlan:
             UserError: a way was asked for by name that cannot do what is needed.
         """
         device = self._device()
-        plain = "xla" if need.queries * need.keys <= PLAIN**2 or need.dropout else "blocks"
+        short = need.queries * need.keys <= PLAIN**2
+        plain = "xla" if short or WAYS["blocks"].refusal(need, device) else "blocks"
         named = None if self.way == AUTO else self.way
         kernel = KERNEL_OF.get(device.platform) if named is None else named
         if kernel is None or (kernel in KERNELS and not need.whole):
@@ -106,6 +107,7 @@ def attention(
     mask: Array | None = None,
     scale: float | None = None,
     soft_cap: float | None = None,
+    bias: Array | None = None,
     dropped: Callable[[Array], Array] | None = None,
 ) -> Array:
     """Computes scaled dot-product attention (B, T, N, H), with the softmax in float32.
@@ -120,6 +122,7 @@ def attention(
         mask: ``visible.mask(T, S)`` if it is computed already.
         scale: the factor of the scores; None is 1 / sqrt(H).
         soft_cap: bends scores smoothly into (-soft_cap, soft_cap); None does not.
+        bias: (B or 1, N, T, S) float32, added to the scores; None for none.
         dropped: dropout of the probabilities (B, N, T, S); None for no dropout.
 
     Raises:
@@ -138,6 +141,7 @@ def attention(
         causal=visible.causal,
         windows=(visible.window,),
         soft_cap=soft_cap is not None,
+        bias=bias is not None,
         dropout=dropped is not None,
         cached=visible.start is not None,
     )
@@ -145,7 +149,7 @@ def attention(
     if way == "xla":
         mask = visible.mask(need.queries, need.keys) if mask is None else mask
         return plain_attention(
-            query, key, value, mask, scale=scale, soft_cap=soft_cap, dropped=dropped
+            query, key, value, mask, scale=scale, soft_cap=soft_cap, bias=bias, dropped=dropped
         )
     compute = WAYS[way].compute
     assert compute is not None  # only of "xla"
@@ -230,6 +234,8 @@ class Way:
 
 def _blocks_refusal(need: Need, device: Any) -> str | None:
     del device
+    if need.bias:
+        return "has no bias of the scores"
     return "cannot drop out probabilities" if need.dropout else None
 
 

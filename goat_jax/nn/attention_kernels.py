@@ -37,6 +37,8 @@ def cudnn_refusal(need: Need, device: Any) -> str | None:
         return f"takes head sizes up to {CUDNN_SIZE} in steps of 8, not {need.size}"
     if need.soft_cap:
         return "has no soft cap of the scores"
+    if need.bias:
+        return "has no bias of the scores"
     if need.dropout:
         return "cannot drop out probabilities (model.dropout)"
     if any(need.windows) and not need.causal:
@@ -137,6 +139,8 @@ def splash_refusal(need: Need, device: Any) -> str | None:
         return f"runs on TPUs, not on {device.platform}"
     if need.dtype not in SPLASH_DTYPES:
         return f"takes {' and '.join(SPLASH_DTYPES)}, not {need.dtype}"
+    if need.bias:
+        return "has no bias of the scores"
     if need.dropout:
         return "cannot drop out probabilities (model.dropout)"
     # As the context manager of this name sets it, too; jax's types leave it out.

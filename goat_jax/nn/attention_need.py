@@ -17,6 +17,7 @@ class Need:
         causal: whether keys after a query are excluded.
         windows: the window of each layer; None for all tokens.
         soft_cap: whether scores are capped.
+        bias: whether a bias is added to the scores.
         dropout: whether probabilities are dropped out.
         cached: whether the queries continue a cache of keys, as in generation.
     """
@@ -28,6 +29,7 @@ class Need:
     causal: bool
     windows: tuple[int | None, ...] = (None,)
     soft_cap: bool = False
+    bias: bool = False
     dropout: bool = False
     cached: bool = False
 

@@ -170,6 +170,31 @@ class PatchEmbedding(nnx.Module):
         return y + jnp.broadcast_to(self.bias[...].astype(y.dtype), y.shape)
 
 
+class TokenConvolution(nnx.Module):
+    """Convolution over the tokens of a row, whose ends are padded with zeros.
+
+    >>> TokenConvolution(3, 4, 2, rngs=nnx.Rngs(0))(jnp.ones((2, 5, 4))).shape
+    (2, 5, 4)
+    """
+
+    def __init__(self, size: int, features: int, groups: int, *, rngs: nnx.Rngs):
+        shape = (size, features // groups, features)
+        std = (size * features // groups) ** -0.5
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32) * std)
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+        self.groups = groups
+
+    def __call__(self, x: Array) -> Array:
+        """Convolves x (B, T, D), for a kernel of odd size."""
+        kernel = self.kernel[...].astype(x.dtype)
+        y = jax.lax.conv_general_dilated(
+            *(x, kernel, (1,), "SAME"),
+            dimension_numbers=("NTC", "TIO", "NTC"),
+            feature_group_count=self.groups,
+        )
+        return y + jnp.broadcast_to(self.bias[...].astype(y.dtype), y.shape)
+
+
 class LearnedArray(nnx.Module):
     """A single array, such as the embedding of a class token."""
 

@@ -61,12 +61,21 @@ fused kernel. The last one recomputes everything from layers' inputs that wait i
 class Stack(nnx.Module):
     """L layers of equal structure, called as ``layer(x, ctx, *args) -> x``.
 
-    Normally all layers form one run, computed by one scan. Where adapters differ between layers the
-    stack is split into several runs of consecutive layers, each with a separate scan.
+    Normally all layers form one run, computed by one scan. Where adapters differ between layers, or
+    the first layer has other modules, the stack is split into several runs of consecutive layers,
+    each with a separate scan.
+
+    Args:
+        make: makes a layer.
+        length: the number L of layers.
+        first: makes the first layer if it differs from the others.
+        calls: the layer of each call, in ascending order, for layers that are called several times
+            in a row (ALBERT); None calls each layer once.
 
     Attributes:
         runs: the stacked layers; every array of run i has a leading axis of sizes[i].
         sizes: number of layers per run.
+        calls: the layer of each call.
         remat: a key of `REMAT`.
         activation_sharding: on a mesh, the sharding of the hidden states (B, T, D) between layers;
             else None.
@@ -79,10 +88,22 @@ class Stack(nnx.Module):
     (3, 4, 4)
     """
 
-    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], length: int, *, rngs: nnx.Rngs):
-        stacked = nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(length))
-        self.runs: nnx.List[Any] = nnx.List([stacked])
-        self.sizes = (length,)
+    def __init__(
+        self,
+        make: Callable[[nnx.Rngs], nnx.Module],
+        length: int,
+        *,
+        rngs: nnx.Rngs,
+        first: Callable[[nnx.Rngs], nnx.Module] | None = None,
+        calls: Sequence[int] | None = None,
+    ):
+        parts = [(make, length)] if first is None else [(first, 1), (make, length - 1)]
+        parts = [(make, size) for make, size in parts if size]
+        self.runs: nnx.List[Any] = nnx.List(
+            [nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(size)) for make, size in parts]
+        )
+        self.sizes = tuple(size for _, size in parts)
+        self.calls = tuple(range(length) if calls is None else calls)
         self.remat = "none"
         self.activation_sharding: NamedSharding | None = None
         self.batch_parts = 1
@@ -122,16 +143,16 @@ class Stack(nnx.Module):
             call: (layer, x, ctx, slice of `each`) -> (x, kept); ``layer`` is an unstacked module of
                 `runs`.
             x: input of the first layer.
-            ctx: context; every layer gets it folded with the layer's index.
-            each: a pytree of arrays with a leading axis of all L layers.
+            ctx: context; every call gets it folded with its number, which is the layer's unless
+                layers are called several times.
+            each: a pytree of arrays with a leading axis of all calls.
 
         Returns:
             x after the last layer, and the `kept` values of all calls, stacked.
         """
         kept = []
         for number, (run, layers) in enumerate(zip(self.runs, self.ranges(), strict=True)):
-            own = jax.tree.map(lambda a, layers=layers: a[layers.start : layers.stop], each)
-            x, (sown, kept_here) = self._scan(run, layers, call, x, ctx, own)
+            x, (sown, kept_here) = self._scan(run, layers, call, x, ctx, each)
             sow(self, f"run_{number}", sown)
             kept.append(kept_here)
         return x, jax.tree.map(lambda *parts: jax.numpy.concatenate(parts), *kept)
@@ -145,10 +166,15 @@ class Stack(nnx.Module):
         ctx: Context,
         each: PyTree,
     ) -> tuple[Array, tuple[Any, Any]]:
-        graph, state = nnx.split(run)
+        graph, stacked = nnx.split(run)
+        numbers = [number for number, layer in enumerate(self.calls) if layer in layers]
+        places = [self.calls[number] - layers.start for number in numbers]
+        shared = places != list(range(len(layers)))
 
         def body(x: Array, layer: tuple[Any, Array, Any]) -> tuple[Array, tuple[Any, Any]]:
             state, index, own = layer
+            if shared:
+                state = jax.tree.map(lambda array: array[state], stacked)
             model = nnx.merge(graph, state)
             x = checkpoint_name(self._constrained(x), INPUT)
             (y, kept), sown = nnx.capture(call, Sown)(model, x, ctx.fold(index), own)
@@ -156,9 +182,21 @@ class Stack(nnx.Module):
 
         if self.remat not in REMAT:
             raise UserError(f"remat {self.remat!r} is not one of {', '.join(REMAT)}")
-        indices = jax.numpy.arange(layers.start, layers.stop)
-        return jax.lax.scan(REMAT[self.remat](body), x, (state, indices, each))
+        own = jax.tree.map(lambda a: a[numbers[0] : numbers[-1] + 1], each)
+        chosen = jax.numpy.array(places) if shared else stacked
+        over = (chosen, jax.numpy.array(numbers), own)
+        x, (sown, kept) = jax.lax.scan(REMAT[self.remat](body), x, over)
+        if shared:  # an adapter has one report, whatever the number of its layer's calls
+            sown = jax.tree.map(partial(_means, places, len(layers)), sown)
+        return x, (sown, kept)
 
     def _constrained(self, x: Array) -> Array:
         """Constrains x to its sharding; the compiler may otherwise shard features as a kernel's."""
         return x if self.activation_sharding is None else constrained(x, self.activation_sharding)
+
+
+def _means(places: list[int], layers: int, values: Array) -> Array:
+    """Returns the means (L, ...) of the calls' values (C, ...) over the calls of each layer."""
+    counts = jax.numpy.array([places.count(layer) for layer in range(layers)], values.dtype)
+    sums = jax.ops.segment_sum(values, jax.numpy.array(places), layers)
+    return sums / counts.reshape(-1, *(1,) * (values.ndim - 1))

@@ -12,6 +12,7 @@ from goat_jax.nn.modules import (
     PatchEmbedding,
     Projection,
     RMSNorm,
+    TokenConvolution,
 )
 from goat_jax.nn.named_modules import ModuleRef
 
@@ -44,6 +45,7 @@ PARAMETERS: dict[type[nnx.Module], dict[str, Axes]] = {
     Dense: {"kernel": ("in", "out"), "bias": ("out",)},
     Projection: {"kernel": ("embed", "vocab"), "bias": ("vocab",)},
     PatchEmbedding: {"kernel": (None, None, None, "embed"), "bias": (None,)},
+    TokenConvolution: {"kernel": (None, None, None), "bias": (None,)},
     Embedding: {"table": ("vocab", "embed")},
     LayerNorm: {"scale": (None,), "bias": (None,)},
     RMSNorm: {"scale": (None,)},

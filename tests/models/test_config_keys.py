@@ -13,6 +13,7 @@ import transformers
 
 from goat_jax.errors import UserError
 from goat_jax.models.decoder.families import FAMILIES as DECODERS
+from goat_jax.models.encoder.families import FAMILIES as ENCODERS
 from goat_jax.models.load import random_model
 from goat_jax.models.registry import ARCHITECTURES
 from goat_jax.models.vision.families import CLIP_TEXT_CONFIG
@@ -26,8 +27,7 @@ KEYS = {kind: architecture.family.config_keys for kind, architecture in ARCHITEC
 KEYS["clip_text_model"] = CLIP_TEXT_CONFIG
 SMALL = {
     **{kind: TEXT | {"num_key_value_heads": 2} for kind in DECODERS},
-    "bert": TEXT,
-    "roberta": TEXT,
+    **{kind: TEXT for kind in ENCODERS},
     "distilbert": {"vocab_size": 20, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 16},
     "clip": {"vision_config": {**BLOCKS, "intermediate_size": 16}, "text_config": TEXT},
     "clip_vision_model": {**BLOCKS, "intermediate_size": 16},
@@ -178,6 +178,8 @@ WRONG = [
     ("bert", {"hidden_dropout_prob": 1}, "hidden_dropout_prob 1 is not valid"),
     ("bert", {"id2label": ["a"]}, "id2label is ..a..: it must be an object"),
     ("roberta", {"pad_token_id": "1"}, "pad_token_id '1' is not valid"),
+    ("electra", {"embedding_size": 0}, "embedding_size 0 is not valid"),
+    ("mpnet", {"relative_attention_num_buckets": 8}, "relative_attention_num_buckets 8 is not"),
     ("distilbert", {"hidden_size": 48}, "hidden_size is 48 and dim is 32, which are two names"),
     ("vit", {"qkv_bias": "no"}, "qkv_bias is 'no'"),
     ("vit", {"head_dim": 16}, "head_dim is 16"),

@@ -1,7 +1,7 @@
-"""Differences between BERT, RoBERTa and DistilBERT, as one table.
+"""Differences between families of encoders, as one table of names, defaults and settings.
 
-The families differ in their names, in how positions are counted, in token types and in the
-classification head. Each difference is a field of `EncoderFamily`; there is no other code per
+Each difference is a field of `EncoderFamily`, or one of
+`goat_jax.models.encoder.config.EncoderConfig` that a `Setting` reads; there is no other code per
 family.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from goat_jax.models.config_keys import (
@@ -16,11 +17,28 @@ from goat_jax.models.config_keys import (
     EPSILON,
     RATE,
     SIZES,
+    Check,
+    Keys,
     anything,
     keys_of_family,
     number,
 )
+from goat_jax.models.encoder.relative import BUCKETS
+from goat_jax.models.encoder.settings import (
+    CONVOLUTION,
+    DISENTANGLED,
+    HEAD_SIZE,
+    LAYER_GROUPS,
+    LOCAL_AND_GLOBAL,
+    POSITION_TABLE,
+    PROJECTION_IF_NARROW,
+    equal_to_width,
+    size,
+    text,
+)
 from goat_jax.models.family import Family
+from goat_jax.models.fused import Fused
+from goat_jax.models.settings import Setting, always, flag
 from goat_jax.nn.dropout import RateKeys
 
 
@@ -31,10 +49,10 @@ class EncoderFamily(Family):
     Attributes:
         prefix: the encoder's name inside a model with a head.
         embeddings: our name of an embedding part -> its torch name under ``prefix.embeddings``.
+        others: our path of a further module -> its torch name under the prefix.
         layer: name of the list of layers, under the prefix.
         block: our name of a block's part -> its torch name.
-        head: names of the head's two dense layers.
-        head_activation: the activation between them.
+        head: names of the head's two dense layers, and of the norm between them if there is one.
         keys: field of `EncoderConfig` -> the key in config.json.
         defaults: fields that config.json may leave out or does not have; the values are those of
             transformers.
@@ -42,18 +60,23 @@ class EncoderFamily(Family):
             A place is the output of a part, the probabilities of the "attention", or the input of a
             dense layer of the head.
         positions_after_pad: whether positions count from pad + 1 over real tokens only (RoBERTa).
+        settings: the fields of `EncoderConfig` that not all families have, in the order in which
+            they are read.
+        fused: linear layers that are several of ours in one.
     """
 
     prefix: str
     embeddings: Mapping[str, str]
     layer: str
     block: Mapping[str, str]
-    head: tuple[str, str]
-    head_activation: str
+    head: tuple[str, ...]
     keys: Mapping[str, str]
     defaults: Mapping[str, Any]
     dropout: Mapping[str, RateKeys]
     positions_after_pad: bool = False
+    settings: tuple[Setting, ...] = ()
+    fused: tuple[Fused, ...] = ()
+    others: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 _BERT_EMBEDDINGS = {
@@ -128,23 +151,21 @@ _DISTIL_DROPOUT = {
     "head_out": RateKeys(("seq_classif_dropout",), 0.2),
 }
 
-_BERT_CONFIG = keys_of_family(
-    {
-        **SIZES,
-        "max_position_embeddings": anything,
-        "type_vocab_size": COUNT,
-        "layer_norm_eps": EPSILON,
-        "pad_token_id": number(whole=True),
-        "hidden_dropout_prob": RATE,
-        "attention_probs_dropout_prob": RATE,
-        "classifier_dropout": RATE,
-    },
-    {
-        "position_embedding_type": ("absolute",),
-        "is_decoder": (False,),
-        "add_cross_attention": (False,),
-    },
-)
+_BERT_READ: dict[str, Check] = {
+    **SIZES,
+    "max_position_embeddings": anything,
+    "type_vocab_size": COUNT,
+    "layer_norm_eps": EPSILON,
+    "pad_token_id": number(whole=True),
+    "hidden_dropout_prob": RATE,
+    "attention_probs_dropout_prob": RATE,
+}
+_BERT_FIXED: dict[str, tuple[Any, ...]] = {
+    "position_embedding_type": ("absolute",),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+}
+_BERT_CONFIG = keys_of_family({**_BERT_READ, "classifier_dropout": RATE}, _BERT_FIXED)
 _DISTIL_CONFIG = dataclasses.replace(
     keys_of_family(
         {
@@ -167,6 +188,149 @@ _DISTIL_CONFIG = dataclasses.replace(
     },
 )
 
+
+def _without(keys: Mapping[str, Any], *left_out: str) -> dict[str, Any]:
+    return {name: value for name, value in keys.items() if name not in left_out}
+
+
+def _config(
+    keys: Mapping[str, Check],
+    settings: tuple[Setting, ...],
+    fixed: Mapping[str, tuple[Any, ...]] = MappingProxyType({}),
+    without: tuple[str, ...] = (),
+) -> Keys:
+    """Returns the treatment of a family's keys, given those that no setting reads."""
+    read = dict(keys)
+    for setting in settings:
+        read |= setting.keys
+    return keys_of_family(read, fixed, without)
+
+
+# The summary is that of multiple choice, not of sequence classification.
+_ELECTRA_WITHOUT = ("summary_type", "summary_use_proj", "summary_activation")
+_ELECTRA_WITHOUT += ("summary_last_dropout", "summary_first_dropout", "summary_proj_to_labels")
+_ELECTRA_SETTINGS = (size("embedding_size", "embedding_size", 128), PROJECTION_IF_NARROW)
+
+_MPNET_BLOCK = _BERT_BLOCK | {
+    "query": "attention.attn.q",
+    "key": "attention.attn.k",
+    "value": "attention.attn.v",
+    "attention_out": "attention.attn.o",
+    "attention_norm": "attention.LayerNorm",
+}
+# transformers has 32 buckets, whatever the size of the table.
+_MPNET_BUCKETS = Setting(
+    {"relative_attention_num_buckets": number(at_least=BUCKETS, whole=True)},
+    lambda hf, values: {"relative_buckets": hf.get("relative_attention_num_buckets") or BUCKETS},
+)
+
+_ALBERT_BLOCK = {
+    "query": "attention.query",
+    "key": "attention.key",
+    "value": "attention.value",
+    "attention_out": "attention.dense",
+    "attention_norm": "attention.LayerNorm",
+    "up": "ffn",
+    "down": "ffn_output",
+    "norm": "full_layer_layer_norm",
+}
+_ALBERT_SETTINGS = (
+    size("embedding_size", "embedding_size", 128),
+    always(projected=True),
+    LAYER_GROUPS,
+)
+_ALBERT_DROPOUT = {
+    "embeddings": RateKeys(("hidden_dropout_prob",), 0.0),
+    "attention": RateKeys(("attention_probs_dropout_prob",), 0.0),
+    "attention_out": RateKeys(("hidden_dropout_prob",), 0.0),
+    "head_out": RateKeys(("classifier_dropout_prob",)),
+}
+
+_MODERN_BLOCK = {
+    "query": "attn.Wq",
+    "key": "attn.Wk",
+    "value": "attn.Wv",
+    "attention_out": "attn.Wo",
+    "attention_norm": "attn_norm",
+    "gate": "mlp.Wi_input",
+    "up": "mlp.Wi_gate",
+    "down": "mlp.Wo",
+    "norm": "mlp_norm",
+}
+_MODERN_FUSED = (
+    Fused(
+        "attn.Wqkv",
+        ("attn.Wq", "attn.Wk", "attn.Wv"),
+        lambda config: (config.hidden_size,) * 3,
+    ),
+    # transformers activates the first half, "input", and multiplies by the second, "gate".
+    Fused(
+        "mlp.Wi",
+        ("mlp.Wi_input", "mlp.Wi_gate"),
+        lambda config: (config.intermediate_size,) * 2,
+    ),
+)
+_MODERN_SETTINGS = (
+    always(norm_before=True, gated=True, position_table=False, head_norm=True),
+    LOCAL_AND_GLOBAL,
+    flag("norm_bias", "norm_bias"),
+    flag("attention_bias", "attention_bias"),
+    flag("mlp_bias", "mlp_bias"),
+    flag("classifier_bias", "head_bias"),
+    text("classifier_activation", "head_activation", "gelu"),
+)
+_MODERN_READ: dict[str, Check] = {
+    **_without(SIZES, "hidden_act"),
+    "hidden_activation": anything,
+    "max_position_embeddings": anything,
+    "norm_eps": EPSILON,
+    "classifier_pooling": anything,
+    "embedding_dropout": RATE,
+    "attention_dropout": RATE,
+    "mlp_dropout": RATE,
+    "classifier_dropout": RATE,
+}
+# Of the masked language model's head, and of kernels that compute the same.
+_MODERN_WITHOUT = ("decoder_bias", "sparse_prediction", "sparse_pred_ignore_index", "cls_token_id")
+_MODERN_WITHOUT += ("initializer_cutoff_factor", "deterministic_flash_attn", "reference_compile")
+_NO_DROPOUT = {
+    place: RateKeys((key,), 0.0)
+    for place, key in {
+        "embeddings": "embedding_dropout",
+        "attention": "attention_dropout",
+        "attention_out": "attention_dropout",
+        "inner": "mlp_dropout",
+        "head_out": "classifier_dropout",
+    }.items()
+}
+
+_DEBERTA_BLOCK = _BERT_BLOCK | {
+    "query": "attention.self.query_proj",
+    "key": "attention.self.key_proj",
+    "value": "attention.self.value_proj",
+    "position_key": "attention.self.pos_key_proj",
+    "position_query": "attention.self.pos_query_proj",
+}
+_DEBERTA_SETTINGS = (
+    HEAD_SIZE,
+    equal_to_width("embedding_size", "pooler_hidden_size"),
+    POSITION_TABLE,
+    DISENTANGLED,
+    CONVOLUTION,
+    text("pooler_hidden_act", "head_activation", "gelu"),
+)
+_DEBERTA_READ = _BERT_READ | {
+    "type_vocab_size": number(at_least=0, whole=True),
+    "pooler_dropout": RATE,
+    "cls_dropout": RATE,
+}
+_DEBERTA_DROPOUT = _BERT_DROPOUT | {
+    "positions": _HIDDEN,
+    "convolution": _HIDDEN,
+    "head_dense": RateKeys(("pooler_dropout",), 0.0),
+    "head_out": RateKeys(("cls_dropout", "hidden_dropout_prob")),
+}
+
 FAMILIES: dict[str, EncoderFamily] = {
     "bert": EncoderFamily(
         class_name="Bert",
@@ -177,7 +341,6 @@ FAMILIES: dict[str, EncoderFamily] = {
         layer="encoder.layer",
         block=_BERT_BLOCK,
         head=("bert.pooler.dense", "classifier"),
-        head_activation="tanh",
         keys=_BERT_KEYS,
         defaults=_BERT_DEFAULTS,
         dropout=_BERT_DROPOUT,
@@ -191,7 +354,6 @@ FAMILIES: dict[str, EncoderFamily] = {
         layer="encoder.layer",
         block=_BERT_BLOCK,
         head=("classifier.dense", "classifier.out_proj"),
-        head_activation="tanh",
         keys=_BERT_KEYS,
         defaults=_BERT_DEFAULTS | {"pad_token_id": 1},
         dropout=_BERT_DROPOUT | {"head_dense": _CLASSIFIER},
@@ -202,13 +364,122 @@ FAMILIES: dict[str, EncoderFamily] = {
         config_keys=_DISTIL_CONFIG,
         ignored=r"vocab_\w+\..*|.*position_ids",
         prefix="distilbert",
-        embeddings={k: v for k, v in _BERT_EMBEDDINGS.items() if k != "types"},
+        embeddings=_BERT_EMBEDDINGS,
         layer="transformer.layer",
         block=_DISTIL_BLOCK,
         head=("pre_classifier", "classifier"),
-        head_activation="relu",
         keys=_DISTIL_KEYS,
-        defaults=_BERT_DEFAULTS | {"type_vocab_size": 0},
+        defaults=_BERT_DEFAULTS | {"type_vocab_size": 0, "head_activation": "relu"},
         dropout=_DISTIL_DROPOUT,
     ),
+    "electra": EncoderFamily(
+        class_name="Electra",
+        config_keys=_config(
+            {**_BERT_READ, "classifier_dropout": RATE},
+            _ELECTRA_SETTINGS,
+            _BERT_FIXED,
+            _ELECTRA_WITHOUT,
+        ),
+        ignored=r"(discriminator|generator)_\w+\..*|.*position_ids",
+        prefix="electra",
+        embeddings=_BERT_EMBEDDINGS,
+        others={"embeddings.projection": "embeddings_project"},
+        layer="encoder.layer",
+        block=_BERT_BLOCK,
+        head=("classifier.dense", "classifier.out_proj"),
+        keys=_BERT_KEYS,
+        defaults=_BERT_DEFAULTS | {"head_activation": "gelu"},
+        dropout=_BERT_DROPOUT | {"head_dense": _CLASSIFIER},
+        settings=_ELECTRA_SETTINGS,
+    ),
+    "mpnet": EncoderFamily(
+        class_name="MPNet",
+        config_keys=_config(
+            _without(_BERT_READ, "type_vocab_size", "pad_token_id"), (_MPNET_BUCKETS,)
+        ),
+        ignored=r"lm_head\..*|.*pooler\.dense\..*|.*position_ids",
+        prefix="mpnet",
+        embeddings=_BERT_EMBEDDINGS,
+        others={"relative": "encoder.relative_attention_bias"},
+        layer="encoder.layer",
+        block=_MPNET_BLOCK,
+        head=("classifier.dense", "classifier.out_proj"),
+        keys=_without(_BERT_KEYS, "type_vocab_size", "pad_token_id"),
+        # transformers counts positions from 1, whatever the padding token.
+        defaults=_BERT_DEFAULTS | {"type_vocab_size": 0, "pad_token_id": 1},
+        dropout=_BERT_DROPOUT | {"head_dense": _HIDDEN, "head_out": _HIDDEN},
+        positions_after_pad=True,
+        settings=(_MPNET_BUCKETS,),
+    ),
+    "albert": EncoderFamily(
+        class_name="Albert",
+        config_keys=_config(
+            {**_BERT_READ, "classifier_dropout_prob": RATE},
+            _ALBERT_SETTINGS,
+            _without(_BERT_FIXED, "is_decoder", "add_cross_attention") | {"inner_group_num": (1,)},
+        ),
+        ignored=r"predictions\..*|sop_classifier\..*|.*position_ids",
+        prefix="albert",
+        embeddings=_BERT_EMBEDDINGS,
+        others={"embeddings.projection": "encoder.embedding_hidden_mapping_in"},
+        layer="encoder.albert_layer_groups",
+        block={ours: f"albert_layers.0.{theirs}" for ours, theirs in _ALBERT_BLOCK.items()},
+        head=("albert.pooler", "classifier"),
+        keys=_BERT_KEYS,
+        defaults=_BERT_DEFAULTS | {"activation": "gelu_new"},
+        dropout=_ALBERT_DROPOUT,
+        settings=_ALBERT_SETTINGS,
+    ),
+    "modernbert": EncoderFamily(
+        class_name="ModernBert",
+        config_keys=_config(_MODERN_READ, _MODERN_SETTINGS, without=_MODERN_WITHOUT),
+        ignored=r"decoder\..*",
+        prefix="model",
+        embeddings={"words": "tok_embeddings", "norm": "norm"},
+        others={"final_norm": "final_norm"},
+        layer="layers",
+        block=_MODERN_BLOCK,
+        head=("head.dense", "head.norm", "classifier"),
+        keys=_without(_BERT_KEYS, "type_vocab_size", "pad_token_id")
+        | {
+            "activation": "hidden_activation",
+            "layer_norm_eps": "norm_eps",
+            "pooling": "classifier_pooling",
+        },
+        defaults={
+            "max_position_embeddings": 8192,
+            "type_vocab_size": 0,
+            "activation": "gelu",
+            "layer_norm_eps": 1e-5,
+            "pad_token_id": 50283,
+        },
+        dropout=_NO_DROPOUT,
+        settings=_MODERN_SETTINGS,
+        fused=_MODERN_FUSED,
+    ),
+    "deberta-v2": EncoderFamily(
+        class_name="DebertaV2",
+        config_keys=_config(_DEBERTA_READ, _DEBERTA_SETTINGS, without=("legacy",)),
+        ignored=r"(lm|mask)_predictions\..*|cls\..*|lm_head\..*|.*position_ids"
+        r"|deberta\.embeddings\.position_embeddings\.weight",
+        prefix="deberta",
+        embeddings=_BERT_EMBEDDINGS,
+        others={
+            "relative": "encoder.rel_embeddings",
+            "relative_norm": "encoder.LayerNorm",
+            "layers.convolution": "encoder.conv.conv",
+            "layers.convolution_norm": "encoder.conv.LayerNorm",
+        },
+        layer="encoder.layer",
+        block=_DEBERTA_BLOCK,
+        head=("pooler.dense", "classifier"),
+        keys=_BERT_KEYS,
+        defaults=_BERT_DEFAULTS | {"type_vocab_size": 0, "layer_norm_eps": 1e-7},
+        dropout=_DEBERTA_DROPOUT,
+        settings=_DEBERTA_SETTINGS,
+    ),
+}
+FAMILIES |= {
+    "xlm-roberta": dataclasses.replace(FAMILIES["roberta"], class_name="XLMRoberta"),
+    "camembert": dataclasses.replace(FAMILIES["roberta"], class_name="Camembert"),
 }
