@@ -58,7 +58,7 @@ class Defaults:
     batch_size: int
     max_length: int | None
     eta: Callable[[float], float] = lambda rate: 1.0
-    tokens: Callable[[Any, int], int] = lambda own, length: length
+    tokens: Callable[[Any, int], int] = lambda config, length: length
 
 
 DEFAULTS: Mapping[str, Defaults] = MappingProxyType(
@@ -66,7 +66,13 @@ DEFAULTS: Mapping[str, Defaults] = MappingProxyType(
         "text encoder": Defaults(guess_text, 32, 3e-4, 1e-5, 32, 256),
         "language model": Defaults(guess_language, 32, 1e-4, 1e-5, 16, 1024, llama_eta),
         "image encoder": Defaults(
-            guess_images, 8, 5e-4, 1e-5, 32, None, tokens=lambda own, _: math.prod(own.grid) + 1
+            guess_images,
+            8,
+            5e-4,
+            1e-5,
+            32,
+            None,
+            tokens=lambda config, _: math.prod(config.grid) + 1,
         ),
     }
 )
@@ -205,27 +211,29 @@ class _Model:
 
     Attributes:
         settings: the settings for its kind.
-        own: its config.
+        config: its config.
         head: the names of its head's modules.
         most: the largest number of tokens of a row.
-        options: fields of `own` that the checkpoint sets elsewhere, such as its pooling.
+        options: fields of `config` that the checkpoint sets elsewhere, such as its pooling.
     """
 
     settings: Defaults
-    own: Any
+    config: Any
     head: tuple[str, ...]
     most: int
     options: Mapping[str, str]
 
     @property
     def large(self) -> bool:
-        return 12 * self.own.num_layers * self.own.hidden_size**2 > MANY_PARAMETERS
+        return 12 * self.config.num_layers * self.config.hidden_size**2 > MANY_PARAMETERS
 
     def rows_at_once(self, length: int) -> int:
         """Returns the most rows of some length that one device computes at a time."""
-        own, large = self.own, self.large
-        sizes = ModelSizes(own.num_layers, own.hidden_size, own.num_heads, 2 if large else 4, large)
-        return rows_that_fit(device_memory(), sizes, self.settings.tokens(own, length))
+        config, large = self.config, self.large
+        sizes = ModelSizes(
+            config.num_layers, config.hidden_size, config.num_heads, 2 if large else 4, large
+        )
+        return rows_that_fit(device_memory(), sizes, self.settings.tokens(config, length))
 
 
 def _read_model(model: str) -> _Model:

@@ -84,13 +84,13 @@ def quantize(kernel: Array, kind: str) -> tuple[Array, Array]:
         kernel: (I, O), any float dtype.
         kind: a key of `KINDS`.
     """
-    found = _qwix().quantize(
+    quantized = _qwix().quantize(
         kernel.astype(jnp.float32),
         KINDS[kind].qwix,
         channelwise_axes=[1],
         tiled_axes={0: tile_of(kernel.shape[0])},
     )
-    return found.qvalue, found.scale
+    return quantized.qvalue, quantized.scale
 
 
 def dequantize(codes: Array, scales: Array, kind: str) -> Array:

@@ -172,12 +172,12 @@ class Stack(nnx.Module):
         shared = places != list(range(len(layers)))
 
         def body(x: Array, layer: tuple[Any, Array, Any]) -> tuple[Array, tuple[Any, Any]]:
-            state, index, own = layer
+            state, index, extra = layer
             if shared:
                 state = jax.tree.map(lambda array: array[state], stacked)
             model = nnx.merge(graph, state)
             x = checkpoint_name(self._constrained(x), INPUT)
-            (y, kept), sown = nnx.capture(call, Sown)(model, x, ctx.fold(index), own)
+            (y, kept), sown = nnx.capture(call, Sown)(model, x, ctx.fold(index), extra)
             return self._constrained(y), (nnx.to_pure_dict(sown), kept)
 
         if self.remat not in REMAT:

@@ -49,10 +49,12 @@ def bench(options: argparse.Namespace, overrides: list[str]) -> int:
         return accelerator(options)
     options.turns = options.turns or 9
     print(machine_line())
-    found = {"layer": _layers, "step": _steps, "growth": _growth}[options.what](options, overrides)
+    figures = {"layer": _layers, "step": _steps, "growth": _growth}[options.what](
+        options, overrides
+    )
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"machine": machine(), "turns": options.turns, **found}, indent=1)
+        text = json.dumps({"machine": machine(), "turns": options.turns, **figures}, indent=1)
         write_whole(options.out / f"bench_{options.what}.json", text + "\n")
         print(f"\nall figures are in {options.out}")
     return 0
@@ -150,15 +152,15 @@ def _steps(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
         entry.label: entry_config(options.config, entry, overrides, "goat-jax bench")
         for entry in entries
     }
-    found = measure_steps(configs, options.model, turns=options.turns)
+    steps = measure_steps(configs, options.model, turns=options.turns)
     print(f"\noptimizer steps of {options.config}\n")
-    print(table(found.measured))
-    shares = {one.name: found.share_of_peak(one) for one in found.measured}
+    print(table(steps.measured))
+    shares = {one.name: steps.share_of_peak(one) for one in steps.measured}
     print(
-        f"\na plain matrix product reaches {found.peak / 1e9:,.0f} GFLOP/s; share of that per step:"
+        f"\na plain matrix product reaches {steps.peak / 1e9:,.0f} GFLOP/s; share of that per step:"
     )
     print("  ".join(f"{name}: {share:.0%}" for name, share in shares.items()))
-    return {"steps": _json(found.measured), "peak": found.peak, "shares": shares}
+    return {"steps": _json(steps.measured), "peak": steps.peak, "shares": shares}
 
 
 def _growth(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
@@ -166,16 +168,16 @@ def _growth(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]
     size = (_sizes(options.size) or [Size(1024, 1024, 1024)])[0]
     entry = read_entries(options.methods)[-1]
     spec, method = method_spec(entry.method, **entry.options), entry.label
-    found = measure_growth(size, spec, (8, 16, 32, 64, 128), (4, 8, 16, 32), turns=options.turns)
+    growth = measure_growth(size, spec, (8, 16, 32, 64, 128), (4, 8, 16, 32), turns=options.turns)
     rows = [
         [axis, value, one.seconds, one.temporaries / 2**20]
-        for axis, points in found.items()
+        for axis, points in growth.items()
         for value, one in points
     ]
     print(f"\n{method}, layer of {size}\n")
     print(render_table(["axis", "size", "median s", "temporary MiB"], rows))
     points = {
-        axis: [(n, one.seconds, one.temporaries) for n, one in of] for axis, of in found.items()
+        axis: [(n, one.seconds, one.temporaries) for n, one in of] for axis, of in growth.items()
     }
     slopes = {}
     for what, place in (("time", 1), ("temporaries", 2)):
@@ -187,7 +189,7 @@ def _growth(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]
     if options.out is not None:
         with skipped_without_extra("growth.png"):
             plot_growth(points, options.out / "growth.png", title=f"{method}, layer of {size}")
-    measured = {axis: _json([one for _, one in points]) for axis, points in found.items()}
+    measured = {axis: _json([one for _, one in points]) for axis, points in growth.items()}
     return {"method": method, "growth": measured, "slopes": slopes}
 
 
