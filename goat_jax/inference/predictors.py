@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 SPLIT = "test"
 """Split of a data set that is named without one."""
 
+PLAIN_TEXT = (".txt", ".txt.gz")
+"""Endings of files whose lines are texts, without the task's columns."""
+
 SHORTEST = 16
 """Shortest padded length of a batch, in tokens."""
 
@@ -75,9 +78,15 @@ def predictor_of(task: object) -> Predictor:
     return PREDICTORS[type(task)]
 
 
-def _read_rows(task: object, sources: Sequence[str]) -> list[Row]:
-    del task
-    return [row for source in sources for row in read_source(source, SPLIT)]
+def _read_rows(task: TextTask | LanguageTask, sources: Sequence[str]) -> list[Row]:
+    """Reads sources of rows; each line of a plain text file is a text or a prompt of the task."""
+    rows: list[Row] = []
+    for source in sources:
+        some = read_source(source, SPLIT)
+        if source.lower().endswith(PLAIN_TEXT):
+            some = [predictor_of(task).as_row(task, row["text"]) for row in some]
+        rows += some
+    return rows
 
 
 def _read_images(task: ImageTask, sources: Sequence[str]) -> list[Row]:

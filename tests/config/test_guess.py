@@ -107,7 +107,7 @@ def test_the_held_out_part_is_stratified_and_depends_on_the_texts_alone(tmp_path
         (["1", "10", "2"], ("1", "2", "10")),
         (["1.0", "0.0"], ("0.0", "1.0")),
         ([True, False], ("False", "True")),
-        (["b", "", "a"], ("a", "b")),
+        (["b", "c", "a"], ("a", "b", "c")),
         (list(range(30)), ()),
         ([0.5, 1.25, 3.0], ()),
     ],
@@ -145,7 +145,14 @@ def test_a_choice_of_the_user_decides(tmp_path):
         (["text", "when"], [[f"f {n}", n] for n in range(9)], {}, "no column looks like a label"),
         (["label", "n"], [[n % 2, n] for n in range(9)], {}, "no column looks like text"),
         (["text", "label"], [["a film", "x"]] * 3, {}, "column 'label' has 1 value"),
-        (["text", "label"], [[f"f {n}", f"v{n}"] for n in range(50)], {}, "50 different values"),
+        (
+            ["text", "label"],
+            [[f"f {n}", f"v{n}"] for n in range(50)],
+            {},
+            "50 different values .* 'v0' is",
+        ),
+        (["text", "score"], [[f"f {n}", n / 7 if n else "n/a"] for n in range(50)], {}, "'n/a' is"),
+        (["text", "label"], [["a", 1], ["b", ""], ["c", 2]], {}, "1 of 3 rows .* row 2 first"),
         (["text", "label"], [["a", 1], ["b", 2]], {"label": "lable"}, "did you mean 'label'"),
     ],
 )
@@ -198,6 +205,10 @@ def test_classes_from_folders_and_a_held_out_part_of_each(tmp_path):
     assert (guess.task.labels, guess.task.name, guess.rows) == (("cat", "dog"), "photos", 18)
     assert sorted(load_images(guess.task, "evaluation").labels.tolist()) == [0, 1]
     assert len(load_images(guess.task, "train")) == 18
+    (tmp_path / "all").mkdir()
+    (tmp_path / "photos").rename(tmp_path / "all" / "photos")
+    with pytest.raises(UserError, match=r"all: all images are in the subfolder 'photos': .*photos"):
+        guess_images(Data(str(tmp_path / "all"), None, {}))
 
 
 def test_folders_of_splits_and_a_table_of_images(tmp_path):

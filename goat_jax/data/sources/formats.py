@@ -105,7 +105,7 @@ def read_json(path: Path) -> list[Row]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: {_unreadable(error)}") from None
     if not isinstance(rows, list):
-        raise UserError(f"{path}: a {type(rows).__name__}, not an array of objects [{{...}}, ...]")
+        raise UserError(f"{path}: not an array of objects [{{...}}, ...]: give the rows alone")
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise UserError(f"{path}: element {number} is a {type(row).__name__}, not an object")
@@ -177,6 +177,18 @@ def read_tsv(path: Path) -> list[Row]:
     return _table(path, ((n, line.split("\t")) for n, line in enumerate(lines, start=1) if line))
 
 
+def read_txt(path: Path) -> list[Row]:
+    """Reads plain text: each line that is not blank is a row, its column is `text`.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "lines.txt"
+    >>> _ = path.write_text("a warm, sharp film")
+    >>> read_txt(path)
+    [{'text': 'a warm, sharp film'}]
+    """
+    return [{"text": line.rstrip("\r\n")} for line in text_lines(path) if line.strip()]
+
+
 def read_npz(path: Path) -> list[Row]:
     """Reads an archive of arrays of equal length N as columns; row i has element i of each.
 
@@ -231,6 +243,8 @@ FORMATS: dict[str, Callable[[Path], list[Row]]] = {
     ".csv.gz": read_csv,
     ".tsv": read_tsv,
     ".tsv.gz": read_tsv,
+    ".txt": read_txt,
+    ".txt.gz": read_txt,
     ".npz": read_npz,
     ".parquet": read_parquet,
 }

@@ -74,7 +74,9 @@ def read_image_folder(folder: Path) -> list[Row]:
             raise UserError(f"{part} has no image ({', '.join(IMAGE_SUFFIXES)}): remove it")
         rows += [{"image": str(path.absolute()), "label": part.name} for path in images]
     if not rows:
-        raise UserError(f"{folder}: no subfolders: give a folder with one subfolder a class")
+        raise UserError(
+            f"{folder}: no subfolders: give a folder with a subfolder of images for each class"
+        )
     if loose := _images(folder.iterdir(), folder):
         warnings.warn(
             f"{folder}: {loose[0].name} and {len(loose) - 1} other images are in no class "

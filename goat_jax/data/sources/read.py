@@ -172,10 +172,10 @@ def read_source(source: str, split: str, data_dir: str | Path | None = None) -> 
       split: the split if a `tfds:`, `idx:` or `hf:` source does not name one after `@`.
       data_dir: TFDS's folder, the package cache, or the folder that relative paths start from.
 
-    >>> read_source("dev.txt", "train")
+    >>> read_source("dev.xlsx", "train")
     Traceback (most recent call last):
-    goat_jax.errors.UserError: dev.txt: unknown file type: use one of .jsonl, .jsonl.gz, .json, \
-.json.gz, .csv, .csv.gz, .tsv, .tsv.gz, .npz, .parquet
+    goat_jax.errors.UserError: dev.xlsx: unknown file type: use one of .jsonl, .jsonl.gz, .json, \
+.json.gz, .csv, .csv.gz, .tsv, .tsv.gz, .txt, .txt.gz, .npz, .parquet
     """
     return _first(source, lambda one: _read_one(one, split, data_dir))
 

@@ -8,7 +8,8 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -116,7 +117,7 @@ class Data:
         'My-reviews'
         """
         place = self.source.partition("@")[0].rstrip("/").rpartition("/")[2]
-        suffixes = r"(\.(jsonl|json|csv|tsv|npz|parquet))?(\.gz)?$"
+        suffixes = r"(\.(jsonl|json|csv|tsv|txt|npz|parquet))?(\.gz)?$"
         return re.sub(r"[^\w-]+", "-", re.sub(suffixes, "", place)).strip("-") or "data"
 
     def held_out_part(self, count: int, how: str) -> tuple[dict[str, Any], int, str]:
@@ -159,6 +160,7 @@ def guess_text(data: Data) -> Guess[TextTask]:
     label = data.given.get("label") or _label_column(data.source, rows)
     text = tuple(data.given.get("text") or _text_columns(data.source, rows, label))
     _check_columns(data.source, rows, label, *text)
+    _check_labeled(data.source, rows, label)
     labels, line = _classes(data, rows, label)
     how = "the same share of every class" if labels else "evenly spaced by value"
     where, count, held = data.held_out_part(len(rows), how)
@@ -198,6 +200,9 @@ def guess_images(data: Data) -> Guess[ImageTask]:
             raise UserError(_none_of("images", data.source, rows, "image"))
     label = data.given.get("label") or _label_column(data.source, rows, image)
     _check_columns(data.source, rows, label, image)
+    _check_labeled(data.source, rows, label)
+    if folder.is_dir():
+        _check_subfolders(folder, {row[label] for row in rows})
     labels, line = _classes(data, rows, label)
     if not labels:
         raise UserError(f"{data.source}: column {label!r} holds numbers: images need class names")
@@ -243,8 +248,8 @@ def _format(data: Data, rows: Sequence[Row]) -> tuple[dict[str, Any], tuple[str,
             return {"format": "template", **templates}, columns
     column = _longest(rows, ())
     if column is None:
-        known = f"{', '.join(FORMATS)} or one column of text"
-        raise UserError(f"{_none_of('text', data.source, rows, 'format')}, as {known}")
+        known = f"text in a known format ({', '.join(FORMATS)})"
+        raise UserError(_none_of(known, data.source, rows, "format"))
     return {"format": "template", "completion": f"{{{column}}}"}, (column,)
 
 
@@ -360,9 +365,11 @@ def _classes(data: Data, rows: Sequence[Row], column: str) -> tuple[tuple[str, .
             return (), f"label column: {column} (numbers: regression); {say}"
         labels = tuple(sorted(names, key=lambda name: (numbers[name], name)))
     elif len(names) > max(MOST_NUMBERED_CLASSES, len(values) // 2):
+        odd = next(str(value) for value in values if _number(value) is None)
         raise UserError(
-            f"{data.source}: column {column!r} has {len(names):,} different values in "
-            f"{len(values):,} rows: that is not a label; name its column with --task.label"
+            f"{data.source}: column {column!r} is not a label: its {len(names):,} different values "
+            f"in {len(values):,} rows are too many classes, and {odd[:40]!r} is not a number; "
+            "name the label's column with --task.label"
         )
     else:
         labels = tuple(sorted(names))
@@ -396,10 +403,32 @@ def _check_columns(source: str, rows: Sequence[Row], *columns: str) -> None:
             raise UserError(f"{source}: no column {column!r}{nearest(column, rows[0])}: {known}")
 
 
+def _check_labeled(source: str, rows: Sequence[Row], label: str) -> None:
+    """Raises `UserError` if a row has no label."""
+    places = [n for n, row in enumerate(rows, start=1) if not _values([row], label)]
+    if places:
+        raise UserError(
+            f"{source}: {len(places):,} of {len(rows):,} rows have no label in column {label!r}, "
+            f"row {places[0]} first: fill it in, or leave these rows out"
+        )
+
+
+def _check_subfolders(folder: Path, classes: Collection[str]) -> None:
+    """Raises `UserError` if all images of a folder are below one of its subfolders."""
+    if len(classes) == 1:
+        (only,) = classes
+        raise UserError(
+            f"{folder}: all images are in the subfolder {only!r}: give a folder with a subfolder "
+            f"for each class, as {folder / only} may be"
+        )
+
+
 def _none_of(what: str, source: str, rows: Sequence[Row], field: str) -> str:
     columns = ", ".join(map(str, rows[0]))
     return (
-        f"{source}: no column looks like {what} (columns: {columns}): name it with --task.{field}"
+        f"{source}: no column looks like {what} (columns: {columns}): name it with --task.{field}, "
+        "or take a model for such data (text encoders learn from texts with labels, language "
+        "models from conversations or texts, image encoders from images with labels)"
     )
 
 

@@ -210,5 +210,6 @@ def _texts(row: Row, columns: tuple[str, ...], where: str) -> tuple[str, ...]:
         check_text(read_column(row, name, where), f"{where}: column {name!r}") for name in columns
     )
     if not any(value.strip() for value in values):
-        raise UserError(f"{where}: empty text in column {', '.join(map(repr, columns))}")
+        names = ", ".join(map(repr, columns))
+        raise UserError(f"{where}: empty text in column {names}: leave the row out")
     return values

@@ -43,6 +43,11 @@ def test_tsv_keeps_quotes(tmp_path):
     assert read_rows(path) == [{"sentence": 'he said "no', "label": "1"}]
 
 
+def test_each_line_of_plain_text_is_a_row(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa, b\r\n\r\n c\n")
+    assert read_rows(tmp_path / "a.txt") == [{"text": "a, b"}, {"text": " c"}]
+
+
 def test_npz_columns(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, image=np.arange(8).reshape(2, 2, 2), label=np.array([3, 4]))
@@ -74,8 +79,8 @@ BROKEN = {
     "cut.npz": (b"PK\x03\x04....", r"cut\.npz: not a readable \.npz"),
     "empty.jsonl": (b"\n", r"empty\.jsonl: the file has no rows"),
     "empty.csv": (b"", r"empty\.csv: the file has no rows"),
-    "rows.txt": (b"[]", r"rows\.txt: unknown file type: use one of \.jsonl, "),
-    "one.json": (b"{}", r"one\.json: a dict, not an array of objects"),
+    "rows.xlsx": (b"[]", r"rows\.xlsx: unknown file type: use one of \.jsonl, "),
+    "one.json": (b"{}", r"one\.json: not an array of objects"),
     "mixed.json": (b"[{}, 3]", r"mixed\.json: element 2 is a int, not an object"),
     "cut.json": (b"[{", r"cut\.json:1: not valid JSON"),
 }

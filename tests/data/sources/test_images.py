@@ -90,7 +90,7 @@ def test_the_fashion_mnist_of_debian():
 
 
 def test_image_folders(tmp_path):
-    with pytest.raises(UserError, match="no subfolders: give a folder with one subfolder a class"):
+    with pytest.raises(UserError, match="no subfolders: give a folder with a subfolder of im"):
         read_source(str(tmp_path), "train")
     for name in ("b", "a", ".git"):
         (tmp_path / name).mkdir()
