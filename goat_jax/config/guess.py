@@ -66,13 +66,7 @@ DEFAULTS: Mapping[str, Defaults] = MappingProxyType(
         "text encoder": Defaults(guess_text, 32, 3e-4, 1e-5, 32, 256),
         "language model": Defaults(guess_language, 32, 1e-4, 1e-5, 16, 1024, llama_eta),
         "image encoder": Defaults(
-            guess_images,
-            8,
-            5e-4,
-            1e-5,
-            32,
-            None,
-            tokens=lambda config, _: math.prod(config.grid) + 1,
+            guess_images, 8, 5e-4, 1e-5, 32, None, tokens=lambda config, _: config.tokens
         ),
     }
 )

@@ -158,10 +158,12 @@ def _facts(run: Trained, form: str, library: str, use: str = "", **columns: Any)
 DIFFERS = {
     ("pooling", "mean"): "the head reads the mean of the tokens; transformers' class reads the "
     "first one, so its own logits are others: `logits` on the card computes this run's",
-    ("head", ZERO_SHOT): "transformers' CLIPModel compares images with texts, so give it the "
+    ("head", ZERO_SHOT): "transformers' model compares images with texts, so give it the "
     "prompt of every class, in the order of the labels",
     ("family", "clip_vision_model"): "transformers builds a classifier only on the config.json of "
     "a whole CLIP; --to merged writes one",
+    ("family", "siglip_vision_model"): "transformers builds a classifier only on the config.json "
+    "of a whole SigLIP; --to merged writes one",
 }
 """(field, value) of a model's config -> a remark on how transformers' class differs from it."""
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 
@@ -15,10 +14,9 @@ from goat_jax.data.tasks.image import ImageTask
 from goat_jax.data.tasks.registry import Task
 from goat_jax.errors import UserError
 from goat_jax.models.encoder.families import FAMILIES as ENCODERS
-from goat_jax.models.load import load_model
-from goat_jax.models.vision.clip_text import TEXT, class_kernel
 from goat_jax.models.vision.heads import CLASSIFIER, ZERO_SHOT
 from goat_jax.models.vision.model import VisionModel
+from goat_jax.models.vision.text_tower import class_kernel, load_text_tower
 from goat_jax.nn.model import Model
 
 SAME = 1e-6
@@ -31,7 +29,7 @@ def _no_parts(model: Model, path: Path, task: Task) -> tuple[nnx.Module, ...]:
 
 
 def _text_tower(model: Model, path: Path, task: Task) -> tuple[nnx.Module, ...]:
-    """Loads the checkpoint's CLIP text tower, which computes the class matrix from the class names.
+    """Loads the checkpoint's text tower, which computes the class matrix from the class names.
 
     Raises:
         UserError: the model's class matrix was trained, so the text tower cannot compute it.
@@ -41,11 +39,11 @@ def _text_tower(model: Model, path: Path, task: Task) -> tuple[nnx.Module, ...]:
     kernel = np.asarray(classes.kernel[...])
     if classes.adapter is not None or not np.allclose(kernel, computed, rtol=0, atol=SAME):
         raise UserError(
-            "its class matrix was trained, and transformers' CLIPModel has none: it computes one "
+            "its class matrix was trained, and transformers' model has none: it computes one "
             "from the class names; train without classifier in adapter.modules_to_save, or with "
             "head=linear"
         )
-    return (load_model(path, key=jax.random.key(0), architecture=TEXT).model,)
+    return (load_text_tower(path),)
 
 
 _LOAD = """from transformers import {auto}
@@ -61,7 +59,7 @@ texts = AutoTokenizer.from_pretrained("{name}")(
     [{prompt!r}.replace("{{}}", name) for name in classes],
     truncation=True,
     max_length=config.text_config.max_position_embeddings,
-    padding=True,
+    padding="max_length",
     return_tensors="pt",
 )
 

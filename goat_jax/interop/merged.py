@@ -235,7 +235,9 @@ def merged_config(
     architecture = ARCHITECTURES.get(str(hf.get("model_type")))
     if architecture is not None:
         family = architecture.family
-        config = family.exported(config) | {"architectures": [family.class_name + form.ending]}
+        config = family.exported(config, form.ending) | {
+            "architectures": [family.class_name + form.ending]
+        }
     if labels:
         config["id2label"] = {str(number): label for number, label in enumerate(labels)}
         config["label2id"] = {label: number for number, label in enumerate(labels)}

@@ -12,6 +12,7 @@ from flax import nnx
 from goat_jax.nn.dense import Dense
 from goat_jax.nn.modules import (
     Embedding,
+    JoinedProjection,
     LayerNorm,
     LearnedArray,
     PatchEmbedding,
@@ -59,6 +60,10 @@ class Layout:
 TORCH_NAMES: dict[type[nnx.Module], dict[str, Layout]] = {
     Dense: {"kernel": Layout("weight", (1, 0)), "bias": Layout("bias")},
     Projection: {"kernel": Layout("weight", (1, 0)), "bias": Layout("bias")},
+    JoinedProjection: {
+        "kernel": Layout("in_proj_weight", (1, 0)),
+        "bias": Layout("in_proj_bias"),
+    },
     PatchEmbedding: {"kernel": Layout("weight", (2, 3, 1, 0)), "bias": Layout("bias")},
     TokenConvolution: {"kernel": Layout("weight", (2, 1, 0)), "bias": Layout("bias")},
     Embedding: {"table": Layout("weight")},

@@ -130,6 +130,26 @@ class Projection(nnx.Module):
         return y + jnp.broadcast_to(self.bias[...].astype(x.dtype), y.shape)
 
 
+class JoinedProjection(nnx.Module):
+    """Several linear maps of one width in a single kernel, as torch's MultiheadAttention has them.
+
+    >>> JoinedProjection(4, 3, rngs=nnx.Rngs(0))(jnp.ones((2, 4)), 1).shape
+    (2, 4)
+    """
+
+    def __init__(self, features: int, parts: int, *, rngs: nnx.Rngs):
+        kernel = jax.random.normal(rngs.params(), (features, parts * features), jnp.float32)
+        self.kernel = nnx.Param(kernel * features**-0.5)
+        self.bias = nnx.Param(jnp.zeros((parts * features,), jnp.float32))
+
+    def __call__(self, x: Array, part: int) -> Array:
+        """Maps x (..., D) by one of the maps, counted from 0."""
+        features = x.shape[-1]
+        own = slice(part * features, (part + 1) * features)
+        y = jnp.dot(x, self.kernel[:, own].astype(x.dtype))
+        return y + jnp.broadcast_to(self.bias[own].astype(x.dtype), y.shape)
+
+
 class PatchEmbedding(nnx.Module):
     """Splits images into square patches and maps each linearly (a convolution, stride = width).
 

@@ -1,4 +1,4 @@
-"""Pre-norm transformer block, used by the vision towers and CLIP's text tower."""
+"""Pre-norm transformer block, used by the vision towers and their text towers."""
 
 from __future__ import annotations
 
@@ -27,8 +27,14 @@ class BlockConfig:
         intermediate_size: width of the feed-forward's hidden layer.
         activation: the feed-forward's activation, a key of `ACTIVATIONS`.
         layer_norm_eps: constant added to every variance in layer normalization.
-        qkv_bias: whether query, key and value have biases.
+        query_bias: whether the queries' layer has a bias.
+        key_bias: whether the keys' layer has a bias.
+        value_bias: whether the values' layer has a bias.
+        out_bias: whether the layer after attention has a bias.
+        mlp_bias: whether the layers of the feed-forward have biases.
+        gated: whether the feed-forward's activation is multiplied by a second linear map.
         layer_scale: whether each sublayer's output is multiplied by a learned vector (DINOv2).
+        biased_scores: whether a learned bias is added to the attention's scores (BEiT).
 
     Raises:
         UserError: a size below 1, heads that do not divide the width, an unknown activation.
@@ -40,12 +46,19 @@ class BlockConfig:
     intermediate_size: int
     activation: str
     layer_norm_eps: float
-    qkv_bias: bool = True
+    query_bias: bool = True
+    key_bias: bool = True
+    value_bias: bool = True
+    out_bias: bool = True
+    mlp_bias: bool = True
+    gated: bool = False
     layer_scale: bool = False
+    biased_scores: bool = False
 
     def attention_need(self, tokens: int, dtype: str, causal: bool) -> Need:
         """Returns what the blocks ask of attention, as `Model.attention_need` does."""
-        return Need(tokens, tokens, self.hidden_size // self.num_heads, dtype, causal=causal)
+        size = self.hidden_size // self.num_heads
+        return Need(tokens, tokens, size, dtype, causal=causal, bias=self.biased_scores)
 
     def __post_init__(self) -> None:
         check_sizes(self, "hidden_size", "num_layers", "num_heads", "intermediate_size")
@@ -86,15 +99,17 @@ class PreNormBlock(nnx.Module):
     """
 
     def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
-        width, inner, bias = config.hidden_size, config.intermediate_size, config.qkv_bias
+        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         self.attention_norm = LayerNorm(width, config.layer_norm_eps)
-        self.query = Dense(width, width, use_bias=bias, rngs=rngs)
-        self.key = Dense(width, width, use_bias=bias, rngs=rngs)
-        self.value = Dense(width, width, use_bias=bias, rngs=rngs)
-        self.attention_out = Dense(width, width, rngs=rngs)
+        self.query = Dense(width, width, use_bias=config.query_bias, rngs=rngs)
+        self.key = Dense(width, width, use_bias=config.key_bias, rngs=rngs)
+        self.value = Dense(width, width, use_bias=config.value_bias, rngs=rngs)
+        self.attention_out = Dense(width, width, use_bias=config.out_bias, rngs=rngs)
         self.norm = LayerNorm(width, config.layer_norm_eps)
-        self.up = Dense(width, inner, rngs=rngs)
-        self.down = Dense(inner, width, rngs=rngs)
+        if config.gated:
+            self.gate = Dense(width, inner, use_bias=bias, rngs=rngs)
+        self.up = Dense(width, inner, use_bias=bias, rngs=rngs)
+        self.down = Dense(inner, width, use_bias=bias, rngs=rngs)
         if config.layer_scale:
             self.attention_scale = LearnedArray((width,), rngs=rngs)
             self.scale = LearnedArray((width,), rngs=rngs)
@@ -114,8 +129,13 @@ class PreNormBlock(nnx.Module):
         query, key, value = (part(normal, ctx).reshape(split) for part in projections)
         attended = self.attention_out(attend(query, key, value).reshape(x.shape), ctx)
         x = x + self._scaled(attended, "attention_scale")
-        inner = ACTIVATIONS[self.config.activation](self.up(self.norm(x), ctx))
-        return x + self._scaled(self.down(inner, ctx), "scale")
+        return x + self._scaled(self._feed_forward(self.norm(x), ctx), "scale")
+
+    def _feed_forward(self, x: Array, ctx: Context) -> Array:
+        activate = ACTIVATIONS[self.config.activation]
+        if self.config.gated:
+            return self.down(activate(self.gate(x, ctx)) * self.up(x, ctx), ctx)
+        return self.down(activate(self.up(x, ctx)), ctx)
 
     def _scaled(self, x: Array, name: str) -> Array:
         if not self.config.layer_scale:

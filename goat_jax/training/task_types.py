@@ -25,9 +25,9 @@ from goat_jax.data.tasks.registry import Task
 from goat_jax.data.tasks.text import TextTask, load_examples
 from goat_jax.errors import UserError
 from goat_jax.models.load import Loaded
-from goat_jax.models.vision.clip_text import class_kernel
 from goat_jax.models.vision.heads import CLASSIFIER, ZERO_SHOT
 from goat_jax.models.vision.model import VisionModel
+from goat_jax.models.vision.text_tower import class_kernel
 from goat_jax.pretrained.resolve import PACKAGE, find_model
 from goat_jax.training.losses import (
     CLASSIFICATION,

@@ -50,12 +50,26 @@ def clip(kind):
     return getattr(transformers, kind)(config)
 
 
+def siglip(kind):
+    config = transformers.SiglipConfig(text_config=TEXT, vision_config=IMAGE)
+    config.text_config.projection_size = SIZES["hidden_size"]
+    return getattr(transformers, kind)(config)
+
+
 MODELS = {
     "clip": lambda: clip("CLIPModel"),
     "clip_vision_model": lambda: transformers.CLIPVisionModel(
         transformers.CLIPVisionConfig(**IMAGE)
     ),
+    "siglip": lambda: siglip("SiglipModel"),
+    "siglip_vision_model": lambda: transformers.SiglipVisionModel(
+        transformers.SiglipVisionConfig(**IMAGE)
+    ),
     "vit": lambda: transformers.ViTModel(transformers.ViTConfig(**IMAGE)),
+    "deit": lambda: transformers.DeiTModel(transformers.DeiTConfig(**IMAGE)),
+    "dinov2_with_registers": lambda: transformers.Dinov2WithRegistersModel(
+        transformers.Dinov2WithRegistersConfig(**{**IMAGE, "mlp_ratio": 2})
+    ),
     "dinov2": lambda: transformers.Dinov2Model(
         transformers.Dinov2Config(**{**IMAGE, "mlp_ratio": 2})
     ),
@@ -157,6 +171,22 @@ def test_a_zero_shot_run_becomes_a_whole_clip(zero_shot, merged):
     check_same(snippet(out)["logits"](THEIRS), ours)
 
 
+@pytest.mark.nightly
+def test_a_zero_shot_run_of_siglip_becomes_a_whole_one(run_of, tmp_path):
+    run = run_of("siglip", "zero_shot", ())
+    export_run(run, "merged", tmp_path / "merged")
+    load_whole(transformers.SiglipModel, tmp_path / "merged")
+    ours = our_logits(run)
+    assert ours.std(0).max() > 1e-2
+    check_same(snippet(tmp_path / "merged")["logits"](THEIRS), ours)
+    export_run(run, "peft", tmp_path / "peft")
+    assert any(".head.mlp." in name for name in load_file(tmp_path / "peft" / ADAPTER))
+    theirs = snippet(tmp_path / "peft")["model"].merge_and_unload().state_dict()
+    whole = load_whole(transformers.SiglipModel, tmp_path / "merged").state_dict()
+    for name, tensor in whole.items():
+        np.testing.assert_allclose(theirs[name], tensor, atol=CLOSE, err_msg=name)
+
+
 def test_what_was_not_adapted_stays_as_it_was(zero_shot, merged):
     before = load_file(zero_shot.parent / "model" / "model.safetensors")
     after = load_file(merged[0] / "model.safetensors")
@@ -172,7 +202,9 @@ def test_what_was_not_adapted_stays_as_it_was(zero_shot, merged):
 def test_a_trained_class_matrix_has_no_place_in_a_clip(run_of, tmp_path):
     run = run_of("clip", "zero_shot", ("classifier",))
     for to in ("merged", "peft"):
-        with pytest.raises(UserError, match="its class matrix was trained, and transformers' CLIP"):
+        with pytest.raises(
+            UserError, match="its class matrix was trained, and transformers' model"
+        ):
             export_run(run, to, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 

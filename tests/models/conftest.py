@@ -13,6 +13,7 @@ import torch
 import transformers
 from flax import nnx
 
+import vision_parity
 from goat_jax.models.torch_layout import torch_tensors
 
 torch.set_num_threads(1)  # tiny models; more threads only wait for each other
@@ -77,51 +78,6 @@ def save_torch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Checkp
     return save
 
 
-IMAGES = dict(
-    hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=4
-)
-TEXTS = dict(
-    vocab_size=60,
-    hidden_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=3,
-    intermediate_size=40,
-    max_position_embeddings=12,
-    eos_token_id=59,
-)
-
-
-def _clip_config(labels: dict[str, Any], text: dict[str, Any], **vision: Any) -> Any:
-    return transformers.CLIPConfig(
-        vision_config={**IMAGES, "intermediate_size": 48, **vision},
-        text_config={**TEXTS, **text},
-        projection_dim=20,
-        **labels,
-    )
-
-
-VISION = {
-    "clip": ("CLIP", _clip_config),
-    "clip_vision_model": (
-        "CLIPVision",
-        lambda labels, text, **s: transformers.CLIPVisionConfig(
-            **{**IMAGES, "intermediate_size": 48, **labels, **s}
-        ),
-    ),
-    "vit": (
-        "ViT",
-        lambda labels, text, **s: transformers.ViTConfig(
-            **{**IMAGES, "intermediate_size": 48, **labels, **s}
-        ),
-    ),
-    "dinov2": (
-        "Dinov2",
-        lambda labels, text, **s: transformers.Dinov2Config(**{**IMAGES, **labels, **s}),
-    ),
-}
-"""Family -> what its classes begin with, and (labels, text's settings, image's) -> config."""
-
-
 @pytest.fixture(scope="session")
 def save_vision(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Checkpoint]:
     """Makes a random vision model of a transformers class, every number in it random; saves it."""
@@ -136,15 +92,9 @@ def save_vision(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Check
         save_options: dict[str, Any] | None = None,
         **settings: Any,
     ) -> Checkpoint:
-        start, make = VISION[family]
-        with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(seed)
-            config = make({"num_labels": num_labels}, text or {}, **settings)
-            model = getattr(transformers, start + kind)(config).eval()
-            for parameter in model.parameters():
-                parameter.add_(0.2 * torch.randn_like(parameter))
-        folder = tmp_path_factory.mktemp(start + kind)
-        model.save_pretrained(folder, **(save_options or {}))
+        folder = tmp_path_factory.mktemp(family)
+        options: dict[str, Any] = {"kind": kind, "seed": seed, "labels": num_labels, "text": text}
+        model = vision_parity.write(folder, family, settings, **options, **(save_options or {}))
         return Checkpoint(folder, model)
 
     return save

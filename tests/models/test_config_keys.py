@@ -16,7 +16,7 @@ from goat_jax.models.decoder.families import FAMILIES as DECODERS
 from goat_jax.models.encoder.families import FAMILIES as ENCODERS
 from goat_jax.models.load import random_model
 from goat_jax.models.registry import ARCHITECTURES
-from goat_jax.models.vision.families import CLIP_TEXT_CONFIG
+from goat_jax.models.vision.families import CLIP_TEXT_CONFIG, SIGLIP_TEXT_CONFIG
 from goat_jax.pretrained.safetensors import read_json
 from goat_jax.pretrained.text_part import TEXT_PARTS
 from kinds import present
@@ -25,6 +25,7 @@ BLOCKS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 TEXT = {**BLOCKS, "vocab_size": 20, "intermediate_size": 16}
 KEYS = {kind: architecture.family.config_keys for kind, architecture in ARCHITECTURES.items()}
 KEYS["clip_text_model"] = CLIP_TEXT_CONFIG
+KEYS["siglip_text_model"] = SIGLIP_TEXT_CONFIG
 SMALL = {
     **{kind: TEXT | {"num_key_value_heads": 2} for kind in DECODERS},
     **{kind: TEXT for kind in ENCODERS},
@@ -32,7 +33,11 @@ SMALL = {
     "clip": {"vision_config": {**BLOCKS, "intermediate_size": 16}, "text_config": TEXT},
     "clip_vision_model": {**BLOCKS, "intermediate_size": 16},
     "vit": {**BLOCKS, "intermediate_size": 16},
+    "deit": {**BLOCKS, "intermediate_size": 16},
     "dinov2": BLOCKS,
+    "dinov2_with_registers": BLOCKS,
+    "siglip": {"vision_config": {**BLOCKS, "intermediate_size": 16}, "text_config": TEXT},
+    "siglip_vision_model": {**BLOCKS, "intermediate_size": 16},
 }
 
 

@@ -33,11 +33,24 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     },
     "CLIP": {},
     "Bit": {},
+    "DeiT": {
+        "size": {"height": 256, "width": 256},
+        "default_to_square": True,
+        "image_mean": STANDARD,
+        "image_std": STANDARD,
+    },
+    "Siglip": {
+        "size": {"height": 224, "width": 224},
+        "do_center_crop": False,
+        "image_mean": STANDARD,
+        "image_std": STANDARD,
+    },
 }
 """transformers' image processor -> its defaults that differ from `CLIP`."""
 
 CLIP: dict[str, Any] = {
     "do_resize": True,
+    "default_to_square": False,
     "size": {"shortest_edge": 224},
     "resample": BICUBIC,
     "do_center_crop": True,
@@ -199,7 +212,8 @@ def _geometry(values: Mapping[str, Any]) -> dict[str, Any]:
         size = values["size"]
         # Old files give one number: the side of a square without a crop, else the shorter side.
         if not isinstance(size, Mapping):
-            size = {"shortest_edge": size} if values["do_center_crop"] else _square(size)
+            square = values["default_to_square"] or not values["do_center_crop"]
+            size = _square(size) if square else {"shortest_edge": size}
         if set(size) == {"shortest_edge"}:
             shorter = size["shortest_edge"]
             check_number("size.shortest_edge", shorter, at_least=1, whole=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from goat_jax.errors import UserError, nearest
 from goat_jax.models.encoder.config import label_count
 from goat_jax.models.vision.families import FAMILIES
 from goat_jax.nn.pre_norm_block import BlockConfig, check_choice, check_sizes
+from goat_jax.validation.checks import check_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,9 @@ class VisionConfig(BlockConfig):
         image_size: side of a square image, or (height, width), in pixels.
         patch_size: side of the square patches, in pixels.
         channels: number of channels of an image; 3 for color.
+        positions: whether patches and tokens have learned positions.
+        registers: number of learned tokens between the class token and the patches.
+        pooled: the parts of the classifier's input, keys of `goat_jax.models.vision.heads.POOLS`.
         num_labels: number of outputs of the head.
         head: a key of `goat_jax.models.vision.heads.HEADS`: "linear" as in torch, or CLIP's
             "zero_shot", which compares an image with a text feature for every class.
@@ -35,6 +40,9 @@ class VisionConfig(BlockConfig):
     image_size: int | tuple[int, int]
     patch_size: int
     channels: int
+    positions: bool = True
+    registers: int = 0
+    pooled: tuple[str, ...] = ("class",)
     num_labels: int = 2
     head: str = "linear"
     projection_dim: int = 0
@@ -43,6 +51,7 @@ class VisionConfig(BlockConfig):
         super().__post_init__()
         check_choice("family", self.family, FAMILIES)
         check_sizes(self, "patch_size", "channels", "num_labels")
+        check_number("num_register_tokens", self.registers, at_least=0, whole=True)
         check_choice(f"head of {self.family}", self.head, FAMILIES[self.family].heads)
         if min(self.grid) < 1:
             height, width = self.size
@@ -61,6 +70,16 @@ class VisionConfig(BlockConfig):
         """Grid of patches: (rows, columns)."""
         height, width = self.size
         return height // self.patch_size, width // self.patch_size
+
+    @property
+    def before_patches(self) -> int:
+        """Number of tokens before the patches."""
+        return len(FAMILIES[self.family].tokens) + self.registers
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of an image of the config's size."""
+        return self.before_patches + math.prod(self.grid)
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any], **overrides: Any) -> VisionConfig:

@@ -1,9 +1,10 @@
-"""Differences between CLIP's vision tower, ViT and DINOv2, as one table.
+"""Families of vision towers, as one table.
 
-The families differ in their names, in what is normalized, in the classifier's input and in whether
-they take other image sizes. Each difference is a field of `VisionFamily`; there is no other code
-per family. Names are those of the modules in transformers 5. `renamed` translates to them from the
-names of transformers 4, which version 5 still writes into files.
+The families differ in their names, in the tokens before the patches, in positions, in what is
+normalized and in the classifier's input. Each difference is a field of `VisionFamily` or of
+`VisionConfig`; there is no other code per family. Names are those of the modules in transformers 5.
+`renamed` translates to them from the names of transformers 4, which version 5 still writes into
+files.
 """
 
 from __future__ import annotations
@@ -21,36 +22,35 @@ from goat_jax.models.config_keys import (
     number,
     switch,
 )
-from goat_jax.models.family import Family
-from goat_jax.typing import Array
+from goat_jax.models.family import Family, as_it_is
+
+_OUTSIDE = ("projection_dim", "num_labels", "id2label")
+"""Keys of a tower's section that apply only outside it, in the config of the full model."""
 
 
-def _class_token(hidden: Array) -> Array:
-    return hidden[:, 0]
+def section(hf: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Returns a tower's section of a config.json, with the keys outside it that concern it.
 
-
-def _mean_of_patches(hidden: Array) -> Array:
-    return hidden[:, 1:].mean(1)
+    >>> section({"vision_config": {"hidden_size": 8}, "projection_dim": 4}, "vision")
+    {'hidden_size': 8, 'projection_dim': 4}
+    """
+    own = dict(hf.get(f"{name}_config") or {})
+    inside = {key: value for key, value in own.items() if key not in _OUTSIDE}
+    return inside | {key: hf[key] for key in _OUTSIDE if hf.get(key) is not None}
 
 
 def clip_section(hf: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Returns a tower's section of a CLIP config.json, with the keys outside it that concern it.
-
-    If a file has ``NAME_config_dict``, that section wins, as in transformers.
-
-    >>> clip_section({"vision_config": {"hidden_size": 8}, "projection_dim": 4}, "vision")
-    {'hidden_size': 8, 'projection_dim': 4}
-    """
+    """Returns `section` of a CLIP config, where ``NAME_config_dict`` wins, as in transformers."""
     full = hf.get(f"{name}_config_dict")
-    section = dict((hf.get(f"{name}_config") if full is None else full) or {})
-    outside = ("projection_dim", "num_labels", "id2label")
-    # A tower's section may hold labels and projections, too; only those of the full model apply.
-    inside = {key: value for key, value in section.items() if key not in outside}
-    return inside | {key: hf[key] for key in outside if hf.get(key) is not None}
+    return section(hf if full is None else {**hf, f"{name}_config": full}, name)
 
 
 def _clip_vision(hf: Mapping[str, Any]) -> dict[str, Any]:
     return clip_section(hf, "vision")
+
+
+def _siglip_vision(hf: Mapping[str, Any]) -> dict[str, Any]:
+    return section(hf, "vision")
 
 
 def _with_inner_size(hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,13 +59,23 @@ def _with_inner_size(hf: Mapping[str, Any]) -> dict[str, Any]:
     return {**hf, "intermediate_size": int(width * ratio) if type(width) is int else None}
 
 
-def _whole_clip(hf: Mapping[str, Any]) -> dict[str, Any]:
+def _whole_clip(hf: Mapping[str, Any], ending: str) -> dict[str, Any]:
     """Wraps a vision tower's config in a full CLIP config, as CLIP's image classifier requires."""
     whole = {key: hf[key] for key in ("projection_dim",) if key in hf}
     return {"model_type": "clip", "vision_config": dict(hf), **whole}
 
 
-def _without_mask_token(hf: Mapping[str, Any]) -> dict[str, Any]:
+def _siglip_exported(hf: Mapping[str, Any], ending: str) -> dict[str, Any]:
+    """Turns off the pooling by attention where the class does not use it, and we have no tensors.
+
+    A vision tower's config is wrapped in a full one, as the image classifier requires.
+    """
+    whole = hf if "vision_config" in hf else {"model_type": "siglip", "vision_config": hf}
+    used = ending == "Model"
+    return {**whole, "vision_config": {**(whole["vision_config"] or {}), "vision_use_head": used}}
+
+
+def _without_mask_token(hf: Mapping[str, Any], ending: str) -> dict[str, Any]:
     """Turns off the mask token, which is for pretraining only, so our model does not have it."""
     return {**hf, "use_mask_token": False}
 
@@ -81,14 +91,16 @@ class VisionFamily(Family):
         block: our name of a block's part -> its torch name.
         norms: our name of a norm outside the blocks -> its torch name; without "first_norm" the
             embeddings are not normalized.
-        leading: number of leading axes of size 1 in torch, for the class token and for the
-            positions.
+        tokens: the learned tokens before the patches that have positions, as `embeddings` names
+            them.
+        leading: number of leading axes of size 1 in torch, for these tokens and for the positions.
+        kept: tokens without a use here that transformers' class cannot do without -> their number
+            of leading axes.
         patch_bias: whether the patch embedding has a bias.
         normalised: whether the last hidden states are those after the final norm.
-        pooled: functions from the last hidden states (B, T, D) to vectors (B, D); the classifier's
-            input is their concatenation.
         other_sizes: whether images of other sizes are taken, with interpolated positions.
-        heads: the heads that there are weights for, keys of `goat_jax.models.vision.heads.HEADS`.
+        antialiased: whether that interpolation smooths when it makes a table smaller.
+        heads: name of a head -> its class, a key of `goat_jax.models.vision.heads.HEADS`.
         flatten: function from config.json to the keys in `keys`, on one level.
         keys: field of `VisionConfig` -> the key.
         defaults: fields that config.json may leave out or does not have; the values are those of
@@ -101,12 +113,14 @@ class VisionFamily(Family):
     layers: str
     block: Mapping[str, str]
     norms: Mapping[str, str]
+    tokens: tuple[str, ...]
     leading: tuple[int, int]
+    kept: Mapping[str, int] = dataclasses.field(default_factory=dict)
     patch_bias: bool
     normalised: bool
-    pooled: tuple[Callable[[Array], Array], ...]
     other_sizes: bool
-    heads: tuple[str, ...]
+    antialiased: bool = False
+    heads: Mapping[str, str]
     flatten: Callable[[Mapping[str, Any]], Mapping[str, Any]]
     keys: Mapping[str, str]
     defaults: Mapping[str, Any]
@@ -153,7 +167,11 @@ BLOCK_KEYS = {
     "layer_norm_eps": "layer_norm_eps",
 }
 _IMAGE_KEYS = {"image_size": "image_size", "patch_size": "patch_size", "channels": "num_channels"}
-_VIT_KEYS = {**BLOCK_KEYS, **_IMAGE_KEYS, "qkv_bias": "qkv_bias"}
+_VIT_KEYS = {
+    **BLOCK_KEYS,
+    **_IMAGE_KEYS,
+    **dict.fromkeys(("query_bias", "key_bias", "value_bias"), "qkv_bias"),
+}
 _CLIP_KEYS = {**BLOCK_KEYS, **_IMAGE_KEYS, "projection_dim": "projection_dim"}
 _VIT_DEFAULTS = {
     "activation": "gelu",
@@ -161,6 +179,7 @@ _VIT_DEFAULTS = {
     "image_size": 224,
     "patch_size": 16,
     "channels": 3,
+    "pooled": ("class",),
 }
 # A CLIP config.json may hold only the settings that differ from these, sizes included.
 _CLIP_DEFAULTS = {
@@ -173,7 +192,20 @@ _CLIP_DEFAULTS = {
     "image_size": 224,
     "patch_size": 32,
     "channels": 3,
+    "pooled": ("patches",),
     "projection_dim": 512,
+}
+_SIGLIP_DEFAULTS = {
+    "hidden_size": 768,
+    "num_layers": 12,
+    "num_heads": 12,
+    "intermediate_size": 3072,
+    "activation": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+    "image_size": 224,
+    "patch_size": 16,
+    "channels": 3,
+    "pooled": ("patches",),
 }
 _ATTENTION_BEFORE = (
     ("attention.attention.query.", "attention.q_proj."),
@@ -209,6 +241,24 @@ CLIP_CONFIG = keys_of_family(
     without=("logit_scale_init_value",),
     parts=_CLIP_PARTS | {f"{key}_dict": keys for key, keys in _CLIP_PARTS.items()},
 )
+_SIGLIP_PART_WITHOUT = (
+    *("attention_dropout", "text_config", "vision_config"),
+    # Without it there is no zero-shot head, whose tensors are then missing.
+    "vision_use_head",
+)
+_SIGLIP_VISION_CONFIG = keys_of_family(_IMAGES, without=_SIGLIP_PART_WITHOUT)
+SIGLIP_TEXT_CONFIG = keys_of_family(
+    {
+        **SIZES,
+        "layer_norm_eps": EPSILON,
+        "max_position_embeddings": anything,
+        "projection_size": anything,
+    },
+    without=_SIGLIP_PART_WITHOUT,
+)
+SIGLIP_CONFIG = keys_of_family(
+    {}, parts={"vision_config": _SIGLIP_VISION_CONFIG, "text_config": SIGLIP_TEXT_CONFIG}
+)
 _VIT_WITHOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob", "encoder_stride")
 
 _CLIP = VisionFamily(
@@ -224,12 +274,12 @@ _CLIP = VisionFamily(
     layers="encoder.layers",
     block=CLIP_BLOCK,
     norms={"first_norm": "pre_layrnorm", "final_norm": "post_layernorm"},
+    tokens=("class_token",),
     leading=(0, 0),
     patch_bias=False,
     normalised=False,
-    pooled=(_mean_of_patches,),
     other_sizes=False,
-    heads=("linear", "zero_shot"),
+    heads={"linear": "linear", "zero_shot": "projected"},
     flatten=_clip_vision,
     keys=_CLIP_KEYS,
     defaults=_CLIP_DEFAULTS,
@@ -246,12 +296,12 @@ _VIT = VisionFamily(
     layers="layers",
     block=_VIT_BLOCK,
     norms={"final_norm": "layernorm"},
+    tokens=("class_token",),
     leading=(2, 1),
     patch_bias=True,
     normalised=True,
-    pooled=(_class_token,),
     other_sizes=False,
-    heads=("linear",),
+    heads={"linear": "linear"},
     flatten=dict,
     keys=_VIT_KEYS,
     defaults=_VIT_DEFAULTS,
@@ -262,30 +312,78 @@ _VIT = VisionFamily(
         ("output.dense.", "mlp.fc2."),
     ),
 )
+_DEIT = dataclasses.replace(
+    _VIT,
+    class_name="DeiT",
+    ignored=r"deit\.pooler\..*|decoder\..*|.*mask_token",
+    prefix="deit",
+    embeddings={**_VIT_EMBEDDINGS, "distillation_token": "embeddings.distillation_token"},
+    tokens=("class_token", "distillation_token"),
+)
+_DINOV2_KEYS = keys_of_family(
+    {**_IMAGES, "qkv_bias": switch, "mlp_ratio": number(above=0, at_most=1000)},
+    {"use_swiglu_ffn": (False,)},
+    (
+        *_VIT_WITHOUT,
+        *("layerscale_value", "drop_path_rate", "use_mask_token"),
+        # Read by the backbone class alone.
+        *("apply_layernorm", "reshape_hidden_states", "out_features", "out_indices"),
+        "stage_names",
+    ),
+)
 _DINOV2 = dataclasses.replace(
     _VIT,
     class_name="Dinov2",
-    config_keys=keys_of_family(
-        {**_IMAGES, "qkv_bias": switch, "mlp_ratio": number(above=0, at_most=1000)},
-        {"use_swiglu_ffn": (False,)},
-        (
-            *_VIT_WITHOUT,
-            *("layerscale_value", "drop_path_rate", "use_mask_token"),
-            # Read by the backbone class alone.
-            *("apply_layernorm", "reshape_hidden_states", "out_features", "out_indices"),
-            "stage_names",
-        ),
-    ),
+    config_keys=_DINOV2_KEYS,
     ignored=r".*mask_token",
     exported=_without_mask_token,
     prefix="dinov2",
     layers="encoder.layer",
     block=_DINO_BLOCK,
-    pooled=(_class_token, _mean_of_patches),
     other_sizes=True,
     flatten=_with_inner_size,
-    defaults=_VIT_DEFAULTS | {"layer_norm_eps": 1e-6, "patch_size": 14, "layer_scale": True},
+    defaults=_VIT_DEFAULTS
+    | {"layer_norm_eps": 1e-6, "patch_size": 14, "layer_scale": True}
+    | {"pooled": ("class", "patches")},
     renamed=_ATTENTION_BEFORE,
+)
+_DINOV2_WITH_REGISTERS = dataclasses.replace(
+    _DINOV2,
+    class_name="Dinov2WithRegisters",
+    config_keys=dataclasses.replace(
+        _DINOV2_KEYS, read={**_DINOV2_KEYS.read, "num_register_tokens": number(at_least=0)}
+    ),
+    prefix="dinov2_with_registers",
+    embeddings={
+        **_VIT_EMBEDDINGS,
+        "registers": "embeddings.register_tokens",
+        "mask_token": "embeddings.mask_token",
+    },
+    antialiased=True,
+    keys={**_VIT_KEYS, "registers": "num_register_tokens"},
+    defaults=_DINOV2.defaults | {"patch_size": 16, "registers": 4},
+    kept={"mask_token": 1},
+    ignored="",
+    exported=as_it_is,
+)
+_SIGLIP = dataclasses.replace(
+    _CLIP,
+    class_name="Siglip",
+    config_keys=SIGLIP_CONFIG,
+    ignored=r"text_\w+\..*|vision_model\.head\..*|logit_(scale|bias)|.*position_ids",
+    embeddings={
+        "patches": "embeddings.patch_embedding",
+        "positions": "embeddings.position_embedding.weight",
+    },
+    norms={"final_norm": "post_layernorm"},
+    tokens=(),
+    patch_bias=True,
+    normalised=True,
+    heads={"linear": "linear", "zero_shot": "attended"},
+    exported=_siglip_exported,
+    flatten=_siglip_vision,
+    keys={**BLOCK_KEYS, **_IMAGE_KEYS},
+    defaults=_SIGLIP_DEFAULTS,
 )
 
 FAMILIES: dict[str, VisionFamily] = {
@@ -294,5 +392,11 @@ FAMILIES: dict[str, VisionFamily] = {
         _CLIP, config_keys=_CLIP_VISION_CONFIG, exported=_whole_clip, flatten=dict
     ),
     "vit": _VIT,
+    "deit": _DEIT,
     "dinov2": _DINOV2,
+    "dinov2_with_registers": _DINOV2_WITH_REGISTERS,
+    "siglip": _SIGLIP,
+    "siglip_vision_model": dataclasses.replace(
+        _SIGLIP, config_keys=_SIGLIP_VISION_CONFIG, flatten=dict
+    ),
 }

@@ -1,10 +1,12 @@
-"""Pre-norm image classifiers: CLIP's vision tower, ViT and DINOv2 as one model class.
+"""Pre-norm image classifiers: the vision towers of all families as one model class.
 
 Kernels set the dtype of the hidden states; norms, the softmax of the attention and the head compute
 in float32.
 """
 
 from __future__ import annotations
+
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,21 +29,30 @@ __all__ = ["ImageEmbeddings", "VisionConfig", "VisionModel", "cubic_resize", "ti
 
 
 class ImageEmbeddings(nnx.Module):
-    """Embeds an image as a class token and its patches row by row, each with its position."""
+    """Embeds an image as learned tokens and its patches row by row.
+
+    The family's own tokens and the patches have positions, register tokens between them have none.
+    """
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         family, width = FAMILIES[config.family], config.hidden_size
-        rows, columns = config.grid
         before_token, before_positions = ((1,) * axes for axes in family.leading)
         self.patches = PatchEmbedding(
             config.patch_size, config.channels, width, use_bias=family.patch_bias, rngs=rngs
         )
-        self.class_token = LearnedArray((*before_token, width), rngs=rngs)
-        self.positions = LearnedArray((*before_positions, rows * columns + 1, width), rngs=rngs)
+        for name in family.tokens:
+            setattr(self, name, LearnedArray((*before_token, width), rngs=rngs))
+        if config.positions:
+            number = len(family.tokens) + math.prod(config.grid)
+            self.positions = LearnedArray((*before_positions, number, width), rngs=rngs)
+        if "registers" in family.embeddings:
+            self.registers = LearnedArray((1, config.registers, width), rngs=rngs)
+        for name, axes in family.kept.items():
+            setattr(self, name, LearnedArray((1,) * axes + (width,), rngs=rngs))
         self.config = config
 
     def __call__(self, images: Array) -> Array:
-        """Embeds images (B, height, width, channels) as (B, 1 + rows * columns, D).
+        """Embeds images (B, height, width, channels) as (B, tokens + rows * columns, D).
 
         Raises:
             UserError: images of a shape or dtype that the model does not take.
@@ -49,24 +60,38 @@ class ImageEmbeddings(nnx.Module):
         check_images(images, self.config)
         patches = self.patches(images)
         batch, rows, columns, width = patches.shape
-        token = self.class_token().astype(patches.dtype).reshape(1, 1, width)
-        patches = patches.reshape(batch, rows * columns, width)
-        x = jnp.concatenate([jnp.broadcast_to(token, (batch, 1, width)), patches], 1)
-        positions = self._positions((rows, columns)).astype(x.dtype)
-        return x + jnp.broadcast_to(positions, x.shape)
+        names = FAMILIES[self.config.family].tokens
+        tokens = [self._token(getattr(self, name), patches) for name in names]
+        x = jnp.concatenate([*tokens, patches.reshape(batch, rows * columns, width)], 1)
+        if self.config.positions:
+            positions = self._positions((rows, columns)).astype(x.dtype)
+            x = x + jnp.broadcast_to(positions, x.shape)
+        if not self.config.registers:
+            return x
+        first = len(tokens)
+        registers = self._token(self.registers, patches)
+        return jnp.concatenate([x[:, :first], registers, x[:, first:]], 1)
+
+    def _token(self, learned: LearnedArray, patches: Array) -> Array:
+        """Returns a learned token, or several, once per image (B, N, D)."""
+        batch, width = patches.shape[0], patches.shape[-1]
+        token = learned().astype(patches.dtype).reshape(1, -1, width)
+        return jnp.broadcast_to(token, (batch, *token.shape[1:]))
 
     def _positions(self, grid: tuple[int, int]) -> Array:
-        """Returns positions (1 + rows * columns, D), interpolated in float32 for another grid."""
-        width = self.config.hidden_size
+        """Returns positions (tokens + rows * columns, D), interpolated for another grid."""
+        family, width = FAMILIES[self.config.family], self.config.hidden_size
+        own = len(family.tokens)
+        resize = smooth_resize if family.antialiased else cubic_resize
         learned = self.positions().reshape(-1, width)
         if grid == self.config.grid:
             return learned
-        cells = learned[1:].astype(jnp.float32).reshape(*self.config.grid, width)
-        weights = (cubic_resize(*sizes) for sizes in zip(self.config.grid, grid, strict=True))
+        cells = learned[own:].astype(jnp.float32).reshape(*self.config.grid, width)
+        weights = (resize(*sizes) for sizes in zip(self.config.grid, grid, strict=True))
         resized = jnp.einsum(
             "rR,cC,RCD->rcD", *map(jnp.asarray, weights), cells, precision="highest"
         )
-        return jnp.concatenate([learned[:1].astype(jnp.float32), resized.reshape(-1, width)])
+        return jnp.concatenate([learned[:own].astype(jnp.float32), resized.reshape(-1, width)])
 
 
 def check_images(images: Array, config: VisionConfig) -> None:
@@ -115,6 +140,24 @@ def cubic_resize(old: int, new: int) -> np.ndarray:
     return weights.astype(np.float32)
 
 
+def smooth_resize(old: int, new: int) -> np.ndarray:
+    """Computes the weights (new, old) float32 of a cubic interpolation that smooths.
+
+    It is torch's bicubic with antialias=True, as in Pillow: the cubic convolution of Keys (1981)
+    with a = -0.5, stretched when downsizing, with weights outside left out.
+
+    >>> smooth_resize(4, 2).round(3).tolist()
+    [[0.439, 0.503, 0.129, -0.071], [-0.071, 0.129, 0.503, 0.439]]
+    """
+    a, stretch = -0.5, max(old / new, 1.0)
+    centres = (np.arange(new) + 0.5) * (old / new)
+    far = np.abs(np.arange(old) + 0.5 - centres[:, None]) / stretch
+    near_weight = ((a + 2) * far - (a + 3)) * far**2 + 1
+    far_weight = a * (((far - 5) * far + 8) * far - 4)
+    weights = np.where(far <= 1, near_weight, np.where(far < 2, far_weight, 0.0))
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
 class VisionModel(Model):
     """Vision tower with a classification head.
 
@@ -132,7 +175,7 @@ class VisionModel(Model):
             self.first_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.layers = Stack(lambda r: PreNormBlock(config, rngs=r), config.num_layers, rngs=rngs)
         self.final_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.head = HEADS[config.head](config, rngs=rngs)
+        self.head = HEADS[family.heads[config.head]](config, rngs=rngs)
         self.config = config
 
     def hf_names(self) -> dict[str, str]:
@@ -149,11 +192,11 @@ class VisionModel(Model):
 
     def attention_need(self, tokens: int, dtype: str) -> Need:
         del tokens
-        rows, columns = self.config.grid
-        return self.config.attention_need(rows * columns + 1, dtype, causal=False)
+        return self.config.attention_need(self.config.tokens, dtype, causal=False)
 
     def features(self, pixel_values: Array, ctx: Context = EVAL) -> Array:
-        """Returns last hidden states (B, T, D), in the kernels' dtype; T counts the class token.
+        """Returns last hidden states (B, T, D), in the kernels' dtype; T counts
+            the tokens before the patches.
 
         Args:
             pixel_values: (B, height, width, channels), normalized as the model was trained.

@@ -40,6 +40,12 @@ CONFIGS = {
             "image_std": list(IMAGENET_STD),
         },
     ),
+    "deit": (
+        "DeiT",
+        {"size": 20, "crop_size": {"height": 14, "width": 12}, "image_std": [0.2, 0.3, 0.4]},
+    ),
+    "siglip": ("Siglip", {"size": {"height": 18, "width": 15}, "resample": 2}),
+    "siglip2": ("Siglip", {"size": {"height": 12, "width": 12}, "do_normalize": False}),
     "bilinear": ("CLIP", {"size": {"shortest_edge": 17}, "crop_size": 14, "resample": 2}),
     "padded": ("CLIP", {"size": {"shortest_edge": 9}, "crop_size": {"height": 16, "width": 12}}),
     "not resized": ("CLIP", {"do_resize": False, "crop_size": {"height": 10, "width": 10}}),
@@ -71,6 +77,9 @@ def test_pixels_are_those_of_transformers(name, tmp_path):
         ({"feature_extractor_type": "ViTFeatureExtractor", "size": 32}, (None, (32, 32), None)),
         ({"feature_extractor_type": "CLIPFeatureExtractor", "size": 32}, (32, None, (224, 224))),
         ({"image_processor_type": "BitImageProcessorFast", "crop_size": 30}, (224, None, (30, 30))),
+        ({"feature_extractor_type": "DeiTFeatureExtractor"}, (None, (256, 256), (224, 224))),
+        ({"image_processor_type": "DeiTImageProcessor", "size": 9}, (None, (9, 9), (224, 224))),
+        ({"image_processor_type": "SiglipImageProcessor"}, (None, (224, 224), None)),
         ({}, (224, None, (224, 224))),
     ],
 )

@@ -1,5 +1,7 @@
 """Vision models against torch: logits, hidden states and gradients of tiny random models."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,25 +14,17 @@ from goat_jax.models.load import load_model
 from goat_jax.models.registry import ARCHITECTURES
 from goat_jax.models.vision.model import VisionModel, cubic_resize
 from kinds import expect
-from tiers import each
+from tiers import first_of_each
+from vision_parity import CASES, PLAIN, TOLERANCE, pixels
 
-TOLERANCE = 1e-5
-FAMILIES = pytest.mark.parametrize("family", ["clip", "vit", "dinov2"])
-CASES = [
-    ("clip", {}, (16, 16)),
-    ("clip", {"image_size": 18, "layer_norm_eps": 0.1, "num_labels": 5}, (18, 18)),
-    ("clip", {"hidden_act": "gelu", "num_channels": 1, "patch_size": 5}, (16, 16)),
-    ("vit", {}, (16, 16)),
-    ("vit", {"qkv_bias": False, "image_size": 19, "hidden_act": "quick_gelu"}, (19, 19)),
-    ("vit", {"image_size": [12, 20], "layer_norm_eps": 0.1, "num_hidden_layers": 1}, (12, 20)),
-    ("vit", {"hidden_act": "gelu_new", "num_attention_heads": 2, "num_labels": 7}, (16, 16)),
-    ("dinov2", {}, (16, 16)),
-    ("dinov2", {}, (22, 16)),
-    ("dinov2", {}, (8, 8)),  # a smaller grid
-    ("dinov2", {}, (32, 8)),  # as many patches as there are positions, but another grid
-    ("dinov2", {"qkv_bias": False, "mlp_ratio": 2, "layer_norm_eps": 0.1}, (16, 16)),
-    ("dinov2", {"image_size": 15, "patch_size": 3, "hidden_act": "quick_gelu"}, (24, 33)),
-]
+FAMILIES = pytest.mark.parametrize(
+    "family",
+    first_of_each(
+        ["clip", "vit", "deit", "dinov2", "dinov2_with_registers", "siglip"],
+        lambda _: (),
+        first=["clip", "dinov2_with_registers", "siglip"],
+    ),
+)
 
 
 def _name(case) -> str:
@@ -39,9 +33,11 @@ def _name(case) -> str:
     return "-".join([family, "x".join(map(str, size)), *own])
 
 
-def _images(size, channels=3, rows=3) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    return rng.normal(size=(rows, *size, channels)).astype(np.float32)
+def _parts(case) -> list[str]:
+    """What a case can find wrong: a setting, a family's interpolation, or a family at all."""
+    family, settings, size = case
+    other = [f"{family} of another size"] if size not in ((16, 16), (18, 18)) else []
+    return [*settings, *other] or [family]
 
 
 def _run_torch(model, images, **options):
@@ -69,17 +65,14 @@ def run(jit):
     return lambda model, images: compiled(*nnx.split(model), images)
 
 
-PLAIN = [(family, {}, (16, 16)) for family in ("clip", "vit", "dinov2")]
-
-
-@pytest.mark.parametrize("case", each(CASES, PLAIN), ids=_name)
+@pytest.mark.parametrize("case", first_of_each(CASES, _parts, first=PLAIN), ids=_name)
 def test_logits_and_hidden_states_are_torchs(case, save_vision, run):
     family, settings, size = case
     checkpoint = save_vision(family, **settings)
     loaded = _load(checkpoint)
     assert loaded.fresh == ()
-    images = _images(size, settings.get("num_channels", 3))
-    tower = getattr(checkpoint.torch, "vision_model" if family == "clip" else family)
+    images = pixels(size, settings.get("num_channels", 3))
+    tower = getattr(checkpoint.torch, ARCHITECTURES[family].prefix.removesuffix("."))
     with torch.no_grad():
         expected = _run_torch(checkpoint.torch, images).logits
         states = _run_torch(tower, images).last_hidden_state
@@ -100,11 +93,17 @@ def test_cubic_weights_are_torchs(old, new):
     _close(np.einsum("rR,bdRc->bdrc", cubic_resize(old, new), rows), expected)
 
 
+def _needed(model, family):
+    """The parameters of a torch model that ours has, too."""
+    ignored = ARCHITECTURES[family].family.ignored
+    return [pair for pair in model.named_parameters() if not re.fullmatch(ignored, pair[0])]
+
+
 @pytest.mark.slow
 @FAMILIES
 def test_every_gradient_is_torchs(family, save_vision, by_torch_name, jit):
     checkpoint, todays = save_vision(family, seed=3), ARCHITECTURES[family].todays_name
-    ours, images, labels = _load(checkpoint).model, _images((16, 16)), np.array([0, 2, 1])
+    ours, images, labels = _load(checkpoint).model, pixels((16, 16)), np.array([0, 2, 1])
     logits = _run_torch(checkpoint.torch, images).logits
     torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).backward()
     graph, state = nnx.split(ours)
@@ -116,8 +115,7 @@ def test_every_gradient_is_torchs(family, save_vision, by_torch_name, jit):
     gradients = by_torch_name(nnx.merge(graph, jit(jax.grad(loss))(state, images)))
     expected = {
         todays(name): torch.zeros_like(value) if value.grad is None else value.grad
-        for name, value in checkpoint.torch.named_parameters()
-        if not name.endswith("mask_token")
+        for name, value in _needed(checkpoint.torch, family)
     }
     assert set(gradients) == set(expected)
     for name, gradient in gradients.items():
@@ -131,20 +129,19 @@ def test_parameters_are_torchs_bit_by_bit(family, today, save_vision, by_torch_n
     checkpoint = save_vision(family, seed=4, save_options={"save_original_format": not today})
     ours = by_torch_name(_load(checkpoint).model)
     todays = ARCHITECTURES[family].todays_name
-    expected = {todays(name): value for name, value in checkpoint.torch.named_parameters()}
-    expected.pop("dinov2.embeddings.mask_token", None)
+    expected = {todays(name): value for name, value in _needed(checkpoint.torch, family)}
     assert set(ours) == set(expected)
     for name, value in ours.items():
         np.testing.assert_array_equal(value, expected[name].detach().numpy(), err_msg=name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["clip_vision_model", "vit", "dinov2"])
+@pytest.mark.parametrize("family", ["clip_vision_model", "vit", "siglip_vision_model"])
 def test_a_tower_without_head_gets_a_new_one(family, save_vision, run):
     checkpoint = save_vision(family, "Model", seed=5)
     loaded = _load(checkpoint, num_labels=6)
     assert loaded.fresh == ("classifier.weight", "classifier.bias")
-    images = _images((16, 16))
+    images = pixels((16, 16))
     with torch.no_grad():
         expected = _run_torch(checkpoint.torch, images).last_hidden_state
     hidden, logits = run(loaded.model, images)
@@ -156,7 +153,7 @@ def test_a_whole_clip_gives_its_tower(save_vision, run):
     checkpoint = save_vision("clip", "Model", seed=6)
     loaded = _load(checkpoint)
     assert loaded.fresh == ("classifier.weight", "classifier.bias")
-    images = _images((16, 16))
+    images = pixels((16, 16))
     with torch.no_grad():
         expected = _run_torch(checkpoint.torch.vision_model, images).last_hidden_state
     _close(run(loaded.model, images)[0], expected)
@@ -166,7 +163,7 @@ def test_a_whole_clip_gives_its_tower(save_vision, run):
 @FAMILIES
 def test_bfloat16_is_near_and_its_head_is_float32(family, save_vision, run):
     checkpoint = save_vision(family, seed=7)
-    images = _images((16, 16))
+    images = pixels((16, 16))
     narrow = _load(checkpoint, dtype=jnp.bfloat16).model
     hidden, logits = run(narrow, images)
     assert hidden.dtype == jnp.bfloat16 and logits.dtype == jnp.float32

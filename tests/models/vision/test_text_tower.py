@@ -1,4 +1,4 @@
-"""CLIP's text tower and zero-shot head against torch."""
+"""Text towers and zero-shot heads of CLIP and SigLIP against torch."""
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,8 @@ from transformers import CLIPTokenizer
 
 from goat_jax.errors import UserError
 from goat_jax.models.load import load_model
-from goat_jax.models.vision.clip_text import TEXT, ClipText, class_kernel
 from goat_jax.models.vision.model import VisionModel
+from goat_jax.models.vision.text_tower import class_kernel, load_text_tower
 from kinds import expect
 
 TOLERANCE = 1e-5
@@ -31,24 +31,38 @@ def _tokenizer():
 
 
 @pytest.fixture(scope="module")
-def clip(save_vision):
-    """A whole CLIP with a tokenizer; its text tower has another activation than its images'."""
-    text = {"vocab_size": 54, "max_position_embeddings": 24, "eos_token_id": 53}
-    text |= {"hidden_act": "gelu", "layer_norm_eps": 1e-3}
-    checkpoint = save_vision("clip", "Model", seed=8, text=text)
-    _tokenizer().save_pretrained(checkpoint.folder)
-    return checkpoint
+def save_both(save_vision):
+    """Saves a model of both towers with a tokenizer; they have different activations."""
+
+    def save(family):
+        text = {"vocab_size": 54, "max_position_embeddings": 24, "eos_token_id": 53}
+        text |= {"hidden_act": "gelu", "layer_norm_eps": 1e-3}
+        checkpoint = save_vision(family, "Model", seed=8, text=text)
+        _tokenizer().save_pretrained(checkpoint.folder)
+        return checkpoint
+
+    return save
+
+
+@pytest.fixture(scope="module")
+def clip(save_both):
+    return save_both("clip")
 
 
 @pytest.fixture(scope="module")
 def expected(clip):
+    return both_towers(clip, True)
+
+
+def both_towers(checkpoint, padding):
     """torch's logits per image, images as we have them, and normalised text features."""
     images = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
     texts = [f"a photo of a {name}" for name in NAMES]
-    tokens = _tokenizer()(texts, truncation=True, max_length=24, padding=True, return_tensors="pt")
+    options = {"truncation": True, "max_length": 24, "return_tensors": "pt"}
+    tokens = _tokenizer()(texts, padding=padding, **options)
     assert not tokens["attention_mask"].all()  # there is padding
     with torch.no_grad():
-        out = clip.torch(
+        out = checkpoint.torch(
             pixel_values=torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), **tokens
         )
     return out.logits_per_image, images, out.text_embeds
@@ -70,13 +84,11 @@ def test_text_features_are_torchs(eos, save_vision, jit):
         out = checkpoint.torch.get_text_features(
             torch.from_numpy(ids).long(), torch.from_numpy(mask).long()
         )
-    model = load_model(checkpoint.folder, key=jax.random.key(0), architecture=TEXT).model
+    model = load_text_tower(checkpoint.folder)
     graph, state = nnx.split(model)
     run = jit(lambda state, ids, mask: nnx.merge(graph, state)(ids, mask))
     _close(run(state, ids, mask), out.pooler_output)
-    hidden = jit(
-        lambda state, ids, mask: expect(ClipText, nnx.merge(graph, state)).features(ids, mask)
-    )
+    hidden = jit(lambda state, ids, mask: nnx.merge(graph, state).features(ids, mask))
     real = mask[..., None] != 0
     _close(
         np.asarray(hidden(state, ids, mask)) * real, out.last_hidden_state * torch.from_numpy(real)
@@ -93,20 +105,24 @@ def test_class_kernel_has_torchs_text_features(clip, expected):
 
 
 @pytest.mark.slow
-def test_zero_shot_logits_are_torchs(clip, expected, jit, by_torch_name):
-    logits, images, _ = expected
-    assert logits.std(0).max() > 0.1
+@pytest.mark.parametrize(
+    ("family", "padding", "scale"), [("clip", True, ()), ("siglip", "max_length", (1,))]
+)
+def test_zero_shot_logits_are_torchs(family, padding, scale, save_both, jit, by_torch_name):
+    checkpoint = save_both(family)
+    logits, images, _ = both_towers(checkpoint, padding)
+    assert logits.std(0).max() > 0.01  # the images tell
     options = {"head": "zero_shot", "num_labels": len(NAMES), "new_head": True}
-    model = load_model(clip.folder, key=jax.random.key(0), **options).model
-    kernel = class_kernel(clip.folder, NAMES, "a photo of a {}")
+    model = load_model(checkpoint.folder, key=jax.random.key(0), **options).model
+    kernel = class_kernel(checkpoint.folder, NAMES, "a photo of a {}")
     expect(VisionModel, model).head.classifier.kernel.set_value(jnp.asarray(kernel))
     graph, state = nnx.split(model)
     ours = jit(lambda state, images: nnx.merge(graph, state)(images))(state, images)
     assert ours.dtype == jnp.float32
-    _close(ours, logits, 1e-4)
+    _close(ours, logits, 1e-5 * float(logits.abs().max()))
     stored = by_torch_name(model)
-    assert stored["logit_scale"].shape == ()
-    assert stored["logit_scale"] == clip.torch.logit_scale.detach().numpy()
+    assert stored["logit_scale"].shape == scale
+    assert stored["logit_scale"] == checkpoint.torch.logit_scale.detach().numpy()
 
 
 @pytest.mark.parametrize(
@@ -131,10 +147,16 @@ def test_a_folder_without_tokenizer_or_text_tower_is_named(clip, save_vision, tm
 
 
 def test_a_text_that_is_too_long_is_named(clip):
-    model = load_model(clip.folder, key=jax.random.key(0), architecture=TEXT).model
+    model = load_text_tower(clip.folder)
     ids = jnp.ones((1, 25), jnp.int32)
     with pytest.raises(UserError, match="25 tokens are more than the model's 24 positions"):
         model(ids, ids)
+
+
+def test_a_tower_alone_has_no_texts(save_vision):
+    folder = save_vision("clip_vision_model", "Model").folder
+    with pytest.raises(UserError, match=r"type clip_vision_model has no text tower: use .* siglip"):
+        load_text_tower(folder)
 
 
 def test_only_a_clip_has_this_head(save_vision):
