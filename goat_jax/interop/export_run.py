@@ -201,7 +201,8 @@ def _peft_use(run: Trained, name: str) -> str:
         f'base = {form.auto}.from_pretrained({path}{more}, dtype="{dtype}")',
         f'model = PeftModel.from_pretrained(base, "{name}")',
     ]
-    return "\n".join(lines) + pooled_logits(run.model.config, "model.get_base_model()")
+    more = form.logits.format(model="model", name=name)
+    return "\n".join(lines) + more + pooled_logits(run.model.config, "model.get_base_model()")
 
 
 def _architecture(run: Trained) -> Architecture:
@@ -225,6 +226,9 @@ def _write_peft(
     stored = partial(stored_name, fused=architecture.fused)
     every = [stored(name) for part in whole for name in module_names(part)]
     head = {name: tensor for name, tensor in run.head.items() if form.has(name)}
+    if form.aside:
+        aside = {name: tensor for name, tensor in run.head.items() if name not in head}
+        folders.write_tensors(folder / form.aside, aside)
     tie = architecture.tie
     if tie and tie.twin in head and tie.name.rpartition(".")[0] not in every:
         # Here both are one array; PEFT unties a module that was trained in full.

@@ -14,6 +14,8 @@ from goat_jax.data.tasks.image import ImageTask
 from goat_jax.data.tasks.registry import Task
 from goat_jax.errors import UserError
 from goat_jax.models.encoder.families import FAMILIES as ENCODERS
+from goat_jax.models.vision.config import VisionConfig
+from goat_jax.models.vision.families import FAMILIES as TOWERS
 from goat_jax.models.vision.heads import CLASSIFIER, ZERO_SHOT
 from goat_jax.models.vision.model import VisionModel
 from goat_jax.models.vision.text_tower import class_kernel, load_text_tower
@@ -68,6 +70,21 @@ def logits(pixel_values):
     return model(pixel_values=pixel_values, **texts).logits_per_image"""
 
 
+_ASIDE = """
+
+import torch
+from safetensors.torch import load_file
+
+head = load_file("{name}/classifier.safetensors")
+
+
+def logits(pixel_values):
+    hidden = {model}(pixel_values=pixel_values).last_hidden_state
+    patches = hidden[:, 1 + {model}.config.num_register_tokens :]
+    pooled = torch.cat([hidden[:, 0], patches.mean(1)], 1)
+    return pooled @ head["classifier.weight"].T + head["classifier.bias"]"""
+
+
 @dataclasses.dataclass(frozen=True)
 class HfForm:
     """The counterpart of one kind of model in transformers.
@@ -76,9 +93,12 @@ class HfForm:
         ending: the end of its class name, after the family's beginning.
         auto: the auto class that loads it by its config.json.
         absent: our module that it does not have, None if there is none.
+        aside: the file that the absent module's tensors are written to, beside the others; None if
+            it can be computed.
         parts: (model, its checkpoint, task) -> further models whose tensors it has; raises
             `UserError` if it cannot work without the absent module.
         use: Python code that loads it, with the fields {auto}, {name} and {prompt}.
+        logits: Python code after that for the logits, with the fields {model} and {name}.
     """
 
     ending: str
@@ -86,6 +106,8 @@ class HfForm:
     absent: str | None = None
     parts: Callable[[Model, Path, Task], tuple[nnx.Module, ...]] = _no_parts
     use: str = _LOAD
+    aside: str | None = None
+    logits: str = ""
 
     def has(self, tensor: str) -> bool:
         """True if it has this tensor of our model, given by its PyTorch name."""
@@ -93,7 +115,8 @@ class HfForm:
 
     def snippet(self, name: str, task: Task) -> str:
         """Returns Python code that loads it from the folder `name`."""
-        return self.use.format(auto=self.auto, name=name, prompt=getattr(task, "prompt", ""))
+        load = self.use.format(auto=self.auto, name=name, prompt=getattr(task, "prompt", ""))
+        return load + self.logits.format(model="model", name=name)
 
 
 FORMS = {
@@ -104,11 +127,15 @@ FORMS = {
     ("image encoder", "linear"): HfForm(
         "ForImageClassification", "AutoModelForImageClassification"
     ),
+    ("image encoder", "tower"): HfForm(
+        "Model", "AutoModel", CLASSIFIER, aside="classifier.safetensors", logits=_ASIDE
+    ),
     ("image encoder", ZERO_SHOT): HfForm(
         "Model", "AutoModelForZeroShotImageClassification", CLASSIFIER, _text_tower, _COMPARE
     ),
 }
-"""(kind of a model, head in its config or None) -> its form."""
+"""(kind of a model, head in its config or None) -> its form; "tower" is a linear head that
+transformers does not have."""
 
 
 def form_of(kind: str, config: object) -> HfForm:
@@ -121,7 +148,10 @@ def form_of(kind: str, config: object) -> HfForm:
     >>> form_of("language model", None).ending
     'ForCausalLM'
     """
-    return FORMS[kind, getattr(config, "head", None)]
+    head = getattr(config, "head", None)
+    if isinstance(config, VisionConfig) and not TOWERS[config.family].classifier:
+        head = "tower"
+    return FORMS[kind, head]
 
 
 _POOLED = """

@@ -22,7 +22,7 @@ from goat_jax.data.pipeline.image_view import view_of
 from goat_jax.data.tasks.image import ImageTask
 from goat_jax.data.tasks.registry import Task
 from goat_jax.errors import UserError
-from goat_jax.interop.folders import SHARD_BYTES, write_json, write_shards
+from goat_jax.interop.folders import SHARD_BYTES, write_json, write_shards, write_tensors
 from goat_jax.interop.hf_config import HfForm
 from goat_jax.models.fused import join
 from goat_jax.models.registry import ARCHITECTURES, Architecture, architecture_of
@@ -126,6 +126,10 @@ def write_merged(
     )
     tensors = join(tensors, architecture.fused)
     write_shards(folder, tensors, most)
+    if form.aside:
+        left = {name: as_stored(name, x, dtype) for name, x in torch_parameters(model)}
+        aside = {name: tensor for name, tensor in left.items() if not form.has(name)}
+        write_tensors(folder / form.aside, aside)
     labels = class_names(getattr(task, "labels", ()), getattr(model.config, "num_labels", 0))
     write_json(folder / "config.json", merged_config({**hf, **changes}, form, dtype, labels))
     write_tokenizer(path, folder)

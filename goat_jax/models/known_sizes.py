@@ -63,6 +63,39 @@ def _clip(vision: dict[str, int], patch: int, text: dict[str, int], shared: int)
     }
 
 
+def _siglip(
+    vision: dict[str, int], image: int, patch: int, text: dict[str, int], vocabulary: int
+) -> dict[str, Any]:
+    return {
+        "model_type": "siglip",
+        "vision_config": {**vision, "image_size": image, "patch_size": patch},
+        "text_config": {**text, "vocab_size": vocabulary, "max_position_embeddings": 64},
+    }
+
+
+def _vision(kind: str, *blocks: int, image: int = 224, patch: int = 16, **more: Any) -> dict:
+    sizes = {"image_size": image, "patch_size": patch}
+    return {"model_type": kind, **_blocks(*blocks), **sizes, **more}
+
+
+def _dinov2(kind: str, width: int, layers: int, heads: int) -> dict[str, Any]:
+    inner = {"mlp_ratio": 4}
+    found = _vision(kind, width, layers, heads, 0, image=518, patch=14)
+    return {key: value for key, value in found.items() if key != "intermediate_size"} | inner
+
+
+def _dinov3(*blocks: int, **more: Any) -> dict[str, Any]:
+    return _vision("dinov3_vit", *blocks, num_register_tokens=4, **more)
+
+
+def _beit(*blocks: int) -> dict[str, Any]:
+    return _vision("beit", *blocks, use_relative_position_bias=True)
+
+
+_SIGLIP_BASE, _SIGLIP_LARGE = _blocks(768, 12, 12, 3072), _blocks(1024, 24, 16, 4096)
+_SIGLIP_SO = _blocks(1152, 27, 16, 4304)
+_GATED: dict[str, Any] = {"use_gated_mlp": True, "hidden_act": "silu"}
+
 NAMED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "roberta-base": _roberta(768, 12, 12, 3072),
@@ -85,6 +118,30 @@ NAMED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "image_size": 224,
             "patch_size": 16,
         },
+        "deit-base-distilled-patch16-224": _vision("deit", 768, 12, 12, 3072),
+        "deit-small-distilled-patch16-224": _vision("deit", 384, 12, 6, 1536),
+        "deit-tiny-distilled-patch16-224": _vision("deit", 192, 12, 3, 768),
+        "beit-base-patch16-224": _beit(768, 12, 12, 3072),
+        "beit-large-patch16-224": _beit(1024, 24, 16, 4096),
+        "dinov2-small": _dinov2("dinov2", 384, 12, 6),
+        "dinov2-base": _dinov2("dinov2", 768, 12, 12),
+        "dinov2-large": _dinov2("dinov2", 1024, 24, 16),
+        "dinov2-with-registers-small": _dinov2("dinov2_with_registers", 384, 12, 6),
+        "dinov2-with-registers-base": _dinov2("dinov2_with_registers", 768, 12, 12),
+        "dinov2-with-registers-large": _dinov2("dinov2_with_registers", 1024, 24, 16),
+        "dinov3-vits16-pretrain-lvd1689m": _dinov3(384, 12, 6, 1536),
+        "dinov3-vits16plus-pretrain-lvd1689m": _dinov3(384, 12, 6, 1536, **_GATED),
+        "dinov3-vitb16-pretrain-lvd1689m": _dinov3(768, 12, 12, 3072),
+        "dinov3-vitl16-pretrain-lvd1689m": _dinov3(1024, 24, 16, 4096),
+        "dinov3-vith16plus-pretrain-lvd1689m": _dinov3(1280, 32, 20, 5120, **_GATED),
+        "dinov3-vit7b16-pretrain-lvd1689m": _dinov3(
+            4096, 40, 32, 8192, query_bias=False, value_bias=False, **_GATED
+        ),
+        "siglip-base-patch16-224": _siglip(_SIGLIP_BASE, 224, 16, _SIGLIP_BASE, 32000),
+        "siglip-large-patch16-256": _siglip(_SIGLIP_LARGE, 256, 16, _SIGLIP_LARGE, 32000),
+        "siglip-so400m-patch14-384": _siglip(_SIGLIP_SO, 384, 14, _SIGLIP_SO, 32000),
+        "siglip2-base-patch16-224": _siglip(_SIGLIP_BASE, 224, 16, _SIGLIP_BASE, 256000),
+        "siglip2-so400m-patch14-384": _siglip(_SIGLIP_SO, 384, 14, _SIGLIP_SO, 256000),
         **KNOWN_DECODERS,
     }
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ class Architecture:
     def todays_name(self, name: str) -> str:
         """Translates a parameter's stored name to the current name of its module."""
         for stored, today in self.renamed:
-            name = name.replace(stored, today)
+            name = re.sub(_before(stored, today) + re.escape(stored), today, name)
         return name
 
     def stored_name(self, name: str) -> str:
@@ -135,6 +136,16 @@ class Architecture:
         return self.config(hf, **overrides)
 
 
+def _before(stored: str, today: str) -> str:
+    """Returns a condition on what precedes a stored name: that it is not yet today's.
+
+    >>> re.sub(_before("layer.", "model.layer.") + "layer", "X", "layer model.layer")
+    'X model.layer'
+    """
+    lead = today.removesuffix(stored)
+    return f"(?<!{re.escape(lead)})" if lead and lead != today else ""
+
+
 def _encoder(family: EncoderFamily) -> Architecture:
     return Architecture(
         kind="text encoder",
@@ -169,7 +180,7 @@ def _vision(family: VisionFamily) -> Architecture:
         config=vision.VisionConfig.from_hf,
         build=vision.VisionModel,
         family=family,
-        prefix=family.prefix + ".",
+        prefix=family.prefix and family.prefix + ".",
         head=(vision_heads.CLASSIFIER,),
         renamed=family.renamed,
     )

@@ -34,7 +34,7 @@ class BlockConfig:
         mlp_bias: whether the layers of the feed-forward have biases.
         gated: whether the feed-forward's activation is multiplied by a second linear map.
         layer_scale: whether each sublayer's output is multiplied by a learned vector (DINOv2).
-        biased_scores: whether a learned bias is added to the attention's scores (BEiT).
+        biased_scores: whether each layer adds a learned bias to the attention's scores (BEiT).
 
     Raises:
         UserError: a size below 1, heads that do not divide the width, an unknown activation.

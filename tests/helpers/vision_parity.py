@@ -46,6 +46,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "deit": ("DeiT", FULL),
     "dinov2": ("Dinov2", IMAGES),
     "dinov2_with_registers": ("Dinov2WithRegisters", IMAGES),
+    "dinov3_vit": ("DINOv3ViT", FULL | {"num_register_tokens": 2}),
+    "beit": ("Beit", FULL | {"use_relative_position_bias": True}),
     "siglip": ("Siglip", FULL),
     "siglip_vision_model": ("SiglipVision", FULL),
 }
@@ -73,6 +75,21 @@ CASES = [
     ("dinov2_with_registers", {"num_register_tokens": 1, "qkv_bias": False}, (24, 12)),
     ("dinov2_with_registers", {"image_size": 28, "layer_norm_eps": 0.1}, (16, 8)),
     ("dinov2_with_registers", {"hidden_act": "relu", "num_attention_heads": 2}, (32, 8)),
+    ("dinov3_vit", {}, (16, 16)),
+    ("dinov3_vit", {"rope_theta": 7.0, "num_register_tokens": 0, "key_bias": True}, (24, 12)),
+    ("dinov3_vit", {"use_gated_mlp": True, "hidden_act": "silu", "query_bias": False}, (8, 16)),
+    ("dinov3_vit", {"proj_bias": False, "mlp_bias": False, "value_bias": False}, (17, 16)),
+    ("dinov3_vit", {"layer_norm_eps": 0.1, "num_attention_heads": 2}, (32, 8)),
+    ("beit", {}, (16, 16)),
+    ("beit", {"use_mean_pooling": False, "use_absolute_position_embeddings": True}, (16, 16)),
+    ("beit", {"use_shared_relative_position_bias": True, "layer_scale_init_value": 0.0}, (16, 16)),
+    (
+        "beit",
+        {"use_shared_relative_position_bias": True, "use_relative_position_bias": False}
+        | {"image_size": 18, "layer_norm_eps": 0.1, "hidden_act": "relu"},
+        (18, 18),
+    ),
+    ("beit", {"use_relative_position_bias": False, "image_size": [12, 20]}, (12, 20)),
     ("siglip", {}, (16, 16)),
     ("siglip", {"image_size": 18, "layer_norm_eps": 0.1, "num_labels": 5}, (18, 18)),
     ("siglip", {"hidden_act": "gelu", "num_channels": 1, "patch_size": 5}, (16, 16)),
@@ -97,6 +114,21 @@ def config_of(
     return make(**towers, **parts["outside"], num_labels=labels)
 
 
+class Dinov3Classifier(transformers.DINOv3ViTModel):
+    """The linear classifier of DINOv3's authors, which transformers does not have."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.classifier = torch.nn.Linear(2 * config.hidden_size, config.num_labels)
+
+    def forward(self, pixel_values, **options):
+        found = super().forward(pixel_values, **options)
+        hidden, before = found.last_hidden_state, 1 + self.config.num_register_tokens
+        vector = torch.cat([hidden[:, 0], hidden[:, before:].mean(1)], 1)
+        found["logits"] = self.classifier(vector)
+        return found
+
+
 def write(
     folder: Path,
     family: str,
@@ -112,7 +144,9 @@ def write(
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         config = config_of(family, settings, labels, text or {})
-        model = getattr(transformers, FAMILIES[family][0] + kind)(config).eval()
+        missing = kind == "ForImageClassification" and family == "dinov3_vit"
+        make = Dinov3Classifier if missing else getattr(transformers, FAMILIES[family][0] + kind)
+        model = make(config).eval()
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     model.save_pretrained(folder, **options)

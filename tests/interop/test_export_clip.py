@@ -65,10 +65,16 @@ MODELS = {
     "siglip_vision_model": lambda: transformers.SiglipVisionModel(
         transformers.SiglipVisionConfig(**IMAGE)
     ),
+    "beit": lambda: transformers.BeitModel(
+        transformers.BeitConfig(**IMAGE, use_relative_position_bias=True)
+    ),
     "vit": lambda: transformers.ViTModel(transformers.ViTConfig(**IMAGE)),
     "deit": lambda: transformers.DeiTModel(transformers.DeiTConfig(**IMAGE)),
     "dinov2_with_registers": lambda: transformers.Dinov2WithRegistersModel(
         transformers.Dinov2WithRegistersConfig(**{**IMAGE, "mlp_ratio": 2})
+    ),
+    "dinov3_vit": lambda: transformers.DINOv3ViTModel(
+        transformers.DINOv3ViTConfig(**IMAGE, num_register_tokens=2)
     ),
     "dinov2": lambda: transformers.Dinov2Model(
         transformers.Dinov2Config(**{**IMAGE, "mlp_ratio": 2})
@@ -231,7 +237,13 @@ def test_peft_adapts_the_vision_tower_alone(zero_shot, merged, tmp_path):
 # CI exports a whole CLIP above, and the other towers with a head of their own
 # (test_export_families.py); with one that was started here they are nightly.
 @pytest.mark.parametrize(
-    "family", first_of_each(MODELS, lambda _: (), first=["clip_vision_model"], marks=())
+    "family",
+    first_of_each(
+        [family for family in MODELS if family != "dinov3_vit"],
+        lambda _: (),
+        first=["clip_vision_model"],
+        marks=(),
+    ),
 )
 def test_a_linear_head_is_transformers_own(family, run_of, tmp_path):
     run = run_of(family, "linear", ("classifier",))
@@ -243,6 +255,18 @@ def test_a_linear_head_is_transformers_own(family, run_of, tmp_path):
     assert list(model.config.id2label.values()) == list(LABELS)
     check_same(model(THEIRS).logits, our_logits(run))
     check_same(snippet(tmp_path / "out")["model"](THEIRS).logits, our_logits(run))
+
+
+@pytest.mark.nightly
+def test_a_linear_head_that_transformers_does_not_have_is_beside_the_tower(run_of, tmp_path):
+    run = run_of("dinov3_vit", "linear", ("classifier",))
+    for to in ("merged", "peft"):
+        export_run(run, to, tmp_path / to)
+        check_same(snippet(tmp_path / to)["logits"](THEIRS), our_logits(run))
+    assert (
+        type(load_whole(transformers.AutoModel, tmp_path / "merged")).__name__ == "DINOv3ViTModel"
+    )
+    assert not any("classifier" in name for name in load_file(tmp_path / "peft" / ADAPTER))
 
 
 @pytest.mark.nightly  # the dtype of merged weights is that of test_model_card.py

@@ -36,6 +36,8 @@ SMALL = {
     "deit": {**BLOCKS, "intermediate_size": 16},
     "dinov2": BLOCKS,
     "dinov2_with_registers": BLOCKS,
+    "dinov3_vit": {**BLOCKS, "intermediate_size": 16},
+    "beit": {**BLOCKS, "intermediate_size": 16},
     "siglip": {"vision_config": {**BLOCKS, "intermediate_size": 16}, "text_config": TEXT},
     "siglip_vision_model": {**BLOCKS, "intermediate_size": 16},
 }

@@ -8,6 +8,8 @@ from flax import nnx
 from goat_jax.models.known_decoders import KNOWN_DECODERS
 from goat_jax.models.known_sizes import NAMED, model_config
 from goat_jax.models.load import random_model
+from goat_jax.models.vision.text_tower import TEXT
+from tiers import first_of_each
 
 # From the model cards and the headers of the published weights; of the multimodal models the
 # language model alone, tied tables once.
@@ -64,17 +66,62 @@ PUBLISHED = {
     "stablelm-2-1_6b": 1_644_515_328,
 }
 
+# With what is not in our model: classifiers of 1000 classes, and the mask token of DINOv2.
+PUBLISHED_IMAGES = {
+    "deit-base-distilled-patch16-224": (87_338_192, 2 * 769_000),
+    "deit-small-distilled-patch16-224": (22_436_432, 2 * 385_000),
+    "deit-tiny-distilled-patch16-224": (5_910_800, 2 * 193_000),
+    "beit-base-patch16-224": (86_530_984, 769_000),
+    "beit-large-patch16-224": (304_430_568, 1_025_000),
+    "dinov2-small": (22_056_576, 384),
+    "dinov2-base": (86_580_480, 768),
+    "dinov2-large": (304_368_640, 1024),
+    "dinov2-with-registers-base": (86_583_552, 0),
+    "dinov3-vits16-pretrain-lvd1689m": (21_596_544, 0),
+    "dinov3-vitb16-pretrain-lvd1689m": (85_660_416, 0),
+    "dinov3-vitl16-pretrain-lvd1689m": (303_129_600, 0),
+    "dinov3-vith16plus-pretrain-lvd1689m": (840_592_640, 0),
+    "dinov3-vit7b16-pretrain-lvd1689m": (6_716_035_072, 0),
+}
+PUBLISHED_PAIRS = {
+    "siglip-base-patch16-224": 203_155_970,
+    "siglip-so400m-patch14-384": 877_960_498,
+    "siglip2-base-patch16-224": 375_187_970,
+    "siglip2-so400m-patch14-384": 1_136_008_498,
+}
 
-def parameters(name):
-    shapes = jax.eval_shape(
-        lambda: nnx.state(random_model(model_config(name), key=jax.random.key(0)).model)
-    )
+
+def count(build):
+    """The number of parameters of a model, without its classifier, which is as wide as a task."""
+    shapes = nnx.to_pure_dict(jax.eval_shape(lambda: nnx.state(build())))
+    shapes.get("head", {}).pop("classifier", None)
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
+
+
+def parameters(name, **options):
+    return count(lambda: random_model(model_config(name), key=jax.random.key(0), **options).model)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_of_known_decoders(name):
     assert parameters(name) == PUBLISHED[name]
+
+
+def _kind(name):
+    return (model_config(name)["model_type"],)
+
+
+@pytest.mark.parametrize("name", first_of_each(PUBLISHED_IMAGES, _kind, marks=()))
+def test_parameters_of_known_image_encoders(name):
+    published, elsewhere = PUBLISHED_IMAGES[name]
+    assert parameters(name) + elsewhere == published
+
+
+@pytest.mark.parametrize("name", first_of_each(PUBLISHED_PAIRS, _kind, marks=()))
+def test_parameters_of_known_pairs_of_towers(name):
+    text = TEXT["siglip"].config_of(model_config(name))
+    texts = count(lambda: TEXT["siglip"].build(text, rngs=nnx.Rngs(0)))
+    assert parameters(name, head="zero_shot") + texts == PUBLISHED_PAIRS[name]
 
 
 def test_the_others_are_the_language_models_of_multimodal_ones():

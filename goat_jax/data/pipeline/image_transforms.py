@@ -154,6 +154,31 @@ def resize_shorter(image: "Image.Image", length: int, resample: int = BICUBIC) -
     return image.resize(resized, Image.Resampling(resample))
 
 
+def resized_array(image: "Image.Image", size: tuple[int, int], resample: int) -> np.ndarray:
+    """Resizes an image to (height, width) without rounding: (H, W, 3) float32 from 0 to 255.
+
+    >>> from PIL import Image
+    >>> resized_array(Image.new("RGB", (8, 6), (7, 0, 0)), (1, 2), 2)[..., 0].tolist()
+    [[7.0, 7.0]]
+    """
+    from PIL import Image
+
+    height, width = size
+    filtering = Image.Resampling(resample)
+    channels = [
+        np.asarray(channel.convert("F").resize((width, height), filtering))
+        for channel in image.split()
+    ]
+    return np.stack(channels, -1)
+
+
+def mirrored(image: "Image.Image | np.ndarray") -> "Image.Image | np.ndarray":
+    """Mirrors an image, or an array (H, W, 3) of one, left to right."""
+    from PIL import ImageOps
+
+    return image[:, ::-1] if isinstance(image, np.ndarray) else ImageOps.mirror(image)
+
+
 def crop_centre(image: "Image.Image", height: int, width: int) -> "Image.Image":
     """Crops the center of an image, padding with black where the image is smaller.
 

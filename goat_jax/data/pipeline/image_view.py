@@ -10,8 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from goat_jax.data.pipeline.image_transforms import BICUBIC, crop_centre, normalise, resize_shorter
-from goat_jax.data.tasks.image import CLIP_MEAN, CLIP_STD, ImageTask
+from goat_jax.data.pipeline.image_transforms import (
+    BICUBIC,
+    crop_centre,
+    normalise,
+    resize_shorter,
+    resized_array,
+)
+from goat_jax.data.tasks.image import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ImageTask,
+)
 from goat_jax.errors import UserError
 from goat_jax.files import read_json
 from goat_jax.validation.checks import check_number
@@ -33,6 +45,16 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     },
     "CLIP": {},
     "Bit": {},
+    "Beit": {"size": {"height": 224, "width": 224}, "do_center_crop": False}
+    | {"default_to_square": True, "image_mean": STANDARD, "image_std": STANDARD},
+    "DINOv3ViT": {
+        "size": {"height": 224, "width": 224},
+        "resample": BILINEAR,
+        "do_center_crop": False,
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
+        "rescale_first": True,
+    },
     "DeiT": {
         "size": {"height": 256, "width": 256},
         "default_to_square": True,
@@ -51,6 +73,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 CLIP: dict[str, Any] = {
     "do_resize": True,
     "default_to_square": False,
+    "rescale_first": False,
     "size": {"shortest_edge": 224},
     "resample": BICUBIC,
     "do_center_crop": True,
@@ -77,6 +100,8 @@ class ImageView:
         exact: the (height, width) that an image of any shape is resized to; None: no such resize.
         crop: the (height, width) of the center crop; None: no crop.
         resample: Pillow's number of the resize filter.
+        rounded: whether resized pixel values are rounded to whole numbers, as Pillow does; False
+            for processors that rescale the values before.
         factor: the factor that pixel values are multiplied by.
         mean: the mean subtracted from each channel after that.
         std: the standard deviation each channel is then divided by.
@@ -86,6 +111,7 @@ class ImageView:
     exact: tuple[int, int] | None = None
     crop: tuple[int, int] | None = (224, 224)
     resample: int = BICUBIC
+    rounded: bool = True
     factor: float = 1 / 255
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
@@ -97,8 +123,8 @@ class ImageView:
         assert size is not None  # `view_of` refuses views without a size
         return size
 
-    def whole(self, image: Image.Image) -> Image.Image:
-        """Resizes and crops an image as in evaluation.
+    def whole(self, image: Image.Image) -> Image.Image | np.ndarray:
+        """Resizes and crops an image as in evaluation; an array (H, W, 3) if it is not rounded.
 
         >>> from PIL import Image
         >>> ImageView(shorter=4, crop=(3, 2)).whole(Image.new("RGB", (8, 6))).size
@@ -108,21 +134,27 @@ class ImageView:
 
         if self.shorter is not None:
             image = resize_shorter(image, self.shorter, self.resample)
+        if self.exact is not None and not self.rounded:
+            return resized_array(image, self.exact, self.resample)
         if self.exact is not None:
             height, width = self.exact
             image = image.resize((width, height), pillow.Resampling(self.resample))
         return image if self.crop is None else crop_centre(image, *self.crop)
 
-    def numbers(self, image: Image.Image) -> np.ndarray:
-        """Normalizes an image's pixel values: (H, W, 3) float32."""
+    def numbers(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        """Normalizes pixel values (H, W, 3), with which it returns float32."""
+        if isinstance(image, np.ndarray):
+            mean, std = (np.asarray(each, np.float32) for each in (self.mean, self.std))
+            return (image * np.float32(self.factor) - mean) / std
         return normalise(image, self.mean, self.std, self.factor)
 
     def config(self) -> dict[str, Any]:
         """Returns the view as the content of a preprocessor_config.json for CLIP's processor."""
         height, width = self.size
         exact = None if self.exact is None else {"height": self.exact[0], "width": self.exact[1]}
+        kind = "CLIPImageProcessor" if self.rounded else "DINOv3ViTImageProcessorFast"
         return {
-            "image_processor_type": "CLIPImageProcessor",
+            "image_processor_type": kind,
             "do_convert_rgb": True,
             "do_resize": self.shorter is not None or exact is not None,
             "size": exact or {"shortest_edge": self.shorter or height},
@@ -229,7 +261,11 @@ def _geometry(values: Mapping[str, Any]) -> dict[str, Any]:
         )
     resample = values["resample"]
     check_number("resample", resample, at_least=0, at_most=5, whole=True)
-    return {"shorter": shorter, "exact": exact, "crop": crop, "resample": resample}
+    rounded = not values["rescale_first"]
+    if not rounded and (crop is not None or shorter is not None):
+        raise UserError("pixels rescaled before they are resized: only height and width, no crop")
+    sizes = {"shorter": shorter, "exact": exact, "crop": crop}
+    return {**sizes, "resample": resample, "rounded": rounded}
 
 
 def _levels(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from goat_jax.data.pipeline.dataset import Batch, Draw, fill_places
-from goat_jax.data.pipeline.image_transforms import array_image, crop_box, resized_crop, to_rgb
+from goat_jax.data.pipeline.image_transforms import (
+    array_image,
+    crop_box,
+    mirrored,
+    resized_crop,
+    to_rgb,
+)
 from goat_jax.data.pipeline.image_view import ImageView, view_of
 from goat_jax.data.pipeline.overlap import mark_of
 from goat_jax.data.sources.formats import Row
@@ -112,7 +118,7 @@ class ImageRows:
 
 def training_view(
     image: "Image.Image", task: ImageTask, view: ImageView, rng: np.random.Generator
-) -> "Image.Image":
+) -> "Image.Image | np.ndarray":
     """Crops an image at random to a view's size and mirrors it at random, as the task specifies.
 
     >>> from PIL import Image
@@ -120,14 +126,12 @@ def training_view(
     >>> training_view(Image.new("RGB", (5, 4)), task, view, np.random.default_rng(0)).size
     (2, 2)
     """
-    from PIL import ImageOps
-
     if task.train_crop is None:
         cropped = view.whole(image)
     else:
         box = crop_box(image.height, image.width, rng, task.train_crop, task.train_ratio)
         cropped = resized_crop(image, box, view.size, view.resample)
-    return ImageOps.mirror(cropped) if task.flip and rng.random() < 0.5 else cropped
+    return mirrored(cropped) if task.flip and rng.random() < 0.5 else cropped
 
 
 def decode_image(value: object, where: str, folder: str | Path | None = None) -> "Image.Image":

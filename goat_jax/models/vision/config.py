@@ -25,6 +25,9 @@ class VisionConfig(BlockConfig):
         channels: number of channels of an image; 3 for color.
         positions: whether patches and tokens have learned positions.
         registers: number of learned tokens between the class token and the patches.
+        rope_theta: base of the wavelengths of rotary positions of the patches; None without them.
+        shared_score_bias: whether the layers share a learned bias of the attention's scores.
+        norm_pooled: whether the final norm is applied after pooling instead of before.
         pooled: the parts of the classifier's input, keys of `goat_jax.models.vision.heads.POOLS`.
         num_labels: number of outputs of the head.
         head: a key of `goat_jax.models.vision.heads.HEADS`: "linear" as in torch, or CLIP's
@@ -42,6 +45,9 @@ class VisionConfig(BlockConfig):
     channels: int
     positions: bool = True
     registers: int = 0
+    rope_theta: float | None = None
+    shared_score_bias: bool = False
+    norm_pooled: bool = False
     pooled: tuple[str, ...] = ("class",)
     num_labels: int = 2
     head: str = "linear"
@@ -53,6 +59,17 @@ class VisionConfig(BlockConfig):
         check_sizes(self, "patch_size", "channels", "num_labels")
         check_number("num_register_tokens", self.registers, at_least=0, whole=True)
         check_choice(f"head of {self.family}", self.head, FAMILIES[self.family].heads)
+        size = self.hidden_size // self.num_heads
+        if self.rope_theta is not None and size % 4:
+            raise UserError(
+                f"a head of {size} features has no rotary positions on two axes: it needs a "
+                "multiple of 4; correct hidden_size or num_attention_heads"
+            )
+        if (self.biased_scores or self.shared_score_bias) and len(set(self.grid)) > 1:
+            raise UserError(
+                f"image_size {self.image_size} with a bias of the attention's scores: only square "
+                "images are computed here; use a checkpoint with that"
+            )
         if min(self.grid) < 1:
             height, width = self.size
             raise UserError(

@@ -59,6 +59,14 @@ def _with_inner_size(hf: Mapping[str, Any]) -> dict[str, Any]:
     return {**hf, "intermediate_size": int(width * ratio) if type(width) is int else None}
 
 
+def _beit(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds what follows from the switches of a BEiT: the classifier's input and layer scales."""
+    mean, scale = hf.get("use_mean_pooling"), hf.get("layer_scale_init_value")
+    pooled = ("class",) if mean is False else ("patches",)
+    own = {"pooled": pooled, "norm_pooled": mean is not False}
+    return {**hf, **own, "layer_scale": scale is None or scale > 0}
+
+
 def _whole_clip(hf: Mapping[str, Any], ending: str) -> dict[str, Any]:
     """Wraps a vision tower's config in a full CLIP config, as CLIP's image classifier requires."""
     whole = {key: hf[key] for key in ("projection_dim",) if key in hf}
@@ -90,7 +98,8 @@ class VisionFamily(Family):
         layers: name of the list of layers, under the prefix.
         block: our name of a block's part -> its torch name.
         norms: our name of a norm outside the blocks -> its torch name; without "first_norm" the
-            embeddings are not normalized.
+            embeddings are not normalized. "pooled_norm" is the final norm's name where it comes
+            after pooling.
         tokens: the learned tokens before the patches that have positions, as `embeddings` names
             them.
         leading: number of leading axes of size 1 in torch, for these tokens and for the positions.
@@ -100,6 +109,7 @@ class VisionFamily(Family):
         normalised: whether the last hidden states are those after the final norm.
         other_sizes: whether images of other sizes are taken, with interpolated positions.
         antialiased: whether that interpolation smooths when it makes a table smaller.
+        classifier: whether transformers has an image classifier of this family.
         heads: name of a head -> its class, a key of `goat_jax.models.vision.heads.HEADS`.
         flatten: function from config.json to the keys in `keys`, on one level.
         keys: field of `VisionConfig` -> the key.
@@ -120,6 +130,7 @@ class VisionFamily(Family):
     normalised: bool
     other_sizes: bool
     antialiased: bool = False
+    classifier: bool = True
     heads: Mapping[str, str]
     flatten: Callable[[Mapping[str, Any]], Mapping[str, Any]]
     keys: Mapping[str, str]
@@ -320,15 +331,24 @@ _DEIT = dataclasses.replace(
     embeddings={**_VIT_EMBEDDINGS, "distillation_token": "embeddings.distillation_token"},
     tokens=("class_token", "distillation_token"),
 )
+_BACKBONE = (
+    *("apply_layernorm", "reshape_hidden_states", "out_features", "out_indices"),
+    "stage_names",
+)
+"""Keys that transformers' backbone classes alone read."""
+_SCORE_BIAS = "relative_position_bias.relative_position_bias_table"
+_BEIT_SWITCHES = (
+    "use_absolute_position_embeddings",
+    "use_relative_position_bias",
+    "use_shared_relative_position_bias",
+)
 _DINOV2_KEYS = keys_of_family(
     {**_IMAGES, "qkv_bias": switch, "mlp_ratio": number(above=0, at_most=1000)},
     {"use_swiglu_ffn": (False,)},
     (
         *_VIT_WITHOUT,
         *("layerscale_value", "drop_path_rate", "use_mask_token"),
-        # Read by the backbone class alone.
-        *("apply_layernorm", "reshape_hidden_states", "out_features", "out_indices"),
-        "stage_names",
+        *_BACKBONE,
     ),
 )
 _DINOV2 = dataclasses.replace(
@@ -385,6 +405,123 @@ _SIGLIP = dataclasses.replace(
     keys={**BLOCK_KEYS, **_IMAGE_KEYS},
     defaults=_SIGLIP_DEFAULTS,
 )
+_DINOV3 = VisionFamily(
+    class_name="DINOv3ViT",
+    config_keys=keys_of_family(
+        {
+            **_IMAGES,
+            **dict.fromkeys(("query_bias", "key_bias", "value_bias"), switch),
+            **dict.fromkeys(("proj_bias", "mlp_bias", "use_gated_mlp"), switch),
+            "num_register_tokens": anything,
+            "rope_theta": number(above=0),
+        },
+        without=(
+            *("attention_dropout", "layerscale_value", "drop_path_rate"),
+            # They change the positions of images at random, in training only.
+            *("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale"),
+            *_BACKBONE,
+            "return_class_token",
+        ),
+    ),
+    ignored="",
+    prefix="",
+    embeddings={
+        "class_token": "embeddings.cls_token",
+        "patches": "embeddings.patch_embeddings",
+        "registers": "embeddings.register_tokens",
+        "mask_token": "embeddings.mask_token",
+    },
+    layers="model.layer",
+    block=_DINO_BLOCK | {name: f"mlp.{name}_proj" for name in ("gate", "up", "down")},
+    norms={"final_norm": "norm"},
+    tokens=("class_token",),
+    leading=(2, 1),
+    kept={"mask_token": 2},
+    patch_bias=True,
+    normalised=True,
+    other_sizes=True,
+    heads={"linear": "linear"},
+    classifier=False,
+    flatten=dict,
+    keys={
+        **BLOCK_KEYS,
+        **_IMAGE_KEYS,
+        **{name: name for name in ("query_bias", "key_bias", "value_bias", "mlp_bias")},
+        "out_bias": "proj_bias",
+        "gated": "use_gated_mlp",
+        "registers": "num_register_tokens",
+        "rope_theta": "rope_theta",
+    },
+    defaults={
+        "hidden_size": 384,
+        "num_layers": 12,
+        "num_heads": 6,
+        "intermediate_size": 1536,
+        "activation": "gelu",
+        "layer_norm_eps": 1e-5,
+        "image_size": 224,
+        "patch_size": 16,
+        "channels": 3,
+        "key_bias": False,
+        "layer_scale": True,
+        "positions": False,
+        "rope_theta": 100.0,
+        "pooled": ("class", "patches"),
+    },
+    renamed=(("layer.", "model.layer."),),
+)
+_BEIT = dataclasses.replace(
+    _VIT,
+    class_name="Beit",
+    config_keys=keys_of_family(
+        {
+            **_IMAGES,
+            **dict.fromkeys(_BEIT_SWITCHES, switch),
+            "use_mean_pooling": switch,
+            "layer_scale_init_value": number(at_least=0),
+        },
+        without=(
+            *("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"),
+            *("vocab_size", "use_mask_token"),
+            # Read by the classes for segmentation and by the backbone.
+            *("pool_scales", "use_auxiliary_head", "auxiliary_loss_weight", "auxiliary_channels"),
+            *("auxiliary_num_convs", "auxiliary_concat_input", "semantic_loss_ignore_index"),
+            *("add_fpn", "segmentation_indices"),
+            *_BACKBONE,
+        ),
+    ),
+    ignored=r".*mask_token|.*relative_position_index|lm_head\..*|layernorm\..*|"
+    r"decode_head\..*|auxiliary_head\..*|fpn.*",
+    exported=_without_mask_token,
+    prefix="beit",
+    block=_VIT_BLOCK
+    | {
+        "attention_scale": "lambda_1",
+        "scale": "lambda_2",
+        "score_bias.table": _SCORE_BIAS,
+    },
+    norms={
+        "final_norm": "layernorm",
+        "pooled_norm": "pooler.layernorm",
+        "score_bias.table": "shared_position_bias.relative_position_bias_table",
+    },
+    flatten=_beit,
+    keys={
+        **BLOCK_KEYS,
+        **_IMAGE_KEYS,
+        **{name: name for name in ("pooled", "norm_pooled", "layer_scale")},
+        "positions": "use_absolute_position_embeddings",
+        "biased_scores": "use_relative_position_bias",
+        "shared_score_bias": "use_shared_relative_position_bias",
+    },
+    defaults=_VIT_DEFAULTS | {"key_bias": False, "positions": False},
+    # In this order the names of files can be made from today's, too.
+    renamed=(
+        ("encoder." + _SCORE_BIAS, "shared_position_bias.relative_position_bias_table"),
+        ("attention.attention." + _SCORE_BIAS, _SCORE_BIAS),
+        *_VIT.renamed,
+    ),
+)
 
 FAMILIES: dict[str, VisionFamily] = {
     "clip": _CLIP,
@@ -395,6 +532,8 @@ FAMILIES: dict[str, VisionFamily] = {
     "deit": _DEIT,
     "dinov2": _DINOV2,
     "dinov2_with_registers": _DINOV2_WITH_REGISTERS,
+    "dinov3_vit": _DINOV3,
+    "beit": _BEIT,
     "siglip": _SIGLIP,
     "siglip_vision_model": dataclasses.replace(
         _SIGLIP, config_keys=_SIGLIP_VISION_CONFIG, flatten=dict

@@ -44,9 +44,10 @@ class LinearHead(nnx.Module):
 
     def __call__(self, hidden: Array, norm: LayerNorm, ctx: Context) -> Array:
         """Returns logits (B, num_labels) of hidden states (B, T, D)."""
-        del norm
         hidden, before = hidden.astype(jnp.float32), self.config.before_patches
         vectors = [POOLS[name](hidden, before) for name in self.config.pooled]
+        if self.config.norm_pooled:
+            vectors = [norm(vector) for vector in vectors]
         return self.classifier(jnp.concatenate(vectors, -1), ctx.unmasked())
 
 

@@ -6,7 +6,10 @@ in float32.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +25,7 @@ from goat_jax.nn.attention_need import Need
 from goat_jax.nn.model import Model
 from goat_jax.nn.modules import LayerNorm, LearnedArray, PatchEmbedding
 from goat_jax.nn.pre_norm_block import PreNormBlock
+from goat_jax.nn.rotation import Rotation
 from goat_jax.nn.stack import Stack
 from goat_jax.typing import Array
 
@@ -158,6 +162,70 @@ def smooth_resize(old: int, new: int) -> np.ndarray:
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
+def patch_rotation(grid: tuple[int, ...], before: int, size: int, theta: float) -> Rotation:
+    """Computes the rotation of patches at their places on two axes (DINOv3).
+
+    Args:
+        grid: the (rows, columns) of patches.
+        before: the number of tokens before the patches, which are not rotated.
+        size: the head size, a multiple of 4.
+        theta: the base of the wavelengths.
+
+    >>> patch_rotation((2, 3), 1, 8, 100.0).cos.shape
+    (1, 7, 1, 4)
+    """
+    centres = (np.arange(side, dtype=np.float32) + 0.5 for side in grid)
+    places = (2 * (own / side) - 1 for own, side in zip(centres, grid, strict=True))
+    cells = np.stack(np.meshgrid(*places, indexing="ij"), -1).reshape(-1, 2, 1)
+    frequencies = theta ** -np.arange(0, 1, 4 / size, dtype=np.float32)
+    angles = (2 * np.pi * cells * frequencies).reshape(len(cells), -1).astype(np.float32)
+    angles = np.pad(angles, ((before, 0), (0, 0)))[None, :, None]
+    return Rotation(jnp.cos(angles), jnp.sin(angles))
+
+
+class ScoreBias(nnx.Module):
+    """Learned bias of the scores of two patches by the distance of their places (BEiT).
+
+    The class token, the first, has biases of its own: to patches, from patches and to itself.
+    """
+
+    def __init__(self, heads: int, grid: tuple[int, int], *, rngs: nnx.Rngs):
+        rows, columns = grid
+        self.table = LearnedArray(((2 * rows - 1) * (2 * columns - 1) + 3, heads), rngs=rngs)
+        self.grid = grid
+
+    def __call__(self) -> Array:
+        """Returns the bias (1, N, T, T), float32."""
+        rows, columns = self.grid
+        cells = np.stack(np.meshgrid(*map(np.arange, self.grid), indexing="ij"), -1).reshape(-1, 2)
+        distance = cells[:, None] - cells[None] + np.array([rows - 1, columns - 1])
+        number = (2 * rows - 1) * (2 * columns - 1)
+        index = np.pad(distance @ np.array([2 * columns - 1, 1]), ((1, 0), (1, 0)))
+        index[0, :], index[:, 0], index[0, 0] = number, number + 1, number + 2
+        return self.table().astype(jnp.float32)[index].transpose(2, 0, 1)[None]
+
+
+class VisionBlock(PreNormBlock):
+    """A block that may have a bias of the attention's scores."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        if config.biased_scores:
+            self.score_bias = ScoreBias(config.num_heads, config.grid, rngs=rngs)
+
+    def __call__(self, x: Array, ctx: Context, attend: Callable[..., Array]) -> Array:
+        if not self.config.biased_scores:
+            return super().__call__(x, ctx, attend)
+        return super().__call__(x, ctx, partial(attend, bias=self.score_bias()))
+
+
+def _attend_with(
+    attend: Callable[..., Array], shared: Array, *arrays: Array, bias: Array | None = None
+) -> Array:
+    """Attends with the bias that all layers share, and a layer's own, if any."""
+    return attend(*arrays, bias=shared if bias is None else shared + bias)
+
+
 class VisionModel(Model):
     """Vision tower with a classification head.
 
@@ -173,7 +241,9 @@ class VisionModel(Model):
         self.embeddings = ImageEmbeddings(config, rngs=rngs)
         if "first_norm" in family.norms:
             self.first_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.layers = Stack(lambda r: PreNormBlock(config, rngs=r), config.num_layers, rngs=rngs)
+        if config.shared_score_bias:
+            self.score_bias = ScoreBias(config.num_heads, config.grid, rngs=rngs)
+        self.layers = Stack(lambda r: VisionBlock(config, rngs=r), config.num_layers, rngs=rngs)
         self.final_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.head = HEADS[family.heads[config.head]](config, rngs=rngs)
         self.config = config
@@ -183,16 +253,20 @@ class VisionModel(Model):
         family = FAMILIES[self.config.family]
         parts = {f"embeddings.{ours}": theirs for ours, theirs in family.embeddings.items()}
         parts |= family.norms
+        if self.config.norm_pooled:
+            parts["final_norm"] = parts["pooled_norm"]
         parts |= {
             f"layers.{ours}": f"{family.layers}.{{}}.{theirs}"
             for ours, theirs in family.block.items()
         }
-        names = {ours: f"{family.prefix}.{theirs}" for ours, theirs in parts.items()}
+        prefix = family.prefix and family.prefix + "."
+        names = {ours: prefix + theirs for ours, theirs in parts.items()}
         return names | {f"head.{ours}": theirs for ours, theirs in self.head.NAMES.items()}
 
     def attention_need(self, tokens: int, dtype: str) -> Need:
         del tokens
-        return self.config.attention_need(self.config.tokens, dtype, causal=False)
+        need = self.config.attention_need(self.config.tokens, dtype, causal=False)
+        return dataclasses.replace(need, bias=need.bias or self.config.shared_score_bias)
 
     def features(self, pixel_values: Array, ctx: Context = EVAL) -> Array:
         """Returns last hidden states (B, T, D), in the kernels' dtype; T counts
@@ -208,8 +282,27 @@ class VisionModel(Model):
         x = self.embeddings(pixel_values)
         if hasattr(self, "first_norm"):
             x = self.first_norm(x)
-        x = self.layers(x, ctx, self.attention.attend(Visible(), x.shape[1], x.shape[1]))
-        return self.final_norm(x) if FAMILIES[self.config.family].normalised else x
+        attend = self.attention.attend(Visible(), x.shape[1], x.shape[1])
+        x = self.layers(x, ctx, self._with_positions(attend, pixel_values))
+        normalised = FAMILIES[self.config.family].normalised and not self.config.norm_pooled
+        return self.final_norm(x) if normalised else x
+
+    def _with_positions(self, attend: Callable[..., Array], images: Array) -> Callable[..., Array]:
+        """Returns attention with the positions that all layers share."""
+        config = self.config
+        if config.shared_score_bias:
+            attend = partial(_attend_with, attend, self.score_bias())
+        if config.rope_theta is None:
+            return attend
+        grid = tuple(side // config.patch_size for side in images.shape[1:3])
+        turn = patch_rotation(grid, config.before_patches, self._head_size, config.rope_theta)
+        return lambda query, key, value, **options: attend(
+            turn.queries(query), turn.keys(key), value, **options
+        )
+
+    @property
+    def _head_size(self) -> int:
+        return self.config.hidden_size // self.config.num_heads
 
     def __call__(self, pixel_values: Array, ctx: Context = EVAL) -> Array:
         """Returns logits (B, num_labels), float32; arguments and errors as for `features`."""

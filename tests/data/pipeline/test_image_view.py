@@ -44,6 +44,8 @@ CONFIGS = {
         "DeiT",
         {"size": 20, "crop_size": {"height": 14, "width": 12}, "image_std": [0.2, 0.3, 0.4]},
     ),
+    "beit": ("Beit", {"size": {"height": 17, "width": 20}, "resample": 2}),
+    "beit cropped": ("Beit", {"size": 20, "do_center_crop": True, "crop_size": 14}),
     "siglip": ("Siglip", {"size": {"height": 18, "width": 15}, "resample": 2}),
     "siglip2": ("Siglip", {"size": {"height": 12, "width": 12}, "do_normalize": False}),
     "bilinear": ("CLIP", {"size": {"shortest_edge": 17}, "crop_size": 14, "resample": 2}),
@@ -69,6 +71,25 @@ def test_pixels_are_those_of_transformers(name, tmp_path):
         np.testing.assert_allclose(found, expected, atol=2e-6 * max(1, np.abs(expected).max()))
         again = parse_view(view.config())
         np.testing.assert_array_equal(again.numbers(again.whole(image)), found)
+
+
+def test_pixels_that_are_rescaled_before_they_are_resized():
+    """transformers resizes them by torchvision, which calls this function of torch."""
+    torch = pytest.importorskip("torch")
+    size = {"height": 11, "width": 14}
+    view = parse_view({"image_processor_type": "DINOv3ViTImageProcessorFast", "size": size})
+    assert parse_view(view.config()) == view
+    for height, width in ((30, 41), (9, 33)):
+        image = picture(height, width)
+        tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
+        resized = torch.nn.functional.interpolate(
+            tensor, (11, 14), mode="bilinear", antialias=True, align_corners=False
+        )
+        pixels = resized[0].permute(1, 2, 0).numpy()
+        expected = (pixels - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+        found = view.numbers(view.whole(image))
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=2e-6 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
@@ -126,6 +147,10 @@ def test_rows_are_seen_as_the_checkpoint_was_trained(tmp_path):
         ({"image_std": [0, 1, 1]}, "give numbers above 0"),
         ({"resample": 9}, "resample 9 is not valid"),
         ({"rescale_factor": "x"}, "rescale_factor 'x' is not valid"),
+        (
+            {"image_processor_type": "DINOv3ViTImageProcessorFast", "do_center_crop": True},
+            "only height and width, no crop",
+        ),
         ({"do_pad": True}, "do_pad is True"),
         ({"do_center_crop": False}, "does not fix the size of images"),
         ({"crop_size": {"height": 3}}, "crop_size None is not valid"),

@@ -15,12 +15,12 @@ from goat_jax.models.registry import ARCHITECTURES
 from goat_jax.models.vision.model import VisionModel, cubic_resize
 from kinds import expect
 from tiers import first_of_each
-from vision_parity import CASES, PLAIN, TOLERANCE, pixels
+from vision_parity import CASES, FAMILIES, PLAIN, TOLERANCE, pixels
 
-FAMILIES = pytest.mark.parametrize(
+ALL = pytest.mark.parametrize(
     "family",
     first_of_each(
-        ["clip", "vit", "deit", "dinov2", "dinov2_with_registers", "siglip"],
+        [family for family in FAMILIES if not family.endswith("_vision_model")],
         lambda _: (),
         first=["clip", "dinov2_with_registers", "siglip"],
     ),
@@ -72,7 +72,8 @@ def test_logits_and_hidden_states_are_torchs(case, save_vision, run):
     loaded = _load(checkpoint)
     assert loaded.fresh == ()
     images = pixels(size, settings.get("num_channels", 3))
-    tower = getattr(checkpoint.torch, ARCHITECTURES[family].prefix.removesuffix("."))
+    prefix = ARCHITECTURES[family].prefix.removesuffix(".")
+    tower = getattr(checkpoint.torch, prefix) if prefix else checkpoint.torch
     with torch.no_grad():
         expected = _run_torch(checkpoint.torch, images).logits
         states = _run_torch(tower, images).last_hidden_state
@@ -100,7 +101,7 @@ def _needed(model, family):
 
 
 @pytest.mark.slow
-@FAMILIES
+@ALL
 def test_every_gradient_is_torchs(family, save_vision, by_torch_name, jit):
     checkpoint, todays = save_vision(family, seed=3), ARCHITECTURES[family].todays_name
     ours, images, labels = _load(checkpoint).model, pixels((16, 16)), np.array([0, 2, 1])
@@ -122,7 +123,7 @@ def test_every_gradient_is_torchs(family, save_vision, by_torch_name, jit):
         _close(gradient, expected[name])
 
 
-@FAMILIES
+@ALL
 @pytest.mark.parametrize("today", [False, True], ids=["names4", "names5"])
 def test_parameters_are_torchs_bit_by_bit(family, today, save_vision, by_torch_name):
     """transformers 5 writes the names of version 4 into files, unless told not to."""
@@ -160,7 +161,7 @@ def test_a_whole_clip_gives_its_tower(save_vision, run):
 
 
 @pytest.mark.slow
-@FAMILIES
+@ALL
 def test_bfloat16_is_near_and_its_head_is_float32(family, save_vision, run):
     checkpoint = save_vision(family, seed=7)
     images = pixels((16, 16))
