@@ -7,6 +7,7 @@ from flax import nnx
 from goat_jax.nn.dense import Dense
 from goat_jax.nn.modules import (
     Embedding,
+    JoinedProjection,
     LayerNorm,
     LearnedArray,
     PatchEmbedding,
@@ -44,6 +45,7 @@ router (I, E) of eight experts is a tenth of what each of 16 devices holds of a 
 PARAMETERS: dict[type[nnx.Module], dict[str, Axes]] = {
     Dense: {"kernel": ("in", "out"), "bias": ("out",)},
     Projection: {"kernel": ("embed", "vocab"), "bias": ("vocab",)},
+    JoinedProjection: {"kernel": ("embed", None), "bias": (None,)},
     PatchEmbedding: {"kernel": (None, None, None, "embed"), "bias": (None,)},
     TokenConvolution: {"kernel": (None, None, None), "bias": (None,)},
     Embedding: {"table": ("vocab", "embed")},

@@ -186,7 +186,6 @@ def test_a_zero_shot_run_of_siglip_becomes_a_whole_one(run_of, tmp_path):
     assert ours.std(0).max() > 1e-2
     check_same(snippet(tmp_path / "merged")["logits"](THEIRS), ours)
     export_run(run, "peft", tmp_path / "peft")
-    assert any(".head.mlp." in name for name in load_file(tmp_path / "peft" / ADAPTER))
     theirs = snippet(tmp_path / "peft")["model"].merge_and_unload().state_dict()
     whole = load_whole(transformers.SiglipModel, tmp_path / "merged").state_dict()
     for name, tensor in whole.items():

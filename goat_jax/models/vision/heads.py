@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -67,9 +68,9 @@ class ZeroShotHead(nnx.Module):
         self.logit_scale = LearnedArray(self.SHAPE, rngs=rngs)
         self.classifier = Dense(features, config.num_labels, use_bias=False, rngs=rngs)
 
+    @abc.abstractmethod
     def image(self, hidden: Array, norm: LayerNorm, ctx: Context) -> Array:
         """Returns image features (B, P), float32, of hidden states (B, T, D)."""
-        raise NotImplementedError
 
     def __call__(self, hidden: Array, norm: LayerNorm, ctx: Context) -> Array:
         """Returns logits (B, num_labels) of hidden states (B, T, D)."""
