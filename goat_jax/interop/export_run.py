@@ -18,7 +18,7 @@ from goat_jax.errors import UserError
 from goat_jax.interop import folders, merged, peft_write, reference_code
 from goat_jax.interop import target_names as names
 from goat_jax.interop.fused_adapters import join_adapters, stored_name
-from goat_jax.interop.hf_config import HfForm, form_of, pooled_logits
+from goat_jax.interop.hf_config import HfForm, form_of, pooled_logits, pooling_option
 from goat_jax.interop.low_rank import LowRank
 from goat_jax.interop.model_card import Facts, write_card
 from goat_jax.interop.modules import module_names
@@ -185,6 +185,7 @@ def _form(run: Trained) -> HfForm:
 def _peft_use(run: Trained, name: str) -> str:
     form, labels = _form(run), getattr(run.model.config, "num_labels", 0)
     more = f", num_labels={labels}" if labels and not form.absent else ""
+    more += pooling_option(run.model.config)
     packaged = run.config.model.path.startswith(PACKAGE)
     path = "path" if packaged else repr(run.config.model.path)
     if run.path.suffix == ".gguf":

@@ -168,6 +168,21 @@ def logits(**batch):
     return out(ACT2FN["{activation}"](dense(mean)))"""
 
 
+def pooling_option(config: Any) -> str:
+    """Returns the pooling as an argument of `from_pretrained`; "" if config.json has no key for it.
+
+    Args:
+        config: the model's goat_jax config.
+
+    >>> from goat_jax.models.encoder.config import tiny_config
+    >>> pooling_option(tiny_config("modernbert", pooling="mean")), pooling_option(tiny_config())
+    (', classifier_pooling="mean"', '')
+    """
+    family = ENCODERS.get(getattr(config, "family", ""))
+    key = None if family is None else family.keys.get("pooling")
+    return "" if key is None else f', {key}="{config.pooling}"'
+
+
 def pooled_logits(config: Any, model: str) -> str:
     """Returns Python code for the logits of a head on mean-pooled tokens, "" for other heads.
 
@@ -175,7 +190,7 @@ def pooled_logits(config: Any, model: str) -> str:
         config: the model's goat_jax config.
         model: the Python expression for transformers' model.
     """
-    if getattr(config, "pooling", "cls") != "mean":
+    if getattr(config, "pooling", "cls") != "mean" or pooling_option(config):
         return ""
     head = ENCODERS[config.family].head
     return _POOLED.format(model=model, head=head, activation=config.head_activation)

@@ -198,9 +198,10 @@ def changed_keys(
     before, changed = architecture.config_of(hf), {}
     for field in dataclasses.fields(before):
         value = getattr(config, field.name)
-        if field.name in ELSEWHERE or value == getattr(before, field.name):
+        known = field.name in architecture.keys
+        if value == getattr(before, field.name) or (field.name in ELSEWHERE and not known):
             continue
-        if field.name not in architecture.keys:
+        if not known:
             raise UserError(
                 f"{field.name} differs from the pretrained config.json, which has no key for it: "
                 "remove it from model.options"

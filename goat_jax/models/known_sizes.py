@@ -14,6 +14,7 @@ from typing import Any
 from goat_jax.errors import UserError, nearest
 from goat_jax.files import user_path
 from goat_jax.models.known_decoders import KNOWN_DECODERS
+from goat_jax.models.known_encoders import KNOWN_ENCODERS
 from goat_jax.pretrained.resolve import PACKAGE, find_model, open_checkpoint
 from goat_jax.pretrained.safetensors import read_json
 from goat_jax.pretrained.text_part import text_config
@@ -25,32 +26,6 @@ def _blocks(width: int, layers: int, heads: int, inner: int) -> dict[str, int]:
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "intermediate_size": inner,
-    }
-
-
-def _roberta(*blocks: int) -> dict[str, Any]:
-    return {
-        "model_type": "roberta",
-        "vocab_size": 50265,
-        **_blocks(*blocks),
-        "max_position_embeddings": 514,
-        "type_vocab_size": 1,
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-5,
-        "pad_token_id": 1,
-    }
-
-
-def _bert(*blocks: int) -> dict[str, Any]:
-    return {
-        "model_type": "bert",
-        "vocab_size": 30522,
-        **_blocks(*blocks),
-        "max_position_embeddings": 512,
-        "type_vocab_size": 2,
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-12,
-        "pad_token_id": 0,
     }
 
 
@@ -98,11 +73,6 @@ _GATED: dict[str, Any] = {"use_gated_mlp": True, "hidden_act": "silu"}
 
 NAMED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "roberta-base": _roberta(768, 12, 12, 3072),
-        "roberta-large": _roberta(1024, 24, 16, 4096),
-        "bert-base-uncased": _bert(768, 12, 12, 3072),
-        "bert-large-uncased": _bert(1024, 24, 16, 4096),
-        "all-minilm-l6-v2": _bert(384, 6, 12, 1536),
         "clip-vit-base-patch32": _clip(
             _blocks(768, 12, 12, 3072), 32, _blocks(512, 12, 8, 2048), 512
         ),
@@ -142,6 +112,7 @@ NAMED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "siglip-so400m-patch14-384": _siglip(_SIGLIP_SO, 384, 14, _SIGLIP_SO, 32000),
         "siglip2-base-patch16-224": _siglip(_SIGLIP_BASE, 224, 16, _SIGLIP_BASE, 256000),
         "siglip2-so400m-patch14-384": _siglip(_SIGLIP_SO, 384, 14, _SIGLIP_SO, 256000),
+        **KNOWN_ENCODERS,
         **KNOWN_DECODERS,
     }
 )

@@ -19,7 +19,7 @@ from goat_jax.nn.named_modules import ModuleRef
 
 Axes = tuple[str | None, ...]
 
-INWARD = {"query", "key", "value", "gate", "up"}
+INWARD = {"query", "key", "value", "position_query", "position_key", "gate", "up"}
 """Parts of a block that map the residual stream to its heads or its feed-forward."""
 
 OUTWARD = {"attention_out", "down"}

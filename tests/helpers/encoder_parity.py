@@ -64,13 +64,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "MPNet",
         ODD | {"relative_attention_num_buckets": 40, "hidden_act": "silu", "pad_token_id": 0},
     ),
-    "albert": ("Albert", {"embedding_size": 12}),
     "albert groups": (
         "Albert",
         ODD
         | {"embedding_size": 32, "num_hidden_layers": 5, "num_hidden_groups": 2}
         | {"hidden_act": "relu", "type_vocab_size": 3},
     ),
+    "albert": ("Albert", {"embedding_size": 12}),
     "modernbert": ("ModernBert", {"local_attention": 6, "pad_token_id": 0}),
     "modernbert odd": (
         "ModernBert",
@@ -81,8 +81,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"num_labels": 3, "pad_token_id": 0},
     ),
     "modernbert global": ("ModernBert", {"layer_types": ["full_attention"] * 3, "pad_token_id": 0}),
-    "deberta v3": ("DebertaV2", V3),
     "deberta v2": ("DebertaV2", V2),
+    "deberta v3": ("DebertaV2", V3),
     "deberta no buckets": (
         "DebertaV2",
         ODD
@@ -102,11 +102,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 """Name of a case -> the beginning of its class in transformers, and its settings."""
 
 
-def write(folder: Path, case: str, seed: int = 0, kind: str = "ForSequenceClassification") -> Any:
-    """Saves a model, every number in it random, and returns it."""
+def write(
+    folder: Path, case: str, seed: int = 0, kind: str = "ForSequenceClassification", **more: Any
+) -> Any:
+    """Saves a model with the settings of a case and more, every number random, and returns it."""
     name, settings = CASES[case]
     sizes = DISTIL if name == "DistilBert" else SIZES
-    config = getattr(transformers, name + "Config")(**{**sizes, **settings})
+    config = getattr(transformers, name + "Config")(**{**sizes, **settings, **more})
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         model = getattr(transformers, name + kind)(config).eval()

@@ -1,6 +1,7 @@
 """Exports of every family of models, reloaded with transformers and PEFT: the same logits."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from trained import trained_elsewhere
 torch = pytest.importorskip("torch", reason="needs the extra 'test', which brings torch")
 peft = pytest.importorskip("peft", reason="needs the extra 'test', which brings peft")
 transformers = pytest.importorskip("transformers")
+encoder_parity = pytest.importorskip("encoder_parity")
 
 pytestmark = [
     pytest.mark.slow,
@@ -62,12 +64,22 @@ def roberta(root: Path) -> RunConfig:
         pad_token_id=0,
     )
     transformers.RobertaForSequenceClassification(config).save_pretrained(root / "model")
+    return sentences(root, words)
+
+
+def sentences(root: Path, words: list[str]) -> RunConfig:
     tiny_run.write_tokenizer(root / "model", words)
     rows = str(tiny_run.write_rows(root / "rows.jsonl", 4, seed=0))
     train = TrainConfig(steps=2, batch_size=2, eval_batch_size=2, max_length=24)
     adapter = AdapterConfig("pissa", total_rank=4, dropout=0.0)
     task = files(rows, rows, labels=("bad", "good"))
     return RunConfig(ModelConfig(str(root / "model")), task, adapter, WARM, train)
+
+
+def encoder(case: str, root: Path) -> RunConfig:
+    encoder_parity.write(root / "model", case)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *tiny_run.GOOD, *tiny_run.BAD, *tiny_run.PLAIN]
+    return sentences(root, words)
 
 
 def images(root: Path, model) -> RunConfig:
@@ -93,6 +105,10 @@ def dinov2(root: Path) -> RunConfig:
 FAMILIES = {
     "llama": (llama, transformers.AutoModelForCausalLM),
     "roberta": (roberta, transformers.AutoModelForSequenceClassification),
+    **{
+        case: (partial(encoder, case), transformers.AutoModelForSequenceClassification)
+        for case in ("modernbert", "albert", "deberta v2", "electra", "mpnet", "camembert")
+    },
     "vit": (vit, transformers.AutoModelForImageClassification),
     "dinov2": (dinov2, transformers.AutoModelForImageClassification),
 }
@@ -122,7 +138,8 @@ def their_logits(model, given):
 
 # BERT and CLIP have files of their own; CI adds a decoder and the vision tower with layer scales.
 @pytest.mark.parametrize(
-    "family", first_of_each(FAMILIES, lambda _: (), first=["llama", "dinov2"], marks=())
+    "family",
+    first_of_each(FAMILIES, lambda _: (), first=["llama", "dinov2"], marks=()),
 )
 def test_peft_and_merged_models_have_the_run_s_logits(family, tmp_path):
     make, auto = FAMILIES[family]

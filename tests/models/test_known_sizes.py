@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from goat_jax.models.known_decoders import KNOWN_DECODERS
+from goat_jax.models.known_encoders import KNOWN_ENCODERS
 from goat_jax.models.known_sizes import NAMED, model_config
 from goat_jax.models.load import random_model
 from goat_jax.models.vision.text_tower import TEXT
@@ -90,10 +91,39 @@ PUBLISHED_PAIRS = {
     "siglip2-so400m-patch14-384": 1_136_008_498,
 }
 
+# Without a head: as transformers' base models without a pooler have them.
+ENCODERS = {
+    "bert-base-uncased": 108_891_648,
+    "bert-large-uncased": 334_092_288,
+    "all-minilm-l6-v2": 22_565_376,
+    "roberta-base": 124_055_040,
+    "roberta-large": 354_310_144,
+    "xlm-roberta-base": 277_453_056,
+    "xlm-roberta-large": 558_840_832,
+    "camembert-base": 110_031_360,
+    "electra-small-discriminator": 13_483_008,
+    "electra-base-discriminator": 108_891_648,
+    "electra-large-discriminator": 334_092_288,
+    "mpnet-base": 108_895_872,
+    "all-mpnet-base-v2": 108_895_872,
+    "albert-base-v2": 11_092_992,
+    "albert-large-v2": 16_634_368,
+    "modernbert-base": 149_014_272,
+    "modernbert-large": 394_781_696,
+    "deberta-v3-xsmall": 70_682_112,
+    "deberta-v3-small": 141_304_320,
+    "deberta-v3-base": 183_831_552,
+    "deberta-v3-large": 434_012_160,
+    "mdeberta-v3-base": 278_218_752,
+    "deberta-v2-xlarge": 884_593_152,
+    "deberta-v2-xxlarge": 1_564_549_632,
+}
+
 
 def count(build):
     """The number of parameters of a model, without its classifier, which is as wide as a task."""
     shapes = nnx.to_pure_dict(jax.eval_shape(lambda: nnx.state(build())))
+    shapes = {key: part for key, part in shapes.items() if not key.startswith("head_")}
     shapes.get("head", {}).pop("classifier", None)
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
 
@@ -124,7 +154,13 @@ def test_parameters_of_known_pairs_of_towers(name):
     assert parameters(name, head="zero_shot") + texts == PUBLISHED_PAIRS[name]
 
 
+@pytest.mark.parametrize("name", first_of_each(ENCODERS, _kind, marks=()))
+def test_parameters_of_known_encoders(name):
+    assert parameters(name) == ENCODERS[name]
+
+
 def test_the_others_are_the_language_models_of_multimodal_ones():
     rest = {name.partition("-pt")[0] for name in set(KNOWN_DECODERS) - set(PUBLISHED)}
     assert rest == {"gemma-3-4b", "gemma-3-12b", "gemma-3-27b"}
-    assert set(KNOWN_DECODERS) <= set(NAMED)
+    assert set(KNOWN_DECODERS) | set(KNOWN_ENCODERS) <= set(NAMED)
+    assert set(KNOWN_ENCODERS) == set(ENCODERS)

@@ -1,1 +1,1 @@
-"""Post-norm text encoders: BERT, RoBERTa, DistilBERT."""
+"""Text encoders: BERT and RoBERTa and those that came after them, as one network."""

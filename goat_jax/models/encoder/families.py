@@ -452,6 +452,7 @@ FAMILIES: dict[str, EncoderFamily] = {
             "activation": "gelu",
             "layer_norm_eps": 1e-5,
             "pad_token_id": 50283,
+            "pooling": "cls",
         },
         dropout=_NO_DROPOUT,
         settings=_MODERN_SETTINGS,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from flax import nnx
 
+from encoder_parity import batch, torch_outputs, write
 from goat_jax.adapters.context import EVAL, Context
 from goat_jax.errors import UserError
 from goat_jax.models.encoder.families import FAMILIES
@@ -16,42 +17,66 @@ from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.models.load import load_model, random_model
 from goat_jax.nn.dropout import drop, rates_of
 from kinds import expect
+from tiers import first_of_each
 
 KEY = jax.random.key(7)
 BERT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}
-CASES = [
-    ("bert", {**BERT, "classifier_dropout": 0.4}),
-    ("roberta", BERT),
-    ("distilbert", {"dropout": 0.2, "attention_dropout": 0.3, "seq_classif_dropout": 0.4}),
-]
-BLOCK = {
-    "bert": ("attention", "attention_out", "down"),
-    "roberta": ("attention", "attention_out", "down"),
-    "distilbert": ("attention", "down"),
+MODERN = {"embedding_dropout": 0.1, "attention_dropout": 0.2, "mlp_dropout": 0.3}
+DISTIL = {"dropout": 0.2, "attention_dropout": 0.3, "seq_classif_dropout": 0.4}
+USUAL = ("attention", "attention_out", "down")
+BOTH = ("head_dense", "head_out")
+CASES = {
+    "bert": ({**BERT, "classifier_dropout": 0.4}, USUAL, ("head_out",)),
+    "roberta": (BERT, USUAL, BOTH),
+    "distilbert": (DISTIL, ("attention", "down"), ("head_out",)),
+    "electra": (BERT, USUAL, BOTH),
+    "mpnet": (BERT, USUAL, BOTH),
+    "albert": (
+        {**BERT, "classifier_dropout_prob": 0.4},
+        ("attention", "attention_out"),
+        ("head_out",),
+    ),
+    "modernbert": (
+        {**MODERN, "classifier_dropout": 0.4},
+        ("attention", "attention_out", "inner"),
+        ("head_out",),
+    ),
+    "deberta v2": (
+        {**BERT, "pooler_dropout": 0.4, "cls_dropout": 0.1},
+        ("positions", *USUAL),
+        BOTH,
+    ),
 }
-HEAD = {"bert": ("head_out",), "roberta": ("head_dense", "head_out"), "distilbert": ("head_out",)}
+"""Case of `encoder_parity` -> rates, places in a block, and in the head."""
 
 
-def places(family):
-    """(context, place) in the order in which a model of two layers uses them."""
+def places(case):
+    """(context, place) in the order in which a model of three layers uses them."""
     whole = Context(KEY)
+    _, block, head = CASES[case]
     yield whole, "embeddings"
-    yield from ((whole.fold(layer), place) for layer in (0, 1) for place in BLOCK[family])
-    yield from ((whole, place) for place in HEAD[family])
+    for layer in range(3):
+        yield from ((whole.fold(layer), place) for place in block)
+        if case == "deberta v2" and layer == 0:
+            yield whole.fold(layer), "convolution"
+    yield from ((whole, place) for place in head)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "rates"), CASES, ids=[case[0] for case in CASES])
-def test_places_and_rates_are_torchs(
-    family, rates, save_torch, make_batch, run_torch, jit, monkeypatch
-):
+@pytest.mark.parametrize(
+    "case",
+    first_of_each(
+        CASES, lambda _: (), first=["bert", "roberta", "distilbert", "deberta v2"], marks=()
+    ),
+)
+def test_places_and_rates_are_torchs(case, tmp_path, jit, monkeypatch):
     """With our masks in place of its own, torch in training computes our numbers."""
-    checkpoint = save_torch(family, **rates)
-    model = load_model(checkpoint.folder, key=KEY, dropout="checkpoint").model
-    batch = make_batch(model.config.pad_token_id, model.config.type_vocab_size)
+    saved = write(tmp_path, case, **CASES[case][0])
+    model = expect(Encoder, load_model(tmp_path, key=KEY, dropout="checkpoint").model)
+    inputs = batch(model.config.type_vocab_size, saved.config.pad_token_id)
     graph, state = nnx.split(model)
-    ours = jit(lambda state: nnx.merge(graph, state)(**batch, ctx=Context(KEY)))(state)
-    left, masks = list(places(family)), []
+    ours = jit(lambda state: nnx.merge(graph, state)(**inputs, ctx=Context(KEY)))(state)
+    left, masks = list(places(case)), []
 
     def with_our_mask(x, p=0.5, training=True, inplace=False):
         ctx, place = left.pop(0)
@@ -60,11 +85,10 @@ def test_places_and_rates_are_torchs(
         return x * torch.from_numpy(masks[-1][1])
 
     monkeypatch.setattr(torch.nn.functional, "dropout", with_our_mask)
-    checkpoint.torch.set_attn_implementation("eager")
-    with torch.no_grad():
-        theirs = run_torch(checkpoint.torch.train(), batch).logits.numpy()
+    saved.set_attn_implementation("eager")
+    theirs = torch_outputs(saved.train(), inputs).logits.numpy()
     assert not left
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * max(1, np.abs(theirs).max()))
     assert len({factors.tobytes() for _, factors in masks}) == len(masks)
     for rate, factors in masks:
         assert np.unique(factors) == pytest.approx([0, 1 / (1 - rate)])
