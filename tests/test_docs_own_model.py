@@ -14,10 +14,14 @@ SECTIONS = {
     for title, section in re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", TEXT, flags=re.S | re.M)
 }
 EXAMPLES = {title: blocks for title, blocks in SECTIONS.items() if blocks}
+MARKS = dict.fromkeys(list(EXAMPLES)[1:], pytest.mark.nightly)
 
 
+# CI runs the first one; the tests of integrations/ try what the others show.
 @pytest.mark.slow
-@pytest.mark.parametrize("title", EXAMPLES)
+@pytest.mark.parametrize(
+    "title", [pytest.param(title, marks=MARKS.get(title, ())) for title in EXAMPLES]
+)
 def test_the_example_runs(title, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where it saves
     names: dict = {}

@@ -24,18 +24,10 @@ def plain_environment(monkeypatch):
 
 
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-IN_CI = "4_numerics_against_pytorch"
-"""The cheapest one; the others run at night, and `test_names_and_fields_exist` reads them all."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, id=path.stem, marks=() if path.stem == IN_CI else pytest.mark.nightly)
-        for path in NOTEBOOKS
-    ],
-)
+@pytest.mark.nightly  # `test_names_and_fields_exist` reads them in every tier
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in NOTEBOOKS])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_it_runs(path, plain_environment):
     nbformat = pytest.importorskip("nbformat")

@@ -169,7 +169,9 @@ def test_packed_masks_are_bernoulli_s(shape, copies):
 
 
 @pytest.mark.parametrize("method", ["lora", "goat", "molora", "hydralora", "dora", "adamole"])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.nightly)]
+)
 def test_gradients_are_those_of_the_kept_copy(method, dtype, monkeypatch):
     """What is made again in the backward pass has the same values."""
     spec = method_spec(method, total_rank=8, dropout=0.3)

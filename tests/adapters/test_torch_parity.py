@@ -186,8 +186,8 @@ def test_layer(torch_layer, case):
 
 
 def interacting(case):
-    """Every number of experts with both formulas, every shape of a kernel with every rank."""
-    return [(case.experts, case.top_k, case.published), (case.m, case.n, case.d)]
+    """Every number of experts, both formulas, every shape of a kernel with every rank."""
+    return [(case.experts, case.top_k), case.published, (case.m, case.n, case.d)]
 
 
 @pytest.mark.parametrize("case", first_of_each(FULL, interacting), ids=Case.name)

@@ -77,7 +77,7 @@ def test_cost_by_experts_is_flat_but_for_the_router():
     assert flops[8] - flops[4] == 4 * router and flops[32] - flops[4] == 28 * router
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_growth_is_measured_along_every_axis():
     found = measure_growth(Size(32, 16, 16), method_spec("lora"), (8, 16), (4, 8), turns=1)
     assert {axis: [n for n, _ in points] for axis, points in found.items()} == {
@@ -104,7 +104,7 @@ def test_layers_from_the_command_line(tmp_path, capsys):
     assert "| goat, ragged_dot" in capsys.readouterr().out and found["machine"]["jax"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # the verb's arguments are those of layers
 def test_steps_from_the_command_line(tiny, capsys):
     words = f"bench step --config {tiny / 'config.py'}:{LIGHT} --methods goat"
     small = "--turns 1 --train.batch-size 2 --train.max-length 16"

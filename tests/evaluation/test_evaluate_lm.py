@@ -433,7 +433,7 @@ def test_a_model_shared_out_over_eight_devices_answers_the_same(model):
     assert answers[0] == answers[1]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_is_evaluated_on_a_mesh(run, capsys):
     found = []
     for devices in ("1", "8"):

@@ -89,7 +89,7 @@ def test_a_quantised_model_computes_with_what_its_codes_say(kind, model_with_goa
     assert merge_model(graph, trainable, base).embeddings is not None
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # test_mesh_losses.py reads the program of a mesh
 def test_the_step_keeps_no_float_kernel():
     """The compiled gradient needs fewer temporary bytes than the stack's float kernels have."""
     config = tiny_config(num_layers=8, hidden_size=256, intermediate_size=1024, num_heads=4)

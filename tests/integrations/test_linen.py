@@ -13,7 +13,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from goat_jax import Context, adapt_linen, method_spec
 from goat_jax.errors import UserError
 from goat_jax.testing import assert_close
-from tiers import each
 
 GOAT = method_spec("goat", total_rank=8, num_experts=4)
 KEY = jax.random.key(3)
@@ -88,7 +87,10 @@ def test_a_matrix_of_the_models_own_is_left_by_a_readable_name():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", each(["lora", "pissa", "dora"], ["dora"]))
+@pytest.mark.parametrize(
+    "method",
+    ["dora", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("lora", "pissa"))],
+)
 def test_it_starts_as_it_was_and_merges_to_itself(method):
     model = Encoder()
     variables, apply, frozen, factors = made(model, method_spec(method, total_rank=4))
@@ -127,7 +129,7 @@ def test_a_loop_of_optax_trains_the_factors():
     assert losses[-1] < losses[0] and float(aux) > 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_scanned_layers_have_adapters_of_their_own():
     _, apply, frozen, factors = made(Deep())
     own = factors["layers"]["dense"]
@@ -146,7 +148,7 @@ def test_scanned_layers_have_adapters_of_their_own():
     assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(gradient))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_scan_that_loses_the_balance_loss_is_refused():
     _, apply, frozen, factors = made(Deep(axes=("params",)))
     with pytest.raises(UserError, match="'intermediates': 0"):
@@ -155,7 +157,7 @@ def test_a_scan_that_loses_the_balance_loss_is_refused():
     assert apply(frozen, factors, X)[0].shape == X.shape
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_dropout_follows_the_key_and_is_off_without():
     _, apply, frozen, factors = made(nn.Dense(8), method_spec("pissa", total_rank=4, dropout=0.5))
     keys = [None, None, *map(jax.random.key, (0, 1))]

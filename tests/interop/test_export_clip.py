@@ -204,6 +204,7 @@ def test_what_was_not_adapted_stays_as_it_was(zero_shot, merged):
     )
 
 
+@pytest.mark.nightly
 def test_a_trained_class_matrix_has_no_place_in_a_clip(run_of, tmp_path):
     run = run_of("clip", "zero_shot", ("classifier",))
     for to in ("merged", "peft"):
@@ -214,6 +215,7 @@ def test_a_trained_class_matrix_has_no_place_in_a_clip(run_of, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.nightly
 def test_a_trained_projection_has_one(run_of, tmp_path):
     run = run_of("clip", "zero_shot", ("visual_projection",))
     export_run(run, "merged", tmp_path / "out")

@@ -44,13 +44,13 @@ RUNS = {
 }  # fmt: skip
 
 
-def family_and_kind_of_task(name):
-    """Traits that only a model has; made layers try the starts, a changed run the settings."""
-    family, _, options = RUNS[name]
-    return [family, options.get("labels") == 1]
+def kind_of_task(name):
+    """A trait that only a model has; made layers try the starts, a changed run the settings."""
+    _, _, options = RUNS[name]
+    return [options.get("labels") == 1]
 
 
-@pytest.mark.parametrize("name", first_of_each(RUNS, family_and_kind_of_task))
+@pytest.mark.parametrize("name", first_of_each(RUNS, kind_of_task))
 def test_a_made_model_run_passes(name: str, tmp_path: Path, published_linear, make_scale, capsys):
     family, modules, options = RUNS[name]
     folder = write_run(tmp_path / name, family, modules, published_linear, make_scale, **options)

@@ -135,10 +135,9 @@ def test_named_models_can_be_built(name):
     assert abstract_run(full_size(name)).inject_report.adapter_parameters > 0
 
 
-def parts_with_the_kernels_sizes(method):
-    """Routers and initial factors of every method are traced at small sizes (test_contract.py)."""
-    spec = METHODS[method].spec
-    return [type(spec.combine), type(spec.transform)]
+def way_to_combine(method):
+    """The rest of every method is traced at small sizes (test_contract.py)."""
+    return [METHODS[method].spec.combine.layout]
 
 
 # MoELoRA's gate needs numbers of tasks, which rows of a single task do not have.
@@ -146,7 +145,7 @@ TRACED = ["goat", *(name for name in METHODS if name not in ("goat", "moelora"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", first_of_each(TRACED, parts_with_the_kernels_sizes))
+@pytest.mark.parametrize("method", first_of_each(TRACED, way_to_combine))
 def test_every_method_traces_a_step_of_llama(method):
     sizes = {"multilora": 24, "molora_soft": 20}
     abstract_run(full_size("llama-2-7b", method, sizes.get(method, 16))).check()

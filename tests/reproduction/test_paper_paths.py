@@ -212,7 +212,7 @@ def rte(tmp_path_factory):
     return root
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # compare's own is in test_vmapped_runs.py
 def test_a_table_is_trained_once_and_goes_on(rte, roberta, tmp_path, capsys):
     table = PaperTable(ROOT / "configs" / "glue.py", GLUE_SCORES, "accuracy", "glue")
     arguments = ["--tasks", "rte", "--methods", "lora", "--seeds", "0", "1", "--quiet"]

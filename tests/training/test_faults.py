@@ -60,7 +60,7 @@ def run_on_disk(source, out, full, env):
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # a full disk in CI is that of test_cli.py
 @pytest.mark.parametrize(
     ("full", "code"),
     [

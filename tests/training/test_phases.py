@@ -178,7 +178,7 @@ def test_gradients_are_averaged_batch_by_batch(config):
         assert_close(value, (each[0][name] + each[1][name]) / 2, 1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_lora_ga_trains_and_is_opened_again(two_modules, tmp_path):
     # Its factors start large, so that a rate at which others learn throws it off.
     optimizer = dataclasses.replace(two_modules.optimizer, learning_rate=1e-3)

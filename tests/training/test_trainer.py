@@ -163,7 +163,7 @@ def test_a_foreign_folder_is_left_alone(config, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # CI's is in test_model_dropout.py
 def test_bfloat16_trains_with_float32_adapters(two_modules, tmp_path):
     config = with_train(two_modules, tmp_path / "run")
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
