@@ -182,9 +182,9 @@ class Stack(nnx.Module):
 
         if self.remat not in REMAT:
             raise UserError(f"remat {self.remat!r} is not one of {', '.join(REMAT)}")
-        own = jax.tree.map(lambda a: a[numbers[0] : numbers[-1] + 1], each)
+        slices = jax.tree.map(lambda a: a[numbers[0] : numbers[-1] + 1], each)
         chosen = jax.numpy.array(places) if shared else stacked
-        over = (chosen, jax.numpy.array(numbers), own)
+        over = (chosen, jax.numpy.array(numbers), slices)
         x, (sown, kept) = jax.lax.scan(REMAT[self.remat](body), x, over)
         if shared:  # an adapter has one report, whatever the number of its layer's calls
             sown = jax.tree.map(partial(_means, places, len(layers)), sown)

@@ -100,6 +100,17 @@ def test_rows_that_do_not_fit(run, given, message):
         run.predict(given)
 
 
+def test_each_line_of_plain_text_is_a_text_or_a_prompt(tmp_path):
+    path = tmp_path / "new.TXT"
+    path.write_text("a warm film\n\na dull one\n")
+    for task, column in {
+        files("a.csv", "b.csv", labels=("bad", "good")): "sentence",
+        LanguageTask("chats", "a.csv", "b.csv", format="prompt_completion"): "prompt",
+    }.items():
+        rows = predictor_of(task).read(task, [str(path)])
+        assert rows == [{column: "a warm film"}, {column: "a dull one"}]
+
+
 def test_what_the_run_cannot_do(run, found):
     with pytest.raises(UserError, match="is a text encoder: only a language model generates"):
         run.generate("fine")

@@ -1,6 +1,10 @@
 """Predictions over a data mesh: the same rows in the same order, continued byte for byte."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +12,9 @@ import pytest
 import goat_jax
 from goat_jax.cli.main import main
 from goat_jax.data.sources.read import read_rows
+from goat_jax.sharding.config import MeshConfig
 from goat_jax.training.logging.progress_bar import TrainProgress
+from ports import free_port
 
 COUNT = 40
 """Rows: a chunk of four batches of eight, and a part of another one."""
@@ -87,3 +93,39 @@ def test_a_batch_that_the_mesh_cannot_share_out(run_folder, unlabeled, tmp_path,
     given[given.index("8", given.index("--batch-size"))] = "12"
     assert main(given) == 2
     assert "the batch size 12 is not divisible by the 8 parts" in capsys.readouterr().err
+
+
+def by_two(words, settings):
+    """Runs a command in two processes with two devices each; returns what they print."""
+    command = [sys.executable, "-m", "goat_jax", *words, "--processes", "2"]
+    command += ["--coordinator", f"127.0.0.1:{free_port()}", "--process"]
+    started = [
+        subprocess.Popen([*command, index], env=settings, stdout=subprocess.PIPE, text=True)
+        for index in "01"
+    ]
+    texts = [process.communicate()[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    return [re.sub(r"^\[Gloo\].*\n", "", text, flags=re.M) for text in texts]
+
+
+@pytest.mark.nightly
+def test_two_processes_write_one_file_and_continue_it(
+    run_folder, unlabeled, on_mesh, tmp_path, without_torch
+):
+    flags = re.sub(r"device_count=\d+", "device_count=2", os.environ["XLA_FLAGS"])
+    settings, out = without_torch | {"XLA_FLAGS": flags}, tmp_path / "new.csv"
+    given = words(run_folder, unlabeled, out, "4")
+    assert by_two(given, settings) == [f"{out}: {COUNT} rows\n", ""]
+    whole = out.read_bytes()
+    labels = [[row["prediction"] for row in read_rows(path)] for path in (out, on_mesh)]
+    assert labels[0] == labels[1]
+
+    # As after a kill: half of the file, with the stamp of the same command.
+    killed(run_folder, unlabeled, tmp_path / "other.csv")
+    stamp = (tmp_path / "other.csv.unfinished").read_text()
+    eight, four = (json.dumps(MeshConfig(data=parts).given) for parts in (8, 4))
+    assert eight in stamp
+    (tmp_path / "new.csv.unfinished").write_text(stamp.replace(eight, four))
+    out.write_bytes(whole[: len(whole) // 2])
+    assert "of them were there already" in by_two(given, settings)[0]
+    assert out.read_bytes() == whole
