@@ -41,7 +41,7 @@ class Visible:
         causal: whether keys after the query are excluded; static under jit.
         window: the number of tokens that a query reaches in either direction, itself included;
             None for all. Static under jit.
-        segments: (B, T) integers: queries see only keys of their segment. Needs T = S.
+        segments: (B, S) integers: queries see only keys of their segment.
         real: (B, S) bool: keys that are not padding.
         start: the first query's slot among the keys, an int32 scalar; None is 0.
 
@@ -78,7 +78,9 @@ class Visible:
         if self.window is not None:
             conditions.append((jnp.abs(distance) < self.window)[None])
         if self.segments is not None:
-            mine, theirs = part(self.segments, queries), part(self.segments, keys)
+            first = queries[0] if self.start is None else queries[0] + self.start
+            mine = part(self.segments, (first, queries[1]))
+            theirs = part(self.segments, keys)
             conditions.append(mine[:, :, None] == theirs[:, None])
         if self.real is not None:
             conditions.append(part(self.real, keys)[:, None])
@@ -104,7 +106,7 @@ class Visible:
         more_queries, more_keys = to[0] - queries, to[1] - keys
         segments, real = self.segments, self.real
         if segments is not None:
-            segments = jnp.pad(segments, ((0, 0), (0, max(more_queries, more_keys))))
+            segments = jnp.pad(segments, ((0, 0), (0, more_queries + more_keys)))
         if more_keys:
             real = jnp.ones((rows, keys), bool) if real is None else real
             real = jnp.pad(real, ((0, 0), (0, more_keys)))

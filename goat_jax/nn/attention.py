@@ -39,7 +39,8 @@ class AttentionPlan:
         mesh: the mesh of the step; None for one device.
         rows: the mesh axes that rows are sharded over.
         tokens: the mesh axes that tokens are sharded over outside of attention. Inside of it they
-            shard heads, so that every device has complete rows.
+            shard heads, so that every device has complete rows; if the heads do not divide, every
+            device has its queries and all keys.
         heads: the mesh axes that heads are sharded over.
     """
 
@@ -63,12 +64,12 @@ class AttentionPlan:
         kernel = KERNEL_OF.get(device.platform) if named is None else named
         if kernel is None or (kernel in KERNELS and not need.whole):
             return plain, None
-        refusal = WAYS[kernel].refusal(need, device)
+        refusal = self._refusal(kernel, need, device)
         if named is None:
             refusal = refusal or WAYS[kernel].slower(need)
             return (kernel, None) if refusal is None else (plain, f"{kernel} {refusal}")
         if refusal is not None:
-            able = [name for name in WAYS if WAYS[name].refusal(need, device) is None]
+            able = [name for name in WAYS if self._refusal(name, need, device) is None]
             raise UserError(f"model.attention {named} {refusal}: choose {', '.join([AUTO, *able])}")
         return named, None
 
@@ -87,6 +88,31 @@ class AttentionPlan:
     def parts(self, axes: tuple[str, ...]) -> int:
         """Returns the number of parts that mesh axes split an array into."""
         return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in axes)
+
+    def splits(self, tokens: int) -> bool:
+        """True if the mesh shards rows of so many tokens."""
+        return self.parts(self.tokens) > 1 and tokens % self.parts(self.tokens) == 0
+
+    def copies(self, heads: int, groups: int) -> int | None:
+        """Returns the copies of every key head with which the devices share them; None if none do.
+
+        Args:
+            heads: the number of heads.
+            groups: the number of key heads.
+        """
+        parts = self.parts(self.heads + self.tokens)
+        copies = parts // math.gcd(groups, parts)
+        return None if heads // groups % copies else copies
+
+    def _refusal(self, way: str, need: Need, device: Any) -> str | None:
+        heads, groups = need.heads, need.groups
+        if way in KERNELS and self.splits(need.keys) and self.copies(heads, groups) is None:
+            devices = self.parts(self.heads + self.tokens)
+            return (
+                f"takes complete rows, and {heads} heads ({groups} of keys) do not divide among "
+                f"the {devices} devices of {' and '.join(self.heads + self.tokens)}"
+            )
+        return WAYS[way].refusal(need, device)
 
     def _device(self) -> Any:
         if self.device is not None:
@@ -144,6 +170,8 @@ def attention(
         bias=bias is not None,
         dropout=dropped is not None,
         cached=visible.start is not None,
+        heads=query.shape[2],
+        groups=key.shape[2],
     )
     way, _ = plan.choose(need)
     if way == "xla":
@@ -183,25 +211,39 @@ def _on_shards(
     if plan.mesh is None:
         return compute(query, key, value, visible)
     rows = plan.rows if len(query) % plan.parts(plan.rows) == 0 else ()
-    heads = plan.heads + plan.tokens
-    copies = plan.parts(heads) // math.gcd(key.shape[2], plan.parts(heads))
-    shares = query.shape[2] // key.shape[2]
-    if shares % copies:
+    copies, tokens, heads = plan.copies(query.shape[2], key.shape[2]), (), plan.heads + plan.tokens
+    if copies is None and visible.start is None and plan.splits(query.shape[1]):
+        compute, tokens = _of_local_queries(compute, plan.tokens), plan.tokens
+        heads = () if key.shape[2] % plan.parts(plan.heads) else plan.heads
+    elif copies is None:
         heads = ()  # every device computes all heads
     elif copies > 1:
         key, value = (jax.numpy.repeat(array, copies, axis=2) for array in (key, value))
-    array = PartitionSpec(rows or None, None, heads or None)
+    per_query = PartitionSpec(rows or None, tokens or None, heads or None)
+    per_key = PartitionSpec(rows or None, None, heads or None)
     by_row = PartitionSpec(rows or None)
     limits = jax.tree.map(lambda a: by_row if a.ndim else PartitionSpec(), visible)
     run = jax.shard_map(
         compute,
         mesh=plan.mesh,
-        in_specs=(array, array, array, limits),
-        out_specs=array,
+        in_specs=(per_query, per_key, per_key, limits),
+        out_specs=per_query,
         check_vma=False,
     )
     query, key, value = (_by_tokens(array, plan, rows) for array in (query, key, value))
     return _by_tokens(run(query, key, value, visible), plan, rows)
+
+
+def _of_local_queries(
+    compute: Callable[..., Array], tokens: tuple[str, ...]
+) -> Callable[..., Array]:
+    """Makes `compute` one of a device's own queries and all keys, which only blocks can do."""
+
+    def run(query: Array, key: Array, value: Array, visible: Visible) -> Array:
+        start = jax.lax.axis_index(tokens) * query.shape[1]
+        return compute(query, key, value, dataclasses.replace(visible, start=start))
+
+    return run
 
 
 def _by_tokens(array: Array, plan: AttentionPlan, rows: tuple[str, ...]) -> Array:

@@ -20,6 +20,8 @@ class Need:
         bias: whether a bias is added to the scores.
         dropout: whether probabilities are dropped out.
         cached: whether the queries continue a cache of keys, as in generation.
+        heads: the number N of heads.
+        groups: the number G of key heads.
     """
 
     queries: int
@@ -32,6 +34,8 @@ class Need:
     bias: bool = False
     dropout: bool = False
     cached: bool = False
+    heads: int = 1
+    groups: int = 1
 
     @property
     def whole(self) -> bool:

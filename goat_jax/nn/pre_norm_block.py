@@ -57,8 +57,17 @@ class BlockConfig:
 
     def attention_need(self, tokens: int, dtype: str, causal: bool) -> Need:
         """Returns what the blocks ask of attention, as `Model.attention_need` does."""
-        size = self.hidden_size // self.num_heads
-        return Need(tokens, tokens, size, dtype, causal=causal, bias=self.biased_scores)
+        heads, size = self.num_heads, self.hidden_size // self.num_heads
+        return Need(
+            tokens,
+            tokens,
+            size,
+            dtype,
+            causal=causal,
+            bias=self.biased_scores,
+            heads=heads,
+            groups=heads,
+        )
 
     def __post_init__(self) -> None:
         check_sizes(self, "hidden_size", "num_layers", "num_heads", "intermediate_size")

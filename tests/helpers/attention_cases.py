@@ -37,6 +37,7 @@ CASES = [
 ]
 CACHED = [
     Case("a cache", 5, 4, 2, 8, True, padding="left", cached=18),
+    Case("queries within packed rows", 11, 4, 2, 6, True, window=9, segments=True, cached=13),
     Case("one query", 1, 4, 2, 8, True, window=6, padding="left", cached=29),
 ]
 CASES += CACHED

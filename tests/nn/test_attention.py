@@ -148,6 +148,21 @@ def test_on_a_mesh_each_device_has_its_rows_and_heads(case, tensor):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
 
 
+def test_heads_that_do_not_divide_are_a_refusal(has_cudnn):
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("tensor", "sequence"))
+    plan = AttentionPlan(device=GPU, mesh=mesh, tokens=("sequence",), heads=("tensor",))
+    even, uneven = (dataclasses.replace(NEED, heads=n, groups=4) for n in (32, 28))
+    assert plan.note(even) == "attention: cudnn"
+    assert plan.note(uneven) == (
+        "attention: blocks, since cudnn takes complete rows, and 28 heads (4 of keys) do not "
+        "divide among the 8 devices of tensor and sequence"
+    )
+    with pytest.raises(UserError, match=r"do not divide .*: choose auto, xla, blocks"):
+        dataclasses.replace(plan, way="cudnn").choose(uneven)
+    # Rows whose tokens are not sharded, such as those of another length, are complete anyway.
+    assert plan.choose(dataclasses.replace(uneven, queries=4097, keys=4097))[0] == "cudnn"
+
+
 def test_a_mesh_needs_no_exchange():
     mesh = Mesh(np.array(jax.devices()).reshape(2, 1, 4), AXES)
     plan = AttentionPlan("blocks", None, mesh, ("data", "fsdp"), ("tensor",))

@@ -114,13 +114,15 @@ def in_blocks(make, **sizes):
     return maker
 
 
-# Causal and windowed layers on packed rows, with fewer key heads than devices.
-FAMILIES["packed"] = (
-    in_blocks(FAMILIES["decoder"][0], num_kv_heads=2, windows=(None, 3)),
-    LANGUAGE,
-    lambda: packed() | {"loss_mask": np.ones((ROWS, TOKENS), np.int32)},
-    (),
-)
+def packed_decoder(heads, groups):
+    """Causal and windowed layers on packed rows."""
+    sizes = {"num_heads": heads, "num_kv_heads": groups, "windows": (None, 3)}
+    batch_of = lambda: packed() | {"loss_mask": np.ones((ROWS, TOKENS), np.int32)}  # noqa: E731
+    return in_blocks(FAMILIES["decoder"][0], **sizes), LANGUAGE, batch_of, ()
+
+
+# With fewer key heads than devices, and with heads that the devices cannot share.
+FAMILIES |= {"packed": packed_decoder(8, 2), "uneven-packed": packed_decoder(6, 3)}
 FAMILIES["encoder-blocks"] = (in_blocks(FAMILIES["encoder"][0]), *FAMILIES["encoder"][1:])
 
 
@@ -257,6 +259,7 @@ SEQUENCE_GRID = [
             ("goat",),
             ((2, 1, 1, 4), (1, 2, 2, 2), (1, 1, 1, 8)),
         ),
+        ("uneven-packed", "goat", (2, 1, 1, 4)),
         ("packed", "lora", (1, 2, 1, 4)),
         ("encoder", "lora", (1, 2, 1, 4)),
         ("decoder", "dora", (1, 2, 1, 4)),
@@ -271,5 +274,5 @@ def test_tokens_on_several_devices_change_no_loss(alone, family, method, shape):
     rows, tokens = ROWS // (shape[0] * shape[1]), TOKENS // shape[3]
     assert f"f32[2,{rows},{tokens},32]" in program
     assert f"f32[2,{rows},{TOKENS},32]" not in program
-    if family.endswith(("packed", "blocks")):
+    if family in ("packed", "encoder-blocks"):
         assert "all-to-all" in program  # of tokens for heads

@@ -168,10 +168,16 @@ class Decoder(Model):
 
     def attention_need(self, tokens: int, dtype: str) -> Need:
         config = self.config
-        windows = tuple(dict.fromkeys(config.windows))
-        capped = config.attention_cap is not None
         return Need(
-            tokens, tokens, config.head_size, dtype, causal=True, windows=windows, soft_cap=capped
+            tokens,
+            tokens,
+            config.head_size,
+            dtype,
+            causal=True,
+            windows=tuple(dict.fromkeys(config.windows)),
+            soft_cap=config.attention_cap is not None,
+            heads=config.num_heads,
+            groups=config.num_kv_heads,
         )
 
     def hidden(

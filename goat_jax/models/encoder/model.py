@@ -290,6 +290,8 @@ class Encoder(Model):
             windows=tuple(dict.fromkeys(config.windows)) or (None,),
             bias=self.relative is not None,
             dropout="attention" in dict(config.dropout),
+            heads=config.num_heads,
+            groups=config.num_heads,
         )
 
     def encode(
