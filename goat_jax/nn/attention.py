@@ -251,8 +251,7 @@ def _by_tokens(array: Array, plan: AttentionPlan, rows: tuple[str, ...]) -> Arra
 
     The compiler might otherwise exchange the wider arrays that it is computed from.
     """
-    parts = plan.parts(plan.tokens)
-    if parts == 1 or array.shape[1] % parts:
+    if plan.mesh is None or not plan.splits(array.shape[1]):
         return array
     free = PartitionSpec.UNCONSTRAINED
     spec = PartitionSpec(rows or None, plan.tokens, free, free)
