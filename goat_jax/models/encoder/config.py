@@ -107,11 +107,6 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         _check_sizes(vars(self))
-        if self.hidden_size % self.num_heads:
-            raise UserError(
-                f"hidden size {self.hidden_size} is not divisible by {self.num_heads} heads: "
-                "correct one of them"
-            )
         for what, chosen, known in (
             ("activation", self.activation, ACTIVATIONS),
             ("head_activation", self.head_activation, ACTIVATIONS),
@@ -206,6 +201,11 @@ def _check_sizes(values: Mapping[str, Any]) -> None:
             raise UserError(f"{name} is {size!r}: it must be a whole number from 1 up")
     if values["num_layers"] > LARGEST_SIZE:
         raise UserError(f"num_layers is {values['num_layers']}: give at most {LARGEST_SIZE}")
+    width, heads = values["hidden_size"], values["num_heads"]
+    if width % heads:
+        raise UserError(
+            f"hidden size {width} is not divisible by {heads} heads: correct one of them"
+        )
 
 
 def label_count(hf: Mapping[str, Any]) -> int:

@@ -432,7 +432,10 @@ FAMILIES: dict[str, EncoderFamily] = {
     ),
     "modernbert": EncoderFamily(
         class_name="ModernBert",
-        config_keys=_config(_MODERN_READ, _MODERN_SETTINGS, without=_MODERN_WITHOUT),
+        # transformers computes this window from local_attention, and never stores it.
+        config_keys=_config(
+            _MODERN_READ, _MODERN_SETTINGS, {"sliding_window": (None,)}, _MODERN_WITHOUT
+        ),
         ignored=r"decoder\..*",
         prefix="model",
         embeddings={"words": "tok_embeddings", "norm": "norm"},

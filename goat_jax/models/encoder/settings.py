@@ -69,7 +69,7 @@ POSITION_TABLE = Setting(
 
 
 def _position_terms(key: str, value: Any) -> None:
-    if set(_terms(value)) - {"c2p", "p2c"}:
+    if any(term not in ("c2p", "p2c") for term in _terms(value)):
         raise UserError(f"config.json: {key} is {value!r}: it must be a list of c2p and p2c")
 
 
@@ -79,7 +79,7 @@ def _terms(value: Any) -> list[Any]:
         return [each.strip() for each in value.lower().split("|")]
     if value is None:
         return []
-    return value if isinstance(value, list) and all(isinstance(e, str) for e in value) else [value]
+    return value if isinstance(value, list) else [value]
 
 
 def _disentangled(hf: Mapping[str, Any], values: Fields) -> Fields:
