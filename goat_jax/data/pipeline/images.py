@@ -157,7 +157,7 @@ def check_image(value: object, where: str, folder: str | Path | None = None) -> 
     >>> check_image(b"GIF87", "pets.csv: row 3")
     Traceback (most recent call last):
     goat_jax.errors.UserError: pets.csv: row 3: the image cannot be decoded (unknown format): \
-repair it, or set on_bad_image to 'skip'
+repair it, or leave such images out with --task.on-bad-image skip
     """
     _read(value, where, folder, whole=False)
 
@@ -185,7 +185,7 @@ def _read(value: object, where: str, folder: str | Path | None, whole: bool) -> 
         name = f"{value}" if isinstance(value, Path) else "the image"
         raise UserError(
             f"{where}: {name} cannot be decoded ({reason}):"
-            " repair it, or set on_bad_image to 'skip'"
+            " repair it, or leave such images out with --task.on-bad-image skip"
         ) from None
 
 

@@ -141,7 +141,10 @@ def test_limits_are_spaced(folder):
 
 
 BAD = {
-    "empty": (b"", r"0\.PNG cannot be decoded \(unknown format\): repair it, or set on_bad_image"),
+    "empty": (
+        b"",
+        r"0\.PNG cannot be decoded \(unknown format\): repair it, or leave such",
+    ),
     "no image": (b"<html>", r"0\.PNG cannot be decoded \(unknown format\)"),
 }
 
