@@ -123,6 +123,7 @@ def plain_attention(
     key: Array,
     value: Array,
     mask: Array | None,
+    sinks: Array | None = None,
     *,
     scale: float | None = None,
     soft_cap: float | None = None,
@@ -137,6 +138,7 @@ def plain_attention(
         value: (B, S, G, H).
         mask: (B or 1, T or 1, S), true where a query may attend to a key; None for everywhere. A
             query that may attend to nothing gets the mean of all values, never NaN.
+        sinks: the score of a further key per head (N,) without a value; None for no such key.
         scale: the factor of the scores; None is 1 / sqrt(H).
         soft_cap: the bound of the scores (`capped`).
         bias: (B or 1, N, T, S) float32, added to the scores after their bound; None for none.
@@ -149,9 +151,9 @@ def plain_attention(
     mask = None if mask is None else mask[:, None]
     # jax mixes bfloat16 and float32 internally, which a caller's strict promotion would reject.
     with jax.numpy_dtype_promotion("standard"):
-        if dropped is None and soft_cap is None:
+        if dropped is None and soft_cap is None and sinks is None:
             return jax.nn.dot_product_attention(query, key, value, bias, mask, scale=scale)
-        return _with_probabilities(query, key, value, mask, scale, soft_cap, bias, dropped)
+        return _with_probabilities(query, key, value, mask, sinks, scale, soft_cap, bias, dropped)
 
 
 def _with_probabilities(
@@ -159,6 +161,7 @@ def _with_probabilities(
     key: Array,
     value: Array,
     mask: Array | None,
+    sinks: Array | None,
     scale: float | None,
     soft_cap: float | None,
     bias: Array | None,
@@ -174,9 +177,18 @@ def _with_probabilities(
     if mask is not None:
         # A finite value: a query that may attend to nothing gets the mean of all values, not NaN.
         scores = jnp.where(mask, scores, 0.5 * jnp.finfo(jnp.float32).min)
-    probabilities = jax.nn.softmax(scores, axis=-1)
+    probabilities = _softmax(scores, sinks)
     left = probabilities if dropped is None else dropped(probabilities)
     return jnp.einsum("BNTS,BSNH->BTNH", left.astype(value.dtype), value)
+
+
+def _softmax(scores: Array, sinks: Array | None) -> Array:
+    """Returns the softmax of scores (B, N, T, S), which the sinks (N,) take a share of."""
+    if sinks is None:
+        return jax.nn.softmax(scores, axis=-1)
+    wide_sinks = sinks.astype(scores.dtype).reshape(1, -1, 1, 1)
+    more = jnp.broadcast_to(wide_sinks, (*scores.shape[:-1], 1))
+    return jax.nn.softmax(jnp.concatenate([scores, more], axis=-1), axis=-1)[..., :-1]
 
 
 def attention_in_blocks(
@@ -184,6 +196,7 @@ def attention_in_blocks(
     key: Array,
     value: Array,
     visible: Visible,
+    sinks: Array | None = None,
     *,
     scale: float | None = None,
     soft_cap: float | None = None,
@@ -201,6 +214,7 @@ def attention_in_blocks(
         key: (B, S, G, H); G divides N.
         value: (B, S, G, H).
         visible: the keys that each query may attend to.
+        sinks: the score of a further key per head (N,) without a value; None for no such key.
         scale: the factor of the scores; None is 1 / sqrt(H).
         soft_cap: the bound of the scores (`capped`).
         block: the queries and keys per block.
@@ -212,7 +226,10 @@ def attention_in_blocks(
     visible = visible.padded(queries, keys, rows, to)
     grouped = _padded(query, to[0]).reshape(rows, to[0], groups, heads // groups, size)
     setting = _Blocks(sides, to, size**-0.5 if scale is None else scale, soft_cap)
-    out: Array = _blocks(setting, grouped, _padded(key, to[1]), _padded(value, to[1]), visible)
+    if sinks is not None:
+        sinks = sinks.reshape(groups, heads // groups)
+    padded_key, padded_value = _padded(key, to[1]), _padded(value, to[1])
+    out: Array = _blocks(setting, grouped, padded_key, padded_value, visible, sinks)
     return out.reshape(rows, to[0], heads, size)[:, :queries]
 
 
@@ -274,12 +291,24 @@ def _put(array: Array, part: Array, first: Array, axis: int = 1) -> Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _blocks(setting: _Blocks, query: Array, key: Array, value: Array, visible: Visible) -> Any:
-    return _blocks_forward(setting, query, key, value, visible)[0]
+def _blocks(
+    setting: _Blocks,
+    query: Array,
+    key: Array,
+    value: Array,
+    visible: Visible,
+    sinks: Array | None,
+) -> Any:
+    return _blocks_forward(setting, query, key, value, visible, sinks)[0]
 
 
 def _blocks_forward(
-    setting: _Blocks, query: Array, key: Array, value: Array, visible: Visible
+    setting: _Blocks,
+    query: Array,
+    key: Array,
+    value: Array,
+    visible: Visible,
+    sinks: Array | None,
 ) -> tuple[Array, Any]:
     """Computes outputs (B, T, G, R, H), and what the backward pass needs."""
     rows, queries, groups, shares, _ = query.shape
@@ -312,6 +341,9 @@ def _blocks_forward(
         jnp.full(per_query, -jnp.inf, kind),
         jnp.zeros(per_query, kind),
     )
+    if sinks is not None:  # a key that has been seen before any other
+        top = jnp.broadcast_to(jnp.expand_dims(sinks, (0, 3)).astype(kind), per_query)
+        start = (start[0], top, jnp.ones(per_query, kind))
     (total, top, norm), _ = jax.lax.scan(add, start, jnp.asarray(setting.pairs(visible)))
     seen = norm > 0
     norm = jnp.where(seen, norm, 1.0)
@@ -319,11 +351,11 @@ def _blocks_forward(
     # exp(score - inf) is 0: the backward pass gives a query without keys no weights, either.
     log_norm = jnp.where(seen, top + jnp.log(norm), jnp.inf)
     out, log_norm = checkpoint_name((out, log_norm), ATTENTION)
-    return out, (query, key, value, visible, out, log_norm)
+    return out, (query, key, value, visible, sinks, out, log_norm)
 
 
 def _blocks_backward(setting: _Blocks, kept: Any, d_out: Array) -> tuple[Any, ...]:
-    query, key, value, visible, out, log_norm = kept
+    query, key, value, visible, sinks, out, log_norm = kept
     kind, (q_side, k_side) = wide(query.dtype), setting.sides
     # The softmax's derivative subtracts each query's mean of the weights' derivatives.
     mean = jnp.einsum("bqgrh,bqgrh->bgrq", d_out.astype(kind), out.astype(kind))
@@ -351,7 +383,11 @@ def _blocks_backward(setting: _Blocks, kept: Any, d_out: Array) -> tuple[Any, ..
     start = tuple(jnp.zeros(array.shape, kind) for array in (query, key, value))
     grads, _ = jax.lax.scan(add, start, jnp.asarray(setting.pairs(visible)))
     grads = (g.astype(a.dtype) for g, a in zip(grads, (query, key, value), strict=True))
-    return (*grads, jax.tree.map(_no_gradient, visible))
+    d_sinks = None
+    if sinks is not None:
+        weights = jnp.exp(jnp.expand_dims(sinks, (0, 3)).astype(kind) - log_norm)
+        d_sinks = -(weights * mean).sum((0, 3)).astype(sinks.dtype)
+    return (*grads, jax.tree.map(_no_gradient, visible), d_sinks)
 
 
 def _no_gradient(array: Array) -> Any:

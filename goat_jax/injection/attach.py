@@ -47,37 +47,41 @@ def start_adapter(
     sharder: Sharder | None = None,
     svds: SvdStore | None = None,
 ) -> AdapterInit:
-    """Calls `init_adapter` on a module; each layer of a stack has a key derived from its name."""
+    """Calls `init_adapter` on a module.
+
+    Each layer of a stack, and each of its experts, has a key derived from its name.
+    """
     numbers = jnp.array([name_number(name) for name in ref.names()], jnp.uint32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
     known = _gradients_of(ref, gradients)
-    segments = None if svds is None else _stored_segments(kernel, spec, keys, ref, svds)
+    segments = None if svds is None else _stored_segments(ref.each(kernel), spec, keys, svds)
     if sharder is not None:
         return start_on_mesh(kernel, spec, keys, known, segments, ref, sharder)
-    if ref.layers is None:
+    if not ref.axes:
         first = [
             None if each is None else jax.tree.map(lambda a: a[0], each)
             for each in (known, segments)
         ]
         return _start(kernel, spec, keys[0], *first)
-    return _start_stacked(kernel, spec, keys, known, segments)
+    start = _start_stacked(ref.each(kernel), spec, keys, known, segments)
+    return jax.tree.map(ref.joined, start)
 
 
 def _stored_segments(
-    kernel: jax.Array, spec: AdapterSpec, keys: Key, ref: ModuleRef, svds: SvdStore
+    kernels: jax.Array, spec: AdapterSpec, keys: Key, svds: SvdStore
 ) -> Svd | None:
     """Returns the stacked SVD segments of a module's layers from a store.
 
     None for methods that use no segments, and where the kernel is abstract (shapes alone).
     """
-    if not is_concrete(kernel):
+    if not is_concrete(kernels):
         return None
-    indices = _segment_indices(min(kernel.shape[-2:]), spec, keys)
+    indices = _segment_indices(min(kernels.shape[-2:]), spec, keys)
     if indices is None:
         return None
     indices, segments = np.asarray(indices), []
     for svd, index in zip(
-        svds.of_layers(kernel, list(indices.reshape(len(indices), -1))), indices, strict=True
+        svds.of_layers(kernels, list(indices.reshape(len(indices), -1))), indices, strict=True
     ):
         u = np.moveaxis(np.asarray(svd.u).reshape(-1, *index.shape), 0, 1)
         segments.append(Svd(u, svd.s.reshape(index.shape), svd.vt.reshape(*index.shape, -1)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flax import nnx
@@ -99,8 +99,11 @@ def check_choices(
 
 
 def in_blocks(model: nnx.Module) -> list[str]:
-    """Names every linear layer of the blocks, as the paper adapts, or of a model without blocks."""
-    refs = find_modules(model)
+    """Names every linear layer of the blocks, as the paper adapts, or of a model without blocks.
+
+    Layers of a mixture's experts are not among them, as in PEFT: targets have to name them.
+    """
+    refs = [ref for ref in find_modules(model) if ref.experts is None]
     blocks = [ref for ref in refs if ref.layers is not None] or refs
     return [name for ref in blocks for name in ref.names()]
 
@@ -141,12 +144,32 @@ def cut_stacks(
         inside = [s for s in find_modules(model) if s.layers is not None and _is_part(stack, s)]
         choices: dict[int, list[Any]] = {}
         for ref in inside:
-            for layer, name in zip(ref.layers or (), ref.names(), strict=True):
+
+            def choice_of(name: str, ref: ModuleRef[Dense] = ref) -> Any:
                 chosen = choose(ref, name, spec, target_modules, overrides)
-                choices.setdefault(layer, []).append((trains(name, modules_to_save), *chosen))
+                return trains(name, modules_to_save), *chosen
+
+            for layer, names in zip(ref.layers or (), ref.names_by_layer(), strict=True):
+                choices.setdefault(layer, []).append(_one_choice(names, choice_of))
         order = sorted(choices)
         pairs = itertools.pairwise(order)
         stack.cut([later for sooner, later in pairs if choices[sooner] != choices[later]])
+
+
+def _one_choice(names: Sequence[str], choice_of: Callable[[str], Any]) -> Any:
+    """Returns the choice for the experts of a layer, which are one array.
+
+    Raises:
+        UserError: the choices for them differ.
+    """
+    choice = choice_of(names[0])
+    for name in names[1:]:
+        if choice_of(name) != choice:
+            raise UserError(
+                f"{names[0]} and {name} are one array here, so all experts of a layer are adapted "
+                "alike: give targets, overrides and modules to train that match all of them"
+            )
+    return choice
 
 
 def _is_part(stack: Stack, ref: ModuleRef) -> bool:

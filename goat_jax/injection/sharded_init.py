@@ -65,21 +65,23 @@ def start_on_mesh(
     complete kernel at a time.
 
     Args:
-        kernel: (L, I, O) of a stack, or (I, O), on the mesh.
+        kernel: (L, I, O) of a stack, (L, X, I, O) of its experts, or (I, O), on the mesh.
         spec: the method.
-        keys: (L,), or (1,).
-        gradients: (L, I, O), (1, I, O) or None.
+        keys: one per layer and expert, or (1,).
+        gradients: (L, I, O) with as many layers, (1, I, O) or None.
         segments: the SVD segments of every layer's experts, or None if they are to be computed.
         ref: the module.
         sharder: gives the sharding of every array.
     """
-    stacked = ref.layers is not None
-    all_layers = _all_layers(spec, stacked)
+    lead = ref.axes
+    all_layers = _all_layers(spec, bool(lead))
     # The shardings depend on the arrays' shapes, and the jitted function needs them in advance.
-    abstract = jax.eval_shape(all_layers, kernel, keys, gradients, segments)
+    layers = jax.ShapeDtypeStruct((len(keys), *kernel.shape[len(lead) :]), kernel.dtype)
+    abstract = jax.eval_shape(all_layers, layers if lead else kernel, keys, gradients, segments)
 
     def arrays(values: dict[str, Any]) -> Named:
-        return tuple((name, sharder.adapter(ref, name, v.shape)) for name, v in values.items())
+        shapes = {name: (*lead, *v.shape[1 if lead else 0 :]) for name, v in values.items()}
+        return tuple((name, sharder.adapter(ref, name, shape)) for name, shape in shapes.items())
 
     kernel_sharding = sharder.parameter(ref, "kernel")
     where = (
@@ -88,7 +90,7 @@ def start_on_mesh(
         sharder.replicated,
         arrays(abstract.constants),
     )
-    start = _compiled(spec, stacked, gradients is not None, segments is not None, where)
+    start = _compiled(spec, lead, gradients is not None, segments is not None, where)
     return start(kernel, key_everywhere(keys, sharder.replicated), gradients, segments)
 
 
@@ -103,7 +105,7 @@ Named = tuple[tuple[str, NamedSharding], ...]
 @lru_cache(maxsize=64)
 def _compiled(
     spec: AdapterSpec,
-    stacked: bool,
+    lead: tuple[int, ...],
     with_gradients: bool,
     with_segments: bool,
     where: tuple[NamedSharding, Named, NamedSharding, Named],
@@ -111,16 +113,26 @@ def _compiled(
     """Returns the jitted initialization, compiled once for all modules that are alike."""
     kernel, factors, scale, constants = where
     start = AdapterInit(*cast(Any, (kernel, dict(factors), scale, dict(constants))))
-    if not stacked:
-        return jax.jit(_all_layers(spec, stacked), out_shardings=start)
-    specs = jax.tree.map(lambda sharding: sharding.spec, start)
+    if not lead:
+        return jax.jit(_all_layers(spec, stacked=False), out_shardings=start)
+    # One leading axis, which no mesh axis shards, stands for all.
+    specs = jax.tree.map(lambda sharding: _of_layers(sharding.spec, len(lead)), start)
     whole = PartitionSpec()
     known = Svd(whole, whole, whole) if with_segments else None
     inputs = (specs.kernel, whole, specs.kernel if with_gradients else None, known)
-    one = partial(_one, spec=spec)
-    return jax.jit(
-        partial(map_layers, one, cast(Mesh, kernel.mesh), inputs, specs), out_shardings=start
-    )
+    one, mesh = partial(_one, spec=spec), cast(Mesh, kernel.mesh)
+
+    def compute(kernel: Array, *each: Any) -> AdapterInit:
+        layers = kernel.reshape(-1, *kernel.shape[len(lead) :])
+        found = map_layers(one, mesh, inputs, specs, layers, *each)
+        return jax.tree.map(lambda array: array.reshape(*lead, *array.shape[1:]), found)
+
+    return jax.jit(compute, out_shardings=start)
+
+
+def _of_layers(spec: PartitionSpec, leading: int) -> PartitionSpec:
+    """Returns a sharding of arrays with one leading axis instead of several."""
+    return PartitionSpec(*spec[leading - 1 :])
 
 
 def _all_layers(spec: AdapterSpec, stacked: bool) -> Callable[..., AdapterInit]:

@@ -158,9 +158,9 @@ def put_tensors(
         used |= set(ref.names())
         for key in dense_adapter.names:
             variable = getattr(dense_adapter, key)
-            shape = tuple(variable.shape if ref.layers is None else variable.shape[1:])
+            shape = tuple(variable.shape[len(ref.axes) :])
             layers = [_factor(adapter, name, key, shape) for name in ref.names()]
-            whole = layers[0] if ref.layers is None else np.stack(layers)
+            whole = ref.joined(np.stack(layers))
             variable.set_value(jnp.asarray(whole, variable.dtype))
     for name in sorted(set(adapter.modules) - used):
         raise UserError(

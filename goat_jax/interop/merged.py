@@ -24,6 +24,7 @@ from goat_jax.data.tasks.registry import Task
 from goat_jax.errors import UserError
 from goat_jax.interop.folders import SHARD_BYTES, write_json, write_shards, write_tensors
 from goat_jax.interop.hf_config import HfForm
+from goat_jax.models.expert_tensors import join_experts
 from goat_jax.models.fused import join
 from goat_jax.models.registry import ARCHITECTURES, Architecture, architecture_of
 from goat_jax.models.torch_layout import torch_parameters
@@ -66,11 +67,11 @@ def fold_adapters(model: nnx.Module, gates: Mapping[str, np.ndarray] | None = No
             continue
         spec, scale = adapter.spec, adapter.scale[...]
         if gates is not None:
-            weights = np.stack([gates[name] for name in ref.names()])
-            weights = weights if ref.layers is not None else weights[0]
+            weights = ref.joined(np.stack([gates[name] for name in ref.names()]))
             spec, scale = without_router(spec), scale * jnp.asarray(weights, scale.dtype)
         fold = partial(_fold, spec)
-        fold = fold if ref.layers is None else jax.vmap(fold)
+        for _ in ref.axes:
+            fold = jax.vmap(fold)
         arrays = adapter.factors() | adapter.constants()
         dense.kernel.set_value(jax.jit(fold)(dense.kernel[...], arrays, scale))
         dense.adapter = nnx.data(None)
@@ -125,6 +126,9 @@ def write_merged(
         if form.has(name)
     )
     tensors = join(tensors, architecture.fused)
+    mixture = getattr(model.config, "mixture", None)
+    if mixture is not None:
+        tensors = join_experts(tensors, mixture.num_experts, architecture.expert_tensors)
     write_shards(folder, tensors, most)
     if form.aside:
         left = {name: as_stored(name, x, dtype) for name, x in torch_parameters(model)}

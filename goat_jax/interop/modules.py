@@ -77,12 +77,11 @@ def read_kernels(model: nnx.Module, names: Iterable[str]) -> dict[str, np.ndarra
 
 
 def _layers(ref: ModuleRef, variable: nnx.Variable[Array]) -> np.ndarray:
-    value = np.asarray(variable[...])
-    return value if ref.layers is not None else value[None]
+    return ref.each(np.asarray(variable[...]))
 
 
 def _stack(ref: ModuleRef, arrays: list[np.ndarray]) -> Array:
-    return jnp.asarray(np.stack(arrays) if ref.layers is not None else arrays[0])
+    return jnp.asarray(ref.joined(np.stack(arrays)))
 
 
 def _adapted(model: nnx.Module) -> Iterator[tuple[ModuleRef, Dense, Adapter]]:
@@ -143,7 +142,7 @@ def _head_parameters(
         name = ref.names()[0]
         variable = getattr(ref.module, parameter)
         by_module.setdefault(name, {})[layout.full_name(name)] = (variable, layout)
-        stacked |= set() if ref.layers is None else set(ref.names())
+        stacked |= set(ref.names()) if ref.axes else set()
     chosen = {}
     for name in modules:
         if name in stacked:

@@ -11,7 +11,8 @@ import numpy as np
 from flax import nnx
 
 from goat_jax.adapters.context import Context
-from goat_jax.nn.named_modules import adapted_layers, find_modules
+from goat_jax.errors import UserError
+from goat_jax.nn.named_modules import adapted_names, find_modules
 from goat_jax.training.losses import LossFn
 from goat_jax.training.step import counted, forward
 from goat_jax.typing import Array, Batch, PyTree
@@ -39,7 +40,17 @@ def mean_gates(
 
     Returns:
         Module -> mean weights (E,).
+
+    Raises:
+        UserError: a module is of a mixture's experts, whose weights are not reported.
     """
+
+    for ref in find_modules(model):
+        if ref.module.adapter is not None and ref.experts is not None:
+            raise UserError(
+                f"{ref.pattern}: mean weights are not measured for the layers of a mixture's "
+                "experts: give --to goat, or adapt other modules"
+            )
 
     @jax.jit
     def weigh(trainable: dict, base: PyTree, batch: Batch) -> tuple[dict[str, Array], Array]:
@@ -52,7 +63,6 @@ def mean_gates(
 
     sums_and_counts = [weigh(trainable, base, batch) for batch in batches]
     tokens = sum(float(count) for _, count in sums_and_counts)
-    layers = adapted_layers(model)
     experts = {
         name: ref.module.adapter.scale.shape[-1]
         for ref in find_modules(model)
@@ -60,10 +70,9 @@ def mean_gates(
         for name in ref.names()
     }
     gates = {}
-    for pattern in layers:
+    for pattern, names in adapted_names(model).items():
         parts = [np.asarray(sums[pattern], np.float64) for sums, _ in sums_and_counts]
         whole = np.sum(parts, 0) / tokens
-        for layer, weights in zip(layers[pattern], whole, strict=True):
-            name = pattern.format(layer)
+        for name, weights in zip(names, whole, strict=True):
             gates[name] = weights[: experts[name]].astype(np.float32)
     return gates

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from goat_jax.errors import UserError
+from goat_jax.models.expert_tensors import split_experts
 from goat_jax.models.fused import split
 from goat_jax.models.load_parameters import ShardingOf, cast, fill, shortened
 from goat_jax.models.registry import Architecture, architecture_of
@@ -85,6 +86,7 @@ def load_model(
         raise UserError(f"{path}: {error}") from None
     left_out = weights.left_out
     weights = split(weights, architecture.fused, config)
+    weights = split_experts(weights, architecture.expert_tensors)
     # Abstract, so that no parameter takes memory before its tensor is read.
     model = nnx.eval_shape(lambda: architecture.build(config, rngs=nnx.Rngs(0)))
     new_head = new_head or architecture.has_other_head(hf)

@@ -34,26 +34,22 @@ FLOAT32 = (LayerNorm, RMSNorm, LearnedArray)
 
 @dataclasses.dataclass(frozen=True)
 class _Slot:
-    """One parameter of the model and the tensors (one per layer) that fill it."""
+    """One parameter of the model and the tensors (one per layer and expert) that fill it."""
 
     ref: ModuleRef
     parameter: str
     names: tuple[str, ...]
     layout: Layout
 
-    @property
-    def stacked(self) -> bool:
-        return self.ref.layers is not None
-
     def shape(self) -> tuple[int, ...]:
-        """Returns one layer's shape, with our axes."""
-        return tuple(getattr(self.ref.module, self.parameter).shape[1 if self.stacked else 0 :])
+        """Returns one tensor's shape, with our axes."""
+        return self.full_shape()[len(self.ref.axes) :]
 
     def torch_shape(self) -> tuple[int, ...]:
         return self.layout.torch_shape(self.shape())
 
     def full_shape(self) -> tuple[int, ...]:
-        """Returns the shape of the parameter, layer axis included."""
+        """Returns the shape of the parameter, axes of layers and experts included."""
         return tuple(getattr(self.ref.module, self.parameter).shape)
 
     def set(self, value: jax.Array) -> None:
@@ -217,19 +213,19 @@ def _place(
 def _read(
     slot: _Slot, stored: Mapping[str, str], weights: Weights, dtype: DTypeLike, index: Index
 ) -> np.ndarray:
-    """Reads a slice of a parameter, one layer's tensor at a time."""
-    layers, inner = (index[0], index[1:]) if slot.stacked else (slice(None), index)
-    names = slot.names[layers]
+    """Reads a slice of a parameter, one tensor at a time."""
+    leading = len(slot.ref.axes)
+    names, inner = np.array(slot.names).reshape(slot.ref.axes)[index[:leading]], index[leading:]
     shape = tuple(
         len(range(*cut.indices(size))) for cut, size in zip(inner, slot.shape(), strict=True)
     )
-    parts = np.empty((len(names), *shape), dtype)
-    for place, name in enumerate(names):
+    parts = np.empty((*names.shape, *shape), dtype)
+    for place, name in np.ndenumerate(names):
         stored_name, entry = stored[name], weights.entries[stored[name]]
         with np.errstate(over="ignore"):  # overflow to infinity is rejected below
             parts[place] = slot.layout.from_torch(weights[stored_name])[inner]
         check_finite(parts[place], stored_name, entry.file)
-    return parts if slot.stacked else parts[0]
+    return parts
 
 
 def _start(slot: _Slot, key: Key, index: Index) -> np.ndarray:

@@ -18,6 +18,7 @@ from goat_jax.models.decoder.families import DecoderFamily
 from goat_jax.models.encoder import families as encoder_families
 from goat_jax.models.encoder import model as encoder
 from goat_jax.models.encoder.families import EncoderFamily
+from goat_jax.models.expert_tensors import ExpertTensor
 from goat_jax.models.family import Family
 from goat_jax.models.fused import Fused
 from goat_jax.models.vision import families as vision_families
@@ -81,6 +82,7 @@ class Architecture:
         tie: tensors that config.json may tie; None if the family has none.
         keys: field of our config -> the key of config.json with the same meaning.
         fused: linear layers that checkpoints store as one and the model has as several.
+        expert_tensors: parameters of transformers that hold a layer of all experts of a mixture.
     """
 
     kind: str
@@ -94,6 +96,7 @@ class Architecture:
     tie: Tie | None = None
     keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
     fused: tuple[Fused, ...] = ()
+    expert_tensors: tuple[ExpertTensor, ...] = ()
 
     def todays_name(self, name: str) -> str:
         """Translates a parameter's stored name to the current name of its module."""
@@ -171,6 +174,7 @@ def _decoder(family: DecoderFamily) -> Architecture:
         tie=dataclasses.replace(_OUTPUT_IS_TABLE, default=family.defaults["tie_embeddings"]),
         keys=family.keys,
         fused=family.fused,
+        expert_tensors=family.expert_tensors,
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from goat_jax.nn.dense import Dense
+from goat_jax.nn.mixture import Router
 from goat_jax.nn.modules import (
     Embedding,
     JoinedProjection,
@@ -70,6 +71,7 @@ TORCH_NAMES: dict[type[nnx.Module], dict[str, Layout]] = {
     LayerNorm: {"scale": Layout("weight"), "bias": Layout("bias")},
     RMSNorm: {"scale": Layout("weight")},
     LearnedArray: {"value": Layout("")},
+    Router: {"kernel": Layout("weight", (1, 0)), "bias": Layout("bias")},
 }
 """Module -> our parameter name -> its layout in torch."""
 
@@ -86,8 +88,7 @@ def torch_parameters(model: nnx.Module) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (torch name, array in torch's layout), layer by layer, one parameter at a time."""
     for ref, parameter, layout in parameters(model):
         value = np.asarray(getattr(ref.module, parameter)[...])
-        layers = value if ref.layers is not None else value[None]
-        for name, layer in zip(ref.names(), layers, strict=True):
+        for name, layer in zip(ref.names(), ref.each(value), strict=True):
             yield layout.full_name(name), np.asarray(layout.to_torch(layer), order="C")
 
 

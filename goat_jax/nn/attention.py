@@ -127,6 +127,7 @@ def attention(
     query: Array,
     key: Array,
     value: Array,
+    sinks: Array | None = None,
     *,
     visible: Visible,
     plan: AttentionPlan = AttentionPlan(),
@@ -142,6 +143,7 @@ def attention(
         query: (B, T, N, H).
         key: (B, S, G, H); G divides N, and N / G queries share each of them.
         value: (B, S, G, H).
+        sinks: the score of a further key per head (N,) without a value; None for no such key.
         visible: the keys that each query may attend to. The output of a query that is padding or
             may attend to none is finite and has no meaning.
         plan: the way and the mesh.
@@ -168,6 +170,7 @@ def attention(
         windows=(visible.window,),
         soft_cap=soft_cap is not None,
         bias=bias is not None,
+        sinks=sinks is not None,
         dropout=dropped is not None,
         cached=visible.start is not None,
         heads=query.shape[2],
@@ -177,20 +180,28 @@ def attention(
     if way == "xla":
         mask = visible.mask(need.queries, need.keys) if mask is None else mask
         return plain_attention(
-            query, key, value, mask, scale=scale, soft_cap=soft_cap, bias=bias, dropped=dropped
+            query,
+            key,
+            value,
+            mask,
+            sinks,
+            scale=scale,
+            soft_cap=soft_cap,
+            bias=bias,
+            dropped=dropped,
         )
     compute = WAYS[way].compute
     assert compute is not None  # only of "xla"
     compute = partial(compute, scale=scale, soft_cap=soft_cap)
     return _on_shards(
-        _labelled(compute) if way in KERNELS else compute, plan, query, key, value, visible
+        _labelled(compute) if way in KERNELS else compute, plan, query, key, value, visible, sinks
     )
 
 
 def _labelled(kernel: Callable[..., Array]) -> Callable[..., Array]:
     """Makes a kernel's multiplications readable from a trace (`core.flop_labels`)."""
 
-    def run(query: Array, key: Array, value: Array, visible: Visible) -> Array:
+    def run(query: Array, key: Array, value: Array, visible: Visible, sinks: None) -> Array:
         pairs = visible.pairs(query.shape[1], key.shape[1])
         rows, _, heads, size = query.shape
         call = label(kernel, rows * heads * size * pairs)
@@ -206,10 +217,11 @@ def _on_shards(
     key: Array,
     value: Array,
     visible: Visible,
+    sinks: Array | None,
 ) -> Array:
     """Runs `compute` on every device's rows and heads; without a mesh, on everything."""
     if plan.mesh is None:
-        return compute(query, key, value, visible)
+        return compute(query, key, value, visible, sinks)
     rows = plan.rows if len(query) % plan.parts(plan.rows) == 0 else ()
     copies, tokens, heads = plan.copies(query.shape[2], key.shape[2]), (), plan.heads + plan.tokens
     if copies is None and visible.start is None and plan.splits(query.shape[1]):
@@ -226,12 +238,12 @@ def _on_shards(
     run = jax.shard_map(
         compute,
         mesh=plan.mesh,
-        in_specs=(per_query, per_key, per_key, limits),
+        in_specs=(per_query, per_key, per_key, limits, PartitionSpec(heads or None)),
         out_specs=per_query,
         check_vma=False,
     )
     query, key, value = (_by_tokens(array, plan, rows) for array in (query, key, value))
-    return _by_tokens(run(query, key, value, visible), plan, rows)
+    return _by_tokens(run(query, key, value, visible, sinks), plan, rows)
 
 
 def _of_local_queries(
@@ -239,9 +251,9 @@ def _of_local_queries(
 ) -> Callable[..., Array]:
     """Makes `compute` one of a device's own queries and all keys, which only blocks can do."""
 
-    def run(query: Array, key: Array, value: Array, visible: Visible) -> Array:
+    def run(query: Array, key: Array, value: Array, visible: Visible, sinks: Array | None) -> Array:
         start = jax.lax.axis_index(tokens) * query.shape[1]
-        return compute(query, key, value, dataclasses.replace(visible, start=start))
+        return compute(query, key, value, dataclasses.replace(visible, start=start), sinks)
 
     return run
 
@@ -263,7 +275,8 @@ class Way:
     """A way to compute attention.
 
     Attributes:
-        compute: (query, key, value, visible, scale, soft_cap) -> output; None for plain scores.
+        compute: (query, key, value, visible, sinks, scale, soft_cap) -> output; None for plain
+            scores.
         refusal: (need, device) -> why it cannot be computed so; None if it can.
         slower: need -> why plain scores are the better choice; None if they are not.
     """

@@ -39,6 +39,8 @@ def cudnn_refusal(need: Need, device: Any) -> str | None:
         return "has no soft cap of the scores"
     if need.bias:
         return "has no bias of the scores"
+    if need.sinks:
+        return "has no attention sinks"
     if need.dropout:
         return "cannot drop out probabilities (model.dropout)"
     if any(need.windows) and not need.causal:
@@ -141,6 +143,8 @@ def splash_refusal(need: Need, device: Any) -> str | None:
         return f"takes {' and '.join(SPLASH_DTYPES)}, not {need.dtype}"
     if need.bias:
         return "has no bias of the scores"
+    if need.sinks:
+        return "has no attention sinks here"
     if need.dropout:
         return "cannot drop out probabilities (model.dropout)"
     # As the context manager of this name sets it, too; jax's types leave it out.

@@ -18,6 +18,7 @@ class Need:
         windows: the window of each layer; None for all tokens.
         soft_cap: whether scores are capped.
         bias: whether a bias is added to the scores.
+        sinks: whether there is a further key per head that has a score alone.
         dropout: whether probabilities are dropped out.
         cached: whether the queries continue a cache of keys, as in generation.
         heads: the number N of heads.
@@ -32,6 +33,7 @@ class Need:
     windows: tuple[int | None, ...] = (None,)
     soft_cap: bool = False
     bias: bool = False
+    sinks: bool = False
     dropout: bool = False
     cached: bool = False
     heads: int = 1

@@ -2,8 +2,8 @@
 
 A model may define ``hf_names() -> dict``, which maps its short paths to names, for example
 ``{"layers.query": "bert.encoder.layer.{}.attention.self.query"}``; ``{}`` stands for the layer's
-number. Without it the path itself is the name. Targets, loading, export and parity all use these
-names, the same strings as torch and PEFT.
+number, and a second one for that of a mixture's expert. Without it the path itself is the name.
+Targets, loading, export and parity all use these names, the same strings as torch and PEFT.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from flax import nnx
 
 from goat_jax.adapters.adapter import Report
 from goat_jax.nn.dense import Dense
+from goat_jax.nn.mixture import Mixture
 from goat_jax.nn.stack import Stack
 from goat_jax.typing import Array, PyTree
 
@@ -34,18 +35,40 @@ class ModuleRef(Generic[M]):
         path: the module's path in the model, such as ("layers", "runs", 0, "query").
         pattern: the module's Hugging Face name, with ``{}`` for the layer's number.
         layers: the layers that the module holds; None outside a stack.
+        experts: the number of a mixture's experts that it holds in each layer; None outside one.
     """
 
     module: M
     path: tuple[Any, ...]
     pattern: str
     layers: range | None
+    experts: int | None = None
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The leading axes of its arrays: of layers and of experts, where it has them."""
+        layers = () if self.layers is None else (len(self.layers),)
+        return layers if self.experts is None else (*layers, self.experts)
 
     def names(self) -> list[str]:
-        """Returns the full name of the module in every layer."""
-        if self.layers is None:
-            return [self.pattern]
-        return [self.pattern.format(layer) for layer in self.layers]
+        """Returns the full name of the module in every layer, and for every expert there."""
+        return [name for names in self.names_by_layer() for name in names]
+
+    def names_by_layer(self) -> list[list[str]]:
+        """Returns the full names of the module in each layer."""
+        experts = [()] if self.experts is None else [(expert,) for expert in range(self.experts)]
+        layers = [()] if self.layers is None else [(layer,) for layer in self.layers]
+        if not self.axes:
+            return [[self.pattern]]
+        return [[self.pattern.format(*layer, *each) for each in experts] for layer in layers]
+
+    def each(self, array: Any) -> Any:
+        """Returns an array with one leading axis, of all modules in the order of `names`."""
+        return array.reshape(-1, *array.shape[len(self.axes) :])
+
+    def joined(self, array: Any) -> Any:
+        """Returns an array of all modules, as `each` gives it, with the module's leading axes."""
+        return array.reshape(*self.axes, *array.shape[1:])
 
 
 @runtime_checkable
@@ -74,6 +97,11 @@ def find_modules(
     """
     table = model.hf_names() if isinstance(model, _Named) else {}
     stacks = {path: module for path, module in _modules(model) if isinstance(module, Stack)}
+    mixtures = {
+        (*path, "experts"): module.num_experts
+        for path, module in _modules(model)
+        if isinstance(module, Mixture)
+    }
     refs = []
     for path, module in _modules(model):
         if isinstance(module, kind):
@@ -81,7 +109,8 @@ def find_modules(
             own_name = ".".join(str(part) for part in (*stack, *inner))
             number = () if layers is None else ("{}",)
             default = ".".join(str(part) for part in (*stack, *number, *inner))
-            refs.append(ModuleRef(module, path, table.get(own_name, default), layers))
+            experts = next((n for at, n in mixtures.items() if path[: len(at)] == at), None)
+            refs.append(ModuleRef(module, path, table.get(own_name, default), layers, experts))
     order = {pattern: place for place, pattern in enumerate(table.values())}
     return sorted(refs, key=lambda ref: order.get(ref.pattern, len(order)))
 
@@ -110,16 +139,16 @@ def reports_by_name(model: nnx.Module, sown: PyTree) -> dict[str, Report]:
 
     Returns:
         name pattern -> `Report` with aux_loss (L,), load (L, E), entropy (L,), where L runs over
-        the layers that have an adapter there (`adapted_layers`), 1 outside a stack. If the context
-        requested tokens, also weights (L, ..., E) and mean_weights (L, E).
+        the modules that have an adapter there (`adapted_names`): one per layer, or per layer and
+        expert of a mixture. If the context requested tokens, also weights (L, ..., E) and
+        mean_weights (L, E), except for the experts of a mixture.
     """
     by_pattern: dict[str, list[Report]] = {}
     for ref in find_modules(model):
         if ref.module.adapter is None:
             continue
         report = _look_up(sown, ref.path)["adapter"]["report"][0]
-        if ref.layers is None:
-            report = jax.tree.map(lambda value: jnp.expand_dims(value, 0), report)
+        report = jax.tree.map(ref.each, report)
         by_pattern.setdefault(ref.pattern, []).append(report)
     return {name: _concatenate(reports) for name, reports in by_pattern.items()}
 
@@ -147,21 +176,29 @@ def _concatenate(runs: list[Report]) -> Report:
 
 
 def _look_up(sown: PyTree, path: tuple) -> PyTree:
-    """Returns the captured values at a module's path; a stack keeps a run's under ``run_N``."""
+    """Returns the captured values at a module's path.
+
+    A stack keeps a run's under ``run_N``, a mixture its experts' under ``of_experts``.
+    """
     parts = list(path)
     while parts:
         part = parts.pop(0)
-        sown = sown[f"run_{parts.pop(0)}"][0] if part == "runs" else sown[part]
+        if part == "runs":
+            sown = sown[f"run_{parts.pop(0)}"][0]
+        elif f"of_{part}" in sown:
+            sown = sown[f"of_{part}"][0]
+        else:
+            sown = sown[part]
     return sown
 
 
-def adapted_layers(model: nnx.Module) -> dict[str, list[int]]:
-    """Maps each name pattern to its layers with an adapter, in the order of `reports_by_name`."""
-    layers: dict[str, list[int]] = {}
+def adapted_names(model: nnx.Module) -> dict[str, list[str]]:
+    """Maps each name pattern to its modules with an adapter, in the order of `reports_by_name`."""
+    names: dict[str, list[str]] = {}
     for ref in find_modules(model):
         if ref.module.adapter is not None:
-            layers.setdefault(ref.pattern, []).extend(ref.layers or [0])
-    return layers
+            names.setdefault(ref.pattern, []).extend(ref.names())
+    return names
 
 
 def name_number(name: str) -> int:

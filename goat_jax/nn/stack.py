@@ -58,17 +58,21 @@ fused kernel. The last one recomputes everything from layers' inputs that wait i
 """
 
 
+def _made(make: Callable[..., nnx.Module], kind: tuple[Any, ...], rngs: nnx.Rngs) -> nnx.Module:
+    return make(rngs, *kind)
+
+
 class Stack(nnx.Module):
-    """L layers of equal structure, called as ``layer(x, ctx, *args) -> x``.
+    """L layers, called as ``layer(x, ctx, *args) -> x``.
 
     Normally all layers form one run, computed by one scan. Where adapters differ between layers, or
-    the first layer has other modules, the stack is split into several runs of consecutive layers,
-    each with a separate scan.
+    layers have other modules, there are several runs of consecutive layers, each with a separate
+    scan.
 
     Args:
-        make: makes a layer.
+        make: (rngs) -> a layer; with `kinds`, (rngs, the layer's kind) -> a layer.
         length: the number L of layers.
-        first: makes the first layer if it differs from the others.
+        kinds: the kind of every layer; empty if all have the same modules.
         calls: the layer of each call, in ascending order, for layers that are called several times
             in a row (ALBERT); None calls each layer once.
 
@@ -90,19 +94,22 @@ class Stack(nnx.Module):
 
     def __init__(
         self,
-        make: Callable[[nnx.Rngs], nnx.Module],
+        make: Callable[..., nnx.Module],
         length: int,
         *,
         rngs: nnx.Rngs,
-        first: Callable[[nnx.Rngs], nnx.Module] | None = None,
+        kinds: Sequence[Any] = (),
         calls: Sequence[int] | None = None,
     ):
-        parts = [(make, length)] if first is None else [(first, 1), (make, length - 1)]
-        parts = [(make, size) for make, size in parts if size]
-        self.runs: nnx.List[Any] = nnx.List(
-            [nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(size)) for make, size in parts]
-        )
-        self.sizes = tuple(size for _, size in parts)
+        groups = [((), length)]
+        if kinds:
+            groups = [((kind,), len(list(same))) for kind, same in itertools.groupby(kinds)]
+        runs = [
+            nnx.vmap(partial(_made, make, kind), in_axes=0, out_axes=0)(rngs.split(size))
+            for kind, size in groups
+        ]
+        self.runs: nnx.List[Any] = nnx.List(runs)
+        self.sizes = tuple(size for _, size in groups)
         self.calls = tuple(range(length) if calls is None else calls)
         self.remat = "none"
         self.activation_sharding: NamedSharding | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,10 @@ class Weights(Mapping[str, np.ndarray]):
     entries: Mapping[str, StoredTensor]
     left_out: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
 
+    def item(self, name: str, index: int) -> np.ndarray:
+        """Returns one part of a tensor, by its index on the first axis."""
+        return self[name][index]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
 
@@ -75,10 +79,16 @@ class WeightFiles(Weights):
     """Tensors of safetensors files."""
 
     def __getitem__(self, name: str) -> np.ndarray:
+        return self._read(name, lambda file: file.get_tensor(name))
+
+    def item(self, name: str, index: int) -> np.ndarray:
+        return self._read(name, lambda file: file.get_slice(name)[index])
+
+    def _read(self, name: str, read: Callable[[Any], np.ndarray]) -> np.ndarray:
         path = self.entries[name].file
         with _open(path) as file:
             try:
-                return file.get_tensor(name)
+                return read(file)
             except (SafetensorError, TypeError, ValueError, AttributeError) as error:
                 raise UserError(
                     f"{path}: {name} cannot be read ({first_line(error)}): fetch it again"

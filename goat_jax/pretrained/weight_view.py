@@ -16,11 +16,15 @@ class Place:
 
     Attributes:
         name: the name of the stored tensor.
-        rows: the part of its first axis; None for all.
+        rows: the part of the first axis; None for all.
+        item: the index on a leading axis before it, of which the tensor has one; None without one.
+        turned: whether the last two axes are in the other order.
     """
 
     name: str
     rows: slice | None = None
+    item: int | None = None
+    turned: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +43,11 @@ class WeightView(Weights):
 
     def __getitem__(self, name: str) -> np.ndarray:
         place = self.places[name]
-        tensor = self.stored[place.name]
+        if place.item is None:
+            tensor = self.stored[place.name]
+        else:
+            tensor = self.stored.item(place.name, place.item)
+        tensor = tensor.swapaxes(-1, -2) if place.turned else tensor
         return tensor if place.rows is None else tensor[place.rows]
 
 
@@ -50,8 +58,9 @@ def view(
     entries = {}
     for name, place in places.items():
         entry = weights.entries[place.name]
+        shape = entry.shape if place.item is None else entry.shape[1:]
+        shape = (*shape[:-2], shape[-1], shape[-2]) if place.turned else shape
         if place.rows is not None:
-            rows = len(range(*place.rows.indices(entry.shape[0])))
-            entry = dataclasses.replace(entry, shape=(rows, *entry.shape[1:]))
-        entries[name] = entry
+            shape = (len(range(*place.rows.indices(shape[0]))), *shape[1:])
+        entries[name] = dataclasses.replace(entry, shape=shape)
     return WeightView(weights.folder, entries, weights, places, left_out=left_out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from flax import nnx
 
 from goat_jax.nn.dense import Dense
+from goat_jax.nn.mixture import Router
 from goat_jax.nn.modules import (
     Embedding,
     JoinedProjection,
@@ -52,6 +53,7 @@ PARAMETERS: dict[type[nnx.Module], dict[str, Axes]] = {
     LayerNorm: {"scale": (None,), "bias": (None,)},
     RMSNorm: {"scale": (None,)},
     LearnedArray: {"value": ()},
+    Router: {"kernel": (None, None), "bias": (None,)},
 }
 """Module -> parameter -> logical names of its last axes; `sides` resolves "in" and "out"."""
 

@@ -65,5 +65,4 @@ def kernel_gradients(
 
 def _by_layer(ref: ModuleRef, by_path: dict[tuple, Array]) -> list[tuple[str, Any]]:
     value = by_path[(*ref.path, "kernel")]
-    layers = value[None] if ref.layers is None else value
-    return list(zip(ref.names(), layers, strict=True))
+    return list(zip(ref.names(), ref.each(value), strict=True))

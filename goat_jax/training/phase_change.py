@@ -68,9 +68,9 @@ def make_phase_change(
             if adapter is None:
                 continue
             arrays = adapter.factors() | adapter.constants()
-            layer = (dense.weights(), arrays, adapter.scale[...])
-            for name, value in _exchange(phases, ref.layers is not None, layer).items():
-                getattr(adapter, name).set_value(value)
+            layers = jax.tree.map(ref.each, (dense.weights(), arrays, adapter.scale[...]))
+            for name, value in _exchange(phases, layers).items():
+                getattr(adapter, name).set_value(ref.joined(value))
         changed = dataclasses.replace(
             state,
             constants=_constants(model),
@@ -82,11 +82,10 @@ def make_phase_change(
     return change
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _exchange(phases: Phases, stacked: bool, layer: tuple[Array, Factors, Array]) -> Factors:
-    if stacked:  # one layer's SVD in memory at a time
-        return jax.lax.map(lambda each: phases.constants(*each), layer)
-    return phases.constants(*layer)
+@partial(jax.jit, static_argnums=0)
+def _exchange(phases: Phases, layers: tuple[Array, Factors, Array]) -> Factors:
+    # Not a vmap: one layer's SVD is in memory at a time.
+    return jax.lax.map(lambda each: phases.constants(*each), layers)
 
 
 def _constants(model: nnx.Module) -> PyTree:

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 from goat_jax.config.run import RunConfig
 from goat_jax.errors import UserError
 from goat_jax.injection.sharded_init import key_everywhere
+from goat_jax.nn.mixture import Mixture
 from goat_jax.nn.model import Model
 from goat_jax.nn.modules import Embedding
 from goat_jax.nn.named_modules import ModuleRef, find_modules, find_stacks
@@ -170,6 +171,10 @@ def set_activation_shardings(model: Model, rules: ShardingRules | None) -> None:
             if rules is not None:
                 in_use = tuple(rules.quantized_in_use(ref, shape).values())
             quantized.form = dataclasses.replace(quantized.form, in_use=in_use)
+    for ref in find_modules(model, Mixture):
+        ref.module.mesh = None if rules is None else rules.mesh
+        ref.module.rows = () if rules is None else rules.rules.batch
+        ref.module.tokens = () if rules is None else rules.rules.tokens
     for ref in find_modules(model, Embedding):
         ref.module.lookup_shardings = () if rules is None else rules.lookups
     if rules is not None:

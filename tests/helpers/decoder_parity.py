@@ -149,6 +149,40 @@ CASES = {
     ),
     "glm": ("Glm", {"head_dim": 12, "pad_token_id": 0}),
     "glm4": ("Glm4", {"head_dim": 16, "attention_bias": False, "pad_token_id": 0}),
+    "mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
+    "mixtral window, one of three": (
+        "Mixtral",
+        {"num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 4, "head_dim": 12}
+        | {"tie_word_embeddings": True, "hidden_act": "gelu"},
+    ),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "head_dim": 12}
+        | {"attention_bias": True},
+    ),
+    "qwen3_moe some layers, normalized, window": (
+        "Qwen3Moe",
+        {"num_experts": 4, "num_experts_per_tok": 4, "moe_intermediate_size": 12}
+        | {"num_hidden_layers": 6, "decoder_sparse_step": 2, "mlp_only_layers": [3]}
+        | {"norm_topk_prob": True, "use_sliding_window": True, "sliding_window": 5},
+    ),
+    "olmoe": ("Olmoe", {"num_experts": 7, "num_experts_per_tok": 3, "pad_token_id": 0}),
+    "olmoe normalized, clipped": (
+        "Olmoe",
+        {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True, "clip_qkv": 0.4}
+        | {"attention_bias": True, "rms_norm_eps": 0.1, "pad_token_id": 0},
+    ),
+    "gpt_oss": (
+        "GptOss",
+        {"num_local_experts": 5, "num_experts_per_tok": 3, "head_dim": 8, "sliding_window": 4}
+        | {"swiglu_limit": 0.3},
+    ),
+    "gpt_oss layer types, no biases": (
+        "GptOss",
+        {"num_local_experts": 4, "num_experts_per_tok": 1, "head_dim": 12, "sliding_window": 3}
+        | {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}
+        | {"attention_bias": False, "swiglu_alpha": 1.1, "tie_word_embeddings": True},
+    ),
     "stablelm": (
         "StableLm",
         {"use_qkv_bias": True, "rope_parameters": {"rope_type": "default"}, "hidden_size": 64},

@@ -23,6 +23,11 @@ SETTINGS = {
     "glm": {"head_dim": 16},
     "glm4": {"head_dim": 16},
     "stablelm": {"hidden_size": 64},
+    "mixtral": {"num_local_experts": 4},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}
+    | {"sliding_window": 4},
 }
 """model_type -> settings beside the sizes that all of them have."""
 

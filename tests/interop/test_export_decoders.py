@@ -36,7 +36,7 @@ from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConf
 from goat_jax.data.tasks.registry import language_files
 from goat_jax.optim.optimizer import OptimizerConfig
 
-def get_config(method="pissa", target_modules=".*proj"):
+def get_config(method="pissa", target_modules=r".*(self_attn|mlp)\\.[^.]*proj"):
     return RunConfig(
         ModelConfig({model!r}),
         language_files({rows!r}, {rows!r}),

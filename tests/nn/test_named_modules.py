@@ -10,7 +10,7 @@ from goat_jax.adapters.adapter import Report
 from goat_jax.adapters.context import EVAL
 from goat_jax.adapters.methods import method_spec
 from goat_jax.nn.dense import Adapter, Dense, run_model
-from goat_jax.nn.named_modules import adapted_layers, find_modules, find_stacks, reports_by_name
+from goat_jax.nn.named_modules import adapted_names, find_modules, find_stacks, reports_by_name
 from goat_jax.nn.stack import Stack
 from goat_jax.testing import TinyBlock, TinyModel
 
@@ -103,9 +103,13 @@ def test_reports_of_several_stacks():
     attach(model.vision.blocks.runs[0].down, 2, experts=4, seed=1)
     attach(model.text.runs[0], 3, experts=2, seed=2)
     attach(model.out, None, experts=3, seed=3)
-    layers = {"vision.blocks.{}.down": [0, 1], "text.{}": [0, 1, 2], "out": [0]}
+    layers = {
+        "vision.blocks.{}.down": ["vision.blocks.0.down", "vision.blocks.1.down"],
+        "text.{}": ["text.0", "text.1", "text.2"],
+        "out": ["out"],
+    }
     experts = {"vision.blocks.{}.down": 4, "text.{}": 2, "out": 3}
-    assert adapted_layers(model) == layers
+    assert adapted_names(model) == layers
     reports = reports_by_name(model, run_jitted(model, X))
     assert reports.keys() == layers.keys()
     for name, report in reports.items():
@@ -129,7 +133,8 @@ def test_reports_come_in_the_order_of_layers_not_of_the_names_of_runs():
     found = reports_by_name(model, sown)["model.layers.{}.mlp.up"]
     np.testing.assert_array_equal(found.entropy, range(11))
     np.testing.assert_array_equal(found.load[:, 1], range(11))
-    assert adapted_layers(model) == {"model.layers.{}.mlp.up": list(range(11))}
+    pattern = "model.layers.{}.mlp.up"
+    assert adapted_names(model) == {pattern: [pattern.format(layer) for layer in range(11)]}
 
 
 def test_runs_without_an_adapter_are_left_out_and_fewer_experts_are_padded(tiny):
@@ -137,7 +142,8 @@ def test_runs_without_an_adapter_are_left_out_and_fewer_experts_are_padded(tiny)
     attach(tiny.layers.runs[0].query, 1, experts=2)
     attach(tiny.layers.runs[2].query, 1, experts=4, top_k=2)
     reports = reports_by_name(tiny, run_jitted(tiny, X))
-    assert adapted_layers(tiny) == {"model.layers.{}.attention.query": [0, 2]}
-    load = np.asarray(reports["model.layers.{}.attention.query"].load)
+    pattern = "model.layers.{}.attention.query"
+    assert adapted_names(tiny) == {pattern: [pattern.format(0), pattern.format(2)]}
+    load = np.asarray(reports[pattern].load)
     assert load.shape == (2, 4) and not load[0, 2:].any()
     np.testing.assert_allclose(load.sum(1), [1, 2], rtol=1e-6)

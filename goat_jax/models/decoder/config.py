@@ -8,6 +8,7 @@ from typing import Any
 
 from goat_jax.errors import UserError, nearest
 from goat_jax.models.decoder.families import FAMILIES, SIZE_KEYS
+from goat_jax.models.decoder.mixture import MixtureConfig
 from goat_jax.nn.modules import ACTIVATIONS, NORMS
 from goat_jax.nn.rope import Rope
 from goat_jax.pretrained.end_tokens import token_ids
@@ -46,12 +47,15 @@ class DecoderConfig:
         mlp_bias: whether the feed-forward's layers have biases.
         qk_norm: normalization of queries and keys before they are rotated: of each "head", of the
             "whole" projection, or None.
+        qkv_clip: bound of the values of queries, keys and values; None for none.
+        sinks: whether every head has a further key with a score alone.
         attention_scale: factor of the scores; None is 1 / sqrt(head_size).
         attention_cap: soft cap of the scores; None for none.
         embedding_scale: factor of the embeddings.
         residual_scale: factor of what attention and feed-forward add.
         logit_scale: factor of the logits.
         logit_cap: soft cap of the logits; None for none.
+        mixture: settings of feed-forwards that are mixtures of experts; None without any.
         tie_embeddings: whether the output kernel is the embedding table.
         bos_id: the token that begins a text; None if the checkpoint names none.
         eos_ids: the tokens that end a text.
@@ -59,7 +63,7 @@ class DecoderConfig:
 
     Raises:
         UserError: a size below 1, heads that do not divide, an odd number of rotated features, a
-            wrong number of windows or ropes, an unknown activation or norm.
+            wrong number of windows, ropes or mixtures, an unknown activation or norm.
     """
 
     family: str
@@ -83,12 +87,15 @@ class DecoderConfig:
     out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: str | None = None
+    qkv_clip: float | None = None
+    sinks: bool = False
     attention_scale: float | None = None
     attention_cap: float | None = None
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     logit_cap: float | None = None
+    mixture: MixtureConfig | None = None
     tie_embeddings: bool = False
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
@@ -107,11 +114,12 @@ class DecoderConfig:
         for rope in set(self.ropes) - {None}:
             if rope is not None and (turned := rope.rotated(self.head_size)) % 2:
                 raise UserError(f"{turned} rotated features are odd: rotary positions need pairs")
-        for name in ("windows", "ropes"):
-            if len(getattr(self, name)) != self.num_layers:
-                raise UserError(
-                    f"{len(getattr(self, name))} {name} for {self.num_layers} layers: give one each"
-                )
+        by_layer = {"windows": self.windows, "ropes": self.ropes}
+        if self.mixture is not None:
+            by_layer["feed-forwards"] = self.mixture.layers
+        for name, each in by_layer.items():
+            if len(each) != self.num_layers:
+                raise UserError(f"{len(each)} {name} for {self.num_layers} layers: give one each")
         if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             hint = nearest(str(self.activation), ACTIVATIONS)
@@ -158,6 +166,11 @@ class DecoderConfig:
         for setting in family.settings:
             values |= setting.fields(hf, values)
         return cls(**(values | overrides))
+
+    @property
+    def kinds(self) -> tuple[bool, ...]:
+        """Per layer, whether its feed-forward is a mixture of experts."""
+        return (False,) * self.num_layers if self.mixture is None else self.mixture.layers
 
     @property
     def rope_kinds(self) -> tuple[Rope | None, ...]:

@@ -23,11 +23,14 @@ from goat_jax.models.config_keys import (
 )
 from goat_jax.models.decoder.settings import (
     ATTENTION_BIAS,
+    CLAMPED_GATE,
     EMBEDDING_BY_WIDTH,
     MLP_BIAS,
     NORMS_AROUND,
     QUERY_SCALE,
     ROPES_BY_TYPE,
+    SPARSE_LAYERS,
+    WINDOW_IF_USED,
     WINDOWS_FROM_A_LAYER_ON,
     WINDOWS_OF_TYPES,
     Setting,
@@ -39,11 +42,13 @@ from goat_jax.models.decoder.settings import (
     in_windows,
     layer_types,
     layers_with_rope,
+    mixture,
     rope,
     window,
     windows_but_every,
     windows_without_rope,
 )
+from goat_jax.models.expert_tensors import ExpertTensor
 from goat_jax.models.family import Family
 from goat_jax.models.fused import Fused
 
@@ -59,6 +64,7 @@ class DecoderFamily(Family):
         keys: field of `DecoderConfig` -> the key of config.json with the same meaning.
         defaults: values of fields whose key config.json leaves out.
         fused: linear layers that are several of ours in one.
+        expert_tensors: parameters that hold a layer of all experts of a mixture.
     """
 
     settings: tuple[Setting, ...]
@@ -66,6 +72,7 @@ class DecoderFamily(Family):
     keys: Mapping[str, str]
     defaults: Mapping[str, Any]
     fused: tuple[Fused, ...]
+    expert_tensors: tuple[ExpertTensor, ...]
 
     def value(self, hf: Mapping[str, Any], field: str) -> Any:
         """Returns a field's value in a config.json, or else the family's default."""
@@ -106,7 +113,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {"is_causal": (True,), "attention_chunk_siz
 _CAUSAL: dict[str, tuple[Any, ...]] = {"use_bidirectional_attention": (False,)}
 # pretraining_tp slices the same products; decoders here have no dropout of their own.
 _WITHOUT_EFFECT = ("pretraining_tp", "attention_dropout", "resid_pdrop", "embd_pdrop")
-_WITHOUT_EFFECT += ("hidden_dropout",)
+_WITHOUT_EFFECT += ("hidden_dropout", "router_aux_loss_coef")
 
 BLOCK = {
     "query": "self_attn.q_proj",
@@ -131,6 +138,34 @@ _GLM_BLOCK = BLOCK | {
     "down_norm": "post_mlp_layernorm",
 }
 
+
+def _mixture(router: str, *experts: str, **tensors: bool) -> dict[str, Any]:
+    """Returns the names of a block with a router and gate, up and down of experts."""
+    gate, up, down = experts
+    names = {
+        "mixture.router": router,
+        "mixture.experts.gate": gate,
+        "mixture.experts.up": up,
+        "mixture.experts.down": down,
+    }
+    return {
+        "block": BLOCK | names,
+        "expert_tensors": (
+            ExpertTensor("mlp.experts.gate_up_proj", (gate, up), **tensors),
+            ExpertTensor("mlp.experts.down_proj", (down,), **tensors),
+        ),
+    }
+
+
+_EXPERTS = ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj", "mlp.experts.{}.down_proj")
+_MIXTRAL = _mixture(
+    "block_sparse_moe.gate",
+    *(f"block_sparse_moe.experts.{{}}.{name}" for name in ("w1", "w3", "w2")),
+)
+_EXPERTS_OF_QWEN = _mixture("mlp.gate", *_EXPERTS)
+_GPT_OSS = _mixture("mlp.router", *_EXPERTS, inputs_first=True, interleaved=True, written=True)
+_GPT_OSS["block"] |= {"sinks": "self_attn.sinks"}
+
 _QKV = Fused(
     "self_attn.qkv_proj",
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -154,6 +189,7 @@ def _family(
     fixed: Mapping[str, tuple[Any, ...]] | None = None,
     block: Mapping[str, str] = BLOCK,
     fused: tuple[Fused, ...] = (),
+    expert_tensors: tuple[ExpertTensor, ...] = (),
     **defaults: Any,
 ) -> DecoderFamily:
     names = _KEYS | dict(keys or {})
@@ -171,6 +207,7 @@ def _family(
         keys=names,
         defaults={"activation": "silu", "norm_eps": 1e-6, "tie_embeddings": False} | defaults,
         fused=fused,
+        expert_tensors=expert_tensors,
     )
 
 
@@ -197,6 +234,17 @@ _GEMMA_FROM_2: dict[str, Any] = _GEMMA | {
 }
 _GEMMA_1: dict[str, Any] = _GEMMA | {"num_kv_heads": 16}
 _GEMMA_3: dict[str, Any] = _GEMMA_FROM_2 | {"fixed": _CAUSAL | {"attn_logit_softcapping": (None,)}}
+# A loss of the router's, and noise in its training, which the loss and training here do not have.
+_ROUTER: dict[str, tuple[Any, ...]] = {"output_router_logits": (False,)}
+_JITTER: dict[str, tuple[Any, ...]] = {"router_jitter_noise": (0.0,)}
+_GPT_OSS_ROPE = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
 _GEMMA_NORM = always(norm="rms_from_1")
 _GLM: dict[str, Any] = {
     "context": 131072,
@@ -348,6 +396,55 @@ FAMILIES: dict[str, DecoderFamily] = {
     ),
     "glm": _family("Glm", *_GLM_SETTINGS, **_GLM),
     "glm4": _family("Glm4", *_GLM_SETTINGS, NORMS_AROUND, block=_GLM_BLOCK, **_GLM),
+    "mixtral": _family(
+        "Mixtral",
+        window(None),
+        rope(theta=1e6),
+        mixture(8, 2, normalize=True),
+        **_MIXTRAL,
+        fixed=_ROUTER | _JITTER,
+        context=131072,
+        num_kv_heads=8,
+        norm_eps=1e-5,
+    ),
+    "qwen3_moe": _family(
+        "Qwen3Moe",
+        WINDOW_IF_USED,
+        rope(),
+        ATTENTION_BIAS,
+        always(qk_norm="head"),
+        mixture(128, 8, width="moe_intermediate_size", default_width=768, **SPARSE_LAYERS),
+        **_EXPERTS_OF_QWEN,
+        fixed=_ROUTER,
+        context=32768,
+        num_kv_heads=4,
+    ),
+    "olmoe": _family(
+        "Olmoe",
+        rope(),
+        ATTENTION_BIAS,
+        always(qk_norm="whole"),
+        if_given("clip_qkv", "qkv_clip", number(above=0)),
+        mixture(64, 8),
+        **_EXPERTS_OF_QWEN,
+        fixed=_ROUTER | {"sliding_window": (None,)},
+        context=4096,
+        norm_eps=1e-5,
+    ),
+    "gpt_oss": _family(
+        "GptOss",
+        windows_but_every(2, 128),
+        rope(default=_GPT_OSS_ROPE, theta=150000.0),
+        flag("attention_bias", "qkv_bias", "out_bias", default=True),
+        always(sinks=True),
+        mixture(128, 4, normalize=True, router_bias=True, bias=True, **CLAMPED_GATE),
+        **_GPT_OSS,
+        fixed=_ROUTER,
+        context=131072,
+        num_kv_heads=8,
+        head_size=64,
+        norm_eps=1e-5,
+    ),
     "stablelm": _family(
         "StableLm",
         always(norm="layer"),

@@ -19,10 +19,12 @@ from goat_jax.adapters.context import EVAL, Context
 from goat_jax.core.attention import Visible, capped
 from goat_jax.models.decoder.config import DecoderConfig, tiny_decoder_config
 from goat_jax.models.decoder.families import FAMILIES
+from goat_jax.models.decoder.mixture import MixtureConfig
 from goat_jax.nn.attention_need import Need
 from goat_jax.nn.dense import Dense
+from goat_jax.nn.mixture import Mixture
 from goat_jax.nn.model import Model
-from goat_jax.nn.modules import ACTIVATIONS, NORMS, Embedding, Norm, Projection
+from goat_jax.nn.modules import ACTIVATIONS, NORMS, Embedding, LearnedArray, Norm, Projection
 from goat_jax.nn.rotation import Rotation
 from goat_jax.nn.stack import Stack
 from goat_jax.typing import Array, DTypeLike, PyTree
@@ -46,10 +48,40 @@ class Cache(NamedTuple):
     length: Array
 
 
-class DecoderBlock(nnx.Module):
-    """Self-attention and a gated feed-forward, each normalized and added to its input."""
+def _gated(
+    layers: Any, x: Array, ctx: Context, activation: str, clamp: tuple[float, float] | None = None
+) -> Array:
+    """Computes a gated feed-forward (..., D) by the layers `gate`, `up` and `down`."""
+    gate, up = layers.gate(x, ctx), layers.up(x, ctx)
+    if clamp is None:
+        return layers.down(ACTIVATIONS[activation](gate) * up, ctx)
+    factor, limit = clamp
+    gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit)
+    return layers.down(gate * jax.nn.sigmoid(factor * gate) * (up + 1), ctx)
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+
+class Expert(nnx.Module):
+    """A gated feed-forward, one of a mixture's."""
+
+    def __init__(self, config: DecoderConfig, mixture: MixtureConfig, *, rngs: nnx.Rngs):
+        width, inner, bias = config.hidden_size, mixture.inner_size, mixture.bias
+        self.gate = Dense(width, inner, use_bias=bias, rngs=rngs)
+        self.up = Dense(width, inner, use_bias=bias, rngs=rngs)
+        self.down = Dense(inner, width, use_bias=bias, rngs=rngs)
+        self.activation = config.activation
+        self.clamp = mixture.clamp
+
+    def __call__(self, x: Array, ctx: Context) -> Array:
+        return _gated(self, x, ctx, self.activation, self.clamp)
+
+
+class DecoderBlock(nnx.Module):
+    """Self-attention and a feed-forward, each normalized and added to its input.
+
+    The feed-forward is gated, or a mixture of such if `sparse`.
+    """
+
+    def __init__(self, config: DecoderConfig, sparse: bool, *, rngs: nnx.Rngs):
         width, inner, size = config.hidden_size, config.intermediate_size, config.head_size
         heads, groups = config.num_heads * size, config.num_kv_heads * size
 
@@ -66,11 +98,28 @@ class DecoderBlock(nnx.Module):
         self.key_norm = norm(groups if whole else size, normed)
         self.attention_out_norm = norm(width, config.norm_after)
         self.norm = norm(width, config.norm_before and not config.parallel)
-        self.gate = Dense(width, inner, use_bias=config.mlp_bias, rngs=rngs)
-        self.up = Dense(width, inner, use_bias=config.mlp_bias, rngs=rngs)
-        self.down = Dense(inner, width, use_bias=config.mlp_bias, rngs=rngs)
+        self.sinks = LearnedArray((config.num_heads,), rngs=rngs) if config.sinks else None
+        self.mixture = self._mixture(config, rngs) if sparse else None
+        if not sparse:
+            self.gate = Dense(width, inner, use_bias=config.mlp_bias, rngs=rngs)
+            self.up = Dense(width, inner, use_bias=config.mlp_bias, rngs=rngs)
+            self.down = Dense(inner, width, use_bias=config.mlp_bias, rngs=rngs)
         self.down_norm = norm(width, config.norm_after)
         self.config = config
+
+    @staticmethod
+    def _mixture(config: DecoderConfig, rngs: nnx.Rngs) -> Mixture:
+        mixture = config.mixture
+        assert mixture is not None
+        return Mixture(
+            lambda r: Expert(config, mixture, rngs=r),
+            config.hidden_size,
+            mixture.num_experts,
+            mixture.per_token,
+            normalize=mixture.normalize,
+            router_bias=mixture.router_bias,
+            rngs=rngs,
+        )
 
     def __call__(
         self,
@@ -94,8 +143,11 @@ class DecoderBlock(nnx.Module):
         after = x + self._scaled(_normalized(self.attention_out_norm, attended))
         if not self.config.parallel:
             normal = _normalized(self.norm, after)
-        inner = ACTIVATIONS[self.config.activation](self.gate(normal, ctx)) * self.up(normal, ctx)
-        return after + self._scaled(_normalized(self.down_norm, self.down(inner, ctx))), kept
+        if self.mixture is None:
+            fed = _gated(self, normal, ctx, self.config.activation)
+        else:
+            fed = self.mixture(normal, ctx)
+        return after + self._scaled(_normalized(self.down_norm, fed)), kept
 
     def _attention(
         self,
@@ -117,13 +169,16 @@ class DecoderBlock(nnx.Module):
             value = jax.lax.dynamic_update_slice_in_dim(values, value.astype(keys.dtype), start, 1)
             kept = (key, value)
             key, value = key.astype(query.dtype), value.astype(query.dtype)
-        attended = attend(query, key, value).reshape(*x.shape[:-1], -1)
+        sinks = () if self.sinks is None else (self.sinks(),)
+        attended = attend(query, key, value, *sinks).reshape(*x.shape[:-1], -1)
         return self.attention_out(attended, ctx), kept
 
     def _heads(self, x: Array, norm: Norm | None) -> Array:
         """Splits a projection (B, T, N * H) into heads (B, T, N, H), after its norm, if any."""
         if norm is not None:  # of one head or of all of them
             x = norm(x.reshape(*x.shape[:-1], -1, norm.scale.shape[-1]))
+        if (most := self.config.qkv_clip) is not None:
+            x = jnp.clip(x, -most, most)
         return x.reshape(*x.shape[:2], -1, self.config.head_size)
 
     def _scaled(self, x: Array) -> Array:
@@ -148,7 +203,12 @@ class Decoder(Model):
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         width = config.hidden_size
         self.embeddings = Embedding(config.vocab_size, width, rngs=rngs)
-        self.layers = Stack(lambda r: DecoderBlock(config, rngs=r), config.num_layers, rngs=rngs)
+        self.layers = Stack(
+            lambda r, sparse: DecoderBlock(config, sparse, rngs=r),
+            config.num_layers,
+            kinds=config.kinds,
+            rngs=rngs,
+        )
         self.norm = NORMS[config.norm](width, config.norm_eps)
         if not config.tie_embeddings:
             self.output = Projection(width, config.vocab_size, rngs=rngs)
@@ -162,7 +222,7 @@ class Decoder(Model):
     def hf_names(self) -> dict[str, str]:
         """Maps our path to the torch name of the module (see `goat_jax.nn.named_modules`)."""
         parts = FAMILIES[self.config.family].block
-        block = {f"layers.{ours}": f"model.layers.{{}}.{theirs}" for ours, theirs in parts.items()}
+        block = {f"layers.{ours}": "model.layers.{}." + theirs for ours, theirs in parts.items()}
         outside = {"embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
         return block | outside
 
@@ -178,6 +238,7 @@ class Decoder(Model):
             soft_cap=config.attention_cap is not None,
             heads=config.num_heads,
             groups=config.num_kv_heads,
+            sinks=config.sinks,
         )
 
     def hidden(

@@ -8,8 +8,10 @@ from typing import Any
 
 from goat_jax.errors import UserError
 from goat_jax.models.config_keys import COUNT, Check, anything, number, switch, table
+from goat_jax.models.decoder.mixture import MixtureConfig
 from goat_jax.models.settings import Fields, Setting, always, flag, layer_types
 from goat_jax.nn.rope import Rope
+from goat_jax.validation.checks import check_number
 
 
 def if_given(key: str, field: str, check: Check, convert: Callable[[Any], Any] = float) -> Setting:
@@ -39,13 +41,13 @@ def _windows_from_a_layer_on(hf: Mapping[str, Any], values: Fields) -> Fields:
     return _by_type(hf, window, [layer >= first for layer in range(values["num_layers"])])
 
 
-def windows_but_every(pattern: int) -> Setting:
+def windows_but_every(pattern: int, default: int = 4096) -> Setting:
     """Returns the setting of a window in all layers but every `pattern`-th."""
 
     def read(hf: Mapping[str, Any], values: Fields) -> Fields:
         every = hf.get("sliding_window_pattern") or pattern
         sliding = [bool((layer + 1) % every) for layer in range(values["num_layers"])]
-        return _by_type(hf, hf.get("sliding_window", 4096), sliding)
+        return _by_type(hf, hf.get("sliding_window", default), sliding)
 
     return Setting(
         {"sliding_window": COUNT, "sliding_window_pattern": COUNT, "layer_types": layer_types},
@@ -60,6 +62,16 @@ def window(default: int | None) -> Setting:
         lambda hf, values: {"windows": (hf.get("sliding_window", default),) * values["num_layers"]},
     )
 
+
+WINDOW_IF_USED = Setting(
+    {"use_sliding_window": switch, "sliding_window": COUNT},
+    lambda hf, values: {
+        "windows": (
+            (hf.get("sliding_window", 4096) if hf.get("use_sliding_window") else None,)
+            * values["num_layers"]
+        )
+    },
+)
 
 WINDOWS_FROM_A_LAYER_ON = Setting(
     {
@@ -159,6 +171,92 @@ ROPES_BY_TYPE = Setting(
     },
     _ropes_by_type,
 )
+
+_EXPERTS = ("num_experts", "num_local_experts")
+"""Both names of the number of experts: transformers reads either."""
+
+
+def mixture(
+    experts: int,
+    per_token: int,
+    *,
+    width: str = "intermediate_size",
+    default_width: int | None = None,
+    place: Callable[[Mapping[str, Any], int], tuple[bool, ...]] | None = None,
+    keys: Mapping[str, Check] | None = None,
+    normalize: bool | None = None,
+    **settings: Any,
+) -> Setting:
+    """Returns the setting of feed-forwards that are mixtures of experts.
+
+    Args:
+        experts: the number of experts if config.json has none.
+        per_token: the number of experts per token if config.json has none.
+        width: the key of the width of an expert's hidden layer.
+        default_width: that width if config.json has none.
+        place: (config.json, number of layers) -> the layers that are mixtures; None for all.
+        keys: further keys of config.json that `place` reads.
+        normalize: whether a token's weights sum to 1; None for the key norm_topk_prob.
+        settings: further fields of `MixtureConfig`, of which a function is called with config.json.
+    """
+    read: dict[str, Check] = dict.fromkeys((*_EXPERTS, "num_experts_per_tok", width), COUNT)
+    if normalize is None:
+        read["norm_topk_prob"] = switch
+
+    def fields(hf: Mapping[str, Any], values: Fields) -> Fields:
+        given = {hf[key] for key in _EXPERTS if hf.get(key) is not None}
+        if len(given) > 1:
+            raise UserError(
+                f"config.json: {' and '.join(_EXPERTS)} are {' and '.join(map(str, given))}, which "
+                "are two names of one number: give one alone"
+            )
+        layers = values["num_layers"]
+        more: Fields = {
+            name: each(hf) if callable(each) else each for name, each in settings.items()
+        }
+        return {
+            "mixture": MixtureConfig(
+                num_experts=next(iter(given), experts),
+                per_token=hf.get("num_experts_per_tok") or per_token,
+                inner_size=hf.get(width) or default_width or values["intermediate_size"],
+                layers=(True,) * layers if place is None else place(hf, layers),
+                normalize=bool(hf.get("norm_topk_prob")) if normalize is None else normalize,
+                **more,
+            )
+        }
+
+    return Setting(read | dict(keys or {}), fields)
+
+
+def _layer_numbers(key: str, value: Any) -> None:
+    if not isinstance(value, list | tuple):
+        raise UserError(f"config.json: {key} is {value!r}: it must be a list of layers")
+    for each in value:
+        check_number(f"config.json: {key}", each, at_least=0, whole=True)
+
+
+def _sparse_layers(hf: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
+    step, dense = hf.get("decoder_sparse_step") or 1, hf.get("mlp_only_layers") or ()
+    return tuple(layer not in dense and (layer + 1) % step == 0 for layer in range(layers))
+
+
+SPARSE_LAYERS: dict[str, Any] = {
+    "place": _sparse_layers,
+    "keys": {"decoder_sparse_step": COUNT, "mlp_only_layers": _layer_numbers},
+}
+"""Arguments of `mixture` for families that have other feed-forwards in between."""
+
+
+def _clamp(hf: Mapping[str, Any]) -> tuple[float, float]:
+    factor, limit = (hf.get(f"swiglu_{name}") for name in ("alpha", "limit"))
+    return 1.702 if factor is None else factor, 7.0 if limit is None else limit
+
+
+CLAMPED_GATE: dict[str, Any] = {
+    "clamp": _clamp,
+    "keys": {"swiglu_alpha": number(), "swiglu_limit": number(above=0)},
+}
+"""Arguments of `mixture` for a gate of clamped values."""
 
 ATTENTION_BIAS = flag("attention_bias", "qkv_bias", "out_bias")
 MLP_BIAS = flag("mlp_bias", "mlp_bias")

@@ -228,10 +228,6 @@ class Embeddings(nnx.Module):
         return x if self.projection is None else self.projection(x, ctx)
 
 
-def _first(config: EncoderConfig, rngs: nnx.Rngs) -> EncoderBlock:
-    return EncoderBlock(config, first=True, rngs=rngs)
-
-
 class Encoder(Model):
     """Text encoder with a sequence-classification head.
 
@@ -250,11 +246,12 @@ class Encoder(Model):
             shape = (2 * distances.span, width)
         self.relative = Embedding(*shape, rngs=rngs) if shape[0] else None
         self.relative_norm = _norm(config) if distances is not None and distances.normed else None
+        length, differs = len(set(config.calls)), bool(config.norm_before or config.convolution)
         self.layers = Stack(
-            lambda r: EncoderBlock(config, rngs=r),
-            len(set(config.calls)),
+            lambda r, first: EncoderBlock(config, first=first, rngs=r),
+            length,
             rngs=rngs,
-            first=partial(_first, config) if config.norm_before or config.convolution else None,
+            kinds=[differs and layer == 0 for layer in range(length)],
             calls=config.calls,
         )
         self.final_norm = _norm(config) if config.norm_before else None
