@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from threading import Lock, Semaphore
-from typing import Annotated
+from queue import SimpleQueue
+from threading import Lock
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from jax.core import Tracer
 from threadpoolctl import threadpool_limits
 
+from goat_jax.core.gram_svd import triplets_by_gram
 from goat_jax.core.svd import Svd, svd_by_gram, svd_of_kernel
 from goat_jax.files import report_unusable_cache, user_path, whole_file
 from goat_jax.validation.fields import OneOf, check_fields
@@ -32,18 +35,36 @@ AUTO = "auto"
 NONE = "none"
 
 
-def _lapack(kernel: np.ndarray) -> Svd[np.ndarray]:
-    return Svd(*map(np.asarray, _jitted(kernel)))
+def _lapack(kernel: np.ndarray, index: np.ndarray | None) -> Svd[np.ndarray]:
+    return _take(Svd(*map(np.asarray, _lapack_jitted(kernel))), index)
 
 
-_jitted = jax.jit(svd_of_kernel)
+def _gram(kernel: np.ndarray, index: np.ndarray | None) -> Svd[np.ndarray]:
+    return _take(svd_by_gram(kernel), index)
 
-ROUTES: dict[str, Callable[[np.ndarray], Svd[np.ndarray]]] = {
+
+def _device(kernel: np.ndarray, index: np.ndarray | None) -> Svd[np.ndarray]:
+    svd, error = _device_jitted(kernel, index)
+    if float(error) <= DEVICE_ERROR:  # False for NaN
+        return Svd(*map(np.asarray, svd))
+    return _gram(kernel, index)
+
+
+_lapack_jitted = jax.jit(svd_of_kernel)
+_device_jitted = jax.jit(triplets_by_gram)
+
+DEVICE_ERROR = 1e-5
+"""Largest error of `core.gram_svd.triplets_by_gram` that is accepted."""
+
+ROUTES: dict[str, Callable[[np.ndarray, np.ndarray | None], Svd[np.ndarray]]] = {
     "lapack": _lapack,
-    "gram": svd_by_gram,
+    "gram": _gram,
+    "device": _device,
 }
-"""Name -> function that decomposes a kernel: LAPACK in float32, or the eigenvectors of the smaller
-Gram matrix in float64 (`core.svd.svd_by_gram` states its error)."""
+"""Name -> function that returns a kernel's triplets, of an index or all. LAPACK works in float32,
+"gram" by the eigenvectors of the smaller Gram matrix in float64 on the host (`core.svd.svd_by_gram`
+states its error), "device" by those in float32 on the device; a kernel for which that is not as
+exact as `DEVICE_ERROR` asks is decomposed by "gram"."""
 
 KEEP = ("segments", "full")
 
@@ -66,7 +87,8 @@ class SvdConfig:
             which serve any rho, eta, scale and alpha; "full" keeps all of them,
             4 H (I + O + 1) bytes with H the smaller side (one and a half to two times the kernel in
             float32), which serve any rank, number of experts and choice of segments as well.
-        route: a key of `ROUTES`. "gram" is the faster and the more accurate one.
+        route: a key of `ROUTES`: "gram" is the fastest and the most accurate one on a CPU, "device"
+            is for accelerators; "auto" chooses by that.
 
     Raises:
         UserError: an unknown choice.
@@ -74,7 +96,7 @@ class SvdConfig:
 
     folder: str = AUTO
     keep: Annotated[str, OneOf(KEEP)] = "segments"
-    route: Annotated[str, OneOf(ROUTES)] = "gram"
+    route: Annotated[str, OneOf((AUTO, *ROUTES))] = AUTO
 
     def __post_init__(self) -> None:
         check_fields(self, "svd.")
@@ -83,7 +105,8 @@ class SvdConfig:
     def store(self) -> SvdStore:
         """The store that `inject` uses."""
         folder = None if self.folder in (AUTO, NONE) else user_path(self.folder)
-        return SvdStore(folder, self.keep, self.route)
+        best = "gram" if jax.default_backend() == "cpu" else "device"
+        return SvdStore(folder, self.keep, best if self.route == AUTO else self.route)
 
 
 @dataclasses.dataclass
@@ -116,14 +139,18 @@ class SvdStore:
     _making: dict[Path, Lock] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def triplets(
-        self, kernel: np.ndarray, index: np.ndarray, turn: AbstractContextManager | None = None
+        self,
+        kernel: np.ndarray,
+        index: np.ndarray,
+        turn: Callable[[], AbstractContextManager] = nullcontext,
     ) -> Svd[np.ndarray]:
         """Returns u (I, n), s (n,), vt (n, O), float32, of the triplets with these indices (n,).
 
         Args:
             kernel: (I, O), any float dtype.
             index: indices of the triplets, (n,).
-            turn: context manager entered to decompose the kernel, but not to look it up.
+            turn: makes the context manager that is entered to decompose the kernel, but not to
+                look it up.
         """
         whole = self.keep == "full"
         path = self._path(kernel, None if whole else index)
@@ -133,9 +160,8 @@ class SvdStore:
             kept = None if path is None else _read(path, kernel.shape, n)
             found = kept is not None
             if kept is None:
-                with turn or nullcontext():
-                    kept = ROUTES[self.route](np.asarray(kernel))
-                kept = kept if whole else _take(kept, index)
+                with turn():
+                    kept = ROUTES[self.route](np.asarray(kernel), None if whole else index)
                 if path is not None:
                     self._write(path, kept)
         with self._counting:
@@ -146,26 +172,21 @@ class SvdStore:
     def of_layers(self, kernel: jax.Array, indices: Sequence[np.ndarray]) -> list[Svd[np.ndarray]]:
         """Returns `triplets` of every layer of a stack (L, I, O), or of one kernel (I, O).
 
-        Several kernels are decomposed at a time, as many as there are cores and `WORK_BYTES`
-        allows. If the kernel is sharded over several processes, the layers are dealt out among
-        them: each process gathers one complete layer at a time, looks it up or decomposes it, and
-        broadcasts the result. All processes have to call it.
+        Several kernels are decomposed at a time: one on each device of the process, or on the host
+        as many as there are cores and `WORK_BYTES` allows. Each is copied to the host by itself.
+        If the kernel is sharded over several processes, the layers are dealt out among them: each
+        process gathers one complete layer at a time (by the route "device" one for each of its
+        devices), looks them up or decomposes them, and broadcasts the results. All processes have
+        to call it.
 
         Args:
             kernel: (L, I, O) or (I, O).
             indices: the triplets' indices of every layer.
         """
-        if kernel.is_fully_addressable:
-            whole = np.asarray(kernel).reshape(-1, *kernel.shape[-2:])
-            cores = os.cpu_count() or 1
-            room = max(1, WORK_BYTES // (COPIES * 8 * whole[0].size))
-            at_once = min(cores, room, len(whole))
-            look = partial(self.triplets, turn=Semaphore(at_once))
-            # One thread for each of several kernels is faster than several threads for one.
-            with threadpool_limits(cores // at_once, "blas"), ThreadPoolExecutor(cores) as pool:
-                return list(pool.map(look, whole, indices))
         layers = [kernel] if kernel.ndim == 2 else kernel
-        count = jax.process_count()
+        if kernel.is_fully_addressable:
+            return self._each(layers, indices)
+        count = jax.process_count() * len(self._places(kernel.shape[-2:], 1))
         triplets = []
         for first in range(0, len(indices), count):
             triplets += self._together(
@@ -173,25 +194,54 @@ class SvdStore:
             )
         return triplets
 
+    def _each(
+        self, layers: Sequence[Any] | jax.Array, indices: Sequence[np.ndarray]
+    ) -> list[Svd[np.ndarray]]:
+        """Returns the triplets of layers that this process can read, several at a time."""
+        if not indices:
+            return []
+        cores, places = os.cpu_count() or 1, SimpleQueue[jax.Device | None]()
+        at_once = self._places(layers[0].shape, len(indices))
+        for place in at_once:
+            places.put(place)
+
+        def look(number: int) -> Svd[np.ndarray]:
+            turn = partial(_taken, places)
+            return self.triplets(np.asarray(layers[number]), indices[number], turn)
+
+        # One thread for each of several kernels is faster than several threads for one.
+        with (
+            threadpool_limits(max(1, cores // len(at_once)), "blas"),
+            ThreadPoolExecutor(cores) as pool,
+        ):
+            return list(pool.map(look, range(len(indices))))
+
+    def _places(self, shape: tuple[int, ...], kernels: int) -> list[jax.Device | None]:
+        """Returns the places that decompose a kernel each: devices, or None for the host."""
+        if self.route == "device":
+            return list(jax.local_devices())
+        room = max(1, WORK_BYTES // (COPIES * 8 * math.prod(shape)))
+        return [None] * min(os.cpu_count() or 1, room, kernels)
+
     def _together(
         self, layers: Sequence[jax.Array] | jax.Array, indices: Sequence[np.ndarray], group: range
     ) -> list[Svd[np.ndarray]]:
-        """Returns the triplets of a group of layers, at most one decomposed by each process."""
+        """Returns the triplets of a group of layers, each decomposed by one of the processes."""
         from jax.experimental import multihost_utils
 
-        local_number, local = group.start + jax.process_index(), None
-        inputs = outputs = 0
+        local, inputs, outputs = {}, 0, 0
         for number in group:
             whole = multihost_utils.process_allgather(layers[number], tiled=True)
             inputs, outputs = whole.shape
-            if number == local_number:
-                local = self.triplets(whole, indices[number])
-        triplets = []
+            if number in group[jax.process_index() :: jax.process_count()]:
+                local[number] = whole
+        found = self._each(list(local.values()), [indices[number] for number in local])
+        found, triplets = dict(zip(local, found, strict=True)), []
         for number in group:
             n = len(indices[number])
             blank = (np.zeros(size, np.float32) for size in ((inputs, n), n, (n, outputs)))
-            svd = local if number == local_number else Svd(*blank)
-            sent = multihost_utils.broadcast_one_to_all(svd, is_source=number == local_number)
+            svd = found[number] if number in found else Svd(*blank)
+            sent = multihost_utils.broadcast_one_to_all(svd, is_source=number in found)
             triplets.append(jax.tree.map(np.asarray, sent))
         return triplets
 
@@ -220,7 +270,20 @@ def is_concrete(kernel: object) -> bool:
     return not isinstance(kernel, Tracer)
 
 
-def _take(svd: Svd[np.ndarray], index: np.ndarray) -> Svd[np.ndarray]:
+@contextmanager
+def _taken(places: SimpleQueue[jax.Device | None]) -> Iterator[None]:
+    """Waits for a place and computes there."""
+    place = places.get()
+    try:
+        with jax.default_device(place):
+            yield
+    finally:
+        places.put(place)
+
+
+def _take(svd: Svd[np.ndarray], index: np.ndarray | None) -> Svd[np.ndarray]:
+    if index is None:
+        return svd
     parts = svd.u[:, index], svd.s[index], svd.vt[index]
     return Svd(*(np.ascontiguousarray(part) for part in parts))
 

@@ -13,7 +13,8 @@ from flax import nnx
 from threadpoolctl import threadpool_limits
 
 from goat_jax.adapters.methods import method_spec
-from goat_jax.core.svd import svd_by_gram
+from goat_jax.core.gram_svd import triplets_by_gram
+from goat_jax.core.svd import Svd, svd_by_gram
 from goat_jax.errors import Notice, UserError
 from goat_jax.injection import svd_cache as svd_store
 from goat_jax.injection.inject import inject
@@ -156,9 +157,9 @@ def test_as_many_at_a_time_as_cores_and_memory_allow(
     layers, cores, kernels_in_memory, at_a_time, threads, monkeypatch
 ):
     """And every core has a thread."""
-    running, most, limits, full = [], [], [], Event()
+    running, most, limits, full, gram = [], [], [], Event(), ROUTES["gram"]
 
-    def watched(kernel):
+    def watched(kernel, index):
         running.append(1)
         most.append(len(running))
         if len(running) >= at_a_time:
@@ -166,7 +167,7 @@ def test_as_many_at_a_time_as_cores_and_memory_allow(
         full.wait(60)
         time.sleep(0.05)  # one too many would start now
         running.pop()
-        return svd_by_gram(kernel)
+        return gram(kernel, index)
 
     def limited(*args):
         limits.append(args)
@@ -184,9 +185,11 @@ def test_as_many_at_a_time_as_cores_and_memory_allow(
 
 
 def test_equal_layers_of_a_stack_are_decomposed_once(tmp_path, monkeypatch):
-    def slow(kernel):
+    gram = ROUTES["gram"]
+
+    def slow(kernel, index):
         time.sleep(0.3)  # all layers are looked up before the first one is there
-        return svd_by_gram(kernel)
+        return gram(kernel, index)
 
     monkeypatch.setitem(ROUTES, "gram", slow)
     store, kernel = SvdStore(tmp_path, route="gram"), random(8, 6)
@@ -210,6 +213,69 @@ def test_the_gram_route_is_within_its_bound(shape, smallest):
     assert np.abs((got.u * got.s) @ got.vt - (u * s) @ v.T).max() < 5e-7
     for part in (got.u.T @ got.u, got.vt @ got.vt.T):
         assert np.abs(part - np.eye(h)).max() < 1e-5
+
+
+SPECTRA = {
+    "a random matrix's": np.linspace(1.0, 0.01, 72),
+    "falling by a power": np.arange(1.0, 73.0) ** -0.7,
+    "four decades": np.geomspace(1.0, 1e-4, 72),
+}
+
+
+def of_spectrum(s, shape):
+    u, _ = np.linalg.qr(random(shape[0], len(s)).astype(np.float64))
+    v, _ = np.linalg.qr(random(shape[1], len(s), seed=1).astype(np.float64))
+    return ((u * s) @ v.T).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def by_device():
+    return jax.jit(triplets_by_gram)
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_the_device_s_segments_are_as_exact_as_those_of_float32_s_svd(spectrum, by_device):
+    """Its measured error is that of float64, for the top, four blocks and the minor ones."""
+    kernel = of_spectrum(SPECTRA[spectrum], (96, 72))
+    u, s, vt = np.linalg.svd(kernel.astype(np.float64), full_matrices=False)
+    index = np.array([0, 1, 2, 18, 19, 36, 37, 54, 55, 69, 70, 71])
+    found, error = by_device(kernel, index)
+    got = Svd(*(np.asarray(part, np.float64) for part in found))
+    forth = np.linalg.norm(kernel @ got.vt.T - got.u * got.s, axis=0)
+    back = np.linalg.norm(kernel.T @ got.u - got.vt.T * got.s, axis=0)
+    turned = np.abs(got.u.T @ got.u - np.eye(12)).max()
+    assert max(forth.max(), back.max()) / s[0] < 2e-6 and turned < 2e-6
+    assert float(error) < 2e-6
+    assert np.abs(got.s - s[index]).max() < 5e-7 * s[0]
+    for segment in (slice(0, 3), slice(3, 9), slice(9, 12)):
+        want = (u[:, index[segment]] * s[index[segment]]) @ vt[index[segment]]
+        product = (got.u[:, segment] * got.s[segment]) @ got.vt[segment]
+        assert np.abs(product - want).max() < 1e-6 * s[0]
+
+
+def test_a_kernel_that_the_device_cannot_decompose_is_left_to_the_host(by_device):
+    """It has values far below float32's digits, of which the error tells."""
+    kernel, index = of_spectrum(np.geomspace(1.0, 1e-12, 72), (96, 72)), np.array([0, 36, 71])
+    assert not float(by_device(kernel, index)[1]) < svd_store.DEVICE_ERROR
+    got, want = (
+        SvdStore(None, route=route).triplets(kernel, index) for route in ("device", "gram")
+    )
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_every_device_decomposes_whole_layers_of_its_own(monkeypatch):
+    used = []
+
+    def watched(kernel, index):
+        used.append(next(iter(jnp.zeros(1).devices())))
+        return ROUTES["gram"](kernel, index)
+
+    monkeypatch.setitem(ROUTES, "device", watched)
+    kernels = random(8, 8, 6)
+    found = SvdStore(None, route="device").of_layers(jnp.asarray(kernels), [INDEX] * 8)
+    assert set(used) == set(jax.local_devices())
+    for kernel, svd in zip(kernels, found, strict=True):
+        assert_close(svd.s, jnp.linalg.svd(kernel)[1][INDEX], 1e-5)
 
 
 def test_choices_are_checked():

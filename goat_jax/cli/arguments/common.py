@@ -263,13 +263,20 @@ def sweep(parser: argparse.ArgumentParser) -> None:
 
 def bench(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``goat-jax bench``."""
-    parser.add_argument("what", choices=("layer", "step", "growth", "accelerator"))
+    parser.add_argument("what", choices=("layer", "step", "growth", "start", "accelerator"))
     parser.add_argument("--rank", type=number(Count), default=32, help="total rank of a layer (32)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype of a layer"
     )
     parser.add_argument(
-        "--size", action="append", default=[], metavar="TOKENS,IN,OUT", help="sizes of a layer"
+        "--size",
+        action="append",
+        default=[],
+        metavar="TOKENS,IN,OUT",
+        help="sizes of a layer; IN,OUT of a kernel for start",
+    )
+    parser.add_argument(
+        "--routes", nargs="+", metavar="ROUTE", help="ways to decompose a kernel (default: all)"
     )
     config(parser, required=False)
     parser.add_argument(

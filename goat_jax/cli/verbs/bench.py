@@ -12,6 +12,8 @@ from goat_jax.adapters.methods import method_spec
 from goat_jax.bench.accelerator.parts import PARTS
 from goat_jax.bench.accelerator.rows import Row, Settings, markdown
 from goat_jax.bench.accelerator.suite import PartResult, run_parts
+from goat_jax.bench.decompositions import SEGMENTS, measure_decompositions
+from goat_jax.bench.decompositions import SIZES as KERNEL_SIZES
 from goat_jax.bench.layer import SIZES, Size, contenders, measure_growth, measure_layer
 from goat_jax.bench.measured import Measured
 from goat_jax.bench.steps import measure_steps
@@ -21,6 +23,7 @@ from goat_jax.config.run import DTYPES
 from goat_jax.errors import UserError
 from goat_jax.extras import skipped_without_extra
 from goat_jax.files import write_whole
+from goat_jax.injection.svd_cache import ROUTES
 from goat_jax.models.known_sizes import model_config
 from goat_jax.plots.growth import plot_growth, slope
 from goat_jax.text_tables import render_table
@@ -47,11 +50,10 @@ def bench(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.what == "accelerator":
         _no_overrides(overrides)
         return accelerator(options)
-    options.turns = options.turns or 9
+    options.turns = options.turns or (1 if options.what == "start" else 9)
     print(machine_line())
-    figures = {"layer": _layers, "step": _steps, "growth": _growth}[options.what](
-        options, overrides
-    )
+    kinds = {"layer": _layers, "step": _steps, "growth": _growth, "start": _starts}
+    figures = kinds[options.what](options, overrides)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"machine": machine(), "turns": options.turns, **figures}, indent=1)
@@ -68,6 +70,7 @@ def _check_options(options: argparse.Namespace) -> None:
         "minutes": ("accelerator",),
         "tiny": ("accelerator",),
         "parts": ("accelerator",),
+        "routes": ("start",),
     }
     for name, kinds in owners.items():
         if getattr(options, name) and options.what not in kinds:
@@ -193,6 +196,36 @@ def _growth(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]
     return {"method": method, "growth": measured, "slopes": slopes}
 
 
+def _starts(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
+    _no_overrides(overrides)
+    routes = options.routes or ("gram", *(name for name in ROUTES if name != "gram"))
+    for route in routes:
+        check_choice("--routes", route, tuple(ROUTES))
+    sizes = [
+        tuple(_numbers(word, "IN,OUT, such as 1024,4096", 2)) for word in options.size
+    ] or KERNEL_SIZES
+    found = [
+        one
+        for rows, columns in sizes
+        for one in measure_decompositions(rows, columns, routes=routes, turns=options.turns)
+    ]
+    headers = ["kernel", "route", "GFLOP", "seconds"]
+    headers += [f"residual, {name}" for name in SEGMENTS]
+    headers += [f"product, {name}" for name in SEGMENTS]
+    cells = [
+        [
+            one.kernel,
+            one.route,
+            f"{one.flops / 1e9:.3g}",
+            f"{one.seconds:.2f}",
+            *(f"{number:.1e}" for number in (*one.residuals.values(), *one.products.values())),
+        ]
+        for one in found
+    ]
+    print("\n" + render_table(headers, cells, "ll" + "r" * (len(headers) - 2), markdown=True))
+    return {"decompositions": [dataclasses.asdict(one) for one in found]}
+
+
 def table(rows: list[Measured] | tuple[Measured, ...]) -> str:
     """Returns a Markdown table with one row per measurement."""
     cells = [
@@ -211,13 +244,14 @@ def table(rows: list[Measured] | tuple[Measured, ...]) -> str:
 
 
 def _sizes(words: list[str]) -> list[Size]:
-    sizes = []
-    for word in words:
-        numbers = word.split(",")
-        if len(numbers) != 3 or not all(n.isdigit() and int(n) > 0 for n in numbers):
-            raise UserError(f"size {word!r} is not TOKENS,IN,OUT, such as 2048,1024,4096")
-        sizes.append(Size(*map(int, numbers)))
-    return sizes
+    return [Size(*_numbers(word, "TOKENS,IN,OUT, such as 2048,1024,4096")) for word in words]
+
+
+def _numbers(word: str, form: str, count: int = 3) -> list[int]:
+    numbers = word.split(",")
+    if len(numbers) != count or not all(n.isdigit() and int(n) > 0 for n in numbers):
+        raise UserError(f"size {word!r} is not {form}")
+    return list(map(int, numbers))
 
 
 def _no_overrides(overrides: list[str]) -> None:
