@@ -124,6 +124,11 @@ def segment_index(h: int, spec: AdapterSpec, key: Key) -> Array | None:
     return None if chooser is None else chooser.triplets(h, spec, jax.random.split(key, 3)[0])
 
 
+def needs_svd(spec: AdapterSpec) -> bool:
+    """Returns whether a part of the method uses the kernels' singular triplets."""
+    return _chooser(spec) is not None
+
+
 def _chooser(spec: AdapterSpec) -> ChoosesTriplets | None:
     """Returns the part that selects singular triplets, or None if no part does."""
     parts = (spec.initializer, spec.kernel_edit)

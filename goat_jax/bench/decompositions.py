@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from goat_jax.bench.turns import take_turns
@@ -16,6 +18,9 @@ from goat_jax.injection.svd_cache import ROUTES
 
 SIZES = ((1024, 1024), (1024, 2816))
 EXPERTS = 8
+PRODUCT = 1536
+"""Side of the matrices of the plain product that routes are compared with."""
+
 SEGMENTS = {"top": principal, "blocks": block_heads, "minor": minor}
 """Name of a segment -> the choice of 32 triplets in it."""
 
@@ -29,6 +34,7 @@ class Decomposition:
         route: the key of `ROUTES`.
         flops: the FLOPs by count, in the precision of the route.
         seconds: the median seconds of a call: of the processor on a CPU, by the clock elsewhere.
+        share: the FLOP/s over those of a plain product of float32 matrices in the same process.
         residuals: segment -> the largest length of ``kernel v - s u`` and ``kernel^T u - s v``
             over the largest singular value.
         products: segment -> the distance of ``u s v`` from that of the first route, over its norm.
@@ -38,6 +44,7 @@ class Decomposition:
     route: str
     flops: int
     seconds: float
+    share: float
     residuals: dict[str, float]
     products: dict[str, float]
 
@@ -77,17 +84,23 @@ def measure_decompositions(
     def call(route: str) -> None:
         found[route] = ROUTES[route](kernel, index)
 
-    calls = {route: lambda route=route: call(route) for route in routes}
+    square, product = jnp.ones((PRODUCT, PRODUCT)), jax.jit(jnp.matmul)
+    calls: dict[str, Callable[[], Any]] = {
+        route: lambda route=route: call(route) for route in routes
+    }
+    calls["product"] = lambda: product(square, square)
     timed = take_turns(calls, turns, time.process_time if on_cpu else time.perf_counter)
     places = np.split(np.arange(len(index)), np.cumsum([len(i) for i in indices.values()])[:-1])
     parts = dict(zip(indices, places, strict=True))
     first = found[routes[0]]
+    product_rate = 2 * PRODUCT**3 / timed["product"].median
     return [
         Decomposition(
             f"{rows} x {columns}",
             route,
             _flops(route, rows, columns),
             timed[route].median,
+            _flops(route, rows, columns) / timed[route].median / product_rate,
             {
                 name: _residual(kernel, _part(found[route], at), first.s.max())
                 for name, at in parts.items()

@@ -200,7 +200,7 @@ class SvdStore:
         """Returns the triplets of layers that this process can read, several at a time."""
         if not indices:
             return []
-        cores, places = os.cpu_count() or 1, SimpleQueue[jax.Device | None]()
+        cores, places = os.cpu_count() or 1, SimpleQueue[Any]()
         at_once = self._places(layers[0].shape, len(indices))
         for place in at_once:
             places.put(place)
@@ -216,7 +216,7 @@ class SvdStore:
         ):
             return list(pool.map(look, range(len(indices))))
 
-    def _places(self, shape: tuple[int, ...], kernels: int) -> list[jax.Device | None]:
+    def _places(self, shape: tuple[int, ...], kernels: int) -> list[Any]:
         """Returns the places that decompose a kernel each: devices, or None for the host."""
         if self.route == "device":
             return list(jax.local_devices())
@@ -271,7 +271,7 @@ def is_concrete(kernel: object) -> bool:
 
 
 @contextmanager
-def _taken(places: SimpleQueue[jax.Device | None]) -> Iterator[None]:
+def _taken(places: SimpleQueue[Any]) -> Iterator[None]:
     """Waits for a place and computes there."""
     place = places.get()
     try:

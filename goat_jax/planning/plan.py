@@ -17,6 +17,7 @@ from goat_jax.hardware.chips import Chip
 from goat_jax.hardware.topologies import Topology
 from goat_jax.planning.hlo_collectives import Exchange, collectives
 from goat_jax.planning.remedies import remedies
+from goat_jax.planning.start import StartPlan, start_plan
 from goat_jax.sharding.config import MeshConfig
 from goat_jax.sharding.rules import ShardingRules, make_sharding_rules
 from goat_jax.training.abstract_run import AbstractRun, abstract_run
@@ -48,6 +49,7 @@ class StepPlan:
         attention: the line that names the kernel of the attention, or why it is refused; None for
             plain scores on a CPU.
         remedies: the options that would make the step smaller.
+        start: the decompositions before the first step.
     """
 
     devices: int
@@ -63,6 +65,7 @@ class StepPlan:
     total: int
     attention: str | None = None
     remedies: str = ""
+    start: StartPlan = StartPlan(0, 0)
 
     def roofline(self, chip: Chip) -> dict[str, float]:
         """Returns lower bounds in seconds on a step's compute, memory access and exchanges.
@@ -118,6 +121,7 @@ def plan(config: RunConfig, topology: Topology, model: str | Path | None = None)
         total=run.inject_report.total_parameters,
         attention=run.attention,
         remedies=smaller,
+        start=start_plan(config.adapter.spec(), run.inject_report),
     )
 
 

@@ -124,3 +124,17 @@ def test_steps_from_the_command_line(tiny, capsys):
 def test_what_does_not_fit_is_said(words, message, capsys):
     assert main(words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_bench_start_has_a_row_for_each_route(capsys, tmp_path):
+    sizes = ["--size", "40,48", "--routes", "gram", "device"]
+    assert main(["bench", "start", *sizes, "--out", str(tmp_path)]) == 0
+    assert "| 40 x 48 | device |" in capsys.readouterr().out
+    values = json.loads((tmp_path / "bench_start.json").read_text())["decompositions"]
+    gram, device = values
+    more = sum(4 * h**2 * 48 + 9 * h**3 + 2 * 40 * h**2 for h in (35, 18))
+    assert gram["flops"] == 4 * 40**2 * 48 + 9 * 40**3 == device["flops"] - more
+    for one in values:
+        assert max(one["residuals"].values()) < 1e-6
+    assert set(gram["products"].values()) == {0.0}
+    assert 0 < max(device["products"].values()) < 1e-4

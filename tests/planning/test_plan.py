@@ -6,14 +6,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from goat_jax.adapters.methods import method_spec
 from goat_jax.cli.verbs.plan import remat_table, report
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
 from goat_jax.data.tasks.registry import language_files
 from goat_jax.hardware.chips import CHIPS
 from goat_jax.hardware.topologies import find_topology
+from goat_jax.injection.report import InjectReport, Row
 from goat_jax.planning.hlo_collectives import Exchange, collectives
 from goat_jax.planning.plan import DoesNotFit, StepPlan, largest_rows, plan
 from goat_jax.planning.remedies import remedies
+from goat_jax.planning.start import StartPlan, start_plan
 from goat_jax.sharding.config import MeshConfig
 from goat_jax.sharding.rules import make_sharding_rules
 from goat_jax.training.logging.flops import matmul_flops
@@ -202,3 +205,23 @@ def test_policies_are_compared_by_bytes_and_recomputed_flops():
         ["full", "1.000", "2.000", "3.000", "0.000", "1.500e+12", "50.0%"],
         ["offload", "1.000", "1.000", "2.000", "1.000", "1.000e+12", "0.0%"],
     ]
+
+
+def test_a_start_counts_the_kernels_of_methods_that_decompose():
+    rows = (
+        Row("layers.{}.up", range(2, 5), (64, 96), 1, "adapter"),
+        Row("pooler", None, (64, 64), 1, "adapter"),
+        Row("classifier", None, (64, 2), 1, "trained in full"),
+    )
+    found = InjectReport(rows, 1, 1, 1, 1)
+    start = start_plan(method_spec("goat"), found)
+    # All, seven eighths and half of that: 4 H^2 W + 9 H^3, and a product of the vectors.
+    up, pooler = (
+        sum(4 * h**2 * wide + 9 * h**3 for h in (64, 56, 28)) + 2 * 64 * (56**2 + 28**2)
+        for wide in (96, 64)
+    )
+    assert start == StartPlan(4, 3 * up + pooler)
+    assert start_plan(method_spec("lora"), found) == StartPlan(0, 0)
+    chip = find_topology("cpu:1", "v5e").chip
+    assert start.seconds(chip, 2) == 2 * start.seconds(chip, 64)  # four kernels, four devices
+    assert start.seconds(chip, 1) > start.flops / chip.flops

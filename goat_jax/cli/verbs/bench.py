@@ -209,7 +209,7 @@ def _starts(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]
         for rows, columns in sizes
         for one in measure_decompositions(rows, columns, routes=routes, turns=options.turns)
     ]
-    headers = ["kernel", "route", "GFLOP", "seconds"]
+    headers = ["kernel", "route", "GFLOP", "seconds", "share"]
     headers += [f"residual, {name}" for name in SEGMENTS]
     headers += [f"product, {name}" for name in SEGMENTS]
     cells = [
@@ -217,12 +217,14 @@ def _starts(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]
             one.kernel,
             one.route,
             f"{one.flops / 1e9:.3g}",
-            f"{one.seconds:.2f}",
+            f"{one.seconds:.3g}",
+            f"{one.share:.1%}",
             *(f"{number:.1e}" for number in (*one.residuals.values(), *one.products.values())),
         ]
         for one in found
     ]
-    print("\n" + render_table(headers, cells, "ll" + "r" * (len(headers) - 2), markdown=True))
+    print("\nshare: of the FLOP/s of a plain float32 product; residual: over the largest value\n")
+    print(render_table(headers, cells, "ll" + "r" * (len(headers) - 2), markdown=True))
     return {"decompositions": [dataclasses.asdict(one) for one in found]}
 
 

@@ -15,6 +15,7 @@ from goat_jax.hardware.topologies import Topology, find_topology
 from goat_jax.nn.stack import REMAT
 from goat_jax.planning.plan import DoesNotFit, StepPlan, largest_rows
 from goat_jax.planning.plan import plan as plan_run
+from goat_jax.planning.start import SHARE
 from goat_jax.text_tables import human_count, render_table
 
 
@@ -86,6 +87,7 @@ def as_values(step: StepPlan, target: Topology, rows: int | None) -> dict:
     values = dataclasses.asdict(step) | {"topology": target.name}
     if target.chip is not None:
         values["roofline_seconds"] = step.roofline(target.chip)
+        values["start_seconds"] = step.start.seconds(target.chip, step.devices)
     return values if rows is None else values | {"largest_rows_per_part": rows}
 
 
@@ -127,6 +129,7 @@ def report(step: StepPlan, target: Topology, rows: int | None) -> str:
         each = ", ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in bounds.items())
         lines.append(f"at least {bounds[slowest] * 1e3:.1f} ms a step, by {slowest} ({each})")
         lines.append(_verdict(step, target.chip.memory))
+    lines += _start(step, target)
     if rows is not None:
         lines.append(f"largest micro-batch that fits: {rows} rows per data-parallel part")
     return "\n".join(lines)
@@ -167,6 +170,18 @@ def remat_table(steps: Mapping[str, StepPlan | None]) -> str:
     ]
     head = ["state, base, batch", "temporaries", "together", "on the host", "FLOPs", "recomputed"]
     return render_table(["model.remat, GiB per device", *head], rows)
+
+
+def _start(step: StepPlan, target: Topology) -> list[str]:
+    """Describes the decompositions before the first step; no lines if there are none."""
+    start = step.start
+    if not start.kernels:
+        return []
+    line = f"start: {start.kernels} kernels to decompose once, {start.flops:.3e} FLOPs"
+    if target.chip is None:
+        return [line]
+    seconds = start.seconds(target.chip, step.devices)
+    return [f"{line}, about {seconds:.0f} s (an estimate: {SHARE:.1%} of the peak is assumed)"]
 
 
 def _gib(size: float) -> str:
