@@ -17,6 +17,7 @@ import transformers
 from flax import nnx
 
 from goat_jax.models.load import load_model
+from kinds import present
 
 TOLERANCE = 1e-5
 """Largest difference of a logit, over the largest logit."""
@@ -117,13 +118,13 @@ def config_of(
 class Dinov3Classifier(transformers.DINOv3ViTModel):
     """The linear classifier of DINOv3's authors, which transformers does not have."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any):
         super().__init__(config)
         self.classifier = torch.nn.Linear(2 * config.hidden_size, config.num_labels)
 
-    def forward(self, pixel_values, **options):
+    def forward(self, pixel_values, **options):  # pyright: ignore[reportIncompatibleMethodOverride]
         found = super().forward(pixel_values, **options)
-        hidden, before = found.last_hidden_state, 1 + self.config.num_register_tokens
+        hidden, before = present(found.last_hidden_state), 1 + self.config.num_register_tokens
         vector = torch.cat([hidden[:, 0], hidden[:, before:].mean(1)], 1)
         found["logits"] = self.classifier(vector)
         return found

@@ -381,7 +381,7 @@ _DINOV2_WITH_REGISTERS = dataclasses.replace(
     },
     antialiased=True,
     keys={**_VIT_KEYS, "registers": "num_register_tokens"},
-    defaults=_DINOV2.defaults | {"patch_size": 16, "registers": 4},
+    defaults={**_DINOV2.defaults, "patch_size": 16, "registers": 4},
     kept={"mask_token": 1},
     ignored="",
     exported=as_it_is,

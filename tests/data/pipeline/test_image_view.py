@@ -86,7 +86,8 @@ def test_pixels_that_are_rescaled_before_they_are_resized():
             tensor, (11, 14), mode="bilinear", antialias=True, align_corners=False
         )
         pixels = resized[0].permute(1, 2, 0).numpy()
-        expected = (pixels - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+        mean, std = (np.array(each, np.float32) for each in (IMAGENET_MEAN, IMAGENET_STD))
+        expected = (pixels - mean) / std
         found = view.numbers(view.whole(image))
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=2e-6 * np.abs(expected).max())
