@@ -408,8 +408,8 @@ def _check_labeled(source: str, rows: Sequence[Row], label: str) -> None:
     places = [n for n, row in enumerate(rows, start=1) if not _values([row], label)]
     if places:
         raise UserError(
-            f"{source}: {len(places):,} of {len(rows):,} rows have no label in column {label!r}, "
-            f"row {places[0]} first: fill it in, or leave these rows out"
+            f"{source}: {len(places):,} of {len(rows):,} rows without a label in column {label!r}, "
+            f"row {places[0]} first: fill it in, or leave them out"
         )
 
 
