@@ -16,6 +16,7 @@ from goat_jax.data.tasks.registry import language_files
 from goat_jax.hardware.topologies import find_topology
 from goat_jax.planning import plan as module
 from goat_jax.planning.plan import plan
+from goat_jax.sharding.config import MeshConfig
 
 COMPILER = {"h100": ("jax_cuda12_plugin", "plan-gpu"), "v5e": ("libtpu", "tpu")}
 GIB = 2**30
@@ -44,14 +45,19 @@ def compiled(config, topology):
 
 
 @functools.cache
-def decoder(method, topology, model="llama-3-8b"):
+def decoder(method, topology, model="llama-3-8b", rows=16, tokens=4096, mesh=(1, 1, 1, 1)):
     config = RunConfig(
         ModelConfig(model, dtype="bfloat16", remat="full"),
         language_files("a.jsonl", "b.jsonl"),
         AdapterConfig(method, total_rank=32, modules_to_save=()),
-        train=TrainConfig(batch_size=16, eval_batch_size=16, max_length=4096),
+        train=TrainConfig(batch_size=rows, eval_batch_size=rows, max_length=tokens),
+        mesh=MeshConfig(*mesh),
     )
     return compiled(config, topology)
+
+
+def counts(found):
+    return {name: each.count for name, each in found.exchanges.items()}
 
 
 def bytes_of(found):
@@ -74,6 +80,35 @@ def test_no_array_of_all_pairs_of_tokens(topology):
     """In a model without another size of 4,096."""
     _, text = decoder("goat", topology, "smollm2-135m")
     assert not re.search(r"\b4096,4096\b", text)
+
+
+def test_exchanges_of_a_step_on_gpus():
+    """A change that adds one fails here; so may a new XLA, whose counts then replace these."""
+    assert counts(decoder("goat", "h100:8", "smollm2-135m")[0]) == {
+        "all-gather": 30 * 2 + 2,
+        "all-reduce": 30 * 3 + 3,
+        "reduce-scatter": 30,
+        "all-to-all": 1,
+    }
+
+
+# Queries, keys, values and outputs of 32 layers, forward, again and backward.
+TOKENS_FOR_HEADS = 32 * 4 * 3
+LONG = {
+    "h100:8": ((1, 2, 1, 4), 7.5, [389, 102, 32, TOKENS_FOR_HEADS, 3]),
+    "v5e:4x4": ((1, 2, 1, 8), 2.5, [1668, 263, 0, TOKENS_FOR_HEADS, 4360]),
+}
+
+
+@pytest.mark.parametrize("topology", list(LONG))
+def test_long_rows_exchange_tokens_for_heads_alone(topology):
+    """LLaMA-3-8B at 32,768 tokens, in GiB of temporaries; what is gathered are parameters."""
+    mesh, temporaries, exchanges = LONG[topology]
+    found, text = decoder("goat", topology, rows=2, tokens=32768, mesh=mesh)
+    kinds = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+    assert [counts(found).get(kind, 0) for kind in kinds] == exchanges
+    assert found.temporaries <= temporaries * GIB
+    assert "[1,32768,4096]" not in text  # no hidden states of complete rows
 
 
 @pytest.mark.parametrize(
