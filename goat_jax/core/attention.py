@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from goat_jax.core.flop_labels import recomputation
 from goat_jax.core.precision import wide
 from goat_jax.typing import Array
 
@@ -264,9 +265,20 @@ class _Blocks:
             seen &= query - last_key < visible.window and key - last_query < visible.window
         return seen
 
-    def scores(self, query: Array, key: Array, keep: Array | None) -> tuple[Array, Any]:
-        """Returns masked scores (B, G, R, Q, K) and the derivative of the soft cap."""
-        scores = _product("bqgrh,bkgh->bgrqk", query, key) * self.scale
+    def scores(
+        self, query: Array, key: Array, keep: Array | None, again: bool = False
+    ) -> tuple[Array, Any]:
+        """Returns masked scores (B, G, R, Q, K) and the derivative of the soft cap.
+
+        Args:
+            query: a block of queries.
+            key: a block of keys.
+            keep: the mask of the block; None for no mask.
+            again: whether the forward pass has computed them already.
+        """
+        product = partial(_product, "bqgrh,bkgh->bgrqk")
+        product = recomputation(product) if again else product
+        scores = product(query, key) * self.scale
         bent = capped(scores, self.soft_cap)
         slope = 1.0 if self.soft_cap is None else 1 - jnp.square(bent / self.soft_cap)
         return (bent if keep is None else jnp.where(keep[:, None, None], bent, -jnp.inf)), slope
@@ -366,7 +378,7 @@ def _blocks_backward(setting: _Blocks, kept: Any, d_out: Array) -> tuple[Any, ..
         q, d = _cut(query, at, q_side), _cut(d_out, at, q_side)
         k, v = _cut(key, over, k_side), _cut(value, over, k_side)
         keep = visible.block_mask((at, q_side), (over, k_side))
-        scores, slope = setting.scores(q, k, keep)
+        scores, slope = setting.scores(q, k, keep, again=True)
         weights = jnp.exp(scores - _cut(log_norm, at, q_side, 3)[..., None])
         d_weights = _product("bqgrh,bkgh->bgrqk", d, v)
         d_scores = weights * (d_weights - _cut(mean, at, q_side, 3)[..., None])

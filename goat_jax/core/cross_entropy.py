@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from goat_jax.core.attention import capped
+from goat_jax.core.flop_labels import recomputation
 from goat_jax.typing import Array
 
 LOGITS_AT_ONCE = 2**24
@@ -69,17 +70,21 @@ def _cross_entropy(
     cut: Cut, soft_cap: float | None, hidden: Array, kernel: Array, labels: Array
 ) -> tuple[Array, Array]:
     def one(hidden: Array, labels: Array) -> tuple[Array, Array]:
-        losses, correct, _ = _losses(hidden, kernel, labels, soft_cap)
+        losses, correct, _ = _losses(hidden, kernel, labels, soft_cap, _logits)
         return losses, correct
 
     return _by_chunks(one, cut, hidden, labels)
 
 
 def _losses(
-    hidden: Array, kernel: Array, labels: Array, soft_cap: float | None
+    hidden: Array,
+    kernel: Array,
+    labels: Array,
+    soft_cap: float | None,
+    product: Callable[[Array, Array], Array],
 ) -> tuple[Array, Array, Array]:
     """Returns losses, correctness, and the loss's gradient w.r.t. the logits before the cap."""
-    logits = capped(_logits(hidden, kernel), soft_cap)
+    logits = capped(product(hidden, kernel), soft_cap)
     largest = logits.max(-1, keepdims=True)
     shifted = logits - jnp.broadcast_to(largest, logits.shape)
     total = jnp.exp(shifted).sum(-1, keepdims=True)
@@ -100,7 +105,7 @@ def _forward(
     cut: Cut, soft_cap: float | None, hidden: Array, kernel: Array, labels: Array
 ) -> tuple[Any, Any]:
     def one(hidden: Array, labels: Array) -> tuple[Array, Array, Array]:
-        losses, correct, gradient = _losses(hidden, kernel, labels, soft_cap)
+        losses, correct, gradient = _losses(hidden, kernel, labels, soft_cap, _logits)
         back = jnp.dot(gradient.astype(hidden.dtype), kernel.astype(hidden.dtype).T)
         return losses, correct, back
 
@@ -117,7 +122,7 @@ def _backward(
 
     # The kernel's gradient recomputes the logits; the compiler drops it if the kernel is frozen.
     def one(hidden: Array, labels: Array, weights: Array) -> Array:
-        _, _, gradient = _losses(hidden, kernel, labels, soft_cap)
+        _, _, gradient = _losses(hidden, kernel, labels, soft_cap, recomputation(_logits))
         weighted = gradient * jnp.broadcast_to(weights[:, None], gradient.shape)
         return jnp.dot(hidden.T, weighted.astype(hidden.dtype), preferred_element_type=jnp.float32)
 

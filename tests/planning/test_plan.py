@@ -9,6 +9,9 @@ import pytest
 from goat_jax.adapters.methods import method_spec
 from goat_jax.cli.verbs.plan import remat_table, report
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
+from goat_jax.core.attention import Visible, attention_in_blocks
+from goat_jax.core.cross_entropy import chunked_cross_entropy
+from goat_jax.core.flop_labels import PRODUCTS
 from goat_jax.data.tasks.registry import language_files
 from goat_jax.hardware.chips import CHIPS
 from goat_jax.hardware.topologies import find_topology
@@ -110,6 +113,29 @@ def test_products_of_scans_conditions_and_gradients():
     assert matmul_flops(loss, w, x) == 3 * once
     assert matmul_flops(jax.grad(loss), w, x) == 9 * once
     assert matmul_flops(lambda w, x: (x @ w[0], jnp.ones(3))[1], w, x) == 0
+
+
+def test_model_flops_leave_out_what_gradients_compute_again():
+    """Of attention 6 products of 7, of a trained output layer 3 of 4."""
+    x = jax.ShapeDtypeStruct((1, 8, 2, 4), "float32")
+
+    def attention(q, k, v):
+        return attention_in_blocks(q, k, v, Visible(), block=4).sum()
+
+    product, mean = 2 * 2 * 8 * 8 * 4, 2 * 2 * 8 * 4  # of the weights' derivatives, per query
+    for again, number in ((True, 7), (False, 6)):
+        found = matmul_flops(jax.grad(attention, (0, 1, 2)), x, x, x, again=again)
+        assert found == number * product + mean
+    hidden, kernel = (jax.ShapeDtypeStruct(shape, "float32") for shape in ((8, 4), (4, 16)))
+
+    def loss(hidden, kernel):
+        return chunked_cross_entropy(hidden, kernel, jnp.zeros(8, jnp.int32))[0].sum()
+
+    for again, number in ((True, 4), (False, 3)):
+        found = matmul_flops(jax.grad(loss, (0, 1)), hidden, kernel, again=again)
+        assert found == number * 2 * 8 * 4 * 16
+    for kernel in ("dot_product_attention", "splash_mha"):
+        assert sum(n.needed for name, n in PRODUCTS.items() if name.startswith(kernel)) == 6
 
 
 def config():

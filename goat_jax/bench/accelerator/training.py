@@ -189,7 +189,9 @@ def compile_step(config: RunConfig, model: str | Path) -> Step:
     compiled = run.train_step.lower(run.state, run.base, run.batch).compile()
     sizes = arguments_and_temporaries(compiled)
     base = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.base))
-    return Step(run, compiled, base, *sizes, matmul_flops(counted.train_step, *arguments))
+    return Step(
+        run, compiled, base, *sizes, matmul_flops(counted.train_step, *arguments, again=False)
+    )
 
 
 def training_rows(

@@ -10,15 +10,16 @@ import jax
 from jax.extend.core import Jaxpr
 from jax.interpreters import partial_eval
 
-from goat_jax.core.flop_labels import labelled, products_of
+from goat_jax.core.flop_labels import RECOMPUTED, labelled, products_of
 
 
-def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
+def matmul_flops(function: Callable[..., Any], *args: Any, again: bool = True) -> int:
     """Counts the multiplications and additions of all matrix products, over all devices together.
 
     The count is of the operations that are done ("hardware FLOPs" of PaLM, arXiv 2204.02311,
-    appendix B), not of those that the mathematics needs ("model FLOPs", of which MFU is a share):
-    what the backward pass recomputes counts again, under remat and inside fused attention.
+    appendix B): what the backward pass recomputes counts again, under remat, inside fused attention
+    and for the logits. Without `again`, and of a step without remat, it is of those that the
+    mathematics needs ("model FLOPs", of which MFU is a share).
     A scanned layer counts once per iteration, what `shard_map` runs once per device; unused results
     do not count. Of the branches of a `cond` the most expensive one counts. Element-wise operations
     are left out.
@@ -32,6 +33,7 @@ def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
     Args:
         function: the function to trace.
         args: the function's arguments: arrays or their shapes.
+        again: whether products count that attention and the loss compute again in their gradients.
 
     >>> x = jax.ShapeDtypeStruct((4, 8), "float32")
     >>> matmul_flops(lambda x: jax.lax.scan(lambda c, _: (c @ x.T @ x, None), x, length=3)[0], x)
@@ -39,10 +41,10 @@ def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
     """
     closed = jax.make_jaxpr(function)(*args)
     used, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
-    return _of(used)
+    return _of(used, again)
 
 
-def _of(jaxpr: Jaxpr, product: int = 0) -> int:
+def _of(jaxpr: Jaxpr, again: bool, product: int = 0) -> int:
     """Counts in a jaxpr; `product` is the number on the label around it."""
     total = 0
     for equation in jaxpr.eqns:
@@ -50,14 +52,18 @@ def _of(jaxpr: Jaxpr, product: int = 0) -> int:
         if name == "dot_general":
             total += _dot(equation)
         elif name == "pallas_call":
-            total += 2 * product * products_of(params["name"])
-        elif number := products_of(name):
-            total += 2 * product * number
+            total += 2 * product * products_of(params["name"])[not again]
+        elif products_of(name).done:
+            total += 2 * product * products_of(name)[not again]
+        elif name == "jit" and params["name"] == RECOMPUTED and not again:
+            continue
         elif name == "cond":
-            total += max(_of(branch.jaxpr, product) for branch in params["branches"])
+            total += max(_of(branch.jaxpr, again, product) for branch in params["branches"])
         else:
             own = labelled(params["name"]) if name == "jit" else None
-            inside = sum(_of(inner, product if own is None else own) for inner in _inside(params))
+            inside = sum(
+                _of(inner, again, product if own is None else own) for inner in _inside(params)
+            )
             total += _times(name, params) * inside
     return total
 

@@ -77,6 +77,6 @@ class StepFlops:
         if shapes not in self._known:
             step, model_step = self._steps
             done = matmul_flops(step, state, base, batch)
-            needed = done if model_step is step else matmul_flops(model_step, state, base, batch)
+            needed = matmul_flops(model_step, state, base, batch, again=False)
             self._known[shapes] = done, needed
         return self._known[shapes]
