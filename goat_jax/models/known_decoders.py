@@ -67,6 +67,18 @@ _OLMO_2: _Config = {
     "max_position_embeddings": 4096,
     "eos_token_id": 100257,
 }
+_QWEN_3_EXPERTS = _QWEN_3 | {
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+}
+_GPT_OSS: _Config = {
+    "head_dim": 64,
+    "num_experts_per_tok": 4,
+    "max_position_embeddings": 131072,
+    "eos_token_id": 200002,
+    "pad_token_id": 199999,
+}
 _PHI_4: _Config = {"max_position_embeddings": 16384, "rope_theta": 250000.0}
 _GRANITE: _Config = _TIED | {
     "rms_norm_eps": 1e-5,
@@ -124,6 +136,25 @@ KNOWN_DECODERS: dict[str, _Config] = {
     "qwen3-8b": _decoder("qwen3", 4096, 36, 32, 8, 12288, 151936, **_QWEN_3),
     "qwen3-14b": _decoder("qwen3", 5120, 40, 40, 8, 17408, 151936, **_QWEN_3),
     "qwen3-32b": _decoder("qwen3", 5120, 64, 64, 8, 25600, 151936, **_QWEN_3),
+    "qwen3-30b-a3b": _decoder(
+        "qwen3_moe", 2048, 48, 32, 4, 6144, 151936, moe_intermediate_size=768, **_QWEN_3_EXPERTS
+    ),
+    "qwen3-235b-a22b": _decoder(
+        "qwen3_moe", 4096, 94, 64, 4, 12288, 151936, moe_intermediate_size=1536, **_QWEN_3_EXPERTS
+    ),
+    "mixtral-8x7b-v0.1": _decoder(
+        "mixtral", 4096, 32, 32, 8, 14336, 32000, max_position_embeddings=32768, **_LLAMA
+    ),
+    "mixtral-8x22b-v0.1": _decoder(
+        "mixtral", 6144, 56, 48, 8, 16384, 32000, max_position_embeddings=65536, **_LLAMA
+    ),
+    "olmoe-1b-7b-0924": _decoder("olmoe", 2048, 16, 16, 16, 1024, 50304, eos_token_id=50279),
+    "gpt-oss-20b": _decoder(
+        "gpt_oss", 2880, 24, 64, 8, 2880, 201088, num_local_experts=32, **_GPT_OSS
+    ),
+    "gpt-oss-120b": _decoder(
+        "gpt_oss", 2880, 36, 64, 8, 2880, 201088, num_local_experts=128, **_GPT_OSS
+    ),
     "gemma-2b": _decoder("gemma", 2048, 18, 8, 1, 16384, 256000),
     "gemma-7b": _decoder("gemma", 3072, 28, 16, 16, 24576, 256000),
     "gemma-2-2b": _decoder("gemma2", 2304, 26, 8, 4, 9216, 256000),
