@@ -68,7 +68,7 @@ def quantize_base(model: nnx.Module, kind: str, sharder: Sharder | None = None) 
         if isinstance(dense.kernel, Head):
             continue
         kernel = dense.kernel[...]
-        stacked = kernel if ref.layers is not None else kernel[None]
+        stacked = kernel if ref.axes else kernel[None]
         where = None
         if sharder is not None:
             where = tuple(sharder.quantized(ref, stacked.shape).values())
@@ -76,7 +76,7 @@ def quantize_base(model: nnx.Module, kind: str, sharder: Sharder | None = None) 
         before += kernel.size * kernel.dtype.itemsize
         after += codes.size * KINDS[kind].bits // 8 + scales.size * scales.dtype.itemsize
         errors.setdefault(ref.pattern, []).append(error)
-        if ref.layers is None:
+        if not ref.axes:
             codes, scales = codes[0], scales[0]
         dense.quantized = nnx.data(QuantizedKernel(codes, scales, kind))
         dense.kernel = None  # pyright: ignore[reportAttributeAccessIssue]  (not read any more)
@@ -106,12 +106,12 @@ def _compiled(kind: str, where: tuple[NamedSharding, ...] | None) -> Any:
 def _quantize_layers(
     kind: str, axes: tuple[str, ...], kernels: Array
 ) -> tuple[Array, Array, Array]:
-    """Returns codes, scales and relative errors of kernels (L, I, O).
+    """Returns codes, scales and relative errors of kernels (L, I, O), or (L, X, I, O) of experts.
 
     Args:
         kind: a key of `KINDS`.
         axes: the mesh axes that kernels are sharded over, of which this is one shard.
-        kernels: (L, I, O).
+        kernels: (L, I, O) or (L, X, I, O).
     """
 
     def one(kernel: Array) -> tuple[Array, Array, Array]:
@@ -121,6 +121,8 @@ def _quantize_layers(
         squares = jnp.stack([jnp.square(off).sum(), jnp.square(exact).sum()])
         return codes, scales, squares
 
-    codes, scales, squares = jax.lax.map(one, kernels)
+    lead = kernels.shape[:-2]
+    codes, scales, squares = jax.lax.map(one, kernels.reshape(-1, *kernels.shape[-2:]))
+    codes, scales = (array.reshape(*lead, *array.shape[1:]) for array in (codes, scales))
     off, exact = jnp.sqrt(jax.lax.psum(squares, axes)).T
     return codes, scales, off / jnp.maximum(exact, 1e-30)

@@ -222,6 +222,12 @@ def _write_peft(
     run: Trained, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
 ) -> None:
     form = _form(run)
+    for name in run.now:
+        if any(each.of_layer(name) for each in _architecture(run).expert_tensors):
+            raise UserError(
+                f"{name} is a layer of a mixture's experts, which PEFT has as one parameter: use "
+                "--to merged, or adapt other modules"
+            )
     whole = (run.model, *form.parts(run.model, run.path, run.task))
     architecture = _architecture(run)
     stored = partial(stored_name, fused=architecture.fused)

@@ -174,8 +174,10 @@ class QuantizedKernel(nnx.Module):
         return quantized_dot(x, self.codes[...], self.scales[...], self.form)
 
     def kernel(self) -> Array:
-        """Returns the dequantized float32 kernel, (I, O) or (L, I, O)."""
+        """Returns the dequantized float32 kernel, (I, O), (L, I, O), or (L, X, I, O) of experts."""
         codes, scales = self.codes[...], self.scales[...]
         if codes.ndim == 2:
             return self.form.kernel(codes, scales)
-        return jax.lax.map(lambda each: self.form.kernel(*each), (codes, scales))
+        each = (array.reshape(-1, *array.shape[-2:]) for array in (codes, scales))
+        kernels = jax.lax.map(lambda one: self.form.kernel(*one), tuple(each))
+        return kernels.reshape(codes.shape)
