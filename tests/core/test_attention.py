@@ -157,3 +157,28 @@ def test_attention_loses_probabilities_and_not_logits():
     )
     highest = jax.nn.softmax(jnp.einsum("btnh,bsnh->bnts", x, x) / 2, axis=-1).max(-1)
     np.testing.assert_allclose(left[..., 0].swapaxes(1, 2), 1 - highest, atol=1e-5)
+
+
+def test_blocks_and_plain_scores_give_sinks_the_same_share():
+    keys = jax.random.split(jax.random.key(0), 5)
+    query, sinks = jax.random.normal(keys[0], (2, 7, 4, 8)), jax.random.normal(keys[3], (4,))
+    key, value = (jax.random.normal(k, (2, 7, 2, 8)) for k in keys[1:3])
+    visible = Visible(causal=True, window=3)
+
+    def loss(compute, *arrays):
+        return (compute(*arrays) * jax.random.normal(keys[4], query.shape)).sum()
+
+    def plain(query, key, value, sinks):
+        return plain_attention(query, key, value, visible.mask(7, 7), sinks)
+
+    def blocks(query, key, value, sinks):
+        return attention_in_blocks(query, key, value, visible, sinks, block=4)
+
+    with jax.default_matmul_precision("highest"):
+        found, expected = (
+            jax.value_and_grad(partial(loss, compute), argnums=(0, 1, 2, 3))(
+                query, key, value, sinks
+            )
+            for compute in (blocks, plain)
+        )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), found, expected)
