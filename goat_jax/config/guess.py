@@ -13,7 +13,8 @@ from goat_jax.config.fields import with_fields
 from goat_jax.config.memory import ModelSizes, device_memory, rows_that_fit
 from goat_jax.config.paper import llama_eta, method_sizes, peak_rate
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
-from goat_jax.data.tasks.guess import Data, Guess, guess_images, guess_language, guess_text
+from goat_jax.data.tasks.guess import Data, Guess, guess_images
+from goat_jax.data.tasks.guess_labels import guess_labels, guess_texts
 from goat_jax.errors import UnknownField, UserError
 from goat_jax.files import user_path
 from goat_jax.models.known_sizes import NAMED, model_config
@@ -63,8 +64,8 @@ class Defaults:
 
 DEFAULTS: Mapping[str, Defaults] = MappingProxyType(
     {
-        "text encoder": Defaults(guess_text, 32, 3e-4, 1e-5, 32, 256),
-        "language model": Defaults(guess_language, 32, 1e-4, 1e-5, 16, 1024, llama_eta),
+        "text encoder": Defaults(guess_labels, 32, 3e-4, 1e-5, 32, 256),
+        "language model": Defaults(guess_texts, 32, 1e-4, 1e-5, 16, 1024, llama_eta),
         "image encoder": Defaults(
             guess_images, 8, 5e-4, 1e-5, 32, None, tokens=lambda config, _: config.tokens
         ),
@@ -77,6 +78,9 @@ DEPENDED_ON: Mapping[str, Any] = MappingProxyType(
         "task.text": tuple[str, ...],
         "task.label": str,
         "task.labels": tuple[str, ...],
+        "task.separator": str,
+        "task.tokens": str,
+        "task.tags": str,
         "task.image": str,
         "task.format": str,
         "task.prompt": str,
@@ -169,7 +173,7 @@ def propose(
         task=guess.task,
         adapter=AdapterConfig(
             method=method,
-            modules_to_save=known.head,
+            modules_to_save=known.heads[getattr(guess.task, "HEAD", known.config.head)],
             defaults={"eta": settings.eta(rate)},
             **method_sizes(method, settings.rank, 2.0 * settings.rank, 0.05),
         ),
@@ -206,14 +210,14 @@ class _Model:
     Attributes:
         settings: the settings for its kind.
         config: its config.
-        head: the names of its head's modules.
+        heads: the names of the modules of each of its heads, by the head.
         most: the largest number of tokens of a row.
         options: fields of `config` that the checkpoint sets elsewhere, such as its pooling.
     """
 
     settings: Defaults
     config: Any
-    head: tuple[str, ...]
+    heads: Mapping[str, tuple[str, ...]]
     most: int
     options: Mapping[str, str]
 
@@ -250,7 +254,7 @@ def _read_model(model: str) -> _Model:
     default = getattr(network, "pooling", None)
     pooling = None if default is None else pooling_of(path)
     options = {} if pooling in (None, default) else {"pooling": pooling}
-    return _Model(settings, network, architecture.head, most, options)
+    return _Model(settings, network, architecture.heads, most, options)
 
 
 def _train(guess: Guess, known: _Model, fields: Mapping[str, Any]) -> TrainConfig:

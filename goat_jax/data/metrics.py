@@ -82,6 +82,42 @@ def f1(predictions: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = No
     return float(2 * hits / marked) if marked else 0.0
 
 
+def _positives(
+    predictions: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
+) -> tuple[Array, Array]:
+    """Returns each label's weighted true positives, and the sum of predicted and true ones, [C]."""
+    guessed, true = np.asarray(predictions, bool), np.asarray(labels, bool)
+    counts = np.ones(len(true)) if weights is None else np.asarray(weights, np.float64)
+    if guessed.ndim != 2 or guessed.shape != true.shape or counts.shape != true.shape[:1]:
+        raise UserError(
+            f"these metrics need a table of rows and labels, got predictions {guessed.shape},"
+            f" labels {true.shape}, weights {counts.shape}"
+        )
+    if not counts.any():
+        raise UserError("no row to score: all weights are zero")
+    return counts @ (guessed & true), counts @ guessed + counts @ true
+
+
+def micro_f1(predictions: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """F1 over all pairs of a row and a label, [N, C] against [N, C]; 0 if no label occurs.
+
+    >>> micro_f1([[1, 0, 0], [1, 1, 0]], [[1, 0, 0], [1, 0, 1]])
+    0.6666666666666666
+    """
+    hits, marked = _positives(predictions, labels, weights)
+    return float(2 * hits.sum() / marked.sum()) if marked.sum() else 0.0
+
+
+def macro_f1(predictions: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Mean F1 of all labels, [N, C] against [N, C]; a label that never occurs counts 0.
+
+    >>> round(macro_f1([[1, 0, 0], [1, 1, 0]], [[1, 0, 0], [1, 0, 1]]), 4)
+    0.3333
+    """
+    hits, marked = _positives(predictions, labels, weights)
+    return float(np.mean(2 * hits / np.where(marked == 0, 1.0, marked)))
+
+
 def pearson(predictions: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Pearson correlation; 0 if either side is constant.
 
@@ -118,11 +154,29 @@ METRICS: dict[str, Callable[..., float]] = {
     "accuracy": accuracy,
     "matthews": matthews,
     "f1": f1,
+    "micro_f1": micro_f1,
+    "macro_f1": macro_f1,
     "pearson": pearson,
     "spearman": spearman,
 }
 REGRESSION_METRICS = frozenset({"pearson", "spearman"})
 TWO_CLASS_METRICS = frozenset({"f1"})
+MULTI_LABEL_METRICS = ("micro_f1", "macro_f1")
+
+
+def metrics_for(labels: Sequence[str]) -> list[str]:
+    """Returns the metrics of rows with one of some classes, or with a number if there are none.
+
+    >>> metrics_for(("bad", "good")), metrics_for(())
+    (['accuracy', 'matthews', 'f1'], ['pearson', 'spearman'])
+    """
+    return [
+        metric
+        for metric in METRICS
+        if (metric in REGRESSION_METRICS) != bool(labels)
+        and (metric not in TWO_CLASS_METRICS or len(labels) == 2)
+        and metric not in MULTI_LABEL_METRICS
+    ]
 
 
 def split_metric(name: str) -> tuple[str, str]:
@@ -131,6 +185,8 @@ def split_metric(name: str) -> tuple[str, str]:
     >>> split_metric("accuracy_matched"), split_metric("f1")
     (('accuracy', 'matched'), ('f1', ''))
     """
+    if name in METRICS:
+        return name, ""
     base, _, part = name.partition("_")
     return (base, part) if base in METRICS else (name, "")
 

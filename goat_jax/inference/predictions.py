@@ -25,8 +25,9 @@ class Predictions:
 
     Attributes:
         rows: the rows, N dictionaries.
-        kind: "label", "value" or "answer".
-        predicted: the N labels (text), values (float32) or answers (text).
+        kind: "label", "value", "tags" or "answer".
+        predicted: the N labels (text, or lists of it for several labels a row), values (float32),
+            lists of tags, or answers (text).
         classes: the names of the C classes; empty without classes.
         probabilities: the probability of each class, (N, C) float32.
 
@@ -59,13 +60,19 @@ class Predictions:
         return self._as("value")
 
     @property
+    def tags(self) -> np.ndarray:
+        """The tags of each row's words (N,), lists; a `UserError` unless the task tags words."""
+        return self._as("tags")
+
+    @property
     def answers(self) -> np.ndarray:
         """The generated answers (N,); a `UserError` unless the model is a language model."""
         return self._as("answer")
 
     def _as(self, kind: str) -> np.ndarray:
         if kind != self.kind:
-            raise UserError(f"no {kind}s here: the run predicts {self.kind}s")
+            ours, other = self.kind.rstrip("s"), kind.rstrip("s")
+            raise UserError(f"no {other}s here: the run predicts {ours}s")
         return self.predicted
 
     def __len__(self) -> int:

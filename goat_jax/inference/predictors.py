@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +17,16 @@ from goat_jax.data.pipeline.dataset import FILLER, Rows, with_known_ids
 from goat_jax.data.pipeline.images import load_images, unlabeled_images
 from goat_jax.data.pipeline.token_ids import table_sizes
 from goat_jax.data.pipeline.tokenize import encode, late_tokenizer
+from goat_jax.data.pipeline.tokenize_words import EncodedWords, encode_words
 from goat_jax.data.sources.formats import Row
 from goat_jax.data.sources.images import IMAGE_SUFFIXES, find_images
 from goat_jax.data.sources.read import read_image_source, read_source
-from goat_jax.data.tasks.columns import read_label
 from goat_jax.data.tasks.evaluation import EvalTask
 from goat_jax.data.tasks.image import ImageTask
 from goat_jax.data.tasks.language import LanguageTask, read_prompts, row_of_prompt
+from goat_jax.data.tasks.multi_label import MultiLabelTask
 from goat_jax.data.tasks.text import TextTask, rows_of, unlabeled_examples
+from goat_jax.data.tasks.tokens import TokenTask, token_rows, unlabeled_words
 from goat_jax.errors import UserError
 from goat_jax.evaluation.generate_and_loglikelihood import answer_all
 from goat_jax.evaluation.sampler import Prompt, Sampling
@@ -32,6 +35,7 @@ from goat_jax.inference.predictions import Predictions
 from goat_jax.pretrained.resolve import find_model
 from goat_jax.training.checks import model_config_of
 from goat_jax.training.data import tokenizer_of
+from goat_jax.typing import Tokenizer
 
 if TYPE_CHECKING:
     from goat_jax.inference.trained_run import TrainedRun
@@ -54,19 +58,19 @@ class Predictor:
         read: (task, sources) -> the rows of some sources.
         as_row: (task, value) -> the row of a value that is not a dictionary: a text, two texts, an
             image.
-        labeled: task -> its evaluation rows, in their order, and the label of each. None for tasks
-            whose rows have no label.
+        labeled: task -> its evaluation rows, in their order, and each one's label as it is written
+            for people. None for tasks whose rows have no label.
         encode: (task, config, rows, their source) -> the rows as `predict` takes them. Reads no
             weights, so that a row that does not fit is refused before they are loaded.
         batch_size: config -> the default number of rows in a batch.
         predict: (run, encoded rows, numbers of some of the rows, batch size, sampling) -> their
-            predictions, (N, outputs) float32 logits or N texts.
+            predictions: (N, outputs) float32 logits, numbers of tags, or N texts.
         finish: (task, rows, result of `predict`) -> the predictions.
     """
 
     read: Callable[[Any, Sequence[str]], list[Row]]
     as_row: Callable[[Any, Any], Row]
-    labeled: Callable[[Any], tuple[list[Row], np.ndarray]] | None
+    labeled: Callable[[Any], tuple[list[Row], list[Any]]] | None
     encode: Callable[[Any, RunConfig, Sequence[Row], str], Any]
     batch_size: Callable[[RunConfig], int]
     predict: Callable[[TrainedRun, Any, range, int, Sampling], Any]
@@ -98,15 +102,22 @@ def _read_images(task: ImageTask, sources: Sequence[str]) -> list[Row]:
     return [row for some in rows for row in some]
 
 
-def _labeled_texts(task: TextTask) -> tuple[list[Row], np.ndarray]:
+def _labeled_texts(task: TextTask) -> tuple[list[Row], list[Any]]:
     found = [(row, where) for _, row, where in rows_of(task, "evaluation")]
-    labels = [read_label(row, task.label, task.labels, where) for row, where in found]
-    return [row for row, _ in found], np.array(labels, np.int32 if task.labels else np.float32)
+    labels = task.label_array([task.label_of(row, where) for row, where in found]).tolist()
+    return [row for row, _ in found], [task.label_name(label) for label in labels]
 
 
-def _labeled_images(task: ImageTask) -> tuple[list[Row], np.ndarray]:
+def _labeled_images(task: ImageTask) -> tuple[list[Row], list[Any]]:
     images = load_images(task, "evaluation")
-    return [images.rows[number] for number in images.numbers], images.labels
+    labels = [task.labels[label] for label in images.labels.tolist()]
+    return [images.rows[number] for number in images.numbers], labels
+
+
+def _labeled_words(task: TokenTask) -> tuple[list[Row], list[Any]]:
+    found = token_rows(task, "evaluation")
+    tags = [[task.labels[tag] for tag in task.tags_of(row, where)] for row, where in found]
+    return [row for row, _ in found], tags
 
 
 def _text_row(task: TextTask, value: object) -> Row:
@@ -117,6 +128,13 @@ def _text_row(task: TextTask, value: object) -> Row:
             "a dictionary"
         )
     return dict(zip(task.text, texts, strict=True))
+
+
+def _words_row(task: TokenTask, value: object) -> Row:
+    words = value.split() if isinstance(value, str) else value
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise UserError(f"task {task.name}: give a list of words, a text, or a dictionary")
+    return {task.tokens: list(words)}
 
 
 def _prompt_row(task: LanguageTask, value: object) -> Row:
@@ -131,11 +149,18 @@ def _image_row(task: ImageTask, value: object) -> Row:
 
 
 def _encode_texts(task: TextTask, config: RunConfig, rows: Sequence[Row], source: str) -> Rows:
-    examples = unlabeled_examples(task, rows, source)
+    return _tokenized(encode, unlabeled_examples(task, rows, source), config)
+
+
+def _encode_words(task: TokenTask, config: RunConfig, rows: Sequence[Row], source: str) -> Rows:
+    return _tokenized(encode_words, unlabeled_words(task, rows, source), config)
+
+
+def _tokenized(encode: Callable[[Tokenizer, Any, int], Rows], rows: Any, config: RunConfig) -> Rows:
     _, model_config = model_config_of(config)
     tokenizer = tokenizer_of(find_model(config.model.path))
     sizes = table_sizes(model_config, config.adapter.spec().router)
-    return with_known_ids(encode(tokenizer, examples, config.train.max_length), sizes)
+    return with_known_ids(encode(tokenizer, rows, config.train.max_length), sizes)
 
 
 def _encode_images(task: ImageTask, config: RunConfig, rows: Sequence[Row], source: str) -> Rows:
@@ -154,6 +179,25 @@ def _outputs(
 ) -> np.ndarray:
     """Returns the model's outputs for some of the rows, (N, outputs) float32, in their order."""
     del sampling
+    return np.stack(list(_output_of_each(run, rows, numbers, batch_size)))
+
+
+def _tags(
+    run: TrainedRun, rows: EncodedWords, numbers: range, batch_size: int, sampling: Sampling
+) -> list[list[int | None]]:
+    """Returns the number of the tag of each word of some of the rows; None if it was cut off."""
+    del sampling
+    outputs = _output_of_each(run, rows, numbers, batch_size)
+    return [
+        [None if place < 0 else int(logits[place].argmax()) for place in rows.first_tokens[number]]
+        for number, logits in zip(numbers, outputs, strict=True)
+    ]
+
+
+def _output_of_each(
+    run: TrainedRun, rows: Rows, numbers: range, batch_size: int
+) -> list[np.ndarray]:
+    """Returns the model's output for each of some rows, float32, in their order."""
     trained = run.trained
     size = _batch_size(batch_size, len(rows), trained.setup.batch_parts)
     lengths = rows.lengths[numbers.start : numbers.stop]
@@ -163,11 +207,10 @@ def _outputs(
         chosen = np.where(places == FILLER, FILLER, places + numbers.start)
         batch = trained.setup.put_whole(rows.gather(chosen, length))
         pending.append(trained.setup.eval_step(trained.trainable, trained.base, batch)[1])
-    gathered = np.concatenate([np.asarray(outputs, np.float32) for outputs in pending])
-    places = plan.rows.ravel()
-    ordered = np.empty((len(numbers), gathered.shape[-1]), np.float32)
-    ordered[places[places != FILLER]] = gathered[places != FILLER]
-    return ordered
+    outputs = itertools.chain.from_iterable(map(np.asarray, pending))
+    found = zip(plan.rows.ravel().tolist(), outputs, strict=True)
+    ordered = {place: np.asarray(output, np.float32) for place, output in found}
+    return [ordered[place] for place in range(len(numbers))]
 
 
 def _batch_size(size: int, count: int, parts: int = 1) -> int:
@@ -216,6 +259,18 @@ def _classified(
     return Predictions(rows, "label", labels, task.labels, np.asarray(jax.nn.softmax(outputs)))
 
 
+def _multi_labeled(task: MultiLabelTask, rows: Sequence[Row], outputs: np.ndarray) -> Predictions:
+    labels = np.empty(len(outputs), object)
+    labels[:] = [task.label_name(logits > 0) for logits in outputs]
+    return Predictions(rows, "label", labels, task.labels, np.asarray(jax.nn.sigmoid(outputs)))
+
+
+def _tagged(task: TokenTask, rows: Sequence[Row], tags: list[list[int | None]]) -> Predictions:
+    names = np.empty(len(tags), object)
+    names[:] = [[None if tag is None else task.labels[tag] for tag in each] for each in tags]
+    return Predictions(rows, "tags", names)
+
+
 def _answered(task: LanguageTask, rows: Sequence[Row], answers: list[str]) -> Predictions:
     del task
     return Predictions(rows, "answer", np.array(answers, object))
@@ -249,6 +304,15 @@ PREDICTORS: dict[type, Predictor] = {
         labeled=_labeled_images,
         encode=_encode_images,
     ),
+    MultiLabelTask: dataclasses.replace(_TEXT, finish=_multi_labeled),
+    TokenTask: dataclasses.replace(
+        _TEXT,
+        as_row=_words_row,
+        labeled=_labeled_words,
+        encode=_encode_words,
+        predict=_tags,
+        finish=_tagged,
+    ),
     LanguageTask: _LANGUAGE,
     EvalTask: _LANGUAGE,
 }
@@ -275,8 +339,7 @@ def labeled_rows(task: Any) -> list[Row]:
     column = EXPECTED
     while any(column in row for row in rows):
         column += "_"
-    names = [task.labels[label] if task.labels else label for label in labels.tolist()]
-    return [dict(row) | {column: name} for row, name in zip(rows, names, strict=True)]
+    return [dict(row) | {column: label} for row, label in zip(rows, labels, strict=True)]
 
 
 def sampling_of(task: object, **settings: Any) -> Sampling:

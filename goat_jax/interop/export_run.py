@@ -14,6 +14,7 @@ import numpy as np
 from goat_jax.adapters.spec import Router
 from goat_jax.config.fields import flatten
 from goat_jax.config.run import AdapterConfig
+from goat_jax.data.pipeline.tokenize import pad_token
 from goat_jax.errors import UserError
 from goat_jax.interop import folders, merged, peft_write, reference_code
 from goat_jax.interop import target_names as names
@@ -30,6 +31,7 @@ from goat_jax.pretrained.packaged_models import ORIGINS
 from goat_jax.pretrained.resolve import PACKAGE, open_checkpoint
 from goat_jax.text_tables import html_table, render_table
 from goat_jax.training.checkpoints.run_dir import load_run, read_run
+from goat_jax.training.data import tokenizer_of
 from goat_jax.training.evaluate import evaluate
 from goat_jax.training.step import make_eval_step
 from goat_jax.training.task_types import task_type_of
@@ -179,7 +181,12 @@ Extra = dict[str, Any]
 
 
 def _form(run: Trained) -> HfForm:
-    return form_of(run.setup.kind, run.model.config)
+    form, family = form_of(run.setup.kind, run.model.config), _architecture(run).family
+    if family.class_with(form.ending) is None:
+        raise UserError(
+            f"transformers has no {family.class_name}{form.ending}: use --to goat, or another base"
+        )
+    return form
 
 
 def _peft_use(run: Trained, name: str) -> str:
@@ -200,10 +207,18 @@ def _peft_use(run: Trained, name: str) -> str:
     dtype = run.config.model.dtype
     lines += [
         f'base = {form.auto}.from_pretrained({path}{more}, dtype="{dtype}")',
+        *_padding(run, form),
         f'model = PeftModel.from_pretrained(base, "{name}")',
     ]
     more = form.logits.format(model="model", name=name)
     return "\n".join(lines) + more + pooled_logits(run.model.config, "model.get_base_model()")
+
+
+def _padding(run: Trained, form: HfForm) -> list[str]:
+    """Returns the line that names the padding token if the base's config.json names none."""
+    if not form.pads or run.model.config.pad_id is not None:
+        return []
+    return [f"base.config.pad_token_id = {pad_token(tokenizer_of(run.path))}"]
 
 
 def _architecture(run: Trained) -> Architecture:
@@ -249,7 +264,7 @@ def _write_peft(
         head,
         target_modules=names.shortest_suffixes(list(map(stored, run.now)), every),
         heads=names.whole_modules(parts, every),
-        kind=run.setup.kind,
+        task_type=form.peft,
         base=ORIGINS.get(run.config.model.path, run.config.model.path),
     )
 

@@ -99,6 +99,8 @@ class HfForm:
             `UserError` if it cannot work without the absent module.
         use: Python code that loads it, with the fields {auto}, {name} and {prompt}.
         logits: Python code after that for the logits, with the fields {model} and {name}.
+        peft: PEFT's task type; None if it has none.
+        pads: whether it needs the padding token's id to find the end of a text.
     """
 
     ending: str
@@ -108,6 +110,8 @@ class HfForm:
     use: str = _LOAD
     aside: str | None = None
     logits: str = ""
+    peft: str | None = None
+    pads: bool = False
 
     def has(self, tensor: str) -> bool:
         """True if it has this tensor of our model, given by its PyTorch name."""
@@ -119,11 +123,15 @@ class HfForm:
         return load + self.logits.format(model="model", name=name)
 
 
+_TEXTS = HfForm("ForSequenceClassification", "AutoModelForSequenceClassification", peft="SEQ_CLS")
+_TAGS = HfForm("ForTokenClassification", "AutoModelForTokenClassification", peft="TOKEN_CLS")
+
 FORMS = {
-    ("text encoder", None): HfForm(
-        "ForSequenceClassification", "AutoModelForSequenceClassification"
-    ),
-    ("language model", None): HfForm("ForCausalLM", "AutoModelForCausalLM"),
+    ("text encoder", "sequence"): _TEXTS,
+    ("text encoder", "tokens"): _TAGS,
+    ("language model", "language"): HfForm("ForCausalLM", "AutoModelForCausalLM", peft="CAUSAL_LM"),
+    ("language model", "sequence"): dataclasses.replace(_TEXTS, pads=True),
+    ("language model", "tokens"): _TAGS,
     ("image encoder", "linear"): HfForm(
         "ForImageClassification", "AutoModelForImageClassification"
     ),
@@ -134,21 +142,22 @@ FORMS = {
         "Model", "AutoModelForZeroShotImageClassification", CLASSIFIER, _text_tower, _COMPARE
     ),
 }
-"""(kind of a model, head in its config or None) -> its form; "tower" is a linear head that
+"""(kind of a model, head in its config) -> its form; "tower" is a linear head that
 transformers does not have."""
 
 
-def form_of(kind: str, config: object) -> HfForm:
+def form_of(kind: str, config: Any) -> HfForm:
     """Returns the form of a model.
 
     Args:
         kind: the model's kind, such as "language model".
         config: the model's goat_jax config.
 
-    >>> form_of("language model", None).ending
+    >>> from goat_jax.models.decoder.config import tiny_decoder_config
+    >>> form_of("language model", tiny_decoder_config()).ending
     'ForCausalLM'
     """
-    head = getattr(config, "head", None)
+    head = config.head
     if isinstance(config, VisionConfig) and not TOWERS[config.family].classifier:
         head = "tower"
     return FORMS[kind, head]
@@ -191,6 +200,8 @@ def pooled_logits(config: Any, model: str) -> str:
         model: the Python expression for transformers' model.
     """
     if getattr(config, "pooling", "cls") != "mean" or pooling_option(config):
+        return ""
+    if config.head != "sequence":
         return ""
     head = ENCODERS[config.family].head
     return _POOLED.format(model=model, head=head, activation=config.head_activation)

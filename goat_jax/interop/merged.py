@@ -19,7 +19,9 @@ from goat_jax.adapters.adapter import merge_adapter
 from goat_jax.adapters.parts.routers import NoRouter
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.data.pipeline.image_view import view_of
+from goat_jax.data.pipeline.tokenize import pad_token
 from goat_jax.data.tasks.image import ImageTask
+from goat_jax.data.tasks.multi_label import MultiLabelTask
 from goat_jax.data.tasks.registry import Task
 from goat_jax.errors import UserError
 from goat_jax.interop.folders import SHARD_BYTES, write_json, write_shards, write_tensors
@@ -33,6 +35,7 @@ from goat_jax.nn.named_modules import find_modules
 from goat_jax.pretrained.gguf.file import SUFFIX
 from goat_jax.pretrained.gguf.tokenizer import gguf_tokenizer
 from goat_jax.pretrained.resolve import open_checkpoint
+from goat_jax.training.data import tokenizer_of
 from goat_jax.typing import Array, Factors
 
 TOKENIZER_FILES = (
@@ -135,10 +138,21 @@ def write_merged(
         aside = {name: tensor for name, tensor in left.items() if not form.has(name)}
         write_tensors(folder / form.aside, aside)
     labels = class_names(getattr(task, "labels", ()), getattr(model.config, "num_labels", 0))
-    write_json(folder / "config.json", merged_config({**hf, **changes}, form, dtype, labels))
+    config = {**hf, **changes, **_settings_of(form, task, path, model.config)}
+    write_json(folder / "config.json", merged_config(config, form, dtype, labels))
     write_tokenizer(path, folder)
     if isinstance(task, ImageTask):  # the task may preprocess images unlike the pretrained model
         write_json(folder / "preprocessor_config.json", view_of(task, path).config())
+
+
+def _settings_of(form: HfForm, task: Task, path: Path, config: Any) -> dict[str, Any]:
+    """Returns keys of config.json that the task decides."""
+    settings: dict[str, Any] = {}
+    if isinstance(task, MultiLabelTask):
+        settings["problem_type"] = "multi_label_classification"
+    if form.pads and config.pad_id is None:
+        settings["pad_token_id"] = pad_token(tokenizer_of(path))
+    return settings
 
 
 DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16, "float16": np.float16}
@@ -235,7 +249,7 @@ def merged_config(
         labels: the names of the classes, () if there are none.
 
     >>> from goat_jax.interop.hf_config import FORMS
-    >>> form = FORMS["text encoder", None]
+    >>> form = FORMS["text encoder", "sequence"]
     >>> found = merged_config({"model_type": "bert"}, form, "float32", ["no", "yes"])
     >>> found["architectures"], found["id2label"]
     (['BertForSequenceClassification'], {'0': 'no', '1': 'yes'})
@@ -245,7 +259,7 @@ def merged_config(
     if architecture is not None:
         family = architecture.family
         config = family.exported(config, form.ending) | {
-            "architectures": [family.class_name + form.ending]
+            "architectures": [family.class_with(form.ending)]
         }
     if labels:
         config["id2label"] = {str(number): label for number, label in enumerate(labels)}

@@ -9,7 +9,14 @@ from types import MappingProxyType
 
 from goat_jax.config.fields import flatten
 from goat_jax.config.run import RunConfig
-from goat_jax.data.tasks.registry import EvalTask, ImageTask, LanguageTask, TextTask
+from goat_jax.data.tasks.registry import (
+    EvalTask,
+    ImageTask,
+    LanguageTask,
+    MultiLabelTask,
+    TextTask,
+    TokenTask,
+)
 from goat_jax.interop.hub import is_repo_id
 from goat_jax.text_tables import render_table
 from goat_jax.typing import Dataclass
@@ -92,6 +99,8 @@ def write_card(name: str, config: RunConfig, facts: Facts, merged: bool) -> str:
 PIPELINES: Mapping[type, str] = MappingProxyType(
     {
         TextTask: "text-classification",
+        MultiLabelTask: "text-classification",
+        TokenTask: "token-classification",
         LanguageTask: "text-generation",
         EvalTask: "text-generation",
         ImageTask: "image-classification",

@@ -22,9 +22,6 @@ PREFIX = "base_model.model."
 ACTIVATIONS = {"relu": "relu", "silu": "silu", "tanh": "tanh", "identity": "linear"}
 """Our name of an activation -> PEFT's."""
 
-TASK_TYPES = {"text encoder": "SEQ_CLS", "language model": "CAUSAL_LM", "image encoder": None}
-"""Kind of a model -> PEFT's task type."""
-
 
 def lora_config(modules: Mapping[str, LowRank], root: bool) -> dict[str, Any]:
     """Builds the adapter_config.json of LoRA or DoRA, with its ranks and scales.
@@ -133,7 +130,7 @@ def write_peft(
     *,
     target_modules: list[str],
     heads: list[str],
-    kind: str,
+    task_type: str | None,
     base: str,
 ) -> None:
     """Writes a PEFT folder.
@@ -145,12 +142,12 @@ def write_peft(
         head: PyTorch's tensors of the modules that were trained in full.
         target_modules: the value of target_modules in adapter_config.json.
         heads: the value of modules_to_save in adapter_config.json.
-        kind: the model's kind, a key of `TASK_TYPES`.
+        task_type: the task type, as PEFT names it.
         base: the name or path of the base model.
     """
     common = {
         "base_model_name_or_path": base,
-        "task_type": TASK_TYPES[kind],
+        "task_type": task_type,
         "target_modules": target_modules,
         "modules_to_save": heads or None,
         "inference_mode": True,

@@ -24,9 +24,26 @@ class Family:
         ignored: regular expression of names in a checkpoint that the model does not need.
         exported: function from a checkpoint's config.json and the end of a class name to the
             config.json that this class of transformers reads.
+        other_classes: ending of a class's name -> the name of its class if it begins differently,
+            or None if transformers has no such class.
     """
 
     class_name: str
     config_keys: Keys
     ignored: str
     exported: Callable[[Mapping[str, Any], str], dict[str, Any]] = as_it_is
+    other_classes: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+
+    def class_with(self, ending: str) -> str | None:
+        """Returns the name of its class with an ending; None if transformers has no such class."""
+        return self.other_classes.get(ending, self.class_name + ending)
+
+
+def label_count(hf: Mapping[str, Any]) -> int:
+    """Returns the number of label names, or else `num_labels`, as transformers does; default 2.
+
+    >>> label_count({"id2label": {"0": "cat", "1": "dog", "2": "eel"}, "num_labels": 2})
+    3
+    """
+    names = hf.get("id2label")
+    return len(names) if names is not None else hf.get("num_labels", 2)

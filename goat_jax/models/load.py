@@ -14,7 +14,7 @@ from goat_jax.errors import UserError
 from goat_jax.models.expert_tensors import split_experts
 from goat_jax.models.fused import split
 from goat_jax.models.load_parameters import ShardingOf, cast, fill, shortened
-from goat_jax.models.registry import Architecture, architecture_of
+from goat_jax.models.registry import Architecture, architecture_of, has_other_head
 from goat_jax.nn.model import Model
 from goat_jax.pretrained.resolve import open_checkpoint
 from goat_jax.pretrained.safetensors import Weights
@@ -84,12 +84,13 @@ def load_model(
         config = architecture.config_of(hf, **overrides)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    architecture = architecture.for_config(config)
     left_out = weights.left_out
     weights = split(weights, architecture.fused, config)
     weights = split_experts(weights, architecture.expert_tensors)
     # Abstract, so that no parameter takes memory before its tensor is read.
     model = nnx.eval_shape(lambda: architecture.build(config, rngs=nnx.Rngs(0)))
-    new_head = new_head or architecture.has_other_head(hf)
+    new_head = new_head or has_other_head(hf, getattr(config, "head", ""))
     filled = fill(model, weights, architecture, key, dtype, new_head, sharding, tie)
     notes: tuple[str, ...] = ()
     if left_out:
@@ -123,6 +124,7 @@ def random_model(
     'language model'
     """
     architecture = architecture_of(hf, Path("."))
-    model = architecture.build(architecture.config_of(hf, **overrides), rngs=nnx.Rngs(key))
-    cast(model, architecture, dtype)
+    config = architecture.config_of(hf, **overrides)
+    model = architecture.build(config, rngs=nnx.Rngs(key))
+    cast(model, architecture.for_config(config), dtype)
     return Loaded(model, (), architecture.kind)

@@ -138,6 +138,7 @@ def _of_another_head(
         for name in stored
         if name not in expected and not re.fullmatch(architecture.family.ignored, name)
     ]
+    modules = {module for each in architecture.heads.values() for module in each}
     replaced = {_top(name) for name in extra} & heads
     resized = {
         _module(name)
@@ -152,7 +153,7 @@ def _of_another_head(
         for name in stored
         if _top(name) in replaced
         or _module(name) in resized
-        or (name in extra and _top(name) not in ours)
+        or (name in extra and (_top(name) not in ours or _module(name) in modules))
     }
 
 

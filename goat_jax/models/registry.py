@@ -14,6 +14,7 @@ from goat_jax.errors import UserError
 from goat_jax.models.config_keys import check_keys
 from goat_jax.models.decoder import families as decoder_families
 from goat_jax.models.decoder import model as decoder
+from goat_jax.models.decoder.classifiers import SCORE, build_decoder
 from goat_jax.models.decoder.families import DecoderFamily
 from goat_jax.models.encoder import families as encoder_families
 from goat_jax.models.encoder import model as encoder
@@ -27,8 +28,12 @@ from goat_jax.models.vision import model as vision
 from goat_jax.models.vision.families import VisionFamily
 from goat_jax.nn.model import Model
 
-OTHER_TASKS = ("ForTokenClassification", "ForMultipleChoice")
-"""Suffixes of transformers classes whose heads have the same names as a sequence classifier's."""
+SAME_NAMES = {
+    "ForSequenceClassification": "sequence",
+    "ForTokenClassification": "tokens",
+    "ForMultipleChoice": "choices",
+}
+"""Suffix of transformers classes whose heads have the same names -> the head."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +80,10 @@ class Architecture:
         build: function from our config to a model with fresh parameters.
         family: the facts that distinguish it from others of its kind.
         prefix: the prefix that names lack in a checkpoint without the head ("bert.").
-        head: names of modules that a checkpoint may lack; they are then initialized. The last one
-            has an output per label. Empty for models without parameters beyond the pretrained ones.
+        heads: a head, as the config's field `head` names it -> the names of its modules, which a
+            checkpoint may lack; they are then initialized. The last one has an output per label.
+            Empty for a head without parameters beyond the pretrained ones.
+        head: those of the model that is built; `for_config` sets it.
         renamed: pairs (part of a stored name, current part), in the order in which they apply.
         drops: whether the config takes dropout rates.
         tie: tensors that config.json may tie; None if the family has none.
@@ -90,7 +97,8 @@ class Architecture:
     build: Callable[..., Model]
     family: Family
     prefix: str
-    head: tuple[str, ...]
+    heads: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    head: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
     drops: bool = False
     tie: Tie | None = None
@@ -114,15 +122,9 @@ class Architecture:
             name = name.replace(today, stored)
         return name
 
-    def has_other_head(self, hf: Mapping[str, Any]) -> bool:
-        """True if the class in config.json has a head with our names but for another task.
-
-        >>> ARCHITECTURES["bert"].has_other_head({"architectures": ["BertForMultipleChoice"]})
-        True
-        """
-        classes = hf.get("architectures") or ()
-        names = classes if isinstance(classes, list | tuple) else [classes]
-        return bool(self.head) and any(str(name).endswith(OTHER_TASKS) for name in names)
+    def for_config(self, config: Any) -> Architecture:
+        """Returns the architecture of a model with this config, whose head is known."""
+        return dataclasses.replace(self, head=self.heads.get(getattr(config, "head", ""), ()))
 
     def config_of(self, hf: Mapping[str, Any], **overrides: Any) -> Any:
         """Reads a config.json into our config; overrides win.
@@ -156,7 +158,7 @@ def _encoder(family: EncoderFamily) -> Architecture:
         build=encoder.Encoder,
         family=family,
         prefix=family.prefix + ".",
-        head=family.head,
+        heads=family.heads,
         drops=True,
         keys=family.keys,
         fused=family.fused,
@@ -167,10 +169,10 @@ def _decoder(family: DecoderFamily) -> Architecture:
     return Architecture(
         kind="language model",
         config=decoder.DecoderConfig.from_hf,
-        build=decoder.Decoder,
+        build=build_decoder,
         family=family,
         prefix="model.",
-        head=(),
+        heads={"language": (), "sequence": (SCORE,), "tokens": (SCORE,)},
         tie=dataclasses.replace(_OUTPUT_IS_TABLE, default=family.defaults["tie_embeddings"]),
         keys=family.keys,
         fused=family.fused,
@@ -185,7 +187,7 @@ def _vision(family: VisionFamily) -> Architecture:
         build=vision.VisionModel,
         family=family,
         prefix=family.prefix and family.prefix + ".",
-        head=(vision_heads.CLASSIFIER,),
+        heads=dict.fromkeys(family.heads, (vision_heads.CLASSIFIER,)),
         renamed=family.renamed,
     )
 
@@ -200,6 +202,18 @@ ARCHITECTURES: dict[str, Architecture] = {
     **{name: _vision(family) for name, family in vision_families.FAMILIES.items()},
 }
 """model_type of config.json -> its architecture."""
+
+
+def has_other_head(hf: Mapping[str, Any], head: str) -> bool:
+    """True if the class in config.json has a head with the names of this one, for another task.
+
+    >>> has_other_head({"architectures": ["BertForMultipleChoice"]}, "sequence")
+    True
+    """
+    classes = hf.get("architectures") or ()
+    names = classes if isinstance(classes, list | tuple) else [classes]
+    others = tuple(ending for ending, of_class in SAME_NAMES.items() if of_class != head)
+    return any(str(name).endswith(others) for name in names)
 
 
 def architecture_of(hf: Mapping[str, Any], where: Path) -> Architecture:

@@ -55,10 +55,8 @@ def evaluate(
         for name in pending[0][1][0]
         if name != "loads"
     }
-    outputs = np.concatenate([np.asarray(output) for _, (_, output) in pending])
-    scores = task_type_of(task).scores(
-        task.metrics, totals, [batch for batch, _ in pending], outputs
-    )
+    outputs = [np.asarray(output) for _, (_, output) in pending]
+    scores = task_type_of(task).scores(task, totals, [batch for batch, _ in pending], outputs)
     loads = jax.tree.map(
         lambda *parts: sum(map(np.asarray, parts)), *(s["loads"] for _, (s, _) in pending)
     )

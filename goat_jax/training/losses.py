@@ -14,6 +14,7 @@ from flax import nnx
 
 from goat_jax.adapters.context import Context
 from goat_jax.core.cross_entropy import chunked_cross_entropy
+from goat_jax.data.pipeline.tokenize_words import NO_TAG
 from goat_jax.models.decoder.model import Decoder
 from goat_jax.typing import Array, Batch
 
@@ -52,6 +53,34 @@ def _classification_loss(
     correct = (logits.argmax(-1) == batch["labels"]).astype(jnp.float32)
     weights = batch["weights"]
     return (losses * weights).sum(), {"accuracy": (correct * weights).sum()}, logits
+
+
+def _multi_label_loss(
+    inputs: tuple[str, ...], model: nnx.Module, batch: Batch, ctx: Context
+) -> tuple[Array, dict[str, Array], Array]:
+    """Returns the mean binary cross entropy over a row's labels (B, C), and the logits."""
+    logits = _logits(inputs, model, batch, ctx)
+    losses = optax.sigmoid_binary_cross_entropy(logits, batch["labels"]).mean(-1)
+    return (losses * batch["weights"]).sum(), {}, logits
+
+
+def _tagging_loss(
+    inputs: tuple[str, ...], model: nnx.Module, batch: Batch, ctx: Context
+) -> tuple[Array, dict[str, Array], Array]:
+    """Returns the cross entropy of the tagged tokens, the number of hits and the logits.
+
+    The batch has labels (B, T), `NO_TAG` for tokens without a tag.
+    """
+    logits, weights = _logits(inputs, model, batch, ctx), _tagged(batch)
+    labels = jnp.maximum(batch["labels"], 0)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    correct = (logits.argmax(-1) == labels).astype(jnp.float32)
+    return (losses * weights).sum(), {"accuracy": (correct * weights).sum()}, logits
+
+
+def _tagged(batch: Batch) -> Array:
+    """Returns the weight (B, T) float32 of each token: its row's if it has a tag, else 0."""
+    return jnp.where(batch["labels"] == NO_TAG, 0.0, batch["weights"][:, None])
 
 
 def _regression_loss(
@@ -142,4 +171,8 @@ def _tokens_in_loss(batch: Batch) -> Array:
 LANGUAGE = LossFn(_language_loss_by_row, _tokens_in_loss)
 CLASSIFICATION = LossFn(partial(_classification_loss, TOKENS), _sum_of_weights)
 REGRESSION = LossFn(partial(_regression_loss, TOKENS), _sum_of_weights)
+MULTI_LABEL = LossFn(partial(_multi_label_loss, TOKENS), _sum_of_weights)
+TAGGING = LossFn(
+    partial(_tagging_loss, TOKENS), lambda batch: jnp.maximum(_tagged(batch).sum(), 1.0)
+)
 IMAGE_CLASSIFICATION = LossFn(partial(_classification_loss, IMAGES), _sum_of_weights)

@@ -11,18 +11,22 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from goat_jax.data.entities import entity_scores
 from goat_jax.data.metrics import score, split_metric
 from goat_jax.data.pipeline.dataset import Rows
 from goat_jax.data.pipeline.image_view import view_of
 from goat_jax.data.pipeline.images import ImageRows, load_images
 from goat_jax.data.pipeline.packing import Texts, encode_texts
 from goat_jax.data.pipeline.tokenize import Encoded, encode
+from goat_jax.data.pipeline.tokenize_words import NO_TAG, EncodedWords, encode_words
 from goat_jax.data.tasks.contamination import questions_in_training
 from goat_jax.data.tasks.evaluation import EvalTask
 from goat_jax.data.tasks.image import ImageTask
 from goat_jax.data.tasks.language import LanguageTask, load_pieces
+from goat_jax.data.tasks.multi_label import MultiLabelTask
 from goat_jax.data.tasks.registry import Task
 from goat_jax.data.tasks.text import TextTask, load_examples
+from goat_jax.data.tasks.tokens import ACCURACY, TokenTask, load_words
 from goat_jax.errors import UserError
 from goat_jax.models.load import Loaded
 from goat_jax.models.vision.heads import CLASSIFIER, ZERO_SHOT
@@ -33,13 +37,17 @@ from goat_jax.training.losses import (
     CLASSIFICATION,
     IMAGE_CLASSIFICATION,
     LANGUAGE,
+    MULTI_LABEL,
     REGRESSION,
+    TAGGING,
     LossFn,
 )
 from goat_jax.typing import Tokenizer
 
 LANGUAGE_MODEL = "language model"
 """Kind of the models that generate text."""
+
+TEXT_ENCODER = "text encoder"
 
 Totals = Mapping[str, float]
 
@@ -49,7 +57,7 @@ class TaskType:
     """A task type.
 
     Attributes:
-        needs: the kind of model it trains (`models.registry.Architecture.kind`).
+        needs: the kinds of models it trains (`models.registry.Architecture.kind`).
         unit: the unit of its throughput, "tokens" or "images".
         loss_fn: task -> the loss.
         model_options: task -> the fields of the model's config that the task fixes.
@@ -59,11 +67,11 @@ class TaskType:
             tokenized; formats with a chat template use the tokenizer.
         encode: (task, split, result of `read`, tokenizer, most tokens in a row, model's path) ->
             the split's encoded rows.
-        scores: (metric names, sums over all rows, batches, outputs) -> scores by metric.
+        scores: (task, sums over all rows, batches, their outputs) -> scores by metric.
         notes: task -> further one-line remarks about its rows.
     """
 
-    needs: str
+    needs: tuple[str, ...]
     unit: str
     loss_fn: Callable[[Any], LossFn]
     model_options: Callable[[Any], dict[str, Any]]
@@ -71,7 +79,7 @@ class TaskType:
     one_row: Callable[[Any, str, int], Rows]
     read: Callable[[Any, str, Any], Any]
     encode: Callable[[Any, str, Any, Any, int, str], Rows]
-    scores: Callable[[Sequence[str], Totals, Sequence[Mapping], np.ndarray], dict[str, float]]
+    scores: Callable[[Any, Totals, Sequence[Mapping], Sequence[np.ndarray]], dict[str, float]]
     notes: Callable[[Any], Sequence[str]] = lambda task: ()
 
 
@@ -90,7 +98,12 @@ def _start_from_class_names(task: ImageTask, loaded: Loaded, path: Path) -> None
 
 def _blank_example(task: TextTask, model: str, length: int) -> Rows:
     ids, lengths = np.zeros(length, np.int32), np.array([length], np.int32)
-    return Encoded([ids], None, lengths, np.zeros(1, np.int32 if task.labels else np.float32))
+    return Encoded([ids], None, lengths, task.blank_labels(1))
+
+
+def _blank_words(task: TokenTask, model: str, length: int) -> Rows:
+    ids, lengths = np.zeros(length, np.int32), np.array([length], np.int32)
+    return EncodedWords([ids], None, lengths, np.zeros(1, np.int32), tags=[ids])
 
 
 def _blank_text(task: LanguageTask, model: str, length: int) -> Rows:
@@ -112,18 +125,23 @@ def _as_trained(
 
 
 def _score_outputs(
-    metrics: Sequence[str], totals: Totals, batches: Sequence[Mapping], outputs: np.ndarray
+    task: TextTask | ImageTask,
+    totals: Totals,
+    batches: Sequence[Mapping],
+    outputs: Sequence[np.ndarray],
 ) -> dict[str, float]:
     """Scores predictions: the class with the largest logit, or the one output of a regression.
+
+    Of rows with several labels, all labels with a probability above a half are predicted.
 
     A metric over a part of the rows is left out if the rows do not have that part.
     """
     del totals
     names = [name for name in batches[0] if name in ("labels", "weights") or "part_" in name]
     columns = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
-    predictions = outputs[:, 0] if outputs.shape[-1] == 1 else outputs.argmax(-1)
+    predictions = _predictions(np.concatenate(outputs), columns["labels"])
     scores = {}
-    for metric in metrics:
+    for metric in task.metrics:
         base, part = split_metric(metric)
         weights = columns["weights"]
         if part and f"part_{part}" not in columns:
@@ -134,8 +152,34 @@ def _score_outputs(
     return scores
 
 
+def _predictions(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    if labels.ndim == 2:
+        return outputs > 0
+    return outputs[:, 0] if outputs.shape[-1] == 1 else outputs.argmax(-1)
+
+
+def _score_tags(
+    task: TokenTask,
+    totals: Totals,
+    batches: Sequence[Mapping],
+    outputs: Sequence[np.ndarray],
+) -> dict[str, float]:
+    """Scores the tags of words; words that were cut off do not count."""
+    predicted, true = [], []
+    for batch, logits in zip(batches, outputs, strict=True):
+        for row in np.flatnonzero(batch["weights"]):
+            tagged = batch["labels"][row] != NO_TAG
+            predicted.append([task.labels[tag] for tag in logits[row][tagged].argmax(-1)])
+            true.append([task.labels[tag] for tag in batch["labels"][row][tagged]])
+    known = {ACCURACY: totals["accuracy"] / totals["count"], **entity_scores(predicted, true)}
+    return {name: known[name] for name in task.metrics}
+
+
 def _score_tokens(
-    metrics: Sequence[str], totals: Totals, batches: Sequence[Mapping], outputs: np.ndarray
+    task: LanguageTask | EvalTask,
+    totals: Totals,
+    batches: Sequence[Mapping],
+    outputs: Sequence[np.ndarray],
 ) -> dict[str, float]:
     """Returns metrics that are means over tokens."""
     del batches, outputs
@@ -144,14 +188,14 @@ def _score_tokens(
         "perplexity": math.exp(min(loss, 700.0)),
         "token_accuracy": totals["token_accuracy"] / totals["count"],
     }
-    return {name: known[name] for name in metrics}
+    return {name: known[name] for name in task.metrics}
 
 
 _TEXT = TaskType(
-    needs="text encoder",
+    needs=(TEXT_ENCODER, LANGUAGE_MODEL),
     unit="tokens",
     loss_fn=lambda task: CLASSIFICATION if task.labels else REGRESSION,
-    model_options=lambda task: {"num_labels": max(1, len(task.labels))},
+    model_options=lambda task: {"head": task.HEAD, "num_labels": max(1, len(task.labels))},
     prepare=_nothing,
     one_row=_blank_example,
     read=lambda task, split, tokenizer: load_examples(task, split),
@@ -160,8 +204,21 @@ _TEXT = TaskType(
     ),
     scores=_score_outputs,
 )
+_TAGS = TaskType(
+    needs=(TEXT_ENCODER, LANGUAGE_MODEL),
+    unit="tokens",
+    loss_fn=lambda task: TAGGING,
+    model_options=lambda task: {"head": task.HEAD, "num_labels": len(task.labels)},
+    prepare=_nothing,
+    one_row=_blank_words,
+    read=lambda task, split, tokenizer: load_words(task, split),
+    encode=lambda task, split, words, tokenizer, length, model: encode_words(
+        tokenizer, words, length
+    ),
+    scores=_score_tags,
+)
 _LANGUAGE = TaskType(
-    needs=LANGUAGE_MODEL,
+    needs=(LANGUAGE_MODEL,),
     unit="tokens",
     loss_fn=lambda task: LANGUAGE,
     model_options=lambda task: {},
@@ -175,7 +232,7 @@ _LANGUAGE = TaskType(
 )
 
 _IMAGE = TaskType(
-    needs="image encoder",
+    needs=("image encoder",),
     unit="images",
     loss_fn=lambda task: IMAGE_CLASSIFICATION,
     model_options=lambda task: {"num_labels": len(task.labels)},
@@ -188,6 +245,8 @@ _IMAGE = TaskType(
 
 TASK_TYPES: dict[type, TaskType] = {
     TextTask: _TEXT,
+    MultiLabelTask: dataclasses.replace(_TEXT, loss_fn=lambda task: MULTI_LABEL),
+    TokenTask: _TAGS,
     LanguageTask: _LANGUAGE,
     EvalTask: dataclasses.replace(_LANGUAGE, notes=questions_in_training),
     ImageTask: _IMAGE,
@@ -199,7 +258,7 @@ def task_type_of(task: Task) -> TaskType:
     """Returns the task type of a task.
 
     >>> task_type_of(LanguageTask("notes", "a.jsonl", "b.jsonl")).needs
-    'language model'
+    ('language model',)
     """
     return TASK_TYPES[type(task)]
 
@@ -216,5 +275,6 @@ def check_model(task: Task, kind: str, where: str) -> None:
         UserError: the model is of another kind.
     """
     needs = task_type_of(task).needs
-    if kind != needs:
-        raise UserError(f"{where} is a {kind}, but task {task.name} needs a {needs}")
+    if kind not in needs:
+        known = " or a ".join(needs)
+        raise UserError(f"{where} is a {kind}, but task {task.name} needs a {known}")

@@ -7,10 +7,13 @@ import pytest
 
 from goat_jax.data.metrics import (
     METRICS,
+    MULTI_LABEL_METRICS,
     accuracy,
     f1,
     goodness,
+    macro_f1,
     matthews,
+    micro_f1,
     pearson,
     score,
     spearman,
@@ -36,6 +39,14 @@ def test_three_classes_by_hand():
     assert matthews(guess, true) == pytest.approx(7 / 16)
 
 
+def test_several_labels_by_hand():
+    guess = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0]])
+    true = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 0]])
+    # Of the three labels: TP 1, 1, 0, predicted or true 3, 3, 0.
+    assert micro_f1(guess, true) == pytest.approx(4 / 6)
+    assert macro_f1(guess, true) == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+
+
 def test_correlations_by_hand():
     x, y = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 4.0, 9.0, 16.0])
     # dx = (-1.5, -.5, .5, 1.5), dy = (-6.5, -3.5, 1.5, 8.5): 25 / sqrt(5 * 129)
@@ -57,11 +68,14 @@ def test_correlations_against_scipy():
 @pytest.mark.parametrize("name", METRICS)
 def test_a_weight_counts_a_row_so_many_times(name):
     rng = np.random.default_rng(1)
-    guess, true = rng.integers(0, 2, size=(2, 40))
+    columns = (3,) if name in MULTI_LABEL_METRICS else ()
+    guess, true = rng.integers(0, 2, size=(2, 40, *columns))
     times = rng.integers(0, 4, size=40)
-    repeated = METRICS[name](np.repeat(guess, times), np.repeat(true, times))
+    repeated = METRICS[name](np.repeat(guess, times, 0), np.repeat(true, times, 0))
     assert METRICS[name](guess, true, times) == pytest.approx(repeated)
-    padded = METRICS[name](np.append(guess, [9, 9]), np.append(true, [7, 0]), [1] * 40 + [0, 0])
+    nines, zeros = np.full((2, *columns), 9), np.zeros((2, *columns), int)
+    rows = np.concatenate([guess, nines]), np.concatenate([true, zeros])
+    padded = METRICS[name](*rows, [1] * 40 + [0, 0])
     assert padded == pytest.approx(METRICS[name](guess, true))
 
 

@@ -37,7 +37,8 @@ class Encoded:
       token_type_ids: the token types, N int32 arrays of the same lengths (0 first text, 1 second),
         or None.
       lengths: the number of tokens in each row, [N] int32.
-      labels: the labels, [N] int32 class ids or float32 values.
+      labels: the labels, [N] int32 class ids or float32 values, or [N, C] float32 for several
+        labels a row.
       pad_id: the padding token.
       truncated: the number of rows longer than `max_length`, whose end was cut off.
       dropped: the number of rows left out, always 0: every row has a label.
@@ -77,9 +78,9 @@ class Encoded:
     def gather(self, rows: np.ndarray, length: int, draw: Draw = None) -> Batch:
         """Collates one batch, padded on the right.
 
-        Returns `input_ids`, `attention_mask`, `token_type_ids` [B, T] int32, `labels` [B] (the
-        data's dtype), `weights` [B] float32, `part_NAME` [B] float32 for every part, and `task_ids`
-        and `task_types` [B] int32 if the task has them.
+        Returns `input_ids`, `attention_mask`, `token_type_ids` [B, T] int32, `labels` [B] or
+        [B, C] (the data's dtype), `weights` [B] float32, `part_NAME` [B] float32 for every part,
+        and `task_ids` and `task_types` [B] int32 if the task has them.
 
         >>> data = Encoded([np.array([4, 5])], None, np.array([2]), np.array([1]))
         >>> data.gather(np.array([0, -1]), 3)["attention_mask"].tolist()
@@ -156,6 +157,12 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         raise UserError(f"{folder}: the tokenizer cannot be loaded: {first_line(error)}") from error
 
 
+def pad_token(tokenizer: Tokenizer) -> int:
+    """Returns the padding token; without one the end-of-text token, or 0: padding is masked."""
+    pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(pad for pad in pads if pad is not None)
+
+
 def encode(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Encoded:
     """Tokenizes every row with special tokens, truncated to at most `max_length` tokens.
 
@@ -190,14 +197,12 @@ def encode(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Encoded
     )
     types = out.get("token_type_ids") if pair else None
     input_ids = [np.array(ids, np.int32) for ids in out["input_ids"]]
-    pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return Encoded(
         input_ids=input_ids,
         token_type_ids=None if types is None else [np.array(ids, np.int32) for ids in types],
         lengths=np.array([len(ids) for ids in input_ids], np.int32),
         labels=examples.labels,
-        # Padding is masked, so a tokenizer without a padding token may use any id it has.
-        pad_id=next(pad for pad in pads if pad is not None),
+        pad_id=pad_token(tokenizer),
         truncated=sum(1 for encoding in out.encodings or () if encoding.overflowing),
         marks=examples.marks,
         parts=examples.parts,

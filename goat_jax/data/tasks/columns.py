@@ -1,10 +1,11 @@
 """Reads columns that tasks of several kinds have: a value, a label, the number of a row's task."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from goat_jax.data.metrics import METRICS, REGRESSION_METRICS, TWO_CLASS_METRICS, split_metric
+from goat_jax.data.metrics import metrics_for, split_metric
 from goat_jax.data.sources.read import Row
 from goat_jax.data.sources.text_fields import shown
 from goat_jax.errors import UserError
@@ -57,9 +58,20 @@ def read_tasks(row: Row, task: OfTasks, where: str) -> dict[str, int]:
 
 
 def check_scoring(
-    name: str, labels: tuple[str, ...], metrics: tuple[str, ...], parts: tuple[str, ...] = ()
+    name: str,
+    labels: tuple[str, ...],
+    metrics: tuple[str, ...],
+    parts: tuple[str, ...] = (),
+    known: Sequence[str] | None = None,
 ) -> None:
     """Raises UserError if class names repeat, or if the metrics do not match the labels.
+
+    Args:
+      name: the task's name, for the message.
+      labels: the class names; empty for regression.
+      metrics: the names of the metrics.
+      parts: the parts of the rows that a metric may score.
+      known: the valid metrics; None: those of one class, or one number, a row.
 
     >>> check_scoring("tone", ("poor", "fine"), ("accuracy",))
     """
@@ -68,12 +80,7 @@ def check_scoring(
             f"task {name}: labels {labels}: give two or more different names, or none (regression)"
         )
     kind = f"{len(labels)} classes" if labels else "regression"
-    known = [
-        metric
-        for metric in METRICS
-        if (metric in REGRESSION_METRICS) != bool(labels)
-        and (metric not in TWO_CLASS_METRICS or len(labels) == 2)
-    ]
+    known = metrics_for(labels) if known is None else known
     for metric in metrics:
         base, part = split_metric(metric)
         if base not in known or (part and part not in parts):

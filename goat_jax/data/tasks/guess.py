@@ -20,15 +20,17 @@ from goat_jax.data.sources.read import SCHEMES, read_image_source, read_source
 from goat_jax.data.tasks.image import ImageTask
 from goat_jax.data.tasks.language import FORMATS, LanguageTask
 from goat_jax.data.tasks.text import TextTask
+from goat_jax.data.tasks.tokens import TokenTask
 from goat_jax.errors import UserError, nearest
 from goat_jax.files import user_path
 
-Task = TextTask | LanguageTask | ImageTask
-T = TypeVar("T", TextTask, LanguageTask, ImageTask)
+Task = TextTask | TokenTask | LanguageTask | ImageTask
+T = TypeVar("T", bound=Task)
 
 LABEL_NAMES = (
     *("label", "labels", "class", "target", "category", "sentiment", "score", "rating", "stars"),
     *("topic", "intent", "emotion", "polarity", "tone", "grade", "type", "y"),
+    *("classes", "categories", "topics", "genres", "emotions"),
 )
 TEXT_NAMES = (
     *("text", "sentence", "review", "content", "question", "comment", "message", "body", "tweet"),
@@ -157,9 +159,9 @@ def guess_text(data: Data) -> Guess[TextTask]:
     ('0', '1', '2')
     """
     rows = read_source(data.source, "train")
-    label = data.given.get("label") or _label_column(data.source, rows)
-    text = tuple(data.given.get("text") or _text_columns(data.source, rows, label))
-    _check_columns(data.source, rows, label, *text)
+    label = data.given.get("label") or label_column(data.source, rows)
+    text = tuple(data.given.get("text") or text_columns(data.source, rows, label))
+    check_columns(data.source, rows, label, *text)
     _check_labeled(data.source, rows, label)
     labels, line = _classes(data, rows, label)
     how = "the same share of every class" if labels else "evenly spaced by value"
@@ -175,7 +177,7 @@ def guess_text(data: Data) -> Guess[TextTask]:
     )
     texts = f"text column{'s' * (len(text) > 1)}: {' and '.join(text)}"
     lines = (f"{texts}; say otherwise with --task.text", line, held)
-    return Guess(task, count, _length(rows, text), lines)
+    return Guess(task, count, length(rows, text), lines)
 
 
 def guess_images(data: Data) -> Guess[ImageTask]:
@@ -198,8 +200,8 @@ def guess_images(data: Data) -> Guess[ImageTask]:
         image = next((name for name, value in rows[0].items() if _is_image(value)), None)
         if image is None:
             raise UserError(_none_of("images", data.source, rows, "image"))
-    label = data.given.get("label") or _label_column(data.source, rows, image)
-    _check_columns(data.source, rows, label, image)
+    label = data.given.get("label") or label_column(data.source, rows, image)
+    check_columns(data.source, rows, label, image)
     _check_labeled(data.source, rows, label)
     if folder.is_dir():
         _check_subfolders(folder, {row[label] for row in rows})
@@ -227,7 +229,7 @@ def guess_language(data: Data) -> Guess[LanguageTask]:
     line = (
         f"format: {task.format} (columns: {', '.join(columns)}); say otherwise with --task.format"
     )
-    return Guess(task, count, _length(rows, columns), (line, held))
+    return Guess(task, count, length(rows, columns), (line, held))
 
 
 def _format(data: Data, rows: Sequence[Row]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -240,39 +242,39 @@ def _format(data: Data, rows: Sequence[Row]) -> tuple[dict[str, Any], tuple[str,
     for columns, name in CHATS:
         if all(rows[0].get(column) is not None for column in columns):
             return {"format": name}, columns
-    named = _named(rows)
+    named = small_names(rows)
     for names in ANSWERS:
         if set(names) <= set(named):
             prompt, answer = columns = tuple(named[name] for name in names)
             templates = {"prompt": f"{{{prompt}}}\n\n", "completion": f"{{{answer}}}"}
             return {"format": "template", **templates}, columns
-    column = _longest(rows, ())
+    column = longest(rows, ())
     if column is None:
         known = f"text in a known format ({', '.join(FORMATS)})"
         raise UserError(_none_of(known, data.source, rows, "format"))
     return {"format": "template", "completion": f"{{{column}}}"}, (column,)
 
 
-def _label_column(source: str, rows: Sequence[Row], *others: str) -> str:
+def label_column(source: str, rows: Sequence[Row], *others: str) -> str:
     """Returns the column that holds the label: by its name, or else the one with fewest values.
 
     If every column has many values, it is the only one of numbers, for a regression.
     """
-    columns = [name for name in rows[0] if name not in others and not _words(name) & NO_CONTENT]
-    named = _by_name(columns, LABEL_NAMES)
+    columns = [name for name in rows[0] if name not in others and not words(name) & NO_CONTENT]
+    named = by_name(columns, LABEL_NAMES)
     if named:
         return named
     counts = {
-        name: len({str(value) for value in _values(rows, name)})
+        name: len({str(value) for value in values_of(rows, name)})
         for name in columns
-        if all(isinstance(value, str | int | float) for value in _values(rows, name))
+        if all(isinstance(value, str | int | float) for value in values_of(rows, name))
     }
     few = [
         name for name, n in counts.items() if 2 <= n <= min(MOST_NUMBERED_CLASSES, len(rows) // 2)
     ]
     if few:
         return min(reversed(few), key=lambda name: counts[name])
-    quantities = [name for name in counts if _is_quantity(_values(rows, name))]
+    quantities = [name for name in counts if _is_quantity(values_of(rows, name))]
     if len(quantities) != 1:
         raise UserError(_none_of("a label", source, rows, "label"))
     return quantities[0]
@@ -289,48 +291,48 @@ def _is_quantity(values: Sequence[Any]) -> bool:
     return len(numbers) == len(values) > 1 and steps != {1.0}
 
 
-def _text_columns(source: str, rows: Sequence[Row], label: str) -> tuple[str, ...]:
-    named = _named(rows)
+def text_columns(source: str, rows: Sequence[Row], label: str) -> tuple[str, ...]:
+    named = small_names(rows)
     for pair in PAIRS:
         if set(pair) <= set(named) - {label.strip().casefold()}:
             return tuple(named[name] for name in pair)
     texts = [name for name in rows[0] if name != label and _is_text(rows, name)]
-    column = _by_name(texts, TEXT_NAMES) or _longest(rows, (label,))
+    column = by_name(texts, TEXT_NAMES) or longest(rows, (label,))
     if column is None:
         raise UserError(_none_of("text", source, rows, "text"))
     return (column,)
 
 
-def _named(rows: Sequence[Row]) -> dict[str, str]:
+def small_names(rows: Sequence[Row]) -> dict[str, str]:
     """Returns the columns by their names in small letters."""
     return {name.strip().casefold(): name for name in rows[0]}
 
 
-def _by_name(columns: Sequence[str], names: Sequence[str]) -> str | None:
+def by_name(columns: Sequence[str], names: Sequence[str]) -> str | None:
     """Returns the column with one of some names, or else with one of them as a word in its name."""
     whole = [c for name in names for c in columns if c.strip().casefold() == name]
-    part = [c for name in names for c in columns if name in _words(c)]
+    part = [c for name in names for c in columns if name in words(c)]
     return next(iter([*whole, *part]), None)
 
 
-def _words(name: str) -> set[str]:
+def words(name: str) -> set[str]:
     """Splits a column's name into its words.
 
-    >>> sorted(_words("Review Text")), sorted(_words("starRating"))
+    >>> sorted(words("Review Text")), sorted(words("starRating"))
     (['review', 'text'], ['rating', 'star'])
     """
     return {word.casefold() for word in re.findall(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+", name)}
 
 
-def _longest(rows: Sequence[Row], others: Sequence[str]) -> str | None:
+def longest(rows: Sequence[Row], others: Sequence[str]) -> str | None:
     columns = [name for name in rows[0] if name not in others and _is_text(rows, name)]
-    totals = {name: sum(len(value) for value in _values(rows, name)) for name in columns}
+    totals = {name: sum(len(value) for value in values_of(rows, name)) for name in columns}
     return max(columns, key=lambda name: totals[name], default=None)
 
 
 def _is_text(rows: Sequence[Row], column: str) -> bool:
     """True if a column holds text: strings that are not all numbers, paths of images or names."""
-    values = _values(rows, column)
+    values = values_of(rows, column)
     strings = bool(values) and all(isinstance(value, str) for value in values)
     numbers = all(_number(value) is not None for value in values)
     return strings and not numbers and not all(map(_is_image, values))
@@ -340,7 +342,7 @@ def _is_image(value: object) -> bool:
     return isinstance(value, bytes | np.ndarray) or str(value).lower().endswith(IMAGE_SUFFIXES)
 
 
-def _values(rows: Sequence[Row], column: str) -> list[Any]:
+def values_of(rows: Sequence[Row], column: str) -> list[Any]:
     """Returns the values of a column, without missing ones."""
     values = (row.get(column) for row in rows)
     return [value for value in values if value is not None and value != "" and value == value]
@@ -351,7 +353,7 @@ def _classes(data: Data, rows: Sequence[Row], column: str) -> tuple[tuple[str, .
     say = "say otherwise with --task.label"
     if "labels" in data.given:
         return tuple(data.given["labels"]), f"label column: {column}; {say}"
-    values = _values(rows, column)
+    values = values_of(rows, column)
     names = {str(value) for value in values}
     if len(names) < 2:
         raise UserError(
@@ -369,13 +371,17 @@ def _classes(data: Data, rows: Sequence[Row], column: str) -> tuple[tuple[str, .
         raise UserError(
             f"{data.source}: column {column!r} is not a label: its {len(names):,} different values "
             f"in {len(values):,} rows are too many classes, and {odd[:40]!r} is not a number; "
-            "name the label's column with --task.label"
+            "name the label's column with --task.label, or what separates several labels with "
+            "--task.separator"
         )
     else:
         labels = tuple(sorted(names))
+    return labels, f"label column: {column} ({len(labels)} classes: {shown(labels)}); {say}"
+
+
+def shown(labels: Sequence[str]) -> str:
     quoted = [f'"{name}"' if "," in name else name for name in labels]
-    shown = quoted if len(labels) <= 12 else (*quoted[:3], "...", quoted[-1])
-    return labels, f"label column: {column} ({len(labels)} classes: {', '.join(shown)}); {say}"
+    return ", ".join(quoted if len(labels) <= 12 else (*quoted[:3], "...", quoted[-1]))
 
 
 def _number(text: object) -> float | None:
@@ -386,7 +392,7 @@ def _number(text: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _length(rows: Sequence[Row], columns: Sequence[str]) -> int:
+def length(rows: Sequence[Row], columns: Sequence[str]) -> int:
     sizes = [sum(len(_written(row.get(name))) for name in columns) for row in rows]
     return math.ceil(float(np.quantile(sizes, 0.99)) / BYTES_PER_TOKEN) + 4
 
@@ -396,7 +402,7 @@ def _written(value: object) -> bytes:
     return text.encode(errors="replace")
 
 
-def _check_columns(source: str, rows: Sequence[Row], *columns: str) -> None:
+def check_columns(source: str, rows: Sequence[Row], *columns: str) -> None:
     for column in columns:
         if column not in rows[0]:
             known = ", ".join(rows[0])
@@ -405,7 +411,7 @@ def _check_columns(source: str, rows: Sequence[Row], *columns: str) -> None:
 
 def _check_labeled(source: str, rows: Sequence[Row], label: str) -> None:
     """Raises `UserError` if a row has no label."""
-    places = [n for n, row in enumerate(rows, start=1) if not _values([row], label)]
+    places = [n for n, row in enumerate(rows, start=1) if not values_of([row], label)]
     if places:
         raise UserError(
             f"{source}: {len(places):,} of {len(rows):,} rows without a label in column {label!r}, "

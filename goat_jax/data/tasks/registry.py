@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from goat_jax.data.metrics import MULTI_LABEL_METRICS
 from goat_jax.data.tasks.chat import mt_bench, wizardlm
 from goat_jax.data.tasks.code import codefeedback, humaneval
 from goat_jax.data.tasks.commonsense import FOLDERS, JOINT, commonsense, commonsense170k
@@ -15,7 +16,9 @@ from goat_jax.data.tasks.glue import GLUE, glue
 from goat_jax.data.tasks.image import ImageTask, digits, fashion_mnist, image_files
 from goat_jax.data.tasks.language import LanguageTask
 from goat_jax.data.tasks.math import gsm8k, metamath
+from goat_jax.data.tasks.multi_label import MultiLabelTask
 from goat_jax.data.tasks.text import Examples, TextTask, load_examples
+from goat_jax.data.tasks.tokens import TokenTask
 from goat_jax.data.tasks.vision import VISION, vision
 from goat_jax.errors import UserError, nearest
 from goat_jax.validation.fields import call
@@ -28,8 +31,10 @@ __all__ = [
     "Examples",
     "ImageTask",
     "LanguageTask",
+    "MultiLabelTask",
     "Task",
     "TextTask",
+    "TokenTask",
     "codefeedback",
     "commonsense",
     "commonsense170k",
@@ -44,14 +49,18 @@ __all__ = [
     "make_task",
     "metamath",
     "mt_bench",
+    "multi_label_files",
     "reviews",
+    "token_files",
     "wizardlm",
 ]
 
-Task = TextTask | LanguageTask | ImageTask | EvalTask
+Task = TextTask | TokenTask | LanguageTask | ImageTask | EvalTask
 
 KINDS: dict[str, type[Task]] = {
     "text": TextTask,
+    "multi_label": MultiLabelTask,
+    "tokens": TokenTask,
     "language": LanguageTask,
     "eval": EvalTask,
     "image": ImageTask,
@@ -91,6 +100,33 @@ def files(
         evaluation_limit=evaluation_limit,
         held_out=held_out,
     )
+
+
+def multi_label_files(
+    train: str,
+    evaluation: str,
+    text: tuple[str, ...] = ("text",),
+    label: str = "labels",
+    labels: tuple[str, ...] = (),
+    metrics: tuple[str, ...] = MULTI_LABEL_METRICS,
+    **options: Any,
+) -> MultiLabelTask:
+    """Makes a task of rows with several labels from the user's files; as `MultiLabelTask`.
+
+    >>> multi_label_files("a.csv", "b.csv", labels=("law", "art"), separator=";").metrics
+    ('micro_f1', 'macro_f1')
+    """
+    name = options.pop("name", "multi_label_files")
+    return MultiLabelTask(name, train, evaluation, text, label, labels, metrics, **options)
+
+
+def token_files(train: str, evaluation: str, labels: tuple[str, ...], **options: Any) -> TokenTask:
+    """Makes a task of a tag for each word from the user's files; arguments as in `TokenTask`.
+
+    >>> token_files("a.jsonl", "b.jsonl", ("O", "B-PER", "I-PER"), tags="tags").tokens
+    'tokens'
+    """
+    return TokenTask(options.pop("name", "token_files"), train, evaluation, labels, **options)
 
 
 def reviews(
@@ -136,6 +172,8 @@ def language_files(
 
 TASKS: dict[str, Callable[..., Task]] = {
     "files": files,
+    "multi_label_files": multi_label_files,
+    "token_files": token_files,
     "reviews": reviews,
     **{name: partial(glue, name) for name in GLUE},
     "language_files": language_files,

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 
+from goat_jax.data.metrics import metrics_for
 from goat_jax.data.pipeline.overlap import mark_of
 from goat_jax.data.sources.read import AND, Row, read_source
 from goat_jax.data.sources.text_fields import check_text
@@ -25,6 +27,7 @@ class TextTask:
     """Classification (or regression) of a sentence or of a pair of sentences.
 
     Attributes:
+      HEAD: the head that a model needs, as `head` of its config names it.
       name: the task's name in reports.
       train: the source of the training rows (`goat_jax.data.sources.read`).
       evaluation: the source of the evaluation rows.
@@ -54,6 +57,8 @@ class TextTask:
 accuracy, matthews, f1
     """
 
+    HEAD: ClassVar[str] = "sequence"
+
     name: str
     train: str
     evaluation: str
@@ -77,9 +82,29 @@ accuracy, matthews, f1
                 f"task {self.name}: text names {len(self.text)} columns {self.text}:"
                 " give one, or two for pairs"
             )
-        check_scoring(self.name, self.labels, self.metrics, self.parts)
+        check_scoring(self.name, self.labels, self.metrics, self.parts, self.known_metrics())
         check_limits(self.name, self.train_limit, self.evaluation_limit)
         check_held_out(self)
+
+    def known_metrics(self) -> Sequence[str]:
+        """Returns the names of the metrics that can score the task."""
+        return metrics_for(self.labels)
+
+    def label_of(self, row: Row, where: str) -> Any:
+        """Reads a row's label: a class id, or a number for regression."""
+        return read_label(row, self.label, self.labels, where)
+
+    def label_array(self, labels: Sequence[Any]) -> np.ndarray:
+        """Returns the labels of several rows as a batch has them: int32 ids or float32 numbers."""
+        return np.asarray(labels, np.int32 if self.labels else np.float32)
+
+    def blank_labels(self, count: int) -> np.ndarray:
+        """Returns 0 in place of the labels of some rows."""
+        return self.label_array([0] * count)
+
+    def label_name(self, label: Any) -> Any:
+        """Returns a label as it is written for people: a class name, or a number."""
+        return self.labels[label] if self.labels else label
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +113,8 @@ class Examples:
 
     Attributes:
       texts: the text columns, one or two tuples of N strings.
-      labels: the labels, [N] int32 class ids, or float32 values for regression.
+      labels: the labels, [N] int32 class ids, float32 values for regression, or [N, C] float32,
+        1 for each of a row's labels.
       marks: a digest of each row that identifies it (`goat_jax.data.pipeline.overlap`).
       parts: name of a part of the rows -> [N] float32, 1 where a row belongs to it.
       tasks: "task_ids", "task_types" -> [N] int32, if the task has these columns.
@@ -123,20 +149,19 @@ def load_examples(task: TextTask, split: str) -> Examples:
     array([1], dtype=int32)
     """
     texts: list[tuple[str, ...]] = []
-    labels: list[float] = []
+    labels: list[Any] = []
     marks: list[bytes] = []
     tasks: list[dict[str, int]] = []
     rows = rows_of(task, split)
     for _, row, where in rows:
         texts.append(_texts(row, task.text, where))
-        labels.append(read_label(row, task.label, task.labels, where))
+        labels.append(task.label_of(row, where))
         tasks.append(read_tasks(row, task, where))
         marks.append(mark_of(read_column(row, task.id, where) if task.id else texts[-1]))
-    dtype = np.int32 if task.labels else np.float32
     columns = tuple(zip(*texts, strict=True))
     count = len(source_of(task, split)[0].split(AND))
     parts = _parts(task, split, [part for part, _, _ in rows], count)
-    return Examples(columns, np.asarray(labels, dtype), tuple(marks), parts, _stacked(tasks))
+    return Examples(columns, task.label_array(labels), tuple(marks), parts, _stacked(tasks))
 
 
 def rows_of(task: TextTask, split: str) -> list[tuple[int, Row, str]]:
@@ -155,12 +180,11 @@ def rows_of(task: TextTask, split: str) -> list[tuple[int, Row, str]]:
     if not places:
         raise UserError(f"{source}: no rows")
 
-    def by_label(number: int) -> tuple[float, bytes]:
+    def by_label(number: int) -> tuple[Any, bytes]:
         part, index = places[number]
         piece, rows = pieces[part]
         row, where = rows[index], f"{piece}: row {index + 1}"
-        label = read_label(row, task.label, task.labels, where)
-        return label, mark_of(_texts(row, task.text, where))
+        return task.label_of(row, where), mark_of(_texts(row, task.text, where))
 
     chosen = [places[number] for number in chosen_rows(task, split, len(places), limit, by_label)]
     return [
@@ -188,7 +212,7 @@ def unlabeled_examples(task: TextTask, rows: Sequence[Row], source: str) -> Exam
         where = f"{source}: row {number}"
         texts.append(_texts(row, task.text, where))
         tasks.append(read_tasks(row, task, where))
-    labels = np.zeros(len(rows), np.int32 if task.labels else np.float32)
+    labels = task.blank_labels(len(rows))
     return Examples(tuple(zip(*texts, strict=True)), labels, tasks=_stacked(tasks))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from goat_jax.errors import UserError, nearest
 from goat_jax.models.decoder.families import FAMILIES, SIZE_KEYS
 from goat_jax.models.decoder.mixture import MixtureConfig
+from goat_jax.models.family import label_count
 from goat_jax.nn.modules import ACTIVATIONS, NORMS
 from goat_jax.nn.rope import Rope
 from goat_jax.pretrained.end_tokens import token_ids
@@ -60,6 +61,9 @@ class DecoderConfig:
         bos_id: the token that begins a text; None if the checkpoint names none.
         eos_ids: the tokens that end a text.
         pad_id: the padding token; None if the checkpoint names none.
+        head: "language" for the vocabulary's output kernel; "sequence" for classes of a text,
+            "tokens" for classes of every token.
+        num_labels: number of classes, 1 for a regression; 0 for a language model.
 
     Raises:
         UserError: a size below 1, heads that do not divide, an odd number of rotated features, a
@@ -100,6 +104,8 @@ class DecoderConfig:
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     pad_id: int | None = None
+    head: str = "language"
+    num_labels: int = 0
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -120,6 +126,10 @@ class DecoderConfig:
         for name, each in by_layer.items():
             if len(each) != self.num_layers:
                 raise UserError(f"{len(each)} {name} for {self.num_layers} layers: give one each")
+        if (self.num_labels > 0) != (self.head != "language"):
+            raise UserError(
+                f"head {self.head!r} with {self.num_labels!r} labels: give both or none"
+            )
         if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             hint = nearest(str(self.activation), ACTIVATIONS)
@@ -165,6 +175,8 @@ class DecoderConfig:
         values |= {field: family.value(hf, field) for field in plain}
         for setting in family.settings:
             values |= setting.fields(hf, values)
+        if overrides.get("head", cls.head) != cls.head:
+            values["num_labels"] = label_count(hf)
         return cls(**(values | overrides))
 
     @property

@@ -109,11 +109,15 @@ _READ: dict[str, Check] = {
     "eos_token_id": ids,
     "pad_token_id": ids,
 }
-_FIXED: dict[str, tuple[Any, ...]] = {"is_causal": (True,), "attention_chunk_size": (None,)}
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "is_causal": (True,),
+    "attention_chunk_size": (None,),
+    "token_classification_bias": (True,),
+}
 _CAUSAL: dict[str, tuple[Any, ...]] = {"use_bidirectional_attention": (False,)}
 # pretraining_tp slices the same products; decoders here have no dropout of their own.
 _WITHOUT_EFFECT = ("pretraining_tp", "attention_dropout", "resid_pdrop", "embd_pdrop")
-_WITHOUT_EFFECT += ("hidden_dropout", "router_aux_loss_coef")
+_WITHOUT_EFFECT += ("hidden_dropout", "router_aux_loss_coef", "classifier_dropout")
 
 BLOCK = {
     "query": "self_attn.q_proj",
@@ -190,6 +194,7 @@ def _family(
     block: Mapping[str, str] = BLOCK,
     fused: tuple[Fused, ...] = (),
     expert_tensors: tuple[ExpertTensor, ...] = (),
+    other_classes: Mapping[str, str | None] | None = None,
     **defaults: Any,
 ) -> DecoderFamily:
     names = _KEYS | dict(keys or {})
@@ -208,9 +213,11 @@ def _family(
         defaults={"activation": "silu", "norm_eps": 1e-6, "tie_embeddings": False} | defaults,
         fused=fused,
         expert_tensors=expert_tensors,
+        other_classes=other_classes or {},
     )
 
 
+_TEXTS, _TOKENS = "ForSequenceClassification", "ForTokenClassification"
 _MINISTRAL_3_ROPE = {
     "rope_type": "yarn",
     "rope_theta": 1e6,
@@ -334,6 +341,7 @@ FAMILIES: dict[str, DecoderFamily] = {
         vocab_size=262208,
         num_heads=8,
         context=131072,
+        other_classes={_TEXTS: "Gemma3TextForSequenceClassification", _TOKENS: None},
         **_GEMMA_3,
     ),
     "phi3": _family(
@@ -350,6 +358,7 @@ FAMILIES: dict[str, DecoderFamily] = {
         rope(),
         always(norm_before=False, norm_after=True, qk_norm="whole"),
         block={name: part for name, part in _GEMMA_BLOCK.items() if name != "norm"},
+        other_classes={_TOKENS: None},
         context=2048,
         norm_eps=1e-5,
     ),
@@ -381,6 +390,7 @@ FAMILIES: dict[str, DecoderFamily] = {
         if_given("residual_multiplier", "residual_scale", number(above=0)),
         if_given("logits_scaling", "logit_scale", number(above=0), lambda value: 1.0 / value),
         context=2048,
+        other_classes={_TEXTS: None, _TOKENS: None},
     ),
     "cohere2": _family(
         "Cohere2",
@@ -391,6 +401,7 @@ FAMILIES: dict[str, DecoderFamily] = {
         if_given("logit_scale", "logit_scale", number(above=0)),
         keys={"norm_eps": "layer_norm_eps"},
         context=8192,
+        other_classes={_TEXTS: None, _TOKENS: None},
         norm_eps=1e-5,
         tie_embeddings=True,
     ),

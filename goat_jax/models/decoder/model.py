@@ -190,13 +190,8 @@ def _normalized(norm: Norm | None, x: Array) -> Array:
     return x if norm is None else norm(x)
 
 
-class Decoder(Model):
-    """Causal language model.
-
-    >>> model = Decoder(tiny_decoder_config(), rngs=nnx.Rngs(0))
-    >>> model(jnp.ones((2, 5), jnp.int32)).shape
-    (2, 5, 64)
-    """
+class DecoderTrunk(Model):
+    """The network of a decoder up to the normalized hidden states, without a head."""
 
     config: DecoderConfig
 
@@ -210,21 +205,13 @@ class Decoder(Model):
             rngs=rngs,
         )
         self.norm = NORMS[config.norm](width, config.norm_eps)
-        if not config.tie_embeddings:
-            self.output = Projection(width, config.vocab_size, rngs=rngs)
         self.config = config
-
-    @property
-    def output_shape(self) -> tuple[int, int]:
-        """Shape (D, V) of the output kernel."""
-        return self.config.hidden_size, self.config.vocab_size
 
     def hf_names(self) -> dict[str, str]:
         """Maps our path to the torch name of the module (see `goat_jax.nn.named_modules`)."""
         parts = FAMILIES[self.config.family].block
         block = {f"layers.{ours}": "model.layers.{}." + theirs for ours, theirs in parts.items()}
-        outside = {"embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
-        return block | outside
+        return block | {"embeddings": "model.embed_tokens", "norm": "model.norm"}
 
     def attention_need(self, tokens: int, dtype: str) -> Need:
         config = self.config
@@ -248,7 +235,7 @@ class Decoder(Model):
         segments: Array | None = None,
         ctx: Context = EVAL,
     ) -> Array:
-        """Returns the normalized hidden states (B, T, D), which `logits` turns into logits.
+        """Returns the normalized hidden states (B, T, D), which a head turns into logits.
 
         Args:
             input_ids: (B, T) integers.
@@ -267,33 +254,8 @@ class Decoder(Model):
         return self._final(x)
 
     def _final(self, x: Array) -> Array:
-        """Normalizes the last hidden states, with the factor of the logits."""
-        x, scale = self.norm(x), self.config.logit_scale
-        return x if scale == 1.0 else (x.astype(jnp.float32) * scale).astype(x.dtype)
-
-    def logits(self, hidden: Array) -> Array:
-        """Returns logits (..., V), float32, of hidden states (..., D)."""
-        kernel = self.output_kernel().astype(hidden.dtype)
-        logits = jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
-        return capped(logits, self.config.logit_cap)
-
-    def output_kernel(self) -> Array:
-        """Returns the output kernel (D, V): the transposed embedding table if the two are tied."""
-        tied = self.config.tie_embeddings
-        kernel = self.embeddings.table[...].T if tied else self.output.kernel[...]
-        if self.output_sharding is None:
-            return kernel
-        return jax.lax.with_sharding_constraint(kernel, self.output_sharding)
-
-    def __call__(
-        self,
-        input_ids: Array,
-        attention_mask: Array | None = None,
-        segments: Array | None = None,
-        ctx: Context = EVAL,
-    ) -> Array:
-        """Returns logits (B, T, V), float32; arguments as for `hidden`."""
-        return self.logits(self.hidden(input_ids, attention_mask, segments, ctx))
+        """Normalizes the last hidden states."""
+        return self.norm(x)
 
     def empty_cache(self, batch: int, slots: int, dtype: DTypeLike | None = None) -> Cache:
         """Allocates a cache of `slots` tokens a row; the dtype defaults to the hidden states'."""
@@ -384,6 +346,57 @@ class Decoder(Model):
             return block(x, ctx, rotation, attend, past)
 
         return self.layers.scan(call, self._embedded(input_ids), ctx, each)
+
+
+class Decoder(DecoderTrunk):
+    """Causal language model.
+
+    >>> model = Decoder(tiny_decoder_config(), rngs=nnx.Rngs(0))
+    >>> model(jnp.ones((2, 5), jnp.int32)).shape
+    (2, 5, 64)
+    """
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        if not config.tie_embeddings:
+            self.output = Projection(config.hidden_size, config.vocab_size, rngs=rngs)
+
+    @property
+    def output_shape(self) -> tuple[int, int]:
+        """Shape (D, V) of the output kernel."""
+        return self.config.hidden_size, self.config.vocab_size
+
+    def hf_names(self) -> dict[str, str]:
+        return super().hf_names() | {"output": "lm_head"}
+
+    def _final(self, x: Array) -> Array:
+        """Normalizes the last hidden states, with the factor of the logits."""
+        x, scale = super()._final(x), self.config.logit_scale
+        return x if scale == 1.0 else (x.astype(jnp.float32) * scale).astype(x.dtype)
+
+    def logits(self, hidden: Array) -> Array:
+        """Returns logits (..., V), float32, of hidden states (..., D)."""
+        kernel = self.output_kernel().astype(hidden.dtype)
+        logits = jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
+        return capped(logits, self.config.logit_cap)
+
+    def output_kernel(self) -> Array:
+        """Returns the output kernel (D, V): the transposed embedding table if the two are tied."""
+        tied = self.config.tie_embeddings
+        kernel = self.embeddings.table[...].T if tied else self.output.kernel[...]
+        if self.output_sharding is None:
+            return kernel
+        return jax.lax.with_sharding_constraint(kernel, self.output_sharding)
+
+    def __call__(
+        self,
+        input_ids: Array,
+        attention_mask: Array | None = None,
+        segments: Array | None = None,
+        ctx: Context = EVAL,
+    ) -> Array:
+        """Returns logits (B, T, V), float32; arguments as for `hidden`."""
+        return self.logits(self.hidden(input_ids, attention_mask, segments, ctx))
 
 
 def segment_positions(segments: Array) -> Array:

@@ -9,6 +9,7 @@ from typing import Any
 from goat_jax.errors import UserError, nearest
 from goat_jax.models.encoder.families import FAMILIES
 from goat_jax.models.encoder.relative import Disentangled
+from goat_jax.models.family import label_count
 from goat_jax.nn.dropout import Rates, rates_of
 from goat_jax.nn.modules import ACTIVATIONS, POOLING
 from goat_jax.nn.rope import Rope
@@ -34,6 +35,7 @@ class EncoderConfig:
         layer_norm_eps: constant added to every variance in layer normalization.
         pad_token_id: id of the padding token; the families with `positions_after_pad` count
             positions from it, the others ignore it.
+        head: "sequence" for classes of a text, "tokens" for classes of every token.
         num_labels: number of outputs of the head; 1 means regression.
         pooling: input of the head: the first token ("cls", as in torch) or the mean of the real
             tokens ("mean", as sentence encoders such as MiniLM are trained).
@@ -81,6 +83,7 @@ class EncoderConfig:
     activation: str
     layer_norm_eps: float
     pad_token_id: int
+    head: str = "sequence"
     num_labels: int = 2
     pooling: str = "cls"
     dropout: Rates = ()
@@ -112,6 +115,7 @@ class EncoderConfig:
             ("head_activation", self.head_activation, ACTIVATIONS),
             ("convolution_activation", self.convolution_activation, ACTIVATIONS),
             ("pooling", self.pooling, POOLING),
+            ("head", self.head, FAMILIES[self.family].heads),
         ):
             if not isinstance(chosen, str) or chosen not in known:
                 hint = nearest(str(chosen), known)
@@ -206,16 +210,6 @@ def _check_sizes(values: Mapping[str, Any]) -> None:
         raise UserError(
             f"hidden size {width} is not divisible by {heads} heads: correct one of them"
         )
-
-
-def label_count(hf: Mapping[str, Any]) -> int:
-    """Returns the number of label names, or else `num_labels`, as transformers does; default 2.
-
-    >>> label_count({"id2label": {"0": "cat", "1": "dog", "2": "eel"}, "num_labels": 2})
-    3
-    """
-    names = hf.get("id2label")
-    return len(names) if names is not None else hf.get("num_labels", 2)
 
 
 def tiny_config(family: str = "bert", /, **overrides: Any) -> EncoderConfig:

@@ -53,6 +53,7 @@ class EncoderFamily(Family):
         layer: name of the list of layers, under the prefix.
         block: our name of a block's part -> its torch name.
         head: names of the head's two dense layers, and of the norm between them if there is one.
+        token_head: names of the layers of a head for every token.
         keys: field of `EncoderConfig` -> the key in config.json.
         defaults: fields that config.json may leave out or does not have; the values are those of
             transformers.
@@ -70,6 +71,7 @@ class EncoderFamily(Family):
     layer: str
     block: Mapping[str, str]
     head: tuple[str, ...]
+    token_head: tuple[str, ...] = ("classifier",)
     keys: Mapping[str, str]
     defaults: Mapping[str, Any]
     dropout: Mapping[str, RateKeys]
@@ -77,6 +79,11 @@ class EncoderFamily(Family):
     settings: tuple[Setting, ...] = ()
     fused: tuple[Fused, ...] = ()
     others: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def heads(self) -> dict[str, tuple[str, ...]]:
+        """Names of the layers of each head, by the head as `EncoderConfig.head` names it."""
+        return {"sequence": self.head, "tokens": self.token_head}
 
 
 _BERT_EMBEDDINGS = {
@@ -443,6 +450,7 @@ FAMILIES: dict[str, EncoderFamily] = {
         layer="layers",
         block=_MODERN_BLOCK,
         head=("head.dense", "head.norm", "classifier"),
+        token_head=("head.dense", "head.norm", "classifier"),
         keys=_without(_BERT_KEYS, "type_vocab_size", "pad_token_id")
         | {
             "activation": "hidden_activation",

@@ -229,7 +229,7 @@ class Embeddings(nnx.Module):
 
 
 class Encoder(Model):
-    """Text encoder with a sequence-classification head.
+    """Text encoder with a head for classes of a text, or for classes of every token.
 
     >>> model = Encoder(tiny_config(), rngs=nnx.Rngs(0))
     >>> model(jnp.ones((2, 5), jnp.int32), jnp.ones((2, 5), jnp.int32)).shape
@@ -255,8 +255,11 @@ class Encoder(Model):
             calls=config.calls,
         )
         self.final_norm = _norm(config) if config.norm_before else None
-        self.head_dense = Dense(width, width, use_bias=config.head_bias, rngs=rngs)
-        self.head_norm = _norm(config) if config.head_norm else None
+        deep = len(FAMILIES[config.family].heads[config.head]) > 1
+        self.head_dense = (
+            Dense(width, width, use_bias=config.head_bias, rngs=rngs) if deep else None
+        )
+        self.head_norm = _norm(config) if config.head_norm and deep else None
         self.head_out = Dense(config.hidden_size, config.num_labels, rngs=rngs)
         self.config = config
 
@@ -272,8 +275,8 @@ class Encoder(Model):
             for ours, theirs in family.block.items()
         }
         others = {ours: f"{family.prefix}.{theirs}" for ours, theirs in family.others.items()}
-        dense, *norm, out = family.head
-        head = {"head_dense": dense, "head_out": out} | dict(zip(["head_norm"], norm, strict=False))
+        *inner, out = family.heads[self.config.head]
+        head = dict(zip(("head_dense", "head_norm"), inner, strict=False)) | {"head_out": out}
         return embeddings | others | block | head
 
     def attention_need(self, tokens: int, dtype: str) -> Need:
@@ -367,11 +370,14 @@ class Encoder(Model):
         return self.classify(hidden, attention_mask, ctx)
 
     def classify(self, hidden: Array, attention_mask: Array, ctx: Context = EVAL) -> Array:
-        """Returns logits (B, num_labels), float32, of hidden states (B, T, D) from `encode`."""
+        """Returns logits, float32, of hidden states (B, T, D) from `encode`."""
+        rates = self.config.dropout
+        if self.config.head == "sequence":
+            hidden, ctx = POOLING[self.config.pooling](hidden, attention_mask), ctx.unmasked()
         # float32: the head costs almost nothing, and bfloat16 has only three digits for logits.
-        pooled = POOLING[self.config.pooling](hidden, attention_mask).astype(jnp.float32)
-        ctx, rates = ctx.unmasked(), self.config.dropout
-        activation = ACTIVATIONS[self.config.head_activation]
-        inner = activation(self.head_dense(drop(pooled, "head_dense", rates, ctx), ctx))
-        inner = inner if self.head_norm is None else self.head_norm(inner)
-        return self.head_out(drop(inner, "head_out", rates, ctx), ctx)
+        x = hidden.astype(jnp.float32)
+        if self.head_dense is not None:
+            activation = ACTIVATIONS[self.config.head_activation]
+            x = activation(self.head_dense(drop(x, "head_dense", rates, ctx), ctx))
+            x = x if self.head_norm is None else self.head_norm(x)
+        return self.head_out(drop(x, "head_out", rates, ctx), ctx)

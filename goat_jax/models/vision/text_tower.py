@@ -254,7 +254,6 @@ def _text(name: str) -> Architecture:
         build=TextTower,
         family=FAMILIES[name],
         prefix="text_model.",
-        head=(),
     )
 
 
