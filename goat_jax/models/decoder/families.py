@@ -441,6 +441,7 @@ FAMILIES: dict[str, DecoderFamily] = {
         fixed=_ROUTER | {"sliding_window": (None,)},
         context=4096,
         norm_eps=1e-5,
+        other_classes={_TEXTS: None, _TOKENS: None},
     ),
     "gpt_oss": _family(
         "GptOss",
