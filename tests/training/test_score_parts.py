@@ -17,10 +17,10 @@ def test_parts_are_scored_together_and_apart():
     batches = [batch([0, 1, 2], [1, 1, 1], [1, 1, 0]), batch([0, 0, 0], [1, 0, 0], [0, 1, 0])]
     right = [[9, 0, 0], [0, 0, 9], [0, 0, 9], [0, 9, 0], [9, 0, 0], [9, 0, 0]]
     task = make_task("mnli")
-    scores = task_type_of(task).scores(task.metrics, {}, batches, np.array(right, np.float32))
+    scores = task_type_of(task).scores(task, {}, batches, [np.array(right, np.float32)])
     assert scores == {"accuracy": 0.5, "accuracy_matched": 0.5, "accuracy_mismatched": 0.5}
     wrong = np.array([[0, 9, 0], [9, 0, 0], [0, 0, 9], [9, 0, 0], [9, 0, 0], [9, 0, 0]], np.float32)
-    scores = task_type_of(task).scores(task.metrics, {}, batches, wrong)
+    scores = task_type_of(task).scores(task, {}, batches, [wrong])
     assert scores == {"accuracy": 0.5, "accuracy_matched": 0.0, "accuracy_mismatched": 1.0}
 
 
@@ -28,4 +28,4 @@ def test_rows_without_parts_are_scored_together_only():
     whole = {"labels": np.array([0, 1], np.int32), "weights": np.ones(2, np.float32)}
     outputs = np.array([[9, 0, 0], [9, 0, 0]], np.float32)
     task = make_task("mnli")
-    assert task_type_of(task).scores(task.metrics, {}, [whole], outputs) == {"accuracy": 0.5}
+    assert task_type_of(task).scores(task, {}, [whole], [outputs]) == {"accuracy": 0.5}
