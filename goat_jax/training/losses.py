@@ -48,10 +48,13 @@ def _classification_loss(
 
     The batch has labels (B,) and weights (B,); padding rows have weight 0.
     """
-    logits = _logits(inputs, model, batch, ctx)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
-    correct = (logits.argmax(-1) == batch["labels"]).astype(jnp.float32)
-    weights = batch["weights"]
+    return _sums(_logits(inputs, model, batch, ctx), batch["labels"], batch["weights"])
+
+
+def _sums(logits: Array, labels: Array, weights: Array) -> tuple[Array, dict[str, Array], Array]:
+    """Returns the weighted sums of cross entropies and of hits, and the logits."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    correct = (logits.argmax(-1) == labels).astype(jnp.float32)
     return (losses * weights).sum(), {"accuracy": (correct * weights).sum()}, logits
 
 
@@ -71,11 +74,8 @@ def _tagging_loss(
 
     The batch has labels (B, T), `NO_TAG` for tokens without a tag.
     """
-    logits, weights = _logits(inputs, model, batch, ctx), _tagged(batch)
     labels = jnp.maximum(batch["labels"], 0)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    correct = (logits.argmax(-1) == labels).astype(jnp.float32)
-    return (losses * weights).sum(), {"accuracy": (correct * weights).sum()}, logits
+    return _sums(_logits(inputs, model, batch, ctx), labels, _tagged(batch))
 
 
 def _tagged(batch: Batch) -> Array:

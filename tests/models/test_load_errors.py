@@ -98,7 +98,7 @@ def test_no_model_type(folder):
     )
 
 
-@pytest.mark.parametrize("kind", ["albert", "gemma3n", "bart", "llama4", ["bert"], 3, True])
+@pytest.mark.parametrize("kind", ["xlnet", "gemma3n", "bart", "llama4", ["bert"], 3, True])
 def test_a_model_type_that_looks_like_another_is_not_taken_for_it(folder, kind):
     _edit_config(folder, model_type=kind)
     message = _error(folder)

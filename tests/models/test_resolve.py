@@ -116,7 +116,7 @@ def test_a_part_of_a_stacked_kernel_is_that_part_of_the_whole(save_torch):
     slot = next(
         s
         for s in (fill._slot(*p) for p in fill.parameters(model))
-        if isinstance(s.ref.module, Dense) and s.stacked and s.parameter == "kernel"
+        if isinstance(s.ref.module, Dense) and s.ref.axes and s.parameter == "kernel"
     )
     stored = {name: name for name in weights}
     full = fill._read(slot, stored, weights, np.float32, (slice(None),) * 3)

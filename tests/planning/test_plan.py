@@ -13,7 +13,7 @@ from goat_jax.core.attention import Visible, attention_in_blocks
 from goat_jax.core.cross_entropy import chunked_cross_entropy
 from goat_jax.core.flop_labels import PRODUCTS
 from goat_jax.data.tasks.registry import language_files
-from goat_jax.hardware.chips import CHIPS
+from goat_jax.hardware.chips import CHIPS, Chip
 from goat_jax.hardware.topologies import find_topology
 from goat_jax.injection.report import InjectReport, Row
 from goat_jax.planning.hlo_collectives import Exchange, collectives
@@ -23,6 +23,7 @@ from goat_jax.planning.start import StartPlan, start_plan
 from goat_jax.sharding.config import MeshConfig
 from goat_jax.sharding.rules import make_sharding_rules
 from goat_jax.training.logging.flops import matmul_flops
+from kinds import expect
 
 GIB = 2**30
 
@@ -248,6 +249,6 @@ def test_a_start_counts_the_kernels_of_methods_that_decompose():
     )
     assert start == StartPlan(4, 3 * up + pooler)
     assert start_plan(method_spec("lora"), found) == StartPlan(0, 0)
-    chip = find_topology("cpu:1", "v5e").chip
+    chip = expect(Chip, find_topology("cpu:1", "v5e").chip)
     assert start.seconds(chip, 2) == 2 * start.seconds(chip, 64)  # four kernels, four devices
     assert start.seconds(chip, 1) > start.flops / chip.flops

@@ -87,7 +87,7 @@ ENTRY %main (x: f32[64]) -> f32[64] {{
 
 def test_the_network_bounds_a_step_between_nodes():
     exchanges = {"all-gather": Exchange(1, 450 * 10**9, 100 * 10**9)}
-    found = StepPlan(16, {}, 8, 0, 0, 0, exchanges, 0, 0, 0)
+    found = StepPlan(16, {}, 8, 0, 0, 0, 0, exchanges, 0, 0, 0)
     assert found.roofline(CHIPS["h100"])["exchange"] == 1.0
     assert found.roofline(CHIPS["h100"])["network"] == 2.0
     assert "network" not in found.roofline(CHIPS["v5e"])
