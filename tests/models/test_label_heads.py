@@ -27,6 +27,22 @@ SIZES = dict(
     eos_token_id=1,
 )
 DECODER = SIZES | {"num_key_value_heads": 2}
+ENCODERS = {
+    "distilbert": {"dim": 32, "hidden_dim": 48, "n_layers": 1, "n_heads": 4},
+    "xlm-roberta": {},
+    "camembert": {},
+    "electra": {"embedding_size": 12},
+    "mpnet": {},
+    "albert": {"embedding_size": 12},
+    "modernbert": {"classifier_bias": True, "norm_bias": True, "local_attention": 4},
+    "deberta-v2": {
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_buckets": 6,
+    }
+    | {"share_att_key": True, "norm_rel_ebd": "layer_norm", "type_vocab_size": 0},
+}
+"""model_type -> settings of an encoder beside `SIZES`."""
 SCORED = [name for name in FAMILIES if FAMILIES[name].class_with("ForSequenceClassification")]
 CASES = {
     **{f"{name}, texts": (name, TEXTS, "sequence") for name in SCORED},
@@ -34,13 +50,15 @@ CASES = {
     "stablelm, tags": ("stablelm", TAGS, "tokens"),
     "bert, tags": ("bert", TAGS, "tokens"),
     "roberta, tags": ("roberta", TAGS, "tokens"),
+    **{f"{name}, tags": (name, TAGS, "tokens") for name in ENCODERS},
 }
 FIRST = ("llama, texts", "gemma3_text, texts", "stablelm, tags", "roberta, tags")
 MULTI = "multi_label_classification"
 
 
 def saved(folder, model_type, auto, **settings):
-    sizes = DECODER | SETTINGS[model_type] if model_type in SETTINGS else SIZES
+    decoder = DECODER | SETTINGS.get(model_type, {})
+    sizes = decoder if model_type in SETTINGS else SIZES | ENCODERS.get(model_type, {})
     config = transformers.AutoConfig.for_model(model_type, **{"num_labels": 3} | sizes | settings)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
@@ -63,7 +81,7 @@ def batch_of(labels, dtype):
     }
 
 
-def compared(folder, model_type, auto, head, loss_fn, labels, dtype=np.int32, **settings):
+def compared(folder, model_type, auto, head, loss_fn, labels, dtype: type = np.int32, **settings):
     theirs = saved(folder, model_type, auto, **settings)
     loaded = load_model(folder, key=jax.random.key(0), head=head)
     assert not loaded.fresh and not loaded.notes

@@ -13,7 +13,6 @@ from typing import Any
 from goat_jax.cli.arguments.evaluation import options_of
 from goat_jax.config.files import parse_options
 from goat_jax.data.tasks.evaluation import LOSS, EvalTask, scoring_of
-from goat_jax.data.tasks.language import LanguageTask
 from goat_jax.data.tasks.registry import Task, make_task
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.evaluation.evaluate_lm import check_needs, evaluate_task, write_records
@@ -208,9 +207,7 @@ def evaluate_run(
     """
     run = TrainedRun(folder, step, mesh)
     if data is not None:
-        changes: dict[str, Any] = {"evaluation": data, "evaluation_limit": None}
-        if isinstance(run.config.task, LanguageTask):
-            changes["held_out"] = 0
+        changes = {"evaluation": data, "evaluation_limit": None, "held_out": 0}
         task = dataclasses.replace(run.config.task, **changes)
         run.config = dataclasses.replace(run.config, task=task)
     config, labeled = run.config, []
