@@ -48,7 +48,8 @@ def predict_to_file(
         UserError: see `write_predictions`.
     """
     task, config = run.config.task, run.config
-    size = batch_size or predictor_of(task).batch_size(config)
+    predictor = predictor_of(task)
+    size = batch_size or predictor.batch_size(config)
     predict = run.predictor(rows, encoded, size, **sampling)
     settings = [size, config.mesh.given, dataclasses.asdict(sampling_of(task, **sampling))]
     identity = {
@@ -61,7 +62,7 @@ def predict_to_file(
         for numbers in chunks(begun, len(rows), CHUNK * size):
             predict(numbers)
         return begun
-    classes = getattr(task, "labels", ())
+    classes = predictor.classes(task)
     return write_predictions(
         out, rows, classes, predict, CHUNK * size, identity, progress, from_first
     )

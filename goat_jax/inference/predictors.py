@@ -62,6 +62,7 @@ class Predictor:
             for people. None for tasks whose rows have no label.
         encode: (task, config, rows, their source) -> the rows as `predict` takes them. Reads no
             weights, so that a row that does not fit is refused before they are loaded.
+        classes: task -> the names of the classes whose probabilities are predicted.
         batch_size: config -> the default number of rows in a batch.
         predict: (run, encoded rows, numbers of some of the rows, batch size, sampling) -> their
             predictions: (N, outputs) float32 logits, numbers of tags, or N texts.
@@ -72,6 +73,7 @@ class Predictor:
     as_row: Callable[[Any, Any], Row]
     labeled: Callable[[Any], tuple[list[Row], list[Any]]] | None
     encode: Callable[[Any, RunConfig, Sequence[Row], str], Any]
+    classes: Callable[[Any], tuple[str, ...]]
     batch_size: Callable[[RunConfig], int]
     predict: Callable[[TrainedRun, Any, range, int, Sampling], Any]
     finish: Callable[[Any, Sequence[Row], Any], Predictions]
@@ -281,6 +283,7 @@ _TEXT = Predictor(
     as_row=_text_row,
     labeled=_labeled_texts,
     encode=_encode_texts,
+    classes=lambda task: task.labels,
     batch_size=lambda config: config.train.eval_batch_size,
     predict=_outputs,
     finish=_classified,
@@ -290,6 +293,7 @@ _LANGUAGE = Predictor(
     as_row=_prompt_row,
     labeled=None,
     encode=_encode_prompts,
+    classes=lambda task: (),
     batch_size=lambda config: 16,
     predict=_answers,
     finish=_answered,
@@ -310,6 +314,7 @@ PREDICTORS: dict[type, Predictor] = {
         as_row=_words_row,
         labeled=_labeled_words,
         encode=_encode_words,
+        classes=lambda task: (),
         predict=_tags,
         finish=_tagged,
     ),
