@@ -37,7 +37,13 @@ class EncodedWords(Encoded):
         return self.input_ids, self.tags
 
     def gather(self, rows: np.ndarray, length: int, draw: Draw = None) -> Batch:
-        """Collates one batch as `Encoded.gather` does; `labels` are [B, T] int32."""
+        """Collates one batch as `Encoded.gather` does; `labels` are [B, T] int32.
+
+        >>> ids, tags = [np.array([2, 5])], [np.array([NO_TAG, 0], np.int32)]
+        >>> data = EncodedWords(ids, None, np.array([2]), np.array([0]), tags=tags)
+        >>> data.gather(np.array([0]), 3)["labels"].tolist()
+        [[-100, 0, -100]]
+        """
         batch = super().gather(rows, length, draw)
         tags = [self.tags[number] for number in batch["labels"]]
         return batch | {"labels": pad_right(tags, length, NO_TAG)}
