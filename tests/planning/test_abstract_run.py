@@ -11,9 +11,8 @@ from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConf
 from goat_jax.data.tasks.registry import language_files, make_task
 from goat_jax.errors import UserError
 from goat_jax.injection.selection import Override
-from goat_jax.models.decoder.families import FAMILIES as DECODERS
-from goat_jax.models.known_decoders import KNOWN_DECODERS
 from goat_jax.models.known_sizes import NAMED, model_config
+from goat_jax.models.registry import ARCHITECTURES
 from goat_jax.pretrained.resolve import open_checkpoint
 from goat_jax.training.abstract_run import abstract_run
 from goat_jax.training.data import load_data
@@ -108,9 +107,9 @@ FULL_SIZE = {
 
 
 def full_size(name, method="lora", total_rank=16):
-    kinds = {"roberta": "rte", "bert": "rte"} | dict.fromkeys(DECODERS, "gsm8k")
+    tasks = {"text encoder": "rte", "language model": "gsm8k", "image encoder": "image_files"}
     columns = {"image_files": {"train": "a", "evaluation": "b", "labels": ("cat", "dog")}}
-    task = kinds.get(NAMED[name]["model_type"], "image_files")
+    task = tasks[ARCHITECTURES[NAMED[name]["model_type"]].kind]
     return RunConfig(
         ModelConfig(name, dtype="bfloat16"),
         make_task(task, **columns.get(task, {})),
@@ -125,12 +124,12 @@ def test_named_models_have_their_published_size(name):
     assert report.total_parameters - report.adapter_parameters == FULL_SIZE[name]
 
 
-# A decoder of each family; `test_known_sizes.py` counts the parameters of all of them.
-OTHERS = {NAMED[name]["model_type"]: name for name in KNOWN_DECODERS}.values()
+# A model of each family; `test_known_sizes.py` counts the parameters of all of them.
+OTHERS = {NAMED[name]["model_type"]: name for name in NAMED if name not in FULL_SIZE}.values()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*sorted(set(NAMED) - {*FULL_SIZE, *KNOWN_DECODERS}), *OTHERS])
+@pytest.mark.parametrize("name", OTHERS)
 def test_named_models_can_be_built(name):
     assert abstract_run(full_size(name)).inject_report.adapter_parameters > 0
 
@@ -162,8 +161,8 @@ def test_a_folder_needs_no_weights(tmp_path):
 
 
 def test_what_does_not_fit_is_one_line(config):
-    with pytest.raises(UserError, match=r"llama-2-7b is a language model, but task files needs"):
-        abstract_run(config, "llama-2-7b")
+    with pytest.raises(UserError, match=r"dinov2-base is a image encoder, but task files needs"):
+        abstract_run(config, "dinov2-base")
     with pytest.raises(UserError, match=r"did you mean 'llama-2-7b'"):
         model_config("meta-llama/lama-2-7b")
 
