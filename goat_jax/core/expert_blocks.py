@@ -71,7 +71,7 @@ def arrange(chosen: Array, experts: int) -> Blocks:
         experts: the number X of experts.
 
     >>> arrange(jnp.array([1, 0, 1]), 2).experts
-    Array([0, 1, 1], dtype=int32)
+    Array([0, 1], dtype=int32)
     """
     total = len(chosen)
     size = block_size(total, experts)

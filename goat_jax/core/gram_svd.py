@@ -109,7 +109,7 @@ def gram_flops(rows: int, columns: int) -> int:
     (Golub and Van Loan).
 
     >>> f"{gram_flops(4096, 11008):.3g}"
-    '2.77e+12'
+    '2.73e+12'
     """
     side, wide = sorted((rows, columns))
     total = 4 * side**2 * wide + 9 * side**3

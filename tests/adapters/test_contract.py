@@ -123,8 +123,10 @@ def test_a_started_layer_reads_nothing_of_its_start(layer):
     arrays, start = layer.moved(), layer.start
 
     def program(spec):
-        arguments = (X, start.kernel, arrays, start.scale)
-        return str(jax.make_jaxpr(lambda *given: apply_layer(*given, spec, CTX))(*arguments))
+        def layer_of(x, kernel, arrays, scale):
+            return apply_layer(x, kernel, arrays, scale, spec, CTX)
+
+        return str(jax.make_jaxpr(layer_of)(X, start.kernel, arrays, start.scale))
 
     assert program(blind) == program(layer.spec)
 

@@ -74,8 +74,9 @@ def test_places_and_rates_are_torchs(case, tmp_path, jit, monkeypatch):
     saved = write(tmp_path, case, **CASES[case][0])
     model = expect(Encoder, load_model(tmp_path, key=KEY, dropout="checkpoint").model)
     inputs = batch(model.config.type_vocab_size, saved.config.pad_token_id)
+    given = jax.tree.map(jnp.asarray, inputs)
     graph, state = nnx.split(model)
-    ours = jit(lambda state: nnx.merge(graph, state)(**inputs, ctx=Context(KEY)))(state)
+    ours = jit(lambda state: nnx.merge(graph, state)(**given, ctx=Context(KEY)))(state)
     left, masks = list(places(case)), []
 
     def with_our_mask(x, p=0.5, training=True, inplace=False):
