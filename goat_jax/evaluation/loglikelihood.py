@@ -10,7 +10,7 @@ from flax import nnx
 
 from goat_jax.data.pipeline.batching import choose_buckets, evaluation_plan
 from goat_jax.data.pipeline.dataset import FILLER
-from goat_jax.data.pipeline.encoding import Piece, encode_pieces
+from goat_jax.data.pipeline.encoding import Piece, encode_pair, encode_pieces
 from goat_jax.data.pipeline.packing import Texts
 from goat_jax.data.pipeline.token_ids import check_ids, table_sizes
 from goat_jax.errors import RunFailed, UserError
@@ -107,10 +107,15 @@ class Scorer:
 
     def _texts(self, pairs: Sequence[tuple[str, str]]) -> Texts:
         context = self.config.context
-        all_ids, all_masks, cut = [], [], 0
+        between = getattr(self.config, "before_answer", ())
+        all_ids, all_masks, prompts, cut = [], [], [], 0
         for prompt, continuation in pairs:
             pieces = [Piece(prompt, False), Piece(continuation, True)]
-            ids, loss_mask = encode_pieces(self.tokenizer, pieces, end=False)
+            if between:
+                ids, loss_mask, first = encode_pair(self.tokenizer, pieces, between, end=False)
+                prompts.append(first)
+            else:
+                ids, loss_mask = encode_pieces(self.tokenizer, pieces, end=False)
             cut += len(ids) > context
             ids, loss_mask = ids[-context:], loss_mask[-context:]
             if not loss_mask.any() or loss_mask[0]:
@@ -127,4 +132,5 @@ class Scorer:
             members=[[number] for number in range(len(pairs))],
             lengths=np.array([len(ids) for ids in all_ids], np.int32),
             truncated=cut,
+            prompts=prompts,
         )

@@ -178,8 +178,12 @@ class Generator:
             )
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Encodes a prompt to the token ids that it would have in training."""
-        return encode_prompt(self.tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
+        """Encodes a prompt to the token ids that it would have in training, before the answer."""
+        text = isinstance(prompt, str)
+        ids = encode_prompt(self.tokenizer, prompt) if text else list(prompt)
+        between = getattr(self.config, "before_answer", ())
+        ended = bool(between) and ids[-1:] == [between[0]]
+        return [*ids, *between[ended:]] if ids else ids
 
     def answers(
         self,

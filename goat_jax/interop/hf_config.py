@@ -130,6 +130,9 @@ FORMS = {
     ("text encoder", "sequence"): _TEXTS,
     ("text encoder", "tokens"): _TAGS,
     ("language model", "language"): HfForm("ForCausalLM", "AutoModelForCausalLM", peft="CAUSAL_LM"),
+    ("language model", "conditional"): HfForm(
+        "ForConditionalGeneration", "AutoModelForSeq2SeqLM", peft="SEQ_2_SEQ_LM"
+    ),
     ("language model", "sequence"): dataclasses.replace(_TEXTS, pads=True),
     ("language model", "tokens"): _TAGS,
     ("image encoder", "linear"): HfForm(

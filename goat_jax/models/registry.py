@@ -22,6 +22,9 @@ from goat_jax.models.encoder.families import EncoderFamily
 from goat_jax.models.expert_tensors import ExpertTensor
 from goat_jax.models.family import Family
 from goat_jax.models.fused import Fused
+from goat_jax.models.seq2seq import families as seq2seq_families
+from goat_jax.models.seq2seq import model as seq2seq
+from goat_jax.models.seq2seq.families import Seq2SeqFamily
 from goat_jax.models.vision import families as vision_families
 from goat_jax.models.vision import heads as vision_heads
 from goat_jax.models.vision import model as vision
@@ -180,6 +183,19 @@ def _decoder(family: DecoderFamily) -> Architecture:
     )
 
 
+def _seq2seq(family: Seq2SeqFamily) -> Architecture:
+    return Architecture(
+        kind="language model",
+        config=seq2seq.Seq2SeqConfig.from_hf,
+        build=seq2seq.Seq2Seq,
+        family=family,
+        prefix="",
+        head=(),
+        tie=_SEQ2SEQ_TIE,
+        keys=family.keys,
+    )
+
+
 def _vision(family: VisionFamily) -> Architecture:
     return Architecture(
         kind="image encoder",
@@ -195,10 +211,13 @@ def _vision(family: VisionFamily) -> Architecture:
 _OUTPUT_IS_TABLE = Tie(
     "lm_head.weight", "model.embed_tokens.weight", "tie_word_embeddings", "tie_embeddings"
 )
+# transformers ties the two whatever config.json says, unless a file has two different tensors.
+_SEQ2SEQ_TIE = Tie("lm_head.weight", "shared.weight", "tied_output", "tie_embeddings", default=True)
 
 ARCHITECTURES: dict[str, Architecture] = {
     **{name: _encoder(family) for name, family in encoder_families.FAMILIES.items()},
     **{name: _decoder(family) for name, family in decoder_families.FAMILIES.items()},
+    **{name: _seq2seq(family) for name, family in seq2seq_families.FAMILIES.items()},
     **{name: _vision(family) for name, family in vision_families.FAMILIES.items()},
 }
 """model_type of config.json -> its architecture."""

@@ -28,10 +28,14 @@ from goat_jax.data.tasks.registry import Task
 from goat_jax.data.tasks.text import TextTask, load_examples
 from goat_jax.data.tasks.tokens import ACCURACY, TokenTask, load_words
 from goat_jax.errors import UserError
+from goat_jax.models.known_sizes import model_config
 from goat_jax.models.load import Loaded
+from goat_jax.models.seq2seq.config import Seq2SeqConfig
+from goat_jax.models.seq2seq.families import FAMILIES as SEQ2SEQ
 from goat_jax.models.vision.heads import CLASSIFIER, ZERO_SHOT
 from goat_jax.models.vision.model import VisionModel
 from goat_jax.models.vision.text_tower import class_kernel
+from goat_jax.pretrained.gguf.file import SUFFIX
 from goat_jax.pretrained.resolve import PACKAGE, find_model
 from goat_jax.training.losses import (
     CLASSIFICATION,
@@ -115,6 +119,18 @@ def _blank_image(task: ImageTask, model: str, length: int) -> Rows:
     folder = find_model(model) if model.startswith(PACKAGE) else Path(model)
     row, label = {task.image: np.zeros((2, 2), np.uint8)}, np.zeros(1, np.int32)
     return ImageRows(task, view_of(task, folder), "blank", [row], [0], label)
+
+
+def before_answer(model: str) -> tuple[int, ...]:
+    """Returns the tokens between a prompt and its answer; none in a model of one stack.
+
+    Args:
+        model: the path or name of the pretrained model.
+    """
+    hf = {} if model.endswith(SUFFIX) else model_config(find_model(model))
+    if hf.get("model_type") not in SEQ2SEQ:
+        return ()
+    return Seq2SeqConfig.from_hf(hf).before_answer
 
 
 def _as_trained(
@@ -226,7 +242,7 @@ _LANGUAGE = TaskType(
     one_row=_blank_text,
     read=load_pieces,
     encode=lambda task, split, pieces, tokenizer, length, model: encode_texts(
-        task, split, pieces, tokenizer, length
+        task, split, pieces, tokenizer, length, before_answer(model)
     ),
     scores=_score_tokens,
 )

@@ -33,6 +33,7 @@ SMALL = {
     "clip": {"vision_config": {**BLOCKS, "intermediate_size": 16}, "text_config": TEXT},
     "clip_vision_model": {**BLOCKS, "intermediate_size": 16},
     "vit": {**BLOCKS, "intermediate_size": 16},
+    "t5": {"vocab_size": 20, "d_model": 32, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 4},
     "deit": {**BLOCKS, "intermediate_size": 16},
     "dinov2": BLOCKS,
     "dinov2_with_registers": BLOCKS,

@@ -13,6 +13,7 @@ from itertools import accumulate, takewhile
 import numpy as np
 
 from goat_jax.data.sources.text_fields import check_text
+from goat_jax.errors import UserError
 from goat_jax.typing import Tokenizer
 
 
@@ -48,6 +49,40 @@ def encode_pieces(
     if end and last is not None and ids[-1:] != [last]:
         ids, loss_mask = [*ids, last], [*loss_mask, bool(pieces) and pieces[-1].in_loss]
     return np.array([*start, *ids], np.int32), np.array([*[False] * len(start), *loss_mask], bool)
+
+
+def encode_pair(
+    tokenizer: Tokenizer,
+    pieces: Sequence[Piece],
+    between: Sequence[int],
+    end: bool,
+    special: bool = True,
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Tokenizes a text for an encoder-decoder, which reads its prompt apart from its answer.
+
+    Args:
+      tokenizer: the Hugging Face tokenizer.
+      pieces: the parts of the text; the answer begins with the first that counts in the loss.
+      between: the token that ends a prompt, and the one that begins an answer.
+      end: as for `encode_pieces`.
+      special: as for `encode_pieces`.
+
+    Returns the token ids [T] int32, the loss mask [T] bool, and the number of the prompt's tokens.
+    Raises UserError if there is no prompt.
+    """
+    first = next((n for n, piece in enumerate(pieces) if piece.in_loss), len(pieces))
+    prompt = encode_pieces(tokenizer, pieces[:first], end=False, special=special)[0].tolist()
+    if not prompt:
+        raise UserError(
+            "a text without a prompt: an encoder-decoder answers prompts; give rows with a prompt "
+            "and a completion, and task.loss_on completion"
+        )
+    answer, loss_mask = encode_pieces(tokenizer, pieces[first:], end=end, special=False)
+    ending, start = between
+    prompt = prompt if prompt[-1] == ending else [*prompt, ending]
+    ids = np.array([*prompt, start, *answer], np.int32)
+    unlearned = [False] * (len(prompt) + 1)
+    return ids, np.array([*unlearned, *loss_mask], bool), len(prompt)
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str, special: bool = True) -> list[int]:

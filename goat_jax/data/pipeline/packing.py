@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from goat_jax.data.pipeline.dataset import Batch, Draw, fill_places, lookups_of, pad_right
-from goat_jax.data.pipeline.encoding import encode_pieces
+from goat_jax.data.pipeline.encoding import encode_pair, encode_pieces
 from goat_jax.data.pipeline.overlap import mark_of
 from goat_jax.data.tasks.language import CHAT_FORMATS, LanguageTask, Text, load_pieces
 from goat_jax.errors import UserError
@@ -29,6 +29,8 @@ class Texts:
       truncated: the number of texts whose end was cut off.
       dropped: the number of texts left out because no token to train on was left.
       tasks: "task_ids", "task_types" -> [N] int32, for texts of several tasks; else empty.
+      prompts: the number of each text's first tokens that are a segment of their own, N numbers,
+        for models that read prompts apart; else empty.
 
     >>> ids, mask = np.array([4, 5], np.int32), np.array([False, True])
     >>> Texts([ids], [mask], [[0]], np.array([2])).gather(np.array([0]), 3)["segments"].tolist()
@@ -43,6 +45,7 @@ class Texts:
     truncated: int = 0
     dropped: int = 0
     tasks: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    prompts: Sequence[int] = field(default=(), repr=False)
 
     @property
     def marks(self) -> tuple[bytes, ...]:
@@ -65,7 +68,8 @@ class Texts:
     def gather(self, rows: np.ndarray, length: int, draw: Draw = None) -> Batch:
         """Collates one batch, padded on the right.
 
-        Returns `input_ids`, `segments` (1, 2, ... for the texts of a row, 0 for padding),
+        Returns `input_ids`, `segments` (1, 2, ... for the texts of a row, or 2n - 1 and 2n for the
+        prompt and the rest of text n; 0 for padding),
         `attention_mask` and `loss_mask` [B, T] int32, and `weights` [B] float32. Texts of several
         tasks add `task_ids` [B, T] int32, since they may share a row, and `task_types` [B].
         """
@@ -82,12 +86,15 @@ class Texts:
             np.repeat(np.arange(1, len(texts) + 1), [len(self.input_ids[text]) for text in texts])
             for texts in row_texts
         ]
-        padded = pad_right(segments, length, 0)
+        texts_of_tokens = padded = pad_right(segments, length, 0)
+        if self.prompts:
+            segments = [self._halves(texts) for texts in row_texts]
+            padded = pad_right(segments, length, 0)
         tasks = {}
         if "task_ids" in self.tasks:
             # 0 stands for padding, so segment i of a row is text i - 1.
             of_text = [np.concatenate([[0], self.tasks["task_ids"][texts]]) for texts in row_texts]
-            ids = [table[row] for table, row in zip(of_text, padded, strict=True)]
+            ids = [table[row] for table, row in zip(of_text, texts_of_tokens, strict=True)]
             tasks["task_ids"] = np.stack(ids).astype(np.int32)
         if "task_types" in self.tasks:
             tasks["task_types"] = self.tasks["task_types"][[texts[0] for texts in row_texts]]
@@ -100,6 +107,12 @@ class Texts:
             **tasks,
         }
 
+    def _halves(self, texts: Sequence[int]) -> np.ndarray:
+        """Returns the segments of a row's tokens, two for every text."""
+        sizes = [(self.prompts[text], len(self.input_ids[text])) for text in texts]
+        counts = [count for first, whole in sizes for count in (first, whole - first)]
+        return np.repeat(np.arange(1, len(counts) + 1), counts)
+
 
 def load_texts(task: LanguageTask, split: str, tokenizer: Tokenizer, max_length: int) -> Texts:
     """Loads a split's texts, tokenized, truncated to `max_length` tokens, and packed if set so.
@@ -110,16 +123,30 @@ def load_texts(task: LanguageTask, split: str, tokenizer: Tokenizer, max_length:
 
 
 def encode_texts(
-    task: LanguageTask, split: str, texts: Sequence[Text], tokenizer: Tokenizer, max_length: int
+    task: LanguageTask,
+    split: str,
+    texts: Sequence[Text],
+    tokenizer: Tokenizer,
+    max_length: int,
+    between: Sequence[int] = (),
 ) -> Texts:
-    """Does the same as `load_texts` for rows that have been read already."""
+    """Does the same as `load_texts` for rows that have been read already.
+
+    `between` are the tokens between a prompt and its answer in an encoder-decoder (`encode_pair`).
+    """
     if max_length < 2:
         raise UserError(f"max_length {max_length}: a text needs 2 tokens or more")
     chat = task.format in CHAT_FORMATS
-    all_ids, all_masks, all_tasks, truncated, dropped = [], [], [], 0, 0
+    all_ids, all_masks, all_tasks, prompts, truncated, dropped = [], [], [], [], 0, 0
     for text in texts:
         # A chat template writes the initial and final special tokens itself.
-        ids, loss_mask = encode_pieces(tokenizer, text.pieces, end=not chat, special=not chat)
+        if between:
+            ids, loss_mask, first = encode_pair(
+                tokenizer, text.pieces, between, end=not chat, special=not chat
+            )
+        else:
+            ids, loss_mask = encode_pieces(tokenizer, text.pieces, end=not chat, special=not chat)
+            first = 0
         truncated += len(ids) > max_length
         ids, loss_mask = ids[:max_length], loss_mask[:max_length]
         # The first token is never predicted, so it cannot be the only one to train on.
@@ -130,6 +157,7 @@ def encode_texts(
         all_ids.append(ids)
         all_masks.append(loss_mask)
         all_tasks.append(text.tasks)
+        prompts.append(first)
     if not all_ids:
         raise UserError(
             f"task {task.name}: none of the {dropped} {split} texts has a token to train on within "
@@ -148,6 +176,7 @@ def encode_texts(
         tasks={
             name: np.array([tasks[name] for tasks in all_tasks], np.int32) for name in all_tasks[0]
         },
+        prompts=prompts if between else (),
     )
 
 
