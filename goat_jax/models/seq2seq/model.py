@@ -166,7 +166,7 @@ class Seq2Seq(Decoder):
         self.decoder = Tower(config, config.num_layers, True, rngs=rngs)
         if not config.tie_embeddings:
             self.output = Projection(width, config.vocab_size, rngs=rngs)
-        self.config = config
+        self.config = config  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @property
     def layers(self) -> Stack:  # pyright: ignore[reportIncompatibleVariableOverride]

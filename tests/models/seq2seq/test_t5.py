@@ -1,6 +1,7 @@
 """T5 against torch: logits, generation with a cache, buckets of distances."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +22,10 @@ from goat_jax.data.tasks.language import LanguageTask, load_pieces
 from goat_jax.errors import UserError
 from goat_jax.evaluation.sampler import Generator, Sampling
 from goat_jax.models.load import load_model, random_model
-from goat_jax.models.seq2seq.model import distance_buckets
+from goat_jax.models.seq2seq.model import Seq2Seq, distance_buckets
 from goat_jax.training.losses import LANGUAGE
 from goat_jax.training.task_types import before_answer
+from kinds import expect
 from tiers import each
 
 TOLERANCE = 1e-5
@@ -41,7 +43,7 @@ CASES = {
 }
 
 
-def write(folder, settings):
+def write(folder, settings) -> Any:
     """Saves a model, every number of it random; an untied output is a tensor of its own."""
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
@@ -100,7 +102,7 @@ def test_logits_are_torchs(case, tmp_path):
 @pytest.mark.slow
 def test_generation_with_a_cache_is_torchs(tmp_path):
     theirs = write(tmp_path, CASES["flan"])
-    model = load_model(tmp_path, key=jax.random.key(0)).model
+    model = expect(Seq2Seq, load_model(tmp_path, key=jax.random.key(0)).model)
     end, start = model.config.before_answer
     longest, steps = max(map(len, PROMPTS)) + 2, 6
     ids, mask = np.zeros((2, len(PROMPTS), longest), np.int32)
@@ -110,7 +112,7 @@ def test_generation_with_a_cache_is_torchs(tmp_path):
     graph, state = nnx.split(model)
 
     def step(state, ids, mask, cache):
-        model = nnx.merge(graph, state)
+        model = expect(Seq2Seq, nnx.merge(graph, state))
         hidden, cache = model.extend(ids, mask, cache)
         return model.logits(hidden[:, -1]), cache
 
@@ -176,7 +178,8 @@ def test_the_loss_of_texts_is_torchs(packing, tmp_path, tokenizer):
             found = theirs(input_ids=torch.tensor([tokenizer(prompt)["input_ids"]]), labels=labels)
         expected += float(found.loss) * labels.numel()
     assert abs(float(loss) - expected) < 1e-5 * expected
-    generator = Generator(load_model(tmp_path, key=jax.random.key(0)).model, tokenizer)
+    model = expect(Seq2Seq, load_model(tmp_path, key=jax.random.key(0)).model)
+    generator = Generator(model, tokenizer)
     answers = generator.answers([prompt for prompt, _ in ROWS], Sampling(max_new_tokens=6))
     for (prompt, _), answer in zip(ROWS, answers, strict=True):
         ids = torch.tensor([tokenizer(prompt)["input_ids"]])
