@@ -25,7 +25,10 @@ torch = pytest.importorskip("torch", reason="needs the extra 'test', which bring
 peft = pytest.importorskip("peft", reason="needs the extra 'test', which brings peft")
 transformers = pytest.importorskip("transformers")
 
-pytestmark = pytest.mark.nightly
+pytestmark = [
+    pytest.mark.nightly,
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
+]
 
 PROMPT, ANSWER = [5, 6, 7, 8, 1], [0, 9, 10, 11]
 
