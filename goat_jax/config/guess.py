@@ -15,10 +15,11 @@ from goat_jax.config.paper import llama_eta, method_sizes, peak_rate
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
 from goat_jax.data.tasks.guess import Data, Guess, guess_images
 from goat_jax.data.tasks.guess_labels import guess_labels, guess_texts
+from goat_jax.data.tasks.registry import Task
 from goat_jax.errors import UnknownField, UserError
 from goat_jax.files import user_path
 from goat_jax.models.known_sizes import NAMED, model_config
-from goat_jax.models.registry import architecture_of
+from goat_jax.models.registry import Architecture, architecture_of
 from goat_jax.optim.optimizer import OptimizerConfig
 from goat_jax.pretrained.pooling import pooling_of
 from goat_jax.pretrained.resolve import SETTINGS, find_model
@@ -173,7 +174,7 @@ def propose(
         task=guess.task,
         adapter=AdapterConfig(
             method=method,
-            modules_to_save=known.heads[getattr(guess.task, "HEAD", known.config.head)],
+            modules_to_save=known.head_of(guess.task),
             defaults={"eta": settings.eta(rate)},
             **method_sizes(method, settings.rank, 2.0 * settings.rank, 0.05),
         ),
@@ -210,20 +211,26 @@ class _Model:
     Attributes:
         settings: the settings for its kind.
         config: its config.
-        heads: the names of the modules of each of its heads, by the head.
+        architecture: its architecture.
         most: the largest number of tokens of a row.
         options: fields of `config` that the checkpoint sets elsewhere, such as its pooling.
     """
 
     settings: Defaults
     config: Any
-    heads: Mapping[str, tuple[str, ...]]
+    architecture: Architecture
     most: int
     options: Mapping[str, str]
 
     @property
     def large(self) -> bool:
         return 12 * self.config.num_layers * self.config.hidden_size**2 > MANY_PARAMETERS
+
+    def head_of(self, task: Task) -> tuple[str, ...]:
+        """Returns the names of the modules of the head that a task needs."""
+        head, heads = getattr(task, "HEAD", self.config.head), self.architecture.heads
+        self.architecture.family.check_head(head, heads)
+        return heads[head]
 
     def rows_at_once(self, length: int) -> int:
         """Returns the most rows of some length that one device computes at a time."""
@@ -254,7 +261,7 @@ def _read_model(model: str) -> _Model:
     default = getattr(network, "pooling", None)
     pooling = None if default is None else pooling_of(path)
     options = {} if pooling in (None, default) else {"pooling": pooling}
-    return _Model(settings, network, architecture.heads, most, options)
+    return _Model(settings, network, architecture, most, options)
 
 
 def _train(guess: Guess, known: _Model, fields: Mapping[str, Any]) -> TrainConfig:

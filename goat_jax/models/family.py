@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from goat_jax.errors import UserError
 from goat_jax.models.config_keys import Keys
 
 
@@ -37,6 +38,15 @@ class Family:
     def class_with(self, ending: str) -> str | None:
         """Returns the name of its class with an ending; None if transformers has no such class."""
         return self.other_classes.get(ending, self.class_name + ending)
+
+    def check_head(self, head: str, known: Collection[str]) -> None:
+        """Raises `UserError` if `head` is not among the heads that the family has."""
+        if head not in known:
+            raise UserError(
+                f"{self.class_name} has no head {head!r}, only {', '.join(known)}: make the labels "
+                "answers (--task.format template --task.prompt '{text} ' --task.completion "
+                "'{label}', with your columns' names), or take another model"
+            )
 
 
 def label_count(hf: Mapping[str, Any]) -> int:

@@ -190,7 +190,7 @@ def _seq2seq(family: Seq2SeqFamily) -> Architecture:
         build=seq2seq.Seq2Seq,
         family=family,
         prefix="",
-        head=(),
+        heads=dict.fromkeys(seq2seq_families.HEADS, ()),
         tie=_SEQ2SEQ_TIE,
         keys=family.keys,
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from goat_jax.errors import UserError
-from goat_jax.models.seq2seq.families import FAMILIES, is_scaled
+from goat_jax.models.seq2seq.families import FAMILIES, HEADS, is_scaled
 from goat_jax.models.vision.config import read_fields
 from goat_jax.nn.modules import ACTIVATIONS
 from goat_jax.nn.pre_norm_block import check_choice, check_sizes
@@ -36,7 +36,7 @@ class Seq2SeqConfig:
         scaled_logits: whether logits are divided by the root of the width.
         eos_ids: tokens that end an answer; a prompt ends with the first of them.
         start_id: the token that an answer begins with.
-        head: the kind of output, for exports.
+        head: the kind of output, one of `HEADS`.
         context: the largest number of tokens, which relative positions do not limit.
         unbounded: whether texts may be longer than that.
         logit_cap: the bound of the logits; there is none.
@@ -92,14 +92,15 @@ class Seq2SeqConfig:
         """Reads a config.json given as a dict; overrides win.
 
         Raises:
-            UserError: a size that is not valid, an unknown override, or a feed-forward that is not
-                computed here.
+            UserError: a size that is not valid, an unknown override or head, or a feed-forward that
+                is not computed here.
 
         >>> config = Seq2SeqConfig.from_hf({"model_type": "t5", "feed_forward_proj": "gated-gelu"})
         >>> config.activation, config.gated, config.num_layers
         ('gelu_new', True, 6)
         """
         family = FAMILIES[hf["model_type"]]
+        family.check_head(overrides.get("head", cls.head), HEADS)
         layers = hf.get("num_decoder_layers") or hf.get("num_layers")
         flat = {**hf, "num_decoder_layers": layers, "scale_decoder_outputs": is_scaled(hf)}
         fixed = {

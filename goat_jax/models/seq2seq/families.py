@@ -90,3 +90,6 @@ _T5 = Seq2SeqFamily(
 )
 
 FAMILIES: dict[str, Seq2SeqFamily] = {"t5": _T5}
+
+HEADS = ("conditional",)
+"""Heads that a config may name: the vocabulary's, for a token given the prompt and the answer."""

@@ -17,6 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from goat_jax.adapters.context import Context
+from goat_jax.config.guess import config_for
 from goat_jax.data.pipeline.packing import encode_texts
 from goat_jax.data.tasks.language import LanguageTask, load_pieces
 from goat_jax.errors import UserError
@@ -153,7 +154,9 @@ ROWS = [("w5 w6 w7", "w8 w9"), ("w20", "w21 w22 w23"), ("w30 w31 w32 w33", "w34"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("packing", [False, True], ids=["rows", "packed"])
+@pytest.mark.parametrize(
+    "packing", [pytest.param(False, marks=pytest.mark.nightly), True], ids=["rows", "packed"]
+)
 def test_the_loss_of_texts_is_torchs(packing, tmp_path, tokenizer):
     theirs = write(tmp_path, CASES["flan"])
     lines = [json.dumps({"prompt": p + " ", "completion": c}) for p, c in ROWS]
@@ -207,3 +210,21 @@ def test_buckets_are_torchs(buckets, reach, both):
 def test_settings_that_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         random_model({"model_type": "t5", **SIZES, **change}, key=jax.random.key(0))
+
+
+def test_labels_are_refused_with_the_way_to_make_them_answers(tmp_path, tokenizer):
+    hf = {"model_type": "t5", **SIZES}
+    (tmp_path / "config.json").write_text(json.dumps(hf))
+    rows = tmp_path / "rows.jsonl"
+    line = json.dumps({"text": "w5 w6", "label": "w7"})
+    rows.write_text(f"{line}\n" * 20 + f"{line.replace('w7', 'w8')}\n" * 20)
+    message = "T5 has no head 'sequence', only conditional: make the labels answers"
+    with pytest.raises(UserError, match=message):
+        config_for(str(tmp_path), rows)
+    with pytest.raises(UserError, match=message):
+        random_model(hf, key=jax.random.key(0), head="sequence", num_labels=2)
+    answers = {"format": "template", "prompt": "{text} ", "completion": "{label}"}
+    fields = {f"task.{name}": value for name, value in answers.items()}
+    config = config_for(str(tmp_path), rows, **fields)
+    assert isinstance(config.task, LanguageTask)
+    assert config.adapter.modules_to_save == ()
