@@ -159,6 +159,7 @@ def test_attention_loses_probabilities_and_not_logits():
     np.testing.assert_allclose(left[..., 0].swapaxes(1, 2), 1 - highest, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_blocks_and_plain_scores_give_sinks_the_same_share():
     keys = jax.random.split(jax.random.key(0), 5)
     query, sinks = jax.random.normal(keys[0], (2, 7, 4, 8)), jax.random.normal(keys[3], (4,))
