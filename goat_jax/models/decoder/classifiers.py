@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from flax import nnx
 
@@ -15,7 +17,21 @@ SCORE = "score"
 """torch's name of the head."""
 
 
-class TextClassifier(DecoderTrunk):
+class _Classifier(DecoderTrunk):
+    """Decoder with a linear layer that has an output per label."""
+
+    has_bias: ClassVar[bool]
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        sizes = config.hidden_size, config.num_labels
+        self.score = Dense(*sizes, use_bias=self.has_bias, rngs=rngs)
+
+    def hf_names(self) -> dict[str, str]:
+        return super().hf_names() | {"score": SCORE}
+
+
+class TextClassifier(_Classifier):
     """Decoder that classifies a text by its last token's hidden state; a reward model, too.
 
     >>> from goat_jax.models.decoder.model import tiny_decoder_config
@@ -24,12 +40,7 @@ class TextClassifier(DecoderTrunk):
     (2, 3)
     """
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        super().__init__(config, rngs=rngs)
-        self.score = Dense(config.hidden_size, config.num_labels, use_bias=False, rngs=rngs)
-
-    def hf_names(self) -> dict[str, str]:
-        return super().hf_names() | {"score": SCORE}
+    has_bias = False
 
     def __call__(
         self,
@@ -53,7 +64,7 @@ class TextClassifier(DecoderTrunk):
         return self.score(pooled, ctx.unmasked())
 
 
-class TokenClassifier(DecoderTrunk):
+class TokenClassifier(_Classifier):
     """Decoder that classifies every token.
 
     >>> from goat_jax.models.decoder.model import tiny_decoder_config
@@ -62,12 +73,7 @@ class TokenClassifier(DecoderTrunk):
     (2, 5, 3)
     """
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        super().__init__(config, rngs=rngs)
-        self.score = Dense(config.hidden_size, config.num_labels, rngs=rngs)
-
-    def hf_names(self) -> dict[str, str]:
-        return super().hf_names() | {"score": SCORE}
+    has_bias = True
 
     def __call__(
         self,
