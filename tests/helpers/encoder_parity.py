@@ -5,7 +5,6 @@ Run as a program, it prints the table of docs/models.md:
     PYTHONPATH=tests/helpers python tests/helpers/encoder_parity.py
 """
 
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import transformers
 from flax import nnx
 
 from goat_jax.models.load import load_model
+from parity_table import print_table
 
 TOLERANCE = 1e-5
 """Largest difference of a logit, over the largest logit."""
@@ -176,19 +176,5 @@ def family_of(case: str) -> str:
     return getattr(transformers, CASES[case][0] + "Config").model_type
 
 
-def table() -> str:
-    """The rows of the table: model_type, number of variants, largest difference."""
-    errors: dict[str, list[float]] = {}
-    for case in CASES:
-        with tempfile.TemporaryDirectory() as folder:
-            model = write(Path(folder), case)
-            errors.setdefault(family_of(case), []).append(difference(Path(folder), model))
-    return "\n".join(
-        f"| `{name}` | ... | {len(own)} | {max(own):.1e} |" for name, own in sorted(errors.items())
-    )
-
-
 if __name__ == "__main__":
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    print(table())
+    print_table(CASES, family_of, lambda case, folder: difference(folder, write(folder, case)))

@@ -5,7 +5,6 @@ Run as a program, it prints the table of docs/models.md:
     PYTHONPATH=tests/helpers python tests/helpers/vision_parity.py
 """
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from flax import nnx
 
 from goat_jax.models.load import load_model
 from kinds import present
+from parity_table import print_table
 
 TOLERANCE = 1e-5
 """Largest difference of a logit, over the largest logit."""
@@ -177,18 +177,5 @@ def difference(case: tuple[str, dict[str, Any], tuple[int, int]], folder: Path) 
     return float(np.abs(np.asarray(logits) - theirs).max() / np.abs(theirs).max())
 
 
-def table() -> str:
-    """The rows of the table: model_type, number of variants, largest difference."""
-    errors: dict[str, list[float]] = {}
-    for case in CASES:
-        with tempfile.TemporaryDirectory() as folder:
-            errors.setdefault(case[0], []).append(difference(case, Path(folder)))
-    return "\n".join(
-        f"| `{name}` | ... | {len(own)} | {max(own):.1e} |" for name, own in errors.items()
-    )
-
-
 if __name__ == "__main__":
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    print(table())
+    print_table(CASES, lambda case: case[0], difference)
