@@ -8,6 +8,7 @@ other set of labeled sentences can replace the reviews: ``demo:task=cola,folder=
 
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
 from goat_jax.data.tasks.registry import make_task
+from goat_jax.injection.targets import TASK_HEAD
 from goat_jax.optim.optimizer import OptimizerConfig
 
 
@@ -26,8 +27,7 @@ def get_config(
         task=make_task(task, **place),
         adapter=AdapterConfig(
             method=method,
-            target_modules=r"bert\.encoder\..*",
-            modules_to_save=("pooler.dense", "classifier"),
+            modules_to_save=(TASK_HEAD,),
             total_rank=rank,
             dropout=0.0,  # takes a quarter of a step on a CPU; no gain in so short a run
         ),

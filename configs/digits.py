@@ -18,9 +18,7 @@ def get_config(
     return RunConfig(
         model=ModelConfig("package:dinov2-small"),
         task=make_task(task, evaluation_limit=500),
-        adapter=AdapterConfig(
-            method=method, target_modules=r".*encoder\.layer.*", total_rank=rank, dropout=0.0
-        ),
+        adapter=AdapterConfig(method=method, total_rank=rank, dropout=0.0),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=steps // 10),
         train=TrainConfig(
             steps=steps,

@@ -20,6 +20,7 @@ no run at this size.
 from goat_jax.config.paper import method_sizes, peak_rate
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
 from goat_jax.data.tasks.registry import make_task
+from goat_jax.injection.targets import TASK_HEAD
 from goat_jax.optim.optimizer import OptimizerConfig
 
 TRAIN_ROWS = {
@@ -55,8 +56,7 @@ def get_config(
         task=text,
         adapter=AdapterConfig(
             method=method,
-            target_modules=r".*encoder\.layer\..*",
-            modules_to_save=("classifier.dense", "classifier.out_proj"),
+            modules_to_save=(TASK_HEAD,),
             **method_sizes(method, rank, 2.0 * rank, dropout),
         ),
         optimizer=OptimizerConfig(learning_rate=rate, warmup_steps=100),

@@ -21,6 +21,7 @@ from goat_jax.config.paper import method_sizes, peak_rate
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
 from goat_jax.data.tasks.registry import make_task
 from goat_jax.data.tasks.vision import VISION
+from goat_jax.injection.targets import TASK_HEAD
 from goat_jax.optim.optimizer import OptimizerConfig
 
 EPOCHS = {
@@ -56,8 +57,7 @@ def get_config(
         task=images,
         adapter=AdapterConfig(
             method=method,
-            target_modules=r".*encoder\.layers\..*",
-            modules_to_save=("classifier",) if train_head or head == "linear" else (),
+            modules_to_save=(TASK_HEAD,) if train_head or head == "linear" else (),
             **method_sizes(method, rank, 2.0 * rank, dropout),
         ),
         optimizer=OptimizerConfig(learning_rate=rate, warmup_steps=100),

@@ -80,7 +80,8 @@ class AdapterConfig:
         method: the name of the method, a key of `METHODS`.
         target_modules: the modules with adapters: "all-linear", a regular expression over module
             names, or a list of suffixes.
-        modules_to_save: suffixes of the modules trained in full, such as the task head.
+        modules_to_save: suffixes of the modules trained in full; "task-head" means all modules of
+            the model's head, by whatever names.
         total_rank: the rank of all experts together.
         num_experts: the number of experts.
         top_k: the number of experts per token, for top-k routers.

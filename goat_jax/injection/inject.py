@@ -18,6 +18,7 @@ from goat_jax.injection.selection import (
     choose,
     cut_stacks,
     in_blocks,
+    with_head,
     with_parameters,
 )
 from goat_jax.injection.sharded_init import Sharder
@@ -57,8 +58,9 @@ def inject(
             "all-linear" means those of the transformer blocks.
         key: PRNG key; every module derives a key from it by name, whatever else is adapted.
         overrides: specs for some modules; the first that matches a module applies.
-        modules_to_save: modules trained in full (the task head), with their submodules; they get
-            no adapter. A method that trains the whole model trains all others in full, too.
+        modules_to_save: modules trained in full, with their submodules; they get no adapter.
+            "task-head" means those of the model's head. A method that trains the whole model
+            trains all others in full, too.
         gradients: full module name -> gradient (I, O) of the loss with respect to its kernel, for
             methods that start from it.
         sharder: sharding of the arrays on a mesh; None leaves them on one device. With it, the
@@ -84,6 +86,7 @@ def inject(
     pretrained = count_parameters(model, nnx.Param)
     # First, so that a wrong target does not leave a half-adapted model.
     check_choices(model, spec, target_modules, overrides, modules_to_save)
+    modules_to_save = with_head(model, modules_to_save)
     if target_modules == ALL_LINEAR:
         target_modules = in_blocks(model)
     # Before the modules are listed: each then has one spec for all its layers.

@@ -13,6 +13,7 @@ from goat_jax.adapters.spec import OF_THE_RUN, AdapterSpec
 from goat_jax.errors import UserError
 from goat_jax.injection.targets import (
     ALL_LINEAR,
+    TASK_HEAD,
     Targets,
     check_all_match,
     check_regex,
@@ -81,6 +82,7 @@ def check_choices(
     names = [name for ref in refs for name in ref.names()]
     every = [name for ref in with_parameters(model) for name in ref.names()]
     check_all_match(names, "target", target_modules)
+    modules_to_save = with_head(model, modules_to_save)
     check_all_match(every, "module to train", modules_to_save, trains, "module")
     for override in overrides:
         check_all_match(names, "override", override.modules)
@@ -96,6 +98,15 @@ def check_choices(
                 return
             reasons.add(reason)
     raise UserError(f"no module could be adapted: {'; '.join(sorted(reasons))}")
+
+
+def with_head(model: nnx.Module, modules: Targets) -> Targets:
+    """Returns modules to train with the names of the model's task head for "task-head"."""
+    given = [modules] if isinstance(modules, str) else list(modules)
+    if TASK_HEAD not in given:
+        return modules
+    head = getattr(model, "head_modules", ())
+    return [*(name for name in given if name != TASK_HEAD), *head]
 
 
 def in_blocks(model: nnx.Module) -> list[str]:

@@ -7,6 +7,9 @@ from goat_jax.errors import UserError, nearest
 
 ALL_LINEAR = "all-linear"
 
+TASK_HEAD = "task-head"
+"""Stands for the modules of a model's task head (`Model.head_modules`) among those to train."""
+
 EVERYTHING = ".*"
 """A regular expression that every name matches."""
 

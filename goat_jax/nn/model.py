@@ -31,6 +31,11 @@ class Model(nnx.Module):
         """Shape (D, V) of the vocabulary's output kernel; None for a model without one."""
         return None
 
+    @property
+    def head_modules(self) -> tuple[str, ...]:
+        """Torch names of the task head's modules; none for a model that predicts its vocabulary."""
+        return ()
+
     @abc.abstractmethod
     def attention_need(self, tokens: int, dtype: str) -> Need:
         """Returns what the model asks of attention in training, on rows of so many tokens.

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import pytest
 
 from goat_jax.adapters.methods import METHODS
@@ -11,7 +12,11 @@ from goat_jax.data.tasks.image import ImageTask
 from goat_jax.data.tasks.text import TextTask
 from goat_jax.data.tasks.vision import VISION
 from goat_jax.errors import UserError
+from goat_jax.models.known_encoders import KNOWN_ENCODERS
+from goat_jax.models.load import random_model
+from goat_jax.models.registry import ARCHITECTURES
 from goat_jax.training.abstract_run import abstract_run
+from goat_jax.training.setup import adapt
 from reproduction.published_scores import GLUE_SCORES, VISION_SCORES
 from tiers import first_of_each
 
@@ -78,6 +83,26 @@ def test_heads_of_clip_are_frozen_trained_or_linear():
     linear = abstract_run(config_of("vision", "dtd", "lora", ",head=linear"))
     counts = [run.inject_report.head_parameters for run in (frozen, trained, linear)]
     assert counts == [0, 512 * 47, 768 * 47 + 47]
+
+
+def test_the_table_of_glue_is_for_every_family_of_encoders():
+    for name in ("albert-base-v2", "modernbert-base", "deberta-v3-small"):  # other heads' names
+        hf = KNOWN_ENCODERS[name]
+        config = config_of("glue", "rte", "lora", f",model={name}")
+        reports = []
+
+        def start(hf=hf, config=config, reports=reports):
+            model = random_model(hf, key=jax.random.key(0), num_layers=1).model
+            reports.append(adapt(model, config, config.adapter.spec(), jax.random.key(1)))
+
+        jax.eval_shape(start)
+        rows = {row.name: row.what for row in reports[0].rows if row.what != "frozen"}
+        head = ARCHITECTURES[hf["model_type"]].heads["sequence"]
+        trained = [name for name, what in rows.items() if what == "trained in full"]
+        assert trained == [name for name in head if not name.endswith("norm")]
+        assert all("layer" in name for name in set(rows) - set(trained))
+        width = hf["hidden_size"]
+        assert reports[0].head_parameters >= width * width + 2 * width + 2
 
 
 def test_steps_are_the_papers_epochs():

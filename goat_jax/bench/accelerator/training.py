@@ -29,6 +29,7 @@ from goat_jax.config.paper import method_sizes
 from goat_jax.config.run import DTYPES, AdapterConfig, ModelConfig, RunConfig, TrainConfig
 from goat_jax.data.tasks.registry import Task, language_files, make_task
 from goat_jax.errors import RunFailed, UserError
+from goat_jax.injection.targets import TASK_HEAD
 from goat_jax.models.known_sizes import model_config
 from goat_jax.training.abstract_run import AbstractRun, abstract_run
 from goat_jax.training.logging.flops import matmul_flops
@@ -67,8 +68,7 @@ def encoder_config(method: str, settings: Settings, batch: Batch) -> RunConfig:
     """Returns the config of RoBERTa-large on RTE, with the paper's sizes and dropout."""
     adapter = AdapterConfig(
         method,
-        target_modules=r".*encoder\.layer\..*",
-        modules_to_save=("classifier.dense", "classifier.out_proj"),
+        modules_to_save=(TASK_HEAD,),
         **method_sizes(method, settings.rank, 2.0 * settings.rank, 0.05),
     )
     return _config("roberta-large", settings, make_task("rte"), adapter, batch)
@@ -78,7 +78,6 @@ def vision_config(method: str, settings: Settings, batch: Batch) -> RunConfig:
     """Returns the config of CLIP ViT-L/14 on DTD, with the paper's rank and dropout."""
     adapter = AdapterConfig(
         method,
-        target_modules=r".*encoder\.layers\..*",
         modules_to_save=(),
         **method_sizes(method, 8, 16.0, 0.05),
     )

@@ -27,6 +27,10 @@ class _Classifier(DecoderTrunk):
         sizes = config.hidden_size, config.num_labels
         self.score = Dense(*sizes, use_bias=self.has_bias, rngs=rngs)
 
+    @property
+    def head_modules(self) -> tuple[str, ...]:
+        return (SCORE,)
+
     def hf_names(self) -> dict[str, str]:
         return super().hf_names() | {"score": SCORE}
 

@@ -255,13 +255,17 @@ class Encoder(Model):
             calls=config.calls,
         )
         self.final_norm = _norm(config) if config.norm_before else None
-        deep = len(FAMILIES[config.family].heads[config.head]) > 1
+        self.config = config
+        deep = len(self.head_modules) > 1
         self.head_dense = (
             Dense(width, width, use_bias=config.head_bias, rngs=rngs) if deep else None
         )
         self.head_norm = _norm(config) if config.head_norm and deep else None
         self.head_out = Dense(config.hidden_size, config.num_labels, rngs=rngs)
-        self.config = config
+
+    @property
+    def head_modules(self) -> tuple[str, ...]:
+        return FAMILIES[self.config.family].heads[self.config.head]
 
     def hf_names(self) -> dict[str, str]:
         """Maps our path to the torch name of the module (see `goat_jax.nn.named_modules`)."""
@@ -275,7 +279,7 @@ class Encoder(Model):
             for ours, theirs in family.block.items()
         }
         others = {ours: f"{family.prefix}.{theirs}" for ours, theirs in family.others.items()}
-        *inner, out = family.heads[self.config.head]
+        *inner, out = self.head_modules
         head = dict(zip(("head_dense", "head_norm"), inner, strict=False)) | {"head_out": out}
         return embeddings | others | block | head
 

@@ -20,7 +20,7 @@ from goat_jax.core.attention import Visible
 from goat_jax.errors import UserError
 from goat_jax.models.vision.config import VisionConfig, tiny_vision_config
 from goat_jax.models.vision.families import FAMILIES
-from goat_jax.models.vision.heads import HEADS
+from goat_jax.models.vision.heads import CLASSIFIER, HEADS
 from goat_jax.nn.attention_need import Need
 from goat_jax.nn.model import Model
 from goat_jax.nn.modules import LayerNorm, LearnedArray, PatchEmbedding
@@ -247,6 +247,10 @@ class VisionModel(Model):
         self.final_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.head = HEADS[family.heads[config.head]](config, rngs=rngs)
         self.config = config
+
+    @property
+    def head_modules(self) -> tuple[str, ...]:
+        return (CLASSIFIER,)
 
     def hf_names(self) -> dict[str, str]:
         """Maps our path to the torch name of the module (see `goat_jax.nn.named_modules`)."""
