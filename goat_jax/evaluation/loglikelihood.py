@@ -133,4 +133,5 @@ class Scorer:
             lengths=np.array([len(ids) for ids in all_ids], np.int32),
             truncated=cut,
             prompts=prompts,
+            packed=False,
         )

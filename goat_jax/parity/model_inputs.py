@@ -101,7 +101,7 @@ def _complete_language(batch: Inputs, where: str) -> Inputs:
 def _language_loss_and_logits(
     model: Decoder, batch: Batch, ctx: Context
 ) -> tuple[Array, dict[str, Array], Array]:
-    loss, sums, (_, hidden) = language_loss(model, batch, ctx)
+    loss, sums, (_, hidden) = language_loss(model, batch, ctx, batch["attention_mask"])
     return loss, sums, model.logits(hidden)
 
 

@@ -114,6 +114,7 @@ def abstract_run(
     """
     config = config.over(config.train.batch_size)  # no shape depends on the number of steps
     source = config.model.path if model is None else model
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(source)))
     hf = model_config(source)
     kind = architecture_of(hf, Path(source)).kind
     check_model(config.task, kind, str(source))

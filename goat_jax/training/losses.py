@@ -97,15 +97,25 @@ def _sum_of_weights(batch: Batch) -> Array:
 
 
 def language_loss(
-    model: Decoder, batch: Batch, ctx: Context
+    model: Decoder, batch: Batch, ctx: Context, attention_mask: Array | None = None
 ) -> tuple[Array, dict[str, Array], tuple[Array, Array]]:
     """Returns the next-token cross entropy over the tokens that are trained on.
+
+    Rows that are padded on the right need no mask: attention is causal, so no token sees the
+    padding behind it, and no loss reads the padding's outputs.
+
+    Args:
+        model: the language model.
+        batch: input_ids (B, T), loss_mask (B, T), weights (B,), and segments (B, T) if rows hold
+            several texts.
+        ctx: dropout key and the mask that the balance loss uses.
+        attention_mask: (B, T), non-zero where a token is real, for rows that are padded otherwise.
 
     Returns:
         The sum of losses, the extra sums, and a pair: each position's loss on the following token
         (B, T), 0 where that token is not trained on, and the hidden states (B, T, D).
     """
-    hidden = model.hidden(batch["input_ids"], batch["attention_mask"], batch.get("segments"), ctx)
+    hidden = model.hidden(batch["input_ids"], attention_mask, batch.get("segments"), ctx)
     following = jnp.roll(batch["input_ids"], -1, axis=1)
     weights = _next_token_weights(batch)
     rows, tokens = model.layers.batch_parts, model.layers.token_parts

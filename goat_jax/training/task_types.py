@@ -112,7 +112,8 @@ def _blank_words(task: TokenTask, model: str, length: int) -> Rows:
 
 def _blank_text(task: LanguageTask, model: str, length: int) -> Rows:
     ids, loss_mask = np.zeros(length, np.int32), np.ones(length, bool)
-    return Texts([ids], [loss_mask], [[0]], np.array([length], np.int32))
+    lengths, prompts = np.array([length], np.int32), (1,) if before_answer(model) else ()
+    return Texts([ids], [loss_mask], [[0]], lengths, prompts=prompts, packed=task.packing)
 
 
 def _blank_image(task: ImageTask, model: str, length: int) -> Rows:
@@ -125,12 +126,15 @@ def before_answer(model: str) -> tuple[int, ...]:
     """Returns the tokens between a prompt and its answer; none in a model of one stack.
 
     Args:
-        model: the path or name of the pretrained model.
+        model: the path or name of the pretrained model, or of one whose sizes are known.
     """
-    hf = {} if model.endswith(SUFFIX) else model_config(find_model(model))
-    if hf.get("model_type") not in SEQ2SEQ:
+    if model.endswith(SUFFIX):
         return ()
-    return Seq2SeqConfig.from_hf(hf).before_answer
+    try:
+        hf = model_config(model)
+    except UserError:  # a name on the hub whose sizes are not known
+        hf = model_config(find_model(model))
+    return Seq2SeqConfig.from_hf(hf).before_answer if hf.get("model_type") in SEQ2SEQ else ()
 
 
 def _as_trained(

@@ -45,10 +45,12 @@ def compiled(config, topology):
 
 
 @functools.cache
-def decoder(method, topology, model="llama-3-8b", rows=16, tokens=4096, mesh=(1, 1, 1, 1)):
+def decoder(
+    method, topology, model="llama-3-8b", rows=16, tokens=4096, mesh=(1, 1, 1, 1), packing=True
+):
     config = RunConfig(
         ModelConfig(model, dtype="bfloat16", remat="full"),
-        language_files("a.jsonl", "b.jsonl"),
+        language_files("a.jsonl", "b.jsonl", packing=packing),
         AdapterConfig(method, total_rank=32, modules_to_save=()),
         train=TrainConfig(batch_size=rows, eval_batch_size=rows, max_length=tokens),
         mesh=MeshConfig(*mesh),
@@ -84,11 +86,12 @@ def pairs_of_tokens(text):
     return set(re.findall(r"\w+\[([\d,]*)4096,4096\]", "\n".join(outside)))
 
 
-def test_no_array_of_all_pairs_of_tokens():
-    assert pairs_of_tokens(decoder("goat", "v5e:4x4", "smollm2-135m")[1]) == set()
+@pytest.mark.parametrize(("topology", "packing"), [("v5e:4x4", True), ("h100:8", False)])
+def test_no_array_of_all_pairs_of_tokens(topology, packing):
+    assert pairs_of_tokens(decoder("goat", topology, "smollm2-135m", packing=packing)[1]) == set()
 
 
-def test_rows_have_a_mask_on_gpus_but_no_scores():
+def test_packed_rows_have_a_mask_on_gpus_but_no_scores():
     """cuDNN takes segments as a mask alone: one for each of a device's two rows, none by head."""
     assert pairs_of_tokens(decoder("goat", "h100:8", "smollm2-135m")[1]) == {"2,", "2,1,"}
 

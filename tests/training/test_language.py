@@ -24,8 +24,9 @@ from goat_jax.evaluation.sampler import Generator, Sampling, _settled, choose, u
 from goat_jax.models.decoder.model import Decoder, tiny_decoder_config
 from goat_jax.models.load import load_model
 from goat_jax.models.torch_layout import torch_tensors
+from goat_jax.nn.attention import AttentionPlan
 from goat_jax.optim.optimizer import OptimizerConfig
-from goat_jax.training.losses import LANGUAGE
+from goat_jax.training.losses import LANGUAGE, language_loss
 from goat_jax.training.trainer import fit
 from kinds import expect
 from tiny_language import COLOURS, write_model
@@ -110,6 +111,7 @@ def test_the_loss_is_that_of_the_plain_logits(files, config):
         32,
     )
     batch = rows.gather(np.array([0, 1, 2, -1]), 32)
+    assert "segments" not in batch and not batch["attention_mask"].all()
     loss, _, count, by_row = _sums(model, batch)
     with jax.default_matmul_precision("highest"):
         logits = _logits(model)(batch["input_ids"], batch["attention_mask"])
@@ -123,6 +125,34 @@ def test_the_loss_is_that_of_the_plain_logits(files, config):
     assert count == len(expected) == 6
     np.testing.assert_allclose(loss, np.sum(expected), rtol=1e-5)
     assert by_row.shape == (4,) and float(by_row[3]) == 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["xla", pytest.param("blocks", marks=pytest.mark.nightly)])
+def test_rows_of_one_text_need_neither_segments_nor_a_mask(files, config, way):
+    """Causal attention never sees the padding on the right: loss and gradients stay the same."""
+    model = load_decoder(files / "model")
+    model.attention = AttentionPlan(way)
+    task = dataclasses.replace(config.task, packing=False)
+    rows = load_texts(task, "evaluation", load_tokenizer(files / "model"), 32)
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def loss_and_gradients(state, batch):
+        return jax.value_and_grad(
+            lambda state: language_loss(nnx.merge(graph, state), batch, EVAL)[0]
+        )(state)
+
+    with jax.default_matmul_precision("highest"):
+        bare, apart = (
+            loss_and_gradients(state, each.gather(np.arange(4), 32))
+            for each in (rows, dataclasses.replace(rows, packed=True))
+        )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * np.abs(b).max()),
+        bare,
+        apart,
+    )
 
 
 @pytest.mark.slow

@@ -31,6 +31,8 @@ class Texts:
       tasks: "task_ids", "task_types" -> [N] int32, for texts of several tasks; else empty.
       prompts: the number of each text's first tokens that are a segment of their own, N numbers,
         for models that read prompts apart; else empty.
+      packed: whether rows may hold several texts, so that batches have `segments`. Those with
+        `prompts` have them, too.
 
     >>> ids, mask = np.array([4, 5], np.int32), np.array([False, True])
     >>> Texts([ids], [mask], [[0]], np.array([2])).gather(np.array([0]), 3)["segments"].tolist()
@@ -46,6 +48,7 @@ class Texts:
     dropped: int = 0
     tasks: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
     prompts: Sequence[int] = field(default=(), repr=False)
+    packed: bool = True
 
     @property
     def marks(self) -> tuple[bytes, ...]:
@@ -68,10 +71,11 @@ class Texts:
     def gather(self, rows: np.ndarray, length: int, draw: Draw = None) -> Batch:
         """Collates one batch, padded on the right.
 
-        Returns `input_ids`, `segments` (1, 2, ... for the texts of a row, or 2n - 1 and 2n for the
-        prompt and the rest of text n; 0 for padding),
-        `attention_mask` and `loss_mask` [B, T] int32, and `weights` [B] float32. Texts of several
-        tasks add `task_ids` [B, T] int32, since they may share a row, and `task_types` [B].
+        Returns `input_ids`, `attention_mask` and `loss_mask` [B, T] int32, and `weights` [B]
+        float32. Packed texts and those with prompts add `segments` [B, T] int32: 1, 2, ... for the
+        texts of a row, or 2n - 1 and 2n for the prompt and the rest of text n; 0 for padding. Texts
+        of several tasks add `task_ids` [B, T] int32, since they may share a row, and `task_types`
+        [B].
         """
         del draw
         numbers, weights = fill_places(rows)
@@ -100,10 +104,10 @@ class Texts:
             tasks["task_types"] = self.tasks["task_types"][[texts[0] for texts in row_texts]]
         return {
             "input_ids": pad_right(input_ids, length, self.pad_id),
-            "segments": padded,
             "attention_mask": (padded > 0).astype(np.int32),
             "loss_mask": pad_right(loss_masks, length, 0),
             "weights": weights,
+            **({"segments": padded} if self.packed or self.prompts else {}),
             **tasks,
         }
 
@@ -177,6 +181,7 @@ def encode_texts(
             name: np.array([tasks[name] for tasks in all_tasks], np.int32) for name in all_tasks[0]
         },
         prompts=prompts if between else (),
+        packed=task.packing,
     )
 
 
