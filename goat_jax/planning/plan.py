@@ -26,7 +26,7 @@ from goat_jax.training.shardings import check_batches
 
 
 class DoesNotFit(UserError):
-    """Raised if the compiler finds that a step needs more memory than the devices have."""
+    """Raised if a step needs more memory than the devices have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +66,19 @@ class StepPlan:
     attention: str | None = None
     remedies: str = ""
     start: StartPlan = StartPlan(0, 0)
+
+    def check_memory(self, memory: float) -> None:
+        """Checks that the step fits into so many bytes per device.
+
+        Raises:
+            DoesNotFit: it does not; says by how much, and what to change.
+        """
+        if self.peak > memory:
+            peak, most, over = (n / 2**30 for n in (self.peak, memory, self.peak - memory))
+            raise DoesNotFit(
+                f"the step does not fit into the devices' memory ({peak:.3f} of {most:.3f} GiB, "
+                f"{over:.3f} over): try {self.remedies}"
+            )
 
     def roofline(self, chip: Chip) -> dict[str, float]:
         """Returns lower bounds in seconds on a step's compute, memory access and exchanges.

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from goat_jax.adapters.methods import method_spec
-from goat_jax.cli.verbs.plan import remat_table, report
+from goat_jax.cli.main import main
+from goat_jax.cli.verbs import plan as verb
+from goat_jax.cli.verbs.plan import remat_table
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
 from goat_jax.core.attention import Visible, attention_in_blocks
 from goat_jax.core.cross_entropy import chunked_cross_entropy
@@ -197,12 +199,22 @@ def step_of(peak, flops=10**12, host=0):
     )
 
 
-def test_a_plan_that_does_not_fit_says_by_how_much_and_what_to_change():
-    topology = find_topology("cpu:1", "v5e")
-    assert "\nfits into 16.000 GiB" in report(step_of(16 * GIB), topology, None)
-    assert report(step_of(18 * GIB), topology, None).splitlines()[-1] == (
-        "does not fit into 16.000 GiB, 2.000 GiB over: try --model.remat full, --model.quantize "
-        "nf4, --train.grad-accum-steps 2, --train.max-length 32 or 2 devices (--mesh.sequence 2)"
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_plan_that_does_not_fit_says_by_how_much_and_what_to_change(form, capsys, monkeypatch):
+    """As one line with the exit code of a plan that the compiler refuses; the figures stand."""
+    sizes = [16 * GIB, 18 * GIB]
+    monkeypatch.setattr(verb, "plan_run", lambda config, target: step_of(sizes.pop(0)))
+    arguments = ["plan", "--config", "demo", "--topology", "cpu:1", "--chip", "v5e", *form]
+    assert main(arguments) == 0
+    fits = capsys.readouterr()
+    assert ("\nfits into 16.000 GiB" in fits.out) == (not form) and fits.err == ""
+    assert main(arguments) == 2
+    over = capsys.readouterr()
+    assert "fits" not in over.out and ('"peak": 19327352832' if form else "18.000") in over.out
+    assert over.err == (
+        "goat-jax: error: the step does not fit into the devices' memory (18.000 of 16.000 GiB, 2.000"
+        " over): try --model.remat full, --model.quantize nf4, --train.grad-accum-steps 2, "
+        "--train.max-length 32 or 2 devices (--mesh.sequence 2)\n"
     )
 
 

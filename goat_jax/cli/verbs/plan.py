@@ -42,6 +42,9 @@ def plan(
 
     Returns:
         The exit code.
+
+    Raises:
+        DoesNotFit: the devices have too little memory; the figures are printed if there are any.
     """
     kind, _, size = topology.partition(":")
     _only_cpus(int(size) if kind == "cpu" and size.isdigit() else 1)
@@ -61,6 +64,8 @@ def plan(
             )
         rows = largest_rows(config, target, target.chip.memory)
     print(json.dumps(as_values(step, target, rows)) if as_json else report(step, target, rows))
+    if target.chip is not None:
+        step.check_memory(target.chip.memory)
     return 0
 
 
@@ -128,18 +133,12 @@ def report(step: StepPlan, target: Topology, rows: int | None) -> str:
         slowest = max(bounds, key=lambda name: bounds[name])
         each = ", ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in bounds.items())
         lines.append(f"at least {bounds[slowest] * 1e3:.1f} ms a step, by {slowest} ({each})")
-        lines.append(_verdict(step, target.chip.memory))
+        if step.peak <= target.chip.memory:
+            lines.append(f"fits into {_gib(target.chip.memory)} GiB")
     lines += _start(step, target)
     if rows is not None:
         lines.append(f"largest micro-batch that fits: {rows} rows per data-parallel part")
     return "\n".join(lines)
-
-
-def _verdict(step: StepPlan, memory: float) -> str:
-    over = step.peak - memory
-    if over <= 0:
-        return f"fits into {_gib(memory)} GiB"
-    return f"does not fit into {_gib(memory)} GiB, {_gib(over)} GiB over: try {step.remedies}"
 
 
 def _step_or_none(config: RunConfig, target: Topology, remat: str) -> StepPlan | None:
