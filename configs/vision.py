@@ -5,7 +5,7 @@
 
 Without ``--model.path`` CLIP comes from the Hugging Face hub. ``folder=FOLDER`` reads the images
 from files instead of tensorflow_datasets (FOLDER/train/CLASS/*.jpg, FOLDER/test/CLASS/*.jpg).
-Tasks: cars, dtd, eurosat, gtsrb, resisc45, sun397, svhn (splits: goat_jax/data/tasks/vision.py).
+Tasks: cars, dtd, eurosat, gtsrb, resisc45, sun397, svhn (splits: data/tasks/benchmarks/vision.py).
 
 As published: total rank 8, alpha 16, 8 experts, 2 of them active, AdamW, 1e-4, cosine, 100 warm-up
 steps, dropout 0.05, batch 512, the epochs below, eta 1. The head compares an image with "a photo of
@@ -19,8 +19,8 @@ size.
 
 from goat_jax.config.paper import method_sizes, peak_rate
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
+from goat_jax.data.tasks.benchmarks.vision import VISION
 from goat_jax.data.tasks.registry import make_task
-from goat_jax.data.tasks.vision import VISION
 from goat_jax.injection.targets import TASK_HEAD
 from goat_jax.optim.optimizer import OptimizerConfig
 

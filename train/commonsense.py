@@ -11,7 +11,7 @@ is also written to runs/commonsense/table.md.
 import sys
 from pathlib import Path
 
-from goat_jax.data.tasks.commonsense import FOLDERS, JOINT
+from goat_jax.data.tasks.benchmarks.commonsense import FOLDERS, JOINT
 from reproduction.eval_tables import EvalSweep, RunKind, main
 from reproduction.published_scores import COMMONSENSE_SCORES
 

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from goat_jax.cli.main import main
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
 from goat_jax.data.pipeline.encoding import Piece, encode_pieces
-from goat_jax.data.tasks.commonsense import FOLDERS
+from goat_jax.data.tasks.benchmarks.commonsense import FOLDERS
 from goat_jax.data.tasks.registry import make_task
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.evaluation import evaluate_lm  # noqa: F401  whole before any part is replaced

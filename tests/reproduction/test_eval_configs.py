@@ -12,7 +12,7 @@ from goat_jax.adapters.parts.scales import TheoreticalScale
 from goat_jax.cli.arguments.config import override, with_adapter
 from goat_jax.config.fields import config_from_json, flatten
 from goat_jax.config.files import load_config
-from goat_jax.data.tasks.commonsense import FOLDERS
+from goat_jax.data.tasks.benchmarks.commonsense import FOLDERS
 from goat_jax.data.tasks.evaluation import EvalTask
 from goat_jax.data.tasks.language import LanguageTask
 from goat_jax.errors import UserError

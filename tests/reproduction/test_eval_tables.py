@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from goat_jax.adapters.parts.scales import AlphaOverRank
-from goat_jax.data.tasks.commonsense import FOLDERS
+from goat_jax.data.tasks.benchmarks.commonsense import FOLDERS
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.evaluation import code as coding
 from goat_jax.evaluation.types import EvalResult

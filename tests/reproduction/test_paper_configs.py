@@ -7,10 +7,10 @@ import pytest
 
 from goat_jax.adapters.methods import METHODS
 from goat_jax.config.files import load_config
-from goat_jax.data.tasks.glue import GLUE
+from goat_jax.data.tasks.benchmarks.glue import GLUE
+from goat_jax.data.tasks.benchmarks.vision import VISION
 from goat_jax.data.tasks.image import ImageTask
 from goat_jax.data.tasks.text import TextTask
-from goat_jax.data.tasks.vision import VISION
 from goat_jax.errors import UserError
 from goat_jax.models.known_encoders import KNOWN_ENCODERS
 from goat_jax.models.load import random_model

@@ -17,8 +17,8 @@ import official
 from goat_jax.cli.arguments.config import read_config
 from goat_jax.cli.verbs.evaluate import evaluate_run
 from goat_jax.data.prepare.prepare import prepare
+from goat_jax.data.tasks.benchmarks.vision import VISION, vision_classes
 from goat_jax.data.tasks.image import ImageTask
-from goat_jax.data.tasks.vision import VISION, vision_classes
 from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.models.torch_layout import torch_tensors
 from goat_jax.training.data import load_data

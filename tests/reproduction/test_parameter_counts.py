@@ -11,7 +11,7 @@ import json
 import pytest
 
 from goat_jax.adapters.methods import method_spec
-from goat_jax.data.tasks.commonsense import FOLDERS, JOINT
+from goat_jax.data.tasks.benchmarks.commonsense import FOLDERS, JOINT
 from goat_jax.training.abstract_run import count
 from programs import load_program
 from reproduction.eval_tables import config_of

@@ -19,7 +19,7 @@ import numpy as np
 from goat_jax.data.prepare.archives import read_member, read_members
 from goat_jax.data.prepare.fetch import RemoteFile
 from goat_jax.data.prepare.recipe import Recipe, Rows
-from goat_jax.data.tasks.vision import vision_classes
+from goat_jax.data.tasks.benchmarks.vision import vision_classes
 
 Files = Mapping[str, Path]
 

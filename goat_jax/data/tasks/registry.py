@@ -8,18 +8,18 @@ from functools import partial
 from typing import Any
 
 from goat_jax.data.metrics import MULTI_LABEL_METRICS
-from goat_jax.data.tasks.chat import mt_bench, wizardlm
-from goat_jax.data.tasks.code import codefeedback, humaneval
-from goat_jax.data.tasks.commonsense import FOLDERS, JOINT, commonsense, commonsense170k
+from goat_jax.data.tasks.benchmarks.chat import mt_bench, wizardlm
+from goat_jax.data.tasks.benchmarks.code import codefeedback, humaneval
+from goat_jax.data.tasks.benchmarks.commonsense import FOLDERS, JOINT, commonsense, commonsense170k
+from goat_jax.data.tasks.benchmarks.glue import GLUE, glue
+from goat_jax.data.tasks.benchmarks.math import gsm8k, metamath
+from goat_jax.data.tasks.benchmarks.vision import VISION, vision
 from goat_jax.data.tasks.evaluation import EvalTask
-from goat_jax.data.tasks.glue import GLUE, glue
 from goat_jax.data.tasks.image import ImageTask, digits, fashion_mnist, image_files
 from goat_jax.data.tasks.language import LanguageTask
-from goat_jax.data.tasks.math import gsm8k, metamath
 from goat_jax.data.tasks.multi_label import MultiLabelTask
 from goat_jax.data.tasks.text import Examples, TextTask, load_examples
 from goat_jax.data.tasks.tokens import TokenTask
-from goat_jax.data.tasks.vision import VISION, vision
 from goat_jax.errors import UserError, nearest
 from goat_jax.validation.fields import call
 from goat_jax.validation.renamed import hint_in_error

@@ -5,8 +5,8 @@ import pytest
 import official
 from goat_jax.data.pipeline.images import load_images
 from goat_jax.data.prepare.prepare import RECIPES, gather_files, prepare
+from goat_jax.data.tasks.benchmarks.vision import VISION
 from goat_jax.data.tasks.text import load_examples
-from goat_jax.data.tasks.vision import VISION
 from goat_jax.errors import UserError
 from kinds import image_task, text_task
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from goat_jax.data.tasks.commonsense import FOLDERS
+from goat_jax.data.tasks.benchmarks.commonsense import FOLDERS
 from goat_jax.data.tasks.contamination import questions_in_training
 from goat_jax.data.tasks.evaluation import load_questions
 from goat_jax.data.tasks.language import load_rows

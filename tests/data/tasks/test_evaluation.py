@@ -9,7 +9,7 @@ import pytest
 
 from goat_jax.config.fields import config_from_json, flatten
 from goat_jax.config.run import ModelConfig, RunConfig
-from goat_jax.data.tasks.commonsense import FOLDERS
+from goat_jax.data.tasks.benchmarks.commonsense import FOLDERS
 from goat_jax.data.tasks.evaluation import EvalTask, load_questions, scoring_of
 from goat_jax.data.tasks.formats.commonsense import instructed
 from goat_jax.data.tasks.formats.multiple_choice import read_choices

@@ -12,9 +12,9 @@ from PIL import Image
 from goat_jax.data.pipeline.images import load_images
 from goat_jax.data.pipeline.overlap import mark_of, note_of
 from goat_jax.data.sources.read import read_image_source, read_source
-from goat_jax.data.tasks.glue import GLUE
+from goat_jax.data.tasks.benchmarks.glue import GLUE
+from goat_jax.data.tasks.benchmarks.vision import VISION, vision_classes
 from goat_jax.data.tasks.text import load_examples
-from goat_jax.data.tasks.vision import VISION, vision_classes
 from goat_jax.errors import UserError
 from kinds import image_task, text_task, write_npz
 

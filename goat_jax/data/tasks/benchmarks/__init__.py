@@ -1,0 +1,1 @@
+"""Benchmarks of the paper: tasks with fixed files, columns and metrics."""
