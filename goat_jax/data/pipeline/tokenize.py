@@ -13,7 +13,7 @@ from goat_jax.data.tasks.text import Examples
 from goat_jax.errors import UserError, first_line
 from goat_jax.files import user_path
 from goat_jax.pretrained.gguf.file import SUFFIX
-from goat_jax.pretrained.gguf.tokenizer import gguf_tokenizer
+from goat_jax.pretrained.gguf.tokenizer import gguf_tokenizer, is_known
 from goat_jax.pretrained.quiet_transformers import import_transformers
 from goat_jax.typing import Tokenizer
 
@@ -136,6 +136,8 @@ def late_tokenizer(load: Callable[[], Tokenizer]) -> Tokenizer:
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Loads the Hugging Face tokenizer of a folder or of a .gguf file, never from the network.
 
+    A .gguf file whose tokenizer is of a kind that is not known here takes that of its folder.
+
     Raises UserError if the folder is missing, has no vocabulary, or cannot be read.
 
     >>> load_tokenizer("nowhere")
@@ -144,10 +146,12 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """
     folder = user_path(folder)
     if folder.suffix == SUFFIX:
-        return gguf_tokenizer(folder)
+        if not _has_vocabulary(folder.parent) or is_known(folder):
+            return gguf_tokenizer(folder)
+        folder = folder.parent
     if not folder.is_dir():
         raise UserError(f"{folder}: no such tokenizer folder")
-    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+    if not _has_vocabulary(folder):
         raise UserError(f"{folder} has no tokenizer: it needs one of {', '.join(VOCABULARY_FILES)}")
     try:
         return import_transformers().AutoTokenizer.from_pretrained(
@@ -155,6 +159,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         )
     except Exception as error:  # what transformers raises depends on the file that is damaged
         raise UserError(f"{folder}: the tokenizer cannot be loaded: {first_line(error)}") from error
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in VOCABULARY_FILES)
 
 
 def pad_token(tokenizer: Tokenizer) -> int:

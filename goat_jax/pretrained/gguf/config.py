@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
 import numpy as np
 
 from goat_jax.errors import UserError
+from goat_jax.pretrained.gguf.architectures import ARCHITECTURES, WINDOW, GgufArchitecture
 from goat_jax.pretrained.gguf.file import GgufFile
 
 ROPE_FACTORS = "rope_freqs.weight"
 """The tensor that encodes Llama 3.1's frequency scaling, one divisor per frequency."""
+
+LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
+"""The tensors of Phi-3's divisors, beyond its original context and within."""
 
 LLAMA3_ROPE = {
     "low_freq_factor": 1.0,
@@ -24,41 +27,28 @@ LLAMA3_ROPE = {
 YARN_OPTIONS = {"yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"}
 
 
-@dataclasses.dataclass(frozen=True)
-class GgufArchitecture:
-    """Hugging Face's counterpart of an architecture in a GGUF file.
-
-    Attributes:
-        model_type: Hugging Face's name.
-        windowed: Hugging Face's name if the file has a sliding window; None: not supported.
-        permuted: whether llama.cpp's converter reorders the rows of q and k (it pairs
-            neighboring rotary dimensions, Hugging Face pairs the halves of a head).
-    """
-
-    model_type: str
-    windowed: str | None
-    permuted: bool
-
-
-ARCHITECTURES: dict[str, GgufArchitecture] = {
-    "llama": GgufArchitecture("llama", windowed="mistral", permuted=True),
-    "qwen2": GgufArchitecture("qwen2", windowed=None, permuted=False),
-    "qwen3": GgufArchitecture("qwen3", windowed=None, permuted=False),
-}
-"""Name in ``general.architecture`` -> its counterpart. Mistral's files have the name llama."""
-
-
 def architecture_of(file: GgufFile) -> GgufArchitecture:
-    """Returns a file's row of `ARCHITECTURES`; `UserError` for others and mixtures of experts."""
+    """Returns the counterpart of a file's architecture, with its window and its experts.
+
+    Raises:
+        UserError: an unknown architecture, or one that has no window or no experts here.
+    """
     name = file.need("general.architecture")
     if name not in ARCHITECTURES:
         raise UserError(
             f"{file.path} has architecture {name!r}: give a model of one of "
             f"{', '.join(ARCHITECTURES)}"
         )
-    if file.get(f"{name}.expert_count"):
-        raise UserError(f"{file.path} is a mixture of experts: give a dense model")
-    return ARCHITECTURES[name]
+    row: GgufArchitecture | None = ARCHITECTURES[name]
+    if file.get(f"{name}.expert_count") and "num_experts" not in row.keys:
+        row = row.experts
+        if row is None:
+            raise UserError(f"{file.path} is a mixture of experts: give a dense model")
+    if (window := file.get(f"{name}.{WINDOW}")) and WINDOW not in row.keys.values():
+        row = row.windowed
+        if row is None:
+            raise UserError(f"{file.path}: {name} with a sliding window ({window}) is unsupported")
+    return row
 
 
 def hf_config(file: GgufFile) -> dict[str, Any]:
@@ -69,7 +59,8 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
             that a config.json of that model type cannot express.
     """
     row, name = architecture_of(file), file.need("general.architecture")
-    heads, head_dim = _heads(file, name)
+    heads, head_dim, rotated = _heads(file, name, row.partial)
+    norm_eps, stored_eps = row.norm_eps
     config = {
         "model_type": row.model_type,
         "hidden_size": file.need(f"{name}.embedding_length"),
@@ -79,23 +70,38 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
         "num_key_value_heads": _number(file, f"{name}.attention.head_count_kv", heads),
         "head_dim": head_dim,
         "max_position_embeddings": file.need(f"{name}.context_length"),
-        "rms_norm_eps": _short(file.need(f"{name}.attention.layer_norm_rms_epsilon")),
+        norm_eps: _short(file.need(f"{name}.{stored_eps}")),
         "rope_theta": _short(file.get(f"{name}.rope.freq_base", 10000.0)),
         "vocab_size": _vocabulary(file),
         "hidden_act": "silu",
         "tie_word_embeddings": "output.weight" not in file.tensors,
-        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
+        row.bias: "blk.0.attn_q.bias" in file.tensors,
         "bos_token_id": file.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": _end_tokens(file),
         "pad_token_id": file.get("tokenizer.ggml.padding_token_id"),
     }
     if scaling := _rope_scaling(file, name, config):
         config["rope_scaling"] = scaling
-    if window := file.get(f"{name}.attention.sliding_window"):
-        if row.windowed is None:
-            raise UserError(f"{file.path}: {name} with a sliding window ({window}) is unsupported")
-        config |= {"model_type": row.windowed, "sliding_window": window}
-    return config
+    if rotated != head_dim:
+        config["partial_rotary_factor"] = rotated / head_dim
+    found = {key: file.get(f"{name}.{stored}") for key, stored in row.keys.items()}
+    config |= {key: _plain(value) for key, value in found.items() if value}
+    config |= row.fixed
+    return config | _layer_types(file, name) | row.more(config, file.tensors)
+
+
+def _layer_types(file: GgufFile, name: str) -> dict[str, Any]:
+    """Returns the layers with a window as config.json has them, if a file names them."""
+    pattern = file.get(f"{name}.{WINDOW}_pattern")
+    if pattern is None:
+        return {}
+    if isinstance(pattern, int):
+        return {"sliding_window_pattern": pattern}
+    return {"layer_types": [f"{'sliding' if slides else 'full'}_attention" for slides in pattern]}
+
+
+def _plain(value: Any) -> Any:
+    return _short(value) if isinstance(value, float) else value
 
 
 def _end_tokens(file: GgufFile) -> int | list[int] | None:
@@ -117,20 +123,20 @@ def _number(file: GgufFile, key: str, default: int | None = None) -> int:
     return value
 
 
-def _heads(file: GgufFile, name: str) -> tuple[int, int]:
-    """Returns the number of heads and their size; all dimensions of a head must be rotated."""
+def _heads(file: GgufFile, name: str, partial: bool) -> tuple[int, int, int]:
+    """Returns the number of heads, their size, and how many dimensions of it are rotated."""
     heads = _number(file, f"{name}.attention.head_count")
     size = (
         file.get(f"{name}.attention.key_length") or file.need(f"{name}.embedding_length") // heads
     )
     rotated = file.get(f"{name}.rope.dimension_count", size)
     values = file.get(f"{name}.attention.value_length", size)
-    if rotated != size or values != size:
+    if (rotated != size and not partial) or values != size:
         raise UserError(
             f"{file.path}: heads of {size} with {rotated} rotated dimensions and values of"
             f" {values}: only equal sizes are supported"
         )
-    return heads, size
+    return heads, size, rotated
 
 
 def _vocabulary(file: GgufFile) -> int:
@@ -148,6 +154,8 @@ def _rope_scaling(file: GgufFile, name: str, config: dict[str, Any]) -> dict[str
     kind = settings.pop("type", "none")
     if ROPE_FACTORS in file.tensors:
         return _llama3_scaling(file, config)
+    if LONG_FACTORS in file.tensors:
+        return _longrope(file, settings)
     settings.pop("finetuned", None)  # says how the model was made, not how it computes
     factor = settings.pop("factor", file.get(f"{name}.rope.scale_linear"))
     if kind == "none" and factor in (None, 0.0, 1.0):
@@ -165,6 +173,16 @@ def _rope_scaling(file: GgufFile, name: str, config: dict[str, Any]) -> dict[str
         shown = ", ".join([kind, *settings])
         raise UserError(f"{file.path}: rope scaling {shown}: only linear and yarn are supported")
     return scaling
+
+
+def _longrope(file: GgufFile, settings: dict[str, Any]) -> dict[str, Any]:
+    factor = settings.get("attn_factor")
+    return {
+        "rope_type": "longrope",
+        "long_factor": [_short(each) for each in file.tensors[LONG_FACTORS].data],
+        "short_factor": [_short(each) for each in file.tensors[SHORT_FACTORS].data],
+        **({} if factor is None else {"attention_factor": _short(factor)}),
+    }
 
 
 def _llama3_scaling(file: GgufFile, config: dict[str, Any]) -> dict[str, Any]:

@@ -92,17 +92,24 @@ def gguf_tokenizer(path: str | Path) -> Tokenizer:
     )
 
 
+def is_known(path: str | Path) -> bool:
+    """True if the tokenizer of a GGUF file is of a kind that `gguf_tokenizer` builds."""
+    file = read_gguf(path)
+    known = file.get("tokenizer.ggml.pre") in PRE_TOKENIZERS
+    return known and file.get("tokenizer.ggml.model") == "gpt2"
+
+
 def _pre_tokenizer(file: GgufFile) -> PreTokenizer:
     model, pre = file.need("tokenizer.ggml.model"), file.get("tokenizer.ggml.pre")
     if model != "gpt2":
         raise UserError(
             f"{file.path}: a tokenizer of kind {model!r}, but only 'gpt2' (byte-level BPE) can be "
-            "read: give the model's Hugging Face tokenizer folder"
+            "read: put the model's Hugging Face tokenizer.json beside it"
         )
     if pre not in PRE_TOKENIZERS:
         raise UserError(
             f"{file.path}: unknown pre-tokenizer {pre!r} (known: {', '.join(PRE_TOKENIZERS)}):"
-            " give the model's Hugging Face tokenizer folder"
+            " put the model's Hugging Face tokenizer.json beside it"
         )
     return PRE_TOKENIZERS[pre]
 

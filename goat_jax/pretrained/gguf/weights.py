@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from goat_jax.errors import UserError
-from goat_jax.pretrained.gguf.config import ROPE_FACTORS, architecture_of, hf_config
+from goat_jax.pretrained.gguf.architectures import GgufArchitecture
+from goat_jax.pretrained.gguf.config import (
+    LONG_FACTORS,
+    ROPE_FACTORS,
+    SHORT_FACTORS,
+    architecture_of,
+    hf_config,
+)
 from goat_jax.pretrained.gguf.file import GgufFile, import_gguf, read_gguf
 from goat_jax.pretrained.safetensors import StoredTensor, Weights
 
@@ -20,20 +27,7 @@ OUTER_NAMES = {
     "output_norm": "model.norm",
     "output": "lm_head",
 }
-LAYER_NAMES = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-}
-"""llama.cpp's module names -> Hugging Face's, outside (`OUTER_NAMES`) and inside the layers."""
+"""llama.cpp's names of the modules outside the layers -> Hugging Face's."""
 
 HEADS_OF = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
 """Modules whose rows llama.cpp reorders -> the config key of their number of heads."""
@@ -46,10 +40,20 @@ class Stored:
     Attributes:
         tensor: the package's tensor, mapped from disk.
         heads: number of heads whose rows have to be reordered; 0 if the rows are in order.
+        less: number to subtract from the values.
+        expert: the index on a leading axis before them; None without such an axis.
     """
 
     tensor: Any
-    heads: int
+    heads: int = 0
+    less: float = 0.0
+    expert: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the values, in torch's order of axes."""
+        shape = tuple(int(size) for size in reversed(self.tensor.shape))
+        return shape if self.expert is None else shape[1:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +70,8 @@ class GgufWeights(Weights):
 
     def __getitem__(self, name: str) -> np.ndarray:
         stored = self.stored[name]
-        values = _dequantise(stored.tensor, self.folder).reshape(self.entries[name].shape)
+        values = _dequantise(stored.tensor, self.folder, stored.expert)
+        values = values.reshape(stored.shape) - np.float32(stored.less)
         return undo_permutation(values, stored.heads) if stored.heads else values
 
 
@@ -86,18 +91,21 @@ def open_gguf(path: str | Path) -> tuple[dict[str, Any], GgufWeights]:
     """
     file = read_gguf(path)
     config = hf_config(file)
-    permuted = architecture_of(file).permuted
-    stored = {
-        _hf_name(name, file): Stored(tensor, config[HEADS_OF[part]] if permuted and part else 0)
-        for name, tensor in file.tensors.items()
-        if name != ROPE_FACTORS
-        for part in [_rotated(name)]
-    }
+    row = architecture_of(file)
+    stored: dict[str, Stored] = {}
+    for name, tensor in file.tensors.items():
+        if name in (ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS):
+            continue
+        found, part = _hf_name(name, file, row), _rotated(name)
+        less = 1.0 if row.norms_from_1 and name.endswith("norm.weight") else 0.0
+        if "{}" in found:
+            for expert in range(int(tensor.shape[-1])):
+                stored[found.format(expert)] = Stored(tensor, expert=expert)
+        else:
+            heads = config[HEADS_OF[part]] if row.permuted and part else 0
+            stored[found] = Stored(tensor, heads, less)
     _check_quantisation(file)
-    entries = {
-        name: StoredTensor(file.path, "F32", tuple(int(n) for n in reversed(entry.tensor.shape)))
-        for name, entry in stored.items()
-    }
+    entries = {name: StoredTensor(file.path, "F32", each.shape) for name, each in stored.items()}
     return config, GgufWeights(file.path, entries, stored)
 
 
@@ -124,11 +132,11 @@ def _rotated(name: str) -> str:
     return part if part in HEADS_OF else ""
 
 
-def _hf_name(name: str, file: GgufFile) -> str:
+def _hf_name(name: str, file: GgufFile, row: GgufArchitecture) -> str:
     module, _, parameter = name.rpartition(".")
     layer = re.fullmatch(r"blk\.(\d+)\.(\w+)", module)
-    if layer and layer[2] in LAYER_NAMES:
-        return f"model.layers.{layer[1]}.{LAYER_NAMES[layer[2]]}.{parameter}"
+    if layer and (found := row.module(layer[2])) is not None:
+        return f"model.layers.{layer[1]}.{found}.{parameter}"
     if module in OUTER_NAMES:
         return f"{OUTER_NAMES[module]}.{parameter}"
     raise UserError(
@@ -142,9 +150,12 @@ def _check_quantisation(file: GgufFile) -> None:
         _dequantise(tensor, file.path, rows=1)
 
 
-def _dequantise(tensor: Any, path: Path, rows: int | None = None) -> np.ndarray:
-    """Returns float32 values; if only some rows are wanted, all axes but the last are flattened."""
-    data = tensor.data if rows is None else tensor.data.reshape(-1, tensor.data.shape[-1])[:rows]
+def _dequantise(
+    tensor: Any, path: Path, item: int | None = None, rows: int | None = None
+) -> np.ndarray:
+    """Returns float32 values: of an item of the first axis, or of some rows, or all."""
+    data = tensor.data if item is None else tensor.data[item]
+    data = data if rows is None else data.reshape(-1, data.shape[-1])[:rows]
     try:
         values = import_gguf(path).dequantize(data, tensor.tensor_type)
     except RuntimeError:  # raised by the package for a type that it cannot dequantize

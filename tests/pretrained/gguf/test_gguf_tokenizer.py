@@ -90,6 +90,14 @@ def test_a_merged_model_has_the_tokenizer_as_files(tmp_path):
     assert after.model_max_length == 512
 
 
+def test_an_unknown_tokenizer_is_that_beside_the_file(tmp_path):
+    known = opened(write(tmp_path / "a.gguf"))
+    known.add_tokens(["beside"])
+    known.save_pretrained(tmp_path)
+    assert len(opened(write(tmp_path / "b.gguf", model="llama"))) == len(known)
+    assert len(opened(tmp_path / "a.gguf")) == len(tokens())
+
+
 @pytest.mark.parametrize("pre", PRE_TOKENIZERS)
 @pytest.mark.parametrize("text", TEXTS)
 def test_every_text_comes_back(tmp_path, pre, text):
@@ -182,7 +190,7 @@ def test_whether_a_text_starts_with_bos(tmp_path, pre, told, starts):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "llama"}, r"a tokenizer of kind 'llama', but only 'gpt2' .* tokenizer folder"),
+        ({"model": "llama"}, r"a tokenizer of kind 'llama', but only 'gpt2' .* tokenizer.json"),
         ({"pre": "viking"}, r"unknown pre-tokenizer 'viking' \(known: gpt-2, default, smollm"),
         ({"pre": None}, "unknown pre-tokenizer None"),
         ({"merges": ["h zz"]}, "its merges do not fit its tokens"),
