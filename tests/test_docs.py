@@ -26,7 +26,7 @@ def prose(path: Path) -> str:
 
 
 def slug(heading: str) -> str:
-    """As GitHub and MyST make an anchor of a heading."""
+    """Makes the anchor of a heading as GitHub and MyST do."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 

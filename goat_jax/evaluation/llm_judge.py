@@ -20,8 +20,9 @@ from goat_jax.data.tasks.prompts import NEXT_TURN
 from goat_jax.errors import RunFailed
 from goat_jax.evaluation.generate_and_loglikelihood import answer_all, cut_share
 from goat_jax.evaluation.judge_client import Judge, Verdict, grade
-from goat_jax.evaluation.sampler import Answer, Generator, Prompt
+from goat_jax.evaluation.sampler import Answer, Prompt
 from goat_jax.evaluation.types import EvalRequest, EvalResult
+from goat_jax.typing import Tokenizer
 
 ANSWERS, JUDGMENTS = "answers", "judgments"
 """Names of the record files: FastChat's model_answer and its single-answer judgments."""
@@ -84,7 +85,7 @@ def _conversations(request: EvalRequest) -> list[list[Answer]]:
             prompts = [
                 conversation(
                     request.task,
-                    generator,
+                    generator.tokenizer,
                     questions[p].turns,
                     [answer.text.strip() for answer in answers[p]],
                 )
@@ -105,7 +106,7 @@ def _conversations(request: EvalRequest) -> list[list[Answer]]:
 
 
 def conversation(
-    task: EvalTask, generator: Generator, turns: Sequence[str], answers: Sequence[str]
+    task: EvalTask, tokenizer: Tokenizer, turns: Sequence[str], answers: Sequence[str]
 ) -> Prompt:
     """Builds the prompt of the turn that follows these answers.
 
@@ -114,7 +115,7 @@ def conversation(
 
     Args:
         task: the eval task, with the template.
-        generator: the model, with its tokenizer.
+        tokenizer: the model's tokenizer.
         turns: the user's turns of the conversation.
         answers: the model's answers so far, one per earlier turn.
     """
@@ -126,7 +127,7 @@ def conversation(
                 {"role": "assistant", "content": assistant},
             ]
         messages.append({"role": "user", "content": turns[len(answers)]})
-        return chat_ids(generator.tokenizer, messages)
+        return chat_ids(tokenizer, messages)
     text = fill(task.prompt, {"instruction": turns[0], "asked": turns[0]})
     for answer, following in zip(answers, turns[1:], strict=False):
         text += answer + NEXT_TURN.replace("{asked}", following)

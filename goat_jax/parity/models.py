@@ -57,7 +57,7 @@ def replay_run(folder: Path) -> list[Check | Note]:
         first, second = (Comparison(MODEL, str(folder), run.name, s) for s in (GIVEN, OWN))
         settings = list(_check_settings(trainer, our_starts, first))
         judge = partial(_check_outcome, run, compare=first)
-        outcome, rows = settle_ties(trainer, given_starts, judge, first)
+        outcome, rows = settle_ties(trainer.train, given_starts, judge, first)
         return [
             *settings,
             *rows,

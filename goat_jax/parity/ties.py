@@ -10,13 +10,13 @@ choice was the only difference.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from goat_jax.interop.modules import ModuleStart
 from goat_jax.parity.align import agreeing_steps
 from goat_jax.parity.checks import Check, Comparison, Note
-from goat_jax.parity.training import Trainer, TrainingResult
 
 ATTEMPTS = 8
 """Number of perturbed runs; a single tie goes the other way in about half of them."""
@@ -24,16 +24,26 @@ ATTEMPTS = 8
 Rows = list[Check | Note]
 
 
+class Outcome(Protocol):
+    """Results of a run with loads: the share of tokens at every expert, (steps, ...)."""
+
+    @property
+    def loads(self) -> np.ndarray: ...
+
+
+T = TypeVar("T", bound=Outcome)
+
+
 def settle_ties(
-    trainer: Trainer,
+    train: Callable[[Mapping[str, ModuleStart]], T],
     starts: Mapping[str, ModuleStart],
-    judge: Callable[[TrainingResult], Iterable[Check | Note]],
+    judge: Callable[[T], Iterable[Check | Note]],
     compare: Comparison,
-) -> tuple[TrainingResult, Rows]:
+) -> tuple[T, Rows]:
     """Trains from the given adapters; if a check fails, also from perturbed routers.
 
     Args:
-        trainer: the run's trainer.
+        train: function from initial adapters by module to the outcome of a run.
         starts: the initial adapters by module.
         judge: the function that compares an outcome with the expected results.
         compare: the comparison that makes the note about a tie.
@@ -42,12 +52,12 @@ def settle_ties(
         The first outcome that agrees with PyTorch and its checks, or those of the unperturbed run
         if none agrees.
     """
-    outcome = trainer.train(starts)
+    outcome = train(starts)
     rows = list(judge(outcome))
     if _agrees(rows):
         return outcome, rows
     for attempt in range(ATTEMPTS):
-        other = trainer.train(moved(starts, attempt))
+        other = train(moved(starts, attempt))
         step = agreeing_steps(other.loads, outcome.loads)
         if step == len(outcome.loads):
             continue  # the same choices, so the same run

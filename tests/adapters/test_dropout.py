@@ -173,7 +173,7 @@ def test_packed_masks_are_bernoulli_s(shape, copies):
     "dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.nightly)]
 )
 def test_gradients_are_those_of_the_kept_copy(method, dtype, monkeypatch):
-    """What is made again in the backward pass has the same values."""
+    """Values that the backward pass computes again are those of the forward pass."""
     spec = method_spec(method, total_rank=8, dropout=0.3)
     kernel = random(16, 12, seed=6)
     start = init_adapter(kernel, spec, jax.random.key(2))

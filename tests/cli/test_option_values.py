@@ -102,8 +102,8 @@ def config_file(tmp_path_factory):
 
 @pytest.mark.parametrize(("method", "option", "value"), OPTIONS, ids=IDS)
 def test_every_option_of_every_method_is_typed_alike_everywhere(config_file, method, option, value):
-    """One spelling, one result: train, compare, sweep, the table programs, config files, run.json,
-    and overrides of some modules."""
+    """A spelling has one result in train, compare, sweep, the table programs, config files,
+    run.json and overrides of some modules."""
     new = other(option, value)
     text = text_of(new)
     expected = METHODS[method].spec.replace(**{option: new})

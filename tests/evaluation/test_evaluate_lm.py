@@ -33,7 +33,7 @@ CONTEXT = 512
 
 
 def byte_tokenizer(folder):
-    """One token a byte: any text in the official schema can be read, whatever it says."""
+    """Makes each byte a token: any text in the official schema can be read, whatever it says."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

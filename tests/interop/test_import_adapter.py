@@ -62,7 +62,7 @@ def peft_folder(tiny, out, kind):
 
 
 def prune(model):
-    """As AdaLoRA's allocator: ranks whose singular value is zero are left out of the file."""
+    """Writes the file as AdaLoRA's allocator does: without ranks of singular value zero."""
     kept = {"query": [True, False, True, True], "value": [False, False, True, False]}
     pattern = {}
     for name, parameter in model.base_model.model.named_parameters():

@@ -38,7 +38,7 @@ def answers(port):
 
 
 def printed(*words, env=None):
-    """What a Python program prints."""
+    """Returns the output of a Python program."""
     command = [sys.executable, *words]
     return subprocess.run(
         command, stdout=subprocess.PIPE, text=True, check=True, env=env

@@ -95,7 +95,7 @@ def test_a_part_of_our_own_output_is_no_other_head(tmp_path):
 
 @pytest.mark.parametrize("equal", [True, False])
 def test_tied_tensors_that_are_both_stored(equal, tmp_path):
-    """As transformers: they are tied only if they are equal."""
+    """They are tied only if they are equal, as in transformers."""
     folder = decoder(tmp_path / "model", True)
     table = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
     output = table if equal else table + np.float32(0.5)

@@ -29,7 +29,7 @@ MOST = {
 """Platform and condition -> MiB of temporaries at 1,024 tokens, a few per cent above what it is."""
 
 MASKED = {("gpu", "segments")}
-"""Where cuDNN needs a mask of all pairs."""
+"""Cases in which cuDNN needs a mask of all pairs."""
 
 
 @pytest.mark.slow

@@ -51,14 +51,14 @@ def judge(outcome):
 
 def test_a_run_that_agrees_is_taken_as_it_is():
     trainer = FakeTrainer(run_with(0.0))
-    _, rows = settle_ties(trainer, STARTS, judge, COMPARE)  # type: ignore[arg-type]
+    _, rows = settle_ties(trainer.train, STARTS, judge, COMPARE)
     assert rows == judge(run_with(0.0)) and trainer.starts == [STARTS]
 
 
 def test_the_run_that_chooses_as_torch_did_is_compared_and_the_step_is_told():
     right = run_with(0.0, tied_step=3)
     trainer = FakeTrainer(run_with(1.0), run_with(1.0), run_with(1.0, 3), right)
-    outcome, rows = settle_ties(trainer, STARTS, judge, COMPARE)  # type: ignore[arg-type]
+    outcome, rows = settle_ties(trainer.train, STARTS, judge, COMPARE)
     assert outcome is right and rows[0] == judge(right)[0]
     assert isinstance(rows[1], Note) and "at step 3 a token is tied" in rows[1].text
 
@@ -70,7 +70,7 @@ def test_the_run_that_chooses_as_torch_did_is_compared_and_the_step_is_told():
 )
 def test_an_error_is_not_taken_for_a_tie(other):
     trainer = FakeTrainer(run_with(1.0), other)
-    outcome, rows = settle_ties(trainer, STARTS, judge, COMPARE)  # type: ignore[arg-type]
+    outcome, rows = settle_ties(trainer.train, STARTS, judge, COMPARE)
     assert outcome is not other
     assert rows == judge(run_with(1.0)) and len(trainer.starts) == 1 + ATTEMPTS
 

@@ -64,7 +64,7 @@ ENTRY %main (p: f32[4]) -> f32[4] {
 
 
 def test_a_loop_without_a_known_count_is_read_from_its_counter():
-    """As the TPU's compiler leaves it: the step is handed in, the limit lies in the condition."""
+    """TPU compilers leave it so: the step is an argument, the limit lies in the condition."""
     text = """\
 %cond (p: (u32[], bf16[4], u32[])) -> pred[] {
   %n = u32[]{:T(128)} constant(8)
@@ -119,7 +119,7 @@ def test_products_of_scans_conditions_and_gradients():
 
 
 def test_model_flops_leave_out_what_gradients_compute_again():
-    """Of attention 6 products of 7, of a trained output layer 3 of 4."""
+    """Attention needs 6 of its 7 products, a trained output layer 3 of 4."""
     x = jax.ShapeDtypeStruct((1, 8, 2, 4), "float32")
 
     def attention(q, k, v):
@@ -201,7 +201,7 @@ def step_of(peak, flops=10**12, host=0):
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
 def test_a_plan_that_does_not_fit_says_by_how_much_and_what_to_change(form, capsys, monkeypatch):
-    """As one line with the exit code of a plan that the compiler refuses; the figures stand."""
+    """The refusal is one line with a compiler's exit code; the figures are printed."""
     sizes = [16 * GIB, 18 * GIB]
     monkeypatch.setattr(verb, "plan_run", lambda config, target: step_of(sizes.pop(0)))
     arguments = ["plan", "--config", "demo", "--topology", "cpu:1", "--chip", "v5e", *form]
@@ -212,8 +212,8 @@ def test_a_plan_that_does_not_fit_says_by_how_much_and_what_to_change(form, caps
     over = capsys.readouterr()
     assert "fits" not in over.out and ('"peak": 19327352832' if form else "18.000") in over.out
     assert over.err == (
-        "goat-jax: error: the step does not fit into the devices' memory (18.000 of 16.000 GiB, 2.000"
-        " over): try --model.remat full, --model.quantize nf4, --train.grad-accum-steps 2, "
+        "goat-jax: error: the step does not fit into the devices' memory (18.000 of 16.000 GiB, "
+        "2.000 over): try --model.remat full, --model.quantize nf4, --train.grad-accum-steps 2, "
         "--train.max-length 32 or 2 devices (--mesh.sequence 2)\n"
     )
 

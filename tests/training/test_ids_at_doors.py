@@ -130,7 +130,7 @@ def test_ids_of_every_table_are_checked():
         with_known_ids(rows, sizes | {"vocab_size": 3})
     with pytest.raises(UserError, match="token -1"):
         check_ids({"vocab_size": [[2], [-1]]}, sizes)
-    assert with_known_ids(rows, {"vocab_size": 10}).pad_id == 9  # type: ignore[attr-defined]
+    assert expect(Encoded, with_known_ids(rows, {"vocab_size": 10})).pad_id == 9
 
 
 def test_tasks_beyond_the_adapters_table_are_refused():
@@ -214,6 +214,6 @@ def test_texts_end_with_the_checkpoints_token_where_the_tokenizer_names_none(fol
     change(folder, "config.json", eos_token_id=None)
     change(folder, "generation_config.json", eos_token_id=[3, 4])
     assert load_tokenizer(folder).eos_token_id is None
-    train = load_rows(config(), "train")[0]
-    assert [ids[-1] for ids in train.input_ids] == [3, 3]  # type: ignore[attr-defined]
-    assert all(learnt[-1] for learnt in train.loss_masks)  # type: ignore[attr-defined]
+    train = expect(Texts, load_rows(config(), "train")[0])
+    assert [ids[-1] for ids in train.input_ids] == [3, 3]
+    assert all(learnt[-1] for learnt in train.loss_masks)

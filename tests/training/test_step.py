@@ -82,7 +82,7 @@ def test_accumulation_gives_the_whole_batch_s_gradient(built, batch, grad_accum_
 
 
 def test_the_step_is_clip_adamw_schedule(built, batch, config):
-    """One step at a time against optax applied by hand to the plain gradient."""
+    """Each step agrees with optax applied by hand to the plain gradient."""
     state = fresh(built)
     trainable = fresh(built).trainable
     schedule = make_schedule("cosine", 1e-2, 3, config.train.steps)

@@ -2,7 +2,6 @@
 gives them, for tokenizers of every kind."""
 
 import json
-from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
@@ -258,8 +257,7 @@ def test_a_system_column_begins_a_share_gpt_conversation():
 def test_a_judged_conversation_has_transformers_ids(template, tokenizer_of):
     tokenizer = tokenizer_of("llama_2", template)
     task = EvalTask("chat", "a", "a", format="messages", eval="conversation")
-    generator = SimpleNamespace(tokenizer=tokenizer)
-    prompt = conversation(task, generator, ["what is 2?", "and 4?"], ["two"])  # type: ignore
+    prompt = conversation(task, tokenizer, ["what is 2?", "and 4?"], ["two"])
     chat = [("user", "what is 2?"), ("assistant", "two"), ("user", "and 4?")]
     chat = [{"role": role, "content": text} for role, text in chat]
     assert prompt == transformers_ids(tokenizer, chat, add_generation_prompt=True)

@@ -19,7 +19,7 @@ TEMPLATE = (
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """One token a character; <s> starts a text and </s> ends it."""
+    """Makes each character a token; <s> starts a text and </s> ends it."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

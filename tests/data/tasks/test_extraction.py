@@ -135,7 +135,7 @@ def test_what_is_no_multiple_choice_is_told(asked, says):
     ],
 )
 def test_sums_are_marked_by_two_readings(text, loose, strict):
-    """As the answer itself says, and as the paper's published script reads it."""
+    """An answer counts as it says itself, and as the paper's published script reads it."""
     found = score_answers(EVALS["number"], [Question("1", "gsm8k", {}, "", "18")], [Answer(text)])
     assert (found.scores["accuracy"], found.scores["accuracy_strict"]) == (loose, strict)
 

@@ -34,7 +34,7 @@ def _name(case) -> str:
 
 
 def _parts(case) -> list[str]:
-    """What a case can find wrong: a setting, a family's interpolation, or a family at all."""
+    """Parts a case can find wrong: a setting, a family's interpolation, or the family itself."""
     family, settings, size = case
     other = [f"{family} of another size"] if size not in ((16, 16), (18, 18)) else []
     return [*settings, *other] or [family]

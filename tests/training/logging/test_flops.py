@@ -95,7 +95,7 @@ def test_what_is_computed_again_counts_again():
 
 
 def test_an_odd_number_of_tokens_is_padded_for_cudnn():
-    """As of an image of 16 x 16 patches and a class token; the pairs are those of the tokens."""
+    """An image of 16 x 16 patches and a class token counts the pairs of its own tokens."""
     plan, query = plan_of("cudnn"), jax.ShapeDtypeStruct((2, 257, HEADS, SIZE), jnp.bfloat16)
 
     def total(query, visible):
