@@ -163,7 +163,8 @@ def _evaluation_row(config: RunConfig, row: int) -> Batch:
 def update_norms(run: Reopened) -> ByModule:
     """Computes the Frobenius norms (L, E) of each expert's change of s a b since initialization.
 
-    Modules whose adapter is not a sum of products s a b are left out.
+    Modules whose adapter is not a sum of products s a b are left out. The run has to be restored
+    with `factors`.
     """
     frozen = run.state.frozen(run.setup.base)
     now = _adapters(merge_model(run.setup.graph, run.state.trainable, frozen))

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from goat_jax.adapters.adapter import AdapterInit, init_adapter, segment_index
+from goat_jax.adapters.adapter import AdapterInit, segment_index
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError, nearest
-from goat_jax.injection.sharded_init import Sharder, start_layers, start_on_mesh
+from goat_jax.injection.sharded_init import Sharder, start_layer, start_layers, start_on_mesh
 from goat_jax.injection.svd_cache import SvdStore, is_concrete
 from goat_jax.nn.dense import Adapter, Dense
 from goat_jax.nn.named_modules import ModuleRef, name_number
@@ -27,12 +27,13 @@ def attach(
     gradients: Mapping[str, jax.Array] | None = None,
     sharder: Sharder | None = None,
     svds: SvdStore | None = None,
+    factors: bool = True,
 ) -> None:
     """Initializes an adapter from a module's kernel and attaches it there."""
     dense = ref.module
     if dense.adapter is not None:
         raise UserError(f"{ref.names()[0]} has an adapter already: start from a new model")
-    start = start_adapter(dense.kernel[...], spec, key, ref, gradients, sharder, svds)
+    start = start_adapter(dense.kernel[...], spec, key, ref, gradients, sharder, svds, factors)
     dense.kernel.set_value(start.kernel)
     salt = name_number(ref.pattern)
     dense.adapter = Adapter(start.factors, start.scale, spec, salt, start.constants)
@@ -46,24 +47,26 @@ def start_adapter(
     gradients: Mapping[str, jax.Array] | None = None,
     sharder: Sharder | None = None,
     svds: SvdStore | None = None,
+    factors: bool = True,
 ) -> AdapterInit:
     """Calls `init_adapter` on a module.
 
-    Each layer of a stack, and each of its experts, has a key derived from its name.
+    Each layer of a stack, and each of its experts, has a key derived from its name. Without
+    `factors` they are zeros, as `inject` states.
     """
     numbers = jnp.array([name_number(name) for name in ref.names()], jnp.uint32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
     known = _gradients_of(ref, gradients)
     segments = None if svds is None else _stored_segments(ref.each(kernel), spec, keys, svds)
     if sharder is not None:
-        return start_on_mesh(kernel, spec, keys, known, segments, ref, sharder)
+        return start_on_mesh(kernel, spec, keys, known, segments, ref, sharder, factors)
     if not ref.axes:
         first = [
             None if each is None else jax.tree.map(lambda a: a[0], each)
             for each in (known, segments)
         ]
-        return _start(kernel, spec, keys[0], *first)
-    start = _start_stacked(ref.each(kernel), spec, keys, known, segments)
+        return _start(kernel, keys[0], *first, spec, factors)
+    start = _start_stacked(ref.each(kernel), keys, known, segments, spec, factors)
     return jax.tree.map(ref.joined, start)
 
 
@@ -103,19 +106,5 @@ def _gradients_of(ref: ModuleRef, gradients: Mapping[str, jax.Array] | None) -> 
     return jnp.stack([jnp.asarray(gradients[name]) for name in ref.names()])
 
 
-@partial(jax.jit, static_argnums=1)
-def _start(
-    kernel: jax.Array, spec: AdapterSpec, key: Key, gradient: jax.Array | None, segments: Svd | None
-) -> AdapterInit:
-    return init_adapter(kernel, spec, key, gradient, segments)
-
-
-@partial(jax.jit, static_argnums=1)
-def _start_stacked(
-    kernels: jax.Array,
-    spec: AdapterSpec,
-    keys: Key,
-    gradients: jax.Array | None,
-    segments: Svd | None,
-) -> AdapterInit:
-    return start_layers(kernels, keys, gradients, segments, spec)
+_start = jax.jit(start_layer, static_argnums=(4, 5))
+_start_stacked = jax.jit(start_layers, static_argnums=(4, 5))

@@ -45,6 +45,7 @@ def inject(
     gradients: Mapping[str, jax.Array] | None = None,
     sharder: Sharder | None = None,
     svds: SvdStore | None = None,
+    factors: bool = True,
 ) -> InjectReport:
     """Attaches an adapter to every target, in place, and edits its kernel as the method requires.
 
@@ -66,6 +67,8 @@ def inject(
         sharder: sharding of the arrays on a mesh; None leaves them on one device. With it, the
             initialization of a stack's layers is distributed over all devices.
         svds: cache of the layers' SVDs; None computes them without one.
+        factors: whether the adapters' trained arrays get their initial values. Without them they
+            are zeros for a checkpoint to replace, and much less is compiled.
 
     Returns:
         The report on every module.
@@ -101,7 +104,7 @@ def inject(
             chosen, reason = choose(ref, name, spec, target_modules, overrides)
             what = "frozen" if chosen is None else "adapter"
             if chosen is not None:
-                attach(ref, chosen, key, gradients, sharder, svds)
+                attach(ref, chosen, key, gradients, sharder, svds, factors)
             elif spec.whole_model:
                 what, reason = "trained in full", ""
         rows.append((ref, what, reason, shape))

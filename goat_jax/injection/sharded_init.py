@@ -7,6 +7,7 @@ from functools import lru_cache, partial
 from typing import Any, Protocol, cast
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from goat_jax.adapters.adapter import AdapterInit, init_adapter
@@ -38,15 +39,34 @@ class Sharder(Protocol):
         ...
 
 
-def start_layers(
-    kernels: Array, keys: Key, gradients: Array | None, segments: Svd | None, spec: AdapterSpec
+def start_layer(
+    kernel: Array,
+    key: Key,
+    gradient: Array | None,
+    segments: Svd | None,
+    spec: AdapterSpec,
+    factors: bool,
 ) -> AdapterInit:
-    """Calls `init_adapter` on stacked layers (L, I, O), with a key and optional arrays for each."""
+    """Calls `init_adapter`; without `factors` they are zeros, and their values are not computed."""
+    start = init_adapter(kernel, spec, key, gradient, segments)
+    if factors:
+        return start
+    return start._replace(factors=jax.tree.map(jnp.zeros_like, start.factors))
+
+
+def start_layers(
+    kernels: Array,
+    keys: Key,
+    gradients: Array | None,
+    segments: Svd | None,
+    spec: AdapterSpec,
+    factors: bool,
+) -> AdapterInit:
+    """Calls `start_layer` on stacked layers (L, I, O), with a key and optional arrays for each."""
     # A map, not a vmap: one layer's SVD is in memory at a time, and its result does not depend on
     # which layers are stacked with it.
-    return jax.lax.map(
-        lambda layer: init_adapter(layer[0], spec, *layer[1:]), (kernels, keys, gradients, segments)
-    )
+    one = partial(start_layer, spec=spec, factors=factors)
+    return jax.lax.map(lambda layer: one(*layer), (kernels, keys, gradients, segments))
 
 
 def start_on_mesh(
@@ -57,6 +77,7 @@ def start_on_mesh(
     segments: Svd | None,
     ref: ModuleRef,
     sharder: Sharder,
+    factors: bool,
 ) -> AdapterInit:
     """Initializes the adapter of a module on a mesh, with every array in its sharding.
 
@@ -72,9 +93,10 @@ def start_on_mesh(
         segments: the SVD segments of every layer's experts, or None if they are to be computed.
         ref: the module.
         sharder: gives the sharding of every array.
+        factors: whether the factors get values, as for `start_layer`.
     """
     lead = ref.axes
-    all_layers = _all_layers(spec, bool(lead))
+    all_layers = _all_layers(spec, factors, bool(lead))
     # The shardings depend on the arrays' shapes, and the jitted function needs them in advance.
     layers = jax.ShapeDtypeStruct((len(keys), *kernel.shape[len(lead) :]), kernel.dtype)
     abstract = jax.eval_shape(all_layers, layers if lead else kernel, keys, gradients, segments)
@@ -90,7 +112,7 @@ def start_on_mesh(
         sharder.replicated,
         arrays(abstract.constants),
     )
-    start = _compiled(spec, lead, gradients is not None, segments is not None, where)
+    start = _compiled(spec, factors, lead, gradients is not None, segments is not None, where)
     return start(kernel, key_everywhere(keys, sharder.replicated), gradients, segments)
 
 
@@ -105,22 +127,23 @@ Named = tuple[tuple[str, NamedSharding], ...]
 @lru_cache(maxsize=64)
 def _compiled(
     spec: AdapterSpec,
+    factors: bool,
     lead: tuple[int, ...],
     with_gradients: bool,
     with_segments: bool,
     where: tuple[NamedSharding, Named, NamedSharding, Named],
 ) -> Callable[..., AdapterInit]:
     """Returns the jitted initialization, compiled once for all modules that are alike."""
-    kernel, factors, scale, constants = where
-    start = AdapterInit(*cast(Any, (kernel, dict(factors), scale, dict(constants))))
+    kernel, trained, scale, constants = where
+    start = AdapterInit(*cast(Any, (kernel, dict(trained), scale, dict(constants))))
     if not lead:
-        return jax.jit(_all_layers(spec, stacked=False), out_shardings=start)
+        return jax.jit(_all_layers(spec, factors, stacked=False), out_shardings=start)
     # One leading axis, which no mesh axis shards, stands for all.
     specs = jax.tree.map(lambda sharding: _of_layers(sharding.spec, len(lead)), start)
     whole = PartitionSpec()
     known = Svd(whole, whole, whole) if with_segments else None
     inputs = (specs.kernel, whole, specs.kernel if with_gradients else None, known)
-    one, mesh = partial(_one, spec=spec), cast(Mesh, kernel.mesh)
+    one, mesh = partial(start_layer, spec=spec, factors=factors), cast(Mesh, kernel.mesh)
 
     def compute(kernel: Array, *each: Any) -> AdapterInit:
         layers = kernel.reshape(-1, *kernel.shape[len(lead) :])
@@ -135,12 +158,12 @@ def _of_layers(spec: PartitionSpec, leading: int) -> PartitionSpec:
     return PartitionSpec(*spec[leading - 1 :])
 
 
-def _all_layers(spec: AdapterSpec, stacked: bool) -> Callable[..., AdapterInit]:
+def _all_layers(spec: AdapterSpec, factors: bool, stacked: bool) -> Callable[..., AdapterInit]:
     """Returns the initialization of a stack (used for its shapes alone) or of one kernel.
 
     For one kernel the key and the gradient have a leading axis of 1.
     """
-    one = partial(_one, spec=spec)
+    one = partial(start_layer, spec=spec, factors=factors)
     if stacked:
         return jax.vmap(one)
 
@@ -148,9 +171,3 @@ def _all_layers(spec: AdapterSpec, stacked: bool) -> Callable[..., AdapterInit]:
         return one(kernel, *jax.tree.map(lambda values: values[0], each))
 
     return alone
-
-
-def _one(
-    kernel: Array, key: Key, gradient: Array | None, segments: Svd | None, spec: AdapterSpec
-) -> AdapterInit:
-    return init_adapter(kernel, spec, key, gradient, segments)

@@ -121,7 +121,7 @@ def export_run(
             f"{router.varies}, so no single kernel equals this adapter; {INSTEAD_OF_ROUTERS[to]}"
         )
     with folders.whole_folder(Path(out)) as aside:
-        run = Trained(Path(folder), step)
+        run = Trained(Path(folder), step, factors=True)
         try:
             options = {"name": Path(out).name, "task": task, "rows": rows}
             facts, extra = FORMS[to](run, aside, **options, dtype=dtype, shard_bytes=shard_bytes)

@@ -41,6 +41,7 @@ class Trained:
         step: the checkpoint's step; None: the best checkpoint.
         mesh: the mesh that the model is placed on.
         known: the result of `load_run`, if run.json has been read already.
+        factors: whether `start` is needed: the factors' initial values are then made.
 
     Attributes:
         folder: the run's folder.
@@ -59,9 +60,10 @@ class Trained:
         step: int | None,
         mesh: MeshConfig = ONE_DEVICE,
         known: tuple[RunConfig, dict[str, Any]] | None = None,
+        factors: bool = False,
     ):
-        self.folder = folder
-        self.opened: Reopened = restore_run(folder, step, mesh, known)
+        self.folder, self._has_start = folder, factors
+        self.opened: Reopened = restore_run(folder, step, mesh, known, factors)
         self.config, self.setup = self.opened.config, self.opened.setup
         self.path = find_model(self.config.model.path)
         self.trainable: dict[str, PyTree] = self.opened.state.trainable
@@ -78,7 +80,8 @@ class Trained:
 
     @functools.cached_property
     def start(self) -> dict[str, AdaptedModule]:
-        """Adapted modules before training, by name."""
+        """Adapted modules before training, by name; needs `factors`."""
+        assert self._has_start
         return dict(read_adapted(self._model(self.setup.state.trainable, self.setup.base)))
 
     @functools.cached_property

@@ -207,7 +207,8 @@ def _place(
 ) -> jax.Array:
     """Builds the parameter on its devices, reading at most one device's shard at a time."""
     if sharding is None:
-        return jnp.asarray(read((slice(None),) * len(shape)))
+        # Not jnp.asarray, which compiles a program for every shape.
+        return jax.device_put(read((slice(None),) * len(shape)))
     return jax.make_array_from_callback(shape, sharding, lambda index: read(index or ()))
 
 
@@ -233,8 +234,13 @@ def _start(slot: _Slot, key: Key, index: Index) -> np.ndarray:
     """Initializes a new head's parameter: normal(0.02) kernels with a key per name, 0 or 1."""
     if slot.parameter in ("bias", "scale"):
         return np.full(slot.full_shape(), slot.parameter == "scale", np.float32)[index]
-    head_key = jax.random.fold_in(key, zlib.crc32(slot.names[0].encode()))
-    return np.asarray(0.02 * jax.random.normal(head_key, slot.full_shape(), jnp.float32))[index]
+    number = np.uint32(zlib.crc32(slot.names[0].encode()))
+    return np.asarray(0.02 * _normal(key, number, slot.full_shape()))[index]
+
+
+@partial(jax.jit, static_argnums=2)
+def _normal(key: Key, number: np.uint32, shape: tuple[int, ...]) -> jax.Array:
+    return jax.random.normal(jax.random.fold_in(key, number), shape, jnp.float32)
 
 
 def _check(

@@ -112,7 +112,13 @@ class TrainSetup:
         return batch if self.shardings is None else self.shardings.put_whole(batch)
 
 
-def build(config: RunConfig, data: TaskData | None = None, *, training: bool = True) -> TrainSetup:
+def build(
+    config: RunConfig,
+    data: TaskData | None = None,
+    *,
+    training: bool = True,
+    factors: bool = True,
+) -> TrainSetup:
     """Loads the model, injects the adapters and makes the steps; nothing is compiled yet.
 
     Args:
@@ -121,6 +127,8 @@ def build(config: RunConfig, data: TaskData | None = None, *, training: bool = T
             Methods that initialize from gradients read their batches from it.
         training: whether the run is to be trained. Without it the state has no optimizer state,
             and a training step changes nothing.
+        factors: whether the adapters' factors get their initial values. Without them the state
+            holds zeros in their place, for a checkpoint to replace.
 
     Raises:
         UserError: anything in the config that does not fit.
@@ -128,11 +136,11 @@ def build(config: RunConfig, data: TaskData | None = None, *, training: bool = T
     if data is None and training:  # a run that was trained has been checked
         check(config)
     spec, rules = config.adapter.spec(), sharding_rules_of(config)
-    head_key, adapter_key, run_key = jax.random.split(jax.random.key(config.train.seed), 3)
+    head_key, adapter_key, run_key = _three(jax.random.key(config.train.seed))
     loaded = _load(config, rules, head_key)
     # Before the adapters: the gradients are those of the pretrained model.
     gradients = _gradients(config, spec, loaded, data)
-    report = adapt(loaded.model, config, spec, adapter_key, gradients, rules)
+    report = adapt(loaded.model, config, spec, adapter_key, gradients, rules, factors)
     # Before quantization, which removes the kernels.
     norms = residual_norms(loaded.model, None if rules is None else rules.replicated)
     quantized = quantized_base(loaded.model, config, rules)
@@ -164,6 +172,11 @@ def build(config: RunConfig, data: TaskData | None = None, *, training: bool = T
         base_fingerprint=fingerprint(loaded.weights),
         residual_norms=norms,
     )
+
+
+@jax.jit
+def _three(key: Key) -> tuple[Key, ...]:
+    return tuple(jax.random.split(key, 3))
 
 
 def _load(config: RunConfig, rules: ShardingRules | None, key: Key) -> Loaded:
@@ -262,6 +275,7 @@ def adapt(
     key: Key,
     gradients: Mapping[str, Array] | None = None,
     rules: ShardingRules | None = None,
+    factors: bool = True,
 ) -> InjectReport:
     """Attaches the adapters of a config to a model, in place.
 
@@ -272,6 +286,7 @@ def adapt(
         key: PRNG key of the adapters' initialization.
         gradients: module name -> gradient of its kernel, for methods that initialize from it.
         rules: the sharding rules; None for one device.
+        factors: whether the factors get their initial values, as for `build`.
     """
     set_computation(model, config)
     return inject(
@@ -284,6 +299,7 @@ def adapt(
         gradients=gradients,
         sharder=rules,
         svds=config.svd.store,
+        factors=factors,
     )
 
 

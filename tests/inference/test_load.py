@@ -46,14 +46,20 @@ def test_loading_says_nothing(light_finished, caplog):
 def test_the_whole_state_holds_the_same_arrays(first, light_finished):
     config = light_finished[0]
     checkpoints = Checkpoints(first.folder, config.best_by, read_only=True)
-    whole = checkpoints.restore(setup.build(config).state, None, first.step).state
+    built = setup.build(config)
+    whole = checkpoints.restore(built.state, None, first.step).state
     checkpoints.close()
     assert jax.tree.leaves(whole.opt_state)
-    for one, other in zip(
-        *(jax.tree.leaves(state.trainable) for state in (whole, first.trained.opened.state)),
-        strict=True,
-    ):
+    trees = (whole.trainable, built.base), (first.trained.trainable, first.trained.base)
+    for one, other in zip(*map(jax.tree.leaves, trees), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_initial_factors_are_made_only_where_they_are_asked_for(first, light_finished):
+    asked = setup.build(light_finished[0], training=False).state.trainable["adapter"]
+    left_out = first.trained.setup.state.trainable["adapter"]
+    assert all(np.any(np.asarray(each)) for each in jax.tree.leaves(asked))
+    assert not any(np.any(np.asarray(each)) for each in jax.tree.leaves(left_out))
 
 
 def test_results_are_printed_as_tables(first, light_finished):

@@ -112,7 +112,7 @@ class Opened:
 
 
 def _open(folder: Path, choice: Choice) -> Opened:
-    run = restore_run(folder, choice.step)
+    run = restore_run(folder, choice.step, factors=True)
     if run.config.adapter.spec().num_experts < 2:
         return Opened(run)
     if run.setup.vocabulary is None and choice.text is None:

@@ -74,6 +74,7 @@ def restore_run(
     step: int | None,
     mesh: MeshConfig = ONE_DEVICE,
     known: tuple[RunConfig, dict[str, Any]] | None = None,
+    factors: bool = False,
 ) -> Reopened:
     """Rebuilds a run and restores one of its checkpoints, to use it but not to train it further.
 
@@ -85,6 +86,8 @@ def restore_run(
         step: the checkpoint's step; None for the best intact one.
         mesh: the mesh to put the run on; it may differ from the mesh of the training.
         known: the result of `load_run`, if run.json has been read already.
+        factors: whether the factors' initial values are needed besides the checkpoint's; without
+            them `Reopened.setup.state` has zeros in their place.
 
     Raises:
         UserError: the folder holds no run, no such checkpoint or no intact one, or the base model
@@ -96,7 +99,8 @@ def restore_run(
     config = dataclasses.replace(config, mesh=mesh)
     checkpoints = Checkpoints(folder, config.best_by, read_only=True)
     chosen = _chosen(folder, checkpoints, step)  # a wrong step fails before the model is built
-    setup = build(dataclasses.replace(config, svd=_cached(config.svd)), training=False)
+    cached = dataclasses.replace(config, svd=_cached(config.svd))
+    setup = build(cached, training=False, factors=factors)
     check_same_model(folder, saved, setup)
     state = checkpoints.restore(setup.state, None, chosen).state
     checkpoints.close()

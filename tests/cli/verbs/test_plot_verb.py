@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow  # a trained run, and all pictures of it
 @pytest.fixture(scope="module")
 def opened(finished):
     _config, summary = finished
-    return restore_run(summary.folder, None)
+    return restore_run(summary.folder, None, factors=True)
 
 
 class Page(HTMLParser):
