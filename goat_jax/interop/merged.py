@@ -19,7 +19,7 @@ from goat_jax.adapters.adapter import merge_adapter
 from goat_jax.adapters.parts.routers import NoRouter
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.data.pipeline.image_view import view_of
-from goat_jax.data.pipeline.tokenize import pad_token
+from goat_jax.data.pipeline.tokenize import load_tokenizer, pad_token
 from goat_jax.data.tasks.image import ImageTask
 from goat_jax.data.tasks.multi_label import MultiLabelTask
 from goat_jax.data.tasks.registry import Task
@@ -33,7 +33,6 @@ from goat_jax.models.torch_layout import torch_parameters
 from goat_jax.nn.model import Model
 from goat_jax.nn.named_modules import find_modules
 from goat_jax.pretrained.gguf.file import SUFFIX
-from goat_jax.pretrained.gguf.tokenizer import gguf_tokenizer
 from goat_jax.pretrained.resolve import open_checkpoint
 from goat_jax.training.data import tokenizer_of
 from goat_jax.typing import Array, Factors
@@ -254,7 +253,8 @@ def merged_config(
     >>> found["architectures"], found["id2label"]
     (['BertForSequenceClassification'], {'0': 'no', '1': 'yes'})
     """
-    config = {key: value for key, value in hf.items() if key != "torch_dtype"}
+    # What is written is not quantized, whatever was read.
+    config = {key: hf[key] for key in hf if key not in ("torch_dtype", "quantization_config")}
     architecture = ARCHITECTURES.get(str(hf.get("model_type")))
     if architecture is not None:
         family = architecture.family
@@ -273,7 +273,7 @@ def write_tokenizer(source: Path, folder: Path) -> None:
     Writes the tokenizer that a .gguf file holds.
     """
     if source.suffix == SUFFIX:
-        tokenizer: Any = gguf_tokenizer(source)
+        tokenizer: Any = load_tokenizer(source)
         tokenizer.save_pretrained(folder)
         return
     for pattern in TOKENIZER_FILES:

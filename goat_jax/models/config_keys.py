@@ -123,7 +123,8 @@ def keys_of_family(
     parts: Mapping[str, Keys] | None = None,
 ) -> Keys:
     """Returns the treatment of a family's keys, given those besides the keys of all families."""
-    read, fixed = {**_COMMON_READ, **read}, {**_COMMON_FIXED, **(fixed or {})}
+    common = {key: values for key, values in _COMMON_FIXED.items() if key not in read}
+    read, fixed = {**_COMMON_READ, **read}, {**common, **(fixed or {})}
     others = (_COMMON_WITHOUT | frozenset(without)) - set(read) - set(fixed)
     return Keys(read, fixed, others, parts or {})
 

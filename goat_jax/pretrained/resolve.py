@@ -10,6 +10,7 @@ from typing import Any
 from goat_jax.errors import UserError, first_line, nearest
 from goat_jax.files import report_unusable_cache, temporary_folder, user_path
 from goat_jax.pretrained.end_tokens import with_end_tokens
+from goat_jax.pretrained.mxfp4 import dequantized
 from goat_jax.pretrained.packaged_models import PACKAGED_MODELS
 from goat_jax.pretrained.safetensors import Weights, open_weights, read_json
 from goat_jax.pretrained.text_part import text_config, text_weights
@@ -91,4 +92,5 @@ def open_checkpoint(path: Path) -> tuple[dict[str, Any], Weights]:
 
         return open_gguf(path)
     hf = with_end_tokens(read_json(path / "config.json", "a checkpoint folder"), path)
-    return text_config(hf), text_weights(hf, open_weights(path))
+    config = text_config(hf)
+    return config, dequantized(config, text_weights(hf, open_weights(path)))

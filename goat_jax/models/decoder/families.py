@@ -51,6 +51,7 @@ from goat_jax.models.decoder.settings import (
 from goat_jax.models.expert_tensors import ExpertTensor
 from goat_jax.models.family import Family
 from goat_jax.models.fused import Fused
+from goat_jax.pretrained.mxfp4 import mxfp4_only
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -446,6 +447,7 @@ FAMILIES: dict[str, DecoderFamily] = {
     "gpt_oss": _family(
         "GptOss",
         windows_but_every(2, 128),
+        Setting({"quantization_config": mxfp4_only}, lambda hf, values: {}),  # read dequantized
         rope(default=_GPT_OSS_ROPE, theta=150000.0),
         flag("attention_bias", "qkv_bias", "out_bias", default=True),
         always(sinks=True),
