@@ -88,7 +88,8 @@ class SvdConfig:
             4 H (I + O + 1) bytes with H the smaller side (one and a half to two times the kernel in
             float32), which serve any rank, number of experts and choice of segments as well.
         route: a key of `ROUTES`: "gram" is the fastest and the most accurate one on a CPU, "device"
-            is for accelerators; "auto" chooses by that.
+            is for GPUs; "auto" chooses by that. A TPU's host decomposes by "gram", since the
+            TPU's compiler takes minutes for the eigenvectors of each size of kernel.
 
     Raises:
         UserError: an unknown choice.
@@ -105,7 +106,7 @@ class SvdConfig:
     def store(self) -> SvdStore:
         """The store that `inject` uses."""
         folder = None if self.folder in (AUTO, NONE) else user_path(self.folder)
-        best = "gram" if jax.default_backend() == "cpu" else "device"
+        best = "device" if jax.default_backend() == "gpu" else "gram"
         return SvdStore(folder, self.keep, best if self.route == AUTO else self.route)
 
 

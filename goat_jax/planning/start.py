@@ -12,7 +12,7 @@ from goat_jax.injection.report import InjectReport
 
 SHARE = 1 / 15 * 0.08
 """Assumed share of a chip's peak that decompositions reach. Float32 products have 1/15 of the
-bfloat16 peak on an H100 (1/6 on a TPU), and of a float32 product's rate a decomposition reached
+bfloat16 peak on an H100, and of a float32 product's rate a decomposition reached
 8% on a CPU (`goat-jax bench start`). No accelerator has been measured."""
 
 

@@ -282,3 +282,11 @@ def test_choices_are_checked():
     with pytest.raises(UserError, match=r"svd\.route 'gramm' is not known .*gram"):
         SvdConfig(route="gramm")
     assert SvdConfig().store == SvdStore(None) != SvdConfig(route="lapack").store
+
+
+@pytest.mark.parametrize(
+    ("backend", "route"), [("cpu", "gram"), ("gpu", "device"), ("tpu", "gram")]
+)
+def test_gpus_decompose_themselves_and_tpus_leave_it_to_their_hosts(backend, route, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert SvdConfig().store.route == route

@@ -92,7 +92,8 @@ def as_values(step: StepPlan, target: Topology, rows: int | None) -> dict:
     values = dataclasses.asdict(step) | {"topology": target.name}
     if target.chip is not None:
         values["roofline_seconds"] = step.roofline(target.chip)
-        values["start_seconds"] = step.start.seconds(target.chip, step.devices)
+        if target.chip.cuda is not None:
+            values["start_seconds"] = step.start.seconds(target.chip, step.devices)
     return values if rows is None else values | {"largest_rows_per_part": rows}
 
 
@@ -177,7 +178,7 @@ def _start(step: StepPlan, target: Topology) -> list[str]:
     if not start.kernels:
         return []
     line = f"start: {start.kernels} kernels to decompose once, {start.flops:.3e} FLOPs"
-    if target.chip is None:
+    if target.chip is None or target.chip.cuda is None:  # the host decomposes, whose speed differs
         return [line]
     seconds = start.seconds(target.chip, step.devices)
     return [f"{line}, about {seconds:.0f} s (an estimate: {SHARE:.1%} of the peak is assumed)"]
