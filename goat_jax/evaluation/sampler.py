@@ -119,6 +119,7 @@ class Generator:
         self.config, self.tokenizer, self.multiple = model.config, tokenizer, multiple
         self.end_ids = end_ids(model.config, tokenizer)
         check_ids({"vocab_size": [self.end_ids]}, table_sizes(model.config))
+        self._between: tuple[int, ...] = getattr(model.config, "before_answer", ())
         self._empty = model.empty_cache
         self._extend = jax.jit(partial(_extend, graph), donate_argnums=4)
         self._choose = jax.jit(choose, static_argnums=(2, 3))
@@ -181,9 +182,8 @@ class Generator:
         """Encodes a prompt to the token ids that it would have in training, before the answer."""
         text = isinstance(prompt, str)
         ids = encode_prompt(self.tokenizer, prompt) if text else list(prompt)
-        between = getattr(self.config, "before_answer", ())
-        ended = bool(between) and ids[-1:] == [between[0]]
-        return [*ids, *between[ended:]] if ids else ids
+        ended = bool(self._between) and ids[-1:] == [self._between[0]]
+        return [*ids, *self._between[ended:]] if ids else ids
 
     def answers(
         self,
@@ -239,9 +239,10 @@ class Generator:
     def _text(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
         """Decodes an answer's tokens after the end of their prompt.
 
-        Decoded alone, they would lose their first space with some tokenizers.
+        Decoded alone, they would lose their first space with some tokenizers. An answer with tokens
+        between it and the prompt is a text of its own, which begins without a space.
         """
-        before = list(prompt[-CONTEXT:])
+        before = [] if self._between else list(prompt[-CONTEXT:])
         start = len(self.tokenizer.decode(before, skip_special_tokens=True))
         return self.tokenizer.decode([*before, *ids], skip_special_tokens=True)[start:]
 

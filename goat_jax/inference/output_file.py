@@ -93,7 +93,7 @@ def write_predictions(
 
     Args:
         out: the file; the ending of its name gives the format.
-        rows: the rows; columns with bytes or arrays, such as images, are not written.
+        rows: the rows; those of `left_out_columns` are not written.
         classes: the names of the classes; empty without classes.
         predict: numbers of rows -> their predictions.
         chunk: the number of rows that are predicted together, then written.
@@ -112,7 +112,8 @@ def write_predictions(
     check_out(out)
     stream = out.with_name(f"{out.name}.jsonl") if out.suffix == PARQUET else out
     form = STREAMED[stream.suffix]
-    columns = [name for name in _columns(rows) if _is_writable(rows, name)]
+    left_out = left_out_columns(rows)
+    columns = [name for name in _columns(rows) if name not in left_out]
     results = result_columns(classes, columns)
     try:
         _check_stamp(out, identity)
@@ -127,7 +128,7 @@ def write_predictions(
                 batch_results = predict(numbers).results()
                 for number, result in zip(numbers, batch_results, strict=True):
                     if number >= begun:
-                        cells = {name: rows[number].get(name) for name in columns}
+                        cells = {name: _as_list(rows[number].get(name)) for name in columns}
                         cells |= zip(results, result, strict=True)
                         file.write(form.line(cells).encode())
                 file.flush()
@@ -156,8 +157,23 @@ def _columns(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def _is_writable(rows: Sequence[Row], name: str) -> bool:
-    return not any(isinstance(row.get(name), bytes | np.ndarray) for row in rows)
+def left_out_columns(rows: Sequence[Row]) -> list[str]:
+    """Returns the columns that a file of predictions leaves out: images, and other bytes.
+
+    >>> left_out_columns([{"words": np.array(["a", "film"]), "photo": np.zeros((8, 8)), "id": 1}])
+    ['photo']
+    """
+    return [name for name in _columns(rows) if any(_is_image(row.get(name)) for row in rows)]
+
+
+def _is_image(value: object) -> bool:
+    if isinstance(value, Mapping):  # a stored image with its path
+        return any(map(_is_image, value.values()))
+    return isinstance(value, bytes) or (isinstance(value, np.ndarray) and value.ndim > 1)
+
+
+def _as_list(value: object) -> object:
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def _stamp(out: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 import goat_jax
@@ -42,3 +43,12 @@ def test_photos_in_nested_folders_are_predicted_in_their_order(summary, tmp_path
     rows = read_rows(out)
     expected = [row["image"].split("/")[-3] for row in rows]
     assert [row["prediction"] for row in rows] == expected and len(rows) == 12
+
+
+def test_images_are_left_out_of_the_file_and_named(summary, tmp_path, capsys):
+    rows, out = tmp_path / "new.npz", tmp_path / "found.jsonl"
+    np.savez(rows, image=np.zeros((2, 16, 16, 3), np.uint8), size=np.array([[3, 4], [5, 6]]))
+    words = ["predict", str(summary.folder), "--quiet", "--data", str(rows), "--out", str(out)]
+    assert main(words) == 0
+    assert capsys.readouterr().out == f"{out}: 2 rows, without the images of column image\n"
+    assert [row["size"] for row in read_rows(out)] == [[3, 4], [5, 6]]

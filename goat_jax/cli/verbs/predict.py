@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from goat_jax.cli.arguments.evaluation import sampling_given
+from goat_jax.data.sources.formats import Row
 from goat_jax.data.tasks.language import LanguageTask
 from goat_jax.errors import UserError
 from goat_jax.files import user_path
-from goat_jax.inference.output_file import check_out
+from goat_jax.inference.output_file import check_out, left_out_columns
 from goat_jax.inference.predict_file import predict_to_file
 from goat_jax.inference.predictions import Predictions, result_columns
 from goat_jax.inference.predictors import predictor_of, sampling_of
@@ -63,7 +65,7 @@ def predict(options: argparse.Namespace) -> int:
     with TrainProgress(len(rows), enabled=is_first() and not options.quiet) as bar:
         begun = predict_to_file(run, rows, encoded, out, options.batch_size, bar.update, **sampling)
     if is_first():
-        _report(out, len(rows), begun, getattr(encoded, "truncated", 0), options.json)
+        _report(out, rows, begun, getattr(encoded, "truncated", 0), options.json)
     return 0
 
 
@@ -76,10 +78,13 @@ def _print(predictions: Predictions, as_json: bool) -> None:
         print(json.dumps(dict(row) | dict(zip(columns, result, strict=True)), default=str))
 
 
-def _report(out: Path, count: int, begun: int, cut: int, as_json: bool) -> None:
+def _report(out: Path, rows: Sequence[Row], begun: int, cut: int, as_json: bool) -> None:
+    count, left_out = len(rows), left_out_columns(rows)
     if as_json:
-        print(json.dumps({"file": str(out), "rows": count, "continued_after": begun, "cut": cut}))
+        facts = {"rows": count, "continued_after": begun, "cut": cut, "left_out": left_out}
+        print(json.dumps({"file": str(out), **facts}))
         return
     notes = [f"{begun:,} of them were there already"] if begun else []
     notes += [f"{cut:,} cut short"] if cut else []
+    notes += [f"without the images of column {', '.join(left_out)}"] if left_out else []
     print(", ".join([f"{out}: {count:,} rows", *notes]))

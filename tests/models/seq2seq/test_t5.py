@@ -187,7 +187,7 @@ def test_the_loss_of_texts_is_torchs(packing, tmp_path, tokenizer):
     for (prompt, _), answer in zip(ROWS, answers, strict=True):
         ids = torch.tensor([tokenizer(prompt)["input_ids"]])
         made = theirs.generate(ids, max_new_tokens=6, do_sample=False)[0]
-        assert answer.split() == tokenizer.decode(made, skip_special_tokens=True).split()
+        assert answer == tokenizer.decode(made, skip_special_tokens=True)  # no space before it
 
 
 @pytest.mark.parametrize("both", [True, False])
