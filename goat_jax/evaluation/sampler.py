@@ -142,9 +142,14 @@ class Generator:
         if steps is None:
             steps = max(1, min(DEFAULT_NEW_TOKENS, self.config.context - longest))
         self._check(prompts, longest + steps)
+        change = self.config.rotation_changes_after
+        # The keys in the cache are rotated for a short text: beyond it, transformers computes them
+        # anew.
+        anew = None if change is None else change + 1 - longest
         longest = self._padded(longest, steps)
         ids, mask = pad_left(prompts, 0, longest)
         cache = self._empty(len(prompts), longest + steps)
+        before = [(ids, mask)]
         key = jax.random.key(sampling.seed)
         ended = np.zeros(len(prompts), bool)
         for step in range(steps):
@@ -159,6 +164,10 @@ class Generator:
             if ended.all():
                 return
             ids, mask = jnp.asarray(tokens)[:, None], jnp.ones((len(prompts), 1), jnp.int32)
+            before.append((ids, mask))
+            if step + 1 == anew:
+                ids, mask = (jnp.concatenate(each, axis=1) for each in zip(*before, strict=True))
+                cache = self._empty(len(prompts), longest + steps)
 
     def _padded(self, longest: int, steps: int) -> int:
         """Returns the padded length of prompts of up to `longest` tokens.

@@ -194,6 +194,12 @@ class DecoderConfig:
         """True if rotary positions stretch to texts longer than the context."""
         return any(rope is not None and rope.kind == "dynamic" for rope in self.rope_kinds)
 
+    @property
+    def rotation_changes_after(self) -> int | None:
+        """Number of tokens beyond which longrope rotates every token anew; None for never."""
+        kinds = (rope for rope in self.rope_kinds if rope is not None)
+        return next((rope.first_context for rope in kinds if rope.kind == "longrope"), None)
+
 
 def tiny_decoder_config(**changes: Any) -> DecoderConfig:
     """Builds a config small enough for tests and examples.

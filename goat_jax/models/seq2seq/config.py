@@ -39,6 +39,7 @@ class Seq2SeqConfig:
         head: the kind of output, one of `HEADS`.
         context: the largest number of tokens, which relative positions do not limit.
         unbounded: whether texts may be longer than that.
+        rotation_changes_after: None, as there are no rotary positions.
         logit_cap: the bound of the logits; there is none.
 
     Raises:
@@ -65,6 +66,7 @@ class Seq2SeqConfig:
     head: str = "conditional"
     context: int = 1 << 30
     unbounded: bool = True
+    rotation_changes_after: int | None = None
     logit_cap: None = None
 
     def __post_init__(self) -> None:

@@ -4,7 +4,8 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ from decoder_parity import (
     write,
     write_torch,
 )
+from goat_jax.evaluation.sampler import Generator, Sampling
 from goat_jax.models.decoder.families import FAMILIES
 from goat_jax.models.decoder.model import Decoder, segment_positions, tiny_decoder_config
 from goat_jax.models.load import load_model
@@ -52,7 +54,7 @@ def test_every_family_is_compared_and_listed():
         assert int(row[0]) == count and float(row[1]) < TOLERANCE
 
 
-# longrope is not among them: a cache keeps the rotation that a short text had.
+# longrope is not among them: its cache is computed anew by the one who generates (below).
 CACHED = ["llama3", "qwen2 windows", "qwen3", "mistral", "llama tied, biases", "gemma2", "gemma3"]
 CACHED += ["ministral3", "olmo2", "smollm3 windows", "granite", "cohere2", "glm4", "stablelm"]
 CACHED += ["mixtral", "qwen3_moe some layers, normalized, window", "olmoe", "gpt_oss"]
@@ -85,6 +87,27 @@ def test_a_cache_gives_torchs_logits(case, tmp_path):
     close = TOLERANCE * np.abs(theirs).max()
     found = np.concatenate(parts, axis=1)
     np.testing.assert_allclose(found[real], theirs[real], rtol=0, atol=close)
+
+
+@pytest.mark.slow
+def test_a_text_that_outgrows_longropes_short_factors_is_continued_as_in_torch(tmp_path):
+    """Prompts of 6 and 4 tokens grow beyond the original context, 8, after two steps."""
+    name, settings = CASES["phi3 longrope, long"]
+    torch_model = write_torch(tmp_path, name, settings | {"eos_token_id": None})
+    model = expect(Decoder, load_model(tmp_path, key=jax.random.key(0)).model)
+    ids = batch()["input_ids"][:2, :6]
+    prompts, mask = [ids[0].tolist(), ids[1, 2:].tolist()], np.ones_like(ids)
+    mask[1, :2] = 0
+    theirs = torch_model.generate(
+        input_ids=torch.from_numpy(ids).long(),
+        attention_mask=torch.from_numpy(mask).long(),
+        max_new_tokens=12,
+        do_sample=False,
+    )
+    generator = Generator(model, cast(Any, SimpleNamespace(eos_token_id=None)), multiple=4)
+    with jax.default_matmul_precision("highest"):
+        found = np.stack(list(generator.tokens(prompts, Sampling(max_new_tokens=12))), axis=1)
+    np.testing.assert_array_equal(found, theirs[:, 6:])
 
 
 @pytest.mark.slow
