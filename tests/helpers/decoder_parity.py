@@ -16,6 +16,7 @@ from flax import nnx
 
 from goat_jax.models.load import load_model
 from parity_table import print_table
+from random_torch import randomized
 
 TOLERANCE = 1e-5
 """Largest difference of a logit, over the largest logit."""
@@ -205,12 +206,8 @@ def write(folder: Path, case: str, seed: int = 0):
 def write_torch(folder: Path, name: str, settings: dict, seed: int = 0):
     """Saves a model of the class that begins with `name`."""
     config = getattr(transformers, name + "Config")(**{**SIZES, **settings})
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
-        class_name = name.removesuffix("Text") + "ForCausalLM"
-        model = getattr(transformers, class_name)(config).eval()
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+    make = getattr(transformers, name.removesuffix("Text") + "ForCausalLM")
+    model = randomized(lambda: make(config), seed)
     model.save_pretrained(folder)
     return model
 

@@ -17,6 +17,7 @@ from flax import nnx
 
 from goat_jax.models.load import load_model
 from parity_table import print_table
+from random_torch import randomized
 
 TOLERANCE = 1e-5
 """Largest difference of a logit, over the largest logit."""
@@ -109,11 +110,7 @@ def write(
     name, settings = CASES[case]
     sizes = DISTIL if name == "DistilBert" else SIZES
     config = getattr(transformers, name + "Config")(**{**sizes, **settings, **more})
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
-        model = getattr(transformers, name + kind)(config).eval()
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+    model = randomized(lambda: getattr(transformers, name + kind)(config), seed)
     model.save_pretrained(folder)
     return model
 

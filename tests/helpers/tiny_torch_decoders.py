@@ -1,9 +1,9 @@
 """Tiny random checkpoints of every family of decoders, saved by transformers with a tokenizer."""
 
-import torch
 import transformers
 
 import tiny_language
+from random_torch import randomized
 
 SETTINGS = {
     "llama": {},
@@ -52,10 +52,6 @@ def write_decoder(folder, model_type, **settings):
     config = transformers.AutoConfig.for_model(
         model_type, **sizes | SETTINGS[model_type] | settings
     )
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        model = transformers.AutoModelForCausalLM.from_config(config).eval()
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+    model = randomized(lambda: transformers.AutoModelForCausalLM.from_config(config))
     model.save_pretrained(folder)
     return model

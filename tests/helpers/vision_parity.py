@@ -18,6 +18,7 @@ from flax import nnx
 from goat_jax.models.load import load_model
 from kinds import present
 from parity_table import print_table
+from random_torch import randomized
 
 TOLERANCE = 1e-5
 """Largest difference of a logit, over the largest logit."""
@@ -142,14 +143,10 @@ def write(
     **options: Any,
 ) -> Any:
     """Saves a model of one of the family's classes, every number in it random, and returns it."""
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
-        config = config_of(family, settings, labels, text or {})
-        missing = kind == "ForImageClassification" and family == "dinov3_vit"
-        make = Dinov3Classifier if missing else getattr(transformers, FAMILIES[family][0] + kind)
-        model = make(config).eval()
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+    config = config_of(family, settings, labels, text or {})
+    missing = kind == "ForImageClassification" and family == "dinov3_vit"
+    make = Dinov3Classifier if missing else getattr(transformers, FAMILIES[family][0] + kind)
+    model = randomized(lambda: make(config), seed)
     model.save_pretrained(folder, **options)
     return model
 

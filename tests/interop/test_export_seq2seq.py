@@ -24,6 +24,7 @@ from trained import trained_elsewhere
 torch = pytest.importorskip("torch", reason="needs the extra 'test', which brings torch")
 peft = pytest.importorskip("peft", reason="needs the extra 'test', which brings peft")
 transformers = pytest.importorskip("transformers")
+random_torch = pytest.importorskip("random_torch")
 
 pytestmark = [
     pytest.mark.nightly,
@@ -41,12 +42,13 @@ def write_model(folder):
         tie_word_embeddings=False,
         decoder_start_token_id=0,
     )
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
+
+    def make():
         model = transformers.T5ForConditionalGeneration(config)
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+        return model
+
+    model = random_torch.randomized(make)
     model.save_pretrained(folder)
     words = ["<pad>", "</s>", "<unk>", *(f"w{number}" for number in range(3, 40))]
     inner = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, "<unk>"))

@@ -15,6 +15,7 @@ from flax import nnx
 
 import vision_parity
 from goat_jax.models.torch_layout import torch_tensors
+from random_torch import randomized
 
 torch.set_num_threads(1)  # tiny models; more threads only wait for each other
 transformers.logging.set_verbosity_error()
@@ -65,12 +66,8 @@ def save_torch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Checkp
     ) -> Checkpoint:
         config = CONFIGS[family](**{**SIZES[family], **settings})
         name = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}[family] + kind
-        with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(seed)
-            model = getattr(transformers, name)(config, **(model_options or {})).eval()
-            # torch starts with zero biases and norms of one: half the names could be mixed up.
-            for parameter in model.parameters():
-                parameter.add_(0.2 * torch.randn_like(parameter))
+        make = getattr(transformers, name)
+        model = randomized(lambda: make(config, **(model_options or {})), seed)
         folder = tmp_path_factory.mktemp(name)
         model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
         return Checkpoint(folder, model.float())

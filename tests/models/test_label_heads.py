@@ -11,6 +11,7 @@ from goat_jax.adapters.context import EVAL
 from goat_jax.models.decoder.families import FAMILIES
 from goat_jax.models.load import load_model
 from goat_jax.training.losses import CLASSIFICATION, MULTI_LABEL, REGRESSION, TAGGING
+from random_torch import randomized
 from tiny_torch_decoders import SETTINGS
 
 TEXTS = transformers.AutoModelForSequenceClassification
@@ -60,11 +61,7 @@ def saved(folder, model_type, auto, **settings):
     decoder = DECODER | SETTINGS.get(model_type, {})
     sizes = decoder if model_type in SETTINGS else SIZES | ENCODERS.get(model_type, {})
     config = transformers.AutoConfig.for_model(model_type, **{"num_labels": 3} | sizes | settings)
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        model = auto.from_config(config).eval()
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+    model = randomized(lambda: auto.from_config(config))
     model.save_pretrained(folder)
     return model
 

@@ -36,6 +36,7 @@ from goat_jax.models.decoder.families import FAMILIES
 from goat_jax.models.decoder.model import Decoder, segment_positions, tiny_decoder_config
 from goat_jax.models.load import load_model
 from kinds import expect
+from random_torch import randomized
 from tiers import each, first_of_each
 
 MUTATED = ["llama", "qwen2", "qwen3", "mistral", "llama3"]
@@ -144,11 +145,7 @@ def save_multimodal(folder: Path, kind: str) -> Any:
         text_config=SIZES | settings["text_config"],
         vision_config=tower | settings["vision_config"],
     )
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        model = transformers.AutoModelForImageTextToText.from_config(config).eval()
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+    model = randomized(lambda: transformers.AutoModelForImageTextToText.from_config(config))
     model.save_pretrained(folder)
     return model
 

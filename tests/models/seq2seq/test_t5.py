@@ -27,6 +27,7 @@ from goat_jax.models.seq2seq.model import Seq2Seq, distance_buckets
 from goat_jax.training.losses import LANGUAGE
 from goat_jax.training.task_types import before_answer
 from kinds import expect
+from random_torch import randomized
 from tiers import each
 
 TOLERANCE = 1e-5
@@ -46,15 +47,16 @@ CASES = {
 
 def write(folder, settings) -> Any:
     """Saves a model, every number of it random; an untied output is a tensor of its own."""
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        start = {"decoder_start_token_id": 0}
-        config = transformers.T5Config(**{**SIZES, **start, **settings})
-        model = transformers.T5ForConditionalGeneration(config).eval()
+    start = {"decoder_start_token_id": 0}
+    config = transformers.T5Config(**{**SIZES, **start, **settings})
+
+    def make() -> Any:
+        model = transformers.T5ForConditionalGeneration(config)
         if settings.get("tie_word_embeddings") is False:
             model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+        return model
+
+    model = randomized(make)
     model.save_pretrained(folder)
     return model
 
