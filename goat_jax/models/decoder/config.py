@@ -185,19 +185,14 @@ class DecoderConfig:
         return (False,) * self.num_layers if self.mixture is None else self.mixture.layers
 
     @property
-    def rope_kinds(self) -> tuple[Rope | None, ...]:
-        """The different rotary positions of the layers."""
-        return tuple(dict.fromkeys(self.ropes))
-
-    @property
     def unbounded(self) -> bool:
         """True if rotary positions stretch to texts longer than the context."""
-        return any(rope is not None and rope.kind == "dynamic" for rope in self.rope_kinds)
+        return any(rope is not None and rope.kind == "dynamic" for rope in self.ropes)
 
     @property
     def rotation_changes_after(self) -> int | None:
         """Number of tokens beyond which longrope rotates every token anew; None for never."""
-        kinds = (rope for rope in self.rope_kinds if rope is not None)
+        kinds = (rope for rope in self.ropes if rope is not None)
         return next((rope.first_context for rope in kinds if rope.kind == "longrope"), None)
 
 

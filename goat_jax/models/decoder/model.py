@@ -25,6 +25,8 @@ from goat_jax.nn.dense import Dense
 from goat_jax.nn.mixture import Mixture
 from goat_jax.nn.model import Model
 from goat_jax.nn.modules import ACTIVATIONS, NORMS, Embedding, LearnedArray, Norm, Projection
+from goat_jax.nn.per_layer import PerLayer, stacked, tree_of, way_of
+from goat_jax.nn.rope import Rope
 from goat_jax.nn.rotation import Rotation
 from goat_jax.nn.stack import Stack
 from goat_jax.typing import Array, DTypeLike, PyTree
@@ -291,10 +293,10 @@ class DecoderTrunk(Model):
         x, (keys, values) = self._run(input_ids, ctx, positions, visible, cache)
         return self._final(x), Cache(keys, values, mask, cache.length + tokens)
 
-    def _rotations(self, positions: Array) -> list[Rotation | None]:
+    def _rotations(self, positions: Array, ropes: tuple[Rope | None, ...]) -> list[Rotation | None]:
         """Returns the rotation of each kind of layer; those of one model have one shape."""
-        kinds, size = self.config.rope_kinds, self.config.head_size
-        found = [None if rope is None else rope.rotation(positions, size) for rope in kinds]
+        size = self.config.head_size
+        found = [None if rope is None else rope.rotation(positions, size) for rope in ropes]
         turning = next((each for each in found if each is not None), None)
         if turning is None:
             return found
@@ -315,33 +317,22 @@ class DecoderTrunk(Model):
         """Runs all blocks; `visible` are the slots that each token may attend to in all of them."""
         config, tokens = self.config, input_ids.shape[1]
         slots = tokens if cache is None else cache.mask.shape[1]
-        kinds = list(dict.fromkeys(config.windows))
+        windows, ropes = PerLayer.of(config.windows), PerLayer.of(config.ropes)
         options = {"scale": config.attention_scale, "soft_cap": config.attention_cap}
         ways = [
             partial(
                 self.attention.attend(dataclasses.replace(visible, window=window), tokens, slots),
                 **options,
             )
-            for window in kinds
+            for window in windows.values
         ]
-        each: dict[str, Any] = {}
-        if ways[1:]:
-            each["kind"] = jnp.array([kinds.index(window) for window in config.windows])
-        rotations = self._rotations(positions)
-        stacked = rotations[0]
-        if rotations[1:]:
-            stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *rotations)
-            each["rope"] = jnp.array([config.rope_kinds.index(rope) for rope in config.ropes])
+        rotations = stacked(self._rotations(positions, ropes.values))
+        each: dict[str, Any] = {"window": windows.numbers, "rope": ropes.numbers}
         if cache is not None:
             each["past"] = (cache.keys, cache.values)
 
         def call(block: DecoderBlock, x: Array, ctx: Context, each: PyTree) -> tuple[Array, PyTree]:
-            def attend(*arrays: Array) -> Array:  # a kernel's window is a constant, so: a switch
-                return jax.lax.switch(each["kind"], ways, *arrays) if ways[1:] else ways[0](*arrays)
-
-            rotation = stacked
-            if rotations[1:]:
-                rotation = jax.tree.map(lambda array: array[each["rope"]], stacked)
+            attend, rotation = way_of(ways, each["window"]), tree_of(rotations, each["rope"])
             past = None if cache is None else (*each["past"], cache.length)
             return block(x, ctx, rotation, attend, past)
 

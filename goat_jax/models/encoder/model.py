@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -26,6 +25,7 @@ from goat_jax.nn.dropout import drop, dropper
 from goat_jax.nn.model import Model
 from goat_jax.nn.modules import ACTIVATIONS, POOLING, Embedding, LayerNorm, TokenConvolution
 from goat_jax.nn.named_modules import name_number
+from goat_jax.nn.per_layer import PerLayer, stacked, tree_of, way_of
 from goat_jax.nn.rotation import Rotation
 from goat_jax.nn.stack import Stack
 from goat_jax.typing import Array, PyTree
@@ -307,7 +307,7 @@ class Encoder(Model):
     ) -> Array:
         """Returns the last hidden states (B, T, D), in the dtype of the embedding tables."""
         config, tokens, real = self.config, input_ids.shape[1], attention_mask != 0
-        windows, ropes = list(dict.fromkeys(config.windows)), list(dict.fromkeys(config.ropes))
+        windows, ropes = PerLayer.of(config.windows or (None,)), PerLayer.of(config.ropes)
         bias, relative = self._relative(tokens)
         ways = [
             partial(
@@ -315,28 +315,17 @@ class Encoder(Model):
                 scale=config.attention_scale,
                 **({} if bias is None else {"bias": bias}),
             )
-            for window in windows or [None]
+            for window in windows.values
         ]
         places = jnp.arange(tokens)[None]
-        turns = [rope.rotation(places, config.head_size) for rope in ropes]
-        turn = jax.tree.map(lambda *arrays: jnp.stack(arrays), *turns) if turns else None
-        each = {
-            "way": jnp.array([windows.index(window) for window in config.windows]),
-            "turn": jnp.array([ropes.index(rope) for rope in config.ropes]),
-        }
-        each = {name: numbers for name, numbers in each.items() if numbers.size}
+        turns = [rope.rotation(places, config.head_size) for rope in ropes.values]
+        rotations = stacked(turns) if turns else None
 
         def call(block: EncoderBlock, x: Array, ctx: Context, each: PyTree) -> tuple[Array, None]:
-            def attend(*arrays: Array, **options: Any) -> Array:
-                if not ways[1:]:
-                    return ways[0](*arrays, **options)
-                # A kernel's window is a constant, so: a switch.
-                chosen = [partial(way, **options) for way in ways]
-                return jax.lax.switch(each["way"], chosen, *arrays)
-
-            rotation = None if turn is None else jax.tree.map(lambda a: a[each["turn"]], turn)
+            attend, rotation = way_of(ways, each["window"]), tree_of(rotations, each["rope"])
             return block(x, ctx, attend, rotation, relative, real), None
 
+        each = {"window": windows.numbers, "rope": ropes.numbers}
         x, _ = self.layers.scan(call, self.embeddings(input_ids, token_type_ids, ctx), ctx, each)
         return x if self.final_norm is None else self.final_norm(x)
 
