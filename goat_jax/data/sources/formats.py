@@ -121,7 +121,8 @@ def _table(path: Path, records: Iterator[tuple[int, list[str]]]) -> list[Row]:
     for number, fields in records:
         if len(fields) != len(header):
             raise UserError(
-                f"{path}:{number}: {len(fields)} fields, but the header names {len(header)}"
+                f"{path}:{number}: {len(fields)} fields, but the header names {len(header)}: give "
+                "every line as many; one that holds the separator goes in double quotes"
             )
         rows.append(dict(zip(header, fields, strict=True)))
     return rows
@@ -151,7 +152,10 @@ def read_csv(path: Path) -> list[Row]:
     try:
         return _table(path, ((reader.line_num, fields) for fields in reader if fields))
     except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: not valid CSV ({error})") from None
+        raise UserError(
+            f"{path}:{reader.line_num}: not valid CSV ({error}): close each double quote, and "
+            "write those inside a field twice"
+        ) from None
 
 
 def _delimiter(header: str) -> str:

@@ -45,7 +45,7 @@ def read_rows(path: str | Path) -> list[Row]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or first_line(error)})") from None
     if not rows:
-        raise UserError(f"{path}: the file has no rows")
+        raise UserError(f"{path}: the file has no rows: give it one or more")
     return rows
 
 

@@ -405,8 +405,10 @@ def _written(value: object) -> bytes:
 def check_columns(source: str, rows: Sequence[Row], *columns: str) -> None:
     for column in columns:
         if column not in rows[0]:
-            known = ", ".join(rows[0])
-            raise UserError(f"{source}: no column {column!r}{nearest(column, rows[0])}: {known}")
+            known = ", ".join(map(repr, rows[0]))
+            raise UserError(
+                f"{source}: no column {column!r}{nearest(column, rows[0])}: choose one of {known}"
+            )
 
 
 def _check_labeled(source: str, rows: Sequence[Row], label: str) -> None:

@@ -200,8 +200,14 @@ def read_run(folder: Path) -> dict[str, Any]:
     """
     path = Path(folder) / RUN
     if not path.is_file():
-        raise UserError(f"{folder} is not a run folder: it has no {RUN}")
-    saved = read_json(path)
+        raise UserError(
+            f"{folder} is not a run folder: it has no {RUN}; give the folder that goat-jax train "
+            "named, such as runs/reviews"
+        )
+    try:
+        saved = read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}: restore it from a backup, or train with another --out") from None
     if not isinstance(saved, dict):
         raise UserError(f"{path} is not valid: it holds a {type(saved).__name__}, not an object")
     known = {field.name for field in dataclasses.fields(RunFile)}
