@@ -74,6 +74,22 @@ class Tokenizer(Protocol):
         """Returns the token with this id."""
         ...
 
+    def __len__(self) -> int:
+        """Returns the number of tokens."""
+        ...
+
+    def add_tokens(self, new_tokens: Sequence[Any]) -> int:
+        """Adds those tokens that it does not have; returns their number."""
+        ...
+
+    def convert_tokens_to_ids(self, tokens: Sequence[str]) -> list[int]:
+        """Returns the ids of tokens."""
+        ...
+
+    def save_pretrained(self, save_directory: Any) -> Any:
+        """Writes its files to a folder."""
+        ...
+
     def num_special_tokens_to_add(self, *, pair: bool) -> int:
         """Returns the number of special tokens that are added to a text or to a pair of texts."""
         ...

@@ -1,7 +1,8 @@
 """Initializes, applies and merges an adapter: pure functions of arrays, for every method."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -158,21 +159,77 @@ def apply_adapter(
         ctx: dropout key (None in eval mode), padding mask, tasks.
         product: ``x @ kernel`` if it is computed already, so that no method computes it twice.
     """
-    run: Callable[..., tuple[Array, Routing]] = _apply
+    return _applied(spec.combine, x, kernel, arrays, scale, spec, ctx, product)
+
+
+def adapter_products(
+    x: Array, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec, ctx: Context
+) -> tuple[tuple[tuple[Array, Array], ...], Report]:
+    """Returns what `apply_adapter` returns, the first value as factors (`Combine.products`)."""
+    return _applied(spec.combine.products, x, kernel, arrays, scale, spec, ctx, None)
+
+
+def look_up_adapter(
+    ids: Array,
+    table: Array,
+    arrays: Factors,
+    scale: Array,
+    spec: AdapterSpec,
+    ctx: Context,
+    product: Array,
+) -> tuple[Array, Report]:
+    """Computes what the adapter of a table adds to its vectors, and its report.
+
+    An index stands for a one-hot x, whose products are rows of the matrices. As in PEFT, there is
+    no dropout.
+
+    Args:
+        ids: indices (...,).
+        table: the frozen table (V, D).
+        arrays: factors, and constants if the method has any.
+        scale: the experts' scales (E,).
+        spec: the method and its sizes, with a combine that `looks_up`.
+        ctx: padding mask, tasks.
+        product: the table's vectors (..., D).
+    """
+    inner, router = spec.combine.inner(arrays), spec.router.matrix(arrays)
+    assert spec.combine.looks_up and inner is not None
+    x = product[..., :0]  # nothing is left to multiply
+    logits = None if router is None else jnp.take(router, ids, axis=0)
+    routing = spec.router(RouterInputs(x, arrays, spec, ctx, logits))
+    hidden = checkpoint_name(jnp.take(inner, ids, axis=0), HIDDEN)
+    inputs = CombineInputs(x, table, arrays, scale, routing, hidden, product)
+    return spec.combine(inputs), _report(routing, arrays, spec, ctx)
+
+
+def _applied(
+    combine: Callable[[CombineInputs], Any],
+    x: Array,
+    kernel: Array,
+    arrays: Factors,
+    scale: Array,
+    spec: AdapterSpec,
+    ctx: Context,
+    product: Array | None,
+) -> tuple[Any, Report]:
+    run: Callable[..., tuple[Any, Routing]] = partial(_apply, combine)
     bits = None
     if spec.dropout and ctx.key is not None:
         bits = mask_bits(x, spec.dropout, ctx.key, spec.combine.dropout_copies(spec))
         # The backward pass makes the dropped copy again from x, which is kept anyway, and its mask.
-        run = jax.checkpoint(_apply, policy=KEPT, static_argnums=5)
+        run = jax.checkpoint(run, policy=KEPT, static_argnums=5)
     delta, routing = run(x, bits, kernel, arrays, scale, spec, ctx, product)
-    report = Report(
+    return delta, _report(routing, arrays, spec, ctx)
+
+
+def _report(routing: Routing, arrays: Factors, spec: AdapterSpec, ctx: Context) -> Report:
+    return Report(
         aux_loss=spec.aux_loss(routing, arrays, ctx),
         load=expert_load(routing, ctx.mask),
         entropy=router_entropy(routing, ctx.mask),
         weights=routing.weights if ctx.per_token else None,
         mean_weights=mean_weights(routing, ctx.mask) if ctx.per_token else None,
     )
-    return delta, report
 
 
 KEPT = jax.checkpoint_policies.save_from_both_policies(
@@ -183,6 +240,7 @@ KEPT = jax.checkpoint_policies.save_from_both_policies(
 
 
 def _apply(
+    combine: Callable[[CombineInputs], Any],
     x: Array,
     bits: Array | None,
     kernel: Array,
@@ -191,7 +249,7 @@ def _apply(
     spec: AdapterSpec,
     ctx: Context,
     product: Array | None,
-) -> tuple[Array, Routing]:
+) -> tuple[Any, Routing]:
     """Computes the addition of `apply_adapter`, and the routing; `bits` is the dropout mask."""
     router, hidden, logits = spec.router.matrix(arrays), None, None
     # Without dropout, adapter and router multiply the same x, so both products are made at once.
@@ -203,7 +261,7 @@ def _apply(
     if bits is not None:
         x, product = masked(x, bits, spec.dropout), None
     inputs = CombineInputs(x, kernel, arrays, scale, routing, hidden, product)
-    return spec.combine(inputs), routing
+    return combine(inputs), routing
 
 
 def apply_layer(

@@ -55,6 +55,10 @@ class Initializer(Protocol):
     layout: ClassVar[str]
     gradient_batches: int = 0
 
+    def for_table(self) -> Initializer:
+        """Returns the initializer of a table's adapter, whose x is an index; by default itself."""
+        return self
+
     def decompose(self, kernel: Array, spec: AdapterSpec, key: Key) -> Svd | None:
         """Returns the experts' segments of the kernel's SVD, or None if it does not use the SVD."""
         del kernel, spec, key
@@ -223,11 +227,14 @@ class Combine(Protocol):
             ``x @ kernel``.
         starts_plain: whether it initially equals ``sum_i w_i s_i a_i b_i``, which kernel edits may
             subtract.
+        looks_up: whether x enters by `hidden` and `product` alone. Then it works on tables too,
+            whose x is an index: the two are looked up, and there is no x to multiply.
     """
 
     layout: ClassVar[str]
     replaces: ClassVar[bool]
     starts_plain: ClassVar[bool]
+    looks_up: ClassVar[bool] = False
 
     def extras(
         self, kernel: Array, factors: Factors, scale: Array, spec: AdapterSpec, key: Key
@@ -248,6 +255,13 @@ class Combine(Protocol):
 
     def __call__(self, inputs: CombineInputs) -> Array:
         """Returns what is added to ``x @ kernel``, or replaces it: (..., O)."""
+        ...
+
+    def products(self, inputs: CombineInputs) -> tuple[tuple[Array, Array], ...]:
+        """Returns what a call returns as pairs of (..., Q) and (Q, O), whose products it sums.
+
+        A large O, such as a vocabulary, is then never computed for all tokens at once.
+        """
         ...
 
     def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:

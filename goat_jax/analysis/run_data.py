@@ -21,7 +21,7 @@ from goat_jax.data.pipeline.tokenize import load_tokenizer
 from goat_jax.errors import UserError
 from goat_jax.interop.modules import read_kernels
 from goat_jax.models.load import load_model
-from goat_jax.nn.dense import Adapter, Dense, merge_model
+from goat_jax.nn.dense import Adaptable, Adapter, merge_model
 from goat_jax.nn.named_modules import ModuleRef, find_modules, name_number
 from goat_jax.plots.spectra import Spectrum
 from goat_jax.pretrained.resolve import find_model
@@ -117,7 +117,7 @@ def batch_of_text(run: Reopened, text: str | None, row: int) -> tuple[Batch, lis
     config = run.config
     if run.setup.vocabulary is None:
         raise UserError("this run's model reads images: give --image or --row, not --text")
-    tokenizer = load_tokenizer(find_model(config.model.path))
+    tokenizer = load_tokenizer(find_model(config.model.path), config.model.add_tokens)
     if text is None:
         batch = _evaluation_row(config, row)
         ids = batch["input_ids"][0][batch["attention_mask"][0] > 0]
@@ -243,8 +243,8 @@ def spectra(run: Reopened) -> dict[str, Spectrum]:
     return by_pattern
 
 
-def _by_pattern(model: nnx.Module) -> dict[str, list[ModuleRef[Dense]]]:
-    groups: dict[str, list[ModuleRef[Dense]]] = {}
+def _by_pattern(model: nnx.Module) -> dict[str, list[ModuleRef[Adaptable]]]:
+    groups: dict[str, list[ModuleRef[Adaptable]]] = {}
     for ref in find_modules(model):
         if ref.module.adapter is not None:
             groups.setdefault(ref.pattern, []).append(ref)

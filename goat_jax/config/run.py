@@ -26,6 +26,7 @@ from goat_jax.validation.checks import check_choice
 from goat_jax.validation.fields import (
     Count,
     Name,
+    Natural,
     NonNegative,
     OneOf,
     Positive,
@@ -56,6 +57,9 @@ class ModelConfig:
             NVIDIA GPUs, splash on TPUs) where it can do what the model needs, else plain scores up
             to 1,024 tokens and blocks beyond; or a key of `goat_jax.nn.attention.WAYS`.
         options: fields of the model architecture's config, such as {"pooling": "mean"}.
+        add_tokens: tokens to add to the vocabulary, such as "<think>,</think>"; a comma separates
+            two. Each starts at the mean of the pretrained ones, and its vector is trained. One that
+            the tokenizer has already keeps its vector as the start.
     """
 
     path: Name
@@ -65,9 +69,15 @@ class ModelConfig:
     dropout: Rate | Annotated[str, OneOf((CHECKPOINT,))] = 0.0
     attention: Annotated[str, OneOf((AUTO, *WAYS))] = AUTO
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    add_tokens: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")
+        tokens = [token for word in self.add_tokens for token in word.split(",")]
+        for token in tokens:
+            if not token.strip() or tokens.count(token) > 1:
+                raise UserError(f"model.add_tokens has {token!r}: give each token once, not empty")
+        object.__setattr__(self, "add_tokens", tuple(tokens))
         if "dropout" in self.options:
             raise UserError("model.options contains dropout: give it as model.dropout")
 
@@ -105,6 +115,8 @@ class AdapterConfig:
         forward_scale: the scale that stays in the forward pass; the optimizer compensates for the
             rest (`optim.scaling_alignment`). None keeps the complete scale there, as published.
         overrides: different options for some modules.
+        trainable_token_indices: numbers of tokens whose vectors are trained, in the table and, if
+            it is separate, in the output, besides `model.add_tokens`.
     """
 
     method: str = "goat"
@@ -128,6 +140,7 @@ class AdapterConfig:
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     forward_scale: Positive | None = None
     overrides: tuple[Override, ...] = ()
+    trainable_token_indices: tuple[Natural, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self, "adapter.")
@@ -158,6 +171,7 @@ class AdapterConfig:
             "options",
             "defaults",
             "forward_scale",
+            "trainable_token_indices",
         }
         options = {
             field.name: getattr(self, field.name)

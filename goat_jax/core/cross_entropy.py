@@ -5,6 +5,8 @@ logits, the gradient of the loss with respect to its hidden state; the backward 
 This saves recomputing the logits, a second product with the (D, V) kernel.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,9 +22,68 @@ LOGITS_AT_ONCE = 2**24
 """The number of logits in memory at a time: 64 MiB in float32."""
 
 
+class Output(NamedTuple):
+    """The vocabulary's output layer at some tokens, whose logits are a sum of products.
+
+    Attributes:
+        inputs: the products' first factors (..., Q), of which the first are the hidden states.
+        kernels: their second factors (Q, V).
+        columns: columns (D, n) that take the place of others in all the kernels, and multiply the
+            hidden states; None for none.
+        ids: the tokens (n,) of these columns.
+    """
+
+    inputs: tuple[Array, ...]
+    kernels: tuple[Array, ...]
+    columns: Array | None = None
+    ids: Array | None = None
+
+    def logits(self) -> Array:
+        """Returns the logits (..., V), float32.
+
+        >>> columns = jnp.full((2, 1), 5.0), jnp.array([1])
+        >>> Output((jnp.eye(2),), (jnp.ones((2, 3)),), *columns).logits()[0]
+        Array([1., 5., 1.], dtype=float32)
+        """
+        pairs = zip(self.inputs, self.kernels, strict=True)
+        products = [_product(x, kernel) for x, kernel in pairs]
+        logits = sum(products[1:], products[0])
+        if self.columns is None:
+            return logits
+        return logits.at[..., self.ids].set(_product(self.inputs[0], self.columns))
+
+    def to_inputs(self, gradient: Array) -> tuple[Array, ...]:
+        """Returns the gradients of the inputs (S, Q) for that of the logits (S, V)."""
+        dtype, rest = self.inputs[0].dtype, self._rest(gradient)
+        found = [_product(rest.astype(dtype), kernel.T, None) for kernel in self.kernels]
+        if self.columns is not None:
+            own = gradient[:, self.ids].astype(dtype)
+            found[0] = found[0] + _product(own, self.columns.T, None)
+        return tuple(found)
+
+    def to_kernels(self, gradient: Array) -> tuple[tuple[Array, ...], Array | None]:
+        """Returns those of the kernels and the columns, in float32."""
+
+        def against(x: Array, gradient: Array) -> Array:
+            return _product(x.T, gradient.astype(x.dtype))
+
+        rest = self._rest(gradient)
+        kernels = tuple(against(x, rest) for x in self.inputs)
+        if self.columns is None:
+            return kernels, None
+        return kernels, against(self.inputs[0], gradient[:, self.ids])
+
+    def _rest(self, gradient: Array) -> Array:
+        """Returns the gradient of the logits without those of the columns."""
+        return gradient if self.columns is None else gradient.at[:, self.ids].set(0.0)
+
+
+def _product(x: Array, kernel: Array, dtype: Any = jnp.float32) -> Array:
+    return jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=dtype)
+
+
 def chunked_cross_entropy(
-    hidden: Array,
-    kernel: Array,
+    output: Output,
     labels: Array,
     chunk: int | None = None,
     parts: int = 1,
@@ -31,8 +92,7 @@ def chunked_cross_entropy(
     """Computes the loss and the correctness of every token.
 
     Args:
-        hidden: the final hidden states (S, D).
-        kernel: the kernel of the output layer (D, V).
+        output: the output layer at the tokens, with inputs (S, Q).
         labels: the correct tokens (S,), integers below V.
         chunk: the number of tokens of each part per chunk; None derives it from `LOGITS_AT_ONCE`.
         parts: the number of equal parts into which a mesh partitions the tokens; every chunk then
@@ -40,17 +100,19 @@ def chunked_cross_entropy(
         soft_cap: bends logits smoothly into (-soft_cap, soft_cap); None does not.
 
     Returns:
-        The losses ``-log softmax(hidden @ kernel)[labels]``, (S,) float32, and whether the label
-        had the largest logit, (S,) bool.
+        The losses ``-log softmax(logits)[labels]``, (S,) float32, and whether the label had the
+        largest logit, (S,) bool.
 
-    >>> losses, correct = chunked_cross_entropy(jnp.eye(2), 9 * jnp.eye(2), jnp.array([0, 0]), 1)
+    >>> output = Output((jnp.eye(2),), (9 * jnp.eye(2),))
+    >>> losses, correct = chunked_cross_entropy(output, jnp.array([0, 0]), 1)
     >>> correct.tolist(), [round(float(loss), 2) for loss in losses]
     ([True, False], [0.0, 9.0])
     """
     if chunk is None:
-        chunk = max(16, LOGITS_AT_ONCE // kernel.shape[1])
-    cut = Cut(parts, min(chunk, hidden.shape[0] // parts))
-    return _cross_entropy(cut, soft_cap, hidden, kernel, labels)
+        chunk = max(16, LOGITS_AT_ONCE // output.kernels[0].shape[1])
+    cut = Cut(parts, min(chunk, len(labels) // parts))
+    inputs, kernels, columns, ids = output
+    return _cross_entropy(cut, soft_cap, inputs, (kernels, columns), (ids, labels))
 
 
 class Cut(NamedTuple):
@@ -65,26 +127,30 @@ class Cut(NamedTuple):
     chunk: int
 
 
+Inputs = tuple[Array, ...]
+Kernels = tuple[tuple[Array, ...], Array | None]
+"""The fields `kernels` and `columns` of an `Output`."""
+
+Indices = tuple[Array | None, Array]
+"""Its `ids`, and the labels."""
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _cross_entropy(
-    cut: Cut, soft_cap: float | None, hidden: Array, kernel: Array, labels: Array
+    cut: Cut, soft_cap: float | None, inputs: Inputs, kernels: Kernels, indices: Indices
 ) -> tuple[Array, Array]:
-    def one(hidden: Array, labels: Array) -> tuple[Array, Array]:
-        losses, correct, _ = _losses(hidden, kernel, labels, soft_cap, _logits)
+    ids, labels = indices
+
+    def one(labels: Array, *inputs: Array) -> tuple[Array, Array]:
+        losses, correct, _ = _losses(Output(inputs, *kernels, ids).logits(), labels, soft_cap)
         return losses, correct
 
-    return _by_chunks(one, cut, hidden, labels)
+    return _by_chunks(one, cut, labels, *inputs)
 
 
-def _losses(
-    hidden: Array,
-    kernel: Array,
-    labels: Array,
-    soft_cap: float | None,
-    product: Callable[[Array, Array], Array],
-) -> tuple[Array, Array, Array]:
+def _losses(logits: Array, labels: Array, soft_cap: float | None) -> tuple[Array, Array, Array]:
     """Returns losses, correctness, and the loss's gradient w.r.t. the logits before the cap."""
-    logits = capped(product(hidden, kernel), soft_cap)
+    logits = capped(logits, soft_cap)
     largest = logits.max(-1, keepdims=True)
     shifted = logits - jnp.broadcast_to(largest, logits.shape)
     total = jnp.exp(shifted).sum(-1, keepdims=True)
@@ -97,39 +163,44 @@ def _losses(
     return (jnp.log(total) - label_logits)[:, 0], logits.argmax(-1) == labels, gradient
 
 
-def _logits(hidden: Array, kernel: Array) -> Array:
-    return jnp.dot(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
-
-
 def _forward(
-    cut: Cut, soft_cap: float | None, hidden: Array, kernel: Array, labels: Array
+    cut: Cut, soft_cap: float | None, inputs: Inputs, kernels: Kernels, indices: Indices
 ) -> tuple[Any, Any]:
-    def one(hidden: Array, labels: Array) -> tuple[Array, Array, Array]:
-        losses, correct, gradient = _losses(hidden, kernel, labels, soft_cap, _logits)
-        back = jnp.dot(gradient.astype(hidden.dtype), kernel.astype(hidden.dtype).T)
-        return losses, correct, back
+    ids, labels = indices
 
-    losses, correct, back = _by_chunks(one, cut, hidden, labels)
-    return (losses, correct), (back, hidden, kernel, labels)
+    def one(labels: Array, *inputs: Array) -> tuple[Array, ...]:
+        output = Output(inputs, *kernels, ids)
+        losses, correct, gradient = _losses(output.logits(), labels, soft_cap)
+        return losses, correct, *output.to_inputs(gradient)
+
+    losses, correct, *back = _by_chunks(one, cut, labels, *inputs)
+    return (losses, correct), (tuple(back), inputs, kernels, indices)
 
 
 def _backward(
-    cut: Cut, soft_cap: float | None, saved: tuple[Array, ...], gradients: tuple[Array, Array]
-) -> tuple[Array, Array, None]:
-    back, hidden, kernel, labels = saved
+    cut: Cut, soft_cap: float | None, saved: tuple[Any, ...], gradients: tuple[Array, Array]
+) -> tuple[Inputs, Kernels, None]:
+    back, inputs, kernels, (ids, labels) = saved
     weights = gradients[0]
-    for_hidden = back * jnp.broadcast_to(weights[:, None], back.shape).astype(back.dtype)
 
-    # The kernel's gradient recomputes the logits; the compiler drops it if the kernel is frozen.
-    def one(hidden: Array, labels: Array, weights: Array) -> Array:
-        _, _, gradient = _losses(hidden, kernel, labels, soft_cap, recomputation(_logits))
-        weighted = gradient * jnp.broadcast_to(weights[:, None], gradient.shape)
-        return jnp.dot(hidden.T, weighted.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    def weighted(array: Array) -> Array:
+        return array * jnp.broadcast_to(weights[:, None], array.shape).astype(array.dtype)
 
-    parts = _chunks(cut, hidden, labels, weights)
-    zeros = jnp.zeros(kernel.shape, jnp.float32)
-    for_kernel, _ = jax.lax.scan(lambda sum_, part: (sum_ + one(*part), None), zeros, parts)
-    return for_hidden, for_kernel.astype(kernel.dtype), None
+    # The gradient of kernels recomputes the logits; the compiler drops what is frozen.
+    logits_of = recomputation(lambda *fields: Output(*fields).logits())
+
+    def one(labels: Array, weights: Array, *inputs: Array) -> Kernels:
+        output = Output(inputs, *kernels, ids)
+        _, _, gradient = _losses(logits_of(inputs, *kernels, ids), labels, soft_cap)
+        return output.to_kernels(gradient * jnp.broadcast_to(weights[:, None], gradient.shape))
+
+    def add(total: Kernels, part: tuple[Array, ...]) -> tuple[Kernels, None]:
+        return jax.tree.map(jnp.add, total, one(*part)), None
+
+    zeros = jax.tree.map(lambda kernel: jnp.zeros(kernel.shape, jnp.float32), kernels)
+    total, _ = jax.lax.scan(add, zeros, _chunks(cut, labels, weights, *inputs))
+    for_kernels = jax.tree.map(lambda value, like: value.astype(like.dtype), total, kernels)
+    return tuple(map(weighted, back)), for_kernels, None
 
 
 _cross_entropy.defvjp(_forward, _backward)
@@ -150,7 +221,7 @@ def _chunks(cut: Cut, *arrays: Array) -> tuple[Array, ...]:
 
 def _by_chunks(one: Callable[..., tuple[Array, ...]], cut: Cut, *arrays: Array) -> Any:
     """Applies `one` to every chunk, and joins the results without the padding."""
-    count = arrays[0].shape[0]
+    count = len(arrays[0])
 
     def joined(result: Array) -> Array:
         rest = result.shape[2:]

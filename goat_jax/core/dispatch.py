@@ -85,10 +85,14 @@ def dispatch(x: Array, a: Array, b: Array, gate: Array, hidden: Array | None = N
     >>> dispatch(x, a, b, jnp.array([[0.5, 0.0]] * 3))[0]
     Array([2., 2., 2., 2., 2.], dtype=float32)
     """
+    return expand(gated(x, a, gate, hidden), b.reshape(-1, b.shape[-1]))
+
+
+def gated(x: Array, a: Array, gate: Array, hidden: Array | None = None) -> Array:
+    """Computes the experts' gated projections, (..., E x R) in x's dtype; arguments as above."""
     if hidden is None:
         copies = 0 if x.ndim == gate.ndim + 1 else None
         hidden = jax.vmap(project, in_axes=(copies, 0, -1), out_axes=-2)(x, a, gate)
     else:
         hidden = hidden.reshape(*gate.shape, -1) * gate[..., None]
-    hidden = hidden.astype(x.dtype).reshape(*hidden.shape[:-2], -1)
-    return expand(hidden, b.reshape(-1, b.shape[-1]))
+    return hidden.astype(x.dtype).reshape(*hidden.shape[:-2], -1)

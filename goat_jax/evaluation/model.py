@@ -142,7 +142,7 @@ def _open_run(folder: Path, step: int | None, mesh: MeshConfig) -> EvalModel:
         trainable=trainable,
         base=base,
         config=model.config,
-        tokenizer=load_tokenizer(find_model(run.config.model.path)),
+        tokenizer=load_tokenizer(find_model(run.config.model.path), run.config.model.add_tokens),
         task=run.config.task,
         step=run.step,
     )

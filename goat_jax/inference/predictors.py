@@ -34,7 +34,7 @@ from goat_jax.files import user_path
 from goat_jax.inference.predictions import Predictions
 from goat_jax.pretrained.resolve import find_model
 from goat_jax.training.checks import model_config_of
-from goat_jax.training.data import tokenizer_of
+from goat_jax.training.data import run_tokenizer
 from goat_jax.typing import Tokenizer
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _encode_words(task: TokenTask, config: RunConfig, rows: Sequence[Row], sourc
 
 def _tokenized(encode: Callable[[Tokenizer, Any, int], Rows], rows: Any, config: RunConfig) -> Rows:
     _, model_config = model_config_of(config)
-    tokenizer = tokenizer_of(find_model(config.model.path))
+    tokenizer = run_tokenizer(config.model)
     sizes = table_sizes(model_config, config.adapter.spec().router)
     return with_known_ids(encode(tokenizer, rows, config.train.max_length), sizes)
 
@@ -172,7 +172,7 @@ def _encode_images(task: ImageTask, config: RunConfig, rows: Sequence[Row], sour
 def _encode_prompts(
     task: LanguageTask, config: RunConfig, rows: Sequence[Row], source: str
 ) -> Sequence[Prompt]:
-    tokenizer = late_tokenizer(lambda: tokenizer_of(find_model(config.model.path)))
+    tokenizer = late_tokenizer(lambda: run_tokenizer(config.model))
     return read_prompts(task, rows, source, tokenizer)
 
 

@@ -29,7 +29,7 @@ from goat_jax.sharding.config import MeshConfig
 from goat_jax.training.checkpoints.restore import ONE_DEVICE
 from goat_jax.training.checkpoints.run_dir import load_run
 from goat_jax.training.compile_cache import keep_compiled
-from goat_jax.training.data import tokenizer_of
+from goat_jax.training.data import run_tokenizer
 
 
 class TrainedRun:
@@ -129,7 +129,7 @@ class TrainedRun:
         """The generator of answers; a `UserError` if the model is not a language model."""
         trained = self.trained
         model = language_model(trained.model, trained.setup.kind, self.folder)
-        return quick_generator(model, tokenizer_of(trained.path))
+        return quick_generator(model, run_tokenizer(trained.config.model))
 
     @overload
     def generate(self, prompts: str, *, chat: bool = False, **sampling: Any) -> str: ...

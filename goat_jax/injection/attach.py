@@ -15,13 +15,13 @@ from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError, nearest
 from goat_jax.injection.sharded_init import Sharder, start_layer, start_layers, start_on_mesh
 from goat_jax.injection.svd_cache import SvdStore, is_concrete
-from goat_jax.nn.dense import Adapter, Dense
+from goat_jax.nn.dense import Adaptable, Adapter
 from goat_jax.nn.named_modules import ModuleRef, name_number
 from goat_jax.typing import Key
 
 
 def attach(
-    ref: ModuleRef[Dense],
+    ref: ModuleRef[Adaptable],
     spec: AdapterSpec,
     key: Key,
     gradients: Mapping[str, jax.Array] | None = None,
@@ -33,6 +33,11 @@ def attach(
     dense = ref.module
     if dense.adapter is not None:
         raise UserError(f"{ref.names()[0]} has an adapter already: start from a new model")
+    if getattr(dense, "rows", None) is not None:
+        raise UserError(
+            f"{ref.names()[0]} would have an adapter and trained vectors of some tokens: leave it "
+            "out of target_modules, or train no tokens (model.add_tokens, trainable_token_indices)"
+        )
     start = start_adapter(dense.kernel[...], spec, key, ref, gradients, sharder, svds, factors)
     dense.kernel.set_value(start.kernel)
     salt = name_number(ref.pattern)
@@ -43,7 +48,7 @@ def start_adapter(
     kernel: jax.Array,
     spec: AdapterSpec,
     key: Key,
-    ref: ModuleRef,
+    ref: ModuleRef[Adaptable],
     gradients: Mapping[str, jax.Array] | None = None,
     sharder: Sharder | None = None,
     svds: SvdStore | None = None,

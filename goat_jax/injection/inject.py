@@ -1,4 +1,4 @@
-"""`inject`: attaches adapters to the `Dense` modules of a model and reports on each module."""
+"""`inject`: attaches adapters to the modules of a model that take them, and reports on each."""
 
 from __future__ import annotations
 
@@ -55,8 +55,9 @@ def inject(
     Args:
         model: the pretrained model, without adapters.
         spec: the method.
-        target_modules: the `Dense` modules that get an adapter, by their Hugging Face names;
-            "all-linear" means those of the transformer blocks.
+        target_modules: the modules that get an adapter, by their Hugging Face names: linear layers,
+            the table of the tokens' vectors, the vocabulary's output. "all-linear" means those of
+            the transformer blocks.
         key: PRNG key; every module derives a key from it by name, whatever else is adapted.
         overrides: specs for some modules; the first that matches a module applies.
         modules_to_save: modules trained in full, with their submodules; they get no adapter.
@@ -123,7 +124,8 @@ def train_in_full(model: nnx.Module, modules: Targets) -> None:
         if not trains(ref.names()[0], modules):
             continue
         module: Any = ref.module
-        under_adapter = "kernel" if getattr(module, "adapter", None) is not None else None
+        adapted = getattr(module, "adapter", None) is not None
+        under_adapter = module.matrix if adapted else None
         for name, value in vars(module).items():
             if type(value) is nnx.Param and name != under_adapter:
                 if hasattr(module, "kept_dtype"):

@@ -51,7 +51,8 @@ def quantize_base(model: nnx.Module, kind: str, sharder: Sharder | None = None) 
     """Quantizes every frozen kernel of the model's linear layers, in place.
 
     It works layer by layer, so the extra memory is one layer's kernel, or a device's shard of it.
-    Modules that are trained in full stay as they are.
+    Modules that are trained in full stay as they are, and so do the tables and outputs of
+    vocabularies.
 
     Args:
         model: the model, changed in place.
@@ -65,7 +66,7 @@ def quantize_base(model: nnx.Module, kind: str, sharder: Sharder | None = None) 
     errors: dict[str, list[Array]] = {}
     for ref in find_modules(model):
         dense = ref.module
-        if isinstance(dense.kernel, Head):
+        if dense.vocabulary_axis is not None or isinstance(dense.kernel, Head):
             continue
         kernel = dense.kernel[...]
         stacked = kernel if ref.axes else kernel[None]

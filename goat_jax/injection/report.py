@@ -7,7 +7,7 @@ import dataclasses
 import jax
 from flax import nnx
 
-from goat_jax.nn.dense import Dense, Factor, Head
+from goat_jax.nn.dense import Adaptable, Factor, Head
 from goat_jax.nn.named_modules import ModuleRef
 
 
@@ -67,7 +67,7 @@ def count_parameters(model: nnx.Module, *kinds: nnx.filterlib.Filter) -> int:
 
 
 def make_report(
-    model: nnx.Module, chosen: list[tuple[ModuleRef[Dense], str, str, tuple]], pretrained: int
+    model: nnx.Module, chosen: list[tuple[ModuleRef[Adaptable], str, str, tuple]], pretrained: int
 ) -> InjectReport:
     """Makes the report.
 

@@ -20,7 +20,7 @@ from goat_jax.injection.targets import (
     matches,
     trains,
 )
-from goat_jax.nn.dense import Dense
+from goat_jax.nn.dense import Adaptable
 from goat_jax.nn.named_modules import ModuleRef, find_modules, find_stacks
 from goat_jax.nn.stack import Stack
 from goat_jax.validation.fields import check_fields
@@ -114,7 +114,8 @@ def in_blocks(model: nnx.Module) -> list[str]:
 
     Layers of a mixture's experts are not among them, as in PEFT: targets have to name them.
     """
-    refs = [ref for ref in find_modules(model) if ref.experts is None]
+    every = find_modules(model)
+    refs = [ref for ref in every if ref.experts is None and ref.module.vocabulary_axis is None]
     blocks = [ref for ref in refs if ref.layers is not None] or refs
     return [name for ref in blocks for name in ref.names()]
 
@@ -127,7 +128,7 @@ def _resolve(name: str, spec: AdapterSpec, overrides: Sequence[Override]) -> Ada
 
 
 def choose(
-    ref: ModuleRef[Dense],
+    ref: ModuleRef[Adaptable],
     name: str,
     spec: AdapterSpec,
     target_modules: Targets,
@@ -140,7 +141,7 @@ def choose(
     smaller = min(ref.module.kernel.shape[-2:])
     if module_spec.total_rank > smaller:
         return None, f"total rank {module_spec.total_rank} is above its smaller side {smaller}"
-    return module_spec, ""
+    return ref.module.spec_for(module_spec)
 
 
 def cut_stacks(
@@ -156,7 +157,7 @@ def cut_stacks(
         choices: dict[int, list[Any]] = {}
         for ref in inside:
 
-            def choice_of(name: str, ref: ModuleRef[Dense] = ref) -> Any:
+            def choice_of(name: str, ref: ModuleRef[Adaptable] = ref) -> Any:
                 chosen = choose(ref, name, spec, target_modules, overrides)
                 return trains(name, modules_to_save), *chosen
 

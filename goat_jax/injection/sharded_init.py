@@ -14,6 +14,7 @@ from goat_jax.adapters.adapter import AdapterInit, init_adapter
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core.svd import Svd
 from goat_jax.injection.map_layers import map_layers
+from goat_jax.nn.dense import Adaptable
 from goat_jax.nn.named_modules import ModuleRef
 from goat_jax.typing import Array, Key
 
@@ -75,7 +76,7 @@ def start_on_mesh(
     keys: Key,
     gradients: Array | None,
     segments: Svd | None,
-    ref: ModuleRef,
+    ref: ModuleRef[Adaptable],
     sharder: Sharder,
     factors: bool,
 ) -> AdapterInit:
@@ -105,7 +106,7 @@ def start_on_mesh(
         shapes = {name: (*lead, *v.shape[1 if lead else 0 :]) for name, v in values.items()}
         return tuple((name, sharder.adapter(ref, name, shape)) for name, shape in shapes.items())
 
-    kernel_sharding = sharder.parameter(ref, "kernel")
+    kernel_sharding = sharder.parameter(ref, ref.module.matrix)
     where = (
         kernel_sharding,
         arrays(abstract.factors),

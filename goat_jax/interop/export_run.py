@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ from goat_jax.interop.fused_adapters import join_adapters, stored_name
 from goat_jax.interop.hf_config import HfForm, form_of, pooled_logits, pooling_option
 from goat_jax.interop.low_rank import LowRank
 from goat_jax.interop.model_card import Facts, write_card
-from goat_jax.interop.modules import module_names
+from goat_jax.interop.modules import ROWS, module_names, trained_rows
 from goat_jax.interop.trained_run import Trained
 from goat_jax.models.registry import Architecture, architecture_of
 from goat_jax.models.vision.heads import ZERO_SHOT
 from goat_jax.nn.dense import split_model
+from goat_jax.nn.named_modules import find_modules
+from goat_jax.nn.vocabulary import TokenTable, fold_rows
 from goat_jax.pretrained.packaged_models import ORIGINS
 from goat_jax.pretrained.resolve import PACKAGE, open_checkpoint
 from goat_jax.text_tables import html_table, render_table
@@ -208,6 +210,7 @@ def _peft_use(run: Trained, name: str) -> str:
     lines += [
         f'base = {form.auto}.from_pretrained({path}{more}, dtype="{dtype}")',
         *_padding(run, form),
+        *_resizing(run),
         f'model = PeftModel.from_pretrained(base, "{name}")',
     ]
     more = form.logits.format(model="model", name=name)
@@ -221,6 +224,13 @@ def _padding(run: Trained, form: HfForm) -> list[str]:
     return [f"base.config.pad_token_id = {pad_token(tokenizer_of(run.path))}"]
 
 
+def _resizing(run: Trained) -> list[str]:
+    """Returns the line that gives the base the tokens that the run added."""
+    if not run.config.model.add_tokens:
+        return []
+    return [f"base.resize_token_embeddings({run.model.config.vocab_size})"]
+
+
 def _architecture(run: Trained) -> Architecture:
     return architecture_of(open_checkpoint(run.path)[0], run.path)
 
@@ -228,9 +238,9 @@ def _architecture(run: Trained) -> Architecture:
 def _write_lora(run: Trained, folder: Path, modules: Mapping[str, LowRank]) -> None:
     modules = join_adapters(modules, _architecture(run).fused, run.model.config)
     root = peft_write.is_root(modules, run.now)
-    _write_peft(
-        run, folder, peft_write.lora_config(modules, root), peft_write.lora_tensors(modules)
-    )
+    tables = {ref.pattern for ref in find_modules(run.model, TokenTable)}
+    tensors = peft_write.lora_tensors(modules, tables)
+    _write_peft(run, folder, peft_write.lora_config(modules, root), tensors)
 
 
 def _write_peft(
@@ -256,6 +266,12 @@ def _write_peft(
         # Here both are one array; PEFT unties a module that was trained in full.
         head[tie.name] = head[tie.twin]
         every.append(tie.name.rpartition(".")[0])
+    rows = trained_rows(run.model)
+    if rows:
+        config = {**config, "trainable_token_indices": _indices(rows, every)}
+        tensors = {**tensors, **{f"{name}.{ROWS}": values for name, (_, values) in rows.items()}}
+        if run.config.model.add_tokens:
+            merged.write_tokenizer(run.path, folder, run.config.model.add_tokens)
     parts = list(dict.fromkeys(name.rpartition(".")[0] for name in head))
     peft_write.write_peft(
         folder,
@@ -267,6 +283,15 @@ def _write_peft(
         task_type=form.peft,
         base=ORIGINS.get(run.config.model.path, run.config.model.path),
     )
+
+
+def _indices(
+    rows: Mapping[str, tuple[np.ndarray, np.ndarray]], every: Sequence[str]
+) -> dict[str, list[int]]:
+    """Returns PEFT's table of trained tokens: the short name of a module -> its tokens."""
+    return {
+        names.shortest_suffixes([name], every)[0]: ids.tolist() for name, (ids, _) in rows.items()
+    }
 
 
 def _to_peft(
@@ -287,6 +312,8 @@ def _to_peft(
 
 
 def _to_goat(run: Trained, folder: Path, **_: Any) -> tuple[Facts, Extra]:
+    if trained_rows(run.model):
+        raise UserError("it has no place for trained vectors of tokens: use --to merged")
     options = {
         name: value
         for name, value in flatten(run.config.adapter).items()
@@ -310,10 +337,12 @@ def _to_merged(
     use = form.snippet(name, run.task) + pooled_logits(run.model.config, "model")
     facts = _facts(run, "A whole model, the adapter merged into it", "transformers", use)
     merged.fold_adapters(run.model, run.task_gates(task))
+    fold_rows(run.model)
     if dtype is None:
         narrow = run.config.model.dtype != "float32"
         dtype = run.config.model.dtype if narrow else merged.stored_dtype(run.path)
-    merged.write_merged(folder, run.model, form, run.path, run.task, dtype, shard_bytes)
+    added = run.config.model.add_tokens
+    merged.write_merged(folder, run.model, form, run.path, run.task, dtype, shard_bytes, added)
     return facts, {}
 
 

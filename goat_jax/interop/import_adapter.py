@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,8 +13,7 @@ import numpy as np
 from flax import nnx
 
 from goat_jax.errors import UserError, nearest
-from goat_jax.interop.modules import write_head
-from goat_jax.models.registry import ARCHITECTURES
+from goat_jax.interop.modules import write_head, write_rows
 from goat_jax.nn.dense import merge_model, split_model
 from goat_jax.nn.named_modules import find_modules
 from goat_jax.pretrained.packaged_models import ORIGINS
@@ -35,6 +35,8 @@ class Imported:
         modules: module -> our name of a factor -> its array.
         head: PyTorch's tensors of the modules that were trained in full.
         revision: the base model's revision on the hub, None if it names none.
+        rows: module -> vectors (n, D) of the tokens in `options["trainable_token_indices"]`.
+        tokenizer: the folder of a tokenizer with the adapter's tokens, None if it has none.
     """
 
     source: str
@@ -46,15 +48,13 @@ class Imported:
     modules: Mapping[str, Mapping[str, np.ndarray]]
     head: Mapping[str, np.ndarray]
     revision: str | None = None
+    rows: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    tokenizer: Path | None = None
 
     @property
     def head_modules(self) -> tuple[str, ...]:
         """Sorted names of the modules that were trained in full."""
         return tuple(sorted({name.rpartition(".")[0] for name in self.head}))
-
-
-OUTPUTS = {arch.tie.name.rpartition(".")[0] for arch in ARCHITECTURES.values() if arch.tie}
-"""Output modules, which a model with tied embeddings has under another name."""
 
 
 def check_weights(adapter: Imported, sha256: str, meant: bool = False) -> None:
@@ -113,7 +113,7 @@ def check_modules(
         UserError: the model lacks a module, or a module takes no adapter or has another size.
     """
     for name, arrays in adapter.modules.items():
-        if name in OUTPUTS or (name in modules and name not in kernels):
+        if name in modules and name not in kernels:
             raise UserError(
                 f"{adapter.source} adapts {name!r}, which takes no adapter here: merge that part "
                 "into the base model with PEFT, or train without it in target_modules"
@@ -167,6 +167,7 @@ def put_tensors(
             f"{adapter.source}: {name} got no adapter, since its rank is above the module's "
             "smaller side: train the adapter with a smaller rank there"
         )
+    write_rows(model, adapter.rows, adapter.options.get("trainable_token_indices", ()))
     write_head(model, adapter.head_modules, lambda name, shape: _head(adapter, name, shape))
     new = split_model(model)[1]
     return jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), new, trainable)

@@ -73,6 +73,10 @@ def fit_adapter(
             adapter,
             modules={module: adapter.modules[name] for name, module in kept.items()},
             head=head,
+            rows={
+                _our_name(name, architecture, modules) or name: vectors
+                for name, vectors in adapter.rows.items()
+            },
             overrides=tuple(
                 (tuple(kept[name] for name in group if name in kept), values)
                 for group, values in adapter.overrides

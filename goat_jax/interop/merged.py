@@ -96,6 +96,7 @@ def write_merged(
     task: Task,
     dtype: str,
     most: int = SHARD_BYTES,
+    add_tokens: Sequence[str] = (),
 ) -> None:
     """Writes the weights and config.json of a model without adapters, and its tokenizer.
 
@@ -109,6 +110,7 @@ def write_merged(
         task: the task that the model was trained on.
         dtype: the dtype of the written weights, a key of `DTYPES`.
         most: the largest size of a file, in bytes.
+        add_tokens: the tokens that the run added to the tokenizer.
 
     Raises:
         UserError: the model still has adapters, its config has no counterpart in config.json,
@@ -139,7 +141,7 @@ def write_merged(
     labels = class_names(getattr(task, "labels", ()), getattr(model.config, "num_labels", 0))
     config = {**hf, **changes, **_settings_of(form, task, path, model.config)}
     write_json(folder / "config.json", merged_config(config, form, dtype, labels))
-    write_tokenizer(path, folder)
+    write_tokenizer(path, folder, add_tokens)
     if isinstance(task, ImageTask):  # the task may preprocess images unlike the pretrained model
         write_json(folder / "preprocessor_config.json", view_of(task, path).config())
 
@@ -267,16 +269,17 @@ def merged_config(
     return config | {"dtype": dtype}
 
 
-def write_tokenizer(source: Path, folder: Path) -> None:
+def write_tokenizer(source: Path, folder: Path, add_tokens: Sequence[str] = ()) -> None:
     """Copies the tokenizer, image preprocessor and generation settings of a checkpoint folder.
 
-    Writes the tokenizer that a .gguf file holds.
+    Writes the tokenizer that a .gguf file holds, and one with further tokens.
     """
     if source.suffix == SUFFIX:
-        tokenizer: Any = load_tokenizer(source)
-        tokenizer.save_pretrained(folder)
+        load_tokenizer(source, add_tokens).save_pretrained(folder)
         return
     for pattern in TOKENIZER_FILES:
         for path in sorted(source.glob(pattern)):
             if path.is_file():
                 shutil.copyfile(path, folder / path.name)
+    if add_tokens:
+        load_tokenizer(source, add_tokens).save_pretrained(folder)

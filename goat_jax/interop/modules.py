@@ -5,7 +5,7 @@ The functions hide that the arrays of several layers may be stacked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -15,8 +15,9 @@ from flax import nnx
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.errors import UserError, nearest
 from goat_jax.models.torch_layout import Layout, parameters
-from goat_jax.nn.dense import Adapter, Dense, Head
+from goat_jax.nn.dense import Adaptable, Adapter, Head
 from goat_jax.nn.named_modules import ModuleRef, find_modules
+from goat_jax.nn.vocabulary import TokenTable, VocabularyOutput
 from goat_jax.typing import Array
 
 Read = Callable[[str, tuple[int, ...]], np.ndarray]
@@ -84,7 +85,7 @@ def _stack(ref: ModuleRef, arrays: list[np.ndarray]) -> Array:
     return jnp.asarray(ref.joined(np.stack(arrays)))
 
 
-def _adapted(model: nnx.Module) -> Iterator[tuple[ModuleRef, Dense, Adapter]]:
+def _adapted(model: nnx.Module) -> Iterator[tuple[ModuleRef, Adaptable, Adapter]]:
     for ref in find_modules(model):
         if ref.module.adapter is not None:
             yield ref, ref.module, ref.module.adapter
@@ -196,6 +197,34 @@ def trained_tensors(model: nnx.Module, fresh: Collection[str] = ()) -> dict[str,
             layers = [np.asarray(layout.to_torch(each)) for each in _layers(ref, variable)]
             tensors |= dict(zip(names, layers, strict=True))
     return tensors
+
+
+ROWS = "token_adapter.trainable_tokens_delta"
+"""PEFT's name of the trained rows of a module with a vocabulary."""
+
+
+def trained_rows(model: nnx.Module) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Maps the modules with trained rows to the tokens (n,) and their vectors (n, D)."""
+    return {
+        ref.pattern: (np.asarray(rows.ids[...]), np.asarray(rows.values[...]))
+        for ref in find_modules(model, (TokenTable, VocabularyOutput))
+        if (rows := ref.module.rows) is not None
+    }
+
+
+def write_rows(model: nnx.Module, rows: Mapping[str, np.ndarray], ids: Sequence[int]) -> None:
+    """Sets trained rows in place.
+
+    Args:
+        model: the model.
+        rows: module -> vectors (n, D); modules that are not named keep theirs.
+        ids: the tokens (n,) that the vectors belong to.
+    """
+    for ref in find_modules(model, (TokenTable, VocabularyOutput)):
+        own = ref.module.rows
+        if own is not None and ref.pattern in rows:
+            at = np.searchsorted(np.asarray(own.ids[...]), np.asarray(ids))
+            own.values.set_value(own.values[...].at[at].set(rows[ref.pattern]))
 
 
 def module_names(model: nnx.Module) -> list[str]:

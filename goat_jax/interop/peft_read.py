@@ -12,6 +12,7 @@ import numpy as np
 from goat_jax.errors import UserError, nearest
 from goat_jax.interop.folders import ADAPTER_CONFIG, read_about, read_tensors
 from goat_jax.interop.import_adapter import Imported
+from goat_jax.interop.modules import ROWS
 from goat_jax.interop.peft_write import ACTIVATIONS, PREFIX
 from goat_jax.pretrained.safetensors import read_json
 from goat_jax.validation.checks import check_choice, check_number
@@ -25,7 +26,7 @@ STARTS: dict[Any, dict[str, Any]] = {
 
 NOT_READ = (
     *("layer_replication", "alora_invocation_tokens", "kasa_config", "arrow_config"),
-    *("use_qalora", "use_bdlora", "lora_bias", "target_parameters", "trainable_token_indices"),
+    *("use_qalora", "use_bdlora", "lora_bias", "target_parameters"),
     *("megatron_config", "monteclora_config", "velora_config", "fan_in_fan_out"),
 )
 """Settings of PEFT's LoRA that change its computation and are not supported here."""
@@ -54,6 +55,11 @@ def read_peft(folder: Path, config: Mapping[str, Any]) -> Imported:
             f"{', '.join(READERS)} can be read"
         )
     tensors = {name.removeprefix(PREFIX): value for name, value in read_tensors(folder).items()}
+    rows = {
+        name.removesuffix(f".{ROWS}"): tensors.pop(name).astype(np.float32)
+        for name in list(tensors)
+        if name.endswith(f".{ROWS}")
+    }
     modules, head = _by_module(folder, tensors, NAMES[kind])
     options, overrides = READERS[kind](folder, config, modules)
     options["target_modules"] = tuple(modules)
@@ -67,9 +73,33 @@ def read_peft(folder: Path, config: Mapping[str, Any]) -> Imported:
         modules=modules,
         head=head,
         revision=_name(config.get("revision")),
+        rows=rows,
+        tokenizer=folder if (folder / "tokenizer_config.json").is_file() else None,
     )
+    if rows:
+        options["trainable_token_indices"] = _token_indices(folder, config, rows)
     options["modules_to_save"] = imported.head_modules
     return imported
+
+
+def _token_indices(
+    folder: Path, config: Mapping[str, Any], rows: Mapping[str, np.ndarray]
+) -> tuple[int, ...]:
+    """Returns the tokens whose vectors a folder holds, in the vectors' order.
+
+    Raises:
+        UserError: they are not numbers of tokens, or differ by module.
+    """
+    given: Any = config.get("trainable_token_indices")
+    lists: list[Any] = list(given.values()) if isinstance(given, Mapping) else [given]
+    for each in lists:
+        whole = isinstance(each, list) and all(type(n) is int and n >= 0 for n in each)
+        if not whole or each != lists[0] or any(len(each) != len(r) for r in rows.values()):
+            raise UserError(
+                f"{folder / ADAPTER_CONFIG}: trainable_token_indices {given!r} does not give all "
+                "modules the same tokens, as many as there are vectors"
+            )
+    return tuple(lists[0])
 
 
 def _name(value: object) -> str | None:
@@ -80,6 +110,8 @@ NAMES: dict[str, dict[str, str]] = {
     "LORA": {
         r"lora_A\.weight": "a",
         r"lora_B\.weight": "b",
+        r"lora_embedding_A": "a",
+        r"lora_embedding_B": "b",
         r"lora_magnitude_vector(\.weight)?": "magnitude",
     },
     "ADALORA": {r"lora_A": "a", r"lora_B": "b", r"lora_E": "core"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +62,20 @@ def _plain(value: float) -> float | int:
     return int(short) if short.is_integer() else short
 
 
-def lora_tensors(modules: Mapping[str, LowRank]) -> dict[str, np.ndarray]:
-    """Returns PEFT's tensors of LoRA and DoRA, by PEFT's names without the prefix."""
+def lora_tensors(
+    modules: Mapping[str, LowRank], tables: Collection[str] = ()
+) -> dict[str, np.ndarray]:
+    """Returns PEFT's tensors of LoRA and DoRA, by PEFT's names without the prefix.
+
+    Args:
+        modules: module -> its adapter as plain LoRA.
+        tables: those of the modules that are embedding tables.
+    """
     tensors = {}
     for name, module in modules.items():
-        tensors[f"{name}.lora_A.weight"] = module.a.T
-        tensors[f"{name}.lora_B.weight"] = module.b.T
+        ending = "lora_embedding_{}" if name in tables else "lora_{}.weight"
+        tensors[f"{name}.{ending.format('A')}"] = module.a.T
+        tensors[f"{name}.{ending.format('B')}"] = module.b.T
         if module.magnitude is not None:
             tensors[f"{name}.lora_magnitude_vector"] = module.magnitude
     return tensors

@@ -129,8 +129,13 @@ class Architecture:
         """Returns the architecture of a model with this config, whose head is known."""
         return dataclasses.replace(self, head=self.heads.get(getattr(config, "head", ""), ()))
 
-    def config_of(self, hf: Mapping[str, Any], **overrides: Any) -> Any:
+    def config_of(self, hf: Mapping[str, Any], *, untied: bool = False, **overrides: Any) -> Any:
         """Reads a config.json into our config; overrides win.
+
+        Args:
+            hf: config.json as a dict.
+            untied: whether tensors that config.json ties become two, one of which changes.
+            overrides: fields of our config.
 
         Raises:
             UserError: dropout for a model without it, or a setting that `config` rejects.
@@ -141,6 +146,8 @@ class Architecture:
                 "dropout of its own here: leave it at 0"
             )
         check_keys(self.family.config_keys, hf)
+        if untied and self.tie and self.tie.applies(hf):
+            overrides = {self.tie.field: False} | overrides
         return self.config(hf, **overrides)
 
 
@@ -221,6 +228,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     **{name: _vision(family) for name, family in vision_families.FAMILIES.items()},
 }
 """model_type of config.json -> its architecture."""
+
+TIED = {
+    tensor.rpartition(".")[0]
+    for architecture in ARCHITECTURES.values()
+    if architecture.tie
+    for tensor in (architecture.tie.name, architecture.tie.twin)
+}
+"""Modules that some config.json declares to have one tensor with another."""
 
 
 def has_other_head(hf: Mapping[str, Any], head: str) -> bool:

@@ -22,6 +22,7 @@ from goat_jax.nn.modules import (
     TokenConvolution,
 )
 from goat_jax.nn.named_modules import ModuleRef, find_modules
+from goat_jax.nn.vocabulary import TokenTable, VocabularyOutput
 
 Array = Any
 
@@ -60,6 +61,7 @@ class Layout:
 
 TORCH_NAMES: dict[type[nnx.Module], dict[str, Layout]] = {
     Dense: {"kernel": Layout("weight", (1, 0)), "bias": Layout("bias")},
+    VocabularyOutput: {"kernel": Layout("weight", (1, 0))},
     Projection: {"kernel": Layout("weight", (1, 0)), "bias": Layout("bias")},
     JoinedProjection: {
         "kernel": Layout("in_proj_weight", (1, 0)),
@@ -68,6 +70,7 @@ TORCH_NAMES: dict[type[nnx.Module], dict[str, Layout]] = {
     PatchEmbedding: {"kernel": Layout("weight", (2, 3, 1, 0)), "bias": Layout("bias")},
     TokenConvolution: {"kernel": Layout("weight", (2, 1, 0)), "bias": Layout("bias")},
     Embedding: {"table": Layout("weight")},
+    TokenTable: {"table": Layout("weight")},
     LayerNorm: {"scale": Layout("weight"), "bias": Layout("bias")},
     RMSNorm: {"scale": Layout("weight")},
     LearnedArray: {"value": Layout("")},

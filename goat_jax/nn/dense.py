@@ -1,18 +1,18 @@
-"""`Dense`, the linear layer that adapters attach to, and the variable types for what is trained.
+"""`Dense`, the linear layer with an attachable adapter, and the variable types of what is trained.
 
 The types separate the trained pytrees (`Factor`, `Head`) from the frozen one.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from goat_jax.adapters.adapter import apply_adapter
+from goat_jax.adapters.adapter import adapter_products, apply_adapter, look_up_adapter
 from goat_jax.adapters.context import Context
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.nn.quantized_kernel import QuantizedKernel
@@ -91,11 +91,25 @@ class Adapter(nnx.Module):
     def __call__(
         self, x: Array, kernel: Array, ctx: Context, product: Array | None = None
     ) -> Array:
-        scale, ctx = self.scale[...], ctx.fold(self.salt)
-        arrays = self._gathered(self.factors() | self.constants())
-        delta, report = apply_adapter(x, kernel, arrays, scale, self.spec, ctx, product)
+        delta, report = apply_adapter(x, kernel, *self._settings(ctx), product)
         sow(self, "report", report)
         return delta
+
+    def products(self, x: Array, kernel: Array, ctx: Context) -> tuple[tuple[Array, Array], ...]:
+        """Returns factors whose products add up to what a call returns (`Combine.products`)."""
+        products, report = adapter_products(x, kernel, *self._settings(ctx))
+        sow(self, "report", report)
+        return products
+
+    def look_up(self, ids: Array, table: Array, ctx: Context, product: Array) -> Array:
+        """Returns what is added to a table's vectors (..., D) of the indices (...,)."""
+        delta, report = look_up_adapter(ids, table, *self._settings(ctx), product)
+        sow(self, "report", report)
+        return delta
+
+    def _settings(self, ctx: Context) -> tuple[Factors, Array, AdapterSpec, Context]:
+        arrays = self._gathered(self.factors() | self.constants())
+        return arrays, self.scale[...], self.spec, ctx.fold(self.salt)
 
     def _gathered(self, arrays: Factors) -> Factors:
         for name, whole in self.in_use:
@@ -105,7 +119,35 @@ class Adapter(nnx.Module):
         return arrays
 
 
-class Dense(nnx.Module):
+class Adaptable(nnx.Module):
+    """A module with a matrix (I, O) that an adapter can be attached to.
+
+    Attributes:
+        matrix: the name of the matrix among its parameters.
+        vocabulary_axis: the axis of the matrix that is the vocabulary; None if neither is. Modules
+            with one are never quantized, and "all-linear" leaves them out.
+        adapter: the adapter; None without one.
+        quantized: the quantized matrix; None if it is not quantized.
+    """
+
+    matrix: ClassVar[str] = "kernel"
+    vocabulary_axis: ClassVar[int | None] = None
+    kernel: Any
+    adapter: Adapter | None
+    quantized: QuantizedKernel | None
+
+    def spec_for(self, spec: AdapterSpec) -> tuple[AdapterSpec | None, str]:
+        """Returns the spec of an adapter here, or None and the reason why it takes none."""
+        return spec, ""
+
+    def weights(self) -> Array:
+        """Returns the matrix, (I, O) or (L, I, O), dequantized if needed."""
+        if self.quantized is not None:
+            return self.quantized.kernel()
+        return self.kernel[...]
+
+
+class Dense(Adaptable):
     """Linear layer ``x @ kernel + bias``, plus the adapter's delta if one is attached.
 
     A few adapters replace ``x @ kernel`` instead (`Adapter.replaces`). The layer computes in x's
@@ -134,12 +176,6 @@ class Dense(nnx.Module):
         product = self._product(x)
         y = self._add_bias(product)
         return y if adapter is None else y + adapter(x, self.weights(), ctx, product)
-
-    def weights(self) -> Array:
-        """Returns the kernel, (I, O) or (L, I, O), dequantized if needed."""
-        if self.quantized is not None:
-            return self.quantized.kernel()
-        return self.kernel[...]
 
     def _product(self, x: Array) -> Array:
         if self.quantized is not None:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from goat_jax.adapters.adapter import Report
-from goat_jax.nn.dense import Dense
+from goat_jax.nn.dense import Adaptable
 from goat_jax.nn.mixture import Mixture
 from goat_jax.nn.stack import Stack
 from goat_jax.typing import Array, PyTree
@@ -79,7 +79,7 @@ class _Named(Protocol):
 
 
 @overload
-def find_modules(model: nnx.Module) -> list[ModuleRef[Dense]]: ...
+def find_modules(model: nnx.Module) -> list[ModuleRef[Adaptable]]: ...
 
 
 @overload
@@ -87,9 +87,11 @@ def find_modules(model: nnx.Module, kind: type[M] | tuple[type[M], ...]) -> list
 
 
 def find_modules(
-    model: nnx.Module, kind: type[nnx.Module] | tuple[type[nnx.Module], ...] = Dense
+    model: nnx.Module, kind: type[nnx.Module] | tuple[type[nnx.Module], ...] = Adaptable
 ) -> list[ModuleRef[Any]]:
-    """Finds all modules of a kind, in the order of `hf_names`, or else of the model's paths.
+    """Finds all modules of a kind, by default those that take adapters.
+
+    They come in the order of `hf_names`, or else of the model's paths.
 
     >>> from goat_jax.models.encoder.model import Encoder, tiny_config
     >>> [ref.pattern for ref in find_modules(Encoder(tiny_config(), rngs=nnx.Rngs(0)))][0]

@@ -17,6 +17,7 @@ from goat_jax.nn.modules import (
     TokenConvolution,
 )
 from goat_jax.nn.named_modules import ModuleRef
+from goat_jax.nn.vocabulary import TokenTable, VocabularyOutput
 
 Axes = tuple[str | None, ...]
 
@@ -45,11 +46,13 @@ router (I, E) of eight experts is a tenth of what each of 16 devices holds of a 
 
 PARAMETERS: dict[type[nnx.Module], dict[str, Axes]] = {
     Dense: {"kernel": ("in", "out"), "bias": ("out",)},
+    VocabularyOutput: {"kernel": ("in", "out")},
     Projection: {"kernel": ("embed", "vocab"), "bias": ("vocab",)},
     JoinedProjection: {"kernel": ("embed", None), "bias": (None,)},
     PatchEmbedding: {"kernel": (None, None, None, "embed"), "bias": (None,)},
     TokenConvolution: {"kernel": (None, None, None), "bias": (None,)},
     Embedding: {"table": ("vocab", "embed")},
+    TokenTable: {"table": ("in", "out")},
     LayerNorm: {"scale": (None,), "bias": (None,)},
     RMSNorm: {"scale": (None,)},
     LearnedArray: {"value": ()},
@@ -58,8 +61,15 @@ PARAMETERS: dict[type[nnx.Module], dict[str, Axes]] = {
 """Module -> parameter -> logical names of its last axes; `sides` resolves "in" and "out"."""
 
 
+OF_VOCABULARY: dict[type[nnx.Module], dict[str, str | None]] = {
+    TokenTable: {"in": "vocab", "out": "embed"},
+    VocabularyOutput: {"in": "embed", "out": "vocab"},
+}
+"""Module with a side that is the vocabulary -> the logical axes of its sides."""
+
+
 def sides(ref: ModuleRef) -> dict[str, str | None]:
-    """Returns the logical axes of a linear module's input and output side.
+    """Returns the logical axes of the input and output side of a module with a matrix.
 
     >>> from goat_jax.models.encoder.model import Encoder, tiny_config
     >>> from goat_jax.nn.named_modules import find_modules
@@ -67,6 +77,8 @@ def sides(ref: ModuleRef) -> dict[str, str | None]:
     >>> sides(next(ref for ref in refs if ref.path[-1] == "down"))
     {'in': 'inner', 'out': 'embed'}
     """
+    if type(ref.module) in OF_VOCABULARY:
+        return OF_VOCABULARY[type(ref.module)]
     part = ref.path[-1] if ref.path else ""
     if part in OUTWARD:
         return {"in": "inner", "out": "embed"}

@@ -29,11 +29,19 @@ from goat_jax.optim.pairs import scales_of
 from goat_jax.sharding.rules import ShardingRules, model_shardings, tree_shardings
 from goat_jax.training.checks import model_options
 from goat_jax.training.phase_change import starting_constants
-from goat_jax.training.setup import adapt, aligned, attention_note, method_optimizer, quantized_base
+from goat_jax.training.setup import (
+    adapt,
+    aligned,
+    attention_note,
+    method_optimizer,
+    quantized_base,
+    vocabulary_of,
+)
 from goat_jax.training.shardings import RunShardings, set_activation_shardings
 from goat_jax.training.state import RunState
 from goat_jax.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
 from goat_jax.training.task_types import check_model, task_type_of
+from goat_jax.training.tokens import abstract_tokens, prepare_tokens
 from goat_jax.typing import Array, Batch, PyTree
 
 
@@ -125,6 +133,8 @@ def abstract_run(
         head_key, adapter_key, run_key = jax.random.split(jax.random.key(config.train.seed), 3)
         dtype = DTYPES[config.model.dtype]
         loaded = random_model(hf, key=head_key, dtype=dtype, **model_options(config))
+        tokens = abstract_tokens(config, vocabulary_of(loaded))
+        prepare_tokens(loaded.model, config, spec, tokens)
         gradients = _Gradients(loaded.model) if spec.initializer.gradient_batches else None
         traced["report"] = adapt(loaded.model, config, spec, adapter_key, gradients)
         quantized_base(loaded.model, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from flax import nnx
@@ -9,11 +10,13 @@ from flax import nnx
 from goat_jax.config.run import RunConfig
 from goat_jax.errors import UserError
 from goat_jax.injection.selection import check_choices
-from goat_jax.models.registry import Architecture, architecture_of
+from goat_jax.injection.targets import ALL_LINEAR, matches
+from goat_jax.models.registry import TIED, Architecture, architecture_of
 from goat_jax.pretrained.resolve import find_model, open_checkpoint
 from goat_jax.training.phase_change import check_phase_change
 from goat_jax.training.shardings import sharding_rules_of
 from goat_jax.training.task_types import check_model, task_type_of
+from goat_jax.training.tokens import tokens_of
 
 
 def check(config: RunConfig) -> Any:
@@ -47,9 +50,13 @@ def model_config_of(config: RunConfig) -> tuple[Architecture, Any]:
     architecture = architecture_of(hf, path)
     check_model(config.task, architecture.kind, str(path))
     try:
-        return architecture, architecture.config_of(hf, **options)
+        model_config = architecture.config_of(hf, **options)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    tokens = tokens_of(config, getattr(model_config, "vocab_size", None))
+    if tokens is not None:
+        model_config = dataclasses.replace(model_config, vocab_size=tokens.size)
+    return architecture, model_config
 
 
 def model_options(config: RunConfig) -> dict[str, Any]:
@@ -63,4 +70,8 @@ def model_options(config: RunConfig) -> dict[str, Any]:
         if name in settled:
             raise UserError(f"model.options has {name}, which follows from the task: remove it")
     dropout = {"dropout": config.model.dropout} if config.model.dropout else {}
-    return settled | dropout | dict(config.model.options)
+    targets = config.adapter.target_modules
+    # An adapter changes one of two tied modules alone.
+    adapted = targets != ALL_LINEAR and any(matches(name, targets) for name in TIED)
+    untied = {"untied": True} if adapted else {}
+    return settled | dropout | untied | dict(config.model.options)

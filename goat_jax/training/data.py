@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from goat_jax.config.run import RunConfig
+from goat_jax.config.run import ModelConfig, RunConfig
 from goat_jax.data.pipeline.batching import choose_buckets
 from goat_jax.data.pipeline.dataset import Rows, with_known_ids
 from goat_jax.data.pipeline.fingerprint import fingerprint as rows_fingerprint
@@ -134,7 +134,7 @@ def load_rows(config: RunConfig, *splits: str) -> list[Rows]:
     first row is tokenized.
     """
     problem, task = task_type_of(config.task), config.task
-    tokenizer = late_tokenizer(lambda: tokenizer_of(find_model(config.model.path)))
+    tokenizer = late_tokenizer(lambda: run_tokenizer(config.model))
     read = [problem.read(task, split, tokenizer) for split in splits]
     model_config = check(config)
     length = config.train.max_length
@@ -146,12 +146,17 @@ def load_rows(config: RunConfig, *splits: str) -> list[Rows]:
     return [with_known_ids(each, sizes) for each in rows]
 
 
-def tokenizer_of(path: Path) -> Tokenizer:
-    """Loads a checkpoint's tokenizer.
+def run_tokenizer(model: ModelConfig) -> Tokenizer:
+    """Loads the tokenizer of a run's model, with the tokens that the run adds."""
+    return tokenizer_of(find_model(model.path), model.add_tokens)
+
+
+def tokenizer_of(path: Path, add_tokens: Sequence[str] = ()) -> Tokenizer:
+    """Loads a checkpoint's tokenizer, with further tokens, if given.
 
     If the tokenizer has no end-of-text token, it gets the first one that the checkpoint names.
     """
-    tokenizer, ends = load_tokenizer(path), token_ids(open_checkpoint(path)[0])
+    tokenizer, ends = load_tokenizer(path, add_tokens), token_ids(open_checkpoint(path)[0])
     if tokenizer.eos_token_id is None and ends:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
     return tokenizer

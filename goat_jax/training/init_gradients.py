@@ -39,7 +39,7 @@ def kernel_gradients(
         for ref in find_modules(model)
         if any(matches(name, target_modules) for name in ref.names())
     ]
-    chosen = {(*ref.path, "kernel") for ref in refs}
+    chosen = {(*ref.path, ref.module.matrix) for ref in refs}
     graph, kernels, rest = nnx.split(model, lambda path, _: path in chosen, ...)
 
     @jax.jit
@@ -64,5 +64,5 @@ def kernel_gradients(
 
 
 def _by_layer(ref: ModuleRef, by_path: dict[tuple, Array]) -> list[tuple[str, Any]]:
-    value = by_path[(*ref.path, "kernel")]
+    value = by_path[(*ref.path, ref.module.matrix)]
     return list(zip(ref.names(), ref.each(value), strict=True))

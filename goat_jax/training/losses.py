@@ -120,9 +120,9 @@ def language_loss(
     weights = _next_token_weights(batch)
     rows, tokens = model.layers.batch_parts, model.layers.token_parts
     tokens = 1 if weights.shape[1] % tokens else tokens
+    output = model.vocabulary_output(hidden, ctx)
     losses, correct = chunked_cross_entropy(
-        _by_device(hidden, rows, tokens),
-        model.output_kernel(),
+        output._replace(inputs=tuple(_by_device(x, rows, tokens) for x in output.inputs)),
         _by_device(following, rows, tokens),
         parts=rows * tokens,
         soft_cap=model.config.logit_cap,

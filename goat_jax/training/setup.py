@@ -48,6 +48,7 @@ from goat_jax.training.shardings import (
 from goat_jax.training.state import RunState
 from goat_jax.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
 from goat_jax.training.task_types import task_type_of
+from goat_jax.training.tokens import prepare_tokens, tokens_note, tokens_of
 from goat_jax.typing import Array, Batch, Key, PyTree
 
 
@@ -137,7 +138,7 @@ def build(
         check(config)
     spec, rules = config.adapter.spec(), sharding_rules_of(config)
     head_key, adapter_key, run_key = _three(jax.random.key(config.train.seed))
-    loaded = _load(config, rules, head_key)
+    loaded = _load(config, spec, rules, head_key)
     # Before the adapters: the gradients are those of the pretrained model.
     gradients = _gradients(config, spec, loaded, data)
     report = adapt(loaded.model, config, spec, adapter_key, gradients, rules, factors)
@@ -179,8 +180,8 @@ def _three(key: Key) -> tuple[Key, ...]:
     return tuple(jax.random.split(key, 3))
 
 
-def _load(config: RunConfig, rules: ShardingRules | None, key: Key) -> Loaded:
-    """Loads the pretrained model, each array straight to its devices, and prepares its head."""
+def _load(config: RunConfig, spec: AdapterSpec, rules: ShardingRules | None, key: Key) -> Loaded:
+    """Loads the pretrained model, each array straight to its devices, with its head and tokens."""
     path = find_model(config.model.path)
     loaded = load_model(
         path,
@@ -190,7 +191,12 @@ def _load(config: RunConfig, rules: ShardingRules | None, key: Key) -> Loaded:
         **model_options(config),
     )
     task_type_of(config.task).prepare(config.task, loaded, path)
-    return loaded
+    tokens, place = tokens_of(config, vocabulary_of(loaded)), None
+    if rules is not None:
+        place = lambda ref: rules.parameter(ref, ref.module.matrix)  # noqa: E731
+    prepare_tokens(loaded.model, config, spec, tokens, place)
+    notes = (*loaded.notes, tokens_note(config, tokens))
+    return dataclasses.replace(loaded, notes=tuple(filter(None, notes)))
 
 
 class _Start(NamedTuple):

@@ -9,7 +9,6 @@ from safetensors.numpy import load_file, save_file
 from goat_jax.cli.verbs.import_adapter import import_adapter
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
 from goat_jax.data.tasks.registry import language_files
-from goat_jax.errors import UserError
 from goat_jax.interop.export_run import export_run
 from goat_jax.nn.dense import merge_model
 from goat_jax.training.checkpoints.restore import restore_run
@@ -130,20 +129,3 @@ def test_peft_s_modules_to_save_on_a_tied_model(saved, kept_tied, tied, tmp_path
     export_run(tmp_path / "run", "peft", tmp_path / "out")
     again = peft.PeftModel.from_pretrained(torch_base(tied), tmp_path / "out")
     assert np.abs(torch_logits(again) - expected).max() < CLOSE
-
-
-@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
-def test_an_adapter_on_the_embeddings_is_refused_rightly(target, tied, tmp_path):
-    """Not "the model does not have it": it has, under its own or its twin's name."""
-    name = {"lm_head": "lm_head", "embed_tokens": "model.embed_tokens"}[target]
-    factors = {"A": np.zeros((2, 32), np.float32), "B": np.zeros((18, 2), np.float32)}
-    (tmp_path / "peft").mkdir()
-    save_file(
-        {f"base_model.model.{name}.lora_{ab}.weight": value for ab, value in factors.items()},
-        tmp_path / "peft" / "adapter_model.safetensors",
-    )
-    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": [target]}
-    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match=f"adapts '{name}', which takes no adapter here: merge"):
-        import_adapter(tmp_path / "peft", str(tied / "config.py"), ["--out", str(tmp_path / "run")])
-    assert not (tmp_path / "run").exists()

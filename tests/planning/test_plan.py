@@ -12,7 +12,7 @@ from goat_jax.cli.verbs import plan as verb
 from goat_jax.cli.verbs.plan import remat_table
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
 from goat_jax.core.attention import Visible, attention_in_blocks
-from goat_jax.core.cross_entropy import chunked_cross_entropy
+from goat_jax.core.cross_entropy import Output, chunked_cross_entropy
 from goat_jax.core.flop_labels import PRODUCTS
 from goat_jax.data.tasks.registry import language_files
 from goat_jax.hardware.chips import CHIPS, Chip
@@ -132,7 +132,7 @@ def test_model_flops_leave_out_what_gradients_compute_again():
     hidden, kernel = (jax.ShapeDtypeStruct(shape, "float32") for shape in ((8, 4), (4, 16)))
 
     def loss(hidden, kernel):
-        return chunked_cross_entropy(hidden, kernel, jnp.zeros(8, jnp.int32))[0].sum()
+        return chunked_cross_entropy(Output((hidden,), (kernel,)), jnp.zeros(8, jnp.int32))[0].sum()
 
     for again, number in ((True, 4), (False, 3)):
         found = matmul_flops(jax.grad(loss, (0, 1)), hidden, kernel, again=again)

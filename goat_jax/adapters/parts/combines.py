@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from goat_jax.adapters.protocols import Combine, CombineInputs, Extras
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core.column_norms import column_norms, scaling_change
-from goat_jax.core.dispatch import HIDDEN, dispatch, expand, flat
+from goat_jax.core.dispatch import HIDDEN, dispatch, expand, flat, gated
 from goat_jax.core.precision import wide
 from goat_jax.core.residual import delta_weight, side_by_side
 from goat_jax.errors import UserError
@@ -27,6 +27,7 @@ class SumOfExperts(Combine):
     layout: ClassVar[str] = "pairs"
     replaces: ClassVar[bool] = False
     starts_plain: ClassVar[bool] = True
+    looks_up: ClassVar[bool] = True
 
     def dropout_copies(self, spec: AdapterSpec) -> int | None:
         return spec.num_experts if spec.dropout_per_expert else None
@@ -40,6 +41,11 @@ class SumOfExperts(Combine):
 
     def __call__(self, inputs: CombineInputs) -> Array:
         return dispatch(inputs.x, *self.pairs(inputs.arrays), inputs.gate, inputs.hidden)
+
+    def products(self, inputs: CombineInputs) -> tuple[tuple[Array, Array], ...]:
+        a, b = self.pairs(inputs.arrays)
+        hidden = gated(inputs.x, a, inputs.gate, inputs.hidden)
+        return ((hidden, b.reshape(-1, b.shape[-1])),)
 
     def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
         del spec
@@ -136,6 +142,13 @@ class MagnitudeAndDirection(SumOfExperts):
         product = jnp.dot(x, kernel.astype(x.dtype)) if product is None else product
         return scaling_change(gain, product, delta)
 
+    def products(self, inputs: CombineInputs) -> tuple[tuple[Array, Array], ...]:
+        gain = self._gain(inputs.kernel, inputs.arrays, inputs.scale)
+        ((hidden, b),) = super().products(inputs)
+        kernel = inputs.kernel.astype(gain.dtype)
+        longer = kernel * jnp.broadcast_to(gain - 1, kernel.shape)
+        return (inputs.x, longer), (hidden, b * jnp.broadcast_to(gain, b.shape))
+
     def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
         whole = super().merge(kernel.astype(scale.dtype), arrays, scale, spec)
         gain = jnp.broadcast_to(self._gain(kernel, arrays, scale), kernel.shape)
@@ -154,6 +167,10 @@ class SharedProjection(SumOfExperts):
         return arrays["a"][0]
 
     def __call__(self, inputs: CombineInputs) -> Array:
+        ((hidden, b),) = self.products(inputs)
+        return expand(hidden, b)
+
+    def products(self, inputs: CombineInputs) -> tuple[tuple[Array, Array], ...]:
         x, gate, hidden = inputs.x, inputs.gate, inputs.hidden
         a, b = inputs.arrays["a"][0], inputs.arrays["b"]
         if hidden is None:
@@ -161,9 +178,9 @@ class SharedProjection(SumOfExperts):
             hidden = checkpoint_name(hidden, HIDDEN)
         shared = jnp.moveaxis(hidden, 0, -2) if inputs.copied else hidden[..., None, :]
         shape = (*gate.shape, a.shape[-1])
-        gated = jnp.broadcast_to(shared, shape) * jnp.broadcast_to(gate[..., None], shape)
-        flat = gated.astype(x.dtype).reshape(*gate.shape[:-1], -1)
-        return expand(flat, b.reshape(-1, b.shape[-1]))
+        weighted = jnp.broadcast_to(shared, shape) * jnp.broadcast_to(gate[..., None], shape)
+        flat = weighted.astype(x.dtype).reshape(*gate.shape[:-1], -1)
+        return ((flat, b.reshape(-1, b.shape[-1])),)
 
     def pairs(self, arrays: Factors) -> tuple[Array, Array]:
         a, b = arrays["a"], arrays["b"]

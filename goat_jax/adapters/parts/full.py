@@ -78,13 +78,17 @@ class WholeKernels(Combine):
             )
 
     def __call__(self, inputs: CombineInputs) -> Array:
+        ((x, kernels),) = self.products(inputs)
+        return expand(x, kernels)
+
+    def products(self, inputs: CombineInputs) -> tuple[tuple[Array, Array], ...]:
         x, kernels, weights = inputs.x, inputs.arrays["kernels"], inputs.routing.weights
         if kernels.shape[0] == 1 and "router" not in inputs.arrays:
-            return expand(x, kernels[0])
+            return ((x, kernels[0]),)
         shape = (*weights.shape, x.shape[-1])
         gated = jnp.broadcast_to(x[..., None, :], shape) * weights[..., None].astype(x.dtype)
         flat = gated.reshape(*x.shape[:-1], -1)
-        return expand(flat, kernels.reshape(-1, kernels.shape[-1]))
+        return ((flat, kernels.reshape(-1, kernels.shape[-1])),)
 
     def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
         del scale, spec

@@ -32,6 +32,9 @@ class ZeroDelta(Initializer):
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def for_table(self) -> Initializer:
+        return ZeroRows(self)
+
     def factors(self, inputs: InitInputs, spec: AdapterSpec, key: Key) -> Factors:
         in_features, out_features = inputs.kernel.shape
         sizes = (in_features, out_features, spec.num_experts, spec.rank)
@@ -39,6 +42,29 @@ class ZeroDelta(Initializer):
         if self.a_std is not None:
             start["a"] = self.a_std * jax.random.normal(key, start["a"].shape, jnp.float32)
         return start
+
+
+@part("initializer", "zero_rows")
+@dataclasses.dataclass(frozen=True)
+class ZeroRows(Initializer):
+    """LoRA's initialization of a table, as in PEFT: zero a, normal b.
+
+    So the vector of a token changes only if the token occurs in training.
+
+    Attributes:
+        linear: the initializer of linear layers, which makes factors of the same shapes.
+    """
+
+    linear: ZeroDelta = ZeroDelta()
+
+    @property
+    def layout(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.linear.layout
+
+    def factors(self, inputs: InitInputs, spec: AdapterSpec, key: Key) -> Factors:
+        start = self.linear.factors(inputs, spec, key)
+        b = jax.random.normal(key, start["b"].shape, jnp.float32)
+        return {"a": jnp.zeros_like(start["a"]), "b": b}
 
 
 @part("initializer", "both_random")
@@ -60,6 +86,9 @@ class BothRandom(ZeroDelta):
                 f"{type(spec.combine).__name__} adds "
                 "a b from the first step: choose initializer ZeroDelta"
             )
+
+    def for_table(self) -> Initializer:
+        return self
 
     def factors(self, inputs: InitInputs, spec: AdapterSpec, key: Key) -> Factors:
         start = super().factors(inputs, spec, key)

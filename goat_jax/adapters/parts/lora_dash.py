@@ -35,6 +35,7 @@ class LoraAndDirections(SumOfExperts):
 
     num_directions: Count = 8
     starts_plain: ClassVar[bool] = True
+    looks_up: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -68,12 +69,20 @@ class LoraAndDirections(SumOfExperts):
         return 2 if spec.dropout else None
 
     def __call__(self, inputs: CombineInputs) -> Array:
+        first, along, vt = self._along(inputs)
+        return super().__call__(first) + jnp.dot(along, vt.astype(along.dtype))
+
+    def products(self, inputs: CombineInputs) -> tuple[tuple[Array, Array], ...]:
+        first, along, vt = self._along(inputs)
+        return *super().products(first), (along, vt)
+
+    def _along(self, inputs: CombineInputs) -> tuple[CombineInputs, Array, Array]:
+        """Returns the inputs of plain LoRA, and the factors of the directions' term."""
         x, arrays = inputs.x, inputs.arrays
         first, second = (x[0], x[1]) if inputs.copied else (x, x)
         along = jnp.dot(second, arrays["u"].astype(x.dtype))
         along = along * jnp.broadcast_to(arrays["coefficients"].astype(x.dtype), along.shape)
-        plain = super().__call__(inputs._replace(x=first))
-        return plain + jnp.dot(along, arrays["vt"].astype(x.dtype))
+        return inputs._replace(x=first), along, arrays["vt"]
 
     def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
         plain = super().merge(kernel.astype(scale.dtype), arrays, scale, spec)

@@ -105,8 +105,11 @@ class KernelNetwork(Combine):
         return change.T if self.over_inputs else change
 
     def __call__(self, inputs: CombineInputs) -> Array:
-        changed = self._changed(inputs.kernel, inputs.arrays, inputs.scale)
-        return jnp.dot(inputs.x, changed.astype(inputs.x.dtype))
+        ((x, changed),) = self.products(inputs)
+        return jnp.dot(x, changed.astype(x.dtype))
+
+    def products(self, inputs: CombineInputs) -> tuple[tuple[Array, Array], ...]:
+        return ((inputs.x, self._changed(inputs.kernel, inputs.arrays, inputs.scale)),)
 
     def merge(self, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
         del spec

@@ -12,6 +12,7 @@ from goat_jax.cli.arguments.config import override, read_fields
 from goat_jax.config.fields import with_fields
 from goat_jax.config.files import load_config
 from goat_jax.config.run import AdapterConfig, RunConfig
+from goat_jax.data.pipeline.tokenize import load_tokenizer
 from goat_jax.errors import UserError
 from goat_jax.injection.selection import Override
 from goat_jax.interop.detect import read_adapter
@@ -26,6 +27,7 @@ from goat_jax.interop.match_base import fit_adapter
 from goat_jax.interop.modules import module_names
 from goat_jax.models.known_sizes import model_config
 from goat_jax.models.registry import architecture_of
+from goat_jax.pretrained.resolve import find_model
 from goat_jax.text_tables import render_table
 from goat_jax.training.abstract_run import abstract_model, kernel_shapes
 from goat_jax.training.setup import TrainSetup
@@ -60,7 +62,11 @@ def import_adapter(
     architecture = architecture_of(hf, Path(where))
     fitted = fit_adapter(adapter, architecture, hf, module_names(abstract_model(base)))
     settled = adapter_config(before, fitted.adapter)
-    model = dataclasses.replace(settled.model, options={**before.model.options, **fitted.options})
+    model = dataclasses.replace(
+        settled.model,
+        options={**before.model.options, **fitted.options},
+        add_tokens=base.model.add_tokens or added_tokens(adapter, where),
+    )
     chosen = override(dataclasses.replace(settled, model=model), overrides, "goat-jax import")
     if chosen.adapter.forward_scale is not None:
         raise UserError(
@@ -81,6 +87,14 @@ def import_adapter(
     print(render_table([f"{chosen.adapter.method} from {source}", "score"], rows, align="lr"))
     print(f"step 0 written to {begun.folder}; goat-jax train --run {begun.folder} continues it")
     return 0
+
+
+def added_tokens(adapter: Imported, model: str) -> tuple[str, ...]:
+    """Returns the tokens that an adapter's tokenizer has and that of its base model has not."""
+    if not adapter.rows or adapter.tokenizer is None:
+        return ()
+    known, tokenizer = len(load_tokenizer(find_model(model))), load_tokenizer(adapter.tokenizer)
+    return tuple(tokenizer.convert_ids_to_tokens(n) for n in range(known, len(tokenizer)))
 
 
 def adapter_config(config: RunConfig, adapter: Imported) -> RunConfig:

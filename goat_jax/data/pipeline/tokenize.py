@@ -1,7 +1,7 @@
 """Tokenizes labeled texts into ragged rows; padding is decided per batch."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -133,18 +133,32 @@ def late_tokenizer(load: Callable[[], Tokenizer]) -> Tokenizer:
     return cast(Tokenizer, LateTokenizer(load))
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
+def load_tokenizer(folder: str | Path, add_tokens: Sequence[str] = ()) -> Tokenizer:
     """Loads the Hugging Face tokenizer of a folder or of a .gguf file, never from the network.
 
     A .gguf file whose tokenizer is of a kind that is not known here takes that of its folder.
 
-    Raises UserError if the folder is missing, has no vocabulary, or cannot be read.
+    Args:
+        folder: the folder or file.
+        add_tokens: the tokens to add to it, those that it does not have.
+
+    Raises:
+        UserError: the folder is missing, has no vocabulary, or cannot be read.
 
     >>> load_tokenizer("nowhere")
     Traceback (most recent call last):
     goat_jax.errors.UserError: nowhere: no such tokenizer folder
     """
-    folder = user_path(folder)
+    tokenizer = _read_tokenizer(user_path(folder))
+    if add_tokens:
+        from tokenizers import AddedToken
+
+        # Found in the text as it is, before it is put into lower case.
+        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in add_tokens])
+    return tokenizer
+
+
+def _read_tokenizer(folder: Path) -> Tokenizer:
     if folder.suffix == SUFFIX:
         if not _has_vocabulary(folder.parent) or is_known(folder):
             return gguf_tokenizer(folder)

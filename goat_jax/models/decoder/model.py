@@ -17,6 +17,7 @@ from flax import nnx
 
 from goat_jax.adapters.context import EVAL, Context
 from goat_jax.core.attention import Visible, capped
+from goat_jax.core.cross_entropy import Output
 from goat_jax.models.decoder.config import DecoderConfig, tiny_decoder_config
 from goat_jax.models.decoder.families import FAMILIES
 from goat_jax.models.decoder.mixture import MixtureConfig
@@ -24,11 +25,12 @@ from goat_jax.nn.attention_need import Need
 from goat_jax.nn.dense import Dense
 from goat_jax.nn.mixture import Mixture
 from goat_jax.nn.model import Model
-from goat_jax.nn.modules import ACTIVATIONS, NORMS, Embedding, LearnedArray, Norm, Projection
+from goat_jax.nn.modules import ACTIVATIONS, NORMS, LearnedArray, Norm
 from goat_jax.nn.per_layer import PerLayer, stacked, tree_of, way_of
 from goat_jax.nn.rope import Rope
 from goat_jax.nn.rotation import Rotation
 from goat_jax.nn.stack import Stack
+from goat_jax.nn.vocabulary import TokenTable, VocabularyOutput, placed
 from goat_jax.typing import Array, DTypeLike, PyTree
 
 __all__ = ["Cache", "Decoder", "DecoderBlock", "DecoderConfig", "tiny_decoder_config"]
@@ -199,7 +201,7 @@ class DecoderTrunk(Model):
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         width = config.hidden_size
-        self.embeddings = Embedding(config.vocab_size, width, rngs=rngs)
+        self.embeddings = TokenTable(config.vocab_size, width, rngs=rngs)
         self.layers = Stack(
             lambda r, sparse: DecoderBlock(config, sparse, rngs=r),
             config.num_layers,
@@ -302,8 +304,8 @@ class DecoderTrunk(Model):
             return found
         return [turning.still() if each is None else each for each in found]
 
-    def _embedded(self, input_ids: Array) -> Array:
-        x, scale = self.embeddings(input_ids), self.config.embedding_scale
+    def _embedded(self, input_ids: Array, ctx: Context) -> Array:
+        x, scale = self.embeddings(input_ids, ctx), self.config.embedding_scale
         return x if scale == 1.0 else x * jnp.asarray(scale, x.dtype)
 
     def _run(
@@ -336,7 +338,7 @@ class DecoderTrunk(Model):
             past = None if cache is None else (*each["past"], cache.length)
             return block(x, ctx, rotation, attend, past)
 
-        return self.layers.scan(call, self._embedded(input_ids), ctx, each)
+        return self.layers.scan(call, self._embedded(input_ids, ctx), ctx, each)
 
 
 class Decoder(DecoderTrunk):
@@ -350,7 +352,7 @@ class Decoder(DecoderTrunk):
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
         if not config.tie_embeddings:
-            self.output = Projection(config.hidden_size, config.vocab_size, rngs=rngs)
+            self.output = VocabularyOutput(config.hidden_size, config.vocab_size, rngs=rngs)
 
     @property
     def output_shape(self) -> tuple[int, int]:
@@ -365,19 +367,17 @@ class Decoder(DecoderTrunk):
         x, scale = super()._final(x), self.config.logit_scale
         return x if scale == 1.0 else (x.astype(jnp.float32) * scale).astype(x.dtype)
 
-    def logits(self, hidden: Array) -> Array:
+    def logits(self, hidden: Array, ctx: Context = EVAL) -> Array:
         """Returns logits (..., V), float32, of hidden states (..., D)."""
-        kernel = self.output_kernel().astype(hidden.dtype)
-        logits = jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
-        return capped(logits, self.config.logit_cap)
+        return capped(self.vocabulary_output(hidden, ctx).logits(), self.config.logit_cap)
 
-    def output_kernel(self) -> Array:
-        """Returns the output kernel (D, V): the transposed embedding table if the two are tied."""
-        tied = self.config.tie_embeddings
-        kernel = self.embeddings.table[...].T if tied else self.output.kernel[...]
-        if self.output_sharding is None:
-            return kernel
-        return jax.lax.with_sharding_constraint(kernel, self.output_sharding)
+    def vocabulary_output(self, hidden: Array, ctx: Context = EVAL) -> Output:
+        """Returns the output layer at hidden states: the embedding table if the two are tied."""
+        if not self.config.tie_embeddings:
+            return self.output.output(hidden, ctx, self.output_sharding)
+        table, rows = self.embeddings.table[...], self.embeddings.rows
+        kernel = placed(table.T, self.output_sharding)
+        return Output((hidden,), (kernel,), *(() if rows is None else rows.columns()))
 
     def __call__(
         self,
@@ -387,7 +387,7 @@ class Decoder(DecoderTrunk):
         ctx: Context = EVAL,
     ) -> Array:
         """Returns logits (B, T, V), float32; arguments as for `hidden`."""
-        return self.logits(self.hidden(input_ids, attention_mask, segments, ctx))
+        return self.logits(self.hidden(input_ids, attention_mask, segments, ctx), ctx)
 
 
 def segment_positions(segments: Array) -> Array:

@@ -28,6 +28,7 @@ from goat_jax.nn.named_modules import name_number
 from goat_jax.nn.per_layer import PerLayer, stacked, tree_of, way_of
 from goat_jax.nn.rotation import Rotation
 from goat_jax.nn.stack import Stack
+from goat_jax.nn.vocabulary import TokenTable
 from goat_jax.typing import Array, PyTree
 
 __all__ = ["Embeddings", "Encoder", "EncoderBlock", "EncoderConfig", "tiny_config"]
@@ -187,7 +188,7 @@ class Embeddings(nnx.Module):
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         width = config.table_width
-        self.words = Embedding(config.vocab_size, width, rngs=rngs)
+        self.words = TokenTable(config.vocab_size, width, rngs=rngs)
         if config.position_table:
             self.positions = Embedding(config.max_position_embeddings, width, rngs=rngs)
         if config.type_vocab_size:
@@ -217,7 +218,7 @@ class Embeddings(nnx.Module):
                 f"{tokens} tokens are more than the model's {most} positions: "
                 f"truncate the texts to {most} tokens"
             )
-        x = self.words(input_ids)
+        x = self.words(input_ids, ctx)
         if self.config.position_table:
             x = x + self.positions(self.position_ids(input_ids))
         if self.config.type_vocab_size:

@@ -23,8 +23,9 @@ from goat_jax.models.decoder.model import Decoder
 from goat_jax.models.seq2seq.config import Seq2SeqConfig, tiny_seq2seq_config
 from goat_jax.nn.attention_need import Need
 from goat_jax.nn.dense import Dense
-from goat_jax.nn.modules import ACTIVATIONS, Embedding, Projection, RMSNorm
+from goat_jax.nn.modules import ACTIVATIONS, Embedding, RMSNorm
 from goat_jax.nn.stack import Stack
+from goat_jax.nn.vocabulary import TokenTable, VocabularyOutput
 from goat_jax.typing import Array, DTypeLike
 
 __all__ = ["Seq2Seq", "Seq2SeqCache", "Seq2SeqConfig", "tiny_seq2seq_config"]
@@ -161,11 +162,11 @@ class Seq2Seq(Decoder):
 
     def __init__(self, config: Seq2SeqConfig, *, rngs: nnx.Rngs):
         width = config.hidden_size
-        self.embeddings = Embedding(config.vocab_size, width, rngs=rngs)
+        self.embeddings = TokenTable(config.vocab_size, width, rngs=rngs)
         self.encoder = Tower(config, config.encoder_layers, False, rngs=rngs)
         self.decoder = Tower(config, config.num_layers, True, rngs=rngs)
         if not config.tie_embeddings:
-            self.output = Projection(width, config.vocab_size, rngs=rngs)
+            self.output = VocabularyOutput(width, config.vocab_size, rngs=rngs)
         self.config = config  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @property
@@ -230,7 +231,7 @@ class Seq2Seq(Decoder):
             )
         same = segments[:, :, None] == segments[:, None]
         prompt = segments % 2 == 1
-        x = self.embeddings(input_ids)
+        x = self.embeddings(input_ids, ctx)
         memory = self._encode(x, same & prompt[:, None], ctx)
         tokens = input_ids.shape[1]
         past = jnp.tril(jnp.ones((tokens, tokens), bool))[None]
@@ -307,8 +308,8 @@ class Seq2Seq(Decoder):
             x = x + block.cross_attention(block.cross_norm(x), theirs, ctx, across, None)
             return block.feed_forward(x, ctx), own
 
-        each = (cache.prompts, cache.answers)
-        x, answers = self.decoder.layers.scan(call, self.embeddings(input_ids[:, -1:]), ctx, each)
+        each, x = (cache.prompts, cache.answers), self.embeddings(input_ids[:, -1:], ctx)
+        x, answers = self.decoder.layers.scan(call, x, ctx, each)
         kept = cache._replace(answers=answers, mask=mask, length=cache.length + 1)
         return self._final(x), kept
 
@@ -316,7 +317,7 @@ class Seq2Seq(Decoder):
         self, input_ids: Array, real: Array, cache: Seq2SeqCache, ctx: Context
     ) -> Seq2SeqCache:
         """Encodes a prompt and keeps its keys and values for attention across."""
-        memory = self._encode(self.embeddings(input_ids), real[:, None], ctx)
+        memory = self._encode(self.embeddings(input_ids, ctx), real[:, None], ctx)
 
         def call(block: Block, x: Array, ctx: Context, each: Any) -> tuple[Array, Any]:
             return x, block.cross_attention.keys(memory, ctx)
