@@ -142,10 +142,14 @@ def _cross_entropy(
     ids, labels = indices
 
     def one(labels: Array, *inputs: Array) -> tuple[Array, Array]:
-        losses, correct, _ = _losses(Output(inputs, *kernels, ids).logits(), labels, soft_cap)
+        losses, correct, _ = _losses(_logits(inputs, kernels, ids), labels, soft_cap)
         return losses, correct
 
     return _by_chunks(one, cut, labels, *inputs)
+
+
+def _logits(inputs: Inputs, kernels: Kernels, ids: Array | None) -> Array:
+    return Output(inputs, *kernels, ids).logits()
 
 
 def _losses(logits: Array, labels: Array, soft_cap: float | None) -> tuple[Array, Array, Array]:
@@ -178,7 +182,10 @@ def _forward(
 
 
 def _backward(
-    cut: Cut, soft_cap: float | None, saved: tuple[Any, ...], gradients: tuple[Array, Array]
+    cut: Cut,
+    soft_cap: float | None,
+    saved: tuple[Inputs, Inputs, Kernels, Indices],
+    gradients: tuple[Array, Array],
 ) -> tuple[Inputs, Kernels, None]:
     back, inputs, kernels, (ids, labels) = saved
     weights = gradients[0]
@@ -187,11 +194,11 @@ def _backward(
         return array * jnp.broadcast_to(weights[:, None], array.shape).astype(array.dtype)
 
     # The gradient of kernels recomputes the logits; the compiler drops what is frozen.
-    logits_of = recomputation(lambda *fields: Output(*fields).logits())
+    logits_again = recomputation(_logits)
 
     def one(labels: Array, weights: Array, *inputs: Array) -> Kernels:
         output = Output(inputs, *kernels, ids)
-        _, _, gradient = _losses(logits_of(inputs, *kernels, ids), labels, soft_cap)
+        _, _, gradient = _losses(logits_again(inputs, kernels, ids), labels, soft_cap)
         return output.to_kernels(gradient * jnp.broadcast_to(weights[:, None], gradient.shape))
 
     def add(total: Kernels, part: tuple[Array, ...]) -> tuple[Kernels, None]:
