@@ -1,6 +1,7 @@
 """Exports of every family of models, reloaded with transformers and PEFT: the same logits."""
 
 import dataclasses
+import json
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import tiny_language
 import tiny_run
 from goat_jax.adapters.context import EVAL
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
-from goat_jax.data.tasks.registry import files, language_files, make_task
+from goat_jax.data.tasks.registry import files, language_files, make_task, token_files
+from goat_jax.injection.targets import TASK_HEAD
 from goat_jax.interop.export_run import export_run
 from goat_jax.nn.dense import merge_model
 from goat_jax.optim.optimizer import OptimizerConfig
@@ -82,6 +84,18 @@ def encoder(case: str, root: Path) -> RunConfig:
     return sentences(root, words)
 
 
+def tags(root: Path) -> RunConfig:
+    """Labels of words, by the family whose layers are fused and whose head has two layers."""
+    labels, kind = ("O", "B-PER", "I-PER"), "ForTokenClassification"
+    encoder_parity.write(root / "model", "modernbert", kind=kind, num_labels=3, num_hidden_layers=1)
+    config = sentences(root, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *tiny_run.GOOD])
+    rows = str(root / "rows.jsonl")
+    row = {"tokens": tiny_run.GOOD[:2], "ner_tags": ["B-PER", "O"]}
+    (root / "rows.jsonl").write_text(4 * (json.dumps(row) + "\n"))
+    adapter = AdapterConfig("lora", modules_to_save=(TASK_HEAD,), total_rank=4, dropout=0.0)
+    return dataclasses.replace(config, task=token_files(rows, rows, labels), adapter=adapter)
+
+
 def images(root: Path, model) -> RunConfig:
     model.save_pretrained(root / "model")
     task = make_task("digits", evaluation_limit=8)
@@ -109,6 +123,7 @@ FAMILIES = {
         case: (partial(encoder, case), transformers.AutoModelForSequenceClassification)
         for case in ("modernbert", "albert", "deberta v2", "electra", "mpnet", "camembert")
     },
+    "tags": (tags, transformers.AutoModelForTokenClassification),
     "vit": (vit, transformers.AutoModelForImageClassification),
     "dinov2": (dinov2, transformers.AutoModelForImageClassification),
 }
@@ -136,10 +151,11 @@ def their_logits(model, given):
         return model.eval()(**tensors).logits.numpy()
 
 
-# BERT and CLIP have files of their own; CI adds a decoder and the vision tower with layer scales.
+# BERT and CLIP have files of their own; CI adds a decoder
+# and tags, whose logits are those of every token.
 @pytest.mark.parametrize(
     "family",
-    first_of_each(FAMILIES, lambda _: (), first=["llama", "dinov2"], marks=()),
+    first_of_each(FAMILIES, lambda _: (), first=["llama", "tags"], marks=()),
 )
 def test_peft_and_merged_models_have_the_run_s_logits(family, tmp_path):
     make, auto = FAMILIES[family]
