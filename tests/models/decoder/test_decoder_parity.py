@@ -36,6 +36,7 @@ from goat_jax.models.decoder.families import FAMILIES
 from goat_jax.models.decoder.model import Decoder, segment_positions, tiny_decoder_config
 from goat_jax.models.load import load_model
 from kinds import expect
+from parity_table import exports
 from random_torch import randomized
 from tiers import each, first_of_each
 
@@ -51,8 +52,8 @@ def test_every_family_is_compared_and_listed():
     assert {family_of(case) for case in CASES} == set(FAMILIES)
     page = (Path(__file__).parents[3] / "docs" / "models.md").read_text("utf-8")
     for name, count in Counter(map(family_of, CASES)).items():
-        (row,) = re.findall(rf"`{name}` \| .+ \| (\d+) \| (\S+) \|", page)
-        assert int(row[0]) == count and float(row[1]) < TOLERANCE
+        (row,) = re.findall(rf"`{name}` \| .+ \| (\d+) \| (\S+) \| (.+) \|", page)
+        assert int(row[0]) == count and float(row[1]) < TOLERANCE and row[2] == exports(name)
 
 
 # longrope is not among them: its cache is computed anew by the one who generates (below).

@@ -35,6 +35,7 @@ from goat_jax.models.load import load_model, random_model
 from goat_jax.nn.attention import WAYS, AttentionPlan
 from goat_jax.nn.dense import merge_model, run_model, split_model
 from goat_jax.nn.named_modules import reports_by_name
+from parity_table import exports
 from tiers import first_of_each
 
 KEY = jax.random.key(0)
@@ -53,8 +54,8 @@ def test_every_family_is_compared_and_listed():
     assert {family_of(case) for case in CASES} == set(FAMILIES)
     page = (Path(__file__).parents[3] / "docs" / "models.md").read_text("utf-8")
     for name, count in Counter(map(family_of, CASES)).items():
-        (row,) = re.findall(rf"`{name}` \| .+ \| (\d+) \| (\S+) \|", page)
-        assert int(row[0]) == count and float(row[1]) < TOLERANCE
+        (row,) = re.findall(rf"`{name}` \| .+ \| (\d+) \| (\S+) \| (.+) \|", page)
+        assert int(row[0]) == count and float(row[1]) < TOLERANCE and row[2] == exports(name)
 
 
 @pytest.mark.parametrize("buckets", [None, 7, 32, 256])

@@ -1,6 +1,8 @@
 """Vision models against torch: logits, hidden states and gradients of tiny random models."""
 
 import re
+from collections import Counter
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from goat_jax.models.load import load_model
 from goat_jax.models.registry import ARCHITECTURES
 from goat_jax.models.vision.model import VisionModel, cubic_resize
 from kinds import expect
+from parity_table import exports
 from tiers import first_of_each
 from vision_parity import CASES, FAMILIES, PLAIN, TOLERANCE, pixels
 
@@ -50,6 +53,13 @@ def _close(ours, theirs, tolerance=TOLERANCE):
 
 def _load(checkpoint, **options):
     return load_model(checkpoint.folder, key=jax.random.key(0), **options)
+
+
+def test_every_family_is_compared_and_listed():
+    page = (Path(__file__).parents[3] / "docs" / "models.md").read_text("utf-8")
+    for name, count in Counter(family for family, _, _ in CASES).items():
+        (row,) = re.findall(rf"`{name}`.* \| (\d+) \| (\S+) \| (.+) \|", page)
+        assert int(row[0]) == count and float(row[1]) < TOLERANCE and row[2] == exports(name)
 
 
 @pytest.fixture(scope="module")
