@@ -15,6 +15,7 @@ from goat_jax.errors import UserError, nearest
 from goat_jax.files import user_path
 from goat_jax.models.known_decoders import KNOWN_DECODERS
 from goat_jax.models.known_encoders import KNOWN_ENCODERS
+from goat_jax.pretrained.quiet_transformers import import_transformers
 from goat_jax.pretrained.resolve import PACKAGE, find_model, open_checkpoint
 from goat_jax.pretrained.safetensors import read_json
 from goat_jax.pretrained.text_part import text_config
@@ -160,6 +161,4 @@ def transformers_config(source: str | Path) -> Any:
     >>> transformers_config("roberta-large").num_hidden_layers
     24
     """
-    from transformers import AutoConfig
-
-    return AutoConfig.for_model(**model_config(source))
+    return import_transformers().AutoConfig.for_model(**model_config(source))

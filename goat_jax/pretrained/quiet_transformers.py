@@ -11,8 +11,8 @@ def _other_than_the_remark(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(REMARK)
 
 
-def import_transformers() -> Any:
-    """Imports transformers without the warning; afterwards its logger reports errors only.
+def import_transformers(module: str = "transformers") -> Any:
+    """Imports transformers, or a module of it, without the warning; its logger keeps errors only.
 
     The import sets the logger's level, so a level set before it has no effect; a filter on the
     logger stays in place.
@@ -23,8 +23,8 @@ def import_transformers() -> Any:
     logger = logging.getLogger("transformers")
     logger.addFilter(_other_than_the_remark)
     try:
-        transformers = importlib.import_module("transformers")
+        imported = importlib.import_module(module)
     finally:
         logger.removeFilter(_other_than_the_remark)
     logger.setLevel(logging.ERROR)
-    return transformers
+    return imported

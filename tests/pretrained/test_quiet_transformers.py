@@ -1,9 +1,13 @@
 """Terminal output of the import of transformers where torch is missing."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import goat_jax
 
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = None\n"
 REMARK = "PyTorch was not found"
@@ -24,6 +28,21 @@ def test_nothing_is_said_and_the_remark_would_be():
         "t = import_transformers()\n"
     )
     assert stderr_of(quiet + "t.PreTrainedTokenizerFast") == ""
+
+
+def imports(path):
+    text = path.read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(text if " transformers" in text else "")):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def test_no_other_module_imports_transformers():
+    files = Path(goat_jax.__file__).parent.rglob("*.py")
+    loud = [path for path in files if any(m.split(".")[0] == "transformers" for m in imports(path))]
+    assert loud == []
 
 
 @pytest.mark.slow

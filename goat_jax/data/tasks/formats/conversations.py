@@ -14,12 +14,14 @@ from goat_jax.data.pipeline.encoding import encode_prompt
 from goat_jax.data.sources.text_fields import Row, check_text, read_text, shown
 from goat_jax.errors import UserError
 from goat_jax.files import parse_json
+from goat_jax.pretrained.quiet_transformers import import_transformers
 from goat_jax.typing import Tokenizer
 
 ASSISTANT = "assistant"
 SHARE_GPT = {"human": "user", "gpt": ASSISTANT}
 """ShareGPT's role names -> transformers'; system, tool and others have the same name in both."""
 
+RENDERING = "transformers.utils.chat_template_utils"
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 """Jinja tag with which a chat template marks the text that the assistant generates."""
 
@@ -195,14 +197,12 @@ def _marked_spans(
     tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools
 ) -> tuple[str, list[tuple[int, int]]] | None:
     """Returns the text and the spans marked as generated; None if the template has no marks."""
-    from transformers.utils.chat_template_utils import render_jinja_template
-
     text = chat_text(tokenizer, messages, tools=tools)  # raises the one-line UserError first
     template = tokenizer.get_chat_template(tools=tools)
     if not GENERATION.search(template):
         return None
     inputs: dict[str, Any] = {"conversations": [list(messages)], "tools": tools}
-    rendered: Any = render_jinja_template(
+    rendered: Any = import_transformers(RENDERING).render_jinja_template(
         **inputs,
         chat_template=template,
         return_assistant_tokens_mask=True,
