@@ -41,6 +41,13 @@ RUNS = {
         block("roberta"),
         {"init_type": "goat", "num_experts": 1, "top_k": 1, "rank": 4, "rho": 3.0},
     ),
+    "modernbert_thirty_steps": (
+        "modernbert",
+        block("modernbert", range(3)),
+        {"steps": 30, "train_extra": ["head", "classifier"]},
+    ),
+    "qwen3_thirty_steps": ("qwen3", block("qwen3"), {"steps": 30, "train_extra": []}),
+    "mixtral_thirty_steps": ("mixtral", block("mixtral"), {"steps": 30, "train_extra": []}),
 }  # fmt: skip
 
 
