@@ -10,6 +10,7 @@ import re
 import jax
 import pytest
 
+from goat_jax.adapters.methods import METHODS
 from goat_jax.cli.arguments.config import read_config
 from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConfig
 from goat_jax.data.tasks.registry import language_files
@@ -20,6 +21,7 @@ from goat_jax.sharding.config import MeshConfig
 
 COMPILER = {"h100": ("jax_cuda12_plugin", "plan-gpu"), "v5e": ("libtpu", "tpu")}
 GIB = 2**30
+RANKS = {"multilora": 24, "molora_soft": 20}
 
 pytestmark = pytest.mark.nightly
 
@@ -51,7 +53,7 @@ def decoder(
     config = RunConfig(
         ModelConfig(model, dtype="bfloat16", remat="full"),
         language_files("a.jsonl", "b.jsonl", packing=packing),
-        AdapterConfig(method, total_rank=32, modules_to_save=()),
+        AdapterConfig(method, total_rank=RANKS.get(method, 32), modules_to_save=()),
         train=TrainConfig(batch_size=rows, eval_batch_size=rows, max_length=tokens),
         mesh=MeshConfig(*mesh),
     )
@@ -86,9 +88,24 @@ def pairs_of_tokens(text):
     return set(re.findall(r"\w+\[([\d,]*)4096,4096\]", "\n".join(outside)))
 
 
-@pytest.mark.parametrize(("topology", "packing"), [("v5e:4x4", True), ("h100:8", False)])
-def test_no_array_of_all_pairs_of_tokens(topology, packing):
-    assert pairs_of_tokens(decoder("goat", topology, "smollm2-135m", packing=packing)[1]) == set()
+def test_dora_keeps_little_more_than_lora_on_tpus():
+    """On GPUs it is 1.27 times as much, with LLaMA-3-8B 1.22: docs/performance.md says why."""
+    dora, lora = (
+        decoder(method, "v5e:4x4", "smollm2-135m", packing=False)[0] for method in ("dora", "lora")
+    )
+    assert dora.temporaries <= 1.2 * lora.temporaries
+
+
+def test_packed_rows_on_tpus_have_segments_alone():
+    assert pairs_of_tokens(decoder("goat", "v5e:4x4", "smollm2-135m")[1]) == set()
+
+
+# MoELoRA's gate needs numbers of tasks, which rows of a single task do not have.
+@pytest.mark.parametrize("topology", ["h100:8", "v5e:4x4"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "moelora"])
+def test_no_method_has_an_array_of_all_pairs_of_tokens(method, topology):
+    text = decoder(method, topology, "smollm2-135m", packing=False)[1]
+    assert pairs_of_tokens(text) == set()
 
 
 def test_packed_rows_have_a_mask_on_gpus_but_no_scores():
