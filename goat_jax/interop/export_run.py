@@ -18,6 +18,7 @@ from goat_jax.data.pipeline.tokenize import pad_token
 from goat_jax.errors import UserError
 from goat_jax.interop import folders, merged, peft_write, reference_code
 from goat_jax.interop import target_names as names
+from goat_jax.interop.expert_adapters import ExpertAdapter, expert_tensors, join_experts
 from goat_jax.interop.fused_adapters import join_adapters, stored_name
 from goat_jax.interop.hf_config import HfForm, form_of, pooled_logits, pooling_option
 from goat_jax.interop.low_rank import LowRank
@@ -236,23 +237,39 @@ def _architecture(run: Trained) -> Architecture:
 
 
 def _write_lora(run: Trained, folder: Path, modules: Mapping[str, LowRank]) -> None:
-    modules = join_adapters(modules, _architecture(run).fused, run.model.config)
-    root = peft_write.is_root(modules, run.now)
+    architecture, config = _architecture(run), run.model.config
+    modules = join_adapters(modules, architecture.fused, config)
+    experts: dict[str, ExpertAdapter] = {}
+    if (mixture := getattr(config, "mixture", None)) is not None:
+        parameters = architecture.expert_tensors
+        modules, experts = join_experts(modules, parameters, mixture.num_experts)
+    root = not experts and peft_write.is_root(modules, run.now)
     tables = {ref.pattern for ref in find_modules(run.model, TokenTable)}
     tensors = peft_write.lora_tensors(modules, tables)
-    _write_peft(run, folder, peft_write.lora_config(modules, root), tensors)
+    settings = peft_write.lora_config({**modules, **_without_experts(experts)}, root)
+    if experts:
+        tensors |= expert_tensors(experts, architecture.expert_tensors)
+        settings["target_parameters"] = list(experts)
+    _write_peft(run, folder, settings, tensors, list(modules))
+
+
+def _without_experts(experts: Mapping[str, ExpertAdapter]) -> dict[str, LowRank]:
+    """Returns the adapter of the first expert for each parameter: all have its rank and scale."""
+    return {
+        name: LowRank(each.a[0], each.b[0], each.scale, None, False)
+        for name, each in experts.items()
+    }
 
 
 def _write_peft(
-    run: Trained, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+    run: Trained,
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    adapted: Sequence[str],
 ) -> None:
+    """Writes the adapter and what was trained in full; `adapted` are the modules with adapters."""
     form = _form(run)
-    for name in run.now:
-        if any(each.of_layer(name) for each in _architecture(run).expert_tensors):
-            raise UserError(
-                f"{name} is a layer of a mixture's experts, which PEFT has as one parameter: use "
-                "--to merged, or adapt other modules"
-            )
     whole = (run.model, *form.parts(run.model, run.path, run.task))
     architecture = _architecture(run)
     stored = partial(stored_name, fused=architecture.fused)
@@ -278,7 +295,7 @@ def _write_peft(
         config,
         tensors,
         head,
-        target_modules=names.shortest_suffixes(list(map(stored, run.now)), every),
+        target_modules=names.shortest_suffixes(list(map(stored, adapted)), every),
         heads=names.whole_modules(parts, every),
         task_type=form.peft,
         base=ORIGINS.get(run.config.model.path, run.config.model.path),
@@ -305,7 +322,13 @@ def _to_peft(
                 "express: use --to merged"
             )
         settings = peft_write.network_config(run.now)
-        _write_peft(run, folder, settings, peft_write.network_tensors(run.now))
+        for name in run.now:
+            if any(each.of_layer(name) for each in _architecture(run).expert_tensors):
+                raise UserError(
+                    f"{name} is a layer of a mixture's experts, which PEFT has as one parameter "
+                    "with LoRA alone: use --to merged, or adapt other modules"
+                )
+        _write_peft(run, folder, settings, peft_write.network_tensors(run.now), list(run.now))
     else:
         _write_lora(run, folder, run.low_rank(run.task_gates(task)))
     return _facts(run, "A PEFT adapter", "peft", _peft_use(run, name)), {}

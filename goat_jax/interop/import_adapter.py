@@ -37,6 +37,8 @@ class Imported:
         revision: the base model's revision on the hub, None if it names none.
         rows: module -> vectors (n, D) of the tokens in `options["trainable_token_indices"]`.
         tokenizer: the folder of a tokenizer with the adapter's tokens, None if it has none.
+        parameters: the names or their ends of parameters that PEFT adapts as such.
+        config: the adapter_config.json of PEFT; empty for other formats.
     """
 
     source: str
@@ -50,6 +52,8 @@ class Imported:
     revision: str | None = None
     rows: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     tokenizer: Path | None = None
+    parameters: tuple[str, ...] = ()
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def head_modules(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from goat_jax.interop.expert_adapters import split_experts
 from goat_jax.interop.fused_adapters import split_adapter
 from goat_jax.interop.import_adapter import Imported
 from goat_jax.models.registry import Architecture, Tie
@@ -46,6 +47,10 @@ def fit_adapter(
     """
     if architecture.fused:
         adapter = split_adapter(adapter, architecture.fused, architecture.config_of(hf))
+    mixture = getattr(architecture.config_of(hf), "mixture", None)
+    if mixture is not None:
+        experts, tensors = mixture.num_experts, architecture.expert_tensors
+        adapter = split_experts(adapter, tensors, experts)
     tie = architecture.tie
     if tie is not None:  # a model with tied embeddings has no module with the second name
         modules = {*modules, _module(tie.name), _module(tie.twin)}

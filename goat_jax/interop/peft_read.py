@@ -13,6 +13,7 @@ from goat_jax.errors import UserError, nearest
 from goat_jax.interop.folders import ADAPTER_CONFIG, read_about, read_tensors
 from goat_jax.interop.import_adapter import Imported
 from goat_jax.interop.modules import ROWS
+from goat_jax.interop.patterns import by_pattern
 from goat_jax.interop.peft_write import ACTIVATIONS, PREFIX
 from goat_jax.pretrained.safetensors import read_json
 from goat_jax.validation.checks import check_choice, check_number
@@ -26,7 +27,7 @@ STARTS: dict[Any, dict[str, Any]] = {
 
 NOT_READ = (
     *("layer_replication", "alora_invocation_tokens", "kasa_config", "arrow_config"),
-    *("use_qalora", "use_bdlora", "lora_bias", "target_parameters"),
+    *("use_qalora", "use_bdlora", "lora_bias"),
     *("megatron_config", "monteclora_config", "velora_config", "fan_in_fan_out"),
 )
 """Settings of PEFT's LoRA that change its computation and are not supported here."""
@@ -74,6 +75,8 @@ def read_peft(folder: Path, config: Mapping[str, Any]) -> Imported:
         head=head,
         revision=_name(config.get("revision")),
         rows=rows,
+        parameters=tuple(config.get("target_parameters") or ()),
+        config=config,
         tokenizer=folder if (folder / "tokenizer_config.json").is_file() else None,
     )
     if rows:
@@ -181,7 +184,7 @@ def _read_lora(
     _pattern(folder, config, "rank_pattern", at_least=1, whole=True)
     groups: dict[tuple[int, float], list[str]] = {}
     for name, arrays in modules.items():
-        alpha = float(_by_pattern(name, alphas, options["alpha"]))
+        alpha = float(by_pattern(name, alphas, options["alpha"]))
         groups.setdefault((arrays["a"].shape[-1], alpha), []).append(name)
     usual = (options["total_rank"], options["alpha"])
     return options, tuple(
@@ -230,14 +233,6 @@ def _pattern(
         except re.error as error:
             raise UserError(f"{where}: {pattern!r} is not a valid pattern ({error})") from None
     return table
-
-
-def _by_pattern(name: str, patterns: Mapping[str, Any] | None, usual: object) -> Any:
-    """Returns the value of the first pattern that matches the end of a name, as PEFT does."""
-    for pattern, value in (patterns or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", name):
-            return value
-    return usual
 
 
 def _read_network(

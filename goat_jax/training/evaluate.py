@@ -62,6 +62,12 @@ def evaluate(
     )
     return Evaluation(
         scores={"loss": totals["loss"] / totals["count"], **scores},
-        load={name: (load / load.sum(-1, keepdims=True)).tolist() for name, load in loads.items()},
+        load={name: _shares(load).tolist() for name, load in loads.items()},
         seconds=time.perf_counter() - start,
     )
+
+
+def _shares(load: np.ndarray) -> np.ndarray:
+    """Returns loads (..., E) as shares; zeros where no token came, as to an expert of a mixture."""
+    total = load.sum(-1, keepdims=True)
+    return load / np.where(total > 0, total, 1)
