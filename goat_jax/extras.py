@@ -17,11 +17,13 @@ EXTRA_OF = {
     "mlflow": "mlflow",
     "matplotlib": "plots",
     "onnx": "vision",
+    "peft": "torch",
     "pyarrow": "data",
     "qwix": "quant",
     "sklearn": "digits",
     "tensorboardX": "tensorboard",
     "tensorflow_datasets": "data",
+    "torch": "torch",
     "trackio": "trackio",
     "wandb": "wandb",
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from goat_jax.errors import UserError
 from goat_jax.files import user_path
+from goat_jax.interop import peft_routed
 from goat_jax.interop.folders import ADAPTER_CONFIG, read_about
 from goat_jax.interop.import_adapter import Imported
 from goat_jax.interop.peft_read import read_config, read_peft
@@ -25,7 +26,11 @@ def read_adapter(source: Path) -> Imported:
     if not source.exists():
         raise UserError(f"{source} does not exist: give the folder of an adapter")
     config = read_config(source)
-    if config.get("peft_type") == TYPE or (not config and is_published(source)):
+    if config.get("peft_type") == peft_routed.TYPE and "settings" not in config:
+        return peft_routed.read_routed(source, config)
+    # Earlier versions wrote the published names with the type of the tuner, and settings.
+    published = config.get("peft_type") in (TYPE, peft_routed.TYPE)
+    if published or (not config and is_published(source)):
         return read_published(source, config, read_about(source).get("base_sha256"))
     if not config:
         raise UserError(f"{source} has no {ADAPTER_CONFIG}: give the folder of an adapter")

@@ -16,12 +16,12 @@ from goat_jax.config.fields import flatten
 from goat_jax.config.run import AdapterConfig
 from goat_jax.data.pipeline.tokenize import pad_token
 from goat_jax.errors import UserError
-from goat_jax.interop import folders, merged, peft_write, reference_code
+from goat_jax.interop import folders, merged, peft_routed, peft_write, reference_code
 from goat_jax.interop import target_names as names
 from goat_jax.interop.expert_adapters import ExpertAdapter, expert_tensors, join_experts
 from goat_jax.interop.fused_adapters import join_adapters, stored_name
 from goat_jax.interop.hf_config import HfForm, form_of, pooled_logits, pooling_option
-from goat_jax.interop.low_rank import LowRank
+from goat_jax.interop.low_rank import LowRank, removed_part
 from goat_jax.interop.model_card import Facts, write_card
 from goat_jax.interop.modules import ROWS, module_names, trained_rows
 from goat_jax.interop.trained_run import Trained
@@ -89,9 +89,9 @@ def export_run(
 
     Args:
         folder: the run's folder.
-        to: the format: "peft" (exact, on the pretrained model), "goat" (the published code's
-            names), "merged" (a Hugging Face model), or "lora" (routed experts with their mean
-            weights).
+        to: the format: "peft" (exact, on the pretrained model; routed experts for the tuner in
+            `goat_jax.torch`), "goat" (the published code's names), "merged" (a Hugging Face
+            model), or "lora" (routed experts with their mean weights).
         out: the folder to create.
         step: the checkpoint's step; None: the best checkpoint.
         task: the task whose expert weights are used, for an adapter that is gated by tasks.
@@ -118,10 +118,11 @@ def export_run(
             "be exported"
         )
     router = _unmergeable(config.adapter)
-    if to in INSTEAD_OF_ROUTERS and task is None and router is not None:
+    if to == "merged" and task is None and router is not None:
         raise UserError(
             f"{folder} cannot be exported to {to}: {type(router).__name__} weights the experts "
-            f"{router.varies}, so no single kernel equals this adapter; {INSTEAD_OF_ROUTERS[to]}"
+            f"{router.varies}, so no single kernel equals this adapter; --to peft keeps it, --to "
+            "lora approximates it"
         )
     with folders.whole_folder(Path(out)) as aside:
         run = Trained(Path(folder), step, factors=True)
@@ -314,6 +315,8 @@ def _indices(
 def _to_peft(
     run: Trained, folder: Path, name: str, task: int | None, **_: Any
 ) -> tuple[Facts, Extra]:
+    if task is None and _unmergeable(run.config.adapter) is not None:
+        return _routed_to_peft(run, folder, name)
     layouts = {module.spec.combine.layout for module in run.now.values()}
     if layouts == {"network"}:
         if _architecture(run).fused:
@@ -334,16 +337,37 @@ def _to_peft(
     return _facts(run, "A PEFT adapter", "peft", _peft_use(run, name)), {}
 
 
+def _routed_to_peft(run: Trained, folder: Path, name: str) -> tuple[Facts, Extra]:
+    fused = _architecture(run).fused
+    joined = next((each for each in run.now if stored_name(each, fused) != each), None)
+    if joined is not None:
+        raise UserError(
+            f"{joined} is a part of one layer in transformers, and each part has a router of its "
+            "own: adapt other modules, or use --to lora, which approximates it"
+        )
+    tensors, ranks = {}, {}
+    for module, now in run.now.items():
+        removed = removed_part(run.start[module], run.kernels.get(module))
+        ranks[module] = removed[0].shape[1]
+        tensors |= peft_routed.routed_tensors(module, now, removed)
+    config = peft_routed.routed_config(run.now, ranks, _settings(run))
+    _write_peft(run, folder, config, tensors)
+    use = "import goat_jax.torch  # pip install 'goat-jax[torch]'\n" + _peft_use(run, name)
+    return _facts(run, "A PEFT adapter with routed experts", "peft", use), {}
+
+
+def _settings(run: Trained) -> dict[str, Any]:
+    """Returns the run's settings of its adapter, without those that name modules."""
+    modules = ("target_modules", "modules_to_save", "overrides")
+    fields = flatten(run.config.adapter)
+    return {name: value for name, value in fields.items() if name not in modules}
+
+
 def _to_goat(run: Trained, folder: Path, **_: Any) -> tuple[Facts, Extra]:
     if trained_rows(run.model):
         raise UserError("it has no place for trained vectors of tokens: use --to merged")
-    options = {
-        name: value
-        for name, value in flatten(run.config.adapter).items()
-        if name not in ("target_modules", "modules_to_save", "overrides")
-    }
     base = ORIGINS.get(run.config.model.path, run.config.model.path)
-    reference_code.write_published(folder, run.now, run.head, base, options)
+    reference_code.write_published(folder, run.now, run.head, base, _settings(run))
     return _facts(run, "An adapter with the published GOAT code's tensor names", "goat_jax"), {}
 
 
@@ -399,13 +423,6 @@ def _to_lora(run: Trained, folder: Path, name: str, rows: int, **_: Any) -> tupl
     note = f"the experts' mean weights were measured on {rows} training rows"
     shares = {name: [float(share) for share in weights] for name, weights in gates.items()}
     return dataclasses.replace(facts, notes=(note,)), {"gates": shares}
-
-
-INSTEAD_OF_ROUTERS = {
-    "peft": "--to lora approximates it, --to goat keeps it",
-    "merged": "--to lora approximates it",
-}
-"""Name of a format with one kernel a module -> what is there for experts that a router weighs."""
 
 
 FORMS: dict[str, Callable[..., tuple[Facts, Extra]]] = {

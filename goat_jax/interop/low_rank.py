@@ -63,15 +63,25 @@ def low_rank(
         )
     scale = now.scale if gates is None else now.scale * gates.astype(np.float32)
     a, b = spec.combine.low_rank(_on_device(now.arrays), jnp.asarray(scale))
-    base = jnp.asarray(now.kernel if kernel is None else kernel)
-    before = _on_device(start.factors)
-    removed = spec.kernel_edit.removed(base, before, jnp.asarray(start.scale), spec)
-    a0, b0 = map(np.asarray, removed)
+    a0, b0 = removed_part(start, kernel)
     if spec.num_experts == 1 and not a0.size and not now.constants and set(now.factors) <= OWN:
         pair = (now.factors["a"][0], now.factors["b"][0])
         return LowRank(*pair, float(now.scale[0]), now.factors.get("magnitude"), True)
     whole = np.concatenate([a, a0], 1), np.concatenate([b, -b0])
     return LowRank(*without_zeros(*whole), 1.0, now.factors.get("magnitude"), False)
+
+
+def removed_part(start: AdaptedModule, kernel: Any | None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the part that the start took off the pretrained kernel, as factors (I, Q), (Q, O).
+
+    Args:
+        start: the module before training.
+        kernel: the pretrained kernel (I, O), needed only if ``kernel_edit.looks_at_kernel``.
+    """
+    base = jnp.asarray(start.kernel if kernel is None else kernel)
+    before, spec = _on_device(start.factors), start.spec
+    removed = spec.kernel_edit.removed(base, before, jnp.asarray(start.scale), spec)
+    return np.asarray(removed[0]), np.asarray(removed[1])
 
 
 def _on_device(arrays: Mapping[str, np.ndarray]) -> Factors:

@@ -28,7 +28,7 @@ from goat_jax.interop.import_adapter import Imported
 from goat_jax.interop.modules import AdaptedModule
 from goat_jax.validation.renamed import present_options
 
-TYPE = "GOAT"
+TYPE = "GOAT_PUBLISHED"
 """Value of peft_type in adapter_config.json, which makes PEFT reject the folder, not misread it."""
 
 GATING = "lora_gating.weight"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -41,4 +40,4 @@ def whole_modules(parts: Sequence[str], every: Collection[str]) -> list[str]:
 
 def most_common(values: Sequence[Any]) -> Any:
     """Returns the most common value; of equally common ones, the first."""
-    return Counter(values).most_common(1)[0][0]
+    return max(values, key=list(values).count)

@@ -95,10 +95,10 @@ def our_logits(folder, task=None):
     return np.asarray(model(jnp.asarray(ids), jnp.asarray(mask), jnp.zeros_like(ids), ctx=ctx))
 
 
-def torch_logits(model):
+def torch_logits(model, **more):
     ids, mask = (torch.tensor(array.astype(np.int64)) for array in batch())
     with torch.no_grad():
-        return model.eval()(input_ids=ids, attention_mask=mask).logits.numpy()
+        return model.eval()(input_ids=ids, attention_mask=mask, **more).logits.numpy()
 
 
 def torch_base(folder):
@@ -182,10 +182,57 @@ def test_routed_adapters_are_refused_where_no_kernel_equals_them(method, run_of,
     """The config alone decides this, before anything is loaded."""
     sizes = {"adapter.total_rank": 2 * METHODS[method].spec.num_experts}
     run = changed_run(run_of("pissa"), tmp_path / "run", **sizes, **{"adapter.method": method})
-    for to in ("peft", "merged"):
-        with pytest.raises(UserError, match="weights the experts"):
-            export_run(run, to, tmp_path / "out")
+    with pytest.raises(UserError, match=r"weights the experts .* --to peft keeps it"):
+        export_run(run, "merged", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+EXACT = [name for name in ROUTED if name != "full_moe"]
+
+
+# The numbers of all methods are those of tests/torch/test_experts.py.
+@pytest.mark.parametrize(
+    "method", [pytest.param(n, marks=() if n == "goat" else pytest.mark.nightly) for n in EXACT]
+)
+def test_routed_experts_are_exact_in_peft(method, run_of, tiny, tmp_path):
+    goat_torch = pytest.importorskip("goat_jax.torch")
+    run, task = run_of(method), 1 if method in TASK_IDS else None
+    export_run(run, "peft", tmp_path / "out")
+    base = torch_base(tiny / "model")
+    before = torch_logits(base)
+    model = peft.PeftModel.from_pretrained(base, tmp_path / "out", is_trainable=True)
+    more = {} if task is None else {"task_ids": torch.full((5,), task)}
+    exact = torch_logits(model, **more)
+    assert np.abs(exact - our_logits(run, task)).max() < CLOSE
+    assert np.abs(exact - before).max() > 1e-2
+    with model.disable_adapter():
+        head = model.base_model.model.classifier  # is the adapter's own, or the base's
+        assert head.active_adapters == ["default"] and np.allclose(torch_logits(model), before)
+    model.load_adapter(tmp_path / "out", "twin")
+    with torch.no_grad():
+        for name, array in model.named_parameters():
+            if ".goat_experts.twin.expert_b" in name:
+                array.mul_(2.0)
+    np.testing.assert_array_equal(torch_logits(model, **more), exact)
+    model.set_adapter("twin")
+    assert np.abs(torch_logits(model, **more) - exact).max() > 1e-3
+    model.set_adapter("default")
+    # Trained on in torch, the start stays; saved and read again, it is the same to the bit.
+    frozen = {name: array.clone() for name, array in model.named_buffers()}
+    ids, mask = (torch.tensor(array.astype(np.int64)) for array in batch())
+    found = model.train()(input_ids=ids, attention_mask=mask, labels=torch.ones(5).long(), **more)
+    (found.loss + goat_torch.aux_loss(model)).backward()
+    trained = [array for name, array in model.named_parameters() if array.requires_grad]
+    assert trained and all(array.grad is not None for array in trained)
+    torch.optim.SGD(trained, 0.1).step()
+    moved = torch_logits(model, **more)
+    assert np.abs(moved - exact).max() > 1e-4
+    assert all(torch.equal(array, frozen[name]) for name, array in model.named_buffers())
+    model.save_pretrained(tmp_path / "again", selected_adapters=["default"])
+    again = peft.PeftModel.from_pretrained(torch_base(tiny / "model"), tmp_path / "again")
+    np.testing.assert_array_equal(torch_logits(again, **more), moved)
+    with pytest.raises(ValueError, match="no single weight equals this adapter"):
+        again.merge_and_unload()
 
 
 @pytest.mark.parametrize(

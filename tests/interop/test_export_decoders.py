@@ -8,6 +8,9 @@ import tiny_language
 from goat_jax.adapters.context import EVAL
 from goat_jax.cli.main import main
 from goat_jax.config.files import load_config
+from goat_jax.errors import UserError
+from goat_jax.evaluation.model import load_eval_model
+from goat_jax.evaluation.sampler import Sampling
 from goat_jax.interop.export_run import export_run
 from goat_jax.models.decoder.families import FAMILIES
 from goat_jax.nn.dense import merge_model
@@ -35,13 +38,13 @@ from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConf
 from goat_jax.data.tasks.registry import language_files
 from goat_jax.optim.optimizer import OptimizerConfig
 
-def get_config(method="pissa"):
+def get_config(method="pissa", total_rank=4):
     return RunConfig(
         ModelConfig({model!r}),
         language_files({rows!r}, {rows!r}),
         AdapterConfig(
             method,
-            total_rank=4,
+            total_rank=total_rank,
             target_modules=r".*(self_attn|mlp)\\.[^.]*proj",
             modules_to_save=(),
             dropout=0.0,
@@ -102,6 +105,33 @@ def test_peft_and_merged_models_have_the_run_s_logits(model_type, tmp_path):
     assert not close(their_logits(base, IDS), ours)
     export_run(run, "peft", tmp_path / "peft")
     assert close(their_logits(peft.PeftModel.from_pretrained(base, tmp_path / "peft"), IDS), ours)
+
+
+@pytest.mark.nightly
+def test_routed_experts_generate_alike_in_peft(tmp_path):
+    pytest.importorskip("goat_jax.torch")
+    write_decoder(tmp_path / "model", "qwen3")
+    config = load_config(write_config(tmp_path) + ":method=goat,total_rank=16")
+    run = begin(config, trained_elsewhere).folder
+    export_run(run, "peft", tmp_path / "peft")
+    model = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "peft")
+    assert close(their_logits(model, IDS), our_logits(run, IDS))
+    model.config.eos_token_id = model.generation_config.eos_token_id = None
+    ids = torch.tensor(IDS)
+    theirs = model.generate(input_ids=ids, do_sample=False, max_new_tokens=6)
+    generator, text = load_eval_model(str(run)).generator(), []
+    for step in generator.tokens(IDS.tolist(), Sampling(max_new_tokens=6)):
+        text.append(step)
+    np.testing.assert_array_equal(np.stack(text, 1), theirs[:, IDS.shape[1] :].numpy())
+
+
+@pytest.mark.nightly
+def test_routed_experts_on_parts_of_one_layer_are_refused(tmp_path):
+    source = write_config(tmp_path) + ":method=goat,total_rank=16"
+    write_decoder(tmp_path / "model", "phi3")
+    run = begin(load_config(source), trained_elsewhere).folder
+    with pytest.raises(UserError, match="each part has a router of its own"):
+        export_run(run, "peft", tmp_path / "peft")
 
 
 FUSED = ["qkv_proj", "o_proj", "gate_up_proj"]

@@ -190,6 +190,13 @@ def test_published_names_come_back_bit_for_bit(config, tiny, plain, tmp_path):
     assert again.keys() == moved.keys()
     for name, tensor in moved.items():
         np.testing.assert_array_equal(tensor, again[name], err_msg=name)
+    # The folder of the tuner comes back, too.
+    export_run(tmp_path / "new", "peft", tmp_path / "routed")
+    import_adapter(tmp_path / "routed", plain, ["--out", str(tmp_path / "third")])
+    export_run(tmp_path / "third", "peft", tmp_path / "routed again")
+    first, second = (load_file(tmp_path / n / ADAPTER) for n in ("routed", "routed again"))
+    assert first.keys() == second.keys()
+    assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,192 @@
+"""Writes and reads routed adapters as PEFT folders of the tuner in `goat_jax.torch`, exactly.
+
+The base model is the pretrained one: what the start of the experts takes off its kernels is in the
+file as frozen factors, so no decomposition is needed to load it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from goat_jax.errors import UserError
+from goat_jax.interop.folders import read_about, read_tensors
+from goat_jax.interop.import_adapter import Imported
+from goat_jax.interop.modules import AdaptedModule
+from goat_jax.interop.peft_write import PREFIX
+from goat_jax.interop.target_names import most_common
+from goat_jax.registry import REGISTRY
+from goat_jax.validation.renamed import present_options
+
+TYPE = "GOAT"
+"""Value of peft_type."""
+
+EXPERTS = "goat_experts"
+"""Name that the tuner gives a module's experts."""
+
+LAYOUTS = ("pairs", "shared")
+"""Layouts of factors that the tuner computes with."""
+
+INITIAL = {"router_std"}
+"""Options of parts that matter at the start only."""
+
+TENSORS = {
+    "threshold_bias": "router_bias",
+    "task_embedding": "router_embedding",
+    "task_gate": "router_gate",
+}
+"""Trained arrays of routers besides their matrix -> the tuner's names; matrices are transposed."""
+
+
+def routed_config(
+    modules: Mapping[str, AdaptedModule], ranks: Mapping[str, int], recipe: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Builds the adapter_config.json of routed adapters.
+
+    Args:
+        modules: module -> its trained adapter.
+        ranks: module -> the rank of what was taken off its pretrained kernel.
+        recipe: the run's settings (`AdapterConfig`), with which `read_routed` makes it again.
+    """
+    fields = {name: _fields(module, ranks[name]) for name, module in modules.items()}
+    keys = next(iter(fields.values()))
+    usual = {key: most_common([each[key] for each in fields.values()]) for key in keys}
+    other = {
+        name: {key: value for key, value in own.items() if value != usual[key]}
+        for name, own in fields.items()
+    }
+    patterns = {name: own for name, own in other.items() if own}
+    return {"peft_type": TYPE, **usual, "patterns": patterns, "recipe": dict(recipe)}
+
+
+def _fields(module: AdaptedModule, start_rank: int) -> dict[str, Any]:
+    spec = module.spec
+    router, options = _named("router", spec.router)
+    aux_loss, aux_options = _named("aux_loss", spec.aux_loss)
+    return {
+        "r": spec.rank,
+        "num_experts": spec.num_experts,
+        "start_rank": start_rank,
+        "shared_a": spec.combine.layout == "shared",
+        "top_k": spec.top_k,
+        "router": router,
+        "router_options": options,
+        "aux_loss": aux_loss,
+        "aux_loss_options": aux_options,
+        "aux_weight": spec.aux_weight,
+        "dropout": spec.dropout,
+    }
+
+
+def _named(kind: str, part: Any) -> tuple[str, dict[str, Any]]:
+    """Returns a part's name and its options."""
+    name = next(name for name, cls in REGISTRY[kind].items() if cls is type(part))
+    return name, {k: v for k, v in dataclasses.asdict(part).items() if k not in INITIAL}
+
+
+def routed_tensors(
+    name: str, module: AdaptedModule, removed: tuple[np.ndarray, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Returns the tensors of one module by the tuner's names, without PEFT's prefix.
+
+    Args:
+        name: the module.
+        module: its trained adapter.
+        removed: the factors (I, Q) and (Q, O) of what was taken off the pretrained kernel.
+
+    Raises:
+        UserError: the adapter is more than a sum of weighted products.
+    """
+    spec = module.spec
+    combine: Any = spec.combine
+    if combine.layout not in LAYOUTS or combine.replaces or module.constants:
+        raise UserError(
+            f"{name} is adapted by {type(combine).__name__}, which is not a sum of weighted "
+            "products: the tuner in goat_jax.torch has no form for it"
+        )
+    arrays = {key: jnp.asarray(value) for key, value in module.arrays.items()}
+    a, b = (arrays["a"], arrays["b"]) if combine.layout == "shared" else combine.pairs(arrays)
+    tensors = {
+        "expert_a": jnp.moveaxis(a, 1, -1).reshape(-1, a.shape[1]),
+        "expert_b": b.reshape(-1, b.shape[-1]).T,
+        "expert_scaling": module.scale,
+        "start_a": removed[0].T,
+        "start_b": removed[1].T,
+    }
+    matrix = spec.router.matrix(arrays)
+    if matrix is not None:
+        tensors["router_weight"] = matrix.T
+    tensors |= {TENSORS[key]: array for key, array in arrays.items() if key in TENSORS}
+    if "router_gate" in tensors:
+        tensors["router_gate"] = tensors["router_gate"].T
+    return {f"{name}.{EXPERTS}.{key}": np.asarray(value) for key, value in tensors.items()}
+
+
+def read_routed(folder: Path, config: Mapping[str, Any]) -> Imported:
+    """Reads a folder that `routed_config` and `routed_tensors` describe, trained on or not.
+
+    Args:
+        folder: the folder.
+        config: its adapter_config.json.
+
+    Raises:
+        UserError: the adapter was not made by a run of goat_jax, or tensors are missing or have
+            unknown names or shapes.
+    """
+    settings = {
+        k: v for k, v in present_options(config.get("recipe") or {}).items() if v is not None
+    }
+    if "method" not in settings:
+        raise UserError(
+            f"{folder} has no recipe: it was made in PyTorch, and what its start took off the "
+            "kernels cannot be made again here"
+        )
+    patterns = config.get("patterns") or {}
+    if any(set(own) - {"start_rank"} for own in patterns.values()):
+        raise UserError(f"{folder} has modules with settings of their own, which are not read")
+    by_module: dict[str, dict[str, np.ndarray]] = {}
+    head = {}
+    for name, tensor in read_tensors(folder).items():
+        module, found, key = name.removeprefix(PREFIX).rpartition(f".{EXPERTS}.")
+        if not found:
+            head[name.removeprefix(PREFIX)] = tensor
+        elif not key.startswith("start_"):
+            by_module.setdefault(module, {})[key] = tensor.astype(np.float32)
+    modules = {name: _factors(folder, name, own, config) for name, own in by_module.items()}
+    options = {
+        **settings,
+        "target_modules": tuple(modules),
+        "modules_to_save": tuple(sorted({name.rpartition(".")[0] for name in head})),
+    }
+    base = config.get("base_model_name_or_path")
+    sha256 = read_about(folder).get("base_sha256")
+    return Imported(str(folder), base, sha256, options, True, (), modules, head)
+
+
+def _factors(
+    folder: Path, name: str, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Returns the arrays of one module by our names."""
+    experts, rank = config["num_experts"], config["r"]
+    try:
+        a, b = tensors["expert_a"].T, tensors["expert_b"].T
+        factors = {
+            "a": np.moveaxis(a.reshape(len(a), -1, rank), 1, 0),
+            "b": b.reshape(experts, rank, -1),
+        }
+    except (KeyError, ValueError):
+        raise UserError(f"{folder}: the experts of {name} are missing or of another size") from None
+    if "router_weight" in tensors:
+        matrix = tensors["router_weight"].T
+        factors["router"] = matrix[:, :experts]
+        if matrix.shape[1] > experts:
+            factors["threshold"] = matrix[:, experts:]
+    factors |= {ours: tensors[key] for ours, key in TENSORS.items() if key in tensors}
+    if "task_gate" in factors:
+        factors["task_gate"] = factors["task_gate"].T
+    return factors

@@ -1,0 +1,138 @@
+"""Tuner of routed adapters for PEFT: the adapted layer and model, and their registration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import mapping
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import Tensor, nn
+
+from goat_jax.torch.config import TYPE, GoatConfig
+from goat_jax.torch.experts import Experts, Inputs
+
+EXTRA = ("task_ids", "task_types")
+"""Arguments of the model that the adapters alone read."""
+
+
+class GoatLinear(nn.Module, BaseTunerLayer):
+    """Linear layer with routed adapters, by their names."""
+
+    adapter_layer_names = ("goat_experts",)
+
+    def __init__(self, base_layer: nn.Linear, inputs: Inputs):
+        super().__init__()
+        self.base_layer = base_layer
+        self.goat_experts = nn.ModuleDict()
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self.inputs = inputs
+
+    def update_layer(self, name: str, config: GoatConfig) -> None:
+        """Adds an adapter, with trained arrays in float32."""
+        base: Any = self.get_base_layer()
+        experts = Experts(base.in_features, base.out_features, config)
+        self.goat_experts[name] = experts.to(base.weight.device)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        raise ValueError(
+            "a router weighs the experts token by token, so no single weight equals this adapter: "
+            "keep it as an adapter"
+        )
+
+    def unmerge(self) -> None:
+        """Does nothing, because nothing can be merged."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters:
+            return y
+        for name in self.active_adapters:
+            if name in self.goat_experts:
+                y = y + self.goat_experts[name](x, self.inputs).to(y.dtype)
+        return y
+
+
+class GoatModel(BaseTuner):
+    """Model with routed adapters; a batch may have ``task_ids`` and ``task_types`` (B,)."""
+
+    prefix = "goat_"
+    tuner_layer_cls = GoatLinear
+    target_module_mapping = {}  # noqa: RUF012  (declared so by PEFT)
+
+    def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
+        if not hasattr(self, "inputs"):
+            self.inputs = Inputs()
+            model.register_forward_pre_hook(self._keep_inputs, with_kwargs=True)
+
+    def _keep_inputs(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Keeps the inputs that adapters read, and takes those out that the model does not know."""
+        mask = kwargs.get("attention_mask")
+        self.inputs.mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+        self.inputs.task_ids, self.inputs.task_types = map(kwargs.get, EXTRA)
+        return args, {name: value for name, value in kwargs.items() if name not in EXTRA}
+
+    def _create_and_replace(
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        config = peft_config.of_module(current_key)
+        if isinstance(target, GoatLinear):
+            target.update_layer(adapter_name, config)
+            return
+        if not isinstance(target, nn.Linear):
+            raise ValueError(
+                f"{current_key} is a {type(target).__name__}: routed adapters are for nn.Linear"
+            )
+        layer = GoatLinear(target, self.inputs)
+        layer._active_adapter = adapter_name
+        layer.update_layer(adapter_name, config)
+        self._replace_module(parent, target_name, layer, target)
+
+
+def aux_loss(model: nn.Module) -> Tensor:
+    """Returns the weighted balance loss of the last forward pass in training mode, a scalar.
+
+    Add it to the loss of the task:
+
+        loss = model(**batch).loss + goat_jax.torch.aux_loss(model)
+
+    Args:
+        model: a model with routed adapters, bare or in a `PeftModel`.
+
+    Raises:
+        ValueError: there was no forward pass in training mode.
+    """
+    losses = [
+        experts.config.aux_weight * experts.aux_loss
+        for layer in model.modules()
+        if isinstance(layer, GoatLinear) and not layer.disable_adapters
+        for name, experts in layer.goat_experts.items()
+        if name in layer.active_adapters
+        and isinstance(experts, Experts)
+        and experts.aux_loss is not None
+    ]
+    if not losses:
+        raise ValueError(
+            "no routed adapter has seen a batch: call the model in training mode first"
+        )
+    return torch.stack(losses).sum()
+
+
+def register() -> None:
+    """Makes the tuner known to PEFT, whose own registration takes its own types only."""
+    tables: Any = mapping
+    tables.PEFT_TYPE_TO_PREFIX_MAPPING[TYPE] = GoatModel.prefix
+    tables.PEFT_TYPE_TO_CONFIG_MAPPING[TYPE] = GoatConfig
+    tables.PEFT_TYPE_TO_TUNER_MAPPING[TYPE] = GoatModel
