@@ -19,12 +19,12 @@ class Inputs:
 
     Attributes:
         mask: (B, T), non-zero for real tokens, or None.
-        task_ids: the examples' tasks (B,), or None.
+        tasks: the examples' tasks (B,), or None.
         task_types: the types of the examples' tasks (B,), or None.
     """
 
     mask: Tensor | None = None
-    task_ids: Tensor | None = None
+    tasks: Tensor | None = None
     task_types: Tensor | None = None
 
 
@@ -59,7 +59,7 @@ class Experts(nn.Module):
         """Returns the term that is added to the layer's output, in the factors' dtype."""
         config = self.config
         arrays = {name: self.get_parameter(f"router_{name}") for name in self.router_names}
-        routing = self.route(x, arrays, inputs.task_ids)
+        routing = self.route(x, arrays, inputs.tasks)
         if self.training:
             mask = inputs.mask
             mask = mask if mask is not None and mask.shape == x.shape[:-1] else None

@@ -154,7 +154,7 @@ class TaskGate(Softmax):
     def __call__(self, x: Tensor, arrays: Mapping[str, Tensor], tasks: Tensor | None) -> Routing:
         """Weighs the experts for tokens (B, ..., I) of tasks (B,)."""
         if tasks is None:
-            raise ValueError("the adapter weighs its experts by task: call the model with task_ids")
+            raise ValueError("the adapter weighs its experts by task: call the model with tasks")
         vectors, gate = arrays["embedding"][tasks], arrays["gate"]
         weights = functional.linear(vectors.float(), gate.float()).softmax(-1)
         weights = weights.reshape(len(weights), *(1,) * (x.ndim - 2), -1)

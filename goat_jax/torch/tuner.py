@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from goat_jax.torch.config import TYPE, GoatConfig
 from goat_jax.torch.experts import Experts, Inputs
 
-EXTRA = ("task_ids", "task_types")
-"""Arguments of the model that the adapters alone read."""
+EXTRA = ("tasks", "task_types")
+"""Arguments of the model that the adapters alone read; PEFT itself takes task_ids out."""
 
 
 class GoatLinear(nn.Module, BaseTunerLayer):
@@ -56,10 +56,15 @@ class GoatLinear(nn.Module, BaseTunerLayer):
 
 
 class GoatModel(BaseTuner):
-    """Model with routed adapters; a batch may have ``task_ids`` and ``task_types`` (B,)."""
+    """Model with routed adapters; a batch may have ``tasks`` and ``task_types`` (B,).
+
+    Attributes:
+        tasks: the tasks (B,) of batches that have none, such as those of ``generate``; or None.
+    """
 
     prefix = "goat_"
     tuner_layer_cls = GoatLinear
+    tasks: Tensor | None = None
     target_module_mapping = {}  # noqa: RUF012  (declared so by PEFT)
 
     def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
@@ -73,7 +78,8 @@ class GoatModel(BaseTuner):
         """Keeps the inputs that adapters read, and takes those out that the model does not know."""
         mask = kwargs.get("attention_mask")
         self.inputs.mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
-        self.inputs.task_ids, self.inputs.task_types = map(kwargs.get, EXTRA)
+        self.inputs.tasks = kwargs.get("tasks", self.tasks)
+        self.inputs.task_types = kwargs.get("task_types")
         return args, {name: value for name, value in kwargs.items() if name not in EXTRA}
 
     def _create_and_replace(

@@ -201,7 +201,7 @@ def test_routed_experts_are_exact_in_peft(method, run_of, tiny, tmp_path):
     base = torch_base(tiny / "model")
     before = torch_logits(base)
     model = peft.PeftModel.from_pretrained(base, tmp_path / "out", is_trainable=True)
-    more = {} if task is None else {"task_ids": torch.full((5,), task)}
+    more = {} if task is None else {"tasks": torch.full((5,), task)}
     exact = torch_logits(model, **more)
     assert np.abs(exact - our_logits(run, task)).max() < CLOSE
     assert np.abs(exact - before).max() > 1e-2

@@ -19,6 +19,8 @@ pytest.importorskip("peft", reason="needs the extra 'test', which brings peft")
 goat_torch = pytest.importorskip("goat_jax.torch")
 Inputs = pytest.importorskip("goat_jax.torch.experts").Inputs
 
+pytestmark = pytest.mark.slow
+
 IN, OUT, ROWS, TOKENS = 12, 10, 3, 5
 SIZES = {"total_rank": 8, "num_experts": 4, "top_k": 2}
 CASES = {
@@ -86,5 +88,5 @@ def test_whole_kernels_have_no_form():
 
 def test_a_task_is_needed_where_the_experts_go_by_it():
     experts = both({"method": "moelora"})[-1]
-    with pytest.raises(ValueError, match="call the model with task_ids"):
+    with pytest.raises(ValueError, match="call the model with tasks"):
         experts(torch.zeros(1, 2, IN), Inputs())
