@@ -146,6 +146,8 @@ def read_routed(folder: Path, config: Mapping[str, Any]) -> Imported:
             f"{folder} has no recipe: it was made in PyTorch, and what its start took off the "
             "kernels cannot be made again here"
         )
+    if config.get("trainable_token_indices"):
+        raise UserError(f"{folder} has trained vectors of tokens, which are not read with routers")
     patterns = config.get("patterns") or {}
     if any(set(own) - {"start_rank"} for own in patterns.values()):
         raise UserError(f"{folder} has modules with settings of their own, which are not read")

@@ -40,6 +40,7 @@ class GoatConfig(PeftConfig):
         target_modules: the modules to adapt, names or a pattern.
         exclude_modules: the modules to leave out, names or a pattern.
         modules_to_save: the modules that are trained in full.
+        trainable_token_indices: the tokens whose vectors are trained, by module or as a list.
         layers_to_transform: the numbers of the layers to adapt.
         layers_pattern: the name of the list of layers.
     """
@@ -61,6 +62,7 @@ class GoatConfig(PeftConfig):
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
     modules_to_save: list[str] | None = None
+    trainable_token_indices: dict[str, list[int]] | list[int] | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
 
