@@ -44,12 +44,12 @@ class ZeroDelta(Initializer):
         return start
 
 
-@part("initializer", "zero_rows")
 @dataclasses.dataclass(frozen=True)
 class ZeroRows(Initializer):
     """LoRA's initialization of a table, as in PEFT: zero a, normal b.
 
-    So the vector of a token changes only if the token occurs in training.
+    So the vector of a token changes only if the token occurs in training. It has no name: a table's
+    adapter takes it in place of `ZeroDelta` (`for_table`).
 
     Attributes:
         linear: the initializer of linear layers, which makes factors of the same shapes.
