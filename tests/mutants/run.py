@@ -24,8 +24,6 @@ from py_compile import PycInvalidationMode
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
-
 from mutant_list import ROOT, TIER, Mutant, read_mutants
 
 OPTIONS = ("-x", "-q", "--no-header", "-p", "no:cacheprovider", "--doctest-modules")

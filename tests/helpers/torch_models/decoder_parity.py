@@ -2,7 +2,7 @@
 
 Run as a program, it prints the table of docs/models.md:
 
-    PYTHONPATH=tests/helpers python tests/helpers/decoder_parity.py
+    PYTHONPATH=tests/helpers python tests/helpers/torch_models/decoder_parity.py
 """
 
 from functools import partial
