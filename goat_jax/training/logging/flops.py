@@ -73,7 +73,9 @@ def _times(name: str, params: dict[str, Any]) -> int:
     if name == "scan":
         return params["length"]
     if name == "shard_map":
-        return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
+        # jax 0.10.0 names them so; later versions hold those of an outer one apart.
+        axes = params.get("newly_manual_axes", params.get("manual_axes", ()))
+        return math.prod(params["mesh"].shape[axis] for axis in axes)
     return 1
 
 
