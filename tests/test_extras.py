@@ -1,5 +1,6 @@
 """Optional packages: each that is missing is named in one line with its extra."""
 
+import importlib
 import re
 import sys
 import tomllib
@@ -37,6 +38,16 @@ def a_file(folder: Path, name: str) -> Path:
     return path
 
 
+def import_anew(name: str) -> None:
+    """Imports a package as if it had not been imported before."""
+    known = sys.modules.pop(name, None)
+    try:
+        importlib.import_module(name)
+    finally:
+        if known is not None:
+            sys.modules[name] = known
+
+
 USES = {
     "images_of_bytes": ("PIL", lambda folder: decode_image(b"GIF87", "row 1")),
     "images_of_arrays": ("PIL", lambda folder: array_image(np.zeros((2, 2), np.uint8))),
@@ -55,6 +66,8 @@ USES = {
     ),
     "plan_tpu": ("libtpu", lambda folder: find_topology("v5e:4x4")),
     "plan_gpu": ("jax_cuda12_plugin", lambda folder: find_topology("h100:8")),
+    "torch": ("torch", lambda folder: import_anew("goat_jax.torch")),
+    "peft": ("peft", lambda folder: import_anew("goat_jax.torch")),
     "prepare": ("tensorflow_datasets", lambda folder: prepare("dtd", folder)),
     **{
         name: (name, lambda folder, name=name: TRACKERS[name](folder, "goats", {}))
@@ -95,7 +108,7 @@ def test_the_extras_of_the_messages_exist():
     assert set(EXTRA_OF.values()) <= set(extras)
     (everything,) = extras["all"]
     listed = present(re.fullmatch(r"goat-jax\[(.*)\]", everything))[1].split(",")
-    other = {"hub", "plan-gpu", "tpu", *TRACKERS}  # need a network, a device or a choice
+    other = {"hub", "plan-gpu", "torch", "tpu", *TRACKERS}  # need a network, a device or a choice
     assert listed == sorted(set(EXTRA_OF.values()) - other)
 
 

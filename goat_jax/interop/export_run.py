@@ -319,39 +319,42 @@ def _to_peft(
         return _routed_to_peft(run, folder, name)
     layouts = {module.spec.combine.layout for module in run.now.values()}
     if layouts == {"network"}:
-        if _architecture(run).fused:
-            raise UserError(
-                "transformers has several of its modules as one layer, which a network cannot "
-                "express: use --to merged"
-            )
+        _check_linear(run, "use --to merged")
         settings = peft_write.network_config(run.now)
-        for name in run.now:
-            if any(each.of_layer(name) for each in _architecture(run).expert_tensors):
-                raise UserError(
-                    f"{name} is a layer of a mixture's experts, which PEFT has as one parameter "
-                    "with LoRA alone: use --to merged, or adapt other modules"
-                )
         _write_peft(run, folder, settings, peft_write.network_tensors(run.now), list(run.now))
     else:
         _write_lora(run, folder, run.low_rank(run.task_gates(task)))
     return _facts(run, "A PEFT adapter", "peft", _peft_use(run, name)), {}
 
 
-def _routed_to_peft(run: Trained, folder: Path, name: str) -> tuple[Facts, Extra]:
-    fused = _architecture(run).fused
-    joined = next((each for each in run.now if stored_name(each, fused) != each), None)
-    if joined is not None:
+def _check_linear(run: Trained, instead: str) -> None:
+    """Refuses adapters, other than LoRA, of modules that are no linear layers in transformers."""
+    architecture = _architecture(run)
+    tables = {ref.pattern for ref in find_modules(run.model, TokenTable)}
+    for name in run.now:
+        if stored_name(name, architecture.fused) != name:
+            what = "a part of one layer"
+        elif any(each.of_layer(name) for each in architecture.expert_tensors):
+            what = "a part of one parameter for all experts"
+        elif name in tables:
+            what = "an embedding"
+        else:
+            continue
         raise UserError(
-            f"{joined} is a part of one layer in transformers, and each part has a router of its "
-            "own: adapt other modules, or use --to lora, which approximates it"
+            f"{name} is {what} in transformers, where this adapter has no form: adapt other "
+            f"modules, or {instead}"
         )
+
+
+def _routed_to_peft(run: Trained, folder: Path, name: str) -> tuple[Facts, Extra]:
+    _check_linear(run, "use --to lora, which approximates it")
     tensors, ranks = {}, {}
     for module, now in run.now.items():
         removed = removed_part(run.start[module], run.kernels.get(module))
         ranks[module] = removed[0].shape[1]
         tensors |= peft_routed.routed_tensors(module, now, removed)
     config = peft_routed.routed_config(run.now, ranks, _settings(run))
-    _write_peft(run, folder, config, tensors)
+    _write_peft(run, folder, config, tensors, list(run.now))
     use = "import goat_jax.torch  # pip install 'goat-jax[torch]'\n" + _peft_use(run, name)
     return _facts(run, "A PEFT adapter with routed experts", "peft", use), {}
 

@@ -267,7 +267,7 @@ class Model:
         return "weights"
 
     def generator(self):
-        return SimpleNamespace(encode=list, complete=self.complete)
+        return SimpleNamespace(tokenizer=None, encode=list, complete=self.complete)
 
     def complete(self, prompts, sampling):
         self.batches += 1
