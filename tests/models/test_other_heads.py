@@ -121,7 +121,7 @@ def test_either_of_two_tied_tensors_stands_for_both(stored, tmp_path):
         loaded = load_model(folder, key=jax.random.key(0), tie_embeddings=tied)
         model = expect(Decoder, loaded.model)
         np.testing.assert_array_equal(model.embeddings.table[...], table)
-        (kernel,) = model.vocabulary_output(np.ones((1, table.shape[1]), np.float32)).kernels
+        (kernel,) = model.vocabulary_output(jnp.ones((1, table.shape[1]))).kernels
         np.testing.assert_array_equal(kernel, table.T)
 
 
