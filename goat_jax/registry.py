@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from goat_jax.typing import is_record
 from goat_jax.validation.checks import check_choice
+from goat_jax.validation.records import is_record
 
 REGISTRY: dict[str, dict[str, type]] = {}
 """Classes of parts by kind (a field of `AdapterSpec`), then by name."""

@@ -14,9 +14,8 @@ F       feed-forward width              V       vocabulary
 ======  ==============================  ======  ==================================
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, TypeAlias, TypeGuard
+from typing import Any, Protocol, TypeAlias
 
 import jax
 from jax.typing import DTypeLike
@@ -25,12 +24,10 @@ __all__ = [
     "Array",
     "Batch",
     "DTypeLike",
-    "Dataclass",
     "Factors",
     "Key",
     "PyTree",
     "Tokenizer",
-    "is_record",
 ]
 
 Array: TypeAlias = jax.Array
@@ -40,17 +37,6 @@ Factors: TypeAlias = dict[str, Array]
 """Trained arrays of one adapter by name: ``a`` (E, I, R), ``b`` (E, R, O), ``router`` (I, E)."""
 Batch: TypeAlias = Mapping[str, Any]
 """Arrays of a batch by name, of numpy or jax."""
-
-
-class Dataclass(Protocol):
-    """An instance of any dataclass."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-
-def is_record(value: object) -> TypeGuard[Dataclass]:
-    """True for an instance of a dataclass; `dataclasses.is_dataclass` is true for classes, too."""
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 class Tokenizer(Protocol):

@@ -19,9 +19,9 @@ from goat_jax.adapters.protocols import (
 from goat_jax.errors import UserError
 from goat_jax.optim.transforms import PLAIN, Transform
 from goat_jax.registry import find_part
-from goat_jax.typing import Dataclass, is_record
 from goat_jax.validation.fields import NonNegative, Rate, check_fields
 from goat_jax.validation.other_names import did_you_mean
+from goat_jax.validation.records import Dataclass, is_record
 from goat_jax.validation.renamed import check_present
 
 PARTS = (

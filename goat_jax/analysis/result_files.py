@@ -18,7 +18,7 @@ from goat_jax.errors import RunFailed, UserError
 from goat_jax.evaluation.types import EvalOptions
 from goat_jax.files import read_json, user_path, write_whole
 from goat_jax.training.checkpoints.run_dir import RESULT
-from goat_jax.typing import is_record
+from goat_jax.validation.records import is_record
 from goat_jax.validation.renamed import present_names
 
 EDGE = 2**16

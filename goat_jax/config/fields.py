@@ -11,10 +11,10 @@ from goat_jax.config.run import AdapterConfig, RunConfig
 from goat_jax.data.tasks.registry import KINDS
 from goat_jax.errors import UnknownField, UserError
 from goat_jax.registry import REGISTRY
-from goat_jax.typing import Dataclass, is_record
 from goat_jax.validation.checks import check_choice
 from goat_jax.validation.fields import construct, field_types
 from goat_jax.validation.other_names import meant_by
+from goat_jax.validation.records import Dataclass, is_record
 from goat_jax.validation.renamed import check_present, present_names
 
 

@@ -19,7 +19,7 @@ from goat_jax.data.tasks.registry import (
 )
 from goat_jax.interop.hub import is_repo_id
 from goat_jax.text_tables import render_table
-from goat_jax.typing import Dataclass
+from goat_jax.validation.records import Dataclass
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,9 +18,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 from goat_jax.errors import UserError
-from goat_jax.typing import Dataclass
 from goat_jax.validation.checks import check_choice, check_number
 from goat_jax.validation.other_names import did_you_mean, other_name_hint
+from goat_jax.validation.records import Dataclass
 from goat_jax.validation.renamed import renamed_hint
 
 FLOAT32_MAX, FLOAT32_TINY = 3.4028234e38, 1.1754944e-38

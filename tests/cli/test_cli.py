@@ -45,6 +45,13 @@ def test_the_version_is_printed_and_the_package_runs_as_a_module():
     assert done.stdout == f"goat-jax {goat_jax.__version__}\n"
 
 
+def test_help_needs_no_large_package():
+    code = "import sys; from goat_jax.cli.parser import make_parser; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert not {"jax", "numpy", "transformers"} & set(done.stdout.split())
+
+
 @pytest.mark.parametrize("verb", ["train", "evaluate", "parity", "methods", "inspect"])
 def test_every_verb_has_help_with_an_example(verb, capsys):
     with pytest.raises(SystemExit) as stop:

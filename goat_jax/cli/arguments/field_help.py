@@ -13,8 +13,8 @@ from goat_jax.config.fields import field_kinds, method_options
 from goat_jax.config.run import AdapterConfig, RunConfig
 from goat_jax.errors import UserError
 from goat_jax.registry import REGISTRY
-from goat_jax.typing import Dataclass, is_record
 from goat_jax.validation.fields import checked, describe, read_words
+from goat_jax.validation.records import Dataclass, is_record
 
 WIDTH = 100
 

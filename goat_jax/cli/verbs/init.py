@@ -13,7 +13,7 @@ from goat_jax.cli.arguments.field_help import attribute_help
 from goat_jax.config.run import RunConfig
 from goat_jax.errors import UserError
 from goat_jax.files import user_path
-from goat_jax.typing import is_record
+from goat_jax.validation.records import is_record
 
 WIDTH = 100
 

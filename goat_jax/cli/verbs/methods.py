@@ -10,7 +10,7 @@ from goat_jax.adapters.protocols import Router
 from goat_jax.adapters.spec import PARTS
 from goat_jax.text_tables import render_table
 from goat_jax.training.abstract_run import count
-from goat_jax.typing import Dataclass, is_record
+from goat_jax.validation.records import Dataclass, is_record
 
 
 def methods(model: str | None = None) -> int:
