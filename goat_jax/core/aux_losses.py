@@ -1,9 +1,57 @@
 """Balance losses, expert load and router entropy of a routed layer. Padding can be masked out."""
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 
 from goat_jax.core.routers import Routing
-from goat_jax.typing import Array
+from goat_jax.typing import Array, PyTree
+
+
+class ExpertUse(NamedTuple):
+    """The use of a layer's experts by its tokens.
+
+    Attributes:
+        load: the fraction of the tokens that each expert computes, times the loss's weight, (X,).
+        probs: the mean of the tokens' probabilities, (X,).
+    """
+
+    load: Array
+    probs: Array
+
+
+def use_of_experts(
+    logits: Array, chosen: Array, mask: Array | None, weight: float = 1.0
+) -> ExpertUse:
+    """Returns the use of experts for logits (..., X) and the chosen experts (..., K)."""
+    load = weight * jax.nn.one_hot(chosen, logits.shape[-1], dtype=jnp.float32).sum(-2)
+    probs = jax.nn.softmax(logits, axis=-1)
+    return ExpertUse(_mean_over_tokens(load, mask), _mean_over_tokens(probs, mask))
+
+
+def balance_of_layers(captured: PyTree) -> Array:
+    """Computes transformers' load balancing loss ``X sum_i f_i P_i``, a scalar, with its weight.
+
+    f and P are means over all tokens of all layers. The loss is K if balanced.
+
+    Args:
+        captured: a tree with the `ExpertUse` of layers, (X,) or (L, X) each; without any the loss
+            is 0.
+
+    >>> even = use_of_experts(jnp.zeros((4, 2)), jnp.array([[0], [1], [0], [1]]), None)
+    >>> float(balance_of_layers({"layer": even}))
+    1.0
+    """
+    leaves = jax.tree.leaves(captured, is_leaf=lambda node: isinstance(node, ExpertUse))
+    uses = [leaf for leaf in leaves if isinstance(leaf, ExpertUse)]
+    if not uses:
+        return jnp.zeros((), jnp.float32)
+    load, probs = (
+        jnp.concatenate([jnp.atleast_2d(each) for each in arrays]).mean(0)
+        for arrays in zip(*uses, strict=True)
+    )
+    return load.size * jnp.sum(load * probs)
 
 
 def _mean_over_tokens(values: Array, mask: Array | None) -> Array:

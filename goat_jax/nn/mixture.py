@@ -18,6 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 from goat_jax.adapters.context import Context
+from goat_jax.core.aux_losses import use_of_experts
 from goat_jax.core.expert_blocks import arrange, choose_experts
 from goat_jax.core.routers import router_logits
 from goat_jax.nn.dense import Sown, sow
@@ -52,6 +53,7 @@ class Mixture(nnx.Module):
         num_experts: the number X of experts.
         per_token: the number K of experts per token.
         normalize: whether a token's weights sum to 1.
+        balance_weight: the weight of the load balancing loss; 0 for none.
         mesh: the mesh of the step; None for one device.
         rows: the mesh axes that rows are sharded over.
         tokens: the mesh axes that the tokens of a row are sharded over.
@@ -66,6 +68,7 @@ class Mixture(nnx.Module):
         *,
         normalize: bool,
         router_bias: bool,
+        balance_weight: float = 0.0,
         rngs: nnx.Rngs,
     ):
         self.router = Router(features, num_experts, use_bias=router_bias, rngs=rngs)
@@ -73,13 +76,17 @@ class Mixture(nnx.Module):
         self.num_experts = num_experts
         self.per_token = per_token
         self.normalize = normalize
+        self.balance_weight = balance_weight
         self.mesh: Mesh | None = None
         self.rows: tuple[str, ...] = ()
         self.tokens: tuple[str, ...] = ()
 
     def __call__(self, x: Array, ctx: Context) -> Array:
         """Returns the weighted sum (B, T, D) of the experts' outputs for x (B, T, D)."""
-        weights, chosen = choose_experts(self.router(x), self.per_token, self.normalize)
+        logits = self.router(x)
+        weights, chosen = choose_experts(logits, self.per_token, self.normalize)
+        if self.balance_weight:
+            sow(self, "use", use_of_experts(logits, chosen, ctx.mask, self.balance_weight))
         graph, state = nnx.split(self.experts)
         arrays = (ctx.key, state, x, weights, chosen, _per_token(ctx, x.shape[:2]))
         rows, tokens = self._even(self.rows, len(x)), self._even(self.tokens, x.shape[1])

@@ -15,6 +15,7 @@ from jax.stages import Lowered
 
 from goat_jax.adapters.adapter import Report
 from goat_jax.adapters.context import Context
+from goat_jax.core.aux_losses import balance_of_layers
 from goat_jax.nn.dense import Sown, merge_model
 from goat_jax.nn.named_modules import reports_by_name
 from goat_jax.training.losses import LossFn
@@ -75,7 +76,8 @@ def make_train_step(
         ctx = Context.of_batch(batch, key, batch.get("attention_mask"))
         result = forward(graph, trainable, base, batch, loss_fn, ctx)
         task_loss = result.loss / count
-        aux_loss = aux_weight * sum_of_aux(result.reports) / grad_accum_steps
+        aux_loss = aux_weight * sum_of_aux(result.reports) + result.balance
+        aux_loss = aux_loss / grad_accum_steps
         metrics = {name: value / count for name, value in result.sums.items()}
         metrics |= {"task_loss": task_loss, "aux_loss": aux_loss, "reports": result.reports}
         return task_loss + aux_loss, metrics
@@ -151,12 +153,14 @@ class Forward(NamedTuple):
         sums: the loss_fn's extra sums by name.
         outputs: the outputs that are scored.
         reports: module name -> the adapter's `Report`, with layers as the first axis.
+        balance: the load balancing loss of the model's own routers, weighted; 0 without any.
     """
 
     loss: Array
     sums: dict[str, Array]
     outputs: Array
     reports: dict[str, Report]
+    balance: Array
 
 
 def forward(
@@ -170,7 +174,9 @@ def forward(
     """Runs the model under its loss_fn and collects the adapters' reports."""
     model = merge_model(graph, trainable, base)
     (loss, sums, outputs), sown = nnx.capture(loss_fn.loss, Sown)(model, batch, ctx)
-    return Forward(loss, sums, outputs, reports_by_name(model, nnx.to_pure_dict(sown)))
+    captured = nnx.to_pure_dict(sown)
+    balance = balance_of_layers(captured)
+    return Forward(loss, sums, outputs, reports_by_name(model, captured), balance)
 
 
 def sum_of_aux(reports: dict[str, Report]) -> Array:

@@ -118,7 +118,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 _CAUSAL: dict[str, tuple[Any, ...]] = {"use_bidirectional_attention": (False,)}
 # pretraining_tp slices the same products; decoders here have no dropout of their own.
 _WITHOUT_EFFECT = ("pretraining_tp", "attention_dropout", "resid_pdrop", "embd_pdrop")
-_WITHOUT_EFFECT += ("hidden_dropout", "router_aux_loss_coef", "classifier_dropout")
+_WITHOUT_EFFECT += ("hidden_dropout", "classifier_dropout")
 
 BLOCK = {
     "query": "self_attn.q_proj",
@@ -242,8 +242,7 @@ _GEMMA_FROM_2: dict[str, Any] = _GEMMA | {
 }
 _GEMMA_1: dict[str, Any] = _GEMMA | {"num_kv_heads": 16}
 _GEMMA_3: dict[str, Any] = _GEMMA_FROM_2 | {"fixed": _CAUSAL | {"attn_logit_softcapping": (None,)}}
-# A loss of the router's, and noise in its training, which the loss and training here do not have.
-_ROUTER: dict[str, tuple[Any, ...]] = {"output_router_logits": (False,)}
+# Noise in the router's training, which training here does not have.
 _JITTER: dict[str, tuple[Any, ...]] = {"router_jitter_noise": (0.0,)}
 _GPT_OSS_ROPE = {
     "rope_type": "yarn",
@@ -414,7 +413,7 @@ FAMILIES: dict[str, DecoderFamily] = {
         rope(theta=1e6),
         mixture(8, 2, normalize=True),
         **_MIXTRAL,
-        fixed=_ROUTER | _JITTER,
+        fixed=_JITTER,
         context=131072,
         num_kv_heads=8,
         norm_eps=1e-5,
@@ -427,7 +426,6 @@ FAMILIES: dict[str, DecoderFamily] = {
         always(qk_norm="head"),
         mixture(128, 8, width="moe_intermediate_size", default_width=768, **SPARSE_LAYERS),
         **_EXPERTS_OF_QWEN,
-        fixed=_ROUTER,
         context=32768,
         num_kv_heads=4,
     ),
@@ -437,9 +435,9 @@ FAMILIES: dict[str, DecoderFamily] = {
         ATTENTION_BIAS,
         always(qk_norm="whole"),
         if_given("clip_qkv", "qkv_clip", number(above=0)),
-        mixture(64, 8),
+        mixture(64, 8, balance_weight=0.01),
         **_EXPERTS_OF_QWEN,
-        fixed=_ROUTER | {"sliding_window": (None,)},
+        fixed={"sliding_window": (None,)},
         context=4096,
         norm_eps=1e-5,
         other_classes={_TEXTS: None, _TOKENS: None},
@@ -453,7 +451,6 @@ FAMILIES: dict[str, DecoderFamily] = {
         always(sinks=True),
         mixture(128, 4, normalize=True, router_bias=True, bias=True, **CLAMPED_GATE),
         **_GPT_OSS,
-        fixed=_ROUTER,
         context=131072,
         num_kv_heads=8,
         head_size=64,

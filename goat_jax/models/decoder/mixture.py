@@ -22,6 +22,7 @@ class MixtureConfig:
         bias: whether the experts' layers have biases.
         clamp: (factor, limit) of a gate that is x * sigmoid(factor * x) of clamped values, with 1
             added to what it multiplies; None for the decoder's activation.
+        balance_weight: weight of the routers' load balancing loss in training.
 
     Raises:
         UserError: more experts per token than there are.
@@ -35,6 +36,7 @@ class MixtureConfig:
     router_bias: bool = False
     bias: bool = False
     clamp: tuple[float, float] | None = None
+    balance_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if self.per_token > self.num_experts:

@@ -122,6 +122,7 @@ class DecoderBlock(nnx.Module):
             mixture.per_token,
             normalize=mixture.normalize,
             router_bias=mixture.router_bias,
+            balance_weight=mixture.balance_weight,
             rngs=rngs,
         )
 

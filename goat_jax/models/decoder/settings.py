@@ -185,6 +185,7 @@ def mixture(
     place: Callable[[Mapping[str, Any], int], tuple[bool, ...]] | None = None,
     keys: Mapping[str, Check] | None = None,
     normalize: bool | None = None,
+    balance_weight: float = 0.001,
     **settings: Any,
 ) -> Setting:
     """Returns the setting of feed-forwards that are mixtures of experts.
@@ -197,9 +198,12 @@ def mixture(
         place: (config.json, number of layers) -> the layers that are mixtures; None for all.
         keys: further keys of config.json that `place` reads.
         normalize: whether a token's weights sum to 1; None for the key norm_topk_prob.
+        balance_weight: the weight of the routers' loss if config.json has none; without
+            output_router_logits, the loss is not used.
         settings: further fields of `MixtureConfig`, of which a function is called with config.json.
     """
     read: dict[str, Check] = dict.fromkeys((*_EXPERTS, "num_experts_per_tok", width), COUNT)
+    read |= {"output_router_logits": switch, "router_aux_loss_coef": number(at_least=0)}
     if normalize is None:
         read["norm_topk_prob"] = switch
 
@@ -211,6 +215,7 @@ def mixture(
                 "are two names of one number: give one alone"
             )
         layers = values["num_layers"]
+        balance = hf.get("router_aux_loss_coef", balance_weight) or 0.0
         more: Fields = {
             name: each(hf) if callable(each) else each for name, each in settings.items()
         }
@@ -221,6 +226,7 @@ def mixture(
                 inner_size=hf.get(width) or default_width or values["intermediate_size"],
                 layers=(True,) * layers if place is None else place(hf, layers),
                 normalize=bool(hf.get("norm_topk_prob")) if normalize is None else normalize,
+                balance_weight=balance if hf.get("output_router_logits") else 0.0,
                 **more,
             )
         }
