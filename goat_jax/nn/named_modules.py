@@ -94,7 +94,7 @@ def find_modules(
     They come in the order of `hf_names`, or else of the model's paths.
 
     >>> from goat_jax.models.encoder.model import Encoder, tiny_config
-    >>> [ref.pattern for ref in find_modules(Encoder(tiny_config(), rngs=nnx.Rngs(0)))][0]
+    >>> [ref.pattern for ref in find_modules(Encoder(tiny_config(), rngs=nnx.Rngs(0)))][1]
     'bert.encoder.layer.{}.attention.self.query'
     """
     table = model.hf_names() if isinstance(model, _Named) else {}

@@ -53,7 +53,7 @@ class TokenTable(Embedding, Adaptable):
     Attributes:
         rows: the tokens whose vectors are trained; None for none.
 
-    >>> TokenTable(5, 3, rngs=nnx.Rngs(0))(jnp.array([[0, 4]]), EVAL).shape
+    >>> TokenTable(5, 3, rngs=nnx.Rngs(0))(jnp.array([[0, 4]]), Context()).shape
     (1, 2, 3)
     """
 
