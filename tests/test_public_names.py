@@ -76,7 +76,7 @@ OF_RUNS = {
     "goat_jax.data.tasks.registry": "make_task files image_files language_files",
     "goat_jax.optim.optimizer": "OptimizerConfig",
     "goat_jax.interop.export_run": "export_run",
-    "goat_jax.training.summary": "Summary",
+    "goat_jax.training.logging.summary": "Summary",
     "goat_jax.training.trainer": "begin fit",
     "goat_jax.planning.plan": "plan",
     "goat_jax.training.checkpoints.restore": "restore_run",

@@ -13,7 +13,7 @@ from goat_jax.cli.arguments.evaluation import sampling_given
 from goat_jax.cli.entry import in_one_line
 from goat_jax.errors import UserError
 from goat_jax.files import cache_folder
-from goat_jax.training.compile_cache import keep_compiled
+from goat_jax.hardware.compile_cache import keep_compiled
 
 
 def run_plan(options: argparse.Namespace, rest: list[str]) -> int:

@@ -19,6 +19,7 @@ from goat_jax.evaluation.generate_and_loglikelihood import answer_all
 from goat_jax.evaluation.model import language_model, quick_generator
 from goat_jax.evaluation.sampler import Generator, Prompt
 from goat_jax.files import user_path
+from goat_jax.hardware.compile_cache import keep_compiled
 from goat_jax.inference.output_file import digest_of_arrays
 from goat_jax.inference.predictions import Predictions
 from goat_jax.inference.predictors import predictor_of, sampling_of
@@ -28,7 +29,6 @@ from goat_jax.interop.trained_run import Trained
 from goat_jax.sharding.config import MeshConfig
 from goat_jax.training.checkpoints.restore import ONE_DEVICE
 from goat_jax.training.checkpoints.run_dir import load_run
-from goat_jax.training.compile_cache import keep_compiled
 from goat_jax.training.data import run_tokenizer
 
 
@@ -193,7 +193,7 @@ def load(run: str | Path, step: int | None = None, mesh: MeshConfig = ONE_DEVICE
     """Loads a run, trained here or imported, to predict, generate, evaluate and export.
 
     Programs that jax compiles are kept for the next start in the user's cache folder, as on the
-    command line (`goat_jax.training.compile_cache`).
+    command line (`goat_jax.hardware.compile_cache`).
 
     Args:
         run: the run folder.

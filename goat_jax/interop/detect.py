@@ -6,10 +6,10 @@ from pathlib import Path
 
 from goat_jax.errors import UserError
 from goat_jax.files import user_path
-from goat_jax.interop import peft_routed
 from goat_jax.interop.folders import ADAPTER_CONFIG, read_about
 from goat_jax.interop.import_adapter import Imported
-from goat_jax.interop.peft_read import read_config, read_peft
+from goat_jax.interop.peft import routed as peft_routed
+from goat_jax.interop.peft.read import read_config, read_peft
 from goat_jax.interop.reference_code import TYPE, is_published, read_published
 
 

@@ -16,14 +16,16 @@ from goat_jax.config.fields import flatten
 from goat_jax.config.run import AdapterConfig
 from goat_jax.data.pipeline.tokenize import pad_token
 from goat_jax.errors import UserError
-from goat_jax.interop import folders, merged, peft_routed, peft_write, reference_code
-from goat_jax.interop import target_names as names
-from goat_jax.interop.expert_adapters import ExpertAdapter, expert_tensors, join_experts
-from goat_jax.interop.fused_adapters import join_adapters, stored_name
+from goat_jax.interop import folders, merged, reference_code
 from goat_jax.interop.hf_config import HfForm, form_of, pooled_logits, pooling_option
 from goat_jax.interop.low_rank import LowRank, removed_part
 from goat_jax.interop.model_card import Facts, write_card
 from goat_jax.interop.modules import ROWS, module_names, trained_rows
+from goat_jax.interop.peft import routed as peft_routed
+from goat_jax.interop.peft import target_names as names
+from goat_jax.interop.peft import write as peft_write
+from goat_jax.interop.peft.expert_adapters import ExpertAdapter, expert_tensors, join_experts
+from goat_jax.interop.peft.fused_adapters import join_adapters, stored_name
 from goat_jax.interop.trained_run import Trained
 from goat_jax.models.registry import Architecture, architecture_of
 from goat_jax.models.vision.heads import ZERO_SHOT

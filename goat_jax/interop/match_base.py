@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from goat_jax.interop.expert_adapters import split_experts
-from goat_jax.interop.fused_adapters import split_adapter
 from goat_jax.interop.import_adapter import Imported
+from goat_jax.interop.peft.expert_adapters import split_experts
+from goat_jax.interop.peft.fused_adapters import split_adapter
 from goat_jax.models.registry import Architecture, Tie
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from goat_jax.config.guess import propose
 from goat_jax.training.distributed.processes import is_first
-from goat_jax.training.summary import Summary
+from goat_jax.training.logging.summary import Summary
 from goat_jax.training.trainer import fit
 
 

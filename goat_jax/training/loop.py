@@ -23,10 +23,10 @@ from goat_jax.training.logging.mfu import StepFlops, peak_of_devices
 from goat_jax.training.logging.norms import norms_by_module, not_finite
 from goat_jax.training.logging.profiler import Profile
 from goat_jax.training.logging.progress_bar import TrainProgress
+from goat_jax.training.logging.summary import Summary
 from goat_jax.training.logging.throughput import Meter, memory_peaks
 from goat_jax.training.setup import TrainSetup
 from goat_jax.training.state import RunState
-from goat_jax.training.summary import Summary
 from goat_jax.training.task_types import task_type_of
 from goat_jax.typing import Batch
 

@@ -15,10 +15,10 @@ from goat_jax.training.distributed.processes import by_first, is_first, records_
 from goat_jax.training.logging.header import header
 from goat_jax.training.logging.profiler import Profile
 from goat_jax.training.logging.progress_bar import TrainProgress
+from goat_jax.training.logging.summary import Summary
 from goat_jax.training.loop import Loop
 from goat_jax.training.setup import TrainSetup, build
 from goat_jax.training.state import RunState
-from goat_jax.training.summary import Summary
 
 
 def fit(

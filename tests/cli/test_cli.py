@@ -17,8 +17,8 @@ from goat_jax.cli.entry import in_one_line
 from goat_jax.cli.log_level import apply_log_level
 from goat_jax.cli.main import main, quiet_compiler
 from goat_jax.errors import Notice
+from goat_jax.hardware.compile_cache import keep_compiled
 from goat_jax.nn.attention import AttentionPlan
-from goat_jax.training.compile_cache import keep_compiled
 from tiny_run import LIGHT, TWO, write_run
 
 
@@ -147,8 +147,9 @@ def test_not_a_run_folder(tmp_path, capsys):
 def test_a_full_disk_is_one_line_and_keeps_what_was_whole(tiny, tmp_path, without_torch):
     """A limit on file sizes stands for the disk; the run stops in its first checkpoint.
 
-    The values are spread over files as their writes happen to meet, so each may be under a limit. The description of
-    the tree (`_METADATA`) is one file of 9 kB in every run, and all that is written before it is shorter.
+    The values are spread over files as their writes happen to meet, so each of these may be under
+    the limit. The tree's description (`_METADATA`) is one file of 9 kB in every run, and all that
+    is written before it is shorter.
     """
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"

@@ -11,7 +11,7 @@ from goat_jax.adapters.methods import METHODS, method_spec
 from goat_jax.errors import UserError
 from goat_jax.interop.low_rank import removed_part
 from goat_jax.interop.modules import AdaptedModule
-from goat_jax.interop.peft_routed import routed_config, routed_tensors
+from goat_jax.interop.peft.routed import routed_config, routed_tensors
 from trained import noise
 
 torch = pytest.importorskip("torch", reason="needs the extra 'test', which brings torch")

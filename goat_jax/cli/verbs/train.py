@@ -18,7 +18,7 @@ from goat_jax.injection.svd_cache import AUTO
 from goat_jax.plots import plot_expert_load, plot_training
 from goat_jax.training.distributed.processes import is_first
 from goat_jax.training.logging.metrics_log import read_records
-from goat_jax.training.summary import Summary
+from goat_jax.training.logging.summary import Summary
 from goat_jax.training.trainer import fit
 
 PICTURES = ("training.png", "expert_load.png")

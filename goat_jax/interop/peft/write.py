@@ -14,7 +14,7 @@ from goat_jax.errors import UserError
 from goat_jax.interop.folders import ADAPTER, ADAPTER_CONFIG, write_json, write_tensors
 from goat_jax.interop.low_rank import LowRank
 from goat_jax.interop.modules import AdaptedModule
-from goat_jax.interop.target_names import most_common
+from goat_jax.interop.peft.target_names import most_common
 
 PREFIX = "base_model.model."
 """Prefix that PEFT adds to the names of the wrapped model."""

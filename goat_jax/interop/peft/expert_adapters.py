@@ -17,7 +17,7 @@ import numpy as np
 from goat_jax.errors import UserError
 from goat_jax.interop.import_adapter import Imported
 from goat_jax.interop.low_rank import LowRank
-from goat_jax.interop.patterns import by_pattern
+from goat_jax.interop.peft.patterns import by_pattern
 from goat_jax.models.expert_tensors import ExpertTensor
 
 INNER = ".base_layer"

@@ -18,8 +18,8 @@ from goat_jax.errors import UserError
 from goat_jax.interop.folders import read_about, read_tensors
 from goat_jax.interop.import_adapter import Imported
 from goat_jax.interop.modules import AdaptedModule
-from goat_jax.interop.peft_write import PREFIX
-from goat_jax.interop.target_names import most_common
+from goat_jax.interop.peft.target_names import most_common
+from goat_jax.interop.peft.write import PREFIX
 from goat_jax.registry import REGISTRY
 from goat_jax.validation.renamed import present_options
 

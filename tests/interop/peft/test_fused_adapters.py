@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from goat_jax.errors import UserError
-from goat_jax.interop.fused_adapters import join_adapters
 from goat_jax.interop.low_rank import LowRank
+from goat_jax.interop.peft.fused_adapters import join_adapters
 from goat_jax.models.fused import Fused
 from kinds import present
 

@@ -7,10 +7,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from goat_jax.cli.verbs.import_adapter import import_adapter
-from goat_jax.interop.expert_adapters import expert_tensors, join_experts, split_experts
 from goat_jax.interop.export_run import export_run
 from goat_jax.interop.import_adapter import Imported
 from goat_jax.interop.low_rank import LowRank
+from goat_jax.interop.peft.expert_adapters import expert_tensors, join_experts, split_experts
 from goat_jax.models.expert_tensors import ExpertTensor
 from goat_jax.nn.dense import merge_model
 from goat_jax.training.checkpoints.restore import restore_run

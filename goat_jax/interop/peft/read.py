@@ -13,8 +13,8 @@ from goat_jax.errors import UserError, nearest
 from goat_jax.interop.folders import ADAPTER_CONFIG, read_about, read_tensors
 from goat_jax.interop.import_adapter import Imported
 from goat_jax.interop.modules import ROWS
-from goat_jax.interop.patterns import by_pattern
-from goat_jax.interop.peft_write import ACTIVATIONS, PREFIX
+from goat_jax.interop.peft.patterns import by_pattern
+from goat_jax.interop.peft.write import ACTIVATIONS, PREFIX
 from goat_jax.pretrained.safetensors import read_json
 from goat_jax.validation.checks import check_choice, check_number
 
