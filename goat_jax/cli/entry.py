@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import re
 import sys
 import traceback
@@ -26,11 +27,19 @@ def in_one_line(program: str, run: Callable[[], int]) -> int:
     apply_log_level()
     try:
         with _notices_in_one_line(program):
-            return run()
+            try:
+                return run()
+            finally:
+                sys.stdout.flush()  # here, where its errors are caught
     except UserError as error:
         return _say(program, error, 2)
     except RunFailed as error:
         return _say(program, error, 1)
+    except BrokenPipeError:
+        # `goat-jax methods | head`: whoever reads has seen enough. The rest goes nowhere.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return 1
     except OSError as error:
         # A full disk or a missing permission. No file is half-written: it is renamed when complete.
         return _say(program, f"{error.strerror or error}: {error.filename or 'while writing'}", 1)

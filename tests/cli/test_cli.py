@@ -167,6 +167,17 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_whole(tiny, tmp_path, withou
     assert not [name for name in steps if name.isdigit()]
 
 
+@pytest.mark.parametrize("words", ["--help", "methods"])
+def test_a_reader_that_has_seen_enough_is_no_error(words, without_torch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "goat_jax", words]
+    env = without_torch | {"PYTHONUNBUFFERED": ""}
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=env)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_only_reports_to_a_closed_event_loop_are_hushed(capsys, monkeypatch):
     class Straggler:
         def __init__(self, error: str):
