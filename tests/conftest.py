@@ -20,6 +20,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # controller of pytest-xdist makes the folder, the others inherit it.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="goat_jax_compiled_"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("HF_MODULES_CACHE", tempfile.mkdtemp(prefix="goat_jax_modules_"))
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="goat_jax_tests_")  # nobody's own cache
 
 import jax

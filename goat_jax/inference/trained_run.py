@@ -173,7 +173,7 @@ class TrainedRun:
         """Writes the run in another format.
 
         Args:
-            to: the format: "peft", "goat", "merged" or "lora".
+            to: the format: "peft", "goat", "merged", "transformers" or "lora".
             out: the folder to create.
             options: further options of `goat_jax.interop.export_run.export_run`.
         """

@@ -1,4 +1,4 @@
-"""Exports a finished run to PEFT, the published code's format, plain LoRA or a merged model."""
+"""Exports a finished run to PEFT, transformers, the published code's format or plain LoRA."""
 
 from __future__ import annotations
 
@@ -93,14 +93,16 @@ def export_run(
         folder: the run's folder.
         to: the format: "peft" (exact, on the pretrained model; routed experts for the tuner in
             `goat_jax.torch`), "goat" (the published code's names), "merged" (a Hugging Face
-            model), or "lora" (routed experts with their mean weights).
+            model), "transformers" (a Hugging Face model with routed experts and their code), or
+            "lora" (routed experts with their mean weights).
         out: the folder to create.
         step: the checkpoint's step; None: the best checkpoint.
         task: the task whose expert weights are used, for an adapter that is gated by tasks.
         rows: the number of training rows that the mean weights are measured on.
-        dtype: the dtype of a merged model's weights; None: the run's dtype if it is not float32,
-            otherwise the dtype that the pretrained weights are stored in.
-        shard_bytes: the largest size of a merged model's files, in bytes.
+        dtype: the dtype of a complete model's weights; None: the run's dtype if it is not float32
+            or there are routed experts, otherwise the dtype that the pretrained weights are stored
+            in.
+        shard_bytes: the largest size of a complete model's files, in bytes.
 
     Raises:
         UserError: the format cannot represent the adapter (the message says why), or the folder
@@ -110,8 +112,10 @@ def export_run(
         raise UserError(f"{to!r} is not a format: {', '.join(FORMS)}")
     if dtype is not None:
         check_choice("--dtype", dtype, merged.DTYPES)
-        if to != "merged":
-            raise UserError(f"--dtype is for --to merged: {to} keeps its factors in float32")
+        if to not in WHOLE:
+            raise UserError(
+                f"--dtype is for --to {' or '.join(WHOLE)}: {to} keeps its factors in float32"
+            )
     config = load_run(Path(folder))[0]
     bits = config.model.quantize
     if bits != "none":
@@ -123,8 +127,8 @@ def export_run(
     if to == "merged" and task is None and router is not None:
         raise UserError(
             f"{folder} cannot be exported to {to}: {type(router).__name__} weights the experts "
-            f"{router.varies}, so no single kernel equals this adapter; --to peft keeps it, --to "
-            "lora approximates it"
+            f"{router.varies}, so no single kernel equals this adapter; --to transformers and "
+            "--to peft keep it, --to lora approximates it"
         )
     with folders.whole_folder(Path(out)) as aside:
         run = Trained(Path(folder), step, factors=True)
@@ -134,7 +138,7 @@ def export_run(
         except UserError as error:
             raise UserError(f"{folder} cannot be exported to {to}: {error}") from None
         facts = dataclasses.replace(facts, notes=(*_notes(run), *facts.notes))
-        card = write_card(Path(out).name, run.config, facts, to == "merged")
+        card = write_card(Path(out).name, run.config, facts, to in WHOLE)
         (aside / "README.md").write_text(card, encoding="utf-8")
         about = {
             "form": to,
@@ -398,6 +402,31 @@ def _to_merged(
     return facts, {}
 
 
+def _to_transformers(
+    run: Trained,
+    folder: Path,
+    name: str,
+    task: int | None,
+    dtype: str | None,
+    shard_bytes: int,
+    **_: Any,
+) -> tuple[Facts, Extra]:
+    if task is not None or all(each.spec.router.mergeable for each in run.now.values()):
+        raise UserError("it has no router, and --to merged gives a model that needs no code")
+    _check_linear(run, "use --to lora, which approximates it")
+    form = _form(run)
+    use = form.snippet(name, run.task, ", trust_remote_code=True")
+    use += pooled_logits(run.model.config, "model")
+    facts = _facts(run, "A whole model with routed experts in its layers", "transformers", use)
+    facts = dataclasses.replace(facts, code=CODE_NOTE)
+    fold_rows(run.model)
+    dtype, added = dtype or run.config.model.dtype, run.config.model.add_tokens
+    merged.write_merged(
+        folder, run.model, form, run.path, run.task, dtype, shard_bytes, added, run.now
+    )
+    return facts, {}
+
+
 def _unmergeable(adapter: AdapterConfig) -> Router | None:
     """A router that no single kernel can stand for; None if all modules can be merged."""
     spec = adapter.spec()
@@ -430,10 +459,22 @@ def _to_lora(run: Trained, folder: Path, name: str, rows: int, **_: Any) -> tupl
     return dataclasses.replace(facts, notes=(note,)), {"gates": shares}
 
 
+WHOLE = ("merged", "transformers")
+"""Names of the formats that are complete models."""
+
+CODE_NOTE = (
+    "This folder holds Python code, modeling_goat.py: linear layers with a router and low-rank "
+    "experts, and a subclass of each of the model's classes in transformers that puts them in "
+    "place. It imports torch and transformers, and reads and writes no files. transformers runs it "
+    "only with trust_remote_code=True; read it first."
+)
+"""The model card's sentence on the code in the folder."""
+
 FORMS: dict[str, Callable[..., tuple[Facts, Extra]]] = {
     "peft": _to_peft,
     "goat": _to_goat,
     "merged": _to_merged,
+    "transformers": _to_transformers,
     "lora": _to_lora,
 }
 """Name of a format -> the function that writes a run to a folder in it.

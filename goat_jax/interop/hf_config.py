@@ -50,11 +50,11 @@ def _text_tower(model: Model, path: Path, task: Task) -> tuple[nnx.Module, ...]:
 
 _LOAD = """from transformers import {auto}
 
-model = {auto}.from_pretrained("{name}")"""
+model = {auto}.from_pretrained("{name}"{more})"""
 
 _COMPARE = """from transformers import {auto}, AutoTokenizer
 
-model = {auto}.from_pretrained("{name}")
+model = {auto}.from_pretrained("{name}"{more})
 config = model.config
 classes = [config.id2label[number] for number in range(config.num_labels)]
 texts = AutoTokenizer.from_pretrained("{name}")(
@@ -97,7 +97,7 @@ class HfForm:
             it can be computed.
         parts: (model, its checkpoint, task) -> further models whose tensors it has; raises
             `UserError` if it cannot work without the absent module.
-        use: Python code that loads it, with the fields {auto}, {name} and {prompt}.
+        use: Python code that loads it, with the fields {auto}, {name}, {more} and {prompt}.
         logits: Python code after that for the logits, with the fields {model} and {name}.
         peft: PEFT's task type; None if it has none.
         pads: whether it needs the padding token's id to find the end of a text.
@@ -117,9 +117,10 @@ class HfForm:
         """True if it has this tensor of our model, given by its PyTorch name."""
         return tensor.rpartition(".")[0] != self.absent
 
-    def snippet(self, name: str, task: Task) -> str:
-        """Returns Python code that loads it from the folder `name`."""
-        load = self.use.format(auto=self.auto, name=name, prompt=getattr(task, "prompt", ""))
+    def snippet(self, name: str, task: Task, more: str = "") -> str:
+        """Returns Python code that loads it from the folder `name`, with `more` arguments."""
+        prompt = getattr(task, "prompt", "")
+        load = self.use.format(auto=self.auto, name=name, more=more, prompt=prompt)
         return load + self.logits.format(model="model", name=name)
 
 

@@ -1,4 +1,4 @@
-"""Writes merged Hugging Face checkpoints: kernels with folded adapters, config and tokenizer."""
+"""Writes Hugging Face checkpoints: kernels with folded or routed adapters, config, tokenizer."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from goat_jax.data.tasks.registry import Task
 from goat_jax.errors import UserError
 from goat_jax.interop.folders import SHARD_BYTES, write_json, write_shards, write_tensors
 from goat_jax.interop.hf_config import HfForm
+from goat_jax.interop.modules import AdaptedModule
+from goat_jax.interop.routed_model import routed_weights, with_experts, write_code
 from goat_jax.models.expert_tensors import join_experts
 from goat_jax.models.fused import join
 from goat_jax.models.registry import ARCHITECTURES, Architecture, architecture_of
@@ -97,8 +99,9 @@ def write_merged(
     dtype: str,
     most: int = SHARD_BYTES,
     add_tokens: Sequence[str] = (),
+    routed: Mapping[str, AdaptedModule] | None = None,
 ) -> None:
-    """Writes the weights and config.json of a model without adapters, and its tokenizer.
+    """Writes the weights and config.json of a model, and its tokenizer.
 
     For an image task, preprocessor_config.json describes how the images have to be prepared.
 
@@ -111,20 +114,27 @@ def write_merged(
         dtype: the dtype of the written weights, a key of `DTYPES`.
         most: the largest size of a file, in bytes.
         add_tokens: the tokens that the run added to the tokenizer.
+        routed: module -> its trained adapter, all of those that the model has, for a folder with
+            experts and their code; None for a model without adapters.
 
     Raises:
         UserError: the model still has adapters, its config has no counterpart in config.json,
             transformers' class cannot express its head, or a weight is out of the dtype's range.
     """
-    if any(ref.module.adapter is not None for ref in find_modules(model)):
+    if routed is None and any(ref.module.adapter is not None for ref in find_modules(model)):
         raise UserError("the model still has adapters: fold them first")
     hf = open_checkpoint(path)[0]
     architecture = architecture_of(hf, path)
     changes = changed_keys(architecture, hf, model.config)
+    if routed is not None:  # transformers translates no stored names for a folder's own code
+        written = tuple(
+            dataclasses.replace(each, written=True) for each in architecture.expert_tensors
+        )
+        architecture = dataclasses.replace(architecture, renamed=(), expert_tensors=written)
     stored = architecture.stored_name
     parts = (model, *form.parts(model, path, task))
     tensors = (
-        (stored(name), as_stored(name, tensor, dtype))
+        (stored(name), tensor)
         for part in parts
         for name, tensor in torch_parameters(part)
         if form.has(name)
@@ -133,14 +143,25 @@ def write_merged(
     mixture = getattr(model.config, "mixture", None)
     if mixture is not None:
         tensors = join_experts(tensors, mixture.num_experts, architecture.expert_tensors)
-    write_shards(folder, tensors, most)
+    if routed is not None:
+        blocks = {
+            part.partition(".")[0]: each.name.partition(".")[0]
+            for each in architecture.expert_tensors
+            for part in each.parts
+        }
+        tensors = routed_weights(tensors, routed, blocks)
+    write_shards(folder, ((name, as_stored(name, x, dtype)) for name, x in tensors), most)
     if form.aside:
         left = {name: as_stored(name, x, dtype) for name, x in torch_parameters(model)}
         aside = {name: tensor for name, tensor in left.items() if not form.has(name)}
         write_tensors(folder / form.aside, aside)
     labels = class_names(getattr(task, "labels", ()), getattr(model.config, "num_labels", 0))
     config = {**hf, **changes, **_settings_of(form, task, path, model.config)}
-    write_json(folder / "config.json", merged_config(config, form, dtype, labels))
+    config = merged_config(config, form, dtype, labels)
+    if routed is not None:
+        write_code(folder, config)
+        config = with_experts(config, form, routed)
+    write_json(folder / "config.json", config)
     write_tokenizer(path, folder, add_tokens)
     if isinstance(task, ImageTask):  # the task may preprocess images unlike the pretrained model
         write_json(folder / "preprocessor_config.json", view_of(task, path).config())

@@ -37,6 +37,7 @@ class Facts:
         base: the pretrained model, given by its repository if that is known.
         use: Python code that loads the export, "" if there is none.
         notes: remarks for the user, one line each.
+        code: a sentence on the code in the folder, "" if it holds none.
     """
 
     form: str
@@ -49,29 +50,33 @@ class Facts:
     base: str
     use: str
     notes: tuple[str, ...] = ()
+    code: str = ""
 
 
-def write_card(name: str, config: RunConfig, facts: Facts, merged: bool) -> str:
+def write_card(name: str, config: RunConfig, facts: Facts, whole: bool) -> str:
     """Returns the text of README.md in the format of the Hugging Face hub.
 
     Args:
         name: the title.
         config: the run's config.
         facts: the other contents.
-        merged: whether the adapter is merged into the weights.
+        whole: whether the folder is a complete model.
     """
     method, base = config.adapter.method, facts.base
     path_note = "" if base == config.model.path else f" (`{config.model.path}`)"
-    state = "is merged into these weights" if merged else "is not merged: it needs its base model"
+    state = "is merged into these weights" if whole else "is not merged: it needs its base model"
+    if facts.code:
+        state = "is in these weights, with its routers"
     lines = [
         "---",
-        metadata(name, config, facts, merged),
+        metadata(name, config, facts, whole),
         "---",
         f"# {name}",
         "",
         f"{facts.form}, of a run with goat_jax: `{method}` on `{base}`{path_note}, trained on "
         f"`{config.task.name}`, checkpoint of step {facts.step}, {facts.trained:,} trained "
         f"parameters. The adapter {state}.",
+        *(["", f"**{facts.code}**"] if facts.code else []),
         *(["", *(f"- {note}" for note in facts.notes)] if facts.notes else []),
         "",
         "## Scores on the evaluation rows",
@@ -109,7 +114,7 @@ PIPELINES: Mapping[type, str] = MappingProxyType(
 """Class of a task -> what the hub calls it."""
 
 
-def metadata(name: str, config: RunConfig, facts: Facts, merged: bool) -> str:
+def metadata(name: str, config: RunConfig, facts: Facts, whole: bool) -> str:
     """Returns the YAML that the hub reads: base model, library, task, data and scores.
 
     A base model or data set that is not a repository of the hub, such as a folder, is left out: the
@@ -126,7 +131,7 @@ def metadata(name: str, config: RunConfig, facts: Facts, merged: bool) -> str:
         if math.isfinite(value)
     ]
     base = facts.base if is_repo_id(facts.base) else None
-    relation = "finetune" if merged else "adapter"
+    relation = "finetune" if whole else "adapter"
     card = ModelCardData(
         base_model=base,
         base_model_relation=None if base is None else relation,

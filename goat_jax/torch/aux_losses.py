@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from goat_jax.torch.routers import Routing
+from goat_jax.torch.modeling_goat import Routing
 
 
 def no_loss(routing: Routing, mask: Tensor | None, types: Tensor | None) -> Tensor:

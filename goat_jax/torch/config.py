@@ -9,7 +9,7 @@ from typing import Any
 from peft import PeftConfig
 
 from goat_jax.torch.aux_losses import AUX_LOSSES
-from goat_jax.torch.routers import ROUTERS
+from goat_jax.torch.modeling_goat import ROUTERS
 
 TYPE = "GOAT"
 """Value of peft_type."""

@@ -82,6 +82,11 @@ class GoatModel(BaseTuner):
         self.inputs.task_types = kwargs.get("task_types")
         return args, {name: value for name, value in kwargs.items() if name not in EXTRA}
 
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """Returns the name of an array in a file by its name in the model."""
+        return key.replace(f".goat_experts.{adapter_name}.", ".goat_experts.", 1)
+
     def _create_and_replace(
         self,
         peft_config: Any,

@@ -182,7 +182,7 @@ def test_routed_adapters_are_refused_where_no_kernel_equals_them(method, run_of,
     """The config alone decides this, before anything is loaded."""
     sizes = {"adapter.total_rank": 2 * METHODS[method].spec.num_experts}
     run = changed_run(run_of("pissa"), tmp_path / "run", **sizes, **{"adapter.method": method})
-    with pytest.raises(UserError, match=r"weights the experts .* --to peft keeps it"):
+    with pytest.raises(UserError, match=r"weights the experts .* --to peft keep it"):
         export_run(run, "merged", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -211,7 +211,7 @@ def test_routed_experts_are_exact_in_peft(method, run_of, tiny, tmp_path):
     model.load_adapter(tmp_path / "out", "twin")
     with torch.no_grad():
         for name, array in model.named_parameters():
-            if ".goat_experts.twin.expert_b" in name:
+            if ".goat_experts.twin.expert_b.weight" in name:
                 array.mul_(2.0)
     np.testing.assert_array_equal(torch_logits(model, **more), exact)
     model.set_adapter("twin")
@@ -233,6 +233,27 @@ def test_routed_experts_are_exact_in_peft(method, run_of, tiny, tmp_path):
     np.testing.assert_array_equal(torch_logits(again, **more), moved)
     with pytest.raises(ValueError, match="no single weight equals this adapter"):
         again.merge_and_unload()
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(n, marks=() if n == "goat" else pytest.mark.nightly) for n in EXACT]
+)
+def test_routed_experts_are_exact_in_a_folder_with_its_code(method, run_of, tmp_path):
+    run, task = run_of(method), 1 if method in TASK_IDS else None
+    out = tmp_path / "out"
+    export_run(run, "transformers", out, shard_bytes=20_000)
+    auto = transformers.AutoModelForSequenceClassification
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        auto.from_pretrained(out)
+    model, report = auto.from_pretrained(out, trust_remote_code=True, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    more = {} if task is None else {"tasks": torch.full((5,), task)}
+    exact = torch_logits(model, **more)
+    assert np.abs(exact - our_logits(run, task)).max() < CLOSE
+    card = (out / "README.md").read_text()
+    assert "**This folder holds Python code" in card and "trust_remote_code=True)" in card
+    code = {path.name for path in out.glob("*.py")}
+    assert code == {"modeling_goat.py"}
 
 
 @pytest.mark.parametrize(

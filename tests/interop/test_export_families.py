@@ -172,3 +172,22 @@ def test_peft_and_merged_models_have_the_run_s_logits(family, tmp_path):
     loaded = their_logits(peft.PeftModel.from_pretrained(base, tmp_path / "peft"), given)
     assert np.abs(loaded - ours).max() < CLOSE * max(1, np.abs(ours).max())
     assert np.abs(loaded - before).max() > 1e-2
+
+
+# A decoder and BERT in CI: test_routed_model.py and test_export.py.
+@pytest.mark.nightly
+@pytest.mark.parametrize("family", FAMILIES)
+def test_routed_experts_are_exact_in_a_folder_with_its_code(family, tmp_path):
+    make, auto = FAMILIES[family]
+    config = make(tmp_path)
+    adapter = dataclasses.replace(config.adapter, method="goat", total_rank=8, num_experts=4)
+    config = dataclasses.replace(config, adapter=adapter, out=str(tmp_path / "run"))
+    run = begin(config, trained_elsewhere).folder
+    given = inputs(family)
+    ours = our_logits(run, given)
+    export_run(run, "transformers", tmp_path / "out")
+    model, report = auto.from_pretrained(
+        tmp_path / "out", trust_remote_code=True, output_loading_info=True
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert np.abs(their_logits(model, given) - ours).max() < CLOSE * max(1, np.abs(ours).max())

@@ -160,7 +160,8 @@ def export(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``goat-jax export``."""
     parser.add_argument("run_folder", metavar="RUN", type=Path)
     parser.add_argument("out", metavar="OUT", type=Path, help="a folder that does not exist yet")
-    parser.add_argument("--to", required=True, choices=("peft", "goat", "merged", "lora"))
+    forms = ("peft", "goat", "merged", "transformers", "lora")
+    parser.add_argument("--to", required=True, choices=forms)
     parser.add_argument(
         "--step", type=number(Natural), help="step of the checkpoint (default: the best)"
     )
@@ -180,7 +181,8 @@ def export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="dtype of merged weights (default: that of the pretrained weights)",
+        help="dtype of a complete model's weights (default: the run's with routed experts, else "
+        "that of the pretrained weights)",
     )
     parser.add_argument(
         "--push",

@@ -28,7 +28,7 @@ def export(
 
     Args:
         folder: the run folder.
-        to: the format: "peft", "goat", "merged" or "lora".
+        to: the format: "peft", "goat", "merged", "transformers" or "lora".
         out: the folder to write, which must not exist yet.
         step: the checkpoint's step; None for the best checkpoint.
         task: the task of a task-gated adapter, by its number.

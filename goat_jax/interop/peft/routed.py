@@ -32,15 +32,21 @@ EXPERTS = "goat_experts"
 LAYOUTS = ("pairs", "shared")
 """Layouts of factors that the tuner computes with."""
 
+ROUTERS = ("none", "softmax", "top_k", "top_p", "top_k_shared", "threshold", "task")
+"""Routers that PyTorch has, the keys of `goat_jax.torch.modeling_goat.ROUTERS`."""
+
 INITIAL = {"router_std"}
 """Options of parts that matter at the start only."""
 
+MATRIX = "router.linear.weight"
+"""The tuner's name of a router's matrix."""
+
 TENSORS = {
-    "threshold_bias": "router_bias",
-    "task_embedding": "router_embedding",
-    "task_gate": "router_gate",
+    "threshold_bias": "router.bias",
+    "task_embedding": "router.embedding.weight",
+    "task_gate": "router.gate.weight",
 }
-"""Trained arrays of routers besides their matrix -> the tuner's names; matrices are transposed."""
+"""Trained arrays of routers besides their matrix -> the tuner's names; gates are transposed."""
 
 
 def routed_config(
@@ -64,18 +70,34 @@ def routed_config(
     return {"peft_type": TYPE, **usual, "patterns": patterns, "recipe": dict(recipe)}
 
 
-def _fields(module: AdaptedModule, start_rank: int) -> dict[str, Any]:
+def mixture_fields(module: AdaptedModule) -> dict[str, Any]:
+    """Returns the settings of a module's experts and router by the tuner's names.
+
+    Raises:
+        UserError: PyTorch has no such router.
+    """
     spec = module.spec
     router, options = _named("router", spec.router)
-    aux_loss, aux_options = _named("aux_loss", spec.aux_loss)
+    if router not in ROUTERS:
+        raise UserError(
+            f"the router {router!r} is not one of goat_jax.torch, which has {', '.join(ROUTERS)}"
+        )
     return {
         "r": spec.rank,
         "num_experts": spec.num_experts,
-        "start_rank": start_rank,
         "shared_a": spec.combine.layout == "shared",
         "top_k": spec.top_k,
         "router": router,
         "router_options": options,
+    }
+
+
+def _fields(module: AdaptedModule, start_rank: int) -> dict[str, Any]:
+    spec = module.spec
+    aux_loss, aux_options = _named("aux_loss", spec.aux_loss)
+    return {
+        **mixture_fields(module),
+        "start_rank": start_rank,
         "aux_loss": aux_loss,
         "aux_loss_options": aux_options,
         "aux_weight": spec.aux_weight,
@@ -102,29 +124,45 @@ def routed_tensors(
     Raises:
         UserError: the adapter is more than a sum of weighted products.
     """
+    tensors = mixture_tensors(name, module)
+    tensors |= {
+        "expert_scaling": module.scale,
+        "start_a": removed[0].T,
+        "start_b": removed[1].T,
+    }
+    return {f"{name}.{EXPERTS}.{key}": np.asarray(value) for key, value in tensors.items()}
+
+
+def mixture_tensors(name: str, module: AdaptedModule) -> dict[str, np.ndarray]:
+    """Returns the trained tensors of one module by the names of `Mixture` in PyTorch.
+
+    Args:
+        name: the module.
+        module: its trained adapter.
+
+    Raises:
+        UserError: the adapter is more than a sum of weighted products.
+    """
     spec = module.spec
     combine: Any = spec.combine
     if combine.layout not in LAYOUTS or combine.replaces or module.constants:
         raise UserError(
             f"{name} is adapted by {type(combine).__name__}, which is not a sum of weighted "
-            "products: the tuner in goat_jax.torch has no form for it"
+            "products: goat_jax.torch has no form for it"
         )
     arrays = {key: jnp.asarray(value) for key, value in module.arrays.items()}
     a, b = (arrays["a"], arrays["b"]) if combine.layout == "shared" else combine.pairs(arrays)
     tensors = {
-        "expert_a": jnp.moveaxis(a, 1, -1).reshape(-1, a.shape[1]),
-        "expert_b": b.reshape(-1, b.shape[-1]).T,
-        "expert_scaling": module.scale,
-        "start_a": removed[0].T,
-        "start_b": removed[1].T,
+        "expert_a.weight": jnp.moveaxis(a, 1, -1).reshape(-1, a.shape[1]),
+        "expert_b.weight": b.reshape(-1, b.shape[-1]).T,
     }
     matrix = spec.router.matrix(arrays)
     if matrix is not None:
-        tensors["router_weight"] = matrix.T
+        tensors[MATRIX] = matrix.T
     tensors |= {TENSORS[key]: array for key, array in arrays.items() if key in TENSORS}
-    if "router_gate" in tensors:
-        tensors["router_gate"] = tensors["router_gate"].T
-    return {f"{name}.{EXPERTS}.{key}": np.asarray(value) for key, value in tensors.items()}
+    if TENSORS["task_gate"] in tensors:
+        tensors[TENSORS["task_gate"]] = arrays["task_gate"].T
+    return {key: np.asarray(value) for key, value in tensors.items()}
 
 
 def read_routed(folder: Path, config: Mapping[str, Any]) -> Imported:
@@ -176,15 +214,15 @@ def _factors(
     """Returns the arrays of one module by our names."""
     experts, rank = config["num_experts"], config["r"]
     try:
-        a, b = tensors["expert_a"].T, tensors["expert_b"].T
+        a, b = tensors["expert_a.weight"].T, tensors["expert_b.weight"].T
         factors = {
             "a": np.moveaxis(a.reshape(len(a), -1, rank), 1, 0),
             "b": b.reshape(experts, rank, -1),
         }
     except (KeyError, ValueError):
         raise UserError(f"{folder}: the experts of {name} are missing or of another size") from None
-    if "router_weight" in tensors:
-        matrix = tensors["router_weight"].T
+    if MATRIX in tensors:
+        matrix = tensors[MATRIX].T
         factors["router"] = matrix[:, :experts]
         if matrix.shape[1] > experts:
             factors["threshold"] = matrix[:, experts:]
