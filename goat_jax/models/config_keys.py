@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from goat_jax.errors import UserError
-from goat_jax.validation.checks import check_number
+from goat_jax.nn.modules import ACTIVATIONS
+from goat_jax.validation.checks import check_choice, check_number
 
 Check = Callable[[str, Any], None]
 """(key, value) -> None; raises `UserError` for a value of the wrong type or range."""
@@ -47,6 +48,11 @@ def ids(key: str, value: object) -> None:
     """Raises `UserError` unless the value is a token id or a list of them."""
     for one in value if isinstance(value, list | tuple) else [value]:
         check_number(f"config.json: {key}", one, whole=True)
+
+
+def activation(key: str, value: object) -> None:
+    """Raises `UserError` unless the value names an activation that is computed here."""
+    check_choice(f"config.json: {key}", value, ACTIVATIONS)
 
 
 def anything(key: str, value: object) -> None:
@@ -132,7 +138,7 @@ def keys_of_family(
 # Sizes of the network are checked by our config classes, so that overrides are checked, too.
 SIZES: dict[str, Check] = dict.fromkeys(
     ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"), anything
-) | {"intermediate_size": anything, "hidden_act": anything}
+) | {"intermediate_size": anything, "hidden_act": activation}
 
 
 def check_keys(keys: Keys, hf: Mapping[str, Any]) -> None:

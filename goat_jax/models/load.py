@@ -96,7 +96,7 @@ def load_model(
     if left_out:
         notes = (f"{path}: its language model alone, without {', '.join(left_out)}",)
     if filled.left_out:
-        start = f"; {', '.join(architecture.head)} start fresh" if architecture.head else ""
+        start = f"; newly initialized: {', '.join(architecture.head)}" if architecture.head else ""
         notes += (f"{path}: left out {shortened(filled.left_out)}, of another task's head{start}",)
     return Loaded(model, filled.fresh, architecture.kind, weights, notes)
 

@@ -134,4 +134,4 @@ def test_another_task_s_head_is_left_out_of_a_decoder(tmp_path):
     loaded = load_model(tmp_path, key=jax.random.key(0), head="sequence", num_labels=3)
     assert loaded.fresh == ("score.weight",)
     (note,) = loaded.notes
-    assert "score.bias" in note and note.endswith("score start fresh")
+    assert "score.bias" in note and note.endswith("; newly initialized: score")

@@ -132,8 +132,8 @@ def test_a_config_without_a_size(folder, key):
         ),
         (
             {"hidden_act": "geluu"},
-            "activation 'geluu' is not one of gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, "
-            "relu, silu, swish, tanh (did you mean 'gelu'?)",
+            "config.json: hidden_act 'geluu' is not known (did you mean 'gelu'?): give one of "
+            "gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu, silu, swish, tanh",
         ),
         (
             {"num_attention_heads": 5},

@@ -15,7 +15,7 @@ from goat_jax.models.config_keys import (
     EPSILON,
     SIZES,
     Check,
-    anything,
+    activation,
     ids,
     keys_of_family,
     number,
@@ -199,7 +199,7 @@ def _family(
     **defaults: Any,
 ) -> DecoderFamily:
     names = _KEYS | dict(keys or {})
-    read = _READ | {names["norm_eps"]: EPSILON, names["activation"]: anything}
+    read = _READ | {names["norm_eps"]: EPSILON, names["activation"]: activation}
     if names["activation"] != "hidden_act":
         del read["hidden_act"]
     for setting in settings:

@@ -32,6 +32,13 @@ def _by_type(hf: Mapping[str, Any], window: int | None, sliding: list[bool]) -> 
     kinds = hf.get("layer_types")
     if kinds is not None:
         sliding = [kind == "sliding_attention" for kind in kinds]
+        # transformers fails, or has a window in some ways to compute attention only.
+        if window is None and any(sliding):
+            raise UserError(
+                "config.json: layer_types has 'sliding_attention', but there is no window: give "
+                "sliding_window (and use_sliding_window true, if it is false), or layer_types of "
+                "'full_attention' alone"
+            )
     return {"windows": tuple(window if slides else None for slides in sliding)}
 
 

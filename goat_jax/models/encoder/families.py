@@ -19,6 +19,7 @@ from goat_jax.models.config_keys import (
     SIZES,
     Check,
     Keys,
+    activation,
     anything,
     keys_of_family,
     number,
@@ -33,8 +34,8 @@ from goat_jax.models.encoder.settings import (
     POSITION_TABLE,
     PROJECTION_IF_NARROW,
     equal_to_width,
+    head_activation,
     size,
-    text,
 )
 from goat_jax.models.family import Family
 from goat_jax.models.fused import Fused
@@ -178,7 +179,7 @@ _DISTIL_CONFIG = dataclasses.replace(
         {
             **dict.fromkeys(("vocab_size", "dim", "n_layers", "n_heads", "hidden_dim"), anything),
             "max_position_embeddings": anything,
-            "activation": anything,
+            "activation": activation,
             "pad_token_id": number(whole=True),
             "dropout": RATE,
             "attention_dropout": RATE,
@@ -284,11 +285,11 @@ _MODERN_SETTINGS = (
     flag("attention_bias", "attention_bias"),
     flag("mlp_bias", "mlp_bias"),
     flag("classifier_bias", "head_bias"),
-    text("classifier_activation", "head_activation", "gelu"),
+    head_activation("classifier_activation"),
 )
 _MODERN_READ: dict[str, Check] = {
     **_without(SIZES, "hidden_act"),
-    "hidden_activation": anything,
+    "hidden_activation": activation,
     "max_position_embeddings": anything,
     "norm_eps": EPSILON,
     "classifier_pooling": anything,
@@ -324,7 +325,7 @@ _DEBERTA_SETTINGS = (
     POSITION_TABLE,
     DISENTANGLED,
     CONVOLUTION,
-    text("pooler_hidden_act", "head_activation", "gelu"),
+    head_activation("pooler_hidden_act"),
 )
 _DEBERTA_READ = _BERT_READ | {
     "type_vocab_size": number(at_least=0, whole=True),

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from goat_jax.errors import UserError
-from goat_jax.models.config_keys import COUNT, number, switch, table, word
+from goat_jax.models.config_keys import COUNT, activation, number, switch, table, word
 from goat_jax.models.encoder.relative import Disentangled
 from goat_jax.models.settings import Fields, Setting, layer_types
 from goat_jax.nn.rope import Rope
@@ -18,9 +18,9 @@ def size(key: str, field: str, default: int) -> Setting:
     return Setting({key: COUNT}, lambda hf, values: {field: hf.get(key) or default})
 
 
-def text(key: str, field: str, default: str) -> Setting:
-    """Returns the setting of a name, such as that of an activation."""
-    return Setting({key: word}, lambda hf, values: {field: hf.get(key) or default})
+def head_activation(key: str) -> Setting:
+    """Returns the setting of the activation in the head."""
+    return Setting({key: activation}, lambda hf, values: {"head_activation": hf.get(key) or "gelu"})
 
 
 PROJECTION_IF_NARROW = Setting(
@@ -133,7 +133,7 @@ def _odd(key: str, value: Any) -> None:
 
 
 CONVOLUTION = Setting(
-    {"conv_kernel_size": _odd, "conv_groups": COUNT, "conv_act": word},
+    {"conv_kernel_size": _odd, "conv_groups": COUNT, "conv_act": activation},
     lambda hf, values: {
         "convolution": hf.get("conv_kernel_size") or 0,
         "convolution_groups": hf.get("conv_groups") or 1,
