@@ -14,6 +14,7 @@ EXTRA_OF = {
     "gguf": "gguf",
     "jax_cuda12_plugin": "plan-gpu",
     "libtpu": "tpu",
+    "lm_eval": "lm-eval",
     "mlflow": "mlflow",
     "matplotlib": "plots",
     "onnx": "vision",

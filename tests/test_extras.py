@@ -68,6 +68,7 @@ USES = {
     "plan_gpu": ("jax_cuda12_plugin", lambda folder: find_topology("h100:8")),
     "torch": ("torch", lambda folder: import_anew("goat_jax.torch")),
     "peft": ("peft", lambda folder: import_anew("goat_jax.torch")),
+    "lm_eval": ("lm_eval", lambda folder: import_anew("goat_jax.evaluation.lm_eval")),
     "prepare": ("tensorflow_datasets", lambda folder: prepare("dtd", folder)),
     **{
         name: (name, lambda folder, name=name: TRACKERS[name](folder, "goats", {}))
@@ -108,7 +109,14 @@ def test_the_extras_of_the_messages_exist():
     assert set(EXTRA_OF.values()) <= set(extras)
     (everything,) = extras["all"]
     listed = present(re.fullmatch(r"goat-jax\[(.*)\]", everything))[1].split(",")
-    other = {"hub", "plan-gpu", "torch", "tpu", *TRACKERS}  # need a network, a device or a choice
+    other = {
+        "hub",
+        "lm-eval",
+        "plan-gpu",
+        "torch",
+        "tpu",
+        *TRACKERS,
+    }  # need a network, a device or a choice
     assert listed == sorted(set(EXTRA_OF.values()) - other)
 
 

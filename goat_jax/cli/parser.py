@@ -58,7 +58,8 @@ VERBS = {
         "goat-jax evaluate runs/demo --step 150\n"
         "         goat-jax evaluate runs/commonsense --task arc_easy:folder=data/commonsense\n"
         "         goat-jax evaluate package:smollm2 --scoring likelihood --limit 200 \\\n"
-        "             --task obqa:folder=data/commonsense,cloze=true",
+        "             --task obqa:folder=data/commonsense,cloze=true\n"
+        "         goat-jax evaluate runs/chats --harness lm-eval --task arc_easy --limit 100",
     ),
     "predict": Verb(
         calls.run_predict,

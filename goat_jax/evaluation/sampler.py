@@ -230,22 +230,22 @@ class Generator:
                 done[row] = token in self.end_ids
                 if not done[row]:
                     generated[row].append(token)
-                    text = self._text(encoded[row], generated[row])
+                    text = self.answer_text(encoded[row], generated[row])
                     done[row] = _cut(text, sampling.stop)[1]
             if stream is not None:
-                text = self._text(encoded[0], generated[0])
+                text = self.answer_text(encoded[0], generated[0])
                 text = _cut(text, sampling.stop)[0] if done[0] else _settled(text, sampling.stop)
                 stream(text[len(shown) :])
                 shown = text
             if all(done):
                 break
-        texts = map(self._text, encoded, generated)
+        texts = map(self.answer_text, encoded, generated)
         return [
             Answer(_cut(text, sampling.stop)[0], cut=not ended)
             for text, ended in zip(texts, done, strict=True)
         ]
 
-    def _text(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
+    def answer_text(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
         """Decodes an answer's tokens after the end of their prompt.
 
         Decoded alone, they would lose their first space with some tokenizers. An answer with tokens

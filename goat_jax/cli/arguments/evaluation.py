@@ -52,6 +52,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one line of JSON per task")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add_harness(parser.add_argument_group("lm-evaluation-harness (--harness lm-eval)"))
     add_options(parser)
 
 
@@ -89,6 +90,24 @@ def add_sampling(group: argparse._ActionsContainer, tokens: str, temperature: st
 def sampling_given(options: argparse.Namespace) -> dict[str, Any]:
     """Returns the sampling settings that were given, by name."""
     return {name: getattr(options, name) for name in SAMPLING if getattr(options, name) is not None}
+
+
+def _add_harness(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--harness", choices=("lm-eval",), help="whose tasks --task names (default: this library's)"
+    )
+    group.add_argument(
+        "--task-files", metavar="FOLDER", help="folder of further tasks, in lm-eval's YAML files"
+    )
+    group.add_argument(
+        "--num-fewshot", type=number(Natural), metavar="N", help="examples (default: the task's)"
+    )
+    group.add_argument(
+        "--chat-template", action="store_true", help="put the questions into the chat template"
+    )
+    group.add_argument(
+        "--cache", type=Path, metavar="FOLDER", help="keep answers for the next time"
+    )
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -8,15 +8,16 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from goat_jax.cli.arguments.evaluation import options_of
+from goat_jax.cli.verbs.lm_eval import evaluate_with_lm_eval
 from goat_jax.config.files import parse_options
 from goat_jax.data.tasks.evaluation import LOSS, EvalTask, scoring_of
 from goat_jax.data.tasks.registry import Task, make_task
 from goat_jax.errors import RunFailed, UserError
 from goat_jax.evaluation.evaluate_lm import check_needs, evaluate_task, write_records
-from goat_jax.evaluation.model import EvalModel, load_eval_model
+from goat_jax.evaluation.model import load_eval_model
 from goat_jax.evaluation.types import CUT_ANSWERS
 from goat_jax.files import user_path
 from goat_jax.inference.output_file import check_out
@@ -40,6 +41,9 @@ names another."""
 OF_EXAMS = ("limit", "max_new_tokens", "temperature", "judge", "judge_key")
 """Arguments of evaluation tasks only: they have no effect where a run is scored by its loss."""
 
+OF_THE_HARNESS = ("task_files", "num_fewshot", "chat_template", "cache")
+"""Arguments of ``--harness`` only."""
+
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Prints the scores of a run or a model; for evaluation tasks, also writes the predictions.
@@ -55,6 +59,15 @@ def evaluate(arguments: argparse.Namespace) -> int:
         RunFailed: an evaluation that could not be completed.
     """
     is_run = (Path(arguments.source) / RUN).is_file()
+    out = arguments.out or (Path(arguments.source) / EVALUATION if is_run else Path(EVALUATION))
+    if arguments.harness is not None:
+        for model, task, scores, paths in evaluate_with_lm_eval(arguments, out):
+            _print_scores(model, task, arguments.harness, scores, paths, arguments.json)
+        return 0
+    for name in OF_THE_HARNESS:
+        if getattr(arguments, name):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} is only for --harness lm-eval")
     tasks = [_task_of(text) for text in arguments.task]
     if not tasks:
         tasks = [_task_of_run(arguments.source)]
@@ -81,7 +94,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
         check_needs(eval_task, scoring, options)
         eval_tasks.append((eval_task, scoring))
     model = load_eval_model(arguments.source, arguments.step, arguments.dtype, mesh)
-    out = arguments.out or (Path(arguments.source) / EVALUATION if is_run else Path(EVALUATION))
     problems = []
     for task, scoring in eval_tasks:
         with _EvaluationBar(not arguments.quiet) as bar:
@@ -148,8 +160,23 @@ class _EvaluationBar:
             self._progress.__exit__(None, None, None)
 
 
+class _Named(Protocol):
+    """A model that was evaluated.
+
+    Attributes:
+        name: the name of the run's folder or of the model.
+        step: the checkpoint's step; None for a pretrained model.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def step(self) -> int | None: ...
+
+
 def _print_scores(
-    model: EvalModel,
+    model: _Named,
     task: str,
     scoring: str,
     scores: Mapping[str, float],
