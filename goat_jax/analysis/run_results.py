@@ -50,7 +50,7 @@ class Runs:
         saved = read_json(self.path)
         try:
             changed = Key.of(self.config).changed(saved.get("key") or {})
-            results = [] if changed else [_result(run) for run in saved["runs"]]
+            results = [] if changed else [result_of(run) for run in saved["runs"]]
         except (AttributeError, KeyError, TypeError, ValueError):
             raise UserError(
                 f"{self.path} does not hold runs: delete it or give another --out"
@@ -76,7 +76,13 @@ class Runs:
         write_whole(self.path, text + "\n")
 
 
-def _result(saved: Mapping[str, Any]) -> RunResult:
+def read_results(path: Path) -> list[RunResult]:
+    """Reads the results of a file of `Runs`, whatever their settings."""
+    return [result_of(run) for run in read_json(path)["runs"]]
+
+
+def result_of(saved: Mapping[str, Any]) -> RunResult:
+    """Makes a result from its fields as JSON has them."""
     parsed = {"variant": RunVariant(**saved["variant"]), "losses": tuple(saved["losses"])}
     return RunResult(**{**saved, **parsed})
 

@@ -1,0 +1,144 @@
+"""The study: its runs continue where they stopped, and its statistics and tables by hand."""
+
+import dataclasses
+import statistics
+from pathlib import Path
+
+import pytest
+
+from goat_jax.analysis import run_results
+from goat_jax.data.tasks.splits import chosen_rows
+from goat_jax.errors import UserError
+from goat_jax.training.vmapped_runs import RunResult, RunVariant
+from programs import load_program
+from studies.records import collect, keep, read
+from studies.report import summary, task_table, write_report
+from studies.runs import CHOOSING, EQUAL, TEST, Study, best_rate
+from studies.statistics import paired
+from studies.tasks import METHODS, TASKS, StudyTask, on_validation, task_of
+
+DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+
+
+def result(seed: int, score: float, rate: float = 1e-3, loss: float = 0.5) -> RunResult:
+    after = {"accuracy": score, "loss": loss}
+    return RunResult(RunVariant(seed, rate), (1.0, 0.123456), {}, after, 7, 0.1, 1.0, 1)
+
+
+def records(**scores):
+    """Records of one task: method -> scores of the seeds 1, 2 and so on."""
+    return {
+        "digits": {
+            method: {
+                CHOOSING: [result(0, 0.1, 1e-4), result(0, 0.2)],
+                TEST: [result(seed, score) for seed, score in enumerate(of_method, start=1)],
+            }
+            for method, of_method in scores.items()
+        }
+    }
+
+
+def test_a_rate_is_chosen_by_the_score_and_then_by_the_loss():
+    tried = [result(0, 0.5, 1e-4, 0.1), result(0, 0.7, 1e-3, 0.4), result(0, 0.7, 1e-2, 0.3)]
+    diverged = dataclasses.replace(result(0, 0.9, 1.0), after={}, diverged=3)
+    assert best_rate([*tried, diverged], "accuracy") == 1e-2
+
+
+def test_paired_differences_are_less_wide_than_their_scores():
+    one, other = {1: 0.5, 2: 0.7, 3: 0.9}, {1: 0.4, 2: 0.65, 3: 0.8}
+    found = paired(one, other)
+    assert found is not None
+    differences = [0.1, 0.05, 0.1]
+    assert found.mean == pytest.approx(statistics.fmean(differences))
+    # The two-sided 95 % quantile of Student's t with two degrees of freedom, from a table.
+    assert found.half == pytest.approx(4.302653 * statistics.stdev(differences) / 3**0.5)
+    assert found.sign == 1 and paired(one, {}) is None
+
+
+def test_tables_have_scores_differences_ranks_and_the_gap():
+    adapters = {"lora": [0.70, 0.74], "goat": [0.75, 0.79], "dora": [0.6, 0.8]}
+    found = records(frozen=[0.5, 0.5], full=[0.9, 0.9], **adapters)
+    rows = [[cell.strip() for cell in row.split("|")] for row in summary(found).splitlines()]
+    # lora 0.72, goat 0.77, dora 0.70: 22, 27 and 20 of the 40 points between frozen and full. Two
+    # seeds make wide intervals: only the difference of goat, the same with both, is outside.
+    expected = {
+        "goat": ["1", "1.0", "68%", "1", "0"],
+        "lora": ["1", "2.0", "55%", "0", "0"],
+        "dora": ["1", "3.0", "50%", "0", "0"],
+        "full": ["1", "", "100%", "0", "0"],
+    }
+    assert {row[1]: row[2:-1] for row in rows if row[1] in expected} == expected
+    table = task_table(found["digits"], "accuracy", TEST)
+    row = next(line for line in table.splitlines() if line.startswith("| goat"))
+    assert "0.7700 ± 0.0283" in row and "**+0.0500 ± 0.0000**" in row and "-0.1300 ± 0.2541" in row
+
+
+def test_records_come_back_and_a_report_is_written(tmp_path):
+    found = records(frozen=[0.5], full=[0.9], lora=[0.7])
+    keep(found, tmp_path)
+    back = read(tmp_path)
+    assert back["digits"]["lora"][TEST][0].losses == (1.0, 0.12346)
+    assert back["digits"]["lora"][CHOOSING][0].losses == ()
+    names = [path.name for path in write_report(back, tmp_path)]
+    assert names == ["results.md", "rates.png", "losses_digits.png"]
+    assert all((tmp_path / name).stat().st_size for name in names)
+    with pytest.raises(UserError, match="no records of the study"):
+        read(tmp_path / "none")
+
+
+def test_a_study_chooses_rates_and_continues_where_it_stopped(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        TASKS, "tiny", StudyTask("tiny", f"{tiny / 'config.py'}:steps=2", "", "accuracy", 8)
+    )
+    trained = []
+
+    def instead_of_training(configs, runs_per_step):
+        for config in configs:
+            trained.append(config)
+            rate, seed = config.optimizer.learning_rate, config.train.seed
+            yield result(seed, 0.9 if rate == 1e-3 else 0.8, rate)
+
+    monkeypatch.setattr(run_results, "train_vmapped", instead_of_training)
+    study = Study("tiny", TASKS["tiny"], tmp_path, tmp_path, 2, rates=(1e-3, 1e-2), seeds=(1, 2))
+    said = []
+    study.train("lora", said.append)
+    assert said == ["tiny: lora: learning rate 0.001 of 2"]
+    made = [(c.task.held_out, c.train.seed, c.optimizer.learning_rate) for c in trained]
+    assert made == [(8, 0, 1e-3), (8, 0, 1e-2), *[(0, 1, 1e-3), (0, 2, 1e-3)] * 2]
+    ranks = [config.adapter.spec().total_rank for config in trained]
+    assert ranks[3] == ranks[0] < ranks[4] == ranks[5]  # goat's router has parameters as well
+    study.train("lora", said.append)
+    study.train("goat", said.append)
+    assert len(trained) == 6 + 4
+    found = collect(tmp_path)["tiny"]
+    assert list(found["lora"]) == [CHOOSING, TEST, EQUAL] and list(found["goat"]) == [
+        CHOOSING,
+        TEST,
+    ]
+
+
+def test_no_test_row_has_a_part_in_the_choice():
+    config = TASKS["reviews"].config("lora", DATA)
+    chosen = on_validation(config, 1000)
+    assert chosen.task.evaluation == config.task.train != config.task.evaluation
+    train, held = (chosen_rows(chosen.task, split, 5000, None) for split in ("train", "evaluation"))
+    assert len(held) == 1000 and not set(train) & set(held)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_method_has_a_config_on_every_task(name, shared):
+    task = TASKS[name]
+    configs = {method: task.config(method, shared / "data") for method in task.methods()}
+    assert {config.best_by for config in configs.values()} == {task.metric}
+    assert len({(c.adapter.method, str(c.adapter.spec())) for c in configs.values()}) == len(
+        configs
+    )
+
+
+def test_unknown_names_are_one_line(capsys):
+    main = load_program("study").main
+    assert main(["run", "--tasks", "digit"]) == 2
+    assert "task 'digit' is not part of the study: use digits" in capsys.readouterr().err
+    assert main(["run", "--tasks", "gsm8k", "--methods", "frozen"]) == 2
+    assert "gsm8k has no method 'frozen'" in capsys.readouterr().err
+    assert task_of("cola").metric == "matthews" and len(METHODS) == 16

@@ -1,0 +1,89 @@
+"""Statistics of the study: paired differences, ranks and shares of the gap to full fine-tuning."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.special import stdtrit
+
+from goat_jax.data.metrics import goodness
+from goat_jax.training.vmapped_runs import RunResult
+
+CONFIDENCE = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A mean with the half width of its confidence interval.
+
+    Attributes:
+        mean: the mean.
+        half: half of the interval's width; infinite for a single value.
+    """
+
+    mean: float
+    half: float
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 if the interval is above or below 0, else 0."""
+        return 0 if abs(self.mean) <= self.half else int(np.sign(self.mean))
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Returns the mean and its interval by Student's t, for values of independent seeds.
+
+    >>> found = interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    >>> found.mean, round(found.half, 4)  # 2.7764 * 1.5811 / sqrt(5)
+    (3.0, 1.9632)
+    """
+    count = len(values)
+    mean = statistics.fmean(values)
+    if count < 2:
+        return Interval(mean, float("inf"))
+    quantile = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2))
+    return Interval(mean, quantile * statistics.stdev(values) / count**0.5)
+
+
+def scores(results: Sequence[RunResult], metric: str) -> dict[int, float]:
+    """Returns the scores of the runs that did not diverge, by seed."""
+    return {r.variant.seed: r.after[metric] for r in results if r.diverged is None}
+
+
+def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Interval | None:
+    """Returns the mean of one minus other over the seeds of both; None if there is no seed.
+
+    Runs with the same seed have the same order of rows and the same start of the head, so their
+    difference varies less than either score.
+
+    >>> paired({1: 0.5, 2: 0.75, 3: 0.1}, {1: 0.25, 2: 0.5})
+    Interval(mean=0.25, half=0.0)
+    """
+    seeds = sorted(one.keys() & other.keys())
+    return interval([one[seed] - other[seed] for seed in seeds]) if seeds else None
+
+
+def ranks(means: Mapping[str, float], metric: str) -> dict[str, float]:
+    """Returns the rank of every method, 1 for the best; equal scores share their mean rank.
+
+    >>> ranks({"a": 0.5, "b": 0.9, "c": 0.5}, "accuracy")
+    {'a': 2.5, 'b': 1.0, 'c': 2.5}
+    """
+    good = {method: goodness(metric, mean) for method, mean in means.items()}
+    values = list(good.values())
+    return {
+        method: sum(other > value for other in values) + (values.count(value) + 1) / 2
+        for method, value in good.items()
+    }
+
+
+def gap_closed(mean: float, frozen: float, full: float) -> float:
+    """Returns the share of the way from the frozen base to full fine-tuning.
+
+    >>> gap_closed(0.8, frozen=0.5, full=0.9)
+    0.75
+    """
+    return (mean - frozen) / (full - frozen)

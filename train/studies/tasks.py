@@ -1,0 +1,167 @@
+"""Tasks, methods and learning rates of the study."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from goat_jax.cli.verbs.compare import MethodRow, entry_config
+from goat_jax.config.run import RunConfig
+from goat_jax.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+"""Peak learning rates that every method is tried at, half a decade apart."""
+
+FROZEN, FULL, BASELINE = "frozen", "full", "lora"
+"""Methods that the others are compared with."""
+
+SIZE = "goat"
+"""Method whose number of trained parameters the others get at equal parameters.
+
+Not LoRA's: at its rank, a mixture of as many experts has none to spare for its router.
+"""
+
+METHODS: Mapping[str, MethodRow] = {
+    label: MethodRow(label, method, options)
+    for label, method, options in (
+        # Adapters at this scale are below the rounding of what they are added to.
+        (FROZEN, "lora", {"scale": "fixed", "value": 1e-12}),
+        (FULL, "full", {}),
+        (BASELINE, "lora", {}),
+        ("rslora", "rslora", {}),
+        ("pissa", "pissa", {}),
+        ("milora", "milora", {}),
+        ("dora", "dora", {}),
+        ("lora_ga", "lora_ga", {}),
+        ("molora", "molora", {}),
+        ("hydralora", "hydralora", {}),
+        ("adamole", "adamole", {"num_experts": 4}),
+        ("goat", "goat", {}),
+        ("goat_plus", "goat_plus", {}),
+        ("goat, alpha/r", "goat", {"scale": "alpha_over_rank"}),
+        ("molora, theory scale", "molora", {"scale": "theory"}),
+        ("full_moe", "full_moe", {}),
+    )
+}
+"""Label -> method and options of its adapters."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyTask:
+    """A task of the study.
+
+    Attributes:
+        title: the task and its model, in words.
+        source: the config file in `configs/` and its options; ``{data}`` is the folder of data
+            sets.
+        fields: ``--field value ...``, which override the config file; ``{data}`` as in `source`.
+        metric: the score that is compared.
+        validation: the number of training rows on which learning rates are chosen.
+        without: methods that are left out.
+    """
+
+    title: str
+    source: str
+    fields: str
+    metric: str
+    validation: int
+    without: tuple[str, ...] = ()
+
+    def config(self, method: str, data: Path) -> RunConfig:
+        """Returns the config of a method's runs, which are scored on the test rows."""
+        source = f"{CONFIGS / self.source.format(data=data)}"
+        return entry_config(source, METHODS[method], self.fields.format(data=data).split(), "study")
+
+    def methods(self) -> list[str]:
+        """Returns the labels of the methods that are trained on the task."""
+        return [label for label in METHODS if label not in self.without]
+
+
+def on_validation(config: RunConfig, rows: int) -> RunConfig:
+    """Returns a config whose runs are scored on rows that are held out of the training rows."""
+    task = dataclasses.replace(
+        config.task, evaluation=config.task.train, evaluation_limit=None, held_out=rows
+    )
+    return dataclasses.replace(config, task=task)
+
+
+TEXT = "--train.batch-size 16 --train.eval-batch-size 64 --train.max-length"
+IMAGES = "--train.batch-size 16 --train.eval-batch-size 50 --task.image-size 28"
+LANGUAGE = "--train.eval-batch-size 8 --model.dtype float32 --model.remat none"
+FASHION = (
+    "--task.train idx:{data}/fashion-mnist@train --task.evaluation idx:{data}/fashion-mnist@test"
+)
+
+TASKS: Mapping[str, StudyTask] = {
+    "digits": StudyTask(
+        "Handwritten digits, DINOv2 ViT-S/14",
+        "digits.py:task=digits,steps=60",
+        IMAGES,
+        "accuracy",
+        360,
+    ),
+    "fashion_mnist": StudyTask(
+        "Fashion-MNIST, 10,000 rows, DINOv2 ViT-S/14",
+        "digits.py:task=fashion_mnist,steps=60",
+        f"{IMAGES} {FASHION}",
+        "accuracy",
+        1000,
+    ),
+    "reviews": StudyTask(
+        "Movie reviews, MiniLM-L6", "demo.py:task=reviews,steps=60", f"{TEXT} 32", "accuracy", 1000
+    ),
+    "sst2": StudyTask(
+        "SST-2's 6,920 sentences, MiniLM-L6",
+        "demo.py:task=sst2,folder={data}/glue,steps=60",
+        f"{TEXT} 24",
+        "accuracy",
+        1000,
+    ),
+    "cola": StudyTask(
+        "CoLA, MiniLM-L6",
+        "demo.py:task=cola,folder={data}/glue,steps=120",
+        f"{TEXT} 16",
+        "matthews",
+        1000,
+    ),
+    "rte": StudyTask(
+        "RTE, MiniLM-L6",
+        "demo.py:task=rte,folder={data}/glue,steps=60",
+        f"{TEXT} 80",
+        "accuracy",
+        300,
+    ),
+    "gsm8k": StudyTask(
+        "GSM8K's answers, SmolLM2-135M",
+        "gsm8k.py:folder={data}/gsm8k,steps=20,rows=100",
+        f"{LANGUAGE} --train.max-length 128",
+        "perplexity",
+        100,
+        without=(FROZEN,),
+    ),
+    "arc_easy": StudyTask(
+        "ARC-Easy, SmolLM2-135M",
+        "commonsense.py:task=arc_easy,model=package:smollm2,folder={data}/commonsense,"
+        "batch=4,rank=16,learning_rate=1e-3,dropout=0.0",
+        f"{LANGUAGE} --train.steps 20 --optimizer.warmup-steps 2 --train.max-length 96"
+        " --task.evaluation-limit 100",
+        "perplexity",
+        100,
+        without=(FROZEN,),
+    ),
+}
+"""Name -> task."""
+
+
+def task_of(name: str) -> StudyTask:
+    """Returns the task of a name.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    if name not in TASKS:
+        raise UserError(f"task {name!r} is not part of the study: use {', '.join(TASKS)}")
+    return TASKS[name]
