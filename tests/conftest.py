@@ -7,13 +7,14 @@ import tempfile
 from pathlib import Path
 
 # Must be set before jax starts. Eight CPU devices, so that sharding can be tested anywhere. Tests
-# compile much and run little: without LLVM's optimizations compiling takes half of the time, and
-# with the older, plainer code for fusions a file of tests takes two thirds of the processor's.
+# compile much and run little: without LLVM's optimizations compiling takes half of the time, with
+# the older, plainer code for fusions a file of tests takes two thirds of the processor's, and a
+# program that is compiled in one piece in place of 32 takes six sevenths.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=8"
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    " --xla_cpu_use_fusion_emitters=false",
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # What one process compiles, the other workers and the processes that tests start need not: the
@@ -28,6 +29,9 @@ import pytest
 
 from tiny_run import LIGHT, write_run
 
+# Here small programs are kept, too, since reading one takes half of the time. Processes that tests
+# start keep large ones: of small ones, two at once would read what the other is still writing.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
