@@ -152,9 +152,11 @@ def distance_buckets(tokens: int, buckets: int, reach: int, both: bool) -> np.nd
 class Seq2Seq(Decoder):
     """Encoder-decoder with the interface of a decoder.
 
-    >>> model = Seq2Seq(tiny_seq2seq_config(), rngs=nnx.Rngs(0))
-    >>> segments = jnp.array([[1, 1, 1, 2, 2, 0]])
-    >>> model(jnp.ones((1, 6), jnp.int32), segments=segments).shape
+    >>> def logits(ids, segments):
+    ...     model = Seq2Seq(tiny_seq2seq_config(), rngs=nnx.Rngs(0))
+    ...     return model(ids, segments=segments)
+    >>> ids, segments = jnp.ones((1, 6), jnp.int32), jnp.array([[1, 1, 1, 2, 2, 0]])
+    >>> jax.eval_shape(logits, ids, segments).shape
     (1, 6, 64)
     """
 

@@ -229,8 +229,9 @@ def _attend_with(
 class VisionModel(Model):
     """Vision tower with a classification head.
 
-    >>> model = VisionModel(tiny_vision_config(), rngs=nnx.Rngs(0))
-    >>> model(jnp.ones((2, 16, 16, 3))).shape
+    >>> def logits(images):
+    ...     return VisionModel(tiny_vision_config(), rngs=nnx.Rngs(0))(images)
+    >>> nnx.eval_shape(logits, jnp.ones((2, 16, 16, 3))).shape
     (2, 2)
     """
 

@@ -179,8 +179,9 @@ class TextTower(Model):
     >>> config = TextConfig.from_hf("clip", {"projection_dim": 6, "text_config": {
     ...     "vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
     ...     "intermediate_size": 16, "eos_token_id": 8}})
-    >>> ids = jnp.array([[1, 5, 8]])
-    >>> TextTower(config, rngs=nnx.Rngs(0))(ids, jnp.ones_like(ids)).shape
+    >>> def embedding(ids):
+    ...     return TextTower(config, rngs=nnx.Rngs(0))(ids, jnp.ones_like(ids))
+    >>> jax.eval_shape(embedding, jnp.array([[1, 5, 8]])).shape
     (1, 6)
     """
 
