@@ -98,14 +98,15 @@ def find_modules(
     'bert.encoder.layer.{}.attention.self.query'
     """
     table = model.hf_names() if isinstance(model, _Named) else {}
-    stacks = {path: module for path, module in _modules(model) if isinstance(module, Stack)}
+    modules = list(_modules(model))  # to walk through a model takes longer than all of the rest
+    stacks = {path: module for path, module in modules if isinstance(module, Stack)}
     mixtures = {
         (*path, "experts"): module.num_experts
-        for path, module in _modules(model)
+        for path, module in modules
         if isinstance(module, Mixture)
     }
     refs = []
-    for path, module in _modules(model):
+    for path, module in modules:
         if isinstance(module, kind):
             stack, inner, layers = _place_in_stack(path, stacks)
             own_name = ".".join(str(part) for part in (*stack, *inner))
