@@ -42,13 +42,13 @@ def packaged(tiny):
 
 
 @pytest.fixture(scope="module")
-def run(config, packaged, tmp_path_factory):
+def run(two_modules, packaged, tmp_path_factory):
     """A run on a packaged model with mean pooling, as the demo, of somebody's own rows."""
     own = dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, path=packaged),
-        adapter=dataclasses.replace(config.adapter, method="pissa", total_rank=4, dropout=0.0),
-        task=dataclasses.replace(config.task, name="letters"),
+        two_modules,
+        model=dataclasses.replace(two_modules.model, path=packaged),
+        adapter=dataclasses.replace(two_modules.adapter, method="pissa", total_rank=4, dropout=0.0),
+        task=dataclasses.replace(two_modules.task, name="letters"),
         out=str(tmp_path_factory.mktemp("card") / "run"),
     )
     return begin(own, trained_elsewhere, "goat-jax train --config demo.py").folder
@@ -115,7 +115,7 @@ def test_what_the_card_says_is_the_run_s(to, state, run, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def narrow(config, tiny, tmp_path_factory):
+def narrow(two_modules, tiny, tmp_path_factory):
     """A run in float32 on weights that are stored in bfloat16."""
     root = tmp_path_factory.mktemp("narrow")
     shutil.copytree(tiny / "model", root / "model")
@@ -123,9 +123,9 @@ def narrow(config, tiny, tmp_path_factory):
     stored = {name: tensor.astype(jnp.bfloat16) for name, tensor in load_file(path).items()}
     save_file(stored, path, metadata={"format": "pt"})
     own = dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, path=str(root / "model"), options={}),
-        adapter=dataclasses.replace(config.adapter, method="lora", total_rank=4, dropout=0.0),
+        two_modules,
+        model=dataclasses.replace(two_modules.model, path=str(root / "model"), options={}),
+        adapter=dataclasses.replace(two_modules.adapter, method="lora", total_rank=4, dropout=0.0),
         out=str(root / "run"),
     )
     return begin(own, trained_elsewhere).folder

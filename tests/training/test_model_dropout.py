@@ -97,10 +97,14 @@ def test_one_key_gives_one_loss_recomputed_or_not():
 
 
 @pytest.mark.slow
-def test_micro_batches_and_bfloat16_train():
+def test_bfloat16_trains():
+    assert trainer(0.3, dtype=jnp.bfloat16)() == pytest.approx(trainer(0.3)(), abs=0.05)
+
+
+@pytest.mark.nightly  # that their keys differ is in test_micro_batches.py
+def test_micro_batches_train():
     found, parts = trainer(0.3)(), trainer(0.3, grad_accum_steps=2)()
     assert found != parts == pytest.approx(found, abs=0.5)  # other masks
-    assert trainer(0.3, dtype=jnp.bfloat16)() == pytest.approx(found, abs=0.05)
 
 
 def test_it_is_a_field_of_the_model():

@@ -37,11 +37,10 @@ def fresh(built) -> RunState:
 
 
 def test_one_trace_over_many_steps(built, batch):
-    step = make_train_step(built.graph, CLASSIFICATION, optax.adam(1e-3), aux_weight=1e-3)
-    state = RunState.create(fresh(built).trainable, optax.adam(1e-3), jax.random.key(0))
+    state = fresh(built)
     for _ in range(5):
-        state, _ = step(state, built.base, batch)
-    assert compiled(step) == 1 and int(state.step) == 5
+        state, _ = built.train_step(state, built.base, batch)
+    assert compiled(built.train_step) == 1 and int(state.step) == 5
 
 
 def test_the_state_is_donated_and_the_base_is_not(built, batch):

@@ -22,8 +22,8 @@ def numbered(source, path, tasks):
 
 
 @pytest.fixture
-def of_tasks(two_modules, tmp_path):
-    config = two_modules
+def of_tasks(light, tmp_path):
+    config = light
     task = dataclasses.replace(
         config.task,
         train=numbered(config.task.train, tmp_path / "train.jsonl", [0, 2]),

@@ -18,6 +18,7 @@ from kinds import present
 from tiny_run import LIGHT
 
 DIVERGING = RunVariant(0, 1e30)
+ALONE = {"num_experts": 1, "top_k": 1}
 MEMBERS = [RunVariant(0, 1e-2), RunVariant(1, 1e-2), RunVariant(1, 2e-3)]
 
 
@@ -52,12 +53,33 @@ def assert_same(result, expected):
         np.testing.assert_allclose(result.after[name], after[name], rtol=2e-4)
 
 
+@pytest.fixture
+def sizes(monkeypatch):
+    """The number of runs of every group that is trained."""
+    found = []
+    train = together._VmappedGroup.train
+    monkeypatch.setattr(
+        together._VmappedGroup, "train", lambda self: found.append(len(self.configs)) or train(self)
+    )
+    return found
+
+
 @pytest.mark.slow
-def test_members_are_the_runs_they_would_be_alone(short, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "third"),
+    # PiSSA starts from other factors, scales and frozen kernels than LoRA.
+    [("lora", "pissa"), pytest.param("lora_plus", "lora_plus", marks=pytest.mark.nightly)],
+)
+def test_members_are_the_runs_they_would_be_alone(method, third, short, tmp_path, sizes):
     # One after the other, without a norm between them: the products of the last variant overflow.
-    options = {"method": "lora_plus", "target_modules": r".*\d\.(intermediate|output)\.dense"}
-    runs = [with_variant(with_options(short, **options), m) for m in (*MEMBERS, DIVERGING)]
+    options = ALONE | {"target_modules": r".*\d\.(intermediate|output)\.dense"}
+    methods = (method, method, third, method)
+    runs = [
+        with_variant(with_options(short, method=name, **options), variant)
+        for name, variant in zip(methods, (*MEMBERS, DIVERGING), strict=True)
+    ]
     *together, diverged = list(train_vmapped(runs, runs_per_step=4))
+    assert sizes == [4]
     assert_same(together[2], alone(runs[2], tmp_path / "2"))  # a seed and a rate of its own
     assert len({result.losses for result in together}) == 3
     assert len({result.trained_parameters for result in together}) == 1
@@ -69,7 +91,6 @@ def test_members_are_the_runs_they_would_be_alone(short, tmp_path):
     assert np.isfinite([*diverged.losses, *diverged.before.values()]).all()
 
 
-ALONE = {"num_experts": 1, "top_k": 1}
 STARTS = {
     "numbers": ({"rho": 2.0}, {"eta": 0.5, "aux_weight": 0.5}, {"segments": "random"}),
     "optimizer": tuple(
@@ -80,22 +101,10 @@ STARTS = {
 }
 
 
-# In CI the methods, whose starts differ in factors, scales and frozen kernels.
-@pytest.mark.parametrize(
-    "starts",
-    [
-        pytest.param(
-            starts, id=kind, marks=pytest.mark.slow if kind == "methods" else pytest.mark.nightly
-        )
-        for kind, starts in STARTS.items()
-    ],
-)
-def test_runs_that_start_differently_share_a_step(short, tmp_path, monkeypatch, starts):
-    sizes = []
-    train = together._VmappedGroup.train
-    monkeypatch.setattr(
-        together._VmappedGroup, "train", lambda self: sizes.append(len(self.configs)) or train(self)
-    )
+# In CI the runs above start differently.
+@pytest.mark.nightly
+@pytest.mark.parametrize("starts", STARTS.values(), ids=STARTS)
+def test_runs_that_start_differently_share_a_step(short, tmp_path, sizes, starts):
     gentle = with_variant(
         short, RunVariant(0, 2e-3)
     )  # LoRA-Pro solves with b near 0: rounding grows

@@ -20,12 +20,12 @@ from goat_jax.training.trainer import fit
 
 
 @pytest.fixture(scope="module")
-def watched(two_modules, tmp_path_factory):
+def watched(light, tmp_path_factory):
     """The folder of a run of a few steps whose second and third were traced."""
     folder = tmp_path_factory.mktemp("watched") / "run"
-    train = dataclasses.replace(two_modules.train, steps=6, log_every=1, save_every=2)
+    train = dataclasses.replace(light.train, steps=6, log_every=1, save_every=2)
     logging = LoggingConfig(profile="2:3")
-    config = dataclasses.replace(two_modules, train=train, logging=logging, out=str(folder))
+    config = dataclasses.replace(light, train=train, logging=logging, out=str(folder))
     fit(config, progress=False)
     return folder
 
