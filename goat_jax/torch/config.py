@@ -11,6 +11,17 @@ from peft import PeftConfig
 from goat_jax.torch.aux_losses import AUX_LOSSES
 from goat_jax.torch.modeling_goat import ROUTERS
 
+SEGMENTS = ("block_heads", "block_tails", "principal", "minor")
+"""Assignments of singular triplets to experts, the keys of `goat_jax.torch.start.SEGMENTS`."""
+
+KNOWN = {
+    "router": ROUTERS,
+    "aux_loss": AUX_LOSSES,
+    "init": ("zero", "svd"),
+    "segments": SEGMENTS,
+}
+"""Field -> its values."""
+
 TYPE = "GOAT"
 """Value of peft_type."""
 
@@ -23,13 +34,17 @@ class GoatConfig(PeftConfig):
         r: the rank of one expert.
         num_experts: the number of experts E.
         start_rank: the rank of the frozen pair A0, B0, which is taken off the pretrained weight; 0
-            for adapters that start at zero.
+            for adapters that start at zero. With init "svd" it is num_experts * r.
         shared_a: whether one A serves all experts, as in HydraLoRA.
         top_k: the number of experts of a token, for routers that choose by number.
         router: the rule that weighs the experts, a key of `ROUTERS`.
         router_options: the rule's options.
-        scaling: the scale of every expert, one number or a list of E; a loaded adapter brings its
-            own.
+        scaling: the scale of every expert, one number or a list of E, or "theory" for GOAT's
+            sqrt(3 I / r) of a layer with I inputs; a loaded adapter brings its own.
+        init: the start of new adapters: "zero", as in LoRA, or "svd" for GOAT's, whose mean output
+            A0, B0 take off the pretrained weight. A loaded adapter brings its own.
+        segments: the singular triplets that the experts start from, a key of `SEGMENTS`.
+        rho: the damping of the experts' first output with init "svd".
         aux_loss: the balance loss, a key of `AUX_LOSSES`.
         aux_loss_options: the loss's options.
         aux_weight: the weight of the balance loss.
@@ -52,7 +67,10 @@ class GoatConfig(PeftConfig):
     top_k: int = 2
     router: str = "top_k"
     router_options: dict[str, Any] = field(default_factory=dict)
-    scaling: float | list[float] = 1.0
+    scaling: float | list[float] | str = 1.0
+    init: str = "zero"
+    segments: str = "block_heads"
+    rho: float = 10.0
     aux_loss: str = "balance"
     aux_loss_options: dict[str, Any] = field(default_factory=dict)
     aux_weight: float = 1e-3
@@ -69,12 +87,28 @@ class GoatConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type: Any = TYPE
-        for name, known in (("router", ROUTERS), ("aux_loss", AUX_LOSSES)):
+        for name, known in KNOWN.items():
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"{name} {getattr(self, name)!r} is unknown: one of {', '.join(known)}"
                 )
+        if isinstance(self.scaling, str) and self.scaling != "theory":
+            raise ValueError(f"scaling {self.scaling!r} is unknown: give a number, or 'theory'")
+        if self.init == "svd":
+            if self.shared_a:
+                raise ValueError("init 'svd' gives every expert its own A: set shared_a=False")
+            self.start_rank = self.num_experts * self.r
+        self.loaded = False
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> GoatConfig:
+        """Reads the config of an adapter whose start is in its file."""
+        config: Any = super().from_pretrained(*args, **kwargs)
+        config.loaded = True
+        return config
 
     def of_module(self, name: str) -> GoatConfig:
         """Returns the config of one module, by its full name."""
-        return dataclasses.replace(self, **self.patterns.get(name, {}))
+        config = dataclasses.replace(self, **self.patterns.get(name, {}))
+        config.loaded = self.loaded
+        return config

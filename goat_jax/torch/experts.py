@@ -41,7 +41,10 @@ class Experts(Mixture):
         settings = {name: getattr(config, name) for name in MIXTURE}
         super().__init__(in_features, out_features, **settings)
         nn.init.zeros_(self.expert_b.weight)
-        scaling = torch.as_tensor(config.scaling, dtype=torch.float32)
+        scaling = config.scaling
+        if isinstance(scaling, str):  # "theory"
+            scaling = (3 * in_features / config.r) ** 0.5
+        scaling = torch.as_tensor(scaling, dtype=torch.float32)
         self.register_buffer("expert_scaling", scaling.expand(config.num_experts).clone())
         self.register_buffer("start_a", torch.zeros(config.start_rank, in_features))
         self.register_buffer("start_b", torch.zeros(out_features, config.start_rank))

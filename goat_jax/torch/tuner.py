@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from goat_jax.torch.config import TYPE, GoatConfig
 from goat_jax.torch.experts import Experts, Inputs
+from goat_jax.torch.start import start_from_svd
 
 EXTRA = ("tasks", "task_types")
 """Arguments of the model that the adapters alone read; PEFT itself takes task_ids out."""
@@ -32,8 +33,10 @@ class GoatLinear(nn.Module, BaseTunerLayer):
     def update_layer(self, name: str, config: GoatConfig) -> None:
         """Adds an adapter, with trained arrays in float32."""
         base: Any = self.get_base_layer()
-        experts = Experts(base.in_features, base.out_features, config)
-        self.goat_experts[name] = experts.to(base.weight.device)
+        experts = Experts(base.in_features, base.out_features, config).to(base.weight.device)
+        if config.init == "svd" and not config.loaded:
+            start_from_svd(experts, base.weight)
+        self.goat_experts[name] = experts
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -87,6 +90,23 @@ class GoatModel(BaseTuner):
         """Returns the name of an array in a file by its name in the model."""
         return key.replace(f".goat_experts.{adapter_name}.", ".goat_experts.", 1)
 
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Returns a file's arrays by their names in the model, after checking all of them.
+
+        Raises:
+            ValueError: arrays are missing, unknown, of another shape or not finite. A new adapter
+                is then taken out again, and one that was there before keeps its numbers.
+        """
+        found = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        problem = _problem(model, adapter_name, found)
+        if problem is not None:
+            _take_out_if_new(model, adapter_name)
+            raise ValueError(f"adapter {adapter_name!r} cannot be loaded: {problem}")
+        return found
+
     def _create_and_replace(
         self,
         peft_config: Any,
@@ -110,6 +130,40 @@ class GoatModel(BaseTuner):
         layer._active_adapter = adapter_name
         layer.update_layer(adapter_name, config)
         self._replace_module(parent, target_name, layer, target)
+
+
+def _problem(model: nn.Module, name: str, found: dict[str, Tensor]) -> str | None:
+    """Describes what is wrong with the arrays of an adapter, or returns None."""
+    here, own = ".goat_experts.", f".goat_experts.{name}."
+    expected = {key: array for key, array in model.state_dict().items() if own in key}
+    for key, array in expected.items():
+        short = key.replace(own, here)
+        if key not in found:
+            return f"the file has no {short}"
+        if found[key].shape != array.shape:
+            return (
+                f"{short} is {tuple(found[key].shape)} in the file, and {tuple(array.shape)} by "
+                "the adapter's config and this base model: one of them is another one"
+            )
+    for key, array in found.items():
+        if here in key and key not in expected:
+            return f"the file has {key}, and this base model no such adapter"
+        if not array.isfinite().all():
+            return f"{key.replace(own, here)} is not finite"
+    return None
+
+
+def _take_out_if_new(model: Any, name: str) -> None:
+    """Takes out an adapter that nothing was loaded into or trained yet."""
+    layers = [layer for layer in model.modules() if isinstance(layer, GoatLinear)]
+    own: list[Any] = [each.goat_experts[name] for each in layers if name in each.goat_experts]
+    weights = [experts.expert_b.weight for experts in own]
+    if any(not weight.is_meta and weight.any() for weight in weights):
+        return
+    if len(model.peft_config) > 1:
+        model.delete_adapter(name)
+    else:
+        model.base_model.unload()
 
 
 def aux_loss(model: nn.Module) -> Tensor:
