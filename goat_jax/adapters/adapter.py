@@ -234,7 +234,7 @@ def _report(routing: Routing, arrays: Factors, spec: AdapterSpec, ctx: Context) 
 
 KEPT = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_saveable,
-    jax.checkpoint_policies.save_only_these_names(CHOICE, SUM),
+    jax.checkpoint_policies.save_only_these_names(HIDDEN, CHOICE, SUM),
 )
 """Policy by which an adapter with dropout repeats neither products nor the choice of experts."""
 

@@ -1,8 +1,8 @@
 """Expert dispatch: projects tokens to rank space, gates them, and projects back in one product.
 
-``delta = sum_i g_i x a_i b_i`` is computed as ``h_i = g_i (x a_i)`` by a vmap over the experts,
-then a single contraction of ``h`` with ``b`` over (expert, rank). No array of shape (E, S, O) is
-made; XLA sees two matrix products of plain LoRA's size at the same total rank.
+``delta = sum_i g_i x a_i b_i`` is computed as ``h_i = g_i (x a_i)`` for all experts at once, then a
+single contraction of ``h`` with ``b`` over (expert, rank). No array of shape (E, S, O) is made; XLA
+sees two matrix products of plain LoRA's size at the same total rank.
 """
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from goat_jax.core.precision import wide
-from goat_jax.core.products import sum_over_tokens
+from goat_jax.core.products import narrow_product, sum_over_tokens
 from goat_jax.typing import Array
 
 HIDDEN = "adapter_hidden"
@@ -31,8 +31,7 @@ def project(x: Array, a: Array, gate: Array) -> Array:
     Returns:
         (..., R) float32. The array is small, so the gate is applied before rounding to x's dtype.
     """
-    hidden = jnp.dot(x, a.astype(x.dtype), preferred_element_type=wide(x.dtype))
-    return checkpoint_name(hidden, HIDDEN) * gate[..., None]
+    return checkpoint_name(narrow_product(x, a), HIDDEN) * gate[..., None]
 
 
 @jax.custom_vjp
@@ -90,9 +89,10 @@ def dispatch(x: Array, a: Array, b: Array, gate: Array, hidden: Array | None = N
 
 def gated(x: Array, a: Array, gate: Array, hidden: Array | None = None) -> Array:
     """Computes the experts' gated projections, (..., E x R) in x's dtype; arguments as above."""
+    if hidden is None and x.ndim == gate.ndim:
+        hidden = checkpoint_name(narrow_product(x, flat(a)), HIDDEN)
     if hidden is None:
-        copies = 0 if x.ndim == gate.ndim + 1 else None
-        hidden = jax.vmap(project, in_axes=(copies, 0, -1), out_axes=-2)(x, a, gate)
+        hidden = jax.vmap(project, in_axes=(0, 0, -1), out_axes=-2)(x, a, gate)
     else:
         hidden = hidden.reshape(*gate.shape, -1) * gate[..., None]
     return hidden.astype(x.dtype).reshape(*hidden.shape[:-2], -1)

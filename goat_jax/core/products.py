@@ -1,4 +1,4 @@
-"""Products of one input with two narrow matrices at once: the experts' factors and the router."""
+"""Products of tokens with the router, alone or with the experts' factors at once."""
 
 from typing import Any
 
@@ -6,10 +6,60 @@ import jax
 import jax.numpy as jnp
 
 from goat_jax.core.precision import bfloat16_parts, wide
-from goat_jax.core.routers import router_logits
 from goat_jax.typing import Array
 
 Saved = tuple[Array, Array, Array]
+
+
+@jax.custom_vjp
+def router_logits(x: Array, router: Array) -> Array:
+    """Computes ``x @ router`` (..., E) in float32 for any dtype of x (..., I); router is (I, E).
+
+    The backward pass converts x again instead of keeping a float32 copy of it, and x's gradient is
+    computed in x's dtype.
+    """
+    # By default accelerators multiply float32 in fewer bits, which can change the selected experts.
+    dtype = wide(x.dtype)
+    return jnp.dot(x.astype(dtype), router.astype(dtype), precision="highest")
+
+
+def _logits_forward(x: Array, router: Array) -> tuple[Array, tuple[Array, Array]]:
+    return router_logits(x, router), (x, router)
+
+
+def _logits_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, router = saved
+    for_x = jnp.dot(gradient.astype(x.dtype), router.astype(x.dtype).T, precision="highest")
+    wider = x.astype(wide(x.dtype))
+    for_router = sum_over_tokens(wider, gradient, precision="highest")
+    return for_x, for_router.astype(router.dtype)
+
+
+router_logits.defvjp(_logits_forward, _logits_backward)
+
+
+@jax.custom_vjp
+def narrow_product(x: Array, inner: Array) -> Array:
+    """Computes ``x @ inner`` (..., R) in float32 with operands in x's dtype.
+
+    The derived gradients would convert x (..., I) to the float32 of the output's gradient. Here
+    this gradient is rounded to x's dtype, as in `narrow_products`.
+    """
+    return jnp.dot(x, inner.astype(x.dtype), preferred_element_type=wide(x.dtype))
+
+
+def _product_forward(x: Array, inner: Array) -> tuple[Array, tuple[Array, Array]]:
+    return narrow_product(x, inner), (x, inner)
+
+
+def _product_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, inner = saved
+    rounded = gradient.astype(x.dtype)
+    for_inner = sum_over_tokens(x, rounded, preferred_element_type=wide(x.dtype))
+    return jnp.dot(rounded, inner.astype(x.dtype).T), for_inner.astype(inner.dtype)
+
+
+narrow_product.defvjp(_product_forward, _product_backward)
 
 
 @jax.custom_vjp
@@ -32,11 +82,10 @@ def narrow_products(x: Array, inner: Array, router: Array) -> tuple[Array, Array
     >>> hidden.shape, logits.shape
     ((3, 2), (3, 5))
     """
-    dtype = wide(x.dtype)
-    hidden = jnp.dot(x, inner.astype(x.dtype), preferred_element_type=dtype)
+    hidden = narrow_product(x, inner)
     if x.dtype != jnp.bfloat16:
         return hidden, router_logits(x, router)
-    parts = jnp.dot(x, bfloat16_parts(router), preferred_element_type=dtype)
+    parts = jnp.dot(x, bfloat16_parts(router), preferred_element_type=wide(x.dtype))
     return hidden, _sum_of_parts(parts)
 
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from goat_jax.core.precision import wide
 from goat_jax.typing import Array
 
 CHOICE = "router_choice"
@@ -30,17 +29,6 @@ class Routing(NamedTuple):
     margins: Array | None = None
 
 
-@jax.checkpoint
-def router_logits(x: Array, router: Array) -> Array:
-    """Computes ``x @ router`` (..., E) in float32 for any dtype of x (..., I); router is (I, E).
-
-    The backward pass converts x again instead of keeping a float32 copy of it.
-    """
-    # By default accelerators multiply float32 in fewer bits, which can change the selected experts.
-    dtype = wide(x.dtype)
-    return jnp.dot(x.astype(dtype), router.astype(dtype), precision="highest")
-
-
 def route_top_k(logits: Array, top_k: int) -> Routing:
     """Keeps the k most probable experts of each token, with weights renormalized to sum to 1.
 
@@ -53,12 +41,13 @@ def route_top_k(logits: Array, top_k: int) -> Routing:
     """
     probs = jax.nn.softmax(logits, axis=-1)
     chosen, experts = checkpoint_name(jax.lax.top_k(logits, top_k), CHOICE)
-    # One-hot instead of a scatter: its transpose is a product too, which is fast on every backend.
+    # One-hot instead of a scatter, whose transpose is slow on some backends.
     one_hot = jax.nn.one_hot(experts, probs.shape[-1], dtype=probs.dtype)
     # A second softmax instead of dividing the probabilities: with k = 1 its gradient is exactly 0.
     # The quotient's gradient would be rounding noise, which Adam scales up to full-size steps.
     share = jax.nn.softmax(chosen, axis=-1)
-    weights = jnp.einsum("...K,...KE->...E", share, one_hot, precision="highest")
+    # No product either, which an adapter with dropout would keep for its backward pass.
+    weights = (jnp.broadcast_to(share[..., None], one_hot.shape) * one_hot).sum(-2)
     return Routing(weights, probs, one_hot.sum(-2) > 0)
 
 

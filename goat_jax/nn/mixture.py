@@ -20,7 +20,7 @@ from jax.sharding import Mesh, PartitionSpec
 from goat_jax.adapters.context import Context
 from goat_jax.core.aux_losses import use_of_experts
 from goat_jax.core.expert_blocks import arrange, choose_experts
-from goat_jax.core.routers import router_logits
+from goat_jax.core.products import router_logits
 from goat_jax.nn.dense import Sown, sow
 from goat_jax.typing import Array, Key, PyTree
 

@@ -17,17 +17,24 @@ def _exact_gelu(x: Array) -> Array:
     return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
 
 
+# Without this the backward pass keeps up to three more arrays of x's size. Layers are scanned, so
+# nothing has to prevent XLA from taking the forward pass's arrays instead of computing them again.
+_keeps_input = partial(jax.checkpoint, prevent_cse=False)
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": _exact_gelu,
-    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
-    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
-    "tanh": jnp.tanh,
+    name: _keeps_input(function)
+    for name, function in {
+        "gelu": _exact_gelu,
+        "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+        "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+        "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+        "relu": jax.nn.relu,
+        "silu": jax.nn.silu,
+        "swish": jax.nn.silu,
+        "tanh": jnp.tanh,
+    }.items()
 }
-"""Activation functions by the names that Hugging Face configs use."""
+"""Activation functions by the names that Hugging Face configs use; gradients keep x alone."""
 
 
 class Embedding(nnx.Module):
@@ -59,6 +66,28 @@ class Embedding(nnx.Module):
         return x
 
 
+@partial(_keeps_input, static_argnums=3)
+def layer_norm(x: Array, scale: Array, bias: Array | None, epsilon: float) -> Array:
+    """Normalizes the last axis (D) of x in float32, as `LayerNorm`; keeps x alone for gradients."""
+    wide = x.astype(jnp.float32)
+    centred = wide - wide.mean(-1, keepdims=True)
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    normal = centred * jax.lax.rsqrt(variance + epsilon)
+    scaled = normal * jnp.broadcast_to(scale.astype(jnp.float32), x.shape)
+    if bias is not None:
+        scaled = scaled + jnp.broadcast_to(bias.astype(jnp.float32), x.shape)
+    return scaled.astype(x.dtype)
+
+
+@partial(_keeps_input, static_argnums=3)
+def rms_norm(x: Array, scale: Array, offset: float, epsilon: float) -> Array:
+    """Divides x by its root mean square, as `RMSNorm`; keeps x alone for gradients."""
+    wide = x.astype(jnp.float32)
+    normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + epsilon)
+    scale = scale.astype(jnp.float32) + offset
+    return (normal * jnp.broadcast_to(scale, x.shape)).astype(x.dtype)
+
+
 class LayerNorm(nnx.Module):
     """Layer normalization of the last axis, in float32 whatever x's dtype; returns x's dtype."""
 
@@ -68,14 +97,8 @@ class LayerNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Array) -> Array:
-        wide = x.astype(jnp.float32)
-        centred = wide - wide.mean(-1, keepdims=True)
-        variance = jnp.square(centred).mean(-1, keepdims=True)
-        normal = centred * jax.lax.rsqrt(variance + self.epsilon)
-        scaled = normal * jnp.broadcast_to(self.scale[...].astype(jnp.float32), x.shape)
-        if self.bias is not None:
-            scaled = scaled + jnp.broadcast_to(self.bias[...].astype(jnp.float32), x.shape)
-        return scaled.astype(x.dtype)
+        bias = None if self.bias is None else self.bias[...]
+        return layer_norm(x, self.scale[...], bias, self.epsilon)
 
 
 class RMSNorm(nnx.Module):
@@ -92,10 +115,7 @@ class RMSNorm(nnx.Module):
         self.offset = offset
 
     def __call__(self, x: Array) -> Array:
-        wide = x.astype(jnp.float32)
-        normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.epsilon)
-        scale = self.scale[...].astype(jnp.float32) + self.offset
-        return (normal * jnp.broadcast_to(scale, x.shape)).astype(x.dtype)
+        return rms_norm(x, self.scale[...], self.offset, self.epsilon)
 
 
 Norm = RMSNorm | LayerNorm

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from goat_jax.core.dispatch import dispatch
-from goat_jax.core.routers import route_top_k, router_logits
+from goat_jax.core.products import router_logits
+from goat_jax.core.routers import route_top_k
 from goat_jax.testing import assert_close
 from goat_jax.typing import DTypeLike
 from kinds import present

@@ -7,7 +7,8 @@ import pytest
 
 from goat_jax.core.aux_losses import balance_loss, balance_loss_published
 from goat_jax.core.dispatch import dispatch
-from goat_jax.core.routers import route_top_k, router_logits
+from goat_jax.core.products import router_logits
+from goat_jax.core.routers import route_top_k
 
 TOKENS, IN, OUT, EXPERTS, RANK = 7, 6, 5, 4, 2
 NAMES = ("x", "a", "b", "router")

@@ -8,7 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from goat_jax.core.routers import route_all, route_softmax, route_top_k, router_logits
+from goat_jax.core.products import router_logits
+from goat_jax.core.routers import route_all, route_softmax, route_top_k
 from goat_jax.testing import assert_close
 
 EXPERTS = 8

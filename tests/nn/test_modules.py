@@ -8,7 +8,7 @@ import torch
 from flax import nnx
 from transformers.activations import ACT2FN
 
-from goat_jax.nn.modules import ACTIVATIONS, Embedding, LayerNorm
+from goat_jax.nn.modules import ACTIVATIONS, NORMS, Embedding, LayerNorm
 from kinds import present
 
 
@@ -37,6 +37,14 @@ def test_layer_norm_of_bfloat16_loses_only_the_last_rounding():
     narrow, wide = norm(x), norm(x.astype(jnp.float32))
     assert narrow.dtype == jnp.bfloat16
     np.testing.assert_array_equal(narrow, wide.astype(jnp.bfloat16))
+
+
+def test_gradients_of_norms_and_activations_keep_their_input_alone():
+    x = jnp.ones((4, 8, 16), jnp.bfloat16)
+    functions = ACTIVATIONS | {name: make(16, 1e-6) for name, make in NORMS.items()}
+    for name, function in functions.items():
+        kept = jax.tree.leaves(jax.vjp(function, x)[1])
+        assert sum(array.nbytes for array in kept if array.size >= x.size) <= x.nbytes, name
 
 
 def test_an_id_outside_the_table_is_seen():

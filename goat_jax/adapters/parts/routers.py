@@ -5,12 +5,15 @@ from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from goat_jax.adapters.protocols import Router, RouterInputs
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.core import routers
+from goat_jax.core.dispatch import HIDDEN
 from goat_jax.core.initializers import kaiming_uniform
-from goat_jax.core.routers import Routing, router_logits
+from goat_jax.core.products import router_logits
+from goat_jax.core.routers import Routing
 from goat_jax.errors import UserError
 from goat_jax.registry import part
 from goat_jax.typing import Array, Factors, Key
@@ -74,6 +77,7 @@ class Softmax(Router):
         logits = inputs.logits
         if logits is None:
             logits = router_logits(inputs.x, self.matrix(inputs.arrays))
+            logits = checkpoint_name(logits, HIDDEN)
         return self.route(logits, inputs.arrays, inputs.spec)
 
     def route(self, logits: Array, factors: Factors, spec: AdapterSpec) -> Routing:

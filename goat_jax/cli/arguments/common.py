@@ -297,7 +297,9 @@ def bench(parser: argparse.ArgumentParser) -> None:
         "--turns", type=number(Count), help="measurements of each method (9; accelerator: 5)"
     )
     parser.add_argument(
-        "--minutes", type=number(Positive), help="most minutes of bench accelerator (10)"
+        "--minutes",
+        type=number(Positive),
+        help="most minutes of bench accelerator (10; with --tiny 60)",
     )
     parser.add_argument(
         "--tiny", action="store_true", help="tiny sizes, to try bench accelerator on a CPU"
