@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from goat_jax.core.precision import bfloat16_parts
-from goat_jax.core.products import narrow_products
+from goat_jax.core.products import narrow_product, narrow_products
 
 
 def numbers(seed, *shape, dtype=jnp.float32):
@@ -25,6 +25,16 @@ def test_values_and_gradients_are_those_of_two_products():
     found = jax.value_and_grad(lambda *a: loss(narrow_products(*a)), (0, 1, 2))(x, inner, router)
     plain = jax.value_and_grad(lambda x, a, r: loss((x @ a, x @ r)), (0, 1, 2))(x, inner, router)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), found, plain)
+
+
+def test_gradients_in_bfloat16_have_no_float32_copy_of_the_input():
+    x, inner = numbers(0, 32, 256, dtype=jnp.bfloat16), numbers(1, 256, 8)
+    gradient = jax.grad(lambda x, inner: jnp.sin(narrow_product(x, inner)).sum(), (0, 1))
+    assert "f32[32,256]" not in str(jax.make_jaxpr(gradient)(x, inner))
+    exact = jax.grad(lambda x, inner: jnp.sin(x @ inner).sum(), (0, 1))
+    for found, want in zip(gradient(x, inner), exact(x.astype(jnp.float32), inner), strict=True):
+        # bfloat16 rounds the gradient, the matrix and the product x @ inner.
+        np.testing.assert_allclose(found, want, rtol=0, atol=0.05 * jnp.abs(want).max())
 
 
 def test_parts_add_up_to_the_last_bit_even_where_a_compiler_simplifies():

@@ -89,7 +89,7 @@ def pairs_of_tokens(text):
 
 
 def test_dora_keeps_little_more_than_lora_on_tpus():
-    """On GPUs it is 1.27 times as much, with LLaMA-3-8B 1.22: docs/performance.md says why."""
+    """On GPUs it is 1.24 times as much with LLaMA-3-8B: docs/performance.md says why."""
     dora, lora = (
         decoder(method, "v5e:4x4", "smollm2-135m", packing=False)[0] for method in ("dora", "lora")
     )
