@@ -21,6 +21,7 @@ from goat_jax.core.aux_losses import expert_load, mean_weights, router_entropy
 from goat_jax.core.column_norms import SUM
 from goat_jax.core.dispatch import HIDDEN
 from goat_jax.core.dropout import mask_bits, masked
+from goat_jax.core.gate_fit import gate_equations
 from goat_jax.core.products import narrow_products
 from goat_jax.core.routers import CHOICE, Routing
 from goat_jax.core.svd import Svd
@@ -54,6 +55,8 @@ class Report(NamedTuple):
         weights: the experts' weights for every token, (..., E); None unless `Context.per_token`.
         mean_weights: the mean of `weights` over the real tokens, (E,); None unless
             `Context.per_token`.
+        gate_equations: the equations of the best constant weights, (E, 1 + E); None unless
+            `Context.fit_gates`.
     """
 
     aux_loss: Array
@@ -61,6 +64,7 @@ class Report(NamedTuple):
     entropy: Array
     weights: Array | None = None
     mean_weights: Array | None = None
+    gate_equations: Array | None = None
 
 
 def init_adapter(
@@ -199,7 +203,11 @@ def look_up_adapter(
     routing = spec.router(RouterInputs(x, arrays, spec, ctx, logits))
     hidden = checkpoint_name(jnp.take(inner, ids, axis=0), HIDDEN)
     inputs = CombineInputs(x, table, arrays, scale, routing, hidden, product)
-    return spec.combine(inputs), _report(routing, arrays, spec, ctx)
+    report = _report(routing, arrays, spec, ctx)
+    if ctx.fit_gates:
+        a = jnp.moveaxis(spec.combine.pairs(arrays)[0], 0, 1)
+        report = _with_equations(report, jnp.take(a, ids, axis=0), inputs, spec, ctx)
+    return spec.combine(inputs), report
 
 
 def _applied(
@@ -219,7 +227,31 @@ def _applied(
         # The backward pass makes the dropped copy again from x, which is kept anyway, and its mask.
         run = jax.checkpoint(run, policy=KEPT, static_argnums=5)
     delta, routing = run(x, bits, kernel, arrays, scale, spec, ctx, product)
-    return delta, _report(routing, arrays, spec, ctx)
+    report = _report(routing, arrays, spec, ctx)
+    if ctx.fit_gates:
+        inputs = CombineInputs(x, kernel, arrays, scale, routing, None, None)
+        a = spec.combine.pairs(arrays)[0]
+        hidden = jnp.einsum("...i,eir->...er", x.astype(jnp.float32), a)
+        report = _with_equations(report, hidden, inputs, spec, ctx)
+    return delta, report
+
+
+def _with_equations(
+    report: Report, hidden: Array, inputs: CombineInputs, spec: AdapterSpec, ctx: Context
+) -> Report:
+    """Adds the equations of the best constant weights to a report.
+
+    Args:
+        report: the report.
+        hidden: the tokens in rank space, (..., E, R), without the experts' scales.
+        inputs: what the combine reads.
+        spec: the method, of sums over experts.
+        ctx: the padding mask.
+    """
+    scaled = hidden * jnp.broadcast_to(inputs.scale[:, None], hidden.shape)
+    b = spec.combine.pairs(inputs.arrays)[1]
+    equations = gate_equations(scaled, b, inputs.routing.weights, ctx.mask)
+    return report._replace(gate_equations=equations)
 
 
 def _report(routing: Routing, arrays: Factors, spec: AdapterSpec, ctx: Context) -> Report:

@@ -26,6 +26,8 @@ class Context:
         task_types: the type of every example's task, 0 or 1, (B,), for LoRAMoE's localized balance.
         per_token: whether adapters report the experts' weights for every token and their mean;
             static under jit.
+        fit_gates: whether adapters report the equations of constant weights that replace the
+            router's (`goat_jax.core.gate_fit`); static under jit.
     """
 
     key: Key | None = None
@@ -33,6 +35,7 @@ class Context:
     task_ids: Array | None = None
     task_types: Array | None = None
     per_token: bool = dataclasses.field(default=False, metadata={"static": True})
+    fit_gates: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @classmethod
     def of_batch(cls, batch: Batch, key: Key | None = None, mask: Array | None = None) -> Context:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from goat_jax.core.routers import Routing
 from goat_jax.core.svd import Svd
+from goat_jax.errors import UserError
 from goat_jax.typing import Array, Factors, Key
 
 if TYPE_CHECKING:
@@ -252,6 +253,15 @@ class Combine(Protocol):
         """Returns the narrow matrix (I, R) that multiplies x first, or None if there is none."""
         del arrays
         return None
+
+    def pairs(self, arrays: Factors) -> tuple[Array, Array]:
+        """Returns the factors a (E, I, R) and b (E, R, O) of its experts.
+
+        Raises:
+            UserError: it is not a sum of experts.
+        """
+        del arrays
+        raise UserError(f"{type(self).__name__} is not a sum of low-rank experts")
 
     def __call__(self, inputs: CombineInputs) -> Array:
         """Returns what is added to ``x @ kernel``, or replaces it: (..., O)."""

@@ -87,6 +87,8 @@ def run_export(options: argparse.Namespace, rest: list[str]) -> int:
         step=options.step,
         task=options.task_id,
         rows=options.rows,
+        gates=options.gates,
+        rank=options.rank,
         dtype=options.dtype,
         as_json=options.json,
         push_to=options.push,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
 from goat_jax.adapters.spec import Router
 from goat_jax.config.fields import flatten
@@ -18,7 +19,7 @@ from goat_jax.data.pipeline.tokenize import pad_token
 from goat_jax.errors import UserError
 from goat_jax.interop import folders, merged, reference_code
 from goat_jax.interop.hf_config import HfForm, form_of, pooled_logits, pooling_option
-from goat_jax.interop.low_rank import LowRank, removed_part
+from goat_jax.interop.low_rank import LowRank, removed_part, truncated
 from goat_jax.interop.model_card import Facts, write_card
 from goat_jax.interop.modules import ROWS, module_names, trained_rows
 from goat_jax.interop.peft import routed as peft_routed
@@ -26,6 +27,7 @@ from goat_jax.interop.peft import target_names as names
 from goat_jax.interop.peft import write as peft_write
 from goat_jax.interop.peft.expert_adapters import ExpertAdapter, expert_tensors, join_experts
 from goat_jax.interop.peft.fused_adapters import join_adapters, stored_name
+from goat_jax.interop.router_weights import ConstantGates
 from goat_jax.interop.trained_run import Trained
 from goat_jax.models.registry import Architecture, architecture_of
 from goat_jax.models.vision.heads import ZERO_SHOT
@@ -84,6 +86,8 @@ def export_run(
     step: int | None = None,
     task: int | None = None,
     rows: int = 256,
+    gates: str = "fitted",
+    rank: int | None = None,
     dtype: str | None = None,
     shard_bytes: int = folders.SHARD_BYTES,
 ) -> Exported:
@@ -94,11 +98,14 @@ def export_run(
         to: the format: "peft" (exact, on the pretrained model; routed experts for the tuner in
             `goat_jax.torch`), "goat" (the published code's names), "merged" (a Hugging Face
             model), "transformers" (a Hugging Face model with routed experts and their code), or
-            "lora" (routed experts with their mean weights).
+            "lora" (routed experts with constant weights).
         out: the folder to create.
         step: the checkpoint's step; None: the best checkpoint.
         task: the task whose expert weights are used, for an adapter that is gated by tasks.
-        rows: the number of training rows that the mean weights are measured on.
+        rows: the number of training rows that constant weights are measured on.
+        gates: the constant weights of a "lora": "fitted" (those with the least squared distance
+            to what each routed layer adds) or "mean".
+        rank: the largest rank of a "lora"; None: that of all experts side by side.
         dtype: the dtype of a complete model's weights; None: the run's dtype if it is not float32
             or there are routed experts, otherwise the dtype that the pretrained weights are stored
             in.
@@ -110,6 +117,9 @@ def export_run(
     """
     if to not in FORMS:
         raise UserError(f"{to!r} is not a format: {', '.join(FORMS)}")
+    check_choice("--gates", gates, ConstantGates._fields)
+    if rank is not None and to != "lora":
+        raise UserError(f"--rank is for --to lora: {to} keeps every rank")
     if dtype is not None:
         check_choice("--dtype", dtype, merged.DTYPES)
         if to not in WHOLE:
@@ -134,6 +144,7 @@ def export_run(
         run = Trained(Path(folder), step, factors=True)
         try:
             options = {"name": Path(out).name, "task": task, "rows": rows}
+            options |= {"gates": gates, "rank": rank}
             facts, extra = FORMS[to](run, aside, **options, dtype=dtype, shard_bytes=shard_bytes)
         except UserError as error:
             raise UserError(f"{folder} cannot be exported to {to}: {error}") from None
@@ -434,29 +445,69 @@ def _unmergeable(adapter: AdapterConfig) -> Router | None:
     return next((each.router for each in specs if not each.router.mergeable), None)
 
 
-def _to_lora(run: Trained, folder: Path, name: str, rows: int, **_: Any) -> tuple[Facts, Extra]:
+def _to_lora(
+    run: Trained, folder: Path, name: str, rows: int, gates: str, rank: int | None, **_: Any
+) -> tuple[Facts, Extra]:
     if all(each.spec.router.mergeable for each in run.now.values()):
         raise UserError("it has no router to approximate, and --to peft is exact")
-    gates = run.mean_gates(rows)
-    # Written first, because folding removes the adapters from the model.
-    _write_lora(run, folder, run.low_rank(gates))
+    measured = run.constant_gates(rows)._asdict()
+    exact = {kind: run.low_rank(weights) for kind, weights in measured.items()}
+    adapters = {
+        kind: {name: each if rank is None else truncated(each, rank) for name, each in full.items()}
+        for kind, full in exact.items()
+    }
+    _write_lora(run, folder, adapters[gates])
     before = run.scores
-    merged.fold_adapters(run.model, gates)
-    graph, trainable, base = split_model(run.model)
-    step = make_eval_step(graph, task_type_of(run.task).loss_fn(run.task))
-    after = evaluate(step, trainable, base, run.rows, run.task).scores
+    scores = {
+        kind: _scores_with(run, weights, exact[kind], adapters[kind])
+        for kind, weights in measured.items()
+    }
+    after = scores.pop(gates)
+    ((other, others),) = scores.items()
     change = {name: after[name] - before[name] for name in before}
     facts = _facts(
         run,
-        "An approximation as one plain LoRA, every expert with its mean weight",
+        f"An approximation as one plain LoRA, every expert with a constant weight ({gates})",
         "peft",
         _peft_use(run, name),
         approximation=after,
         change=change,
+        **{f"with {other} weights": others},
     )
-    note = f"the experts' mean weights were measured on {rows} training rows"
-    shares = {name: [float(share) for share in weights] for name, weights in gates.items()}
+    note = f"the experts' {gates} weights were measured on {rows} training rows"
+    shares = {name: [float(w) for w in weights] for name, weights in measured[gates].items()}
     return dataclasses.replace(facts, notes=(note,)), {"gates": shares}
+
+
+def _scores_with(
+    run: Trained,
+    gates: Mapping[str, np.ndarray],
+    exact: Mapping[str, LowRank],
+    written: Mapping[str, LowRank],
+) -> dict[str, float]:
+    """Returns the scores of a run's model with constant weights, as a folder holds them.
+
+    Args:
+        run: the run.
+        gates: module -> its experts' weights.
+        exact: module -> the adapter with these weights.
+        written: module -> the adapter that is written: the same, or one of a lower rank.
+    """
+    model = nnx.clone(run.model)
+    merged.fold_adapters(model, gates)
+    lost = {
+        name: _product(written[name]) - _product(each)
+        for name, each in exact.items()
+        if written[name] is not each
+    }
+    merged.add_to_kernels(model, lost)
+    graph, trainable, base = split_model(model)
+    step = make_eval_step(graph, task_type_of(run.task).loss_fn(run.task))
+    return evaluate(step, trainable, base, run.rows, run.task).scores
+
+
+def _product(adapter: LowRank) -> np.ndarray:
+    return adapter.scale * (adapter.a @ adapter.b)
 
 
 WHOLE = ("merged", "transformers")

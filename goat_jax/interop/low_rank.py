@@ -71,6 +71,23 @@ def low_rank(
     return LowRank(*without_zeros(*whole), 1.0, now.factors.get("magnitude"), False)
 
 
+def truncated(adapter: LowRank, rank: int) -> LowRank:
+    """Returns the adapter of at most this rank whose product is nearest to the adapter's.
+
+    >>> adapter = LowRank(np.eye(3), np.diag([3.0, 2.0, 1.0]), 2.0, None, True)
+    >>> smaller = truncated(adapter, 1)
+    >>> np.abs(smaller.a @ smaller.b).round(4).max(1).tolist(), smaller.scale
+    ([6.0, 0.0, 0.0], 1.0)
+    """
+    if adapter.a.shape[1] <= rank:
+        return adapter
+    (left, upper), (right, lower) = np.linalg.qr(adapter.a), np.linalg.qr(adapter.b.T)
+    u, s, v = np.linalg.svd(upper @ lower.T * adapter.scale)
+    root = np.sqrt(s[:rank])
+    a, b = left @ u[:, :rank] * root, root[:, None] * (v[:rank] @ right.T)
+    return LowRank(a.astype(np.float32), b.astype(np.float32), 1.0, adapter.magnitude, False)
+
+
 def removed_part(start: AdaptedModule, kernel: Any | None) -> tuple[np.ndarray, np.ndarray]:
     """Returns the part that the start took off the pretrained kernel, as factors (I, Q), (Q, O).
 

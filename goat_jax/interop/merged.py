@@ -81,6 +81,15 @@ def fold_adapters(model: nnx.Module, gates: Mapping[str, np.ndarray] | None = No
         dense.adapter = nnx.data(None)
 
 
+def add_to_kernels(model: nnx.Module, changes: Mapping[str, np.ndarray]) -> None:
+    """Adds a change (I, O) to the kernel of each named module, in place."""
+    for ref in find_modules(model):
+        if all(name in changes for name in ref.names()):
+            kernel = ref.module.kernel[...]
+            change = ref.joined(np.stack([changes[name] for name in ref.names()]))
+            ref.module.kernel.set_value(kernel + jnp.asarray(change, kernel.dtype))
+
+
 def without_router(spec: AdapterSpec) -> AdapterSpec:
     """Returns the spec without its router, for experts whose weights are in their scales."""
     return spec.replace(router=NoRouter())

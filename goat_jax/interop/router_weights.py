@@ -1,9 +1,10 @@
-"""Mean router weight of every expert on a run's data."""
+"""Constant weights of every expert in place of a router's, from a run's data."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from goat_jax.adapters.context import Context
+from goat_jax.core.gate_fit import solve_gates
 from goat_jax.errors import UserError
 from goat_jax.nn.named_modules import adapted_names, find_modules
 from goat_jax.training.losses import LossFn
@@ -18,15 +20,28 @@ from goat_jax.training.step import counted, forward
 from goat_jax.typing import Array, Batch, PyTree
 
 
-def mean_gates(
+class ConstantGates(NamedTuple):
+    """Weights (E,) of each module's experts, by the module's name.
+
+    Attributes:
+        mean: the router's mean weights.
+        fitted: the weights with which the experts' sum has the least squared distance to the routed
+            sum, given the inputs that the module has in the routed model.
+    """
+
+    mean: dict[str, np.ndarray]
+    fitted: dict[str, np.ndarray]
+
+
+def constant_gates(
     graph: nnx.GraphDef,
     trainable: dict[str, PyTree],
     base: PyTree,
     batches: Sequence[Batch],
     loss_fn: LossFn,
     model: nnx.Module,
-) -> dict[str, np.ndarray]:
-    """Computes the mean weights (E,) of each module's experts over the real tokens of all batches.
+) -> ConstantGates:
+    """Measures constant weights of each module's experts on the real tokens of all batches.
 
     Dropout is off.
 
@@ -34,12 +49,9 @@ def mean_gates(
         graph: the model's graph (`goat_jax.nn.dense.split_model`).
         trainable: the model's trainable pytree.
         base: the model's frozen pytree.
-        batches: the batches to average over.
+        batches: the batches to measure on.
         loss_fn: the task's loss.
         model: the model that `graph` and the pytrees belong to, for the names of its modules.
-
-    Returns:
-        Module -> mean weights (E,).
 
     Raises:
         UserError: a module is of a mixture's experts, whose weights are not reported.
@@ -53,13 +65,17 @@ def mean_gates(
             )
 
     @jax.jit
-    def weigh(trainable: dict, base: PyTree, batch: Batch) -> tuple[dict[str, Array], Array]:
+    def weigh(trainable: dict, base: PyTree, batch: Batch) -> tuple[dict[str, Any], Array]:
         mask = counted(batch)
-        ctx = dataclasses.replace(Context.of_batch(batch, None, mask), per_token=True)
+        ctx = Context.of_batch(batch, None, mask)
+        ctx = dataclasses.replace(ctx, per_token=True, fit_gates=True)
         reports = forward(graph, trainable, base, batch, loss_fn, ctx).reports
         tokens = mask.sum().astype(jnp.float32)
-        means = {name: report.mean_weights for name, report in reports.items()}
-        return jax.tree.map(lambda mean: mean * tokens, means), tokens
+        sums = {}
+        for name, report in reports.items():
+            assert report.mean_weights is not None
+            sums[name] = (report.mean_weights * tokens, report.gate_equations)
+        return sums, tokens
 
     sums_and_counts = [weigh(trainable, base, batch) for batch in batches]
     tokens = sum(float(count) for _, count in sums_and_counts)
@@ -69,10 +85,14 @@ def mean_gates(
         if ref.module.adapter is not None
         for name in ref.names()
     }
-    gates = {}
+    gates = ConstantGates({}, {})
     for pattern, names in adapted_names(model).items():
-        parts = [np.asarray(sums[pattern], np.float64) for sums, _ in sums_and_counts]
-        whole = np.sum(parts, 0) / tokens
-        for name, weights in zip(names, whole, strict=True):
-            gates[name] = weights[: experts[name]].astype(np.float32)
+        means, equations = (
+            np.sum([np.asarray(sums[pattern][part], np.float64) for sums, _ in sums_and_counts], 0)
+            for part in (0, 1)
+        )
+        for name, mean, equation in zip(names, means / tokens, equations, strict=True):
+            count = experts[name]
+            gates.mean[name] = mean[:count].astype(np.float32)
+            gates.fitted[name] = solve_gates(equation[:count, : 1 + count])
     return gates

@@ -1,4 +1,4 @@
-"""A finished run with all that its export needs: adapters, scores and the experts' mean weights."""
+"""A finished run with all that its export needs: adapters, scores and constant weights of experts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from goat_jax.config.run import DTYPES, RunConfig
 from goat_jax.data.tasks.registry import Task
 from goat_jax.interop.low_rank import LowRank, low_rank
 from goat_jax.interop.modules import AdaptedModule, read_adapted, read_kernels, trained_tensors
-from goat_jax.interop.router_weights import mean_gates
+from goat_jax.interop.router_weights import ConstantGates, constant_gates
 from goat_jax.models.load import load_model
 from goat_jax.nn.dense import merge_model
 from goat_jax.nn.model import Model
@@ -145,13 +145,13 @@ class Trained:
             gates[name] = np.asarray(for_task(arrays, ones, module.spec, task)[1])
         return gates
 
-    def mean_gates(self, rows: int) -> Gates:
-        """Returns the experts' mean weights (E,) of each module on the first training rows.
+    def constant_gates(self, rows: int) -> ConstantGates:
+        """Returns constant weights (E,) of each module's experts, from the first training rows.
 
         Args:
-            rows: the number of training rows to average over; an incomplete batch is left out.
+            rows: the number of training rows to measure on; an incomplete batch is left out.
         """
-        return mean_gates(
+        return constant_gates(
             self.setup.graph,
             self.trainable,
             self.base,

@@ -144,7 +144,8 @@ def reports_by_name(model: nnx.Module, sown: PyTree) -> dict[str, Report]:
         name pattern -> `Report` with aux_loss (L,), load (L, E), entropy (L,), where L runs over
         the modules that have an adapter there (`adapted_names`): one per layer, or per layer and
         expert of a mixture. If the context requested tokens, also weights (L, ..., E) and
-        mean_weights (L, E), except for the experts of a mixture.
+        mean_weights (L, E), and if it requested them gate_equations (L, E, 1 + E), except for the
+        experts of a mixture.
     """
     by_pattern: dict[str, list[Report]] = {}
     for ref in find_modules(model):
@@ -169,12 +170,21 @@ def _concatenate(runs: list[Report]) -> Report:
         captured = [part for part in parts if part is not None]
         return joined(captured) if captured else None
 
+    def joined_equations(parts: list[Array | None]) -> Array | None:
+        captured = [part for part in parts if part is not None]
+        grown = [(0, experts - part.shape[1]) for part in captured]
+        padded = [
+            jnp.pad(part, [(0, 0), more, more]) for part, more in zip(captured, grown, strict=True)
+        ]
+        return jnp.concatenate(padded) if padded else None
+
     return Report(
         aux_loss=jnp.concatenate([run.aux_loss for run in runs]),
         load=joined([run.load for run in runs]),
         entropy=jnp.concatenate([run.entropy for run in runs]),
         weights=joined_if_captured([run.weights for run in runs]),
         mean_weights=joined_if_captured([run.mean_weights for run in runs]),
+        gate_equations=joined_equations([run.gate_equations for run in runs]),
     )
 
 

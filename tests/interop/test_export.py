@@ -268,7 +268,7 @@ def test_routed_experts_are_exact_in_a_folder_with_its_code(method, run_of, tmp_
 def test_one_plain_lora_with_mean_gates(method, run_of, tiny, tmp_path):
     """PEFT computes the loss that was measured, and the loss of quality is kept."""
     run = run_of(method)
-    made = export_run(run, "lora", tmp_path / "out", rows=32)
+    made = export_run(run, "lora", tmp_path / "out", rows=32, gates="mean")
     kept = json.loads((tmp_path / "out" / ABOUT).read_text())
     assert kept["scores"] == made.scores
     change = made.scores["approximation"]["loss"] - made.scores["run"]["loss"]
@@ -282,6 +282,14 @@ def test_one_plain_lora_with_mean_gates(method, run_of, tiny, tmp_path):
     assert config["r"] == ranks[method] and spec.num_experts > 1
     theirs, before = with_peft(tiny, tmp_path / "out")
     assert np.abs(theirs - before).max() > 1e-2
+    loss = _loss_in_peft(tiny, tmp_path / "out")
+    assert loss == pytest.approx(made.scores["approximation"]["loss"], abs=1e-4)
+
+
+def test_one_plain_lora_of_lower_rank_with_fitted_gates(run_of, tiny, tmp_path):
+    made = export_run(run_of("goat"), "lora", tmp_path / "out", rows=32, rank=5)
+    config = json.loads((tmp_path / "out" / ADAPTER_CONFIG).read_text())
+    assert config["r"] == 5 and "with mean weights" in made.scores
     loss = _loss_in_peft(tiny, tmp_path / "out")
     assert loss == pytest.approx(made.scores["approximation"]["loss"], abs=1e-4)
 

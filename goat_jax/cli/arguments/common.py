@@ -176,7 +176,16 @@ def export(parser: argparse.ArgumentParser) -> None:
         type=number(Count),
         default=256,
         metavar="N",
-        help="training rows on which the experts' mean weights are measured (default: 256)",
+        help="training rows on which the constant weights of --to lora are measured (default: 256)",
+    )
+    parser.add_argument(
+        "--gates",
+        choices=("fitted", "mean"),
+        default="fitted",
+        help="constant weights of --to lora: of least squared error (default) or the mean",
+    )
+    parser.add_argument(
+        "--rank", type=number(Count), metavar="N", help="largest rank of --to lora, by an SVD"
     )
     parser.add_argument(
         "--dtype",

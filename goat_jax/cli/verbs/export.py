@@ -19,6 +19,8 @@ def export(
     step: int | None,
     task: int | None,
     rows: int,
+    gates: str,
+    rank: int | None,
     dtype: str | None,
     as_json: bool,
     push_to: str | None = None,
@@ -32,7 +34,9 @@ def export(
         out: the folder to write, which must not exist yet.
         step: the checkpoint's step; None for the best checkpoint.
         task: the task of a task-gated adapter, by its number.
-        rows: the number of training rows on which the router's weights are measured.
+        rows: the number of training rows on which constant weights are measured.
+        gates: the constant weights of "lora": "fitted" or "mean".
+        rank: the largest rank of "lora"; None for all of it.
         dtype: the dtype of merged weights; None for that of the pretrained ones.
         as_json: whether to print JSON.
         push_to: the repository of the Hugging Face hub to upload the folder to, or None.
@@ -45,7 +49,9 @@ def export(
         raise UserError("--public needs --push USER/NAME")
     if push_to is not None:
         check_push(push_to)
-    exported = export_run(folder, to, out, step=step, task=task, rows=rows, dtype=dtype)
+    exported = export_run(
+        folder, to, out, step=step, task=task, rows=rows, gates=gates, rank=rank, dtype=dtype
+    )
     if as_json:
         about = {"folder": str(out), "step": exported.step, "notes": exported.notes}
         print(json.dumps(about | {"scores": exported.scores}))
