@@ -1,4 +1,4 @@
-"""A finished run with all that its export needs: adapters, scores and constant weights of experts."""
+"""A finished run with all that its export needs: adapters, scores, experts' constant weights."""
 
 from __future__ import annotations
 
