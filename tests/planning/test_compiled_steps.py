@@ -143,14 +143,22 @@ def test_long_rows_exchange_tokens_for_heads_alone(topology):
 
 
 @pytest.mark.parametrize(
-    ("config", "model"),
-    [("glue:task=rte", "roberta-large"), ("vision:task=dtd", "openai/clip-vit-large-patch14")],
+    ("config", "model", "most"),
+    [
+        ("glue:task=rte", "roberta-large", 10.7),
+        ("vision:task=dtd", "openai/clip-vit-large-patch14", 29.5),
+    ],
 )
-def test_dropout_without_remat_keeps_one_input(config, model):
-    """The paper's encoder and vision settings: adapters drop out their input, routers do not."""
+def test_dropout_without_remat_keeps_one_input(config, model, most):
+    """The paper's encoder and vision settings: adapters drop out their input, routers do not.
+
+    Temporaries in GiB are a few per cent above what they are; norms and activations keep no more
+    than their inputs.
+    """
     goat, lora = (
         compiled(read_config(f"{config},method={method},model={model}", [], "plan"), "h100:4")[0]
         for method in ("goat", "lora")
     )
     assert bytes_of(goat) <= 1.03 * bytes_of(lora)
     assert goat.flops <= 1.01 * lora.flops
+    assert goat.temporaries <= most * GIB
