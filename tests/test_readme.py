@@ -3,6 +3,7 @@
 So does the Python of two pages that continue from there.
 """
 
+import functools
 import json
 import re
 import shlex
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+import goat_jax
 from goat_jax.adapters.methods import METHODS
 from goat_jax.cli.main import VERBS, main
 from tiny_images import write_photos, write_vit
@@ -49,7 +51,9 @@ def test_the_commands_and_the_python_run(tmp_path, monkeypatch):
     for words in typed:
         assert main(words) == 0, words
     assert (tmp_path / "predictions.csv").read_text().startswith("review,prediction,probability_0")
-    names = run_python(TEXT)  # the run of the commands is finished, so it is not trained again
+    # The run of the commands is finished, so it is not trained again; it is loaded once.
+    monkeypatch.setattr(goat_jax, "load", functools.cache(goat_jax.load))
+    names = run_python(TEXT)
     assert np.shape(names["predictions"].probabilities) == (2, 2)
     assert (tmp_path / "reviews-goat" / "adapter_model.safetensors").is_file()
 

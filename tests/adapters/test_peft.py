@@ -17,7 +17,7 @@ from goat_jax.adapters.adapter import apply_layer, init_adapter, merge_adapter
 from goat_jax.adapters.context import EVAL
 from goat_jax.adapters.methods import method_spec
 from goat_jax.testing import assert_close
-from tiers import each, first_of_each
+from tiers import first_of_each
 
 torch = pytest.importorskip("torch", reason="needs the extra 'test', which brings torch")
 peft = pytest.importorskip("peft", reason="needs the extra 'test', which brings peft")
@@ -150,14 +150,24 @@ def numbers(tree):
     return jax.tree.map(lambda t: np.asarray(t.detach().numpy()), tree)
 
 
-def name_of(sizes):
-    return "-".join(map(str, sizes))
+SIZED = [(name, shape, rank) for shape, rank in GRID for name in CASES]
+QUICK = [(name, *GRID[0]) for name in ("lora", "dora")]
 
 
-@pytest.mark.parametrize("sizes", first_of_each(GRID, enumerate, GRID[:1]), ids=name_of)
-@pytest.mark.parametrize("name", each(CASES, ["lora", "dora"]))
-def test_layer_is_peft_s(name, sizes):
-    case, (shape, rank) = CASES[name], sizes
+def parts(sized):
+    """Every method on a tall and on a wide kernel; every shape and every rank."""
+    name, (inputs, outputs), rank = sized
+    return [(name, inputs > outputs), (inputs, outputs), rank]
+
+
+def name_of(sized):
+    return "-".join(map(str, sized))
+
+
+@pytest.mark.parametrize("sized", first_of_each(SIZED, parts, QUICK), ids=name_of)
+def test_layer_is_peft_s(sized):
+    name, shape, rank = sized
+    case = CASES[name]
     layer, kernel = peft_layer(case, shape, rank)
     spec = method_spec(case.method, **case.options(rank))
     start = START(jnp.asarray(kernel), spec, jax.random.key(0))

@@ -180,7 +180,7 @@ def test_a_loaded_run_answers_rows_without_completions(finished):
     assert found.answers.tolist() == ["blue", "green", "red"]
     assert found.results() == [["blue"], ["green"], ["red"]]
     assert run.generate(texts[0], max_new_tokens=5).strip() == "blue"
-    assert [one.strip() for one in run.generate(texts[1:])] == ["green", "red"]
+    assert [one.strip() for one in run.generate(texts[1:], max_new_tokens=5)] == ["green", "red"]
 
 
 @pytest.mark.slow

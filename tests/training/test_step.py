@@ -111,8 +111,8 @@ def test_the_step_is_clip_adamw_schedule(built, batch, config):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-6)
 
 
-def test_dropout_differs_from_step_to_step_and_repeats_with_the_key(two_modules, batch):
-    built = build(two_modules)
+def test_dropout_differs_from_step_to_step_and_repeats_with_the_key(light, batch):
+    built = build(light)
     state = fresh(built)
     frozen = dataclasses.replace(state, opt_state=fresh(built).opt_state)
     _, first = built.train_step(fresh(built), built.base, batch)
