@@ -178,9 +178,12 @@ def _facts(run: Trained, form: str, library: str, use: str = "", **columns: Any)
     )
 
 
+READS_THE_MEAN = (
+    "the head reads the mean of the tokens; transformers' class reads the first one, so its own "
+    "logits are others: `logits` on the card computes this run's"
+)
+
 DIFFERS = {
-    ("pooling", "mean"): "the head reads the mean of the tokens; transformers' class reads the "
-    "first one, so its own logits are others: `logits` on the card computes this run's",
     ("head", ZERO_SHOT): "transformers' model compares images with texts, so give it the "
     "prompt of every class, in the order of the labels",
     ("family", "clip_vision_model"): "transformers builds a classifier only on the config.json of "
@@ -192,8 +195,9 @@ DIFFERS = {
 
 
 def _notes(run: Trained) -> tuple[str, ...]:
-    config = run.model.config
-    return tuple(
+    config, name = run.model.config, "a"
+    notes = (READS_THE_MEAN,) if pooled_logits(config, name) else ()
+    return notes + tuple(
         note for (field, value), note in DIFFERS.items() if getattr(config, field, None) == value
     )
 
@@ -212,13 +216,17 @@ def _form(run: Trained) -> HfForm:
 
 def _peft_use(run: Trained, name: str) -> str:
     form, labels = _form(run), getattr(run.model.config, "num_labels", 0)
-    more = f", num_labels={labels}" if labels and not form.absent else ""
+    more = ""
+    if labels and not form.absent:
+        # The base may have a head for other labels, which the adapter's replaces.
+        more = f", num_labels={labels}, ignore_mismatched_sizes=True"
     more += pooling_option(run.model.config)
     packaged = run.config.model.path.startswith(PACKAGE)
     path = "path" if packaged else repr(run.config.model.path)
     if run.path.suffix == ".gguf":
         path = "path.parent, gguf_file=path.name"
-    lines = ["from peft import PeftModel", f"from transformers import {form.auto}", ""]
+    loader = _loader(run, form)
+    lines = ["from peft import PeftModel", f"from transformers import {loader}", ""]
     if packaged:
         lines.insert(0, "from goat_jax.pretrained.resolve import find_model")
         lines.append(f"path = find_model({run.config.model.path!r})")
@@ -227,13 +235,25 @@ def _peft_use(run: Trained, name: str) -> str:
         lines.append(f"path = Path({run.config.model.path!r})")
     dtype = run.config.model.dtype
     lines += [
-        f'base = {form.auto}.from_pretrained({path}{more}, dtype="{dtype}")',
+        f'base = {loader}.from_pretrained({path}{more}, dtype="{dtype}")',
         *_padding(run, form),
         *_resizing(run),
         f'model = PeftModel.from_pretrained(base, "{name}")',
     ]
     more = form.logits.format(model="model", name=name)
     return "\n".join(lines) + more + pooled_logits(run.model.config, "model.get_base_model()")
+
+
+def _loader(run: Trained, form: HfForm) -> str:
+    """Returns the class that opens the base: the automatic one, unless it would take a variant.
+
+    A DeiT with distillation names `DeiTForImageClassificationWithTeacher` in its config.json, whose
+    two classifiers have no place for ours.
+    """
+    exact = _architecture(run).family.class_with(form.ending) or form.auto
+    named = open_checkpoint(run.path)[0].get("architectures") or ()
+    variant = any(name != exact and str(name).startswith(exact) for name in named)
+    return exact if variant else form.auto
 
 
 def _padding(run: Trained, form: HfForm) -> list[str]:
