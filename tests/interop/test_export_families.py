@@ -199,7 +199,10 @@ def test_peft_and_merged_models_have_the_run_s_logits(family, tmp_path, monkeypa
 
 # A decoder and BERT in CI: test_routed_model.py and test_export.py.
 @pytest.mark.nightly
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [name for name in FAMILIES if name not in ("modernbert", "tags")],  # have fused layers
+)
 def test_routed_experts_are_exact_in_a_folder_with_its_code(family, tmp_path):
     make, auto = FAMILIES[family]
     config = make(tmp_path)
