@@ -34,7 +34,7 @@ def test_gradients_in_bfloat16_have_no_float32_copy_of_the_input():
     exact = jax.grad(lambda x, inner: jnp.sin(x @ inner).sum(), (0, 1))
     for found, want in zip(gradient(x, inner), exact(x.astype(jnp.float32), inner), strict=True):
         # bfloat16 rounds the gradient, the matrix and the product x @ inner.
-        np.testing.assert_allclose(found, want, rtol=0, atol=0.05 * jnp.abs(want).max())
+        np.testing.assert_allclose(found, want, rtol=0, atol=0.05 * float(jnp.abs(want).max()))
 
 
 def test_parts_add_up_to_the_last_bit_even_where_a_compiler_simplifies():
