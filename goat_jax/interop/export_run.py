@@ -86,7 +86,7 @@ def export_run(
     step: int | None = None,
     task: int | None = None,
     rows: int = 256,
-    gates: str = "fitted",
+    gates: str = "best",
     rank: int | None = None,
     dtype: str | None = None,
     shard_bytes: int = folders.SHARD_BYTES,
@@ -104,7 +104,8 @@ def export_run(
         task: the task whose expert weights are used, for an adapter that is gated by tasks.
         rows: the number of training rows that constant weights are measured on.
         gates: the constant weights of a "lora": "fitted" (those with the least squared distance
-            to what each routed layer adds) or "mean".
+            to what each routed layer adds), "mean", or "best" (of these the ones with the lower
+            loss on the evaluation rows).
         rank: the largest rank of a "lora"; None: that of all experts side by side.
         dtype: the dtype of a complete model's weights; None: the run's dtype if it is not float32
             or there are routed experts, otherwise the dtype that the pretrained weights are stored
@@ -117,7 +118,7 @@ def export_run(
     """
     if to not in FORMS:
         raise UserError(f"{to!r} is not a format: {', '.join(FORMS)}")
-    check_choice("--gates", gates, ConstantGates._fields)
+    check_choice("--gates", gates, GATES)
     if rank is not None and to != "lora":
         raise UserError(f"--rank is for --to lora: {to} keeps every rank")
     if dtype is not None:
@@ -476,13 +477,14 @@ def _to_lora(
         kind: {name: each if rank is None else truncated(each, rank) for name, each in full.items()}
         for kind, full in exact.items()
     }
-    _write_lora(run, folder, adapters[gates])
-    before = run.scores
     scores = {
         kind: _scores_with(run, weights, exact[kind], adapters[kind])
         for kind, weights in measured.items()
     }
-    after = scores.pop(gates)
+    if gates == BEST:
+        gates = min(scores, key=lambda kind: scores[kind]["loss"])
+    _write_lora(run, folder, adapters[gates])
+    before, after = run.scores, scores.pop(gates)
     ((other, others),) = scores.items()
     change = {name: after[name] - before[name] for name in before}
     facts = _facts(
@@ -529,6 +531,10 @@ def _scores_with(
 def _product(adapter: LowRank) -> np.ndarray:
     return adapter.scale * (adapter.a @ adapter.b)
 
+
+BEST = "best"
+GATES = (BEST, *ConstantGates._fields)
+"""Choices of the constant weights of a plain LoRA."""
 
 WHOLE = ("merged", "transformers")
 """Names of the formats that are complete models."""

@@ -180,9 +180,10 @@ def export(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--gates",
-        choices=("fitted", "mean"),
-        default="fitted",
-        help="constant weights of --to lora: of least squared error (default) or the mean",
+        choices=("best", "fitted", "mean"),
+        default="best",
+        help="constant weights of --to lora: of least squared error, the mean, or of these the "
+        "ones with the lower loss on the evaluation rows (default)",
     )
     parser.add_argument(
         "--rank", type=number(Count), metavar="N", help="largest rank of --to lora, by an SVD"

@@ -35,7 +35,7 @@ def export(
         step: the checkpoint's step; None for the best checkpoint.
         task: the task of a task-gated adapter, by its number.
         rows: the number of training rows on which constant weights are measured.
-        gates: the constant weights of "lora": "fitted" or "mean".
+        gates: the constant weights of "lora": "best", "fitted" or "mean".
         rank: the largest rank of "lora"; None for all of it.
         dtype: the dtype of merged weights; None for that of the pretrained ones.
         as_json: whether to print JSON.
