@@ -192,6 +192,8 @@ def check(alone, family, method, shape, kind=None):
     return state, base, program
 
 
+# The change is applied to whole arrays, as on one device in test_phases.py.
+@pytest.mark.nightly
 def test_a_switch_between_two_steps_is_that_of_one_device(alone):
     state, _, _ = check(alone, "encoder", "lora_dash", (2, 2, 2))
     arrays = jax.tree_util.tree_leaves_with_path(state.trainable)

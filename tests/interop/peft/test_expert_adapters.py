@@ -36,15 +36,8 @@ def logits(model):
         return model.eval()(input_ids=torch.tensor(IDS.astype(np.int64))).logits.numpy()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "family",
-    [
-        "gpt_oss",
-        pytest.param("mixtral", marks=pytest.mark.nightly),
-        pytest.param("qwen3_moe", marks=pytest.mark.nightly),
-    ],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("family", ["gpt_oss", "mixtral", "qwen3_moe"])
 def test_peft_s_target_parameters_come_and_go_to_the_bit(family, tmp_path):
     base = write_decoder(tmp_path / "base", family)
     config = peft.LoraConfig(

@@ -166,7 +166,9 @@ def test_a_mesh_runs_through_the_loop(on_a_mesh, light_finished):
     assert on_a_mesh.after["accuracy"] == alone.after["accuracy"]
 
 
-@pytest.mark.slow
+# In CI one process is stopped by a signal (test_trainer.py), processes end together (below), and a
+# quantised run is opened on another mesh (test_quantized_run.py).
+@pytest.mark.nightly
 def test_sigterm_to_one_stops_all_and_another_mesh_goes_on(start, on_a_mesh, tmp_path):
     # From one process of eight devices to two processes of two devices.
     out = shutil.copytree(on_a_mesh.folder, tmp_path / "run")
