@@ -18,6 +18,7 @@ from goat_jax.errors import UserError
 from goat_jax.interop.hf_config import HfForm
 from goat_jax.interop.modules import AdaptedModule
 from goat_jax.interop.peft.routed import mixture_fields, mixture_tensors
+from goat_jax.pretrained.quiet_transformers import import_transformers
 
 CODE = "modeling_goat"
 """Name of the module with the model's code."""
@@ -126,11 +127,13 @@ def write_code(folder: Path, config: Mapping[str, Any]) -> None:
 
 def _classes(config: Mapping[str, Any]) -> tuple[str, str, str]:
     """Returns transformers' classes of a model: its config, without its head, and with it."""
-    from transformers import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
-
+    auto = import_transformers().models.auto
     model_type = config["model_type"]
-    body = MODEL_MAPPING_NAMES.get(model_type)
+    body = auto.modeling_auto.MODEL_MAPPING_NAMES.get(model_type)
     if not isinstance(body, str):
         raise UserError(f"transformers has no single class for {model_type}: use --to peft")
-    return CONFIG_MAPPING[model_type].__name__, body, config["architectures"][0]
+    return (
+        auto.configuration_auto.CONFIG_MAPPING[model_type].__name__,
+        body,
+        config["architectures"][0],
+    )
