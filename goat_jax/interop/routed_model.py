@@ -132,8 +132,5 @@ def _classes(config: Mapping[str, Any]) -> tuple[str, str, str]:
     body = auto.modeling_auto.MODEL_MAPPING_NAMES.get(model_type)
     if not isinstance(body, str):
         raise UserError(f"transformers has no single class for {model_type}: use --to peft")
-    return (
-        auto.configuration_auto.CONFIG_MAPPING[model_type].__name__,
-        body,
-        config["architectures"][0],
-    )
+    config_class = auto.configuration_auto.CONFIG_MAPPING[model_type]
+    return config_class.__name__, body, config["architectures"][0]

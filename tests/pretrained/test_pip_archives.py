@@ -107,9 +107,11 @@ def full_disk(limit=20):
     """No file can grow beyond so many bytes."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # Python would cut it
     try:
         yield
     finally:
+        sys.dont_write_bytecode = writes
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 

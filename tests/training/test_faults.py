@@ -34,6 +34,7 @@ from goat_jax.config.files import load_config
 from goat_jax.training.checkpoints.checkpoint import Checkpoints
 from goat_jax.training.trainer import fit
 
+sys.dont_write_bytecode = True  # Python would cut it
 source, out, full = sys.argv[1], sys.argv[2], set(map(int, sys.argv[3].split(",")))
 save, free = Checkpoints.save, resource.getrlimit(resource.RLIMIT_FSIZE)
 
