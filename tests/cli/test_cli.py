@@ -158,8 +158,9 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_whole(tiny, tmp_path, withou
     )
     arguments = train(f"{tiny / 'config.py'}:{TWO}", tmp_path / "run", "--train.save-every", "2")
     command = [sys.executable, "-c", code, *arguments]
-    # Python itself would cut the bytecode of modules that nothing has imported before.
+    # Python would cut the bytecode of modules that nothing has imported before, and jax programs.
     env = without_torch | {"PYTHONDONTWRITEBYTECODE": "1"}
+    env |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     lines = [line for line in done.stderr.splitlines() if line.startswith("goat-jax: error:")]
     assert done.returncode == 1 and len(lines) == 1, done.stderr

@@ -58,6 +58,7 @@ named can be written. In a process of its own: Orbax leaves threads that failed.
 
 def run_on_disk(source, out, full, env):
     command = [sys.executable, "-c", ON_A_DISK, str(source), str(out), full]
+    env = env | {"JAX_COMPILATION_CACHE_DIR": f"{out}-compiled"}  # jax would cut programs, too
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
 
 
