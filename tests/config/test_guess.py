@@ -251,7 +251,7 @@ def test_memory_decides_the_parts_of_a_batch_and_not_its_size(memory, parts, tmp
 
 
 def test_init_writes_the_config_that_train_would_run(tmp_path, capsys):
-    source, file = tones(tmp_path / "tones.csv"), tmp_path / "my_run.py"
+    source, file = tones(tmp_path / "tones.csv"), tmp_path / "to make" / "my_run.py"
     fields = ["--train.seed", "3", "--adapter.rho", "5"]
     assert main(["init", str(file), "--model", "roberta-base", "--data", source, *fields]) == 0
     assert "3 classes: bad, fine, good" in capsys.readouterr().out

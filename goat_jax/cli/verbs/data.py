@@ -80,6 +80,7 @@ def write_rows(name: str, out: Path | None, rows: int | None) -> int:
     writer.writerow([*task.text, task.label])
     for *texts, label in zip(*examples.texts, examples.labels.tolist(), strict=True):
         writer.writerow([*texts, task.labels[label] if task.labels else label])
+    user_path(out).parent.mkdir(parents=True, exist_ok=True)
     write_whole(user_path(out), text.getvalue())
     print(f"wrote {len(examples):,} rows to {out}")
     return 0

@@ -12,7 +12,7 @@ from goat_jax.cli.arguments.config import propose_config
 from goat_jax.cli.arguments.field_help import attribute_help
 from goat_jax.config.run import RunConfig
 from goat_jax.errors import UserError
-from goat_jax.files import user_path
+from goat_jax.files import user_path, write_whole
 from goat_jax.validation.records import is_record
 
 WIDTH = 100
@@ -34,7 +34,8 @@ def init(file: Path, model: str, data: str, held_out: str | None, words: list[st
     if file.exists():
         raise UserError(f"{file} exists: give another name, or remove it")
     proposal = propose_config(model, data, held_out, words, "goat-jax init")
-    file.write_text(config_file(proposal.config, proposal.lines), encoding="utf-8")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, config_file(proposal.config, proposal.lines))
     print("\n".join([*proposal.lines, f"wrote {file}: goat-jax train --config {file}"]))
     return 0
 

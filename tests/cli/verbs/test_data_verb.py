@@ -95,7 +95,7 @@ def test_the_list_has_every_set_and_its_licence(capsys):
 def test_rows_of_a_text_task_as_a_table(tmp_path, monkeypatch, capsys):
     rows = [{"sentence": f'a "fine" film, {n}', "label": n % 2} for n in range(40)]
     monkeypatch.setattr(read, "read_reviews", lambda split, folder=None: rows)
-    out = tmp_path / "reviews.csv"
+    out = tmp_path / "a folder to make" / "reviews.csv"
     assert main(["data", "write", "reviews", "--rows", "10", "--out", str(out)]) == 0
     assert "wrote 10 rows" in capsys.readouterr().out
     lines = out.read_text().splitlines()
