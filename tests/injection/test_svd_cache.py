@@ -1,7 +1,6 @@
 """Decompositions kept by content: found again, mended when damaged, shared by writers."""
 
-import resource
-import sys
+import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -13,6 +12,7 @@ import pytest
 from flax import nnx
 from threadpoolctl import threadpool_limits
 
+from disks import full_disk
 from goat_jax.adapters.methods import method_spec
 from goat_jax.core.gram_svd import triplets_by_gram
 from goat_jax.core.svd import Svd, svd_by_gram
@@ -108,12 +108,8 @@ def test_a_damaged_header_is_computed_again(tmp_path):
     assert store.computed == 2
 
 
-def full(folder):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-
-
 BROKEN = {
-    "full": full,
+    "full": lambda folder: None,
     "no folder": lambda folder: folder.touch(),
     "below a file": lambda folder: folder.parent.rmdir() or folder.parent.touch(),
     "a dead link": lambda folder: folder.symlink_to("/dev/null/nowhere"),
@@ -122,19 +118,16 @@ BROKEN = {
 
 @pytest.mark.parametrize("keep", ["segments", "full"])
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_store_that_cannot_be_used_costs_one_warning(tmp_path, monkeypatch, kind, keep):
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # Python would cut it on a full disk
-    folder, old = tmp_path / "cache" / "svd", resource.getrlimit(resource.RLIMIT_FSIZE)
+def test_a_store_that_cannot_be_used_costs_one_warning(tmp_path, kind, keep):
+    folder = tmp_path / "cache" / "svd"
     folder.parent.mkdir()
     store, kernels = SvdStore(folder, keep), random(3, 8, 6)
     # Compiles now: jax would keep cut programs on a full disk.
     SvdStore(tmp_path / "good", keep).of_layers(jnp.asarray(kernels), [INDEX] * 3)
-    try:
-        BROKEN[kind](folder)
-        with pytest.warns(Notice) as notices:
-            found = store.of_layers(jnp.asarray(kernels), [INDEX] * 3)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    BROKEN[kind](folder)
+    disk = full_disk(100) if kind == "full" else contextlib.nullcontext()
+    with disk, pytest.warns(Notice) as notices:
+        found = store.of_layers(jnp.asarray(kernels), [INDEX] * 3)
     for svd, kernel in zip(found, kernels, strict=True):
         assert_close(svd.s, jnp.linalg.svd(kernel)[1][INDEX], 1e-5)
     (line,) = (str(notice.message) for notice in notices)

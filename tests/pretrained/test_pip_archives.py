@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from disks import full_disk
 from goat_jax.data.pipeline.tokenize import load_tokenizer
 from goat_jax.errors import Notice, UserError
 from goat_jax.files import sha256_of
@@ -100,19 +100,6 @@ def test_python_without_pip(tmp_path, wheel, monkeypatch):
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(UserError, match=r"No module named pip\): check"):
         fetch_package(**wheel, cache_dir=tmp_path / "cache")
-
-
-@contextlib.contextmanager
-def full_disk(limit=20):
-    """No file can grow beyond so many bytes."""
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
-    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # Python would cut it
-    try:
-        yield
-    finally:
-        sys.dont_write_bytecode = writes
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 @pytest.fixture
@@ -257,7 +244,7 @@ def test_a_model_of_a_full_cache_is_unpacked_elsewhere(
     write = packages.write_folder
 
     def write_folder(out, *rest):
-        with full_disk() if out.parent == tmp_path else contextlib.nullcontext():
+        with full_disk(20) if out.parent == tmp_path else contextlib.nullcontext():
             return write(out, *rest)
 
     monkeypatch.setattr(packages, "write_folder", write_folder)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from goat_jax.cli.arguments.numbers import DEVICES, TOP_P, number
+from goat_jax.cli.arguments.words import flag_of
 from goat_jax.errors import UserError
 from goat_jax.validation.fields import Count, Natural, NonNegative, Positive, Seed
 
@@ -212,8 +213,7 @@ def _judge_of(options: argparse.Namespace) -> Judge | None:
     if options.judge is None:
         for name in ("judge_model", "judge_key", "judge_prompts", "references"):
             if getattr(options, name):
-                flag = "--" + name.replace("_", "-")
-                raise UserError(f"{flag} needs a judge: give its address with --judge URL")
+                raise UserError(f"{flag_of(name)} needs a judge: give its address with --judge URL")
         return None
     prompts, references = options.judge_prompts, options.references
     return Judge(

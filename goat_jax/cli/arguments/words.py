@@ -11,6 +11,15 @@ from goat_jax.validation.other_names import OTHER_NAMES, OTHER_VERBS, meant_by, 
 from goat_jax.validation.renamed import check_present
 
 
+def flag_of(name: str) -> str:
+    """Returns the flag of a field or argument.
+
+    >>> flag_of("max_new_tokens")
+    '--max-new-tokens'
+    """
+    return f"--{name.replace('_', '-')}"
+
+
 def split_fields(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """Yields the name of every field with the words that follow it."""
     place = 0
@@ -104,4 +113,4 @@ def _values(flag: str, rest: Sequence[str]) -> list[str]:
 
 
 def _typed(name: str, values: Sequence[str]) -> str:
-    return " ".join([f"--{name.replace('_', '-')}", *map(shlex.quote, values)])
+    return " ".join([flag_of(name), *map(shlex.quote, values)])

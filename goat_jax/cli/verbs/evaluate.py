@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from goat_jax.cli.arguments.evaluation import options_of
+from goat_jax.cli.arguments.words import flag_of
 from goat_jax.cli.verbs.lm_eval import evaluate_with_lm_eval
 from goat_jax.config.files import parse_options
 from goat_jax.data.tasks.evaluation import LOSS, EvalTask, scoring_of
@@ -66,8 +67,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         return 0
     for name in OF_THE_HARNESS:
         if getattr(arguments, name):
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} is only for --harness lm-eval")
+            raise UserError(f"{flag_of(name)} is only for --harness lm-eval")
     tasks = [_task_of(text) for text in arguments.task]
     if not tasks:
         tasks = [_task_of_run(arguments.source)]
@@ -81,9 +81,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
             )
         for name in OF_EXAMS:
             if getattr(arguments, name) is not None:
-                flag = "--" + name.replace("_", "-")
                 raise UserError(
-                    f"{flag} is only for eval tasks: {arguments.source} is scored by {LOSS}"
+                    f"{flag_of(name)} is only for eval tasks: {arguments.source} is scored by "
+                    f"{LOSS}"
                 )
         return _print_loss(arguments, mesh)
     options = options_of(arguments)

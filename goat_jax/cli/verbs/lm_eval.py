@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from goat_jax.cli.arguments.words import flag_of
 from goat_jax.errors import RunFailed, UserError, first_line, nearest
 from goat_jax.evaluation.evaluate_lm import write_records
 from goat_jax.evaluation.types import PREDICTIONS, EvalResult
@@ -30,8 +31,9 @@ def evaluate_with_lm_eval(arguments: argparse.Namespace, out: Path) -> Iterator[
     """
     for name in ("scoring", "data", "max_new_tokens", "temperature", "top_p", "judge"):
         if getattr(arguments, name) is not None:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} has no effect with --harness lm-eval: its tasks say it")
+            raise UserError(
+                f"{flag_of(name)} has no effect with --harness lm-eval: its tasks say it"
+            )
     if not arguments.task:
         raise UserError("--harness lm-eval needs --task, a task of lm-evaluation-harness")
     purpose = "--harness lm-eval"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from goat_jax.cli.arguments.evaluation import sampling_given
+from goat_jax.cli.arguments.words import flag_of
 from goat_jax.data.sources.formats import Row
 from goat_jax.data.tasks.language import LanguageTask
 from goat_jax.errors import UserError
@@ -45,7 +46,7 @@ def predict(options: argparse.Namespace) -> int:
     kind = predictor_of(task)
     sampling = sampling_given(options)
     if sampling and not isinstance(task, LanguageTask):
-        flag = "--" + next(iter(sampling)).replace("_", "-")
+        flag = flag_of(next(iter(sampling)))
         raise UserError(f"{flag} is for language models: {options.run_folder} predicts without it")
     if isinstance(task, LanguageTask) and mesh.data != 1:
         raise UserError("--mesh.data is for labels and values: a language model takes --tensor")
