@@ -127,7 +127,7 @@ def standing(group: Sequence[RunResult], metric: str) -> tuple[int, float]:
 
     A group with more diverged runs is below every group with fewer of them.
 
-    >>> first = RunResult(RunVariant(0, 0.1), (), {}, {"accuracy": 0.5}, 1, 0.1, 1.0, 1)
+    >>> first = RunResult(RunVariant(0, 0.1), (), {"accuracy": 0.5}, 1, 0.1, 1.0, 1)
     >>> second = dataclasses.replace(first, after={}, diverged=3)
     >>> standing([first], "accuracy") > standing([first, second], "accuracy")
     True

@@ -64,7 +64,6 @@ class RunResult:
     Attributes:
         variant: the run's seed and learning rate.
         losses: the task loss of every step's batch, up to the step at which the run diverged.
-        before: the scores before training.
         after: the scores after the last step; empty if the run diverged.
         trained_parameters: the number of one run's trained parameters, heads included.
         adapter_share: the number of adapter parameters over the pretrained model's.
@@ -77,7 +76,6 @@ class RunResult:
 
     variant: RunVariant
     losses: tuple[float, ...]
-    before: dict[str, float]
     after: dict[str, float]
     trained_parameters: int
     adapter_share: float
@@ -216,7 +214,7 @@ class _VmappedGroup:
         compiled = (
             jax.jit(step, donate_argnums=0).lower(state, self.base, batch, self.numbers).compile()
         )
-        before, losses, seconds = self.evaluate(state), [], []
+        losses, seconds = [], []
         diverged: dict[int, int] = {}
         for number in range(1, self.config.train.total_steps + 1):
             start = time.perf_counter()
@@ -245,7 +243,6 @@ class _VmappedGroup:
             RunResult(
                 variant=RunVariant(config.train.seed, config.optimizer.learning_rate),
                 losses=tuple(float(loss[i]) for loss in losses[: kept(i)]),
-                before=finite_only(before[i]),
                 after={} if i in diverged else after[i],
                 trained_parameters=report.trained_parameters,
                 adapter_share=report.adapter_share,

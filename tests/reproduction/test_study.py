@@ -22,7 +22,7 @@ DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 def result(seed: int, score: float, rate: float = 1e-3, loss: float = 0.5) -> RunResult:
     after = {"accuracy": score, "loss": loss}
-    return RunResult(RunVariant(seed, rate), (1.0, 0.123456), {}, after, 7, 0.1, 1.0, 1)
+    return RunResult(RunVariant(seed, rate), (1.0, 0.123456), after, 7, 0.1, 1.0, 1)
 
 
 def records(**scores):

@@ -106,26 +106,26 @@ TASKS: Mapping[str, StudyTask] = {
     "fashion_mnist": StudyTask(
         "Fashion-MNIST, 10,000 rows, DINOv2 ViT-S/14",
         "digits.py:task=fashion_mnist,steps=60",
-        f"{IMAGES} {FASHION}",
+        f"{IMAGES} {FASHION} --task.evaluation-limit 1000",
         "accuracy",
-        1000,
+        500,
     ),
     "reviews": StudyTask(
-        "Movie reviews, MiniLM-L6", "demo.py:task=reviews,steps=60", f"{TEXT} 32", "accuracy", 1000
+        "Movie reviews, MiniLM-L6", "demo.py:task=reviews,steps=60", f"{TEXT} 24", "accuracy", 500
     ),
     "sst2": StudyTask(
         "SST-2's 6,920 sentences, MiniLM-L6",
         "demo.py:task=sst2,folder={data}/glue,steps=60",
         f"{TEXT} 24",
         "accuracy",
-        1000,
+        500,
     ),
     "cola": StudyTask(
         "CoLA, MiniLM-L6",
         "demo.py:task=cola,folder={data}/glue,steps=120",
         f"{TEXT} 16",
         "matthews",
-        1000,
+        500,
     ),
     "rte": StudyTask(
         "RTE, MiniLM-L6",

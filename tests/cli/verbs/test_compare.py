@@ -22,7 +22,7 @@ def trained(monkeypatch):
             diverged = 2 if variant.learning_rate > 1 else None
             after = {} if diverged else {"accuracy": 0.5, "f1": 0.5, "loss": 1.0}
             losses = (1.0,) if diverged else (1.0,) * config.train.steps
-            yield RunResult(variant, losses, {}, after, 10, 0.1, 1.0, 5, diverged)
+            yield RunResult(variant, losses, after, 10, 0.1, 1.0, 5, diverged)
 
     monkeypatch.setattr(results, "train_vmapped", train)
     monkeypatch.setattr(compare, "check_runs", lambda configs: None)

@@ -30,7 +30,7 @@ def trained(monkeypatch):
             after = {"accuracy": score + 0.001 * seed, "f1": 0.5, "loss": 1.0}
             diverged = 1 if rate > 1 or seed == 13 else None
             after, losses = ({}, ()) if diverged else (after, (1.0,))
-            yield RunResult(RunVariant(seed, rate), losses, {}, after, 10, 0.1, 1.0, 5, diverged)
+            yield RunResult(RunVariant(seed, rate), losses, after, 10, 0.1, 1.0, 5, diverged)
 
     monkeypatch.setattr(results, "train_vmapped", train)
     return calls
