@@ -5,9 +5,9 @@
 
 `run` trains what is missing and continues where it was stopped. For each task and method the
 learning rate is chosen on rows held out of the training rows; runs with five other seeds at this
-rate are scored on the test rows, at equal rank and at equal trained parameters. `report` keeps the
-results as small files and writes the tables and figures from them. FOLDER has glue/, gsm8k/,
-commonsense/ (as LLM-Adapters' dataset folder) and fashion-mnist/.
+rate are scored on the test rows, at equal rank and, on two tasks, at equal trained parameters.
+`report` keeps the results as small files and writes the tables and figures from them. FOLDER has
+glue/, gsm8k/, commonsense/ (as LLM-Adapters' dataset folder) and fashion-mnist/.
 """
 
 import argparse

@@ -88,7 +88,11 @@ def test_records_come_back_and_a_report_is_written(tmp_path):
 
 def test_a_study_chooses_rates_and_continues_where_it_stopped(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(
-        TASKS, "tiny", StudyTask("tiny", f"{tiny / 'config.py'}:steps=2", "", "accuracy", 8)
+        TASKS,
+        "tiny",
+        StudyTask(
+            "tiny", f"{tiny / 'config.py'}:steps=2", "", "accuracy", 8, equal_parameters=True
+        ),
     )
     trained = []
 

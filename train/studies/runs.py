@@ -58,6 +58,8 @@ class Study:
         say(f"{self.name}: {method}: learning rate {rate:g} of {len(tried)}")
         variants = [RunVariant(seed, rate) for seed in self.seeds]
         self.complete(method, TEST, config, variants)
+        if not self.task.equal_parameters:
+            return
         equal = with_parameters_of(config, self.task.config(SIZE, self.data))
         if equal.adapter.spec() != config.adapter.spec():
             self.complete(method, EQUAL, equal, variants)

@@ -61,6 +61,7 @@ class StudyTask:
         metric: the score that is compared.
         validation: the number of training rows on which learning rates are chosen.
         without: methods that are left out.
+        equal_parameters: whether runs at equal trained parameters are part of it.
     """
 
     title: str
@@ -69,6 +70,7 @@ class StudyTask:
     metric: str
     validation: int
     without: tuple[str, ...] = ()
+    equal_parameters: bool = False
 
     def config(self, method: str, data: Path) -> RunConfig:
         """Returns the config of a method's runs, which are scored on the test rows."""
@@ -102,6 +104,7 @@ TASKS: Mapping[str, StudyTask] = {
         IMAGES,
         "accuracy",
         360,
+        equal_parameters=True,
     ),
     "fashion_mnist": StudyTask(
         "Fashion-MNIST, 10,000 rows, DINOv2 ViT-S/14",
@@ -111,7 +114,12 @@ TASKS: Mapping[str, StudyTask] = {
         500,
     ),
     "reviews": StudyTask(
-        "Movie reviews, MiniLM-L6", "demo.py:task=reviews,steps=60", f"{TEXT} 24", "accuracy", 500
+        "Movie reviews, MiniLM-L6",
+        "demo.py:task=reviews,steps=60",
+        f"{TEXT} 24",
+        "accuracy",
+        500,
+        equal_parameters=True,
     ),
     "sst2": StudyTask(
         "SST-2's 6,920 sentences, MiniLM-L6",
