@@ -23,6 +23,7 @@ from goat_jax.core.dispatch import HIDDEN
 from goat_jax.core.dropout import mask_bits, masked
 from goat_jax.core.gate_fit import gate_equations
 from goat_jax.core.products import narrow_products
+from goat_jax.core.residual import delta_weight
 from goat_jax.core.routers import CHOICE, Routing
 from goat_jax.core.svd import Svd
 from goat_jax.errors import UserError
@@ -319,3 +320,29 @@ def merge_adapter(kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpe
             "kernel equals this adapter: keep it as an adapter"
         )
     return spec.combine.merge(kernel, arrays, scale, spec)
+
+
+def mean_kernel(kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
+    """Returns the kernel (I, O) that frozen kernel and adapter form together on average.
+
+    It is exact for methods that merge. For the others every expert has the weight that a router
+    without preference gives it (paper, lemma 3.3).
+
+    Args:
+        kernel: the frozen kernel (I, O).
+        arrays: factors, and constants if the method has any.
+        scale: the experts' scales (E,).
+        spec: the method and its sizes.
+
+    >>> from goat_jax.adapters.methods import METHODS
+    >>> kernel, spec = jax.random.normal(jax.random.key(0), (16, 8)), METHODS["goat"].spec
+    >>> start = init_adapter(kernel, spec, jax.random.key(1))
+    >>> mean = mean_kernel(start.kernel, start.factors, start.scale, spec)
+    >>> bool(jnp.allclose(mean, kernel, atol=1e-6))  # theorem 3.4
+    True
+    """
+    if spec.router.mergeable:
+        return spec.combine.merge(kernel, arrays, scale, spec)
+    a, b = spec.combine.pairs(arrays)
+    weights = jnp.asarray(spec.router.mean_weight(spec))
+    return kernel + delta_weight(a, b, scale, weights).astype(kernel.dtype)

@@ -9,6 +9,7 @@ Targets, loading, export and parity all use these names, the same strings as tor
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Iterator
 from typing import Any, Generic, Protocol, TypeVar, overload, runtime_checkable
@@ -64,7 +65,7 @@ class ModuleRef(Generic[M]):
 
     def each(self, array: Any) -> Any:
         """Returns an array with one leading axis, of all modules in the order of `names`."""
-        return array.reshape(-1, *array.shape[len(self.axes) :])
+        return array.reshape(math.prod(self.axes), *array.shape[len(self.axes) :])
 
     def joined(self, array: Any) -> Any:
         """Returns an array of all modules, as `each` gives it, with the module's leading axes."""

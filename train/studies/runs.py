@@ -14,7 +14,7 @@ from goat_jax.analysis.run_results import Runs, complete_runs, file_name, standi
 from goat_jax.cli.verbs.compare import with_parameters_of
 from goat_jax.config.run import RunConfig
 from goat_jax.training.vmapped_runs import RunResult, RunVariant
-from studies.tasks import RATES, SIZE, StudyTask, on_validation
+from studies.tasks import FROZEN, FULL, RATES, SIZE, StudyTask, on_validation
 
 CHOOSING, TEST, EQUAL = "rates", "test", "equal"
 """Stages: choice of the rate, scores at equal rank, scores at equal trained parameters."""
@@ -58,7 +58,7 @@ class Study:
         say(f"{self.name}: {method}: learning rate {rate:g} of {len(tried)}")
         variants = [RunVariant(seed, rate) for seed in self.seeds]
         self.complete(method, TEST, config, variants)
-        if not self.task.equal_parameters:
+        if not self.task.equal_parameters or method in (FROZEN, FULL):
             return
         equal = with_parameters_of(config, self.task.config(SIZE, self.data))
         if equal.adapter.spec() != config.adapter.spec():

@@ -12,7 +12,7 @@ from goat_jax.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
-RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 """Peak learning rates that every method is tried at, half a decade apart."""
 
 FROZEN, FULL, BASELINE = "frozen", "full", "lora"
