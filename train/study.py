@@ -1,6 +1,7 @@
 """The study of methods at small size: which one to choose where two cores have to suffice.
 
     python train/study.py run --data FOLDER --tasks digits reviews --methods lora goat
+    python train/study.py explain --data FOLDER --tasks digits --methods lora goat
     python train/study.py report --out docs/study
 
 `run` trains what is missing and continues where it was stopped. For each task and method the
@@ -18,12 +19,13 @@ from pathlib import Path
 from goat_jax.cli.entry import Parser, in_one_line
 from goat_jax.errors import UserError
 from goat_jax.hardware.compile_cache import keep_compiled
+from studies.movement import keep_movements, movement_file, movements
 from studies.records import collect, keep, read
 from studies.report import write_report
 from studies.runs import Study
 from studies.tasks import TASKS, task_of
 
-RUNS = Path("runs/study")
+RUNS, KEPT = Path("runs/study"), Path("docs/study")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,11 +43,17 @@ def _main(arguments: Sequence[str] | None) -> int:
     run.add_argument("--methods", nargs="+", help="default: all of a task")
     run.add_argument("--runs-per-step", type=int, default=1)
     run.add_argument("--out", type=Path, default=RUNS, metavar="FOLDER")
+    explain = verbs.add_parser("explain", help="compare how runs move their kernels")
+    explain.add_argument("--data", type=Path, default=Path("data"), metavar="FOLDER")
+    explain.add_argument("--tasks", nargs="+", required=True)
+    explain.add_argument("--methods", nargs="+", required=True)
+    explain.add_argument("--runs", type=Path, default=RUNS, metavar="FOLDER", help="results")
+    explain.add_argument("--out", type=Path, default=KEPT, metavar="FOLDER")
     report = verbs.add_parser("report", help="write records, tables and figures")
     report.add_argument("--runs", type=Path, default=RUNS, metavar="FOLDER", help="new results")
-    report.add_argument("--out", type=Path, default=Path("docs/study"), metavar="FOLDER")
+    report.add_argument("--out", type=Path, default=KEPT, metavar="FOLDER")
     given = parser.parse_args(arguments)
-    return train(given) if given.verb == "run" else write(given)
+    return {"run": train, "explain": explain_runs, "report": write}[given.verb](given)
 
 
 def train(given: argparse.Namespace) -> int:
@@ -58,6 +66,19 @@ def train(given: argparse.Namespace) -> int:
             if method not in task.methods():
                 raise UserError(f"{name} has no method {method!r}: use {', '.join(task.methods())}")
             study.train(method, lambda line: print(line, flush=True))
+    return 0
+
+
+def explain_runs(given: argparse.Namespace) -> int:
+    """Trains one run of each method again and keeps how it moved the kernels."""
+    keep_compiled()
+    for name in given.tasks:
+        found = {}
+        results, path = given.runs / name, movement_file(given.out, name)
+        for method, movement in movements(task_of(name), results, given.data, given.methods):
+            found[method] = movement
+            keep_movements(found, path)
+            print(f"{name}: {method}", flush=True)
     return 0
 
 

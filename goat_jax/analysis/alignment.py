@@ -69,8 +69,8 @@ def gradient_alignment(
         batch: the rows to average over.
 
     Returns:
-        Module name pattern -> its alignment, for adapters with products s a b; what else they train, such as DoRA's
-        magnitudes, is left out.
+        Module name pattern -> its alignment, for adapters with products s a b. What else they
+        train, such as DoRA's magnitudes, is left out.
     """
     refs = [ref for ref in find_modules(model) if _adds_products(ref)]
     if not refs:

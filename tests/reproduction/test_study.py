@@ -1,9 +1,11 @@
 """The study: its runs continue where they stopped, and its statistics and tables by hand."""
 
 import dataclasses
+import json
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from goat_jax.analysis import run_results
@@ -11,9 +13,10 @@ from goat_jax.data.tasks.splits import chosen_rows
 from goat_jax.errors import UserError
 from goat_jax.training.vmapped_runs import RunResult, RunVariant
 from programs import load_program
+from studies.movement import keep_movements, movement_file, movements, read_movements
 from studies.records import collect, keep, read
 from studies.report import summary, task_table, write_report
-from studies.runs import CHOOSING, EQUAL, TEST, Study, best_rate
+from studies.runs import CHOOSING, EQUAL, TEST, Study, best_rate, result_file
 from studies.statistics import paired
 from studies.tasks import METHODS, TASKS, StudyTask, on_validation, task_of
 
@@ -119,6 +122,35 @@ def test_a_study_chooses_rates_and_continues_where_it_stopped(tiny, tmp_path, mo
         CHOOSING,
         TEST,
     ]
+
+
+@pytest.mark.slow
+def test_movements_are_those_of_the_chosen_runs(tiny, tmp_path):
+    without_dropout = (tiny / "config.py").read_text("utf-8").replace("dropout=0.05", "dropout=0.0")
+    (tmp_path / "config.py").write_text(without_dropout, "utf-8")
+    task = StudyTask("tiny", f"{tmp_path / 'config.py'}:steps=2", "", "accuracy", 8)
+    for method in ("full", "goat"):
+        file = result_file(tmp_path, method, TEST)
+        runs = [dataclasses.asdict(result(1, 0.5, 1e-3))]
+        file.write_text(json.dumps({"key": {}, "runs": runs}))
+    found = dict(movements(task, tmp_path, tmp_path, ["frozen", "full", "goat"]))
+    assert list(found) == ["full", "goat"]
+    full, goat = found["full"], found["goat"]
+    np.testing.assert_allclose([full.cosine, full.length], 1.0, rtol=1e-3)
+    assert full.first_cosine == [] and full.entropy == [0.0, 0.0]
+    layers, experts, steps = len(full.cosine), 8, 2
+    assert len(goat.cosine) == len(goat.first_length) == layers
+    assert len(goat.expert_cosine) == experts and len(goat.entropy) == steps
+    assert max(goat.cosine) < 0.9 and sum(goat.blocks) == pytest.approx(1, abs=1e-3)
+    assert all(1 / experts <= load <= 0.5 for load in goat.largest_load)
+    keep_movements(found, tmp_path / "found.json")
+    assert read_movements(tmp_path / "found.json") == found
+    keep_movements(found, movement_file(tmp_path, "digits"))
+    written = write_report(records(full=[0.9], goat=[0.8]), tmp_path)
+    assert written[-1].name == "movement_digits.png" and written[-1].stat().st_size
+    assert "first step: cosine" in (tmp_path / "results.md").read_text("utf-8")
+    with pytest.raises(UserError, match="lora first"):
+        list(movements(task, tmp_path, tmp_path, ["lora"]))
 
 
 def test_no_test_row_has_a_part_in_the_choice():

@@ -15,6 +15,8 @@ from goat_jax.plots.save import save_figure
 from goat_jax.plots.style import grid_shape, marked, new_figure, tidy, write_title
 from goat_jax.text_tables import render_table
 from goat_jax.training.vmapped_runs import RunResult
+from studies.movement import movement_file, read_movements
+from studies.movement_report import movement_figure, movement_table
 from studies.records import Records, Stages
 from studies.runs import CHOOSING, EQUAL, TEST
 from studies.statistics import Interval, gap_closed, interval, paired, ranks, scores
@@ -29,7 +31,7 @@ TABLES, RATES_FIGURE = "results.md", "rates.png"
 def write_report(records: Records, out: Path) -> list[Path]:
     """Writes the tables and the figures; returns their paths."""
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / TABLES, tables(records))
+    write_whole(out / TABLES, tables(records, out))
     save_figure(rates_figure(records), out / RATES_FIGURE)
     written = [out / TABLES, out / RATES_FIGURE]
     for task, methods in records.items():
@@ -42,17 +44,34 @@ def write_report(records: Records, out: Path) -> list[Path]:
             path = out / f"losses_{task}.png"
             plot_comparison(losses, path, title=f"{TASKS[task].title}: training loss")
             written.append(path)
-    return written
+    return written + [
+        _write_movement(task, out) for task in records if movement_file(out, task).is_file()
+    ]
 
 
-def tables(records: Records) -> str:
-    """Returns the summary over tasks and one section for each task, in Markdown."""
+def _write_movement(task: str, out: Path) -> Path:
+    path = out / f"movement_{task}.png"
+    found = read_movements(movement_file(out, task))
+    save_figure(movement_figure(found, f"{TASKS[task].title}: how kernels move"), path)
+    return path
+
+
+def tables(records: Records, out: Path) -> str:
+    """Returns the summary over tasks and one section for each task, in Markdown.
+
+    Args:
+        records: the results.
+        out: the folder of the movements that are kept.
+    """
     sections = ["## Over all tasks", summary(records)]
     for task, methods in records.items():
         sections += [f"## {TASKS[task].title}", task_table(methods, TASKS[task].metric, TEST)]
         if any(stages.get(EQUAL) for stages in methods.values()):
             note = f"At as many trained parameters of adapters as {SIZE}:"
             sections += [note, task_table(methods, TASKS[task].metric, EQUAL)]
+        if movement_file(out, task).is_file():
+            note = "How the kernels move, beside full fine-tuning (medians over layers):"
+            sections += [note, movement_table(read_movements(movement_file(out, task)))]
     return "\n\n".join(sections) + "\n"
 
 

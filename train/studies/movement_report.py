@@ -1,0 +1,113 @@
+"""Table and figure of how the study's runs moved their kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from goat_jax.plots.style import marked, new_figure, shared_legend, tidy, write_title
+from goat_jax.text_tables import render_table
+from studies.movement import Movement
+from studies.tasks import FULL
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def movement_table(found: Mapping[str, Movement]) -> str:
+    """Returns a row for each method: medians over layers; routing at the first and last step."""
+    rows = [
+        [
+            method,
+            _median(each.first_cosine),
+            _median(np.multiply(each.first_cosine, each.first_length)),
+            _median(each.cosine),
+            _median(each.length),
+            f"{each.effective_rank:.1f}",
+            _first_and_last(each.entropy),
+            _first_and_last(each.largest_load),
+        ]
+        for method, each in found.items()
+    ]
+    headers = [
+        "method",
+        "first step: cosine",
+        "along",
+        "all steps: cosine",
+        "length",
+        "effective rank",
+        "entropy",
+        "largest load",
+    ]
+    return render_table(headers, rows, "lrrrrrrr", markdown=True)
+
+
+def _median(values: Sequence[float] | np.ndarray) -> str:
+    return f"{np.median(values):.3g}" if len(values) else ""
+
+
+def _first_and_last(values: Sequence[float]) -> str:
+    """Returns the two numbers in words, or nothing for a method without routers."""
+    return f"{values[0]:.2f} to {values[-1]:.2f}" if any(values) else ""
+
+
+def movement_figure(found: Mapping[str, Movement], title: str) -> Figure:
+    """Draws five panels: first step by layer and by expert, all steps, their place, entropy."""
+    figure = new_figure(figsize=(12.5, 7.2))
+    write_title(figure, title)
+    first, experts, whole, blocks, entropy, rest = figure.subplots(2, 3).ravel()
+    rest.set_visible(False)
+    styles = {method: marked(number) for number, method in enumerate(found)}
+
+    def lines(ax: Axes, heading: str, below: str, of: Mapping[str, Sequence[float]]) -> None:
+        for method, values in of.items():
+            if len(values):
+                ax.plot(range(1, len(values) + 1), values, label=method, **styles[method])
+        ax.set_title(heading, loc="left", fontsize=10)
+        ax.set_xlabel(below)
+        tidy(ax, legend=False)
+
+    adapters = {method: each for method, each in found.items() if method != FULL}
+    lines(
+        first,
+        "First step along full fine-tuning's",
+        "layer",
+        {m: np.multiply(e.first_cosine, e.first_length).tolist() for m, e in adapters.items()},
+    )
+    lines(
+        experts,
+        "The same by expert",
+        "expert",
+        {
+            m: np.multiply(e.expert_cosine, e.expert_length).tolist()
+            for m, e in adapters.items()
+            if len(e.expert_cosine) > 1
+        },
+    )
+    for ax in (first, experts):
+        ax.set_yscale("log")
+    lines(
+        whole,
+        "All steps: cosine with full fine-tuning's",
+        "layer",
+        {m: e.cosine for m, e in adapters.items()},
+    )
+    lines(
+        blocks,
+        "Energy of the change by part of the spectrum",
+        "eighth of the spectrum, largest singular values first",
+        {m: e.blocks for m, e in found.items()},
+    )
+    lines(
+        entropy,
+        "Mean entropy of the routers, nats",
+        "step",
+        {m: e.entropy for m, e in adapters.items() if any(e.entropy)},
+    )
+    for line in entropy.get_lines():
+        line.set_marker("")
+    shared_legend(figure)
+    return figure
