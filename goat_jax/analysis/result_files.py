@@ -24,6 +24,9 @@ from goat_jax.validation.renamed import present_names
 EDGE = 2**16
 """Number of bytes at a file's beginning and at its end that its stamp reads."""
 
+EMPTY = (None, "", [], {})
+"""Values of fields that change nothing."""
+
 COST_ONLY_OPTIONS = {"batch_size", "workers", "run_programs"}
 """Evaluation options that do not change the scores."""
 COST_ONLY_JUDGE_OPTIONS = {"key", "attempts", "wait", "timeout", "sleep"}
@@ -54,7 +57,10 @@ class Key:
         return cls(settings, stamps(places), {} if options is None else _traits(options))
 
     def changed(self, saved: Mapping[str, Any]) -> list[str]:
-        """Returns the names of the entries in which a saved key differs from this one."""
+        """Returns the names of the entries in which a saved key differs from this one.
+
+        A field that the saved key does not have yet is unchanged while it is empty.
+        """
         current = json.loads(json.dumps(dataclasses.asdict(self)))
         names = []
         for part, value in current.items():
@@ -62,7 +68,9 @@ class Key:
             if isinstance(value, dict) and isinstance(other, dict):
                 other = present_names(other)
                 both = {**value, **other}
-                names += [f"{part} {n}" for n in both if value.get(n) != other.get(n)]
+                new = {n for n in value if n not in other and value[n] in EMPTY}
+                differing = [n for n in both if value.get(n) != other.get(n) and n not in new]
+                names += [f"{part} {n}" for n in differing]
             elif value != other:
                 names.append(part)
         return names

@@ -123,6 +123,17 @@ def principal_and_minor(h: int, num_experts: int, rank: int, key: Key) -> Array:
     return ends.reshape(num_experts, rank)
 
 
+def spaced(h: int, num_experts: int, rank: int, key: Key) -> Array:
+    """Takes E * R triplets evenly spaced over the spectrum: for one adapter, those of E experts.
+
+    >>> spaced(24, 1, 4, jax.random.key(0))
+    Array([[ 0,  6, 12, 18]], dtype=int32)
+    """
+    del key
+    total = num_experts * rank
+    return (jnp.arange(total) * (h // total)).reshape(num_experts, rank)
+
+
 def random_blocks(h: int, num_experts: int, rank: int, key: Key) -> Array:
     """Draws E distinct blocks of R triplets from the h // R aligned ones (choice R).
 
@@ -140,6 +151,7 @@ SEGMENTS: dict[str, Segments] = {
     "minor": minor,
     "minor_descending": minor_descending,
     "principal_and_minor": principal_and_minor,
+    "spaced": spaced,
     "random": random_blocks,
 }
 """Choices of segments by name."""

@@ -15,6 +15,7 @@ from flax import nnx
 from goat_jax.data.pipeline.encoding import encode_prompt
 from goat_jax.data.pipeline.token_ids import check_ids, table_sizes
 from goat_jax.errors import UserError
+from goat_jax.evaluation.beams import BeamSearch, best_continuations, take_rows
 from goat_jax.models.decoder.config import DecoderConfig
 from goat_jax.models.decoder.model import Cache, Decoder
 from goat_jax.nn.dense import merge_model, split_model
@@ -43,9 +44,11 @@ class Sampling:
             has room for, up to `DEFAULT_NEW_TOKENS`.
         stop: texts that end the answer; they are not part of it.
         seed: the random seed of the draws.
+        beams: the number of beams of a beam search, which takes the likeliest answer; 1 chooses
+            token by token.
 
     Raises:
-        UserError: a number is out of its range.
+        UserError: a number is out of its range, or a temperature for a beam search.
     """
 
     temperature: NonNegative = 0.0
@@ -53,9 +56,15 @@ class Sampling:
     max_new_tokens: Count | None = None
     stop: tuple[str, ...] = ()
     seed: Seed = 0
+    beams: Count = 1
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.beams > 1 and self.temperature > 0:
+            raise UserError(
+                f"temperature {self.temperature} with {self.beams} beams: a beam search draws "
+                "nothing, so give temperature 0 or 1 beam"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,11 +146,7 @@ class Generator:
         Raises:
             UserError: a prompt is empty, or exceeds the context together with its new tokens.
         """
-        longest = max(map(len, prompts))
-        steps = sampling.max_new_tokens
-        if steps is None:
-            steps = max(1, min(DEFAULT_NEW_TOKENS, self.config.context - longest))
-        self._check(prompts, longest + steps)
+        longest, steps = self._lengths(prompts, sampling)
         change = self.config.rotation_changes_after
         # The keys in the cache are rotated for a short text: beyond it, transformers computes them
         # anew.
@@ -168,6 +173,50 @@ class Generator:
             if step + 1 == anew:
                 ids, mask = (jnp.concatenate(each, axis=1) for each in zip(*before, strict=True))
                 cache = self._empty(len(prompts), longest + steps)
+
+    def _lengths(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> tuple[int, int]:
+        """Returns the length of the longest prompt and the largest number of new tokens."""
+        longest = max(map(len, prompts))
+        steps = sampling.max_new_tokens
+        if steps is None:
+            steps = max(1, min(DEFAULT_NEW_TOKENS, self.config.context - longest))
+        self._check(prompts, longest + steps)
+        return longest, steps
+
+    def search(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+        """Returns the tokens of the likeliest answer to every prompt that a beam search finds.
+
+        Args:
+            prompts: the token ids of the prompts, of any lengths.
+            sampling: the sampling settings; `beams` is the number of beams.
+
+        Raises:
+            UserError: a prompt is empty, or exceeds the context together with its new tokens; or a
+                model whose keys in the cache change at a length in between.
+        """
+        longest, steps = self._lengths(prompts, sampling)
+        change = self.config.rotation_changes_after
+        if change is not None and longest <= change < longest + steps:
+            raise UserError(
+                f"beam search across {change} tokens, where this model's rotation changes: "
+                "ask for fewer new tokens or 1 beam"
+            )
+        longest, beams = self._padded(longest, steps), sampling.beams
+        ids, mask = pad_left([each for each in prompts for _ in range(beams)], 0, longest)
+        cache = self._empty(len(ids), longest + steps)
+        searches = [BeamSearch(beams, self.end_ids, steps) for _ in prompts]
+        offsets = beams * np.arange(len(prompts))[:, None]
+        while True:
+            logits, cache = self._extend(self._trainable, self._base, ids, mask, cache)
+            scores = jnp.asarray([each.scores for each in searches], jnp.float32)
+            best = best_continuations(logits.astype(jnp.float32), scores, searches[0].width)
+            rows = zip(*(np.asarray(part).tolist() for part in best), strict=True)
+            ahead = [each.advance(*row) for each, row in zip(searches, rows, strict=True)]
+            if not any(each.open for each in searches):
+                return [each.answer for each in searches]
+            parents, tokens = (np.array(part) for part in zip(*ahead, strict=True))
+            cache = take_rows(cache, jnp.asarray((parents + offsets).ravel()))
+            ids, mask = jnp.asarray(tokens.reshape(-1, 1)), jnp.ones((len(ids), 1), jnp.int32)
 
     def _padded(self, longest: int, steps: int) -> int:
         """Returns the padded length of prompts of up to `longest` tokens.
@@ -220,6 +269,8 @@ class Generator:
             UserError: a prompt is empty, or exceeds the context together with its new tokens.
         """
         encoded = [self.encode(prompt) for prompt in prompts]
+        if sampling.beams > 1:
+            return self._searched(encoded, sampling, stream)
         generated: list[list[int]] = [[] for _ in prompts]
         done = [False] * len(prompts)
         shown = ""
@@ -244,6 +295,22 @@ class Generator:
             Answer(_cut(text, sampling.stop)[0], cut=not ended)
             for text, ended in zip(texts, done, strict=True)
         ]
+
+    def _searched(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        stream: Callable[[str], None] | None,
+    ) -> list[Answer]:
+        answers = []
+        for prompt, tokens in zip(prompts, self.search(prompts, sampling), strict=True):
+            ended = tokens[-1] in self.end_ids
+            text = self.answer_text(prompt, tokens[:-1] if ended else tokens)
+            text, stopped = _cut(text, sampling.stop)
+            answers.append(Answer(text, cut=not (ended or stopped)))
+        if stream is not None:
+            stream(answers[0].text)
+        return answers
 
     def answer_text(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
         """Decodes an answer's tokens after the end of their prompt.

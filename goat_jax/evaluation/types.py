@@ -29,6 +29,7 @@ class EvalOptions:
             question sets it.
         top_p: the probability mass to sample from, as in `Sampling`.
         seed: the random seed, as in `Sampling`.
+        beams: the number of beams, as in `Sampling`.
         max_new_tokens: the largest number of new tokens per answer; None: as the task sets it.
         samples: the number of programs generated for each question.
         ks: the values k of pass@k.
@@ -45,6 +46,7 @@ class EvalOptions:
     temperature: NonNegative | None = None
     top_p: Annotated[float, Range(above=0, at_most=1)] = 1.0
     seed: Seed = 0
+    beams: Count = 1
     max_new_tokens: Count | None = None
     samples: Count = 1
     ks: tuple[Count, ...] = (1,)
@@ -76,6 +78,7 @@ class EvalOptions:
             max_new_tokens=self.max_new_tokens or task.max_new_tokens,
             stop=task.stop,
             seed=self.seed + draw,
+            beams=self.beams,
         )
 
 

@@ -13,8 +13,12 @@ from goat_jax.errors import RunFailed, UserError
 from goat_jax.evaluation import code as coding
 from goat_jax.evaluation.types import EvalResult
 from programs import load_program
-from reproduction import eval_tables as module
-from reproduction.eval_tables import main
+from reproduction import measures as module
+
+
+def main(table, arguments):
+    return load_program("paper").main([table, *arguments])
+
 
 SCORES = {
     "commonsense170k": {f"accuracy/{name}": 0.5 + n / 100 for n, name in enumerate(FOLDERS)},
@@ -93,24 +97,24 @@ def cells(line):
 @pytest.mark.slow
 def test_one_run_fills_the_eight_columns(runner, folder, tmp_path, capsys):
     sweep, arguments = (
-        load_program("commonsense").SWEEP,
+        "table3",
         ["--methods", "lora", "goat", "--seeds", "0", "1"],
     )
     assert main(sweep, given(tmp_path, folder, *arguments)) == 0
-    names = [f"commonsense170k-{m}-seed{s}" for s in (0, 1) for m in ("lora", "goat")]
+    names = [f"commonsense-{m}-seed{s}" for s in (0, 1) for m in ("lora", "goat")]
     assert runner.trained == names == [name for name, *_ in runner.asked]
     head, _, lora, goat = capsys.readouterr().out.splitlines()
     assert cells(head) == ["method", *FOLDERS, "average"]
     assert cells(lora)[1] == "55.00 ± 7.07 (69.80, -14.80)"
     assert cells(goat)[-1] == "58.50 (82.73, -24.23)"
-    table = (tmp_path / "out" / "table.md").read_text().splitlines()
+    table = (tmp_path / "out" / "table3.md").read_text().splitlines()
     assert table == [head, table[1], lora, goat]
 
 
 @pytest.mark.slow
 def test_what_is_done_is_not_done_again(runner, folder, tmp_path, capsys):
     sweep, arguments = (
-        load_program("commonsense").SWEEP,
+        "table3",
         given(tmp_path, folder, "--methods", "goat"),
     )
     assert main(sweep, arguments) == 0
@@ -118,8 +122,8 @@ def test_what_is_done_is_not_done_again(runner, folder, tmp_path, capsys):
     assert main(sweep, arguments) == 0
     assert capsys.readouterr().out == first and len(runner.trained) == len(runner.asked) == 1
     assert main(sweep, [*arguments, "--seeds", "0", "1"]) == 0
-    assert runner.trained[1:] == ["commonsense170k-goat-seed1"]
-    own = tmp_path / "out" / "commonsense170k-goat-seed0"
+    assert runner.trained[1:] == ["commonsense-goat-seed1"]
+    own = tmp_path / "out" / "commonsense-goat-seed0"
     assert json.loads((own / "result.json").read_text())["notes"] == ["a note"]
     written = {path.name for path in (own / "evaluation").iterdir()}
     stem = "commonsense170k-generate"
@@ -128,7 +132,7 @@ def test_what_is_done_is_not_done_again(runner, folder, tmp_path, capsys):
 
 def test_a_result_of_other_settings_is_not_taken(runner, folder, tmp_path, capsys):
     sweep, arguments = (
-        load_program("commonsense").SWEEP,
+        "table3",
         given(tmp_path, folder, "--methods", "goat"),
     )
     main(sweep, arguments)
@@ -138,10 +142,10 @@ def test_a_result_of_other_settings_is_not_taken(runner, folder, tmp_path, capsy
 
 def test_a_stopped_program_goes_on(runner, folder, tmp_path, capsys):
     sweep, arguments = (
-        load_program("commonsense").SWEEP,
+        "table3",
         given(tmp_path, folder, "--methods", "lora", "goat"),
     )
-    runner.stopping = "commonsense170k-goat-seed0"
+    runner.stopping = "commonsense-goat-seed0"
     assert main(sweep, arguments) == 143
     assert "the same command continues" in capsys.readouterr().err and len(runner.asked) == 1
     runner.stopping = None
@@ -152,36 +156,31 @@ def test_a_stopped_program_goes_on(runner, folder, tmp_path, capsys):
 
 @pytest.mark.parametrize("error", [UserError("no such folder"), RunFailed("the loss is nan")])
 def test_a_run_that_fails_does_not_stop_the_others(error, runner, folder, tmp_path, capsys):
-    runner.failing["commonsense170k-lora-seed0"] = error
-    assert (
-        main(
-            load_program("commonsense").SWEEP, given(tmp_path, folder, "--methods", "lora", "goat")
-        )
-        == 1
-    )
+    runner.failing["commonsense-lora-seed0"] = error
+    assert main("table3", given(tmp_path, folder, "--methods", "lora", "goat")) == 1
     printed = capsys.readouterr()
-    assert f"not done: commonsense170k-lora-seed0: {error}" in printed.err
+    assert f"not done: commonsense-lora-seed0: {error}" in printed.err
     lora, goat = (cells(line) for line in printed.out.splitlines()[2:])
     assert lora[1] == "- (69.80)" and goat[1] == "50.00 (73.60, -23.60)"
 
 
 def test_cut_answers_and_problems_are_said(folder, runner, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(SCORES, "codefeedback", {"pass@1": 0.25, "cut_answers": 0.5})
-    own = ["--methods", "goat", "--runs", "code", "--run-programs"]
+    own = ["--methods", "goat", "--tasks", "code", "--run-programs"]
     arguments = given(tmp_path, folder, *own, questions=True)
-    assert main(load_program("generation").SWEEP, arguments) == 0
+    assert main("table2", arguments) == 0
     assert "50.0% of the answers were cut at --max-new-tokens" in capsys.readouterr().err
     problem = EvalResult({"unscored": 2.0}, {}, "the judge graded none of 2 turns: no grade")
     monkeypatch.setattr(module, "evaluate_task", lambda *given, folder: problem)
-    arguments = given(tmp_path, folder, "--methods", "goat", "--runs", "chat", questions=True)
-    assert main(load_program("generation").SWEEP, arguments) == 1
+    arguments = given(tmp_path, folder, "--methods", "goat", "--tasks", "chat", questions=True)
+    assert main("table2", arguments) == 1
     assert "the judge graded none of 2 turns" in capsys.readouterr().err
 
 
 def test_three_runs_fill_the_table_of_generation(runner, folder, tmp_path, capsys):
     arguments = given(tmp_path, folder, "--methods", "goat", "lora_pro", questions=True)
     arguments.append("--run-programs")
-    assert main(load_program("generation").SWEEP, arguments) == 0
+    assert main("table2", arguments) == 0
     tasks = [(task, scoring) for name, task, scoring in runner.asked if "goat" in name]
     assert tasks == [("wizardlm", "judge"), ("metamath", "generate"), ("codefeedback", "code")]
     head, _, goat, other = (cells(line) for line in capsys.readouterr().out.splitlines())
@@ -197,9 +196,9 @@ def test_methods_have_ranks_and_options_and_runs_have_folders_of_their_own(
     data = folder.parent / "elsewhere"
     shutil.copytree(folder, data)
     options = ["--options", f"folder={folder}", f"questions={folder}", f"code:folder={data}"]
-    arguments = ["--out", str(tmp_path / "out"), "--quiet", *options, "--runs", "math", "code"]
+    arguments = ["--out", str(tmp_path / "out"), "--quiet", *options, "--tasks", "math", "code"]
     arguments += ["--run-programs", "--methods", "lora", goat]
-    assert main(load_program("generation").SWEEP, arguments) == 0
+    assert main("table2", arguments) == 0
     name = "goat-rank16-scale-alpha_over_rank-rho-5"
     assert runner.trained[1] == f"math-{name}-seed0"
     math, code = runner.configs[1], runner.configs[3]
@@ -227,20 +226,18 @@ def test_methods_have_ranks_and_options_and_runs_have_folders_of_their_own(
         (["--options", "rank=1,rank=2"], "option rank is given twice"),
     ],
 )
-@pytest.mark.parametrize("program", ["glue", "generation"])
-def test_what_cannot_be_read_ends_the_program_in_one_line(program, arguments, line, capsys):
-    loaded = load_program(program)
-    assert loaded.main(loaded.TABLE if program == "glue" else loaded.SWEEP, arguments) == 2
+def test_what_cannot_be_read_ends_the_program_in_one_line(arguments, line, capsys):
+    assert main("table2", arguments) == 2
     (said,) = capsys.readouterr().err.splitlines()
-    assert (line if program == "generation" else line.partition(" (did")[0]) in said
+    assert line in said
 
 
 def test_a_grade_that_nobody_gave_is_no_score(runner, folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(SCORES, "wizardlm", {"unscored": 80.0})
-    arguments = given(tmp_path, folder, "--methods", "goat", "--runs", "chat", questions=True)
-    assert main(load_program("generation").SWEEP, arguments) == 0
+    arguments = given(tmp_path, folder, "--methods", "goat", "--tasks", "chat", questions=True)
+    assert main("table2", arguments) == 0
     head, _, goat = (cells(line) for line in capsys.readouterr().out.splitlines())
-    assert head == ["method", "chat", "average"] and goat[1] == "- (6.01)"
+    assert head == ["method", "chat"] and goat[1] == "- (6.01)"
 
 
 JUDGE = ["--judge", "http://localhost/v1", "--judge-model", "one"]
@@ -263,8 +260,8 @@ JUDGE = ["--judge", "http://localhost/v1", "--judge-model", "one"]
 def test_another_evaluation_is_not_answered_from_the_last(
     runner, folder, tmp_path, capsys, run, first, second
 ):
-    sweep = load_program("generation").SWEEP
-    common = given(tmp_path, folder, "--methods", "goat", "--runs", run, questions=True)
+    sweep = "table2"
+    common = given(tmp_path, folder, "--methods", "goat", "--tasks", run, questions=True)
     for words, asked in ((first, 1), ([*first, "--workers", "2"], 1), (second, 2), (second, 2)):
         assert main(sweep, [*common, *words]) == 0
         assert len(runner.asked) == asked
@@ -272,12 +269,12 @@ def test_another_evaluation_is_not_answered_from_the_last(
 
 
 def test_what_else_a_result_depends_on(runner, folder, tmp_path):
-    sweep = load_program("commonsense").SWEEP
+    sweep = "table3"
     arguments = given(tmp_path, folder, "--methods", "goat")
     assert main(sweep, arguments) == 0
     (folder / "boolq" / "test.json").write_text("[1]")  # other questions in the same place
     assert main(sweep, arguments) == 0 and len(runner.asked) == 2
-    path = tmp_path / "out" / "commonsense170k-goat-seed0" / "result.json"
+    path = tmp_path / "out" / "commonsense-goat-seed0" / "result.json"
     saved = json.loads(path.read_text())
     path.write_text(json.dumps({**saved, "key": {**saved["key"], "version": "0.0.0"}}))
     assert main(sweep, arguments) == 0 and len(runner.asked) == 3
@@ -291,18 +288,18 @@ def test_a_single_set_fills_its_own_column(runner, folder, tmp_path, capsys):
     arguments = given(tmp_path, folder, "--methods", "goat")
     arguments[4] += ",task=boolq"
     (folder / "boolq" / "train.json").write_text("[]")
-    assert main(load_program("commonsense").SWEEP, arguments) == 0
+    assert main("table3", arguments) == 0
     _head, _, goat = (cells(line) for line in capsys.readouterr().out.splitlines())
     assert goat[1].startswith("70.00") and all(cell.startswith("- (") for cell in goat[2:-1])
 
 
 def test_programs_that_may_not_run_are_found_before_training(runner, folder, tmp_path, capsys):
     arguments = given(tmp_path, folder, "--methods", "goat", "lora", questions=True)
-    sweep = load_program("generation").SWEEP
-    assert main(sweep, [*arguments, "--runs", "code"]) == 2
+    sweep = "table2"
+    assert main(sweep, [*arguments, "--tasks", "code"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "allow this with --run-programs" in line and not runner.trained
-    assert main(sweep, [*arguments, "--runs", "code", "math"]) == 1
+    assert main(sweep, [*arguments, "--tasks", "code", "math"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "(2 runs: code-goat-seed0, code-lora-seed0)" in line
     assert runner.trained == ["math-goat-seed0", "math-lora-seed0"]
@@ -312,16 +309,16 @@ def test_programs_that_may_not_run_are_found_before_training(runner, folder, tmp
     "words", [["--options", "nosuch=1"], ["--methods", "gaot"], ["--seeds", "0", "0"], ["--k", "0"]]
 )
 def test_an_error_of_all_runs_is_said_once(runner, tmp_path, capsys, words):
-    sweep = load_program("commonsense").SWEEP
+    sweep = "table3"
     assert main(sweep, ["--out", str(tmp_path / "out"), *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("commonsense: error: ") and not runner.trained
+    assert line.startswith("paper: error: ") and not runner.trained
     assert not (tmp_path / "out").exists()
 
 
 def test_a_score_that_is_not_finite_is_no_result(runner, folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(SCORES, "metamath", {"accuracy": float("nan")})
-    arguments = given(tmp_path, folder, "--methods", "goat", "--runs", "math")
-    assert main(load_program("generation").SWEEP, arguments) == 1
+    arguments = given(tmp_path, folder, "--methods", "goat", "--tasks", "math")
+    assert main("table2", arguments) == 1
     printed = capsys.readouterr()
     assert "the run diverged: accuracy is not finite" in printed.err and "- (60.20)" in printed.out

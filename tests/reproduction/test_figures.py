@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 
@@ -20,10 +19,9 @@ from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConf
 from goat_jax.data.tasks.registry import reviews
 from goat_jax.errors import UserError
 from programs import load_program
+from reproduction.experiments import EXPERIMENTS, MIXTURES
 from reproduction.figures import FIGURES, draw_figures
-from reproduction.tables import Cell
-
-ROOT = Path(__file__).resolve().parents[2]
+from reproduction.sweep import PaperRun
 
 
 def write_run(
@@ -124,22 +122,21 @@ def test_every_figure_is_drawn_when_its_runs_are_there(tmp_path):
     assert "figure 5 (score against rank) needs finished runs of a method at two" in lacking[3]
 
 
-@pytest.mark.parametrize("table", ["vision:task=dtd", "glue:task=rte"])
-def test_the_runs_of_every_figure_have_configs(table):
-    family, _, task = table.partition(":")
-    runs = load_program("figures").RUNS
-    assert {int(number) for number in runs} == set(FIGURES)
-    for labels in runs.values():
-        cells = [Cell(task.partition("=")[2], label, 0) for label in labels]
-        assert len({cell.name for cell in cells}) == len(cells)
-        for cell in cells:
-            cell.config(ROOT / "configs" / f"{family}.py").adapter.spec()
+@pytest.mark.parametrize("task", ["dtd", "rte"])
+def test_the_runs_of_every_figure_have_configs(task):
+    drawn = {name: each for name, each in EXPERIMENTS.items() if name.startswith("figure")}
+    assert [each.figures for each in drawn.values()] == [(number,) for number in FIGURES]
+    for experiment in drawn.values():
+        runs = [PaperRun(task, label, 0) for label in experiment.rows]
+        assert len({run.name for run in runs}) == len(runs)
+        for run in runs:
+            run.config().adapter.spec()
 
 
-def specs_of(figure, family="vision"):
+def specs_of(figure):
     """Specs of a figure's runs, as its program trains them on images."""
-    cells = [Cell("dtd", label, 0) for label in load_program("figures").RUNS[figure]]
-    return [cell.config(ROOT / "configs" / f"{family}.py").adapter.spec() for cell in cells]
+    rows = EXPERIMENTS[f"figure{figure}"].rows
+    return [PaperRun("dtd", label, 0).config().adapter.spec() for label in rows]
 
 
 def test_places_of_figure_1_are_spread_over_the_spectrum_at_both_ranks():
@@ -158,8 +155,8 @@ def test_figure_2_starts_from_the_svd_at_every_scale_and_rank():
 
 def test_figures_4_and_5_are_of_the_tables_methods():
     """The upcycled model is what the others are held against; mixtures are those of table 1."""
-    figures = load_program("figures").RUNS
-    assert set(figures["4"]) >= {"full_moe", "lora", "pissa", "milora", "molora", "goat"}
+    curves = set(EXPERIMENTS["figure4"].rows)
+    assert curves >= {"full_moe", "lora", "pissa", "milora", *MIXTURES}
     assert {(spec.num_experts, spec.top_k) for spec in specs_of("5")} == {(8, 2)}
     assert {spec.aux_loss for spec in specs_of("5")} == {LoadBalancing()}
 
@@ -173,12 +170,10 @@ def test_scores_of_figure_1_are_normalised_by_series():
 def test_figures_are_drawn_from_the_command_line(tmp_path, capsys):
     write_run(tmp_path, "a", "lora")
     write_run(tmp_path, "b", "dora")
-    assert (
-        load_program("figures").main(["draw", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
-    )
+    assert load_program("paper").main(["draw", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert (
         printed[0] == str(tmp_path / "out" / "figure4.png") and "not drawn: figure 1" in printed[1]
     )
-    assert load_program("figures").main(["draw", str(tmp_path / "out")]) == 2
+    assert load_program("paper").main(["draw", str(tmp_path / "out")]) == 2
     assert "no run in" in capsys.readouterr().err

@@ -7,95 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import transformers
-from flax import nnx
-from PIL import Image
-from safetensors.numpy import save_file
 
 import official
 from goat_jax.cli.arguments.config import read_config
 from goat_jax.cli.verbs.evaluate import evaluate_run
 from goat_jax.data.prepare.prepare import prepare
-from goat_jax.data.tasks.benchmarks.vision import VISION, vision_classes
+from goat_jax.data.tasks.benchmarks.vision import VISION
 from goat_jax.data.tasks.image import ImageTask
-from goat_jax.models.encoder.model import Encoder, tiny_config
-from goat_jax.models.torch_layout import torch_tensors
 from goat_jax.training.data import load_data
 from goat_jax.training.trainer import fit
 from kinds import expect
-from reproduction.published_scores import GLUE_SCORES
-from reproduction.tables import PaperTable, main
+from paper_models import image_folder
+from reproduction.sweep import run_experiment
 from tiers import first_of_each
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def roberta(tmp_path_factory) -> Path:
-    """A random two-layer RoBERTa with a tokenizer of letters."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    folder = tmp_path_factory.mktemp("models") / "roberta"
-    folder.mkdir()
-    letters = [chr(code) for code in range(33, 127)]
-    words = {w: n for n, w in enumerate(["<s>", "<pad>", "</s>", "<unk>", *letters])}
-    config = tiny_config("roberta", vocab_size=len(words), num_layers=2, num_labels=3)
-    hf = {
-        "model_type": "roberta",
-        "vocab_size": len(words),
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": 2,
-        "num_attention_heads": config.num_heads,
-        "intermediate_size": config.intermediate_size,
-        "max_position_embeddings": config.max_position_embeddings,
-        "type_vocab_size": config.type_vocab_size,
-        "layer_norm_eps": 1e-5,
-        "num_labels": 3,
-    }
-    # Weights without a head: every task starts its own.
-    tensors = torch_tensors(Encoder(config, rngs=nnx.Rngs(0)))
-    bare = {name: value for name, value in tensors.items() if not name.startswith("classifier")}
-    save_file(bare, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(hf))
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>",
-        pair="<s> $A </s> </s> $B </s>",
-        special_tokens=[("<s>", 0), ("</s>", 2)],
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>"}
-    settings |= {"unk_token": "<unk>", "model_max_length": 38}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Path:
-    """A random CLIP of two layers with a tokenizer of letters and digits."""
-    folder = tmp_path_factory.mktemp("models") / "clip"
-    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
-    tokens = [*letters, *(each + "</w>" for each in letters), "<|startoftext|>", "<|endoftext|>"]
-    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32}
-    config = transformers.CLIPConfig(
-        vision_config={**sizes, "intermediate_size": 64, "image_size": 16, "patch_size": 8},
-        text_config={
-            **sizes,
-            "intermediate_size": 32,
-            "vocab_size": len(tokens),
-            "eos_token_id": len(tokens) - 1,
-            "max_position_embeddings": 77,
-        },
-        projection_dim=16,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        transformers.CLIPModel(config).save_pretrained(folder)
-    numbered = {token: n for n, token in enumerate(tokens)}
-    transformers.CLIPTokenizer(vocab=numbered, merges=[]).save_pretrained(folder)
-    return folder
 
 
 def trained(family, options, model, out, *overrides):
@@ -158,19 +84,6 @@ FOLDERS = ("eurosat", "resisc45")
 """Tasks whose splits are cut at numbers that tiny archives lack."""
 
 
-def image_folder(root, name, count=2):
-    """Images of the first two classes, in folders that are called as in the official archive."""
-    for split in ("train", "test"):
-        for kind in vision_classes(name)[0][:2]:
-            folder = root / split / kind.strip("/").replace("/", "_")
-            folder.mkdir(parents=True)
-            for number in range(count):
-                seed = hash((split, kind, number)) % 2**32
-                pixels = np.random.default_rng(seed).integers(0, 256, (20, 24, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{number}.png")
-    return root
-
-
 # Every archive is read in tests/data/prepare; CI trains the one that is tested with GOAT.
 @pytest.mark.slow
 @pytest.mark.parametrize("task", first_of_each(VISION, lambda _: (), first=["dtd"]))
@@ -214,18 +127,17 @@ def rte(tmp_path_factory):
 
 @pytest.mark.nightly  # compare's own is in test_vmapped_runs.py
 def test_a_table_is_trained_once_and_goes_on(rte, roberta, tmp_path, capsys):
-    table = PaperTable(ROOT / "configs" / "glue.py", GLUE_SCORES, "accuracy", "glue")
     arguments = ["--tasks", "rte", "--methods", "lora", "--seeds", "0", "1", "--quiet"]
     arguments += ["--out", str(tmp_path), "--options", f"folder={rte}"]
     arguments += ["--model.path", str(roberta), "--model.dtype", "float32", *TEXT]
     arguments += ["--train.steps", "2", "--train.batch-size", "2", "--task.evaluation-limit", "16"]
     arguments += ["--optimizer.warmup-steps", "0"]
-    assert main(table, arguments) == 0
+    assert run_experiment("table4", arguments) == 0
     printed = capsys.readouterr().out
     assert "| lora" in printed and "±" in printed and "(84.47, " in printed
-    assert not list(tmp_path.glob("figure*.png"))  # of one method there is nothing to compare
+    assert not list(tmp_path.glob("**/figure*.png"))  # of one method there is nothing to compare
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/**/*") if path.is_file()}
-    assert main(table, arguments) == 0
+    assert run_experiment("table4", arguments) == 0
     assert capsys.readouterr().out == printed
     after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/**/*") if path.is_file()}
     assert before == after

@@ -11,34 +11,32 @@ import json
 import pytest
 
 from goat_jax.adapters.methods import method_spec
-from goat_jax.data.tasks.benchmarks.commonsense import FOLDERS, JOINT
+from goat_jax.data.tasks.benchmarks.commonsense import FOLDERS
 from goat_jax.training.abstract_run import count
-from programs import load_program
-from reproduction.eval_tables import config_of
-from reproduction.labels import read_label
-from reproduction.tables import Cell
+from reproduction.experiments import EXPERIMENTS
+from reproduction.sweep import PaperRun
 
 PRINTED = {
-    "vision": {  # table 1
+    "table1": {
         "full": 100, "full_moe": 770, "lora": 1.49, "lora@16": 2.99, "lora@32": 5.98,
         "dora": 1.49, "pissa": 1.49, "milora": 1.49, "molora": 2.24, "adamole": 2.33,
         "hydralora": 1.58, "goat": 2.24,
     },
-    "commonsense": {  # table 3
+    "table3": {
         "lora": 0.84, "dora": 0.84, "pissa": 0.84, "milora": 0.84, "lora_dash": 0.84,
         "neat": 0.84, "kasa": 0.84, "molora": 0.96, "hydralora": 0.84, "goat": 0.96,
     },
-    "glue": {  # table 4
+    "table4": {
         "full": 100, "full_moe": 698, "lora": 4.00, "dora": 4.00, "pissa": 4.00, "milora": 4.00,
         "rslora": 4.00, "molora": 4.50, "adamole": 4.56, "hydralora": 2.75, "goat": 4.50,
     },
 }  # fmt: skip
 EXCEPTIONS = {
-    ("vision", "dora"): (1.612, "printed as LoRA's, without the magnitudes, one per output"),
-    ("vision", "hydralora"): (1.612, "2.04% off: the larger divisor gives 1.588, printed cut"),
-    ("commonsense", "molora"): (0.937, "no one choice of targets gives 0.96 and 0.84"),
-    ("commonsense", "goat"): (0.937, "no one choice of targets gives 0.96 and 0.84"),
-    ("commonsense", "hydralora"): (0.572, "0.84 is its share on all seven projections"),
+    ("table1", "dora"): (1.612, "printed as LoRA's, without the magnitudes, one per output"),
+    ("table1", "hydralora"): (1.612, "2.04% off: the larger divisor gives 1.588, printed cut"),
+    ("table3", "molora"): (0.937, "no one choice of targets gives 0.96 and 0.84"),
+    ("table3", "goat"): (0.937, "no one choice of targets gives 0.96 and 0.84"),
+    ("table3", "hydralora"): (0.572, "0.84 is its share on all seven projections"),
 }
 """Rows that are not within 2% of the printed share: what they are, and why."""
 
@@ -56,20 +54,14 @@ def files(tmp_path_factory):
 
 def config_of_row(table, label, files):
     """The config that the table's program trains a row with."""
-    if table == "commonsense":
-        run = load_program("commonsense").SWEEP.runs[JOINT]
-        row = read_label(label)
-        return config_of(run.source(row, 0, f"folder={files}"), [], row, "test")
-    program = load_program(table).TABLE
-    task = next(iter(program.paper["goat"]))
-    return Cell(task, label, 0).config(program.config)
+    experiment = EXPERIMENTS[table]
+    options = f"folder={files}" if table == "table3" else ""
+    return PaperRun(experiment.tasks[0], label, 0).config(options)
 
 
 @pytest.mark.slow
 def test_shares_of_every_row_are_the_printed_ones(files):
-    programs = {name: load_program(name) for name in PRINTED}
-    rows = {name: programs[name].TABLE.paper for name in ("vision", "glue")}
-    rows["commonsense"] = programs["commonsense"].SWEEP.paper
+    rows = {table: EXPERIMENTS[table].rows for table in PRINTED}
     off = {}
     for table, printed in PRINTED.items():
         assert list(printed) == list(rows[table]) and len(printed) >= 10
@@ -93,7 +85,7 @@ def test_mixtures_on_llama_2_7b_are_not_of_one_set_of_targets(files):
     found = {
         (name, len(targets)): 100 * count("llama-2-7b", adapter.spec(), targets).adapter_share
         for name in ("goat", "molora", "hydralora")
-        for adapter in [config_of_row("commonsense", name, files).adapter]
+        for adapter in [config_of_row("table3", name, files).adapter]
         for targets in (five, [*five, "o_proj", "gate_proj"])
     }
     expected = {("goat", 5): 0.9366, ("molora", 5): 0.9366, ("hydralora", 5): 0.5724}

@@ -25,14 +25,15 @@ DEMO = str(FOLDER.parent / "configs" / "demo.py")
         ("lorahub", [DEMO, "a", "b", "--rows", "0"], "--rows 0 is not valid"),
         ("lorahub", [DEMO, "a", "b", "--budget", "-1"], "--budget -1 is not valid"),
         ("lorahub", [DEMO, "a", "b", "--adapter.method", "gaot"], "did you mean 'goat'"),
-        ("figures", ["draw", "nosuch"], "no run in nosuch"),
-        ("figures", ["4", "--options", "nosuch=1"], "no option 'nosuch'"),
-        ("glue", ["--options", "nosuch=1"], "no option 'nosuch'"),
-        ("glue", ["--methods", "gaot"], "did you mean 'goat'"),
-        ("vision", ["--tasks", "nosuch"], "nosuch"),
-        ("vision", ["--seeds", "0", "0"], "0 is given twice"),
-        ("commonsense", ["--judge-model", "x"], "--judge-model needs a judge"),
-        ("generation", ["--runs", "math", "--options", "nosuch=1"], "no option 'nosuch'"),
+        ("paper", ["draw", "nosuch"], "no run in nosuch"),
+        ("paper", ["figure4", "--options", "nosuch=1"], "no option 'nosuch'"),
+        ("paper", ["table4", "--options", "nosuch=1"], "no option 'nosuch'"),
+        ("paper", ["table4", "--methods", "gaot"], "did you mean 'goat'"),
+        ("paper", ["table1", "--tasks", "nosuch"], "nosuch"),
+        ("paper", ["table1", "--seeds", "0", "0"], "0 is given twice"),
+        ("paper", ["table3", "--judge-model", "x"], "--judge-model needs a judge"),
+        ("paper", ["table2", "--tasks", "math", "--options", "nosuch=1"], "no option 'nosuch'"),
+        ("paper", ["table9"], "invalid choice"),
         ("against_torch", ["--config", "nosuch.py", "--model", "x"], "nosuch.py does not exist"),
         ("against_torch", ["--config", DEMO, "--model", "x", "--turns", "0"], "--turns 0 is not"),
         ("generation_against_torch", ["--model", "nosuch"], "nosuch: neither a folder"),
@@ -45,9 +46,7 @@ def test_a_users_error_is_one_line(program, words, message, capsys, tmp_path, mo
     if "against_torch" in program:
         pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
-    module = load_program(program)
-    tables = [getattr(module, name) for name in ("TABLE", "SWEEP") if hasattr(module, name)]
-    assert module.main(*tables, words) == 2
+    assert load_program(program).main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line and ": error: " in line
     assert not list(tmp_path.iterdir())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,10 @@ class PaperFigure:
 
 
 def draw_figures(
-    runs: Sequence[Gathered], out: Path, metric: str | None = None
+    runs: Sequence[Gathered],
+    out: Path,
+    metric: str | None = None,
+    numbers: Iterable[int] | None = None,
 ) -> tuple[list[Path], list[str]]:
     """Draws every figure for which the runs are sufficient, as OUT/figureN.png.
 
@@ -50,12 +53,14 @@ def draw_figures(
         runs: the available runs.
         out: the folder for the figures.
         metric: the score to show; None for the one by which each run chose its best checkpoint.
+        numbers: the figures to draw; None for all.
 
     Returns:
         The files drawn, and a line for each figure that lacks runs.
     """
     drawn, lacking = [], []
-    for number, figure in FIGURES.items():
+    for number in FIGURES if numbers is None else numbers:
+        figure = FIGURES[number]
         path = out / f"figure{number}.png"
         if figure.draw(runs, path, metric):
             drawn.append(path)

@@ -1,14 +1,12 @@
-"""Arguments of the table programs: methods with their options, and options of the table's parts."""
+"""Words of ``train/paper.py``: rows with their options, and options of the table's parts."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from goat_jax.adapters.methods import method_spec
@@ -75,70 +73,46 @@ def read_label(text: str) -> Label:
     return Label(text, method, int(rank) if at else None, parse_options(rest))
 
 
-def options_by_part(given: Iterable[str], parts: Sequence[str]) -> dict[str, str]:
+def options_by_part(given: Iterable[str], parts: Mapping[str, str]) -> dict[str, str]:
     """Returns the options of the config file for every part of a table.
 
     Args:
-        given: texts of the form ``OPTION=VALUE,...`` for all parts or ``PART:OPTION=VALUE,...`` for
-            one part.
-        parts: the names of the table's parts.
+        given: texts of the form ``OPTION=VALUE,...`` for all parts, or ``NAME:OPTION=VALUE,...``
+            for one part or for all parts of one group.
+        parts: the names of the table's parts -> their groups.
 
     Raises:
-        UserError: a part that the table does not have.
+        UserError: a name that is neither a part nor a group.
 
-    >>> given = ["math:folder=a", "code:folder=b", "batch=8"]
-    >>> options_by_part(given, ["math", "code", "chat"])
-    {'math': 'batch=8,folder=a', 'code': 'batch=8,folder=b', 'chat': 'batch=8'}
+    >>> given = ["math:folder=a", "glue:folder=b", "rte:folder=c", "batch=8"]
+    >>> options_by_part(given, {"math": "math", "rte": "glue", "cola": "glue"})
+    {'math': 'batch=8,folder=a', 'rte': 'batch=8,folder=c', 'cola': 'batch=8,folder=b'}
     """
-    shared, own = [], {part: [] for part in parts}
+    known = {*parts, *parts.values()}
+    named: dict[str, list[str]] = {name: [] for name in ("", *known)}
     for text in filter(None, given):
-        part, colon, options = text.partition(":")
-        if not colon or "=" in part:
-            shared.append(text)
-        elif part in own:
-            own[part].append(options)
+        name, colon, options = text.partition(":")
+        if not colon or "=" in name:
+            named[""].append(text)
+        elif name in named:
+            named[name].append(options)
         else:
             raise UserError(
-                f"--options {text}: the table has no part {part!r}{nearest(part, parts)}: "
-                f"its parts are: {', '.join(parts)}"
+                f"--options {text}: the table has no part {name!r}{nearest(name, parts)}: "
+                f"its parts are: {', '.join(sorted(known))}"
             )
-    return {part: _merged(",".join(shared), ",".join(own[part])) for part in parts}
+    return {
+        part: _merged(*(",".join(named[name]) for name in dict.fromkeys(("", group, part))))
+        for part, group in parts.items()
+    }
 
 
-def _merged(shared: str, own: str) -> str:
-    """Joins options into one text; those of a part replace the ones that all parts share.
+def _merged(*options: str) -> str:
+    """Joins options into one text; later ones replace those before.
 
     >>> _merged("batch=8,folder=a", "folder=b")
     'batch=8,folder=b'
     """
-    values = parse_options(shared) | parse_options(own)
+    values = {name: value for text in options for name, value in parse_options(text).items()}
     texts = {n: v if isinstance(v, str) else json.dumps(v) for n, v in values.items()}
     return ",".join(f"{name}={text}" for name, text in texts.items())
-
-
-def add_arguments(parser: argparse.ArgumentParser, methods: Iterable[str], name: str) -> None:
-    """Adds the arguments that all table programs have.
-
-    Args:
-        parser: the parser to add to.
-        methods: the methods of the table's rows, which are the default.
-        name: the name of the program and of the folder of its runs.
-    """
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        default=list(methods),
-        metavar="METHOD",
-        help="one or more of METHOD, METHOD@RANK or METHOD@RANK:OPTION=VALUE,...",
-    )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
-    parser.add_argument("--out", type=Path, default=Path("runs") / name, metavar="FOLDER")
-    parser.add_argument(
-        "--options",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="[PART:]OPTION=VALUE,...",
-        help="options of the config file, for all parts of the table or for one",
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")

@@ -1,8 +1,7 @@
-"""Scores published in the paper.
+"""Scores of the paper, arXiv 2502.16894 v4: what its tables, ablations and appendix print.
 
-Source: "Make LoRA Great Again", arXiv 2502.16894 v4, the tables of image classification (CLIP
-ViT-B/32, total rank 8), of GLUE (RoBERTa-large, total rank 32), of commonsense reasoning and of
-generation (LLaMA-2-7B, total ranks 32 and 8). Scores are in percent, except for the grades of chat.
+Scores are in percent, except for the grades of chat (1 to 10) and the costs (GiB and hours). A row
+is a label as `labels.read_label` reads it; a row of averages has them in the column "average".
 """
 
 from __future__ import annotations
@@ -11,6 +10,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 Scores = Mapping[str, Mapping[str, float]]
+AVERAGE = "average"
+"""Column with the mean over the others."""
 
 
 def _table(text: str) -> Scores:
@@ -87,3 +88,85 @@ hydralora  5.82   57.39  24.21
 goat       6.01   60.20  25.61
 """)
 """LLaMA-2-7B at rank 8: MT-Bench (grade of the first turn), GSM8K and HumanEval (percent)."""
+
+ABLATION_SCORES: Scores = _table("""
+method                                          average
+goat                                            81.49
+goat:scale=alpha_over_rank                      80.35
+goat:segments=principal                         81.11
+goat:segments=principal,scale=alpha_over_rank   80.02
+goat:segments=minor                             81.14
+goat:segments=minor,scale=alpha_over_rank       80.03
+goat:segments=random                            81.22
+goat:segments=random,scale=alpha_over_rank      80.07
+molora:scale=theory                             81.06
+molora                                          80.26
+pissa:segments=spaced,rho=10                    77.62
+""")
+"""CLIP ViT-B/32: segments O, P, M, R and a zero start, with the theory's scale and without, and a
+single LoRA that starts from O."""
+
+RATE_SCORES: Scores = _table("""
+method     1e-5   2e-5   5e-5
+molora     56.18  56.63  60.19
+hydralora  55.19  57.39  60.96
+goat       58.74  60.20  62.05
+""")
+"""LLaMA-2-7B at rank 8: GSM8K by learning rate."""
+
+COST_SCORES: Scores = _table("""
+method     memory  hours   math
+full_moe   640     106.05  59.36
+molora     34.85   36.93   56.63
+hydralora  34.81   36.93   57.39
+goat       34.85   36.98   60.20
+""")
+"""LLaMA-2-7B at rank 8 on an A100: memory, time of an epoch, GSM8K. The row of `full_moe` has lower
+bounds, the time approximately."""
+
+PLUS_SCORES: Scores = _table("""
+method     generation  glue   images  commonsense
+goat       30.60       89.76  81.49   82.64
+goat_plus  30.54       89.61  81.54   82.41
+""")
+"""Averages of the four tables above; the paper's table 8 has 82.64 where its table 3 has 82.73."""
+
+RANK_SCORES: Scores = _table("""
+method        average
+goat@32       83.04
+molora@32     82.15
+hydralora@32  82.12
+""")
+
+ROUTING_SCORES: Scores = _table("""
+method                    average
+goat                      81.49
+goat:router=top_p,p=0.25  79.40
+goat:router=top_k_shared  78.68
+""")
+
+BALANCE_SCORES: Scores = _table("""
+method                       cars
+goat:aux_weight=0.1          49.09
+goat:aux_weight=0.01         50.52
+goat                         53.50
+goat:aux_weight=0.0001       51.53
+goat:aux_weight=0            49.85
+molora:aux_weight=0.1        49.02
+molora:aux_weight=0.01       49.33
+molora                       50.83
+molora:aux_weight=0.0001     49.03
+molora:aux_weight=0          48.02
+hydralora:aux_weight=0.1     48.45
+hydralora:aux_weight=0.01    49.45
+hydralora                    48.42
+hydralora:aux_weight=0.0001  48.52
+hydralora:aux_weight=0       49.06
+""")
+"""Cars by the balance loss's coefficient, 0.001 if none is given."""
+
+LOAD_SCORES: Scores = _table("""
+method             1      2      3      4      5      6      7      8
+goat:aux_weight=0  10.43  13.79  12.75  10.94  12.07  14.05  12.59  13.38
+""")
+"""Cars without balance loss: each expert's share of the tokens."""

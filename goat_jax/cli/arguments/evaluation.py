@@ -68,7 +68,7 @@ def add_tensor(parser: argparse.ArgumentParser) -> None:
     )
 
 
-SAMPLING = ("max_new_tokens", "temperature", "top_p", "seed")
+SAMPLING = ("max_new_tokens", "temperature", "top_p", "seed", "beams")
 """Arguments that `add_sampling` adds, by the names of the settings."""
 
 
@@ -86,6 +86,9 @@ def add_sampling(group: argparse._ActionsContainer, tokens: str, temperature: st
     group.add_argument("--temperature", type=number(NonNegative), help=f"default: {temperature}")
     group.add_argument("--top-p", type=number(TOP_P), metavar="P", help="default: 1")
     group.add_argument("--seed", type=number(Seed), help="default: 0")
+    group.add_argument(
+        "--beams", type=number(Count), metavar="N", help="beams of a beam search (default: 1, none)"
+    )
 
 
 def sampling_given(options: argparse.Namespace) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def evaluate_with_lm_eval(arguments: argparse.Namespace, out: Path) -> Iterator[
         UserError: no task, one that the harness does not know, or an argument without effect.
         RunFailed: the rows of a task could not be loaded.
     """
-    for name in ("scoring", "data", "max_new_tokens", "temperature", "top_p", "judge"):
+    for name in ("scoring", "data", "max_new_tokens", "temperature", "top_p", "beams", "judge"):
         if getattr(arguments, name) is not None:
             raise UserError(
                 f"{flag_of(name)} has no effect with --harness lm-eval: its tasks say it"

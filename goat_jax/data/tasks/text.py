@@ -11,6 +11,7 @@ from goat_jax.data.pipeline.overlap import mark_of
 from goat_jax.data.sources.read import AND, Row, read_source
 from goat_jax.data.sources.text_fields import check_text
 from goat_jax.data.tasks.columns import check_scoring, read_column, read_label, read_tasks
+from goat_jax.data.tasks.language import fill
 from goat_jax.data.tasks.splits import (
     DEFAULT_SPLITS,
     check_held_out,
@@ -48,6 +49,8 @@ class TextTask:
         methods that weight experts by task (MOELoRA).
       task_type: the column with the type of a row's task, 0 or 1, for methods that use it
         (LoRAMoE).
+      prompt: the template that makes one text of the columns, such as
+        ``"{premise} Therefore: {hypothesis}"``; empty: the columns are encoded as they are.
 
     Raises UserError if the fields do not fit together.
 
@@ -74,6 +77,7 @@ accuracy, matthews, f1
     id: str | None = None
     task_id: str | None = None
     task_type: str | None = None
+    prompt: str = ""
 
     def __post_init__(self) -> None:
         check_fields(self, "task.")
@@ -85,6 +89,7 @@ accuracy, matthews, f1
         check_scoring(self.name, self.labels, self.metrics, self.parts, self.known_metrics())
         check_limits(self.name, self.train_limit, self.evaluation_limit)
         check_held_out(self)
+        fill(self.prompt, dict.fromkeys(self.text, "text"))
 
     def known_metrics(self) -> Sequence[str]:
         """Returns the names of the metrics that can score the task."""
@@ -154,7 +159,7 @@ def load_examples(task: TextTask, split: str) -> Examples:
     tasks: list[dict[str, int]] = []
     rows = rows_of(task, split)
     for _, row, where in rows:
-        texts.append(_texts(row, task.text, where))
+        texts.append(_texts(row, task, where))
         labels.append(task.label_of(row, where))
         tasks.append(read_tasks(row, task, where))
         marks.append(mark_of(read_column(row, task.id, where) if task.id else texts[-1]))
@@ -184,7 +189,7 @@ def rows_of(task: TextTask, split: str) -> list[tuple[int, Row, str]]:
         part, index = places[number]
         piece, rows = pieces[part]
         row, where = rows[index], f"{piece}: row {index + 1}"
-        return task.label_of(row, where), mark_of(_texts(row, task.text, where))
+        return task.label_of(row, where), mark_of(_texts(row, task, where))
 
     chosen = [places[number] for number in chosen_rows(task, split, len(places), limit, by_label)]
     return [
@@ -210,7 +215,7 @@ def unlabeled_examples(task: TextTask, rows: Sequence[Row], source: str) -> Exam
     texts, tasks = [], []
     for number, row in enumerate(rows, start=1):
         where = f"{source}: row {number}"
-        texts.append(_texts(row, task.text, where))
+        texts.append(_texts(row, task, where))
         tasks.append(read_tasks(row, task, where))
     labels = task.blank_labels(len(rows))
     return Examples(tuple(zip(*texts, strict=True)), labels, tasks=_stacked(tasks))
@@ -229,11 +234,12 @@ def _parts(task: TextTask, split: str, numbers: list[int], count: int) -> dict[s
     return {name: (of_row == i).astype(np.float32) for i, name in enumerate(task.parts)}
 
 
-def _texts(row: Row, columns: tuple[str, ...], where: str) -> tuple[str, ...]:
-    values = tuple(
-        check_text(read_column(row, name, where), f"{where}: column {name!r}") for name in columns
-    )
-    if not any(value.strip() for value in values):
-        names = ", ".join(map(repr, columns))
+def _texts(row: Row, task: TextTask, where: str) -> tuple[str, ...]:
+    values = {
+        name: check_text(read_column(row, name, where), f"{where}: column {name!r}")
+        for name in task.text
+    }
+    if not any(value.strip() for value in values.values()):
+        names = ", ".join(map(repr, task.text))
         raise UserError(f"{where}: empty text in column {names}: leave the row out")
-    return values
+    return (fill(task.prompt, values),) if task.prompt else tuple(values.values())

@@ -190,6 +190,10 @@ def test_the_loss_of_texts_is_torchs(packing, tmp_path, tokenizer):
         ids = torch.tensor([tokenizer(prompt)["input_ids"]])
         made = theirs.generate(ids, max_new_tokens=6, do_sample=False)[0]
         assert answer == tokenizer.decode(made, skip_special_tokens=True)  # no space before it
+    (answer,) = generator.answers([ROWS[0][0]], Sampling(max_new_tokens=6, beams=3))
+    ids = torch.tensor([tokenizer(ROWS[0][0])["input_ids"]])
+    made = theirs.generate(ids, max_new_tokens=6, num_beams=3, do_sample=False)[0]
+    assert answer == tokenizer.decode(made, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("both", [True, False])
