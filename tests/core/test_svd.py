@@ -19,6 +19,7 @@ CHOICES = {
     "minor": svd.minor,
     "minor_descending": svd.minor_descending,
     "principal_and_minor": svd.principal_and_minor,
+    "spaced": svd.spaced,
     "random_blocks": svd.random_blocks,
 }
 KEY = jax.random.key(3)

@@ -123,6 +123,19 @@ def test_a_result_of_other_settings_is_not_taken(trainer, table, tmp_path, capsy
     assert len(trainer.calls) == 1
 
 
+def test_a_result_is_taken_that_lacks_a_newer_field_which_is_empty(trainer, table, tmp_path):
+    arguments = ["--out", str(tmp_path), "--tasks", "rte", "--methods", "goat", "--quiet"]
+    assert run_experiment(table, arguments) == 0
+    path = tmp_path / "rte-goat-seed0" / "result.json"
+    saved = json.loads(path.read_text())
+    assert saved["key"]["config"].pop("task.prompt") == ""
+    path.write_text(json.dumps(saved))
+    assert run_experiment(table, arguments) == 0 and len(trainer.calls) == 1
+    del saved["key"]["config"]["train.seed"]  # not empty: another run
+    path.write_text(json.dumps(saved))
+    assert run_experiment(table, arguments) == 1 and len(trainer.calls) == 1
+
+
 def test_seeds_tasks_and_differences_of_a_table():
     found = {"goat": {"rte": [85.0, 86.0], "cola": [80.0]}}
     columns = {"rte": ["rte"], "cola": ["cola"]}

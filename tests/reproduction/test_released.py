@@ -71,9 +71,8 @@ def test_glue_has_one_prompt_text_and_no_balance_loss(data):
     assert released.adapter.spec().aux_weight == 0.0 and printed.adapter.spec().aux_weight == 1e-3
     printed, released = both("mnli", data)
     assert "mismatched" in printed.task.evaluation
-    assert (
-        "mismatched" not in released.task.evaluation and not expect(TextTask, released.task).parts
-    )
+    task = expect(TextTask, released.task)
+    assert "mismatched" not in task.evaluation and not task.parts
     assert released.task.metrics == ("accuracy",)
 
 
