@@ -59,9 +59,16 @@ def anything(key: str, value: object) -> None:
     """Accepts any value; the code that reads the key checks it, with a more specific message."""
 
 
+def one_of(*known: str) -> Check:
+    """Returns the check of a word among the known ones."""
+    return lambda key, value: check_choice(f"config.json: {key}", value, known)
+
+
 RATE = number(at_least=0, below=1)
 EPSILON = number(at_least=0)
 COUNT = number(at_least=1, whole=True)
+# The limit is above any real size: tuples of a value per layer are made before the network is.
+SIZE = number(at_least=1, at_most=10**7, whole=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,10 +142,9 @@ def keys_of_family(
     return Keys(read, fixed, others, parts or {})
 
 
-# Sizes of the network are checked by our config classes, so that overrides are checked, too.
 SIZES: dict[str, Check] = dict.fromkeys(
-    ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"), anything
-) | {"intermediate_size": anything, "hidden_act": activation}
+    ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"), SIZE
+) | {"intermediate_size": SIZE, "hidden_act": activation}
 
 
 def check_keys(keys: Keys, hf: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from goat_jax.errors import UserError
@@ -36,6 +36,14 @@ def flag(key: str, *fields: str, default: bool = False) -> Setting:
         return dict.fromkeys(fields, default if given is None else given)
 
     return Setting({key: switch}, read)
+
+
+def check_layers(key: str, given: Sequence[Any], layers: int) -> None:
+    """Raises `UserError` unless a list has an entry for every layer."""
+    if len(given) != layers:
+        raise UserError(
+            f"config.json: {key} has {len(given)} entries for {layers} layers: give one each"
+        )
 
 
 def layer_types(key: str, value: Any) -> None:

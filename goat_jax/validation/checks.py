@@ -55,7 +55,11 @@ def check_number(
         if all(limit is None or holds(limit) for limit, holds in limits):
             return
     words = (("at least", at_least), ("above", above), ("at most", at_most), ("below", below))
-    bounds = " and ".join(f"{word} {limit:g}" for word, limit in words if limit is not None)
+    bounds = " and ".join(
+        f"{word} {limit if isinstance(limit, int) else f'{limit:g}'}"
+        for word, limit in words
+        if limit is not None
+    )
     noun = "a whole number" if whole else "a number"
     link = "" if not bounds else f" of {bounds}" if at_least is not None else f" {bounds}"
     raise UserError(f"{name} {value!r} is not valid: give {noun}{link}")

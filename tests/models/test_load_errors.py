@@ -117,6 +117,9 @@ def test_a_config_without_a_size(folder, key):
     )
 
 
+SIZE = "give a whole number of at least 1 and at most 10000000"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -139,8 +142,8 @@ def test_a_config_without_a_size(folder, key):
             {"num_attention_heads": 5},
             "hidden size 32 is not divisible by 5 heads: correct one of them",
         ),
-        ({"hidden_size": "32"}, "hidden_size is '32': it must be a whole number from 1 up"),
-        ({"num_hidden_layers": 0}, "num_layers is 0: it must be a whole number from 1 up"),
+        ({"hidden_size": "32"}, f"config.json: hidden_size '32' is not valid: {SIZE}"),
+        ({"num_hidden_layers": 0}, f"config.json: num_hidden_layers 0 is not valid: {SIZE}"),
     ],
 )
 def test_settings_that_cannot_be(folder, change, message):

@@ -219,14 +219,8 @@ def tiny_decoder_config(**changes: Any) -> DecoderConfig:
     return DecoderConfig(**(values | changes))
 
 
-LARGEST_SIZE = 10**7
-
-
 def _size(hf: Mapping[str, Any], key: str, default: int | None) -> int:
     size = default if hf.get(key) is None else hf[key]
     if size is None:
         raise UserError(f"config.json has no {key}: add it, it is a size of the network")
-    # Other values are computed from it before the class checks it, such as a window per layer.
-    if type(size) is not int or size > LARGEST_SIZE:
-        raise UserError(f"{key} is {size!r}: it must be a whole number from 1 to {LARGEST_SIZE}")
     return size

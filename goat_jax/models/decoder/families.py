@@ -13,6 +13,7 @@ from typing import Any
 from goat_jax.models.config_keys import (
     COUNT,
     EPSILON,
+    SIZE,
     SIZES,
     Check,
     activation,
@@ -102,8 +103,8 @@ _KEYS = SIZE_KEYS | {
 
 _READ: dict[str, Check] = {
     **SIZES,
-    "num_key_value_heads": COUNT,
-    "head_dim": COUNT,
+    "num_key_value_heads": SIZE,
+    "head_dim": SIZE,
     "max_position_embeddings": COUNT,
     "tie_word_embeddings": switch,
     "bos_token_id": ids,

@@ -9,7 +9,7 @@ from typing import Any
 from goat_jax.errors import UserError
 from goat_jax.models.config_keys import COUNT, Check, anything, number, switch, table
 from goat_jax.models.decoder.mixture import MixtureConfig
-from goat_jax.models.settings import Fields, Setting, always, flag, layer_types
+from goat_jax.models.settings import Fields, Setting, always, check_layers, flag, layer_types
 from goat_jax.nn.rope import Rope
 from goat_jax.validation.checks import check_number
 
@@ -31,6 +31,7 @@ def cap(key: str, field: str, default: float | None) -> Setting:
 def _by_type(hf: Mapping[str, Any], window: int | None, sliding: list[bool]) -> Fields:
     kinds = hf.get("layer_types")
     if kinds is not None:
+        check_layers("layer_types", kinds, len(sliding))
         sliding = [kind == "sliding_attention" for kind in kinds]
         # transformers fails, or has a window in some ways to compute attention only.
         if window is None and any(sliding):
@@ -145,6 +146,8 @@ def but_every(rope: Rope, hf: Mapping[str, Any], values: Fields) -> Ropes:
     every = hf.get("no_rope_layer_interval") or 4
     usual = [(layer + 1) % every for layer in range(values["num_layers"])]
     chosen = hf.get("no_rope_layers")
+    if chosen is not None:
+        check_layers("no_rope_layers", chosen, len(usual))
     return tuple(rope if rotates else None for rotates in (usual if chosen is None else chosen))
 
 

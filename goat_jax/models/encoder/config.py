@@ -195,16 +195,11 @@ class EncoderConfig:
         return cls(**(values | overrides))
 
 
-LARGEST_SIZE = 10**7
-
-
 def _check_sizes(values: Mapping[str, Any]) -> None:
     for name in _SIZES:
         size = values[name]
         if type(size) is not int or size < 1:
             raise UserError(f"{name} is {size!r}: it must be a whole number from 1 up")
-    if values["num_layers"] > LARGEST_SIZE:
-        raise UserError(f"num_layers is {values['num_layers']}: give at most {LARGEST_SIZE}")
     width, heads = values["hidden_size"], values["num_heads"]
     if width % heads:
         raise UserError(

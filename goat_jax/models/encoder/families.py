@@ -16,13 +16,14 @@ from goat_jax.models.config_keys import (
     COUNT,
     EPSILON,
     RATE,
+    SIZE,
     SIZES,
     Check,
     Keys,
     activation,
-    anything,
     keys_of_family,
     number,
+    one_of,
 )
 from goat_jax.models.encoder.relative import BUCKETS
 from goat_jax.models.encoder.settings import (
@@ -41,6 +42,7 @@ from goat_jax.models.family import Family
 from goat_jax.models.fused import Fused
 from goat_jax.models.settings import Setting, always, flag
 from goat_jax.nn.dropout import RateKeys
+from goat_jax.nn.modules import POOLING
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,7 +163,7 @@ _DISTIL_DROPOUT = {
 
 _BERT_READ: dict[str, Check] = {
     **SIZES,
-    "max_position_embeddings": anything,
+    "max_position_embeddings": SIZE,
     "type_vocab_size": COUNT,
     "layer_norm_eps": EPSILON,
     "pad_token_id": number(whole=True),
@@ -177,8 +179,8 @@ _BERT_CONFIG = keys_of_family({**_BERT_READ, "classifier_dropout": RATE}, _BERT_
 _DISTIL_CONFIG = dataclasses.replace(
     keys_of_family(
         {
-            **dict.fromkeys(("vocab_size", "dim", "n_layers", "n_heads", "hidden_dim"), anything),
-            "max_position_embeddings": anything,
+            **dict.fromkeys(("vocab_size", "dim", "n_layers", "n_heads", "hidden_dim"), SIZE),
+            "max_position_embeddings": SIZE,
             "activation": activation,
             "pad_token_id": number(whole=True),
             "dropout": RATE,
@@ -290,9 +292,9 @@ _MODERN_SETTINGS = (
 _MODERN_READ: dict[str, Check] = {
     **_without(SIZES, "hidden_act"),
     "hidden_activation": activation,
-    "max_position_embeddings": anything,
+    "max_position_embeddings": SIZE,
     "norm_eps": EPSILON,
-    "classifier_pooling": anything,
+    "classifier_pooling": one_of(*POOLING),
     "embedding_dropout": RATE,
     "attention_dropout": RATE,
     "mlp_dropout": RATE,

@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 
 from goat_jax.errors import UserError
-from goat_jax.models.config_keys import COUNT, activation, number, switch, table, word
+from goat_jax.models.config_keys import COUNT, SIZE, activation, number, switch, table, word
 from goat_jax.models.encoder.relative import Disentangled
-from goat_jax.models.settings import Fields, Setting, layer_types
+from goat_jax.models.settings import Fields, Setting, check_layers, layer_types
 from goat_jax.nn.rope import Rope
 
 
@@ -28,7 +28,7 @@ PROJECTION_IF_NARROW = Setting(
 )
 
 LAYER_GROUPS = Setting(
-    {"num_hidden_groups": COUNT},
+    {"num_hidden_groups": SIZE},
     lambda hf, values: {"num_groups": hf.get("num_hidden_groups") or 1},
 )
 
@@ -155,6 +155,7 @@ def _local_and_global(hf: Mapping[str, Any], values: Fields) -> Fields:
     kinds = hf.get("layer_types")
     local = [bool(layer % every) for layer in range(layers)]
     if kinds is not None:
+        check_layers("layer_types", kinds, layers)
         local = [kind == "sliding_attention" for kind in kinds]
     given, scaling = hf.get("rope_parameters") or {}, hf.get("rope_scaling") or {}
     read = partial(Rope.from_hf, context=values["max_position_embeddings"])

@@ -117,12 +117,14 @@ class Seq2SeqConfig:
 
 def _feed_forward(name: str) -> dict[str, Any]:
     """Reads the activation and the gate from a name such as "gated-gelu"."""
-    parts = name.split("-")
-    if len(parts) > 2 or (len(parts) == 2 and parts[0] != "gated"):
-        raise UserError(f"config.json: feed_forward_proj is {name!r}: give relu or gated-gelu")
+    *gate, word = name.split("-")
+    if gate not in ([], ["gated"]) or word not in ACTIVATIONS:
+        raise UserError(
+            f"config.json: feed_forward_proj is {name!r}: give an activation, or one after "
+            f"'gated-', of {', '.join(ACTIVATIONS)}"
+        )
     # The name of the first gated T5 means the approximation by tanh.
-    activation = "gelu_new" if name == "gated-gelu" else parts[-1]
-    return {"activation": activation, "gated": len(parts) == 2}
+    return {"activation": "gelu_new" if name == "gated-gelu" else word, "gated": bool(gate)}
 
 
 def _ids(value: Any) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from goat_jax.models.config_keys import COUNT, EPSILON, anything, ids, keys_of_family, switch, word
+from goat_jax.models.config_keys import COUNT, EPSILON, SIZE, ids, keys_of_family, switch, word
 from goat_jax.models.family import Family
 
 
@@ -52,9 +52,9 @@ _T5 = Seq2SeqFamily(
     class_name="T5",
     config_keys=keys_of_family(
         {
-            **dict.fromkeys(("vocab_size", "d_model", "d_kv", "d_ff", "num_heads"), anything),
-            **dict.fromkeys(("num_layers", "num_decoder_layers"), anything),
-            "relative_attention_num_buckets": COUNT,
+            **dict.fromkeys(("vocab_size", "d_model", "d_kv", "d_ff", "num_heads"), SIZE),
+            **dict.fromkeys(("num_layers", "num_decoder_layers"), SIZE),
+            "relative_attention_num_buckets": SIZE,
             "relative_attention_max_distance": COUNT,
             "layer_norm_epsilon": EPSILON,
             "feed_forward_proj": word,

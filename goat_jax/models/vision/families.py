@@ -15,6 +15,7 @@ from typing import Any
 
 from goat_jax.models.config_keys import (
     EPSILON,
+    SIZE,
     SIZES,
     Check,
     anything,
@@ -230,25 +231,25 @@ _IMAGES: dict[str, Check] = {
     "layer_norm_eps": EPSILON,
     "image_size": anything,
     "patch_size": anything,
-    "num_channels": anything,
+    "num_channels": SIZE,
 }
 _CLIP_PART_WITHOUT = ("attention_dropout", "logit_scale_init_value", "text_config", "vision_config")
 _CLIP_VISION_CONFIG = keys_of_family(
-    {**_IMAGES, "projection_dim": anything}, without=_CLIP_PART_WITHOUT
+    {**_IMAGES, "projection_dim": SIZE}, without=_CLIP_PART_WITHOUT
 )
 CLIP_TEXT_CONFIG = keys_of_family(
     {
         **SIZES,
         "layer_norm_eps": EPSILON,
-        "max_position_embeddings": anything,
+        "max_position_embeddings": SIZE,
         "eos_token_id": anything,
-        "projection_dim": anything,
+        "projection_dim": SIZE,
     },
     without=_CLIP_PART_WITHOUT,
 )
 _CLIP_PARTS = {"vision_config": _CLIP_VISION_CONFIG, "text_config": CLIP_TEXT_CONFIG}
 CLIP_CONFIG = keys_of_family(
-    {"projection_dim": anything},
+    {"projection_dim": SIZE},
     without=("logit_scale_init_value",),
     parts=_CLIP_PARTS | {f"{key}_dict": keys for key, keys in _CLIP_PARTS.items()},
 )
@@ -262,8 +263,8 @@ SIGLIP_TEXT_CONFIG = keys_of_family(
     {
         **SIZES,
         "layer_norm_eps": EPSILON,
-        "max_position_embeddings": anything,
-        "projection_size": anything,
+        "max_position_embeddings": SIZE,
+        "projection_size": SIZE,
     },
     without=_SIGLIP_PART_WITHOUT,
 )
@@ -412,7 +413,7 @@ _DINOV3 = VisionFamily(
             **_IMAGES,
             **dict.fromkeys(("query_bias", "key_bias", "value_bias"), switch),
             **dict.fromkeys(("proj_bias", "mlp_bias", "use_gated_mlp"), switch),
-            "num_register_tokens": anything,
+            "num_register_tokens": number(at_least=0, whole=True),
             "rope_theta": number(above=0),
         },
         without=(

@@ -210,7 +210,9 @@ def test_buckets_are_torchs(buckets, reach, both):
         ({"feed_forward_proj": "moe-relu"}, "feed_forward_proj is 'moe-relu'"),
         ({"relative_attention_max_distance": 16}, "a distance above their half"),
         ({"is_encoder_decoder": False}, "is_encoder_decoder is False"),
-        ({"d_kv": 0}, "head_size is 0"),
+        ({"d_kv": 0}, "d_kv 0 is not valid"),
+        ({"feed_forward_proj": "gated-sigmoid"}, "feed_forward_proj is 'gated-sigmoid'"),
+        ({"feed_forward_proj": "softplus"}, "feed_forward_proj is 'softplus'"),
     ],
 )
 def test_settings_that_are_refused(change, message):
