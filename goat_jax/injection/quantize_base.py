@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from goat_jax.errors import UserError
 from goat_jax.injection.sharded_init import Sharder
 from goat_jax.nn.dense import Head
 from goat_jax.nn.named_modules import find_modules
@@ -60,7 +61,7 @@ def quantize_base(model: nnx.Module, kind: str, sharder: Sharder | None = None) 
         sharder: sharding of the arrays on a mesh; None for one device.
 
     Raises:
-        UserError: qwix is not installed.
+        UserError: qwix is not installed, or no kernel is frozen.
     """
     before = after = 0
     errors: dict[str, list[Array]] = {}
@@ -69,6 +70,8 @@ def quantize_base(model: nnx.Module, kind: str, sharder: Sharder | None = None) 
         if dense.vocabulary_axis is not None or isinstance(dense.kernel, Head):
             continue
         kernel = dense.kernel[...]
+        if not kernel.size:  # trained in full by its adapter
+            continue
         stacked = kernel if ref.axes else kernel[None]
         where = None
         if sharder is not None:
@@ -81,6 +84,11 @@ def quantize_base(model: nnx.Module, kind: str, sharder: Sharder | None = None) 
             codes, scales = codes[0], scales[0]
         dense.quantized = nnx.data(QuantizedKernel(codes, scales, kind))
         dense.kernel = None  # pyright: ignore[reportAttributeAccessIssue]  (not read any more)
+    if not errors:
+        raise UserError(
+            f"model.quantize {kind!r} finds no frozen kernel: leave it at none, or train fewer "
+            "modules in full"
+        )
     return QuantizeReport(
         kind, before, after, {name: jnp.concatenate(e) for name, e in errors.items()}
     )

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +10,16 @@ import pytest
 from flax import nnx
 
 from goat_jax.adapters.context import Context
-from goat_jax.adapters.methods import METHODS
+from goat_jax.adapters.methods import METHODS, method_spec
 from goat_jax.config.run import ModelConfig
 from goat_jax.errors import UserError
 from goat_jax.injection.inject import inject
 from goat_jax.injection.quantize_base import quantize_base
+from goat_jax.models.decoder.mixture import MixtureConfig
+from goat_jax.models.decoder.model import Decoder, tiny_decoder_config
 from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.nn.dense import Dense, merge_model, split_model
+from goat_jax.nn.named_modules import find_modules
 from goat_jax.nn.quantized_kernel import KINDS, QuantizedForm, dequantize, quantize, quantized_dot
 from tiers import first_of_each
 
@@ -64,16 +68,22 @@ def model_with_goat():
     return model
 
 
+def dequantized(model):
+    """A copy of a model with the float kernels that its codes stand for."""
+    plain = nnx.clone(model)
+    for _, dense in nnx.iter_graph(plain):
+        if isinstance(dense, Dense) and dense.quantized is not None:
+            dense.kernel, dense.quantized = nnx.Param(dense.weights()), nnx.data(None)
+    return plain
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", first_of_each(KINDS, lambda _: (), first=["nf4"]))
 def test_a_quantised_model_computes_with_what_its_codes_say(kind, model_with_goat):
     """Its outputs are those of a model whose kernels are the dequantised ones; stacks included."""
     model, tokens = nnx.clone(model_with_goat), jnp.arange(12).reshape(2, 6) + 5
     report = quantize_base(model, kind)
-    plain = nnx.clone(model)
-    for _, dense in nnx.iter_graph(plain):
-        if isinstance(dense, Dense) and dense.quantized is not None:
-            dense.kernel, dense.quantized = nnx.Param(dense.weights()), nnx.data(None)
+    plain = dequantized(model)
     mask = jnp.ones_like(tokens)
     run = nnx.jit(lambda model: model(tokens, mask, jnp.zeros_like(tokens), ctx=Context()))
     outputs = [run(model), run(plain)]
@@ -87,6 +97,57 @@ def test_a_quantised_model_computes_with_what_its_codes_say(kind, model_with_goa
         all("classifier" in str(path) or "pooler" in str(path) for path in kernels) or not kernels
     )
     assert merge_model(graph, trainable, base).embeddings is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        ("nf4", "goat"),
+        *(pytest.param("int8", m, marks=pytest.mark.nightly) for m in ("lora", "dora")),
+    ],
+)
+def test_adapters_on_the_experts_of_a_quantized_mixture(kind, method):
+    """Codes of each expert's kernel; outputs and the adapters' gradients as with float kernels."""
+    mixture = MixtureConfig(4, 2, 16, (True, False, True), bias=True, clamp=(1.7, 7.0))
+    config = tiny_decoder_config(family="gpt_oss", num_layers=3, mixture=mixture)
+    model = Decoder(config, rngs=nnx.Rngs(0))
+    spec, targets = method_spec(method, total_rank=8), ["gate_proj", "down_proj"]
+    inject(model, spec, targets, key=jax.random.key(1), modules_to_save=())
+    kernels = [ref.module.kernel[...] for ref in find_modules(model) if "experts" in ref.pattern]
+    quantize_base(model, kind)
+    experts = [ref.module for ref in find_modules(model) if "experts" in ref.pattern]
+    assert [dense.weights().shape[:2] for dense in experts] == [(1, 4)] * 6
+    low, high = ERRORS[kind]
+    for dense, kernel in zip(experts, kernels, strict=True):
+        off = np.linalg.norm(dense.weights() - kernel, axis=(-2, -1))
+        shares = off / np.linalg.norm(kernel, axis=(-2, -1))
+        assert (0.5 * low < shares).all() and (shares < 1.3 * high).all()
+    tokens = jnp.arange(12).reshape(2, 6) + 5
+
+    def values(model):
+        graph, trainable, base = split_model(model)
+
+        def loss(trainable, base):
+            logits = merge_model(graph, trainable, base)(tokens, ctx=Context())
+            return jnp.square(logits).mean()
+
+        return jax.jit(jax.value_and_grad(loss))(trainable, base)
+
+    found, expected = values(model), values(dequantized(model))
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_kernel_that_is_trained_in_full_is_not_quantized():
+    model = Encoder(tiny_config(num_layers=1), rngs=nnx.Rngs(0))
+    spec = method_spec("full", whole_model=False)
+    inject(model, spec, ["query"], key=jax.random.key(1), modules_to_save=("classifier",))
+    report = quantize_base(model, "int8")
+    assert report.errors and not any("query" in name for name in report.errors)
+    whole = Encoder(tiny_config(num_layers=1), rngs=nnx.Rngs(0))
+    inject(whole, method_spec("full"), key=jax.random.key(1), modules_to_save=("classifier",))
+    with pytest.raises(UserError, match=r"model.quantize 'int8' finds no frozen kernel: leave it"):
+        quantize_base(whole, "int8")
 
 
 @pytest.mark.nightly  # test_mesh_losses.py reads the program of a mesh
