@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from goat_jax.errors import UserError, nearest
-from goat_jax.interop.modules import write_head, write_rows
+from goat_jax.interop.modules import parameters, write_head, write_rows
 from goat_jax.nn.dense import merge_model, split_model
 from goat_jax.nn.named_modules import find_modules
 from goat_jax.pretrained.packaged_models import ORIGINS
@@ -36,6 +36,7 @@ class Imported:
         head: PyTorch's tensors of the modules that were trained in full.
         revision: the base model's revision on the hub, None if it names none.
         rows: module -> vectors (n, D) of the tokens in `options["trainable_token_indices"]`.
+        frozen: PyTorch's frozen tensors of modules with an adapter, which the model must have, too.
         tokenizer: the folder of a tokenizer with the adapter's tokens, None if it has none.
         parameters: the names or their ends of parameters that PEFT adapts as such.
         config: the adapter_config.json of PEFT; empty for other formats.
@@ -51,6 +52,7 @@ class Imported:
     head: Mapping[str, np.ndarray]
     revision: str | None = None
     rows: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    frozen: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     tokenizer: Path | None = None
     parameters: tuple[str, ...] = ()
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -129,11 +131,19 @@ def check_modules(
             )
         (i, o), a, b = kernels[name], arrays["a"], arrays["b"]
         # A NEAT adapter is a network on the kernel's output axis, from O to O.
+        own = adapter.frozen.get(f"{name}.weight")
+        if own is not None and sorted(own.shape) != sorted((i, o)):
+            raise UserError(
+                f"{adapter.source}: {name} was {own.shape} and is {(i, o)} here: {_MERGE}"
+            )
         if a.shape[-1] != b.shape[-2] or (a.shape[-2], b.shape[-1]) not in ((i, o), (o, o)):
             raise UserError(
                 f"{adapter.source}: the factors of {name} are {a.shape[-2:]} and {b.shape[-2:]}, "
                 f"the model's kernel is {(i, o)}: it is an adapter{_of(adapter)}"
             )
+
+
+_MERGE = "merge the adapter into its own base with PEFT, and train on that"
 
 
 def _of(adapter: Imported) -> str:
@@ -152,9 +162,11 @@ def put_tensors(
         base: the model's frozen pytree.
 
     Raises:
-        UserError: a tensor is missing, or its shape differs from that of the model's adapter.
+        UserError: a tensor is missing, its shape differs from that of the model's adapter, or a
+            frozen one differs from the model's.
     """
     model, used = merge_model(graph, trainable, base), set()
+    _check_frozen(adapter, model)
     for ref in find_modules(model):
         dense_adapter = ref.module.adapter
         if dense_adapter is None:
@@ -175,6 +187,26 @@ def put_tensors(
     write_head(model, adapter.head_modules, lambda name, shape: _head(adapter, name, shape))
     new = split_model(model)[1]
     return jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), new, trainable)
+
+
+def _check_frozen(adapter: Imported, model: nnx.Module) -> None:
+    for ref, parameter, layout in parameters(model):
+        for name in {layout.full_name(each) for each in ref.names()} & set(adapter.frozen):
+            stored = adapter.frozen[name]
+            own = np.asarray(layout.to_torch(np.asarray(getattr(ref.module, parameter)[...])))
+            if not _close(stored, own):
+                raise UserError(
+                    f"{adapter.source} has other frozen values of {name} than the model: {_MERGE}"
+                )
+
+
+def _close(one: np.ndarray, other: np.ndarray) -> bool:
+    """True if two arrays are equal but for rounding in their dtypes, or in an SVD."""
+    if one.shape != other.shape:
+        return False
+    allowed = max(1e-4, *(float(jnp.finfo(array.dtype).eps) for array in (one, other)))
+    wide, exact = one.astype(np.float32), other.astype(np.float32)
+    return bool(np.linalg.norm(wide - exact) <= allowed * np.linalg.norm(exact))
 
 
 def _factor(adapter: Imported, module: str, key: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -78,6 +78,10 @@ def fit_adapter(
             adapter,
             modules={module: adapter.modules[name] for name, module in kept.items()},
             head=head,
+            frozen={
+                _our_tensor(name, architecture, modules) or name: tensor
+                for name, tensor in adapter.frozen.items()
+            },
             rows={
                 _our_name(name, architecture, modules) or name: vectors
                 for name, vectors in adapter.rows.items()

@@ -65,7 +65,7 @@ def import_adapter(
     model = dataclasses.replace(
         settled.model,
         options={**before.model.options, **fitted.options},
-        add_tokens=base.model.add_tokens or added_tokens(adapter, where),
+        add_tokens=base.model.add_tokens or added_tokens(adapter, where, hf.get("vocab_size")),
     )
     chosen = override(dataclasses.replace(settled, model=model), overrides, "goat-jax import")
     if chosen.adapter.forward_scale is not None:
@@ -89,9 +89,18 @@ def import_adapter(
     return 0
 
 
-def added_tokens(adapter: Imported, model: str) -> tuple[str, ...]:
-    """Returns the tokens that an adapter's tokenizer has and that of its base model has not."""
-    if not adapter.rows or adapter.tokenizer is None:
+def added_tokens(adapter: Imported, model: str, size: int | None) -> tuple[str, ...]:
+    """Returns the tokens that an adapter's tokenizer has and that of its base model has not.
+
+    A tokenizer alone adds none: the adapter has vectors of them.
+
+    Args:
+        adapter: the adapter.
+        model: the path of its base model.
+        size: the number of rows in the base model's vocabulary; None if it has none.
+    """
+    grown = size is not None and any(tensor.shape[:1] > (size,) for tensor in adapter.head.values())
+    if not (adapter.rows or grown) or adapter.tokenizer is None:
         return ()
     known, tokenizer = len(load_tokenizer(find_model(model))), load_tokenizer(adapter.tokenizer)
     return tuple(tokenizer.convert_ids_to_tokens(n) for n in range(known, len(tokenizer)))

@@ -35,6 +35,12 @@ NOT_READ = (
 DEFAULTS = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "depth": 0, "scaling": 1.0}
 """PEFT's defaults of the settings that a config omits."""
 
+COPY = r"\.(original_module|modules_to_save)(?=\.(weight|bias)$)"
+"""Parts of names of what PEFT saves of a resized vocabulary beside the trained table itself."""
+
+FROZEN = r"(.+?)(?:\.token_adapter)?\.base_layer\.(weight|bias)"
+"""PEFT's names of frozen parameters, which it saves of adapted or resized vocabularies."""
+
 Options = dict[str, Any]
 
 
@@ -55,12 +61,16 @@ def read_peft(folder: Path, config: Mapping[str, Any]) -> Imported:
             f"{folder} is a PEFT adapter of type {kind}{nearest(kind, READERS)}: "
             f"{', '.join(READERS)} can be read"
         )
-    tensors = {name.removeprefix(PREFIX): value for name, value in read_tensors(folder).items()}
+    stored = {name.removeprefix(PREFIX): value for name, value in read_tensors(folder).items()}
+    copies = {name for name in stored if re.sub(COPY, "", name) in stored.keys() - {name}}
+    tensors = {name: value for name, value in stored.items() if name not in copies}
     rows = {
         name.removesuffix(f".{ROWS}"): tensors.pop(name).astype(np.float32)
         for name in list(tensors)
         if name.endswith(f".{ROWS}")
     }
+    wrapped = {name: match for name in tensors if (match := re.fullmatch(FROZEN, name))}
+    frozen = {f"{match[1]}.{match[2]}": tensors.pop(name) for name, match in wrapped.items()}
     modules, head = _by_module(folder, tensors, NAMES[kind])
     options, overrides = READERS[kind](folder, config, modules)
     options["target_modules"] = tuple(modules)
@@ -75,6 +85,7 @@ def read_peft(folder: Path, config: Mapping[str, Any]) -> Imported:
         head=head,
         revision=_name(config.get("revision")),
         rows=rows,
+        frozen=frozen,
         parameters=tuple(config.get("target_parameters") or ()),
         config=config,
         tokenizer=folder if (folder / "tokenizer_config.json").is_file() else None,
