@@ -113,20 +113,31 @@ class Einsum:
         return tuple(self.kernel_shape[self.k.index(letter)] for letter in letters)
 
     def matrix(self, kernel: Array) -> Array:
-        moved = jnp.einsum(f"{self.k}->{self._inputs}{self._outputs}", kernel)
+        moved = _transposed(kernel, self.k, self._inputs + self._outputs)
         return moved.reshape(math.prod(self._sizes(self._inputs)), -1)
 
     def kernel(self, matrix: Array) -> Array:
         order = self._inputs + self._outputs
-        return jnp.einsum(f"{order}->{self.k}", matrix.reshape(self._sizes(order)))
+        return _transposed(matrix.reshape(self._sizes(order)), order, self.k)
 
     def tokens(self, x: Array) -> Array:
-        moved = jnp.einsum(f"{self.x}->{self._rest}{self._inputs}", x)
+        moved = _transposed(x, self.x, self._rest + self._inputs)
         return moved.reshape(*moved.shape[: moved.ndim - len(self._inputs)], -1)
 
     def output(self, delta: Array) -> Array:
         whole = delta.reshape(*delta.shape[:-1], *self._sizes(self._outputs))
-        return jnp.einsum(f"{self._rest}{self._outputs}->{self.y}", whole)
+        return _transposed(whole, self._rest + self._outputs, self.y)
+
+
+def _transposed(array: Array, source: str, target: str) -> Array:
+    """Reorders an array's axes from one term of an einsum to another.
+
+    Not by `jnp.einsum`: qwix would take it for a product of the layer and quantize it.
+    """
+    hidden = array.ndim - len(source.replace("...", ""))
+    ellipsis = "".join(map(chr, range(hidden)))  # a name for each of its axes
+    source, target = (term.replace("...", ellipsis) for term in (source, target))
+    return array.transpose([source.index(axis) for axis in target])
 
 
 def read_einsum(text: str, kernel_shape: tuple[int, ...]) -> Einsum:

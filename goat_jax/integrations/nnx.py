@@ -7,8 +7,10 @@ variable type `Factor`: ``nnx.Optimizer(model, tx, wrt=Factor)``, ``nnx.DiffStat
 from __future__ import annotations
 
 import contextvars
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Protocol, TypeGuard
 
 import jax
@@ -23,21 +25,33 @@ from goat_jax.injection.targets import ALL_LINEAR, Targets
 from goat_jax.integrations.attach import (
     Adapted,
     choose,
-    delta_of,
     name_of,
     start_layer,
     sum_of_losses,
 )
 from goat_jax.integrations.matmul_views import Axes, MatmulView, read_einsum
-from goat_jax.nn.dense import Adapter, Factor, Sown, sow
+from goat_jax.nn.dense import Adapter, Factor, Sown
 from goat_jax.nn.named_modules import name_number
 from goat_jax.typing import Array, Factors, Key
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearLayer:
+    """How to adapt the layers of a class.
+
+    Attributes:
+        view: function from a layer to its view as a matrix product: `Axes` or `read_einsum`.
+        kernel: name of the layer's parameter that holds the kernel.
+    """
+
+    view: Callable[[Any], MatmulView]
+    kernel: str = "kernel"
 
 
 class _AdaptedLayer(Protocol):
     """A layer of a class of `_adapted_class`."""
 
-    kernel: nnx.Param[Array]
+    kernel_name: str
     adapter: Adapter
     view: MatmulView
 
@@ -47,7 +61,12 @@ _CONTEXT = contextvars.ContextVar("goat_jax context of a call", default=EVAL)
 
 
 def adapt_nnx(
-    model: nnx.Module, spec: AdapterSpec, target_modules: Targets = ALL_LINEAR, *, key: Key
+    model: nnx.Module,
+    spec: AdapterSpec,
+    target_modules: Targets = ALL_LINEAR,
+    *,
+    key: Key,
+    layers: Mapping[type, LinearLayer] = MappingProxyType({}),
 ) -> Adapted:
     """Attaches an adapter to every targeted layer of an NNX model, in place.
 
@@ -58,6 +77,7 @@ def adapt_nnx(
         target_modules: a regular expression over paths such as "blocks.0.attention.query", a list
             of endings, or "all-linear".
         key: PRNG key; every layer's key is derived from it by name.
+        layers: further classes of layers and how to adapt them.
 
     Raises:
         UserError: a target that matches nothing or cannot be adapted, with the reason.
@@ -72,18 +92,21 @@ def adapt_nnx(
     modules = {name_of(path): module for path, module in nnx.iter_modules(model)}
     if any(isinstance(module, Adapter) for module in modules.values()):
         raise UserError("the model has adapters already: start from a new one")
+    kinds = {**layers, **LAYERS}
     views_or_reasons = {
-        name: _view(module) for name, module in modules.items() if _has_kernel(module)
+        name: _view(module, kinds) for name, module in modules.items() if _has_kernel(module)
     }
     chosen, left = choose(views_or_reasons, spec, target_modules)
     for name, view in chosen.items():
         module: Any = modules[name]
-        start, kernel = start_layer(module.kernel[...], view, spec, key, name)
-        module.kernel.set_value(kernel)
+        kind = _kind_of(module, kinds)
+        kernel = getattr(module, kind.kernel)
+        start, edited = start_layer(kernel[...], view, spec, key, name)
+        kernel.set_value(edited)
         salt = name_number(name)
         module.adapter = Adapter(start.factors, start.scale, spec, salt, start.constants)
         module.view = view
-        module.__class__ = _adapted_class(type(module))
+        module.__class__ = _adapted_class(type(module), kind.kernel)
     trained = jax.tree.leaves(nnx.state(model, Factor))
     return Adapted(tuple(chosen), left, sum(leaf.size for leaf in trained))
 
@@ -124,13 +147,30 @@ def merge_nnx(model: nnx.Module) -> None:
     """Folds every adapter into its kernel, in place, and restores the layers' original classes.
 
     Raises:
-        UserError: experts whose weights differ by token or task.
+        UserError: experts whose weights differ by token or task, a kernel that qwix has quantized.
     """
     for _, module in list(nnx.iter_modules(model)):
         if _is_adapted(module):
-            module.kernel.set_value(_folded(module))
+            kernel = _kernel(module)
+            if not isinstance(kernel, nnx.Param):
+                raise UserError(f"{module.kernel_name} is quantized: merge before quantize_model")
+            kernel.set_value(_folded(module))
             module.__class__ = getattr(type(module), PLAIN)
             del module.adapter, module.view
+
+
+def _kernel(module: _AdaptedLayer) -> nnx.Param[Array]:
+    return getattr(module, module.kernel_name)
+
+
+def _kernel_array(module: _AdaptedLayer) -> Array:
+    """Returns the kernel, also if qwix has put codes in its place; most methods never read it."""
+    kernel = _kernel(module)[...]
+    if isinstance(kernel, jax.Array):
+        return kernel
+    import qwix
+
+    return qwix.dequantize(kernel.array)
 
 
 def _folded(module: _AdaptedLayer) -> Array:
@@ -139,26 +179,28 @@ def _folded(module: _AdaptedLayer) -> Array:
     def fold(kernel: Array, arrays: Factors, scale: Array) -> Array:
         return view.kernel(merge_adapter(view.matrix(kernel), arrays, scale, adapter.spec))
 
-    kernel = module.kernel[...]
+    kernel = _kernel(module)[...]
     for _ in range(kernel.ndim - len(view.kernel_shape)):
         fold = jax.vmap(fold)
     return fold(kernel, adapter.factors() | adapter.constants(), adapter.scale[...])
 
 
 @functools.cache
-def _adapted_class(kind: type) -> type:
+def _adapted_class(kind: type, kernel_name: str) -> type:
     """Returns a subclass whose call adds the adapter's delta; both classes have the same layout."""
 
     def call(self: _AdaptedLayer, x: Array, *args: Any, **kwargs: Any) -> Array:
         y = kind.__call__(self, x, *args, **kwargs)
-        adapter, ctx = self.adapter, _CONTEXT.get().fold(self.adapter.salt)
-        arrays = adapter.factors() | adapter.constants()
-        kernel, scale = self.kernel[...], adapter.scale[...]
-        delta, report = delta_of(x, kernel, self.view, arrays, scale, adapter.spec, ctx, y)
-        sow(adapter, "report", report)
-        return y + delta
+        tokens = self.view.tokens(x).astype(y.dtype)
+        delta = self.adapter(tokens, self.view.matrix(_kernel_array(self)), _CONTEXT.get())
+        return y + self.view.output(delta).astype(y.dtype)
 
-    attributes = {"__module__": __name__, "__call__": call, PLAIN: kind}
+    attributes = {
+        "__module__": __name__,
+        "__call__": call,
+        "kernel_name": kernel_name,
+        PLAIN: kind,
+    }
     return type(f"Adapted{kind.__name__}", (kind,), attributes)
 
 
@@ -176,16 +218,33 @@ def _has_kernel(module: object) -> bool:
     return any(jnp.ndim(value[...]) >= 2 for value in values)
 
 
-def _view(module: object) -> MatmulView | str:
+def _kind_of(module: object, kinds: Mapping[type, LinearLayer]) -> LinearLayer:
+    return next(kinds[kind] for kind in kinds if isinstance(module, kind))
+
+
+def _view(module: object, kinds: Mapping[type, LinearLayer]) -> MatmulView | str:
     """Returns a module's view as a matrix product, or the reason why it has none."""
-    for kind, view in VIEWS.items():
-        if isinstance(module, kind):
-            try:
-                return view(module)
-            except UserError as error:
-                return str(error)
-    known = ", ".join(f"nnx.{kind.__name__}" for kind in VIEWS)
-    return f"{type(module).__name__} is none of {known}"
+    if not isinstance(module, tuple(kinds)):
+        return f"{type(module).__name__} is none of {', '.join(map(_class_name, kinds))}"
+    kind = _kind_of(module, kinds)
+    kernel = getattr(module, kind.kernel, None)
+    if not isinstance(kernel, nnx.Param) or not hasattr(kernel[...], "shape"):
+        return f"{type(module).__name__} has no array {kind.kernel}"
+    try:
+        view = kind.view(module)
+    except UserError as error:
+        return str(error)
+    shape = kernel[...].shape
+    if shape[len(shape) - len(view.kernel_shape) :] != view.kernel_shape:
+        return (
+            f"its {kind.kernel} has the shape {shape}, a single layer's {view.kernel_shape}: the "
+            "axis of stacked layers has to come first"
+        )
+    return view
+
+
+def _class_name(kind: type) -> str:
+    return f"nnx.{kind.__name__}" if kind in LAYERS else kind.__name__
 
 
 def _linear(module: nnx.Linear) -> MatmulView:
@@ -206,9 +265,9 @@ def _einsum(module: nnx.Einsum) -> MatmulView:
     return read_einsum(module.einsum_str, tuple(module.kernel_shape))
 
 
-VIEWS: dict[type, Callable[[Any], MatmulView]] = {
-    nnx.Linear: _linear,
-    nnx.LinearGeneral: _general,
-    nnx.Einsum: _einsum,
+LAYERS: dict[type, LinearLayer] = {
+    nnx.Linear: LinearLayer(_linear),
+    nnx.LinearGeneral: LinearLayer(_general),
+    nnx.Einsum: LinearLayer(_einsum),
 }
-"""Class of a layer -> function from the layer to its view as a matrix product."""
+"""Flax's classes of layers that are adapted."""

@@ -19,8 +19,11 @@ from goat_jax.nn.quantized_kernel import QuantizedKernel
 from goat_jax.typing import Array, Factors, PyTree
 
 
-class Factor(nnx.Param):
-    """A trained array of an adapter."""
+class Factor(nnx.LoRAParam):
+    """A trained array of an adapter.
+
+    Trainers that look for Flax's `LoRAParam`, such as tunix's, train and save these arrays alone.
+    """
 
 
 class Head(nnx.Param):

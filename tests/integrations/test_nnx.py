@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import qwix
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from goat_jax import Context, Factor, adapt_nnx, merge_nnx, method_spec, run_adapted
 from goat_jax.core.residual import delta_weight
 from goat_jax.errors import UserError
+from goat_jax.integrations.matmul_views import Axes
+from goat_jax.integrations.nnx import LinearLayer
 from goat_jax.nn.dense import Adapter
 from goat_jax.testing import CountTraces, assert_close
 from tiers import each
@@ -211,3 +214,60 @@ def test_bad_targets():
     adapt_nnx(model, GOAT, ["up"], key=KEY)
     with pytest.raises(UserError, match="has adapters already"):
         adapt_nnx(model, GOAT, ["down"], key=KEY)
+
+
+class Scaled(nnx.Module):
+    """A layer that Flax does not have: its kernel has another name."""
+
+    def __init__(self, inputs, outputs, rngs):
+        self.shape = inputs, outputs
+        self.w = nnx.Param(jax.random.normal(rngs.params(), (inputs, outputs)))
+
+    def __call__(self, x):
+        return jnp.einsum("...i,io->...o", x, self.w[...])
+
+
+SCALED = LinearLayer(lambda layer: Axes(*((size,) for size in layer.shape)), kernel="w")
+
+
+def test_a_class_of_other_people_s_is_adapted_if_told_how():
+    model = nnx.Sequential(Scaled(16, 12, nnx.Rngs(0)))
+    before = model(X)
+    with pytest.raises(UserError, match=r"layers\.0: Scaled is none of nnx\.Linear"):
+        adapt_nnx(model, GOAT, key=KEY)
+    lora = method_spec("lora", total_rank=4)
+    assert adapt_nnx(model, lora, key=KEY, layers={Scaled: SCALED}).modules == ("layers.0",)
+    adapter = adapter_of(model.layers[0])
+    adapter.b.set_value(adapter.b[...] + 0.1)
+    moved = model(X)
+    assert float(jnp.abs(moved - before).max()) > 1e-2
+    merge_nnx(model)
+    assert_close(model(X), moved, 1e-5)
+    assert type(model.layers[0]) is Scaled
+
+
+def test_a_kernel_that_is_not_as_told_is_refused():
+    layer = Scaled(16, 12, nnx.Rngs(0))
+    layer.w.set_value(jnp.ones((16, 3, 12)))
+    with pytest.raises(UserError, match=r"w has the shape \(16, 3, 12\), .* has to come first"):
+        adapt_nnx(layer, GOAT, key=KEY, layers={Scaled: SCALED})
+    with pytest.raises(UserError, match="Scaled has no array kernel"):
+        adapt_nnx(layer, GOAT, key=KEY, layers={Scaled: LinearLayer(SCALED.view)})
+
+
+@pytest.mark.parametrize(
+    "layer", [nnx.Linear(32, 16, rngs=nnx.Rngs(0)), Scaled(32, 16, nnx.Rngs(0))]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_qwix_quantizes_the_kernel_and_no_adapter(layer):
+    model, x = nnx.Sequential(layer), jax.random.normal(KEY, (3, 32))
+    adapt_nnx(model, method_spec("dora", total_rank=4), key=KEY, layers={Scaled: SCALED})
+    factors = nnx.state(model, Factor)
+    rule = qwix.QuantizationRule(module_path="layers/0", weight_qtype=jnp.int8)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        quantized = qwix.quantize_model(model, qwix.PtqProvider([rule]), x)
+        error = jnp.abs(quantized(x) - model(x)).max()
+    assert 0 < error < 0.05 * jnp.abs(model(x)).max()
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(quantized, Factor), factors)
+    with pytest.raises(UserError, match="is quantized: merge before quantize_model"):
+        merge_nnx(quantized)
