@@ -1,6 +1,7 @@
 """NNX models that were not written for us: Flax's own attention, and layers of every kind."""
 
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -237,7 +238,7 @@ def test_a_class_of_other_people_s_is_adapted_if_told_how():
         adapt_nnx(model, GOAT, key=KEY)
     lora = method_spec("lora", total_rank=4)
     assert adapt_nnx(model, lora, key=KEY, layers={Scaled: SCALED}).modules == ("layers.0",)
-    adapter = adapter_of(model.layers[0])
+    adapter: Any = adapter_of(model.layers[0])
     adapter.b.set_value(adapter.b[...] + 0.1)
     moved = model(X)
     assert float(jnp.abs(moved - before).max()) > 1e-2
