@@ -223,7 +223,8 @@ def _applied(
 ) -> tuple[Any, Report]:
     run: Callable[..., tuple[Any, Routing]] = partial(_apply, combine)
     bits = None
-    if spec.dropout and ctx.key is not None:
+    if _drops(spec, ctx):
+        assert ctx.key is not None
         bits = mask_bits(x, spec.dropout, ctx.key, spec.combine.dropout_copies(spec))
         # The backward pass makes the dropped copy again from x, which is kept anyway, and its mask.
         run = jax.checkpoint(run, policy=KEPT, static_argnums=5)
@@ -235,6 +236,11 @@ def _applied(
         hidden = jnp.einsum("...i,eir->...er", x.astype(jnp.float32), a)
         report = _with_equations(report, hidden, inputs, spec, ctx)
     return delta, report
+
+
+def _drops(spec: AdapterSpec, ctx: Context) -> bool:
+    """Returns whether the adapter reads another input than the frozen kernel."""
+    return spec.dropout > 0 and ctx.key is not None
 
 
 def _with_equations(
@@ -298,12 +304,23 @@ def _apply(
 
 
 def apply_layer(
-    x: Array, kernel: Array, arrays: Factors, scale: Array, spec: AdapterSpec, ctx: Context
+    x: Array,
+    kernel: Array,
+    arrays: Factors,
+    scale: Array,
+    spec: AdapterSpec,
+    ctx: Context,
+    product: Array | None = None,
 ) -> tuple[Array, Report]:
-    """Computes the output (..., O) of frozen kernel plus adapter, and the adapter's report."""
+    """Computes the output (..., O) of frozen kernel plus adapter, and the adapter's report.
+
+    The arguments are those of `apply_adapter`.
+    """
     if spec.combine.replaces:
         return apply_adapter(x, kernel, arrays, scale, spec, ctx)
-    product = jnp.dot(x, kernel.astype(x.dtype))
+    product = jnp.dot(x, kernel.astype(x.dtype)) if product is None else product
+    if spec.combine.scales and not _drops(spec, ctx):
+        return _applied(spec.combine.output, x, kernel, arrays, scale, spec, ctx, product)
     delta, report = apply_adapter(x, kernel, arrays, scale, spec, ctx, product)
     return product + delta, report
 

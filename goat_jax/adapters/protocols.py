@@ -226,6 +226,7 @@ class Combine(Protocol):
         layout: the factors it works on, a key of `LAYOUTS`.
         replaces: whether it computes the layer's complete output instead of an addition to
             ``x @ kernel``.
+        scales: whether its addition scales ``x @ kernel`` too, so that `output` computes both at once.
         starts_plain: whether it initially equals ``sum_i w_i s_i a_i b_i``, which kernel edits may
             subtract.
         looks_up: whether x enters by `hidden` and `product` alone. Then it works on tables too,
@@ -234,6 +235,7 @@ class Combine(Protocol):
 
     layout: ClassVar[str]
     replaces: ClassVar[bool]
+    scales: ClassVar[bool] = False
     starts_plain: ClassVar[bool]
     looks_up: ClassVar[bool] = False
 
@@ -266,6 +268,11 @@ class Combine(Protocol):
     def __call__(self, inputs: CombineInputs) -> Array:
         """Returns what is added to ``x @ kernel``, or replaces it: (..., O)."""
         ...
+
+    def output(self, inputs: CombineInputs) -> Array:
+        """Returns ``inputs.product`` plus what a call returns, (..., O)."""
+        assert inputs.product is not None
+        return inputs.product + self(inputs)
 
     def products(self, inputs: CombineInputs) -> tuple[tuple[Array, Array], ...]:
         """Returns what a call returns as pairs of (..., Q) and (Q, O), whose products it sums.

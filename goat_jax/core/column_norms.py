@@ -37,40 +37,93 @@ def column_norms(kernel: Array, a: Array, b: Array, scale: Array) -> Array:
     return jnp.sqrt(jnp.maximum(squares, 0.0))
 
 
-SUM = "sum_with_adapter"
-"""Name of the output before its columns are scaled, for rematerialization policies."""
+LEAST_GAIN = 1e-20
+"""Smallest factor of a column. It stands for zero, which would leave nothing to divide by."""
 
 
 @jax.custom_vjp
-def scaling_change(gain: Array, product: Array, delta: Array) -> Array:
-    """Computes ``gain * (product + delta) - product``: what scaling adds to the frozen output.
+def scaled_sum(gain: Array, product: Array, delta: Array) -> Array:
+    """Computes ``gain * (product + delta)`` and keeps its own result for the gain's gradient.
 
-    The gradient of the gain needs the sum of product and delta, so only their sum is kept for the
-    backward pass, instead of both.
+    That gradient needs the sum. It is the result over the gain, and whatever follows the layer
+    keeps the result anyway, so nothing of the output's size is kept for this gradient alone.
 
     Args:
         gain: the factor of each output (O,).
         product: the frozen layer's output (..., O).
         delta: what the adapter adds before the scaling, (..., O).
 
+    Returns:
+        The scaled sum (..., O) in delta's dtype.
+
+    >>> scaled_sum(jnp.array([2.0]), jnp.array([[3.0]]), jnp.array([[1.0]]))
+    Array([[8.]], dtype=float32)
+    """
+    return _scaled(_not_zero(gain), product + delta)
+
+
+def _sum_forward(gain: Array, product: Array, delta: Array) -> tuple[Array, tuple[Array, Array]]:
+    output = scaled_sum(gain, product, delta)
+    return output, (gain, output)
+
+
+def _sum_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array, Array]:
+    gain, output = saved
+    used = _not_zero(gain)
+    for_sum = _scaled(used, gradient)
+    return (_over_tokens(gradient, output) / used).astype(gain.dtype), for_sum, for_sum
+
+
+scaled_sum.defvjp(_sum_forward, _sum_backward)
+
+
+SUM = "sum_with_adapter"
+"""Name of the output before its columns are scaled, for rematerialization policies."""
+
+
+@jax.custom_vjp
+def scaling_change(gain: Array, product: Array, delta: Array) -> Array:
+    """Computes ``gain * (product + delta) - product``: what scaling adds to a frozen output.
+
+    The gradient of the gain needs the sum of product and delta, so only their sum is kept for the
+    backward pass, instead of both. With dropout the frozen output has another input than this
+    product, so that the sum is no part of the layer's output (`scaled_sum`).
+
+    Args:
+        gain: the factor of each output (O,).
+        product: the frozen kernel's product (..., O).
+        delta: what the adapter adds before the scaling, (..., O).
+
     >>> scaling_change(jnp.array([2.0]), jnp.array([[3.0]]), jnp.array([[1.0]]))
     Array([[5.]], dtype=float32)
     """
-    gain = jnp.broadcast_to(gain, delta.shape).astype(delta.dtype)
-    return (gain - 1) * product + gain * delta
+    return _scaled(gain - 1, product) + _scaled(gain, delta)
 
 
-def _forward(gain: Array, product: Array, delta: Array) -> tuple[Array, tuple[Array, Array]]:
+def _change_forward(gain: Array, product: Array, delta: Array) -> tuple[Array, tuple[Array, Array]]:
     kept = checkpoint_name(product + delta, SUM)
     return scaling_change(gain, product, delta), (gain, kept)
 
 
-def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array, Array]:
+def _change_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array, Array]:
     gain, kept = saved
-    dtype = wide(kept.dtype)
-    for_gain = (gradient.astype(dtype) * kept.astype(dtype)).sum(range(kept.ndim - 1))
-    own = jnp.broadcast_to(gain, kept.shape).astype(kept.dtype)
-    return for_gain.astype(gain.dtype), (own - 1) * gradient, own * gradient
+    for_gain = _over_tokens(gradient, kept).astype(gain.dtype)
+    return for_gain, _scaled(gain - 1, gradient), _scaled(gain, gradient)
 
 
-scaling_change.defvjp(_forward, _backward)
+scaling_change.defvjp(_change_forward, _change_backward)
+
+
+def _scaled(gain: Array, y: Array) -> Array:
+    """Multiplies y (..., O) by a factor of each output, in the gain's dtype; returns y's."""
+    return (jnp.broadcast_to(gain, y.shape) * y.astype(gain.dtype)).astype(y.dtype)
+
+
+def _not_zero(gain: Array) -> Array:
+    return jnp.where(jnp.abs(gain) < LEAST_GAIN, jnp.asarray(LEAST_GAIN, gain.dtype), gain)
+
+
+def _over_tokens(x: Array, y: Array) -> Array:
+    """Sums the products of x and y (..., O) over all tokens, in float32 at least."""
+    dtype = wide(x.dtype)
+    return (x.astype(dtype) * y.astype(dtype)).sum(range(x.ndim - 1))

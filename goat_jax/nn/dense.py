@@ -12,7 +12,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from goat_jax.adapters.adapter import adapter_products, apply_adapter, look_up_adapter
+from goat_jax.adapters.adapter import (
+    adapter_products,
+    apply_adapter,
+    apply_layer,
+    look_up_adapter,
+)
 from goat_jax.adapters.context import Context
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.nn.quantized_kernel import QuantizedKernel
@@ -91,12 +96,23 @@ class Adapter(nnx.Module):
         """True if the adapter's output replaces ``x @ kernel`` instead of being added to it."""
         return self.spec.combine.replaces
 
+    @property
+    def completes(self) -> bool:
+        """True if `output` should compute the complete output, from ``x @ kernel`` if it helps."""
+        return self.replaces or self.spec.combine.scales
+
     def __call__(
         self, x: Array, kernel: Array, ctx: Context, product: Array | None = None
     ) -> Array:
         delta, report = apply_adapter(x, kernel, *self._settings(ctx), product)
         sow(self, "report", report)
         return delta
+
+    def output(self, x: Array, kernel: Array, ctx: Context, product: Array | None) -> Array:
+        """Returns the layer's output before its bias; `product` is ``x @ kernel`` if it is known."""
+        output, report = apply_layer(x, kernel, *self._settings(ctx), product)
+        sow(self, "report", report)
+        return output
 
     def products(self, x: Array, kernel: Array, ctx: Context) -> tuple[tuple[Array, Array], ...]:
         """Returns factors whose products add up to what a call returns (`Combine.products`)."""
@@ -174,9 +190,9 @@ class Dense(Adaptable):
 
     def __call__(self, x: Array, ctx: Context) -> Array:
         adapter = self.adapter
-        if adapter is not None and adapter.replaces:
-            return self._add_bias(adapter(x, self.weights(), ctx))
-        product = self._product(x)
+        product = None if adapter is not None and adapter.replaces else self._product(x)
+        if adapter is not None and adapter.completes:
+            return self._add_bias(adapter.output(x, self.weights(), ctx, product))
         y = self._add_bias(product)
         return y if adapter is None else y + adapter(x, self.weights(), ctx, product)
 

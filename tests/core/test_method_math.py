@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from goat_jax.core.aux_losses import localized_balance, threshold_balance
-from goat_jax.core.column_norms import column_norms
+from goat_jax.core.column_norms import column_norms, scaled_sum
 from goat_jax.core.orthogonality import gram_norms
 from goat_jax.core.routers import Routing, route_threshold
+from goat_jax.testing import assert_close
 
 
 def random(*shape, seed=0):
@@ -74,3 +75,20 @@ def test_localized_balance(delta):
 def test_the_use_of_one_expert_by_one_example_is_balanced():
     ones = jnp.ones((1, 3, 1))
     assert localized_balance(Routing(ones, ones, ones > 0), None, 0.0) == 0
+
+
+@pytest.mark.parametrize("first", [0.7, 0.0])
+def test_the_scaled_sum_s_gradients_come_from_its_result(first):
+    """Also those of a factor of zero, where nothing can be divided by it."""
+    gain = jnp.asarray([first, -1.5, 1e-3])
+    product, delta, weights = (random(2, 4, 3, seed=seed) for seed in range(3))
+
+    def plain(gain, product, delta):
+        return jnp.broadcast_to(gain, product.shape) * (product + delta)
+
+    found, expected = (
+        jax.vjp(f, gain, product, delta)[1](jnp.asarray(weights))
+        for f in (jax.jit(scaled_sum), plain)
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_close(ours, theirs, 1e-6)

@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from goat_jax.adapters.protocols import Combine, CombineInputs, Extras
 from goat_jax.adapters.spec import AdapterSpec
-from goat_jax.core.column_norms import column_norms, scaling_change
+from goat_jax.core.column_norms import column_norms, scaled_sum, scaling_change
 from goat_jax.core.dispatch import HIDDEN, dispatch, expand, flat, gated
 from goat_jax.core.precision import wide
 from goat_jax.core.residual import delta_weight, side_by_side
@@ -112,6 +112,8 @@ class MagnitudeAndDirection(SumOfExperts):
     ``x W0`` and ``x a b`` of the adapter see the same dropped-out x; the frozen branch sees x.
     """
 
+    scales: ClassVar[bool] = True
+
     def check(self, spec: AdapterSpec) -> None:
         """Refuses weights that differ by token or task: each output has a single length."""
         if not spec.router.mergeable:
@@ -136,11 +138,15 @@ class MagnitudeAndDirection(SumOfExperts):
             raise UserError(
                 "DoRA applies one dropout mask to x for all terms: set dropout_per_expert=false"
             )
-        delta = super().__call__(inputs)
-        gain = self._gain(kernel, inputs.arrays, inputs.scale)
         product = inputs.product
         product = jnp.dot(x, kernel.astype(x.dtype)) if product is None else product
-        return scaling_change(gain, product, delta)
+        gain = self._gain(kernel, inputs.arrays, inputs.scale)
+        return scaling_change(gain, product, super().__call__(inputs))
+
+    def output(self, inputs: CombineInputs) -> Array:
+        assert inputs.product is not None
+        gain = self._gain(inputs.kernel, inputs.arrays, inputs.scale)
+        return scaled_sum(gain, inputs.product, super().__call__(inputs))
 
     def products(self, inputs: CombineInputs) -> tuple[tuple[Array, Array], ...]:
         gain = self._gain(inputs.kernel, inputs.arrays, inputs.scale)
