@@ -13,7 +13,7 @@ import numpy as np
 
 from goat_jax.bench.turns import take_turns
 from goat_jax.core.gram_svd import gram_flops
-from goat_jax.core.svd import Svd, block_heads, minor, principal
+from goat_jax.core.svd import Svd, block_heads, minor, principal, svd_flops
 from goat_jax.injection.svd_cache import ROUTES
 
 SIZES = ((1024, 1024), (1024, 2816))
@@ -116,7 +116,7 @@ def _flops(route: str, rows: int, columns: int) -> int:
     side, wide = sorted((rows, columns))
     counts = {
         "lapack": 6 * side**2 * wide + 20 * side**3,
-        "gram": 4 * side**2 * wide + 9 * side**3,
+        "gram": svd_flops(rows, columns),
         "device": gram_flops(rows, columns),
     }
     return counts[route]

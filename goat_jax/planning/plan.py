@@ -23,6 +23,7 @@ from goat_jax.sharding.rules import ShardingRules, make_sharding_rules
 from goat_jax.training.abstract_run import AbstractRun, abstract_run
 from goat_jax.training.logging.flops import matmul_flops
 from goat_jax.training.shardings import check_batches
+from goat_jax.training.task_types import task_type_of
 
 
 class DoesNotFit(UserError):
@@ -50,6 +51,7 @@ class StepPlan:
             plain scores on a CPU.
         remedies: the options that would make the step smaller.
         start: the decompositions before the first step.
+        tokens: the most tokens of a row; None if rows are images.
     """
 
     devices: int
@@ -65,7 +67,8 @@ class StepPlan:
     total: int
     attention: str | None = None
     remedies: str = ""
-    start: StartPlan = StartPlan(0, 0)
+    start: StartPlan = StartPlan(0, 0, 0)
+    tokens: int | None = None
 
     def check_memory(self, memory: float) -> None:
         """Checks that the step fits into so many bytes per device.
@@ -135,6 +138,7 @@ def plan(config: RunConfig, topology: Topology, model: str | Path | None = None)
         attention=run.attention,
         remedies=smaller,
         start=start_plan(config.adapter.spec(), run.inject_report),
+        tokens=config.train.max_length if _has_tokens(config) else None,
     )
 
 
@@ -154,6 +158,10 @@ def _compiled(
             f"the step does not fit into the devices' memory ({_exhausted(str(error))}): "
             f"try {smaller}"
         ) from error
+
+
+def _has_tokens(config: RunConfig) -> bool:
+    return task_type_of(config.task).unit == "tokens"
 
 
 def _exhausted(error: str) -> str:

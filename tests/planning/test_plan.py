@@ -246,6 +246,21 @@ def test_policies_are_compared_by_bytes_and_recomputed_flops():
     ]
 
 
+def test_a_report_says_how_long_rows_are_and_who_decomposes():
+    one = dataclasses.replace(
+        step_of(GIB), rows=1, tokens=4096, start=StartPlan(2, 4 * 10**14, 10**14)
+    )
+    on_gpu = verb.report(one, find_topology("cpu:1", "h100"), None)
+    assert on_gpu.startswith("1 device of cpu:1, no mesh; 1 row of 4,096 tokens a step; trained")
+    assert "\nat most 4,050,944 tokens/s, 4,050,944 per device\n" in on_gpu  # 1e12 FLOPs at 989e12
+    assert "once, 4.000e+14 FLOPs, about 76 s (an estimate" in on_gpu
+    on_tpu = verb.report(dataclasses.replace(one, rows=2), find_topology("cpu:1", "v5e"), None)
+    assert "; 2 rows of 4,096 tokens a step" in on_tpu
+    assert "once on the hosts, 1.000e+14 FLOPs, about 0.7 hours of one core" in on_tpu
+    images = verb.report(dataclasses.replace(one, tokens=None), find_topology("cpu:1", "v5e"), None)
+    assert "tokens" not in images
+
+
 def test_a_start_counts_the_kernels_of_methods_that_decompose():
     rows = (
         Row("layers.{}.up", range(2, 5), (64, 96), 1, "adapter"),
@@ -259,8 +274,10 @@ def test_a_start_counts_the_kernels_of_methods_that_decompose():
         sum(4 * h**2 * wide + 9 * h**3 for h in (64, 56, 28)) + 2 * 64 * (56**2 + 28**2)
         for wide in (96, 64)
     )
-    assert start == StartPlan(4, 3 * up + pooler)
-    assert start_plan(method_spec("lora"), found) == StartPlan(0, 0)
+    host = sum(4 * 64**2 * wide + 9 * 64**3 for wide in (96, 96, 96, 64))
+    assert start == StartPlan(4, 3 * up + pooler, host)
+    assert start.core_hours == host / 40e9 / 3600
+    assert start_plan(method_spec("lora"), found) == StartPlan(0, 0, 0)
     chip = expect(Chip, find_topology("cpu:1", "v5e").chip)
     assert start.seconds(chip, 2) == 2 * start.seconds(chip, 64)  # four kernels, four devices
     assert start.seconds(chip, 1) > start.flops / chip.flops

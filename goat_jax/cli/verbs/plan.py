@@ -15,7 +15,7 @@ from goat_jax.hardware.topologies import Topology, find_topology
 from goat_jax.nn.stack import REMAT
 from goat_jax.planning.plan import DoesNotFit, StepPlan, largest_rows
 from goat_jax.planning.plan import plan as plan_run
-from goat_jax.planning.start import SHARE
+from goat_jax.planning.start import CORE, SHARE
 from goat_jax.text_tables import human_count, render_table
 
 
@@ -106,8 +106,10 @@ def report(step: StepPlan, target: Topology, rows: int | None) -> str:
         rows: the largest number of rows per part of the batch, or None if not searched for.
     """
     sizes = " x ".join(f"{name} {size}" for name, size in step.mesh.items()) or "no mesh"
+    length = f" of {step.tokens:,} tokens" if step.tokens else ""
     lines = [
-        f"{step.devices} devices of {target.name}, {sizes}; {step.rows} rows a step; trained "
+        f"{_several(step.devices, 'device')} of {target.name}, {sizes}; "
+        f"{_several(step.rows, 'row')}{length} a step; trained "
         f"{human_count(step.trained)} of {human_count(step.total)} parameters",
         *([step.attention] if step.attention else []),
         "",
@@ -134,6 +136,9 @@ def report(step: StepPlan, target: Topology, rows: int | None) -> str:
         slowest = max(bounds, key=lambda name: bounds[name])
         each = ", ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in bounds.items())
         lines.append(f"at least {bounds[slowest] * 1e3:.1f} ms a step, by {slowest} ({each})")
+        if step.tokens:
+            most = step.rows * step.tokens / bounds[slowest]
+            lines.append(f"at most {most:,.0f} tokens/s, {most / step.devices:,.0f} per device")
         if step.peak <= target.chip.memory:
             lines.append(f"fits into {_gib(target.chip.memory)} GiB")
     lines += _start(step, target)
@@ -177,11 +182,26 @@ def _start(step: StepPlan, target: Topology) -> list[str]:
     start = step.start
     if not start.kernels:
         return []
-    line = f"start: {start.kernels} kernels to decompose once, {start.flops:.3e} FLOPs"
-    if target.chip is None or target.chip.cuda is None:  # the host decomposes, whose speed differs
-        return [line]
+    line = f"start: {start.kernels} kernels to decompose once"
+    if target.chip is None or target.chip.cuda is None:
+        return [
+            f"{line} on the hosts, {start.host_flops:.3e} FLOPs, about {start.core_hours:.1f} hours "
+            f"of one core (an estimate: {CORE / 1e9:.0f} GFLOP/s are assumed)"
+        ]
     seconds = start.seconds(target.chip, step.devices)
-    return [f"{line}, about {seconds:.0f} s (an estimate: {SHARE:.1%} of the peak is assumed)"]
+    return [
+        f"{line}, {start.flops:.3e} FLOPs, about {seconds:.0f} s "
+        f"(an estimate: {SHARE:.1%} of the peak is assumed)"
+    ]
+
+
+def _several(count: int, noun: str) -> str:
+    """Returns a count with its noun.
+
+    >>> _several(1, "row"), _several(8, "row")
+    ('1 row', '8 rows')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _gib(size: float) -> str:
