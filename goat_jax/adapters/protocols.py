@@ -226,7 +226,7 @@ class Combine(Protocol):
         layout: the factors it works on, a key of `LAYOUTS`.
         replaces: whether it computes the layer's complete output instead of an addition to
             ``x @ kernel``.
-        scales: whether its addition scales ``x @ kernel`` too, so that `output` computes both at once.
+        scales: whether its addition scales ``x @ kernel`` too; `output` then computes both at once.
         starts_plain: whether it initially equals ``sum_i w_i s_i a_i b_i``, which kernel edits may
             subtract.
         looks_up: whether x enters by `hidden` and `product` alone. Then it works on tables too,

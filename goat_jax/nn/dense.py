@@ -109,7 +109,7 @@ class Adapter(nnx.Module):
         return delta
 
     def output(self, x: Array, kernel: Array, ctx: Context, product: Array | None) -> Array:
-        """Returns the layer's output before its bias; `product` is ``x @ kernel`` if it is known."""
+        """Returns the layer's output before its bias; `product` is ``x @ kernel`` if known."""
         output, report = apply_layer(x, kernel, *self._settings(ctx), product)
         sow(self, "report", report)
         return output

@@ -40,6 +40,7 @@ def test_every_part_gives_numbers_and_the_suite_a_table(tmp_path, capsys, monkey
     for part in ("train", "train, long", "encoder", "vision"):
         assert [row.contender for row in by_part[part]] == ["lora", "goat"]
         assert all(row.mfu and row.planned for row in by_part[part])
+        assert all(row.work.startswith("tiny ") for row in by_part[part])
     assert [row.contender for row in by_part["generation"]] == ["lora", "goat"]
     assert [row.error is not None for row in by_part["attention"]] == [True] * 5 + [False]
     table = (out / "bench_accelerator.md").read_text()

@@ -106,7 +106,7 @@ def _cells(row: Row) -> list[str | None]:
         text(row.ratio, ".3f"),
         None if row.rate is None else f"{human_count(row.rate)} {row.unit}/s",
         text(row.mfu, ".0%"),
-        *(text(size, ".2f") for size in sizes),
+        *(text(size, ".3g") for size in sizes),
         text(row.error, ".1e"),
         row.remark,
     ]

@@ -223,11 +223,12 @@ def training_rows(
     amount = batch.rows * (batch.length if unit == "tokens" else 1)
     peak = peak_flops(DTYPES[config.model.dtype])
     size = f"{batch.rows:,} x {batch.length:,}" if unit == "tokens" else f"{batch.rows:,} images"
+    model = ("tiny " if settings.tiny else "") + Path(config.model.path).name
     for name, step in steps.items():
         seconds = times[name].median
         yield Row(
             part,
-            work=f"{Path(config.model.path).name}, {size}, remat {batch.remat}",
+            work=f"{model}, {size}, remat {batch.remat}",
             contender=name,
             seconds=seconds,
             ratio=times[name].over(times[METHODS[0]]),

@@ -185,8 +185,8 @@ def _start(step: StepPlan, target: Topology) -> list[str]:
     line = f"start: {start.kernels} kernels to decompose once"
     if target.chip is None or target.chip.cuda is None:
         return [
-            f"{line} on the hosts, {start.host_flops:.3e} FLOPs, about {start.core_hours:.1f} hours "
-            f"of one core (an estimate: {CORE / 1e9:.0f} GFLOP/s are assumed)"
+            f"{line} on the hosts, {start.host_flops:.3e} FLOPs, about {start.core_hours:.1f} "
+            f"hours of one core (an estimate: {CORE / 1e9:.0f} GFLOP/s are assumed)"
         ]
     seconds = start.seconds(target.chip, step.devices)
     return [
