@@ -27,7 +27,7 @@ def config_file(source: str) -> Path:
     >>> config_file("demmo")
     Traceback (most recent call last):
     goat_jax.errors.UserError: no config is called demmo (did you mean 'demo'?): give the path of \
-a file, or one of chat, code, commonsense, demo, digits, glue, gsm8k, math, vision
+a file, or one of chat, code, commonsense, demo, digits, glue, gsm8k, math, metamathqa, vision
     """
     known, file = shipped_configs(), Path(source)
     if file.is_file():

@@ -85,10 +85,55 @@ class Scorer:
             RunFailed: a log-probability is not finite, so any comparison with it is meaningless.
         """
         texts = self._texts(pairs)
+        sums = self._sums(texts, [text for _, text in pairs], batch_size, num_buckets, progress)
+        tokens = np.array([loss_mask.sum() for loss_mask in texts.loss_masks])
+        return Likelihoods(sums, tokens, texts.truncated)
+
+    def mean_loss(
+        self, texts: Sequence[str], max_length: int, batch_size: int = 16, num_buckets: int = 5
+    ) -> float:
+        """Returns the mean negative log-probability of the tokens of texts, in nats.
+
+        A text's first token has none, and a text without others does not count.
+
+        Args:
+            texts: the texts, tokenized with the tokenizer's special tokens at the beginning.
+            max_length: the number of tokens that each text is cut to.
+            batch_size: the number of texts per batch.
+            num_buckets: the largest number of padded lengths, each compiled once.
+
+        Raises:
+            UserError: no text has two tokens.
+            RunFailed: a log-probability is not finite.
+        """
+        encoded = [np.array(self.tokenizer(text)["input_ids"][:max_length]) for text in texts]
+        encoded = [ids for ids in encoded if len(ids) > 1]
+        if not encoded:
+            raise UserError(f"none of {len(texts)} texts has two tokens: its loss is not defined")
+        check_ids({"vocab_size": encoded}, table_sizes(self.config))
+        made = Texts(
+            input_ids=encoded,
+            loss_masks=[np.arange(len(ids)) > 0 for ids in encoded],
+            members=[[number] for number in range(len(encoded))],
+            lengths=np.array([len(ids) for ids in encoded], np.int32),
+            packed=False,
+        )
+        sums = self._sums(made, texts, batch_size, num_buckets)
+        return float(-sums.sum() / (made.lengths - 1).sum())
+
+    def _sums(
+        self,
+        texts: Texts,
+        names: Sequence[str],
+        batch_size: int,
+        num_buckets: int,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> np.ndarray:
+        """Returns the log-probability of the masked tokens of every text, [N] float64."""
         length = int(texts.lengths.max())
         buckets = choose_buckets(texts.lengths, batch_size, length, max_buckets=num_buckets)
         plan = evaluation_plan(texts.lengths, batch_size, buckets)
-        sums = np.zeros(len(pairs))
+        sums = np.zeros(len(texts))
         done = 0
         for rows, width in zip(plan.rows, plan.lengths, strict=True):
             _, losses = self._step(*self._arrays, texts.gather(rows, int(width)))
@@ -97,13 +142,12 @@ class Scorer:
             done += int(real.sum())
             progress(done)
         if not np.isfinite(sums).all():
-            pair = pairs[int(np.argmin(np.isfinite(sums)))]
+            name = names[int(np.argmin(np.isfinite(sums)))]
             raise RunFailed(
-                f"the log-probability of {pair[1][:40]!r} is not finite: the weights or their "
+                f"the log-probability of {name[:40]!r} is not finite: the weights or their "
                 "dtype overflow; try --dtype float32"
             )
-        tokens = np.array([loss_mask.sum() for loss_mask in texts.loss_masks])
-        return Likelihoods(sums, tokens, texts.truncated)
+        return sums
 
     def _texts(self, pairs: Sequence[tuple[str, str]]) -> Texts:
         context = self.config.context

@@ -14,6 +14,7 @@ from goat_jax.data.tasks.formats.commonsense import instructed
 from goat_jax.data.tasks.formats.final_number import extract_number, strict_number
 from goat_jax.data.tasks.formats.mt_bench import TEMPERATURES, turns_of
 from goat_jax.data.tasks.formats.multiple_choice import extract_label, read_choices
+from goat_jax.data.tasks.formats.stated_answer import stated_answer
 from goat_jax.data.tasks.language import LanguageTask, fill
 from goat_jax.data.tasks.prompts import CODE_REQUEST
 from goat_jax.data.tasks.splits import spaced
@@ -87,7 +88,7 @@ class EvalTask(LanguageTask):
     >>> EvalTask("sums", "a.jsonl", "a.jsonl", eval="nunber")
     Traceback (most recent call last):
     goat_jax.errors.UserError: task sums: unknown eval 'nunber' (did you mean 'number'?): use one \
-of choice, number, program, conversation
+of choice, number, stated, program, conversation
     """
 
     questions: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -203,6 +204,13 @@ def _read_number(row: Row, task: EvalTask) -> dict[str, Any]:
     return {"prompt": fill(task.prompt, row), "answer": str(number)}
 
 
+def _read_stated(row: Row, task: EvalTask) -> dict[str, Any]:
+    answer = stated_answer(_text(row, "answer"))
+    if answer is None:
+        raise UserError(f"no stated answer in {row['answer'][-40:]!r}")
+    return {"prompt": fill(task.prompt, row), "answer": answer}
+
+
 def _read_program(row: Row, task: EvalTask) -> dict[str, Any]:
     for column in ("test", "entry_point"):
         _text(row, column)
@@ -235,6 +243,11 @@ def _strict_number(question: Question, text: str) -> str | None:
     return None if number is None else str(number)
 
 
+def _stated(question: Question, text: str) -> str | None:
+    del question
+    return stated_answer(text)
+
+
 def _whole(question: Question, text: str) -> str | None:
     del question
     return text
@@ -243,6 +256,7 @@ def _whole(question: Question, text: str) -> str | None:
 EVALS: dict[str, EvalSpec] = {
     "choice": EvalSpec(_read_choice, _label, (GENERATE, LIKELIHOOD), ("id",)),
     "number": EvalSpec(_read_number, _number, (GENERATE,), ("id",), _strict_number),
+    "stated": EvalSpec(_read_stated, _stated, (GENERATE,), ("id",)),
     "program": EvalSpec(_read_program, _whole, (CODE,), ("task_id",)),
     "conversation": EvalSpec(_read_conversation, _whole, (JUDGE,), ("question_id",)),
 }

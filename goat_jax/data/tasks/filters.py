@@ -41,6 +41,16 @@ def grade_school(row: Row) -> Row | None:
     return row if "GSM" in str(row.get("type", "GSM")) else None
 
 
+def up_to_1300_characters(row: Row) -> Row | None:
+    """Keeps questions that have up to 1,300 characters with their answers and a space between.
+
+    >>> up_to_1300_characters({"query": "2 + 2?", "response": 1300 * "4"}) is None
+    True
+    """
+    columns = ("query", "response") if "query" in row else ("question", "answer")
+    return row if sum(len(read_text(row, name)) for name in columns) < 1300 else None
+
+
 def first_code_block(row: Row, column: str = "answer") -> Row | None:
     """Keeps CodeFeedback's answers with a code block, truncated after the first block.
 
@@ -70,6 +80,7 @@ SELECTIONS: dict[str, Callable[[Row], Row | None]] = {
     "instructions": instructed,
     "options": options,
     "grade_school": grade_school,
+    "up_to_1300_characters": up_to_1300_characters,
     "first_code_block": partial(first_code_block),
     "no_refusals": partial(no_refusals),
 }

@@ -12,7 +12,7 @@ from goat_jax.data.tasks.benchmarks.chat import mt_bench, wizardlm
 from goat_jax.data.tasks.benchmarks.code import codefeedback, humaneval
 from goat_jax.data.tasks.benchmarks.commonsense import FOLDERS, JOINT, commonsense, commonsense170k
 from goat_jax.data.tasks.benchmarks.glue import GLUE, glue
-from goat_jax.data.tasks.benchmarks.math import gsm8k, metamath
+from goat_jax.data.tasks.benchmarks.math import gsm8k, metamath, metamathqa
 from goat_jax.data.tasks.benchmarks.vision import VISION, vision
 from goat_jax.data.tasks.evaluation import EvalTask
 from goat_jax.data.tasks.image import ImageTask, digits, fashion_mnist, image_files
@@ -179,6 +179,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "language_files": language_files,
     "gsm8k": gsm8k,
     "metamath": metamath,
+    "metamathqa": metamathqa,
     "codefeedback": codefeedback,
     "humaneval": humaneval,
     "wizardlm": wizardlm,

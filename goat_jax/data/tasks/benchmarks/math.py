@@ -83,3 +83,37 @@ train
         "stop": END_OF_ANSWER,
     }
     return EvalTask("metamath", train, **(settings | options))
+
+
+def metamathqa(folder: str, questions: str | None = None, **options: Any) -> EvalTask:
+    """Makes the task of PEFT's method comparison: MetaMathQA, evaluated on GSM8K.
+
+    Source: huggingface/peft, method_comparison/MetaMathQA. The loss is also measured on 50 of
+    GSM8K's training rows.
+
+    Args:
+      folder: the folder with MetaMathQA-395K.json (the published file; or metamathqa.*, train.*).
+      questions: a folder with GSM8K's train.* and test.*; None: TFDS, or else the hub.
+      options: other fields of `EvalTask`.
+
+    >>> metamathqa("nowhere")
+    Traceback (most recent call last):
+    goat_jax.errors.UserError: nowhere has none of the files MetaMathQA-395K, metamathqa, \
+train
+    """
+    train = first_file(folder, *METAMATH_FILES)
+    valid, test = split_files(questions, "train", "test") if questions else PUBLISHED
+    settings: dict[str, Any] = {
+        "evaluation": valid,
+        "evaluation_limit": 50,
+        "selection": "up_to_1300_characters",
+        "format": "template",
+        "prompt": "Question: {query|question} Think step by step.\nAnswer:",
+        "completion": "{response|answer}",
+        "loss_on": "all",
+        "packing": False,
+        "questions": {"gsm8k": test},
+        "eval": "stated",
+        "max_new_tokens": 300,
+    }
+    return EvalTask("metamathqa", train, **(settings | options))
