@@ -30,10 +30,12 @@ def column_norms(kernel: Array, a: Array, b: Array, scale: Array) -> Array:
     k = kernel.astype(wide(kernel.dtype))
     down = jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1)
     up = (b * jnp.broadcast_to(scale[:, None, None], b.shape)).reshape(-1, b.shape[-1])
-    crossed = jnp.einsum("IQ,IO->QO", down, k, precision="highest")
+    crossed = jnp.einsum("IO,IQ->OQ", k, down, precision="highest")
     gram = jnp.einsum("IQ,IP->QP", down, down, precision="highest")
-    squared = jnp.einsum("QP,PO->QO", gram, up, precision="highest")
-    squares = jnp.square(k).sum(0) + ((2 * crossed + squared) * up).sum(0)
+    # `up` comes first: as the second factor of a product fused with a sum, XLA of jaxlib 0.10.2
+    # reads beyond an array that it knows to be constant, such as the zeros of a start, on CPUs.
+    squared = jnp.einsum("PO,PQ->OQ", up, gram, precision="highest")
+    squares = jnp.square(k).sum(0) + ((2 * crossed + squared) * up.T).sum(1)
     return jnp.sqrt(jnp.maximum(squares, 0.0))
 
 

@@ -24,6 +24,14 @@ def test_column_norms_are_those_of_the_sum():
     np.testing.assert_allclose(got, np.linalg.norm(whole, axis=0), rtol=1e-5)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_column_norms_of_constant_factors_are_right(value):
+    # Not an argument, so that the compiler knows it.
+    kernel, a, b = random(64, 1536), random(1, 64, 8, seed=1), jnp.full((1, 8, 1536), value)
+    got = jax.jit(lambda kernel, a: column_norms(kernel, a, b, jnp.ones(1)))(kernel, a)
+    np.testing.assert_allclose(got, np.linalg.norm(kernel + a[0] @ b[0], axis=0), rtol=1e-5)
+
+
 @pytest.mark.parametrize("published", [False, True])
 def test_gram_norms_and_their_gradients(published):
     """The large Gram matrices are made here, and nowhere in the package."""
