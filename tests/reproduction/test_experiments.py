@@ -2,11 +2,13 @@
 
 import json
 import statistics
+from types import SimpleNamespace
 
 import pytest
 
 from paper_models import image_folder, write_questions
 from programs import load_program
+from reproduction import measures
 from reproduction.experiments import EXPERIMENTS, GLUE, TASKS
 from reproduction.labels import read_label
 from reproduction.sweep import PaperRun
@@ -128,6 +130,14 @@ def test_costs_are_filled(llama, data, tmp_path, capsys):
     scores = json.loads((tmp_path / "cost-goat-seed0" / "result.json").read_text())["scores"]
     assert 0 < scores["memory"] < 1 and 0 < scores["hours"] < 20
     assert f"{scores['memory']:.2f} (34.85, " in row and f"{scores['hours']:.2f} (36.98, " in row
+
+
+def test_a_step_that_does_not_fit_has_no_time(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(measures, "plan", lambda *given: SimpleNamespace(peak=2.0**60))
+    words = ["--tasks", "cost", "--methods", "full_moe", "--out", str(tmp_path)]
+    assert PAPER.main(["table7", *words, "--options", f"folder={data},questions={data}"]) == 0
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert "(640.00, +" in row and "| - (106.05)" in row
 
 
 @pytest.mark.nightly

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,7 +89,8 @@ def expert_load(config: RunConfig, options: EvalOptions, progress: bool) -> Scor
 def cost(config: RunConfig, options: EvalOptions, progress: bool) -> Scores:
     """Returns the peak memory of a training step and the time of an epoch, on this device.
 
-    The weights are random, and the rows have the greatest length: both numbers are upper bounds.
+    The weights are random, and the rows have the greatest length: both numbers are upper bounds. A
+    step that does not fit into the device's memory is not run, so its time is left out.
 
     Args:
         config: the run's config; its task has a `train_limit`, the rows of an epoch.
@@ -96,7 +98,7 @@ def cost(config: RunConfig, options: EvalOptions, progress: bool) -> Scores:
         progress: not used.
 
     Raises:
-        UserError: a step that does not fit into memory, or a kept result of other settings.
+        UserError: a kept result of other settings.
     """
     del options, progress
     folder, key = Path(config.out), Key.of(config)
@@ -105,11 +107,18 @@ def cost(config: RunConfig, options: EvalOptions, progress: bool) -> Scores:
         return kept
     device = jax.devices()[0]
     peak = plan(config, Topology(device.device_kind, [device], None)).peak
-    (step,) = measure_steps({config.adapter.method: config}, turns=3).measured
-    rows = config.task.train_limit or config.train.batch_size
-    steps = -(-rows // config.train.batch_size)
-    scores = {"memory": peak / 2**30, "hours": steps * step.seconds / 3600}
+    scores = {"memory": peak / 2**30}
+    if peak <= _memory_of(device):
+        (step,) = measure_steps({config.adapter.method: config}, turns=3).measured
+        steps = -(-(config.task.train_limit or 1) // config.train.batch_size)
+        scores["hours"] = steps * step.seconds / 3600
     folder.mkdir(parents=True, exist_ok=True)
     keep_scores(folder, key, scores, notes=[f"measured on {device.device_kind}"])
     jax.clear_caches()
     return scores
+
+
+def _memory_of(device: jax.Device) -> float:
+    """Returns the bytes of memory of a device, or of this machine if the device does not say."""
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
