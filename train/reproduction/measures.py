@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -118,7 +119,7 @@ def cost(config: RunConfig, options: EvalOptions, progress: bool) -> Scores:
     return scores
 
 
-def _memory_of(device: jax.Device) -> float:
+def _memory_of(device: Any) -> float:
     """Returns the bytes of memory of a device, or of this machine if the device does not say."""
     limit = (device.memory_stats() or {}).get("bytes_limit")
     return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
