@@ -14,7 +14,7 @@ from flax import nnx
 
 from goat_jax.adapters.spec import Router
 from goat_jax.config.fields import flatten
-from goat_jax.config.run import AdapterConfig
+from goat_jax.config.run import AdapterConfig, ModelConfig
 from goat_jax.data.pipeline.tokenize import pad_token
 from goat_jax.errors import UserError
 from goat_jax.interop import folders, merged, reference_code
@@ -139,7 +139,7 @@ def export_run(
         raise UserError(
             f"{folder} cannot be exported to {to}: {type(router).__name__} weights the experts "
             f"{router.varies}, so no single kernel equals this adapter; --to transformers and "
-            "--to peft keep it, --to lora approximates it"
+            f"--to peft keep it, --to lora approximates it{_without_classes(config.model)}"
         )
     with folders.whole_folder(Path(out)) as aside:
         run = Trained(Path(folder), step, factors=True)
@@ -162,6 +162,13 @@ def export_run(
         }
         folders.write_json(aside / folders.ABOUT, about)
     return Exported(Path(out), facts.step, facts.scores, facts.notes)
+
+
+def _without_classes(model: ModelConfig) -> str:
+    """Returns what limits the formats of transformers' classes, to add to an error about them."""
+    if model.options.get("head") != ZERO_SHOT:
+        return ""
+    return ", if its class matrix was not trained; --to goat keeps it in any case"
 
 
 def _facts(run: Trained, form: str, library: str, use: str = "", **columns: Any) -> Facts:
@@ -216,11 +223,12 @@ def _form(run: Trained) -> HfForm:
 
 
 def _peft_use(run: Trained, name: str) -> str:
-    form, labels = _form(run), getattr(run.model.config, "num_labels", 0)
-    more = ""
-    if labels and not form.absent:
+    form, count = _form(run), getattr(run.model.config, "num_labels", 0)
+    labels, more = list(getattr(run.task, "labels", ())), ""
+    if count and not form.absent:
         # The base may have a head for other labels, which the adapter's replaces.
-        more = f", num_labels={labels}, ignore_mismatched_sizes=True"
+        of_classes = "id2label=id2label, label2id=label2id" if labels else f"num_labels={count}"
+        more = f", {of_classes}, ignore_mismatched_sizes=True"
     more += pooling_option(run.model.config)
     packaged = run.config.model.path.startswith(PACKAGE)
     path = "path" if packaged else repr(run.config.model.path)
@@ -234,6 +242,9 @@ def _peft_use(run: Trained, name: str) -> str:
     elif run.path.suffix == ".gguf":
         lines.insert(0, "from pathlib import Path\n")
         lines.append(f"path = Path({run.config.model.path!r})")
+    if "id2label" in more:
+        lines.append(f"id2label = dict(enumerate({labels}))")
+        lines.append("label2id = {name: number for number, name in id2label.items()}")
     dtype = run.config.model.dtype
     lines += [
         f'base = {loader}.from_pretrained({path}{more}, dtype="{dtype}")',

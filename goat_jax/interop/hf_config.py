@@ -42,8 +42,8 @@ def _text_tower(model: Model, path: Path, task: Task) -> tuple[nnx.Module, ...]:
     if classes.adapter is not None or not np.allclose(kernel, computed, rtol=0, atol=SAME):
         raise UserError(
             "its class matrix was trained, and transformers' model has none: it computes one "
-            "from the class names; train without classifier in adapter.modules_to_save, or with "
-            "head=linear"
+            "from the class names; use --to goat, or train without classifier in "
+            "adapter.modules_to_save or with head=linear"
         )
     return (load_text_tower(path),)
 

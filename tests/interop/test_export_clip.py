@@ -101,13 +101,13 @@ def write_model(family: str, folder: Path) -> None:
 def run_of(tmp_path_factory):
     """(family, head, what is trained besides the adapters, dtype) -> the folder of a run."""
 
-    def run(family, head, train, dtype="float32"):
+    def run(family, head, train, dtype="float32", method="lora"):
         root = tmp_path_factory.mktemp(family)
         write_model(family, root / "model")
         task = make_task("digits", evaluation_limit=4)
         task = dataclasses.replace(task, image_size=16, labels=LABELS, prompt="a {} there")
         model = ModelConfig(str(root / "model"), dtype=dtype, options={"head": head})
-        adapter = AdapterConfig("lora", total_rank=4, modules_to_save=train, dropout=0.0)
+        adapter = AdapterConfig(method, total_rank=8, modules_to_save=train, dropout=0.0)
         config = RunConfig(
             model,
             task,
@@ -213,6 +213,49 @@ def test_a_trained_class_matrix_has_no_place_in_a_clip(run_of, tmp_path):
         ):
             export_run(run, to, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("to", ["transformers", "peft"])
+@pytest.mark.parametrize(
+    "family, head, train",
+    [
+        ("clip", "zero_shot", ()),
+        ("clip", "linear", ("classifier",)),
+        ("vit", "linear", ("classifier",)),
+    ],
+    ids=["zero-shot", "clip", "vit"],
+)
+def test_routed_experts_of_an_image_encoder_are_exact(family, head, train, to, run_of, tmp_path):
+    run = run_of(family, head, train, method="goat")
+    export_run(run, to, tmp_path / "out")
+    names = snippet(tmp_path / "out")
+    model, ours = names["model"].eval(), our_logits(run)
+    if head == "zero_shot":
+        prompts = [f"a {name} there" for name in LABELS]
+        tokenizer = transformers.AutoTokenizer.from_pretrained(run.parent / "model")
+        texts = tokenizer(prompts, padding=True, return_tensors="pt")
+        theirs = lambda: model(pixel_values=THEIRS, **texts).logits_per_image  # noqa: E731
+    else:
+        theirs = lambda: model(THEIRS).logits  # noqa: E731
+        assert list(model.config.id2label.values()) == list(LABELS)
+    check_same(theirs(), ours)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.mul_("expert_b" not in name)
+        assert np.abs(theirs().numpy() - ours).max() > 1e-2
+
+
+@pytest.mark.nightly
+def test_a_routed_zero_shot_run_is_told_where_its_class_matrix_has_a_place(run_of, tmp_path):
+    run = run_of("clip", "zero_shot", ("classifier",), method="goat")
+    with pytest.raises(UserError, match="if its class matrix was not trained; --to goat keeps it"):
+        export_run(run, "merged", tmp_path / "merged")
+    with pytest.raises(UserError, match=r"its class matrix was trained, .*; use --to goat, or"):
+        export_run(run, "peft", tmp_path / "peft")
+    export_run(run, "goat", tmp_path / "goat")
+    head = load_file(tmp_path / "goat" / ADAPTER)
+    assert any(name.endswith("classifier.weight") for name in head)
 
 
 @pytest.mark.nightly

@@ -193,6 +193,8 @@ def test_peft_and_merged_models_have_the_run_s_logits(family, tmp_path, monkeypa
     loaded = their_logits(names["model"], given)
     with names["model"].disable_adapter():
         before = their_logits(names["model"], given)
+    classes = names["base"].config.id2label
+    assert list(classes.values()) == list(getattr(config.task, "labels", ()) or classes.values())
     assert np.abs(loaded - ours).max() < CLOSE * max(1, np.abs(ours).max())
     assert np.abs(loaded - before).max() > 1e-2
 
