@@ -79,6 +79,9 @@ _GPT_OSS: _Config = {
     "eos_token_id": 200002,
     "pad_token_id": 199999,
 }
+_QWEN_3_2507 = _QWEN_3 | {"max_position_embeddings": 262144, "rope_theta": 5e6}
+_QWEN_3_EXPERTS_2507 = _QWEN_3_EXPERTS | {"max_position_embeddings": 262144, "rope_theta": 1e7}
+_QWEN_2_LONG = _QWEN_2 | {"max_position_embeddings": 131072}
 _PHI_4: _Config = {"max_position_embeddings": 16384, "rope_theta": 250000.0}
 _GRANITE: _Config = _TIED | {
     "rms_norm_eps": 1e-5,
@@ -97,9 +100,16 @@ KNOWN_DECODERS: dict[str, _Config] = {
     "llama-3-70b": _decoder("llama", 8192, 80, 64, 8, 28672, 128256, **_LLAMA_3),
     "llama-3.1-8b": _decoder("llama", 4096, 32, 32, 8, 14336, 128256, **_LLAMA_3_1),
     "llama-3.1-70b": _decoder("llama", 8192, 80, 64, 8, 28672, 128256, **_LLAMA_3_1),
+    "llama-3.3-70b": _decoder("llama", 8192, 80, 64, 8, 28672, 128256, **_LLAMA_3_1),
+    "deepseek-r1-distill-llama-8b": _decoder("llama", 4096, 32, 32, 8, 14336, 128256, **_LLAMA_3_1),
+    "deepseek-r1-distill-llama-70b": _decoder(
+        "llama", 8192, 80, 64, 8, 28672, 128256, **_LLAMA_3_1
+    ),
+    "tinyllama-1.1b-chat-v1.0": _decoder("llama", 2048, 22, 32, 4, 5632, 32000, **_LLAMA),
     "llama-3.2-1b": _decoder("llama", 2048, 16, 32, 8, 8192, 128256, **_LLAMA_3_2),
     "llama-3.2-3b": _decoder("llama", 3072, 28, 24, 8, 8192, 128256, **_LLAMA_3_2),
     "smollm2-135m": _decoder("llama", 576, 30, 9, 3, 1536, 49152, **_SMOLLM2),
+    "smollm2-360m": _decoder("llama", 960, 32, 15, 5, 2560, 49152, **_SMOLLM2),
     "smollm2-1.7b": _decoder(
         "llama", 2048, 24, 32, 32, 8192, 49152, **_SMOLLM2 | {"rope_theta": 130000.0}
     ),
@@ -107,6 +117,9 @@ KNOWN_DECODERS: dict[str, _Config] = {
         "smollm3", 2048, 36, 16, 4, 11008, 128256, max_position_embeddings=65536, rope_theta=5e6
     ),
     "mistral-7b-v0.1": _decoder("mistral", 4096, 32, 32, 8, 14336, 32000, **_LLAMA),
+    "mistral-7b-v0.2": _decoder(
+        "mistral", 4096, 32, 32, 8, 14336, 32000, rope_theta=1e6, **_MISTRAL
+    ),
     "mistral-7b-v0.3": _decoder(
         "mistral", 4096, 32, 32, 8, 14336, 32768, rope_theta=1e6, **_MISTRAL
     ),
@@ -123,6 +136,22 @@ KNOWN_DECODERS: dict[str, _Config] = {
         max_position_embeddings=32768,
         **_MISTRAL | {"sliding_window": 32768},
     ),
+    "qwen2-0.5b": _decoder("qwen2", 896, 24, 14, 2, 4864, 151936, **_QWEN_2_LONG, **_TIED),
+    "qwen2-1.5b": _decoder("qwen2", 1536, 28, 12, 2, 8960, 151936, **_QWEN_2_LONG, **_TIED),
+    "qwen2-7b": _decoder("qwen2", 3584, 28, 28, 4, 18944, 152064, **_QWEN_2_LONG),
+    "qwen2-72b": _decoder("qwen2", 8192, 80, 64, 8, 29568, 152064, **_QWEN_2_LONG),
+    "deepseek-r1-distill-qwen-1.5b": _decoder(
+        "qwen2", 1536, 28, 12, 2, 8960, 151936, **_QWEN_2_LONG | {"rope_theta": 10000.0}
+    ),
+    "deepseek-r1-distill-qwen-7b": _decoder(
+        "qwen2", 3584, 28, 28, 4, 18944, 152064, **_QWEN_2_LONG | {"rope_theta": 10000.0}
+    ),
+    "deepseek-r1-distill-qwen-14b": _decoder(
+        "qwen2", 5120, 48, 40, 8, 13824, 152064, **_QWEN_2_LONG
+    ),
+    "deepseek-r1-distill-qwen-32b": _decoder(
+        "qwen2", 5120, 64, 40, 8, 27648, 152064, **_QWEN_2_LONG
+    ),
     "qwen2.5-0.5b": _decoder("qwen2", 896, 24, 14, 2, 4864, 151936, **_QWEN_2, **_TIED),
     "qwen2.5-1.5b": _decoder("qwen2", 1536, 28, 12, 2, 8960, 151936, **_QWEN_2, **_TIED),
     "qwen2.5-3b": _decoder("qwen2", 2048, 36, 16, 2, 11008, 151936, **_QWEN_2, **_TIED),
@@ -133,11 +162,36 @@ KNOWN_DECODERS: dict[str, _Config] = {
     "qwen3-0.6b": _decoder("qwen3", 1024, 28, 16, 8, 3072, 151936, **_QWEN_3, **_TIED),
     "qwen3-1.7b": _decoder("qwen3", 2048, 28, 16, 8, 6144, 151936, **_QWEN_3, **_TIED),
     "qwen3-4b": _decoder("qwen3", 2560, 36, 32, 8, 9728, 151936, **_QWEN_3, **_TIED),
+    "qwen3-4b-instruct-2507": _decoder(
+        "qwen3", 2560, 36, 32, 8, 9728, 151936, **_QWEN_3_2507, **_TIED
+    ),
     "qwen3-8b": _decoder("qwen3", 4096, 36, 32, 8, 12288, 151936, **_QWEN_3),
     "qwen3-14b": _decoder("qwen3", 5120, 40, 40, 8, 17408, 151936, **_QWEN_3),
     "qwen3-32b": _decoder("qwen3", 5120, 64, 64, 8, 25600, 151936, **_QWEN_3),
     "qwen3-30b-a3b": _decoder(
         "qwen3_moe", 2048, 48, 32, 4, 6144, 151936, moe_intermediate_size=768, **_QWEN_3_EXPERTS
+    ),
+    "qwen3-30b-a3b-instruct-2507": _decoder(
+        "qwen3_moe",
+        2048,
+        48,
+        32,
+        4,
+        6144,
+        151936,
+        moe_intermediate_size=768,
+        **_QWEN_3_EXPERTS_2507,
+    ),
+    "qwen3-coder-30b-a3b-instruct": _decoder(
+        "qwen3_moe",
+        2048,
+        48,
+        32,
+        4,
+        5472,
+        151936,
+        moe_intermediate_size=768,
+        **_QWEN_3_EXPERTS_2507,
     ),
     "qwen3-235b-a22b": _decoder(
         "qwen3_moe", 4096, 94, 64, 4, 12288, 151936, moe_intermediate_size=1536, **_QWEN_3_EXPERTS
@@ -149,6 +203,7 @@ KNOWN_DECODERS: dict[str, _Config] = {
         "mixtral", 6144, 56, 48, 8, 16384, 32000, max_position_embeddings=65536, **_LLAMA
     ),
     "olmoe-1b-7b-0924": _decoder("olmoe", 2048, 16, 16, 16, 1024, 50304, eos_token_id=50279),
+    "olmoe-1b-7b-0125": _decoder("olmoe", 2048, 16, 16, 16, 1024, 50304, eos_token_id=50279),
     "gpt-oss-20b": _decoder(
         "gpt_oss", 2880, 24, 64, 8, 2880, 201088, num_local_experts=32, **_GPT_OSS
     ),
@@ -187,6 +242,7 @@ KNOWN_DECODERS: dict[str, _Config] = {
     "olmo-2-0425-1b": _decoder("olmo2", 2048, 16, 16, 16, 8192, 100352, **_OLMO_2),
     "olmo-2-1124-7b": _decoder("olmo2", 4096, 32, 32, 32, 11008, 100352, **_OLMO_2),
     "olmo-2-1124-13b": _decoder("olmo2", 5120, 40, 40, 40, 13824, 100352, **_OLMO_2),
+    "olmo-2-0325-32b": _decoder("olmo2", 5120, 64, 40, 8, 27648, 100352, **_OLMO_2),
     "granite-3.3-2b-base": _decoder(
         "granite",
         *(2048, 40, 32, 8, 8192, 49159),

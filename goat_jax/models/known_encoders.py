@@ -54,6 +54,17 @@ _MODERN: _Config = {
 
 KNOWN_ENCODERS: dict[str, _Config] = {
     "bert-base-uncased": _encoder("bert", *_BASE, 30522, **_BERT),
+    "bert-base-cased": _encoder("bert", *_BASE, 28996, **_BERT),
+    "bert-base-multilingual-cased": _encoder("bert", *_BASE, 119547, **_BERT),
+    "distilbert-base-uncased": {
+        "model_type": "distilbert",
+        "vocab_size": 30522,
+        "dim": 768,
+        "n_layers": 6,
+        "n_heads": 12,
+        "hidden_dim": 3072,
+    },
+    "distilroberta-base": _encoder("roberta", 768, 6, 12, 3072, 50265, **_ROBERTA),
     "bert-large-uncased": _encoder("bert", *_LARGE, 30522, **_BERT),
     "all-minilm-l6-v2": _encoder("bert", 384, 6, 12, 1536, 30522, **_BERT),
     "roberta-base": _encoder("roberta", *_BASE, 50265, **_ROBERTA),
@@ -72,6 +83,8 @@ KNOWN_ENCODERS: dict[str, _Config] = {
     "all-mpnet-base-v2": _encoder("mpnet", *_BASE, 30527, **_MPNET),
     "albert-base-v2": _encoder("albert", *_BASE, 30000, **_ALBERT),
     "albert-large-v2": _encoder("albert", *_LARGE, 30000, **_ALBERT),
+    "albert-xlarge-v2": _encoder("albert", 2048, 24, 16, 8192, 30000, **_ALBERT),
+    "albert-xxlarge-v2": _encoder("albert", 4096, 12, 64, 16384, 30000, **_ALBERT),
     "modernbert-base": _encoder("modernbert", 768, 22, 12, 1152, 50368, **_MODERN),
     "modernbert-large": _encoder("modernbert", 1024, 28, 16, 2624, 50368, **_MODERN),
     "deberta-v3-xsmall": _encoder("deberta-v2", 384, 12, 6, 1536, 128100, **_DEBERTA),

@@ -6,6 +6,7 @@ transformers' default.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +16,7 @@ from goat_jax.errors import UserError, nearest
 from goat_jax.files import user_path
 from goat_jax.models.known_decoders import KNOWN_DECODERS
 from goat_jax.models.known_encoders import KNOWN_ENCODERS
+from goat_jax.models.known_seq2seq import KNOWN_SEQ2SEQ
 from goat_jax.pretrained.quiet_transformers import import_transformers
 from goat_jax.pretrained.resolve import PACKAGE, find_model, open_checkpoint
 from goat_jax.pretrained.safetensors import read_json
@@ -114,10 +116,23 @@ NAMED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "siglip2-base-patch16-224": _siglip(_SIGLIP_BASE, 224, 16, _SIGLIP_BASE, 256000),
         "siglip2-so400m-patch14-384": _siglip(_SIGLIP_SO, 384, 14, _SIGLIP_SO, 256000),
         **KNOWN_ENCODERS,
+        **KNOWN_SEQ2SEQ,
         **KNOWN_DECODERS,
     }
 )
 """Short name of a model -> the sizes and settings of its config.json."""
+
+
+def _without_kind(name: str) -> str:
+    """Returns a decoder's name without the words for a base or a chat model.
+
+    >>> _without_kind("mistral-nemo-instruct-2407"), _without_kind("gemma-2-9b-it")
+    ('mistral-nemo-2407', 'gemma-2-9b')
+    """
+    return re.sub(r"-(base|chat|instruct|it|pt)(?=-|$)", "", name)
+
+
+_DECODERS = {_without_kind(name): name for name in KNOWN_DECODERS}
 
 
 def model_config(source: str | Path) -> dict[str, Any]:
@@ -126,12 +141,13 @@ def model_config(source: str | Path) -> dict[str, Any]:
     Args:
         source: a folder with a config.json (weights need not be there), a .gguf file,
             ``package:NAME``, or a name in `NAMED`, with or without its owner on the hub and the
-            ending ``-hf``.
+            ending ``-hf``. A decoder's name may be that of its base or chat model: both have the
+            same sizes.
 
     Raises:
         UserError: none of these.
 
-    >>> model_config("meta-llama/Llama-2-7b-hf")["intermediate_size"]
+    >>> model_config("meta-llama/Llama-2-7b-chat-hf")["intermediate_size"]
     11008
     >>> model_config("roberta-lage")
     Traceback (most recent call last):
@@ -147,6 +163,7 @@ sizes are known (did you mean 'roberta-large'?): give a folder, or add its confi
     if path.is_dir():
         return text_config(read_json(path / "config.json", "a model folder"))
     short = text.rpartition("/")[2].lower().removesuffix("-hf")
+    short = short if short in NAMED else _DECODERS.get(_without_kind(short), short)
     if short not in NAMED:
         raise UserError(
             f"{text}: neither a folder with a config.json nor a model whose sizes are known"
