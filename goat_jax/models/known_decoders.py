@@ -67,6 +67,20 @@ _OLMO_2: _Config = {
     "max_position_embeddings": 4096,
     "eos_token_id": 100257,
 }
+_OLMO_3: _Config = {
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 500000.0,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 8.0,
+        "original_max_position_embeddings": 8192,
+        "attention_factor": 1.2079441541679836,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+    },
+    "max_position_embeddings": 65536,
+    "eos_token_id": 100257,
+}
 _QWEN_3_EXPERTS = _QWEN_3 | {
     "num_experts": 128,
     "num_experts_per_tok": 8,
@@ -243,6 +257,9 @@ KNOWN_DECODERS: dict[str, _Config] = {
     "olmo-2-1124-7b": _decoder("olmo2", 4096, 32, 32, 32, 11008, 100352, **_OLMO_2),
     "olmo-2-1124-13b": _decoder("olmo2", 5120, 40, 40, 40, 13824, 100352, **_OLMO_2),
     "olmo-2-0325-32b": _decoder("olmo2", 5120, 64, 40, 8, 27648, 100352, **_OLMO_2),
+    "olmo-3-1025-7b": _decoder("olmo3", 4096, 32, 32, 32, 11008, 100278, **_OLMO_3),
+    "olmo-3-1125-32b": _decoder("olmo3", 5120, 64, 40, 8, 27648, 100278, **_OLMO_3),
+    "olmo-3-7b-instruct": _decoder("olmo3", 4096, 32, 32, 32, 11008, 100278, **_OLMO_3),
     "granite-3.3-2b-base": _decoder(
         "granite",
         *(2048, 40, 32, 8, 8192, 49159),

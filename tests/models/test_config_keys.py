@@ -89,6 +89,21 @@ def test_no_key_that_the_code_of_transformers_reads_is_unknown(module):
     assert not unknown, f"decide in the record of the family what becomes of {unknown}"
 
 
+# Read by transformers for every model with rotary positions, whatever its config class declares.
+OLDER = {"rope_theta", "rope_scaling", "partial_rotary_factor", "original_max_position_embeddings"}
+
+
+@pytest.mark.parametrize("model_type", KEYS)
+def test_no_key_is_read_here_alone(model_type):
+    """A key that changes the network here changes it in transformers, too."""
+    module = config_class(model_type).__module__
+    code = Path(present(present(importlib.util.find_spec(module)).origin)).read_text("utf-8")
+    known = keys_of_transformers(model_type) | fields_of_the_base() | keys_in_code(module) | OLDER
+    known |= {"num_labels", "quantization_config"}
+    alone = {key for key in set(KEYS[model_type].read) - known if f'"{key}"' not in code}
+    assert not alone, f"transformers does not read {alone} for this family: leave it out"
+
+
 @pytest.mark.parametrize("model_type", KEYS)
 def test_a_key_is_in_one_list(model_type):
     keys = KEYS[model_type]

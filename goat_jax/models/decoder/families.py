@@ -29,7 +29,6 @@ from goat_jax.models.decoder.settings import (
     MLP_BIAS,
     NORMS_AROUND,
     QUERY_SCALE,
-    ROPES_BY_TYPE,
     SPARSE_LAYERS,
     WINDOW_IF_USED,
     WINDOWS_FROM_A_LAYER_ON,
@@ -45,6 +44,7 @@ from goat_jax.models.decoder.settings import (
     layers_with_rope,
     mixture,
     rope,
+    ropes_by_type,
     window,
     windows_but_every,
     windows_without_rope,
@@ -265,6 +265,16 @@ _GLM_SETTINGS = (
     flag("attention_bias", "qkv_bias", default=True),
     rope(fraction=0.5, interleaved=True),
 )
+_OLMO: dict[str, Any] = {
+    "block": {name: part for name, part in _GEMMA_BLOCK.items() if name != "norm"},
+    "other_classes": {_TOKENS: None},
+    "context": 2048,
+    "norm_eps": 1e-5,
+}
+_OLMO_SETTINGS = (
+    ATTENTION_BIAS,
+    always(norm_before=False, norm_after=True, qk_norm="whole"),
+)
 
 FAMILIES: dict[str, DecoderFamily] = {
     # Not part of the network, but transformers' cache would drop tokens outside the window.
@@ -333,8 +343,8 @@ FAMILIES: dict[str, DecoderFamily] = {
         NORMS_AROUND,
         ATTENTION_BIAS,
         always(qk_norm="head"),
-        windows_but_every(6),
-        ROPES_BY_TYPE,
+        windows_but_every(6, key="sliding_window_pattern"),
+        ropes_by_type(1e6, 1e4, sliding_key="rope_local_base_freq"),
         EMBEDDING_BY_WIDTH,
         QUERY_SCALE,
         cap("final_logit_softcapping", "logit_cap", None),
@@ -353,15 +363,9 @@ FAMILIES: dict[str, DecoderFamily] = {
         norm_eps=1e-5,
         fused=(_QKV, _GATE_UP),
     ),
-    "olmo2": _family(
-        "Olmo2",
-        ATTENTION_BIAS,
-        rope(),
-        always(norm_before=False, norm_after=True, qk_norm="whole"),
-        block={name: part for name, part in _GEMMA_BLOCK.items() if name != "norm"},
-        other_classes={_TOKENS: None},
-        context=2048,
-        norm_eps=1e-5,
+    "olmo2": _family("Olmo2", *_OLMO_SETTINGS, rope(), **_OLMO),
+    "olmo3": _family(
+        "Olmo3", *_OLMO_SETTINGS, windows_but_every(4), ropes_by_type(5e5, 5e5), **_OLMO
     ),
     "smollm3": _family(
         "SmolLM3",
@@ -397,7 +401,7 @@ FAMILIES: dict[str, DecoderFamily] = {
         "Cohere2",
         always(norm="layer_without_bias", parallel=True, logit_scale=0.0625),
         ATTENTION_BIAS,
-        windows_but_every(4),
+        windows_but_every(4, key="sliding_window_pattern"),
         rope(in_windows, interleaved=True),
         if_given("logit_scale", "logit_scale", number(above=0)),
         keys={"norm_eps": "layer_norm_eps"},

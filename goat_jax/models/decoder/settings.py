@@ -49,18 +49,22 @@ def _windows_from_a_layer_on(hf: Mapping[str, Any], values: Fields) -> Fields:
     return _by_type(hf, window, [layer >= first for layer in range(values["num_layers"])])
 
 
-def windows_but_every(pattern: int, default: int = 4096) -> Setting:
-    """Returns the setting of a window in all layers but every `pattern`-th."""
+def windows_but_every(pattern: int, default: int = 4096, *, key: str | None = None) -> Setting:
+    """Returns the setting of a window in all layers but every `pattern`-th.
+
+    Args:
+        pattern: the usual distance of layers without a window.
+        default: the window if config.json has none.
+        key: the key of another distance; None for families that transformers reads none for.
+    """
 
     def read(hf: Mapping[str, Any], values: Fields) -> Fields:
-        every = hf.get("sliding_window_pattern") or pattern
+        every = (key and hf.get(key)) or pattern
         sliding = [bool((layer + 1) % every) for layer in range(values["num_layers"])]
         return _by_type(hf, hf.get("sliding_window", default), sliding)
 
-    return Setting(
-        {"sliding_window": COUNT, "sliding_window_pattern": COUNT, "layer_types": layer_types},
-        read,
-    )
+    keys: dict[str, Check] = {"sliding_window": COUNT, "layer_types": layer_types}
+    return Setting(keys | ({key: COUNT} if key else {}), read)
 
 
 def window(default: int | None) -> Setting:
@@ -157,30 +161,31 @@ def windows_without_rope(hf: Mapping[str, Any], values: Fields) -> Fields:
     return _by_type(hf, window, [rope is None for rope in values["ropes"]])
 
 
-def _ropes_by_type(hf: Mapping[str, Any], values: Fields) -> Fields:
-    """Reads one set of rotary positions for layers with a window, and one for the others."""
-    given = hf.get("rope_parameters") or {}
-    nested = {name: given.get(name) or {} for name in ("full_attention", "sliding_attention")}
-    rest = {name: value for name, value in given.items() if name not in nested}
-    scaling = hf.get("rope_scaling") or rest
-    full = {"rope_theta": hf.get("rope_theta")} | scaling | nested["full_attention"]
-    local = {"rope_theta": hf.get("rope_local_base_freq")} | nested["sliding_attention"]
-    read = partial(Rope.from_hf, context=values["context"])
-    everywhere = read({"rope_parameters": full}, theta=1e6)
-    within = read({"rope_parameters": local}, theta=1e4)
-    windows = values["windows"]
-    return {"ropes": tuple(everywhere if window is None else within for window in windows)}
+def ropes_by_type(full: float, sliding: float, *, sliding_key: str | None = None) -> Setting:
+    """Returns the setting of rotary positions that differ between layers with a window and others.
 
+    Args:
+        full: the base of the rotations in layers without a window if config.json has none.
+        sliding: the base in those with one.
+        sliding_key: the key of the latter, beside rope_theta for the former.
+    """
 
-ROPES_BY_TYPE = Setting(
-    {
-        "rope_theta": number(above=0),
-        "rope_local_base_freq": number(above=0),
-        "rope_scaling": table,
-        "rope_parameters": table,
-    },
-    _ropes_by_type,
-)
+    def read(hf: Mapping[str, Any], values: Fields) -> Fields:
+        given = hf.get("rope_parameters") or {}
+        nested = {name: given.get(name) or {} for name in ("full_attention", "sliding_attention")}
+        rest = {name: value for name, value in given.items() if name not in nested}
+        scaling = hf.get("rope_scaling") or rest
+        everywhere = {"rope_theta": hf.get("rope_theta")} | scaling | nested["full_attention"]
+        local = {"rope_theta": sliding_key and hf.get(sliding_key)} | nested["sliding_attention"]
+        rope = partial(Rope.from_hf, context=values["context"])
+        unbounded = rope({"rope_parameters": everywhere}, theta=full)
+        within = rope({"rope_parameters": local}, theta=sliding)
+        windows = values["windows"]
+        return {"ropes": tuple(unbounded if window is None else within for window in windows)}
+
+    keys = {"rope_theta": number(above=0), "rope_scaling": table, "rope_parameters": table}
+    return Setting(keys | ({sliding_key: number(above=0)} if sliding_key else {}), read)
+
 
 _EXPERTS = ("num_experts", "num_local_experts")
 """Both names of the number of experts: transformers reads either."""

@@ -344,7 +344,8 @@ _BEIT_SWITCHES = (
     "use_shared_relative_position_bias",
 )
 _DINOV2_KEYS = keys_of_family(
-    {**_IMAGES, "qkv_bias": switch, "mlp_ratio": number(above=0, at_most=1000)},
+    {key: check for key, check in _IMAGES.items() if key != "intermediate_size"}
+    | {"qkv_bias": switch, "mlp_ratio": number(above=0, at_most=1000)},
     {"use_swiglu_ffn": (False,)},
     (
         *_VIT_WITHOUT,

@@ -131,6 +131,17 @@ CASES = {
         | {"original_max_position_embeddings": 8},
     ),
     "olmo2": ("Olmo2", {"attention_bias": True, "rms_norm_eps": 0.01}),
+    "olmo3": (
+        "Olmo3",
+        {"sliding_window": 3, "num_hidden_layers": 5, "num_key_value_heads": 4}
+        | {"rms_norm_eps": 0.01, "pad_token_id": 0, "rope_parameters": TWO_ROPES},
+    ),
+    "olmo3 layer types, yarn, biases": (
+        "Olmo3",
+        {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}
+        | {"rope_scaling": YARN, "rope_theta": 700.0, "sliding_window": 4}
+        | {"attention_bias": True, "tie_word_embeddings": True, "pad_token_id": 0},
+    ),
     "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2, "pad_token_id": 0}),
     "smollm3 windows": (
         "SmolLM3",

@@ -17,6 +17,7 @@ SETTINGS = {
     "gemma3_text": {"head_dim": 12, "sliding_window": 4, "query_pre_attn_scalar": 20},
     "phi3": {"sliding_window": 5},
     "olmo2": {},
+    "olmo3": {"sliding_window": 4},
     "smollm3": {"no_rope_layer_interval": 2},
     "granite": {"residual_multiplier": 0.5, "attention_multiplier": 0.3},
     "cohere2": {"sliding_window": 4, "logit_scale": 0.5},
