@@ -345,11 +345,24 @@ def _write_peft(
         config,
         tensors,
         head,
-        target_modules=names.shortest_suffixes(list(map(stored, adapted)), every),
+        target_modules=names.shortest_suffixes(
+            list(map(stored, adapted)), [*every, *_left_out(run, architecture, every)]
+        ),
         heads=names.whole_modules(parts, every),
         task_type=form.peft,
         base=ORIGINS.get(run.config.model.path, run.config.model.path),
     )
+
+
+def _left_out(run: Trained, architecture: Architecture, every: Sequence[str]) -> list[str]:
+    """Returns modules of the checkpoint that only transformers' class has, beside ours.
+
+    SigLIP's pooling head is one that no classifier reads: names must not select it.
+    """
+    ours = {name.partition(".")[0] for name in every}
+    stored = (architecture.todays_name(name) for name in open_checkpoint(run.path)[1])
+    modules = {name.rpartition(".")[0] for name in stored if name.partition(".")[0] in ours}
+    return sorted(modules - set(every))
 
 
 def _indices(

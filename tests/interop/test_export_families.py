@@ -41,6 +41,7 @@ SIZES = {
     "intermediate_size": 48,
 }
 IMAGE = {**SIZES, "image_size": 16, "patch_size": 8}
+TEXT = {**SIZES, "vocab_size": 20, "max_position_embeddings": 8}
 
 
 WARM = OptimizerConfig(warmup_steps=0)
@@ -127,6 +128,17 @@ def beit(root: Path) -> RunConfig:
     return images(root, transformers.BeitForImageClassification(config))
 
 
+def siglip(root: Path) -> RunConfig:
+    config = transformers.SiglipConfig(vision_config=IMAGE, text_config=TEXT, num_labels=4)
+    return images(root, transformers.SiglipForImageClassification(config))
+
+
+def registers(root: Path) -> RunConfig:
+    sizes = {name: size for name, size in IMAGE.items() if name != "intermediate_size"}
+    config = transformers.Dinov2WithRegistersConfig(**sizes, mlp_ratio=2, num_labels=10)
+    return images(root, transformers.Dinov2WithRegistersForImageClassification(config))
+
+
 FAMILIES = {
     "llama": (llama, transformers.AutoModelForCausalLM),
     "roberta": (roberta, transformers.AutoModelForSequenceClassification),
@@ -139,12 +151,15 @@ FAMILIES = {
     "dinov2": (dinov2, transformers.AutoModelForImageClassification),
     "deit": (deit, transformers.AutoModelForImageClassification),
     "beit": (beit, transformers.AutoModelForImageClassification),
+    "siglip": (siglip, transformers.AutoModelForImageClassification),
+    "registers": (registers, transformers.AutoModelForImageClassification),
 }
+IMAGES = ("vit", "dinov2", "deit", "beit", "siglip", "registers")
 
 
 def inputs(family):
     rng = np.random.default_rng(0)
-    if family in ("vit", "dinov2", "deit", "beit"):
+    if family in IMAGES:
         return {"pixel_values": rng.normal(size=(3, 16, 16, 3)).astype(np.float32)}
     ids = rng.integers(4, 15, (3, 7)).astype(np.int32)
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
@@ -219,3 +234,20 @@ def test_routed_experts_are_exact_in_a_folder_with_its_code(family, tmp_path):
     )
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert np.abs(their_logits(model, given) - ours).max() < CLOSE * max(1, np.abs(ours).max())
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("family", IMAGES)
+def test_routed_experts_of_images_are_exact_in_the_tuner(family, tmp_path, monkeypatch):
+    pytest.importorskip("goat_jax.torch")
+    config = FAMILIES[family][0](tmp_path)
+    adapter = dataclasses.replace(config.adapter, method="goat", total_rank=8, num_experts=4)
+    config = dataclasses.replace(config, adapter=adapter, out=str(tmp_path / "run"))
+    run = begin(config, trained_elsewhere).folder
+    given = inputs(family)
+    ours = our_logits(run, given)
+    export_run(run, "peft", tmp_path / "peft")
+    model = by_card(tmp_path / "peft", monkeypatch)["model"]
+    assert np.abs(their_logits(model, given) - ours).max() < CLOSE * max(1, np.abs(ours).max())
+    with model.disable_adapter():
+        assert np.abs(their_logits(model, given) - ours).max() > 1e-2
