@@ -216,6 +216,7 @@ SPECTRA = {
     "a random matrix's": np.linspace(1.0, 0.01, 72),
     "falling by a power": np.arange(1.0, 73.0) ** -0.7,
     "four decades": np.geomspace(1.0, 1e-4, 72),
+    "five decades": np.geomspace(1.0, 1e-5, 72),
 }
 
 
@@ -247,7 +248,8 @@ def test_the_device_s_segments_are_as_exact_as_those_of_float32_s_svd(spectrum, 
     for segment in (slice(0, 3), slice(3, 9), slice(9, 12)):
         want = (u[:, index[segment]] * s[index[segment]]) @ vt[index[segment]]
         product = (got.u[:, segment] * got.s[segment]) @ got.vt[segment]
-        assert np.abs(product - want).max() < 1e-6 * s[0]
+        # Neighbouring triplets mix by rounding, by more or less on each kind of processor.
+        assert np.abs(product - want).max() < 2e-6 * s[0]
 
 
 def test_a_kernel_that_the_device_cannot_decompose_is_left_to_the_host(by_device):
