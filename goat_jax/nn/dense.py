@@ -190,9 +190,10 @@ class Dense(Adaptable):
 
     def __call__(self, x: Array, ctx: Context) -> Array:
         adapter = self.adapter
-        product = None if adapter is not None and adapter.replaces else self._product(x)
         if adapter is not None and adapter.completes:
-            return self._add_bias(adapter.output(x, self.weights(), ctx, product))
+            known = None if adapter.replaces else self._product(x)
+            return self._add_bias(adapter.output(x, self.weights(), ctx, known))
+        product = self._product(x)
         y = self._add_bias(product)
         return y if adapter is None else y + adapter(x, self.weights(), ctx, product)
 
