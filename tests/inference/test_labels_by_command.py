@@ -24,14 +24,17 @@ def write_llama(folder):
 
 def write_modernbert(folder):
     words = [*GOOD, *BAD, *PLAIN]
-    config = transformers.ModernBertConfig(
+    config = transformers.AutoConfig.for_model(
+        "modernbert",
         **{"vocab_size": 4 + len(words), "hidden_size": 32, "intermediate_size": 48},
         **{"num_hidden_layers": 2, "num_attention_heads": 4, "local_attention": 8},
         **{"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3},
         **{"cls_token_id": 2, "sep_token_id": 3, "max_position_embeddings": 64},
     )
     folder.mkdir()
-    randomized(lambda: transformers.ModernBertForMaskedLM(config)).save_pretrained(folder)
+    randomized(lambda: transformers.AutoModelForMaskedLM.from_config(config)).save_pretrained(
+        folder
+    )
     write_tokenizer(folder, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])
     return words
 
