@@ -20,7 +20,7 @@ from studies.movement_report import movement_figure, movement_table
 from studies.records import Records, Stages
 from studies.runs import CHOOSING, EQUAL, TEST
 from studies.statistics import Interval, gap_closed, interval, paired, ranks, scores
-from studies.tasks import BASELINE, FROZEN, FULL, SIZE, TASKS
+from studies.tasks import BASELINE, FROZEN, FULL, RATES, SIZE, TASKS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,7 +76,7 @@ def tables(records: Records, out: Path) -> str:
 
 
 def task_table(methods: Mapping[str, Stages], metric: str, stage: str) -> str:
-    """Returns one task's table of a stage: scores, and differences to LoRA and to full."""
+    """Returns one task's table of a stage: scores, losses, and differences to LoRA and to full."""
     of_method = {name: found for name, s in methods.items() if (found := _at(stage, s))}
     base, full = (scores(of_method.get(name, ()), metric) for name in (BASELINE, FULL))
     rows = []
@@ -85,14 +85,24 @@ def task_table(methods: Mapping[str, Stages], metric: str, stage: str) -> str:
         rows.append(
             [
                 method,
-                f"{first.variant.learning_rate:g}",
+                _rate(first.variant.learning_rate),
                 f"{first.trained_parameters:,}",
                 mean_and_spread(list(found.values())) if found else "diverged",
+                f"{statistics.fmean(scores(results, 'loss').values()):.4f}" if found else "",
                 *(_difference(found, other) for other in (base, full)),
             ]
         )
-    headers = ["method", "rate", "trained", metric, f"minus {BASELINE}", f"minus {FULL}"]
-    return render_table(headers, rows, "lrrrrr", markdown=True)
+    headers = ["method", "rate", "trained", metric, "loss", f"minus {BASELINE}", f"minus {FULL}"]
+    return render_table(headers, rows, "lrrrrrr", markdown=True)
+
+
+def _rate(rate: float) -> str:
+    """Formats a learning rate, with a star at the ends of the grid, beyond which may be better.
+
+    >>> _rate(1e-3), _rate(1e-2)
+    ('0.001', '0.01*')
+    """
+    return f"{rate:g}" + ("*" if rate in (RATES[0], RATES[-1]) else "")
 
 
 def _at(stage: str, stages: Stages) -> Sequence[RunResult]:
