@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 
 from goat_jax.adapters.adapter import mean_kernel
 from goat_jax.adapters.context import Context
@@ -143,7 +144,7 @@ def _products(arrays: Factors, scale: Array, spec: AdapterSpec) -> Array:
     return jnp.einsum("eir,ero->eio", a * scale[:, None, None], b, precision="highest")
 
 
-def compared(moved: Array, full: Array) -> Alignment:
+def compared(moved: ArrayLike, full: ArrayLike) -> Alignment:
     """Compares movements (..., I, O) with those of full fine-tuning, of the same shape.
 
     The cosine is 0 where either is zero.
@@ -152,7 +153,7 @@ def compared(moved: Array, full: Array) -> Alignment:
     >>> float(found.cosine.round(3)), float(found.length.round(3)), float(found.along.round(3))
     (0.707, 1.414, 1.0)
     """
-    axes = (-2, -1)
+    axes, moved, full = (-2, -1), jnp.asarray(moved), jnp.asarray(full)
     norm, full_norm = (jnp.sqrt(jnp.square(each).sum(axes)) for each in (moved, full))
     product = (moved * full).sum(axes)
     both = norm * full_norm
@@ -172,6 +173,11 @@ def mean_kernels(model: nnx.Module) -> dict[str, np.ndarray]:
         if adapter is not None:
             arrays = adapter.factors() | adapter.constants()
             each = jax.tree.map(ref.each, (ref.module.weights(), arrays, adapter.scale[...]))
-            mean = jax.lax.map(lambda one, spec=adapter.spec: mean_kernel(*one, spec), each)
+            of_layer = partial(_mean_kernel, adapter.spec)
+            mean = jax.lax.map(of_layer, each)
             kernels.setdefault(ref.pattern, []).append(np.asarray(mean))
     return {pattern: np.concatenate(runs) for pattern, runs in kernels.items()}
+
+
+def _mean_kernel(spec: AdapterSpec, layer: tuple[Array, Factors, Array]) -> Array:
+    return mean_kernel(*layer, spec)

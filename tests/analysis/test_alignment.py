@@ -14,6 +14,7 @@ from goat_jax.models.encoder.model import Encoder, tiny_config
 from goat_jax.nn.dense import Factor
 from goat_jax.nn.named_modules import find_modules
 from goat_jax.training.losses import CLASSIFICATION
+from kinds import present
 
 RATE = 1e-3
 EXPERTS = {"num_experts": 4, "top_k": 2}
@@ -87,7 +88,8 @@ def test_lemma_2_2_holds_for_a_single_lora():
     gradient = (
         kernels_of(model)[ref.pattern] - kernels_of(stepped(model, is_kernel))[ref.pattern]
     ) / RATE
-    factors, scale = ref.module.adapter.factors(), ref.module.adapter.scale[...]
+    adapter = present(ref.module.adapter)
+    factors, scale = adapter.factors(), adapter.scale[...]
     a, b = factors["a"][:, 0], factors["b"][:, 0]
     s = scale[:, 0, None, None]
     equivalent = s**2 * (gradient @ b.mT @ b + a @ a.mT @ gradient)

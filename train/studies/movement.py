@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,14 @@ class _Trained:
     entropy: Sequence[float]
     largest_load: Sequence[float]
 
+    @cached_property
+    def left(self) -> Kernels:
+        """The left singular vectors (L, I, min(I, O)) of the kernels before training."""
+        return {
+            name: np.linalg.svd(kernels, full_matrices=False)[0]
+            for name, kernels in self.before.items()
+        }
+
 
 def _trained(config: RunConfig) -> _Trained:
     data = load_data(config)
@@ -142,7 +151,7 @@ def _movement(run: _Trained, full: _Trained) -> Movement:
         expert_length=_by_expert([each.experts.length for each in first]),
         cosine=_by_layer([each.cosine for each in whole]),
         length=_by_layer([each.length for each in whole]),
-        blocks=_numbers(np.mean([_shares(full.before[k], change[k]) for k in change], axis=(0, 1))),
+        blocks=_numbers(np.mean([_shares(full.left[k], change[k]) for k in change], axis=(0, 1))),
         effective_rank=float(np.mean([effective_rank(each) for each in change.values()])),
         entropy=_numbers(run.entropy),
         largest_load=_numbers(run.largest_load),
@@ -165,12 +174,13 @@ def _numbers(values: Any) -> list[float]:
     return [float(f"{value:.4g}") for value in values]
 
 
-def _shares(kernels: np.ndarray, changes: np.ndarray) -> np.ndarray:
+def _shares(left: np.ndarray, changes: np.ndarray) -> np.ndarray:
     """Returns the shares of the changes' energy along parts of the kernels' spectra, (L, BLOCKS).
 
-    Both arrays are (L, I, O).
+    Args:
+        left: the kernels' left singular vectors (L, I, min(I, O)).
+        changes: the changes (L, I, O).
     """
-    left = np.linalg.svd(kernels, full_matrices=False)[0]
     energy = np.square(np.swapaxes(left, -1, -2) @ changes).sum(-1)
     parts = np.stack([each.sum(-1) for each in np.array_split(energy, BLOCKS, axis=-1)], -1)
     return parts / np.maximum(parts.sum(-1, keepdims=True), np.finfo(np.float32).tiny)
