@@ -20,7 +20,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["study/*", "_build"]
 html_theme = "furo"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
