@@ -27,8 +27,10 @@ def movement_table(found: Mapping[str, Movement]) -> str:
             _median(each.cosine),
             _median(each.length),
             f"{each.effective_rank:.1f}",
-            _first_and_last(each.entropy),
-            _first_and_last(each.largest_load),
+            *(
+                _first_and_last(of) if any(each.entropy) else ""
+                for of in (each.entropy, each.largest_load)
+            ),
         ]
         for method, each in found.items()
     ]
@@ -50,8 +52,7 @@ def _median(values: Sequence[float] | np.ndarray) -> str:
 
 
 def _first_and_last(values: Sequence[float]) -> str:
-    """Returns the two numbers in words, or nothing for a method without routers."""
-    return f"{values[0]:.2f} to {values[-1]:.2f}" if any(values) else ""
+    return f"{values[0]:.2f} to {values[-1]:.2f}"
 
 
 def movement_figure(found: Mapping[str, Movement], title: str) -> Figure:
@@ -68,6 +69,7 @@ def movement_figure(found: Mapping[str, Movement], title: str) -> Figure:
                 ax.plot(range(1, len(values) + 1), values, label=method, **styles[method])
         ax.set_title(heading, loc="left", fontsize=10)
         ax.set_xlabel(below)
+        ax.locator_params(axis="x", integer=True)
         tidy(ax, legend=False)
 
     adapters = {method: each for method, each in found.items() if method != FULL}
