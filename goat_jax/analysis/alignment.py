@@ -150,8 +150,8 @@ def compared(moved: ArrayLike, full: ArrayLike) -> Alignment:
     The cosine is 0 where either is zero.
 
     >>> found = compared(np.array([[0.0, 2.0]]), np.array([[1.0, 1.0]]))
-    >>> float(found.cosine.round(3)), float(found.length.round(3)), float(found.along.round(3))
-    (0.707, 1.414, 1.0)
+    >>> [round(float(each), 3) for each in (found.cosine, found.length, found.along)]
+    [0.707, 1.414, 1.0]
     """
     axes, moved, full = (-2, -1), jnp.asarray(moved), jnp.asarray(full)
     norm, full_norm = (jnp.sqrt(jnp.square(each).sum(axes)) for each in (moved, full))

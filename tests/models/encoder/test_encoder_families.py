@@ -125,8 +125,8 @@ DEBERTA = {"relative_attention": True, "pos_att_type": ["c2p"]}
 WRONG = [
     ("albert", {"num_hidden_groups": 4}, "4 groups of 3 layers"),
     ("albert", {"inner_group_num": 2}, "inner_group_num is 2, and only 1 is computed"),
-    ("modernbert", {"layer_types": ["full_attention"]}, "1 windows for 3 layers"),
-    ("modernbert", {"classifier_pooling": "max"}, "pooling 'max' is not one of"),
+    ("modernbert", {"layer_types": ["full_attention"]}, "layer_types has 1 entries for 3 layers"),
+    ("modernbert", {"classifier_pooling": "max"}, "classifier_pooling 'max' is not known"),
     ("modernbert", {"rope_parameters": {"full_attention": 3}}, "must be an object"),
     ("deberta-v2", {"pos_att_type": ["p2p"]}, "must be a list of c2p and p2c"),
     ("deberta-v2", {"relative_attention": True}, "without pos_att_type"),
