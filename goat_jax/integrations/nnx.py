@@ -37,7 +37,7 @@ from goat_jax.typing import Array, Factors, Key
 
 @dataclasses.dataclass(frozen=True)
 class LinearLayer:
-    """How to adapt the layers of a class.
+    """Rule by which the layers of a class are adapted.
 
     Attributes:
         view: function from a layer to its view as a matrix product: `Axes` or `read_einsum`.
