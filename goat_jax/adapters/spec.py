@@ -120,6 +120,11 @@ class AdapterSpec:
         """True if the adapter is a sum of s a b, which some optimizers rely on."""
         return self.combine.layout == "pairs" and self.combine.starts_plain
 
+    @property
+    def has_products(self) -> bool:
+        """True if each expert is a product s a b, possibly with factors that experts share."""
+        return self.is_plain_sum or self.combine.layout == "shared"
+
     def replace(self, **options: Any) -> AdapterSpec:
         """Returns a copy with some sizes, parts, or options of its parts replaced, by name.
 

@@ -19,12 +19,12 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from goat_jax.adapters.adapter import mean_kernel
-from goat_jax.adapters.context import Context
 from goat_jax.adapters.spec import AdapterSpec
 from goat_jax.nn.dense import Adaptable
 from goat_jax.nn.named_modules import ModuleRef, find_modules
+from goat_jax.training.init_gradients import arrays_by_path, gradients_at
 from goat_jax.training.losses import LossFn
-from goat_jax.typing import Array, Batch, Factors, PyTree
+from goat_jax.typing import Array, Batch, Factors
 
 
 class Alignment(NamedTuple):
@@ -73,34 +73,20 @@ def gradient_alignment(
         Module name pattern -> its alignment, for adapters with products s a b. What else they
         train, such as DoRA's magnitudes, is left out.
     """
-    refs = [ref for ref in find_modules(model) if _adds_products(ref)]
+    refs = [
+        ref
+        for ref in find_modules(model)
+        if ref.module.adapter is not None and ref.module.adapter.spec.has_products
+    ]
     if not refs:
         return {}
     paths = {path for ref in refs for path in _paths(ref).values()}
-    graph, moved, rest = nnx.split(model, lambda path, _: path in paths, ...)
-
-    @jax.jit
-    def gradients(moved: PyTree, rest: PyTree, batch: Batch) -> PyTree:
-        def loss_of(moved: PyTree) -> Array:
-            ctx = Context.of_batch(batch, None, batch.get("attention_mask"))
-            loss, _, _ = loss_fn.loss(nnx.merge(graph, moved, rest), batch, ctx)
-            return loss / loss_fn.count(batch)
-
-        return jax.grad(loss_of)(moved)
-
-    flat = {path: var[...] for path, var in nnx.to_flat_state(gradients(moved, rest, batch))}
+    flat = arrays_by_path(gradients_at(model, loss_fn, paths)(batch))
     aligned: dict[str, list[LayerAlignment]] = {}
     for ref in refs:
         found = _of_module(ref, {name: flat[path] for name, path in _paths(ref).items()})
         aligned.setdefault(ref.pattern, []).append(found)
     return {pattern: jax.tree.map(_joined, *runs) for pattern, runs in aligned.items()}
-
-
-def _adds_products(ref: ModuleRef[Adaptable]) -> bool:
-    adapter = ref.module.adapter
-    return adapter is not None and (
-        adapter.spec.is_plain_sum or adapter.spec.combine.layout == "shared"
-    )
 
 
 def _joined(*runs: np.ndarray) -> np.ndarray:

@@ -171,7 +171,7 @@ def update_norms(run: Reopened) -> ByModule:
     start = _adapters(merge_model(run.setup.graph, run.setup.state.trainable, run.setup.base))
     norms: dict[str, list[np.ndarray]] = {}
     for (name, after), (_, before) in zip(now, start, strict=True):
-        if after.spec.is_plain_sum or after.spec.combine.layout == "shared":
+        if after.spec.has_products:
             norms.setdefault(name, []).append(norms_of_change(_arrays(before), _arrays(after)))
     return {name: np.concatenate(runs) for name, runs in norms.items() if _alike(runs)}
 

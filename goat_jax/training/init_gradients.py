@@ -1,8 +1,8 @@
-"""Full gradients of the kernels before training, for methods that initialize from them."""
+"""Gradients of a model's arrays, and those of its kernels for methods that start from them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import jax
@@ -39,28 +39,46 @@ def kernel_gradients(
         for ref in find_modules(model)
         if any(matches(name, target_modules) for name in ref.names())
     ]
-    chosen = {(*ref.path, ref.module.matrix) for ref in refs}
-    graph, kernels, rest = nnx.split(model, lambda path, _: path in chosen, ...)
-
-    @jax.jit
-    def gradient(kernels: PyTree, rest: PyTree, batch: Batch) -> PyTree:
-        def loss_of(kernels: PyTree) -> Array:
-            ctx = Context.of_batch(batch, None, batch.get("attention_mask"))
-            loss, _, _ = loss_fn.loss(nnx.merge(graph, kernels, rest), batch, ctx)
-            return loss / loss_fn.count(batch)
-
-        return jax.grad(loss_of)(kernels)
-
+    gradient = gradients_at(model, loss_fn, {(*ref.path, ref.module.matrix) for ref in refs})
     total, count = None, 0
     for batch in batches:
-        batch_gradients = jax.tree.map(
-            lambda g: g.astype(jnp.float32), gradient(kernels, rest, batch)
-        )
+        batch_gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradient(batch))
         total = batch_gradients if total is None else jax.tree.map(jnp.add, total, batch_gradients)
         count += 1
-    mean = nnx.to_flat_state(jax.tree.map(lambda value: value / count, total))
-    by_path = {path: variable[...] for path, variable in mean}
+    by_path = arrays_by_path(jax.tree.map(lambda value: value / count, total))
     return {name: value for ref in refs for name, value in _by_layer(ref, by_path)}
+
+
+def gradients_at(
+    model: nnx.Module, loss_fn: LossFn, paths: Collection[tuple]
+) -> Callable[[Batch], nnx.State]:
+    """Makes the jitted gradient of a batch's mean loss, without dropout.
+
+    Args:
+        model: the model.
+        loss_fn: the task's loss.
+        paths: the paths of the arrays to differentiate with respect to.
+
+    Returns:
+        The function from a batch to the gradients, in the arrays' dtypes.
+    """
+    graph, moved, rest = nnx.split(model, lambda path, _: path in paths, ...)
+
+    @jax.jit
+    def gradients(moved: PyTree, rest: PyTree, batch: Batch) -> PyTree:
+        def loss_of(moved: PyTree) -> Array:
+            ctx = Context.of_batch(batch, None, batch.get("attention_mask"))
+            loss, _, _ = loss_fn.loss(nnx.merge(graph, moved, rest), batch, ctx)
+            return loss / loss_fn.count(batch)
+
+        return jax.grad(loss_of)(moved)
+
+    return lambda batch: gradients(moved, rest, batch)
+
+
+def arrays_by_path(state: Any) -> dict[tuple, Array]:
+    """Returns the arrays of a state by their paths."""
+    return {path: variable[...] for path, variable in nnx.to_flat_state(state)}
 
 
 def _by_layer(ref: ModuleRef, by_path: dict[tuple, Array]) -> list[tuple[str, Any]]:
