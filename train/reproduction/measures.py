@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +14,7 @@ from goat_jax.analysis.figure_data import mean_load
 from goat_jax.analysis.result_files import Key, keep_scores, kept_scores
 from goat_jax.bench.steps import measure_steps
 from goat_jax.cli.verbs.train import draw
+from goat_jax.config.memory import device_memory
 from goat_jax.config.run import RunConfig
 from goat_jax.data.tasks.evaluation import EvalTask, named_by_set
 from goat_jax.errors import RunFailed
@@ -109,7 +108,7 @@ def cost(config: RunConfig, options: EvalOptions, progress: bool) -> Scores:
     device = jax.devices()[0]
     peak = plan(config, Topology(device.device_kind, [device], None)).peak
     scores = {"memory": peak / 2**30}
-    if peak <= _memory_of(device):
+    if peak <= device_memory():
         (step,) = measure_steps({config.adapter.method: config}, turns=3).measured
         steps = -(-(config.task.train_limit or 1) // config.train.batch_size)
         scores["hours"] = steps * step.seconds / 3600
@@ -117,9 +116,3 @@ def cost(config: RunConfig, options: EvalOptions, progress: bool) -> Scores:
     keep_scores(folder, key, scores, notes=[f"measured on {device.device_kind}"])
     jax.clear_caches()
     return scores
-
-
-def _memory_of(device: Any) -> float:
-    """Returns the bytes of memory of a device, or of this machine if the device does not say."""
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
