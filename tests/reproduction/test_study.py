@@ -1,7 +1,6 @@
 """The study: its runs continue where they stopped, and its statistics and tables by hand."""
 
 import dataclasses
-import json
 import statistics
 from pathlib import Path
 
@@ -14,10 +13,11 @@ from goat_jax.errors import UserError
 from goat_jax.training.vmapped_runs import RunResult, RunVariant
 from programs import load_program
 from studies.movement import keep_movements, movement_file, movements, read_movements
-from studies.records import collect, keep, read
-from studies.report import summary, task_table, write_report
-from studies.runs import CHOOSING, EQUAL, TEST, Study, best_rate, result_file
+from studies.records import collect, keep, kept, merged
+from studies.report import write_report
+from studies.runs import CHOOSING, EQUAL, SAME_RATE, TEST, Study, best_rate
 from studies.statistics import paired
+from studies.tables import effects_table, summary, task_table
 from studies.tasks import METHODS, TASKS, StudyTask, on_validation, task_of
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -76,17 +76,56 @@ def test_tables_have_scores_differences_ranks_and_the_gap():
     assert "0.7700 ± 0.0283" in row and "**+0.0500 ± 0.0000**" in row and "-0.1300 ± 0.2541" in row
 
 
-def test_records_come_back_and_a_report_is_written(tmp_path):
+def test_effects_are_beside_the_method_as_it_is_at_both_rates():
+    goat = [result(1, 0.7, 1e-3), result(2, 0.8, 1e-3)]
+    own, same = ([result(1, 0.9, 3e-4), result(2, 0.9, 3e-4)], [result(1, 0.6), result(2, 0.7)])
+    diverged = dataclasses.replace(result(1, 0.9, 1e-2), after={}, diverged=3)
+    found = {
+        "goat": {TEST: goat},
+        "goat, alpha/r": {TEST: goat[:1]},
+        "goat, rho 1": {TEST: own, SAME_RATE: same},
+        "goat, eta 10": {TEST: [diverged]},
+        "lora, theory scale": {TEST: own},  # without LoRA there is nothing to compare it with
+    }
+    table = effects_table(found, "accuracy").splitlines()[2:]
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table]
+    assert [row[0] for row in rows] == ["goat", "goat, alpha/r", "goat, rho 1", "goat, eta 10"]
+    # Own rate: 0.2 and 0.1 above; at goat's rate 0.1 below with both seeds.
+    assert rows[2][4:] == ["+0.1500 ± 0.6353", "**-0.1000 ± 0.0000**"]
+    assert rows[0][4:] == ["", ""] and rows[3][2:] == ["diverged", "", "diverged", ""]
+
+
+def test_effects_have_a_table_of_their_own_and_no_part_in_the_others(tmp_path):
+    found = records(lora=[0.7, 0.7], goat=[0.8, 0.8], **{"goat, rho 1": [0.9, 0.9]})
+    write_report(found, tmp_path)
+    text = (tmp_path / "results.md").read_text("utf-8")
+    assert text.count("| goat, rho 1") == 1 and text.count("| goat ") == 3
+
+
+def test_results_are_added_to_those_that_are_kept():
+    old = records(lora=[0.1, 0.2], full=[0.3, 0.4])
+    new = records(goat=[0.7, 0.7], lora=[0.5], full=[0.5, 0.6])
+    found = merged(old, new)["digits"]
+    assert list(found) == ["full", "lora", "goat"]
+    # Fewer runs do not replace more; as many or more do.
+    assert found["lora"][TEST] == old["digits"]["lora"][TEST]
+    assert found["full"][TEST] == new["digits"]["full"][TEST]
+    assert merged(old, {}) == merged({}, old)
+
+
+def test_records_come_back_and_a_report_is_written(tmp_path, capsys):
     found = records(frozen=[0.5], full=[0.9], lora=[0.7])
     keep(found, tmp_path)
-    back = read(tmp_path)
+    back = kept(tmp_path)
     assert back["digits"]["lora"][TEST][0].losses == (1.0, 0.12346)
     assert back["digits"]["lora"][CHOOSING][0].losses == ()
     names = [path.name for path in write_report(back, tmp_path)]
     assert names == ["results.md", "rates.png", "losses_digits.png"]
     assert all((tmp_path / name).stat().st_size for name in names)
-    with pytest.raises(UserError, match="no records of the study"):
-        read(tmp_path / "none")
+    assert kept(tmp_path / "none") == {}
+    out = ["--runs", str(tmp_path / "none"), "--out", str(tmp_path / "none")]
+    assert load_program("study").main(["report", *out]) == 2
+    assert "have no results" in capsys.readouterr().err
 
 
 def test_a_study_chooses_rates_and_continues_where_it_stopped(tiny, tmp_path, monkeypatch):
@@ -94,7 +133,7 @@ def test_a_study_chooses_rates_and_continues_where_it_stopped(tiny, tmp_path, mo
         TASKS,
         "tiny",
         StudyTask(
-            "tiny", f"{tiny / 'config.py'}:steps=2", "", "accuracy", 8, equal_parameters=True
+            "tiny", f"{tiny / 'config.py'}:steps=2", "", "accuracy", 8, (), True, effects=True
         ),
     )
     trained = []
@@ -122,6 +161,18 @@ def test_a_study_chooses_rates_and_continues_where_it_stopped(tiny, tmp_path, mo
         CHOOSING,
         TEST,
     ]
+    # What is kept counts as done. At goat's rate the variant, whose own is 0.001, has no runs.
+    done = collect(tmp_path)["tiny"]
+    other = dataclasses.replace(study, out=tmp_path / "other", kept=done)
+    other.train("goat", said.append)
+    other.train("goat, rho 1", said.append)
+    assert len(trained) == 10 + 4 and trained[-1].adapter.spec().initializer.rho == 1
+    goat = {"goat": {CHOOSING: [result(0, 0.9, 1e-2), result(0, 0.1, 1e-3)]}}
+    dataclasses.replace(other, kept=goat).train("goat, rho 1", said.append)
+    assert [(c.train.seed, c.optimizer.learning_rate) for c in trained[14:]] == [
+        (1, 1e-2),
+        (2, 1e-2),
+    ]
 
 
 @pytest.mark.slow
@@ -129,11 +180,8 @@ def test_movements_are_those_of_the_chosen_runs(tiny, tmp_path):
     without_dropout = (tiny / "config.py").read_text("utf-8").replace("dropout=0.05", "dropout=0.0")
     (tmp_path / "config.py").write_text(without_dropout, "utf-8")
     task = StudyTask("tiny", f"{tmp_path / 'config.py'}:steps=2", "", "accuracy", 8)
-    for method in ("full", "goat"):
-        file = result_file(tmp_path, method, TEST)
-        runs = [dataclasses.asdict(result(1, 0.5, 1e-3))]
-        file.write_text(json.dumps({"key": {}, "runs": runs}))
-    found = dict(movements(task, tmp_path, tmp_path, ["frozen", "full", "goat"]))
+    runs = {method: {TEST: [result(1, 0.5, 1e-3)]} for method in ("full", "goat")}
+    found = dict(movements(task, runs, tmp_path, ["frozen", "full", "goat"]))
     assert list(found) == ["full", "goat"]
     full, goat = found["full"], found["goat"]
     np.testing.assert_allclose([full.cosine, full.length], 1.0, rtol=1e-3)
@@ -143,14 +191,15 @@ def test_movements_are_those_of_the_chosen_runs(tiny, tmp_path):
     assert len(goat.expert_cosine) == experts and len(goat.entropy) == steps
     assert max(goat.cosine) < 0.9 and sum(goat.blocks) == pytest.approx(1, abs=1e-3)
     assert all(1 / experts <= load <= 0.5 for load in goat.largest_load)
-    keep_movements(found, tmp_path / "found.json")
+    for method in found:  # each is added to the others
+        keep_movements({method: found[method]}, tmp_path / "found.json")
     assert read_movements(tmp_path / "found.json") == found
     keep_movements(found, movement_file(tmp_path, "digits"))
     written = write_report(records(full=[0.9], goat=[0.8]), tmp_path)
     assert written[-1].name == "movement_digits.png" and written[-1].stat().st_size
     assert "first step: cosine" in (tmp_path / "results.md").read_text("utf-8")
-    with pytest.raises(UserError, match="lora first"):
-        list(movements(task, tmp_path, tmp_path, ["lora"]))
+    with pytest.raises(UserError, match="lora has no results"):
+        list(movements(task, runs, tmp_path, ["lora"]))
 
 
 def test_no_test_row_has_a_part_in_the_choice():

@@ -27,7 +27,7 @@ from goat_jax.training.setup import TrainSetup, build
 from goat_jax.training.state import RunState
 from goat_jax.training.task_types import task_type_of
 from goat_jax.training.vmapped_runs import RunVariant, with_variant
-from studies.runs import SEEDS, TEST, result_file
+from studies.runs import SEEDS, TEST, Stages
 from studies.tasks import FROZEN, FULL, StudyTask
 
 Kernels = Mapping[str, np.ndarray]
@@ -70,13 +70,13 @@ class Movement:
 
 
 def movements(
-    task: StudyTask, results: Path, data: Path, methods: Sequence[str]
+    task: StudyTask, results: Mapping[str, Stages], data: Path, methods: Sequence[str]
 ) -> Iterator[tuple[str, Movement]]:
     """Trains a run of each method that the study has results of; full fine-tuning first.
 
     Args:
         task: the task.
-        results: the folder with the study's results of the task.
+        results: method -> the study's results on the task.
         data: the folder of data sets.
         methods: labels of methods.
     """
@@ -87,12 +87,11 @@ def movements(
             yield method, _movement(_trained(_chosen(task, method, results, data)), full)
 
 
-def _chosen(task: StudyTask, method: str, results: Path, data: Path) -> RunConfig:
+def _chosen(task: StudyTask, method: str, results: Mapping[str, Stages], data: Path) -> RunConfig:
     """Returns the config of a method's first run on the test rows."""
-    file = result_file(results, method, TEST)
-    if not file.is_file():
-        raise UserError(f"{file} is missing: run `python train/study.py run` for {method} first")
-    rate = read_json(file)["runs"][0]["variant"]["learning_rate"]
+    if not (runs := results.get(method, {}).get(TEST)):
+        raise UserError(f"{method} has no results: run `python train/study.py run` for it first")
+    rate = runs[0].variant.learning_rate
     config = with_variant(task.config(method, data), RunVariant(SEEDS[0], rate))
     # As the study's runs, which share a compiled step.
     return dataclasses.replace(config, train=dataclasses.replace(config.train, num_buckets=1))
@@ -204,8 +203,10 @@ def movement_file(folder: Path, task: str) -> Path:
 
 
 def keep_movements(found: Mapping[str, Movement], path: Path) -> None:
-    """Writes a task's movements, one line for each method."""
+    """Adds movements to a task's file, one line for each method."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file():
+        found = {**read_movements(path), **found}
     lines = [
         f"{json.dumps(m)}: {json.dumps(dataclasses.asdict(each))}" for m, each in found.items()
     ]

@@ -8,14 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from goat_jax.analysis.run_results import read_results, result_of
-from goat_jax.errors import UserError
 from goat_jax.files import read_json, write_whole
 from goat_jax.training.vmapped_runs import RunResult
-from studies.runs import CHOOSING, EQUAL, TEST, result_file
-from studies.tasks import METHODS, TASKS
+from studies.runs import STAGES, TEST, Stages, result_file
+from studies.tasks import TASKS
 
-Stages = Mapping[str, Sequence[RunResult]]
-"""Stage -> the results of a method's runs."""
 Records = Mapping[str, Mapping[str, Stages]]
 """Task -> method -> stages. Tasks and methods without results are left out."""
 
@@ -26,15 +23,34 @@ DIGITS = 5
 def collect(out: Path) -> Records:
     """Reads the results that the study's runs have so far, in the order of `TASKS`."""
     found = {
-        task: {method: stages for method in METHODS if (stages := _stages(out / task, method))}
-        for task in TASKS
+        name: {m: stages for m in task.methods() if (stages := _stages(out / name, m))}
+        for name, task in TASKS.items()
     }
     return {task: methods for task, methods in found.items() if methods}
 
 
 def _stages(folder: Path, method: str) -> Stages:
-    files = {stage: result_file(folder, method, stage) for stage in (CHOOSING, TEST, EQUAL)}
+    files = {stage: result_file(folder, method, stage) for stage in STAGES}
     return {stage: read_results(file) for stage, file in files.items() if file.is_file()}
+
+
+def merged(old: Records, new: Records) -> Records:
+    """Adds new results to old ones, in the order of `TASKS` and their methods.
+
+    A stage of a method is replaced by new results if these are at least as many.
+    """
+    found = {}
+    for name, task in TASKS.items():
+        before, after = old.get(name, {}), new.get(name, {})
+        methods = [method for method in task.methods() if method in {**before, **after}]
+        if methods:
+            found[name] = {m: _fuller(before.get(m, {}), after.get(m, {})) for m in methods}
+    return found
+
+
+def _fuller(old: Stages, new: Stages) -> Stages:
+    both = {stage: max(new.get(stage, ()), old.get(stage, ()), key=len) for stage in STAGES}
+    return {stage: results for stage, results in both.items() if results}
 
 
 def keep(records: Records, folder: Path) -> None:
@@ -56,20 +72,14 @@ def _short(stage: str, results: Sequence[RunResult]) -> Iterator[dict]:
         yield dataclasses.asdict(dataclasses.replace(result, losses=tuple(losses)))
 
 
-def read(folder: Path) -> Records:
-    """Reads what `keep` wrote.
-
-    Raises:
-        UserError: a folder without records.
-    """
-    records = {
+def kept(folder: Path) -> Records:
+    """Reads what `keep` wrote; empty without it."""
+    files = {task: folder / f"{task}.json" for task in TASKS}
+    return {
         task: {
             method: {stage: [result_of(run) for run in runs] for stage, runs in stages.items()}
-            for method, stages in read_json(folder / f"{task}.json").items()
+            for method, stages in read_json(file).items()
         }
-        for task in TASKS
-        if (folder / f"{task}.json").is_file()
+        for task, file in files.items()
+        if file.is_file()
     }
-    if not records:
-        raise UserError(f"{folder} has no records of the study: run `python train/study.py run`")
-    return records

@@ -1,26 +1,23 @@
-"""Tables and figures of the study."""
+"""The report of the study: a page of tables, and figures."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from goat_jax.analysis.run_results import finite, mean_and_spread
+from goat_jax.analysis.run_results import finite
 from goat_jax.data.metrics import goodness
 from goat_jax.files import write_whole
 from goat_jax.plots.compare import plot_comparison
 from goat_jax.plots.save import save_figure
 from goat_jax.plots.style import grid_shape, marked, new_figure, tidy, write_title
-from goat_jax.text_tables import render_table
-from goat_jax.training.vmapped_runs import RunResult
 from studies.movement import movement_file, read_movements
 from studies.movement_report import movement_figure, movement_table
-from studies.records import Records, Stages
-from studies.runs import CHOOSING, EQUAL, TEST
-from studies.statistics import Interval, gap_closed, interval, paired, ranks, scores
-from studies.tasks import BASELINE, FROZEN, FULL, RATES, SIZE, TASKS
+from studies.records import Records
+from studies.runs import CHOOSING, EQUAL, TEST, Stages
+from studies.tables import effects_table, summary, task_table
+from studies.tasks import METHODS, SIZE, TASKS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,9 +29,10 @@ def write_report(records: Records, out: Path) -> list[Path]:
     """Writes the tables and the figures; returns their paths."""
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / TABLES, tables(records, out))
-    save_figure(rates_figure(records), out / RATES_FIGURE)
+    compared = only_compared(records)
+    save_figure(rates_figure(compared), out / RATES_FIGURE)
     written = [out / TABLES, out / RATES_FIGURE]
-    for task, methods in records.items():
+    for task, methods in compared.items():
         losses = {
             method: [run.losses for run in stages[TEST]]
             for method, stages in methods.items()
@@ -56,6 +54,14 @@ def _write_movement(task: str, out: Path) -> Path:
     return path
 
 
+def only_compared(records: Records) -> Records:
+    """Returns the records of the methods that are compared, without those of `EFFECTS`."""
+    return {
+        task: {method: stages for method, stages in methods.items() if method in METHODS}
+        for task, methods in records.items()
+    }
+
+
 def tables(records: Records, out: Path) -> str:
     """Returns the summary over tasks and one section for each task, in Markdown.
 
@@ -63,130 +69,20 @@ def tables(records: Records, out: Path) -> str:
         records: the results.
         out: the folder of the movements that are kept.
     """
-    sections = ["## Over all tasks", summary(records)]
-    for task, methods in records.items():
+    compared = only_compared(records)
+    sections = ["## Over all tasks", summary(compared)]
+    for task, methods in compared.items():
         sections += [f"## {TASKS[task].title}", task_table(methods, TASKS[task].metric, TEST)]
         if any(stages.get(EQUAL) for stages in methods.values()):
             note = f"At as many trained parameters of adapters as {SIZE}:"
             sections += [note, task_table(methods, TASKS[task].metric, EQUAL)]
+        if len(records[task]) > len(methods):
+            note = "One option changed, beside the method as it is (minus):"
+            sections += [note, effects_table(records[task], TASKS[task].metric)]
         if movement_file(out, task).is_file():
             note = "How the kernels move, beside full fine-tuning (medians over layers):"
             sections += [note, movement_table(read_movements(movement_file(out, task)))]
     return "\n\n".join(sections) + "\n"
-
-
-def task_table(methods: Mapping[str, Stages], metric: str, stage: str) -> str:
-    """Returns one task's table of a stage: scores, losses, and differences to LoRA and to full."""
-    of_method = {name: found for name, s in methods.items() if (found := _at(stage, s))}
-    base, full = (scores(of_method.get(name, ()), metric) for name in (BASELINE, FULL))
-    rows = []
-    for method, results in of_method.items():
-        found, first = scores(results, metric), results[0]
-        rows.append(
-            [
-                method,
-                _rate(first.variant.learning_rate),
-                f"{first.trained_parameters:,}",
-                mean_and_spread(list(found.values())) if found else "diverged",
-                f"{statistics.fmean(scores(results, 'loss').values()):.4f}" if found else "",
-                *(_difference(found, other) for other in (base, full)),
-            ]
-        )
-    headers = ["method", "rate", "trained", metric, "loss", f"minus {BASELINE}", f"minus {FULL}"]
-    return render_table(headers, rows, "lrrrrrr", markdown=True)
-
-
-def _rate(rate: float) -> str:
-    """Formats a learning rate, with a star at the ends of the grid, beyond which may be better.
-
-    >>> _rate(1e-3), _rate(1e-2)
-    ('0.001', '0.01*')
-    """
-    return f"{rate:g}" + ("*" if rate in (RATES[0], RATES[-1]) else "")
-
-
-def _at(stage: str, stages: Stages) -> Sequence[RunResult]:
-    """Returns a stage's results. A method has none of its own at equal parameters if it has no
-    rank or needs no other."""
-    return stages.get(stage) or stages.get(TEST, ())
-
-
-def _difference(one: Mapping[int, float], other: Mapping[int, float]) -> str:
-    difference = paired(one, other)
-    return "" if difference is None or one == other else in_words(difference)
-
-
-def in_words(found: Interval) -> str:
-    """Formats a mean with its interval, in bold if 0 is outside.
-
-    >>> in_words(Interval(0.02, 0.01)), in_words(Interval(-0.02, 0.03))
-    ('**+0.0200 ± 0.0100**', '-0.0200 ± 0.0300')
-    """
-    text = f"{found.mean:+.4f} ± {found.half:.4f}"
-    return f"**{text}**" if found.sign else text
-
-
-def summary(records: Records) -> str:
-    """Returns a table over all tasks: ranks, gap closed, and tasks above and below LoRA."""
-    means = {task: _means(methods, TASKS[task].metric) for task, methods in records.items()}
-    places = {
-        task: ranks(_adapters(of_task), TASKS[task].metric) for task, of_task in means.items()
-    }
-    rows = []
-    for method in dict.fromkeys(name for of_task in means.values() for name in of_task):
-        own = [of_task[method] for of_task in places.values() if method in of_task]
-        closed = list(_gaps(method, means).values())
-        signs = [_sign(methods, method, TASKS[task].metric) for task, methods in records.items()]
-        rows.append(
-            [
-                method,
-                len([task for task in means.values() if method in task]),
-                f"{statistics.fmean(own):.1f}" if own else "",
-                _percent(closed),
-                signs.count(1),
-                signs.count(-1),
-            ]
-        )
-    headers = ["method", "tasks", "mean rank", "gap closed", "above lora", "below lora"]
-    return render_table(headers, rows, "lrrrrr", markdown=True)
-
-
-def _means(methods: Mapping[str, Stages], metric: str) -> dict[str, float]:
-    found = {name: scores(stages.get(TEST, ()), metric) for name, stages in methods.items()}
-    return {name: statistics.fmean(of_seed.values()) for name, of_seed in found.items() if of_seed}
-
-
-def _adapters(means: Mapping[str, float]) -> dict[str, float]:
-    return {name: mean for name, mean in means.items() if name not in (FROZEN, FULL)}
-
-
-def _gaps(method: str, means: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Returns the share of the gap that a method closes, by task with all three scores."""
-    return {
-        task: gap_closed(found[method], found[FROZEN], found[FULL])
-        for task, found in means.items()
-        if {method, FROZEN, FULL} <= found.keys() and found[FULL] != found[FROZEN]
-    }
-
-
-def _percent(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    over = interval(values)
-    return f"{over.mean:.0%}" + (f" ± {over.half:.0%}" if len(values) > 1 else "")
-
-
-def _sign(methods: Mapping[str, Stages], method: str, metric: str) -> int:
-    """Returns 1 if a method is better than LoRA beyond its interval, -1 if worse, else 0."""
-    one, other = (
-        {
-            seed: goodness(metric, score)
-            for seed, score in scores(methods.get(name, {}).get(TEST, ()), metric).items()
-        }
-        for name in (method, BASELINE)
-    )
-    difference = paired(one, other)
-    return 0 if difference is None or method == BASELINE else difference.sign
 
 
 def rates_figure(records: Records) -> Figure:

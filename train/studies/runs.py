@@ -7,17 +7,21 @@ with other seeds at this rate are scored on the test rows. So no test row has a 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from goat_jax.analysis.run_results import Runs, complete_runs, file_name, standing
 from goat_jax.cli.verbs.compare import with_parameters_of
 from goat_jax.config.run import RunConfig
 from goat_jax.training.vmapped_runs import RunResult, RunVariant
-from studies.tasks import FROZEN, FULL, RATES, SIZE, StudyTask, on_validation
+from studies.tasks import EFFECTS, FROZEN, FULL, RATES, SIZE, StudyTask, on_validation
 
-CHOOSING, TEST, EQUAL = "rates", "test", "equal"
-"""Stages: choice of the rate, scores at equal rank, scores at equal trained parameters."""
+CHOOSING, TEST, EQUAL, SAME_RATE = STAGES = "rates", "test", "equal", "same_rate"
+"""Stages: choice of the rate, scores at equal rank, at equal trained parameters, and at the
+learning rate of the method that a variant changes."""
+
+Stages = Mapping[str, Sequence[RunResult]]
+"""Stage -> the results of a method's runs."""
 
 CHOOSING_SEED = 0
 SEEDS = (1, 2, 3, 4, 5)
@@ -35,6 +39,7 @@ class Study:
         runs_per_step: the largest number of runs in one compiled step.
         rates: the peak learning rates to choose from.
         seeds: the seeds of the runs on the test rows.
+        kept: method -> results that count as done if a stage is complete.
     """
 
     name: str
@@ -44,30 +49,41 @@ class Study:
     runs_per_step: int
     rates: Sequence[float] = RATES
     seeds: Sequence[int] = SEEDS
+    kept: Mapping[str, Stages] = dataclasses.field(default_factory=dict)
 
     def train(self, method: str, say: Callable[[str], None]) -> None:
         """Trains all runs of a method whose results are not there yet."""
         config = self.task.config(method, self.data)
-        tried = self.complete(
-            method,
-            CHOOSING,
-            on_validation(config, self.task.validation),
-            [RunVariant(CHOOSING_SEED, rate) for rate in self.rates],
-        )
-        rate = best_rate(tried, config.best_by)
-        say(f"{self.name}: {method}: learning rate {rate:g} of {len(tried)}")
-        variants = [RunVariant(seed, rate) for seed in self.seeds]
-        self.complete(method, TEST, config, variants)
-        if not self.task.equal_parameters or method in (FROZEN, FULL):
-            return
-        equal = with_parameters_of(config, self.task.config(SIZE, self.data))
-        if equal.adapter.spec() != config.adapter.spec():
-            self.complete(method, EQUAL, equal, variants)
+        rate = self.chosen_rate(method)
+        say(f"{self.name}: {method}: learning rate {rate:g} of {len(self.rates)}")
+        self.complete(method, TEST, config, self.variants(rate))
+        if method in EFFECTS:
+            same = self.chosen_rate(EFFECTS[method].method)
+            if same != rate:
+                self.complete(method, SAME_RATE, config, self.variants(same))
+        elif self.task.equal_parameters and method not in (FROZEN, FULL):
+            equal = with_parameters_of(config, self.task.config(SIZE, self.data))
+            if equal.adapter.spec() != config.adapter.spec():
+                self.complete(method, EQUAL, equal, self.variants(rate))
+
+    def chosen_rate(self, method: str) -> float:
+        """Returns a method's best learning rate, after training the runs that are missing."""
+        config = self.task.config(method, self.data)
+        validated = on_validation(config, self.task.validation)
+        variants = [RunVariant(CHOOSING_SEED, rate) for rate in self.rates]
+        return best_rate(self.complete(method, CHOOSING, validated, variants), config.best_by)
+
+    def variants(self, rate: float) -> list[RunVariant]:
+        """Returns the runs on the test rows with a learning rate, one for each seed."""
+        return [RunVariant(seed, rate) for seed in self.seeds]
 
     def complete(
         self, method: str, stage: str, config: RunConfig, variants: Sequence[RunVariant]
     ) -> list[RunResult]:
         """Trains the runs of one stage that are missing; returns the results of all."""
+        kept = {run.variant: run for run in self.kept.get(method, {}).get(stage, ())}
+        if kept.keys() >= set(variants):
+            return [kept[variant] for variant in variants]
         runs = Runs(config, variants, result_file(self.out / self.name, method, stage))
         ((_, results),) = complete_runs([runs], self.runs_per_step)
         return results

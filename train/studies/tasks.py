@@ -48,6 +48,23 @@ METHODS: Mapping[str, MethodRow] = {
 }
 """Label -> method and options of its adapters."""
 
+EFFECTS: Mapping[str, MethodRow] = {
+    label: MethodRow(label, method, options)
+    for label, method, options in (
+        ("goat, rho 1", "goat", {"rho": 1.0}),
+        ("goat, rho 100", "goat", {"rho": 100.0}),
+        ("goat, eta 0.1", "goat", {"eta": 0.1}),
+        ("goat, eta 10", "goat", {"eta": 10.0}),
+        # The scale of the least squared error to full fine-tuning's step, about sqrt(3 eta).
+        ("goat, scale sqrt(3)", "goat", {"scale": "fixed", "value": 3**0.5}),
+        ("goat, segments P", "goat", {"segments": "principal"}),
+        ("goat, segments M", "goat", {"segments": "minor"}),
+        ("goat, segments R", "goat", {"segments": "random"}),
+        ("lora, theory scale", "lora", {"scale": "theory"}),
+    )
+}
+"""Label -> one of the methods with one option changed, for what the option does."""
+
 
 @dataclasses.dataclass(frozen=True)
 class StudyTask:
@@ -62,6 +79,7 @@ class StudyTask:
         validation: the number of training rows on which learning rates are chosen.
         without: methods that are left out.
         equal_parameters: whether runs at equal trained parameters are part of it.
+        effects: whether runs of `EFFECTS` are part of it.
     """
 
     title: str
@@ -71,15 +89,18 @@ class StudyTask:
     validation: int
     without: tuple[str, ...] = ()
     equal_parameters: bool = False
+    effects: bool = False
 
     def config(self, method: str, data: Path) -> RunConfig:
         """Returns the config of a method's runs, which are scored on the test rows."""
         source = f"{CONFIGS / self.source.format(data=data)}"
-        return entry_config(source, METHODS[method], self.fields.format(data=data).split(), "study")
+        row = {**METHODS, **EFFECTS}[method]
+        return entry_config(source, row, self.fields.format(data=data).split(), "study")
 
     def methods(self) -> list[str]:
         """Returns the labels of the methods that are trained on the task."""
-        return [label for label in METHODS if label not in self.without]
+        compared = [label for label in METHODS if label not in self.without]
+        return compared + list(EFFECTS) * self.effects
 
 
 def on_validation(config: RunConfig, rows: int) -> RunConfig:
@@ -105,6 +126,7 @@ TASKS: Mapping[str, StudyTask] = {
         "accuracy",
         360,
         equal_parameters=True,
+        effects=True,
     ),
     "fashion_mnist": StudyTask(
         "Fashion-MNIST, 10,000 rows, DINOv2 ViT-S/14",
