@@ -14,13 +14,16 @@ import numpy as np
 from goat_jax.adapters.task_gate import for_task
 from goat_jax.config.run import DTYPES, RunConfig
 from goat_jax.data.tasks.registry import Task
+from goat_jax.errors import UserError
+from goat_jax.interop.hf_config import HfForm, form_of
 from goat_jax.interop.low_rank import LowRank, low_rank
 from goat_jax.interop.modules import AdaptedModule, read_adapted, read_kernels, trained_tensors
 from goat_jax.interop.router_weights import ConstantGates, constant_gates
 from goat_jax.models.load import load_model
+from goat_jax.models.registry import Architecture, architecture_of
 from goat_jax.nn.dense import merge_model
 from goat_jax.nn.model import Model
-from goat_jax.pretrained.resolve import find_model
+from goat_jax.pretrained.resolve import find_model, open_checkpoint
 from goat_jax.sharding.config import MeshConfig
 from goat_jax.training.checkpoints.restore import ONE_DEVICE, Reopened, restore_run
 from goat_jax.training.checks import model_options
@@ -72,6 +75,26 @@ class Trained:
 
     def _model(self, trainable: dict[str, PyTree], base: PyTree) -> Model:
         return merge_model(self.setup.graph, trainable, base)
+
+    @functools.cached_property
+    def architecture(self) -> Architecture:
+        """The architecture of the pretrained model."""
+        return architecture_of(open_checkpoint(self.path)[0], self.path)
+
+    @functools.cached_property
+    def form(self) -> HfForm:
+        """Form of the model in transformers.
+
+        Raises:
+            UserError: transformers has no class of it.
+        """
+        form, family = form_of(self.setup.kind, self.model.config), self.architecture.family
+        if family.class_with(form.ending) is None:
+            raise UserError(
+                f"transformers has no {family.class_name}{form.ending}: use --to goat, or another "
+                "base"
+            )
+        return form
 
     @functools.cached_property
     def now(self) -> dict[str, AdaptedModule]:
