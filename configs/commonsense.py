@@ -5,7 +5,8 @@
 
 FOLDER is LLM-Adapters' dataset folder with commonsense_170k.json in it. The second command prints
 all eight scores and their average, by generated answer (``--scoring likelihood``: by the likeliest
-option). ``task=arc_easy`` (or any of the eight) trains on the rows of that set.
+option). ``task=arc_easy`` (or any of the eight) trains on the rows of that set; ``cloze=true``
+asks the bare question, and its answer is the text of an option.
 
 As published: total rank 32, alpha 64, 8 experts, 2 of them active, AdamW, 1e-4, cosine, 100 warm-up
 steps, dropout 0.05, batch 16, 3 epochs, eta 0.1 (full fine-tuning then at 1e-5).
@@ -43,6 +44,7 @@ def get_config(
     method: str = "goat",
     model: str = "meta-llama/Llama-2-7b-hf",
     folder: str | None = None,
+    cloze: bool = False,
     rank: int = 32,
     batch: int = 16,
     grad_accum_steps: int = 1,
@@ -50,7 +52,8 @@ def get_config(
     dropout: float = 0.05,
     seed: int = 0,
 ) -> RunConfig:
-    eval_task = make_task(task, folder=folder, packing=False)  # first: reports an unknown name
+    # first: reports an unknown name
+    eval_task = make_task(task, folder=folder, packing=False, cloze=cloze)
     rate = peak_rate(method, adapters=1e-4, full=1e-5)
     return llama_config(
         eval_task,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,22 +10,21 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from goat_jax.data.entities import entity_scores
-from goat_jax.data.metrics import score, split_metric
 from goat_jax.data.pipeline.dataset import Rows
 from goat_jax.data.pipeline.image_view import view_of
 from goat_jax.data.pipeline.images import ImageRows, load_images
+from goat_jax.data.pipeline.options import encode_options
 from goat_jax.data.pipeline.packing import Texts, encode_texts
 from goat_jax.data.pipeline.tokenize import Encoded, encode
-from goat_jax.data.pipeline.tokenize_words import NO_TAG, EncodedWords, encode_words
+from goat_jax.data.pipeline.tokenize_words import EncodedWords, encode_words
 from goat_jax.data.tasks.contamination import questions_in_training
-from goat_jax.data.tasks.evaluation import EvalTask
+from goat_jax.data.tasks.evaluation import EvalTask, evaluation_questions
 from goat_jax.data.tasks.image import ImageTask
 from goat_jax.data.tasks.language import LanguageTask, load_pieces
 from goat_jax.data.tasks.multi_label import MultiLabelTask
 from goat_jax.data.tasks.registry import Task
 from goat_jax.data.tasks.text import TextTask, load_examples
-from goat_jax.data.tasks.tokens import ACCURACY, TokenTask, load_words
+from goat_jax.data.tasks.tokens import TokenTask, load_words
 from goat_jax.errors import UserError
 from goat_jax.models.known_sizes import model_config
 from goat_jax.models.load import Loaded
@@ -46,14 +44,19 @@ from goat_jax.training.losses import (
     TAGGING,
     LossFn,
 )
+from goat_jax.training.scores import (
+    Totals,
+    score_options,
+    score_outputs,
+    score_tags,
+    score_tokens,
+)
 from goat_jax.typing import Tokenizer
 
 LANGUAGE_MODEL = "language model"
 """Kind of the models that generate text."""
 
 TEXT_ENCODER = "text encoder"
-
-Totals = Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,71 +147,24 @@ def _as_trained(
     return dataclasses.replace(images, view=view_of(task, find_model(model)))
 
 
-def _score_outputs(
-    task: TextTask | ImageTask,
-    totals: Totals,
-    batches: Sequence[Mapping],
-    outputs: Sequence[np.ndarray],
-) -> dict[str, float]:
-    """Scores predictions: the class with the largest logit, or the one output of a regression.
-
-    Of rows with several labels, all labels with a probability above a half are predicted.
-
-    A metric over a part of the rows is left out if the rows do not have that part.
-    """
-    del totals
-    names = [name for name in batches[0] if name in ("labels", "weights") or "part_" in name]
-    columns = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
-    predictions = _predictions(np.concatenate(outputs), columns["labels"])
-    scores = {}
-    for metric in task.metrics:
-        base, part = split_metric(metric)
-        weights = columns["weights"]
-        if part and f"part_{part}" not in columns:
-            continue
-        if part:
-            weights = weights * columns[f"part_{part}"]
-        scores[metric] = score((base,), predictions, columns["labels"], weights)[base]
-    return scores
+def _read_texts_or_questions(task: EvalTask, split: str, tokenizer: Tokenizer) -> Sequence[Any]:
+    """Reads the rows of a split; the evaluation rows as questions if options are compared."""
+    if _has_questions(task, split):
+        return evaluation_questions(task, split)
+    return load_pieces(task, split, tokenizer)
 
 
-def _predictions(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    if labels.ndim == 2:
-        return outputs > 0
-    return outputs[:, 0] if outputs.shape[-1] == 1 else outputs.argmax(-1)
+def _encode_texts_or_options(
+    task: EvalTask, split: str, rows: Sequence[Any], tokenizer: Tokenizer, length: int, model: str
+) -> Rows:
+    between = before_answer(model)
+    if _has_questions(task, split):
+        return encode_options(task, rows, tokenizer, length, between)
+    return encode_texts(task, split, rows, tokenizer, length, between)
 
 
-def _score_tags(
-    task: TokenTask,
-    totals: Totals,
-    batches: Sequence[Mapping],
-    outputs: Sequence[np.ndarray],
-) -> dict[str, float]:
-    """Scores the tags of words; words that were cut off do not count."""
-    predicted, true = [], []
-    for batch, logits in zip(batches, outputs, strict=True):
-        for row in np.flatnonzero(batch["weights"]):
-            tagged = batch["labels"][row] != NO_TAG
-            predicted.append([task.labels[tag] for tag in logits[row][tagged].argmax(-1)])
-            true.append([task.labels[tag] for tag in batch["labels"][row][tagged]])
-    known = {ACCURACY: totals["accuracy"] / totals["count"], **entity_scores(predicted, true)}
-    return {name: known[name] for name in task.metrics}
-
-
-def _score_tokens(
-    task: LanguageTask | EvalTask,
-    totals: Totals,
-    batches: Sequence[Mapping],
-    outputs: Sequence[np.ndarray],
-) -> dict[str, float]:
-    """Returns metrics that are means over tokens."""
-    del batches, outputs
-    loss = totals["loss"] / totals["count"]
-    known = {
-        "perplexity": math.exp(min(loss, 700.0)),
-        "token_accuracy": totals["token_accuracy"] / totals["count"],
-    }
-    return {name: known[name] for name in task.metrics}
+def _has_questions(task: EvalTask, split: str) -> bool:
+    return task.compares_options and split == "evaluation"
 
 
 _TEXT = TaskType(
@@ -222,7 +178,7 @@ _TEXT = TaskType(
     encode=lambda task, split, examples, tokenizer, length, model: encode(
         tokenizer, examples, length
     ),
-    scores=_score_outputs,
+    scores=score_outputs,
 )
 _TAGS = TaskType(
     needs=(TEXT_ENCODER, LANGUAGE_MODEL),
@@ -235,7 +191,7 @@ _TAGS = TaskType(
     encode=lambda task, split, words, tokenizer, length, model: encode_words(
         tokenizer, words, length
     ),
-    scores=_score_tags,
+    scores=score_tags,
 )
 _LANGUAGE = TaskType(
     needs=(LANGUAGE_MODEL,),
@@ -248,7 +204,7 @@ _LANGUAGE = TaskType(
     encode=lambda task, split, pieces, tokenizer, length, model: encode_texts(
         task, split, pieces, tokenizer, length, before_answer(model)
     ),
-    scores=_score_tokens,
+    scores=score_tokens,
 )
 
 _IMAGE = TaskType(
@@ -260,7 +216,7 @@ _IMAGE = TaskType(
     one_row=_blank_image,
     read=lambda task, split, tokenizer: load_images(task, split),
     encode=_as_trained,
-    scores=_score_outputs,
+    scores=score_outputs,
 )
 
 TASK_TYPES: dict[type, TaskType] = {
@@ -268,7 +224,13 @@ TASK_TYPES: dict[type, TaskType] = {
     MultiLabelTask: dataclasses.replace(_TEXT, loss_fn=lambda task: MULTI_LABEL),
     TokenTask: _TAGS,
     LanguageTask: _LANGUAGE,
-    EvalTask: dataclasses.replace(_LANGUAGE, notes=questions_in_training),
+    EvalTask: dataclasses.replace(
+        _LANGUAGE,
+        read=_read_texts_or_questions,
+        encode=_encode_texts_or_options,
+        scores=score_options,
+        notes=questions_in_training,
+    ),
     ImageTask: _IMAGE,
 }
 """Class of a task -> its task type."""

@@ -254,6 +254,33 @@ def test_the_likelier_option_is_taken(run, capsys, monkeypatch):
 
 
 @pytest.mark.slow
+def test_accuracy_of_evaluation_rows_is_that_of_the_likelihoods(model, tmp_path, capsys):
+    """As a metric of a run, which has it at every evaluation, and on command."""
+    accuracies = []
+    for cloze in (False, True):
+        rows = [instruction(n % 7 + 1, n % 3 % 2 + 1) for n in range(11)]
+        write(tmp_path / str(cloze) / "boolq" / "train.jsonl", rows)
+        write(tmp_path / str(cloze) / "boolq" / "test.jsonl", rows)
+        settings = {"cloze": cloze, "metrics": ("accuracy", "perplexity"), "packing": False}
+        task = make_task("boolq", folder=str(tmp_path / str(cloze)), **settings)
+        config = run_config(model, task, tmp_path / f"run{cloze}", steps=1, learning_rate=1e-2)
+        after = fit(config, progress=False).after
+        capsys.readouterr()
+        arguments = ["--json", "--quiet", "--scoring", "likelihood"]
+        assert main(["evaluate", config.out, *arguments]) == 0
+        (found,) = said(capsys)
+        assert after["accuracy"] == pytest.approx(found["scores"]["accuracy"])
+        records = lines_of(found["files"][0])
+        sums = [record["log_likelihoods"][record["answer"]] for record in records]
+        options = [record["tokens"][int(record["answer"][-1]) - 1] for record in records]
+        loss = -sum(sums) / sum(options)
+        assert after["loss"] == pytest.approx(loss, rel=1e-4)
+        assert after["perplexity"] == pytest.approx(np.exp(loss), rel=1e-4)
+        accuracies.append(after["accuracy"])
+    assert len(set(accuracies)) == 2 and min(accuracies) > 0 and max(accuracies) < 1
+
+
+@pytest.mark.slow
 def test_the_loss_of_its_rows_can_still_be_had(run, capsys):
     capsys.readouterr()
     assert main(["evaluate", run.out, "--json", "--scoring", "loss"]) == 0

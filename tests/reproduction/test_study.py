@@ -12,6 +12,7 @@ from goat_jax.data.tasks.splits import chosen_rows
 from goat_jax.errors import UserError
 from goat_jax.training.vmapped_runs import RunResult, RunVariant
 from programs import load_program
+from studies import runs
 from studies.movement import keep_movements, movement_file, movements, read_movements
 from studies.records import collect, keep, kept, merged
 from studies.report import write_report
@@ -175,13 +176,44 @@ def test_a_study_chooses_rates_and_continues_where_it_stopped(tiny, tmp_path, mo
     ]
 
 
+def test_a_model_without_a_head_is_scored_once_for_all_seeds(tiny, tmp_path, monkeypatch):
+    task = StudyTask("tiny", f"{tiny / 'config.py'}:steps=9", "", "accuracy", 8, head=False)
+    study = Study("digits", task, tmp_path, tmp_path, 2, rates=(1e-3, 1e-2), seeds=(1, 2))
+    trained = []
+
+    def instead_of_training(configs):
+        trained.extend(configs)
+        yield result(1, 0.4)
+
+    monkeypatch.setattr(runs, "train_vmapped", instead_of_training)
+    said = []
+    for _ in range(2):
+        study.train("frozen", said.append)
+    (config,) = trained
+    assert config.train.steps == 1 and said == ["digits: frozen: scored without training"] * 2
+    found = collect(tmp_path)["digits"]["frozen"]
+    assert list(found) == [TEST] and [run.variant.seed for run in found[TEST]] == [1, 2]
+    scored = {"frozen": found, **records(full=[0.9, 0.9], lora=[0.7, 0.6])["digits"]}
+    cells = [
+        cell.strip() for cell in task_table(scored, "accuracy", TEST).splitlines()[2].split("|")
+    ]
+    # No learning rate and nothing trained; LoRA is 0.3 and 0.2 above with the two seeds.
+    assert cells[1:7] == ["frozen", "0", "0", "0.4000 ± 0.0000", "0.5000", "-0.2500 ± 0.6353"]
+    assert "50%" in summary({"digits": scored})  # LoRA: 0.25 of the 0.5 from 0.4 to 0.9
+    written = [path.name for path in write_report({"digits": {"frozen": found}}, tmp_path / "out")]
+    assert written == ["results.md", "rates.png"]
+    study = dataclasses.replace(study, out=tmp_path / "other", kept={"frozen": found})
+    study.train("frozen", said.append)
+    assert len(trained) == 1
+
+
 @pytest.mark.slow
 def test_movements_are_those_of_the_chosen_runs(tiny, tmp_path):
     without_dropout = (tiny / "config.py").read_text("utf-8").replace("dropout=0.05", "dropout=0.0")
     (tmp_path / "config.py").write_text(without_dropout, "utf-8")
     task = StudyTask("tiny", f"{tmp_path / 'config.py'}:steps=2", "", "accuracy", 8)
-    runs = {method: {TEST: [result(1, 0.5, 1e-3)]} for method in ("full", "goat")}
-    found = dict(movements(task, runs, tmp_path, ["frozen", "full", "goat"]))
+    results = {method: {TEST: [result(1, 0.5, 1e-3)]} for method in ("full", "goat")}
+    found = dict(movements(task, results, tmp_path, ["frozen", "full", "goat"]))
     assert list(found) == ["full", "goat"]
     full, goat = found["full"], found["goat"]
     np.testing.assert_allclose([full.cosine, full.length], 1.0, rtol=1e-3)
@@ -199,7 +231,7 @@ def test_movements_are_those_of_the_chosen_runs(tiny, tmp_path):
     assert written[-1].name == "movement_digits.png" and written[-1].stat().st_size
     assert "first step: cosine" in (tmp_path / "results.md").read_text("utf-8")
     with pytest.raises(UserError, match="lora has no results"):
-        list(movements(task, runs, tmp_path, ["lora"]))
+        list(movements(task, results, tmp_path, ["lora"]))
 
 
 def test_no_test_row_has_a_part_in_the_choice():
@@ -224,6 +256,6 @@ def test_unknown_names_are_one_line(capsys):
     main = load_program("study").main
     assert main(["run", "--tasks", "digit"]) == 2
     assert "task 'digit' is not part of the study: use digits" in capsys.readouterr().err
-    assert main(["run", "--tasks", "gsm8k", "--methods", "frozen"]) == 2
-    assert "gsm8k has no method 'frozen'" in capsys.readouterr().err
+    assert main(["run", "--tasks", "gsm8k", "--methods", "goat, rho 1"]) == 2
+    assert "gsm8k has no method 'goat, rho 1'" in capsys.readouterr().err
     assert task_of("cola").metric == "matthews" and len(METHODS) == 16

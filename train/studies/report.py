@@ -36,7 +36,7 @@ def write_report(records: Records, out: Path) -> list[Path]:
         losses = {
             method: [run.losses for run in stages[TEST]]
             for method, stages in methods.items()
-            if stages.get(TEST)
+            if any(run.losses for run in stages.get(TEST, ()))
         }
         if losses:
             path = out / f"losses_{task}.png"

@@ -13,7 +13,12 @@ from pathlib import Path
 from goat_jax.analysis.run_results import Runs, complete_runs, file_name, standing
 from goat_jax.cli.verbs.compare import with_parameters_of
 from goat_jax.config.run import RunConfig
-from goat_jax.training.vmapped_runs import RunResult, RunVariant
+from goat_jax.training.vmapped_runs import (
+    RunResult,
+    RunVariant,
+    train_vmapped,
+    with_variant,
+)
 from studies.tasks import EFFECTS, FROZEN, FULL, RATES, SIZE, StudyTask, on_validation
 
 CHOOSING, TEST, EQUAL, SAME_RATE = STAGES = "rates", "test", "equal", "same_rate"
@@ -53,6 +58,10 @@ class Study:
 
     def train(self, method: str, say: Callable[[str], None]) -> None:
         """Trains all runs of a method whose results are not there yet."""
+        if method == FROZEN and not self.task.head:
+            self.score_untrained()
+            say(f"{self.name}: {method}: scored without training")
+            return
         config = self.task.config(method, self.data)
         rate = self.chosen_rate(method)
         say(f"{self.name}: {method}: learning rate {rate:g} of {len(self.rates)}")
@@ -65,6 +74,20 @@ class Study:
             equal = with_parameters_of(config, self.task.config(SIZE, self.data))
             if equal.adapter.spec() != config.adapter.spec():
                 self.complete(method, EQUAL, equal, self.variants(rate))
+
+    def score_untrained(self) -> None:
+        """Scores the pretrained model once, for all seeds, with a learning rate of 0."""
+        if self.kept.get(FROZEN, {}).get(TEST):
+            return
+        config = self.task.config(FROZEN, self.data)
+        one_step = dataclasses.replace(config.train, steps=1)
+        config = dataclasses.replace(config, train=one_step)
+        runs = Runs(config, self.variants(0.0), result_file(self.out / self.name, FROZEN, TEST))
+        if runs.missing():
+            trained = with_variant(config, RunVariant(self.seeds[0], self.rates[0]))
+            (result,) = train_vmapped([trained])
+            result = dataclasses.replace(result, losses=(), trained_parameters=0)
+            runs.keep({each: dataclasses.replace(result, variant=each) for each in runs.variants})
 
     def chosen_rate(self, method: str) -> float:
         """Returns a method's best learning rate, after training the runs that are missing."""

@@ -22,11 +22,16 @@ def task_table(methods: Mapping[str, Stages], metric: str, stage: str) -> str:
     rows = []
     for method, results in of_method.items():
         rate, *scored = _scored(results, metric)
-        trained = f"{results[0].trained_parameters:,}"
+        trained = _trained(method, results[0].trained_parameters)
         differences = [_difference(scores(results, metric), other) for other in (base, full)]
         rows.append([method, rate, trained, *scored, *differences])
     headers = ["method", "rate", "trained", metric, "loss", f"minus {BASELINE}", f"minus {FULL}"]
     return render_table(headers, rows, "lrrrrrr", markdown=True)
+
+
+def _trained(method: str, count: int) -> str:
+    """Formats the number of trained parameters; the frozen base has adapters without effect."""
+    return "head" if method == FROZEN and count else f"{count:,}"
 
 
 def _rate(rate: float) -> str:

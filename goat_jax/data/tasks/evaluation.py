@@ -7,7 +7,7 @@ other code depends on task names.
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from goat_jax.data.sources.read import Row, read_source
 from goat_jax.data.tasks.formats.commonsense import instructed
@@ -15,14 +15,23 @@ from goat_jax.data.tasks.formats.final_number import extract_number, strict_numb
 from goat_jax.data.tasks.formats.mt_bench import TEMPERATURES, turns_of
 from goat_jax.data.tasks.formats.multiple_choice import extract_label, read_choices
 from goat_jax.data.tasks.formats.stated_answer import stated_answer
-from goat_jax.data.tasks.language import LanguageTask, fill
+from goat_jax.data.tasks.language import (
+    LANGUAGE_METRICS,
+    TOKEN_ACCURACY,
+    LanguageTask,
+    fill,
+    load_rows,
+)
 from goat_jax.data.tasks.prompts import CODE_REQUEST
-from goat_jax.data.tasks.splits import spaced
+from goat_jax.data.tasks.splits import source_of, spaced
 from goat_jax.errors import UserError, nearest
 
 GENERATE, LIKELIHOOD, CODE, JUDGE, LOSS = "generate", "likelihood", "code", "judge", "loss"
 """Scoring methods: the generated answer; the most likely option; the tests that a generated program
 passes; a judge's grade; and the loss of the evaluation rows, as for tasks without an evaluation."""
+
+ACCURACY = "accuracy"
+"""Metric of evaluation rows with options: the share whose correct option is the most likely."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +93,8 @@ class EvalTask(LanguageTask):
       max_new_tokens: the largest number of tokens in an answer.
       stop: the texts that end an answer.
       question_limit: the largest number of questions of each set, evenly spaced; None: all.
+      metrics: names from `METRICS`. With accuracy, the evaluation rows are questions as well: the
+        most likely option is the prediction, and loss and perplexity are those of correct options.
 
     >>> EvalTask("sums", "a.jsonl", "a.jsonl", eval="nunber")
     Traceback (most recent call last):
@@ -98,6 +109,7 @@ of choice, number, stated, program, conversation
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ()
     question_limit: int | None = None
+    METRICS: ClassVar[tuple[str, ...]] = (*LANGUAGE_METRICS, ACCURACY)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,8 +123,28 @@ of choice, number, stated, program, conversation
                 f"task {self.name}: max_new_tokens {self.max_new_tokens} and question_limit"
                 f" {self.question_limit} must be 1 or more"
             )
+        if self.compares_options:
+            self._check_options()
         scoring = self.scoring or EVALS[self.eval].scoring_methods[0]
         object.__setattr__(self, "scoring", self.checked_scoring(scoring))
+
+    def _check_options(self) -> None:
+        """Raises UserError unless there are options, and metrics of the correct ones."""
+        if LIKELIHOOD not in EVALS[self.eval].scoring_methods:
+            raise UserError(
+                f"task {self.name}: metric {ACCURACY} compares options, and eval {self.eval} has "
+                "none: use perplexity"
+            )
+        if TOKEN_ACCURACY in self.metrics:
+            raise UserError(
+                f"task {self.name}: {TOKEN_ACCURACY} would count the tokens of wrong options, too: "
+                f"with {ACCURACY} use perplexity"
+            )
+
+    @property
+    def compares_options(self) -> bool:
+        """Whether the evaluation rows are questions, whose options are compared."""
+        return ACCURACY in self.metrics
 
     @property
     def scoring_methods(self) -> tuple[str, ...]:
@@ -159,17 +191,33 @@ def load_questions(task: EvalTask) -> list[Question]:
     """
     if not task.questions:
         raise UserError(f"task {task.name} has no questions: give it a source, or --scoring {LOSS}")
-    spec, questions = EVALS[task.eval], []
+    questions = []
     for group, source in task.questions.items():
         rows = read_source(source, "test", task.data_dir)
-        for index in spaced(len(rows), task.question_limit):
-            row = rows[index]
-            number = next((row[c] for c in spec.id_columns if c in row), index + 1)
-            try:
-                fields = spec.read(row, task)
-            except UserError as error:
-                raise UserError(f"{source}: row {index + 1}: {error}") from None
-            questions.append(Question(id=str(number), group=group, row=row, **fields))
+        chosen = [(index, rows[index]) for index in spaced(len(rows), task.question_limit)]
+        questions += _questions(task, chosen, group, source)
+    return questions
+
+
+def evaluation_questions(task: EvalTask, split: str) -> list[Question]:
+    """Loads the rows of a task's split as questions.
+
+    Raises UserError naming source and row (from 1) for a row that is not a valid question.
+    """
+    return _questions(task, load_rows(task, split), task.name, source_of(task, split)[0])
+
+
+def _questions(
+    task: EvalTask, rows: Sequence[tuple[int, Row]], group: str, source: str
+) -> list[Question]:
+    spec, questions = EVALS[task.eval], []
+    for index, row in rows:
+        number = next((row[c] for c in spec.id_columns if c in row), index + 1)
+        try:
+            fields = spec.read(row, task)
+        except UserError as error:
+            raise UserError(f"{source}: row {index + 1}: {error}") from None
+        questions.append(Question(id=str(number), group=group, row=row, **fields))
     return questions
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import string
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from goat_jax.data.pipeline.encoding import Piece
 from goat_jax.data.sources.read import Row, read_source
@@ -32,7 +32,7 @@ from goat_jax.errors import UserError, nearest
 from goat_jax.typing import Tokenizer
 from goat_jax.validation.fields import check_fields
 
-LANGUAGE_METRICS = ("perplexity", "token_accuracy")
+PERPLEXITY, TOKEN_ACCURACY = LANGUAGE_METRICS = ("perplexity", "token_accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class LanguageTask:
         evaluation; if above 0, `evaluation` must be the same source.
       packing: whether several texts share a row of `max_length` tokens, without attending to each
         other.
-      metrics: names from `LANGUAGE_METRICS`; the first one is the primary metric.
+      metrics: names from `METRICS`; the first one is the primary metric.
       data_dir: TFDS's folder, the package cache, or the folder that relative paths start from.
       train_limit: the largest number of training rows, evenly spaced over the source.
       evaluation_limit: the largest number of evaluation rows, evenly spaced over the source.
@@ -85,6 +85,7 @@ of prompt_completion, messages, alpaca, text, template
     evaluation_limit: int | None = None
     task_id: str | None = None
     task_type: str | None = None
+    METRICS: ClassVar[tuple[str, ...]] = LANGUAGE_METRICS
 
     def __post_init__(self) -> None:
         def fail(what: str) -> UserError:
@@ -104,13 +105,13 @@ of prompt_completion, messages, alpaca, text, template
         if (self.format == "template") != bool(self.completion):
             raise fail("a completion template is needed for format template, and only for it")
         for metric in self.metrics:
-            if metric not in LANGUAGE_METRICS:
-                known = ", ".join(LANGUAGE_METRICS)
+            if metric not in self.METRICS:
+                known = ", ".join(self.METRICS)
                 raise fail(f"unknown metric {metric!r}: use one of {known}")
         if self.task_type is not None and self.packing:
             raise fail("packed texts share a row, which has one task_type: set packing=False")
         if not self.metrics:
-            raise fail(f"no metric is given: use {', '.join(LANGUAGE_METRICS)}")
+            raise fail(f"no metric is given: use {', '.join(self.METRICS)}")
         check_limits(self.name, self.train_limit, self.evaluation_limit)
         check_held_out(self)
 
