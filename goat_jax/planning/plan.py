@@ -16,7 +16,7 @@ from goat_jax.errors import UserError
 from goat_jax.hardware.chips import Chip
 from goat_jax.hardware.topologies import Topology
 from goat_jax.planning.hlo_collectives import Exchange, collectives
-from goat_jax.planning.remedies import remedies
+from goat_jax.planning.remedies import Remedies, remedies
 from goat_jax.planning.start import StartPlan, start_plan
 from goat_jax.sharding.config import MeshConfig
 from goat_jax.sharding.rules import ShardingRules, make_sharding_rules
@@ -66,7 +66,7 @@ class StepPlan:
     trained: int
     total: int
     attention: str | None = None
-    remedies: str = ""
+    remedies: Remedies = Remedies((), ())
     start: StartPlan = StartPlan(0, 0, 0)
     tokens: int | None = None
 
@@ -80,7 +80,7 @@ class StepPlan:
             peak, most, over = (n / 2**30 for n in (self.peak, memory, self.peak - memory))
             raise DoesNotFit(
                 f"the step does not fit into the devices' memory ({peak:.3f} of {most:.3f} GiB, "
-                f"{over:.3f} over): try {self.remedies}"
+                f"{over:.3f} over): try {self.remedies.text(self.arguments <= memory)}"
             )
 
     def roofline(self, chip: Chip) -> dict[str, float]:
@@ -143,7 +143,7 @@ def plan(config: RunConfig, topology: Topology, model: str | Path | None = None)
 
 
 def _compiled(
-    run: AbstractRun, topology: Topology, rules: ShardingRules | None, smaller: str
+    run: AbstractRun, topology: Topology, rules: ShardingRules | None, smaller: Remedies
 ) -> Any:
     state, base, batch = run.state, run.base, run.batch
     if rules is None:
@@ -156,7 +156,7 @@ def _compiled(
             raise
         raise DoesNotFit(
             f"the step does not fit into the devices' memory ({_exhausted(str(error))}): "
-            f"try {smaller}"
+            f"try {smaller.text()}"
         ) from error
 
 

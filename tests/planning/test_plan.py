@@ -223,13 +223,35 @@ def test_what_is_in_use_already_is_no_remedy():
     train = TrainConfig(batch_size=8, eval_batch_size=8, max_length=64)
     rules = make_sharding_rules(MeshConfig(fsdp=4, sequence=2))
     found = dataclasses.replace(config(), model=used, train=train)
-    assert remedies(found, rules) == (
+    assert remedies(found, rules).text() == (
         "--train.grad-accum-steps 2, --train.max-length 32 or 16 devices (--mesh.sequence 4)"
     )
     one_row = dataclasses.replace(train, batch_size=4)
-    assert remedies(dataclasses.replace(found, train=one_row), rules) == (
+    assert remedies(dataclasses.replace(found, train=one_row), rules).text() == (
         "--train.max-length 32 or 16 devices (--mesh.sequence 4)"
     )
+
+
+def test_micro_batches_stay_complete():
+    """A batch of fewer rows than micro-batches on each device is refused, so it is no remedy."""
+    train = TrainConfig(batch_size=16, eval_batch_size=1, max_length=64, grad_accum_steps=16)
+    found = dataclasses.replace(config(), model=ModelConfig("m", remat="full"), train=train)
+    assert "batch-size" not in remedies(found, None).text()
+    assert "accum" not in remedies(found, None).text()
+    three = dataclasses.replace(train, batch_size=48)
+    assert "--train.batch-size 16" in remedies(dataclasses.replace(found, train=three), None).text()
+
+
+def test_a_state_that_is_too_large_has_other_remedies():
+    """Kernels trained in full are not quantized, and no shorter row makes a state smaller."""
+    full = dataclasses.replace(config(), adapter=AdapterConfig(method="full"))
+    assert remedies(full, None).text(arguments_fit=False) == "2 devices (--mesh.sequence 2)"
+    assert remedies(config(), None).text(arguments_fit=False) == (
+        "--model.quantize nf4 or 2 devices (--mesh.sequence 2)"
+    )
+    step = dataclasses.replace(step_of(6 * GIB), arguments=5 * GIB, remedies=remedies(full, None))
+    with pytest.raises(DoesNotFit, match=r"2\.000 over\): try 2 devices"):
+        step.check_memory(4 * GIB)
 
 
 def test_policies_are_compared_by_bytes_and_recomputed_flops():

@@ -89,7 +89,8 @@ def as_values(step: StepPlan, target: Topology, rows: int | None) -> dict:
         target: the topology that it was made for.
         rows: the largest number of rows per part of the batch, or None if not searched for.
     """
-    values = dataclasses.asdict(step) | {"topology": target.name}
+    values = dataclasses.asdict(step)
+    values |= {"remedies": step.remedies.text(), "topology": target.name}
     if target.chip is not None:
         values["roofline_seconds"] = step.roofline(target.chip)
         if target.chip.cuda is not None:
