@@ -14,10 +14,12 @@ from flax import nnx
 
 from goat_jax.errors import UserError, nearest
 from goat_jax.interop.modules import parameters, write_head, write_rows
+from goat_jax.models.registry import Architecture
 from goat_jax.nn.dense import merge_model, split_model
 from goat_jax.nn.named_modules import find_modules
 from goat_jax.pretrained.packaged_models import ORIGINS
 from goat_jax.typing import PyTree
+from goat_jax.validation.base_samples import other_base, places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Imported:
         tokenizer: the folder of a tokenizer with the adapter's tokens, None if it has none.
         parameters: the names or their ends of parameters that PEFT adapts as such.
         config: the adapter_config.json of PEFT; empty for other formats.
+        base_samples: module -> samples of its pretrained weight, from formats that have them.
     """
 
     source: str
@@ -56,6 +59,7 @@ class Imported:
     tokenizer: Path | None = None
     parameters: tuple[str, ...] = ()
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    base_samples: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def head_modules(self) -> tuple[str, ...]:
@@ -82,14 +86,45 @@ def check_weights(adapter: Imported, sha256: str, meant: bool = False) -> None:
         )
 
 
+def check_samples(
+    adapter: Imported, weights: Mapping[str, np.ndarray], architecture: Architecture
+) -> None:
+    """Checks an adapter without its base's sha256 by the samples that it has of the weights.
+
+    Args:
+        adapter: the adapter, with the model's module names.
+        weights: the tensors of the model's checkpoint, read on access.
+        architecture: the model's architecture.
+
+    Raises:
+        UserError: they are of other weights.
+    """
+    if adapter.base_sha256 is not None:
+        return
+    found = {}
+    for stored in weights if adapter.base_samples else ():
+        for name in (stored, architecture.prefix + stored):
+            module = architecture.todays_name(name).removesuffix(".weight")
+            if module in adapter.base_samples:
+                weight = weights[stored]
+                found[module] = [float(weight[place]) for place in places(*weight.shape)]
+    own = {module: sample.tolist() for module, sample in adapter.base_samples.items()}
+    problem = other_base(own, found)
+    if problem is not None:
+        raise UserError(
+            f"{adapter.source}: {problem}: give the model it was trained on, or "
+            "--other-base if this is intended"
+        )
+
+
 def base_note(adapter: Imported, path: str) -> str | None:
     """Returns a one-line warning if the adapter names another base model or revision than `path`.
 
     Only the last parts of the names are compared, so a folder ``models/roberta-large`` matches
     ``FacebookAI/roberta-large``. An adapter with the sha256 of its base's weights is checked by
-    `check_weights` instead, and the names do not matter.
+    `check_weights` instead, one with samples by `check_samples`, and the names do not matter.
     """
-    if adapter.base is None or adapter.base_sha256 is not None:
+    if adapter.base is None or adapter.base_sha256 is not None or adapter.base_samples:
         return None
     named, chosen = (_last_part(ORIGINS.get(name, name)) for name in (adapter.base, path))
     revision = "" if adapter.revision in (None, "main") else f" at revision {adapter.revision}"

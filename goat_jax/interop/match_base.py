@@ -78,6 +78,11 @@ def fit_adapter(
             adapter,
             modules={module: adapter.modules[name] for name, module in kept.items()},
             head=head,
+            base_samples={
+                module: adapter.base_samples[name]
+                for name, module in kept.items()
+                if name in adapter.base_samples
+            },
             frozen={
                 _our_tensor(name, architecture, modules) or name: tensor
                 for name, tensor in adapter.frozen.items()

@@ -50,6 +50,7 @@ class GoatConfig(PeftConfig):
         aux_weight: the weight of the balance loss.
         dropout: the probability of dropping an input of the experts; routers see all inputs.
         patterns: module -> the fields above that differ there.
+        other_base: whether the base model may be another one than the adapter was trained on.
         recipe: the settings of the goat_jax run that made the adapter, for importing it there
             again; the tuner does not read them.
         target_modules: the modules to adapt, names or a pattern.
@@ -76,6 +77,7 @@ class GoatConfig(PeftConfig):
     aux_weight: float = 1e-3
     dropout: float = 0.0
     patterns: dict[str, dict[str, Any]] = field(default_factory=dict)
+    other_base: bool = False
     recipe: dict[str, Any] = field(default_factory=dict)
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
@@ -101,10 +103,16 @@ class GoatConfig(PeftConfig):
         self.loaded = False
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> GoatConfig:
-        """Reads the config of an adapter whose start is in its file."""
+    def from_pretrained(cls, *args: Any, other_base: bool = False, **kwargs: Any) -> GoatConfig:
+        """Reads the config of an adapter whose start is in its file.
+
+        Args:
+            args: PEFT's own arguments, of which the first is the folder.
+            other_base: whether the base model may be another one than the adapter was trained on.
+            kwargs: PEFT's own arguments.
+        """
         config: Any = super().from_pretrained(*args, **kwargs)
-        config.loaded = True
+        config.loaded, config.other_base = True, config.other_base or other_base
         return config
 
     def of_module(self, name: str) -> GoatConfig:

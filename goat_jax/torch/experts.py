@@ -11,6 +11,7 @@ from torch.nn import functional
 from goat_jax.torch.aux_losses import AUX_LOSSES
 from goat_jax.torch.config import GoatConfig
 from goat_jax.torch.modeling_goat import Mixture
+from goat_jax.validation.base_samples import COUNT
 
 MIXTURE = ("r", "num_experts", "router", "top_k", "router_options", "shared_a")
 """Fields of `GoatConfig` that are arguments of `Mixture`."""
@@ -34,7 +35,8 @@ class Inputs:
 class Experts(Mixture):
     """Computes ``sum_i w_i(x) s_i B_i A_i x - B0 A0 x`` (..., O) in rank space, for x (..., I).
 
-    A0 and B0 are buffers: what the start of the experts takes off the pretrained weight.
+    A0 and B0 are buffers: what the start of the experts takes off the pretrained weight. So are a
+    few samples of that weight, zeros if they are not known.
     """
 
     def __init__(self, in_features: int, out_features: int, config: GoatConfig):
@@ -48,6 +50,7 @@ class Experts(Mixture):
         self.register_buffer("expert_scaling", scaling.expand(config.num_experts).clone())
         self.register_buffer("start_a", torch.zeros(config.start_rank, in_features))
         self.register_buffer("start_b", torch.zeros(out_features, config.start_rank))
+        self.register_buffer("base_sample", torch.zeros(COUNT))
         self.config = config
         self.aux_loss: Tensor | None = None
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from goat_jax.torch.config import TYPE, GoatConfig
 from goat_jax.torch.experts import Experts, Inputs
 from goat_jax.torch.start import start_from_svd
+from goat_jax.validation.base_samples import COUNT, other_base, places
 
 EXTRA = ("tasks", "task_types")
 """Arguments of the model that the adapters alone read; PEFT itself takes task_ids out."""
@@ -34,10 +35,23 @@ class GoatLinear(nn.Module, BaseTunerLayer):
         """Adds an adapter, with trained arrays in float32."""
         base: Any = self.get_base_layer()
         experts = Experts(base.in_features, base.out_features, config).to(base.weight.device)
-        if config.init == "svd" and not config.loaded:
-            start_from_svd(experts, base.weight)
+        if not config.loaded:
+            experts.get_buffer("base_sample").copy_(self.base_sample())
+            if config.init == "svd":
+                start_from_svd(experts, base.weight)
         self.goat_experts[name] = experts
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def base_sample(self) -> Tensor:
+        """Returns samples of the base's weight; zeros if it is quantized, or not here whole."""
+        base: Any = self.get_base_layer()
+        weight: Tensor = base.weight.detach()
+        whole = type(weight) is Tensor and weight.shape == (base.out_features, base.in_features)
+        wide = weight.is_floating_point() and weight.itemsize > 1
+        if not (whole and wide) or weight.is_meta:
+            return torch.zeros(COUNT)
+        rows, columns = zip(*places(*weight.shape), strict=True)
+        return weight[list(rows), list(columns)].float().cpu()
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         raise ValueError(
@@ -97,11 +111,16 @@ class GoatModel(BaseTuner):
         """Returns a file's arrays by their names in the model, after checking all of them.
 
         Raises:
-            ValueError: arrays are missing, unknown, of another shape or not finite. A new adapter
-                is then taken out again, and one that was there before keeps its numbers.
+            ValueError: arrays are missing, unknown, of another shape or not finite, or belong to
+                another base model. A new adapter is then taken out again, and one that was there
+                before keeps its numbers.
         """
         found = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        own = _base_samples(model, adapter_name)
+        stored = {key: found.setdefault(key, torch.zeros(COUNT)) for key in own}
         problem = _problem(model, adapter_name, found)
+        if problem is None and not config.other_base:
+            problem = _other_base(stored, own)
         if problem is not None:
             _take_out_if_new(model, adapter_name)
             raise ValueError(f"adapter {adapter_name!r} cannot be loaded: {problem}")
@@ -151,6 +170,22 @@ def _problem(model: nn.Module, name: str, found: dict[str, Tensor]) -> str | Non
         if not array.isfinite().all():
             return f"{key.replace(own, here)} is not finite"
     return None
+
+
+def _base_samples(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """Returns samples of the weights under an adapter, by the names that a file has for them."""
+    return {
+        f"{module}.goat_experts.{name}.base_sample": layer.base_sample()
+        for module, layer in model.named_modules()
+        if isinstance(layer, GoatLinear) and name in layer.goat_experts
+    }
+
+
+def _other_base(stored: dict[str, Tensor], own: dict[str, Tensor]) -> str | None:
+    """Describes how the base model is another one than an adapter's, or returns None."""
+    problem = other_base(*({k: v.tolist() for k, v in each.items()} for each in (stored, own)))
+    advice = "load that one, or set other_base=True in its config if this is intended"
+    return problem and f"{problem}: {advice}"
 
 
 def _take_out_if_new(model: Any, name: str) -> None:

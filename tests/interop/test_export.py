@@ -233,6 +233,12 @@ def test_routed_experts_are_exact_in_peft(method, run_of, tiny, tmp_path):
     np.testing.assert_array_equal(torch_logits(again, **more), moved)
     with pytest.raises(ValueError, match="no single weight equals this adapter"):
         again.merge_and_unload()
+    other = torch_base(tiny / "model")
+    with torch.no_grad():
+        for name, array in other.named_parameters():
+            array.mul_(1.01 if name.endswith(".weight") else 1.0)
+    with pytest.raises(ValueError, match=r"whose weights differ from these by 1\.0%"):
+        peft.PeftModel.from_pretrained(other, tmp_path / "again")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,10 +16,12 @@ from goat_jax.cli.verbs.import_adapter import import_adapter
 from goat_jax.errors import UserError
 from goat_jax.interop.export_run import export_run
 from goat_jax.interop.folders import ABOUT, ADAPTER, ADAPTER_CONFIG
-from goat_jax.interop.import_adapter import Imported, base_note, check_weights
+from goat_jax.interop.import_adapter import Imported, base_note, check_samples, check_weights
+from goat_jax.models.registry import architecture_of
 from goat_jax.nn.dense import merge_model
 from goat_jax.training.checkpoints.restore import restore_run
 from goat_jax.training.trainer import begin
+from goat_jax.validation.base_samples import places
 
 torch = pytest.importorskip("torch", reason="needs the extra 'test', which brings torch")
 peft = pytest.importorskip("peft", reason="needs the extra 'test', which brings peft")
@@ -161,6 +164,18 @@ def test_which_bases_are_another(base, revision, path, warned):
     check_weights(known, "1" * 64, meant=True)
 
 
+def test_samples_of_another_base_s_weights_are_refused():
+    weight = np.random.default_rng(0).standard_normal((6, 10), np.float32)
+    samples = {"bert.encoder.up": np.array([weight[place] for place in places(6, 10)])}
+    adapter = Imported("peft", "theirs", None, {}, True, (), {}, {}, base_samples=samples)
+    bert = architecture_of({"model_type": "bert"}, Path("."))
+    for name in ("encoder.up.weight", "bert.encoder.up.weight"):
+        check_samples(adapter, {name: weight}, bert)
+        with pytest.raises(UserError, match=r"differ from these by 10\.0%: .*--other-base"):
+            check_samples(adapter, {name: 1.1 * weight}, bert)
+    assert base_note(adapter, "ours") is None
+
+
 @pytest.mark.slow
 def test_an_imported_adapter_is_trained_on_and_exported(tiny, plain, tmp_path):
     peft_folder(tiny, tmp_path / "peft", "lora")
@@ -189,8 +204,10 @@ def test_published_names_come_back_bit_for_bit(two_modules, plain, tmp_path):
     assert again.keys() == moved.keys()
     for name, tensor in moved.items():
         np.testing.assert_array_equal(tensor, again[name], err_msg=name)
-    # The folder of the tuner comes back, too.
+    # The folder of the tuner comes back, too; without our facts, as PyTorch saves it, its samples
+    # tell that the base is the same.
     export_run(tmp_path / "new", "peft", tmp_path / "routed")
+    (tmp_path / "routed" / ABOUT).unlink()
     import_adapter(tmp_path / "routed", plain, ["--out", str(tmp_path / "third")])
     export_run(tmp_path / "third", "peft", tmp_path / "routed again")
     first, second = (load_file(tmp_path / n / ADAPTER) for n in ("routed", "routed again"))

@@ -145,7 +145,40 @@ def test_an_adapter_that_does_not_fit_is_refused_whole(change, message, folders,
     torch.testing.assert_close(model(X), outputs["goat"], rtol=0, atol=0)
 
 
-def test_another_base_is_refused(folders):
+def test_another_base_of_these_shapes_is_refused_unless_meant(folders, tmp_path):
+    root, outputs = folders
+    other = base()
+    with torch.no_grad():
+        other[0].weight.add_(0.02 * torch.randn_like(other[0].weight))
+    message = r"trained on another base model, .* differ from these by \d+\.\d%: .*set other_base"
+    with pytest.raises(ValueError, match=message) as error:
+        peft.PeftModel.from_pretrained(other, root / "goat")
+    assert "\n" not in str(error.value) and type(other[0]) is torch.nn.Linear
+    model = peft.PeftModel.from_pretrained(other, root / "goat", other_base=True)
+    assert (model(X) - outputs["goat"]).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="trained on another base model"):
+        model.load_adapter(root / "hydra", "hydra")
+    meant = broken(root / "goat", tmp_path, lambda t: {"other_base": True})
+    model.load_adapter(meant, "meant")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int8], ids=str)
+def test_the_base_is_known_in_another_dtype_and_not_asked_if_quantized(dtype, folders):
+    known = base()
+    weight = known[0].weight.to(dtype)
+    known[0].weight = torch.nn.Parameter(weight, requires_grad=False)
+    model = peft.PeftModel.from_pretrained(known, folders[0] / "goat")
+    sample = model.base_model.model[0].base_sample()
+    assert sample.any() == dtype.is_floating_point
+
+
+def test_a_file_without_samples_of_its_base_is_loaded(folders, tmp_path):
+    name = NAME.replace("router.linear.weight", "base_sample")
+    old = broken(folders[0] / "goat", tmp_path, lambda t: t.__delitem__(name))
+    peft.PeftModel.from_pretrained(base(), old)
+
+
+def test_a_base_of_other_shapes_is_refused(folders):
     other = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2))
     with pytest.raises(ValueError, match=r"start_b is \(8, 4\) in the file, and \(6, 4\)"):
         peft.PeftModel.from_pretrained(other, folders[0] / "goat")

@@ -20,6 +20,7 @@ from goat_jax.interop.import_adapter import (
     Imported,
     base_note,
     check_modules,
+    check_samples,
     check_weights,
     put_tensors,
 )
@@ -27,7 +28,7 @@ from goat_jax.interop.match_base import fit_adapter
 from goat_jax.interop.modules import module_names
 from goat_jax.models.known_sizes import model_config
 from goat_jax.models.registry import architecture_of
-from goat_jax.pretrained.resolve import find_model
+from goat_jax.pretrained.resolve import find_model, open_checkpoint
 from goat_jax.text_tables import render_table
 from goat_jax.training.abstract_run import abstract_model, kernel_shapes
 from goat_jax.training.setup import TrainSetup
@@ -74,6 +75,8 @@ def import_adapter(
         )
     adapter, whole = fitted.adapter, module_names(abstract_model(chosen))
     check_modules(adapter, kernel_shapes(chosen), whole)
+    if not other_base:
+        check_samples(adapter, open_checkpoint(find_model(where))[1], architecture)
     for note in (*fitted.notes, None if other_base else base_note(adapter, where)):
         if note is not None:
             print(note, file=sys.stderr)

@@ -21,6 +21,7 @@ from goat_jax.interop.modules import AdaptedModule
 from goat_jax.interop.peft.target_names import most_common
 from goat_jax.interop.peft.write import PREFIX
 from goat_jax.registry import REGISTRY
+from goat_jax.validation.base_samples import places
 from goat_jax.validation.renamed import present_options
 
 TYPE = "GOAT"
@@ -37,6 +38,9 @@ ROUTERS = ("none", "softmax", "top_k", "top_p", "top_k_shared", "threshold", "ta
 
 INITIAL = {"router_std"}
 """Options of parts that matter at the start only."""
+
+SAMPLE = "base_sample"
+"""The tuner's name of the samples of a pretrained kernel."""
 
 MATRIX = "router.linear.weight"
 """The tuner's name of a router's matrix."""
@@ -129,8 +133,21 @@ def routed_tensors(
         "expert_scaling": module.scale,
         "start_a": removed[0].T,
         "start_b": removed[1].T,
+        SAMPLE: base_sample(module.kernel, removed),
     }
     return {f"{name}.{EXPERTS}.{key}": np.asarray(value) for key, value in tensors.items()}
+
+
+def base_sample(kernel: np.ndarray, removed: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Returns samples of a pretrained kernel by which the tuner knows the base model.
+
+    Args:
+        kernel: the frozen kernel (I, O).
+        removed: the factors (I, Q) and (Q, O) of what was taken off the pretrained one.
+    """
+    rows, columns = zip(*places(*kernel.shape[::-1]), strict=True)  # of PyTorch's (O, I)
+    taken = np.einsum("nq,qn->n", removed[0][list(columns)], removed[1][:, list(rows)])
+    return kernel[list(columns), list(rows)].astype(np.float32) + taken.astype(np.float32)
 
 
 def mixture_tensors(name: str, module: AdaptedModule) -> dict[str, np.ndarray]:
@@ -190,11 +207,13 @@ def read_routed(folder: Path, config: Mapping[str, Any]) -> Imported:
     if any(set(own) - {"start_rank"} for own in patterns.values()):
         raise UserError(f"{folder} has modules with settings of their own, which are not read")
     by_module: dict[str, dict[str, np.ndarray]] = {}
-    head = {}
+    head, samples = {}, {}
     for name, tensor in read_tensors(folder).items():
         module, found, key = name.removeprefix(PREFIX).rpartition(f".{EXPERTS}.")
         if not found:
             head[name.removeprefix(PREFIX)] = tensor
+        elif key == SAMPLE:
+            samples[module] = tensor.astype(np.float32)
         elif not key.startswith("start_"):
             by_module.setdefault(module, {})[key] = tensor.astype(np.float32)
     modules = {name: _factors(folder, name, own, config) for name, own in by_module.items()}
@@ -205,7 +224,9 @@ def read_routed(folder: Path, config: Mapping[str, Any]) -> Imported:
     }
     base = config.get("base_model_name_or_path")
     sha256 = read_about(folder).get("base_sha256")
-    return Imported(str(folder), base, sha256, options, True, (), modules, head)
+    return Imported(
+        str(folder), base, sha256, options, True, (), modules, head, base_samples=samples
+    )
 
 
 def _factors(
