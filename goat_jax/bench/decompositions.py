@@ -14,7 +14,7 @@ import numpy as np
 from goat_jax.bench.turns import take_turns
 from goat_jax.core.gram_svd import gram_flops
 from goat_jax.core.svd import Svd, block_heads, minor, principal, svd_flops
-from goat_jax.injection.svd_cache import ROUTES
+from goat_jax.injection.svd_cache import SvdStore
 
 SIZES = ((1024, 1024), (1024, 2816))
 EXPERTS = 8
@@ -38,6 +38,7 @@ class Decomposition:
         residuals: segment -> the largest length of ``kernel v - s u`` and ``kernel^T u - s v``
             over the largest singular value.
         products: segment -> the distance of ``u s v`` from that of the first route, over its norm.
+        on_host: whether the device was too inexact, so that the figures are those of the host.
     """
 
     kernel: str
@@ -47,6 +48,7 @@ class Decomposition:
     share: float
     residuals: dict[str, float]
     products: dict[str, float]
+    on_host: bool
 
 
 def falling_kernel(rows: int, columns: int) -> np.ndarray:
@@ -80,9 +82,10 @@ def measure_decompositions(
     index = np.concatenate(list(indices.values()))
     on_cpu = jax.default_backend() == "cpu"
     found: dict[str, Svd[np.ndarray]] = {}
+    stores = {route: SvdStore(None, route=route) for route in routes}
 
     def call(route: str) -> None:
-        found[route] = ROUTES[route](kernel, index)
+        found[route] = stores[route].triplets(kernel, index)
 
     square, product = jnp.ones((PRODUCT, PRODUCT)), jax.jit(jnp.matmul)
     calls: dict[str, Callable[[], Any]] = {
@@ -106,6 +109,7 @@ def measure_decompositions(
                 for name, at in parts.items()
             },
             {name: _apart(_part(first, at), _part(found[route], at)) for name, at in parts.items()},
+            bool(stores[route].inexact),
         )
         for route in routes
     ]

@@ -43,11 +43,23 @@ def _gram(kernel: np.ndarray, index: np.ndarray | None) -> Svd[np.ndarray]:
     return _take(svd_by_gram(kernel), index)
 
 
+class InexactError(Exception):
+    """Raised by the route "device" for triplets whose error is above `DEVICE_ERROR`.
+
+    Attributes:
+        error: the error; may be NaN.
+    """
+
+    def __init__(self, error: float) -> None:
+        super().__init__(f"the device's triplets have an error of {error:.1e}")
+        self.error = error
+
+
 def _device(kernel: np.ndarray, index: np.ndarray | None) -> Svd[np.ndarray]:
     svd, error = _device_jitted(kernel, index)
-    if float(error) <= DEVICE_ERROR:  # False for NaN
-        return Svd(*map(np.asarray, svd))
-    return _gram(kernel, index)
+    if not float(error) <= DEVICE_ERROR:  # True for NaN
+        raise InexactError(float(error))
+    return Svd(*map(np.asarray, svd))
 
 
 _lapack_jitted = jax.jit(svd_of_kernel)
@@ -63,8 +75,8 @@ ROUTES: dict[str, Callable[[np.ndarray, np.ndarray | None], Svd[np.ndarray]]] = 
 }
 """Name -> function that returns a kernel's triplets, of an index or all. LAPACK works in float32,
 "gram" by the eigenvectors of the smaller Gram matrix in float64 on the host (`core.svd.svd_by_gram`
-states its error), "device" by those in float32 on the device; a kernel for which that is not as
-exact as `DEVICE_ERROR` asks is decomposed by "gram"."""
+states its error), "device" by those in float32 on the device, which raises `InexactError` for a
+kernel for which that is not as exact as `DEVICE_ERROR` asks."""
 
 KEEP = ("segments", "full")
 
@@ -120,6 +132,7 @@ class SvdStore:
         route: see `SvdConfig`.
         found: number of decompositions read from the cache.
         computed: number of decompositions computed, because they were missing or damaged there.
+        inexact: errors of the route "device" for the kernels that were then decomposed by "gram".
 
     >>> import tempfile
     >>> kernel = np.diag(np.arange(4.0, 0.0, -1.0)).astype(np.float32)
@@ -135,6 +148,7 @@ class SvdStore:
     route: str = "gram"
     found: int = 0
     computed: int = 0
+    inexact: list[float] = dataclasses.field(default_factory=list)
     _writable: bool = dataclasses.field(default=True, repr=False, compare=False)
     _counting: Lock = dataclasses.field(default_factory=Lock, repr=False, compare=False)
     _making: dict[Path, Lock] = dataclasses.field(default_factory=dict, repr=False, compare=False)
@@ -162,13 +176,40 @@ class SvdStore:
             found = kept is not None
             if kept is None:
                 with turn():
-                    kept = ROUTES[self.route](np.asarray(kernel), None if whole else index)
+                    kept = self._decompose(np.asarray(kernel), None if whole else index)
                 if path is not None:
                     self._write(path, kept)
         with self._counting:
             self.found += found
             self.computed += not found
         return _take(kept, index) if whole else kept
+
+    def _decompose(self, kernel: np.ndarray, index: np.ndarray | None) -> Svd[np.ndarray]:
+        """Computes a kernel's triplets by the route, or by "gram" if they are too inexact."""
+        try:
+            return ROUTES[self.route](kernel, index)
+        except InexactError as found:
+            with self._counting:
+                self.inexact.append(found.error)
+            return _gram(kernel, index)
+
+    def note(self) -> str | None:
+        """Returns the line on kernels that were left to the host; None if there are none.
+
+        It counts those of all processes, which all have to call it.
+        """
+        found = np.array([len(self.inexact), np.max(self.inexact, initial=0.0)], np.float32)
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            found = multihost_utils.process_allgather(found)
+        counts, errors = found.reshape(-1, 2).T
+        if not counts.any():
+            return None
+        return (
+            f"kernels decomposed on the host: {counts.sum():.0f}, because the device's error was "
+            f"up to {errors.max():.1e}, above {DEVICE_ERROR:.0e}"
+        )
 
     def of_layers(self, kernel: jax.Array, indices: Sequence[np.ndarray]) -> list[Svd[np.ndarray]]:
         """Returns `triplets` of every layer of a stack (L, I, O), or of one kernel (I, O).

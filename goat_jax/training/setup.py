@@ -21,6 +21,7 @@ from goat_jax.errors import UserError
 from goat_jax.injection.inject import inject
 from goat_jax.injection.quantize_base import QuantizeReport, quantize_base
 from goat_jax.injection.report import InjectReport
+from goat_jax.injection.svd_cache import SvdStore
 from goat_jax.models.load import Loaded, load_model
 from goat_jax.nn.dense import merge_model, split_model
 from goat_jax.nn.model import Model
@@ -141,7 +142,8 @@ def build(
     loaded = _load(config, spec, rules, head_key)
     # Before the adapters: the gradients are those of the pretrained model.
     gradients = _gradients(config, spec, loaded, data)
-    report = adapt(loaded.model, config, spec, adapter_key, gradients, rules, factors)
+    svds = config.svd.store
+    report = adapt(loaded.model, config, spec, adapter_key, gradients, rules, factors, svds)
     # Before quantization, which removes the kernels.
     norms = residual_norms(loaded.model, None if rules is None else rules.replicated)
     quantized = quantized_base(loaded.model, config, rules)
@@ -149,6 +151,7 @@ def build(
     start = _start(config, spec, loaded.model, rules, run_key, training)
     train_step, model_step, eval_step, phase_changes = _steps(config, spec, start)
     modules = find_modules(loaded.model)
+    notes = (*loaded.notes, attention_note(loaded.model, config), svds.note())
     assert loaded.weights is not None  # only a random model has none
     return TrainSetup(
         graph=start.graph,
@@ -168,7 +171,7 @@ def build(
         kind=loaded.kind,
         vocabulary=vocabulary_of(loaded),
         fresh=loaded.fresh,
-        notes=tuple(filter(None, (*loaded.notes, attention_note(loaded.model, config)))),
+        notes=tuple(filter(None, notes)),
         phase_changes=phase_changes,
         base_fingerprint=fingerprint(loaded.weights),
         residual_norms=norms,
@@ -282,6 +285,7 @@ def adapt(
     gradients: Mapping[str, Array] | None = None,
     rules: ShardingRules | None = None,
     factors: bool = True,
+    svds: SvdStore | None = None,
 ) -> InjectReport:
     """Attaches the adapters of a config to a model, in place.
 
@@ -293,6 +297,7 @@ def adapt(
         gradients: module name -> gradient of its kernel, for methods that initialize from it.
         rules: the sharding rules; None for one device.
         factors: whether the factors get their initial values, as for `build`.
+        svds: the store of decompositions; None for a new one of the config.
     """
     set_computation(model, config)
     return inject(
@@ -304,7 +309,7 @@ def adapt(
         modules_to_save=config.adapter.modules_to_save,
         gradients=gradients,
         sharder=rules,
-        svds=config.svd.store,
+        svds=svds or config.svd.store,
         factors=factors,
     )
 

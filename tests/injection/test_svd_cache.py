@@ -1,6 +1,7 @@
 """Decompositions kept by content: found again, mended when damaged, shared by writers."""
 
 import contextlib
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -256,10 +257,28 @@ def test_a_kernel_that_the_device_cannot_decompose_is_left_to_the_host(by_device
     """It has values far below float32's digits, of which the error tells."""
     kernel, index = of_spectrum(np.geomspace(1.0, 1e-12, 72), (96, 72)), np.array([0, 36, 71])
     assert not float(by_device(kernel, index)[1]) < svd_store.DEVICE_ERROR
-    got, want = (
-        SvdStore(None, route=route).triplets(kernel, index) for route in ("device", "gram")
-    )
+    stores = [SvdStore(None, route=route) for route in ("device", "gram")]
+    got, want = (store.triplets(kernel, index) for store in stores)
     jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert re.fullmatch(
+        r"kernels decomposed on the host: 1, because the device's error was up to [\d.e+-]+, above "
+        "1e-05",
+        stores[0].note() or "",
+    )
+    assert stores[1].note() is None
+
+
+def test_a_note_counts_the_kernels_of_all_processes(monkeypatch):
+    from jax.experimental import multihost_utils
+
+    def gathered(found):
+        return np.stack([found, [2.0, 3e-4]])
+
+    store = SvdStore(None, route="device", inexact=[2e-5])
+    assert "host: 1, because the device's error was up to 2.0e-05" in (store.note() or "")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", gathered)
+    assert "host: 3, because the device's error was up to 3.0e-04" in (store.note() or "")
 
 
 def test_every_device_decomposes_whole_layers_of_its_own(monkeypatch):

@@ -219,7 +219,7 @@ def _starts(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]
     cells = [
         [
             one.kernel,
-            one.route,
+            f"{one.route}, by the host" if one.on_host else one.route,
             f"{one.flops / 1e9:.3g}",
             f"{one.seconds:.3g}",
             f"{one.share:.1%}",

@@ -10,8 +10,11 @@ import pytest
 
 from goat_jax.config.run import LoggingConfig
 from goat_jax.errors import Notice, UserError
+from goat_jax.injection import svd_cache
 from goat_jax.training.abstract_run import batch_shapes
+from goat_jax.training.data import load_data
 from goat_jax.training.logging import mfu
+from goat_jax.training.logging.header import header
 from goat_jax.training.logging.metrics_log import read_records
 from goat_jax.training.logging.mfu import StepFlops, measured_peak
 from goat_jax.training.logging.norms import norms_by_module, not_finite
@@ -87,6 +90,15 @@ def test_work_is_counted_once_for_each_shape():
     counts = [flops(None, base, {"x": jnp.ones((rows, 4))}) for rows in (2, 5, 2)]
     assert counts == [(n, n) for n in (2 * 2 * 4 * 3, 2 * 5 * 4 * 3, 2 * 2 * 4 * 3)]
     assert len(traced) == 2
+
+
+@pytest.mark.slow
+def test_a_header_counts_the_kernels_that_the_device_left_to_the_host(light, monkeypatch):
+    monkeypatch.setattr(svd_cache, "DEVICE_ERROR", 0.0)
+    svd = dataclasses.replace(light.svd, route="device", folder="none")
+    config = dataclasses.replace(light, svd=svd)
+    text = header(build(config), load_data(config))
+    assert "kernels decomposed on the host: 2, because the device's error was up to " in text
 
 
 @pytest.mark.slow
