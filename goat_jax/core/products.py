@@ -1,5 +1,6 @@
 """Products of tokens with the router, alone or with the experts' factors at once."""
 
+import functools
 from typing import Any
 
 import jax
@@ -10,13 +11,16 @@ from goat_jax.typing import Array
 
 Saved = tuple[Array, Array, Array]
 
+CONVERTED = 8
+"""One token in so many is converted to float32 at a time for the router's gradient."""
+
 
 @jax.custom_vjp
 def router_logits(x: Array, router: Array) -> Array:
     """Computes ``x @ router`` (..., E) in float32 for any dtype of x (..., I); router is (I, E).
 
-    The backward pass converts x again instead of keeping a float32 copy of it, and x's gradient is
-    computed in x's dtype.
+    The backward pass converts x again instead of keeping a float32 copy of it, an eighth of the
+    tokens at a time, and x's gradient is computed in x's dtype.
     """
     # By default accelerators multiply float32 in fewer bits, which can change the selected experts.
     dtype = wide(x.dtype)
@@ -30,9 +34,21 @@ def _logits_forward(x: Array, router: Array) -> tuple[Array, tuple[Array, Array]
 def _logits_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, router = saved
     for_x = jnp.dot(gradient.astype(x.dtype), router.astype(x.dtype).T, precision="highest")
-    wider = x.astype(wide(x.dtype))
-    for_router = sum_over_tokens(wider, gradient, precision="highest")
-    return for_x, for_router.astype(router.dtype)
+    return for_x, _for_router(x, gradient).astype(router.dtype)
+
+
+def _for_router(x: Array, gradient: Array) -> Array:
+    """Sums x's outer products with the logits' gradient in float32."""
+    dtype = wide(x.dtype)
+    apart = min(CONVERTED, x.shape[1]) if x.dtype != dtype and x.ndim > 2 else 1
+    if apart == 1:
+        return sum_over_tokens(x.astype(dtype), gradient, precision="highest")
+    # Every eighth token, since a mesh that shards the tokens has each kind on every device.
+    sums = (
+        sum_over_tokens(x[:, i::apart].astype(dtype), gradient[:, i::apart], precision="highest")
+        for i in range(apart)
+    )
+    return functools.reduce(jnp.add, sums)
 
 
 router_logits.defvjp(_logits_forward, _logits_backward)

@@ -4,12 +4,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from goat_jax.typing import Array
 
 CHOICE = "router_choice"
-"""Name of the selected logits and experts for rematerialization policies."""
+"""Name of the selected experts for rematerialization policies."""
 
 
 class Routing(NamedTuple):
@@ -39,16 +40,16 @@ def route_top_k(logits: Array, top_k: int) -> Routing:
     >>> r.weights
     Array([[1., 0., 0.]], dtype=float32)
     """
-    probs = jax.nn.softmax(logits, axis=-1)
-    chosen, experts = checkpoint_name(jax.lax.top_k(logits, top_k), CHOICE)
+    count = logits.shape[-1]
+    experts = jax.lax.top_k(logits, top_k)[1].astype(np.min_scalar_type(count - 1))
+    # The numbers of the experts in a byte each are all that a backward pass keeps besides logits.
+    experts = checkpoint_name(experts, CHOICE)
     # One-hot instead of a scatter, whose transpose is slow on some backends.
-    one_hot = jax.nn.one_hot(experts, probs.shape[-1], dtype=probs.dtype)
+    selected = jax.nn.one_hot(experts, count, dtype=jnp.bool_).any(-2)
     # A second softmax instead of dividing the probabilities: with k = 1 its gradient is exactly 0.
     # The quotient's gradient would be rounding noise, which Adam scales up to full-size steps.
-    share = jax.nn.softmax(chosen, axis=-1)
-    # No product either, which an adapter with dropout would keep for its backward pass.
-    weights = (jnp.broadcast_to(share[..., None], one_hot.shape) * one_hot).sum(-2)
-    return Routing(weights, probs, one_hot.sum(-2) > 0)
+    weights = jax.nn.softmax(logits, axis=-1, where=selected)
+    return Routing(weights, jax.nn.softmax(logits, axis=-1), selected)
 
 
 def route_top_k_masked(logits: Array, top_k: int) -> Routing:

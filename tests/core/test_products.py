@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from goat_jax.core.precision import bfloat16_parts
-from goat_jax.core.products import narrow_product, narrow_products
+from goat_jax.core.products import narrow_product, narrow_products, router_logits
 
 
 def numbers(seed, *shape, dtype=jnp.float32):
@@ -35,6 +35,16 @@ def test_gradients_in_bfloat16_have_no_float32_copy_of_the_input():
     for found, want in zip(gradient(x, inner), exact(x.astype(jnp.float32), inner), strict=True):
         # bfloat16 rounds the gradient, the matrix and the product x @ inner.
         np.testing.assert_allclose(found, want, rtol=0, atol=0.05 * float(jnp.abs(want).max()))
+
+
+@pytest.mark.parametrize("tokens", [3, 50])
+def test_a_router_s_gradient_in_bfloat16_converts_a_part_of_the_tokens_at_a_time(tokens):
+    x, router = numbers(0, 2, tokens, 24, dtype=jnp.bfloat16), numbers(1, 24, 4)
+    _, back = jax.vjp(router_logits, x, router)
+    weights = numbers(2, 2, tokens, 4)
+    assert f"f32[2,{tokens},24]" not in str(jax.make_jaxpr(back)(weights))
+    exact = np.einsum("bti,bte->ie", np.asarray(x, np.float64), np.asarray(weights, np.float64))
+    np.testing.assert_allclose(back(weights)[1], exact, rtol=0, atol=2e-6 * np.abs(exact).max())
 
 
 def test_parts_add_up_to_the_last_bit_even_where_a_compiler_simplifies():

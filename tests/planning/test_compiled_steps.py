@@ -75,8 +75,9 @@ def test_llama_goat_is_of_lora_s_size(topology):
     assert goat.flops <= 1.01 * lora.flops
 
 
-def test_llama_at_4096_tokens_fits_into_five_gib_of_temporaries():
-    assert decoder("goat", "h100:8")[0].temporaries <= 5.0 * GIB
+@pytest.mark.parametrize("topology", ["h100:8", "v5e:4x4"])
+def test_llama_at_4096_tokens_fits_into_five_gib_of_temporaries(topology):
+    assert decoder("goat", topology)[0].temporaries <= 5.0 * GIB
 
 
 def pairs_of_tokens(text):
@@ -130,13 +131,16 @@ def test_exchanges_of_a_step_on_gpus():
 TOKENS_FOR_HEADS = 32 * 4 * 3
 LONG = {
     "h100:8": ((1, 2, 1, 4), 7.5, [389, 102, 32, TOKENS_FOR_HEADS, 3]),
-    "v5e:4x4": ((1, 2, 1, 8), 2.5, [1668, 263, 0, TOKENS_FOR_HEADS, 4360]),
+    "v5e:4x4": ((1, 2, 1, 8), 2.9, [1700, 264, 0, TOKENS_FOR_HEADS, 4360]),
 }
 
 
 @pytest.mark.parametrize("topology", list(LONG))
 def test_long_rows_exchange_tokens_for_heads_alone(topology):
-    """LLaMA-3-8B at 32,768 tokens, in GiB of temporaries; what is gathered are parameters."""
+    """LLaMA-3-8B at 32,768 tokens, in GiB of temporaries; what is gathered are parameters.
+
+    The figures of v5e are those of the libtpu that jax 0.10.2 asks for, 0.0.42.
+    """
     mesh, temporaries, exchanges = LONG[topology]
     found, text = decoder("goat", topology, rows=2, tokens=32768, mesh=mesh)
     kinds = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -146,22 +150,23 @@ def test_long_rows_exchange_tokens_for_heads_alone(topology):
 
 
 @pytest.mark.parametrize(
-    ("config", "model", "most"),
+    ("config", "model", "most", "flops"),
     [
-        ("glue:task=rte", "roberta-large", 10.7),
-        ("vision:task=dtd", "openai/clip-vit-large-patch14", 29.5),
+        ("glue:task=rte", "roberta-large", 10.7, 1.01),
+        ("vision:task=dtd", "openai/clip-vit-base-patch32", 2.35, 1.012),
+        ("vision:task=dtd", "openai/clip-vit-large-patch14", 29.5, 1.01),
     ],
 )
-def test_dropout_without_remat_keeps_one_input(config, model, most):
+def test_dropout_without_remat_keeps_one_input(config, model, most, flops):
     """The paper's encoder and vision settings: adapters drop out their input, routers do not.
 
     Temporaries in GiB are a few per cent above what they are; norms and activations keep no more
-    than their inputs.
+    than their inputs. The router of eight experts is one in ninety of ViT-B/32's FLOPs.
     """
     goat, lora = (
         compiled(read_config(f"{config},method={method},model={model}", [], "plan"), "h100:4")[0]
         for method in ("goat", "lora")
     )
     assert bytes_of(goat) <= 1.03 * bytes_of(lora)
-    assert goat.flops <= 1.01 * lora.flops
+    assert goat.flops <= flops * lora.flops
     assert goat.temporaries <= most * GIB
