@@ -114,10 +114,7 @@ def plan(config: RunConfig, topology: Topology, model: str | Path | None = None)
         UserError: a config that does not fit the mesh.
         DoesNotFit: the compiler knows that the devices have too little memory.
     """
-    config, rules = _placed(config, topology)
-    if rules is not None:
-        check_batches(config, rules)
-    run = abstract_run(config, model, rules, topology.devices[0])
+    run, rules = planned_run(config, topology, model)
     smaller = remedies(config, rules)
     compiled = _compiled(run, topology, rules, smaller)
     memory = compiled.memory_analysis()
@@ -140,6 +137,20 @@ def plan(config: RunConfig, topology: Topology, model: str | Path | None = None)
         start=start_plan(config.adapter.spec(), run.inject_report),
         tokens=config.train.max_length if _has_tokens(config) else None,
     )
+
+
+def planned_run(
+    config: RunConfig, topology: Topology, model: str | Path | None = None
+) -> tuple[AbstractRun, ShardingRules | None]:
+    """Traces the run that `plan` compiles; the arguments and errors are those of `plan`.
+
+    Returns:
+        The run, and the sharding rules of its mesh; None for one device.
+    """
+    config, rules = _placed(config, topology)
+    if rules is not None:
+        check_batches(config, rules)
+    return abstract_run(config, model, rules, topology.devices[0]), rules
 
 
 def _compiled(
