@@ -16,10 +16,12 @@ from goat_jax.config.run import AdapterConfig, ModelConfig, RunConfig, TrainConf
 from goat_jax.data.tasks.registry import files, language_files, make_task, token_files
 from goat_jax.injection.targets import TASK_HEAD
 from goat_jax.interop.export_run import export_run
-from goat_jax.nn.dense import merge_model
+from goat_jax.nn.dense import merge_model, run_model
+from goat_jax.nn.named_modules import adapted_names, reports_by_name
 from goat_jax.optim.optimizer import OptimizerConfig
 from goat_jax.training.checkpoints.restore import restore_run
 from goat_jax.training.trainer import begin
+from kinds import present
 from tiers import first_of_each
 from trained import trained_elsewhere
 
@@ -157,11 +159,11 @@ FAMILIES = {
 IMAGES = ("vit", "dinov2", "deit", "beit", "siglip", "registers")
 
 
-def inputs(family):
+def inputs(family, rows=3):
     rng = np.random.default_rng(0)
     if family in IMAGES:
-        return {"pixel_values": rng.normal(size=(3, 16, 16, 3)).astype(np.float32)}
-    ids = rng.integers(4, 15, (3, 7)).astype(np.int32)
+        return {"pixel_values": rng.normal(size=(rows, 16, 16, 3)).astype(np.float32)}
+    ids = rng.integers(4, 15, (rows, 7)).astype(np.int32)
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
@@ -185,7 +187,7 @@ def their_logits(model, given):
         given = {"pixel_values": given["pixel_values"].transpose(0, 3, 1, 2).copy()}
     tensors = {name: torch.tensor(value) for name, value in given.items()}
     with torch.no_grad():
-        return model.eval()(**tensors).logits.numpy()
+        return model.eval()(**tensors).logits.float().numpy()
 
 
 # BERT, CLIP and decoders have files of their own; CI adds tags, whose logits are those of every
@@ -251,3 +253,72 @@ def test_routed_experts_of_images_are_exact_in_the_tuner(family, tmp_path, monke
     assert np.abs(their_logits(model, given) - ours).max() < CLOSE * max(1, np.abs(ours).max())
     with model.disable_adapter():
         assert np.abs(their_logits(model, given) - ours).max() > 1e-2
+
+
+def our_routes(folder, given):
+    """A run's logits, and the experts' weights (B, T, E) of every module."""
+    run = restore_run(folder, None)
+    model = merge_model(run.setup.graph, run.state.trainable, run.state.frozen(run.setup.base))
+    ctx = dataclasses.replace(EVAL, per_token=True)
+    logits, sown = run_model(model, *map(jnp.asarray, given.values()), ctx=ctx)
+    names, weights = adapted_names(model), {}
+    for pattern, report in reports_by_name(model, sown).items():
+        weights |= dict(zip(names[pattern], np.asarray(present(report.weights)), strict=True))
+    return np.asarray(logits, np.float32), weights
+
+
+def their_routes(model, given):
+    """The same of the tuner's model."""
+    weights, hooks = {}, []
+    for name, module in model.named_modules():
+        if name.endswith(".goat_experts.default"):
+            ours = name.removeprefix("base_model.model.").removesuffix(".goat_experts.default")
+            keep = partial(lambda ours, _, inputs, found: weights.update({ours: found[0]}), ours)
+            hooks.append(module.router.register_forward_hook(keep))
+    logits = their_logits(model, given)
+    for hook in hooks:
+        hook.remove()
+    return logits, {name: value.numpy() for name, value in weights.items()}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("method", ["goat", "molora_soft"])
+@pytest.mark.parametrize("family", ["llama", "roberta", "vit"])
+def test_routed_experts_in_bfloat16(family, method, tmp_path, monkeypatch):
+    """With -s it prints a row of the table in docs/export_import.md, in per cent."""
+    pytest.importorskip("goat_jax.torch")
+    torch.manual_seed(0)
+    config = FAMILIES[family][0](tmp_path)
+    adapter = dataclasses.replace(config.adapter, method=method, total_rank=8, num_experts=4)
+    model = dataclasses.replace(config.model, dtype="bfloat16")
+    config = dataclasses.replace(config, adapter=adapter, model=model, out=str(tmp_path / "run"))
+    run = begin(config, trained_elsewhere).folder
+    given = inputs(family, rows=64)
+    export_run(run, "peft", tmp_path / "peft")
+    model = by_card(tmp_path / "peft", monkeypatch)["model"]
+    assert model.dtype == torch.bfloat16
+    (ours, our_weights), (theirs, their_weights) = (
+        our_routes(run, given),
+        their_routes(model, given),
+    )
+    exact = their_logits(model.float(), given)
+    same = np.stack(
+        [
+            ((weights > 0) == (their_weights[name].reshape(weights.shape) > 0)).all(-1)
+            for name, weights in our_weights.items()
+        ]
+    )
+    # A logit hangs on the tokens that its token sees: all those before it, or all of the row.
+    agree = same.all(0)
+    agree = np.logical_and.accumulate(agree, 1) if ours.ndim == 3 else agree.all(1)
+    between, to_ours, to_theirs = (
+        np.abs(one - other) / exact.std()
+        for one, other in ((ours, theirs), (ours, exact), (theirs, exact))
+    )
+    rms = lambda values: np.sqrt(np.square(values).mean())  # noqa: E731
+    alike = between[agree]
+    numbers = [1 - same.mean(), alike.max(), rms(alike), between.max(), rms(between)]
+    numbers += [rms(to_ours), rms(to_theirs)]
+    print("|", family, "|", method, "|", *(f"{100 * n:.1f} |" for n in numbers))
+    assert agree.any() and numbers[0] < 0.02
+    assert alike.max() < 0.15 and rms(alike) < 0.02
