@@ -5,6 +5,7 @@ quantized) weights. The package `gguf` parses it; it is an extra, imported only 
 tensors are dequantized.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ def import_gguf(path: Path) -> Any:
 
 
 def read_gguf(path: str | Path) -> GgufFile:
-    """Opens a GGUF file; weights stay on disk.
+    """Opens a GGUF file; weights stay on disk. The last one is kept, since parsing takes seconds.
 
     Raises:
         UserError: a missing file, one that is no GGUF, a truncated or damaged one, or the package
@@ -66,6 +67,14 @@ def read_gguf(path: str | Path) -> GgufFile:
         start = file.read(len(MAGIC))
     if start != MAGIC:
         raise UserError(f"{path} is not a GGUF file (it starts with {start!r}): give a .gguf file")
+    about = path.stat()
+    return _parse(path, (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=1)
+def _parse(path: Path, identity: tuple[int, ...]) -> GgufFile:
+    """Parses a GGUF file; `identity` is that of its contents."""
+    del identity
     gguf = import_gguf(path)
     try:
         reader = gguf.GGUFReader(path)

@@ -15,6 +15,7 @@ from goat_jax.models.torch_layout import torch_tensors
 from goat_jax.pretrained.fingerprint import fingerprint
 from goat_jax.pretrained.gguf.architectures import LAYER_NAMES
 from goat_jax.pretrained.gguf.config import LLAMA3_ROPE, llama3_divisors
+from goat_jax.pretrained.gguf.file import read_gguf
 from goat_jax.pretrained.gguf.weights import OUTER_NAMES, open_gguf
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -291,6 +292,14 @@ def test_files_that_are_no_gguf(tmp_path):
     (tmp_path / "c.gguf").write_bytes(b"")
     with pytest.raises(UserError, match="is not a GGUF file"):
         open_gguf(tmp_path / "c.gguf")
+
+
+def test_a_file_is_parsed_once_until_it_changes(tmp_path):
+    path = write(tmp_path / "a.gguf", hf_tensors())
+    first = read_gguf(path)
+    assert read_gguf(path) is first
+    write(path, hf_tensors(tied=False))
+    assert set(read_gguf(path).tensors) == {*first.tensors, "output.weight"}
 
 
 def test_a_file_cut_short_anywhere(tmp_path):
