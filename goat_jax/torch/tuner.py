@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -98,6 +100,18 @@ class GoatModel(BaseTuner):
         self.inputs.tasks = kwargs.get("tasks", self.tasks)
         self.inputs.task_types = kwargs.get("task_types")
         return args, {name: value for name, value in kwargs.items() if name not in EXTRA}
+
+    @contextlib.contextmanager
+    def _enable_peft_forward_hooks(
+        self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
+    ) -> Iterator[None]:
+        """Refuses an adapter for each row of a batch, which PEFT would drop without a word."""
+        if adapter_names is not None:
+            raise ValueError(
+                "adapter_names: all rows of a batch have the active adapter here; call set_adapter "
+                "and the model once for each adapter"
+            )
+        yield
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:

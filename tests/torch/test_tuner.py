@@ -89,6 +89,8 @@ def test_adapters_of_two_methods_on_one_base(folders):
     torch.testing.assert_close(model(X), outputs["hydra"], rtol=0, atol=0)
     with model.disable_adapter():
         torch.testing.assert_close(model(X), before, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="all rows of a batch have the active adapter here"):
+        model(X, adapter_names=["goat", "hydra", "goat"])
     model.set_adapter("goat")
     model.delete_adapter("hydra")
     torch.testing.assert_close(model(X), outputs["goat"], rtol=0, atol=0)
