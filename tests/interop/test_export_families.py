@@ -310,7 +310,7 @@ def test_routed_experts_in_bfloat16(family, method, tmp_path, monkeypatch):
     )
     # A logit hangs on the tokens that its token sees: all those before it, or all of the row.
     agree = same.all(0)
-    agree = agree.cumprod(1) > 0 if ours.ndim == 3 else agree.all(1)
+    agree = np.cumprod(agree, axis=1) > 0 if ours.ndim == 3 else np.all(agree, axis=1)
     between, to_ours, to_theirs = (
         np.abs(one - other) / exact.std()
         for one, other in ((ours, theirs), (ours, exact), (theirs, exact))
