@@ -22,6 +22,9 @@ KNOWN = {
 }
 """Field -> its values."""
 
+SIZES = ("r", "num_experts", "top_k")
+"""Fields that are counts."""
+
 TYPE = "GOAT"
 """Value of peft_type."""
 
@@ -94,6 +97,9 @@ class GoatConfig(PeftConfig):
                 raise ValueError(
                     f"{name} {getattr(self, name)!r} is unknown: one of {', '.join(known)}"
                 )
+        for name in SIZES:
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: give a number from 1 on")
         if isinstance(self.scaling, str) and self.scaling != "theory":
             raise ValueError(f"scaling {self.scaling!r} is unknown: give a number, or 'theory'")
         if self.init == "svd":

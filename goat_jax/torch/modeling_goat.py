@@ -86,6 +86,9 @@ class TopK(Softmax):
     def __init__(self, *sizes: int, renormalise: bool = True):
         super().__init__(*sizes)
         self.renormalise = renormalise
+        if not 0 < self.top_k <= self.num_experts - self.shared:
+            experts = self.num_experts - self.shared
+            raise ValueError(f"top_k is {self.top_k}, and there are {experts} experts to choose")
 
     def route(self, logits: Tensor) -> Routing:
         probs = logits.softmax(-1)
@@ -221,7 +224,12 @@ class Mixture(nn.Module):
         super().__init__()
         self.expert_a = nn.Linear(in_features, r if shared_a else num_experts * r, bias=False)
         self.expert_b = nn.Linear(num_experts * r, out_features, bias=False)
-        self.router = ROUTERS[router](in_features, num_experts, top_k, **router_options)
+        if router not in ROUTERS:
+            raise ValueError(f"router {router!r} is unknown: one of {', '.join(ROUTERS)}")
+        try:
+            self.router = ROUTERS[router](in_features, num_experts, top_k, **router_options)
+        except TypeError:
+            raise ValueError(f"router {router!r} has no such options: {router_options}") from None
         self.rank = r
 
     def mix(self, x: Tensor, weights: Tensor) -> Tensor:
@@ -287,11 +295,15 @@ class WithExperts:
     def from_pretrained(
         cls, folder: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        """Loads the model as transformers does, but refuses a folder that lacks a tensor."""
+        """Loads the model as transformers does, but refuses missing tensors and damaged experts."""
         parent: Any = super()
         model, info = parent.from_pretrained(folder, *args, output_loading_info=True, **kwargs)
         for name in sorted(info["missing_keys"]):
             raise ValueError(f"{folder} has no {name}: copy it again")
+        for name, parameter in model.named_parameters():
+            own = ".expert_" in name or ".router." in name
+            if own and not parameter.is_meta and not parameter.isfinite().all():
+                raise ValueError(f"{folder}: {name} is not finite: copy it again")
         return (model, info) if output_loading_info else model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -135,6 +136,13 @@ class GoatModel(BaseTuner):
         problem = _problem(model, adapter_name, found)
         if problem is None and not config.other_base:
             problem = _other_base(stored, own)
+        narrow = {str(array.dtype) for array in found.values() if array.itemsize < 4}
+        if narrow and problem is None:
+            warnings.warn(
+                f"adapter {adapter_name!r} is stored in {', '.join(sorted(narrow))}: its outputs "
+                "are rounded",
+                stacklevel=2,
+            )
         if problem is not None:
             _take_out_if_new(model, adapter_name)
             raise ValueError(f"adapter {adapter_name!r} cannot be loaded: {problem}")
@@ -181,6 +189,8 @@ def _problem(model: nn.Module, name: str, found: dict[str, Tensor]) -> str | Non
     for key, array in found.items():
         if here in key and key not in expected:
             return f"the file has {key}, and this base model no such adapter"
+        if not array.is_floating_point():
+            return f"{key.replace(own, here)} is stored as {array.dtype}: save it in float32"
         if not array.isfinite().all():
             return f"{key.replace(own, here)} is not finite"
     return None

@@ -1,5 +1,7 @@
 """Models with routed experts in folders with their own code: what transformers and servers see."""
 
+import json
+import re
 import shutil
 
 import numpy as np
@@ -71,6 +73,30 @@ def test_a_folder_without_one_tensor_is_refused(folder, tmp_path):
     write_tensors(copy / "model.safetensors", tensors)
     with pytest.raises(ValueError, match=rf"has no {LAYERS[0]}.expert_b.weight: copy it again"):
         transformers.AutoModelForCausalLM.from_pretrained(copy, trust_remote_code=True)
+
+
+def test_experts_that_cannot_be_computed_are_refused_in_one_line(folder, tmp_path):
+    for number, (change, message) in enumerate(
+        (
+            ({"router": "expert_choice"}, "router 'expert_choice' is unknown: one of none, "),
+            ({"router_options": {"q": 1}}, "router 'top_k' has no such options: {'q': 1}"),
+            ({"top_k": 9}, "top_k is 9, and there are 4 experts to choose"),
+            ({}, f"{LAYERS[0]}.router.linear.weight is not finite: copy it again"),
+        )
+    ):
+        copy = shutil.copytree(folder, tmp_path / str(number))
+        config = json.loads((copy / "config.json").read_text())
+        write_json(
+            copy / "config.json",
+            {**config, "goat": [{**group, **change} for group in config["goat"]]},
+        )
+        if not change:
+            tensors = load_file(copy / "model.safetensors")
+            tensors[f"{LAYERS[0]}.router.linear.weight"][0, 0] = np.nan
+            write_tensors(copy / "model.safetensors", tensors)
+        with pytest.raises(ValueError, match=re.escape(message)) as error:
+            transformers.AutoModelForCausalLM.from_pretrained(copy, trust_remote_code=True)
+        assert "\n" not in str(error.value)
 
 
 def test_experts_count_and_generation_has_a_cache(model):

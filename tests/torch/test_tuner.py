@@ -123,6 +123,13 @@ BROKEN = {
     "not finite": (lambda t: t[NAME].fill(np.nan), "router.linear.weight is not finite"),
     "rank": (lambda t: {"r": 2}, r"start_a is \(4, 8\) in the file, and \(8, 8\)"),
     "experts": (lambda t: {"num_experts": 3}, r"scaling is \(4,\) in the file, and \(3,\)"),
+    "integers": (
+        lambda t: t.update({NAME: t[NAME].astype(np.int8)}),
+        "router.linear.weight is stored as torch.int8: save it in float32",
+    ),
+    "rank that is no number": (lambda t: {"r": "1"}, "r is '1': give a number from 1 on"),
+    "top_k": (lambda t: {"top_k": 5}, "top_k is 5, and there are 4 experts to choose"),
+    "options": (lambda t: {"router_options": {"q": 1}}, r"'top_k' has no such options: {'q': 1}"),
     "router": (lambda t: {"router": "expert_choice"}, "router 'expert_choice' is unknown: one of"),
     "elsewhere": (
         lambda t: t.update({NAME.replace(".0.", ".5."): t[NAME]}),
@@ -178,6 +185,16 @@ def test_a_file_without_samples_of_its_base_is_loaded(folders, tmp_path):
     name = NAME.replace("router.linear.weight", "base_sample")
     old = broken(folders[0] / "goat", tmp_path, lambda t: t.__delitem__(name))
     peft.PeftModel.from_pretrained(base(), old)
+
+
+def test_an_adapter_in_half_precision_is_loaded_with_a_warning(folders, tmp_path):
+    half = broken(
+        folders[0] / "goat",
+        tmp_path,
+        lambda t: t.update({name: array.astype(np.float16) for name, array in t.items()}),
+    )
+    with pytest.warns(UserWarning, match="'default' is stored in torch.float16: its outputs are"):
+        peft.PeftModel.from_pretrained(base(), half)
 
 
 def test_a_base_of_other_shapes_is_refused(folders):
