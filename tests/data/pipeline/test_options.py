@@ -1,5 +1,7 @@
 """Options of questions as evaluation rows: their tokens, and which is the most likely."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,9 @@ class Letters:
         }
 
 
+LETTERS: Any = Letters()
+
+
 def question(number, answer, *options):
     labels = tuple(f"a{n}" for n in range(1, len(options) + 1))
     return Question(str(number), "colours", {}, "q:", answer, labels, options)
@@ -33,13 +38,13 @@ def question(number, answer, *options):
 
 def test_every_option_is_a_row_without_an_end_of_text():
     questions = [question(1, "a2", "x", "yz"), question(2, "a1", "u", "v", "w")]
-    rows = encode_options(TASK, questions, Letters(), 8)
+    rows = encode_options(TASK, questions, LETTERS, 8)
     batch = rows.gather(np.array([1, 4, FILLER]), 6)
     assert bytes(batch["input_ids"][0].tolist()) == b"q:yz\0\0"
     assert batch["loss_mask"].tolist() == [[0, 0, 1, 1, 0, 0], *[[0, 0, 1, 0, 0, 0]] * 2]
     assert batch["questions"].tolist() == [0, 1, 1] and batch["correct"].tolist() == [1, 0, 0]
     assert batch["weights"].tolist() == [1, 1, 0] and len(rows) == 5
-    other = encode_options(TASK, [question(1, "a1", "x", "yz"), questions[1]], Letters(), 8)
+    other = encode_options(TASK, [question(1, "a1", "x", "yz"), questions[1]], LETTERS, 8)
     assert any(
         np.any(np.asarray(one) != np.asarray(two))
         for one, two in zip(rows.contents[-2:], other.contents[-2:], strict=True)
@@ -49,7 +54,7 @@ def test_every_option_is_a_row_without_an_end_of_text():
 @pytest.mark.parametrize("options", [("x", "yyyyyyy"), ("x", "")], ids=["long", "empty"])
 def test_an_option_that_cannot_be_compared_is_refused(options):
     with pytest.raises(UserError, match=r"question 7 has . tokens.*max_length is 8"):
-        encode_options(TASK, [question(7, "a1", *options)], Letters(), 8)
+        encode_options(TASK, [question(7, "a1", *options)], LETTERS, 8)
 
 
 def test_the_order_of_rows_does_not_matter():
