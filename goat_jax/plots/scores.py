@@ -61,9 +61,9 @@ def scores_figure(
     """Returns the figure of `plot_scores`."""
     rows, columns = grid_shape(len(panels))
     figure = new_figure(figsize=(max(4.4 * columns, 5.5) + 1.6, 3.2 * rows + 0.6))
-    write_title(figure, title)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
+    write_title(figure, title if len(names) > 1 else f"{title} ({names[0]})")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, (heading, series) in zip(axes, panels.items(), strict=False):
         ax.set_title(heading, loc="left", fontsize=11)
         for name, points in series.items():

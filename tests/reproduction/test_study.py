@@ -1,11 +1,13 @@
 """The study: its runs continue where they stopped, and its statistics and tables by hand."""
 
 import dataclasses
+import json
 import statistics
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from goat_jax.analysis import run_results
 from goat_jax.data.tasks.splits import chosen_rows
@@ -15,13 +17,14 @@ from programs import load_program
 from studies import runs
 from studies.movement import keep_movements, movement_file, movements, read_movements
 from studies.records import collect, keep, kept, merged
-from studies.report import write_report
+from studies.report import TABLES, tables, write_report
 from studies.runs import CHOOSING, EQUAL, SAME_RATE, TEST, Study, best_rate
 from studies.statistics import paired
 from studies.tables import effects_table, summary, task_table
 from studies.tasks import METHODS, TASKS, StudyTask, on_validation, task_of
 
-DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[2]
+DATA, KEPT = ROOT.parent / "shared" / "data", ROOT / "docs" / "study"
 
 
 def result(seed: int, score: float, rate: float = 1e-3, loss: float = 0.5) -> RunResult:
@@ -79,7 +82,8 @@ def test_tables_have_scores_differences_ranks_and_the_gap():
 
 def test_effects_are_beside_the_method_as_it_is_at_both_rates():
     goat = [result(1, 0.7, 1e-3), result(2, 0.8, 1e-3)]
-    own, same = ([result(1, 0.9, 3e-4), result(2, 0.9, 3e-4)], [result(1, 0.6), result(2, 0.7)])
+    own = [result(1, 0.9, 3e-4, 0.25), result(2, 0.9, 3e-4, 0.25)]
+    same = [result(1, 0.6), result(2, 0.7)]
     diverged = dataclasses.replace(result(1, 0.9, 1e-2), after={}, diverged=3)
     found = {
         "goat": {TEST: goat},
@@ -92,8 +96,10 @@ def test_effects_are_beside_the_method_as_it_is_at_both_rates():
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table]
     assert [row[0] for row in rows] == ["goat", "goat, alpha/r", "goat, rho 1", "goat, eta 10"]
     # Own rate: 0.2 and 0.1 above; at goat's rate 0.1 below with both seeds.
-    assert rows[2][4:] == ["+0.1500 ± 0.6353", "**-0.1000 ± 0.0000**"]
-    assert rows[0][4:] == ["", ""] and rows[3][2:] == ["diverged", "", "diverged", ""]
+    accuracy = ["+0.1500 ± 0.6353", "**-0.1000 ± 0.0000**"]
+    assert rows[2][3:] == [*accuracy, "0.2500", "**-0.2500 ± 0.0000**"]
+    assert rows[0][3:] == ["", "", "0.5000", ""]
+    assert rows[3][2:] == ["diverged", "diverged", "", "", "diverged"]
 
 
 def test_effects_have_a_table_of_their_own_and_no_part_in_the_others(tmp_path):
@@ -232,6 +238,25 @@ def test_movements_are_those_of_the_chosen_runs(tiny, tmp_path):
     assert "first step: cosine" in (tmp_path / "results.md").read_text("utf-8")
     with pytest.raises(UserError, match="lora has no results"):
         list(movements(task, results, tmp_path, ["lora"]))
+
+
+def test_the_tables_in_docs_are_those_of_the_records():
+    assert (KEPT / TABLES).read_text("utf-8") == tables(kept(KEPT), KEPT)
+
+
+def test_an_interval_in_docs_is_scipys():
+    """Of the accuracy of GOAT minus LoRA's on the digits, read from the files themselves."""
+    records = json.loads((KEPT / "digits.json").read_text("utf-8"))
+    by_seed = [
+        {run["variant"]["seed"]: run["after"]["accuracy"] for run in records[method]["test"]}
+        for method in ("goat", "lora")
+    ]
+    goat, lora = ([each[seed] for seed in range(1, 6)] for each in by_seed)
+    found = stats.ttest_rel(goat, lora).confidence_interval(0.95)
+    middle, half = (found.low + found.high) / 2, (found.high - found.low) / 2
+    text = (KEPT / TABLES).read_text("utf-8").split("## Handwritten digits")[1]
+    row = next(line for line in text.splitlines() if line.startswith("| goat "))
+    assert row.split("|")[6].strip(" *") == f"{middle:+.4f} ± {half:.4f}"
 
 
 def test_no_test_row_has_a_part_in_the_choice():

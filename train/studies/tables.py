@@ -72,14 +72,16 @@ def effects_table(methods: Mapping[str, Stages], metric: str) -> str:
     rows = []
     for method, changed in _changed(methods).items():
         base = methods[method].get(TEST, ())
-        rows.append([method, *_scored(base, metric), "", ""])
+        rate, score, loss = _scored(base, metric)
+        rows.append([method, rate, score, "", "", loss, ""])
         for label in changed:
             own = methods[label].get(TEST, ())
             same = own if _rates(own) == _rates(base) else methods[label].get(SAME_RATE, ())
+            rate, score, loss = _scored(own, metric)
             differences = [_beside(each, base, metric) for each in (own, same)]
-            rows.append([label, *_scored(own, metric), *differences])
-    headers = ["method", "rate", metric, "loss", "minus the method as it is", "at its rate"]
-    return render_table(headers, rows, "lrrrrr", markdown=True)
+            rows.append([label, rate, score, *differences, loss, _beside(own, base, "loss")])
+    headers = ["method", "rate", metric, "minus as it is", "at its rate", "loss", "minus as it is"]
+    return render_table(headers, rows, "lrrrrrr", markdown=True)
 
 
 def _changed(methods: Mapping[str, Stages]) -> dict[str, list[str]]:
