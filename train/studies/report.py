@@ -77,7 +77,7 @@ def tables(records: Records, out: Path) -> str:
             note = f"At as many trained parameters of adapters as {SIZE}:"
             sections += [note, task_table(methods, TASKS[task].metric, EQUAL)]
         if len(records[task]) > len(methods):
-            note = "One option changed, each with its own learning rate, and at that of the method as it is:"
+            note = "One option changed, with a learning rate of its own, and at that of the method:"
             sections += [note, effects_table(records[task], TASKS[task].metric)]
         if movement_file(out, task).is_file():
             note = "How the kernels move, beside full fine-tuning (medians over layers):"
