@@ -28,6 +28,7 @@ from goat_jax.config.files import load_config
 from goat_jax.config.run import RunConfig
 from goat_jax.data.sources.read import read_source
 from goat_jax.data.sources.text_fields import read_text
+from goat_jax.data.tasks.evaluation import EvalTask
 from goat_jax.evaluation.model import load_eval_model
 from goat_jax.evaluation.types import EvalOptions
 from goat_jax.files import write_whole
@@ -119,8 +120,12 @@ def run(
         losses = [each.scorer().mean_loss(texts, TOKENS, batch) for each in (base, model)]
         scores["forgetting"] = losses[1] - losses[0]
     trained = sum(leaf.size for leaf in jax.tree.leaves(model.trainable))
+    assert isinstance(config.task, EvalTask)
+    new_tokens = options.max_new_tokens or config.task.max_new_tokens
     content = result_file(
-        config,
+        dataclasses.replace(
+            config, task=dataclasses.replace(config.task, max_new_tokens=new_tokens)
+        ),
         read_records(folder),
         scores,
         name=f"{label.method}/{Path(config.model.path).name}-{label.name}",

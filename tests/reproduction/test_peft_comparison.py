@@ -161,7 +161,9 @@ def test_a_method_is_compared_from_end_to_end(data, tmp_path, capsys):
     assert PROGRAM.main(words) == 0
     printed = capsys.readouterr().out
     (path,) = (tmp_path / "out" / "results").iterdir()
-    last = json.loads(path.read_text())["train_info"]["metrics"][-1]
+    written = json.loads(path.read_text())
+    assert written["run_info"]["train_config"]["generation_kwargs"] == {"max_new_tokens": 2}
+    last = written["train_info"]["metrics"][-1]
     assert last["test accuracy"] == 0.0 and last["forgetting"] != 0.0 and last["train loss"] > 0
     assert PROGRAM.main([*words, "--beside", str(path.parent)]) == 0
     assert printed.splitlines()[-1] in capsys.readouterr().out
