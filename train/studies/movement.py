@@ -28,7 +28,7 @@ from goat_jax.training.state import RunState
 from goat_jax.training.task_types import task_type_of
 from goat_jax.training.vmapped_runs import RunVariant, with_variant
 from studies.runs import SEEDS, TEST, Stages
-from studies.tasks import FROZEN, FULL, StudyTask
+from studies.tasks import FROZEN, FULL, ROWS, StudyTask
 
 Kernels = Mapping[str, np.ndarray]
 """Module name pattern -> kernels (L, I, O)."""
@@ -203,12 +203,14 @@ def movement_file(folder: Path, task: str) -> Path:
 
 
 def keep_movements(found: Mapping[str, Movement], path: Path) -> None:
-    """Adds movements to a task's file, one line for each method."""
+    """Adds movements to a task's file, one line for each method in the order of `ROWS`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file():
         found = {**read_movements(path), **found}
     lines = [
-        f"{json.dumps(m)}: {json.dumps(dataclasses.asdict(each))}" for m, each in found.items()
+        f"{json.dumps(method)}: {json.dumps(dataclasses.asdict(found[method]))}"
+        for method in ROWS
+        if method in found
     ]
     write_whole(path, "{\n" + ",\n".join(lines) + "\n}\n")
 

@@ -12,7 +12,7 @@ from goat_jax.training.vmapped_runs import RunResult
 from studies.records import Records
 from studies.runs import SAME_RATE, TEST, Stages
 from studies.statistics import Interval, gap_closed, interval, paired, ranks, scores
-from studies.tasks import BASELINE, EFFECTS, FROZEN, FULL, METHODS, RATES, TASKS
+from studies.tasks import BASELINE, FROZEN, FULL, RATES, ROWS, TASKS
 
 
 def task_table(methods: Mapping[str, Stages], metric: str, stage: str) -> str:
@@ -87,7 +87,7 @@ def effects_table(methods: Mapping[str, Stages], metric: str) -> str:
 def _changed(methods: Mapping[str, Stages]) -> dict[str, list[str]]:
     """Returns the labels with changed options, by the method that they change."""
     found: dict[str, list[str]] = {}
-    for label, row in {**METHODS, **EFFECTS}.items():
+    for label, row in ROWS.items():
         if row.options and label not in (FROZEN, row.method) and {label, row.method} <= {*methods}:
             found.setdefault(row.method, []).append(label)
     return found

@@ -65,6 +65,9 @@ EFFECTS: Mapping[str, MethodRow] = {
 }
 """Label -> one of the methods with one option changed, for what the option does."""
 
+ROWS = {**METHODS, **EFFECTS}
+"""Label -> its row, in the order of reports."""
+
 
 @dataclasses.dataclass(frozen=True)
 class StudyTask:
@@ -96,8 +99,7 @@ class StudyTask:
     def config(self, method: str, data: Path) -> RunConfig:
         """Returns the config of a method's runs, which are scored on the test rows."""
         source = f"{CONFIGS / self.source.format(data=data)}"
-        row = {**METHODS, **EFFECTS}[method]
-        return entry_config(source, row, self.fields.format(data=data).split(), "study")
+        return entry_config(source, ROWS[method], self.fields.format(data=data).split(), "study")
 
     def methods(self) -> list[str]:
         """Returns the labels of the methods that are trained on the task."""
