@@ -63,7 +63,7 @@ CASES = {
 
 
 def predictions(folder, auto, rows):
-    """What transformers' model says of rows, as a prediction file has it."""
+    """Returns the predictions of transformers' model, as a prediction file has them."""
     model, tokenizer = (
         auto.from_pretrained(folder),
         transformers.AutoTokenizer.from_pretrained(folder),

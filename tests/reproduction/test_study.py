@@ -246,7 +246,7 @@ def test_the_tables_in_docs_are_those_of_the_records():
 
 
 def test_an_interval_in_docs_is_scipys():
-    """Of the accuracy of GOAT minus LoRA's on the digits, read from the files themselves."""
+    """It is that of GOAT's accuracy minus LoRA's on the digits, read from the files themselves."""
     records = json.loads((KEPT / "digits.json").read_text("utf-8"))
     by_seed = [
         {run["variant"]["seed"]: run["after"]["accuracy"] for run in records[method]["test"]}

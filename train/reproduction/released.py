@@ -1,4 +1,4 @@
-"""What the published code runs where it differs from the paper (``paper.py --as released``).
+"""Settings of the published code where they differ from the paper's (``paper.py --as released``).
 
 Source: github.com/Facico/GOAT-PEFT at ef4d21a. Its scripts run `goat`; the other methods get the
 same settings here.

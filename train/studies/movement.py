@@ -1,4 +1,4 @@
-"""How runs of the study move their kernels, beside full fine-tuning with the same rows and order.
+"""Movement of kernels in runs of the study, beside full fine-tuning with the same rows and order.
 
 For each method one run at its chosen learning rate is trained again. The first step of gradient
 descent is compared with full fine-tuning's, and so is what all steps together changed. Kernels of
@@ -39,7 +39,7 @@ BLOCKS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Movement:
-    """What one run did. Numbers of layers are means over the layer's kernels.
+    """Movement of one run's kernels. Numbers of layers are means over the layer's kernels.
 
     Attributes:
         first_cosine: cosine of the first step and full fine-tuning's, by layer (L,).

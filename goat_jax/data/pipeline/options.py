@@ -23,8 +23,8 @@ class OptionTexts(Texts):
     """Dataset of the N options of some questions, one text in a row.
 
     Attributes:
-      questions: the number of each option's question, [N] int32.
-      correct: 1 for the correct option of a question, else 0, [N] int32.
+        questions: the number of each option's question, [N] int32.
+        correct: 1 for the correct option of a question, else 0, [N] int32.
     """
 
     questions: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32), repr=False)
@@ -32,7 +32,7 @@ class OptionTexts(Texts):
 
     @property
     def contents(self) -> tuple[Any, ...]:
-        """What `Texts` has, the options' questions, and which are correct."""
+        """Contents of `Texts`, the options' questions, and which are correct."""
         return *super().contents, self.questions, self.correct
 
     def gather(self, rows: np.ndarray, length: int, draw: Draw = None) -> Batch:
@@ -52,13 +52,14 @@ def encode_options(
     """Tokenizes the options of questions, each after the question's prompt.
 
     Args:
-      task: the task, which states whether batches have segments.
-      questions: the questions.
-      tokenizer: the checkpoint's tokenizer; prompt and option are tokenized as in training.
-      max_length: the largest number of tokens of a text.
-      between: the tokens between a prompt and its answer in an encoder-decoder (`encode_pair`).
+        task: the task, which states whether batches have segments.
+        questions: the questions.
+        tokenizer: the checkpoint's tokenizer; prompt and option are tokenized as in training.
+        max_length: the largest number of tokens of a text.
+        between: the tokens between a prompt and its answer in an encoder-decoder (`encode_pair`).
 
-    Raises UserError for an option that is longer, or that has no tokens.
+    Raises:
+        UserError: an option that is longer, or that has no tokens.
     """
     all_ids, all_masks, prompts, numbers, correct = [], [], [], [], []
     for number, question in enumerate(questions):

@@ -143,7 +143,7 @@ of choice, number, stated, program, conversation
 
     @property
     def compares_options(self) -> bool:
-        """Whether the evaluation rows are questions, whose options are compared."""
+        """True if the evaluation rows are questions, whose options are compared."""
         return ACCURACY in self.metrics
 
     @property
