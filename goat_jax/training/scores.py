@@ -36,7 +36,7 @@ def score_outputs(
     """
     del totals
     names = [name for name in batches[0] if name in ("labels", "weights") or "part_" in name]
-    columns = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
+    columns = _columns(batches, names)
     predictions = _predictions(np.concatenate(outputs), columns["labels"])
     scores = {}
     for metric in task.metrics:
@@ -48,6 +48,11 @@ def score_outputs(
             weights = weights * columns[f"part_{part}"]
         scores[metric] = score((base,), predictions, columns["labels"], weights)[base]
     return scores
+
+
+def _columns(batches: Sequence[Mapping], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Joins the batches' arrays of these names."""
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in names}
 
 
 def _predictions(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -101,8 +106,7 @@ def score_options(
     """Scores the most likely options; other metrics are those of the correct options."""
     if not task.compares_options:
         return score_tokens(task, totals, batches, outputs)
-    names = ("questions", "correct", "weights")
-    columns = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
+    columns = _columns(batches, ("questions", "correct", "weights"))
     real, losses = columns["weights"] > 0, np.concatenate(outputs)
     answers = real & (columns["correct"] == 1)
     tokens = np.concatenate([batch["loss_mask"][:, 1:].sum(axis=1) for batch in batches])
