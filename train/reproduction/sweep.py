@@ -165,8 +165,11 @@ def _conclude(out: Path, name: str, table: str, folders: Sequence[Path]) -> None
     trained = [folder for folder in folders if (folder / RUN).is_file()]
     if trained and EXPERIMENTS[name].figures:
         numbers = EXPERIMENTS[name].figures
-        for path in draw_figures(gather(trained), out / name, numbers=numbers)[0]:
+        drawn, lacking = draw_figures(gather(trained), out / name, numbers=numbers)
+        for path in drawn:
             print(f"drawn: {path}")
+        for line in lacking:
+            print(f"not drawn: {line}")
 
 
 def _all_configs(

@@ -173,7 +173,7 @@ TASKS: Mapping[str, StudyTask] = {
         "gsm8k.py:folder={data}/gsm8k,steps=20,rows=100",
         f"{LANGUAGE} --train.max-length 128",
         "perplexity",
-        100,
+        50,
         head=False,
     ),
     "arc_easy": StudyTask(
