@@ -10,7 +10,7 @@ import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.plots.save import save_figure
-from goat_jax.plots.style import COLORS, grid_shape, new_figure, tidy, write_title
+from goat_jax.plots.style import COLORS, grid_shape, log_axis, new_figure, tidy, write_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,8 +86,12 @@ def comparison_figure(
         ax.tick_params(labelbottom=True)  # shared axes hide them above an empty place
     for ax in grid[len(losses) :]:
         ax.set_visible(False)
-    behind = "; grey: the other methods' means" if len(means) > 1 else ""
-    figure.supxlabel(f"step (optimizer updates){behind}", fontsize=10)
+    drawn = ["step (optimizer updates)"]
+    if any(len(runs) > 1 for runs in whole.values()):
+        drawn.append("thin: runs, thick: their mean")
+    if len(means) > 1:
+        drawn.append("grey: the other methods' means")
+    figure.supxlabel("; ".join(drawn), fontsize=10)
     figure.supylabel("task loss (moving mean)", fontsize=10)
     return figure
 
@@ -95,11 +99,16 @@ def comparison_figure(
 def _limit(ax: Axes, whole: Sequence[np.ndarray]) -> float:
     """Limits the y axis to the range of the complete runs and returns its upper end.
 
-    A diverging run would otherwise stretch the axis and flatten the other curves.
+    A diverging run would otherwise stretch the axis and flatten the other curves. The axis is
+    logarithmic if the losses of complete runs differ by a factor of ten or more.
     """
     if not whole:
         return np.inf
     low, high = min(curve.min() for curve in whole), max(curve.max() for curve in whole)
+    if high >= 10 * low > 0:
+        log_axis(ax)
+        ax.set_ylim(low / 1.2, high * 1.2)
+        return high * 1.2
     air = 0.05 * (high - low) or 0.05
     ax.set_ylim(low - air, high + air)
     return high + air

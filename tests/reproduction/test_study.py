@@ -16,10 +16,11 @@ from goat_jax.training.vmapped_runs import RunResult, RunVariant
 from programs import load_program
 from studies import runs
 from studies.movement import keep_movements, movement_file, movements, read_movements
+from studies.rates_report import rate_curves
 from studies.records import collect, keep, kept, merged
 from studies.report import TABLES, tables, write_report
 from studies.runs import CHOOSING, EQUAL, SAME_RATE, TEST, Study, best_rate
-from studies.statistics import paired
+from studies.statistics import Interval, apart_from_0, paired
 from studies.tables import effects_table, summary, task_table
 from studies.tasks import METHODS, TASKS, StudyTask, on_validation, task_of
 
@@ -59,7 +60,31 @@ def test_paired_differences_are_less_wide_than_their_scores():
     assert found.mean == pytest.approx(statistics.fmean(differences))
     # The two-sided 95 % quantile of Student's t with two degrees of freedom, from a table.
     assert found.half == pytest.approx(4.302653 * statistics.stdev(differences) / 3**0.5)
-    assert found.sign == 1 and paired(one, {}) is None
+    _, chance = stats.ttest_1samp(differences, 0)
+    assert found.chance == pytest.approx(chance)
+    assert paired(one, {}) is None
+
+
+def test_differences_are_corrected_for_their_number():
+    """By Holm: the smallest of three is tripled, the next doubled, up to the first above 0.05."""
+    of = {name: Interval(1.0, 0.5, p) for name, p in (("a", 0.03), ("b", 0.01), ("c", 0.02))}
+    assert apart_from_0(of) == {"a", "b", "c"}
+    assert apart_from_0({**of, "c": Interval(1.0, 0.5, 0.026)}) == {"b"}
+    assert apart_from_0({**of, "b": Interval(1.0, 0.5, 0.02)}) == set()
+    assert apart_from_0({}) == set()
+
+
+def test_curves_of_rates_are_on_the_scale_of_all_methods():
+    def run(perplexity, rate):
+        return dataclasses.replace(result(0, 0, rate), after={"perplexity": perplexity})
+
+    lost = dataclasses.replace(run(9.0, 1.0), after={}, diverged=3)
+    found = {"lora": {CHOOSING: [run(2.0, 1e-3), run(4.0, 1e-4), lost]}, "goat": {TEST: []}}
+    curves, ends = rate_curves(found, "perplexity")
+    assert curves == {"lora": {1e-4: 0.0, 1e-3: 1.0}, "goat": {}}
+    assert ends == "1 / perplexity 0.25 to 0.50"
+    found["goat"] = {CHOOSING: [run(1.0, 1e-3)]}
+    assert rate_curves(found, "perplexity")[0]["lora"][1e-3] == pytest.approx(1 / 3)
 
 
 def test_tables_have_scores_differences_ranks_and_the_gap():
@@ -67,7 +92,7 @@ def test_tables_have_scores_differences_ranks_and_the_gap():
     found = records(frozen=[0.5, 0.5], full=[0.9, 0.9], **adapters)
     rows = [[cell.strip() for cell in row.split("|")] for row in summary(found).splitlines()]
     # lora 0.72, goat 0.77, dora 0.70: 22, 27 and 20 of the 40 points between frozen and full. Two
-    # seeds make wide intervals: only the difference of goat, the same with both, is outside.
+    # seeds make wide intervals: only the difference of goat, the same with both, is none of chance.
     expected = {
         "goat": ["1", "1.0", "68%", "1", "0"],
         "lora": ["1", "2.0", "55%", "0", "0"],
@@ -75,7 +100,7 @@ def test_tables_have_scores_differences_ranks_and_the_gap():
         "full": ["1", "", "100%", "0", "0"],
     }
     assert {row[1]: row[2:-1] for row in rows if row[1] in expected} == expected
-    table = task_table(found["digits"], "accuracy", TEST)
+    table = task_table(found["digits"], TASKS["digits"], TEST)
     row = next(line for line in table.splitlines() if line.startswith("| goat"))
     assert "0.7700 ± 0.0283" in row and "**+0.0500 ± 0.0000**" in row and "-0.1300 ± 0.2541" in row
 
@@ -92,10 +117,11 @@ def test_effects_are_beside_the_method_as_it_is_at_both_rates():
         "goat, eta 10": {TEST: [diverged]},
         "lora, theory scale": {TEST: own},  # without LoRA there is nothing to compare it with
     }
-    table = effects_table(found, "accuracy").splitlines()[2:]
+    table = effects_table(found, TASKS["digits"]).splitlines()[2:]
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table]
     assert [row[0] for row in rows] == ["goat", "goat, alpha/r", "goat, rho 1", "goat, eta 10"]
-    # Own rate: 0.2 and 0.1 above; at goat's rate 0.1 below with both seeds.
+    # Own rate: 0.2 and 0.1 above; at goat's rate 0.1 below with both seeds, which stays apart from
+    # 0 after the correction for two.
     accuracy = ["+0.1500 ± 0.6353", "**-0.1000 ± 0.0000**"]
     assert rows[2][3:] == [*accuracy, "0.2500", "**-0.2500 ± 0.0000**"]
     assert rows[0][3:] == ["", "", "0.5000", ""]
@@ -140,7 +166,14 @@ def test_a_study_chooses_rates_and_continues_where_it_stopped(tiny, tmp_path, mo
         TASKS,
         "tiny",
         StudyTask(
-            "tiny", f"{tiny / 'config.py'}:steps=2", "", "accuracy", 8, (), True, effects=True
+            "tiny",
+            f"{tiny / 'config.py'}:steps=2",
+            "",
+            "accuracy",
+            8,
+            equal_parameters=True,
+            effects=True,
+            rates=(1e-3, 1e-2),
         ),
     )
     trained = []
@@ -152,7 +185,7 @@ def test_a_study_chooses_rates_and_continues_where_it_stopped(tiny, tmp_path, mo
             yield result(seed, 0.9 if rate == 1e-3 else 0.8, rate)
 
     monkeypatch.setattr(run_results, "train_vmapped", instead_of_training)
-    study = Study("tiny", TASKS["tiny"], tmp_path, tmp_path, 2, rates=(1e-3, 1e-2), seeds=(1, 2))
+    study = Study("tiny", TASKS["tiny"], tmp_path, tmp_path, 2, seeds=(1, 2))
     said = []
     study.train("lora", said.append)
     assert said == ["tiny: lora: learning rate 0.001 of 2"]
@@ -163,6 +196,7 @@ def test_a_study_chooses_rates_and_continues_where_it_stopped(tiny, tmp_path, mo
     study.train("lora", said.append)
     study.train("goat", said.append)
     assert len(trained) == 6 + 4
+    assert TASKS["tiny"].rates_of("frozen") == (1e-3, 1e-2, 3e-2, 1e-1)
     found = collect(tmp_path)["tiny"]
     assert list(found["lora"]) == [CHOOSING, TEST, EQUAL] and list(found["goat"]) == [
         CHOOSING,
@@ -182,9 +216,23 @@ def test_a_study_chooses_rates_and_continues_where_it_stopped(tiny, tmp_path, mo
     ]
 
 
+def test_runs_at_a_former_rate_are_dropped(tiny, tmp_path, monkeypatch):
+    def instead_of_training(configs, runs_per_step):
+        for config in configs:
+            rate = config.optimizer.learning_rate
+            yield result(config.train.seed, rate, rate)
+
+    monkeypatch.setattr(run_results, "train_vmapped", instead_of_training)
+    few = StudyTask("tiny", f"{tiny / 'config.py'}:steps=2", "", "accuracy", 8, rates=(1e-3, 1e-2))
+    for task in (few, dataclasses.replace(few, rates=(1e-3, 1e-2, 1e-1))):
+        Study("digits", task, tmp_path, tmp_path, 2, seeds=(1, 2)).train("goat", lambda _: None)
+    found = [run.variant for run in collect(tmp_path)["digits"]["goat"][TEST]]
+    assert found == [RunVariant(1, 1e-1), RunVariant(2, 1e-1)]
+
+
 def test_a_model_without_a_head_is_scored_once_for_all_seeds(tiny, tmp_path, monkeypatch):
     task = StudyTask("tiny", f"{tiny / 'config.py'}:steps=9", "", "accuracy", 8, head=False)
-    study = Study("digits", task, tmp_path, tmp_path, 2, rates=(1e-3, 1e-2), seeds=(1, 2))
+    study = Study("digits", task, tmp_path, tmp_path, 2, seeds=(1, 2))
     trained = []
 
     def instead_of_training(configs):
@@ -201,7 +249,8 @@ def test_a_model_without_a_head_is_scored_once_for_all_seeds(tiny, tmp_path, mon
     assert list(found) == [TEST] and [run.variant.seed for run in found[TEST]] == [1, 2]
     scored = {"frozen": found, **records(full=[0.9, 0.9], lora=[0.7, 0.6])["digits"]}
     cells = [
-        cell.strip() for cell in task_table(scored, "accuracy", TEST).splitlines()[2].split("|")
+        cell.strip()
+        for cell in task_table(scored, TASKS["digits"], TEST).splitlines()[2].split("|")
     ]
     # No learning rate and nothing trained; LoRA is 0.3 and 0.2 above with the two seeds.
     assert cells[1:7] == ["frozen", "0", "0", "0.4000 ± 0.0000", "0.5000", "-0.2500 ± 0.6353"]

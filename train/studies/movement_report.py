@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from goat_jax.plots.style import marked, new_figure, shared_legend, tidy, write_title
+from goat_jax.plots.style import log_axis, marked, new_figure, shared_legend, tidy, write_title
 from goat_jax.text_tables import render_table
 from studies.movement import Movement
-from studies.tasks import FULL
+from studies.tasks import FULL, ROWS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def movement_table(found: Mapping[str, Movement]) -> str:
-    """Returns a row for each method: medians over layers; routing at the first and last step."""
+    """Returns a row for each method, with medians of layers; of ranks and routers with means."""
     rows = [
         [
             method,
@@ -37,7 +37,7 @@ def movement_table(found: Mapping[str, Movement]) -> str:
     headers = [
         "method",
         "first step: cosine",
-        "along",
+        "cosine x length",
         "all steps: cosine",
         "length",
         "effective rank",
@@ -61,14 +61,17 @@ def movement_figure(found: Mapping[str, Movement], title: str) -> Figure:
     write_title(figure, title)
     first, experts, whole, blocks, entropy, rest = figure.subplots(2, 3).ravel()
     rest.set_visible(False)
-    styles = {method: marked(number) for number, method in enumerate(found)}
+    styles = {method: marked(number) for number, method in enumerate(ROWS)}
 
-    def lines(ax: Axes, heading: str, below: str, of: Mapping[str, Sequence[float]]) -> None:
+    def lines(
+        ax: Axes, heading: str, below: str, beside: str, of: Mapping[str, Sequence[float]]
+    ) -> None:
         for method, values in of.items():
             if len(values):
                 ax.plot(range(1, len(values) + 1), values, label=method, **styles[method])
         ax.set_title(heading, loc="left", fontsize=10)
         ax.set_xlabel(below)
+        ax.set_ylabel(beside)
         ax.locator_params(axis="x", integer=True)
         tidy(ax, legend=False)
 
@@ -77,39 +80,49 @@ def movement_figure(found: Mapping[str, Movement], title: str) -> Figure:
         first,
         "First step along full fine-tuning's",
         "layer",
+        "share of its length",
         {m: np.multiply(e.first_cosine, e.first_length).tolist() for m, e in adapters.items()},
     )
     lines(
         experts,
         "The same by expert",
         "expert",
+        "share of its length",
         {
             m: np.multiply(e.expert_cosine, e.expert_length).tolist()
             for m, e in adapters.items()
             if len(e.expert_cosine) > 1
         },
     )
-    for ax in (first, experts):
-        ax.set_yscale("log")
     lines(
         whole,
-        "All steps: cosine with full fine-tuning's",
+        "All steps and full fine-tuning's",
         "layer",
+        "cosine",
         {m: e.cosine for m, e in adapters.items()},
     )
     lines(
         blocks,
-        "Energy of the change by part of the spectrum",
-        "eighth of the spectrum, largest singular values first",
+        "Place of the change in the spectrum",
+        "eighth of the singular values (1: largest)",
+        "share of the change's energy",
         {m: e.blocks for m, e in found.items()},
     )
     lines(
         entropy,
-        "Mean entropy of the routers, nats",
+        "Entropy of the routers",
         "step",
-        {m: e.entropy for m, e in adapters.items() if any(e.entropy)},
+        "share of the largest possible",
+        {m: _share_of_largest(e) for m, e in adapters.items() if any(e.entropy)},
     )
+    shared_legend(figure)
     for line in entropy.get_lines():
         line.set_marker("")
-    shared_legend(figure)
+    for ax in (first, experts, blocks):
+        log_axis(ax)
     return figure
+
+
+def _share_of_largest(movement: Movement) -> list[float]:
+    """Returns the entropy over that of experts with equal probabilities."""
+    return np.divide(movement.entropy, np.log(len(movement.expert_cosine))).tolist()

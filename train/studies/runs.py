@@ -19,7 +19,7 @@ from goat_jax.training.vmapped_runs import (
     train_vmapped,
     with_variant,
 )
-from studies.tasks import EFFECTS, FROZEN, FULL, RATES, SIZE, StudyTask, on_validation
+from studies.tasks import EFFECTS, FROZEN, FULL, SIZE, StudyTask, on_validation
 
 CHOOSING, TEST, EQUAL, SAME_RATE = STAGES = "rates", "test", "equal", "same_rate"
 """Stages: choice of the rate, scores at equal rank, at equal trained parameters, and at the
@@ -42,7 +42,6 @@ class Study:
         data: the folder of data sets.
         out: the folder of all results.
         runs_per_step: the largest number of runs in one compiled step.
-        rates: the peak learning rates to choose from.
         seeds: the seeds of the runs on the test rows.
         kept: method -> results that count as done if a stage is complete.
     """
@@ -52,7 +51,6 @@ class Study:
     data: Path
     out: Path
     runs_per_step: int
-    rates: Sequence[float] = RATES
     seeds: Sequence[int] = SEEDS
     kept: Mapping[str, Stages] = dataclasses.field(default_factory=dict)
 
@@ -64,7 +62,7 @@ class Study:
             return
         config = self.task.config(method, self.data)
         rate = self.chosen_rate(method)
-        say(f"{self.name}: {method}: learning rate {rate:g} of {len(self.rates)}")
+        say(f"{self.name}: {method}: learning rate {rate:g} of {len(self.task.rates_of(method))}")
         self.complete(method, TEST, config, self.variants(rate))
         if method in EFFECTS:
             same = self.chosen_rate(EFFECTS[method].method)
@@ -84,7 +82,7 @@ class Study:
         config = dataclasses.replace(config, train=one_step)
         runs = Runs(config, self.variants(0.0), result_file(self.out / self.name, FROZEN, TEST))
         if runs.missing():
-            trained = with_variant(config, RunVariant(self.seeds[0], self.rates[0]))
+            trained = with_variant(config, RunVariant(self.seeds[0], self.task.rates[0]))
             (result,) = train_vmapped([trained])
             result = dataclasses.replace(result, losses=(), trained_parameters=0)
             runs.keep({each: dataclasses.replace(result, variant=each) for each in runs.variants})
@@ -93,7 +91,7 @@ class Study:
         """Returns a method's best learning rate, after training the runs that are missing."""
         config = self.task.config(method, self.data)
         validated = on_validation(config, self.task.validation)
-        variants = [RunVariant(CHOOSING_SEED, rate) for rate in self.rates]
+        variants = [RunVariant(CHOOSING_SEED, rate) for rate in self.task.rates_of(method)]
         return best_rate(self.complete(method, CHOOSING, validated, variants), config.best_by)
 
     def variants(self, rate: float) -> list[RunVariant]:
@@ -103,12 +101,16 @@ class Study:
     def complete(
         self, method: str, stage: str, config: RunConfig, variants: Sequence[RunVariant]
     ) -> list[RunResult]:
-        """Trains the runs of one stage that are missing; returns the results of all."""
+        """Trains the runs of one stage that are missing; returns the results of all.
+
+        Runs at a rate that was chosen before the grid grew are dropped.
+        """
         kept = {run.variant: run for run in self.kept.get(method, {}).get(stage, ())}
         if kept.keys() >= set(variants):
             return [kept[variant] for variant in variants]
         runs = Runs(config, variants, result_file(self.out / self.name, method, stage))
         ((_, results),) = complete_runs([runs], self.runs_per_step)
+        runs.keep(dict(zip(variants, results, strict=True)))
         return results
 
 

@@ -1,4 +1,4 @@
-"""Statistics of the study: paired differences, ranks and shares of the gap to full fine-tuning."""
+"""Statistics of the study: paired differences, their number, ranks and shares of a gap."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 from goat_jax.data.metrics import goodness
 from goat_jax.training.vmapped_runs import RunResult
@@ -22,15 +21,12 @@ class Interval:
     Attributes:
         mean: the mean.
         half: half of the interval's width; infinite for a single value.
+        chance: the probability of a mean at least as far from 0 if the true mean is 0.
     """
 
     mean: float
     half: float
-
-    @property
-    def sign(self) -> int:
-        """1 or -1 if the interval is above or below 0, else 0."""
-        return 0 if abs(self.mean) <= self.half else int(np.sign(self.mean))
+    chance: float
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -39,13 +35,35 @@ def interval(values: Sequence[float]) -> Interval:
     >>> found = interval([1.0, 2.0, 3.0, 4.0, 5.0])
     >>> found.mean, round(found.half, 4)  # 2.7764 * 1.5811 / sqrt(5)
     (3.0, 1.9632)
+    >>> round(found.chance, 4)  # of 3 / 0.7071 with 4 degrees of freedom
+    0.0132
     """
     count = len(values)
     mean = statistics.fmean(values)
     if count < 2:
-        return Interval(mean, float("inf"))
-    quantile = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2))
-    return Interval(mean, quantile * statistics.stdev(values) / count**0.5)
+        return Interval(mean, float("inf"), 1.0)
+    error = statistics.stdev(values) / count**0.5
+    half = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * error
+    if not error:
+        return Interval(mean, half, float(mean == 0))
+    return Interval(mean, half, 2 * float(stdtr(count - 1, -abs(mean) / error)))
+
+
+def apart_from_0(found: Mapping[str, Interval]) -> set[str]:
+    """Returns the names whose means differ from 0, with Holm's correction for their number.
+
+    >>> one, other = (Interval(1.0, 0.9, chance) for chance in (0.03, 0.02))
+    >>> sorted(apart_from_0({"a": one})), sorted(apart_from_0({"a": one, "b": other}))
+    (['a'], ['a', 'b'])
+    >>> sorted(apart_from_0({"a": one, "b": one, "c": one}))
+    []
+    """
+    apart: set[str] = set()
+    for name in sorted(found, key=lambda name: found[name].chance):
+        if found[name].chance * (len(found) - len(apart)) > 1 - CONFIDENCE:
+            break
+        apart.add(name)
+    return apart
 
 
 def scores(results: Sequence[RunResult], metric: str) -> dict[int, float]:
@@ -60,7 +78,7 @@ def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Interval | N
     difference varies less than either score.
 
     >>> paired({1: 0.5, 2: 0.75, 3: 0.1}, {1: 0.25, 2: 0.5})
-    Interval(mean=0.25, half=0.0)
+    Interval(mean=0.25, half=0.0, chance=0.0)
     """
     seeds = sorted(one.keys() & other.keys())
     return interval([one[seed] - other[seed] for seed in seeds]) if seeds else None

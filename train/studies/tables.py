@@ -11,22 +11,30 @@ from goat_jax.text_tables import render_table
 from goat_jax.training.vmapped_runs import RunResult
 from studies.records import Records
 from studies.runs import SAME_RATE, TEST, Stages
-from studies.statistics import Interval, gap_closed, interval, paired, ranks, scores
-from studies.tasks import BASELINE, FROZEN, FULL, RATES, ROWS, TASKS
+from studies.statistics import Interval, apart_from_0, gap_closed, paired, ranks, scores
+from studies.tasks import BASELINE, FROZEN, FULL, ROWS, TASKS, StudyTask
 
 
-def task_table(methods: Mapping[str, Stages], metric: str, stage: str) -> str:
+def task_table(methods: Mapping[str, Stages], task: StudyTask, stage: str) -> str:
     """Returns one task's table of a stage: scores, losses, and differences to LoRA and to full."""
     of_method = {name: found for name, s in methods.items() if (found := _at(stage, s))}
-    base, full = (scores(of_method.get(name, ()), metric) for name in (BASELINE, FULL))
+    of_seeds = {name: scores(results, task.metric) for name, results in of_method.items()}
+    compared = [in_words(differences(of_seeds, base)) for base in (BASELINE, FULL)]
     rows = []
     for method, results in of_method.items():
-        rate, *scored = _scored(results, metric)
+        rate, *scored = _scored(method, results, task)
         trained = _trained(method, results[0].trained_parameters)
-        differences = [_difference(scores(results, metric), other) for other in (base, full)]
-        rows.append([method, rate, trained, *scored, *differences])
-    headers = ["method", "rate", "trained", metric, "loss", f"minus {BASELINE}", f"minus {FULL}"]
+        rows.append([method, rate, trained, *scored, *(each.get(method, "") for each in compared)])
+    headers = ["method", "rate", "trained", task.metric, "loss"]
+    headers += [f"minus {base}" for base in (BASELINE, FULL)]
     return render_table(headers, rows, "lrrrrrr", markdown=True)
+
+
+def differences(of_seeds: Mapping[str, Mapping[int, float]], base: str) -> dict[str, Interval]:
+    """Returns the differences of all methods' scores to those of one of them."""
+    others = {name: found for name, found in of_seeds.items() if name != base}
+    found = {name: paired(of, of_seeds.get(base, {})) for name, of in others.items()}
+    return {name: difference for name, difference in found.items() if difference is not None}
 
 
 def _trained(method: str, count: int) -> str:
@@ -34,13 +42,13 @@ def _trained(method: str, count: int) -> str:
     return "head" if method == FROZEN and count else f"{count:,}"
 
 
-def _rate(rate: float) -> str:
+def _rate(rate: float, tried: Sequence[float]) -> str:
     """Formats a learning rate, with a star at the ends of the grid, beyond which may be better.
 
-    >>> _rate(1e-3), _rate(1e-2)
+    >>> _rate(1e-3, (1e-4, 1e-3, 1e-2)), _rate(1e-2, (1e-4, 1e-3, 1e-2))
     ('0.001', '0.01*')
     """
-    return f"{rate:g}" + ("*" if rate in (RATES[0], RATES[-1]) else "")
+    return f"{rate:g}" + ("*" if rate in (tried[0], tried[-1]) else "")
 
 
 def _at(stage: str, stages: Stages) -> Sequence[RunResult]:
@@ -49,39 +57,39 @@ def _at(stage: str, stages: Stages) -> Sequence[RunResult]:
     return stages.get(stage) or stages.get(TEST, ())
 
 
-def _difference(one: Mapping[int, float], other: Mapping[int, float]) -> str:
-    difference = paired(one, other)
-    return "" if difference is None or one == other else in_words(difference)
+def in_words(found: Mapping[str, Interval]) -> dict[str, str]:
+    """Formats means with their intervals, in bold if `apart_from_0`.
 
-
-def in_words(found: Interval) -> str:
-    """Formats a mean with its interval, in bold if 0 is outside.
-
-    >>> in_words(Interval(0.02, 0.01)), in_words(Interval(-0.02, 0.03))
-    ('**+0.0200 ± 0.0100**', '-0.0200 ± 0.0300')
+    >>> in_words({"a": Interval(0.02, 0.01, 0.004), "b": Interval(-0.02, 0.03, 0.2)})
+    {'a': '**+0.0200 ± 0.0100**', 'b': '-0.0200 ± 0.0300'}
     """
-    text = f"{found.mean:+.4f} ± {found.half:.4f}"
-    return f"**{text}**" if found.sign else text
+    texts = {name: f"{each.mean:+.4f} ± {each.half:.4f}" for name, each in found.items()}
+    bold = apart_from_0(found)
+    return {name: f"**{text}**" if name in bold else text for name, text in texts.items()}
 
 
-def effects_table(methods: Mapping[str, Stages], metric: str) -> str:
-    """Returns one task's table of methods with one option changed, below the method as it is.
+def effects_table(methods: Mapping[str, Stages], task: StudyTask) -> str:
+    """Returns one task's table of methods with one option changed, below the method unchanged.
 
     A difference to it is given for runs with a learning rate of their own, and with its own.
     """
     rows = []
     for method, changed in _changed(methods).items():
         base = methods[method].get(TEST, ())
-        rate, score, loss = _scored(base, metric)
+        own = {label: methods[label].get(TEST, ()) for label in changed}
+        same = {
+            label: runs if _rates(runs) == _rates(base) else methods[label].get(SAME_RATE, ())
+            for label, runs in own.items()
+        }
+        rate, score, loss = _scored(method, base, task)
         rows.append([method, rate, score, "", "", loss, ""])
-        for label in changed:
-            own = methods[label].get(TEST, ())
-            same = own if _rates(own) == _rates(base) else methods[label].get(SAME_RATE, ())
-            rate, score, loss = _scored(own, metric)
-            differences = [_beside(each, base, metric) for each in (own, same)]
-            rows.append([label, rate, score, *differences, loss, _beside(own, base, "loss")])
-    headers = ["method", "rate", metric, "minus as it is", "at its rate", "loss", "minus as it is"]
-    return render_table(headers, rows, "lrrrrrr", markdown=True)
+        at_own, at_same = (_beside(runs, base, task.metric) for runs in (own, same))
+        of_loss = _beside(own, base, "loss")
+        for label, runs in own.items():
+            rate, score, loss = _scored(label, runs, task)
+            rows.append([label, rate, score, at_own[label], at_same[label], loss, of_loss[label]])
+    headers = ["method", "rate", task.metric, "minus unchanged", "the same at its rate"]
+    return render_table([*headers, "loss", "minus unchanged"], rows, "lrrrrrr", markdown=True)
 
 
 def _changed(methods: Mapping[str, Stages]) -> dict[str, list[str]]:
@@ -97,16 +105,22 @@ def _rates(results: Sequence[RunResult]) -> set[float]:
     return {result.variant.learning_rate for result in results}
 
 
-def _beside(results: Sequence[RunResult], others: Sequence[RunResult], metric: str) -> str:
-    found = scores(results, metric)
-    return _difference(found, scores(others, metric)) if found or not results else "diverged"
+def _beside(
+    runs: Mapping[str, Sequence[RunResult]], base: Sequence[RunResult], metric: str
+) -> dict[str, str]:
+    """Returns a cell for each label with its difference to `base`; empty without runs."""
+    of_base = scores(base, metric)
+    found = {label: paired(scores(results, metric), of_base) for label, results in runs.items()}
+    cells = in_words({label: each for label, each in found.items() if each is not None})
+    return {label: cells.get(label, "diverged" if runs[label] else "") for label in runs}
 
 
-def _scored(results: Sequence[RunResult], metric: str) -> list[str]:
+def _scored(method: str, results: Sequence[RunResult], task: StudyTask) -> list[str]:
     """Returns the cells of learning rate, score and loss; empty without results."""
     if not results:
         return ["", "", ""]
-    found, rate = scores(results, metric), _rate(results[0].variant.learning_rate)
+    found = scores(results, task.metric)
+    rate = _rate(results[0].variant.learning_rate, task.rates_of(method))
     if not found:
         return [rate, "diverged", ""]
     loss = statistics.fmean(scores(results, "loss").values())
@@ -119,19 +133,20 @@ def summary(records: Records) -> str:
     places = {
         task: ranks(_adapters(of_task), TASKS[task].metric) for task, of_task in means.items()
     }
+    signs = {task: _signs(methods, TASKS[task].metric) for task, methods in records.items()}
     rows = []
     for method in dict.fromkeys(name for of_task in means.values() for name in of_task):
         own = [of_task[method] for of_task in places.values() if method in of_task]
-        closed = list(_gaps(method, means).values())
-        signs = [_sign(methods, method, TASKS[task].metric) for task, methods in records.items()]
+        closed = _gaps(method, means).values()
+        of_tasks = [of_task.get(method) for of_task in signs.values()]
         rows.append(
             [
                 method,
                 len([task for task in means.values() if method in task]),
                 f"{statistics.fmean(own):.1f}" if own else "",
-                _percent(closed),
-                signs.count(1),
-                signs.count(-1),
+                f"{statistics.fmean(closed):.0%}" if closed else "",
+                of_tasks.count(True),
+                of_tasks.count(False),
             ]
         )
     headers = ["method", "tasks", "mean rank", "gap closed", "above lora", "below lora"]
@@ -156,21 +171,12 @@ def _gaps(method: str, means: Mapping[str, Mapping[str, float]]) -> dict[str, fl
     }
 
 
-def _percent(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    over = interval(values)
-    return f"{over.mean:.0%}" + (f" ± {over.half:.0%}" if len(values) > 1 else "")
-
-
-def _sign(methods: Mapping[str, Stages], method: str, metric: str) -> int:
-    """Returns 1 if a method is better than LoRA beyond its interval, -1 if worse, else 0."""
-    one, other = (
-        {
-            seed: goodness(metric, score)
-            for seed, score in scores(methods.get(name, {}).get(TEST, ()), metric).items()
-        }
-        for name in (method, BASELINE)
-    )
-    difference = paired(one, other)
-    return 0 if difference is None or method == BASELINE else difference.sign
+def _signs(methods: Mapping[str, Stages], metric: str) -> dict[str, bool]:
+    """Returns whether a method is above LoRA, for those that differ from it (`apart_from_0`)."""
+    good = {
+        name: {s: goodness(metric, score) for s, score in scores(at_test, metric).items()}
+        for name, stages in methods.items()
+        if (at_test := stages.get(TEST))
+    }
+    found = differences(good, BASELINE)
+    return {name: found[name].mean > 0 for name in apart_from_0(found)}

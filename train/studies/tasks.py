@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from goat_jax.cli.verbs.compare import MethodRow, entry_config
@@ -14,6 +14,9 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 """Peak learning rates that every method is tried at, half a decade apart."""
+
+HEAD_RATES = (3e-2, 1e-1)
+"""Further rates of the head alone, which is best at higher ones than what has adapters."""
 
 FROZEN, FULL, BASELINE = "frozen", "full", "lora"
 """Methods that the others are compared with."""
@@ -55,7 +58,7 @@ EFFECTS: Mapping[str, MethodRow] = {
         ("goat, rho 100", "goat", {"rho": 100.0}),
         ("goat, eta 0.1", "goat", {"eta": 0.1}),
         ("goat, eta 10", "goat", {"eta": 10.0}),
-        # The scale of the least squared error to full fine-tuning's step, about sqrt(3 eta).
+        # At B = 0 the scale of the least squared error to full fine-tuning's step is sqrt(3 eta).
         ("goat, scale sqrt(3)", "goat", {"scale": "fixed", "value": 3**0.5}),
         ("goat, segments P", "goat", {"segments": "principal"}),
         ("goat, segments M", "goat", {"segments": "minor"}),
@@ -84,6 +87,7 @@ class StudyTask:
         equal_parameters: whether runs at equal trained parameters are part of it.
         effects: whether runs of `EFFECTS` are part of it.
         head: whether the model has a new head, which is trained if all else is frozen.
+        rates: peak learning rates that methods are tried at.
     """
 
     title: str
@@ -95,6 +99,11 @@ class StudyTask:
     equal_parameters: bool = False
     effects: bool = False
     head: bool = True
+    rates: Sequence[float] = RATES
+
+    def rates_of(self, method: str) -> tuple[float, ...]:
+        """Returns the peak learning rates that a method is tried at, in ascending order."""
+        return (*self.rates, *(HEAD_RATES if method == FROZEN else ()))
 
     def config(self, method: str, data: Path) -> RunConfig:
         """Returns the config of a method's runs, which are scored on the test rows."""
