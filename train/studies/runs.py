@@ -118,7 +118,7 @@ def result_file(folder: Path, method: str, stage: str) -> Path:
     """Returns the file with the results of a method's runs at one stage.
 
     >>> result_file(Path("runs"), "goat, alpha/r", "test").name
-    'goat--alpha-r-00a3e4d5.test.json'
+    'goat--alpha-r-d8f57351.test.json'
     """
     return folder / f"{file_name(method)}.{stage}.json"
 
