@@ -271,7 +271,9 @@ def test_movements_are_those_of_the_chosen_runs(tiny, tmp_path):
     found = dict(movements(task, results, tmp_path, ["frozen", "full", "goat"]))
     assert list(found) == ["full", "goat"]
     full, goat = found["full"], found["goat"]
-    np.testing.assert_allclose([full.cosine, full.length], 1.0, rtol=1e-3)
+    # Another seed's full fine-tuning goes as far, but to another place.
+    np.testing.assert_allclose(full.length, 1.0, rtol=0.2)
+    assert max(full.cosine) < 0.99
     assert full.first_cosine == [] and full.entropy == [0.0, 0.0]
     layers, experts, steps = len(full.cosine), 8, 2
     assert len(goat.cosine) == len(goat.first_length) == layers

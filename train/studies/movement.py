@@ -74,25 +74,33 @@ def movements(
 ) -> Iterator[tuple[str, Movement]]:
     """Trains a run of each method that the study has results of; full fine-tuning first.
 
+    Full fine-tuning's own is that of another seed, which shows how near a run can be expected.
+
     Args:
         task: the task.
         results: method -> the study's results on the task.
         data: the folder of data sets.
         methods: labels of methods.
     """
-    full = _trained(_chosen(task, FULL, results, data))
-    yield FULL, _movement(full, full)
+
+    def trained(method: str, seed: int = SEEDS[0]) -> _Trained:
+        return _trained(_chosen(task, method, results, data, seed))
+
+    full = trained(FULL)
+    yield FULL, _movement(trained(FULL, SEEDS[1]), full)
     for method in methods:
         if method not in (FROZEN, FULL):
-            yield method, _movement(_trained(_chosen(task, method, results, data)), full)
+            yield method, _movement(trained(method), full)
 
 
-def _chosen(task: StudyTask, method: str, results: Mapping[str, Stages], data: Path) -> RunConfig:
-    """Returns the config of a method's first run on the test rows."""
+def _chosen(
+    task: StudyTask, method: str, results: Mapping[str, Stages], data: Path, seed: int
+) -> RunConfig:
+    """Returns the config of a method's run on the test rows with a seed."""
     if not (runs := results.get(method, {}).get(TEST)):
         raise UserError(f"{method} has no results: run `python train/study.py run` for it first")
     rate = runs[0].variant.learning_rate
-    config = with_variant(task.config(method, data), RunVariant(SEEDS[0], rate))
+    config = with_variant(task.config(method, data), RunVariant(seed, rate))
     # As the study's runs, which share a compiled step.
     return dataclasses.replace(config, train=dataclasses.replace(config.train, num_buckets=1))
 

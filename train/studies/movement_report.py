@@ -99,7 +99,7 @@ def movement_figure(found: Mapping[str, Movement], title: str) -> Figure:
         "All steps and full fine-tuning's",
         "layer",
         "cosine",
-        {m: e.cosine for m, e in adapters.items()},
+        {m: e.cosine for m, e in found.items()},
     )
     lines(
         blocks,
