@@ -105,6 +105,13 @@ def test_tables_have_scores_differences_ranks_and_the_gap():
     assert "0.7700 ± 0.0283" in row and "**+0.0500 ± 0.0000**" in row and "-0.1300 ± 0.2541" in row
 
 
+def test_a_task_with_few_methods_has_no_part_in_the_ranks():
+    (of_all,) = records(full=[0.9], lora=[0.7], goat=[0.8], dora=[0.6]).values()
+    few = {method: of_all[method] for method in ("full", "dora")}
+    alone = summary({"digits": of_all, "sst2": of_all})
+    assert alone == summary({"digits": of_all, "reviews": few, "sst2": of_all})
+
+
 def test_effects_are_beside_the_method_as_it_is_at_both_rates():
     goat = [result(1, 0.7, 1e-3), result(2, 0.8, 1e-3)]
     own = [result(1, 0.9, 3e-4, 0.25), result(2, 0.9, 3e-4, 0.25)]

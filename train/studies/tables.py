@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from goat_jax.analysis.run_results import mean_and_spread
@@ -128,7 +129,11 @@ def _scored(method: str, results: Sequence[RunResult], task: StudyTask) -> list[
 
 
 def summary(records: Records) -> str:
-    """Returns a table over all tasks: ranks, gap closed, and tasks above and below LoRA."""
+    """Returns a table over tasks: ranks, gap closed, and tasks above and below LoRA.
+
+    A task counts if it has all methods that most tasks have, so that ranks are among as many.
+    """
+    records = _with_most(records)
     means = {task: _means(methods, TASKS[task].metric) for task, methods in records.items()}
     places = {
         task: ranks(_adapters(of_task), TASKS[task].metric) for task, of_task in means.items()
@@ -151,6 +156,13 @@ def summary(records: Records) -> str:
         )
     headers = ["method", "tasks", "mean rank", "gap closed", "above lora", "below lora"]
     return render_table(headers, rows, "lrrrrr", markdown=True)
+
+
+def _with_most(records: Records) -> Records:
+    """Returns the tasks that have all methods which more than half of the tasks have."""
+    tasks_of = Counter(method for of_task in records.values() for method in of_task)
+    most = {method for method, count in tasks_of.items() if 2 * count > len(records)}
+    return {task: of_task for task, of_task in records.items() if most <= of_task.keys()}
 
 
 def _means(methods: Mapping[str, Stages], metric: str) -> dict[str, float]:
