@@ -14,7 +14,6 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -295,7 +294,8 @@ class _VmappedGroup:
         places = range(len(self.configs)) if places is None else places
         if not places:
             return {}
-        outputs = [self.eval_step(state, self.base, batch) for batch in self.held_out]
+        step = jax.jit(self.eval_step)
+        outputs = [step(state, self.base, batch) for batch in self.held_out]
         scores = {}
         for place in places:
             # The step has run for all runs at once, so `evaluate` only collects this run's results.
@@ -310,7 +310,6 @@ class _VmappedGroup:
             scores[place] = done.scores
         return scores
 
-    @partial(jax.jit, static_argnums=0)
     def eval_step(self, state: RunState, base: PyTree, batch: Batch) -> Any:
         """Returns all runs' sums and outputs on one batch."""
         step = self.setup.eval_step

@@ -1,7 +1,9 @@
 """Runs trained at once under vmap are the runs they would be alone."""
 
 import dataclasses
+import gc
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -170,3 +172,18 @@ def test_equal_parameters(tiny):
     of_one_rank = plain / 8
     assert abs(equal - target) <= of_one_rank / 2 < abs(plain - target)
     assert with_parameters_of(full, goat) == full
+
+
+def test_a_group_is_freed_once_it_is_trained(short, monkeypatch):
+    """Its arrays would add up over the runs of a study."""
+    groups = []
+    init = together._VmappedGroup.__init__
+
+    def noted(self, *given):
+        init(self, *given)
+        groups.append(weakref.ref(self))
+
+    monkeypatch.setattr(together._VmappedGroup, "__init__", noted)
+    assert len(list(train_vmapped([with_variant(short, MEMBERS[0])]))) == 1
+    gc.collect()
+    assert [group() for group in groups] == [None]
