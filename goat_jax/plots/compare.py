@@ -10,7 +10,15 @@ import numpy as np
 
 from goat_jax.errors import UserError
 from goat_jax.plots.save import save_figure
-from goat_jax.plots.style import COLORS, grid_shape, log_axis, new_figure, tidy, write_title
+from goat_jax.plots.style import (
+    COLORS,
+    grid_shape,
+    hide_unused,
+    log_axis,
+    new_figure,
+    tidy,
+    write_title,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,10 +90,7 @@ def comparison_figure(
         )
         ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         tidy(ax, legend=False)
-    for ax in grid[max(0, len(losses) - columns) : len(losses)]:
-        ax.tick_params(labelbottom=True)  # shared axes hide them above an empty place
-    for ax in grid[len(losses) :]:
-        ax.set_visible(False)
+    hide_unused(grid, len(losses), columns)
     drawn = ["step (optimizer updates)"]
     if any(len(runs) > 1 for runs in whole.values()):
         drawn.append("thin: runs, thick: their mean")
@@ -107,11 +112,12 @@ def _limit(ax: Axes, whole: Sequence[np.ndarray]) -> float:
     low, high = min(curve.min() for curve in whole), max(curve.max() for curve in whole)
     if high >= 10 * low > 0:
         log_axis(ax)
-        ax.set_ylim(low / 1.2, high * 1.2)
-        return high * 1.2
-    air = 0.05 * (high - low) or 0.05
-    ax.set_ylim(low - air, high + air)
-    return high + air
+        bottom, top = low / 1.2, high * 1.2
+    else:
+        air = 0.05 * (high - low) or 0.05
+        bottom, top = low - air, high + air
+    ax.set_ylim(bottom, top)
+    return top
 
 
 def _draw_runs(ax: Axes, curves: Sequence[np.ndarray], longest: int, top: float) -> None:

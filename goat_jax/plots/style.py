@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from goat_jax.extras import import_extra
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -87,6 +88,17 @@ def grid_shape(panels: int, most: int = 3) -> tuple[int, int]:
     """
     columns = min(most, panels if panels < 3 else 2 if panels == 4 else 3)
     return -(-panels // columns), columns
+
+
+def hide_unused(grid: np.ndarray, used: int, columns: int) -> None:
+    """Hides the axes after the first `used` ones of a grid with shared axes.
+
+    Those above an empty place get their tick labels back, which shared axes hide.
+    """
+    for ax in grid[max(0, used - columns) : used]:
+        ax.tick_params(labelbottom=True)
+    for ax in grid[used:]:
+        ax.set_visible(False)
 
 
 def short_names(patterns: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from goat_jax.plots.style import log_axis, marked, new_figure, shared_legend, tidy, write_title
 from goat_jax.text_tables import render_table
 from studies.movement import Movement
-from studies.tasks import FULL, ROWS
+from studies.tasks import ROWS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,13 +75,12 @@ def movement_figure(found: Mapping[str, Movement], title: str) -> Figure:
         ax.locator_params(axis="x", integer=True)
         tidy(ax, legend=False)
 
-    adapters = {method: each for method, each in found.items() if method != FULL}
     lines(
         first,
         "First step along full fine-tuning's",
         "layer",
         "share of its length",
-        {m: np.multiply(e.first_cosine, e.first_length).tolist() for m, e in adapters.items()},
+        {m: np.multiply(e.first_cosine, e.first_length).tolist() for m, e in found.items()},
     )
     lines(
         experts,
@@ -90,7 +89,7 @@ def movement_figure(found: Mapping[str, Movement], title: str) -> Figure:
         "share of its length",
         {
             m: np.multiply(e.expert_cosine, e.expert_length).tolist()
-            for m, e in adapters.items()
+            for m, e in found.items()
             if len(e.expert_cosine) > 1
         },
     )
@@ -113,7 +112,7 @@ def movement_figure(found: Mapping[str, Movement], title: str) -> Figure:
         "Entropy of the routers",
         "step",
         "share of the largest possible",
-        {m: _share_of_largest(e) for m, e in adapters.items() if any(e.entropy)},
+        {m: _share_of_largest(e) for m, e in found.items() if any(e.entropy)},
     )
     shared_legend(figure)
     for line in entropy.get_lines():

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 from goat_jax.analysis.run_results import finite
 from goat_jax.data.metrics import goodness
-from goat_jax.plots.style import grid_shape, marked, new_figure, shared_legend, tidy, write_title
+from goat_jax.plots.style import (
+    grid_shape,
+    hide_unused,
+    marked,
+    new_figure,
+    shared_legend,
+    tidy,
+    write_title,
+)
 from studies.records import Records
 from studies.runs import CHOOSING, TEST, Stages
 from studies.tasks import ROWS, TASKS
@@ -42,10 +50,7 @@ def rates_figure(records: Records, labels: Container[str]) -> Figure:
         ax.set_title(method, loc="left", fontsize=9.5)
         ax.set_xscale("log")
         tidy(ax, legend=False)
-    for ax in grid[max(0, len(methods) - columns) : len(methods)]:
-        ax.tick_params(labelbottom=True)  # shared axes hide them above an empty place
-    for ax in grid[len(methods) :]:
-        ax.set_visible(False)
+    hide_unused(grid, len(methods), columns)
     figure.supxlabel("peak learning rate", fontsize=10)
     figure.supylabel("score (0: the task's worst, 1: its best)", fontsize=10)
     shared_legend(figure)

@@ -1,4 +1,4 @@
-"""Statistics of the study: paired differences, their number, ranks and shares of a gap."""
+"""Statistics of the study: paired differences, Holm's correction, ranks and shares of a gap."""
 
 from __future__ import annotations
 
